@@ -1,0 +1,170 @@
+"""The command line: `mforce demo|train|sample|evaluate|export`. Parses, dispatches, and turns user errors into exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from modality_forcing.errors import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command and returns its exit code: 0, 2 for a mistake the user can mend, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    plain, overrides = _split_overrides(arguments)
+    parser = _parser()
+    options = parser.parse_args(plain)
+    if overrides and options.command != "train":
+        parser.error(f"--config.{next(iter(overrides))} is an option of train")
+    try:
+        options.run(options, overrides)
+        return 0
+    except UserError as error:
+        print(f"mforce {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mforce {options.command}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Takes `--config.a.b=value` and `--config.a.b value` out of the arguments."""
+    plain, overrides, i = [], {}, 0
+    while i < len(arguments):
+        name, equals, value = arguments[i].partition("=")
+        if name.startswith("--config."):
+            if not equals:
+                i += 1
+                value = arguments[i] if i < len(arguments) else ""
+            overrides[name.removeprefix("--config.")] = value
+        else:
+            plain.append(arguments[i])
+        i += 1
+    return plain, overrides
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mforce", description="Modality Forcing: train, sample and evaluate.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+
+    def command(name: str, run, text: str, epilog: str = "") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    demo = command("demo", _demo, "Pretrain, post-train on sparse depth, evaluate and sample; write report.html.")
+    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="where everything is written (%(default)s)")
+    demo.add_argument("--ablate", action="store_true", help="also post-train without pretraining; takes about as long again")
+    demo.add_argument("--t2i-steps", type=_count, help="steps of pretraining, instead of the config's")
+    demo.add_argument("--forcing-steps", type=_count, help="steps of post-training, instead of the config's")
+    demo.add_argument("--examples", type=_count, help="held-out scenes to evaluate on, instead of the config's")
+
+    train = command(
+        "train",
+        _train,
+        "Train a config, or go on with the run in the workdir.",
+        "Any value of the config can be set: --config.train.steps=50 --config.model.width=128",
+    )
+    train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/demo.py:phase=t2i")
+    train.add_argument("--workdir", type=Path, required=True, help="checkpoints, metrics and TensorBoard events go here")
+
+    sample = command(
+        "sample",
+        _sample,
+        "Generate pictures and depth from a checkpoint.",
+        "examples:\n"
+        "  mforce sample --checkpoint runs/demo/forcing --mode joint --caption 'a red ball on grass' --out out\n"
+        "  mforce sample --checkpoint runs/demo/forcing --mode i2d --image photo.jpg --out out\n"
+        "  mforce sample --checkpoint runs/demo/forcing --mode d2i --depth depth.png --depth-scale 0.001 --out out",
+    )
+    sample.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
+    sample.add_argument("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
+    sample.add_argument("--out", type=Path, required=True, help="folder for what is generated")
+    sample.add_argument("--caption", action="append", default=[], help="text; give it again for more examples")
+    sample.add_argument("--n", type=_count, default=1, help="examples per caption (%(default)s)")
+    sample.add_argument("--image", type=Path, help="the picture of i2d")
+    sample.add_argument("--depth", type=Path, help="the depth of d2i and partial: .npy, or 16-bit PNG with --depth-scale")
+    sample.add_argument("--depth-scale", type=float, help="units per count of a PNG, e.g. 0.001 for millimetres")
+    sample.add_argument("--fit", choices=("crop", "stretch"), default="crop", help="how a picture becomes square")
+    sample.add_argument("--seed", type=int, default=0)
+    sample.add_argument("--steps", type=_count, help="sampler steps, instead of the config's")
+    sample.add_argument("--solver", choices=("euler", "heun"))
+    sample.add_argument("--guidance", type=float, help="guidance scale of the image; depth is never guided")
+    sample.add_argument("--log2-alpha", type=float, help="joint: > 0 image first, < 0 depth first; partial: looser above 0")
+    sample.add_argument("--refine", action="store_true", help="joint: a second image-to-depth pass on the generated image")
+
+    evaluate = command("evaluate", _evaluate, "Score a checkpoint on held-out records of its own data; print JSON.")
+    evaluate.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
+    evaluate.add_argument("--examples", type=_count, help="held-out records, instead of the config's")
+    evaluate.add_argument("--out", type=Path, help="also write the JSON here")
+
+    export = command("export", _export, "Write a checkpoint's EMA weights for others, with a manifest, and check them.")
+    export.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
+    export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    export.add_argument("--format", choices=("orbax", "safetensors"), default="orbax")
+    return parser
+
+
+def _count(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+# The work is imported where it starts, so that --help answers at once.
+
+
+def _demo(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from modality_forcing import demo
+
+    chosen = {k: getattr(options, k) for k in ("workdir", "ablate", "t2i_steps", "forcing_steps", "examples")}
+    summary = demo.run(demo.Options(**chosen))
+    print(demo.told(summary, options.workdir))
+
+
+def _train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    from modality_forcing import config_file
+    from modality_forcing.train.loop import train
+
+    train(config_file.load(options.config, overrides), options.workdir)
+
+
+def _sample(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from modality_forcing import sample
+
+    sample.run(options)
+
+
+def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from dataclasses import replace
+
+    from modality_forcing.evaluate import Evaluator
+    from modality_forcing.files import write_text
+    from modality_forcing.generate import Generator
+
+    generator = Generator.from_checkpoint(options.checkpoint)
+    config = generator.config
+    if options.examples:
+        config = replace(config, eval=replace(config.eval, examples=options.examples))
+    text = json.dumps(Evaluator(config)(generator).numbers, indent=1)
+    if options.out:
+        write_text(options.out, text)
+    print(text)
+
+
+def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
+    from modality_forcing import export
+
+    print(export.export(options.checkpoint, options.out, options.format))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,206 @@
+"""Every knob there is, as frozen dataclasses, and the strict path from a config file with overrides to one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from modality_forcing.errors import UserError
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """A modality's noise levels in training: "logit_normal" or "plateau", shifted by mu in logit space (paper: mu 1.1)."""
+
+    kind: Literal["logit_normal", "plateau"] = "logit_normal"
+    mu: float = 1.1
+    sigma: float = 1.0
+
+
+@dataclass(frozen=True)
+class ModalityConfig:
+    """One modality: which file of modalities/ it is, how it becomes tokens, and how it is trained."""
+
+    kind: str = "image"  # modality_forcing/modalities/<kind>.py
+    patch: int = 16  # pixels a side of one token
+    prediction: Literal["x", "v"] = "x"
+    noise: NoiseConfig = NoiseConfig()
+    weight: float = 1.0  # of its loss in the sum
+    given: float = 0.0  # probability that training gives it clean, as conditioning (paper: 0.2)
+    position_id: int = 0  # first rotary axis: image 0, depth 1
+    detokenizer: int = 0  # blocks over its own tokens before its head (public code: 4 for depth)
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Text conditioning: words hashed into a table learned in the model (vocabulary > 0), or a frozen encoder's states."""
+
+    tokens: int = 12
+    vocabulary: int = 2048  # rows of the learned table; 0: states come with the batch
+    channels: int = 64  # of a row, or of a frozen encoder's state (UMT5-XXL: 4096)
+    drop: float = 0.1  # probability that training replaces the caption by the empty one
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The transformer's size and how it is computed."""
+
+    width: int = 1024
+    ffn: int = 3072
+    blocks: int = 30
+    heads: int = 8
+    kv_heads: int = 2
+    head_dim: int = 128
+    rope_theta: float = 2000.0  # as in the public code
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
+    remat: Literal["none", "dots", "full"] = "none"
+    unroll: int = 1  # blocks per iteration of the scan over blocks
+
+    def __post_init__(self):
+        if self.heads % self.kv_heads:
+            raise UserError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
+        if self.head_dim % 8:
+            raise UserError(f"model.head_dim {self.head_dim} is not a multiple of 8 (four rotary axes, in pairs)")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where records come from and how much of their depth training sees."""
+
+    source: Literal["scenes", "folder"] = "scenes"
+    resolution: int = 32
+    count: int = 1_000_000  # scenes: how many there are
+    sparse: Mapping[str, float] = field(default_factory=dict)  # weights of sparse patterns; empty: depth as it comes
+    workers: int = 1  # loader processes
+    root: str = ""  # folder: where it is
+    depth_scale: float = 0.0  # folder: units per stored number; 16-bit PNGs need one, .npy is 1 without
+    unit: Literal["metric", "sfm", "relative"] = "relative"  # folder: of the depth
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The optimiser and the loop."""
+
+    steps: int = 1000
+    batch: int = 32
+    learning_rate: float = 1e-3
+    schedule: Literal["cosine", "wsd"] = "wsd"
+    warmup: float = 0.05  # share of the steps
+    decay: float = 0.2  # share of the steps, at the end (wsd)
+    weight_decay: float = 0.01  # on matrices only
+    b1: float = 0.9
+    b2: float = 0.95
+    clip: float = 1.0  # global gradient norm
+    ema: float = 0.999
+    t_min: float = 0.05  # clamp of t in x-prediction's velocity (public code: 0.05; short runs learn faster with 0.3)
+    distill: bool = False  # self-distillation towards the initial text-to-image model (paper, eq. 8)
+    distill_high: float = 1.0
+    distill_low: float = 0.1
+    init: str = ""  # a checkpoint folder to start from; modules in `new` are initialised instead
+    new: tuple[str, ...] = ()  # modalities whose own modules the initial checkpoint may lack
+    log_every: int = 20
+    save_every: int = 500
+    keep: int = 1  # checkpoints
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """Generation."""
+
+    steps: int = 50
+    solver: Literal["euler", "heun"] = "euler"
+    guidance: Mapping[str, float] = field(default_factory=dict)  # per modality, 1 where absent (paper: image 4)
+    log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
+    spacing: Literal["uniform", "arc"] = "uniform"
+    mu: float = 1.1  # shift of the sampling grid
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Held-out evaluation."""
+
+    examples: int = 256
+    batch: int = 64
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run."""
+
+    name: str = "run"
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
+    modalities: Mapping[str, ModalityConfig] = field(default_factory=lambda: {"image": ModalityConfig()})
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    sample: SampleConfig = SampleConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def __post_init__(self):
+        given = {n: m.given for n, m in self.modalities.items()}
+        if len(given) < 2 and any(given.values()):
+            raise UserError(f"modalities.{next(iter(given))}.given needs a second modality to be predicted from it")
+        if not 0 <= sum(given.values()) <= 1:
+            raise UserError(f"the modalities' `given` probabilities sum to {sum(given.values()):g}, not to at most 1")
+        if len({m.position_id for m in self.modalities.values()}) != len(given):
+            raise UserError("two modalities share a position_id")
+        for name, m in self.modalities.items():
+            if self.data.resolution % m.patch:
+                raise UserError(f"data.resolution {self.data.resolution} is not a multiple of modalities.{name}.patch {m.patch}")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a dataclass as nested plain dicts, lists and scalars: what is saved beside a checkpoint."""
+    return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return to_dict(value)
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def from_dict(tree: Mapping[str, Any], kind: type = Config, path: str = "") -> Any:
+    """Builds a dataclass from nested dicts; raises UserError for an unknown key or a value of the wrong type."""
+    hints = typing.get_type_hints(kind)
+    for key in tree:
+        if key not in hints:
+            raise _unknown(f"{path}{key}", [f"{path}{k}" for k in hints])
+    return kind(**{key: _typed(value, hints[key], f"{path}{key}") for key, value in tree.items()})
+
+
+def _typed(value: Any, hint: Any, path: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, Mapping):
+            return from_dict(value, typing.cast(type, hint), f"{path}.")
+    elif origin is Literal:
+        if value in arguments:
+            return value
+        raise UserError(f"{path} is {value!r}", mend=f"choose one of {', '.join(map(str, arguments))}")
+    elif origin in (Mapping, types.MappingProxyType) or origin is dict or hint is Mapping:
+        if isinstance(value, Mapping):
+            return {k: _typed(v, arguments[1], f"{path}.{k}") for k, v in value.items()}
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            return tuple(_typed(v, arguments[0], path) for v in value)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is not float and type(value) is hint:
+        return value
+    wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+    raise UserError(f"{path} is {value!r}", mend=f"it must be of type {wanted}")
+
+
+def _unknown(key: str, known: list[str]) -> UserError:
+    near = difflib.get_close_matches(key, known, n=1)
+    mend = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+    return UserError(f"unknown config key {key!r}", mend=mend)

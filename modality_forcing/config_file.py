@@ -1,0 +1,104 @@
+"""The edge where configs come in: a Python file with an argument, dotted overrides, ml_collections in between."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from modality_forcing.config import Config, from_dict, to_dict
+from modality_forcing.errors import UserError
+
+
+def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
+    """Returns the config of `path.py` or `path.py:key=value,...`, with dotted overrides ("train.steps": "50") applied.
+
+    Raises UserError for a missing or broken file, an argument the file does not take, and an unknown or ill-typed key.
+    """
+    path, _, argument = spec.partition(":")
+    tree = ConfigDict(to_dict(_call(Path(path), argument)))
+    for key, text in (overrides or {}).items():
+        _override(tree, key, text)
+    return from_dict(tree.to_dict())
+
+
+def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
+    """Reads "size=3b3,resolution=64" against typed defaults; raises UserError for a name that has none or a bad value."""
+    values = dict(defaults)
+    for item in filter(None, argument.split(",")):
+        name, equals, text = item.partition("=")
+        if name not in defaults or not equals:
+            raise UserError(f"config argument {item!r} is not understood", mend=f"it takes {_signature(defaults)}")
+        value = _literal(text)
+        kind = type(defaults[name])
+        if kind is str:
+            value = text
+        elif kind is float and isinstance(value, int):
+            value = float(value)
+        if not isinstance(value, kind):
+            raise UserError(f"config argument {item!r} is not of type {kind.__name__}")
+        values[name] = value
+    return values
+
+
+def choose(name: str, value: str, known: tuple[str, ...]) -> str:
+    """Returns a config argument's value if it is one of the known ones; raises UserError listing them otherwise."""
+    if value not in known:
+        raise UserError(f"config argument {name}={value!r} is unknown", mend=f"choose one of {', '.join(known)}")
+    return value
+
+
+def _signature(defaults: Mapping[str, Any]) -> str:
+    return ", ".join(f"{k}={v}" for k, v in defaults.items()) or "none"
+
+
+def _call(path: Path, argument: str) -> Config:
+    if not path.is_file():
+        raise UserError("no such config file", where=path, mend="see configs/ for those that exist")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise UserError("not a Python file", where=path, mend="name a .py file with a get_config(arg)")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, NameError) as error:
+        raise UserError(f"{type(error).__name__}: {error}", where=path, mend="mend the config file") from error
+    if not callable(getattr(module, "get_config", None)):
+        raise UserError("has no get_config(arg)", where=path)
+    return module.get_config(argument)
+
+
+def _override(tree: ConfigDict, key: str, text: str) -> None:
+    *parents, last = key.split(".")
+    node = tree
+    for i, name in enumerate([*parents, last]):
+        if not isinstance(node, ConfigDict) or name not in node:
+            prefix = "".join(f"{p}." for p in parents[:i])
+            known = [f"{prefix}{k}" for k in node] if isinstance(node, ConfigDict) else []
+            near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(f"{prefix}{name}", known, n=1)
+            mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'nothing below this'}"
+            raise UserError(f"unknown config key {key!r}", mend=mend)
+        if i < len(parents):
+            node = node[name]
+    value = _literal(text)
+    current = node[last]
+    if isinstance(current, str):
+        value = text
+    elif isinstance(current, ConfigDict) and isinstance(value, dict):
+        value = ConfigDict(value)
+    with node.ignore_type():  # types are checked against the dataclasses, with a better message
+        node[last] = value
+
+
+def _literal(text: str) -> Any:
+    if text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

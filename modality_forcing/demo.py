@@ -1,0 +1,183 @@
+"""The main job end to end: pretrain on text and images, post-train on sparse depth, evaluate, sample, report."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modality_forcing import config_file, pictures
+from modality_forcing.config import Config
+from modality_forcing.errors import UserError
+from modality_forcing.evaluate import Evaluator, to_u8
+from modality_forcing.files import write_bytes, write_text
+from modality_forcing.generate import Generator
+from modality_forcing.report import write_report
+from modality_forcing.train import checkpoint
+from modality_forcing.train.loop import train
+from modality_forcing.train.metrics import read_metrics
+
+CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a person may change about the demo."""
+
+    workdir: Path
+    ablate: bool = False
+    t2i_steps: int | None = None
+    forcing_steps: int | None = None
+    examples: int | None = None
+
+
+def run(options: Options) -> dict[str, Any]:
+    """Runs or goes on with the demo and returns its summary; finished phases are read back, not run again.
+
+    Writes under the workdir: `t2i/`, `forcing/` (and `no_pretraining/`) with checkpoints and TensorBoard events,
+    `summary.json` and `report.html`.
+    """
+    workdir = options.workdir
+    ledger = Ledger(workdir / "phases.json")
+    t2i, forcing = configs(options)
+
+    ledger.run("t2i", lambda: _train(t2i, workdir / "t2i"))
+    ledger.run("forcing", lambda: _train(forcing, workdir / "forcing"))
+    if options.ablate:
+        scratch = replace(forcing, name="no_pretraining", train=replace(forcing.train, init="", new=()))
+        ledger.run("no_pretraining", lambda: _train(scratch, workdir / "no_pretraining"))
+
+    evaluator = Evaluator(forcing)
+    numbers = ledger.run("evaluate", lambda: _evaluate(evaluator, workdir))
+    if options.ablate:
+        ablation = lambda: evaluator.i2d(Generator.from_checkpoint(workdir / "no_pretraining"))[0]  # noqa: E731
+        numbers |= {"no_pretraining": ledger.run("evaluate_no_pretraining", ablation)}
+
+    summary = numbers | {
+        "seconds": ledger.seconds,
+        "breakdown": {p: _where_time_went(workdir / p) for p in ("t2i", "forcing")},
+        "peak_rss_mb": ledger.peak_rss_mb,
+        "checkpoint": str(checkpoint.find(workdir / "forcing")),
+    }
+    phases = [p for p in ("t2i", "forcing", "no_pretraining") if (workdir / p / "metrics.jsonl").exists()]
+    curves = {f"{p}/{n}": c for p in phases for n, c in _curves(workdir / p).items()}
+    write_report(workdir / "report.html", summary, curves, _grids(workdir))
+    write_text(workdir / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def configs(options: Options) -> tuple[Config, Config]:
+    """Returns the configs of the two phases."""
+    if not CONFIG.is_file():
+        raise UserError("no such config file", where=CONFIG, mend="run the demo from a clone, installed with pip -e")
+    t2i = config_file.load(f"{CONFIG}:phase=t2i", _given({"train.steps": options.t2i_steps}))
+    changes = {"train.steps": options.forcing_steps, "eval.examples": options.examples}
+    forcing = config_file.load(f"{CONFIG}:phase=forcing", _given(changes))
+    return t2i, replace(forcing, train=replace(forcing.train, init=str(options.workdir / "t2i")))
+
+
+class Ledger:
+    """Which phases are done, how long each took and what it returned; survives a kill at any point."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._done: dict[str, dict[str, Any]] = {}
+        if path.exists():
+            try:
+                self._done = json.loads(path.read_text())
+            except json.JSONDecodeError as error:
+                raise UserError("is not JSON", where=path, mend="choose another --workdir") from error
+
+    def run(self, phase: str, work: Callable[[], Any]) -> Any:
+        """Does a phase unless it is done; returns what it returned (JSON-able)."""
+        if phase in self._done:
+            print(f"{phase}: already done", file=sys.stderr)
+            return self._done[phase]["result"]
+        print(f"{phase}: started", file=sys.stderr)
+        started = time.monotonic()
+        result = work()
+        seconds = time.monotonic() - started
+        if isinstance(result, dict) and "seconds" in result:
+            seconds = result.pop("seconds")  # of all its attempts
+        self._done[phase] = {"seconds": round(seconds, 2), "peak_rss_mb": _peak_rss_mb(), "result": result}
+        write_text(self._path, json.dumps(self._done, indent=1))
+        return result
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase, and their sum."""
+        each = {phase: entry["seconds"] for phase, entry in self._done.items()}
+        return each | {"total": round(sum(each.values()), 2)}
+
+    @property
+    def peak_rss_mb(self) -> float:
+        """The largest memory any phase was seen with."""
+        return max(entry["peak_rss_mb"] for entry in self._done.values())
+
+
+def _train(config: Config, workdir: Path) -> dict[str, float]:
+    train(config, workdir)
+    return {"seconds": read_metrics(workdir)[-1]["seconds"]}
+
+
+def _evaluate(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
+    result = evaluator(Generator.from_checkpoint(workdir / "forcing"))
+    captions = evaluator.data.captions
+    for name, shown in result.pictures.items():
+        sheet = _sheet(shown, captions)
+        write_bytes(workdir / "pictures" / f"{name}.png", pictures.png_bytes(sheet))
+    return result.numbers
+
+
+def _sheet(shown: dict[str, np.ndarray], captions: list[str]) -> np.ndarray:
+    """Returns one picture: a row per example, a column per array, depth in disparity colours."""
+    del captions
+    valid = shown.get("valid")
+    columns = [name for name in shown if name != "valid"]
+    rows = []
+    for i in range(len(shown[columns[0]])):
+        row = []
+        for name in columns:
+            x = shown[name][i]
+            known = valid[i] if valid is not None else None
+            picture = (to_u8(x) if x.dtype != np.uint8 else x) if x.ndim == 3 else pictures.disparity_colours(x, known)
+            row.append(pictures.upscale(picture, 96 // picture.shape[0] or 1))
+        rows.append(row)
+    return pictures.grid(rows, labels=columns)
+
+
+def _grids(workdir: Path) -> list[tuple[str, str, bytes]]:
+    told = {
+        "i2d": ("Image to depth", "picture | generated depth | ground truth"),
+        "d2i": ("Depth to image", "generated picture | depth it was given | depth re-estimated from the picture"),
+        "joint_image_first": ("Joint, image first", "picture | depth, generated together | depth re-estimated"),
+        "joint_depth_first": ("Joint, depth first", "picture | depth, generated together | depth re-estimated"),
+    }
+    return [(*told[n], (workdir / "pictures" / f"{n}.png").read_bytes()) for n in told]
+
+
+def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    rows = read_metrics(folder)
+    names = sorted({n for row in rows for n in row if n.startswith("loss_")})
+    return {n: [(int(row["step"]), row[n]) for row in rows if n in row] for n in names}
+
+
+def _where_time_went(folder: Path) -> dict[str, float]:
+    return {k: round(v, 4) for k, v in read_metrics(folder)[-1].items() if k != "step"}
+
+
+def _peak_rss_mb() -> float:
+    """Returns this process's peak plus its largest child's: no less than what the two ever held together."""
+    peaks = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return round(sum(peaks) / (1024 if sys.platform != "darwin" else 1024**2), 1)
+
+
+def _given(changes: dict[str, Any]) -> dict[str, str]:
+    return {k: str(v) for k, v in changes.items() if v is not None}

@@ -1,0 +1,148 @@
+"""Held-out evaluation of one set of weights on every task it can do, against predictors that have not seen the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from modality_forcing.config import Config, SampleConfig
+from modality_forcing.data.resize import fit
+from modality_forcing.evals import depth as scores
+from modality_forcing.evals.colours import colour_word_score
+from modality_forcing.generate import Generator
+from modality_forcing.train import setup
+
+ROW_MEAN_SCENES = 1024  # training records behind the row-mean predictor
+SHOWN = 12  # examples kept for pictures: the first ones, unpicked
+
+
+@dataclass
+class HeldOut:
+    """The evaluation examples, whole: image u8 [n h w 3], dense depth f32 and valid bool [n h w], captions."""
+
+    image: np.ndarray
+    depth: np.ndarray
+    valid: np.ndarray
+    captions: list[str]
+
+
+@dataclass
+class Evaluation:
+    """Numbers, and the pictures of the first examples behind them."""
+
+    numbers: dict[str, dict[str, float]] = field(default_factory=dict)
+    pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+
+def held_out(config: Config) -> HeldOut:
+    """Returns the records of the evaluation split at the model's resolution, with all the depth they have."""
+    source = setup.source(config, "eval")
+    records = [fit(source[i], config.data.resolution) for i in range(min(config.eval.examples, len(source)))]
+    return HeldOut(
+        np.stack([r.image for r in records]),
+        np.stack([r.depth for r in records]),
+        np.stack([r.valid for r in records]),
+        [r.caption for r in records],
+    )
+
+
+def row_mean(config: Config) -> np.ndarray:
+    """Returns the mean relative depth of each row over training records: the predictor to beat by looking."""
+    source = setup.source(config, "train")
+    records = [fit(source[i], config.data.resolution) for i in range(min(ROW_MEAN_SCENES, len(source)))]
+    return scores.row_mean_prediction(np.stack([r.depth for r in records]), np.stack([r.valid for r in records]))
+
+
+class Evaluator:
+    """Scores weights on held-out records; built once, used for any number of checkpoints of one config."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.data = held_out(config)
+        self.row_mean = row_mean(config)
+
+    def references(self) -> dict[str, dict[str, float]]:
+        """Scores the predictors that see nothing of the picture: the best constant, and the best row profile."""
+        truth, valid = self.data.depth, self.data.valid
+        profile = np.broadcast_to(self.row_mean, truth.shape)
+        return {
+            "constant": scores.mean_scores(scores.constant_scores(truth, valid)),
+            "row_mean": scores.mean_scores(scores.affine_metrics(profile, truth, valid)),
+        }
+
+    def i2d(self, generator: Generator) -> tuple[dict[str, float], np.ndarray]:
+        """Image to depth against the truth; returns scores and depth [n h w]."""
+        depth = self._run(generator, "i2d", {"image": self.data.image})["depth"]
+        return scores.mean_scores(scores.affine_metrics(depth, self.data.depth, self.data.valid)), depth
+
+    def d2i(self, generator: Generator) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Depth to image: does the model's own i2d of the picture give the depth back, and that of another's picture not?"""
+        data = self.data
+        image = self._run(generator, "d2i", {"depth": data.depth, "valid": data.valid})["image"]
+        again = self._run(generator, "i2d", {"image": to_u8(image)})["depth"]
+        own = scores.mean_scores(scores.affine_metrics(again, data.depth, data.valid))
+        other = scores.mean_scores(scores.affine_metrics(np.roll(again, 1, axis=0), data.depth, data.valid))
+        pictures = {"image": image, "depth": data.depth, "again": again}
+        return {"absrel": own["absrel"], "delta1": own["delta1"], "absrel_unrelated": other["absrel"]}, pictures
+
+    def joint(self, generator: Generator, log2_alpha: float) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Joint generation: the generated depth against the model's own i2d of the generated picture, and a constant."""
+        options = replace(self.config.sample, log2_alpha=log2_alpha)
+        made = self._run(generator, "joint", {}, options)
+        again = self._run(generator, "i2d", {"image": to_u8(made["image"])})["depth"]
+        everywhere = np.ones_like(self.data.valid)
+        own = scores.mean_scores(scores.affine_metrics(again, made["depth"], everywhere))
+        constant = scores.mean_scores(scores.constant_scores(made["depth"], everywhere))
+        numbers = {"absrel": own["absrel"], "delta1": own["delta1"], "constant": constant["absrel"]}
+        return numbers, {"image": made["image"], "depth": made["depth"], "again": again}
+
+    def text(self, images: np.ndarray) -> dict[str, float]:
+        """Colour words of the captions found in generated pictures [n h w 3], against chance and the true pictures."""
+        made = colour_word_score(list(to_u8(images)), self.data.captions)
+        truth = colour_word_score(list(self.data.image), self.data.captions)
+        return {"found": made["found"], "chance": made["chance"], "truth": truth["found"]}
+
+    def __call__(self, generator: Generator) -> Evaluation:
+        """Runs everything the demo reports."""
+        first = abs(self.config.sample.log2_alpha)
+        i2d, depth = self.i2d(generator)
+        d2i, d2i_pictures = self.d2i(generator)
+        image_first, joint_pictures = self.joint(generator, first)
+        depth_first, depth_first_pictures = self.joint(generator, -first)
+        numbers = {"i2d": i2d, **self.references(), "d2i": d2i}
+        numbers["joint"] = {
+            "image_first": image_first["absrel"],
+            "depth_first": depth_first["absrel"],
+            "image_first_constant": image_first["constant"],
+            "depth_first_constant": depth_first["constant"],
+            "log2_alpha": first,
+        }
+        numbers["text"] = self.text(joint_pictures["image"])
+        data = self.data
+        pictures = {
+            "i2d": {"image": data.image, "depth": depth, "truth": data.depth, "valid": data.valid},
+            "d2i": d2i_pictures | {"valid": data.valid},
+            "joint_image_first": joint_pictures,
+            "joint_depth_first": depth_first_pictures,
+        }
+        shown = {k: {n: x[:SHOWN] for n, x in p.items()} for k, p in pictures.items()}
+        return Evaluation(numbers, shown)
+
+    def _run(
+        self, generator: Generator, task: str, batch: dict[str, np.ndarray], options: SampleConfig | None = None
+    ) -> dict[str, np.ndarray]:
+        """Generates for every held-out example, in batches of one size; examples keep their noise whatever the batch."""
+        n, size = len(self.data.captions), min(self.config.eval.batch, len(self.data.captions))
+        parts = []
+        for start in range(0, n, size):
+            at = np.minimum(np.arange(start, start + size), n - 1)  # the last batch repeats its last example
+            rows = {k: v[at] for k, v in batch.items()}
+            captions = [self.data.captions[i] for i in at]
+            parts.append(generator.run(task, captions, rows, seed=self.config.seed, index=at, options=options).pictures)
+        return {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
+
+
+def to_u8(image: np.ndarray) -> np.ndarray:
+    """Rounds pictures in [0, 1] to bytes."""
+    return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)

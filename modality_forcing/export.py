@@ -1,0 +1,85 @@
+"""`mforce export`: the EMA weights alone, for people without this package, with a manifest and a check that they load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from modality_forcing import __version__
+from modality_forcing.config import to_dict
+from modality_forcing.errors import UserError
+from modality_forcing.files import write_text
+from modality_forcing.generate import Generator
+from modality_forcing.models.surgery import flatten, unflatten
+
+
+def export(source: Path, out: Path, kind: str = "orbax") -> Path:
+    """Writes `out/weights` (an Orbax folder) or `out/weights.safetensors`, and `out/manifest.json`; returns `out`.
+
+    The manifest holds the config and, for every weight, its path, shape, dtype and sha256. What was written is read back
+    and compared bit for bit before the folder gets its name, so a folder that exists is whole.
+
+    Raises UserError if `out` exists, the checkpoint cannot be read, or the disk is full.
+    """
+    if out.exists():
+        raise UserError("already exists", where=out, mend="name a folder that does not")
+    generator = Generator.from_checkpoint(source)
+    flat = {path: np.asarray(leaf) for path, leaf in flatten(generator.params).items()}
+    out = out.absolute()
+    unfinished = out.with_name(f".{out.name}.unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        write, read = {"orbax": (_write_orbax, _read_orbax), "safetensors": (_write_safetensors, _read_safetensors)}[kind]
+        write(unfinished, flat)
+        manifest = {
+            "format": f"modality_forcing {__version__}, {kind}",
+            "config": to_dict(generator.config),
+            "weights": {path: _entry(leaf) for path, leaf in sorted(flat.items())},
+        }
+        write_text(unfinished / "manifest.json", json.dumps(manifest, indent=1))
+        again = read(unfinished)
+        changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
+        if changed or set(again) != set(flat):
+            raise UserError(f"what was written does not read back ({changed[:3]})", where=out, mend="check the disk")
+        unfinished.rename(out)
+    except OSError as error:
+        raise UserError(f"cannot be written ({error.strerror})", where=out, mend="check space and permissions") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return out
+
+
+def _entry(leaf: np.ndarray) -> dict[str, Any]:
+    digest = hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
+
+
+def _write_orbax(folder: Path, flat: dict[str, np.ndarray]) -> None:
+    with ocp.StandardCheckpointer() as writer:
+        writer.save(folder / "weights", unflatten(flat))
+
+
+def _read_orbax(folder: Path) -> dict[str, np.ndarray]:
+    """Reads with Orbax alone, as someone without this package would."""
+    with ocp.StandardCheckpointer() as reader:
+        return {path: np.asarray(jax.device_get(leaf)) for path, leaf in flatten(reader.restore(folder / "weights")).items()}
+
+
+def _write_safetensors(folder: Path, flat: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file({path: np.ascontiguousarray(leaf) for path, leaf in flat.items()}, folder / "weights.safetensors")
+
+
+def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "weights.safetensors")

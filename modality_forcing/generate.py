@@ -1,0 +1,151 @@
+"""A checkpoint made ready to generate: captions, pictures or depth in, pictures and depth out, for every task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from modality_forcing.config import Config, SampleConfig
+from modality_forcing.errors import UserError
+from modality_forcing.forcing import rng, trajectories
+from modality_forcing.forcing.sampler import sample
+from modality_forcing.forcing.trajectories import Trajectory
+from modality_forcing.modalities import base
+from modality_forcing.train import checkpoint, setup
+from modality_forcing.train.state import Params, abstract_network, make_network
+
+# What each task is given; everything else it generates. "partial" follows its given modality loosely.
+TASKS = {"t2i": (), "joint": (), "i2d": ("image",), "d2i": ("depth",), "partial": ("depth",)}
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a task generated (and what it was given), as tokens and as pictures."""
+
+    tokens: dict[str, jax.Array]  # x0 {name: [b n c]}
+    pictures: dict[str, np.ndarray]  # image f32 [b h w 3] in [0, 1], depth f32 [b h w] up to scale, ...
+
+
+class Generator:
+    """Runs any task on one set of weights; compiles each (task, batch size, steps) once."""
+
+    def __init__(self, config: Config, params: Params):
+        self.config, self.params = config, params
+        self.modalities = base.build(config)
+        self.graph, _ = abstract_network(config, self.modalities)
+        self.encoder = setup.text_encoder(config)
+        self._compiled: dict[Any, Any] = {}
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> Generator:
+        """Loads the EMA weights of a checkpoint or workdir, checked against the network its config describes."""
+        config, params = checkpoint.load(path)
+        modalities = base.build(config)
+        fresh = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1]))
+        return cls(config, checkpoint.graft(params, fresh, where=path))
+
+    def trajectory(self, task: str, options: SampleConfig) -> tuple[Trajectory, tuple[str, ...]]:
+        """Returns a task's noise levels and which modalities it is given; UserError if this model cannot do it."""
+        if task not in TASKS:
+            raise UserError(f"unknown mode {task!r}", mend=f"choose one of {', '.join(TASKS)}")
+        names, given = tuple(self.modalities), TASKS[task]
+        if missing := [n for n in given if n not in names] or (task != "t2i" and given and len(names) < 2):
+            told = ", ".join(names)
+            mend = "use a checkpoint of the forcing phase"
+            raise UserError(f"mode {task} needs {missing or given}, this checkpoint has {told} only", mend=mend)
+        free = tuple(n for n in names if n not in given)
+        if task == "t2i":
+            return trajectories.joint(names[0], (), options.steps, 1.0, options.mu), ()
+        alpha = 2.0**options.log2_alpha
+        if task == "joint":
+            return trajectories.joint(names[0], names[1:], options.steps, alpha, options.mu, options.spacing), ()
+        if task == "partial":
+            return trajectories.partial(free[0], given[0], options.steps, alpha, options.mu), given
+        return trajectories.conditional(free, given, options.steps, options.mu), given
+
+    def run(
+        self,
+        task: str,
+        captions: Sequence[str],
+        batch: Mapping[str, np.ndarray] | None = None,
+        seed: int = 0,
+        index: np.ndarray | None = None,
+        options: SampleConfig | None = None,
+        refine: bool = False,
+    ) -> Output:
+        """Generates one example per caption.
+
+        Args:
+          task: a key of TASKS.
+          captions: one per example; "" for none.
+          batch: what the given modalities' `encode` reads (image u8 [b h w 3]; depth f32 and valid bool [b h w]).
+          seed, index: the noise of an example is a function of both; index defaults to 0, 1, 2...
+          options: steps, solver, guidance and trajectory; the config's by default.
+          refine: generate the others anew from the generated lead, given clean (joint only).
+        """
+        options = options or self.config.sample
+        trajectory, given = self.trajectory(task, options)
+        encoded = {n: self._encode(n, batch or {}) for n in given}
+        tokens = self._sample(trajectory, encoded, captions, seed, index, options)
+        others = tuple(n for n in trajectory.levels if n != next(iter(self.modalities)))
+        if refine and task == "joint" and others:
+            lead = next(iter(self.modalities))
+            again = trajectories.conditional(others, (lead,), options.steps, options.mu)
+            fixed = {lead: (tokens[lead], jnp.ones_like(tokens[lead], bool))}
+            tokens = self._sample(again, fixed, captions, seed, index, options)
+        return Output(tokens, {n: np.asarray(self._decode(n, x)) for n, x in tokens.items()})
+
+    def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
+        key = ("encode", name)
+        encode = self._compiled.setdefault(key, jax.jit(self.modalities[name].encode))
+        return encode({k: jnp.asarray(v) for k, v in batch.items() if k in ("image", "depth", "valid")})
+
+    def _decode(self, name: str, x0: jax.Array) -> jax.Array:
+        return self._compiled.setdefault(("decode", name), jax.jit(self.modalities[name].decode))(x0)
+
+    def _sample(self, trajectory, given, captions, seed, index, options: SampleConfig) -> dict[str, jax.Array]:
+        b = len(captions)
+        index = np.arange(b) if index is None else index
+        keys = rng.per_example(rng.stream(seed, "sample", 0), jnp.asarray(index, jnp.int32))
+        encoded = [self.encoder.encode(caption) for caption in captions]
+        text = {k: jnp.asarray(np.stack([e[k] for e in encoded])) for k in encoded[0]}
+        null = {k: jnp.broadcast_to(jnp.asarray(v), text[k].shape) for k, v in self.encoder.null().items()}
+        levels = {n: jnp.asarray(t) for n, t in trajectory.levels.items()}
+        # The order of the levels is data; what is compiled is which modalities there are and how many steps.
+        key = (tuple(levels), tuple(given), trajectory.steps, b, options.solver, tuple(sorted(options.guidance.items())))
+        if key not in self._compiled:
+            self._compiled[key] = jax.jit(self._program(options))
+        return self._compiled[key](self.params, levels, given, text, null, keys)
+
+    def _program(self, options: SampleConfig):
+        shapes = {n: m.shape for n, m in self.modalities.items()}
+        predictions = {n: m.prediction for n, m in self.modalities.items()}
+
+        def program(params, levels, given, text, null, keys):
+            return sample(
+                nnx.merge(self.graph, params),
+                levels,
+                text,
+                keys,
+                shapes,
+                predictions,
+                given,
+                options.guidance,
+                null,
+                options.solver,
+                self.config.train.t_min,
+            )
+
+        return program
+
+
+def override(options: SampleConfig, **changes: Any) -> SampleConfig:
+    """Returns options with those changes that are not None."""
+    return replace(options, **{k: v for k, v in changes.items() if v is not None})

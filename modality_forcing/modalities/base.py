@@ -1,0 +1,84 @@
+"""What a modality is: a name, a place in the token sequence, a way in and a way out, and how it is noised."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jaxtyping import Array, Bool, Float
+
+from modality_forcing import modalities
+from modality_forcing.config import Config, ModalityConfig
+from modality_forcing.errors import UserError
+from modality_forcing.forcing.flow import Prediction
+from modality_forcing.forcing.noise_levels import LogitNormal, NoiseLevels, PlateauLogitNormal
+
+Batch = Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Modality(ABC):
+    """One thing the model generates or is given; a subclass says how it becomes tokens and back.
+
+    Both directions run inside jit and are shared by training, sampling and evaluation.
+    """
+
+    name: str
+    resolution: int  # pixels a side of the picture
+    patch: int  # pixels a side of a token
+    position_id: int
+    detokenizer: int
+    prediction: Prediction
+    levels: NoiseLevels
+    weight: float
+    given: float
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return (self.resolution // self.patch,) * 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, c): tokens and channels."""
+        return self.grid[0] * self.grid[1], self.channels
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """Channels of a token."""
+
+    @abstractmethod
+    def encode(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
+        """Returns clean tokens x0, and which of their values were observed; the others may hold anything."""
+
+    @abstractmethod
+    def decode(self, x0: Float[Array, "b n c"]) -> Array:
+        """Returns what a person would look at: the inverse of `encode` where everything was observed."""
+
+
+def build(config: Config) -> dict[str, Modality]:
+    """Returns the modalities of a config, in its order; the first leads."""
+    return {name: _build(name, m, config.data.resolution) for name, m in config.modalities.items()}
+
+
+def _build(name: str, m: ModalityConfig, resolution: int) -> Modality:
+    known = sorted(info.name for info in pkgutil.iter_modules(modalities.__path__) if info.name != "base")
+    if m.kind not in known:
+        raise UserError(f"modalities.{name}.kind is {m.kind!r}", mend=f"choose one of {', '.join(known)}")
+    module = importlib.import_module(f"{modalities.__name__}.{m.kind}")
+    levels = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}[m.noise.kind](m.noise.mu, m.noise.sigma)
+    return module.MODALITY(
+        name=name,
+        resolution=resolution,
+        patch=m.patch,
+        position_id=m.position_id,
+        detokenizer=m.detokenizer,
+        prediction=m.prediction,
+        levels=levels,
+        weight=m.weight,
+        given=m.given,
+    )

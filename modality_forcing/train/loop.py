@@ -1,0 +1,177 @@
+"""The training loop, one for every phase. Order, never changed: save(old state) -> next(batch) -> step -> log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from modality_forcing.config import Config, to_dict
+from modality_forcing.data.pipeline import train_batches
+from modality_forcing.errors import UserError
+from modality_forcing.files import write_text
+from modality_forcing.modalities import base
+from modality_forcing.train import checkpoint, setup
+from modality_forcing.train.metrics import MetricWriter, Progress
+from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
+from modality_forcing.train.step import make_step
+
+# Config keys that change how a run is watched or fed but not what it computes: a run may go on with others.
+FREE = ("train.log_every", "train.save_every", "train.keep", "data.workers")
+
+
+def train(config: Config, workdir: Path, stop_after: int | None = None) -> TrainState:
+    """Trains a config in a workdir, or goes on with what is there, and returns the final state.
+
+    Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard `events/`. A second call with the same config
+    continues from the last checkpoint, bit for bit the run that was never interrupted.
+
+    Args:
+      stop_after: leave after this many steps in all, without a checkpoint: what a kill would do (for tests).
+
+    Raises:
+      UserError: the workdir holds another config's run, the initial weights do not fit, the disk is full.
+      FloatingPointError: the loss is no longer finite.
+    """
+    # ---- Configuration
+    claim(workdir, config)
+    modalities = base.build(config)
+    graph, shapes = abstract_network(config, modalities)
+    encoder = setup.text_encoder(config)
+    null_text = {k: np.asarray(v) for k, v in encoder.null().items()}
+
+    # ---- State: own checkpoint > train.init > fresh
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.train.keep)
+    batches = train_batches(
+        setup.source(config),
+        encoder,
+        batch=config.train.batch,
+        seed=config.seed,
+        resolution=config.data.resolution,
+        sparse=config.data.sparse or None,
+        workers=config.data.workers,
+    )
+    first = checkpoints.latest()
+    teacher = _teacher(config) if config.train.distill else None
+    if first is None:
+        params = init_params(config, modalities)
+        if config.train.init:
+            params = checkpoint.initial(Path(config.train.init), params, config.train.new)
+        state, extra = init_state(config, params), {"data": batches.get_state(), "seconds": 0.0}
+    else:
+        abstract = jax.eval_shape(lambda p: init_state(config, p), shapes)
+        state, extra = checkpoints.restore(abstract)
+        batches.set_state(extra["data"])
+        print(f"{config.name}: going on from step {first} of {config.train.steps} in {workdir}", flush=True)
+    step = make_step(config, modalities, graph, null_text, teacher)
+
+    # ---- Loop
+    first = first or 0
+    writer = MetricWriter(workdir, first)
+    progress = Progress(config.name, config.train.steps, first)
+    started, waited, compiling, pending = time.monotonic(), 0.0, 0.0, []
+    mark, marked_wait = started, 0.0
+
+    def seconds() -> float:
+        return extra["seconds"] + time.monotonic() - started
+
+    try:
+        for k in range(first, config.train.steps):
+            if k == stop_after:
+                return state
+            if k % config.train.save_every == 0 and k > first:
+                checkpoints.save(state, config, {"data": batches.get_state(), "seconds": seconds()})
+            before = time.monotonic()
+            batch = next(batches)
+            # Only a device that has run dry was kept waiting; while the last step still runs, loading is free.
+            if not pending or pending[-1]["loss"].is_ready():
+                waited += time.monotonic() - before
+            before = time.monotonic()
+            with jax.transfer_guard("disallow"):
+                state, metrics = step(state, jax.device_put(batch))
+            compiling += time.monotonic() - before if k == first else 0.0
+            pending.append(metrics)
+            if len(pending) > 2:
+                jax.block_until_ready(pending[-3])  # bounds the steps in flight
+            if (k + 1) % config.train.log_every == 0 or k + 1 == config.train.steps:
+                # One step late: fetching the newest metrics would stop the device until they are here.
+                values = _mean(jax.device_get(pending[:-1] or pending))
+                pending = pending[-1:]
+                now = time.monotonic()
+                values["data_wait"] = (waited - marked_wait) / (now - mark)
+                mark, marked_wait = now, waited
+                _check_finite(values, k + 1, config.train.log_every)
+                writer.write(k + 1, values)
+                shown = {n: v for n, v in values.items() if n.startswith("loss")}
+                progress.show(k + 1, **shown, wait=f"{values['data_wait']:.1%}")
+        if first < config.train.steps:
+            extra["seconds"] = seconds()
+            checkpoints.save(state, config, {"data": batches.get_state(), "seconds": extra["seconds"]})
+            ran = time.monotonic() - started
+            timing = {"seconds": extra["seconds"], "compile": compiling, "data_wait_total": waited / ran}
+            writer.write(config.train.steps, timing)
+    finally:
+        batches.close()
+        writer.close()
+        progress.close()
+        checkpoints.close()
+    return state
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Writes the config into a fresh workdir, or checks that the one there is the same run.
+
+    Raises UserError naming the first key that differs.
+    """
+    path = workdir / "config.json"
+    mine = to_dict(config)
+    if path.exists():
+        try:
+            theirs = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise UserError("is not JSON", where=path, mend="choose another --workdir") from error
+        for key in sorted(set(_flat(mine)) | set(_flat(theirs))):
+            ours, other = _flat(mine).get(key), _flat(theirs).get(key)
+            if ours != other and key not in FREE:
+                raise UserError(
+                    f"the workdir holds a run with {key}={other!r}, not {ours!r}",
+                    where=workdir,
+                    mend="choose another --workdir",
+                )
+        return
+    if (workdir / "checkpoints").exists():
+        raise UserError("holds checkpoints without a config.json", where=workdir, mend="choose another --workdir")
+    write_text(path, json.dumps(mine, indent=1))
+
+
+def _teacher(config: Config) -> tuple[Any, Any]:
+    """Returns the frozen text-to-image network that self-distillation compares with: the initial checkpoint."""
+    if not config.train.init:
+        raise UserError("train.distill needs train.init, the checkpoint to stay near")
+    theirs, params = checkpoint.load(Path(config.train.init))
+    graph, _ = abstract_network(theirs, base.build(theirs))
+    return graph, params
+
+
+def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _check_finite(values: dict[str, float], step: int, every: int) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
+        raise FloatingPointError(f"{', '.join(bad)} not finite between steps {step - every} and {step}")
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+

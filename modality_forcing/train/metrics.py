@@ -1,0 +1,81 @@
+"""Where numbers go while a run goes on: one line on the terminal, rows in metrics.jsonl, TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+
+
+class MetricWriter:
+    """Writes scalars to `folder/metrics.jsonl` and to TensorBoard event files beside it.
+
+    clu's writer would need all of TensorFlow for the same event files.
+    """
+
+    def __init__(self, folder: Path, first_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "metrics.jsonl"
+        # Steps after the restored one will be run again: without this the curves would hold them twice.
+        kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
+        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        self._events = SummaryWriter(str(folder / "events"), purge_step=first_step + 1 if first_step else None)
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Records the scalars of one step, durably."""
+        with self._path.open("a") as file:
+            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        for name, value in scalars.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        self._events.close()
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """Returns the rows written so far; a last line cut short by a kill is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+class Progress:
+    """One line that says where a long loop is: rate over the last lines, time left, and what it is told to add."""
+
+    def __init__(self, what: str, total: int, done: int = 0):
+        self.what, self.total, self.first = what, total, done
+        self.started = time.monotonic()
+        self._marks: list[tuple[float, int]] = []  # the first excludes compilation from the rate
+        self._live = sys.stderr.isatty()
+
+    def show(self, done: int, **values: float | str) -> None:
+        """Prints the line, over the last one on a terminal."""
+        now = time.monotonic()
+        self._marks = [*self._marks[-8:], (now, done)]
+        (then, before), rate = self._marks[0], 0.0
+        if done > before:
+            rate = (done - before) / (now - then)
+        eta = _clock((self.total - done) / rate) if rate else "--:--"
+        told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        line = f"{self.what}  {done}/{self.total}  {rate:.1f}/s  ETA {eta}  {told}"
+        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._live:
+            print(file=sys.stderr, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"

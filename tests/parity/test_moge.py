@@ -1,0 +1,96 @@
+"""Parity with the evaluation of microsoft/MoGe: its subsample, its two alignments and its scores on synthetic arrays.
+
+data/moge_metrics.npz holds numbers only, got by running MoGe's own evaluation: 0 dense with outliers, 1 sparse (5%),
+2 half known with many outliers, 3 negative slope, 4 a handful of pixels. All known pixels are kept of cases 1, 3 and 4,
+of the others those in the subsample, which is all that an alignment looks at.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from modality_forcing.evals.alignment import fit_affine_l1, fit_scale_l1, subsample
+from modality_forcing.evals.depth import affine_metrics
+
+ARCHIVE = Path(__file__).parent / "data" / "moge_metrics.npz"
+WHOLE = (1, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    with np.load(ARCHIVE, allow_pickle=False) as archive:
+        return dict(archive)
+
+
+def images(golden, case):
+    """pred, truth, valid [h w] of a case, NaN where the value was not kept."""
+    height, width = golden[f"case{case}/size"].astype(int)
+    valid, kept = (
+        np.unpackbits(golden[f"case{case}/{name}"], count=height * width).astype(bool).reshape(height, width)
+        for name in ("valid", "kept")
+    )
+    pred, truth = np.full((2, height, width), np.nan, np.float32)
+    pred[kept], truth[kept] = golden[f"case{case}/pred"], golden[f"case{case}/truth"]
+    return pred, truth, valid
+
+
+def cells_of(golden, case):
+    pred, truth, valid = images(golden, case)
+    return subsample(pred[None], truth[None], valid[None])
+
+
+def objective(fit, pred, truth):
+    pred, truth = pred.astype(np.float64), truth.astype(np.float64)
+    return np.sum(np.abs(fit[0] * pred + fit[1] - truth) / truth)
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_subsample_takes_the_same_pixels(golden, case):
+    _, _, valid = images(golden, case)
+    index = np.arange(valid.size, dtype=np.float32).reshape(valid.shape)
+    taken, _, known = subsample(index[None], index[None], valid[None])
+    np.testing.assert_array_equal(
+        np.asarray(taken)[np.asarray(known)], np.cumsum(golden[f"case{case}/subsample_steps"], dtype=int)
+    )
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_affine_alignment(golden, case):
+    pred, truth, known = (np.asarray(x) for x in cells_of(golden, case))
+    fit = jax.jit(fit_affine_l1)(pred, truth, np.where(known, 1 / truth, 0))
+    scale, shift, loss = golden[f"case{case}/affine"]
+    assert float(fit.loss[0]) == pytest.approx(loss, rel=1e-6)
+    theirs = objective((scale, shift), pred[known], truth[known])
+    assert objective((float(fit.scale[0]), float(fit.shift[0])), pred[known], truth[known]) <= theirs * (1 + 2e-7)
+    # The valley is flat, so parameters agree to fewer digits than the loss.
+    np.testing.assert_allclose((fit.scale[0], fit.shift[0]), (scale, shift), rtol=1e-4)
+
+
+@pytest.mark.parametrize("case", range(5))
+def test_scale_alignment(golden, case):
+    pred, truth, known = (np.asarray(x) for x in cells_of(golden, case))
+    fit = jax.jit(fit_scale_l1)(pred, truth, np.where(known, 1 / truth, 0))
+    scale, loss = golden[f"case{case}/scale"]
+    assert float(fit.scale[0]) == pytest.approx(scale, rel=1e-6)
+    assert float(fit.loss[0]) == pytest.approx(loss, rel=1e-6)
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_affine_scores_at_full_resolution(golden, case):
+    pred, truth, valid = images(golden, case)
+    scores = affine_metrics(pred[None], truth[None], valid[None])
+    np.testing.assert_allclose((scores.absrel[0], scores.delta1[0]), golden[f"case{case}/rel_delta1"], atol=1e-6)
+
+
+@pytest.mark.parametrize("case", WHOLE)
+def test_strict_mode_fails_exactly_the_depths_that_are_not_positive(golden, case):
+    pred, truth, valid = (x[None] for x in images(golden, case))
+    parity, strict = affine_metrics(pred, truth, valid), affine_metrics(pred, truth, valid, strict=True)
+    aligned = parity.scale[0] * pred[valid] + parity.shift[0]
+    assert parity.delta1[0] - strict.delta1[0] == pytest.approx(np.mean(aligned <= 0), abs=1e-6)
+    if case == 3:  # the trap: a tenth of a percent of the pixels is behind the camera and counted as right
+        assert np.any(aligned <= 0)

@@ -1,0 +1,46 @@
+"""UserError says what, where and how to mend it, always in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modality_forcing.errors import UserError
+
+TEXT = st.text(min_size=1)
+
+
+def test_says_what():
+    assert str(UserError("no such config")) == "no such config"
+
+
+def test_says_where_before_what_and_the_mend_last():
+    error = UserError("unknown key 'stpes'", where=Path("configs/demo.py"), mend="did you mean 'steps'?")
+    assert str(error) == "configs/demo.py: unknown key 'stpes'; did you mean 'steps'?"
+
+
+def test_a_falsy_place_is_a_place():
+    assert str(UserError("not a picture", where=0)) == "0: not a picture"
+
+
+def test_lines_of_a_nested_message_become_one():
+    assert str(UserError("cannot read\n  the file:\tgone", where="a.png", mend="give\nanother")) == (
+        "a.png: cannot read the file: gone; give another"
+    )
+
+
+@given(what=TEXT, where=TEXT, mend=st.text())
+def test_is_one_line_and_loses_no_word(what: str, where: str, mend: str):
+    message = str(UserError(what, where=where, mend=mend))
+    assert len(message.splitlines()) <= 1
+    for part in (what, mend):
+        assert " ".join(part.split()) in message
+
+
+def test_is_an_exception_that_can_be_caught_alone():
+    with pytest.raises(UserError, match=r"^what$"):
+        raise UserError("what")
+    assert not issubclass(UserError, ValueError | OSError | KeyError)

@@ -1,0 +1,152 @@
+"""The tree's own rules, those that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+import modality_forcing
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "modality_forcing"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES = 400
+
+# Modules without a test file of their own, with the reason. An entry that is not needed any more fails.
+NO_TWIN: dict[str, str] = {}
+
+# Top-level import name -> distribution, where the two differ by more than - and _.
+DISTRIBUTION = {"PIL": "pillow", "absl": "absl-py", "orbax": "orbax-checkpoint", "tensorboardX": "tensorboardx"}
+
+# Ways to run what a file says when it is read. `np.load` is safe by its default.
+UNSAFE = re.compile(
+    r"allow_pickle\s*=\s*True|torch\.load\(|yaml\.(unsafe_|full_)?load\(|read_pickle\(|\b(eval|exec)\(|shell\s*=\s*True"
+)
+UNSAFE_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+
+# Places that mean something on one machine only. Each has a bracket, so that this line is not one of them.
+ELSEWHERE = re.compile(r"[/]work/|\b[s]hared/|[/]root\b|[p]ypi\.org|[p]ythonhosted|[f]ind-links|[e]xtra-index")
+MAY_NAME_ELSEWHERE = {".ci/run"}  # looks for real samples beside the clone
+
+
+def tracked() -> list[Path]:
+    """The files of the repository: in git, or new and not ignored; without git, all but what tools leave."""
+    done = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        files = [ROOT / name for name in done.stdout.split("\0") if name]
+    else:
+        files = [
+            path
+            for path in ROOT.rglob("*")
+            if not re.search(r"/(\.venv|\.git|__pycache__|[^/]*_cache|runs)/", str(path))
+        ]
+    return [path for path in files if path.is_file()]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path: Path) -> set[str]:
+    """Top-level names of everything that a file imports, inside functions too."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+def normal(distribution: str) -> str:
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def declared(extras: tuple[str, ...]) -> set[str]:
+    """Distributions that pyproject.toml names as dependencies, with those of the given extras."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    requirements = list(project["dependencies"])
+    for extra in extras:
+        requirements += project["optional-dependencies"][extra]
+    return {normal(re.match(r"[\w.-]+", requirement)[0]) for requirement in requirements}  # pyright: ignore[reportOptionalSubscript]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_a_module_fits_in_the_head(path: Path):
+    lines = path.read_text().count("\n")
+    assert lines <= MOST_LINES, f"{lines} lines: is it two modules?"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=relative)
+def test_reading_a_file_never_runs_it(path: Path):
+    text = path.read_text()
+    assert not UNSAFE.findall(text)
+    assert not imported(path) & UNSAFE_MODULES
+
+
+@pytest.mark.parametrize("path", [path for path in tracked() if path.suffix == ".py"], ids=relative)
+def test_a_file_says_what_it_is_for(path: Path):
+    docstring = ast.get_docstring(ast.parse(path.read_text()))
+    assert docstring, "no module docstring"
+    assert docstring.splitlines()[0].rstrip().endswith((".", ":", ")")), "the first line is a whole sentence"
+
+
+def test_nothing_points_to_one_machine():
+    found = []
+    for path in tracked():
+        if relative(path) in MAY_NAME_ELSEWHERE:
+            continue
+        try:
+            lines = path.read_text().splitlines()
+        except UnicodeDecodeError:
+            continue  # a picture
+        found += [
+            f"{relative(path)}:{number}: {line.strip()}"
+            for number, line in enumerate(lines, 1)
+            if ELSEWHERE.search(line)
+        ]
+    assert found == []
+
+
+def test_each_module_has_its_twin_test():
+    tests = {path.stem for path in (ROOT / "tests").rglob("test_*.py")}
+    modules = [path for path in MODULES if path.stem != "__init__"]
+    shared_stems = {stem for stem, count in Counter(path.stem for path in modules).items() if count > 1}
+    missing = set()
+    for path in modules:
+        twins = {"test_" + "_".join(path.relative_to(PACKAGE).with_suffix("").parts)}
+        if path.stem not in shared_stems:
+            twins.add(f"test_{path.stem}")
+        if not twins & tests:
+            missing.add(relative(path))
+    assert missing == set(NO_TWIN), "write a test, or name the module in NO_TWIN with the reason"
+
+
+def test_the_package_imports_only_what_it_declares():
+    allowed = declared(extras=("tfds",))
+    for path in MODULES:
+        others = imported(path) - sys.stdlib_module_names - {"modality_forcing"}
+        assert {normal(DISTRIBUTION.get(name, name)) for name in others} <= allowed, relative(path)
+
+
+def test_each_dependency_is_used():
+    used = {normal(DISTRIBUTION.get(name, name)) for path in MODULES for name in imported(path)}
+    assert declared(extras=()) <= used
+
+
+def test_the_citation_names_this_version():
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {modality_forcing.__version__}\n" in citation
+
+
+def test_the_changelog_is_open_for_the_next_change():
+    assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text()
