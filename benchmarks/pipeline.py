@@ -53,9 +53,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--batches", type=int, default=40, help="batches per number")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument(
-        "--step-ms", type=float, default=150, help="length of the step that the loader feeds; 0 for none"
-    )
+    parser.add_argument("--step-ms", type=float, default=150, help="length of the step that the loader feeds; 0 for none")
     options = parser.parse_args()
 
     step = step_of(options.step_ms) if options.step_ms else None

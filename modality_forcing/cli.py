@@ -147,8 +147,8 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
     from dataclasses import replace
 
     from modality_forcing.evaluate import Evaluator
-    from modality_forcing.files import write_text
     from modality_forcing.generate import Generator
+    from modality_forcing.writing import write_file
 
     generator = Generator.from_checkpoint(options.checkpoint)
     config = generator.config
@@ -156,7 +156,7 @@ def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
         config = replace(config, eval=replace(config.eval, examples=options.examples))
     text = json.dumps(Evaluator(config)(generator).numbers, indent=1)
     if options.out:
-        write_text(options.out, text)
+        write_file(options.out, text)
     print(text)
 
 

@@ -75,7 +75,7 @@ def _call(path: Path, argument: str) -> Config:
 
 def _override(tree: ConfigDict, key: str, text: str) -> None:
     *parents, last = key.split(".")
-    node = tree
+    node: Any = tree
     for i, name in enumerate([*parents, last]):
         if not isinstance(node, ConfigDict) or name not in node:
             prefix = "".join(f"{p}." for p in parents[:i])

@@ -15,14 +15,16 @@ import numpy as np
 
 from modality_forcing import config_file, pictures
 from modality_forcing.config import Config
+from modality_forcing.data.cache import Cached
+from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
 from modality_forcing.evaluate import Evaluator, to_u8
-from modality_forcing.files import write_bytes, write_text
 from modality_forcing.generate import Generator
 from modality_forcing.report import write_report
-from modality_forcing.train import checkpoint
+from modality_forcing.train import checkpoint, setup
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
+from modality_forcing.writing import write_file
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
 
@@ -47,12 +49,13 @@ def run(options: Options) -> dict[str, Any]:
     workdir = options.workdir
     ledger = Ledger(workdir / "phases.json")
     t2i, forcing = configs(options)
+    records = Cached(setup.source(t2i))  # both phases see the same scenes: each is rendered once
 
-    ledger.run("t2i", lambda: _train(t2i, workdir / "t2i"))
-    ledger.run("forcing", lambda: _train(forcing, workdir / "forcing"))
+    ledger.run("t2i", lambda: _train(t2i, workdir / "t2i", records))
+    ledger.run("forcing", lambda: _train(forcing, workdir / "forcing", records))
     if options.ablate:
         scratch = replace(forcing, name="no_pretraining", train=replace(forcing.train, init="", new=()))
-        ledger.run("no_pretraining", lambda: _train(scratch, workdir / "no_pretraining"))
+        ledger.run("no_pretraining", lambda: _train(scratch, workdir / "no_pretraining", records))
 
     evaluator = Evaluator(forcing)
     numbers = ledger.run("evaluate", lambda: _evaluate(evaluator, workdir))
@@ -69,7 +72,7 @@ def run(options: Options) -> dict[str, Any]:
     phases = [p for p in ("t2i", "forcing", "no_pretraining") if (workdir / p / "metrics.jsonl").exists()]
     curves = {f"{p}/{n}": c for p in phases for n, c in _curves(workdir / p).items()}
     write_report(workdir / "report.html", summary, curves, _grids(workdir))
-    write_text(workdir / "summary.json", json.dumps(summary, indent=1))
+    write_file(workdir / "summary.json", json.dumps(summary, indent=1))
     return summary
 
 
@@ -107,11 +110,11 @@ class Ledger:
         if isinstance(result, dict) and "seconds" in result:
             seconds = result.pop("seconds")  # of all its attempts
         self._done[phase] = {"seconds": round(seconds, 2), "peak_rss_mb": _peak_rss_mb(), "result": result}
-        write_text(self._path, json.dumps(self._done, indent=1))
+        write_file(self._path, json.dumps(self._done, indent=1))
         return result
 
     @property
-    def seconds(self) -> dict[str, float]:
+    def seconds(self) -> dict[str, Any]:
         """Seconds per phase, and their sum."""
         each = {phase: entry["seconds"] for phase, entry in self._done.items()}
         return each | {"total": round(sum(each.values()), 2)}
@@ -122,8 +125,8 @@ class Ledger:
         return max(entry["peak_rss_mb"] for entry in self._done.values())
 
 
-def _train(config: Config, workdir: Path) -> dict[str, float]:
-    train(config, workdir)
+def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, float]:
+    train(config, workdir, records=records)
     return {"seconds": read_metrics(workdir)[-1]["seconds"]}
 
 
@@ -132,7 +135,7 @@ def _evaluate(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
     captions = evaluator.data.captions
     for name, shown in result.pictures.items():
         sheet = _sheet(shown, captions)
-        write_bytes(workdir / "pictures" / f"{name}.png", pictures.png_bytes(sheet))
+        write_file(workdir / "pictures" / f"{name}.png", pictures.png_bytes(sheet))
     return result.numbers
 
 
@@ -181,3 +184,16 @@ def _peak_rss_mb() -> float:
 
 def _given(changes: dict[str, Any]) -> dict[str, str]:
     return {k: str(v) for k, v in changes.items() if v is not None}
+
+
+def told(summary: dict[str, Any], workdir: Path) -> str:
+    """Returns the summary in a few lines for the terminal."""
+    i2d, constant, rows, d2i = (summary[k] for k in ("i2d", "constant", "row_mean", "d2i"))
+    lines = [
+        f"image to depth: AbsRel {i2d['absrel']:.3f}, delta1 {i2d['delta1']:.3f} "
+        f"(constant {constant['absrel']:.3f}, row mean {rows['absrel']:.3f})",
+        f"depth to image: AbsRel {d2i['absrel']:.3f} (another scene's picture {d2i['absrel_unrelated']:.3f})",
+        f"{summary['seconds']['total']:.0f} s, {summary['peak_rss_mb']:.0f} MB at most",
+        f"{workdir / 'report.html'}",
+    ]
+    return "\n".join(lines)

@@ -77,7 +77,7 @@ class Evaluator:
         return scores.mean_scores(scores.affine_metrics(depth, self.data.depth, self.data.valid)), depth
 
     def d2i(self, generator: Generator) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Depth to image: does the model's own i2d of the picture give the depth back, and that of another's picture not?"""
+        """Depth to image: the depth given against the model's own i2d of the picture it made, and of another's picture."""
         data = self.data
         image = self._run(generator, "d2i", {"depth": data.depth, "valid": data.valid})["image"]
         again = self._run(generator, "i2d", {"image": to_u8(image)})["depth"]
@@ -99,8 +99,8 @@ class Evaluator:
 
     def text(self, images: np.ndarray) -> dict[str, float]:
         """Colour words of the captions found in generated pictures [n h w 3], against chance and the true pictures."""
-        made = colour_word_score(list(to_u8(images)), self.data.captions)
-        truth = colour_word_score(list(self.data.image), self.data.captions)
+        made = colour_word_score(to_u8(images), self.data.captions)
+        truth = colour_word_score(self.data.image, self.data.captions)
         return {"found": made["found"], "chance": made["chance"], "truth": truth["found"]}
 
     def __call__(self, generator: Generator) -> Evaluation:

@@ -15,9 +15,9 @@ import orbax.checkpoint as ocp
 from modality_forcing import __version__
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.files import write_text
 from modality_forcing.generate import Generator
 from modality_forcing.models.surgery import flatten, unflatten
+from modality_forcing.writing import write_file
 
 
 def export(source: Path, out: Path, kind: str = "orbax") -> Path:
@@ -44,7 +44,7 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
             "config": to_dict(generator.config),
             "weights": {path: _entry(leaf) for path, leaf in sorted(flat.items())},
         }
-        write_text(unfinished / "manifest.json", json.dumps(manifest, indent=1))
+        write_file(unfinished / "manifest.json", json.dumps(manifest, indent=1))
         again = read(unfinished)
         changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
         if changed or set(again) != set(flat):

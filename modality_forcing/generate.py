@@ -15,6 +15,7 @@ from flax import nnx
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.errors import UserError
 from modality_forcing.forcing import rng, trajectories
+from modality_forcing.forcing.flow import Prediction
 from modality_forcing.forcing.sampler import sample
 from modality_forcing.forcing.trajectories import Trajectory
 from modality_forcing.modalities import base
@@ -22,7 +23,7 @@ from modality_forcing.train import checkpoint, setup
 from modality_forcing.train.state import Params, abstract_network, make_network
 
 # What each task is given; everything else it generates. "partial" follows its given modality loosely.
-TASKS = {"t2i": (), "joint": (), "i2d": ("image",), "d2i": ("depth",), "partial": ("depth",)}
+TASKS: dict[str, tuple[str, ...]] = {"t2i": (), "joint": (), "i2d": ("image",), "d2i": ("depth",), "partial": ("depth",)}
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,18 @@ class Generator:
         """Returns a task's noise levels and which modalities it is given; UserError if this model cannot do it."""
         if task not in TASKS:
             raise UserError(f"unknown mode {task!r}", mend=f"choose one of {', '.join(TASKS)}")
-        names, given = tuple(self.modalities), TASKS[task]
+        names, lead = tuple(self.modalities), next(iter(self.modalities))
+        given = TASKS[task]
         if missing := [n for n in given if n not in names] or (task != "t2i" and given and len(names) < 2):
             told = ", ".join(names)
             mend = "use a checkpoint of the forcing phase"
             raise UserError(f"mode {task} needs {missing or given}, this checkpoint has {told} only", mend=mend)
         free = tuple(n for n in names if n not in given)
         if task == "t2i":
-            return trajectories.joint(names[0], (), options.steps, 1.0, options.mu), ()
+            return trajectories.joint(lead, (), options.steps, 1.0, options.mu), ()
         alpha = 2.0**options.log2_alpha
         if task == "joint":
-            return trajectories.joint(names[0], names[1:], options.steps, alpha, options.mu, options.spacing), ()
+            return trajectories.joint(lead, names[1:], options.steps, alpha, options.mu, options.spacing), ()
         if task == "partial":
             return trajectories.partial(free[0], given[0], options.steps, alpha, options.mu), given
         return trajectories.conditional(free, given, options.steps, options.mu), given
@@ -119,14 +121,21 @@ class Generator:
         null = {k: jnp.broadcast_to(jnp.asarray(v), text[k].shape) for k, v in self.encoder.null().items()}
         levels = {n: jnp.asarray(t) for n, t in trajectory.levels.items()}
         # The order of the levels is data; what is compiled is which modalities there are and how many steps.
-        key = (tuple(levels), tuple(given), trajectory.steps, b, options.solver, tuple(sorted(options.guidance.items())))
+        key = (
+            tuple(levels),
+            tuple(given),
+            trajectory.steps,
+            b,
+            options.solver,
+            tuple(sorted(options.guidance.items())),
+        )
         if key not in self._compiled:
             self._compiled[key] = jax.jit(self._program(options))
         return self._compiled[key](self.params, levels, given, text, null, keys)
 
     def _program(self, options: SampleConfig):
         shapes = {n: m.shape for n, m in self.modalities.items()}
-        predictions = {n: m.prediction for n, m in self.modalities.items()}
+        predictions: dict[str, Prediction] = {n: m.prediction for n, m in self.modalities.items()}
 
         def program(params, levels, given, text, null, keys):
             return sample(

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from modality_forcing.errors import UserError
+from modality_forcing.writing import write_file
 
 UNKNOWN = (128, 128, 128)  # no colour of the map is a gray
 _BACKGROUND = (24, 24, 27)
@@ -131,9 +129,7 @@ def png_bytes(image: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def save_depth(
-    stem: str | Path, depth: np.ndarray, valid: np.ndarray | None = None, unit: str = "relative"
-) -> list[Path]:
+def save_depth(stem: str | Path, depth: np.ndarray, valid: np.ndarray | None = None, unit: str = "relative") -> list[Path]:
     """Writes depth [h w] as <stem>.npy, <stem>.png with <stem>.json, and <stem>_colour.png; returns the four paths.
 
     .npy: float32, NaN where unknown. .png: 16 bits, depth = code * scale with 0 for unknown; the scale, in `unit`,
@@ -170,25 +166,3 @@ def load_depth_png(path: str | Path) -> tuple[np.ndarray, np.ndarray, float]:
     with Image.open(path) as opened:
         codes, scale = np.asarray(opened).astype(np.float64), float(opened.info["scale"])
     return (codes * scale).astype(np.float32), codes > 0, scale
-
-
-def write_file(path: str | Path, content: bytes) -> None:
-    """Puts a whole file in place at once, making its folder; raises UserError, and leaves nothing, if it cannot."""
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as opened:
-            try:
-                opened.write(content)
-                opened.flush()
-                os.fsync(opened.fileno())
-                umask = os.umask(0)
-                os.umask(umask)
-                os.chmod(opened.name, 0o666 & ~umask)  # a temporary file is private; this one is to be shown
-                os.replace(opened.name, path)
-            except BaseException:
-                os.unlink(opened.name)
-                raise
-    except OSError as error:
-        mend = "make room, or choose a folder you may write to"
-        raise UserError(f"cannot be written ({error.strerror or error})", where=path, mend=mend) from error

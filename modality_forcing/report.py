@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modality_forcing.pictures import png_bytes, write_file
+from modality_forcing.pictures import png_bytes
+from modality_forcing.writing import write_file
 
 Curve = Sequence[tuple[int, float]]
 Grid = tuple[str, str, bytes | np.ndarray]  # title, caption, PNG file or u8 [h w 3]
@@ -72,14 +73,14 @@ _MEANINGS = {
     "i2d.delta1": "On average {p} of the pixels of a picture get a depth within a factor 1.25 of the truth.",
     "row_mean.absrel": "The mean depth of each image row, the picture unseen: the model makes {ours/} of its error.",
     "constant.absrel": "The best single depth for each picture: the model makes {ours/} of its error.",
-    "no_pretraining.absrel": "Depth from a picture, not pretrained on pictures: with that the error is {ours/} of this.",
+    "no_pretraining.absrel": "A model not pretrained on pictures: the pretrained one makes {ours/} of its error.",
     "joint.depth_first": "Both generated, depth ahead: off by {p} from what the model then sees in its own picture.",
     "joint.image_first": "Both generated, picture ahead: off by {p} from what the model then sees in its own picture.",
     "d2i.absrel": "Picture from a depth: what the model then sees in its own picture is off by {p} from that depth.",
     "d2i.absrel_unrelated": "The same for a picture that has nothing to do with that depth: {/d2i} times as much.",
     "text.found": "Of the colour words in a caption, {p} are found in the picture made from it.",
     "text.chance": "Of the colour words in a caption, {p} are found in a picture made from another one.",
-    "text.truth": "Of the colour words in a caption, {p} are found in the true picture: no model can show more.",
+    "text.truth": "Of the colour words in a caption, {p} are found in the true picture: as much as this measure sees.",
     "peak_rss_mb": "Peak memory in MB.",
 }
 _BARS = {
@@ -121,9 +122,7 @@ def _sentences(numbers: Mapping[str, object]) -> str:
     for key, meaning in _MEANINGS.items():
         if key in numbers:
             value = numbers[key]
-            rows.append(
-                f"<tr><th>{escape(key)}<td class=value>{_short(value)}<td>{escape(_said(key, meaning, numbers))}"
-            )
+            rows.append(f"<tr><th>{escape(key)}<td class=value>{_short(value)}<td>{escape(_said(key, meaning, numbers))}")
     return f"<table>{''.join(rows)}</table>" if rows else ""
 
 

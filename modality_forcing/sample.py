@@ -13,6 +13,7 @@ from modality_forcing.data.resize import Window, centre_square, place_depth, pla
 from modality_forcing.errors import UserError
 from modality_forcing.evaluate import to_u8
 from modality_forcing.generate import TASKS, Generator, override
+from modality_forcing.writing import write_file
 
 MOST_AT_ONCE = 64  # examples; more are refused rather than run out of memory half way
 
@@ -34,9 +35,7 @@ def run(options: argparse.Namespace) -> list[Path]:
     if options.guidance is not None:
         changes["guidance"] = {next(iter(generator.modalities)): options.guidance}
     settings = override(generator.config.sample, **changes)
-    made = generator.run(
-        options.mode, captions, batch, seed=options.seed, options=settings, refine=options.refine
-    ).pictures
+    made = generator.run(options.mode, captions, batch, seed=options.seed, options=settings, refine=options.refine).pictures
     written = []
     for i in range(len(captions)):
         written += write_example(options.out / f"{options.mode}_{i:03d}", {n: x[i] for n, x in made.items()}, batch)
@@ -88,7 +87,7 @@ def write_example(stem: Path, made: dict[str, np.ndarray], given: dict[str, np.n
         if x.ndim == 3:
             # Bytes as they were given, not as they came back through tokens.
             x = given["image"][0] if name == "image" and "image" in given else to_u8(x)
-            pictures.write_file(path.with_suffix(".png"), pictures.png_bytes(x))
+            write_file(path.with_suffix(".png"), pictures.png_bytes(x))
             written.append(path.with_suffix(".png"))
         else:
             known = given["valid"][0] if name in given else None

@@ -61,9 +61,7 @@ def read_depth(path: str | Path, scale: float | None = None) -> tuple[np.ndarray
     stored = _counts(path) if suffix == ".png" else _floats(path)
     if np.any(stored < 0):
         lowest = np.nanmin(stored)
-        raise UserError(
-            f"depth holds negative values (down to {lowest:g})", where=path, mend="mark unknown pixels by 0"
-        )
+        raise UserError(f"depth holds negative values (down to {lowest:g})", where=path, mend="mark unknown pixels by 0")
     with np.errstate(over="ignore", invalid="ignore"):
         depth = (stored * factor).astype(np.float32)
     valid = np.isfinite(depth) & (depth > 0)

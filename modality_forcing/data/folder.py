@@ -152,9 +152,7 @@ def _check_aspect(entry: _Entry, image: tuple[int, int], depth: tuple[int, int])
     rounding = 0.5 + 0.5 * image[1] / image[0]
     if abs(depth[1] - expected) > max(0.01 * expected, rounding):
         sizes = f"{depth[1]} x {depth[0]}, the upright picture {image[1]} x {image[0]}"
-        raise UserError(
-            f"depth has another aspect ({sizes})", where=entry.depth, mend="crop or turn one like the other"
-        )
+        raise UserError(f"depth has another aspect ({sizes})", where=entry.depth, mend="crop or turn one like the other")
 
 
 @dataclass(frozen=True)

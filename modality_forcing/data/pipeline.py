@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,21 +89,23 @@ class BatchIterator:
         self._workers = workers
         self._prefetch = prefetch
         self._delivered = 0
-        self._running: Any = None
+        self._running: list[Any] = []  # Grain's iterator, once there is one
+        # Also where nobody closes: at exit Grain's own clean-up comes too late, prints errors and leaks shared memory.
+        weakref.finalize(self, _stop, self._running)
 
     def __iter__(self) -> BatchIterator:
         return self
 
     def __next__(self) -> Batch:
-        if self._running is None:
-            self._running = self._start()
+        if not self._running:
+            self._running.append(self._start())
         try:
-            batch = next(self._running)
+            batch = next(self._running[0])
         except BaseException:
             self.close()  # else the loader's processes outlive the error and hang the exit
             raise
         self._delivered += 1
-        return batch
+        return _owned(batch) if self._workers else batch
 
     def get_state(self) -> dict[str, int]:
         """Returns how many batches were delivered: all that a later `set_state` needs (plain JSON)."""
@@ -118,9 +121,7 @@ class BatchIterator:
 
     def close(self) -> None:
         """Stops loader threads and processes; a later `next` starts them again where this left off."""
-        running, self._running = self._running, None
-        if running is not None:
-            running.close()
+        _stop(self._running)
 
     def _start(self) -> Any:
         # Positions, not Grain's own iterator state: that one differs with the number of workers.
@@ -134,13 +135,23 @@ class BatchIterator:
         return iter(ahead)
 
 
-def stack(rows: list[Batch]) -> Batch:
+def stack(rows: Sequence[Batch]) -> Batch:
     """Stacks equal nested dictionaries of arrays along a new leading axis."""
     first = rows[0]
     return {
         key: stack([row[key] for row in rows]) if isinstance(value, dict) else np.stack([row[key] for row in rows])
         for key, value in first.items()
     }
+
+
+def _stop(running: list[Any]) -> None:
+    while running:
+        running.pop().close()
+
+
+def _owned(batch: Batch) -> Batch:
+    """Copies what a loader process wrote into shared memory, so that a batch may be kept as long as anyone likes."""
+    return {key: _owned(value) if isinstance(value, dict) else np.array(value) for key, value in batch.items()}
 
 
 @dataclass(frozen=True)

@@ -350,11 +350,11 @@ def _stack(draw: _Draw, things: list[Thing], bearer: int) -> None:
 
 def _lamp(draw: _Draw, shell: Shell) -> Light:
     x, y = (draw.between(low * 0.7, high * 0.7) for low, high in zip(shell.low[:2], shell.high[:2], strict=True))
-    return Light((x, y, shell.high[2] - 0.1), draw.between(0.6, 0.8), draw.between(0.4, 0.5), draw.spread(5, 15))
+    return Light((x, y, shell.high[2] - 0.1), draw.between(0.6, 0.8), draw.between(0.45, 0.55), draw.spread(5, 15))
 
 
 def _sun(draw: _Draw, camera: Camera) -> Light:
     azimuth, elevation = draw.between(0, 2 * math.pi), math.radians(draw.between(25, 70))
     level = 80 * math.cos(elevation)
     x, y = camera.position[0] + level * math.cos(azimuth), camera.position[1] + level * math.sin(azimuth)
-    return Light((x, y, 80 * math.sin(elevation)), draw.between(0.6, 0.85), draw.between(0.3, 0.45), 1e4)
+    return Light((x, y, 80 * math.sin(elevation)), draw.between(0.6, 0.8), draw.between(0.4, 0.52), 1e4)

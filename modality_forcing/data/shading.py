@@ -46,9 +46,7 @@ def render(scene: Scene, resolution: int) -> tuple[np.ndarray, np.ndarray, np.nd
     )
 
 
-def shade(
-    scene: Scene, solids: Solids, rays: np.ndarray, depth: np.ndarray, surface: np.ndarray, focal: float
-) -> np.ndarray:
+def shade(scene: Scene, solids: Solids, rays: np.ndarray, depth: np.ndarray, surface: np.ndarray, focal: float) -> np.ndarray:
     """Colours u8 [n 3] of the surfaces [n] that the rays f32 [3 n] from the camera meet at the depths f32 [n]."""
     table = _table(scene)
     look = table.take(surface, axis=1)
@@ -181,9 +179,7 @@ def _flat_gradient(local: np.ndarray, form: np.ndarray) -> np.ndarray:
     return np.stack((on_x * np.sign(x), on_y * np.sign(y), on_x * kx + on_y * ky + on_z * np.sign(z)))
 
 
-def _brightness(
-    scene: Scene, solids: Solids, points: np.ndarray, normal: np.ndarray, surface: np.ndarray
-) -> np.ndarray:
+def _brightness(scene: Scene, solids: Solids, points: np.ndarray, normal: np.ndarray, surface: np.ndarray) -> np.ndarray:
     light = scene.light
     to_light = np.array(light.position, np.float32)[:, None] - points
     squared = np.einsum("in,in->n", to_light, to_light)

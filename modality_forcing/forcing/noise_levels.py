@@ -73,9 +73,7 @@ class PlateauLogitNormal:
         grid = np.linspace(self.mu - self.sigma**2 - 1e-3, self.mu + self.sigma**2 + 1e-3, 20_001)
         sign = np.sign(residual(grid))
         roots = [float(x) for x in grid[sign == 0]]
-        for left, right in zip(
-            grid[:-1][sign[:-1] * sign[1:] < 0], grid[1:][sign[:-1] * sign[1:] < 0], strict=True
-        ):
+        for left, right in zip(grid[:-1][sign[:-1] * sign[1:] < 0], grid[1:][sign[:-1] * sign[1:] < 0], strict=True):
             for _ in range(80):
                 middle = (left + right) / 2
                 left, right = (middle, right) if residual(left) * residual(middle) > 0 else (left, middle)

@@ -74,9 +74,7 @@ def sample(
         if not guided:
             return model(noisy, t, text)
         twice = lambda a, z: jnp.concatenate([a, z])  # noqa: E731  one call on 2b examples, not two calls
-        both = model(
-            jax.tree.map(twice, noisy, noisy), jax.tree.map(twice, t, t), jax.tree.map(twice, text, null_text)
-        )
+        both = model(jax.tree.map(twice, noisy, noisy), jax.tree.map(twice, t, t), jax.tree.map(twice, text, null_text))
         scale = {name: guidance.get(name, 1.0) for name in names}
         return {name: y[b:] + scale[name] * (y[:b] - y[b:]) for name, y in both.items()}
 

@@ -1,20 +1,20 @@
-"""Trajectories: an array of noise levels per modality, from the first step to t = 0. The order of generation is data, not a mode."""
+"""Trajectories: noise levels per modality from the first step to t = 0. The order of generation is data, not a mode."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 from modality_forcing.forcing.noise_levels import shift
 
 
-def tilt(t: Float[Array, "*s"], alpha: float) -> Float[Array, "*s"]:
+def tilt(t: Any, alpha: float) -> Any:
     """f_alpha(t) = alpha t / (1 + (alpha - 1) t): the same group as `shift`, with mu = ln alpha (paper, section on inference)."""
-    return alpha * t / (1.0 + (alpha - 1.0) * t)
+    return t / (t + (1.0 - t) / alpha)  # in this form rounding can neither move the ends nor exceed 1
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Trajectory:
         if len(lengths) != 1 or lengths.pop() < 2:
             raise ValueError("every modality needs the same number of levels, at least 2")
         for name, t in self.levels.items():
-            if np.any(np.diff(t) > 1e-6) or t.min() < 0 or t.max() > 1 or t[-1] != 0:
+            if not (np.all(np.diff(t) <= 1e-6) and t.min() >= 0 and t.max() <= 1 and t[-1] == 0):  # NaN fails all
                 raise ValueError(f"levels of {name!r} must fall from at most 1 to 0")
 
     @property
@@ -55,16 +55,15 @@ def arc_grid(steps: int, alpha: float, mu: float = 0.0, span: float = 5.0) -> tu
     Args:
       span: logits beyond +-span count as fully noisy or clean, so that the end points are at a finite distance.
     """
-    x = np.linspace(span + abs(np.log(alpha)), -span - abs(np.log(alpha)), 4001)  # logit of the lead
-    pair = np.stack([np.clip(x + mu, -span, span), np.clip(x + mu + np.log(alpha), -span, span)])
+    tilts = np.array([[mu], [mu + np.log(alpha)]])
+    reach = span + np.abs(tilts).max()  # from where both are noise to where both are clean
+    x = np.linspace(reach, -reach, 4001)  # logit of the lead before its shift
+    pair = np.clip(x + tilts, -span, span)
     length = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(pair, axis=1), axis=0))])
-    at = np.interp(np.linspace(0.0, length[-1], steps + 1), length, x)
-    lead, other = (1 / (1 + np.exp(-np.clip(at + m, -span, span))) for m in (mu, mu + np.log(alpha)))
-    low, high = 1 / (1 + np.exp(span)), 1 / (1 + np.exp(-span))
-    rescale = lambda t: ((t - low) / (high - low)).astype(np.float32)  # noqa: E731  so that the ends are exactly 1 and 0
-    lead, other = rescale(lead), rescale(other)
-    lead[-1] = other[-1] = 0.0
-    return lead, other
+    logits = np.interp(np.linspace(0.0, length[-1], steps + 1), length, x) + tilts
+    t = np.where(logits >= span, 1.0, np.where(logits <= -span, 0.0, 1 / (1 + np.exp(-logits)))).astype(np.float32)
+    t[:, 0], t[:, -1] = 1.0, 0.0
+    return t[0], t[1]
 
 
 def joint(lead: str, others: tuple[str, ...], steps: int, alpha: float = 1.0, mu: float = 0.0, spacing: str = "uniform"):

@@ -7,6 +7,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtyping import Array, Bool, Float
 
@@ -16,7 +17,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.forcing.flow import Prediction
 from modality_forcing.forcing.noise_levels import LogitNormal, NoiseLevels, PlateauLogitNormal
 
-Batch = Mapping[str, Array]
+Batch = Mapping[str, Any]  # what data/pipeline.py yields: arrays with a leading b, text a mapping of them
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Modality(ABC):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        return (self.resolution // self.patch,) * 2
+        side = self.resolution // self.patch
+        return side, side
 
     @property
     def shape(self) -> tuple[int, int]:

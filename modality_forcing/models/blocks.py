@@ -11,6 +11,7 @@ from modality_forcing.config import ModelConfig
 from modality_forcing.models.attention import attention
 from modality_forcing.models.primitives import fan_in, rms_norm
 
+
 class Block(nnx.Module):
     """One transformer block: x + gate * norm(attention(y) + mlp(y)), y = norm(x) * (1 + scale) + shift.
 

@@ -1,4 +1,4 @@
-"""The diffusion transformer: [text | modality | modality ...] in one flat sequence, every token at its own modality's noise level."""
+"""The diffusion transformer: [text | modality | ...] in one flat sequence, every token at its own modality's noise level."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Head(nnx.Module):
 
 
 def modulation(c: ModelConfig, rngs: nnx.Rngs) -> Linear:
-    """A map from a noise level's vector to (shift, scale, gate) of a stack of blocks, zero-initialised: blocks start as identities."""
+    """Returns a map from a level's vector to a stack's (shift, scale, gate); zero at first: blocks start as identities."""
     return Linear(c.width, 3 * c.width, rngs=rngs, init=zeros)
 
 
@@ -94,7 +94,7 @@ class DiT(nnx.Module):
         m = jnp.concatenate(
             [jnp.broadcast_to(p, (b, k, p.shape[-1])) for p, k in zip(per_token, lengths, strict=True)], axis=1
         )  # [b n 3d]
-        positions = [text_positions(lengths[0]), *(image_positions(*p) for n, *p in self.places if n in noisy)]
+        positions = [text_positions(lengths[0]), *(image_positions(i, grid) for n, i, grid in self.places if n in noisy)]
         angles = [rotary_angles(p, self.c.head_dim, self.c.rope_theta) for p in positions]  # [n k/2] each
         x = self.trunk(x, m, jnp.asarray(np.concatenate(angles)))
 

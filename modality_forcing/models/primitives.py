@@ -14,7 +14,7 @@ zeros = nnx.initializers.zeros_init()
 
 
 def rms_norm(x: Float[Array, "*s d"], scale: Array | None = None, eps: float = 1e-6) -> Float[Array, "*s d"]:
-    """x / rms(x) over the last axis in float32, times a learned scale if there is one; the result in x's dtype."""
+    """X / rms(x) over the last axis in float32, times a learned scale if there is one; the result in x's dtype."""
     wide = x.astype(jnp.float32)
     wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
     return (wide if scale is None else wide * scale).astype(x.dtype)

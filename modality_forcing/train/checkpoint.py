@@ -119,9 +119,7 @@ def load(path: Path) -> tuple[Config, Params]:
             tree = reader.metadata(folder / WEIGHTS)
             shapes = getattr(tree, "item_metadata", tree)
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            abstract = jax.tree.map(
-                lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), _plain(shapes)
-            )
+            abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), _plain(shapes))
             params = reader.restore(folder / WEIGHTS, abstract)
     except (ValueError, KeyError, OSError, TypeError) as error:
         raise _unreadable(folder, error) from error

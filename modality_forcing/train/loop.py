@@ -13,25 +13,27 @@ import numpy as np
 
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.pipeline import train_batches
+from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
-from modality_forcing.files import write_text
 from modality_forcing.modalities import base
 from modality_forcing.train import checkpoint, setup
 from modality_forcing.train.metrics import MetricWriter, Progress
 from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
 from modality_forcing.train.step import make_step
+from modality_forcing.writing import write_file
 
 # Config keys that change how a run is watched or fed but not what it computes: a run may go on with others.
 FREE = ("train.log_every", "train.save_every", "train.keep", "data.workers")
 
 
-def train(config: Config, workdir: Path, stop_after: int | None = None) -> TrainState:
+def train(config: Config, workdir: Path, *, records: RecordSource | None = None, stop_after: int | None = None) -> TrainState:
     """Trains a config in a workdir, or goes on with what is there, and returns the final state.
 
     Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard `events/`. A second call with the same config
     continues from the last checkpoint, bit for bit the run that was never interrupted.
 
     Args:
+      records: what to read instead of the config's own source, such as the same one kept in memory.
       stop_after: leave after this many steps in all, without a checkpoint: what a kill would do (for tests).
 
     Raises:
@@ -48,7 +50,7 @@ def train(config: Config, workdir: Path, stop_after: int | None = None) -> Train
     # ---- State: own checkpoint > train.init > fresh
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.train.keep)
     batches = train_batches(
-        setup.source(config),
+        setup.source(config) if records is None else records,
         encoder,
         batch=config.train.batch,
         seed=config.seed,
@@ -146,7 +148,7 @@ def claim(workdir: Path, config: Config) -> None:
         return
     if (workdir / "checkpoints").exists():
         raise UserError("holds checkpoints without a config.json", where=workdir, mend="choose another --workdir")
-    write_text(path, json.dumps(mine, indent=1))
+    write_file(path, json.dumps(mine, indent=1))
 
 
 def _teacher(config: Config) -> tuple[Any, Any]:
@@ -173,5 +175,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
     return flat
-
-

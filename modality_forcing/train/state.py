@@ -47,6 +47,4 @@ def init_params(config: Config, modalities: Mapping[str, Modality]) -> Params:
 def init_state(config: Config, params: Params) -> TrainState:
     """Returns the state of step 0 around some weights; the EMA starts as a copy of them."""
     optimise = optimiser(config.train)
-    return jax.jit(
-        lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimise.init(p), jax.tree.map(jnp.copy, p))
-    )(params)
+    return jax.jit(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimise.init(p), jax.tree.map(jnp.copy, p)))(params)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from modality_forcing.config import Config
@@ -28,7 +29,7 @@ def compute_loss(
     batch: Batch,
     step: Int[Array, ""],
     config: Config,
-    null_text: Mapping[str, Array],
+    null_text: Mapping[str, ArrayLike],
     teacher: DiT | None = None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """Returns the loss of one batch and what to log of it.
@@ -52,7 +53,14 @@ def compute_loss(
     total, metrics = jnp.zeros(()), {}
     for name, m in modalities.items():
         loss = losses.velocity_loss(
-            prediction[name], x0[name], eps[name], t[name], observed[name], given[name], m.prediction, config.train.t_min
+            prediction[name],
+            x0[name],
+            eps[name],
+            t[name],
+            observed[name],
+            given[name],
+            m.prediction,
+            config.train.t_min,
         )  # [b]
         total += m.weight * jnp.mean(loss)
         # Logged per example that has something to learn, so that the task mix does not scale the curve.
@@ -66,12 +74,10 @@ def compute_loss(
     return total, metrics | {"loss": total}
 
 
-def drop_text(keys: Any, text: Mapping[str, Array], null: Mapping[str, Array], probability: float) -> dict[str, Array]:
+def drop_text(keys: Any, text: Mapping[str, Array], null: Mapping[str, ArrayLike], probability: float) -> dict[str, Array]:
     """Replaces some examples' text by the encoder's own embedding of "", for classifier-free guidance."""
     dropped = jax.vmap(jax.random.uniform)(keys) < probability  # [b]
-    return {
-        k: jnp.where(dropped.reshape(-1, *[1] * (v.ndim - 1)), jnp.asarray(null[k], v.dtype), v) for k, v in text.items()
-    }
+    return {k: jnp.where(dropped.reshape(-1, *[1] * (v.ndim - 1)), jnp.asarray(null[k], v.dtype), v) for k, v in text.items()}
 
 
 def _distill(teacher, modalities, lead, x_t, t, text, prediction, given, config) -> Float[Array, ""]:
@@ -95,7 +101,7 @@ def make_step(
     config: Config,
     modalities: Mapping[str, Modality],
     graph: nnx.GraphDef,
-    null_text: Mapping[str, Array],
+    null_text: Mapping[str, ArrayLike],
     teacher: tuple[nnx.GraphDef, Params] | None = None,
 ) -> Step:
     """Returns the jitted step (state, batch) -> (state, metrics); the state given to it is consumed."""
@@ -104,13 +110,11 @@ def make_step(
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
             frozen = None if teacher is None else nnx.merge(*teacher)
-            return compute_loss(
-                nnx.merge(graph, params), modalities, batch, state.step, config, null_text, frozen
-            )
+            return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, config, null_text, frozen)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimise.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = cast(Params, optax.apply_updates(state.params, updates))
         # The EMA follows the updated weights; it is short at first, so that it forgets the initial ones.
         decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)

@@ -120,7 +120,7 @@ def centre_columns(picture: np.ndarray) -> slice:
 
 
 def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path):
-    """Millimetres of three sensors, four different raster sizes, one batch; and the same batch again after a restart."""
+    """Millimetres of three sensors in rasters of three sizes, one batch; and the same batch again after a restart."""
     names = ["frame", "kinect", "phone"]
     source = Folder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
     source.validate()

@@ -194,9 +194,7 @@ def test_scale_l1_of_a_zero_prediction_is_zero():
 def test_least_squares_against_numpy(seed):
     pred, truth, weight = scene(seed)
     root = np.sqrt(weight.astype(np.float64))
-    (scale, shift), rest, *_ = np.linalg.lstsq(
-        np.stack([pred, np.ones(N)], 1) * root[:, None], truth * root, rcond=None
-    )
+    (scale, shift), rest, *_ = np.linalg.lstsq(np.stack([pred, np.ones(N)], 1) * root[:, None], truth * root, rcond=None)
     fit = one(l2, pred, truth, weight)
     assert (fit.scale, fit.shift) == (pytest.approx(scale, rel=1e-4), pytest.approx(shift, rel=1e-3, abs=1e-4))
     assert fit.loss == pytest.approx(rest[0], rel=1e-5)

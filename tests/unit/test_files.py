@@ -109,9 +109,7 @@ def test_truncated_pictures(tmp_path: Path, kind: str):
 
 
 @settings(deadline=None, max_examples=150)
-@given(
-    st.integers(0, 10_000), st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6), st.booleans()
-)
+@given(st.integers(0, 10_000), st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6), st.booleans())
 def test_damage_never_escapes_as_a_traceback(tmp_path_factory, length, flips, sixteen):
     """Any truncation and any flipped bytes give a picture or one line."""
     array = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)

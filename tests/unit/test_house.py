@@ -38,17 +38,11 @@ MAY_NAME_ELSEWHERE = {".ci/run"}  # looks for real samples beside the clone
 
 def tracked() -> list[Path]:
     """The files of the repository: in git, or new and not ignored; without git, all but what tools leave."""
-    done = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True
-    )
+    done = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, text=True)
     if done.returncode == 0:
         files = [ROOT / name for name in done.stdout.split("\0") if name]
     else:
-        files = [
-            path
-            for path in ROOT.rglob("*")
-            if not re.search(r"/(\.venv|\.git|__pycache__|[^/]*_cache|runs)/", str(path))
-        ]
+        files = [path for path in ROOT.rglob("*") if not re.search(r"/(\.venv|\.git|__pycache__|[^/]*_cache|runs)/", str(path))]
     return [path for path in files if path.is_file()]
 
 
@@ -109,11 +103,7 @@ def test_nothing_points_to_one_machine():
             lines = path.read_text().splitlines()
         except UnicodeDecodeError:
             continue  # a picture
-        found += [
-            f"{relative(path)}:{number}: {line.strip()}"
-            for number, line in enumerate(lines, 1)
-            if ELSEWHERE.search(line)
-        ]
+        found += [f"{relative(path)}:{number}: {line.strip()}" for number, line in enumerate(lines, 1) if ELSEWHERE.search(line)]
     assert found == []
 
 

@@ -18,13 +18,8 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "grain", "torch", "transfor
 # The edge: where a heavy library belongs, with the reason. Everything else is core.
 EDGE = {
     "data.pipeline": "is the Grain pipeline",
-    "train.checkpoint": "saves the iterator of the pipeline with the state",
-    "train.metrics": "writes events",
-    "train.loop": "is where step, pipeline, metrics and checkpoints meet",
-    "generate": "reads checkpoints and pictures",
-    "export": "reads checkpoints",
-    "demo": "runs everything",
-    "cli": "starts everything",
+    "train.loop": "feeds the step from the pipeline",
+    "demo": "runs the loop",
 }
 
 PROBE = """
@@ -83,6 +78,14 @@ def test_the_core_loads_nothing_heavy(module: str, loaded_by_core: dict[str, lis
 @pytest.mark.parametrize("module", DATA)
 def test_data_loads_without_jax(module: str, loaded_by_data: dict[str, list[str]]):
     assert loaded_by_data[module] == []
+
+
+def test_help_is_answered_without_jax():
+    assert probe(["cli"], ("jax", *HEAVY)) == {"cli": []}
+
+
+def test_every_exception_is_a_module():
+    assert set(EDGE) <= set(discover())
 
 
 def test_the_probe_sees_what_it_looks_for():

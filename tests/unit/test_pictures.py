@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 
 import hypothesis.strategies as st
 import numpy as np
@@ -24,7 +23,6 @@ from modality_forcing.pictures import (
     png_bytes,
     save_depth,
     upscale,
-    write_file,
 )
 
 maps = hnp.arrays(np.float32, (4, 5), elements=st.floats(2.0**-10, 2.0**20, width=32))
@@ -87,9 +85,7 @@ def test_outliers_do_not_take_the_range_and_shared_limits_make_maps_comparable()
     np.testing.assert_array_equal(half, disparity_colours(depth)[:, :25])
 
 
-@pytest.mark.parametrize(
-    "depth, valid", [(np.full((2, 2), 3.0, "f4"), None), (np.ones((2, 2)), np.zeros((2, 2), bool))]
-)
+@pytest.mark.parametrize("depth, valid", [(np.full((2, 2), 3.0, "f4"), None), (np.ones((2, 2)), np.zeros((2, 2), bool))])
 def test_one_depth_and_no_depth_have_a_colour(depth, valid):
     colours = disparity_colours(depth, valid)
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 1
@@ -176,31 +172,6 @@ def test_a_map_with_nothing_known_is_written_all_the_same(tmp_path):
     assert not known.any()
     assert not loaded.any()
     assert scale == 1
-
-
-def test_write_file_replaces_whole_and_readable(tmp_path):
-    path = tmp_path / "a"
-    write_file(path, b"old")
-    write_file(path, b"new")
-    assert path.read_bytes() == b"new"
-    assert os.listdir(tmp_path) == ["a"]
-    (tmp_path / "plain").touch()
-    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
-
-
-def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path, monkeypatch):
-    path = tmp_path / "a"
-    write_file(path, b"old")
-
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="No space left on device") as caught:
-        write_file(path, b"new")
-    assert "\n" not in str(caught.value)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a"]
 
 
 def test_a_folder_that_is_a_file_is_one_line(tmp_path):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,23 @@ def test_any_number_of_workers_gives_the_same_batches_and_state():
     assert_equal(take(alone, 2), expected[5:])
     parallel.set_state({"batches": 3})
     assert_equal(take(parallel, 2), expected[3:5])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_leaves_quietly_when_nobody_closes(workers: int, tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from modality_forcing.data.pipeline import train_batches\n"
+        "from modality_forcing.data.scenes import Scenes\n"
+        "from modality_forcing.encoders.words import Words\n"
+        "if __name__ == '__main__':\n"
+        f"    loader = train_batches(Scenes(), Words(), batch=4, seed=0, resolution=64, workers={workers})\n"
+        "    kept = next(loader)\n"
+        "    raise SystemExit(7)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
 def test_goes_on_after_close():

@@ -21,9 +21,7 @@ def record(depth: np.ndarray, valid: np.ndarray | None = None, intrinsics: np.nd
 
 def random_map(height: int, width: int, part: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    return rng.permutation(height * width).reshape(height, width).astype(np.float32) + 1, rng.random(
-        (height, width)
-    ) < part
+    return rng.permutation(height * width).reshape(height, width).astype(np.float32) + 1, rng.random((height, width)) < part
 
 
 def test_right_size_is_left_alone():
@@ -103,9 +101,7 @@ def test_enlarging_repeats_the_nearest():
     np.testing.assert_array_equal(out.depth[out.valid], np.kron(depth, np.ones((2, 2)))[out.valid])
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "factor"), [(60, 100, 0.5), (100, 60, 2.0), (121, 77, 1.5), (64, 48, 0.25)]
-)
+@pytest.mark.parametrize(("height", "width", "factor"), [(60, 100, 0.5), (100, 60, 2.0), (121, 77, 1.5), (64, 48, 0.25)])
 def test_picture_and_depth_of_other_size_see_the_same(height, width, factor):
     """A bright block and the near block lie at the same place after the crop, whatever the sizes of the two rasters."""
     low_height, low_width = round(height * factor), round(width * factor)
@@ -120,9 +116,7 @@ def test_picture_and_depth_of_other_size_see_the_same(height, width, factor):
     window = centre_square((height, width))
     there = window.seen_from((height, width), near.shape)
     small = place_image(image, window, resolution)[..., 0] > 127
-    depth, valid = place_depth(
-        np.where(near, 1, 9).astype(np.float32), np.ones(near.shape, np.bool_), there, resolution
-    )
+    depth, valid = place_depth(np.where(near, 1, 9).astype(np.float32), np.ones(near.shape, np.bool_), there, resolution)
     assert valid.all()
     for axis in (0, 1):
         bright, close = np.nonzero(small)[axis], np.nonzero(depth == 1)[axis]

@@ -162,9 +162,7 @@ def test_thin_returns_a_sound_record_and_leaves_the_old_one_alone():
 def test_weights_choose_the_pattern():
     one = record(1)
     assert not thin(one, np.random.default_rng(0), {"missing": 1.0}).valid.any()
-    shares = np.mean(
-        [thin(one, np.random.default_rng(i), {"missing": 3, "uniform": 1}).valid.any() for i in range(400)]
-    )
+    shares = np.mean([thin(one, np.random.default_rng(i), {"missing": 3, "uniform": 1}).valid.any() for i in range(400)])
     assert 0.18 < shares < 0.32
 
 

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modality_forcing.data.scenes import Scenes
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.encoders.words import Words, words
 from modality_forcing.errors import UserError
@@ -71,8 +72,15 @@ def test_null_has_no_token_and_every_structure_is_equal():
 
 
 def test_row_is_blake2b_so_checkpoints_keep_their_meaning():
-    expected = int.from_bytes(blake2b(b"red", digest_size=8).digest(), "little") % 2048
+    expected = int.from_bytes(blake2b(b"red", digest_size=8, person=b"caption").digest(), "little") % 2048
     assert encoded(Words(), "RED") == [expected]
+
+
+def test_words_of_the_embedded_world_have_rows_of_their_own():
+    source = Scenes(resolution=8)
+    known = {word for index in range(400) for word in words(source[index].caption)}
+    assert len(known) > 40
+    assert len({Words().row(word) for word in known}) == len(known)
 
 
 def test_rows_are_spread_evenly():

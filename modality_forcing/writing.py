@@ -1,0 +1,33 @@
+"""Files that are whole or not there: written beside their place, then renamed into it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from modality_forcing.errors import UserError
+
+
+def write_file(path: str | Path, content: bytes | str) -> None:
+    """Puts a whole file in place at once (text in UTF-8), making its folder; raises UserError, leaving nothing, if it cannot."""
+    path = Path(path)
+    if isinstance(content, str):
+        content = content.encode()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as opened:
+            try:
+                opened.write(content)
+                opened.flush()
+                os.fsync(opened.fileno())
+                umask = os.umask(0)
+                os.umask(umask)
+                os.chmod(opened.name, 0o666 & ~umask)  # a temporary file is private; this one is to be shown
+                os.replace(opened.name, path)
+            except BaseException:
+                os.unlink(opened.name)
+                raise
+    except OSError as error:
+        mend = "make room, or choose a folder you may write to"
+        raise UserError(f"cannot be written ({error.strerror or error})", where=path, mend=mend) from error

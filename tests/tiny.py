@@ -1,0 +1,91 @@
+"""The smallest run that is still whole: a config, a batch, and weights that are nowhere zero."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from modality_forcing.config import (
+    Config,
+    DataConfig,
+    EvalConfig,
+    ModalityConfig,
+    ModelConfig,
+    NoiseConfig,
+    SampleConfig,
+    TextConfig,
+    TrainConfig,
+)
+from modality_forcing.modalities import base
+from modality_forcing.train.state import abstract_network, init_params
+
+MODEL = ModelConfig(width=32, ffn=48, blocks=2, heads=4, kv_heads=2, head_dim=8)
+TEXT = TextConfig(tokens=3, vocabulary=16, channels=8)
+IMAGE = ModalityConfig(kind="image", patch=8)
+# Patches of another size than the image's: nothing may take two modalities' token counts for equal.
+DEPTH = ModalityConfig(kind="depth", patch=4, noise=NoiseConfig("plateau"), position_id=1, detokenizer=1, given=0.2)
+
+
+def t2i(**train: Any) -> Config:
+    """A text-to-image run of 16-px pictures: 4 image tokens and 3 of text."""
+    return Config(
+        name="t2i",
+        seed=3,
+        data=DataConfig(resolution=16, count=64, workers=0),
+        text=TEXT,
+        modalities={"image": IMAGE},
+        model=MODEL,
+        train=replace(TrainConfig(steps=6, batch=4, ema=0.9, log_every=1), **train),
+        sample=SampleConfig(steps=4),
+        eval=EvalConfig(examples=4, batch=2),
+    )
+
+
+def forcing(**train: Any) -> Config:
+    """The run after it: the same with 16 depth tokens, and either modality given in a fifth of the examples."""
+    config = t2i(**{"new": ("depth",), **train})
+    modalities = {"image": replace(IMAGE, given=0.2), "depth": DEPTH}
+    return replace(config, name="forcing", modalities=modalities)
+
+
+def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str, Any]:
+    """A batch of noise with about half of the depth known; example i has index first + i."""
+    draw = np.random.default_rng(seed)
+    r, l = config.data.resolution, config.text.tokens
+    return {
+        "image": draw.integers(0, 256, (b, r, r, 3), np.uint8),
+        "depth": draw.uniform(0.5, 9.0, (b, r, r)).astype(np.float32),
+        "valid": draw.random((b, r, r)) < 0.5,
+        "text": {
+            "tokens": draw.integers(0, config.text.vocabulary, (b, l), np.int32),
+            "mask": np.arange(l)[None] < draw.integers(1, l + 1, (b, 1)),
+        },
+        "index": np.arange(first, first + b, dtype=np.int32),
+    }
+
+
+def null_text(config: Config) -> dict[str, np.ndarray]:
+    """The encoding of the empty caption."""
+    return {"tokens": np.zeros(config.text.tokens, np.int32), "mask": np.zeros(config.text.tokens, bool)}
+
+
+def take(tree: Any, rows: Any) -> Any:
+    """The same rows of every array of a batch."""
+    return jax.tree.map(lambda x: x[rows], tree)
+
+
+def network(config: Config, seed: int = 0, scale: float = 0.3) -> tuple[Any, dict[str, Any]]:
+    """A network's graph, and its weights moved off their zeros: at the start it answers 0 to everything."""
+    modalities = base.build(config)
+    graph, _ = abstract_network(config, modalities)
+    return graph, shaken(init_params(config, modalities), seed, scale)
+
+
+def shaken(params: Mapping[str, Any], seed: int = 0, scale: float = 0.3) -> dict[str, Any]:
+    """Weights with Gaussian noise of this deviation added to each."""
+    draw = np.random.default_rng(seed)
+    return jax.tree.map(lambda w: np.asarray(w) + scale * draw.standard_normal(w.shape, np.float32), dict(params))
