@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -20,6 +21,10 @@ class NoiseConfig:
     kind: Literal["logit_normal", "plateau"] = "logit_normal"
     mu: float = 1.1
     sigma: float = 1.0
+
+    def __post_init__(self):
+        if not self.sigma > 0:
+            raise UserError(f"noise.sigma is {self.sigma:g}", mend="it must be above 0")
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class ModelConfig:
     unroll: int = 1  # blocks per iteration of the scan over blocks
 
     def __post_init__(self):
-        if self.heads % self.kv_heads:
+        if self.kv_heads < 1 or self.heads % self.kv_heads:
             raise UserError(f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}")
         if self.head_dim % 8:
             raise UserError(f"model.head_dim {self.head_dim} is not a multiple of 8 (four rotary axes, in pairs)")
@@ -143,16 +148,35 @@ class Config:
     eval: EvalConfig = EvalConfig()
 
     def __post_init__(self):
+        if not self.modalities:
+            raise UserError("modalities is empty", mend="name at least one")
+        _check_numbers(to_dict(self))
         given = {n: m.given for n, m in self.modalities.items()}
         if len(given) < 2 and any(given.values()):
             raise UserError(f"modalities.{next(iter(given))}.given needs a second modality to be predicted from it")
-        if not 0 <= sum(given.values()) <= 1:
-            raise UserError(f"the modalities' `given` probabilities sum to {sum(given.values()):g}, not to at most 1")
+        if min(given.values()) < 0 or sum(given.values()) > 1:
+            raise UserError(f"the modalities' `given` probabilities are {given}", mend="they must sum to at most 1")
+        if self.train.distill and len(given) < 2:
+            raise UserError("train.distill needs a second modality to hold the first against")
         if len({m.position_id for m in self.modalities.values()}) != len(given):
             raise UserError("two modalities share a position_id")
         for name, m in self.modalities.items():
             if self.data.resolution % m.patch:
                 raise UserError(f"data.resolution {self.data.resolution} is not a multiple of modalities.{name}.patch {m.patch}")
+
+
+# All other integers count something of which there must be one.
+_MAY_BE_ZERO = ("seed", "vocabulary", "workers", "position_id", "detokenizer")
+
+
+def _check_numbers(tree: Mapping[str, Any], path: str = "") -> None:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            _check_numbers(value, f"{path}{key}.")
+        elif type(value) is int and value < (least := int(key not in _MAY_BE_ZERO)):
+            raise UserError(f"{path}{key} is {value}", mend=f"it must be at least {least}")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{path}{key} is {value}", mend="it must be a finite number")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -21,9 +21,10 @@ from modality_forcing.config import (
     TrainConfig,
 )
 from modality_forcing.modalities import base
-from modality_forcing.train.state import abstract_network, init_params
+from modality_forcing.train.state import abstract_network
 
 MODEL = ModelConfig(width=32, ffn=48, blocks=2, heads=4, kv_heads=2, head_dim=8)
+MATRICES = ("w", "q", "k", "v", "gate", "up", "out", "down", "table")
 TEXT = TextConfig(tokens=3, vocabulary=16, channels=8)
 IMAGE = ModalityConfig(kind="image", patch=8)
 # Patches of another size than the image's: nothing may take two modalities' token counts for equal.
@@ -47,9 +48,11 @@ def t2i(**train: Any) -> Config:
 
 def forcing(**train: Any) -> Config:
     """The run after it: the same with 16 depth tokens, and either modality given in a fifth of the examples."""
-    config = t2i(**{"new": ("depth",), **train})
+    config = t2i()
     modalities = {"image": replace(IMAGE, given=0.2), "depth": DEPTH}
-    return replace(config, name="forcing", modalities=modalities)
+    return replace(
+        config, name="forcing", modalities=modalities, train=replace(config.train, **{"new": ("depth",), **train})
+    )
 
 
 def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str, Any]:
@@ -79,10 +82,17 @@ def take(tree: Any, rows: Any) -> Any:
 
 
 def network(config: Config, seed: int = 0, scale: float = 0.3) -> tuple[Any, dict[str, Any]]:
-    """A network's graph, and its weights moved off their zeros: at the start it answers 0 to everything."""
-    modalities = base.build(config)
-    graph, _ = abstract_network(config, modalities)
-    return graph, shaken(init_params(config, modalities), seed, scale)
+    """A network's graph, and weights of which none is zero: at the start it answers 0 to everything."""
+    graph, shapes = abstract_network(config, base.build(config))
+    draw = np.random.default_rng(seed)
+
+    def weight(path, leaf) -> np.ndarray:
+        noise = draw.standard_normal(leaf.shape, np.float32)
+        if path[-1].key in ("q_scale", "k_scale"):
+            return 1 + scale * noise
+        return noise / np.sqrt(leaf.shape[-2], dtype=np.float32) if path[-1].key in MATRICES else scale * noise
+
+    return graph, jax.tree_util.tree_map_with_path(weight, shapes)
 
 
 def shaken(params: Mapping[str, Any], seed: int = 0, scale: float = 0.3) -> dict[str, Any]:

@@ -83,13 +83,13 @@ def scene(seed: int, split: str, index: int) -> Scene:
     shell = _room(draw, camera_height) if indoors else _grounds(draw)
     camera = _camera(draw, shell, camera_height)
     things = _walls(draw, camera, shell)
-    _furnish(draw, camera, shell, things, 2 + int(draw.between(0, 6.99)))
+    _furnish(draw, camera, shell, things, 2 + int(draw.between(0, 5.99)))
     light = _lamp(draw, shell) if indoors else _sun(draw, camera)
     if indoors:
         return Scene(camera, tuple(things), shell, light, "room", wording=draw.between(0, 1))
     zenith = colorsys.hsv_to_rgb(draw.between(0.55, 0.62), draw.between(0.15, 0.5), draw.between(0.75, 0.95))
     horizon = colorsys.hsv_to_rgb(draw.between(0.5, 0.62), draw.between(0.03, 0.12), draw.between(0.85, 0.97))
-    sky, haze = (zenith, horizon), draw.spread(25, 150)
+    sky, haze = (zenith, horizon), draw.spread(10, 50)
     return Scene(camera, tuple(things), shell, light, "outdoors", sky, haze, draw.between(0, 1))
 
 
@@ -178,8 +178,8 @@ def _paint(draw: _Draw, rgb: Triple, half: Triple, pattern: str, per_metre: floa
 
 
 def _camera(draw: _Draw, shell: Shell, height: float) -> Camera:
-    fov = draw.between(45, 85)
-    pitch, roll = math.radians(draw.between(-36, 17)), math.radians(draw.between(-20, 20))
+    fov = draw.between(50, 80)
+    pitch, roll = math.radians(draw.between(-32, 10)), math.radians(draw.between(-8, 8))
     if shell.fence is None:
         x, y = (draw.between(low + 0.4, high - 0.4) for low, high in zip(shell.low[:2], shell.high[:2], strict=True))
     else:
@@ -221,9 +221,9 @@ def _yaw_axes(yaw: float) -> tuple[Triple, Triple, Triple]:
 
 
 def _walls(draw: _Draw, camera: Camera, shell: Shell) -> list[Thing]:
-    """Up to three free-standing partitions or pillars, part of the setting, to break up the view."""
+    """At most one free-standing partition or pillar, part of the setting, to break up the view."""
     things: list[Thing] = []
-    for _ in range(int(draw.between(0, 3.4))):
+    for _ in range(int(draw.between(0, 1.5))):
         z, across = draw.spread(1.6, 12), draw.between(-1.2, 1.2)
         x, y = _ahead(camera, z, across * math.tan(math.radians(camera.fov) / 2) * z)
         wide, high = draw.spread(0.25, 2.4), draw.spread(0.7, 4.5) / 2

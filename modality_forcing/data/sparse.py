@@ -19,8 +19,8 @@ _TINY = 1e-6
 
 
 def uniform(record: Record, rng: np.random.Generator) -> np.ndarray:
-    """Pixels at random, 1% to 10% of the picture, bool [h w]."""
-    wanted = round(rng.uniform(0.01, 0.10) * record.valid.size)
+    """Pixels at random, 2% to 20% of the picture, bool [h w]."""
+    wanted = round(rng.uniform(0.02, 0.20) * record.valid.size)
     return _best(rng.random(record.valid.shape), record.valid, wanted)
 
 
@@ -109,7 +109,7 @@ PATTERNS: dict[str, Pattern] = {
 }
 """Each takes a record and a generator to bool [h w], a subset of record.valid, at most `MOST` of all pixels."""
 
-DEFAULT_MIXTURE: Mapping[str, float] = {"uniform": 0.35, "lidar": 0.2, "sfm": 0.2, "sensor": 0.2, "missing": 0.05}
+DEFAULT_MIXTURE: Mapping[str, float] = {"uniform": 0.6, "lidar": 0.1, "sfm": 0.1, "sensor": 0.15, "missing": 0.05}
 """On the procedural scenes this keeps less than a tenth of the pixels on average."""
 
 

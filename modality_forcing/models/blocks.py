@@ -69,7 +69,7 @@ class Stack(nnx.Module):
 
     def __init__(self, c: ModelConfig, blocks: int, *, rngs: nnx.Rngs):
         self.c, self.depth = c, blocks
-        self.layers = nnx.vmap(lambda r: Block(c, rngs=r), in_axes=0)(rngs.fork(split=blocks))
+        self.layers = nnx.vmap(lambda key: Block(c, rngs=nnx.Rngs(key)))(jax.random.split(rngs.params(), blocks))
 
     def __call__(
         self, x: Float[Array, "b n d"], modulation: Float[Array, "b n e"], angles: Float[Array, "n a"]

@@ -14,7 +14,7 @@ def new_modules(params: Mapping[str, Any], modality: str) -> tuple[str, ...]:
     They are its tokenizer, level embedder, head (with its detokenizer) and the mixers that it speaks or listens through.
     """
     own = tuple(f"{module}/{modality}/" for module in ("tokenizer", "level", "head"))
-    mixers = (f"{m}/{pair}" for m in ("mixer", "mixing") for pair in params.get(m, {}) if modality in pair.split("_from_"))
+    mixers = (f"{m}/{pair}/" for m in ("mixer", "mixing") for pair in params.get(m, {}) if modality in pair.split("_from_"))
     return own + tuple(mixers)
 
 

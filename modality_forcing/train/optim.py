@@ -15,7 +15,8 @@ def schedule(c: TrainConfig) -> optax.Schedule:
     """
     warmup = max(int(c.warmup * c.steps), 1)
     if c.schedule == "cosine":
-        return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, c.steps, 0.1 * c.learning_rate)
+        end = max(c.steps, warmup + 1)  # a run of one step has nowhere to fall
+        return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, end, 0.1 * c.learning_rate)
     cooldown = max(int(c.decay * c.steps), 1)
 
     def wsd(step):

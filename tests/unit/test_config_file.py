@@ -1,0 +1,175 @@
+"""Config files: arguments, overrides, and every named config pinned as golden text."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from modality_forcing.config import to_dict
+from modality_forcing.config_file import choose, load, parse_arg
+from modality_forcing.errors import UserError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+GOLDEN = Path(__file__).parents[1] / "golden"
+DEMO = f"{CONFIGS / 'demo.py'}:phase=t2i"
+
+# Every config file with the values of its arguments that change what it says.
+ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
+    "demo": {"phase": ("t2i", "forcing"), "resolution": ("32", "64")},
+    "folder": {"phase": ("t2i", "forcing")},
+}
+EXISTING = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
+
+
+def cases() -> list[str]:
+    named = []
+    for stem in EXISTING:
+        options = ARGUMENTS.get(stem, {})
+        for values in itertools.product(*options.values()):
+            named.append(f"{stem}:{','.join(f'{k}={v}' for k, v in zip(options, values, strict=True))}".rstrip(":"))
+    return named
+
+
+@pytest.mark.parametrize("case", cases())
+def test_each_config_is_what_was_agreed(case):
+    """A changed default shows in review. After one that was meant: UPDATE_GOLDEN=1 pytest tests/unit/test_config_file.py."""
+    stem, _, argument = case.partition(":")
+    told = json.dumps(to_dict(load(f"{CONFIGS / stem}.py:{argument}")), indent=1) + "\n"
+    golden = GOLDEN / (case.replace(":", "-").replace("=", "_").replace(",", "-") + ".json")
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.parent.mkdir(exist_ok=True)
+        golden.write_text(told)
+    assert golden.is_file(), f"no golden text for {case}: run once with UPDATE_GOLDEN=1"
+    assert json.loads(told) == json.loads(golden.read_text())
+    assert list(json.loads(told)["modalities"]) == list(json.loads(golden.read_text())["modalities"])
+
+
+@pytest.mark.parametrize("stem", EXISTING)
+def test_each_config_says_how_to_run_it(stem):
+    assert "mforce " in (CONFIGS / f"{stem}.py").read_text().split('"""')[1]
+
+
+def test_no_golden_text_is_left_over():
+    names = {case.replace(":", "-").replace("=", "_").replace(",", "-") for case in cases()}
+    assert {path.stem for path in GOLDEN.glob("*.json")} <= names
+
+
+def test_overrides_reach_every_depth():
+    config = load(
+        DEMO,
+        {
+            "name": "2026",
+            "train.steps": "50",
+            "train.learning_rate": "1",
+            "train.distill": "False",
+            "train.new": "('depth',)",
+            "train.init": "runs/t2i",
+            "modalities.image.noise.mu": "0.5",
+            "model.dtype": "bfloat16",
+            "sample.guidance": "{'image': 4}",
+            "data.sparse": "{'uniform': 1.0}",
+        },
+    )
+    assert (config.name, config.train.steps, config.train.learning_rate) == ("2026", 50, 1.0)
+    assert config.train.new == ("depth",) and config.train.init == "runs/t2i" and config.train.distill is False
+    assert config.modalities["image"].noise.mu == 0.5 and config.model.dtype == "bfloat16"
+    assert config.sample.guidance == {"image": 4.0} and config.data.sparse == {"uniform": 1.0}
+
+
+def test_an_override_of_one_guidance_leaves_the_rest():
+    assert load(DEMO, {"sample.guidance.image": "3"}).sample.guidance == {"image": 3.0}
+
+
+def test_without_overrides_nothing_changes():
+    assert load(DEMO) == load(DEMO, {})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("train.stpes", "5", r"unknown config key 'train\.stpes'; did you mean train\.steps\?"),
+        ("trian.steps", "5", r"unknown config key 'trian\.steps'; did you mean train\?"),
+        ("train.steps.more", "5", r"unknown config key 'train\.steps\.more'; .*nothing below this"),
+        ("nonsense", "5", r"unknown config key 'nonsense'; known here: .*train"),
+        ("modalities.normals.patch", "8", r"unknown config key 'modalities\.normals\.patch'"),
+        ("train.steps", "many", r"train\.steps is 'many'; it must be of type int"),
+        ("train.steps", "1.5", r"train\.steps is 1\.5"),
+        ("train.steps", "", r"train\.steps is ''"),
+        ("train.schedule", "linear", r"choose one of cosine, wsd"),
+        ("train.distill", "yes", r"train\.distill is 'yes'"),
+        ("train", "5", r"train is 5"),
+        ("train.log_every", "0", r"train\.log_every is 0"),
+        ("data.resolution", "36", r"not a multiple"),
+        ("train.init", "__import__('os')", None),
+    ],
+)
+def test_a_wrong_override_is_one_line(key, value, told):
+    if told is None:  # a string is a string, never code
+        assert load(DEMO, {key: value}).train.init == value
+        return
+    with pytest.raises(UserError, match=told):
+        load(DEMO, {key: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("def get_config(arg):\n  return (", "SyntaxError"),
+        ("import no_such_module", "no_such_module"),
+        ("undefined", "NameError"),
+        ("x = 1", r"no get_config"),
+        ("get_config = 5", r"no get_config"),
+        ("raise ValueError('boom')", "boom"),
+        ("def get_config(arg):\n  return 5", "get_config"),
+    ],
+)
+def test_a_broken_file_is_one_line(tmp_path, text, told):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"broken\.py.*{told}"):
+        load(str(path))
+
+
+def test_a_missing_file_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"none\.py: no such config file"):
+        load(str(tmp_path / "none.py"))
+    with pytest.raises(UserError, match="no such config file"):
+        load(str(tmp_path))
+
+
+def test_a_wrong_argument_is_one_line():
+    path = str(CONFIGS / "demo.py")
+    with pytest.raises(UserError, match=r"phase='t3i' is unknown; choose one of t2i, forcing"):
+        load(f"{path}:phase=t3i")
+    with pytest.raises(UserError, match=r"'pase=t2i' is not understood; it takes phase=forcing"):
+        load(f"{path}:pase=t2i")
+
+
+def test_arguments_take_the_types_of_their_defaults():
+    told = parse_arg("size=3b3,resolution=64,rate=1,on=false", size="demo", resolution=32, rate=0.5, on=True, rest=None)
+    assert told == {"size": "3b3", "resolution": 64, "rate": 1.0, "on": False, "rest": None}
+    assert type(told["rate"]) is float
+    assert parse_arg("", size="demo") == {"size": "demo"}
+    assert parse_arg("size=64", size="demo") == {"size": "64"}
+
+
+@pytest.mark.parametrize("argument", ["resolution=big", "resolution=1.5", "on=1", "resolution=true"])
+def test_an_argument_of_the_wrong_type_is_refused(argument):
+    with pytest.raises(UserError, match=f"'{argument}' is not of type"):
+        parse_arg(argument, resolution=32, on=True)
+
+
+@pytest.mark.parametrize("argument", ["resolution", "other=1", "=1"])
+def test_an_argument_that_is_none_is_refused(argument):
+    with pytest.raises(UserError, match=r"not understood; it takes resolution=32"):
+        parse_arg(argument, resolution=32)
+
+
+def test_choose_lets_only_the_known_through():
+    assert choose("phase", "a", ("a", "b")) == "a"
+    with pytest.raises(UserError, match="choose one of a, b"):
+        choose("phase", "c", ("a", "b"))
