@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from modality_forcing.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 0, 2 for a mistake the user can mend, 130 for Ctrl-C."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    plain, overrides = _split_overrides(arguments)
     parser = _parser()
+    plain, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments, parser)
     options = parser.parse_args(plain)
     if overrides and options.command != "train":
         parser.error(f"--config.{next(iter(overrides))} is an option of train")
@@ -22,14 +23,24 @@ def main(arguments: list[str] | None = None) -> int:
         options.run(options, overrides)
         return 0
     except UserError as error:
-        print(f"mforce {options.command}: {error}", file=sys.stderr)
-        return 2
+        told, code = str(error), 2
+    except FloatingPointError as error:  # training diverged
+        told, code = f"{error}; lower train.learning_rate, in another --workdir", 2
     except KeyboardInterrupt:
-        print(f"mforce {options.command}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        on = "; the same command goes on from the last checkpoint" if options.command in ("demo", "train") else ""
+        told, code = f"interrupted{on}", 130
+    print(f"mforce {options.command}: {told}", file=sys.stderr)
+    return code
 
 
-def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
+class _Parser(argparse.ArgumentParser):
+    """Tells a mistake in one line, as every other one is told, and leaves the usage to --help."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
+
+
+def _split_overrides(arguments: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], dict[str, str]]:
     """Takes `--config.a.b=value` and `--config.a.b value` out of the arguments."""
     plain, overrides, i = [], {}, 0
     while i < len(arguments):
@@ -37,7 +48,9 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
         if name.startswith("--config."):
             if not equals:
                 i += 1
-                value = arguments[i] if i < len(arguments) else ""
+                if i == len(arguments) or arguments[i].startswith("--"):
+                    parser.error(f"{name} has no value")
+                value = arguments[i]
             overrides[name.removeprefix("--config.")] = value
         else:
             plain.append(arguments[i])
@@ -46,7 +59,7 @@ def _split_overrides(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="mforce", description="Modality Forcing: train, sample and evaluate.")
+    parser = _Parser(prog="mforce", description="Modality Forcing: train, sample and evaluate.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="command")
 
     def command(name: str, run, text: str, epilog: str = "") -> argparse.ArgumentParser:
@@ -88,13 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--n", type=_count, default=1, help="examples per caption (%(default)s)")
     sample.add_argument("--image", type=Path, help="the picture of i2d")
     sample.add_argument("--depth", type=Path, help="the depth of d2i and partial: .npy, or 16-bit PNG with --depth-scale")
-    sample.add_argument("--depth-scale", type=float, help="units per count of a PNG, e.g. 0.001 for millimetres")
+    sample.add_argument("--depth-scale", type=_number, help="units per count of a PNG, e.g. 0.001 for millimetres")
     sample.add_argument("--fit", choices=("crop", "stretch"), default="crop", help="how a picture becomes square")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--steps", type=_count, help="sampler steps, instead of the config's")
     sample.add_argument("--solver", choices=("euler", "heun"))
-    sample.add_argument("--guidance", type=float, help="guidance scale of the image; depth is never guided")
-    sample.add_argument("--log2-alpha", type=float, help="joint: > 0 image first, < 0 depth first; partial: looser above 0")
+    sample.add_argument("--guidance", type=_number, help="guidance scale of the image; depth is never guided")
+    sample.add_argument("--log2-alpha", type=_number, help="joint: > 0 image first, < 0 depth first; partial: looser above 0")
     sample.add_argument("--refine", action="store_true", help="joint: a second image-to-depth pass on the generated image")
 
     evaluate = command("evaluate", _evaluate, "Score a checkpoint on held-out records of its own data; print JSON.")
@@ -116,6 +129,16 @@ def _count(text: str) -> int:
         value = 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return value
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
 
 

@@ -7,7 +7,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -197,7 +197,7 @@ def from_dict(tree: Mapping[str, Any], kind: type = Config, path: str = "") -> A
     hints = typing.get_type_hints(kind)
     for key in tree:
         if key not in hints:
-            raise _unknown(f"{path}{key}", [f"{path}{k}" for k in hints])
+            raise unknown_key(f"{path}{key}", path, hints)
     return kind(**{key: _typed(value, hints[key], f"{path}{key}") for key, value in tree.items()})
 
 
@@ -224,7 +224,9 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
     raise UserError(f"{path} is {value!r}", mend=f"it must be of type {wanted}")
 
 
-def _unknown(key: str, known: list[str]) -> UserError:
-    near = difflib.get_close_matches(key, known, n=1)
-    mend = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-    return UserError(f"unknown config key {key!r}", mend=mend)
+def unknown_key(key: str, path: str, known: Iterable[str]) -> UserError:
+    """Returns the error for a dotted key of which no key below `path` ("train.", or "") goes on, with the nearest that does."""
+    names = list(known)
+    near = difflib.get_close_matches(key.removeprefix(path).partition(".")[0], names, n=1)
+    told = f"did you mean {path}{near[0]}?" if near else f"known here: {', '.join(names) or 'nothing below this'}"
+    return UserError(f"unknown config key {key!r}", mend=told)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib.util
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from modality_forcing.config import Config, from_dict, to_dict
+from modality_forcing.config import Config, from_dict, to_dict, unknown_key
 from modality_forcing.errors import UserError
 
 
@@ -40,7 +40,7 @@ def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
             value = text
         elif kind is float and isinstance(value, int):
             value = float(value)
-        if not isinstance(value, kind):
+        if type(value) is not kind:
             raise UserError(f"config argument {item!r} is not of type {kind.__name__}")
         values[name] = value
     return values
@@ -66,11 +66,18 @@ def _call(path: Path, argument: str) -> Config:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (SyntaxError, ImportError, NameError) as error:
-        raise UserError(f"{type(error).__name__}: {error}", where=path, mend="mend the config file") from error
-    if not callable(getattr(module, "get_config", None)):
-        raise UserError("has no get_config(arg)", where=path)
-    return module.get_config(argument)
+        if not callable(getattr(module, "get_config", None)):
+            raise UserError("has no get_config(arg)", where=path, mend="define one that returns a Config")
+        config = module.get_config(argument)
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's own code: whatever it raises is theirs to mend
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()]
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise UserError(f"{type(error).__name__}: {error}", where=where, mend="mend the config file") from error
+    if not isinstance(config, Config):
+        raise UserError(f"get_config returned a {type(config).__name__}", where=path, mend="return a Config")
+    return config
 
 
 def _override(tree: ConfigDict, key: str, text: str) -> None:
@@ -79,10 +86,7 @@ def _override(tree: ConfigDict, key: str, text: str) -> None:
     for i, name in enumerate([*parents, last]):
         if not isinstance(node, ConfigDict) or name not in node:
             prefix = "".join(f"{p}." for p in parents[:i])
-            known = [f"{prefix}{k}" for k in node] if isinstance(node, ConfigDict) else []
-            near = difflib.get_close_matches(key, known, n=1) or difflib.get_close_matches(f"{prefix}{name}", known, n=1)
-            mend = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known) or 'nothing below this'}"
-            raise UserError(f"unknown config key {key!r}", mend=mend)
+            raise unknown_key(key, prefix, node if isinstance(node, ConfigDict) else ())
         if i < len(parents):
             node = node[name]
     value = _literal(text)

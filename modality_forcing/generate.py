@@ -58,10 +58,11 @@ class Generator:
             raise UserError(f"unknown mode {task!r}", mend=f"choose one of {', '.join(TASKS)}")
         names, lead = tuple(self.modalities), next(iter(self.modalities))
         given = TASKS[task]
-        if missing := [n for n in given if n not in names] or (task != "t2i" and given and len(names) < 2):
-            told = ", ".join(names)
-            mend = "use a checkpoint of the forcing phase"
-            raise UserError(f"mode {task} needs {missing or given}, this checkpoint has {told} only", mend=mend)
+        missing = [n for n in given if n not in names]
+        if missing or (task != "t2i" and len(names) < 2):
+            needs = " and ".join(missing) or "a second modality"
+            mend = "use a checkpoint of the forcing phase, or mode t2i"
+            raise UserError(f"mode {task} needs {needs}, this checkpoint has {', '.join(names)} only", mend=mend)
         free = tuple(n for n in names if n not in given)
         if task == "t2i":
             return trajectories.joint(lead, (), options.steps, 1.0, options.mu), ()

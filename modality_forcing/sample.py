@@ -26,15 +26,14 @@ def run(options: argparse.Namespace) -> list[Path]:
     """
     check_inputs(options)
     generator = Generator.from_checkpoint(options.checkpoint)
-    resolution = generator.config.data.resolution
-    captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
-    if len(captions) > MOST_AT_ONCE:
-        raise UserError(f"{len(captions)} examples asked for", mend=f"ask for at most {MOST_AT_ONCE} at a time")
-    batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in read_inputs(options, resolution).items()}
     changes = {"steps": options.steps, "solver": options.solver, "log2_alpha": options.log2_alpha}
     if options.guidance is not None:
         changes["guidance"] = {next(iter(generator.modalities)): options.guidance}
     settings = override(generator.config.sample, **changes)
+    generator.trajectory(options.mode, settings)  # raises where the checkpoint cannot do the mode
+    captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
+    given = read_inputs(options, generator.config.data.resolution)
+    batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in given.items()}
     made = generator.run(options.mode, captions, batch, seed=options.seed, options=settings, refine=options.refine).pictures
     written = []
     for i in range(len(captions)):
@@ -54,6 +53,16 @@ def check_inputs(options: argparse.Namespace) -> None:
             raise UserError(f"mode {options.mode} starts from a file", mend=f"name it with --{name} FILE")
         if have and not needed:
             raise UserError(f"mode {options.mode} has no use for --{name}", mend="leave it out, or choose another mode")
+    idle = {
+        "--refine": options.refine and options.mode != "joint",
+        "--log2-alpha": options.log2_alpha is not None and options.mode not in ("joint", "partial"),
+        "--depth-scale": options.depth_scale is not None and options.depth is None,
+    }
+    for name, set_in_vain in idle.items():
+        if set_in_vain:
+            raise UserError(f"mode {options.mode} has no use for {name}", mend="leave it out, or choose another mode")
+    if (count := options.n * max(len(options.caption), 1)) > MOST_AT_ONCE:
+        raise UserError(f"{count} examples asked for", mend=f"ask for at most {MOST_AT_ONCE} at a time")
     if options.out.exists() and not options.out.is_dir():
         raise UserError("is a file", where=options.out, mend="name a folder with --out")
 

@@ -50,9 +50,7 @@ def forcing(**train: Any) -> Config:
     """The run after it: the same with 16 depth tokens, and either modality given in a fifth of the examples."""
     config = t2i()
     modalities = {"image": replace(IMAGE, given=0.2), "depth": DEPTH}
-    return replace(
-        config, name="forcing", modalities=modalities, train=replace(config.train, **{"new": ("depth",), **train})
-    )
+    return replace(config, name="forcing", modalities=modalities, train=replace(config.train, **{"new": ("depth",), **train}))
 
 
 def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str, Any]:

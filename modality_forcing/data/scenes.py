@@ -35,6 +35,16 @@ _LEVEL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 _FLAT_TOPPED = ("box", "cylinder")
 _T = TypeVar("_T")
 
+Tones = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]  # ranges of hue, saturation, value
+
+# As in most places, floors are warm and dark, ceilings pale, grounds green to brown. All are muted, so that a strong
+# colour always belongs to a thing that the caption may name.
+FLOOR: Tones = ((0.02, 0.12), (0.2, 0.3), (0.4, 0.65))
+WALL: Tones = ((0.45, 0.8), (0.0, 0.2), (0.6, 0.85))
+CEILING: Tones = ((0.1, 0.2), (0.0, 0.08), (0.88, 0.98))
+GROUND: Tones = ((0.1, 0.32), (0.15, 0.3), (0.4, 0.65))
+FENCE: Tones = ((0.45, 0.8), (0.0, 0.2), (0.5, 0.75))
+
 
 @dataclass(frozen=True)
 class Scenes:
@@ -84,7 +94,7 @@ def scene(seed: int, split: str, index: int) -> Scene:
     camera = _camera(draw, shell, camera_height)
     things = _walls(draw, camera, shell)
     _furnish(draw, camera, shell, things, 2 + int(draw.between(0, 5.99)))
-    light = _lamp(draw, shell) if indoors else _sun(draw, camera)
+    light = _lamp(draw, camera, shell) if indoors else _sun(draw, camera)
     if indoors:
         return Scene(camera, tuple(things), shell, light, "room", wording=draw.between(0, 1))
     zenith = colorsys.hsv_to_rgb(draw.between(0.55, 0.62), draw.between(0.15, 0.5), draw.between(0.75, 0.95))
@@ -126,9 +136,9 @@ def _room(draw: _Draw, camera_height: float) -> Shell:
     height = max(draw.between(2.2, 4.2), camera_height + 0.25)
     low, high = (-width / 2, -length / 2, 0.0), (width / 2, length / 2, height)
     half = (width / 2, length / 2, height / 2)
-    floor = _surface_paint(draw, half, draw.pick(("checks", "checks", "stripes", "blots", "plain")), 0.75)
-    walls = _surface_paint(draw, half, draw.pick(("plain", "plain", "stripes", "blots", "shade")), 0.85)
-    ceiling = _surface_paint(draw, half, draw.pick(("plain", "plain", "checks")), 0.95)
+    floor = _surface_paint(draw, half, draw.pick(("checks", "checks", "stripes", "blots", "plain")), FLOOR)
+    walls = _surface_paint(draw, half, draw.pick(("plain", "plain", "stripes", "blots", "shade")), WALL)
+    ceiling = _surface_paint(draw, half, draw.pick(("plain", "plain", "checks")), CEILING)
     panels = tuple(_panel(draw, low, high) for _ in range(int(draw.between(0, 3.99))))
     return Shell(low, high, floor, walls, ceiling, panels)
 
@@ -150,14 +160,14 @@ def _grounds(draw: _Draw) -> Shell:
     fence = draw.spread(0.7, 9) if draw.chance(0.75) else 0.0
     low, high = (-reach[0], -reach[1], 0.0), (reach[2], reach[3], 200.0)
     half = ((reach[0] + reach[2]) / 2, (reach[1] + reach[3]) / 2, 100.0)
-    ground = _surface_paint(draw, half, draw.pick(("checks", "blots", "blots", "stripes", "plain")), 0.7)
-    walls = _surface_paint(draw, half, draw.pick(("plain", "blots", "stripes", "checks")), 0.7)
+    ground = _surface_paint(draw, half, draw.pick(("checks", "blots", "blots", "stripes", "plain")), GROUND)
+    walls = _surface_paint(draw, half, draw.pick(("plain", "blots", "stripes", "checks")), FENCE)
     return Shell(low, high, ground, walls, ground, (), fence)
 
 
-def _surface_paint(draw: _Draw, half: Triple, pattern: str, brightest: float) -> Paint:
-    # Muted, so that a strong colour always belongs to a thing that the caption may name.
-    tone = colorsys.hsv_to_rgb(draw.between(0, 1), draw.between(0, 0.3), draw.between(0.45, brightest))
+def _surface_paint(draw: _Draw, half: Triple, pattern: str, tones: Tones) -> Paint:
+    hue, saturation, value = (draw.between(*span) for span in tones)
+    tone = colorsys.hsv_to_rgb(hue, saturation, value)
     return _paint(draw, tone, half, pattern, draw.spread(0.6, 2.5))
 
 
@@ -228,7 +238,7 @@ def _walls(draw: _Draw, camera: Camera, shell: Shell) -> list[Thing]:
         x, y = _ahead(camera, z, across * math.tan(math.radians(camera.fov) / 2) * z)
         wide, high = draw.spread(0.25, 2.4), draw.spread(0.7, 4.5) / 2
         half = (wide, draw.between(0.08, 0.3), min(high, shell.high[2] / 2))
-        paint = _surface_paint(draw, half, draw.pick(("plain", "checks", "stripes", "blots")), 0.8)
+        paint = _surface_paint(draw, half, draw.pick(("plain", "checks", "stripes", "blots")), WALL)
         away = math.hypot(x - camera.position[0], y - camera.position[1])
         inside = all(low < at < high for at, low, high in zip((x, y), shell.low, shell.high, strict=False))
         if inside and away > math.hypot(*half[:2]) + 0.6:
@@ -348,9 +358,13 @@ def _stack(draw: _Draw, things: list[Thing], bearer: int) -> None:
     things.append(_moved(thing, (x, y, top + _rise(thing)), on=bearer))
 
 
-def _lamp(draw: _Draw, shell: Shell) -> Light:
-    x, y = (draw.between(low * 0.7, high * 0.7) for low, high in zip(shell.low[:2], shell.high[:2], strict=True))
-    return Light((x, y, shell.high[2] - 0.1), draw.between(0.6, 0.8), draw.between(0.45, 0.55), draw.spread(5, 15))
+def _lamp(draw: _Draw, camera: Camera, shell: Shell) -> Light:
+    """A lamp carried beside and above the camera: its light falls off with distance, its shadows stay in view."""
+    right, down, _ = camera.axes
+    aside, up = draw.pick((-1, 1)) * draw.between(0.3, 0.7), draw.between(0.2, 0.6)
+    aim = [p + aside * r - up * d for p, r, d in zip(camera.position, right, down, strict=True)]
+    x, y, z = (min(max(a, low + 0.1), high - 0.1) for a, low, high in zip(aim, shell.low, shell.high, strict=True))
+    return Light((x, y, z), draw.between(0.95, 1.1), draw.between(0.22, 0.3), draw.spread(3.0, 5.0))
 
 
 def _sun(draw: _Draw, camera: Camera) -> Light:

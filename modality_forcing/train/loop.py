@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.train import checkpoint, setup
-from modality_forcing.train.metrics import MetricWriter, Progress
+from modality_forcing.train.metrics import MetricWriter, Progress, describe
 from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
 from modality_forcing.train.step import make_step
 from modality_forcing.writing import write_file
@@ -41,16 +42,16 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
       FloatingPointError: the loss is no longer finite.
     """
     # ---- Configuration
-    claim(workdir, config)
+    claimed = is_claimed(workdir, config)
     modalities = base.build(config)
     graph, shapes = abstract_network(config, modalities)
     encoder = setup.text_encoder(config)
     null_text = {k: np.asarray(v) for k, v in encoder.null().items()}
 
     # ---- State: own checkpoint > train.init > fresh
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.train.keep)
+    source = setup.source(config) if records is None else records
     batches = train_batches(
-        setup.source(config) if records is None else records,
+        source,
         encoder,
         batch=config.train.batch,
         seed=config.seed,
@@ -58,65 +59,82 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
         sparse=config.data.sparse or None,
         workers=config.data.workers,
     )
-    first = checkpoints.latest()
     teacher = _teacher(config) if config.train.distill else None
+    state = None
+    if not claimed:  # whatever may be wrong shows before anything is written
+        setup.check_records(config, source)
+        state = _fresh(config, modalities)
+        claim(workdir, config)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.train.keep)
+    first = checkpoints.latest()
     if first is None:
-        params = init_params(config, modalities)
-        if config.train.init:
-            params = checkpoint.initial(Path(config.train.init), params, config.train.new)
-        state, extra = init_state(config, params), {"data": batches.get_state(), "seconds": 0.0}
+        state, extra = state or _fresh(config, modalities), {"data": batches.get_state(), "seconds": 0.0}
     else:
         abstract = jax.eval_shape(lambda p: init_state(config, p), shapes)
         state, extra = checkpoints.restore(abstract)
         batches.set_state(extra["data"])
         print(f"{config.name}: going on from step {first} of {config.train.steps} in {workdir}", flush=True)
     step = make_step(config, modalities, graph, null_text, teacher)
+    print(f"{config.name}: {describe(shapes)}", flush=True)
 
     # ---- Loop
     first = first or 0
     writer = MetricWriter(workdir, first)
     progress = Progress(config.name, config.train.steps, first)
-    started, waited, compiling, pending = time.monotonic(), 0.0, 0.0, []
+    started, waited, compiling = time.monotonic(), 0.0, 0.0
     mark, marked_wait = started, 0.0
+    newest = None  # the loss of the last step dispatched
+    pending = list(extra.get("pending", []))  # metrics of the steps that no row has told of yet
 
-    def seconds() -> float:
-        return extra["seconds"] + time.monotonic() - started
+    def extras() -> dict[str, Any]:
+        seconds = extra["seconds"] + time.monotonic() - started
+        return {"data": batches.get_state(), "seconds": seconds, "pending": _numbers(pending)}
+
+    def log(done: int, rows: list[dict[str, Any]]) -> None:
+        nonlocal mark, marked_wait
+        values, now = _mean(_numbers(rows)), time.monotonic()
+        values["data_wait"] = (waited - marked_wait) / (now - mark)
+        mark, marked_wait = now, waited
+        _check_finite(values, done, config.train.log_every)
+        writer.write(done, values)
+        shown = {n: v for n, v in values.items() if n.startswith("loss")}
+        progress.show(done, **shown, wait=f"{values['data_wait']:.1%}")
 
     try:
         for k in range(first, config.train.steps):
             if k == stop_after:
                 return state
+            due = k > first and k % config.train.log_every == 0
             if k % config.train.save_every == 0 and k > first:
-                checkpoints.save(state, config, {"data": batches.get_state(), "seconds": seconds()})
+                if due:  # before the checkpoint, or a run resumed from it would tell it again
+                    log(k, pending)
+                    due, pending = False, []
+                else:  # a state that is no longer finite must not replace one that is
+                    _check_finite(_mean(_numbers(pending)), k, config.train.log_every)
+                checkpoints.save(state, config, extras())
             before = time.monotonic()
             batch = next(batches)
             # Only a device that has run dry was kept waiting; while the last step still runs, loading is free.
-            if not pending or pending[-1]["loss"].is_ready():
+            if newest is None or newest.is_ready():
                 waited += time.monotonic() - before
             before = time.monotonic()
             with jax.transfer_guard("disallow"):
                 state, metrics = step(state, jax.device_put(batch))
             compiling += time.monotonic() - before if k == first else 0.0
+            newest = metrics["loss"]
             pending.append(metrics)
             if len(pending) > 2:
                 jax.block_until_ready(pending[-3])  # bounds the steps in flight
-            if (k + 1) % config.train.log_every == 0 or k + 1 == config.train.steps:
-                # One step late: fetching the newest metrics would stop the device until they are here.
-                values = _mean(jax.device_get(pending[:-1] or pending))
+            if due:  # one step late: fetching the newest metrics would stop the device until they are here
+                log(k, pending[:-1])
                 pending = pending[-1:]
-                now = time.monotonic()
-                values["data_wait"] = (waited - marked_wait) / (now - mark)
-                mark, marked_wait = now, waited
-                _check_finite(values, k + 1, config.train.log_every)
-                writer.write(k + 1, values)
-                shown = {n: v for n, v in values.items() if n.startswith("loss")}
-                progress.show(k + 1, **shown, wait=f"{values['data_wait']:.1%}")
         if first < config.train.steps:
-            extra["seconds"] = seconds()
-            checkpoints.save(state, config, {"data": batches.get_state(), "seconds": extra["seconds"]})
-            ran = time.monotonic() - started
-            timing = {"seconds": extra["seconds"], "compile": compiling, "data_wait_total": waited / ran}
+            log(config.train.steps, pending)
+            pending = []
+            final, ran = extras(), time.monotonic() - started
+            timing = {"seconds": final["seconds"], "compile": compiling, "data_wait_total": waited / ran}
             writer.write(config.train.steps, timing)
+            checkpoints.save(state, config, final)
     finally:
         batches.close()
         writer.close()
@@ -130,25 +148,42 @@ def claim(workdir: Path, config: Config) -> None:
 
     Raises UserError naming the first key that differs.
     """
+    if not is_claimed(workdir, config):
+        write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
+
+
+def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool:
+    """Says whether a workdir already holds this run; writes nothing.
+
+    Raises UserError, naming the first key that differs (those in `but` aside), if it holds another.
+    """
     path = workdir / "config.json"
     mine = to_dict(config)
     if path.exists():
         try:
-            theirs = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise UserError("is not JSON", where=path, mend="choose another --workdir") from error
+            theirs = dict(json.loads(path.read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError("is not the config of a run", where=path, mend="choose another --workdir") from error
         for key in sorted(set(_flat(mine)) | set(_flat(theirs))):
             ours, other = _flat(mine).get(key), _flat(theirs).get(key)
-            if ours != other and key not in FREE:
+            if ours != other and key not in (*FREE, *but):
                 raise UserError(
                     f"the workdir holds a run with {key}={other!r}, not {ours!r}",
                     where=workdir,
                     mend="choose another --workdir",
                 )
-        return
+        return True
     if (workdir / "checkpoints").exists():
         raise UserError("holds checkpoints without a config.json", where=workdir, mend="choose another --workdir")
-    write_file(path, json.dumps(mine, indent=1))
+    return False
+
+
+def _fresh(config: Config, modalities: Mapping[str, base.Modality]) -> TrainState:
+    """Returns the state of step 0, with the weights of the initial checkpoint where one is named."""
+    params = init_params(config, modalities)
+    if config.train.init:
+        params = checkpoint.initial(Path(config.train.init), params, config.train.new)
+    return init_state(config, params)
 
 
 def _teacher(config: Config) -> tuple[Any, Any]:
@@ -160,7 +195,11 @@ def _teacher(config: Config) -> tuple[Any, Any]:
     return graph, params
 
 
-def _mean(rows: list[dict[str, Any]]) -> dict[str, float]:
+def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
+    return [{name: float(value) for name, value in row.items()} for row in jax.device_get(rows)]
+
+
+def _mean(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 

@@ -7,8 +7,12 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tensorboardX import SummaryWriter
+
+from modality_forcing.errors import UserError
+from modality_forcing.writing import write_file
 
 
 class MetricWriter:
@@ -22,13 +26,17 @@ class MetricWriter:
         self._path = folder / "metrics.jsonl"
         # Steps after the restored one will be run again: without this the curves would hold them twice.
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self._events = SummaryWriter(str(folder / "events"), purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Records the scalars of one step, durably."""
-        with self._path.open("a") as file:
-            file.write(json.dumps({"step": step, **scalars}) + "\n")
+        """Records the scalars of one step, durably; raises UserError if the disk is full."""
+        try:
+            with self._path.open("a") as file:
+                file.write(json.dumps({"step": step, **scalars}) + "\n")
+        except OSError as error:
+            mend = "make room and run the same command again"
+            raise UserError(f"cannot be written ({error.strerror})", where=self._path, mend=mend) from error
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
@@ -47,6 +55,14 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return rows
+
+
+def describe(params: Mapping[str, Any]) -> str:
+    """Returns how large a network is, in a few words, from nested dicts of its weights (or of their shapes)."""
+    from clu import parameter_overview  # the edge: whoever only reads metrics need not have it
+
+    count = parameter_overview.count_parameters(dict(params))
+    return f"{count / 1e6:.2f} M parameters in {len(parameter_overview.flatten_dict(dict(params)))} arrays"
 
 
 class Progress:

@@ -20,7 +20,7 @@ DEMO = f"{CONFIGS / 'demo.py'}:phase=t2i"
 # Every config file with the values of its arguments that change what it says.
 ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {"phase": ("t2i", "forcing"), "resolution": ("32", "64")},
-    "folder": {"phase": ("t2i", "forcing")},
+    "folder": {"phase": ("t2i", "forcing"), "distill": ("True", "False")},
 }
 EXISTING = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")
 
@@ -120,11 +120,15 @@ def test_a_wrong_override_is_one_line(key, value, told):
     [
         ("def get_config(arg):\n  return (", "SyntaxError"),
         ("import no_such_module", "no_such_module"),
-        ("undefined", "NameError"),
+        ("x = 1\nundefined", r":2: NameError"),
+        (
+            "from modality_forcing.config import TrainConfig\n\ndef get_config(arg):\n  return TrainConfig(stpes=5)",
+            r":4: TypeError: .*stpes",
+        ),
         ("x = 1", r"no get_config"),
         ("get_config = 5", r"no get_config"),
-        ("raise ValueError('boom')", "boom"),
-        ("def get_config(arg):\n  return 5", "get_config"),
+        ("raise ValueError('boom')", ":1: ValueError: boom"),
+        ("def get_config(arg):\n  return 5", "get_config returned a int"),
     ],
 )
 def test_a_broken_file_is_one_line(tmp_path, text, told):

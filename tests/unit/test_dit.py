@@ -142,7 +142,10 @@ def test_at_the_start_every_block_is_the_identity(fresh):
     model = nnx.merge(graph, fresh)
     x = jax.random.normal(jax.random.key(0), (B, 5, CONFIG.model.width))
     angles = jnp.ones((5, CONFIG.model.head_dim // 2))
-    for stack, modulation in ((model.trunk, model.modulation), (model.head["depth"].blocks, model.head["depth"].block_modulation)):
+    for stack, modulation in (
+        (model.trunk, model.modulation),
+        (model.head["depth"].blocks, model.head["depth"].block_modulation),
+    ):
         m = modulation(jax.nn.silu(model._level("image", T)))[:, None]
         np.testing.assert_array_equal(stack(x, m, angles), x)
 

@@ -1,0 +1,57 @@
+"""The state of a run: born from the seed alone, its EMA a copy of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from modality_forcing.modalities import base
+from modality_forcing.models.dit import DiT
+from modality_forcing.train.state import abstract_network, init_params, init_state
+from tests import tiny
+
+CONFIG = tiny.forcing()
+MODALITIES = base.build(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, MODALITIES)
+
+
+def test_weights_are_a_function_of_the_seed(params):
+    jax.tree.map(np.testing.assert_array_equal, init_params(CONFIG, MODALITIES), params)
+    other = init_params(replace(CONFIG, seed=4), MODALITIES)
+    assert not np.allclose(other["trunk"]["layers"]["q"], params["trunk"]["layers"]["q"])
+
+
+def test_the_abstract_network_has_the_shapes_of_the_real_one(params):
+    graph, shapes = abstract_network(CONFIG, MODALITIES)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert described(shapes) == described(params)
+    assert isinstance(nnx.merge(graph, params), DiT)
+
+
+def test_all_weights_are_kept_in_float32_whatever_the_model_computes_in():
+    config = replace(CONFIG, model=replace(CONFIG.model, dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_network(config, MODALITIES)[1])} == {np.dtype("float32")}
+
+
+def test_a_fresh_state_has_done_nothing_and_averages_its_own_weights(params):
+    state = init_state(CONFIG, params)
+    assert int(state.step) == 0 and state.step.dtype == np.int32
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, params)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_the_average_shares_no_memory_with_the_weights(params):
+    # The step consumes its input state: one buffer in two places could not be given away twice.
+    state = init_state(CONFIG, params)
+    where = lambda tree: {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}  # noqa: E731
+    assert not where(state.params) & where(state.ema)
