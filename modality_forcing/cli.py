@@ -167,16 +167,15 @@ def _sample(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from dataclasses import replace
-
-    from modality_forcing.evaluate import Evaluator
+    from modality_forcing.evaluate import Evaluator, with_examples
     from modality_forcing.generate import Generator
     from modality_forcing.writing import write_file
 
+    if options.out and options.out.is_dir():
+        raise UserError("is a folder", where=options.out, mend="name a file with --out")
     generator = Generator.from_checkpoint(options.checkpoint)
-    config = generator.config
-    if options.examples:
-        config = replace(config, eval=replace(config.eval, examples=options.examples))
+    config = with_examples(generator.config, options.examples) if options.examples else generator.config
+    generator.trajectory("i2d", config.sample)  # raises where the checkpoint has no depth, before anything is rendered
     text = json.dumps(Evaluator(config)(generator).numbers, indent=1)
     if options.out:
         write_file(options.out, text)

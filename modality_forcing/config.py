@@ -151,11 +151,15 @@ class Config:
         if not self.modalities:
             raise UserError("modalities is empty", mend="name at least one")
         _check_numbers(to_dict(self))
+        if self.seed >= 2**32:
+            raise UserError(f"seed is {self.seed}", mend="it must be below 2**32")  # jax reads no more bits of it
         given = {n: m.given for n, m in self.modalities.items()}
         if len(given) < 2 and any(given.values()):
             raise UserError(f"modalities.{next(iter(given))}.given needs a second modality to be predicted from it")
         if min(given.values()) < 0 or sum(given.values()) > 1:
             raise UserError(f"the modalities' `given` probabilities are {given}", mend="they must sum to at most 1")
+        if unknown := sorted(set(self.sample.guidance) - set(given)):
+            raise UserError(f"sample.guidance names {unknown[0]!r}", mend=f"the modalities are {', '.join(given)}")
         if self.train.distill and len(given) < 2:
             raise UserError("train.distill needs a second modality to hold the first against")
         if len({m.position_id for m in self.modalities.values()}) != len(given):
@@ -168,11 +172,27 @@ class Config:
 # All other integers count something of which there must be one.
 _MAY_BE_ZERO = ("seed", "vocabulary", "workers", "position_id", "detokenizer")
 
+# Where numbers of other keys make sense: least, most, whether these are allowed themselves, and how to say it.
+_RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
+    **dict.fromkeys(("learning_rate", "clip", "rope_theta"), (0, math.inf, False, False, "above 0")),
+    **dict.fromkeys(("weight", "weight_decay", "distill_high", "distill_low"), (0, math.inf, True, False, "at least 0")),
+    **dict.fromkeys(("depth_scale",), (0, math.inf, True, False, "at least 0")),
+    **dict.fromkeys(("given", "drop", "warmup", "decay"), (0, 1, True, True, "from 0 to 1")),
+    **dict.fromkeys(("b1", "b2", "ema"), (0, 1, True, False, "at least 0 and below 1")),
+    "t_min": (0, 1, False, True, "above 0 and at most 1"),
+    "mu": (-16, 16, True, True, "from -16 to 16"),
+    "log2_alpha": (-64, 64, True, True, "from -64 to 64"),
+}
+
 
 def _check_numbers(tree: Mapping[str, Any], path: str = "") -> None:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             _check_numbers(value, f"{path}{key}.")
+        elif key in _RANGES:
+            least, most, closed, closed_above, told = _RANGES[key]
+            if not (least < value < most or (closed and value == least) or (closed_above and value == most)):  # NaN fails all
+                raise UserError(f"{path}{key} is {value}", mend=f"it must be {told}")
         elif type(value) is int and value < (least := int(key not in _MAY_BE_ZERO)):
             raise UserError(f"{path}{key} is {value}", mend=f"it must be at least {least}")
         elif isinstance(value, float) and not math.isfinite(value):

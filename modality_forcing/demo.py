@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import sys
@@ -18,15 +19,16 @@ from modality_forcing.config import Config
 from modality_forcing.data.cache import Cached
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
-from modality_forcing.evaluate import Evaluator, to_u8
+from modality_forcing.evaluate import SHOWN, Evaluator, to_u8
 from modality_forcing.generate import Generator
 from modality_forcing.report import write_report
 from modality_forcing.train import checkpoint, setup
-from modality_forcing.train.loop import train
+from modality_forcing.train.loop import is_claimed, train
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.writing import write_file
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"
+ABREAST = 3  # examples in a row of a picture sheet
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,10 @@ def run(options: Options) -> dict[str, Any]:
     `summary.json` and `report.html`.
     """
     workdir = options.workdir
-    ledger = Ledger(workdir / "phases.json")
     t2i, forcing = configs(options)
+    for config in (t2i, forcing):  # also where the phase is done and would only be read back
+        is_claimed(workdir / config.name, config, but=("train.init",))
+    ledger = Ledger(workdir / "phases.json")
     records = Cached(setup.source(t2i))  # both phases see the same scenes: each is rendered once
 
     ledger.run("t2i", lambda: _train(t2i, workdir / "t2i", records))
@@ -57,10 +61,10 @@ def run(options: Options) -> dict[str, Any]:
         scratch = replace(forcing, name="no_pretraining", train=replace(forcing.train, init="", new=()))
         ledger.run("no_pretraining", lambda: _train(scratch, workdir / "no_pretraining", records))
 
-    evaluator = Evaluator(forcing)
-    numbers = ledger.run("evaluate", lambda: _evaluate(evaluator, workdir))
+    evaluator = functools.cache(lambda: Evaluator(forcing))
+    numbers = ledger.run("evaluate", lambda: _evaluate(evaluator(), workdir))
     if options.ablate:
-        ablation = lambda: evaluator.i2d(Generator.from_checkpoint(workdir / "no_pretraining"))[0]  # noqa: E731
+        ablation = lambda: evaluator().i2d(Generator.from_checkpoint(workdir / "no_pretraining"))[0]  # noqa: E731
         numbers |= {"no_pretraining": ledger.run("evaluate_no_pretraining", ablation)}
 
     summary = numbers | {
@@ -94,9 +98,9 @@ class Ledger:
         self._done: dict[str, dict[str, Any]] = {}
         if path.exists():
             try:
-                self._done = json.loads(path.read_text())
-            except json.JSONDecodeError as error:
-                raise UserError("is not JSON", where=path, mend="choose another --workdir") from error
+                self._done = dict(json.loads(path.read_text()))
+            except (OSError, TypeError, ValueError) as error:
+                raise UserError("is not a record of phases", where=path, mend="choose another --workdir") from error
 
     def run(self, phase: str, work: Callable[[], Any]) -> Any:
         """Does a phase unless it is done; returns what it returned (JSON-able)."""
@@ -108,7 +112,7 @@ class Ledger:
         result = work()
         seconds = time.monotonic() - started
         if isinstance(result, dict) and "seconds" in result:
-            seconds = result.pop("seconds")  # of all its attempts
+            seconds = max(seconds, result.pop("seconds"))  # of all its attempts
         self._done[phase] = {"seconds": round(seconds, 2), "peak_rss_mb": _peak_rss_mb(), "result": result}
         write_file(self._path, json.dumps(self._done, indent=1))
         return result
@@ -132,28 +136,30 @@ def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, fl
 
 def _evaluate(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
     result = evaluator(Generator.from_checkpoint(workdir / "forcing"))
-    captions = evaluator.data.captions
     for name, shown in result.pictures.items():
-        sheet = _sheet(shown, captions)
-        write_file(workdir / "pictures" / f"{name}.png", pictures.png_bytes(sheet))
+        write_file(workdir / "pictures" / f"{name}.png", pictures.png_bytes(_sheet(shown)))
+    write_file(workdir / "pictures" / "captions.json", json.dumps(evaluator.data.captions[:SHOWN]))
     return result.numbers
 
 
-def _sheet(shown: dict[str, np.ndarray], captions: list[str]) -> np.ndarray:
-    """Returns one picture: a row per example, a column per array, depth in disparity colours."""
-    del captions
+def _sheet(shown: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns one picture of examples side by side, ABREAST to a row; depth in disparity colours."""
     valid = shown.get("valid")
     columns = [name for name in shown if name != "valid"]
-    rows = []
-    for i in range(len(shown[columns[0]])):
-        row = []
-        for name in columns:
-            x = shown[name][i]
-            known = valid[i] if valid is not None else None
-            picture = (to_u8(x) if x.dtype != np.uint8 else x) if x.ndim == 3 else pictures.disparity_colours(x, known)
-            row.append(pictures.upscale(picture, 96 // picture.shape[0] or 1))
-        rows.append(row)
-    return pictures.grid(rows, labels=columns)
+
+    def example(i: int) -> list[np.ndarray | None]:
+        cells = [_picture(shown[name][i], None if valid is None else valid[i]) for name in columns]
+        return [pictures.upscale(cell, 96 // cell.shape[0] or 1) for cell in cells]
+
+    count = len(shown[columns[0]])
+    rows = [[cell for i in range(at, min(at + ABREAST, count)) for cell in example(i)] for at in range(0, count, ABREAST)]
+    return pictures.grid(rows, labels=columns * min(ABREAST, count))
+
+
+def _picture(x: np.ndarray, known: np.ndarray | None) -> np.ndarray:
+    if x.ndim == 2:
+        return pictures.disparity_colours(x, known)
+    return x if x.dtype == np.uint8 else to_u8(x)
 
 
 def _grids(workdir: Path) -> list[tuple[str, str, bytes]]:
@@ -163,7 +169,13 @@ def _grids(workdir: Path) -> list[tuple[str, str, bytes]]:
         "joint_image_first": ("Joint, image first", "picture | depth, generated together | depth re-estimated"),
         "joint_depth_first": ("Joint, depth first", "picture | depth, generated together | depth re-estimated"),
     }
-    return [(*told[n], (workdir / "pictures" / f"{n}.png").read_bytes()) for n in told]
+    captions = json.loads((workdir / "pictures" / "captions.json").read_text())
+    listed = "; ".join(f"{i}. {caption}" for i, caption in enumerate(captions, 1))
+    sheets = []
+    for name, (title, columns) in told.items():
+        text = columns if name == "i2d" else f"{columns}. Captions, row by row: {listed}"
+        sheets.append((title, text, (workdir / "pictures" / f"{name}.png").read_bytes()))
+    return sheets
 
 
 def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:

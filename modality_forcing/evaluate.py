@@ -8,6 +8,7 @@ import numpy as np
 
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.data.resize import fit
+from modality_forcing.errors import UserError
 from modality_forcing.evals import depth as scores
 from modality_forcing.evals.colours import colour_word_score
 from modality_forcing.generate import Generator
@@ -36,9 +37,14 @@ class Evaluation:
 
 
 def held_out(config: Config) -> HeldOut:
-    """Returns the records of the evaluation split at the model's resolution, with all the depth they have."""
+    """Returns the records of the evaluation split at the model's resolution, with all the depth they have.
+
+    Raises UserError if none of them has any.
+    """
     source = setup.source(config, "eval")
     records = [fit(source[i], config.data.resolution) for i in range(min(config.eval.examples, len(source)))]
+    if not any(r.valid.any() for r in records):
+        raise UserError("no held-out record has depth to compare with", where=config.data.root or None)
     return HeldOut(
         np.stack([r.image for r in records]),
         np.stack([r.depth for r in records]),
@@ -52,6 +58,14 @@ def row_mean(config: Config) -> np.ndarray:
     source = setup.source(config, "train")
     records = [fit(source[i], config.data.resolution) for i in range(min(ROW_MEAN_SCENES, len(source)))]
     return scores.row_mean_prediction(np.stack([r.depth for r in records]), np.stack([r.valid for r in records]))
+
+
+def with_examples(config: Config, count: int) -> Config:
+    """Returns the config with so many held-out records; raises UserError if there are fewer."""
+    available = len(setup.source(config, "eval"))
+    if count > available:
+        raise UserError(f"{count} held-out examples asked for, there are {available}", mend=f"ask for at most {available}")
+    return replace(config, eval=replace(config.eval, examples=count))
 
 
 class Evaluator:

@@ -17,6 +17,7 @@ from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.generate import Generator
 from modality_forcing.models.surgery import flatten, unflatten
+from modality_forcing.train import checkpoint
 from modality_forcing.writing import write_file
 
 
@@ -28,7 +29,7 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
 
     Raises UserError if `out` exists, the checkpoint cannot be read, or the disk is full.
     """
-    if out.exists():
+    if out.exists() or out.is_symlink():
         raise UserError("already exists", where=out, mend="name a folder that does not")
     generator = Generator.from_checkpoint(source)
     flat = {path: np.asarray(leaf) for path, leaf in flatten(generator.params).items()}
@@ -50,8 +51,11 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
         if changed or set(again) != set(flat):
             raise UserError(f"what was written does not read back ({changed[:3]})", where=out, mend="check the disk")
         unfinished.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot be written ({error.strerror})", where=out, mend="check space and permissions") from error
+    except Exception as error:  # a full disk comes through several types of Orbax and safetensors
+        if not isinstance(error, OSError) and not checkpoint.disk_full(error):
+            raise
+        told = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full"
+        raise UserError(f"cannot be written ({told})", where=out, mend="check space and permissions") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,12 +30,12 @@ def run(options: argparse.Namespace) -> list[Path]:
     changes = {"steps": options.steps, "solver": options.solver, "log2_alpha": options.log2_alpha}
     if options.guidance is not None:
         changes["guidance"] = {next(iter(generator.modalities)): options.guidance}
-    settings = override(generator.config.sample, **changes)
-    generator.trajectory(options.mode, settings)  # raises where the checkpoint cannot do the mode
+    config = replace(generator.config, seed=options.seed, sample=override(generator.config.sample, **changes))  # checks them
+    generator.trajectory(options.mode, config.sample)  # raises where the checkpoint cannot do the mode
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
     given = read_inputs(options, generator.config.data.resolution)
     batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in given.items()}
-    made = generator.run(options.mode, captions, batch, seed=options.seed, options=settings, refine=options.refine).pictures
+    made = generator.run(options.mode, captions, batch, config.seed, options=config.sample, refine=options.refine).pictures
     written = []
     for i in range(len(captions)):
         written += write_example(options.out / f"{options.mode}_{i:03d}", {n: x[i] for n, x in made.items()}, batch)

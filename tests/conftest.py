@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Before anything imports jax. setdefault: whoever asks for another platform gets it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.runs import Done
 
 # No deadline: a first example compiles. Derandomized: a red run is red again; HYPOTHESIS_PROFILE=default searches anew.
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -28,3 +33,37 @@ def real_data() -> Path:
         # A wrong name must not pass as "nothing to test".
         pytest.fail(f"{REAL_DATA}={named} is not a folder")
     return folder
+
+
+@pytest.fixture
+def mforce(capfd) -> Callable[..., Done]:
+    """Runs the command line in this process and tells how it ended."""
+    from modality_forcing import cli
+    from tests.runs import Done
+
+    def run(*arguments: object) -> Done:
+        capfd.readouterr()
+        try:
+            code = cli.main([str(argument) for argument in arguments])
+        except SystemExit as left:  # argparse's way
+            assert isinstance(left.code, int)
+            code = left.code
+        return Done(code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def t2i_run(tmp_path_factory) -> Path:
+    """The workdir of a text-to-image run with one checkpoint. Only to be read."""
+    from tests import runs, tiny
+
+    return runs.save(tmp_path_factory.mktemp("t2i") / "run", tiny.t2i())
+
+
+@pytest.fixture(scope="session")
+def forcing_run(tmp_path_factory) -> Path:
+    """The workdir of a run with depth with one checkpoint. Only to be read."""
+    from tests import runs, tiny
+
+    return runs.save(tmp_path_factory.mktemp("forcing") / "run", tiny.forcing())

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ class Checkpoints:
     """The checkpoints of one run, in `folder/<step>/`; a step is visible only once it is complete."""
 
     def __init__(self, folder: Path, keep: int = 1):
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        _quiet()
         self.folder = folder.absolute()
         remove_unfinished(self.folder)
         # Synchronous: an error belongs to the step that caused it, and the state may be donated right after.
@@ -52,10 +55,11 @@ class Checkpoints:
             "meta": ocp.args.JsonSave(meta),
         }
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            with _one_error():
+                self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # tensorstore reports a full disk through several types
             remove_unfinished(self.folder)
-            if not any(word in str(error).lower() for word in FULL):
+            if not disk_full(error):
                 raise
             last = self.latest()
             kept = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is intact"
@@ -66,7 +70,10 @@ class Checkpoints:
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the latest state, placed and typed like `like` (abstract or real), and the extras saved with it."""
+        """Returns the latest state, placed and typed like `like` (abstract or real), and the extras saved with it.
+
+        Raises UserError if it cannot be read.
+        """
         step = self.latest()
         assert step is not None
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -77,15 +84,23 @@ class Checkpoints:
             "meta": ocp.args.JsonRestore(),
         }
         try:
-            items = self._manager.restore(step, args=ocp.args.Composite(**args))
-        except (ValueError, KeyError, FileNotFoundError) as error:
+            with _one_error():
+                items = self._manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
             raise _unreadable(self.folder / str(step), error) from error
+        meta = _checked(items["meta"], self.folder / str(step))
         counter = jax.numpy.asarray(step, like.step.dtype)
-        return TrainState(counter, items["params"], items["optimiser"], items["ema"]), dict(items["meta"])
+        return TrainState(counter, items["params"], items["optimiser"], items["ema"]), meta
 
     def close(self) -> None:
-        """Releases the manager's threads."""
+        """Releases the manager's threads, and deletes what those of a failed save still wrote."""
         self._manager.close()
+        remove_unfinished(self.folder)
+
+
+def disk_full(error: Exception) -> bool:
+    """Says whether an error of a save is that of a full disk, which comes through several types."""
+    return any(word in str(error).lower() for word in FULL)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -112,6 +127,7 @@ def load(path: Path) -> tuple[Config, Params]:
 
     Raises UserError if there is none, if it cannot be read, or if it was written in another format.
     """
+    _quiet()
     folder = find(path).absolute()
     try:
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
@@ -120,12 +136,15 @@ def load(path: Path) -> tuple[Config, Params]:
             shapes = getattr(tree, "item_metadata", tree)
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), _plain(shapes))
-            params = reader.restore(folder / WEIGHTS, abstract)
-    except (ValueError, KeyError, OSError, TypeError) as error:
+            with _one_error():
+                params = reader.restore(folder / WEIGHTS, abstract)
+    except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
         raise _unreadable(folder, error) from error
-    if meta.get("format") != FORMAT:
-        raise UserError(f"is of format {meta.get('format')}, this version reads {FORMAT}", where=folder)
-    return from_dict(meta["config"]), params
+    config = _checked(meta, folder)["config"]
+    try:
+        return from_dict(config), params
+    except UserError as error:
+        raise UserError(f"its config is of another version ({error})", where=folder) from error
 
 
 def initial(path: Path, fresh: Params, new: tuple[str, ...]) -> Params:
@@ -134,10 +153,48 @@ def initial(path: Path, fresh: Params, new: tuple[str, ...]) -> Params:
     return graft(params, fresh, new, where=path)
 
 
+def _quiet() -> None:
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax warns of files that are absent by design
+
+
+@contextmanager
+def _one_error() -> Iterator[None]:
+    """Leaves it at the first error of Orbax's many parallel reads or writes.
+
+    Those of the others arrive when nobody waits for them, some after this has returned; each would print a traceback.
+    """
+    before, log = sys.unraisablehook, logging.getLogger("asyncio")
+
+    def hook(raised: Any) -> None:
+        if not inspect.iscoroutine(raised.object) and str(raised.exc_value) != "Event loop is closed":
+            before(raised)
+
+    def retrieved(record: logging.LogRecord) -> bool:
+        return "never retrieved" not in record.getMessage()
+
+    sys.unraisablehook = hook
+    log.addFilter(retrieved)
+    yield  # where an error passes, both stay
+    sys.unraisablehook = before
+    log.removeFilter(retrieved)
+
+
 def _plain(tree: Any) -> Any:
     return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
+def _checked(meta: Any, folder: Path) -> dict[str, Any]:
+    """Returns a checkpoint's description if it is one that this version reads."""
+    if not isinstance(meta, Mapping) or not isinstance(meta.get("config"), Mapping):
+        raise UserError("its description is damaged", where=folder)
+    if meta.get("format") != FORMAT:
+        raise UserError(f"is of format {meta.get('format')}, this version reads {FORMAT}", where=folder)
+    return dict(meta)
+
+
 def _unreadable(folder: Path, error: Exception) -> UserError:
-    first = str(error).strip().split("\n")[0][:200]
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__  # Orbax wraps what the storage said in pages of its own
+    first = str(cause).strip().split("\n")[0][:200]
     return UserError(f"cannot be read ({first})", where=folder, mend="the checkpoint is damaged or of another run")

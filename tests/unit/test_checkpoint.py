@@ -20,6 +20,9 @@ from modality_forcing.train.checkpoint import FULL, Checkpoints
 from modality_forcing.train.state import TrainState, abstract_network, init_state
 from tests import tiny
 
+# Orbax leaves reads unfinished when one of them fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 CONFIG = tiny.t2i()
 EXTRA = {"data": {"batches": 12}, "seconds": 1.5, "pending": [{"loss": 0.1}]}
 
@@ -164,16 +167,17 @@ def test_a_damaged_or_foreign_description_is_one_line(copy, abstract, text):
     description.write_text(text)
     with pytest.raises(UserError, match=r"checkpoints/3"):
         checkpoint.load(copy)
-    if text not in ("{}",) and "format" not in text:
+    if "format" not in text or "99" in text:
         with pytest.raises(UserError, match=r"checkpoints/3"):
             restore(copy, abstract)
 
 
-def test_another_format_is_told(copy):
+def test_another_format_is_told(copy, abstract):
     (description,) = (p for p in (copy / "checkpoints" / "3" / "meta").rglob("*") if p.is_file() and "metadata" in p.name)
     description.write_text(json.dumps({"format": 2, "config": to_dict(CONFIG)}))
-    with pytest.raises(UserError, match="format 2, this version reads 1"):
-        checkpoint.load(copy)
+    for read in (checkpoint.load, lambda folder: restore(folder, abstract)):
+        with pytest.raises(UserError, match=r"checkpoints/3: is of format 2, this version reads 1"):
+            read(copy)
 
 
 def test_nothing_where_a_checkpoint_should_be_is_one_line(tmp_path):

@@ -15,7 +15,7 @@ from modality_forcing.data.scenes import Scenes
 from modality_forcing.data.sparse import DEFAULT_MIXTURE, MOST, PATTERNS, depth_edges, thin
 from modality_forcing.errors import UserError
 
-FLOORS = {"uniform": 0.005, "lidar": 0.03, "sfm": 0.004, "sensor": 0.003, "missing": 0.0}
+FLOORS = {"uniform": 0.005, "lidar": 0.03, "sfm": 0.004, "sensor": 0.1, "missing": 0.0}
 
 
 @lru_cache
@@ -62,7 +62,7 @@ def test_hardly_anything_valid_is_no_trouble(name: str, known: int):
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_density_on_average(name: str, resolution: int):
     density = [PATTERNS[name](record(i, resolution), np.random.default_rng(i)).mean() for i in range(60)]
-    assert FLOORS[name] <= np.mean(density) <= 0.2
+    assert FLOORS[name] <= np.mean(density) <= 0.25
     assert len(set(density)) > 20 or name == "missing"
 
 
@@ -80,7 +80,7 @@ def test_uniform_is_uniform():
     left, right = total[:, :28].sum(), total[:, 28:].sum()
     assert abs(left - right) < 0.05 * (left + right)
     shares = [PATTERNS["uniform"](one, np.random.default_rng(i)).mean() for i in range(100)]
-    assert 0.019 < min(shares) < 0.04 and 0.18 < max(shares) < 0.201
+    assert 0.009 < min(shares) < 0.03 and 0.11 < max(shares) < 0.131
 
 
 def test_lidar_leaves_the_upper_image_empty_and_lines_with_gaps_below():

@@ -1,0 +1,244 @@
+"""A run that was interrupted is the run that was not: to the bit, across phases, and past a full disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from modality_forcing.config import Config
+from modality_forcing.errors import UserError
+from modality_forcing.train import checkpoint, loop
+from modality_forcing.train.checkpoint import Checkpoints
+from modality_forcing.train.loop import train
+from modality_forcing.train.metrics import read_metrics
+from modality_forcing.train.state import TrainState
+from tests import tiny
+
+TIMES = {"data_wait", "seconds", "compile", "data_wait_total"}  # what a clock says is no part of the run
+LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
+T2I = tiny.t2i(**LOOP)
+
+
+def forcing(init: Path) -> Config:
+    config = tiny.forcing(**LOOP, init=str(init), distill=True)
+    return replace(config, data=replace(config.data, sparse={"uniform": 1.0, "missing": 0.5}))
+
+
+def equal(a: TrainState, b: TrainState) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def rows(workdir: Path) -> list[dict[str, float]]:
+    told = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir)]
+    return [row for row in told if set(row) != {"step"}]
+
+
+def extras(workdir: Path) -> dict[str, Any]:
+    """What the latest checkpoint says beside the weights: the data's place among it."""
+    meta = checkpoint.find(workdir) / "meta"
+    (description,) = (p for p in meta.rglob("*") if p.is_file() and p.name == "metadata")
+    told = json.loads(description.read_text())
+    return {k: v for k, v in told.items() if k not in TIMES | {"config"}}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[TrainState, Path]:
+    """Six steps without a break."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return train(T2I, workdir), workdir
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory) -> tuple[TrainState, Path]:
+    """The same six: killed after the fifth, so that two are lost, and begun again."""
+    workdir = tmp_path_factory.mktemp("broken")
+    killed = train(T2I, workdir, stop_after=5)
+    assert int(killed.step) == 5 and checkpoint.find(workdir).name == "3"
+    return train(T2I, workdir), workdir
+
+
+def test_an_interrupted_run_is_the_whole_one_to_the_bit(whole, broken):
+    equal(broken[0], whole[0])
+    assert int(whole[0].step) == 6
+
+
+def test_its_next_batch_is_the_same(whole, broken):
+    assert extras(broken[1]) == extras(whole[1])
+    assert extras(whole[1])["data"] == {"batches": 6}
+
+
+def test_its_curves_are_the_same(whole, broken):
+    assert rows(broken[1]) == rows(whole[1])
+    assert [row["step"] for row in rows(whole[1])] == [2, 4, 6]
+
+
+def test_a_row_is_the_mean_of_its_steps(whole, tmp_path):
+    """Told one by one, the steps of another run of the same seed give the rows of this one."""
+    each = replace(T2I, train=replace(T2I.train, log_every=1, save_every=4))
+    train(each, tmp_path)
+    losses = [row["loss"] for row in rows(tmp_path)]
+    assert len(set(losses)) == 6
+    np.testing.assert_allclose([row["loss"] for row in rows(whole[1])], np.reshape(losses, (3, 2)).mean(1), rtol=1e-6)
+
+
+def test_training_moved_the_weights_and_the_average_lags_behind(whole):
+    state, _ = whole
+    moved = jax.tree.map(lambda p, e: bool(np.any(p != e)), state.params, state.ema)
+    assert sum(jax.tree.leaves(moved)) > 0.8 * len(jax.tree.leaves(moved))
+
+
+def test_what_is_on_disk_is_the_state_that_was_returned(whole):
+    state, workdir = whole
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    back, _ = checkpoints.restore(state)
+    checkpoints.close()
+    equal(back, state)
+
+
+def test_a_finished_run_stays_as_it_is(whole, capsys):
+    state, workdir = whole
+    before = (workdir / "metrics.jsonl").read_text()
+    equal(train(T2I, workdir), state)
+    assert (workdir / "metrics.jsonl").read_text() == before
+    assert "going on from step 6 of 6" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def handed_over(whole, tmp_path_factory) -> tuple[TrainState, Path]:
+    workdir = tmp_path_factory.mktemp("forcing")
+    return train(forcing(whole[1]), workdir), workdir
+
+
+def test_post_training_from_an_interrupted_run_interrupted_itself_is_the_same(broken, handed_over, tmp_path, capsys):
+    config = forcing(broken[1])
+    train(config, tmp_path, stop_after=4)
+    state = train(config, tmp_path)
+    assert "forcing: going on from step 3 of 6" in capsys.readouterr().out
+    equal(state, handed_over[0])
+    assert rows(tmp_path) == rows(handed_over[1])
+    assert extras(tmp_path) == extras(handed_over[1])
+
+
+def test_post_training_starts_from_the_average_of_the_first_phase(whole, tmp_path):
+    config = forcing(whole[1])
+    started = train(config, tmp_path, stop_after=0)
+    _, pretrained = checkpoint.load(whole[1])
+    np.testing.assert_array_equal(started.params["trunk"]["layers"]["q"], pretrained["trunk"]["layers"]["q"])
+    np.testing.assert_array_equal(pretrained["trunk"]["layers"]["q"], whole[0].ema["trunk"]["layers"]["q"])
+
+
+def test_post_training_needs_leave_for_what_is_new(whole, tmp_path):
+    config = forcing(whole[1])
+    config = replace(config, train=replace(config.train, new=()))
+    with pytest.raises(UserError, match=r"missing: head/depth/.*train\.new"):
+        train(config, tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+
+
+# ---- What a person can do wrong
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        (replace(T2I, seed=4), r"seed=3, not 4"),
+        (replace(T2I, train=replace(T2I.train, steps=7)), r"train\.steps=6, not 7"),
+        (replace(T2I, model=replace(T2I.model, width=64)), r"model\.width=32, not 64"),
+        (tiny.forcing(**LOOP), r"the workdir holds a run with "),
+    ],
+)
+def test_the_workdir_of_another_config_is_refused(whole, changed, told):
+    before = {p: p.stat().st_mtime_ns for p in whole[1].rglob("*")}
+    with pytest.raises(UserError, match=rf"{whole[1].name}.*{told}.*--workdir"):
+        train(changed, whole[1])
+    assert {p: p.stat().st_mtime_ns for p in whole[1].rglob("*")} == before
+
+
+def test_what_changes_nothing_may_change(whole):
+    watched = replace(T2I, train=replace(T2I.train, log_every=1, save_every=5, keep=2))
+    equal(train(watched, whole[1]), whole[0])
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "5"])
+def test_a_workdir_whose_config_cannot_be_read_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(UserError, match=r"config\.json"):
+        loop.claim(tmp_path, T2I)
+
+
+def test_checkpoints_without_a_config_are_refused(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match=r"without a config\.json"):
+        loop.claim(tmp_path, T2I)
+
+
+def test_an_initial_checkpoint_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere: no such checkpoint"):
+        train(forcing(tmp_path / "nowhere"), tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+    made = loop.make_step
+
+    def poisoned(*arguments):
+        step = made(*arguments)
+
+        def run(state, batch):
+            count = int(jax.device_get(state.step))
+            with jax.transfer_guard("allow"):
+                state, metrics = step(state, batch)
+                return state, {**metrics, "loss": metrics["loss"] * np.nan} if count >= 3 else metrics
+
+        return run
+
+    monkeypatch.setattr(loop, "make_step", poisoned)
+    with pytest.raises(FloatingPointError, match="loss not finite"):
+        train(replace(T2I, train=replace(T2I.train, log_every=100, save_every=2)), tmp_path)
+    assert checkpoint.find(tmp_path).name == "2"
+
+
+CONFIG_FILE = """
+from tests import tiny
+
+def get_config(arg):
+    return tiny.t2i(steps=6, save_every=3, log_every=2)
+"""
+
+LIMITED = """
+import resource, sys
+from modality_forcing.cli import main
+
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # Python ignores the signal, so that writing just fails
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_goes_on(whole, tmp_path):
+    """A file size limit stands for the full disk: the same calls fail, with another errno."""
+    config, workdir = tmp_path / "config.py", tmp_path / "run"
+    config.write_text(CONFIG_FILE)
+    train(T2I, workdir, stop_after=4)
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, "train", f"--config={config}", f"--workdir={workdir}"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
+        capture_output=True,
+        text=True,
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert "the disk is full: step 6 could not be saved; the checkpoint of step 3 is intact" in last
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()] == ["3"]
+    equal(train(T2I, workdir), whole[0])
+    assert rows(workdir) == rows(whole[1])

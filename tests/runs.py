@@ -1,0 +1,70 @@
+"""Commands as a person gives them, in this process or one of their own, and the checkpoints they start from."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from modality_forcing.config import Config
+from modality_forcing.train.checkpoint import Checkpoints
+from modality_forcing.train.loop import claim
+from modality_forcing.train.state import Params, TrainState, init_state
+from tests import tiny
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+# A network that compiles in a moment, for the configs of the tree.
+SMALL = [f"--config.model.{k}={v}" for k, v in {"width": 32, "ffn": 48, "blocks": 1, "heads": 2, "kv_heads": 1, "head_dim": 16}.items()]
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+def environment() -> dict[str, str]:
+    """Variables for a process that finds this tree and runs on the CPU."""
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+
+
+def command(*arguments: object) -> list[str]:
+    """The real command line, without needing the installed script."""
+    return [sys.executable, "-m", "modality_forcing.cli", *map(str, arguments)]
+
+
+def process(*arguments: object) -> Done:
+    """Runs mforce in a process of its own."""
+    done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def save(workdir: Path, config: Config, params: Params | None = None, ema: Params | None = None) -> Path:
+    """Makes a workdir with one checkpoint, of random weights that are nowhere zero unless others are given."""
+    claim(workdir, config)
+    state: TrainState = init_state(config, tiny.network(config)[1] if params is None else params)
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(state if ema is None else state._replace(ema=ema), config, {"data": {"batches": 0}, "seconds": 0.0})
+    checkpoints.close()
+    return workdir
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, by path: bytes of files, None for folders."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+
+
+def refused(done: Done, told: str) -> None:
+    """Checks that a command was refused as a user's mistake is: one line that says what was wrong, and code 2."""
+    assert "Traceback" not in done.err, done.err
+    assert done.code == 2, (done.code, done.err)
+    assert done.err.count("\n") == 1 and done.err.endswith("\n"), done.err
+    assert done.err.startswith("mforce"), done.err
+    assert re.search(told, done.err), f"{told!r} is not in {done.err!r}"
