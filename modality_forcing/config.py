@@ -118,6 +118,7 @@ class SampleConfig:
     """Generation."""
 
     steps: int = 50
+    task_steps: Mapping[str, int] = field(default_factory=dict)  # of single tasks instead, such as {"i2d": 1}
     solver: Literal["euler", "heun"] = "euler"
     guidance: Mapping[str, float] = field(default_factory=dict)  # per modality, 1 where absent (paper: image 4)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)

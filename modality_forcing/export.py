@@ -18,7 +18,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.generate import Generator
 from modality_forcing.models.surgery import flatten, unflatten
 from modality_forcing.train import checkpoint
-from modality_forcing.writing import write_file
+from modality_forcing.writing import check_folder, write_file
 
 
 def export(source: Path, out: Path, kind: str = "orbax") -> Path:
@@ -31,6 +31,7 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     """
     if out.exists() or out.is_symlink():
         raise UserError("already exists", where=out, mend="name a folder that does not")
+    check_folder(out, "--out")
     generator = Generator.from_checkpoint(source)
     flat = {path: np.asarray(leaf) for path, leaf in flatten(generator.params).items()}
     out = out.absolute()

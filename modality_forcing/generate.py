@@ -64,14 +64,15 @@ class Generator:
             mend = "use a checkpoint of the forcing phase, or mode t2i"
             raise UserError(f"mode {task} needs {needs}, this checkpoint has {', '.join(names)} only", mend=mend)
         free = tuple(n for n in names if n not in given)
+        steps = steps_of(task, options)
         if task == "t2i":
-            return trajectories.joint(lead, (), options.steps, 1.0, options.mu), ()
+            return trajectories.joint(lead, (), steps, 1.0, options.mu), ()
         alpha = 2.0**options.log2_alpha
         if task == "joint":
-            return trajectories.joint(lead, names[1:], options.steps, alpha, options.mu, options.spacing), ()
+            return trajectories.joint(lead, names[1:], steps, alpha, options.mu, options.spacing), ()
         if task == "partial":
-            return trajectories.partial(free[0], given[0], options.steps, alpha, options.mu), given
-        return trajectories.conditional(free, given, options.steps, options.mu), given
+            return trajectories.partial(free[0], given[0], steps, alpha, options.mu), given
+        return trajectories.conditional(free, given, steps, options.mu), given
 
     def run(
         self,
@@ -100,7 +101,7 @@ class Generator:
         others = tuple(n for n in trajectory.levels if n != next(iter(self.modalities)))
         if refine and task == "joint" and others:
             lead = next(iter(self.modalities))
-            again = trajectories.conditional(others, (lead,), options.steps, options.mu)
+            again = trajectories.conditional(others, (lead,), steps_of("i2d", options), options.mu)
             fixed = {lead: (tokens[lead], jnp.ones_like(tokens[lead], bool))}
             tokens = self._sample(again, fixed, captions, seed, index, options)
         return Output(tokens, {n: np.asarray(self._decode(n, x)) for n, x in tokens.items()})
@@ -154,6 +155,11 @@ class Generator:
             )
 
         return program
+
+
+def steps_of(task: str, options: SampleConfig) -> int:
+    """Returns the sampler steps of a task."""
+    return options.task_steps[task] if task in options.task_steps else options.steps
 
 
 def override(options: SampleConfig, **changes: Any) -> SampleConfig:

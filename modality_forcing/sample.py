@@ -14,7 +14,7 @@ from modality_forcing.data.resize import Window, centre_square, place_depth, pla
 from modality_forcing.errors import UserError
 from modality_forcing.evaluate import to_u8
 from modality_forcing.generate import TASKS, Generator, override
-from modality_forcing.writing import write_file
+from modality_forcing.writing import check_folder, write_file
 
 MOST_AT_ONCE = 64  # examples; more are refused rather than run out of memory half way
 
@@ -28,6 +28,8 @@ def run(options: argparse.Namespace) -> list[Path]:
     check_inputs(options)
     generator = Generator.from_checkpoint(options.checkpoint)
     changes = {"steps": options.steps, "solver": options.solver, "log2_alpha": options.log2_alpha}
+    if options.steps is not None:
+        changes["task_steps"] = {}  # what is asked for holds for every task
     if options.guidance is not None:
         changes["guidance"] = {next(iter(generator.modalities)): options.guidance}
     config = replace(generator.config, seed=options.seed, sample=override(generator.config.sample, **changes))  # checks them
@@ -64,8 +66,7 @@ def check_inputs(options: argparse.Namespace) -> None:
             raise UserError(f"mode {options.mode} has no use for {name}", mend="leave it out, or choose another mode")
     if (count := options.n * max(len(options.caption), 1)) > MOST_AT_ONCE:
         raise UserError(f"{count} examples asked for", mend=f"ask for at most {MOST_AT_ONCE} at a time")
-    if options.out.exists() and not options.out.is_dir():
-        raise UserError("is a file", where=options.out, mend="name a folder with --out")
+    check_folder(options.out, "--out")
 
 
 def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.ndarray]:

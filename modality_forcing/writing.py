@@ -9,6 +9,16 @@ from pathlib import Path
 from modality_forcing.errors import UserError
 
 
+def check_folder(path: str | Path, option: str) -> None:
+    """Raises UserError, naming the option to mend, where files could not be put into a folder; makes nothing."""
+    path = Path(path).absolute()
+    place = next(place for place in (path, *path.parents) if place.exists())
+    if not place.is_dir():
+        raise UserError("is a file", where=place, mend=f"choose another {option}")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError("may not be written to", where=place, mend=f"choose another {option}")
+
+
 def write_file(path: str | Path, content: bytes | str) -> None:
     """Puts a whole file in place at once (text in UTF-8), making its folder; raises UserError, leaving nothing, if it cannot."""
     path = Path(path)

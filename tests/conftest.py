@@ -67,3 +67,13 @@ def forcing_run(tmp_path_factory) -> Path:
     from tests import runs, tiny
 
     return runs.save(tmp_path_factory.mktemp("forcing") / "run", tiny.forcing())
+
+
+@pytest.fixture(scope="session")
+def demo_run(tmp_path_factory) -> tuple[Path, Done, Done]:
+    """The workdir of a tiny demo that was killed while it trained and run again, and what the two runs said. Only to be read."""
+    from tests import runs
+
+    workdir = tmp_path_factory.mktemp("demo") / "run"
+    killed = runs.killed("demo", "--workdir", workdir, *runs.TINY_DEMO, when=(workdir / "forcing/config.json").exists)
+    return workdir, killed, runs.process("demo", "--workdir", workdir, *runs.TINY_DEMO)

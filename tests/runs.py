@@ -6,6 +6,9 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 # A network that compiles in a moment, for the configs of the tree.
 SMALL = [f"--config.model.{k}={v}" for k, v in {"width": 32, "ffn": 48, "blocks": 1, "heads": 2, "kv_heads": 1, "head_dim": 16}.items()]
+TINY_DEMO = ["--t2i-steps", "4", "--forcing-steps", "4", "--examples", "8"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Done:
 
 def environment() -> dict[str, str]:
     """Variables for a process that finds this tree and runs on the CPU."""
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
 
 
 def command(*arguments: object) -> list[str]:
@@ -44,6 +48,18 @@ def process(*arguments: object) -> Done:
     """Runs mforce in a process of its own."""
     done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def killed(*arguments: object, when: Callable[[], bool]) -> Done:
+    """Starts mforce in a process of its own and kills it as soon as something is so, as a crash of the machine would."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        running = subprocess.Popen(command(*arguments), env=environment(), stdout=out, stderr=err)
+        while not when() and running.poll() is None:
+            time.sleep(0.02)
+        running.kill()
+        code = running.wait()
+        out.seek(0), err.seek(0)
+        return Done(code, out.read(), err.read())
 
 
 def save(workdir: Path, config: Config, params: Params | None = None, ema: Params | None = None) -> Path:

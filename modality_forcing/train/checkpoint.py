@@ -6,6 +6,7 @@ import inspect
 import logging
 import shutil
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,13 +132,12 @@ def load(path: Path) -> tuple[Config, Params]:
     folder = find(path).absolute()
     try:
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with ocp.StandardCheckpointer() as reader:
+        with _one_error(), ocp.StandardCheckpointer() as reader:
             tree = reader.metadata(folder / WEIGHTS)
             shapes = getattr(tree, "item_metadata", tree)
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), _plain(shapes))
-            with _one_error():
-                params = reader.restore(folder / WEIGHTS, abstract)
+            params = reader.restore(folder / WEIGHTS, abstract)
     except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
         raise _unreadable(folder, error) from error
     config = _checked(meta, folder)["config"]
@@ -174,7 +174,11 @@ def _one_error() -> Iterator[None]:
 
     sys.unraisablehook = hook
     log.addFilter(retrieved)
-    yield  # where an error passes, both stay
+    try:
+        yield
+    except Exception:  # where an error passes, all this stays
+        warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+        raise
     sys.unraisablehook = before
     log.removeFilter(retrieved)
 

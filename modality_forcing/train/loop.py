@@ -21,7 +21,7 @@ from modality_forcing.train import checkpoint, setup
 from modality_forcing.train.metrics import MetricWriter, Progress, describe
 from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
 from modality_forcing.train.step import make_step
-from modality_forcing.writing import write_file
+from modality_forcing.writing import check_folder, write_file
 
 # Config keys that change how a run is watched or fed but not what it computes: a run may go on with others.
 FREE = ("train.log_every", "train.save_every", "train.keep", "data.workers")
@@ -155,8 +155,9 @@ def claim(workdir: Path, config: Config) -> None:
 def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool:
     """Says whether a workdir already holds this run; writes nothing.
 
-    Raises UserError, naming the first key that differs (those in `but` aside), if it holds another.
+    Raises UserError if it holds another (naming the first key that differs, those in `but` aside) or cannot be a folder.
     """
+    check_folder(workdir, "--workdir")
     path = workdir / "config.json"
     mine = to_dict(config)
     if path.exists():
@@ -180,6 +181,8 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
 
 def _fresh(config: Config, modalities: Mapping[str, base.Modality]) -> TrainState:
     """Returns the state of step 0, with the weights of the initial checkpoint where one is named."""
+    if config.train.init:
+        checkpoint.find(Path(config.train.init))  # before what takes long
     params = init_params(config, modalities)
     if config.train.init:
         params = checkpoint.initial(Path(config.train.init), params, config.train.new)

@@ -106,11 +106,12 @@ def make_step(
 ) -> Step:
     """Returns the jitted step (state, batch) -> (state, metrics); the state given to it is consumed."""
     optimise = optimiser(config.train)
+    frozen_graph, frozen = (None, None) if teacher is None else teacher
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            frozen = None if teacher is None else nnx.merge(*teacher)
-            return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, config, null_text, frozen)
+            guide = None if frozen is None else nnx.merge(frozen_graph, frozen)
+            return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, config, null_text, guide)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimise.update(grads, state.opt_state, state.params)
@@ -121,4 +122,5 @@ def make_step(
         metrics |= {"grad_norm": optax.global_norm(grads)}
         return TrainState(state.step + 1, params, opt_state, ema), metrics
 
-    return jax.jit(step, donate_argnums=0)
+    jitted = jax.jit(step, donate_argnums=0)
+    return lambda state, batch: jitted(state, batch, frozen)  # an argument: closed over, it would be compiled in

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
@@ -49,6 +50,24 @@ def extras(workdir: Path) -> dict[str, Any]:
     (description,) = (p for p in meta.rglob("*") if p.is_file() and p.name == "metadata")
     told = json.loads(description.read_text())
     return {k: v for k, v in told.items() if k not in TIMES | {"config"}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Keeps what is compiled: here one program runs in many runs, each of which would compile it anew."""
+    changes = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.5,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in changes}
+    for name, value in changes.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -130,8 +149,7 @@ def test_post_training_from_an_interrupted_run_interrupted_itself_is_the_same(br
 
 
 def test_post_training_starts_from_the_average_of_the_first_phase(whole, tmp_path):
-    config = forcing(whole[1])
-    started = train(config, tmp_path, stop_after=0)
+    started = train(forcing(whole[1]), tmp_path, stop_after=0)
     _, pretrained = checkpoint.load(whole[1])
     np.testing.assert_array_equal(started.params["trunk"]["layers"]["q"], pretrained["trunk"]["layers"]["q"])
     np.testing.assert_array_equal(pretrained["trunk"]["layers"]["q"], whole[0].ema["trunk"]["layers"]["q"])
@@ -172,7 +190,7 @@ def test_what_changes_nothing_may_change(whole):
 @pytest.mark.parametrize("text", ["{", "[]", "5"])
 def test_a_workdir_whose_config_cannot_be_read_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=r"config\.json"):
+    with pytest.raises(UserError, match="--workdir"):
         loop.claim(tmp_path, T2I)
 
 
@@ -238,7 +256,8 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_goes_on(whole, tmp
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2, done.stderr
     assert "the disk is full: step 6 could not be saved; the checkpoint of step 3 is intact" in last
-    assert "Traceback" not in done.stderr
-    assert [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()] == ["3"]
+    assert not any(noise in done.stderr for noise in ("Traceback", "Warning", "ERROR"))
+    assert checkpoint.find(workdir).name == "3"
     equal(train(T2I, workdir), whole[0])
+    assert [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()] == ["6"]
     assert rows(workdir) == rows(whole[1])

@@ -87,6 +87,7 @@ def holds(said: str, truth: Truth) -> str:
         for words, times in Counter(re.findall(ONE, said)).items():
             assert len(truth.called(words)) >= times
         return "list" if " and " in said else "one"
+    assert " " in said
     number, rest = said.split(maxsplit=1)
     single = rest.removesuffix("s").replace("boxe", "box")
     assert re.fullmatch(rf"(?:{COLOUR}) (?:{KIND})|{KIND}|(?:{COLOUR}) thing|thing", single), said

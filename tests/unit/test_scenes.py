@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modality_forcing.data.captions import look
-from modality_forcing.data.raycast import trace
 from modality_forcing.data.records import check
 from modality_forcing.data.scenes import COLOURS, KINDS, Scenes, scene
 from modality_forcing.errors import UserError
+from modality_forcing.evals.depth import affine_metrics, constant_scores, mean_scores, row_mean_prediction
 
 DIGEST = """
 import hashlib
@@ -106,7 +106,7 @@ def test_the_world_is_varied():
     heights = [one.camera.position[2] for one in drawn]
     assert min(heights) < 0.6 and max(heights) > 2.8
     pitch = np.degrees(np.arcsin([one.camera.axes[2][2] for one in drawn]))
-    assert pitch.min() < -30 and pitch.max() > 12
+    assert pitch.min() < -30 and pitch.max() > 8
     assert any(thing.on >= 0 for thing in named)
     seen = [len(look(one).clear) for one in drawn]
     assert np.mean(np.array(seen) >= 2) > 0.75
@@ -124,18 +124,17 @@ def test_things_stand_on_the_ground_or_above_it_and_in_no_wall():
 
 
 def test_depth_cannot_be_told_from_the_row():
-    """Within a row depths differ nearly as much as over the whole picture: rows explain less than half of it."""
-    within, over_all = [], []
-    for index in range(150):
-        depth, _ = trace(scene(0, "rows", index), 24)
-        known = depth < 1e3
-        if known.sum() < 100:
-            continue
-        log = np.log(depth)
-        rows = [log[row][known[row]] for row in range(24) if known[row].sum() > 3]
-        within.append(np.mean(np.concatenate([np.abs(row - np.median(row)) for row in rows])))
-        over_all.append(np.mean(np.abs(log[known] - np.median(log[known]))))
-    assert np.mean(within) > 0.5 * np.mean(over_all)
+    """The mean depth of each row, however well aligned, leaves over two thirds of what the best constant gets wrong."""
+    train, held_out = Scenes(resolution=24), Scenes(resolution=24, split="rows")
+    records = [train[i] for i in range(300)]
+    profile = row_mean_prediction(np.stack([r.depth for r in records]), np.stack([r.valid for r in records]))
+    records = [held_out[i] for i in range(150)]
+    depth, valid = np.stack([r.depth for r in records]), np.stack([r.valid for r in records])
+    blind = {"constant": constant_scores(depth, valid)}
+    blind["rows"] = affine_metrics(np.broadcast_to(profile, depth.shape), depth, valid)
+    constant, rows = (mean_scores(blind[name])["absrel"] for name in ("constant", "rows"))
+    assert constant > 0.28
+    assert rows > 0.67 * constant
 
 
 def test_importing_the_source_loads_no_framework():

@@ -1,0 +1,181 @@
+"""`mforce demo`, tiny but whole: what it writes, that a kill does not stop it, and that a second run changes nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import struct
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from modality_forcing.generate import Generator
+from modality_forcing.train.metrics import read_metrics
+from tests.runs import CONFIGS, SMALL, TINY_DEMO, contents, killed, process, refused
+
+
+@pytest.fixture
+def workdir(demo_run) -> Path:
+    return demo_run[0]
+
+
+@pytest.fixture
+def summary(workdir: Path) -> dict:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+def test_a_kill_does_not_stop_it(demo_run):
+    _, first, second = demo_run
+    assert first.code == -9, first.err
+    assert "t2i: started" in first.err and "forcing: started" in first.err and "evaluate" not in first.err
+    assert second.code == 0, second.err
+    assert "t2i: already done" in second.err and "t2i: started" not in second.err
+    assert "forcing: started" in second.err and "evaluate: started" in second.err
+
+
+def test_it_says_only_what_is_its_own(demo_run):
+    """No warning of a library on the way."""
+    for line in demo_run[2].err.splitlines():
+        assert re.match(r"(t2i|forcing|evaluate): (started|already done)$|(t2i|forcing)  \d+/4  ", line), line
+
+
+def test_progress_tells_phase_step_rate_time_left_and_losses(demo_run):
+    assert re.search(r"^forcing  4/4  [\d.]+/s  ETA \S+  loss \S+  loss_depth \S+  loss_image \S+", demo_run[2].err, re.MULTILINE)
+    assert re.search(r"^forcing: \d+\.\d\d M parameters in \d+ arrays$", demo_run[2].out, re.MULTILINE)
+
+
+def test_the_summary_has_its_numbers(summary: dict):
+    asked = {
+        "i2d": ("absrel", "delta1"),
+        "constant": ("absrel",),
+        "row_mean": ("absrel",),
+        "d2i": ("absrel", "absrel_unrelated"),
+        "joint": ("image_first", "depth_first"),
+        "seconds": ("t2i", "forcing", "evaluate", "total"),
+    }
+    for name, keys in asked.items():
+        for key in keys:
+            value = summary[name][key]
+            assert type(value) is float and math.isfinite(value) and value > 0, f"{name}.{key} is {value!r}"
+    assert summary["i2d"]["delta1"] <= 1
+    assert summary["i2d"]["images"] + summary["i2d"]["skipped"] == 8
+    phases = [seconds for phase, seconds in summary["seconds"].items() if phase != "total"]
+    assert summary["seconds"]["total"] == pytest.approx(sum(phases), abs=0.02)
+    assert 100 < summary["peak_rss_mb"] < 6000
+
+
+def test_the_checkpoint_of_the_summary_generates(summary: dict):
+    generator = Generator.from_checkpoint(Path(summary["checkpoint"]))
+    assert list(generator.modalities) == ["image", "depth"] and generator.config.train.steps == 4
+
+
+def test_the_second_phase_started_from_the_first(workdir: Path):
+    first, second = (Generator.from_checkpoint(workdir / phase) for phase in ("t2i", "forcing"))
+    before, after = (np.asarray(g.params["text"]["table"]) if "text" in g.params else None for g in (first, second))
+    if before is not None and after is not None:
+        assert 0 < np.abs(after - before).max() < 0.2
+
+
+def events(folder: Path) -> list[tuple[int, str, float]]:
+    """(step, tag, value) of every scalar in a folder's event files, read by the format's own rules."""
+    found = []
+    for path in sorted(folder.glob("events.out.tfevents.*")):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            at += 12 + length + 4
+            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        assert at == len(data), "a record is cut short"
+    return found
+
+
+@pytest.mark.parametrize("phase", ["t2i", "forcing"])
+def test_events_hold_what_the_rows_hold(workdir: Path, phase: str):
+    told = {(step, tag): value for step, tag, value in events(workdir / phase / "events")}
+    rows = {(row["step"], name): value for row in read_metrics(workdir / phase) for name, value in row.items() if name != "step"}
+    assert rows and told == pytest.approx(rows, rel=1e-6)
+    names = {name for _, name in rows}
+    assert {"loss", "loss_image", "grad_norm", "data_wait", "seconds"} <= names
+    assert ("loss_depth" in names) == (phase == "forcing")
+
+
+class References(HTMLParser):
+    """What a page would fetch, and the words it shows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "srcset", "poster", "data")]
+        self.fetched += [value or "" for name, value in attrs if name == "href" and not (value or "").startswith("#")]
+
+
+def test_the_report_needs_no_other_file(workdir: Path):
+    html = (workdir / "report.html").read_text()
+    page = References()
+    page.feed(html)
+    assert len(page.fetched) >= 4, "a grid for each mode"
+    assert all(value.startswith("data:image/") for value in page.fetched), [value[:40] for value in page.fetched]
+    assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
+    assert not re.search(r"@import|url\(\s*['\"]?(?!data:|#)", html)
+    for word in ("loss_image", "loss_depth", "Image to depth", "Depth to image", "Joint"):
+        assert word in html, word
+
+
+def test_a_second_run_changes_nothing(workdir: Path, mforce, tmp_path: Path):
+    before = contents(workdir)
+    done = mforce("demo", "--workdir", workdir, *TINY_DEMO)
+    assert done.code == 0, done.err
+    assert done.err.splitlines() == [f"{phase}: already done" for phase in ("t2i", "forcing", "evaluate")]
+    after = contents(workdir)
+    assert after.keys() == before.keys()
+    assert [name for name in after if after[name] != before[name]] == []
+
+
+def test_other_steps_in_the_same_workdir_are_refused(workdir: Path, mforce):
+    before = contents(workdir)
+    steps = ["--workdir", workdir, "--t2i-steps", "4", "--forcing-steps", "5", "--examples", "8"]
+    refused(mforce("demo", *steps), r"forcing: the workdir holds a run with train\.steps=4, not 5; choose another --workdir")
+    assert contents(workdir) == before
+
+
+def test_ablation_adds_the_run_without_pretraining(workdir: Path, summary: dict, mforce, tmp_path: Path):
+    copy = shutil.copytree(workdir, tmp_path / "run")
+    done = mforce("demo", "--workdir", copy, "--ablate", *TINY_DEMO)
+    assert done.code == 0, done.err
+    told = json.loads((copy / "summary.json").read_text())
+    assert 0 < told["no_pretraining"]["absrel"] < 10
+    assert told["no_pretraining"]["absrel"] != told["i2d"]["absrel"]
+    assert "no_pretraining" in told["seconds"]
+    for name in ("i2d", "constant", "row_mean", "d2i", "joint"):
+        assert told[name] == summary[name]
+    own = json.loads((copy / "no_pretraining/config.json").read_text())
+    forcing = json.loads((copy / "forcing/config.json").read_text())
+    assert own["train"].pop("init") == "" and forcing["train"].pop("init").endswith("t2i")
+    assert own["train"].pop("new") == [] and forcing["train"].pop("new") == ["depth"]
+    assert own.pop("name") != forcing.pop("name")
+    assert own == forcing
+
+
+def test_a_killed_training_goes_on_and_says_so(tmp_path: Path):
+    workdir = tmp_path / "run"
+    settings = {"train.steps": 40, "train.save_every": 2, "train.log_every": 2, "train.batch": 2, "data.resolution": 16}
+    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
+    arguments = ["train", f"--config={CONFIGS / 'demo.py'}:phase=t2i", "--workdir", workdir, *SMALL, *overrides]
+    first = killed(*arguments, when=lambda: any((workdir / "checkpoints").glob("[1-9]*")))
+    assert first.code == -9, first.err
+    second = process(*arguments)
+    assert second.code == 0, second.err
+    told = re.search(r"^t2i: going on from step (\d+) of 40 in ", second.out, re.MULTILINE)
+    assert told and 2 <= int(told[1]) < 40
+    steps = [row["step"] for row in read_metrics(workdir) if "loss" in row]
+    assert steps == list(range(2, 41, 2)), "no row is told twice or left out"
