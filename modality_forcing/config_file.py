@@ -21,10 +21,11 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
     Raises UserError for a missing or broken file, an argument the file does not take, and an unknown or ill-typed key.
     """
     path, _, argument = spec.partition(":")
-    tree = ConfigDict(to_dict(_call(Path(path), argument)))
+    written = to_dict(_call(Path(path), argument))
+    tree = ConfigDict(written)
     for key, text in (overrides or {}).items():
         _override(tree, key, text)
-    return from_dict(tree.to_dict())
+    return from_dict(_in_order(tree.to_dict(), written))
 
 
 def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
@@ -97,6 +98,15 @@ def _override(tree: ConfigDict, key: str, text: str) -> None:
         value = ConfigDict(value)
     with node.ignore_type():  # types are checked against the dataclasses, with a better message
         node[last] = value
+
+
+def _in_order(tree: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns nested dicts in the order of others: ConfigDict sorts its keys, but the first modality leads."""
+    ordered = {}
+    for key in [*(key for key in like if key in tree), *(key for key in tree if key not in like)]:
+        both = isinstance(tree[key], Mapping) and isinstance(like.get(key), Mapping)
+        ordered[key] = _in_order(tree[key], like[key]) if both else tree[key]
+    return ordered
 
 
 def _literal(text: str) -> Any:

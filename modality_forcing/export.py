@@ -68,7 +68,7 @@ def _entry(leaf: np.ndarray) -> dict[str, Any]:
 
 
 def _write_orbax(folder: Path, flat: dict[str, np.ndarray]) -> None:
-    with ocp.StandardCheckpointer() as writer:
+    with checkpoint.one_error(), ocp.StandardCheckpointer() as writer:
         writer.save(folder / "weights", unflatten(flat))
 
 
@@ -81,7 +81,8 @@ def _read_orbax(folder: Path) -> dict[str, np.ndarray]:
 def _write_safetensors(folder: Path, flat: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    save_file({path: np.ascontiguousarray(leaf) for path, leaf in flat.items()}, folder / "weights.safetensors")
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    save_file({path: np.asarray(leaf, order="C") for path, leaf in flat.items()}, folder / "weights.safetensors")
 
 
 def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:

@@ -21,7 +21,9 @@ from tests import tiny
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 # A network that compiles in a moment, for the configs of the tree.
-SMALL = [f"--config.model.{k}={v}" for k, v in {"width": 32, "ffn": 48, "blocks": 1, "heads": 2, "kv_heads": 1, "head_dim": 16}.items()]
+SMALL = [
+    f"--config.model.{k}={v}" for k, v in {"width": 32, "ffn": 48, "blocks": 1, "heads": 2, "kv_heads": 1, "head_dim": 16}.items()
+]
 TINY_DEMO = ["--t2i-steps", "4", "--forcing-steps", "4", "--examples", "8"]
 
 

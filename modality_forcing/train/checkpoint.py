@@ -56,7 +56,7 @@ class Checkpoints:
             "meta": ocp.args.JsonSave(meta),
         }
         try:
-            with _one_error():
+            with one_error():
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # tensorstore reports a full disk through several types
             remove_unfinished(self.folder)
@@ -85,7 +85,7 @@ class Checkpoints:
             "meta": ocp.args.JsonRestore(),
         }
         try:
-            with _one_error():
+            with one_error():
                 items = self._manager.restore(step, args=ocp.args.Composite(**args))
         except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
             raise _unreadable(self.folder / str(step), error) from error
@@ -132,7 +132,7 @@ def load(path: Path) -> tuple[Config, Params]:
     folder = find(path).absolute()
     try:
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with _one_error(), ocp.StandardCheckpointer() as reader:
+        with one_error(), ocp.StandardCheckpointer() as reader:
             tree = reader.metadata(folder / WEIGHTS)
             shapes = getattr(tree, "item_metadata", tree)
             device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -158,7 +158,7 @@ def _quiet() -> None:
 
 
 @contextmanager
-def _one_error() -> Iterator[None]:
+def one_error() -> Iterator[None]:
     """Leaves it at the first error of Orbax's many parallel reads or writes.
 
     Those of the others arrive when nobody waits for them, some after this has returned; each would print a traceback.

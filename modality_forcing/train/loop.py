@@ -83,7 +83,7 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
     progress = Progress(config.name, config.train.steps, first)
     started, waited, compiling = time.monotonic(), 0.0, 0.0
     mark, marked_wait = started, 0.0
-    newest = None  # the loss of the last step dispatched
+    newest: Any = None  # the loss of the last step dispatched
     pending = list(extra.get("pending", []))  # metrics of the steps that no row has told of yet
 
     def extras() -> dict[str, Any]:

@@ -106,11 +106,11 @@ def make_step(
 ) -> Step:
     """Returns the jitted step (state, batch) -> (state, metrics); the state given to it is consumed."""
     optimise = optimiser(config.train)
-    frozen_graph, frozen = (None, None) if teacher is None else teacher
+    teacher_graph, frozen = teacher if teacher is not None else (graph, None)
 
     def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
         def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
-            guide = None if frozen is None else nnx.merge(frozen_graph, frozen)
+            guide = None if frozen is None else nnx.merge(teacher_graph, frozen)
             return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, config, null_text, guide)
 
         grads, metrics = jax.grad(loss, has_aux=True)(state.params)

@@ -10,7 +10,6 @@ import struct
 from html.parser import HTMLParser
 from pathlib import Path
 
-import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
@@ -72,13 +71,6 @@ def test_the_summary_has_its_numbers(summary: dict):
 def test_the_checkpoint_of_the_summary_generates(summary: dict):
     generator = Generator.from_checkpoint(Path(summary["checkpoint"]))
     assert list(generator.modalities) == ["image", "depth"] and generator.config.train.steps == 4
-
-
-def test_the_second_phase_started_from_the_first(workdir: Path):
-    first, second = (Generator.from_checkpoint(workdir / phase) for phase in ("t2i", "forcing"))
-    before, after = (np.asarray(g.params["text"]["table"]) if "text" in g.params else None for g in (first, second))
-    if before is not None and after is not None:
-        assert 0 < np.abs(after - before).max() < 0.2
 
 
 def events(folder: Path) -> list[tuple[int, str, float]]:
@@ -171,7 +163,7 @@ def test_a_killed_training_goes_on_and_says_so(tmp_path: Path):
     settings = {"train.steps": 40, "train.save_every": 2, "train.log_every": 2, "train.batch": 2, "data.resolution": 16}
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
     arguments = ["train", f"--config={CONFIGS / 'demo.py'}:phase=t2i", "--workdir", workdir, *SMALL, *overrides]
-    first = killed(*arguments, when=lambda: any((workdir / "checkpoints").glob("[1-9]*")))
+    first = killed(*arguments, when=lambda: any(path.name.isdigit() for path in workdir.glob("checkpoints/*")))
     assert first.code == -9, first.err
     second = process(*arguments)
     assert second.code == 0, second.err

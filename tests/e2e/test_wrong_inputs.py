@@ -80,9 +80,15 @@ COMMAND = {
     "negative_steps": (["demo", "--forcing-steps=-4"], r"'-4' is not a whole number above 0"),
     "half_an_example": (["demo", "--examples", "1.5"], r"'1\.5' is not a whole number above 0"),
     "no_mode": (["sample", "--checkpoint", "c", "--out", "o"], r"required: --mode"),
-    "not_a_number": (["sample", "--checkpoint", "c", "--out", "o", "--mode", "joint", "--guidance", "nan"], r"'nan' is not a number"),
+    "not_a_number": (
+        ["sample", "--checkpoint", "c", "--out", "o", "--mode", "joint", "--guidance", "nan"],
+        r"'nan' is not a number",
+    ),
     "other_format": (["export", "--checkpoint", "c", "--out", "o", "--format", "h5"], r"invalid choice: 'h5'"),
-    "other_solver": (["sample", "--checkpoint", "c", "--out", "o", "--mode", "t2i", "--solver", "ddim"], r"invalid choice: 'ddim'"),
+    "other_solver": (
+        ["sample", "--checkpoint", "c", "--out", "o", "--mode", "t2i", "--solver", "ddim"],
+        r"invalid choice: 'ddim'",
+    ),
 }
 
 
@@ -106,7 +112,10 @@ CONFIG = {
     "no_batch": ([T2I, "--config.train.batch=0"], r"train\.batch is 0; it must be at least 1"),
     "no_steps": ([T2I, "--config.train.steps=0"], r"train\.steps is 0"),
     "negative_steps": ([T2I, "--config.train.steps=-5"], r"train\.steps is -5"),
-    "odd_resolution": ([T2I, "--config.data.resolution=36"], r"data\.resolution 36 is not a multiple of modalities\.image\.patch 8"),
+    "odd_resolution": (
+        [T2I, "--config.data.resolution=36"],
+        r"data\.resolution 36 is not a multiple of modalities\.image\.patch 8",
+    ),
     "negative_rate": ([T2I, "--config.train.learning_rate=-1e-3"], r"train\.learning_rate is -0\.001; it must be above 0"),
     "no_rate": ([T2I, "--config.train.learning_rate=0"], r"train\.learning_rate is 0"),
     "infinite_rate": ([T2I, "--config.train.learning_rate=1e999"], r"train\.learning_rate is inf"),
@@ -115,7 +124,10 @@ CONFIG = {
     "mu_beyond_floats": ([T2I, "--config.modalities.image.noise.mu=1000"], r"noise\.mu is 1000"),
     "alpha_beyond_floats": ([T2I, "--config.sample.log2_alpha=2000"], r"sample\.log2_alpha is 2000"),
     "large_seed": ([T2I, "--config.seed=99999999999"], r"seed is 99999999999; it must be below 2\*\*32"),
-    "guided_nothing": ([T2I, "--config.sample.guidance={'depht': 2}"], r"sample\.guidance names 'depht'; the modalities are image"),
+    "guided_nothing": (
+        [T2I, "--config.sample.guidance={'depht': 2}"],
+        r"sample\.guidance names 'depht'; the modalities are image",
+    ),
     "unknown_kind": ([T2I, "--config.modalities.image.kind=images"], r"kind is 'images'; choose one of depth, image"),
     "unknown_pattern": ([FORCING, "--config.data.sparse={'lidra': 1.0}"], r"unknown sparse pattern 'lidra'; known are .*lidar"),
     "weightless_patterns": ([FORCING, "--config.data.sparse={'lidar': 0.0}"], r"sparse pattern weights"),
@@ -138,7 +150,15 @@ def test_config(mforce: Command, tmp_path: Path, monkeypatch, arguments, told):
 
 def test_workdir_of_another_run(mforce: Command, tmp_path: Path, t2i_run: Path):
     shutil.copytree(t2i_run, tmp_path / "run")
-    attempt(mforce, tmp_path, r"run: the workdir holds a run with .*; choose another --workdir", "train", T2I, "--workdir", tmp_path / "run")
+    attempt(
+        mforce,
+        tmp_path,
+        r"run: the workdir holds a run with .*; choose another --workdir",
+        "train",
+        T2I,
+        "--workdir",
+        tmp_path / "run",
+    )
 
 
 def test_workdir_that_is_a_file(mforce: Command, desk: Path):
@@ -283,7 +303,11 @@ def test_sample(mforce: Command, desk: Path, forcing_run: Path, arguments, told)
 
 @pytest.mark.parametrize("mode", ["joint", "i2d", "d2i", "partial"])
 def test_sample_without_depth_in_the_checkpoint(mforce: Command, desk: Path, t2i_run: Path, mode: str):
-    given = {"i2d": ["--image", desk / "photo.jpg"], "d2i": ["--depth", desk / "depth.npy"], "partial": ["--depth", desk / "depth.npy"]}
+    given = {
+        "i2d": ["--image", desk / "photo.jpg"],
+        "d2i": ["--depth", desk / "depth.npy"],
+        "partial": ["--depth", desk / "depth.npy"],
+    }
     told = rf"mode {mode} needs (depth|a second modality), this checkpoint has image only; use a checkpoint of the forcing phase"
     attempt(mforce, desk, told, "sample", "--checkpoint", t2i_run, "--mode", mode, "--out", desk / "out", *given.get(mode, []))
 
@@ -385,8 +409,26 @@ def test_checkpoint_that_is_damaged(mforce: Command, desk: Path, forcing_run: Pa
 
 def test_export_over_something(mforce: Command, desk: Path, forcing_run: Path):
     for out in ("file", "empty"):
-        attempt(mforce, desk, rf"{out}: already exists; name a folder that does not", "export", "--checkpoint", forcing_run, "--out", desk / out)
-    attempt(mforce, desk, r"file: is a file; choose another --out", "export", "--checkpoint", forcing_run, "--out", desk / "file" / "below")
+        attempt(
+            mforce,
+            desk,
+            rf"{out}: already exists; name a folder that does not",
+            "export",
+            "--checkpoint",
+            forcing_run,
+            "--out",
+            desk / out,
+        )
+    attempt(
+        mforce,
+        desk,
+        r"file: is a file; choose another --out",
+        "export",
+        "--checkpoint",
+        forcing_run,
+        "--out",
+        desk / "file" / "below",
+    )
 
 
 def test_evaluate_what_cannot_be(mforce: Command, desk: Path, forcing_run: Path, t2i_run: Path):
@@ -403,7 +445,9 @@ def test_evaluate_what_cannot_be(mforce: Command, desk: Path, forcing_run: Path,
 def test_the_line_is_alone_in_a_process_of_its_own(desk: Path, forcing_run: Path):
     before = contents(desk)
     refused(process("train", T2I, "--config.train.stpes=5", "--workdir", desk / "new"), r"did you mean train\.steps")
-    refused(process("sample", "--checkpoint", forcing_run, *I2D[:1], f"--out={desk}/out", f"--image={desk}/text.jpg"), r"text\.jpg")
+    refused(
+        process("sample", "--checkpoint", forcing_run, *I2D[:1], f"--out={desk}/out", f"--image={desk}/text.jpg"), r"text\.jpg"
+    )
     assert contents(desk) == before
     run = shutil.copytree(forcing_run, desk / "run")
     remove_arrays(run / "checkpoints/0")

@@ -1,0 +1,129 @@
+"""The command line's own part: parsing, overrides, exit codes, and help that answers at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from modality_forcing import cli
+from modality_forcing.errors import UserError
+from tests.runs import environment, refused
+
+COMMANDS = ("demo", "train", "sample", "evaluate", "export")
+
+HELP = """
+import contextlib, io, json, sys
+from modality_forcing import cli
+told = {}
+for arguments in ([], ["demo"], ["train"], ["sample"], ["evaluate"], ["export"]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            cli.main([*arguments, "--help"])
+        except SystemExit as left:
+            told[" ".join(arguments)] = [left.code, out.getvalue()]
+heavy = [name for name in ("jax", "flax", "orbax", "grain", "numpy", "ml_collections") if name in sys.modules]
+print(json.dumps([told, heavy]))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps() -> tuple[dict, list]:
+    done = subprocess.run([sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    return tuple(json.loads(done.stdout))
+
+
+def test_help_loads_nothing_that_takes_long(helps):
+    assert helps[1] == []
+
+
+def test_help_names_every_command(helps):
+    code, text = helps[0][""]
+    assert code == 0
+    for command in COMMANDS:
+        assert f"\n    {command}  " in text
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    {
+        "demo": ("--workdir", "--ablate", "--t2i-steps", "--forcing-steps", "--examples", "report.html"),
+        "train": ("--config FILE[:ARG]", "--workdir", "--config.train.steps=50"),
+        "sample": (
+            "--checkpoint",
+            "joint, i2d, d2i, partial or t2i",
+            "--depth-scale",
+            "0.001",
+            "--caption",
+            "--refine",
+            "mforce sample --",
+        ),
+        "evaluate": ("--checkpoint", "--examples", "--out"),
+        "export": ("--checkpoint", "--out", "{orbax,safetensors}"),
+    }.items(),
+)
+def test_help_says_how(helps, command, words):
+    code, text = helps[0][command]
+    assert code == 0
+    for word in words:
+        assert word in text
+
+
+def test_overrides_are_taken_out_in_both_spellings():
+    arguments = ["train", "--config.train.steps=5", "--config", "c.py", "--config.train.init", "a=b", "--config.sample.mu", "-1"]
+    plain, overrides = cli._split_overrides(arguments, cli._parser())
+    assert plain == ["train", "--config", "c.py"]
+    assert overrides == {"train.steps": "5", "train.init": "a=b", "sample.mu": "-1"}
+
+
+@pytest.fixture
+def raising(monkeypatch):
+    """Makes a command raise something."""
+
+    def make(command: str, error: BaseException) -> None:
+        def run(*_) -> None:
+            raise error
+
+        monkeypatch.setattr(cli, f"_{command}", run)
+
+    return make
+
+
+def test_a_users_mistake_is_one_line_and_two(mforce, raising):
+    raising("export", UserError("is wrong", where="here", mend="mend\nit"))
+    done = mforce("export", "--checkpoint", "c", "--out", "o")
+    refused(done, r"^mforce export: here: is wrong; mend it\n$")
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_two(mforce, raising):
+    raising("train", FloatingPointError("loss not finite between steps 20 and 40"))
+    done = mforce("train", "--config", "c", "--workdir", "w")
+    refused(done, r"^mforce train: loss not finite between steps 20 and 40; lower train\.learning_rate, in another --workdir\n$")
+
+
+@pytest.mark.parametrize(("command", "goes_on"), [("demo", True), ("export", False)])
+def test_an_interruption_is_130_and_says_whether_it_can_go_on(mforce, raising, command, goes_on):
+    raising(command, KeyboardInterrupt())
+    done = mforce(command, *(["--checkpoint", "c", "--out", "o"] if command == "export" else []))
+    assert done.code == 130
+    assert ("goes on from the last checkpoint" in done.err) == goes_on and done.err.count("\n") == 1
+
+
+def test_a_bug_is_not_hidden(mforce, raising):
+    raising("export", ValueError("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        mforce("export", "--checkpoint", "c", "--out", "o")
+
+
+@pytest.mark.parametrize("text", ["1", "12", " 7 "])
+def test_counts(text):
+    assert cli._count(text) == int(text)
+
+
+@pytest.mark.parametrize(("convert", "text"), [(cli._count, "0"), (cli._count, "x"), (cli._number, "inf"), (cli._number, "")])
+def test_what_is_no_count_or_number(convert, text):
+    with pytest.raises(cli.argparse.ArgumentTypeError, match=f"'{text}' is not a"):
+        convert(text)

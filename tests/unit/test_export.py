@@ -1,0 +1,122 @@
+"""Exported weights: whole, described, and readable by someone who has never heard of this package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing import export as exporting
+from modality_forcing.config import to_dict
+from modality_forcing.errors import UserError
+from modality_forcing.models.surgery import flatten
+from modality_forcing.train import checkpoint
+from tests import tiny
+from tests.runs import contents, environment
+
+# What someone else would write, from the manifest and the formats' own documentation.
+READERS = {
+    "safetensors": """
+from safetensors.numpy import load_file
+weights = load_file(folder / "weights.safetensors")
+""",
+    "orbax": """
+import logging
+logging.getLogger("absl").setLevel(logging.ERROR)
+import orbax.checkpoint as ocp
+def flat(tree, prefix=""):
+    for key, value in tree.items():
+        yield from flat(value, f"{prefix}{key}/") if isinstance(value, dict) else [(prefix + key, np.asarray(value))]
+weights = dict(flat(ocp.StandardCheckpointer().restore(folder / "weights")))
+""",
+}
+CHECK = """
+assert "modality_forcing" not in sys.modules
+manifest = json.loads((folder / "manifest.json").read_text())
+assert set(weights) == set(manifest["weights"])
+for name, entry in manifest["weights"].items():
+    assert [list(weights[name].shape), str(weights[name].dtype)] == [entry["shape"], entry["dtype"]]
+np.savez(out, **weights)
+"""
+
+
+@pytest.fixture(scope="module", params=sorted(READERS))
+def exported(request, tmp_path_factory, forcing_run: Path) -> tuple[str, Path]:
+    out = tmp_path_factory.mktemp("export") / request.param
+    assert exporting.export(forcing_run, out, request.param) == out
+    return request.param, out
+
+
+def test_the_manifest_is_complete(exported, forcing_run: Path):
+    kind, out = exported
+    manifest = json.loads((out / "manifest.json").read_text())
+    config, ema = checkpoint.load(forcing_run)
+    assert manifest["config"] == to_dict(config) == to_dict(tiny.forcing())
+    assert kind in manifest["format"]
+    weights = {name: np.asarray(leaf) for name, leaf in flatten(ema).items()}
+    assert set(manifest["weights"]) == set(weights)
+    for name, entry in manifest["weights"].items():
+        digest = hashlib.sha256(np.ascontiguousarray(weights[name]).tobytes()).hexdigest()
+        assert entry == {"shape": list(weights[name].shape), "dtype": "float32", "sha256": digest}
+
+
+def test_another_program_reads_the_averaged_weights(exported, forcing_run: Path, tmp_path: Path):
+    kind, folder = exported
+    places = f"folder, out = Path({str(folder)!r}), {str(tmp_path / 'w.npz')!r}"
+    head = f"import json, sys\nfrom pathlib import Path\nimport numpy as np\n{places}\n"
+    environ = environment()
+    del environ["PYTHONPATH"]
+    done = subprocess.run(
+        [sys.executable, "-c", head + READERS[kind] + CHECK], env=environ, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    ema = flatten(checkpoint.load(forcing_run)[1])
+    with np.load(tmp_path / "w.npz", allow_pickle=False) as read:
+        assert set(read.files) == set(ema)
+        for name in read.files:
+            np.testing.assert_array_equal(read[name], ema[name])
+
+
+def test_nothing_else_is_left(exported):
+    kind, out = exported
+    assert {path.name for path in out.iterdir()} == {
+        "manifest.json",
+        "weights.safetensors" if kind == "safetensors" else "weights",
+    }
+    assert [path.name for path in out.parent.iterdir()] == [kind]
+
+
+def test_what_does_not_read_back_gets_no_name(forcing_run: Path, tmp_path: Path, monkeypatch):
+    def worse(folder: Path) -> dict[str, np.ndarray]:
+        read = right(folder)
+        name = next(iter(read))
+        return read | {name: read[name] + 1}
+
+    right = exporting._read_safetensors
+    monkeypatch.setattr(exporting, "_read_safetensors", worse)
+    with pytest.raises(UserError, match="does not read back"):
+        exporting.export(forcing_run, tmp_path / "out", "safetensors")
+    assert contents(tmp_path) == {}
+
+
+FULL_DISK = """
+import resource, signal, sys
+from modality_forcing import cli
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+def test_a_full_disk_leaves_nothing(forcing_run: Path, tmp_path: Path, kind: str):
+    arguments = ["export", "--checkpoint", str(forcing_run), "--out", str(tmp_path / "out"), "--format", kind]
+    done = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mforce export: ") and "cannot be written" in done.stderr and done.stderr.count("\n") == 1
+    assert contents(tmp_path) == {}
