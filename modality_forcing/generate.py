@@ -159,7 +159,7 @@ class Generator:
 
 def steps_of(task: str, options: SampleConfig) -> int:
     """Returns the sampler steps of a task."""
-    return options.task_steps[task] if task in options.task_steps else options.steps
+    return options.task_steps.get(task, options.steps)
 
 
 def override(options: SampleConfig, **changes: Any) -> SampleConfig:

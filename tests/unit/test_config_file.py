@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from modality_forcing.config import to_dict
+from modality_forcing.config import Config, to_dict
 from modality_forcing.config_file import choose, load, parse_arg
 from modality_forcing.errors import UserError
 
@@ -177,3 +177,10 @@ def test_choose_lets_only_the_known_through():
     assert choose("phase", "a", ("a", "b")) == "a"
     with pytest.raises(UserError, match="choose one of a, b"):
         choose("phase", "c", ("a", "b"))
+
+
+def test_a_config_keeps_its_order():
+    """The first modality leads; ConfigDict, between the file and the run, sorts its keys."""
+    config = load(f"{CONFIGS / 'demo.py'}:phase=forcing", {"sample.guidance": "{'depth': 1, 'image': 2}", "train.steps": "5"})
+    assert list(config.modalities) == ["image", "depth"]
+    assert list(to_dict(config)) == list(to_dict(Config()))

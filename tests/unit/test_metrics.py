@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
@@ -80,3 +81,8 @@ def test_progress_says_where_it_is_and_how_long_it_will_take(capsys, monkeypatch
 @pytest.mark.parametrize(("seconds", "told"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3 * 3600 + 62, "3:01:02")])
 def test_the_clock(seconds, told):
     assert metrics._clock(seconds) == told
+
+
+def test_a_network_is_described_by_its_parameters():
+    weights = {"a": {"w": np.zeros((1000, 250)), "b": np.zeros(5000)}, "scale": np.zeros(())}
+    assert metrics.describe(weights) == "0.26 M parameters in 3 arrays"

@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.writing import write_file
+from modality_forcing.writing import check_folder, write_file
 
 
 def test_write_file_replaces_whole_and_readable(tmp_path):
@@ -34,3 +34,20 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_where_a_folder_can_be_is_known_before_it_is_made(tmp_path):
+    check_folder(tmp_path, "--out")
+    check_folder(tmp_path / "new" / "below", "--out")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file: is a file; choose another --out"):
+            check_folder(path, "--out")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(UserError, match="may not be written to"):
+        check_folder(tmp_path / "new", "--workdir")
