@@ -24,7 +24,7 @@ from modality_forcing.train.step import make_step
 from modality_forcing.writing import check_folder, write_file
 
 # Config keys that change how a run is watched or fed but not what it computes: a run may go on with others.
-FREE = ("train.log_every", "train.save_every", "train.keep", "data.workers")
+FREE = ("train.log_every", "train.save_every", "train.keep", "data.workers", "sample.", "eval.")  # prefixes
 
 
 def train(config: Config, workdir: Path, *, records: RecordSource | None = None, stop_after: int | None = None) -> TrainState:
@@ -167,7 +167,7 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
             raise UserError("is not the config of a run", where=path, mend="choose another --workdir") from error
         for key in sorted(set(_flat(mine)) | set(_flat(theirs))):
             ours, other = _flat(mine).get(key), _flat(theirs).get(key)
-            if ours != other and key not in (*FREE, *but):
+            if ours != other and not key.startswith((*FREE, *but)):
                 raise UserError(
                     f"the workdir holds a run with {key}={other!r}, not {ours!r}",
                     where=workdir,

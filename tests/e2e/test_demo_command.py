@@ -17,6 +17,8 @@ from modality_forcing.generate import Generator
 from modality_forcing.train.metrics import read_metrics
 from tests.runs import CONFIGS, SMALL, TINY_DEMO, contents, killed, process, refused
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def workdir(demo_run) -> Path:

@@ -12,6 +12,7 @@ from PIL import Image
 from modality_forcing.train.metrics import read_metrics
 from tests.runs import CONFIGS, SMALL, contents
 
+pytestmark = pytest.mark.slow
 TINY = [*SMALL, "--config.data.resolution=16", "--config.train.steps=3", "--config.train.batch=2", "--config.train.log_every=1"]
 TINY += ["--config.sample.steps=2", "--config.data.workers=0"]
 
