@@ -33,7 +33,8 @@ def get_config(arg: str = "") -> Config:
     )
     config = Config(
         name=phase,
-        data=DataConfig(resolution=a["resolution"], count=32_768, workers=0),
+        # `mforce demo` keeps its scenes in memory, which processes could not share; larger pictures need two to keep up.
+        data=DataConfig(resolution=a["resolution"], count=32_768, workers=0 if a["resolution"] <= 32 else 2),
         text=TextConfig(tokens=12, vocabulary=2048, channels=64),
         model=size(a["size"]),
         modalities={"image": image},
