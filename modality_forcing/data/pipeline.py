@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,26 +59,6 @@ def train_batches(
         .random_map(_Prepare(text, dict(sparse) if sparse else None), seed=_stream(seed, _SPARSE))
     )
     return BatchIterator(examples.batch(batch, batch_fn=stack), workers=workers, prefetch=prefetch)
-
-
-def eval_batches(
-    source: RecordSource, text: TextEncoder, *, batch: int, resolution: int, count: int | None = None
-) -> Iterator[Batch]:
-    """Yields the first `count` records (all by default) in order, each batch full and with "weight": f32 [b].
-
-    The last batch is filled up by repeating its last record with weight 0, so that one compiled shape serves all.
-    Raises UserError if the source holds fewer records than asked for.
-    """
-    _check_size(source, batch)
-    count = len(source) if count is None else count
-    if not 0 < count <= len(source):
-        raise UserError(f"cannot evaluate {count} of {len(source)} records", mend=f"ask for 1 to {len(source)}")
-    for start in range(0, count, batch):
-        last = min(start + batch, count) - 1
-        rows = [example(fit(source[i], resolution), i, text) for i in range(start, last + 1)]
-        rows += rows[-1:] * (batch - len(rows))
-        weight = (np.arange(start, start + batch) <= last).astype(np.float32)
-        yield {**stack(rows), "weight": weight}
 
 
 class BatchIterator:

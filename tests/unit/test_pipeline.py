@@ -194,20 +194,6 @@ def test_refuses_nothing_to_read():
         batches(batch=0)
 
 
-def test_evaluation_is_ordered_full_and_weighted():
-    got = list(pipeline.eval_batches(Numbered(30), Words(), batch=8, resolution=16, count=19))
-    assert [batch["index"].tolist() for batch in got] == [[*range(8)], [*range(8, 16)], [16, 17, 18] + [18] * 5]
-    assert [batch["weight"].tolist() for batch in got] == [[1] * 8, [1] * 8, [1, 1, 1] + [0] * 5]
-    assert all(batch["valid"].all() and batch["image"].shape == (8, 16, 16, 3) for batch in got)
-    assert len(list(pipeline.eval_batches(Numbered(30), Words(), batch=8, resolution=16))) == 4
-
-
-@pytest.mark.parametrize("count", [0, 31])
-def test_evaluation_refuses_a_wrong_count(count: int):
-    with pytest.raises(UserError, match="30 records"):
-        next(pipeline.eval_batches(Numbered(30), Words(), batch=8, resolution=16, count=count))
-
-
 def test_our_data_modules_load_neither_jax_nor_grain():
     program = (
         "import sys, modality_forcing.data.records, modality_forcing.data.resize, modality_forcing.data.folder,"
