@@ -39,6 +39,7 @@ class ModalityConfig:
     given: float = 0.0  # probability that training gives it clean, as conditioning (paper: 0.2)
     position_id: int = 0  # first rotary axis: image 0, depth 1
     detokenizer: int = 0  # blocks over its own tokens before its head (public code: 4 for depth)
+    latents: int = 0  # image: channels of a frozen autoencoder's latent per token, which the batch brings; 0: pixels
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class ModelConfig:
     head_dim: int = 128
     rope_theta: float = 2000.0  # as in the public code
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
-    remat: Literal["none", "dots", "full"] = "none"
+    attention: Literal["auto", "einsum", "splash", "cudnn"] = "auto"  # auto: splash on TPU, cudnn on GPU, einsum on CPU
+    remat: Literal["none", "elementwise", "full"] = "none"  # what the backward pass computes again
     unroll: int = 1  # blocks per iteration of the scan over blocks
 
     def __post_init__(self):
@@ -88,11 +90,23 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class MeshConfig:
+    """How a run is spread over devices: train/sharding.py says what the axes and presets mean."""
+
+    data: int = 1  # replicas within a slice
+    fsdp: int = -1  # shards of the weights, the optimiser and the EMA; -1: all devices that are left
+    tensor: int = 1  # shards of heads and FFN; 1 is right for every size of the family
+    slices: int = 1  # TPU slices, joined by the data-centre network; each holds a whole copy
+    preset: Literal["zero1", "fsdp", "replicated"] = "zero1"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The optimiser and the loop."""
 
     steps: int = 1000
     batch: int = 32
+    accumulate: int = 1  # micro-batches that a step adds up, in float32
     learning_rate: float = 1e-3
     schedule: Literal["cosine", "wsd"] = "wsd"
     warmup: float = 0.05  # share of the steps
@@ -144,6 +158,7 @@ class Config:
     text: TextConfig = TextConfig()
     modalities: Mapping[str, ModalityConfig] = field(default_factory=lambda: {"image": ModalityConfig()})
     model: ModelConfig = ModelConfig()
+    mesh: MeshConfig = MeshConfig()
     train: TrainConfig = TrainConfig()
     sample: SampleConfig = SampleConfig()
     eval: EvalConfig = EvalConfig()
@@ -165,13 +180,38 @@ class Config:
             raise UserError("train.distill needs a second modality to hold the first against")
         if len({m.position_id for m in self.modalities.values()}) != len(given):
             raise UserError("two modalities share a position_id")
+        if self.train.batch % self.train.accumulate:
+            raise UserError(f"train.batch {self.train.batch} is not a multiple of train.accumulate {self.train.accumulate}")
+        if self.model.kv_heads % self.mesh.tensor:
+            raise UserError(f"model.kv_heads {self.model.kv_heads} is not a multiple of mesh.tensor {self.mesh.tensor}")
+        if self.model.attention == "splash":
+            check_splash(self)
         for name, m in self.modalities.items():
             if self.data.resolution % m.patch:
                 raise UserError(f"data.resolution {self.data.resolution} is not a multiple of modalities.{name}.patch {m.patch}")
 
 
+def tokens(config: Config) -> dict[str, int]:
+    """Returns the tokens of one example by stream: the text's, then each modality's."""
+    return {"text": config.text.tokens} | {n: (config.data.resolution // m.patch) ** 2 for n, m in config.modalities.items()}
+
+
+def check_splash(config: Config) -> None:
+    """Raises UserError where the TPU attention kernel does not take this config's shapes: it works in one block."""
+    lengths = tokens(config)
+    alone = {n: lengths[n] for n, m in config.modalities.items() if m.detokenizer}  # detokenizers see their own tokens only
+    for name, n in {"all streams": sum(lengths.values()), **alone}.items():
+        if n % 128 or n > 1024:
+            mend = "pad with text.tokens, change data.resolution or patch, or set model.attention=einsum (slow on TPU)"
+            raise UserError(f"{n} tokens of {name}: the TPU attention kernel takes multiples of 128 up to 1024", mend=mend)
+    if config.model.head_dim % 128:
+        mend = "set model.head_dim to 128 (or 256, for v6e and tpu7x), or model.attention=einsum"
+        raise UserError(f"model.head_dim is {config.model.head_dim}: the TPU attention kernel takes multiples of 128", mend=mend)
+
+
 # All other integers count something of which there must be one.
-_MAY_BE_ZERO = ("seed", "vocabulary", "workers", "position_id", "detokenizer")
+_MAY_BE_ZERO = ("seed", "vocabulary", "workers", "position_id", "detokenizer", "latents")
+_REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are left
 
 # Where numbers of other keys make sense: least, most, whether these are allowed themselves, and how to say it.
 _RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
@@ -194,6 +234,8 @@ def _check_numbers(tree: Mapping[str, Any], path: str = "") -> None:
             least, most, closed, closed_above, told = _RANGES[key]
             if not (least < value < most or (closed and value == least) or (closed_above and value == most)):  # NaN fails all
                 raise UserError(f"{path}{key} is {value}", mend=f"it must be {told}")
+        elif key in _REST and value == -1:
+            continue
         elif type(value) is int and value < (least := int(key not in _MAY_BE_ZERO)):
             raise UserError(f"{path}{key} is {value}", mend=f"it must be at least {least}")
         elif isinstance(value, float) and not math.isfinite(value):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,8 @@ def _call(path: Path, argument: str) -> Config:
     if spec is None or spec.loader is None:
         raise UserError("not a Python file", where=path, mend="name a .py file with a get_config(arg)")
     module = importlib.util.module_from_spec(spec)
+    neighbours = str(path.absolute().parents[1])
+    sys.path.insert(0, neighbours)  # a config may build on another in its folder: `from configs import t2i`
     try:
         spec.loader.exec_module(module)
         if not callable(getattr(module, "get_config", None)):
@@ -76,6 +79,8 @@ def _call(path: Path, argument: str) -> Config:
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()]
         where = f"{path}:{lines[-1]}" if lines else path
         raise UserError(f"{type(error).__name__}: {error}", where=where, mend="mend the config file") from error
+    finally:
+        sys.path.remove(neighbours)
     if not isinstance(config, Config):
         raise UserError(f"get_config returned a {type(config).__name__}", where=path, mend="return a Config")
     return config

@@ -23,7 +23,7 @@ from modality_forcing.config import (
 from modality_forcing.modalities import base
 from modality_forcing.train.state import abstract_network
 
-MODEL = ModelConfig(width=32, ffn=48, blocks=2, heads=4, kv_heads=2, head_dim=8)
+MODEL = ModelConfig(width=32, ffn=48, blocks=2, heads=4, kv_heads=2, head_dim=8, attention="einsum")
 MATRICES = ("w", "q", "k", "v", "gate", "up", "out", "down", "table")
 TEXT = TextConfig(tokens=3, vocabulary=16, channels=8)
 IMAGE = ModalityConfig(kind="image", patch=8)

@@ -36,6 +36,7 @@ class Modality(ABC):
     levels: NoiseLevels
     weight: float
     given: float
+    latents: int = 0  # channels of the latents that a batch brings, for a modality that can take them
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -52,6 +53,11 @@ class Modality(ABC):
     @abstractmethod
     def channels(self) -> int:
         """Channels of a token."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """What `encode` reads of a batch: shape without the leading b, and dtype, by name."""
 
     @abstractmethod
     def encode(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
@@ -83,4 +89,5 @@ def _build(name: str, m: ModalityConfig, resolution: int) -> Modality:
         levels=levels,
         weight=m.weight,
         given=m.given,
+        latents=m.latents,
     )

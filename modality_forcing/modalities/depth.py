@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -46,6 +47,12 @@ class Depth(Modality):
     def channels(self) -> int:
         """Depth values in one patch."""
         return self.patch**2
+
+    @property
+    def inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
+        """Depth maps and which of their pixels are known."""
+        size = (self.resolution, self.resolution)
+        return {"depth": (size, jnp.float32), "valid": (size, bool)}
 
     def encode(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
         """Normalises over the valid pixels, contracts, and cuts into patches; the mask is cut alike."""

@@ -1,29 +1,76 @@
-"""Grouped-query attention over all tokens, with normed and rotated queries and keys."""
+"""Full bidirectional grouped-query attention, one interface over the kernel of each kind of device."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from modality_forcing.models.primitives import rms_norm
-from modality_forcing.models.rotary import rotate
+from modality_forcing.models.layout import spec
+
+ATTENTION = "attention"  # the name under which remat policies know what attention's own backward pass reads
+KERNELS = {"cpu": "einsum", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # by platform
+LETTERS = {"einsum": "hn", "splash": "hn", "cudnn": "nh"}  # order of heads and tokens that each takes without a transpose
 
 
-def attention(
-    q: Float[Array, "b h n k"],
-    k: Float[Array, "b g n k"],
-    v: Float[Array, "b g n k"],
-    q_scale: Float[Array, " k"],
-    k_scale: Float[Array, " k"],
-    angles: Float[Array, "n a"],
-) -> Float[Array, "b h n k"]:
-    """Full bidirectional attention; query head i reads kv head i // (h / g); softmax in float32."""
+def attend(kernel: str, q: Float[Array, "b *hn k"], k: Float[Array, "b *gn k"], v: Float[Array, "b *gn k"]) -> Array:
+    """Attention of scaled queries; query head i reads kv head i // (h / g); softmax in float32.
+
+    q [b h n k] and k, v [b g n k], or with heads after tokens where `LETTERS` says so; returns q's shape and dtype.
+    """
+    return {"einsum": einsum, "splash": splash, "cudnn": cudnn}[kernel](q, k, v)
+
+
+def einsum(q: Float[Array, "b h n k"], k: Float[Array, "b g n k"], v: Float[Array, "b g n k"]) -> Float[Array, "b h n k"]:
+    """Runs anywhere; writes the [n n] weights to memory."""
     b, h, n, c = q.shape
     g = k.shape[1]
-    q = rotate(rms_norm(q, q_scale), angles)
-    k = rotate(rms_norm(k, k_scale), angles)
     q = q.reshape(b, g, h // g * n, c)  # the queries that share a kv head become rows of one larger product
-    logits = jnp.einsum("bgqk,bgsk->bgqs", q, k, preferred_element_type=jnp.float32) * c**-0.5
+    logits = jnp.einsum("bgqk,bgsk->bgqs", q, k, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    weights = checkpoint_name(weights, ATTENTION)
     return jnp.einsum("bgqs,bgsk->bgqk", weights, v).reshape(b, h, n, c)
+
+
+def splash(
+    q: Float[Array, "b h n k"], k: Float[Array, "b g n k"], v: Float[Array, "b g n k"], interpret: bool = False
+) -> Float[Array, "b h n k"]:
+    """Pallas kernel for TPUs, all tokens in one block: n up to 1024 and k are multiples of 128.
+
+    XLA cannot split a kernel over devices, so each device runs it on its own examples and heads.
+    interpret: run without a TPU, slowly, for tests.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    def local(q: Array, k: Array, v: Array) -> Array:
+        h, n = q.shape[1:3]
+        mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((n, n))] * h)
+        sizes = splash_attention_kernel.BlockSizes(
+            block_q=n,
+            block_kv=n,
+            block_kv_compute=n,
+            block_q_dkv=n,
+            block_kv_dkv=n,
+            block_kv_dkv_compute=n,
+            use_fused_bwd_kernel=True,
+        )
+        kernel = splash_attention_kernel.make_splash_mha(
+            mask,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name=ATTENTION,
+            interpret=interpret,
+        )
+        return jax.vmap(kernel)(q, k, v)
+
+    if jax.sharding.get_abstract_mesh().empty:
+        return local(q, k, v)
+    split = spec("bh")
+    return jax.shard_map(local, in_specs=(split, split, split), out_specs=split, check_vma=False)(q, k, v)
+
+
+def cudnn(q: Float[Array, "b n h k"], k: Float[Array, "b n g k"], v: Float[Array, "b n g k"]) -> Float[Array, "b n h k"]:
+    """NVIDIA's fused kernel, by name: left to choose, jax.nn never takes it."""
+    return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")

@@ -34,8 +34,8 @@ class Stream(Protocol):
 class Head(nnx.Module):
     """Trunk tokens -> patches, in float32: (own blocks,) norm, shift and scale by the noise level, zero-initialised linear."""
 
-    def __init__(self, c: ModelConfig, stream: Stream, *, rngs: nnx.Rngs):
-        self.blocks = Stack(c, stream.detokenizer, rngs=rngs) if stream.detokenizer else None
+    def __init__(self, c: ModelConfig, stream: Stream, *, rngs: nnx.Rngs, keep_gathered: bool = False):
+        self.blocks = Stack(c, stream.detokenizer, rngs=rngs, keep_gathered=keep_gathered) if stream.detokenizer else None
         self.block_modulation = modulation(c, rngs) if stream.detokenizer else None
         self.modulation = Linear(c.width, 2 * c.width, rngs=rngs)
         self.linear = Linear(c.width, stream.channels, rngs=rngs, init=zeros)
@@ -45,8 +45,8 @@ class Head(nnx.Module):
     ) -> Float[Array, "b n c"]:
         level = jax.nn.silu(level)
         if self.blocks is not None and self.block_modulation is not None:
-            own = self.block_modulation(level)[:, None].astype(x.dtype)  # [b 1 3d]
-            x = self.blocks(x, own, angles)
+            own = self.block_modulation(level)[:, None]  # [b 1 3d]
+            x = self.blocks(x, own, (0,), angles)
         shift, scale = jnp.split(self.modulation(level)[:, None], 2, axis=-1)  # [b 1 d]
         return self.linear(rms_norm(x.astype(jnp.float32)) * (1.0 + scale) + shift)
 
@@ -61,9 +61,19 @@ class DiT(nnx.Module):
 
     A model built for several modalities can be run on any of them: what is absent from `noisy` takes no tokens and leaves
     no trace. The first modality it was built with leads: text is modulated by the lead's noise level.
+
+    keep_gathered: where weights are sharded, keep each block's whole copy for the backward pass.
     """
 
-    def __init__(self, c: ModelConfig, text: TextConfig, streams: Mapping[str, Stream], *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        c: ModelConfig,
+        text: TextConfig,
+        streams: Mapping[str, Stream],
+        *,
+        rngs: nnx.Rngs,
+        keep_gathered: bool = False,
+    ):
         self.c, self.names = c, tuple(streams)
         self.dtype = jnp.dtype(c.dtype)
         self.places = tuple((n, s.position_id, s.grid) for n, s in streams.items())
@@ -75,8 +85,8 @@ class DiT(nnx.Module):
         self.mixer = nnx.Dict({f"{n}_from_{o}": LevelEmbedder(c.width, rngs=rngs) for n, o in pairs})
         self.mixing = nnx.Dict({f"{n}_from_{o}": nnx.Param(jnp.zeros(())) for n, o in pairs})
         self.modulation = modulation(c, rngs)
-        self.trunk = Stack(c, c.blocks, rngs=rngs)
-        self.head = nnx.Dict({n: Head(c, s, rngs=rngs) for n, s in streams.items()})
+        self.trunk = Stack(c, c.blocks, rngs=rngs, keep_gathered=keep_gathered)
+        self.head = nnx.Dict({n: Head(c, s, rngs=rngs, keep_gathered=keep_gathered) for n, s in streams.items()})
 
     def __call__(
         self, noisy: Mapping[str, Float[Array, "b n c"]], t: Mapping[str, Float[Array, " b"]], text: Mapping[str, Array]
@@ -87,16 +97,12 @@ class DiT(nnx.Module):
 
         parts = [self.text(text, self.dtype), *tokens.values()]
         lengths = [part.shape[1] for part in parts]
-        b = parts[0].shape[0]
-        modulations = {n: self.modulation(jax.nn.silu(level[n])).astype(self.dtype) for n in names}  # [b 3d]
-        per_token = [modulations[n][:, None] for n in (names[0], *names)]  # text follows the lead
         x = jnp.concatenate(parts, axis=1)  # [b n d]
-        m = jnp.concatenate(
-            [jnp.broadcast_to(p, (b, k, p.shape[-1])) for p, k in zip(per_token, lengths, strict=True)], axis=1
-        )  # [b n 3d]
+        levels = jnp.stack([self.modulation(jax.nn.silu(level[n])) for n in names], axis=1)  # [b m 3d]
+        segments = (0, *np.cumsum(lengths)[1:-1].tolist())  # text follows the lead
         positions = [text_positions(lengths[0]), *(image_positions(i, grid) for n, i, grid in self.places if n in noisy)]
         angles = [rotary_angles(p, self.c.head_dim, self.c.rope_theta) for p in positions]  # [n k/2] each
-        x = self.trunk(x, m, jnp.asarray(np.concatenate(angles)))
+        x = self.trunk(x, levels, segments, jnp.asarray(np.concatenate(angles)))
 
         own = jnp.split(x, np.cumsum(lengths[:-1]), axis=1)[1:]  # [b n d] each, text left out
         return {n: self.head[n](y, level[n], jnp.asarray(a)) for n, y, a in zip(names, own, angles[1:], strict=True)}

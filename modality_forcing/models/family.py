@@ -8,7 +8,9 @@ from modality_forcing.config import ModelConfig
 from modality_forcing.errors import UserError
 
 SIZES = {
-    "demo": ModelConfig(width=96, ffn=288, blocks=4, heads=4, kv_heads=2, head_dim=24, unroll=4, rope_theta=10.0),
+    "demo": ModelConfig(
+        width=96, ffn=288, blocks=4, heads=4, kv_heads=2, head_dim=24, unroll=4, rope_theta=10.0, attention="einsum"
+    ),
     "370m": ModelConfig(width=1024, ffn=3072, blocks=30, heads=8, kv_heads=2, head_dim=128, dtype="bfloat16"),
     "800m": ModelConfig(width=1536, ffn=4608, blocks=30, heads=12, kv_heads=3, head_dim=128, dtype="bfloat16"),
     "3b3": ModelConfig(width=3072, ffn=9216, blocks=30, heads=24, kv_heads=6, head_dim=128, dtype="bfloat16"),

@@ -30,7 +30,7 @@ def rotary_angles(positions: np.ndarray, head_dim: int, theta: float) -> np.ndar
     return (positions[:, :, None] * frequency).reshape(len(positions), -1).astype(np.float32)
 
 
-def rotate(x: Float[Array, "b h n k"], angles: Float[Array, "n c"]) -> Float[Array, "b h n k"]:
+def rotate(x: Float[Array, "*s k"], angles: Float[Array, "*t c"]) -> Float[Array, "*s k"]:
     """Turns channel i of the first half with channel i of the second by angle i, in float32.
 
     Halves and not neighbours: a strided access costs a TPU a relayout, and the pairing is only a permutation of q and k.

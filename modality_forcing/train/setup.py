@@ -20,8 +20,8 @@ def text_encoder(config: Config) -> TextEncoder:
     """Returns the host side of the text conditioning."""
     if not config.text.vocabulary:
         raise UserError(
-            "text.vocabulary is 0: the text would have to come as a frozen encoder's states",
-            mend="set text.vocabulary to learn a table of words",
+            "text.vocabulary is 0: the text would have to come as a frozen encoder's states, which no source here holds",
+            mend="set text.vocabulary to learn a table of words (encoders=none in configs/t2i.py and configs/forcing.py)",
         )
     return Words(config.text.tokens, config.text.vocabulary)
 

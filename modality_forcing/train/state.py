@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -13,8 +14,10 @@ from jaxtyping import Array, Int
 from modality_forcing.config import Config
 from modality_forcing.forcing import rng
 from modality_forcing.modalities.base import Modality
+from modality_forcing.models.attention import KERNELS
 from modality_forcing.models.dit import DiT
 from modality_forcing.train.optim import optimiser
+from modality_forcing.train.sharding import PRESETS
 
 Params = dict[str, Any]  # nested dicts of arrays, by the network's attribute names
 
@@ -29,8 +32,23 @@ class TrainState(NamedTuple):
 
 
 def make_network(config: Config, modalities: Mapping[str, Modality]) -> DiT:
-    """Builds the network with fresh weights; call it under `jit` or `eval_shape`, so that nothing is made eagerly."""
-    return DiT(config.model, config.text, modalities, rngs=nnx.Rngs(rng.stream(config.seed, "init", 0)))
+    """Builds the network with fresh weights; call it under `jit` or `eval_shape`, so that nothing is made eagerly.
+
+    Raises UserError if the device's attention kernel does not take the config's shapes.
+    """
+    c = with_kernel(config, jax.default_backend())
+    keep = PRESETS[c.mesh.preset].keep_gathered
+    return DiT(c.model, c.text, modalities, rngs=nnx.Rngs(rng.stream(c.seed, "init", 0)), keep_gathered=keep)
+
+
+def with_kernel(config: Config, platform: str) -> Config:
+    """Returns the config with the attention kernel of a platform ("tpu", "gpu", "cpu") in the place of "auto".
+
+    Raises UserError if that kernel does not take the config's shapes.
+    """
+    if config.model.attention != "auto":
+        return config
+    return replace(config, model=replace(config.model, attention=KERNELS[platform]))
 
 
 def abstract_network(config: Config, modalities: Mapping[str, Modality]) -> tuple[nnx.GraphDef, Params]:
@@ -39,9 +57,10 @@ def abstract_network(config: Config, modalities: Mapping[str, Modality]) -> tupl
     return graph, nnx.to_pure_dict(weights)
 
 
-def init_params(config: Config, modalities: Mapping[str, Modality]) -> Params:
-    """Returns fresh weights, a pure function of the config's seed."""
-    return jax.jit(lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1]))()
+def init_params(config: Config, modalities: Mapping[str, Modality], shardings: Any = None) -> Params:
+    """Returns fresh weights, a pure function of the config's seed; with shardings, no device ever holds them whole."""
+    make = lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1])  # noqa: E731
+    return jax.jit(make, out_shardings=shardings)()
 
 
 def init_state(config: Config, params: Params) -> TrainState:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
@@ -16,10 +18,13 @@ from modality_forcing.config import Config
 from modality_forcing.forcing import distillation, flow, losses, noise_levels, rng
 from modality_forcing.modalities.base import Batch, Modality
 from modality_forcing.models.dit import DiT
+from modality_forcing.models.layout import constrain
 from modality_forcing.train.optim import optimiser
+from modality_forcing.train.sharding import PRESETS, shard
 from modality_forcing.train.state import Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # a metric's sum and what it is divided by
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -31,8 +36,8 @@ def compute_loss(
     config: Config,
     null_text: Mapping[str, ArrayLike],
     teacher: DiT | None = None,
-) -> tuple[Float[Array, ""], Metrics]:
-    """Returns the loss of one batch and what to log of it.
+) -> tuple[Float[Array, ""], Sums]:
+    """Returns the loss of one batch and what to log of it, as sums, so that micro-batches add up.
 
     Draws depend on (seed, step, batch["index"]) alone, never on the place of an example in the batch.
     """
@@ -50,7 +55,7 @@ def compute_loss(
     text = drop_text(keys["text"], batch["text"], null_text, config.text.drop)
     prediction = model(x_t, t, text)
 
-    total, metrics = jnp.zeros(()), {}
+    total, sums = jnp.zeros(()), {}
     for name, m in modalities.items():
         loss = losses.velocity_loss(
             prediction[name],
@@ -65,13 +70,13 @@ def compute_loss(
         total += m.weight * jnp.mean(loss)
         # Logged per example that has something to learn, so that the task mix does not scale the curve.
         scored = jnp.any(observed[name], axis=(1, 2)) & ~given[name]
-        metrics[f"loss_{name}"] = jnp.sum(loss) / jnp.maximum(jnp.sum(scored), 1)
+        sums[f"loss_{name}"] = (jnp.sum(loss), jnp.sum(scored, dtype=jnp.float32))
     if teacher is not None:
         lead = next(iter(modalities))
         distilled = _distill(teacher, modalities, lead, x_t, t, text, prediction, given, config)
         total += distilled
-        metrics["loss_distill"] = distilled
-    return total, metrics | {"loss": total}
+        sums["loss_distill"] = (distilled, jnp.ones(()))
+    return total, sums | {"loss": (total, jnp.ones(()))}
 
 
 def drop_text(keys: Any, text: Mapping[str, Array], null: Mapping[str, ArrayLike], probability: float) -> dict[str, Array]:
@@ -97,30 +102,72 @@ def _distill(teacher, modalities, lead, x_t, t, text, prediction, given, config)
     return jnp.mean(loss)
 
 
+def compute_grads(
+    loss: Callable[[Params, Batch], tuple[Float[Array, ""], Sums]], params: Params, batch: Batch, micro: int
+) -> tuple[Params, Metrics]:
+    """Returns the gradient of the batch's mean loss, added up in float32 over `micro` micro-batches, and the metrics."""
+    gradient = jax.grad(loss, has_aux=True)
+    if micro == 1:
+        grads, sums = gradient(params, batch)
+    else:
+
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            part = jax.tree.map(lambda x: constrain(x, "b"), part)
+            return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+        # Every micro-batch takes its share of each device's examples, so that none has to move.
+        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x) // micro, micro, *x.shape[1:]), 1, 0), batch)
+        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        (grads, sums), _ = jax.lax.scan(add, zeros, parts)
+        grads = jax.tree.map(lambda g: g / micro, grads)
+    return grads, averages(sums)
+
+
+def averages(sums: Sums) -> Metrics:
+    """Returns each metric's mean over what it was counted over, 0 where that is nothing."""
+    return {name: value / jnp.maximum(count, 1.0) for name, (value, count) in sums.items()}
+
+
 def make_step(
     config: Config,
     modalities: Mapping[str, Modality],
     graph: nnx.GraphDef,
     null_text: Mapping[str, ArrayLike],
     teacher: tuple[nnx.GraphDef, Params] | None = None,
+    mesh: Mesh | None = None,
 ) -> Step:
-    """Returns the jitted step (state, batch) -> (state, metrics); the state given to it is consumed."""
+    """Returns the jitted step (state, batch) -> (state, metrics); the state given to it is consumed.
+
+    With a mesh, both come sharded as train/sharding.py lays them out, and the state stays so.
+    """
     optimise = optimiser(config.train)
     teacher_graph, frozen = teacher if teacher is not None else (graph, None)
+    rules = PRESETS[config.mesh.preset]
 
     def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
-        def loss(params: Params) -> tuple[Float[Array, ""], Metrics]:
+        def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], Sums]:
             guide = None if frozen is None else nnx.merge(teacher_graph, frozen)
             return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, config, null_text, guide)
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.params)
+        grads, metrics = compute_grads(loss, state.params, batch, config.train.accumulate)
+        grads = in_shards(grads)  # a device updates its own shard, and needs the sum of no other
         updates, opt_state = optimise.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
         # The EMA follows the updated weights; it is short at first, so that it forgets the initial ones.
         decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
         metrics |= {"grad_norm": optax.global_norm(grads)}
-        return TrainState(state.step + 1, params, opt_state, ema), metrics
+        return in_shards(TrainState(state.step + 1, params, opt_state, ema)), metrics
 
-    jitted = jax.jit(step, donate_argnums=0)
-    return lambda state, batch: jitted(state, batch, frozen)  # an argument: closed over, it would be compiled in
+    def in_shards(tree: Any) -> Any:
+        return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shard(tree, rules, mesh))
+
+    def on_mesh(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
+        if mesh is None:
+            return step(state, batch, frozen)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # what models/layout.py reads
+            return step(state, batch, frozen)
+
+    # The teacher is an argument: closed over, it would be compiled in.
+    return partial(jax.jit(on_mesh, donate_argnums=0), frozen=frozen)

@@ -1,37 +1,30 @@
-"""Grouped-query attention against the plain one in numpy, key heads repeated."""
+"""Grouped-query attention of each kernel against the plain one in numpy, key heads repeated."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modality_forcing.models.attention import attention
-from modality_forcing.models.rotary import image_positions, rotary_angles
+from modality_forcing.models.attention import KERNELS, LETTERS, attend, einsum, splash
 
 B, N, K = 2, 6, 16
-ANGLES = rotary_angles(image_positions(1, (2, 3)), K, 2000.0)
 
 
-def arrays(h: int, g: int) -> dict[str, jax.Array]:
-    keys = jax.random.split(jax.random.key(0), 5)
-    shapes = {"q": (B, h, N, K), "k": (B, g, N, K), "v": (B, g, N, K), "q_scale": (K,), "k_scale": (K,)}
-    return {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+def arrays(h: int, g: int, n: int = N, k: int = K, dtype=jnp.float32) -> tuple[jax.Array, jax.Array, jax.Array]:
+    keys = jax.random.split(jax.random.key(0), 3)
+    q, key, v = (jax.random.normal(s, (B, heads, n, k)) for s, heads in zip(keys, (h, g, g), strict=True))
+    return (q * k**-0.5).astype(dtype), key.astype(dtype), v.astype(dtype)
 
 
-def reference(q, k, v, q_scale, k_scale) -> np.ndarray:
-    q, k, v, q_scale, k_scale = (np.asarray(x, np.float64) for x in (q, k, v, q_scale, k_scale))
-
-    def prepare(x, scale):
-        x = x / np.sqrt((x**2).mean(-1, keepdims=True)) * scale
-        pairs = x[..., : K // 2] + 1j * x[..., K // 2 :]
-        pairs = pairs * np.exp(1j * ANGLES.astype(np.float64))
-        return np.concatenate([pairs.real, pairs.imag], axis=-1)
-
+def reference(q, k, v) -> np.ndarray:
+    q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
     repeats = q.shape[1] // k.shape[1]
-    q, k, v = prepare(q, q_scale), prepare(k, k_scale).repeat(repeats, 1), v.repeat(repeats, 1)
-    logits = q @ k.swapaxes(-1, -2) / np.sqrt(K)
+    k, v = k.repeat(repeats, 1), v.repeat(repeats, 1)
+    logits = q @ k.swapaxes(-1, -2)
     weights = np.exp(logits - logits.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ v
 
@@ -39,25 +32,49 @@ def reference(q, k, v, q_scale, k_scale) -> np.ndarray:
 @pytest.mark.parametrize(("h", "g"), [(8, 2), (6, 3), (4, 4), (4, 1)])
 def test_it_is_attention_with_key_heads_repeated(h, g):
     a = arrays(h, g)
-    np.testing.assert_allclose(attention(**a, angles=jnp.asarray(ANGLES)), reference(**a), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(attend("einsum", *a), reference(*a), rtol=1e-4, atol=1e-5)
 
 
 def test_a_query_head_reads_its_own_key_head_only():
-    a = arrays(8, 2)
-    before = attention(**a, angles=jnp.asarray(ANGLES))
-    after = attention(**a | {"v": a["v"].at[:, 1].add(1.0)}, angles=jnp.asarray(ANGLES))
+    q, k, v = arrays(8, 2)
+    before, after = einsum(q, k, v), einsum(q, k, v.at[:, 1].add(1.0))
     np.testing.assert_array_equal(after[:, :4], before[:, :4])
     np.testing.assert_allclose(after[:, 4:], before[:, 4:] + 1.0, atol=1e-5)
 
 
 def test_every_token_sees_every_other():
-    a = arrays(4, 2)
-    moved = jax.jacobian(lambda v: attention(**a | {"v": v}, angles=jnp.asarray(ANGLES))[0, 0, :, 0])(a["v"])
+    q, k, v = arrays(4, 2)
+    moved = jax.jacobian(lambda v: einsum(q, k, v)[0, 0, :, 0])(v)
     assert np.all(np.abs(np.asarray(moved)[:, 0, 0, :, 0]) > 0)
 
 
 def test_bfloat16_keeps_its_dtype_and_softmax_its_precision():
-    a = {n: x.astype(jnp.bfloat16) if n in "qkv" else x for n, x in arrays(4, 2).items()}
-    out = attention(**a, angles=jnp.asarray(ANGLES))
+    a = arrays(4, 2, dtype=jnp.bfloat16)
+    out = einsum(*a)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_allclose(out.astype(np.float32), reference(**a), atol=0.04)
+    np.testing.assert_allclose(out.astype(np.float32), reference(*a), atol=0.04)
+
+
+@pytest.mark.parametrize(("h", "g", "n", "k"), [(4, 1, 128, 128), (2, 2, 256, 128), (4, 2, 128, 256)])
+def test_the_tpu_kernel_is_the_same_function_with_the_same_gradients(h, g, n, k):
+    """Interpreted: what it computes, not how fast. That a TPU program contains it is tested in tests/sharded."""
+    a = arrays(h, g, n, k)
+    kernel = partial(splash, interpret=True)
+    np.testing.assert_allclose(kernel(*a), reference(*a), rtol=1e-4, atol=1e-5)
+    told, plain = (jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(*a) for f in (kernel, einsum))
+    for ours, theirs in zip(told, plain, strict=True):
+        assert np.abs(np.asarray(theirs)).max() > 1e-2
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+def test_the_gpu_kernel_is_the_same_function():
+    q, k, v = arrays(8, 2, 128, 128, jnp.bfloat16)
+    out = attend("cudnn", *(x.swapaxes(1, 2) for x in (q, k, v))).swapaxes(1, 2)
+    np.testing.assert_allclose(out.astype(np.float32), reference(q, k, v), atol=0.04)
+
+
+def test_each_platform_has_its_kernel_and_each_kernel_its_layout():
+    assert {KERNELS[platform] for platform in ("cpu", "gpu", "tpu")} == set(LETTERS)
+    with pytest.raises(KeyError):
+        attend("flash", *arrays(4, 2))

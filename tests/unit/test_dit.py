@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from modality_forcing.modalities import base
+from modality_forcing.models.blocks import spread
 from modality_forcing.models.surgery import graft
 from modality_forcing.train.state import init_params
 from tests import tiny
@@ -105,7 +106,7 @@ def test_text_follows_the_lead_s_level():
         graph, params = tiny.network(config)
         model = nnx.merge(graph, params)
         seen = []
-        model.trunk = lambda x, m, angles, seen=seen: seen.append(m) or x
+        model.trunk = lambda x, m, segments, angles, seen=seen: seen.append(spread(m, segments, x)) or x
         model(NOISY, T, TEXT)
         m, l = seen[0], TEXT["tokens"].shape[1]
         own = model.modulation(jax.nn.silu(model._level(lead, T)))
@@ -115,7 +116,7 @@ def test_text_follows_the_lead_s_level():
 def test_every_token_is_modulated_by_its_own_modality(joint):
     graph, params = tiny.network(CONFIG)
     model, seen = nnx.merge(graph, params), []
-    model.trunk = lambda x, m, angles: seen.append((m, angles)) or x
+    model.trunk = lambda x, m, segments, angles: seen.append((spread(m, segments, x), angles)) or x
     model(NOISY, T, TEXT)
     (m, angles), start = seen[0], 3
     for name, modality in MODALITIES.items():
@@ -147,7 +148,7 @@ def test_at_the_start_every_block_is_the_identity(fresh):
         (model.head["depth"].blocks, model.head["depth"].block_modulation),
     ):
         m = modulation(jax.nn.silu(model._level("image", T)))[:, None]
-        np.testing.assert_array_equal(stack(x, m, angles), x)
+        np.testing.assert_array_equal(stack(x, m, (0,), angles), x)
 
 
 def test_mixing_starts_as_the_identity_and_then_listens(fresh):
@@ -191,7 +192,7 @@ def test_a_modality_s_place_is_its_id_whoever_else_is_there(joint):
     run, params = joint
     graph, _ = tiny.network(CONFIG)
     model, seen = nnx.merge(graph, params), []
-    model.trunk = lambda x, m, angles: seen.append(angles) or x
+    model.trunk = lambda x, m, segments, angles: seen.append(angles) or x
     model(NOISY, T, TEXT)
     model(only("depth"), only("depth", of=T), TEXT)
     np.testing.assert_array_equal(seen[1][3:], seen[0][3 + 4 :])

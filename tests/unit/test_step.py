@@ -15,7 +15,7 @@ from modality_forcing.config import Config
 from modality_forcing.modalities import base
 from modality_forcing.models.surgery import flatten, graft
 from modality_forcing.train.state import init_params, init_state
-from modality_forcing.train.step import compute_loss, drop_text, make_step
+from modality_forcing.train.step import averages, compute_loss, drop_text, make_step
 from tests import tiny
 
 CONFIG = tiny.forcing(weight_decay=0.0)
@@ -45,7 +45,8 @@ def spied(batch=BATCH, config=CONFIG, step=0, answer=0.0, teacher=None):
         return {n: jnp.full(x.shape, answer) for n, x in x_t.items()}
 
     modalities = base.build(config)
-    loss, metrics = compute_loss(model, modalities, batch, jnp.int32(step), config, tiny.null_text(config), teacher)  # pyright: ignore[reportArgumentType]
+    loss, sums = compute_loss(model, modalities, batch, jnp.int32(step), config, tiny.null_text(config), teacher)  # pyright: ignore[reportArgumentType]
+    metrics = averages(sums)
     assert loss == metrics["loss"]
     return seen, metrics
 
@@ -57,8 +58,8 @@ def graded():
 
     def run(params, batch):
         of = lambda p: compute_loss(nnx.merge(graph, p), MODALITIES, batch, jnp.int32(5), CONFIG, tiny.null_text(CONFIG))  # noqa: E731
-        (_, metrics), gradient = jax.value_and_grad(of, has_aux=True)(params)
-        return metrics, gradient
+        (_, sums), gradient = jax.value_and_grad(of, has_aux=True)(params)
+        return averages(sums), gradient
 
     jitted = jax.jit(run)
     return lambda batch: jitted(params, batch)
@@ -239,7 +240,7 @@ def test_distillation_starts_where_student_and_teacher_agree_up_to_the_depth_s_t
 
         return compute_loss(
             model, MODALITIES, BATCH, jnp.int32(0), config, tiny.null_text(config), nnx.merge(teacher_graph, frozen)
-        )[1]["loss_distill"]  # pyright: ignore[reportArgumentType]
+        )[1]["loss_distill"][0]  # pyright: ignore[reportArgumentType]
 
     assert float(jax.jit(run, static_argnums=2)(student, teacher, True)) < 1e-10
     heard, (push, taught) = jax.jit(jax.value_and_grad(run, argnums=(0, 1)), static_argnums=2)(student, teacher, False)

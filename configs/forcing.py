@@ -1,0 +1,27 @@
+"""Post-training of the family on image + sparse depth at 256 px: the paper's second phase, 640 tokens an example.
+
+mforce plan --config=configs/forcing.py:size=3b3 --topology=v5p:4x4x4              # does it fit, and how fast can it be?
+mforce train --config=configs/forcing.py:size=370m,encoders=none --config.train.init=runs/t2i --workdir=runs/forcing
+
+Sizes and encoders as in configs/t2i.py, whose checkpoint this starts from.
+"""
+
+from dataclasses import replace
+
+from configs import t2i
+from modality_forcing.config import Config, ModalityConfig, NoiseConfig
+from modality_forcing.data.sparse import DEFAULT_MIXTURE
+
+
+def get_config(arg: str = "") -> Config:
+    """Takes size (370m, 800m or 3b3) and encoders (frozen or none)."""
+    config = t2i.get_config(arg)
+    depth = ModalityConfig(kind="depth", patch=16, noise=NoiseConfig("plateau", mu=1.1), position_id=1, detokenizer=4, given=0.2)
+    return replace(
+        config,
+        name="forcing",
+        modalities={"image": replace(config.modalities["image"], given=0.2), "depth": depth},
+        data=replace(config.data, sparse=DEFAULT_MIXTURE),
+        # 17M frames at 512 a step are 33,000 steps an epoch.
+        train=replace(config.train, steps=66_000, batch=512, learning_rate=config.train.learning_rate / 3, new=("depth",)),
+    )

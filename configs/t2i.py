@@ -1,0 +1,42 @@
+"""Text-to-image pretraining of the family at 256 px: the paper's first phase, 384 tokens an example.
+
+mforce plan --config=configs/t2i.py:size=3b3 --topology=v5p:4x4x4                  # does it fit, and how fast can it be?
+mforce train --config=configs/t2i.py:size=370m,encoders=none --workdir=runs/t2i   # pixels and words: runs as it stands
+
+encoders=frozen is the paper's: latents of the FLUX.2 autoencoder (128 channels at 1/16) and states of UMT5-XXL (4096
+channels), both computed before. encoders=none takes patches of pixels and a learned table of words instead.
+"""
+
+from modality_forcing.config import Config, DataConfig, ModalityConfig, NoiseConfig, SampleConfig, TextConfig, TrainConfig
+from modality_forcing.config_file import choose, parse_arg
+from modality_forcing.models.family import size
+
+ENCODERS = {
+    "frozen": (TextConfig(tokens=128, vocabulary=0, channels=4096), 128),
+    "none": (TextConfig(tokens=128, vocabulary=32_768, channels=512), 0),
+}
+
+
+def get_config(arg: str = "") -> Config:
+    """Takes size (370m, 800m or 3b3) and encoders (frozen or none)."""
+    a = parse_arg(arg, size="370m", encoders="frozen")
+    text, latents = ENCODERS[choose("encoders", a["encoders"], tuple(ENCODERS))]
+    return Config(
+        name="t2i",
+        data=DataConfig(resolution=256, workers=8),
+        text=text,
+        model=size(a["size"]),
+        modalities={"image": ModalityConfig(kind="image", patch=16, latents=latents, noise=NoiseConfig("logit_normal", mu=1.1))},
+        # Learning rates are not published: 3e-4 at width 1024, falling with the width as muP has it for matrices.
+        train=TrainConfig(
+            steps=500_000,
+            batch=1024,
+            learning_rate=3e-4 * 1024 / size(a["size"]).width,
+            warmup=0.01,
+            ema=0.9999,
+            log_every=100,
+            save_every=2000,
+            keep=3,
+        ),
+        sample=SampleConfig(steps=50, guidance={"image": 4.0}),
+    )
