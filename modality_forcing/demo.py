@@ -23,7 +23,8 @@ from modality_forcing.evaluate import SHOWN, Evaluator, to_u8
 from modality_forcing.generate import Generator
 from modality_forcing.report import write_report
 from modality_forcing.train import checkpoint, setup
-from modality_forcing.train.loop import is_claimed, train
+from modality_forcing.train.loop import train
+from modality_forcing.train.workdir import is_claimed
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.writing import write_file
 

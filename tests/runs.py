@@ -14,7 +14,7 @@ from pathlib import Path
 
 from modality_forcing.config import Config
 from modality_forcing.train.checkpoint import Checkpoints
-from modality_forcing.train.loop import claim
+from modality_forcing.train.workdir import claim
 from modality_forcing.train.state import Params, TrainState, init_state
 from tests import tiny
 

@@ -43,12 +43,14 @@ def train_batches(
     sparse: Mapping[str, float] | None = None,
     workers: int = 0,
     prefetch: int = 2,
+    part: tuple[int, int] = (0, 1),
 ) -> BatchIterator:
     """Returns endless shuffled batches at resolution x resolution; batch k is a function of (source, seed, k) alone.
 
     Every record comes once an epoch, and epochs run on within a batch, so a source shorter than a batch serves too.
     sparse: weights of the patterns that thin each depth map (None keeps it whole); drawn anew each epoch.
     workers: loader processes; 0 loads in a thread of this one. prefetch: batches held ready, per worker.
+    part: (i, of): yields every of-th example of each batch, beginning at i, so that `of` processes have each batch together.
     Raises UserError if the source is empty, and from `next` whatever UserError a record raised.
     """
     _check_size(source, batch)
@@ -58,7 +60,8 @@ def train_batches(
         .repeat()
         .random_map(_Prepare(text, dict(sparse) if sparse else None), seed=_stream(seed, _SPARSE))
     )
-    return BatchIterator(examples.batch(batch, batch_fn=stack), workers=workers, prefetch=prefetch)
+    process, of = part
+    return BatchIterator(examples[process::of].batch(batch // of, batch_fn=stack), workers=workers, prefetch=prefetch)
 
 
 class BatchIterator:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from modality_forcing.models.layout import spec
+from modality_forcing.models.layout import spec, spread_out
 
 ATTENTION = "attention"  # the name under which remat policies know what attention's own backward pass reads
 KERNELS = {"cpu": "einsum", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # by platform
@@ -65,7 +65,7 @@ def splash(
         )
         return jax.vmap(kernel)(q, k, v)
 
-    if jax.sharding.get_abstract_mesh().empty:
+    if not spread_out():
         return local(q, k, v)
     split = spec("bh")
     return jax.shard_map(local, in_specs=(split, split, split), out_specs=split, check_vma=False)(q, k, v)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from modality_forcing.config import ModelConfig
 from modality_forcing.models.attention import ATTENTION, LETTERS, attend
-from modality_forcing.models.layout import devices
+from modality_forcing.models.layout import devices, spread_out
 from modality_forcing.models.primitives import GATHERED, fan_in, project, rms_norm
 from modality_forcing.models.rotary import rotate
 
@@ -82,7 +82,7 @@ def remat(policy: str, keep_gathered: bool):
     "none": nothing. "elementwise": all but products and attention; costs no FLOPs to speak of, and memory traffic is what
     it saves. "full": the whole block. Weights cast and gathered from their shards are so again, unless `keep_gathered`.
     """
-    if policy == "none" and (keep_gathered or jax.sharding.get_abstract_mesh().empty):
+    if policy == "none" and (keep_gathered or not spread_out()):
         return lambda f: f
     policies = jax.checkpoint_policies
     names = {"none": (), "elementwise": (PRODUCT, ATTENTION), "full": ()}[policy] + (GATHERED,) * keep_gathered

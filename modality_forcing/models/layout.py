@@ -15,14 +15,16 @@ def spec(letters: str) -> PartitionSpec:
     return PartitionSpec(*(AXES.get(letter) for letter in letters))
 
 
+def spread_out() -> bool:
+    """Says whether a mesh of more than one device is set."""
+    return jax.sharding.get_abstract_mesh().size > 1
+
+
 def devices(axis: str) -> int:
     """Returns the number of devices along an axis of the mesh that is set, 1 where there is none."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape[axis]
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def constrain(x: Array, letters: str) -> Array:
-    """Lays an array out over the mesh that is set; does nothing where there is none."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return x
-    return jax.lax.with_sharding_constraint(x, spec(letters))
+    """Lays an array out over the mesh that is set; does nothing where there is one device."""
+    return jax.lax.with_sharding_constraint(x, spec(letters)) if spread_out() else x

@@ -7,7 +7,7 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from modality_forcing import processes
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models.surgery import graft
@@ -106,7 +107,7 @@ def disk_full(error: Exception) -> bool:
 
 def remove_unfinished(folder: Path) -> None:
     """Deletes what an interrupted save left behind, so that it neither fills the disk nor looks like a checkpoint."""
-    for leftover in folder.glob("*.orbax-checkpoint-tmp*"):
+    for leftover in folder.glob("*.orbax-checkpoint-tmp*") if processes.is_first() else ():
         shutil.rmtree(leftover, ignore_errors=True)
 
 
@@ -123,9 +124,10 @@ def find(path: Path) -> Path:
     raise UserError("holds no checkpoint", where=path, mend="give a workdir, its checkpoints/ or one step in it")
 
 
-def load(path: Path) -> tuple[Config, Params]:
-    """Returns a checkpoint's config and its EMA weights.
+def load(path: Path, place: Callable[[Any], Any] | None = None) -> tuple[Config, Params]:
+    """Returns a checkpoint's config and its EMA weights, on whatever devices it was saved from.
 
+    place: from the shapes of the weights to their shardings; without it they go to the first device.
     Raises UserError if there is none, if it cannot be read, or if it was written in another format.
     """
     _quiet()
@@ -135,8 +137,10 @@ def load(path: Path) -> tuple[Config, Params]:
         with one_error(), ocp.StandardCheckpointer() as reader:
             tree = reader.metadata(folder / WEIGHTS)
             shapes = getattr(tree, "item_metadata", tree)
-            device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-            abstract = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=device), _plain(shapes))
+            shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), _plain(shapes))
+            first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            shardings = jax.tree.map(lambda _: first, shapes) if place is None else place(shapes)
+            abstract = jax.tree.map(lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), shapes, shardings)
             params = reader.restore(folder / WEIGHTS, abstract)
     except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
         raise _unreadable(folder, error) from error
@@ -147,9 +151,9 @@ def load(path: Path) -> tuple[Config, Params]:
         raise UserError(f"its config is of another version ({error})", where=folder) from error
 
 
-def initial(path: Path, fresh: Params, new: tuple[str, ...]) -> Params:
+def initial(path: Path, fresh: Params, new: tuple[str, ...], place: Callable[[Any], Any] | None = None) -> Params:
     """Returns a checkpoint's weights in the place of fresh ones, all but the modules of the modalities in `new`."""
-    _, params = load(path)
+    _, params = load(path, place)
     return graft(params, fresh, new, where=path)
 
 

@@ -21,7 +21,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.models.layout import spec
 
 AXES = ("data", "fsdp", "tensor")
-Spec = tuple[None | str | tuple[str, ...], ...]
+Spec = tuple[str | tuple[str, ...] | None, ...]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,7 +63,11 @@ def init_params(config: Config, modalities: Mapping[str, Modality], shardings: A
     return jax.jit(make, out_shardings=shardings)()
 
 
-def init_state(config: Config, params: Params) -> TrainState:
+def init_state(config: Config, params: Params, shardings: Any = None) -> TrainState:
     """Returns the state of step 0 around some weights; the EMA starts as a copy of them."""
     optimise = optimiser(config.train)
-    return jax.jit(lambda p: TrainState(jnp.zeros((), jnp.int32), p, optimise.init(p), jax.tree.map(jnp.copy, p)))(params)
+
+    def make(p: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), p, optimise.init(p), jax.tree.map(jnp.copy, p))
+
+    return jax.jit(make, out_shardings=shardings)(params)

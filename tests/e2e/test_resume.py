@@ -17,11 +17,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
-from modality_forcing.train import checkpoint, loop
+from modality_forcing.train import checkpoint, start
 from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.train.state import TrainState
+from modality_forcing.train.workdir import claim
 from tests import tiny
 
 TIMES = {"data_wait", "seconds", "compile", "data_wait_total"}  # what a clock says is no part of the run
@@ -193,13 +194,13 @@ def test_what_changes_nothing_may_change(whole):
 def test_a_workdir_whose_config_cannot_be_read_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="--workdir"):
-        loop.claim(tmp_path, T2I)
+        claim(tmp_path, T2I)
 
 
 def test_checkpoints_without_a_config_are_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"without a config\.json"):
-        loop.claim(tmp_path, T2I)
+        claim(tmp_path, T2I)
 
 
 def test_an_initial_checkpoint_that_is_not_there_is_one_line(tmp_path):
@@ -208,7 +209,7 @@ def test_an_initial_checkpoint_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
-    made = loop.make_step
+    made = start.make_step
 
     def poisoned(*arguments):
         step = made(*arguments)
@@ -221,7 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 
         return run
 
-    monkeypatch.setattr(loop, "make_step", poisoned)
+    monkeypatch.setattr(start, "make_step", poisoned)
     with pytest.raises(FloatingPointError, match="loss not finite"):
         train(replace(T2I, train=replace(T2I.train, log_every=100, save_every=2)), tmp_path)
     assert checkpoint.find(tmp_path).name == "2"

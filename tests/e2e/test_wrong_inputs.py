@@ -17,7 +17,7 @@ from PIL import Image
 
 from modality_forcing import config_file
 from modality_forcing.models.surgery import flatten, unflatten
-from modality_forcing.train.loop import claim
+from modality_forcing.train.workdir import claim
 from tests import tiny
 from tests.runs import CONFIGS, SMALL, Done, contents, process, refused, save
 

@@ -1,0 +1,130 @@
+"""From a config and a workdir to a run that can take its next step: mesh, network, data and state, each on its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding
+
+from modality_forcing import processes
+from modality_forcing.config import Config
+from modality_forcing.data.pipeline import BatchIterator, train_batches
+from modality_forcing.data.records import RecordSource
+from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
+from modality_forcing.models.layout import spec
+from modality_forcing.train import checkpoint, setup, sharding
+from modality_forcing.train.metrics import describe
+from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
+from modality_forcing.train.step import Step, make_step
+from modality_forcing.train.workdir import claim, is_claimed
+
+
+@dataclass
+class Run:
+    """All that the loop needs."""
+
+    mesh: Mesh
+    step: Step
+    state: TrainState
+    first: int  # updates already done
+    batches: BatchIterator
+    checkpoints: checkpoint.Checkpoints
+    extra: dict[str, Any]  # what the checkpoint that it goes on from says besides the state
+
+    def on_devices(self, batch: Any) -> Any:
+        """Returns this process's part of a batch as its part of the global one."""
+        whole = NamedSharding(self.mesh, spec("b"))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x), batch)
+
+
+def start(config: Config, workdir: Path, records: RecordSource | None = None) -> Run:
+    """Sets a run up, from its last checkpoint, else from train.init, else from fresh weights.
+
+    Raises UserError, before anything is written, if the workdir holds another config's run, the devices do not fit the
+    mesh, the records or the initial weights do not fit the config.
+    """
+    claimed = is_claimed(workdir, config)
+    mesh = sharding.make_mesh(config.mesh)
+    _check_batch(config, mesh)
+    modalities = base.build(config)
+    graph, shapes = abstract_network(config, modalities)
+    encoder = setup.text_encoder(config)
+    source = setup.source(config) if records is None else records
+    batches = train_batches(
+        source,
+        encoder,
+        batch=config.train.batch,
+        seed=config.seed,
+        resolution=config.data.resolution,
+        sparse=config.data.sparse or None,
+        workers=config.data.workers,
+        part=(jax.process_index(), jax.process_count()),
+    )
+
+    rules = sharding.PRESETS[config.mesh.preset]
+    place = lambda tree: sharding.shard(tree, rules, mesh)  # noqa: E731
+    abstract = jax.eval_shape(lambda p: init_state(config, p), shapes)
+    placed = place(abstract)
+    teacher = _teacher(config, place) if config.train.distill else None
+    state = None
+    if not claimed:  # whatever may be wrong shows before anything is written
+        setup.check_records(config, source)
+        state = _fresh(config, modalities, place, placed)
+        claim(workdir, config)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("claimed")  # by the first process, before another looks into it
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.train.keep)
+    first = checkpoints.latest()
+    if first is None:
+        state, extra = state or _fresh(config, modalities, place, placed), {}
+    else:
+        state, extra = checkpoints.restore(jax.tree.map(_shaped, abstract, placed))
+        batches.set_state(extra["data"])
+    null_text = {k: np.asarray(v) for k, v in encoder.null().items()}
+    step = make_step(config, modalities, graph, null_text, teacher, mesh)
+    if processes.is_first():
+        if first is not None:
+            print(f"{config.name}: going on from step {first} of {config.train.steps} in {workdir}", flush=True)
+        laid_out = f", over {mesh.size} devices by {config.mesh.preset}" if mesh.size > 1 else ""
+        print(f"{config.name}: {describe(shapes)}{laid_out}", flush=True)
+    return Run(mesh, step, state, first or 0, batches, checkpoints, extra)
+
+
+def _check_batch(config: Config, mesh: Mesh) -> None:
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
+    if config.train.batch % parts:
+        told = f"train.batch {config.train.batch} does not divide among {parts} micro-batches"
+        mend = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.accumulate"
+        raise UserError(told, mend=mend)
+
+
+def _shaped(leaf: Any, placed: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
+
+
+def _fresh(
+    config: Config, modalities: Mapping[str, base.Modality], place: Callable[[Any], Any], placed: TrainState
+) -> TrainState:
+    """Returns the state of step 0, with the weights of the initial checkpoint where one is named."""
+    if config.train.init:
+        checkpoint.find(Path(config.train.init))  # before what takes long
+    params = init_params(config, modalities, placed.params)
+    if config.train.init:
+        params = checkpoint.initial(Path(config.train.init), params, config.train.new, place)
+    return init_state(config, params, placed)
+
+
+def _teacher(config: Config, place: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Returns the frozen text-to-image network that self-distillation compares with: the initial checkpoint."""
+    if not config.train.init:
+        raise UserError("train.distill needs train.init, the checkpoint to stay near")
+    theirs, params = checkpoint.load(Path(config.train.init), place)
+    graph, _ = abstract_network(theirs, base.build(theirs))
+    return graph, params

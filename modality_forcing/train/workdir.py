@@ -1,0 +1,62 @@
+"""A run's folder: which config it belongs to, and whether another may go on in it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from modality_forcing import processes
+from modality_forcing.config import Config, to_dict
+from modality_forcing.errors import UserError
+from modality_forcing.writing import check_folder, write_file
+
+# Prefixes of config keys that change how a run is watched, fed or laid out, but what it computes in rounding only: a run
+# may go on with others, on other devices.
+FREE = (
+    *("train.log_every", "train.save_every", "train.keep", "train.accumulate", "data.workers", "sample.", "eval."),
+    *("mesh.", "model.attention", "model.remat", "model.unroll"),
+)
+
+
+def claim(workdir: Path, config: Config) -> None:
+    """Writes the config into a fresh workdir, or checks that the one there is the same run.
+
+    Raises UserError naming the first key that differs.
+    """
+    if not is_claimed(workdir, config) and processes.is_first():
+        write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
+
+
+def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool:
+    """Says whether a workdir already holds this run; writes nothing.
+
+    Raises UserError if it holds another (naming the first key that differs, those in `but` aside) or cannot be a folder.
+    """
+    check_folder(workdir, "--workdir")
+    path = workdir / "config.json"
+    mine = to_dict(config)
+    if path.exists():
+        try:
+            theirs = dict(json.loads(path.read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            raise UserError("is not the config of a run", where=path, mend="choose another --workdir") from error
+        for key in sorted(set(_flat(mine)) | set(_flat(theirs))):
+            ours, other = _flat(mine).get(key), _flat(theirs).get(key)
+            if ours != other and not key.startswith((*FREE, *but)):
+                raise UserError(
+                    f"the workdir holds a run with {key}={other!r}, not {ours!r}",
+                    where=workdir,
+                    mend="choose another --workdir",
+                )
+        return True
+    if (workdir / "checkpoints").exists():
+        raise UserError("holds checkpoints without a config.json", where=workdir, mend="choose another --workdir")
+    return False
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat

@@ -1,0 +1,156 @@
+"""Runs of `launch/local_multiprocess.py`, which is the launcher that really runs here."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import runs
+from tests.runs import Done
+
+LAUNCHER = runs.ROOT / "launch/local_multiprocess.py"
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(LAUNCHER), *map(str, arguments)]
+
+
+def launch(*arguments: object, **variables: str) -> Done:
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=60)
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def attempts(done: Done) -> int:
+    """How often the processes were started, by what the first of them says."""
+    return done.out.count("[0] started")
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie waits for its parent only
+
+
+def until(what, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+# ---- Joined by jax
+
+
+@pytest.mark.parametrize(("processes", "devices", "total"), [(2, 2, 22), (4, 1, 60)])
+def test_processes_are_joined_over_one_mesh(processes: int, devices: int, total: int):
+    options = [f"--processes={processes}", f"--devices-per-process={devices}", "--module=tests.collective"]
+    # What this test's own process was given must not reach them.
+    done = launch(*options, "--", "sum", XLA_FLAGS="--xla_force_host_platform_device_count=8", MFORCE_PROCESS_ID="7")
+    assert done.code == 0, done.err
+    ids = [float(i) for i in range(processes)]
+    for i in range(processes):
+        assert (
+            f"[{i}] process {i} of {processes}, first {i == 0}, devices {devices} of {processes * devices}, sum {total}, ids {ids}"
+        ) in done.out
+
+
+def test_a_mistake_of_one_ends_all_and_is_not_tried_again():
+    before = time.monotonic()
+    done = launch("--retries=3", "--grace=0.2", "--module=tests.collective", "--", "sum-then-mistake", 1)
+    # jax by itself would have waited five minutes for the other process
+    assert (done.code, attempts(done)) == (2, 1) and time.monotonic() - before < 20
+    assert "[1] no such folder" in done.err
+
+
+def test_a_crash_is_tried_again(tmp_path):
+    done = launch("--retries=3", "--grace=0.2", "--module=tests.collective", "--", "sum-then-crash", 0, tmp_path / "crashed")
+    assert (done.code, attempts(done)) == (0, 2), done.err
+    assert "[0] RuntimeError: told to crash" in done.err
+    assert "launch: ended with exit code 1; attempt 2 of 4" in done.err
+
+
+def test_when_one_is_killed_the_others_are_stopped(tmp_path):
+    launcher = subprocess.Popen(command("--grace=0.2", "--module=tests.collective", "--", "sum-then-stay", tmp_path))
+    until(lambda: all((tmp_path / str(i)).exists() for i in range(2)))
+    pids = [int(pid) for i in range(2) for pid in (tmp_path / str(i)).read_text().split()]
+    assert all(map(alive, pids))
+    os.kill(pids[2], signal.SIGKILL)
+    assert launcher.wait(timeout=10) == 128 + signal.SIGKILL
+    until(lambda: not any(map(alive, pids)), 2)
+
+
+def test_the_command_line_itself(tmp_path):
+    done = launch("--retries=2", "--", "train", "--config=nowhere.py", f"--workdir={tmp_path}/run")
+    assert done.code == 2 and "attempt" not in done.err
+    assert re.search(r"^\[[01]\] mforce train: .*nowhere\.py", done.err, re.MULTILINE), done.err
+    assert not (tmp_path / "run").exists()
+
+
+# ---- Processes that end at once, without jax
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "tried"),
+    [("0,0", 0, 1), ("3,3", 3, 3), ("2,0", 2, 1), ("134,2", 2, 1), ("-9,0", 137, 3), ("130,130", 130, 1)],
+    ids=["success", "crash", "mistake", "mistake and its consequence", "signal", "interrupted"],
+)
+def test_the_exit_code_and_the_number_of_attempts(codes: str, code: int, tried: int):
+    done = launch("--retries=2", "--grace=0.2", "--module=tests.collective", "--", "end", codes)
+    assert (done.code, attempts(done)) == (code, tried), done.err
+
+
+@pytest.mark.parametrize(
+    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "SIGTERM", "SIGKILL"]
+)
+def test_when_the_launcher_is_stopped_nothing_is_left(sent: signal.Signals, code: int, tmp_path):
+    if sent == signal.SIGKILL and sys.platform != "linux":
+        pytest.skip("a parent's death is told to its children on Linux only")
+    launcher = subprocess.Popen(command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path))
+    until(lambda: all((tmp_path / str(i)).exists() for i in range(2)))
+    pids = [[int(pid) for pid in (tmp_path / str(i)).read_text().split()] for i in range(2)]
+    launcher.send_signal(sent)
+    assert launcher.wait(timeout=10) == code
+    # Nobody can end the processes of processes after a SIGKILL: these are left for their own parents to end.
+    expected = [pid for group in pids for pid in (group[:1] if sent == signal.SIGKILL else group)]
+    until(lambda: not any(map(alive, expected)), 5)
+    for group in pids:
+        for pid in filter(alive, group):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_a_dry_run_can_be_pasted(tmp_path):
+    options = ["--processes=3", "--devices-per-process=2", "--module=tests.collective"]
+    printed = launch("--dry-run", *options, "--", "end", "0,0,0", "it's $HOME").out
+    assert [shlex.split(line)[-5:] for line in printed.splitlines()[:-1]] == [
+        ["tests.collective", "end", "0,0,0", "it's $HOME", "&"] for _ in range(3)
+    ]
+    assert "--xla_force_host_platform_device_count=2" in printed and "JAX_PLATFORMS=cpu" in printed
+    done = subprocess.run(["bash", "-c", printed], capture_output=True, text=True)
+    assert done.stdout.count("""started with ('0,0,0', "it's $HOME")""") == 3, done
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--processes=2"], "nothing to run"),
+        (["--processes=0", "--", "end"], "'0' is not a whole number from 1"),
+        (["--proceses=2", "--", "end"], "unrecognized arguments: --proceses=2"),
+        (["--", "train", "a\nb"], "line break"),
+    ],
+)
+def test_a_mistake_is_one_line(arguments: list[str], told: str):
+    done = launch(*arguments)
+    assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
+    assert told in done.err and done.err.startswith("local_multiprocess.py: ")
