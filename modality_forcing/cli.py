@@ -1,27 +1,28 @@
-"""The command line: `mforce demo|train|sample|evaluate|export`. Parses, dispatches, and turns user errors into exit code 2."""
+"""The command line: `mforce demo|train|sample|evaluate|export|plan`. Parses, dispatches, turns user errors into exit code 2."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import NoReturn
 
+from modality_forcing import processes
 from modality_forcing.errors import UserError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 2 for a mistake the user can mend, 130 for Ctrl-C."""
+    """Runs one command and returns its exit code: 0, 1 for a plan that does not fit, 2 for a user's mistake, 130 for Ctrl-C."""
     parser = _parser()
     plain, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments, parser)
     options = parser.parse_args(plain)
-    if overrides and options.command != "train":
-        parser.error(f"--config.{next(iter(overrides))} is an option of train")
+    if overrides and options.command not in ("train", "plan"):
+        parser.error(f"--config.{next(iter(overrides))} is an option of train and plan")
     try:
-        options.run(options, overrides)
-        return 0
+        return processes.leave(options.run(options, overrides) or 0)
     except UserError as error:
         told, code = str(error), 2
     except FloatingPointError as error:  # training diverged
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         on = "; the same command goes on from the last checkpoint" if options.command in ("demo", "train") else ""
         told, code = f"interrupted{on}", 130
     print(f"mforce {options.command}: {told}", file=sys.stderr)
-    return code
+    return processes.leave(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -119,6 +120,19 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
     export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--format", choices=("orbax", "safetensors"), default="orbax")
+
+    plan = command(
+        "plan",
+        _plan,
+        "Compile the train step for TPUs that need not be there: does it fit, how is it laid out, how fast can it be?",
+        "Without --batch, searches micro-batch, remat policy and sharding preset for the best that fits.\n"
+        "Exit code 1: does not fit. Needs libtpu, which needs no TPU. A 3.3B step compiles in one to five minutes.",
+    )
+    plan.add_argument("--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/forcing.py:size=3b3")
+    plan.add_argument("--topology", required=True, help="chips of one slice, e.g. v5p:4x4x4, v6e:8x8")
+    plan.add_argument("--slices", type=_count, default=1, help="slices joined by the data-centre network (%(default)s)")
+    plan.add_argument("--batch", type=_count, help="examples of a step; the config's own layout is planned as it is")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
@@ -154,6 +168,7 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
+    processes.start()  # before anything asks for devices
     from modality_forcing import config_file
     from modality_forcing.train.loop import train
 
@@ -186,6 +201,24 @@ def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
     from modality_forcing import export
 
     print(export.export(options.checkpoint, options.out, options.format))
+
+
+def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the devices planned for are described, not used
+    from modality_forcing import config_file
+    from modality_forcing.scaling import plan_report
+    from modality_forcing.scaling.compile import target
+    from modality_forcing.scaling.plan import plan, search, with_batch
+
+    config = config_file.load(options.config, overrides)
+    at = target(options.topology, options.slices)
+    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    found = plan(with_batch(config, at, options.batch), at) if options.batch else search(config, at, tell)
+    print(json.dumps(plan_report.to_json(found), indent=1) if options.json else plan_report.to_text(found))
+    if not found.fits and options.batch:
+        tell("looking for what would fit")
+        print(f"would fit: {plan_report.to_text(search(config, at, tell))}", file=sys.stderr)
+    return 0 if found.fits else 1
 
 
 if __name__ == "__main__":

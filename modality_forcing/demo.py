@@ -24,8 +24,8 @@ from modality_forcing.generate import Generator
 from modality_forcing.report import write_report
 from modality_forcing.train import checkpoint, setup
 from modality_forcing.train.loop import train
-from modality_forcing.train.workdir import is_claimed
 from modality_forcing.train.metrics import read_metrics
+from modality_forcing.train.workdir import is_claimed
 from modality_forcing.writing import write_file
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "demo.py"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from modality_forcing.config import Config
 from modality_forcing.train.checkpoint import Checkpoints
-from modality_forcing.train.workdir import claim
 from modality_forcing.train.state import Params, TrainState, init_state
+from modality_forcing.train.workdir import claim
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]

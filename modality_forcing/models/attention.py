@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
@@ -63,7 +65,7 @@ def splash(
             residual_checkpoint_name=ATTENTION,
             interpret=interpret,
         )
-        return jax.vmap(kernel)(q, k, v)
+        return cast(Array, jax.vmap(kernel)(q, k, v))
 
     if not spread_out():
         return local(q, k, v)

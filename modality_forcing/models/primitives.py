@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +20,17 @@ zeros = nnx.initializers.zeros_init()
 GATHERED = "gathered"  # the name under which remat policies know weights gathered from their shards
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
 def project(equation: str, x: Array, w: Array) -> Array:
     """Einsum of activations and a float32 weight, computed in x's dtype: project("bnd,df->bnf", x, w).
 
     The weight is cast on its shard and only then gathered. Its gradient leaves the product in float32, so that sums over
     devices and micro-batches are float32 too: XLA would round the gradient to x's dtype before it adds up the devices.
     """
+    return cast(Array, _with_wide_gradient(equation, x, w))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _with_wide_gradient(equation: str, x: Array, w: Array) -> Array:
     return _project(equation, x, w)[0]
 
 
@@ -43,7 +48,7 @@ def _project_back(equation: str, kept: tuple[Array, Array], dy: Array) -> tuple[
     return constrain(dx, of_x), dw
 
 
-project.defvjp(_project, _project_back)
+_with_wide_gradient.defvjp(_project, _project_back)
 
 
 def _letters(equation: str) -> list[str]:

@@ -46,7 +46,7 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
                     due = False
                 else:  # a state that is no longer finite must not replace one that is
                     log.check(k)
-                run.checkpoints.save(state, config, log.extras(run.batches))
+                run.checkpoints.save(state, config, log.extras(run.batches.get_state()))
             before = time.monotonic()
             batch = next(run.batches)
             # Only a device that has run dry was kept waiting; while the last step still runs, loading is free.
@@ -64,7 +64,7 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
                 log.tell(k, but=1)
         if run.first < config.train.steps:
             log.tell(config.train.steps)
-            final = log.extras(run.batches)
+            final = log.extras(run.batches.get_state())
             log.summarise(final)
             run.checkpoints.save(state, config, final)
     finally:

@@ -12,7 +12,6 @@ import numpy as np
 
 from modality_forcing import processes
 from modality_forcing.config import Config
-from modality_forcing.data.pipeline import BatchIterator
 from modality_forcing.train.metrics import MetricWriter, Progress
 
 
@@ -32,9 +31,9 @@ class RunLog:
         self.waited = self.compiling = 0.0
         self.pending: list[dict[str, Any]] = list(extra.get("pending", []))  # metrics of the steps that no row tells of yet
 
-    def extras(self, batches: BatchIterator) -> dict[str, Any]:
-        """Returns what a checkpoint keeps besides the state, all of it JSON."""
-        return {"data": batches.get_state(), "seconds": self._seconds(), "pending": _numbers(self.pending)}
+    def extras(self, data: dict[str, int]) -> dict[str, Any]:
+        """Returns what a checkpoint keeps besides the state, all of it JSON; data: the loader's state."""
+        return {"data": data, "seconds": self._seconds(), "pending": _numbers(self.pending)}
 
     def tell(self, done: int, but: int = 0) -> None:
         """Writes a row of the pending metrics, all but the last `but`; raises FloatingPointError if it is not finite."""

@@ -41,7 +41,9 @@ class Run:
     def on_devices(self, batch: Any) -> Any:
         """Returns this process's part of a batch as its part of the global one."""
         whole = NamedSharding(self.mesh, spec("b"))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x), batch)
+        # The one transfer of a step: of several processes each puts its part on its devices, which jax calls implicit.
+        with jax.transfer_guard_host_to_device("allow"):
+            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x), batch)
 
 
 def start(config: Config, workdir: Path, records: RecordSource | None = None) -> Run:

@@ -59,11 +59,9 @@ def test_processes_are_joined_over_one_mesh(processes: int, devices: int, total:
     # What this test's own process was given must not reach them.
     done = launch(*options, "--", "sum", XLA_FLAGS="--xla_force_host_platform_device_count=8", MFORCE_PROCESS_ID="7")
     assert done.code == 0, done.err
-    ids = [float(i) for i in range(processes)]
+    same = f"devices {devices} of {processes * devices}, sum {total}, ids {[float(i) for i in range(processes)]}"
     for i in range(processes):
-        assert (
-            f"[{i}] process {i} of {processes}, first {i == 0}, devices {devices} of {processes * devices}, sum {total}, ids {ids}"
-        ) in done.out
+        assert f"[{i}] process {i} of {processes}, first {i == 0}, {same}" in done.out
 
 
 def test_a_mistake_of_one_ends_all_and_is_not_tried_again():

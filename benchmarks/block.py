@@ -1,0 +1,200 @@
+"""Our block beside the same block in plain PyTorch, on the CPU: time of forward and backward, in one run.
+
+    python benchmarks/block.py                # torch comes with the parity extra
+    python benchmarks/block.py --keep-freed   # both with the allocator told to keep freed memory
+    python benchmarks/block.py --threads=1 --cpu-time   # on a machine that others use
+
+Gradients are of the input, the modulation and every weight, in float32. Outputs and gradients must agree before anything
+is timed. The two take turns, so that a neighbour on the machine disturbs both alike; a turn's first call is not timed. One
+row per shape: median and fastest milliseconds of each, and torch's median over ours: above 1, ours is the faster.
+
+With more busy threads than cores, torch's wait for each other and its times say nothing: look at the load that is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import torch.nn.functional as F
+from flax import nnx
+
+from modality_forcing.config import ModelConfig
+from modality_forcing.models.blocks import Stack
+from modality_forcing.models.family import size
+from modality_forcing.models.rotary import rotary_angles, text_positions
+
+EPS = 1e-6  # of the norms
+Arrays = dict[str, np.ndarray]
+Run = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    model: ModelConfig
+    batch: int
+    lengths: tuple[int, ...]  # tokens under each row of the modulation: text, image, depth
+
+    @property
+    def tokens(self) -> int:
+        return sum(self.lengths)
+
+
+def narrow(kv_heads: int) -> ModelConfig:
+    return ModelConfig(width=64, ffn=192, blocks=1, heads=4, kv_heads=kv_heads, head_dim=16, attention="einsum")
+
+
+CASES = (
+    Case("width 64, 4 heads", narrow(4), 64, (9, 128)),
+    Case("width 64, 2 kv heads", narrow(2), 64, (9, 128)),
+    Case("demo, image", size("demo"), 16, (12, 16)),
+    Case("demo, image + depth", size("demo"), 16, (12, 16, 16)),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Our block beside plain PyTorch, forward and backward on the CPU.")
+    parser.add_argument("--rounds", type=int, default=40, help="timed calls of each")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--keep-freed", action="store_true", help="keep freed memory instead of returning it to the system")
+    parser.add_argument("--cpu-time", action="store_true", help="the process's CPU time; with one thread, as idle ones may spin")
+    options = parser.parse_args()
+    if options.cpu_time and options.threads != 1:
+        parser.error("--cpu-time needs --threads=1")
+    cores = sorted(os.sched_getaffinity(0))[: options.threads]
+    os.sched_setaffinity(0, cores)  # the size of XLA's pool of threads is the number of cores it may use
+    torch.set_num_threads(len(cores))
+    if options.keep_freed:
+        keep_freed()
+    jax.config.update("jax_platforms", "cpu")
+
+    kept = "kept" if options.keep_freed else "returned to the system"
+    clock, unit = (time.process_time, "ms of CPU") if options.cpu_time else (time.perf_counter, "ms")
+    print(f"jax {jax.__version__}, torch {torch.__version__}, threads: {len(cores)}, freed memory {kept}; {unit}")
+    print(f"load before: {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores")
+    print(f"{'':<22}{'batch':>6}{'tokens':>7}{'blocks':>7}{'torch':>9}{'best':>8}{'ours':>9}{'best':>8}{'ratio':>8}  differ")
+    for case in CASES:
+        inputs = draw(case)
+        (theirs, expected), (ours, found) = in_torch(case, *inputs), in_jax(case, *inputs)
+        error = disagreement(found, expected)
+        if error > 1e-4:
+            raise SystemExit(f"{case.name}: ours and torch's differ by {error:.1e}")
+        a, b = take_turns((theirs, ours), options.rounds, clock)
+        head = f"{case.name:<22}{case.batch:>6}{case.tokens:>7}{case.model.blocks:>7}"
+        times = "".join(f"{statistics.median(t):>9.1f}{min(t):>8.1f}" for t in (a, b))
+        print(f"{head}{times}{statistics.median(a) / statistics.median(b):>8.2f}  {error:.0e}", flush=True)
+
+
+def keep_freed() -> None:
+    """Has glibc serve large requests from one heap that never shrinks; must run before XLA starts its threads.
+
+    XLA asks for all temporaries of a program in one piece at every call. By default glibc maps such a piece anew and unmaps
+    it after, and the first touch of each of its pages is a page fault.
+    """
+    arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
+    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
+        ctypes.CDLL(None).mallopt(option, value)
+
+
+def take_turns(runs: tuple[Run, ...], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
+    """Returns milliseconds of each round, per run."""
+    times = [[] for _ in runs]
+    for _ in range(rounds):
+        for run, mine in zip(runs, times, strict=True):
+            run()  # caches are the other's, and its threads may still spin
+            start = clock()
+            run()
+            mine.append(1e3 * (clock() - start))
+    return times
+
+
+def draw(case: Case) -> tuple[Arrays, Arrays]:
+    """Returns weights, stacked over blocks, and arrays: x, levels (the modulation), angles, dy (the output's gradient)."""
+    c, random = case.model, np.random.default_rng(0)
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+    stack = nnx.to_pure_dict(nnx.state(Stack(c, c.blocks, rngs=nnx.Rngs(0))))["layers"]
+    weights = {name: np.asarray(w) + 0.1 * normal(*w.shape) for name, w in stack.items()}  # none at its neutral value
+    x, dy = (normal(case.batch, case.tokens, c.width) for _ in range(2))
+    levels = 0.3 * normal(case.batch, len(case.lengths), 3 * c.width)
+    angles = rotary_angles(text_positions(case.tokens), c.head_dim, c.rope_theta)
+    return weights, {"x": x, "levels": levels, "angles": angles, "dy": dy}
+
+
+def in_jax(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
+    """Returns a call of forward and backward, and what comes out: y, and a gradient under each input's or weight's name."""
+    c = case.model
+    graph, state = nnx.split(Stack(c, c.blocks, rngs=nnx.Rngs(0)))
+    nnx.replace_by_pure_dict(state, {"layers": {n: jnp.asarray(w) for n, w in weights.items()}})
+    begins = tuple(int(begin) for begin in np.cumsum((0, *case.lengths[:-1])))
+
+    @jax.jit
+    def both(state, x, levels, angles, dy):
+        y, back = jax.vjp(lambda state, x, levels: nnx.merge(graph, state)(x, levels, begins, angles), state, x, levels)
+        return y, back(dy)
+
+    given = [jnp.asarray(arrays[name]) for name in ("x", "levels", "angles", "dy")]
+    y, (of_state, of_x, of_levels) = both(state, *given)
+    found = nnx.to_pure_dict(of_state)["layers"] | {"y": y, "x": of_x, "levels": of_levels}
+    return lambda: jax.block_until_ready(both(state, *given)), {n: np.asarray(a) for n, a in found.items()}
+
+
+def in_torch(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
+    """The same in PyTorch, as one would write it there without a compiler."""
+    leaf = lambda a: torch.tensor(a, requires_grad=True)  # noqa: E731
+    blocks = [{name: leaf(w[i]) for name, w in weights.items()} for i in range(case.model.blocks)]
+    x, levels, dy = leaf(arrays["x"]), leaf(arrays["levels"]), torch.tensor(arrays["dy"])
+    cos, sin = torch.tensor(np.cos(arrays["angles"])), torch.tensor(np.sin(arrays["angles"]))
+    lengths = torch.tensor(case.lengths)
+    leaves = [x, levels, *(w for block in blocks for w in block.values())]
+
+    def both():
+        modulation = levels.repeat_interleave(lengths, dim=1, output_size=case.tokens)  # [b n 3d]
+        y = x
+        for block in blocks:
+            y = torch_block(case.model, block, y, modulation, cos, sin)
+        return y, torch.autograd.grad(y, leaves, dy)
+
+    y, (of_x, of_levels, *rest) = both()
+    per_block = np.split(np.array([a.numpy() for a in rest], dtype=object), case.model.blocks)
+    found = {name: np.stack([block[i] for block in per_block]) for i, name in enumerate(weights)}
+    return both, found | {"y": y.detach().numpy(), "x": of_x.numpy(), "levels": of_levels.numpy()}
+
+
+def torch_block(
+    c: ModelConfig, w: dict[str, torch.Tensor], x: torch.Tensor, modulation: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+) -> torch.Tensor:
+    b, n, d = x.shape
+
+    def rotate(a: torch.Tensor) -> torch.Tensor:
+        first, second = a.chunk(2, dim=-1)
+        return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
+
+    shift, scale, gate = (modulation + w["offset"]).chunk(3, dim=-1)
+    y = F.rms_norm(x, (d,), eps=EPS) * (1 + scale) + shift
+    q, k, v = ((y @ w[name]).view(b, n, -1, c.head_dim).transpose(1, 2) for name in "qkv")
+    q = rotate(F.rms_norm(q, (c.head_dim,), w["q_scale"], EPS))
+    k = rotate(F.rms_norm(k, (c.head_dim,), w["k_scale"], EPS))
+    mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=c.heads != c.kv_heads).transpose(1, 2).reshape(b, n, -1)
+    mixed = mixed @ w["out"] + (F.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
+    return x + gate * F.rms_norm(mixed, (d,), eps=EPS)
+
+
+def disagreement(found: Arrays, expected: Arrays) -> float:
+    """Returns the largest difference of any array, relative to that array's largest value."""
+    if found.keys() != expected.keys():
+        raise ValueError(f"different arrays: {sorted(found)}, {sorted(expected)}")
+    return max(float(np.abs(found[n] - a).max() / np.abs(a).max()) for n, a in expected.items())
+
+
+if __name__ == "__main__":
+    main()

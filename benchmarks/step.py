@@ -1,0 +1,212 @@
+"""How long a train step takes on the device that is there, and what share of the device's peak that is.
+
+    python benchmarks/step.py                                                 # the demo's size, on anything
+    python benchmarks/step.py --size=370m,3b3 --phase=t2i,forcing --batch=16,32 --json=step.json
+    python benchmarks/step.py --config=configs/folder.py --batch=8
+
+One table, a row for every combination. The step is the real one: noise, loss, gradient, AdamW, EMA, metrics, over all
+devices by the config's mesh, on one random batch that stays on the devices; no data is loaded. Each row runs in a process
+of its own, so that none finds another's memory in use. `step ms` is the median of five blocks of steps, each timed from
+an idle device to an idle device, with the fastest and the slowest block; `MFU` counts FLOPs as scaling/flops.py does and
+is blank where the device's peak is not known; `peak GiB` is what the device reports of one device, or `~` and what the
+compiler planned where it reports nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import importlib.util
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+import types
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCKS, WARM_UP = 5, 3
+AXES = ("size", "phase", "batch", "remat", "attention")
+COLUMNS = (
+    *("size", "phase", "tokens", "batch", "remat", "attention", "params", "step ms", "images/s", "tokens/s"),
+    *("TFLOP/s/chip", "MFU", "peak GiB", "compile s"),
+)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", default="demo", help="of the family: demo, 370m, 800m, 3b3; several with commas")
+    parser.add_argument("--phase", default="forcing", help="t2i or forcing, or both with a comma")
+    parser.add_argument("--batch", default="16", help="examples a step over all devices; several with commas")
+    parser.add_argument("--remat", default="", help="none, elementwise or full; several with commas; empty: the config's")
+    parser.add_argument("--attention", default="", help="auto, einsum, splash or cudnn; several with commas; empty: the config's")
+    parser.add_argument("--encoders", default="frozen", help="frozen or none, as in configs/t2i.py")
+    parser.add_argument("--config", default="", help="a config file with its argument, in the place of size and phase")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of a row")
+    parser.add_argument("--json", type=Path, help="also write everything into this file")
+    parser.add_argument("--row", help=argparse.SUPPRESS)  # one combination, in this process
+    return parser.parse_args()
+
+
+def load(row: dict[str, str], encoders: str) -> Any:
+    """Returns the config of a row."""
+    sys.path.insert(0, str(ROOT))
+    if importlib.util.find_spec("ml_collections") is None:
+        # Config files import it, but only dotted overrides need it: machines that are lent by the hour may lack it.
+        sys.modules["ml_collections"] = types.ModuleType("ml_collections")
+        sys.modules["ml_collections"].__dict__["ConfigDict"] = dict
+    if "config" in row:
+        from modality_forcing.config_file import load as load_file
+
+        config = load_file(row["config"])
+    elif row["size"] == "demo":
+        config = importlib.import_module("configs.demo").get_config(f"phase={row['phase']}")
+    else:
+        config = importlib.import_module(f"configs.{row['phase']}").get_config(f"size={row['size']},encoders={encoders}")
+    changes = {key: row[key] for key in ("remat", "attention") if row[key]}
+    train = replace(config.train, batch=int(row["batch"]), distill=False)  # a teacher would need a checkpoint
+    return replace(config, model=replace(config.model, **changes), train=train)
+
+
+def outcome(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
+    """Measures one row in this process, or tells why that is not possible: the other rows must not fall with it."""
+    try:
+        return measure(row, encoders, steps)
+    except Exception as error:
+        told = str(error).splitlines()[0] if str(error) else ""
+        return {**row, "error": "out of memory" if "RESOURCE_EXHAUSTED" in told else f"{type(error).__name__}: {told}"}
+
+
+def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
+    """Runs one row on the devices of this process."""
+    config = load(row, encoders)
+    import jax
+
+    from modality_forcing.modalities import base
+    from modality_forcing.scaling import chips, flops
+    from modality_forcing.scaling.compile import abstract_step
+    from modality_forcing.train.inputs import random_batch
+    from modality_forcing.train.state import init_params, init_state, with_kernel
+
+    devices = jax.devices()
+    config, modalities = with_kernel(config, devices[0].platform), base.build(config)
+    chip = chips.by_device_kind(devices[0].device_kind)
+    function, (shapes, batch_shapes, _), _ = abstract_step(config, tuple(devices))
+    started = time.perf_counter()
+    options = chips.compiler_options(chip) if chip else None
+    step = function.lower(shapes, batch_shapes, frozen=None).compile(compiler_options=options or None)
+    compile_seconds = time.perf_counter() - started
+
+    placed = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)  # noqa: E731
+    # In one program, so that no weight is ever there twice.
+    state = jax.jit(lambda: init_state(config, init_params(config, modalities)), out_shardings=placed(shapes))()
+    batch = jax.device_put(random_batch(batch_shapes), placed(batch_shapes))
+
+    def run(count: int) -> float:
+        nonlocal state
+        started, metrics = time.perf_counter(), {}
+        for _ in range(count):
+            state, metrics = step(state, batch, frozen=None)
+        jax.block_until_ready((state, metrics))
+        return (time.perf_counter() - started) / count
+
+    run(WARM_UP)
+    seconds = [run(max(steps // BLOCKS, 1)) for _ in range(BLOCKS)]
+    work, each = flops.step_flops(config, modalities).total, median(seconds)
+    count = len(devices) / chip.devices if chip else len(devices)
+    peak = (devices[0].memory_stats() or {}).get("peak_bytes_in_use")
+    planned = step.memory_analysis()
+    return {
+        **row,
+        "attention": config.model.attention,
+        "remat": config.model.remat,
+        "tokens": flops.tokens(config, modalities),
+        "params": flops.parameters(shapes.params).total,
+        "step_seconds": each,
+        "block_seconds": seconds,
+        "images_per_second": config.train.batch / each,
+        "flops_per_step": work,
+        "flops_per_second_per_chip": work / each / count,
+        "mfu": work / each / count / chip.bf16_flops if chip else None,
+        "peak_bytes": peak,
+        "planned_bytes": planned.argument_size_in_bytes
+        + planned.output_size_in_bytes
+        - planned.alias_size_in_bytes
+        + planned.temp_size_in_bytes,
+        "compile_seconds": compile_seconds,
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "jax": jax.__version__,
+    }
+
+
+def in_a_process(row: dict[str, str]) -> dict[str, Any]:
+    """Measures one row in a fresh process; if that crashes, its exit code is the row's `error`."""
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **os.environ}  # a GPU's default of 0.75 is for sharing it
+    command = [sys.executable, *sys.argv, f"--row={json.dumps(row)}"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode == 0:
+        return json.loads(done.stdout.splitlines()[-1])
+    return {**row, "error": f"exit code {done.returncode}"}
+
+
+def cells(result: dict[str, Any]) -> list[str]:
+    """Returns a row of the table."""
+    named = [result.get("config") or result["size"], "" if "config" in result else result["phase"]]
+    knobs = [result["batch"], result["remat"], result["attention"]]
+    if "error" in result:
+        return [*named, "", *knobs, "", result["error"], *[""] * 6]
+    ms = [1e3 * s for s in (result["step_seconds"], min(result["block_seconds"]), max(result["block_seconds"]))]
+    peak = f"{result['peak_bytes'] / 2**30:.2f}" if result["peak_bytes"] else f"~{result['planned_bytes'] / 2**30:.2f}"
+    return [
+        *named,
+        str(result["tokens"]),
+        *knobs,
+        f"{result['params'] / 1e6:,.1f} M",
+        f"{ms[0]:.1f} ({ms[1]:.1f} to {ms[2]:.1f})",
+        f"{result['images_per_second']:,.1f}",
+        f"{result['images_per_second'] * result['tokens']:,.0f}",
+        f"{result['flops_per_second_per_chip'] / 1e12:,.2f}",
+        f"{result['mfu']:.3f}" if result["mfu"] else "",
+        peak,
+        f"{result['compile_seconds']:.1f}",
+    ]
+
+
+def main() -> None:
+    args = arguments()
+    if args.row:
+        print(json.dumps(outcome(json.loads(args.row), args.encoders, args.steps)))
+        return
+    choices = {axis: getattr(args, axis).split(",") for axis in AXES}
+    if unknown := set(choices["phase"]) - {"t2i", "forcing"}:
+        sys.exit(f"--phase={unknown.pop()} is neither t2i nor forcing")
+    if args.config:
+        del choices["size"], choices["phase"]
+        choices = {"config": [args.config], **choices}
+    rows = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    results = [in_a_process(row) for row in rows]
+
+    ran = next((r for r in results if "error" not in r), None)
+    where = f"{ran['devices']} x {ran['device']}, jax {ran['jax']}" if ran else "nothing ran"
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    command = shlex.join(["python", *sys.argv])
+    print(f"{where}, {date}\n\n    {command}\n")
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+    for result in results:
+        print(f"| {' | '.join(cells(result))} |")
+    if args.json:
+        args.json.write_text(json.dumps({"date": date, "command": command, "rows": results}, indent=1))
+    if ran is None:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

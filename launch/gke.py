@@ -1,0 +1,154 @@
+"""Runs a command on TPU slices of a GKE cluster, through xpk or as a plain JobSet.
+
+python launch/gke.py --name=run1 --topology=v5p:4x4x4 --image=IMAGE --cluster=C -- train --config=... --workdir=gs://...
+python launch/gke.py --via=jobset --name=run1 --topology=v6e:8x8 --slices=2 --image=IMAGE -- train ...
+
+Either way a run that crashed or was preempted is started again from its last checkpoint, and one that ended with exit
+code 2, a mistake of the user, never is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+import common
+import tpu
+
+CONTAINER = "train"
+
+
+def run(arguments: list[str]) -> int:
+    """Submits the run and returns the exit code of the tool that took it; what the run does is then the cluster's."""
+    parser = _parser()
+    options = parser.read(arguments)
+    if options.via == "xpk" and not options.cluster:
+        parser.error("--via=xpk needs --cluster")
+    if options.via == "jobset" and (options.cluster or options.project or options.zone):
+        parser.error("--cluster, --project and --zone are for --via=xpk; kubectl uses its current context, or --context")
+    if options.slices > 1 and options.topology.hosts == 1:
+        parser.error("GKE joins slices of several hosts only; take a larger --topology, or --slices=1")
+    common.check_workdir(options.given, options.shared_workdir, "a container that is started again has a new one")
+    shell = common.Shell(options.dry_run)
+    if options.via == "xpk":
+        return shell.run(xpk(options))
+    context = [f"--context={options.context}"] if options.context else []
+    return shell.run(["kubectl", *context, "apply", "-f", "-"], stdin=json.dumps(jobset(options), indent=1))
+
+
+def _parser() -> common.Parser:
+    parser = common.Parser("Run a command on TPU slices of a GKE cluster.")
+    parser.add_argument("--via", choices=("xpk", "jobset"), default="xpk", help="the tool that takes it (%(default)s)")
+    parser.add_argument("--name", type=common.run_name, required=True, help="of the run; the same name goes on with it")
+    parser.add_argument("--topology", type=tpu.topology, required=True, metavar="v5p:4x4x4", help="one slice")
+    parser.add_argument("--slices", type=common.above(1), default=1, help="joined over the data-centre network (%(default)s)")
+    parser.add_argument("--image", required=True, help="container image in which `python -m modality_forcing.cli` runs")
+    parser.add_argument(
+        "--retries", type=common.above(0), default=50, help="restarts after crashes and preemptions (%(default)s)"
+    )
+    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is a mount that all processes share")
+    common.add_environment(parser)
+    parser.add_argument("--priority", help="a priority class; xpk knows very-low to very-high")
+    xpk_only = parser.add_argument_group("for --via=xpk")
+    xpk_only.add_argument("--cluster", help="the cluster that `xpk cluster create` made")
+    xpk_only.add_argument("--project")
+    xpk_only.add_argument("--zone")
+    jobset_only = parser.add_argument_group("for --via=jobset")
+    jobset_only.add_argument("--context", help="of kubectl, instead of the current one")
+    jobset_only.add_argument("--namespace", help="instead of the context's own")
+    jobset_only.add_argument("--queue", help="LocalQueue of Kueue")
+    jobset_only.add_argument("--service-account", help="Kubernetes service account, to reach the bucket")
+    jobset_only.add_argument("--spot", action="store_true", help="on Spot nodes")
+    jobset_only.add_argument("--autopilot", action="store_true", help="without the host's network and privileges")
+    return parser
+
+
+def xpk(options: argparse.Namespace) -> list[str]:
+    """The command of xpk (1.16).
+
+    By itself xpk restarts on exit codes 42 and 127 to 255 only, so not after a Python exception. All others are added,
+    but not 2: any code that is not named makes xpk's JobSet fail for good.
+    """
+    command = ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}"]
+    command += [f"--tpu-type={options.topology.xpk_type}", f"--num-slices={options.slices}", f"--docker-image={options.image}"]
+    command += [f"--{key}={value}" for key in ("project", "zone", "priority") if (value := getattr(options, key))]
+    command += [f"--max-restarts={options.retries}", f"--restart-on-exit-codes=1,{common.MISTAKE + 1}-126"]
+    command += [f"--env={name}={value}" for name, value in options.env]
+    return [*command, f"--command={common.pasteable(common.program(options.given))}"]
+
+
+def jobset(options: argparse.Namespace) -> dict[str, Any]:
+    """The manifest of a JobSet: one indexed Job for each slice, one pod for each host, in JSON as kubectl takes it too.
+
+    JobSet gives the pods a headless service and stable names. GKE tells each pod its worker and its slice, by which
+    `modality_forcing.processes` joins them. One failed pod fails its Job (backoffLimit 0) and so restarts all slices
+    together, except that exit code 2 fails the JobSet.
+    """
+    where = options.topology
+    chips = {"google.com/tpu": where.chips // where.hosts}
+    container: dict[str, Any] = {
+        "name": CONTAINER,
+        "image": options.image,
+        "command": [_literal(word) for word in common.program(options.given)],
+        "env": [{"name": name, "value": _literal(value)} for name, value in options.env],
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of the TPU runtime, and between slices
+        "resources": {"requests": chips, "limits": chips},
+    }
+    pod: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "nodeSelector": {
+            "cloud.google.com/gke-tpu-accelerator": where.gke_accelerator,
+            "cloud.google.com/gke-tpu-topology": where.shape,
+            **({"cloud.google.com/gke-spot": "true"} if options.spot else {}),
+        },
+        "tolerations": [{"key": "google.com/tpu", "operator": "Exists"}],
+        "terminationGracePeriodSeconds": 120,  # to save after SIGTERM
+        "containers": [container],
+    }
+    if options.spot:
+        pod["tolerations"].append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"})
+    if not options.autopilot:  # what xpk does: slices talk at full speed on the host's network
+        container["securityContext"] = {"privileged": True}
+        pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    if options.priority:
+        pod["priorityClassName"] = options.priority
+    mistake = {"containerName": CONTAINER, "operator": "In", "values": [common.MISTAKE]}
+    job = {
+        "parallelism": where.hosts,
+        "completions": where.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": mistake}]},
+        "template": {"spec": pod},
+    }
+    metadata: dict[str, Any] = {"name": options.name}
+    if options.namespace:
+        metadata["namespace"] = options.namespace
+    if options.queue:
+        metadata["labels"] = {"kueue.x-k8s.io/queue-name": options.queue}
+    # A slice is a node pool: no two Jobs on one.
+    metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": metadata,
+        "spec": {
+            "failurePolicy": {
+                "maxRestarts": options.retries,
+                "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
+            },
+            "replicatedJobs": [{"name": "slice", "replicas": options.slices, "template": {"spec": job}}],
+        },
+    }
+
+
+def _literal(text: str) -> str:
+    """Text that Kubernetes leaves as it is: it would put the variable NAME in place of $(NAME)."""
+    return text.replace("$(", "$$(")
+
+
+if __name__ == "__main__":
+    common.main(run)

@@ -1,0 +1,191 @@
+"""Runs one command in several processes on this machine, joined over loopback, each with simulated CPU devices.
+
+python launch/local_multiprocess.py --processes=2 --devices-per-process=2 -- train --config=configs/demo.py --workdir=runs/x
+
+What each process says is shown behind its number. When one fails the others are stopped, and its exit code is the run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import queue
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import IO
+
+import common
+
+SETTLE = 0.3  # seconds after a failure in which others may tell theirs: who lost a peer ends as fast as who made the mistake
+
+
+class Terminated(Exception):
+    """This launcher was asked to end by SIGTERM."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command until it succeeds, may not be tried again, or was tried often enough; returns the exit code."""
+    options = _parser().read(arguments)
+    if options.dry_run:
+        variables = _variables(options.processes, options.devices_per_process)
+        for each in variables:
+            print(f"{shlex.join(['env', *(f'{k}={v}' for k, v in each.items()), *_command(options)])} &")
+        print("wait")
+        return 0
+    signal.signal(signal.SIGTERM, _terminate)
+    shell = common.Shell(dry=False)
+    code = 0
+    for attempt in range(options.retries + 1):
+        if attempt:
+            shell.say(f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}")
+        try:
+            code = _attempt(options)
+        except Terminated:
+            return 128 + signal.SIGTERM
+        if not common.tries_again(code):
+            break
+    return code
+
+
+def _parser() -> common.Parser:
+    parser = common.Parser("Run one command in several processes on this machine, on simulated CPU devices.")
+    parser.add_argument("--processes", type=common.above(1), default=2, help="how many (%(default)s)")
+    parser.add_argument("--devices-per-process", type=common.above(1), default=1, help="simulated CPU devices (%(default)s)")
+    parser.add_argument("--retries", type=common.above(0), default=0, help="start again after a crash, at most so often (0)")
+    parser.add_argument("--grace", type=float, default=3.0, help="seconds between asking the others to end and killing them")
+    parser.add_argument("--module", default=common.PROGRAM, help="run another module than the command line (%(default)s)")
+    return parser
+
+
+def _command(options) -> list[str]:
+    return common.program(options.given, sys.executable, options.module)
+
+
+def _variables(processes: int, devices: int) -> list[dict[str, str]]:
+    """For each process what it must be told: who it is, whom to call, and its devices."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    others = re.sub(r"--xla_force_host_platform_device_count=\S*", "", os.environ.get("XLA_FLAGS", "")).split()
+    return [
+        {
+            "MFORCE_COORDINATOR": f"127.0.0.1:{port}",
+            "MFORCE_PROCESS_COUNT": str(processes),
+            "MFORCE_PROCESS_ID": str(i),
+            "JAX_PLATFORMS": "cpu",
+            "PYTHONUNBUFFERED": "1",  # what was printed is not lost with a process that is killed
+            "XLA_FLAGS": " ".join([*others, f"--xla_force_host_platform_device_count={devices}"]),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(common.ROOT), os.environ.get("PYTHONPATH")])),
+        }
+        for i in range(processes)
+    ]
+
+
+def _attempt(options) -> int:
+    """Starts the processes, waits for them and returns the exit code of the run. None is left when this returns or raises."""
+    children: list[subprocess.Popen[bytes]] = []
+    pumps: list[threading.Thread] = []
+    asked = signal.SIGTERM
+    try:
+        for each in _variables(options.processes, options.devices_per_process):
+            children.append(
+                subprocess.Popen(
+                    _command(options),
+                    env={**os.environ, **each},
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    start_new_session=True,  # a group of its own, with its loader processes; Ctrl-C comes through us
+                    preexec_fn=_DIE_WITH_PARENT,
+                )
+            )
+        ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+        lock = threading.Lock()
+        for i, child in enumerate(children):  # only now: no thread was running while processes were forked
+            assert child.stdout and child.stderr
+            pumps += [_thread(_pump, i, child.stdout, sys.stdout.buffer, lock)]
+            pumps += [_thread(_pump, i, child.stderr, sys.stderr.buffer, lock)]
+            _thread(lambda child=child: ended.put(common.exit_code(child.wait())))
+        return _watch(ended, len(children))
+    except KeyboardInterrupt:
+        asked = signal.SIGINT
+        return common.INTERRUPTED
+    finally:
+        _stop(children, asked, options.grace)
+        for pump in pumps:
+            pump.join(timeout=1)
+
+
+def _watch(ended: queue.SimpleQueue[int], count: int) -> int:
+    codes: list[int] = []
+    deadline = float("inf")
+    while len(codes) < count and time.monotonic() < deadline:
+        with contextlib.suppress(queue.Empty):
+            codes.append(ended.get(timeout=0.05))
+            if codes[-1]:
+                deadline = min(deadline, time.monotonic() + SETTLE)
+    return common.of_all(codes)
+
+
+def _stop(children: list[subprocess.Popen[bytes]], asked: signal.Signals, grace: float) -> None:
+    """Asks those still running to end, and kills what is left of every group after the grace or a second Ctrl-C."""
+    running = [child for child in children if child.poll() is None]
+    for child in running:
+        _signal(child, asked)
+    hurry: BaseException | None = None
+    try:
+        deadline = time.monotonic() + grace
+        while any(child.poll() is None for child in running) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    except (KeyboardInterrupt, Terminated) as error:
+        hurry = error
+    for child in children:
+        _signal(child, signal.SIGKILL)
+        child.wait()
+    if hurry:
+        raise hurry
+
+
+def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of the group
+        os.killpg(child.pid, number)
+
+
+def _pump(i: int, source: IO[bytes], sink: IO[bytes], lock: threading.Lock) -> None:
+    """Shows lines behind the number of the process that wrote them. Goes on reading when nobody looks, or it would block."""
+    for line in source:
+        with lock, contextlib.suppress(OSError, ValueError):
+            sink.write(b"[%d] %s\n" % (i, line.rstrip(b"\n")))
+            sink.flush()
+
+
+def _thread(work: Callable[..., object], *arguments: object) -> threading.Thread:
+    thread = threading.Thread(target=work, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def _terminate(*_: object) -> None:
+    raise Terminated
+
+
+def _die_with_parent() -> Callable[[], None] | None:
+    """What a child does on Linux before it starts: ask to be killed when this launcher is, even by SIGKILL."""
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)  # loaded here, as little as possible happens between fork and exec
+    return lambda: library.prctl(1, signal.SIGKILL, 0, 0, 0)  # 1 is PR_SET_PDEATHSIG
+
+
+_DIE_WITH_PARENT = _die_with_parent()
+
+if __name__ == "__main__":
+    common.main(run)

@@ -1,0 +1,258 @@
+"""Runs a command on Cloud TPU VMs: asks for them in a queue, installs, runs on all hosts, and begins anew after a preemption.
+
+python launch/tpu_vm.py --name=run1 --zone=Z --topology=v6e:4x4 --capacity=spot -- train --config=... --workdir=gs://...
+
+Stays until the run has ended, so start it where it can stay (tmux on a small VM). Started again with the same name it
+takes over what is there. gcloud reaches several hosts only with the key in the agent: ssh-add ~/.ssh/google_compute_engine
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import common
+import tpu
+
+GONE = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING")  # of the states of a queued resource, those from which none comes back
+NOT_FOUND = 10  # times in a row that a state could not be had, after which nothing is waited for any more
+MOST_HOSTS = 64  # gcloud's `queued-resources ssh` serves so many at a time and the rest after them
+
+
+class Lost(Exception):
+    """The machines are not there any more."""
+
+
+def run(arguments: list[str]) -> int:
+    """Runs the command until it succeeds, may not be tried again, or was tried often enough; returns the exit code."""
+    options = _parser().read(arguments)
+    _check(options)
+    machines = _Machines(options)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the machines are deleted
+    code = 1
+    try:
+        for attempt in range(options.retries + 1):
+            if attempt:
+                machines.shell.say(f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}")
+                time.sleep(options.poll)
+            try:
+                machines.make()
+                machines.install()
+                code = machines.work()
+            except Lost as lost:
+                machines.shell.say(str(lost))
+                code = 1
+            if not common.tries_again(code):
+                break
+    finally:
+        if options.keep:
+            machines.shell.say(f"{options.name} was kept and costs money; delete it with: {shlex.join(machines.deletion)}")
+        else:
+            machines.delete()
+    return code
+
+
+def _parser() -> common.Parser:
+    parser = common.Parser("Run a command on Cloud TPU VMs.")
+    parser.add_argument("--name", type=common.run_name, required=True, help="of the run and of the queued resource")
+    parser.add_argument("--zone", required=True)
+    parser.add_argument("--project", help="instead of gcloud's own")
+    parser.add_argument("--topology", type=tpu.topology, required=True, metavar="v6e:4x4", help="one slice")
+    parser.add_argument("--slices", type=common.above(1), default=1, help="joined over the data-centre network (%(default)s)")
+    parser.add_argument("--capacity", choices=("spot", "reserved", "on-demand"), default="spot", help="(%(default)s)")
+    parser.add_argument("--runtime-version", help="software of the VM, instead of the one for the generation")
+    parser.add_argument(
+        "--install", default="checkout", metavar="WHAT", help="checkout (this tree as it is), FILE.whl, or git+URL[@REF]"
+    )
+    parser.add_argument("--python", default="3.12", help="version of Python to run with (%(default)s)")
+    parser.add_argument("--retries", type=common.above(0), default=20, help="after crashes and preemptions (%(default)s)")
+    parser.add_argument("--poll", type=float, default=30.0, help="seconds between looks at the state (%(default)s)")
+    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is a mount that all hosts share")
+    parser.add_argument("--keep", action="store_true", help="do not delete the machines at the end")
+    parser.add_argument("--internal-ip", action="store_true", help="reach the hosts within their network")
+    common.add_environment(parser)
+    return parser
+
+
+def _check(options: argparse.Namespace) -> None:
+    if not options.topology.runtime:
+        raise common.Mistake(f"there are no TPU VMs of {options.topology.generation}; use launch/gke.py")
+    hosts = options.topology.vm_hosts * options.slices
+    if hosts > MOST_HOSTS:
+        raise common.Mistake(f"{hosts} hosts are more than the {MOST_HOSTS} that gcloud reaches at once; use launch/gke.py")
+    if options.install.endswith(".whl") and not Path(options.install).is_file():
+        raise common.Mistake(f"--install={options.install}: no such file")
+    if not options.install.endswith(".whl") and options.install != "checkout" and not options.install.startswith("git+"):
+        raise common.Mistake(f"--install={options.install} is not checkout, FILE.whl or git+URL[@REF]")
+    if hosts > 1:
+        common.check_workdir(options.given, options.shared_workdir, f"there are {hosts} hosts")
+    elif options.retries or not options.keep:  # a single host that is neither replaced nor deleted may use its own disk
+        common.check_workdir(options.given, options.shared_workdir, "the machine is deleted after the run and after a preemption")
+
+
+class _Machines:
+    """The hosts of one queued resource, and what is done with them through gcloud."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options = options
+        self.shell = common.Shell(options.dry_run)
+        self.hosts = options.topology.vm_hosts * options.slices
+        self.installed = False
+        self.folder = f"mforce/{options.name}"  # below the home folder of each host
+        self.deletion = self._gcloud("delete", options.name, "--force")
+
+    def _gcloud(self, verb: str, *rest: str) -> list[str]:
+        where = [f"--zone={self.options.zone}"] + ([f"--project={self.options.project}"] if self.options.project else [])
+        return ["gcloud", "compute", "tpus", "queued-resources", verb, *rest, *where, "--quiet"]  # no questions
+
+    def _everywhere(self, verb: str, *rest: str) -> list[str]:
+        return self._gcloud(verb, *rest, "--worker=all", "--node=all", *(["--internal-ip"] if self.options.internal_ip else []))
+
+    def _ssh(self, script: str) -> list[str]:
+        # Without the flags a connection to a host that was preempted may stay silent for hours.
+        alive = ["--ssh-flag=-o ServerAliveInterval=30", "--ssh-flag=-o ServerAliveCountMax=4"]
+        return self._everywhere("ssh", self.options.name, *alive, f"--command={script}")
+
+    def state(self) -> str:
+        """The state of the queued resource, empty where there is none."""
+        code, answer = self.shell.answer(self._gcloud("describe", self.options.name, "--format=value(state.state)"))
+        return answer.strip() if code == 0 else ""
+
+    def make(self) -> None:
+        """Waits until the machines are there, having asked for them if nobody has yet.
+
+        Raises:
+          Mistake: they cannot be asked for.
+          Lost: they were given up before they came.
+        """
+        create = self._gcloud("create", self.options.name, *_wanted(self.options))
+        if self.shell.dry:
+            self.shell.run(create)
+            self.shell.say("until this says ACTIVE; deleted and created again on " + ", ".join(GONE))
+            self.shell.run(self._gcloud("describe", self.options.name, "--format=value(state.state)"))
+            return
+        state = self.state()
+        if state == "ACTIVE":
+            return
+        if state in GONE:
+            self.delete()
+            state = ""
+        if not state:
+            self.installed = False
+            if self.shell.run(create):
+                raise common.Mistake("gcloud refuses to create the machines; it says above why")
+        told, unknown = "", 0
+        while (state := self.state()) != "ACTIVE":
+            unknown = 0 if state else unknown + 1
+            if state in GONE or unknown == NOT_FOUND:
+                raise Lost(f"{self.options.name} is {state or 'gone'}")
+            if state and state != told:
+                self.shell.say(f"{self.options.name} is {state}")
+                told = state
+            time.sleep(self.options.poll)
+
+    def install(self) -> None:
+        """Puts the package and its configs on every host.
+
+        Raises:
+          Lost: it did not succeed on all.
+        """
+        if self.installed:
+            return
+        what, home = self.options.install, f"$HOME/{self.folder}"
+        with tempfile.TemporaryDirectory() as scratch:
+            # The name in a dry run is one that can be pasted.
+            archive = f"/tmp/{self.options.name}.tar.gz" if self.shell.dry else f"{scratch}/{self.options.name}.tar.gz"
+            files = []
+            if not what.startswith("git+"):
+                self._pack(archive, "" if what == "checkout" else "configs")
+                files = [archive] if what == "checkout" else [archive, what]
+            if files and self.shell.run(self._everywhere("scp", *files, f"{self.options.name}:")):
+                raise Lost("copying did not succeed on all hosts")
+        if self.shell.run(self._ssh(" && ".join(self._setup(what, home)))):
+            raise Lost("installing did not succeed on all hosts")
+        self.installed = True
+
+    def _pack(self, archive: str, below: str) -> None:
+        listing = ["git", "-C", str(common.ROOT), "ls-files", "-co", "--exclude-standard", "-z", *([below] if below else [])]
+        packing = ["tar", "-C", str(common.ROOT), "-czf", archive, "--null", "--ignore-failed-read", "-T", "-"]
+        if self.shell.dry:
+            print(f"{shlex.join(listing)} | {shlex.join(packing)}")
+            return
+        code, names = self.shell.answer(listing)
+        if code or subprocess.run(packing, input=names, text=True, check=False).returncode:
+            raise common.Mistake(f"{common.ROOT} could not be packed; --install=checkout and FILE.whl need a git checkout")
+
+    def _setup(self, what: str, home: str) -> list[str]:
+        """The steps on a host. The Python of the images is older than ours, so uv brings one."""
+        # What an earlier run left on machines that were kept is not to be taken for this one's.
+        steps = [f'mkdir -p "{home}"', f'cd "{home}"', "rm -rf src code", "mkdir src"]
+        if what.startswith("git+"):
+            url, ref = what.removeprefix("git+"), "HEAD"
+            if "@" in url.rsplit("/", 1)[-1]:  # not the one of git@host
+                url, ref = url.rsplit("@", 1)
+            steps += [f"git clone -q {shlex.quote(url)} src", f"git -C src checkout -q {shlex.quote(ref)}"]
+        else:
+            steps += [f'tar -xzf "$HOME/{self.options.name}.tar.gz" -C src']
+        package = f'"$HOME"/{shlex.quote(Path(what).name)}' if what.endswith(".whl") else "./src"
+        return [
+            *steps,
+            "python3 -m pip install -q --user uv",
+            f"python3 -m uv venv -q --allow-existing --python {shlex.quote(self.options.python)} venv",
+            f"python3 -m uv pip install -q --python venv --reinstall-package modality_forcing {package} 'jax[tpu]'",
+        ]
+
+    def work(self) -> int:
+        """Runs the command on all hosts at once, and returns the exit code of the run.
+
+        Raises:
+          Lost: the machines went while it ran.
+        """
+        command = ["../venv/bin/python", *common.program(self.options.given)[1:]]
+        variables = [f"{name}={value}" for name, value in self.options.env]
+        inner = f"echo $$ > ../pid; {shlex.join(['env', *variables, *command])}; echo $? > ../code; exit $(cat ../code)"
+        # gcloud runs the command again where a connection broke, and the process may have outlived it: one TPU, one process.
+        steps = [
+            f'cd "$HOME/{self.folder}/src" || exit 1',
+            'old=$(cat ../pid 2>/dev/null) && grep -qs modality_forcing "/proc/$old/cmdline" && kill -9 -- "-$old"',
+            "rm -f ../code",
+            f"exec setsid --wait bash -c {shlex.quote(inner)}",
+        ]
+        told = self.shell.run(self._ssh("; ".join(steps)))
+        # What gcloud ends with is the code of any host; each has written its own.
+        reading = self._ssh(f'echo "code $(cat "$HOME/{self.folder}/code")"')
+        if self.shell.dry:
+            self.shell.say("exit code 2 on any host ends the run; 0 on all is success; others are tried again")
+            return self.shell.run(reading)
+        _, answer = self.shell.answer(reading)
+        codes = [int(code) for code in re.findall(r"^code (\d+)$", answer, re.MULTILINE)]
+        if len(codes) == self.hosts or common.MISTAKE in codes:
+            return common.of_all(codes)
+        if (state := self.state()) != "ACTIVE":
+            raise Lost(f"{self.options.name} is {state or 'gone'}")
+        return told or 1
+
+    def delete(self) -> None:
+        """Deletes the machines and the request for them, and waits until they are gone."""
+        self.installed = False
+        self.shell.run(self.deletion)
+
+
+def _wanted(options: argparse.Namespace) -> list[str]:
+    named = [f"--node-id={options.name}"]
+    if options.slices > 1:
+        named = [f"--node-count={options.slices}", f"--node-prefix={options.name}"]
+    capacity = {"spot": ["--spot"], "reserved": ["--reserved"], "on-demand": []}[options.capacity]
+    kind = [f"--accelerator-type={options.topology.accelerator_type}"]
+    return [*named, *kind, f"--runtime-version={options.runtime_version or options.topology.runtime}", *capacity]
+
+
+if __name__ == "__main__":
+    common.main(run)

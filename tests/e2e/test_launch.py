@@ -1,0 +1,270 @@
+"""What the launchers for GKE and SLURM would run, and what is tried again after which end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests import runs
+from tests.stand_ins import PROGRAM, TRAIN, Tools, flags, refused
+
+
+@pytest.fixture
+def tools(tmp_path) -> Tools:
+    return Tools(tmp_path)
+
+
+# ---- GKE
+
+XPK = ["--name=run1", "--topology=v5p:4x4x4", "--image=img", "--cluster=c", "--project=p", "--env=A=b c"]
+JOBSET = ["--via=jobset", "--name=run1", "--topology=v6e:8x8", "--slices=2", "--image=img"]
+
+
+def jobset(tools: Tools, *options: str, given: list[str] = TRAIN) -> dict[str, Any]:
+    tools.add("kubectl", reads=True)
+    assert tools.launch("gke", *JOBSET, *options, "--", *given).code == 0
+    ((_, arguments, manifest),) = tools.calls()
+    assert arguments[-3:] == ["apply", "-f", "-"] and manifest
+    return json.loads(manifest)
+
+
+@pytest.mark.parametrize(("options", "tool"), [(XPK, "xpk"), (JOBSET, "kubectl")])
+def test_a_dry_run_prints_exactly_what_runs(options: list[str], tool: str, tools: Tools):
+    tools.add(tool, reads=True)
+    printed = tools.launch("gke", "--dry-run", *options, "--", *TRAIN)
+    assert printed.code == 0 and tools.calls() == []
+    assert tools.launch("gke", *options, "--", *TRAIN).code == 0
+    ran = [[name, arguments, (stdin or "").strip()] for name, arguments, stdin in tools.calls()]
+    assert tools.run("bash", "-c", printed.out).code == 0
+    assert [[name, arguments, (stdin or "").strip()] for name, arguments, stdin in tools.calls()] == ran != []
+
+
+def test_xpk(tools: Tools):
+    command = shlex.split(tools.launch("gke", "--dry-run", *XPK, "--retries=7", "--", *TRAIN).out)
+    assert command[:3] == ["xpk", "workload", "create"]
+    given = flags(command)
+    expected = {"cluster": "c", "workload": "run1", "tpu-type": "v5p-4x4x4", "num-slices": "1", "docker-image": "img"}
+    assert expected.items() <= given.items() and given["max-restarts"] == "7" and given["env"] == "A=b c"
+    assert shlex.split(given["command"]) == PROGRAM
+
+
+def test_xpk_restarts_after_every_exit_code_but_a_mistake(tools: Tools):
+    given = flags(shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out))
+    restarted = {42, *range(127, 256)}  # by xpk itself
+    for item in given["restart-on-exit-codes"].split(","):
+        first, _, last = item.partition("-")
+        restarted |= set(range(int(first), int(last or first) + 1))
+    assert restarted == set(range(1, 256)) - {2}
+
+
+def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_host(tools: Tools):
+    manifest = jobset(tools)
+    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    assert manifest["metadata"]["name"] == "run1"
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    job = replicated["template"]["spec"]
+    assert replicated["replicas"] == 2
+    assert (job["parallelism"], job["completions"], job["completionMode"]) == (16, 16, "Indexed")
+    pod = job["template"]["spec"]
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v6e-slice",
+        "cloud.google.com/gke-tpu-topology": "8x8",
+    }
+    (container,) = pod["containers"]
+    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+    # $$( is how Kubernetes writes $(, which else would stand for a variable
+    assert container["command"] == [word.replace("$(", "$$(") for word in PROGRAM]
+
+
+def test_a_jobset_restarts_after_a_crash_and_fails_after_a_mistake(tools: Tools):
+    spec = jobset(tools, "--retries=9")["spec"]
+    job = spec["replicatedJobs"][0]["template"]["spec"]
+    assert spec["failurePolicy"]["maxRestarts"] == 9
+    (rule,) = spec["failurePolicy"]["rules"]
+    assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
+    (rule,) = job["podFailurePolicy"]["rules"]  # the only way in which a Job fails for that reason
+    container = job["template"]["spec"]["containers"][0]["name"]
+    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": container, "operator": "In", "values": [2]}}
+    # A pod failure policy asks for Never; backoffLimit 0 makes any other failed pod the JobSet's affair.
+    assert job["template"]["spec"]["restartPolicy"] == "Never" and job["backoffLimit"] == 0
+
+
+def test_options_of_a_jobset(tools: Tools):
+    manifest = jobset(tools, "--namespace=n", "--queue=q", "--service-account=s", "--spot", "--autopilot", "--priority=high")
+    pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+    assert manifest["metadata"]["namespace"] == "n" and manifest["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "q"}
+    assert pod["serviceAccountName"] == "s" and pod["priorityClassName"] == "high"
+    assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
+    assert "hostNetwork" not in pod and "securityContext" not in pod["containers"][0]
+
+
+@pytest.mark.parametrize(
+    ("topology", "accelerator", "shape", "hosts", "chips"),
+    [
+        ("v5e:1x1", "tpu-v5-lite-podslice", "1x1", 1, 1),
+        ("v5e:16x16", "tpu-v5-lite-podslice", "16x16", 64, 4),
+        ("v5p:4x4x4", "tpu-v5p-slice", "4x4x4", 16, 4),
+        ("tpu7x:2x2x1", "tpu7x", "2x2x1", 1, 4),
+        ("tpu7x:4x4x8", "tpu7x", "4x4x8", 32, 4),
+    ],
+)
+def test_slices_of_each_generation(topology: str, accelerator: str, shape: str, hosts: int, chips: int, tools: Tools):
+    job = jobset(tools, f"--topology={topology}", "--slices=1")["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    assert list(pod["nodeSelector"].values()) == [accelerator, shape]
+    assert (job["completions"], pod["containers"][0]["resources"]["limits"]["google.com/tpu"]) == (hosts, chips)
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "told"),
+    [
+        (["--topology=v5p:4x4"], TRAIN, "v5p has no slice '4x4', but 2x2x1"),
+        (["--topology=v5p:8x4x4"], TRAIN, "in rising order"),
+        (["--topology=v6e:3x3"], TRAIN, "v6e has no slice '3x3', but 1x1, 2x2"),
+        (["--topology=h100:8"], TRAIN, "is not one of v5e, v5p, v6e, tpu7x"),
+        (["--topology=v6e:2x2"], TRAIN, "take a larger --topology"),
+        (["--name=Run_1"], TRAIN, "'Run_1' is not a name"),
+        (["--cluster=c"], TRAIN, "are for --via=xpk"),
+        (["--via=xpk"], TRAIN, "--via=xpk needs --cluster"),
+        (["--env=A"], TRAIN, "'A' is not NAME=VALUE"),
+        ([], ["train", "--workdir=runs/x"], "name a gs:// path"),
+        ([], ["train", "--config=x"], "train has no --workdir"),
+    ],
+)
+def test_mistakes_before_anything_runs(options: list[str], given: list[str], told: str, tools: Tools):
+    for tool in ("kubectl", "xpk"):
+        tools.add(tool)
+    refused(tools.launch("gke", *JOBSET, *options, "--", *given), "gke", told)
+    assert tools.calls() == []
+
+
+def test_a_tool_that_is_not_there(tools: Tools):
+    tools.environment["PATH"] = str(tools.folder)
+    done = tools.launch("gke", *XPK, "--", *TRAIN)
+    assert done.code == 2 and done.err.splitlines()[-1] == "gke.py: xpk is not installed here, or not on PATH"
+
+
+# ---- SLURM
+
+SLURM = ["--name=run1", "--nodes=4", "--gpus-per-node=8", "--time=24:00:00", "--setup=export SET=up", "--env=A=b c"]
+
+# Runs the command of srun as two tasks, and ends with the highest code, as srun does.
+SRUN = """
+at = arguments.index("bash")
+tasks = [subprocess.Popen(arguments[at:], env={**os.environ, "SLURM_PROCID": str(i)}) for i in range(2)]
+import signal
+signal.signal(signal.SIGTERM, lambda *_: [os.system(f"pkill -TERM -P {t.pid}; kill -TERM {t.pid}") for t in tasks])
+sys.exit(max(t.wait() for t in tasks))
+"""
+
+
+@pytest.fixture
+def batch(tools: Tools) -> Callable[..., tuple[int, str, list[list[str]]]]:
+    """Runs the batch script; `program` is the shell code of a task. Returns its exit code, output and calls of scontrol."""
+    tools.add("srun", SRUN)
+    tools.add("scontrol")
+
+    def run(program: str, *options: str, restarts: int = 0, send: signal.Signals | None = None):
+        (tools.folder / "program").write_text(f"#!/bin/bash\n{program}\n")
+        (tools.folder / "program").chmod(0o755)
+        python = f"--python={tools.folder}/program"
+        printed = tools.launch("slurm", "--dry-run", *SLURM, *options, f"--chdir={tools.folder}", python, "--", *TRAIN).out
+        script = printed.split("\n", 1)[1].rsplit("EOF", 1)[0]
+        environment = {**tools.environment, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+        with (tools.folder / "out").open("w+") as out:
+            running = subprocess.Popen(["bash", "-c", script], env=environment, cwd=tools.folder, stdout=out, stderr=out)
+            if send:
+                deadline = time.monotonic() + 20
+                while not (tools.folder / "started").exists() and time.monotonic() < deadline:
+                    time.sleep(0.02)
+                running.send_signal(send)
+            code = running.wait(timeout=30)
+            out.seek(0)
+            return code, out.read(), [arguments for name, arguments, _ in tools.calls() if name == "scontrol"]
+
+    return run
+
+
+REQUEUED = [["requeue", "7"]]
+
+
+@pytest.mark.parametrize(
+    ("program", "restarts", "code", "requeued"),
+    [
+        ("exit 0", 0, 0, []),
+        ("exit 2", 0, 2, []),
+        ('[ "$SLURM_PROCID" = 1 ] && exit 2; exit 137', 0, 2, []),  # the highest code is not that of the mistake
+        ("exit 1", 0, 0, REQUEUED),
+        ("exit 1", 20, 1, []),
+        ("exit 143", 0, 143, []),  # cancelled
+    ],
+    ids=["success", "mistake", "mistake of one", "crash", "too many crashes", "cancelled"],
+)
+def test_what_slurm_queues_again(program: str, restarts: int, code: int, requeued: list, batch):
+    assert batch(program, restarts=restarts)[::2] == (code, requeued)
+
+
+# A program that is told to end, saves, and ends well.
+SAVES = 'trap "touch saved.$SLURM_PROCID; exit 0" TERM; touch started; for i in $(seq 100); do sleep 0.1; done; exit 1'
+
+
+@pytest.mark.parametrize(
+    ("send", "requeued"), [(signal.SIGUSR1, REQUEUED), (signal.SIGTERM, [])], ids=["time is up", "preempted"]
+)
+def test_a_run_under_slurm_may_save(send: signal.Signals, requeued: list, batch, tools: Tools):
+    code, out, calls = batch(SAVES, send=send)
+    assert calls == requeued and code == 0, out
+    assert (tools.folder / "saved.0").exists() and (tools.folder / "saved.1").exists()
+
+
+def test_the_command_arrives_as_it_was_given(batch):
+    code, out, _ = batch('printf "<%s>\\n" "$@"; echo "$SET $A"')
+    assert code == 0
+    for word in PROGRAM[1:]:
+        assert f"<{word}>\n" in out
+    assert "up b c" in out
+
+
+@pytest.mark.parametrize(("per", "tasks"), [("gpu", "8"), ("node", "1")])
+def test_directives_for_slurm(per: str, tasks: str, tools: Tools):
+    options = [f"--process-per={per}", "--cpus-per-process=12", "--partition=p", "--notice=300"]
+    lines = tools.launch("slurm", "--dry-run", *SLURM, *options, "--", *TRAIN).out.splitlines()
+    assert lines[:2] == ["sbatch <<'EOF'", "#!/bin/bash"] and lines[-1] == "EOF"
+    given = flags([line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")])
+    expected = {"job-name": "run1", "nodes": "4", "gpus-per-node": "8", "ntasks-per-node": tasks, "cpus-per-task": "12"}
+    expected |= {"time": "24:00:00", "partition": "p", "signal": "B:USR1@300", "open-mode": "append", "chdir": str(tools.folder)}
+    assert expected.items() <= given.items()
+    assert "#SBATCH --requeue" in lines
+    assert any(line.startswith("srun --kill-on-bad-exit=1 --label --cpus-per-task=12 bash") for line in lines)
+
+
+def test_sbatch_is_given_the_script(tools: Tools):
+    tools.add("sbatch", reads=True)
+    printed = tools.launch("slurm", "--dry-run", *SLURM, "--", *TRAIN).out
+    assert tools.launch("slurm", *SLURM, "--", *TRAIN).code == 0
+    ((_, arguments, script),) = tools.calls()
+    assert arguments == [] and script and script.strip() in printed
+
+
+# ---- README
+
+
+def test_the_readme_names_every_launcher_and_its_commands_are_taken(tools: Tools):
+    text = (runs.ROOT / "launch/README.md").read_text()
+    blocks = [block for i, block in enumerate(text.split("```")) if i % 2]
+    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("python launch/")]
+    assert {shlex.split(line)[1] for line in commands} == {
+        f"launch/{name}.py" for name in ("local_multiprocess", "gke", "tpu_vm", "slurm")
+    }
+    for line in commands:
+        words = shlex.split(line)
+        done = tools.run(sys.executable, runs.ROOT / words[1], "--dry-run", *words[2:])
+        assert done.code == 0 and done.out, (line, done.err)

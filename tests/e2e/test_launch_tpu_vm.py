@@ -1,0 +1,193 @@
+"""How `launch/tpu_vm.py` goes on when machines go, programs crash and users err."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import subprocess
+import tarfile
+from collections.abc import Callable
+
+import pytest
+
+from tests import runs
+from tests.runs import Done
+from tests.stand_ins import PROGRAM, TRAIN, Tools, flags, refused
+
+
+@pytest.fixture
+def tools(tmp_path) -> Tools:
+    return Tools(tmp_path)
+
+
+VM = ["--name=run1", "--zone=z", "--topology=v6e:4x4", "--install=git+https://host/repository@v1", "--poll=0.01"]
+
+# Answers as gcloud does: `describe` takes one state after the other from a file, and each of the four hosts has a home
+# folder in which commands really run. Only installing does not happen; a stand-in for Python stands where uv would put it.
+GCLOUD = """
+home = pathlib.Path(os.environ["HOME"])
+
+def following(name):  # the first word of a file, and from now on the next, if there is one
+    words = (home / name).read_text().split()
+    (home / name).write_text(" ".join(words[1:] or words))
+    return words[0]
+
+command = next((a.partition("=")[2] for a in arguments if a.startswith("--command=")), "")
+if arguments[3] == "describe":
+    state = following("states")
+    print(state)
+    sys.exit(state == "ABSENT")
+if arguments[3] == "scp":
+    shutil.copy(arguments[4], home / "copied")
+if arguments[3] != "ssh":
+    sys.exit()
+hosts = [home / f"host{i}" for i in range(4)]
+if "uv pip install" in command:
+    for host in hosts:
+        (host / "mforce/run1/src").mkdir(parents=True, exist_ok=True)
+        (host / "mforce/run1/venv/bin").mkdir(parents=True, exist_ok=True)
+        (host / "mforce/run1/venv/bin/python").unlink(missing_ok=True)
+        (host / "mforce/run1/venv/bin/python").symlink_to(home / "program")
+    sys.exit()
+if "setsid" in command:
+    for host, code in zip(hosts, following("codes").split(",")):
+        (host / "code").write_text(code)
+running = [subprocess.Popen(["bash", "-c", command], env={**os.environ, "HOME": str(host)}) for host in hosts]
+sys.exit(next((code for code in [each.wait() for each in running] if code), 0))
+"""
+PROGRAM_ON_A_HOST = """#!/bin/bash
+echo "${HOME##*/} $*"
+code=$(cat "$HOME/code")
+[ "$code" != gone ] || kill -9 $PPID
+exit "$code"
+"""
+
+
+@pytest.fixture
+def cloud(tools: Tools) -> Callable[..., tuple[Done, list[str]]]:
+    """Runs tpu_vm with these states of the machines and exit codes on the hosts; returns what gcloud was asked for, in order."""
+    tools.add("gcloud", GCLOUD)
+    (tools.folder / "program").write_text(PROGRAM_ON_A_HOST)
+    (tools.folder / "program").chmod(0o755)
+
+    def run(states: str, codes: str, *options: str) -> tuple[Done, list[str]]:
+        (tools.folder / "states").write_text(states)
+        (tools.folder / "codes").write_text(codes)
+        done = tools.launch("tpu_vm", *VM, *options, "--", *TRAIN)
+        asked = []
+        for name, arguments, _ in tools.calls():
+            assert name == "gcloud" and arguments[:3] == ["compute", "tpus", "queued-resources"]
+            script = flags(arguments).get("command", "")
+            how = "install" if "uv pip" in script else "run" if "setsid" in script else "codes" if script else arguments[3]
+            asked += [how] if how not in ("describe", "codes") else []
+        return done, asked
+
+    return run
+
+
+def test_a_run_on_tpu_vms(cloud):
+    done, asked = cloud("ABSENT WAITING_FOR_RESOURCES PROVISIONING ACTIVE", "0,0,0,0")
+    assert (done.code, asked) == (0, ["create", "install", "run", "delete"]), done.err
+    for i in range(4):
+        assert f"host{i} {' '.join(PROGRAM[1:])}" in done.out
+    assert "run1 is WAITING_FOR_RESOURCES" in done.err
+
+
+def test_a_mistake_on_one_host_ends_the_run_on_tpu_vms(cloud):
+    # The others lose a peer, and gcloud tells the code of the first.
+    done, asked = cloud("ABSENT ACTIVE", "134,134,2,134", "--retries=5")
+    assert (done.code, asked) == (2, ["create", "install", "run", "delete"]), done.err
+
+
+def test_a_crash_on_tpu_vms_is_run_again_where_it_was(cloud):
+    done, asked = cloud("ABSENT ACTIVE", "0,1,134,134 0,0,0,0", "--retries=5")
+    assert (done.code, asked) == (0, ["create", "install", "run", "run", "delete"]), done.err
+
+
+def test_tries_on_tpu_vms_are_bounded(cloud):
+    done, asked = cloud("ABSENT ACTIVE", "1,1,1,1", "--retries=2", "--keep")
+    assert (done.code, asked) == (1, ["create", "install", "run", "run", "run"]), done.err
+    assert "run1 was kept and costs money; delete it with: gcloud compute tpus queued-resources delete run1" in done.err
+
+
+def test_preempted_tpu_vms_are_made_anew_under_the_same_name(cloud):
+    # No host has written a code: the connection broke.
+    states = "ABSENT ACTIVE SUSPENDING SUSPENDED ABSENT ACTIVE"
+    done, asked = cloud(states, "gone,gone,gone,gone 0,0,0,0", "--retries=5")
+    assert done.code == 0, done.err
+    assert asked == ["create", "install", "run", "delete", "create", "install", "run", "delete"]
+    assert "run1 is SUSPENDING" in done.err
+
+
+def test_machines_that_are_there_are_taken_over(cloud):
+    done, asked = cloud("ACTIVE", "0,0,0,0")
+    assert (done.code, asked) == (0, ["install", "run", "delete"]), done.err
+
+
+def test_what_still_runs_on_a_host_is_killed_first(cloud, tools: Tools):
+    # The connection broke, or the launcher was killed, and the program went on; a chip takes one process.
+    left = subprocess.Popen(["bash", "-c", "sleep 60; : modality_forcing"], start_new_session=True)
+    pid = tools.folder / "host0/mforce/run1/pid"
+    pid.parent.mkdir(parents=True)
+    pid.write_text(f"{left.pid}\n")
+    done, _ = cloud("ACTIVE", "0,0,0,0")
+    assert done.code == 0, done.err
+    assert left.wait(timeout=5) == -signal.SIGKILL
+
+
+def test_a_dry_run_for_tpu_vms_prints_what_runs(cloud, tools: Tools):
+    printed = tools.launch("tpu_vm", "--dry-run", *VM, "--", *TRAIN).out
+    assert tools.calls() == []
+    (tools.folder / "states").write_text("ABSENT ACTIVE")
+    (tools.folder / "codes").write_text("0,0,0,0")
+    assert tools.launch("tpu_vm", *VM, "--", *TRAIN).code == 0
+    ran = [call for call in tools.calls() if "describe" not in call[1]]
+    assert tools.run("bash", "-c", printed).code == 0
+    assert [call for call in tools.calls() if "describe" not in call[1]] == ran
+    create = ran[0][1]
+    assert "--spot" in create and flags(create)["accelerator-type"] == "v6e-16" and flags(create)["node-id"] == "run1"
+    assert flags(create)["runtime-version"] == "v2-alpha-tpuv6e"
+
+
+@pytest.mark.skipif(not (runs.ROOT / ".git").exists(), reason="not a checkout")
+def test_the_checkout_is_copied_as_it_is(cloud, tools: Tools):
+    done, asked = cloud("ABSENT ACTIVE", "0,0,0,0", "--install=checkout")
+    assert (done.code, asked) == (0, ["create", "scp", "install", "run", "delete"]), done.err
+    with tarfile.open(tools.folder / "copied") as archive:
+        names = set(archive.getnames())
+    assert {"launch/tpu_vm.py", "configs/forcing.py", "modality_forcing/processes.py", "pyproject.toml"} <= names
+    assert not any(name.startswith(".git/") for name in names)
+
+
+def test_the_checkout_and_several_slices(tools: Tools):
+    options = ["--install=checkout", "--slices=2", "--capacity=reserved", "--env=A=b c"]
+    lines = tools.launch("tpu_vm", "--dry-run", *VM, *options, "--", *TRAIN).out.splitlines()
+    create = next(line for line in lines if " create " in line)
+    assert "--node-count=2 --node-prefix=run1" in create and "--reserved" in create and "--spot" not in create
+    scp = shlex.split(next(line for line in lines if " scp " in line))
+    packing = next(line for line in lines if line.startswith("git "))
+    assert scp[5] in packing and {"run1:", "--worker=all", "--node=all"} <= set(scp)
+    assert any(
+        "env 'A=b c' ../venv/bin/python" in flags(shlex.split(line)).get("command", "").replace("'\"'\"'", "'") for line in lines
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "told"),
+    [
+        ([], ["train", "--workdir=runs/x"], "--workdir=runs/x is on a disk of one machine, and there are 4 hosts"),
+        (["--topology=v6e:2x4"], ["train", "--workdir", "runs/x"], "deleted after the run and after a preemption"),
+        (["--topology=tpu7x:4x4x4"], TRAIN, "there are no TPU VMs of tpu7x; use launch/gke.py"),
+        (["--topology=v5p:8x8x8"], TRAIN, "128 hosts are more than the 64"),
+        (["--install=nowhere.whl"], TRAIN, "no such file"),
+    ],
+)
+def test_mistakes_before_anything_costs_money(options: list[str], given: list[str], told: str, tools: Tools):
+    tools.add("gcloud")
+    refused(tools.launch("tpu_vm", *VM, *options, "--", *given), "tpu_vm", told)
+    assert tools.calls() == []
+
+
+def test_a_disk_of_its_own_is_enough_for_one_host_that_stays(tools: Tools):
+    options = ["--topology=v6e:2x4", "--retries=0", "--keep", "--dry-run"]
+    assert tools.launch("tpu_vm", *VM, *options, "--", "train", "--workdir=runs/x").code == 0

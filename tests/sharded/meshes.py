@@ -1,0 +1,117 @@
+"""What tests/sharded/test_meshes.py looks at, computed in a process of its own with eight simulated devices.
+
+python -m tests.sharded.meshes FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from modality_forcing.config import Config, MeshConfig
+from modality_forcing.modalities import base
+from modality_forcing.models.layout import spec
+from modality_forcing.models.surgery import flatten
+from modality_forcing.train import sharding
+from modality_forcing.train.checkpoint import Checkpoints
+from modality_forcing.train.state import abstract_network, init_params, init_state
+from modality_forcing.train.step import compute_loss, make_step
+from tests import tiny
+
+BATCH, STEPS = 16, 5
+# By name: data, fsdp, tensor, preset, micro-batches. The first is what the others are held against.
+MESHES = {
+    "1": (1, 1, 1, "zero1", 1),
+    "2x1": (2, 1, 1, "replicated", 1),
+    "2x2": (2, 2, 1, "zero1", 1),
+    "4x2": (4, 2, 1, "fsdp", 1),
+    "8": (1, 8, 1, "zero1", 1),
+    "8, replicated": (8, 1, 1, "replicated", 2),
+    "1, two micro-batches": (1, 1, 1, "zero1", 2),
+    "2x2, two micro-batches, full remat": (2, 2, 1, "zero1", 2),
+    "2x2x2": (2, 2, 2, "fsdp", 1),
+}
+
+
+def config(data: int, fsdp: int, tensor: int, preset: str, accumulate: int, remat: str) -> Config:
+    c = tiny.forcing(batch=BATCH, steps=STEPS, accumulate=accumulate)
+    mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor, preset=preset)  # pyright: ignore[reportArgumentType]
+    return replace(c, mesh=mesh, model=replace(c.model, remat=remat))
+
+
+def draws(c: Config, batch) -> dict[str, jax.Array]:
+    """The levels and the noisy tokens of a step: the noise is in them."""
+    seen = {}
+
+    def model(x_t, t, text):
+        seen.update({f"t_{n}": v for n, v in t.items()} | {f"x_{n}": v for n, v in x_t.items()} | {"text": text["tokens"]})
+        return x_t
+
+    compute_loss(model, base.build(c), batch, jnp.int32(3), c, tiny.null_text(c))  # pyright: ignore[reportArgumentType]
+    return seen
+
+
+def run(name: str, folder: Path) -> dict[str, object]:
+    *axes, preset, accumulate = MESHES[name]
+    c = config(*axes, preset, accumulate, "full" if "remat" in name else "elementwise")  # pyright: ignore[reportCallIssue, reportArgumentType]
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[: np.prod(axes)])
+    modalities = base.build(c)
+    graph, shapes = abstract_network(c, modalities)
+    rules = sharding.PRESETS[preset]
+    placed = sharding.shard(jax.eval_shape(lambda p: init_state(c, p), shapes), rules, mesh)
+    whole = NamedSharding(mesh, spec("b"))
+    on_devices = lambda k: jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)  # noqa: E731
+
+    fresh = init_params(c, modalities, placed.params)
+    params = jax.device_put(tiny.shaken(jax.device_get(fresh)), placed.params)
+    state = init_state(c, params, placed)
+    seen = jax.jit(lambda b: draws(c, b))(on_devices(0))
+    np.savez(folder / f"{name}-draws.npz", **jax.device_get(seen))
+    np.savez(folder / f"{name}-fresh.npz", **jax.device_get(flatten(fresh)))
+    step = make_step(c, modalities, graph, tiny.null_text(c), mesh=mesh)
+    losses, first = [], {}
+    for k in range(STEPS):
+        state, metrics = step(state, on_devices(k))
+        losses.append({n: float(v) for n, v in metrics.items()})
+        if k == 0:  # after one step the first moment is (1 - b1) x the clipped gradient
+            first = flatten(jax.device_get(state.opt_state[1][0].mu))
+    np.savez(folder / f"{name}-moment.npz", **first)
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True)
+    if name == "8":
+        checkpoints = Checkpoints(folder / "checkpoints")
+        checkpoints.save(state, c, {"data": {"batches": 5}})
+        np.savez(folder / "saved.npz", **flatten(jax.device_get(state.ema)))
+        for devices in (2, 1):
+            few = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
+            like = sharding.shard(jax.eval_shape(lambda p: init_state(c, p), shapes), rules, few)
+            abstract = jax.tree.map(
+                lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+                jax.eval_shape(lambda p: init_state(c, p), shapes),
+                like,
+            )
+            restored, extra = checkpoints.restore(abstract)
+            assert extra["data"] == {"batches": 5}
+            jax.tree.map(lambda x, s: x.sharding == s or 1 / 0, restored.params, like.params)
+            np.savez(folder / f"restored-{devices}.npz", **flatten(jax.device_get(restored.ema)))
+        checkpoints.close()
+    return {
+        "losses": losses,
+        "kept": all(x.sharding.is_equivalent_to(s, x.ndim) for x, s in leaves),
+        "largest": max(x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(fresh) if x.ndim == 3),
+    }
+
+
+def main(folder: Path) -> None:
+    assert len(jax.devices()) == 8
+    (folder / "told.json").write_text(json.dumps({name: run(name, folder) for name in MESHES}))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,91 @@
+"""The same step on one device and on eight: the same draws exactly, the same losses and gradients, the layout that was asked for.
+
+Simulated devices need a process that was started with them: tests/sharded/meshes.py computes, this file looks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.runs import ROOT, environment
+from tests.sharded.meshes import MESHES
+
+OTHERS = [name for name in MESHES if name != "1"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("meshes")
+    env = {**environment(), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
+    command = [sys.executable, "-m", "tests.sharded.meshes", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def told(folder) -> dict[str, Any]:
+    return json.loads((folder / "told.json").read_text())
+
+
+def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
+    return dict(np.load(folder / f"{name}.npz"))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_levels_noise_and_text_are_exactly_the_same(folder, name):
+    ours, one = arrays(folder, f"{name}-draws"), arrays(folder, "1-draws")
+    assert set(ours) == {"t_image", "t_depth", "x_image", "x_depth", "text"}
+    for key in one:
+        np.testing.assert_array_equal(ours[key], one[key], err_msg=key)
+    assert np.unique(one["t_image"]).size > 8  # of 16 examples: drawn apart, not one level repeated on every device
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_fresh_weights_do_not_depend_on_the_mesh(folder, name):
+    ours, one = arrays(folder, f"{name}-fresh"), arrays(folder, "1-fresh")
+    for key in one:
+        np.testing.assert_array_equal(ours[key], one[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_five_steps_have_the_same_losses(told, name):
+    for ours, one in zip(told[name]["losses"], told["1"]["losses"], strict=True):
+        assert ours == pytest.approx(one, rel=1e-5)
+    first, last = told["1"]["losses"][0]["loss"], told["1"]["losses"][-1]["loss"]
+    assert abs(first - last) > 1e-3  # something was learned, so that agreeing means something
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_the_gradient_is_the_same(folder, name):
+    ours, one = arrays(folder, f"{name}-moment"), arrays(folder, "1-moment")
+    for key in one:
+        np.testing.assert_allclose(ours[key], one[key], rtol=0, atol=1e-5 * max(np.abs(one[key]).max(), 1e-6), err_msg=key)
+
+
+def test_the_state_stays_laid_out_as_it_was(told):
+    assert all(run["kept"] for run in told.values())
+
+
+def test_no_device_holds_more_than_its_shard(told):
+    """Of the stacked matrices, right after initialisation."""
+    share = {name: run["largest"] for name, run in told.items()}
+    assert share["1"] == 1 and share["2x1"] == 1  # replicated
+    assert share["2x2"] == 1 / 2 and share["4x2"] == 1 / 2 and share["8"] == 1 / 8
+    assert share["2x2x2"] == 1 / 2  # k and v of two heads: half along fsdp, and half of these along tensor at most
+
+
+@pytest.mark.parametrize("devices", [2, 1])
+def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(folder, devices):
+    saved, restored = arrays(folder, "saved"), arrays(folder, f"restored-{devices}")
+    assert set(saved) == set(restored)
+    for key in saved:
+        np.testing.assert_array_equal(restored[key], saved[key], err_msg=key)
