@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import argparse
+import posixpath
 import re
 import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "modality_forcing.cli"
 MISTAKE = 2  # the exit code of a mistake that the user can mend: trying again would only repeat it
 INTERRUPTED = 130  # Ctrl-C
+MOUNTS = "/gcs"  # where buckets are mounted, each under its name
+# What one host writes the others see at once, and a folder of a checkpoint can be renamed in a bucket of either kind.
+# The first are for the driver of GKE, the second say the same to gcsfuse.
+MOUNT_OPTIONS = (
+    "implicit-dirs",
+    "metadata-cache:ttl-secs:0",
+    "metadata-cache:negative-ttl-secs:0",
+    "file-system:rename-dir-limit:200000",
+)
+MOUNT_FLAGS = (
+    "--implicit-dirs",
+    "--metadata-cache-ttl-secs=0",
+    "--metadata-cache-negative-ttl-secs=0",
+    "--rename-dir-limit=200000",
+)
 
 
 class Mistake(Exception):
@@ -112,6 +128,18 @@ def run_name(text: str) -> str:
     return text
 
 
+def bucket(text: str) -> str:
+    """Checks the name of a Cloud Storage bucket, without gs://."""
+    if not re.fullmatch(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a bucket, which has no gs:// and no folder")
+    return text
+
+
+def mount(name: str) -> str:
+    """Where a bucket is mounted."""
+    return f"{MOUNTS}/{name}"
+
+
 def above(least: int) -> Callable[[str], int]:
     """The type of an option that is a whole number not below this one."""
 
@@ -150,20 +178,33 @@ def workdir(given: Sequence[str]) -> str | None:
     return None
 
 
-def check_workdir(given: Sequence[str], shared: bool, why: str) -> None:
-    """Refuses a workdir that would not be there for every process and every attempt.
+def check_workdir(given: Sequence[str], below: str | None, why: str = "") -> None:
+    """Refuses a workdir that is no path, or that would not be there for every process and every attempt.
+
+    `below` is the mount it has to be in: None where it may be anywhere, empty where there is none. `why` tells what would
+    go wrong elsewhere.
 
     Raises:
-      Mistake: the command trains, and has no workdir, or one that is not in a bucket and not said to be shared.
+      Mistake: the command trains, and has no workdir, or one that is not there.
     """
     if given[0] != "train":
         return
     where = workdir(given)
     if not where:
-        raise Mistake("train has no --workdir; give it behind --, as a gs:// path")
-    if not shared and not where.startswith("gs://"):
-        mend = "name a gs:// path, or add --shared-workdir where it is a mount that all of them share"
-        raise Mistake(f"--workdir={where} is on a disk of one machine, and {why}; {mend}")
+        raise Mistake("train has no --workdir; give it behind --")
+    if address := re.match(r"[A-Za-z][-+.A-Za-z0-9]+:/+([^/]*)(.*)", where):
+        name, path = address.groups()
+        if not where.startswith("gs:"):
+            name, path = "B", "/..."
+        mend = f"mount the bucket: --bucket={name} --workdir={mount(name)}{path}"
+        raise Mistake(f"--workdir={where} is an address, and training writes to paths only; {mend}")
+    if below is None:
+        return
+    if not below or not PurePosixPath(posixpath.normpath(where)).is_relative_to(below):
+        name = PurePosixPath(below).name if below not in ("", MOUNTS) else "B"
+        mend = f"mount a bucket: --bucket={name} --workdir={mount(name)}/..."
+        other = "or add --shared-workdir where it is a mount that all of them share"
+        raise Mistake(f"--workdir={where} is on a disk of one machine, and {why}; {mend}, {other}")
 
 
 def main(run: Callable[[list[str]], int]) -> NoReturn:

@@ -1,8 +1,10 @@
 """Runs a command on TPU slices of a GKE cluster, through xpk or as a plain JobSet.
 
-python launch/gke.py --name=run1 --topology=v5p:4x4x4 --image=IMAGE --cluster=C -- train --config=... --workdir=gs://...
-python launch/gke.py --via=jobset --name=run1 --topology=v6e:8x8 --slices=2 --image=IMAGE -- train ...
+python launch/gke.py --name=run1 --topology=v5p:4x4x4 --image=IMAGE --cluster=C -- train --config=... --workdir=/gcs/B/...
+python launch/gke.py --via=jobset --bucket=B --name=run1 --topology=v6e:8x8 --image=IMAGE -- train ... --workdir=/gcs/B/...
 
+The workdir is a path in a bucket that is mounted at /gcs/NAME: a JobSet mounts --bucket by the Cloud Storage FUSE driver of
+GKE, and xpk what was attached to the cluster by `xpk storage attach`.
 Either way a run that crashed or was preempted is started again from its last checkpoint, and one that ended with exit
 code 2, a mistake of the user, never is.
 """
@@ -29,7 +31,10 @@ def run(arguments: list[str]) -> int:
         parser.error("--cluster, --project and --zone are for --via=xpk; kubectl uses its current context, or --context")
     if options.slices > 1 and options.topology.hosts == 1:
         parser.error("GKE joins slices of several hosts only; take a larger --topology, or --slices=1")
-    common.check_workdir(options.given, options.shared_workdir, "a container that is started again has a new one")
+    # What xpk mounts without being asked was decided when it was attached.
+    below = common.mount(options.bucket) if options.bucket else common.MOUNTS if options.via == "xpk" else ""
+    why = "a container that is started again has a new one"
+    common.check_workdir(options.given, None if options.shared_workdir else below, why)
     shell = common.Shell(options.dry_run)
     if options.via == "xpk":
         return shell.run(xpk(options))
@@ -47,7 +52,10 @@ def _parser() -> common.Parser:
     parser.add_argument(
         "--retries", type=common.above(0), default=50, help="restarts after crashes and preemptions (%(default)s)"
     )
-    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is a mount that all processes share")
+    parser.add_argument(
+        "--bucket", type=common.bucket, help="to be mounted at /gcs/NAME; with xpk the storage attached under that name"
+    )
+    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is another mount that all processes share")
     common.add_environment(parser)
     parser.add_argument("--priority", help="a priority class; xpk knows very-low to very-high")
     xpk_only = parser.add_argument_group("for --via=xpk")
@@ -58,7 +66,7 @@ def _parser() -> common.Parser:
     jobset_only.add_argument("--context", help="of kubectl, instead of the current one")
     jobset_only.add_argument("--namespace", help="instead of the context's own")
     jobset_only.add_argument("--queue", help="LocalQueue of Kueue")
-    jobset_only.add_argument("--service-account", help="Kubernetes service account, to reach the bucket")
+    jobset_only.add_argument("--service-account", help="Kubernetes service account that may use the bucket")
     jobset_only.add_argument("--spot", action="store_true", help="on Spot nodes")
     jobset_only.add_argument("--autopilot", action="store_true", help="without the host's network and privileges")
     return parser
@@ -73,6 +81,7 @@ def xpk(options: argparse.Namespace) -> list[str]:
     command = ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}"]
     command += [f"--tpu-type={options.topology.xpk_type}", f"--num-slices={options.slices}", f"--docker-image={options.image}"]
     command += [f"--{key}={value}" for key in ("project", "zone", "priority") if (value := getattr(options, key))]
+    command += [f"--storage={options.bucket}"] if options.bucket else []  # xpk refuses one that is not attached
     command += [f"--max-restarts={options.retries}", f"--restart-on-exit-codes=1,{common.MISTAKE + 1}-126"]
     command += [f"--env={name}={value}" for name, value in options.env]
     return [*command, f"--command={common.pasteable(common.program(options.given))}"]
@@ -111,6 +120,7 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
     if not options.autopilot:  # what xpk does: slices talk at full speed on the host's network
         container["securityContext"] = {"privileged": True}
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
+    annotations = _mount(pod, container, options.bucket) if options.bucket else {}
     if options.service_account:
         pod["serviceAccountName"] = options.service_account
     if options.priority:
@@ -122,7 +132,7 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
         "completionMode": "Indexed",
         "backoffLimit": 0,
         "podFailurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": mistake}]},
-        "template": {"spec": pod},
+        "template": {"metadata": {"annotations": annotations}, "spec": pod},
     }
     metadata: dict[str, Any] = {"name": options.name}
     if options.namespace:
@@ -143,6 +153,19 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
             "replicatedJobs": [{"name": "slice", "replicas": options.slices, "template": {"spec": job}}],
         },
     }
+
+
+def _mount(pod: dict[str, Any], container: dict[str, Any], bucket: str) -> dict[str, str]:
+    """Mounts a bucket into the container of a pod, and returns the annotations by which GKE adds the sidecar that serves it."""
+    attributes = {"bucketName": bucket, "mountOptions": ",".join(common.MOUNT_OPTIONS)}
+    annotations = {"gke-gcsfuse/volumes": "true"}
+    if pod.get("hostNetwork"):  # there the driver would else sign in as the node, not as the pod's service account
+        attributes["hostNetworkPodKSA"] = "true"
+        # No limits, which Autopilot insists on: what is written may be kept on the node's disk until the file is whole.
+        annotations |= {f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")}
+    pod["volumes"] = [{"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}]
+    container["volumeMounts"] = [{"name": "bucket", "mountPath": common.mount(bucket)}]
+    return annotations
 
 
 def _literal(text: str) -> str:

@@ -1,7 +1,8 @@
 """Runs a command on Cloud TPU VMs: asks for them in a queue, installs, runs on all hosts, and begins anew after a preemption.
 
-python launch/tpu_vm.py --name=run1 --zone=Z --topology=v6e:4x4 --capacity=spot -- train --config=... --workdir=gs://...
+python launch/tpu_vm.py --name=run1 --zone=Z --topology=v6e:4x4 --bucket=B -- train --config=... --workdir=/gcs/B/...
 
+The workdir is a path in the bucket, which every host mounts at /gcs/NAME by Cloud Storage FUSE.
 Stays until the run has ended, so start it where it can stay (tmux on a small VM). Started again with the same name it
 takes over what is there. gcloud reaches several hosts only with the key in the agent: ssh-add ~/.ssh/google_compute_engine
 """
@@ -20,6 +21,17 @@ from pathlib import Path
 
 import common
 import tpu
+
+# As Google documents it, https://cloud.google.com/storage/docs/cloud-storage-fuse/install; a VM that has just started may still
+# be busy with updates of its own, which is waited for.
+KEY, PACKAGES = "/usr/share/keyrings/cloud.google.asc", "https://packages.cloud.google.com/apt"
+GCSFUSE = (
+    f"sudo curl -fsSL -o {KEY} {PACKAGES}/doc/apt-key.gpg",
+    f'echo "deb [signed-by={KEY}] {PACKAGES} gcsfuse-$(lsb_release -c -s) main" '
+    "| sudo tee /etc/apt/sources.list.d/gcsfuse.list > /dev/null",
+    "sudo apt-get -q -o DPkg::Lock::Timeout=600 update",
+    "sudo apt-get -q -o DPkg::Lock::Timeout=600 install -y gcsfuse",
+)
 
 GONE = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING")  # of the states of a queued resource, those from which none comes back
 NOT_FOUND = 10  # times in a row that a state could not be had, after which nothing is waited for any more
@@ -45,6 +57,7 @@ def run(arguments: list[str]) -> int:
             try:
                 machines.make()
                 machines.install()
+                machines.mount()
                 code = machines.work()
             except Lost as lost:
                 machines.shell.say(str(lost))
@@ -74,7 +87,8 @@ def _parser() -> common.Parser:
     parser.add_argument("--python", default="3.12", help="version of Python to run with (%(default)s)")
     parser.add_argument("--retries", type=common.above(0), default=20, help="after crashes and preemptions (%(default)s)")
     parser.add_argument("--poll", type=float, default=30.0, help="seconds between looks at the state (%(default)s)")
-    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is a mount that all hosts share")
+    parser.add_argument("--bucket", type=common.bucket, help="to be mounted at /gcs/NAME on every host")
+    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is another mount that all hosts share")
     parser.add_argument("--keep", action="store_true", help="do not delete the machines at the end")
     parser.add_argument("--internal-ip", action="store_true", help="reach the hosts within their network")
     common.add_environment(parser)
@@ -91,10 +105,10 @@ def _check(options: argparse.Namespace) -> None:
         raise common.Mistake(f"--install={options.install}: no such file")
     if not options.install.endswith(".whl") and options.install != "checkout" and not options.install.startswith("git+"):
         raise common.Mistake(f"--install={options.install} is not checkout, FILE.whl or git+URL[@REF]")
-    if hosts > 1:
-        common.check_workdir(options.given, options.shared_workdir, f"there are {hosts} hosts")
-    elif options.retries or not options.keep:  # a single host that is neither replaced nor deleted may use its own disk
-        common.check_workdir(options.given, options.shared_workdir, "the machine is deleted after the run and after a preemption")
+    stays = hosts == 1 and options.keep and not options.retries  # neither replaced nor deleted, so its own disk will do
+    below = None if options.shared_workdir or stays else common.mount(options.bucket) if options.bucket else ""
+    gone = "the machine is deleted after the run and after a preemption"
+    common.check_workdir(options.given, below, f"there are {hosts} hosts" if hosts > 1 else gone)
 
 
 class _Machines:
@@ -209,6 +223,15 @@ class _Machines:
             f"python3 -m uv pip install -q --python venv --reinstall-package modality_forcing {package} 'jax[tpu]'",
         ]
 
+    def mount(self) -> None:
+        """Mounts the bucket on every host, before each attempt, since a host that has started anew has lost its mount.
+
+        Raises:
+          Lost: it did not succeed on all.
+        """
+        if self.options.bucket and self.shell.run(self._ssh(_mounting(self.options.bucket))):
+            raise Lost("mounting the bucket did not succeed on all hosts")
+
     def work(self) -> int:
         """Runs the command on all hosts at once, and returns the exit code of the run.
 
@@ -243,6 +266,22 @@ class _Machines:
         """Deletes the machines and the request for them, and waits until they are gone."""
         self.installed = False
         self.shell.run(self.deletion)
+
+
+def _mounting(bucket: str) -> str:
+    """The script by which a host mounts a bucket, as the user who runs the program, and does nothing where it is mounted."""
+    where = common.mount(bucket)
+    return "; ".join(
+        [
+            "set -e",
+            f"if mountpoint -q {where}; then exit 0; fi",
+            f"if ! command -v gcsfuse > /dev/null; then {'; '.join(GCSFUSE)}; fi",
+            f"sudo umount -l {where} 2> /dev/null || true",  # what a gcsfuse that died has left
+            f"sudo mkdir -p {where}",
+            f'sudo chown "$(id -u)" {where}',
+            f"gcsfuse {' '.join(common.MOUNT_FLAGS)} {bucket} {where}",
+        ]
+    )
 
 
 def _wanted(options: argparse.Namespace) -> list[str]:

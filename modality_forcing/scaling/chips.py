@@ -125,6 +125,8 @@ def topology(spec: str, slices: int = 1) -> list[Any]:
         mend = f'no TPU is needed, but: pip install "jax[tpu]=={metadata.version("jax")}"'
         raise UserError("compiling for a TPU needs its compiler, libtpu", mend=mend)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else asks Google's metadata server, which is not there
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")  # else complains that nobody told it; any will do
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # else a second process that compiles is aborted
     from jax.experimental import topologies
 
