@@ -1,4 +1,4 @@
-"""Our block beside the same block in plain PyTorch, on the CPU: time of forward and backward, in one run.
+"""Our block beside the same block in plain PyTorch, on the CPU of a Linux machine: forward and backward, in one run.
 
     python benchmarks/block.py                # torch comes with the parity extra
     python benchmarks/block.py --keep-freed   # both with the allocator told to keep freed memory
@@ -24,8 +24,8 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import torch.nn.functional as F
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from flax import nnx
 
 from modality_forcing.config import ModelConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from modality_forcing.errors import UserError
 
 def check_folder(path: str | Path, option: str) -> None:
     """Raises UserError, naming the option to mend, where files could not be put into a folder; makes nothing."""
+    if re.match(r"[A-Za-z][-+.A-Za-z0-9]+:/", str(path)):  # one slash is what pathlib leaves of gs://
+        mend = f"mount the bucket and choose an {option} below the mount"
+        raise UserError("is an address, and files are written to paths only", where=path, mend=mend)
     path = Path(path).absolute()
     place = next(place for place in (path, *path.parents) if place.exists())
     if not place.is_dir():

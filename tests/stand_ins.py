@@ -16,7 +16,7 @@ from tests import runs
 from tests.runs import Done
 
 ODD = '--config.name=it\'s $HOME; "x" $(id) #1'  # what a shell, or Kubernetes, would take for something else
-TRAIN = ["train", "--config=configs/forcing.py:size=3b3", "--workdir=gs://bucket/run1", ODD]
+TRAIN = ["train", "--config=configs/forcing.py:size=3b3", "--workdir=/gcs/bucket/run1", ODD]
 PROGRAM = ["python", "-m", "modality_forcing.cli", *TRAIN]
 
 # Writes its arguments and standard input as a line of JSON, then does what the test gave it to do.

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 
@@ -16,6 +17,7 @@ from modality_forcing.config import Config, MeshConfig
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.scaling import flops, program
+from modality_forcing.scaling.census import complaints
 from modality_forcing.scaling.compile import Bytes, Compiled, Target, abstract_step, compile_step, device_bytes
 from modality_forcing.train import sharding
 from modality_forcing.train.state import abstract_network
@@ -54,6 +56,7 @@ class Plan:
     collectives: dict[str, dict[str, int]]
     kernels: dict[str, int]
     roofline: program.Roofline | None  # None where it does not fit: there is no program
+    complaints: list[str]  # collectives that should not be there
     unsharded: dict[str, int]
 
     @property
@@ -93,8 +96,9 @@ def _read(config: Config, at: Target, compiled: Compiled) -> Plan:
     _, shapes = abstract_network(config, modalities)
     _, (state, _, _), mesh = abstract_step(config, at.devices)
     rate = at.chip.per_device
-    bound = None
+    bound, found = None, []
     if compiled.text:
+        found = program.collectives(compiled.text)
         bound = program.roofline(
             compiled.text,
             rate(at.chip.bf16_flops),
@@ -112,9 +116,10 @@ def _read(config: Config, at: Target, compiled: Compiled) -> Plan:
         state_bytes=device_bytes(state),
         fits=compiled.fits,
         compile_seconds=compiled.seconds,
-        collectives=program.summarise(program.collectives(compiled.text)) if compiled.text else {},
+        collectives=program.summarise(found),
         kernels=program.kernels(compiled.text) if compiled.text else {},
         roofline=bound,
+        complaints=complaints(found, config.train.batch),
         unsharded=sharding.unsharded(shapes, sharding.PRESETS[config.mesh.preset], mesh),
     )
 
@@ -157,10 +162,11 @@ def _tokens(config: Config) -> int:
 
 def _ways(config: Config, at: Target) -> Iterator[list[Config]]:
     """Yields for each way the configs worth compiling: micro-batches estimated to fit, the largest first."""
+    _, weights = abstract_network(config, base.build(config))
     sizes = [m for m in MICRO if m % at.chip.devices == 0 and m * _tokens(config) <= max(ENOUGH, enough(at))]
     for way in WAYS:
         tried = [_laid_out(config, at, *way, m) for m in sizes]
-        likely = [c for c in tried if estimate(c, at) < at.chip.usable_bytes]
+        likely = [c for c in tried if estimate(c, at, weights) < at.chip.usable_bytes]
         if likely or way == WAYS[-1]:
             yield (likely or tried[:1])[::-1]
 
@@ -184,20 +190,24 @@ def _laid_out(config: Config, at: Target, preset: str, remat: str, along: str, m
     )
 
 
-def estimate(config: Config, at: Target) -> float:
+def estimate(config: Config, at: Target, weights: Any) -> float:
     """Returns about how many bytes a device will need; good to some 10%, to save compiling what cannot fit.
 
-    The state is exact. Per token and block the backward pass is left 2 bytes times the widths of x, q, k, v, attention's
-    result, gate, up and their sum ("elementwise"), or of x alone ("full"), and one block at a time takes all of its own.
+    The state is exact: weights, two moments, EMA. Per token and block the backward pass is left 2 bytes times the widths of
+    x, q, k, v, attention's result, gate, up and their sum ("elementwise"), or of x alone ("full"), and one block at a time
+    takes all of its own. weights: their shapes.
     """
-    _, (state, _, _), mesh = abstract_step(config, at.devices)
+    mesh = sharding.make_mesh(config.mesh, at.devices)
+    rules = sharding.PRESETS[config.mesh.preset]
+    placed = jax.tree.leaves(sharding.shard(weights, rules, mesh))
+    leaves = jax.tree.leaves(weights)
+    shards = sum(math.prod(s.shard_shape(w.shape)) for w, s in zip(leaves, placed, strict=True))
+    count = sum(w.size for w in leaves)
     c, tokens = config.model, _tokens(config)
     d, heads, kv = c.width, c.heads * c.head_dim, c.kv_heads * c.head_dim
     micro = config.train.batch // config.train.accumulate // (mesh.shape["data"] * mesh.shape["fsdp"])
     kept = {"none": 5 * d + 6 * heads + 6 * c.ffn, "elementwise": 2 * d + 2 * heads + 2 * kv + 2 * c.ffn, "full": d}
     at_once = 6 * (2 * d + 2 * heads + 2 * kv + 3 * c.ffn)
     activations = 2 * max(micro, 1) * tokens * (c.blocks * kept[c.remat] + at_once)
-    weights = sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))
-    gathered = 2 * weights if sharding.PRESETS[config.mesh.preset].keep_gathered else 2 * weights * 4 / c.blocks
-    gradients = 4 * weights / mesh.shape["fsdp"]
-    return device_bytes(state) + activations + gathered + gradients
+    gathered = 2 * count if rules.keep_gathered else 8 * count / c.blocks
+    return 16 * shards + activations + gathered + 4 * shards  # the last: gradients

@@ -35,6 +35,7 @@ def to_json(p: Plan) -> dict[str, Any]:
         "fits": p.fits,
         "collectives": p.collectives,
         "kernels": p.kernels,
+        "complaints": p.complaints,
         "compile_seconds": round(p.compile_seconds, 1),
         "roofline_seconds": bound.seconds if bound else None,
         "exposed_collective_seconds": bound.exposed_seconds if bound else None,
@@ -80,7 +81,8 @@ def to_text(p: Plan) -> str:
         f" (if they do not overlap, {bound.exposed_seconds * 1e3:.1f} come on top)",
         f"  MFU at most     {p.mfu_bound:.1%}",
     ]
-    tokens = p.tokens_per_step // p.at.chips
+    lines += [f"  beware          {line}" for line in p.complaints]
+    tokens = p.tokens_per_step // p.at.chips // p.config.train.accumulate
     if tokens < enough(p.at):
         lines.append(
             f"  beware          {tokens} tokens a chip: below {enough(p.at):.0f} collectives take longer than products;"

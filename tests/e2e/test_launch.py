@@ -25,7 +25,7 @@ def tools(tmp_path) -> Tools:
 # ---- GKE
 
 XPK = ["--name=run1", "--topology=v5p:4x4x4", "--image=img", "--cluster=c", "--project=p", "--env=A=b c"]
-JOBSET = ["--via=jobset", "--name=run1", "--topology=v6e:8x8", "--slices=2", "--image=img"]
+JOBSET = ["--via=jobset", "--name=run1", "--topology=v6e:8x8", "--slices=2", "--image=img", "--bucket=bucket"]
 
 
 def jobset(tools: Tools, *options: str, given: list[str] = TRAIN) -> dict[str, Any]:
@@ -54,6 +54,12 @@ def test_xpk(tools: Tools):
     expected = {"cluster": "c", "workload": "run1", "tpu-type": "v5p-4x4x4", "num-slices": "1", "docker-image": "img"}
     assert expected.items() <= given.items() and given["max-restarts"] == "7" and given["env"] == "A=b c"
     assert shlex.split(given["command"]) == PROGRAM
+
+
+def test_xpk_is_asked_for_a_bucket_that_is_named(tools: Tools):
+    assert "storage" not in flags(shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out))
+    printed = tools.launch("gke", "--dry-run", *XPK, "--bucket=bucket", "--", *TRAIN).out
+    assert flags(shlex.split(printed))["storage"] == "bucket"
 
 
 def test_xpk_restarts_after_every_exit_code_but_a_mistake(tools: Tools):
@@ -97,6 +103,40 @@ def test_a_jobset_restarts_after_a_crash_and_fails_after_a_mistake(tools: Tools)
     assert job["template"]["spec"]["restartPolicy"] == "Never" and job["backoffLimit"] == 0
 
 
+def bucket_of(pod: dict[str, Any]) -> dict[str, str]:
+    """What a pod tells the driver of its one volume, which its one container mounts where TRAIN writes."""
+    (volume,), (container,) = pod["volumes"], pod["containers"]
+    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/gcs/bucket"}]
+    assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
+    return volume["csi"]["volumeAttributes"]
+
+
+def test_a_jobset_mounts_the_bucket(tools: Tools):
+    template = jobset(tools)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    # Of the pods, not of the JobSet or a Job: it is pods that the driver adds its sidecar to.
+    assert template["metadata"]["annotations"] == {
+        "gke-gcsfuse/volumes": "true",
+        **{f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")},
+    }
+    told = bucket_of(template["spec"])
+    assert told["bucketName"] == "bucket" and told["mountOptions"].split(",")[0] == "implicit-dirs"
+    assert template["spec"]["hostNetwork"] and told["hostNetworkPodKSA"] == "true"
+
+
+def test_a_jobset_on_autopilot_mounts_the_bucket(tools: Tools):
+    template = jobset(tools, "--autopilot")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
+    assert bucket_of(template["spec"]).keys() == {"bucketName", "mountOptions"}
+
+
+def test_a_jobset_without_a_bucket(tools: Tools):
+    tools.add("kubectl", reads=True)
+    options = [option for option in JOBSET if not option.startswith("--bucket")]
+    assert tools.launch("gke", *options, "--shared-workdir", "--", "train", "--workdir=/nfs/run1").code == 0
+    ((_, _, manifest),) = tools.calls()
+    assert manifest and "gcsfuse" not in manifest and "volume" not in manifest
+
+
 def test_options_of_a_jobset(tools: Tools):
     manifest = jobset(tools, "--namespace=n", "--queue=q", "--service-account=s", "--spot", "--autopilot", "--priority=high")
     pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
@@ -135,7 +175,12 @@ def test_slices_of_each_generation(topology: str, accelerator: str, shape: str, 
         (["--cluster=c"], TRAIN, "are for --via=xpk"),
         (["--via=xpk"], TRAIN, "--via=xpk needs --cluster"),
         (["--env=A"], TRAIN, "'A' is not NAME=VALUE"),
-        ([], ["train", "--workdir=runs/x"], "name a gs:// path"),
+        ([], ["train", "--workdir=runs/x"], "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/..."),
+        ([], ["train", "--workdir=/gcs/other/x"], "mount a bucket: --bucket=bucket"),
+        ([], ["train", "--workdir=/gcs/bucket/../x"], "mount a bucket: --bucket=bucket"),
+        ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
+        (["--shared-workdir"], ["train", "--workdir", "s3://b/x"], "mount the bucket: --bucket=B --workdir=/gcs/B/..."),
+        (["--bucket=gs://b"], TRAIN, "'gs://b' is not the name of a bucket"),
         ([], ["train", "--config=x"], "train has no --workdir"),
     ],
 )
@@ -144,6 +189,14 @@ def test_mistakes_before_anything_runs(options: list[str], given: list[str], tol
         tools.add(tool)
     refused(tools.launch("gke", *JOBSET, *options, "--", *given), "gke", told)
     assert tools.calls() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "workdir"), [(JOBSET[:-1], "/gcs/bucket/x"), (XPK, "runs/x"), ([*XPK, "--bucket=other"], "/gcs/bucket/x")]
+)
+def test_a_workdir_that_is_not_mounted(options: list[str], workdir: str, tools: Tools):
+    told = f"--workdir={workdir} is on a disk of one machine"
+    refused(tools.launch("gke", *options, "--", "train", f"--workdir={workdir}"), "gke", told)
 
 
 def test_a_tool_that_is_not_there(tools: Tools):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 import signal
 import subprocess
 import tarfile
@@ -20,10 +21,12 @@ def tools(tmp_path) -> Tools:
     return Tools(tmp_path)
 
 
-VM = ["--name=run1", "--zone=z", "--topology=v6e:4x4", "--install=git+https://host/repository@v1", "--poll=0.01"]
+VM = ["--name=run1", "--zone=z", "--topology=v6e:4x4", "--bucket=bucket", "--poll=0.01"]
+VM += ["--install=git+https://host/repository@v1"]
 
 # Answers as gcloud does: `describe` takes one state after the other from a file, and each of the four hosts has a home
 # folder in which commands really run. Only installing does not happen; a stand-in for Python stands where uv would put it.
+# Mounting runs too, among shell that stands for what it calls.
 GCLOUD = """
 home = pathlib.Path(os.environ["HOME"])
 
@@ -55,7 +58,9 @@ if "setsid" in command:
 running = [subprocess.Popen(["bash", "-c", command], env={**os.environ, "HOME": str(host)}) for host in hosts]
 sys.exit(next((code for code in [each.wait() for each in running] if code), 0))
 """
-PROGRAM_ON_A_HOST = """#!/bin/bash
+ON_A_HOST = {"sudo": "exit 0", "mountpoint": '[ -e "$HOME/mounted" ]', "gcsfuse": 'touch "$HOME/mounted"'}
+ON_A_HOST["program"] = """
+[ -e "$HOME/mounted" ] || exit 99
 echo "${HOME##*/} $*"
 code=$(cat "$HOME/code")
 [ "$code" != gone ] || kill -9 $PPID
@@ -67,8 +72,9 @@ exit "$code"
 def cloud(tools: Tools) -> Callable[..., tuple[Done, list[str]]]:
     """Runs tpu_vm with these states of the machines and exit codes on the hosts; returns what gcloud was asked for, in order."""
     tools.add("gcloud", GCLOUD)
-    (tools.folder / "program").write_text(PROGRAM_ON_A_HOST)
-    (tools.folder / "program").chmod(0o755)
+    for name, script in ON_A_HOST.items():
+        (tools.folder / name).write_text(f"#!/bin/bash\n{script}\n")
+        (tools.folder / name).chmod(0o755)
 
     def run(states: str, codes: str, *options: str) -> tuple[Done, list[str]]:
         (tools.folder / "states").write_text(states)
@@ -78,7 +84,8 @@ def cloud(tools: Tools) -> Callable[..., tuple[Done, list[str]]]:
         for name, arguments, _ in tools.calls():
             assert name == "gcloud" and arguments[:3] == ["compute", "tpus", "queued-resources"]
             script = flags(arguments).get("command", "")
-            how = "install" if "uv pip" in script else "run" if "setsid" in script else "codes" if script else arguments[3]
+            does = {"uv pip": "install", "gcsfuse": "mount", "setsid": "run", "code $": "codes"}
+            how = next(does[part] for part in does if part in script) if script else arguments[3]
             asked += [how] if how not in ("describe", "codes") else []
         return done, asked
 
@@ -87,7 +94,7 @@ def cloud(tools: Tools) -> Callable[..., tuple[Done, list[str]]]:
 
 def test_a_run_on_tpu_vms(cloud):
     done, asked = cloud("ABSENT WAITING_FOR_RESOURCES PROVISIONING ACTIVE", "0,0,0,0")
-    assert (done.code, asked) == (0, ["create", "install", "run", "delete"]), done.err
+    assert (done.code, asked) == (0, ["create", "install", "mount", "run", "delete"]), done.err
     for i in range(4):
         assert f"host{i} {' '.join(PROGRAM[1:])}" in done.out
     assert "run1 is WAITING_FOR_RESOURCES" in done.err
@@ -96,17 +103,17 @@ def test_a_run_on_tpu_vms(cloud):
 def test_a_mistake_on_one_host_ends_the_run_on_tpu_vms(cloud):
     # The others lose a peer, and gcloud tells the code of the first.
     done, asked = cloud("ABSENT ACTIVE", "134,134,2,134", "--retries=5")
-    assert (done.code, asked) == (2, ["create", "install", "run", "delete"]), done.err
+    assert (done.code, asked) == (2, ["create", "install", "mount", "run", "delete"]), done.err
 
 
 def test_a_crash_on_tpu_vms_is_run_again_where_it_was(cloud):
     done, asked = cloud("ABSENT ACTIVE", "0,1,134,134 0,0,0,0", "--retries=5")
-    assert (done.code, asked) == (0, ["create", "install", "run", "run", "delete"]), done.err
+    assert (done.code, asked) == (0, ["create", "install", *["mount", "run"] * 2, "delete"]), done.err
 
 
 def test_tries_on_tpu_vms_are_bounded(cloud):
     done, asked = cloud("ABSENT ACTIVE", "1,1,1,1", "--retries=2", "--keep")
-    assert (done.code, asked) == (1, ["create", "install", "run", "run", "run"]), done.err
+    assert (done.code, asked) == (1, ["create", "install", *["mount", "run"] * 3]), done.err
     assert "run1 was kept and costs money; delete it with: gcloud compute tpus queued-resources delete run1" in done.err
 
 
@@ -115,13 +122,13 @@ def test_preempted_tpu_vms_are_made_anew_under_the_same_name(cloud):
     states = "ABSENT ACTIVE SUSPENDING SUSPENDED ABSENT ACTIVE"
     done, asked = cloud(states, "gone,gone,gone,gone 0,0,0,0", "--retries=5")
     assert done.code == 0, done.err
-    assert asked == ["create", "install", "run", "delete", "create", "install", "run", "delete"]
+    assert asked == ["create", "install", "mount", "run", "delete", "create", "install", "mount", "run", "delete"]
     assert "run1 is SUSPENDING" in done.err
 
 
 def test_machines_that_are_there_are_taken_over(cloud):
     done, asked = cloud("ACTIVE", "0,0,0,0")
-    assert (done.code, asked) == (0, ["install", "run", "delete"]), done.err
+    assert (done.code, asked) == (0, ["install", "mount", "run", "delete"]), done.err
 
 
 def test_what_still_runs_on_a_host_is_killed_first(cloud, tools: Tools):
@@ -149,10 +156,80 @@ def test_a_dry_run_for_tpu_vms_prints_what_runs(cloud, tools: Tools):
     assert flags(create)["runtime-version"] == "v2-alpha-tpuv6e"
 
 
+def mount(tools: Tools) -> tuple[int, list[list[str]]]:
+    """Runs the script that mounts on a host, among nothing but stand-ins; returns its exit code and what it called."""
+    printed = tools.launch("tpu_vm", "--dry-run", *VM, "--", *TRAIN).out
+    (script,) = (text for line in printed.splitlines() if "gcsfuse" in (text := flags(shlex.split(line)).get("command", "")))
+    tools.environment["PATH"] = str(tools.folder)
+    code = tools.run(str(shutil.which("bash")), "-c", script).code
+    return code, [[name, *arguments] for name, arguments, _ in tools.calls()]
+
+
+FLAGS = ["--implicit-dirs", "--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0", "--rename-dir-limit=200000"]
+MOUNTS = [
+    ["sudo", "umount", "-l", "/gcs/bucket"],
+    ["sudo", "mkdir", "-p", "/gcs/bucket"],
+    ["id", "-u"],
+    ["sudo", "chown", "1000", "/gcs/bucket"],
+    ["gcsfuse", *FLAGS, "bucket", "/gcs/bucket"],
+]
+LOOKS = [["mountpoint", "-q", "/gcs/bucket"]]
+
+
+@pytest.fixture
+def host(tools: Tools) -> Tools:
+    """A host with gcsfuse, on which nothing was ever mounted: to unmount it fails."""
+    tools.add("sudo", 'sys.exit(arguments[0] == "umount")')
+    tools.add("id", "print(1000)")
+    mounted = 'pathlib.Path(os.environ["HOME"], "mounted")'
+    tools.add("mountpoint", f"sys.exit(not {mounted}.exists())")
+    tools.add("gcsfuse", f"{mounted}.touch()")
+    return tools
+
+
+def test_a_host_mounts_the_bucket_once(host: Tools):
+    assert mount(host) == (0, LOOKS + MOUNTS)
+    assert mount(host) == (0, LOOKS)
+
+
+def test_a_host_without_gcsfuse_installs_it(host: Tools):
+    (host.folder / "gcsfuse").rename(host.folder / "package")
+    installed = 'if arguments[-1] == "gcsfuse": shutil.copy("package", "gcsfuse")'
+    host.add("sudo", f'{installed}\nsys.exit(arguments[0] == "umount")')
+    host.add("lsb_release", "print('jammy')")
+    code, called = mount(host)
+    assert code == 0 and called[-len(MOUNTS) :] == MOUNTS
+    # The two ends of a pipe run at once.
+    assert sorted(name for call in called[1 : -len(MOUNTS)] if (name := " ".join(call[:2]))) == [
+        "lsb_release -c",
+        *["sudo apt-get"] * 2,
+        "sudo curl",
+        "sudo tee",
+    ]
+    assert [word for call in called for word in call if word in ("update", "install")] == ["update", "install"]
+
+
+@pytest.mark.parametrize("fails", ["curl", "apt-get", "mkdir", "chown"])
+def test_a_mount_that_fails_is_told(fails: str, host: Tools):
+    if fails in ("curl", "apt-get"):
+        (host.folder / "gcsfuse").unlink()
+    host.add("lsb_release", "print('jammy')")
+    host.add("sudo", f'sys.exit(arguments[0] in ("umount", "{fails}"))')
+    code, called = mount(host)
+    assert code != 0 and called[-1][1] == fails
+
+
+def test_nothing_runs_where_the_bucket_is_not_mounted(cloud, tools: Tools):
+    (tools.folder / "gcsfuse").write_text("#!/bin/bash\nexit 1\n")
+    done, asked = cloud("ABSENT ACTIVE", "0,0,0,0", "--retries=1")
+    assert (done.code, asked) == (1, ["create", "install", "mount", "mount", "delete"]), done.err
+    assert "mounting the bucket did not succeed on all hosts" in done.err
+
+
 @pytest.mark.skipif(not (runs.ROOT / ".git").exists(), reason="not a checkout")
 def test_the_checkout_is_copied_as_it_is(cloud, tools: Tools):
     done, asked = cloud("ABSENT ACTIVE", "0,0,0,0", "--install=checkout")
-    assert (done.code, asked) == (0, ["create", "scp", "install", "run", "delete"]), done.err
+    assert (done.code, asked) == (0, ["create", "scp", "install", "mount", "run", "delete"]), done.err
     with tarfile.open(tools.folder / "copied") as archive:
         names = set(archive.getnames())
     assert {"launch/tpu_vm.py", "configs/forcing.py", "modality_forcing/processes.py", "pyproject.toml"} <= names
@@ -175,6 +252,9 @@ def test_the_checkout_and_several_slices(tools: Tools):
 @pytest.mark.parametrize(
     ("options", "given", "told"),
     [
+        ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
+        (["--retries=0", "--keep", "--topology=v6e:2x4"], ["train", "--workdir=gs://b/x"], "--workdir=gs://b/x is an address"),
+        ([], ["train", "--workdir=/gcs/other/x"], "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/..."),
         ([], ["train", "--workdir=runs/x"], "--workdir=runs/x is on a disk of one machine, and there are 4 hosts"),
         (["--topology=v6e:2x4"], ["train", "--workdir", "runs/x"], "deleted after the run and after a preemption"),
         (["--topology=tpu7x:4x4x4"], TRAIN, "there are no TPU VMs of tpu7x; use launch/gke.py"),

@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 
 from configs import forcing
+from modality_forcing.modalities import base
 from modality_forcing.scaling import plan_report, program
 from modality_forcing.scaling.census import complaints
 from modality_forcing.scaling.compile import compile_step, target
 from modality_forcing.scaling.plan import Plan, estimate, plan, with_batch
+from modality_forcing.train.state import abstract_network
 from tests.runs import process, refused
 
 pytest.importorskip("libtpu")
@@ -90,7 +92,8 @@ def test_the_state_is_in_shards_and_updated_in_place(planned):
 
 def test_the_estimate_that_saves_compiling_is_of_the_right_size(planned):
     """At this size loops and buffers weigh more than in the family, where it is good to some 10%."""
-    assert 0.3 < estimate(planned.config, planned.at) / planned.bytes.total < 2
+    weights = abstract_network(planned.config, base.build(planned.config))[1]
+    assert 0.3 < estimate(planned.config, planned.at, weights) / planned.bytes.total < 2
 
 
 def test_what_does_not_fit_is_told_with_the_part_that_does_not(planned):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,20 @@ def test_where_a_folder_can_be_is_known_before_it_is_made(tmp_path):
     for path in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UserError, match="file: is a file; choose another --out"):
             check_folder(path, "--out")
+
+
+@pytest.mark.parametrize("address", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run", Path("gs://bucket/run")])
+def test_an_address_is_not_a_folder(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"is an address.*mount the bucket.* --workdir below the mount") as caught:
+        check_folder(address, "--workdir")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_colon_makes_no_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("run:1/below", "a/gs:/b", tmp_path / "gs:" / "b"):
+        check_folder(path, "--workdir")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

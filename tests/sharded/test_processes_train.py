@@ -1,0 +1,65 @@
+"""One run in 1, 2 and 4 processes, and from 4 to 2 in the middle: the same rows, the same weights, the right next batch."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from modality_forcing.train.metrics import read_metrics
+from tests.runs import ROOT, environment
+
+
+def run(workdir: Path, processes: int, stop_after: int | None = None) -> str:
+    """Runs tests.sharded.train_for in so many processes and returns what it said."""
+    rest = [str(workdir)] + ([str(stop_after)] if stop_after else [])
+    if processes == 1:
+        command = [sys.executable, "-m", "tests.sharded.train_for", *rest]
+    else:
+        launcher = str(ROOT / "launch/local_multiprocess.py")
+        command = [sys.executable, launcher, f"--processes={processes}", "--module=tests.sharded.train_for", "--", *rest]
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    return done.stdout
+
+
+def rows(workdir: Path) -> list[dict[str, float]]:
+    timing = ("data_wait", "seconds", "compile", "data_wait_total")
+    return [{k: v for k, v in row.items() if k not in timing} for row in read_metrics(workdir)]
+
+
+def weights(said: str) -> float:
+    return float(re.findall(r"with ([\d.]+) over", said)[0])
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> tuple[Path, str]:
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    return workdir, run(workdir, 1)
+
+
+def same(workdir: Path, said: str, one: tuple[Path, str]) -> None:
+    ours, theirs = rows(workdir), rows(one[0])
+    assert [row["step"] for row in theirs] == [1, 2, 3, 4, 5, 6, 6]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    assert weights(said) == pytest.approx(weights(one[1]), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run(tmp_path, one):
+    said = run(tmp_path / "run", 2)
+    assert said.count("ended at step 6") == 2 and "over 2 devices" in said
+    same(tmp_path / "run", said, one)
+
+
+@pytest.mark.slow
+def test_four_processes_that_are_killed_go_on_as_two(tmp_path, one):
+    said = run(tmp_path / "run", 4, stop_after=5)
+    assert said.count("ended at step 5") == 4 and "over 4 devices" in said
+    said = run(tmp_path / "run", 2)
+    assert "going on from step 3 of 6" in said and said.count("going on") == 1  # the first process tells, the other does not
+    same(tmp_path / "run", said, one)
