@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib
-import importlib.util
 import itertools
 import json
 import os
@@ -25,7 +24,6 @@ import shlex
 import subprocess
 import sys
 import time
-import types
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -58,10 +56,6 @@ def arguments() -> argparse.Namespace:
 def load(row: dict[str, str], encoders: str) -> Any:
     """Returns the config of a row."""
     sys.path.insert(0, str(ROOT))
-    if importlib.util.find_spec("ml_collections") is None:
-        # Config files import it, but only dotted overrides need it: machines that are lent by the hour may lack it.
-        sys.modules["ml_collections"] = types.ModuleType("ml_collections")
-        sys.modules["ml_collections"].__dict__["ConfigDict"] = dict
     if "config" in row:
         from modality_forcing.config_file import load as load_file
 

@@ -10,8 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from modality_forcing.config import Config, from_dict, to_dict, unknown_key
 from modality_forcing.errors import UserError
 
@@ -21,6 +19,8 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
 
     Raises UserError for a missing or broken file, an argument the file does not take, and an unknown or ill-typed key.
     """
+    from ml_collections import ConfigDict  # the edge: config files themselves need parse_arg and choose alone
+
     path, _, argument = spec.partition(":")
     written = to_dict(_call(Path(path), argument))
     tree = ConfigDict(written)
@@ -86,7 +86,9 @@ def _call(path: Path, argument: str) -> Config:
     return config
 
 
-def _override(tree: ConfigDict, key: str, text: str) -> None:
+def _override(tree: Any, key: str, text: str) -> None:
+    from ml_collections import ConfigDict
+
     *parents, last = key.split(".")
     node: Any = tree
     for i, name in enumerate([*parents, last]):

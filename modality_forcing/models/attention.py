@@ -25,14 +25,42 @@ def attend(kernel: str, q: Float[Array, "b *hn k"], k: Float[Array, "b *gn k"], 
 
 
 def einsum(q: Float[Array, "b h n k"], k: Float[Array, "b g n k"], v: Float[Array, "b g n k"]) -> Float[Array, "b h n k"]:
-    """Runs anywhere; writes the [n n] weights to memory."""
+    """Runs anywhere; of all that is [n n], keeps one array for the backward pass and writes no other that XLA can avoid."""
+    return cast(Array, _einsum_by_hand(q, k, v))
+
+
+@jax.custom_vjp
+def _einsum_by_hand(q: Array, k: Array, v: Array) -> Array:
+    return _einsum(q, k, v)[0]
+
+
+def _einsum(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
     b, h, n, c = q.shape
     g = k.shape[1]
     q = q.reshape(b, g, h // g * n, c)  # the queries that share a kv head become rows of one larger product
     logits = jnp.einsum("bgqk,bgsk->bgqs", q, k, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    weights = checkpoint_name(weights, ATTENTION)
-    return jnp.einsum("bgqs,bgsk->bgqk", weights, v).reshape(b, h, n, c)
+    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
+    weights = weights.astype(v.dtype)
+    # What divides the mixed values need not divide the [n n] weights. Of the rounded ones, or they would not add up to 1.
+    total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
+    mixed = jnp.einsum("bgqs,bgsk->bgqk", weights, v, preferred_element_type=jnp.float32) / total
+    weights, total, mixed = (checkpoint_name(x, ATTENTION) for x in (weights, total, mixed))
+    return mixed.astype(v.dtype).reshape(b, h, n, c), (q, k, v, weights, total, mixed)
+
+
+def _einsum_back(kept: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+    q, k, v, weights, total, mixed = kept
+    dmixed = (dy.reshape(mixed.shape) / total).astype(v.dtype)  # rounded first: dweights and along may nearly cancel
+    along = jnp.sum(dmixed * mixed, axis=-1, keepdims=True)  # the part that only scales all weights of a row
+    dv = jnp.einsum("bgqs,bgqk->bgsk", weights, dmixed)
+    dweights = jnp.einsum("bgqk,bgsk->bgqs", dmixed, v, preferred_element_type=jnp.float32)
+    dlogits = (weights * (dweights - along)).astype(v.dtype)
+    dq = jnp.einsum("bgqs,bgsk->bgqk", dlogits, k)
+    dk = jnp.einsum("bgqs,bgqk->bgsk", dlogits, q)
+    return dq.reshape(dy.shape), dk, dv
+
+
+_einsum_by_hand.defvjp(_einsum, _einsum_back)
 
 
 def splash(

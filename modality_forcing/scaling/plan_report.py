@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from modality_forcing.scaling import chips
 from modality_forcing.scaling.plan import BLIND, GIB, Plan, describe, enough
 
 COLUMNS = (
@@ -48,6 +49,7 @@ def to_json(p: Plan) -> dict[str, Any]:
         "mesh": {"data": p.config.mesh.data, "fsdp": p.config.mesh.fsdp, "tensor": p.config.mesh.tensor},
         "unsharded_bytes": sum(p.unsharded.values()),
         "host_bytes_at_save": p.host_bytes_at_save,
+        "libtpu_init_args": chips.libtpu_init_args(p.at.chip, p.at.slices),
         "not_seen": BLIND,
     }
 
@@ -82,6 +84,11 @@ def to_text(p: Plan) -> str:
         f"  MFU at most     {p.mfu_bound:.1%}",
     ]
     lines += [f"  beware          {line}" for line in p.complaints]
+    lines += [
+        f"  run with        --config.mesh.data={c.mesh.data} --config.mesh.fsdp={c.mesh.fsdp} --config.mesh.slices={p.at.slices}"
+        f" --config.mesh.preset={c.mesh.preset} --config.model.remat={c.model.remat} --config.train.batch={c.train.batch}",
+        f"                  LIBTPU_INIT_ARGS='{chips.libtpu_init_args(p.at.chip, p.at.slices)}'",
+    ]
     tokens = p.tokens_per_step // p.at.chips // p.config.train.accumulate
     if tokens < enough(p.at):
         lines.append(

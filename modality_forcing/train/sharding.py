@@ -99,9 +99,7 @@ def make_mesh(c: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
         found = len({getattr(d, "slice_index", 0) for d in devices})
         if found != c.slices:
             raise UserError(f"mesh.slices is {c.slices}, the devices are of {found}", mend="set it to the slices there are")
-        grid = mesh_utils.create_hybrid_device_mesh(
-            sizes, (c.slices, 1, 1), devices=devices, allow_split_physical_axes=True
-        )
+        grid = mesh_utils.create_hybrid_device_mesh(sizes, (c.slices, 1, 1), devices=devices, allow_split_physical_axes=True)
     elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     else:

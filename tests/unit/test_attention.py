@@ -35,6 +35,34 @@ def test_it_is_attention_with_key_heads_repeated(h, g):
     np.testing.assert_allclose(attend("einsum", *a), reference(*a), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("h", "g"), [(8, 2), (4, 4)])
+def test_the_gradient_by_hand_is_that_of_softmax(h, g):
+    def plain(q, k, v):
+        k, v = (jnp.repeat(x, h // g, axis=1) for x in (k, v))
+        return jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
+
+    a = arrays(h, g)
+    told, expected = (jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(*a) for f in (einsum, plain))
+    for ours, theirs in zip(told, expected, strict=True):
+        assert np.abs(np.asarray(theirs)).max() > 1e-2
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_the_gradient_in_bfloat16_holds_where_one_weight_is_nearly_all():
+    q, k, v = arrays(4, 2, n=37, dtype=jnp.bfloat16)
+    q = 30 * q
+    of = lambda *a: jax.grad(lambda *a: jnp.sum(jnp.sin(einsum(*a).astype(jnp.float32))), argnums=(0, 1, 2))(*a)  # noqa: E731
+    for ours, exact in zip(of(q, k, v), of(*(x.astype(jnp.float32) for x in (q, k, v))), strict=True):
+        assert np.abs(ours.astype(jnp.float32) - exact).max() < 0.01 * np.abs(exact).max()
+
+
+def test_large_logits_do_not_overflow():
+    q, k, v = arrays(4, 2)
+    out = einsum(1e4 * q, k, v)
+    assert np.isfinite(np.asarray(out)).all()
+    np.testing.assert_allclose(out, reference(1e4 * q, k, v), rtol=1e-3, atol=1e-4)
+
+
 def test_a_query_head_reads_its_own_key_head_only():
     q, k, v = arrays(8, 2)
     before, after = einsum(q, k, v), einsum(q, k, v.at[:, 1].add(1.0))

@@ -19,6 +19,7 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "grain", "torch", "transfor
 EDGE = {
     "data.pipeline": "is the Grain pipeline",
     "train.loop": "feeds the step from the pipeline",
+    "train.start": "sets the pipeline up",
     "demo": "runs the loop",
 }
 
