@@ -9,17 +9,21 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from jax.sharding import NamedSharding
 
 from modality_forcing.config import Config, MeshConfig
+from modality_forcing.forcing import flow
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
 from modality_forcing.models.surgery import flatten
 from modality_forcing.train import sharding
+from modality_forcing.train import step as step_module
 from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.state import abstract_network, init_params, init_state
 from modality_forcing.train.step import compute_loss, make_step
@@ -34,7 +38,6 @@ MESHES = {
     "4x2": (4, 2, 1, "fsdp", 1),
     "8": (1, 8, 1, "zero1", 1),
     "8, replicated": (8, 1, 1, "replicated", 2),
-    "1, two micro-batches": (1, 1, 1, "zero1", 2),
     "2x2, two micro-batches, full remat": (2, 2, 1, "zero1", 2),
     "2x2x2": (2, 2, 2, "fsdp", 1),
 }
@@ -47,14 +50,20 @@ def config(data: int, fsdp: int, tensor: int, preset: str, accumulate: int, rema
 
 
 def draws(c: Config, batch) -> dict[str, jax.Array]:
-    """The levels and the noisy tokens of a step: the noise is in them."""
-    seen = {}
+    """The levels, the noise and the text of a step, as the network and the noising are given them."""
+    seen, names = {}, iter(c.modalities)
 
     def model(x_t, t, text):
-        seen.update({f"t_{n}": v for n, v in t.items()} | {f"x_{n}": v for n, v in x_t.items()} | {"text": text["tokens"]})
+        seen.update({f"t_{n}": v for n, v in t.items()} | {"text": text["tokens"]})
         return x_t
 
-    compute_loss(model, base.build(c), batch, jnp.int32(3), c, tiny.null_text(c))  # pyright: ignore[reportArgumentType]
+    def corrupt(x0, eps, t, observed):
+        seen[f"eps_{next(names)}"] = eps
+        return flow.corrupt(x0, eps, t, observed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(step_module, "flow", SimpleNamespace(**{**vars(flow), "corrupt": corrupt}))
+        compute_loss(model, base.build(c), batch, jnp.int32(3), c, tiny.null_text(c))  # pyright: ignore[reportArgumentType]
     return seen
 
 
