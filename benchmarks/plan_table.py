@@ -35,7 +35,9 @@ HEAD = """# Plans
 What `mforce plan` says of the family before any hardware is booked: {cells} compiles of the real train step by the real TPU
 compiler, on a machine without a TPU. Joint rows are image + depth, 640 tokens an example; T2I rows 384. "Bound" is the
 roofline of the compiled program, "MFU bound" what the analytic FLOPs make of it: no run is faster, and real ones are slower
-({blind}). Each layout is the first of the search's that fits with enough tokens per chip.
+({blind}).
+Each layout is the first of the search's that fits with enough tokens per chip. A run's own options also move collectives beside
+the products (`LIBTPU_INIT_ARGS`, which `mforce plan` prints) and may take a little more memory for it.
 
 Written by `python benchmarks/plan_table.py` on {date}, {machine}, jax {jax}, libtpu {libtpu}; other work ran on the
 machine meanwhile, so compile times are upper bounds. One JSON file per row, with collectives, lies in `docs/plan/`.

@@ -3,7 +3,7 @@
 mforce plan --config=configs/forcing.py:size=3b3 --topology=v5p:4x4x4              # does it fit, and how fast can it be?
 mforce train --config=configs/forcing.py:size=370m,encoders=none --config.train.init=runs/t2i --workdir=runs/forcing
 
-Sizes and encoders as in configs/t2i.py, whose checkpoint this starts from.
+Its arguments are those of configs/t2i.py, whose checkpoint this starts from.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ from modality_forcing.data.sparse import DEFAULT_MIXTURE
 
 
 def get_config(arg: str = "") -> Config:
-    """Takes size (370m, 800m or 3b3) and encoders (frozen or none)."""
+    """Takes size, encoders and head_dim, as configs/t2i.py."""
     config = t2i.get_config(arg)
     depth = ModalityConfig(kind="depth", patch=16, noise=NoiseConfig("plateau", mu=1.1), position_id=1, detokenizer=4, given=0.2)
     return replace(

@@ -9,7 +9,7 @@ channels), both computed before. encoders=none takes patches of pixels and a lea
 
 from modality_forcing.config import Config, DataConfig, ModalityConfig, NoiseConfig, SampleConfig, TextConfig, TrainConfig
 from modality_forcing.config_file import choose, parse_arg
-from modality_forcing.models.family import size
+from modality_forcing.models.family import size, with_head_dim
 
 ENCODERS = {
     "frozen": (TextConfig(tokens=128, vocabulary=0, channels=4096), 128),
@@ -18,14 +18,14 @@ ENCODERS = {
 
 
 def get_config(arg: str = "") -> Config:
-    """Takes size (370m, 800m or 3b3) and encoders (frozen or none)."""
-    a = parse_arg(arg, size="370m", encoders="frozen")
+    """Takes size (370m, 800m or 3b3), encoders (frozen or none) and head_dim (128, or 256 for v6e and tpu7x)."""
+    a = parse_arg(arg, size="370m", encoders="frozen", head_dim=128)
     text, latents = ENCODERS[choose("encoders", a["encoders"], tuple(ENCODERS))]
     return Config(
         name="t2i",
         data=DataConfig(resolution=256, workers=8),
         text=text,
-        model=size(a["size"]),
+        model=with_head_dim(size(a["size"]), a["head_dim"]),
         modalities={"image": ModalityConfig(kind="image", patch=16, latents=latents, noise=NoiseConfig("logit_normal", mu=1.1))},
         # Learning rates are not published: 3e-4 at width 1024, falling with the width as muP has it for matrices.
         train=TrainConfig(

@@ -24,6 +24,20 @@ def size(name: str, **changes) -> ModelConfig:
     return dataclasses.replace(SIZES[name], **changes)
 
 
+def with_head_dim(c: ModelConfig, head_dim: int) -> ModelConfig:
+    """Returns an architecture of the same width with wider heads, such as 256 for the matrix units of v6e and tpu7x.
+
+    As many kv channels as before, or the next number that divides among the query heads (800m: 512 instead of 384).
+    Raises UserError if the width of all heads is not a multiple of head_dim.
+    """
+    channels, kv_channels = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    if head_dim < 1 or channels % head_dim:
+        raise UserError(f"head_dim {head_dim} does not divide the {channels} channels of all heads", mend="take 128 or 256")
+    heads = channels // head_dim
+    kv_heads = next(g for g in range(-(-kv_channels // head_dim), heads + 1) if heads % g == 0)
+    return dataclasses.replace(c, head_dim=head_dim, heads=heads, kv_heads=kv_heads)
+
+
 def block_parameters(c: ModelConfig) -> int:
     """Weights in the matrices of one block: 11.5 d^2 at the family's proportions."""
     return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.ffn

@@ -48,7 +48,7 @@ def with_kernel(config: Config, platform: str) -> Config:
     """
     if config.model.attention != "auto":
         return config
-    return replace(config, model=replace(config.model, attention=KERNELS[platform]))
+    return replace(config, model=replace(config.model, attention=KERNELS.get(platform, "einsum")))
 
 
 def abstract_network(config: Config, modalities: Mapping[str, Modality]) -> tuple[nnx.GraphDef, Params]:

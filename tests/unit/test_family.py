@@ -11,7 +11,7 @@ from flax import nnx
 from modality_forcing.config import ModelConfig, TextConfig
 from modality_forcing.errors import UserError
 from modality_forcing.models.dit import DiT
-from modality_forcing.models.family import SIZES, block_parameters, size
+from modality_forcing.models.family import SIZES, block_parameters, size, with_head_dim
 
 FAMILY = [("370m", 1024, 0.362, 0.370), ("800m", 1536, 0.814, 0.82), ("3b3", 3072, 3.256, 3.30)]
 
@@ -54,3 +54,16 @@ def test_a_size_can_be_changed_in_part():
 def test_an_unknown_size_is_answered_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown model size '7b'; known sizes: .*370m, 800m, 3b3"):
         size("7b")
+
+
+@pytest.mark.parametrize(("name", "heads", "kv_heads"), [("370m", 4, 1), ("800m", 6, 2), ("3b3", 12, 3)])
+def test_heads_may_be_wider(name, heads, kv_heads):
+    wide = with_head_dim(size(name), 256)
+    assert (wide.heads, wide.kv_heads, wide.head_dim, wide.width) == (heads, kv_heads, 256, size(name).width)
+    assert with_head_dim(size(name), 128) == size(name)
+    assert block_parameters(wide) == pytest.approx(block_parameters(size(name)), rel=0.02)
+
+
+def test_a_head_dim_that_does_not_divide_is_one_line():
+    with pytest.raises(UserError, match=r"head_dim 384 does not divide the 1024 channels"):
+        with_head_dim(size("370m"), 384)
