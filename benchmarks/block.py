@@ -14,6 +14,7 @@ With more busy threads than cores, torch's wait for each other and its times say
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import statistics
 import time
@@ -28,7 +29,6 @@ import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from flax import nnx
 
 from modality_forcing.config import ModelConfig
-from modality_forcing.memory import keep_freed
 from modality_forcing.models.blocks import Stack
 from modality_forcing.models.family import size
 from modality_forcing.models.rotary import rotary_angles, text_positions
@@ -93,6 +93,17 @@ def main() -> None:
         head = f"{case.name:<22}{case.batch:>6}{case.tokens:>7}{case.model.blocks:>7}"
         times = "".join(f"{statistics.median(t):>9.1f}{min(t):>8.1f}" for t in (a, b))
         print(f"{head}{times}{statistics.median(a) / statistics.median(b):>8.2f}  {error:.0e}", flush=True)
+
+
+def keep_freed() -> None:
+    """Has glibc serve large requests from one heap that never shrinks; must run before XLA starts its threads.
+
+    XLA asks for all temporaries of a program in one piece at every call. By default glibc maps such a piece anew and unmaps
+    it after, and the first touch of each of its pages is a page fault.
+    """
+    arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
+    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
+        ctypes.CDLL(None).mallopt(option, value)
 
 
 def take_turns(runs: tuple[Run, ...], rounds: int, clock: Callable[[], float]) -> list[list[float]]:

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from modality_forcing import memory, processes
+from modality_forcing import processes
 from modality_forcing.errors import UserError
 
 
@@ -160,7 +160,6 @@ def _number(text: str) -> float:
 
 
 def _demo(options: argparse.Namespace, _: dict[str, str]) -> None:
-    memory.keep_freed()
     from modality_forcing import demo
 
     chosen = {k: getattr(options, k) for k in ("workdir", "ablate", "t2i_steps", "forcing_steps", "examples")}
@@ -173,10 +172,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     from modality_forcing import config_file
     from modality_forcing.train.loop import train
 
-    config = config_file.load(options.config, overrides)
-    if config.model.attention == "einsum":  # small, on a CPU
-        memory.keep_freed()
-    train(config, options.workdir)
+    train(config_file.load(options.config, overrides), options.workdir)
 
 
 def _sample(options: argparse.Namespace, _: dict[str, str]) -> None:

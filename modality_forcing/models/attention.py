@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from modality_forcing.models.layout import spec, spread_out
 
 ATTENTION = "attention"  # the name under which remat policies know what attention's own backward pass reads
+CACHE = 2**21  # bytes
 KERNELS = {"cpu": "einsum", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # by platform
 LETTERS = {"einsum": "hn", "splash": "hn", "cudnn": "nh"}  # order of heads and tokens that each takes without a transpose
 
@@ -25,8 +26,17 @@ def attend(kernel: str, q: Float[Array, "b *hn k"], k: Float[Array, "b *gn k"], 
 
 
 def einsum(q: Float[Array, "b h n k"], k: Float[Array, "b g n k"], v: Float[Array, "b g n k"]) -> Float[Array, "b h n k"]:
-    """Runs anywhere; of all that is [n n], keeps one array for the backward pass and writes no other that XLA can avoid."""
-    return cast(Array, _einsum_by_hand(q, k, v))
+    """Runs anywhere; of all that is [n n], keeps one array for the backward pass and writes no other that XLA can avoid.
+
+    On a single device takes as many examples at a time as leave that array in a CPU's cache.
+    """
+    b, h, n, _ = q.shape
+    most = max(CACHE // (4 * h * n * n), 1)
+    few = b if spread_out() else next(i for i in range(min(b, most), 0, -1) if b % i == 0)
+    if few == b:
+        return cast(Array, _einsum_by_hand(q, k, v))
+    parts = tuple(x.reshape(b // few, few, *x.shape[1:]) for x in (q, k, v))
+    return jax.lax.map(lambda part: cast(Array, _einsum_by_hand(*part)), parts).reshape(q.shape)
 
 
 @jax.custom_vjp

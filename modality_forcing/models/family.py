@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 from modality_forcing.config import ModelConfig
 from modality_forcing.errors import UserError
+
+# Norms, rotations and activations are cheaper to compute again than to keep (docs/BENCHMARKS.md).
+_family = partial(ModelConfig, blocks=30, head_dim=128, dtype="bfloat16", remat="elementwise")
 
 SIZES = {
     "demo": ModelConfig(
         width=96, ffn=288, blocks=4, heads=4, kv_heads=2, head_dim=24, unroll=4, rope_theta=10.0, attention="einsum"
     ),
-    "370m": ModelConfig(width=1024, ffn=3072, blocks=30, heads=8, kv_heads=2, head_dim=128, dtype="bfloat16"),
-    "800m": ModelConfig(width=1536, ffn=4608, blocks=30, heads=12, kv_heads=3, head_dim=128, dtype="bfloat16"),
-    "3b3": ModelConfig(width=3072, ffn=9216, blocks=30, heads=24, kv_heads=6, head_dim=128, dtype="bfloat16"),
+    "370m": _family(width=1024, ffn=3072, heads=8, kv_heads=2),
+    "800m": _family(width=1536, ffn=4608, heads=12, kv_heads=3),
+    "3b3": _family(width=3072, ffn=9216, heads=24, kv_heads=6),
 }
 
 

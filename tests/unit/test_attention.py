@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from modality_forcing.models import attention
 from modality_forcing.models.attention import KERNELS, LETTERS, attend, einsum, splash
 
 B, N, K = 2, 6, 16
@@ -54,6 +55,17 @@ def test_the_gradient_in_bfloat16_holds_where_one_weight_is_nearly_all():
     of = lambda *a: jax.grad(lambda *a: jnp.sum(jnp.sin(einsum(*a).astype(jnp.float32))), argnums=(0, 1, 2))(*a)  # noqa: E731
     for ours, exact in zip(of(q, k, v), of(*(x.astype(jnp.float32) for x in (q, k, v))), strict=True):
         assert np.abs(ours.astype(jnp.float32) - exact).max() < 0.01 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("cache", [1, 2 * 4 * 4 * N * N, 3 * 4 * 4 * N * N])
+def test_a_few_examples_at_a_time_are_the_same(cache, monkeypatch):
+    a = tuple(jnp.concatenate([x, x[::-1], x]) for x in arrays(4, 2))  # six examples: by one, by two, by three
+    of = lambda: jax.value_and_grad(lambda *a: jnp.sum(jnp.sin(einsum(*a))), argnums=(0, 1, 2))(*a)  # noqa: E731
+    assert "scan" not in str(jax.make_jaxpr(einsum)(*a))
+    whole = of()
+    monkeypatch.setattr(attention, "CACHE", cache)
+    assert "scan" in str(jax.make_jaxpr(lambda *a: einsum(*a))(*a))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), of(), whole)
 
 
 def test_large_logits_do_not_overflow():
