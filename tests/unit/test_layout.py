@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from modality_forcing.models.layout import constrain, devices, spec, spread_out
+from modality_forcing.train.sharding import AXES
 
 
 def test_examples_are_split_over_two_axes_and_heads_over_tensor():
@@ -22,7 +23,7 @@ def test_without_a_mesh_nothing_is_laid_out():
 
 def test_a_mesh_that_is_set_is_seen_while_tracing():
     def traced(x):
-        with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 1), ("data", "fsdp", "tensor"))):
+        with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 1), AXES, axis_types=(AxisType.Auto,) * 3)):
             assert spread_out() and devices("fsdp") == 4
             return constrain(x, "bd")
 
