@@ -28,11 +28,12 @@ def attend(kernel: str, q: Float[Array, "b *hn k"], k: Float[Array, "b *gn k"], 
 def einsum(q: Float[Array, "b h n k"], k: Float[Array, "b g n k"], v: Float[Array, "b g n k"]) -> Float[Array, "b h n k"]:
     """Runs anywhere; of all that is [n n], keeps one array for the backward pass and writes no other that XLA can avoid.
 
-    On a single device takes as many examples at a time as leave that array in a CPU's cache.
+    On a single CPU takes as many examples at a time as leave that array in its cache.
     """
     b, h, n, _ = q.shape
     most = max(CACHE // (4 * h * n * n), 1)
-    few = b if spread_out() else next(i for i in range(min(b, most), 0, -1) if b % i == 0)
+    alone = jax.default_backend() == "cpu" and not spread_out()
+    few = b if not alone else next(i for i in range(min(b, most), 0, -1) if b % i == 0)
     if few == b:
         return cast(Array, _einsum_by_hand(q, k, v))
     parts = tuple(x.reshape(b // few, few, *x.shape[1:]) for x in (q, k, v))

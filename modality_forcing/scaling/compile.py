@@ -79,10 +79,11 @@ class Compiled:
 def abstract_step(config: Config, devices: tuple[Any, ...]) -> tuple[Any, tuple[TrainState, Any, Any], Mesh]:
     """Returns the jitted step of a config for these devices, its sharded abstract arguments, and the mesh.
 
-    Raises UserError where the config fits neither the devices nor their attention kernel.
+    Raises UserError where the config or its batch does not fit the devices, or their attention kernel not the config.
     """
     config = with_kernel(config, devices[0].platform)
     mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(config.train, mesh)
     rules = sharding.PRESETS[config.mesh.preset]
     modalities = base.build(config)
     graph, shapes = abstract_network(config, modalities)

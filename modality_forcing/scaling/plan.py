@@ -14,7 +14,6 @@ from typing import Any
 import jax
 
 from modality_forcing.config import Config, MeshConfig
-from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.scaling import flops, program
 from modality_forcing.scaling.census import complaints
@@ -79,10 +78,6 @@ class Plan:
 
 def plan(config: Config, at: Target) -> Plan:
     """Compiles a config's step for a target, just as it is; raises UserError where its batch or mesh cannot be laid out."""
-    parts = at.chips * config.train.accumulate
-    if config.train.batch % parts:
-        mend = f"make it a multiple of {parts}, chips times train.accumulate"
-        raise UserError(f"a batch of {config.train.batch} does not divide among {at.chips} chips", mend=mend)
     return _read(config, at, compile_step(config, at))
 
 

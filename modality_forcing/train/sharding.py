@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from modality_forcing.config import MeshConfig
+from modality_forcing.config import MeshConfig, TrainConfig
 from modality_forcing.errors import UserError
 from modality_forcing.models.layout import spec
 
@@ -65,7 +65,7 @@ PRESETS: Mapping[str, ShardingRules] = {
     "zero1": _SHARDED,
     # The same shards; weights are gathered again in the backward pass, so that a device holds those of few blocks only.
     "fsdp": dataclasses.replace(_SHARDED, keep_gathered=False),
-    # Everything whole on every device: nothing to gather, nothing saved. Two copies of a mesh may differ in size alone.
+    # Everything whole on every device: nothing to gather, nothing saved.
     "replicated": ShardingRules(**{name: _whole(getattr(_SHARDED, name)) for name in _WEIGHTS}, keep_gathered=False),
 }
 
@@ -119,6 +119,15 @@ def _sizes(c: MeshConfig, devices: int) -> tuple[int, int, int]:
         raise UserError(told, mend="set mesh.fsdp=-1 to take all devices that are left")
     data, fsdp, tensor = (each // known if size == -1 else size for size in sizes)
     return data, fsdp, tensor
+
+
+def check_batch(c: TrainConfig, mesh: Mesh) -> None:
+    """Raises UserError if the batch does not divide among the devices that share it and the micro-batches of a step."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * c.accumulate
+    if c.batch % parts:
+        told = f"train.batch {c.batch} does not divide among {parts} micro-batches"
+        mend = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.accumulate"
+        raise UserError(told, mend=mend)
 
 
 def rule_of(path: tuple[str, ...], rank: int) -> str:

@@ -54,7 +54,7 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     """
     claimed = is_claimed(workdir, config)
     mesh = sharding.make_mesh(config.mesh)
-    _check_batch(config, mesh)
+    sharding.check_batch(config.train, mesh)
     modalities = base.build(config)
     graph, shapes = abstract_network(config, modalities)
     encoder = setup.text_encoder(config)
@@ -97,14 +97,6 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
         laid_out = f", over {mesh.size} devices by {config.mesh.preset}" if mesh.size > 1 else ""
         print(f"{config.name}: {describe(shapes)}{laid_out}", flush=True)
     return Run(mesh, step, state, first or 0, batches, checkpoints, extra)
-
-
-def _check_batch(config: Config, mesh: Mesh) -> None:
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * config.train.accumulate
-    if config.train.batch % parts:
-        told = f"train.batch {config.train.batch} does not divide among {parts} micro-batches"
-        mend = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.accumulate"
-        raise UserError(told, mend=mend)
 
 
 def _shaped(leaf: Any, placed: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -109,7 +109,7 @@ def test_what_does_not_fit_is_told_with_the_part_that_does_not(planned):
     [
         (["--topology=v5p:3x3x3"], r"unknown shape '3x3x3' .*these work: .*v5p:4x4x4"),
         (["--topology=b200:8"], r"unknown TPU 'b200' .*known: .*v5e.*v6e"),
-        (["--topology=v5e:2x2", "--batch=3"], r"a batch of 3 does not divide among 4 chips; make it a multiple of 4"),
+        (["--topology=v5e:2x2", "--batch=3"], r"train\.batch 3 does not divide among 4 micro-batches; make it a multiple of 4"),
         (["--topology=v5e:2x2", "--batch=4", "--config.text.tokens=120"], r"632 tokens of all streams: .*multiples of 128"),
         (["--topology=v5e:2x2", "--batch=4", "--config.mesh.fsdp=3"], r"does not fit 4 devices; set mesh\.fsdp=-1"),
     ],

@@ -85,8 +85,15 @@ def test_a_given_batch_is_planned_as_it_is(at, compiler):
     asked = compiler(lambda config: 0.9)
     found = plan(with_batch(CONFIG, at, 128), at)
     assert asked[0].train.batch == 128 and found.micro_batch == 2 and asked[0].model == CONFIG.model
-    with pytest.raises(UserError, match=r"a batch of 100 does not divide among 64 chips; make it a multiple of 64"):
+    with pytest.raises(UserError, match=r"train\.batch 100 does not divide among 64 micro-batches; make it a multiple of 64"):
         plan(with_batch(CONFIG, at, 100), at)
+
+
+def test_a_chip_of_two_devices_needs_an_example_for_each(compiler):
+    compiler(lambda config: 0.9)
+    at = target("tpu7x:2x2x1")
+    with pytest.raises(UserError, match=r"train\.batch 4 does not divide among 8 micro-batches"):
+        plan(with_batch(CONFIG, at, 4), at)
 
 
 def test_the_estimate_grows_as_it_should(at):
