@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from modality_forcing.evals.alignment import fit_affine_l1, fit_affine_l2, fit_scale_l1
-from modality_forcing.evals.depth import affine_metrics
+from modality_forcing.evals.depth import score
 
 
 def scenes(images: int, *size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def main() -> None:
                 print(f"{name:<22}{samples:>9}{batch:>7}{elapsed:>9.3f}")
     for height, width in ((32, 32), (64, 64), (480, 640)):
         pred, truth = scenes(32, height, width)
-        elapsed = milliseconds(lambda: affine_metrics(pred, truth, truth > 0), repeats=2) / 32  # noqa: B023
+        elapsed = milliseconds(lambda: score(pred, truth, truth > 0), repeats=2) / 32  # noqa: B023
         print(f"{'whole score ' + f'{width}x{height}':<31}{32:>7}{elapsed:>9.3f}")
 
 

@@ -1,91 +1,166 @@
-"""Scores of predicted depth against ground truth, per image, after the affine alignment of MoGe's evaluation."""
+"""Scores of predicted depth against ground truth: per image under a protocol, then the mean of a set, then over sets."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from modality_forcing.evals.alignment import fit_affine_l1, subsample
+from modality_forcing.evals.alignment import Fit, fit_affine_l1, fit_affine_l2, fit_scale_l1, subsample
+from modality_forcing.evals.protocols import MOGE, Protocol
 
 _PIXELS_AT_ONCE = 2**20
 _IMAGES_AT_ONCE = 32
+FLOOR = 1e-6  # least depth of a clipped prediction (Marigold's), and of one whose logarithm is taken
 
 
 class DepthScores(NamedTuple):
-    """One entry per image; all NaN where fewer than two pixels of truth are known: there is nothing to score."""
+    """One entry per image, f32 [n]; all NaN where there is nothing to score: fewer than two known pixels to fit, or none."""
 
-    absrel: np.ndarray  # f32 [n], mean |p - g| / g as a fraction
-    delta1: np.ndarray  # f32 [n], share of pixels within a factor 1.25
-    scale: np.ndarray  # f32 [n], of the alignment
-    shift: np.ndarray  # f32 [n], in units of the truth
+    absrel: np.ndarray  # mean |p - g| / g, as a fraction (tables print it times 100)
+    delta1: np.ndarray  # share of pixels within a factor 1.25
+    delta2: np.ndarray  # ... 1.25^2
+    delta3: np.ndarray  # ... 1.25^3
+    rmse: np.ndarray  # root of the mean squared error, in the unit of the truth
+    log10: np.ndarray  # mean |log10 p - log10 g|
+    silog: np.ndarray  # standard deviation of ln p - ln g (KITTI prints it times 100)
+    scale: np.ndarray  # of the alignment; in disparity where that is aligned
+    shift: np.ndarray
+    constant: np.ndarray  # 1 where the prediction was constant over what it was fitted to: any scale would have done, 0 was taken
 
 
-def affine_metrics(pred: np.ndarray, truth: np.ndarray, valid: np.ndarray, *, strict: bool = False) -> DepthScores:
-    """AbsRel and delta1 of each image after the best affine map of the prediction, over all pixels with known truth.
+METRICS = ("absrel", "delta1", "delta2", "delta3", "rmse", "log10", "silog")
 
-    pred, truth f32 [n h w], valid bool [n h w]; truth must be positive where valid, units are free. The map minimises
-    sum |s p + t - g| / g over a 64 x 64 subsample and is not clamped (Wang et al. 2025, MoGe; see its evaluation code).
-    As there, a negative aligned depth has a negative ratio and counts as within the factor; `strict` makes it fail.
+
+def score(pred: np.ndarray, truth: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE) -> DepthScores:
+    """Scores each image over all its pixels of known truth, after the protocol's alignment.
+
+    pred, truth f32 [n h w] (pred: disparity where the protocol aligns that), valid bool [n h w]; truth must be positive
+    where valid. Images are spread over the local devices; no score depends on how, nor on the other images.
     A prediction that is not finite at a known pixel scores infinity and 0: it must not pass for an image to skip.
     """
     count, height, width = pred.shape
+    devices = len(jax.local_devices())
     chunk = max(1, min(_IMAGES_AT_ONCE, _PIXELS_AT_ONCE // (height * width)))
+    chunk = -(-min(chunk, max(count, 1)) // devices) * devices
+    run, place = _compiled(protocol)
     parts = []
     for start in range(0, count, chunk):
         rows = slice(start, start + chunk)
         part = (np.asarray(pred[rows], np.float32), np.asarray(truth[rows], np.float32), np.asarray(valid[rows], bool))
         missing = chunk - len(part[0])  # one size, one compilation
-        part = (np.pad(x, ((0, missing), (0, 0), (0, 0))) for x in part)
-        parts.append([np.asarray(x)[: chunk - missing] for x in _scores(*part, strict=strict)])
+        part = (jax.device_put(np.pad(x, ((0, missing), (0, 0), (0, 0))), place) for x in part)
+        parts.append([np.asarray(x)[: chunk - missing] for x in run(*part)])
     if not parts:
         return DepthScores(*(np.zeros(0, np.float32) for _ in DepthScores._fields))
     return DepthScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
-@partial(jax.jit, static_argnames="strict")
-def _scores(pred: Array, truth: Array, valid: Array, *, strict: bool) -> DepthScores:
+@cache
+def _compiled(protocol: Protocol):
+    """The scores of a protocol over the local devices, each with its own images, and where to put the images."""
+    mesh = Mesh(np.array(jax.local_devices()), ("image",))
+    spec = PartitionSpec("image")
+    each = jax.shard_map(partial(_scores, protocol=protocol), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(each), NamedSharding(mesh, spec)
+
+
+def _scores(pred: Array, truth: Array, valid: Array, *, protocol: Protocol) -> DepthScores:
+    if protocol.depth_range is not None:
+        least, most = protocol.depth_range
+        valid = valid & (truth >= least) & (truth <= most)
     broken = jnp.any(valid & ~jnp.isfinite(pred), axis=(1, 2))
     pred = jnp.where(valid & jnp.isfinite(pred), pred, 1)
     truth = jnp.where(valid, truth, 1)
 
-    p, g, known = subsample(pred, truth, valid)  # [b n]
-    fit = fit_affine_l1(p, g, jnp.where(known, 1 / g, 0))
-    aligned = fit.scale[:, None, None] * pred + fit.shift[:, None, None]
+    aligned, fit, constant = _align(pred, truth, valid, protocol)
+    if protocol.clips:
+        least, most = protocol.depth_range or (0.0, jnp.inf)
+        aligned = jnp.clip(aligned, max(least, FLOOR), most)
 
-    error = jnp.abs(aligned - truth) / (truth + 1e-6)  # the 1e-6 is the protocol's
-    close = jnp.maximum(truth / aligned, aligned / truth) < 1.25
-    if strict:
-        close &= aligned > 0
-    absrel, delta1 = _mean(error, valid), _mean(close, valid)
-    absrel, delta1 = jnp.where(broken, jnp.inf, absrel), jnp.where(broken, 0.0, delta1)
-    return DepthScores(*(jnp.where(fit.ok, x, jnp.nan) for x in (absrel, delta1, fit.scale, fit.shift)))  # pyright: ignore[reportArgumentType]
+    error = jnp.abs(aligned - truth)
+    ratio = jnp.maximum(truth / aligned, aligned / truth)
+    if protocol.strict:
+        ratio = jnp.where(aligned > 0, ratio, jnp.inf)
+    logs = jnp.log(jnp.maximum(aligned, FLOOR)) - jnp.log(truth)  # a depth that is not positive has no logarithm of its own
+    bias = _mean(logs, valid)
+    bound = 1e-6 if protocol.name == "moge" else 0.0  # as there: it matters in the seventh digit
+    scores = [
+        _mean(error / (truth + bound), valid),
+        *(_mean(ratio < 1.25**k, valid) for k in (1, 2, 3)),
+        jnp.sqrt(_mean(error**2, valid)),
+        _mean(jnp.abs(logs), valid) / jnp.log(10.0),
+        jnp.sqrt(_mean((logs - bias[:, None, None]) ** 2, valid)),
+    ]
+    worst = (jnp.inf, 0.0, 0.0, 0.0, jnp.inf, jnp.inf, jnp.inf)
+    scores = [jnp.where(broken, bad, x) for x, bad in zip(scores, worst, strict=True)]
+    scores += [fit.scale, fit.shift, constant.astype(jnp.float32)]
+    return DepthScores(*(jnp.where(fit.ok, x, jnp.nan) for x in scores))  # pyright: ignore[reportArgumentType]
+
+
+def _align(pred: Array, truth: Array, valid: Array, protocol: Protocol) -> tuple[Array, Fit, Array]:
+    """The prediction as depth over the truth, the fit that brought it there, and where it was fitted to a constant."""
+    count = pred.shape[0]
+    if protocol.align == "none":
+        one, zero = jnp.ones(count, jnp.float32), jnp.zeros(count, jnp.float32)
+        return pred, Fit(one, zero, zero, zero, jnp.any(valid, axis=(1, 2))), jnp.zeros(count, bool)
+
+    disparity = protocol.align == "disparity"
+    if protocol.name == "moge" and not disparity:
+        p, g, known = subsample(pred, truth, valid)  # [b n]
+        solve = fit_affine_l1 if protocol.align == "affine" else fit_scale_l1
+        fit = solve(p, g, jnp.where(known, 1 / g, 0))
+    else:
+        p, g, known = (x.reshape(count, -1) for x in (pred, truth, valid))
+        if protocol.name == "marigold" and disparity:
+            known = known & (p > 0)
+        fit = fit_affine_l2(p, 1 / g if disparity else g, known.astype(jnp.float32))
+    constant = _spread(p, known) == 0 if protocol.align != "scale" else fit.scale == 0
+    aligned = fit.scale[:, None, None] * pred + fit.shift[:, None, None]
+    if disparity:
+        # Disparity below that of the farthest truth (MoGe), or below Marigold's constant, has no depth worth the name.
+        farthest = jnp.max(jnp.where(valid, truth, 0), axis=(1, 2), keepdims=True)
+        least = 1 / jnp.maximum(farthest, FLOOR) if protocol.name == "moge" else 1e-3
+        aligned = 1 / jnp.maximum(aligned, least)
+    return aligned, fit, constant
+
+
+def _spread(values: Array, known: Array) -> Array:
+    return jnp.max(jnp.where(known, values, -jnp.inf), axis=-1) - jnp.min(jnp.where(known, values, jnp.inf), axis=-1)
 
 
 def _mean(values: Array, valid: Array) -> Array:
     return jnp.sum(jnp.where(valid, values, 0), axis=(1, 2)) / jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1)
 
 
+def concatenate(parts: list[DepthScores]) -> DepthScores:
+    """The scores of several batches as those of one."""
+    return DepthScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+
+
 def mean_scores(scores: DepthScores) -> dict[str, float]:
-    """The plain mean over images of absrel and delta1, with the number of `images` in it and of those `skipped`."""
+    """The plain mean of each metric over the images, with the number of `images` in it and of those `skipped`."""
     scored = ~np.isnan(scores.absrel)
-    if not scored.any():
-        return {"absrel": float("nan"), "delta1": float("nan"), "images": 0, "skipped": len(scored)}
-    return {
-        "absrel": float(np.mean(scores.absrel[scored], dtype=np.float64)),
-        "delta1": float(np.mean(scores.delta1[scored], dtype=np.float64)),
-        "images": int(scored.sum()),
-        "skipped": int((~scored).sum()),
-    }
+    means = {m: float(np.mean(getattr(scores, m)[scored], dtype=np.float64)) if scored.any() else float("nan") for m in METRICS}
+    return means | {"images": int(scored.sum()), "skipped": int((~scored).sum())}
 
 
-def constant_scores(truth: np.ndarray, valid: np.ndarray, *, strict: bool = False) -> DepthScores:
+def mean_over_sets(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The plain mean of each metric over sets, each counting once whatever its size; sets with nothing scored are left out."""
+    scored = [numbers for numbers in sets.values() if numbers["images"]]
+    means = {m: float(np.mean([numbers[m] for numbers in scored])) if scored else float("nan") for m in METRICS}
+    return means | {"sets": len(scored), "images": sum(int(numbers["images"]) for numbers in scored)}
+
+
+def constant_scores(truth: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE) -> DepthScores:
     """What the best constant per image scores: the bar for a model that has seen nothing of the picture."""
-    return affine_metrics(np.ones_like(truth, np.float32), truth, valid, strict=strict)
+    return score(np.ones_like(truth, np.float32), truth, valid, protocol)
 
 
 def row_mean_prediction(train_depth: np.ndarray, train_valid: np.ndarray) -> np.ndarray:

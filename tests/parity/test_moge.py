@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from modality_forcing.evals.alignment import fit_affine_l1, fit_scale_l1, subsample
-from modality_forcing.evals.depth import affine_metrics
+from modality_forcing.evals.depth import score
+from modality_forcing.evals.protocols import Protocol, protocol
 
 ARCHIVE = Path(__file__).parent / "data" / "moge_metrics.npz"
 WHOLE = (1, 3, 4)
@@ -82,15 +83,28 @@ def test_scale_alignment(golden, case):
 @pytest.mark.parametrize("case", WHOLE)
 def test_affine_scores_at_full_resolution(golden, case):
     pred, truth, valid = images(golden, case)
-    scores = affine_metrics(pred[None], truth[None], valid[None])
+    scores = score(pred[None], truth[None], valid[None])
     np.testing.assert_allclose((scores.absrel[0], scores.delta1[0]), golden[f"case{case}/rel_delta1"], atol=1e-6)
 
 
 @pytest.mark.parametrize("case", WHOLE)
 def test_strict_mode_fails_exactly_the_depths_that_are_not_positive(golden, case):
     pred, truth, valid = (x[None] for x in images(golden, case))
-    parity, strict = affine_metrics(pred, truth, valid), affine_metrics(pred, truth, valid, strict=True)
+    parity, strict = score(pred, truth, valid), score(pred, truth, valid, Protocol(strict=True))
     aligned = parity.scale[0] * pred[valid] + parity.shift[0]
     assert parity.delta1[0] - strict.delta1[0] == pytest.approx(np.mean(aligned <= 0), abs=1e-6)
     if case == 3:  # the trap: a tenth of a percent of the pixels is behind the camera and counted as right
         assert np.any(aligned <= 0)
+
+
+@pytest.mark.parametrize("case", (1, 2, 4))
+@pytest.mark.parametrize("align, key", (("disparity", "disparity_affine_invariant"), ("none", "depth_metric")))
+def test_predictions_of_disparity_and_of_metric_depth(case, align, key):
+    """data/moge_full.npz holds all known pixels of a case as one row: neither way of scoring asks where a pixel lies."""
+    with np.load(ARCHIVE.with_name("moge_full.npz"), allow_pickle=False) as archive:
+        pred = archive[f"case{case}/{'pred_disparity' if align == 'disparity' else 'pred'}"][None, None]
+        truth, (absrel, delta1) = archive[f"case{case}/truth"][None, None], archive[f"case{case}/{key}"]
+    scores = score(pred, truth, truth > 0, protocol("moge", align))
+    # Six decimals of numbers below 1. Theirs is float32 too, and up to 0.7e-6 from the same fit in float64.
+    assert float(scores.absrel[0]) == pytest.approx(absrel, abs=1.2e-6)
+    assert float(scores.delta1[0]) == pytest.approx(delta1, abs=1e-6)

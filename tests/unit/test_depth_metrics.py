@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from modality_forcing.evals import depth
-from modality_forcing.evals.depth import affine_metrics, constant_scores, mean_scores, row_mean_prediction
+from modality_forcing.evals.depth import constant_scores, mean_scores, row_mean_prediction, score
+from modality_forcing.evals.protocols import Protocol
 
 
 def scenes(count=5, height=20, width=24, seed=0, share=0.7):
@@ -18,7 +19,7 @@ def scenes(count=5, height=20, width=24, seed=0, share=0.7):
 
 def test_an_affine_copy_of_the_truth_scores_perfectly():
     _, truth, valid = scenes()
-    scores = affine_metrics(-3 * truth + 5, truth, valid)
+    scores = score(-3 * truth + 5, truth, valid)
     assert np.all(scores.absrel < 1e-5)
     assert np.all(scores.delta1 == 1)
     np.testing.assert_allclose(scores.scale, -1 / 3, rtol=1e-4)
@@ -27,33 +28,33 @@ def test_an_affine_copy_of_the_truth_scores_perfectly():
 @pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (1e3, 5.0), (-0.5, 1.0), (1e-3, 0.0)])
 def test_affine_maps_of_the_prediction_change_nothing(scale, shift):
     pred, truth, valid = scenes()
-    plain, moved = affine_metrics(pred, truth, valid), affine_metrics(scale * pred + shift, truth, valid)
+    plain, moved = score(pred, truth, valid), score(scale * pred + shift, truth, valid)
     np.testing.assert_allclose(moved.absrel, plain.absrel, rtol=2e-4)
     np.testing.assert_allclose(moved.delta1, plain.delta1, atol=0.01)
 
 
 def test_the_unit_of_the_truth_changes_nothing():
     pred, truth, valid = scenes()
-    plain, scaled = affine_metrics(pred, truth, valid), affine_metrics(pred, 1000 * truth, valid)
+    plain, scaled = score(pred, truth, valid), score(pred, 1000 * truth, valid)
     np.testing.assert_allclose(scaled.absrel, plain.absrel, rtol=2e-4)
 
 
 def test_what_stands_in_unknown_pixels_changes_nothing():
     pred, truth, valid = scenes()
-    plain = affine_metrics(pred, truth, valid)
-    dirty = affine_metrics(np.where(valid, pred, np.nan), np.where(valid, truth, -1).astype("f4"), valid)
+    plain = score(pred, truth, valid)
+    dirty = score(np.where(valid, pred, np.nan), np.where(valid, truth, -1).astype("f4"), valid)
     for a, b in zip(plain, dirty, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_neither_batch_order_nor_chunking_nor_padding_matters(monkeypatch):
     pred, truth, valid = scenes(count=7)
-    plain = affine_metrics(pred, truth, valid)
+    plain = score(pred, truth, valid)
     order = np.random.default_rng(1).permutation(7)
-    for a, b in zip(plain, affine_metrics(pred[order], truth[order], valid[order]), strict=True):
+    for a, b in zip(plain, score(pred[order], truth[order], valid[order]), strict=True):
         np.testing.assert_array_equal(a[order], b)
     monkeypatch.setattr(depth, "_IMAGES_AT_ONCE", 3)
-    for a, b in zip(plain, affine_metrics(pred, truth, valid), strict=True):
+    for a, b in zip(plain, score(pred, truth, valid), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
@@ -70,7 +71,7 @@ def test_negative_aligned_depth_passes_delta1_only_in_parity_mode():
     pred = truth.copy()
     pred[0, 0, 0] = -1.0  # the other nineteen make the alignment the identity, and -1 stays -1
     valid = np.ones_like(truth, bool)
-    parity, strict = affine_metrics(pred, truth, valid), affine_metrics(pred, truth, valid, strict=True)
+    parity, strict = score(pred, truth, valid), score(pred, truth, valid, Protocol(strict=True))
     assert parity.scale[0] == pytest.approx(1, rel=1e-4)
     assert (parity.delta1[0], strict.delta1[0]) == (1.0, pytest.approx(19 / 20))
     assert parity.absrel[0] == strict.absrel[0] == pytest.approx(2 / 20, rel=1e-4)
@@ -81,20 +82,20 @@ def test_images_with_nothing_to_score_are_nan_and_counted():
     valid[1] = False
     valid[2] = False
     valid[2, 3, 3] = True
-    scores = affine_metrics(pred, truth, valid)
+    scores = score(pred, truth, valid)
     assert np.isnan(scores.absrel).tolist() == np.isnan(scores.delta1).tolist() == [False, True, True, False]
     mean = mean_scores(scores)
     assert (mean["images"], mean["skipped"]) == (2, 2)
     assert mean["absrel"] == pytest.approx(float(scores.absrel[[0, 3]].mean()))
     assert mean["delta1"] == pytest.approx(float(scores.delta1[[0, 3]].mean()))
-    assert np.isnan(mean_scores(affine_metrics(pred[1:3], truth[1:3], valid[1:3]))["absrel"])
-    assert mean_scores(affine_metrics(pred[:0], truth[:0], valid[:0]))["images"] == 0
+    assert np.isnan(mean_scores(score(pred[1:3], truth[1:3], valid[1:3]))["absrel"])
+    assert mean_scores(score(pred[:0], truth[:0], valid[:0]))["images"] == 0
 
 
 def test_a_prediction_that_is_not_finite_is_not_skipped():
     pred, truth, valid = scenes(count=2, share=1.0)
     pred[0, 4, 4] = np.nan
-    scores = affine_metrics(pred, truth, valid)
+    scores = score(pred, truth, valid)
     assert (scores.absrel[0], scores.delta1[0]) == (np.inf, 0)
     assert np.isfinite(scores.absrel[1])
     assert mean_scores(scores)["absrel"] == np.inf
@@ -103,7 +104,7 @@ def test_a_prediction_that_is_not_finite_is_not_skipped():
 def test_a_constant_is_worse_than_a_prediction_and_better_than_any_other_constant():
     pred, truth, valid = scenes()
     constant = constant_scores(truth, valid)
-    assert np.all(constant.absrel > affine_metrics(pred, truth, valid).absrel)
+    assert np.all(constant.absrel > score(pred, truth, valid).absrel)
     for value in (0.9, 1.0, 1.1):
         guess = value * constant.shift[:, None, None]
         error = np.where(valid, np.abs(guess - truth) / truth, 0).sum((1, 2)) / valid.sum((1, 2))
@@ -112,7 +113,7 @@ def test_a_constant_is_worse_than_a_prediction_and_better_than_any_other_constan
 
 def test_images_larger_than_the_subsample_are_scored_on_all_pixels():
     pred, truth, valid = scenes(count=2, height=70, width=90, share=1.0)
-    scores = affine_metrics(pred, truth, valid)
+    scores = score(pred, truth, valid)
     aligned = scores.scale[:, None, None] * pred + scores.shift[:, None, None]
     np.testing.assert_allclose(scores.absrel, np.mean(np.abs(aligned - truth) / truth, axis=(1, 2)), rtol=1e-4)
     ratio = np.maximum(truth / aligned, aligned / truth)
@@ -125,7 +126,7 @@ def test_row_mean_divides_each_scene_by_its_own_mean():
     prediction = row_mean_prediction(train, np.ones_like(train, bool))
     np.testing.assert_allclose(prediction, np.tile(rows[:, None] / 2, 3), rtol=1e-6)
     assert prediction.dtype == np.float32
-    scores = affine_metrics(prediction[None], 7 * train[:1], np.ones_like(train[:1], bool))
+    scores = score(prediction[None], 7 * train[:1], np.ones_like(train[:1], bool))
     assert scores.absrel[0] < 1e-5
 
 

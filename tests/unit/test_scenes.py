@@ -20,7 +20,7 @@ from modality_forcing.data.captions import look
 from modality_forcing.data.records import check
 from modality_forcing.data.scenes import COLOURS, KINDS, Scenes, scene
 from modality_forcing.errors import UserError
-from modality_forcing.evals.depth import affine_metrics, constant_scores, mean_scores, row_mean_prediction
+from modality_forcing.evals.depth import score, constant_scores, mean_scores, row_mean_prediction
 
 DIGEST = """
 import hashlib
@@ -131,7 +131,7 @@ def test_depth_cannot_be_told_from_the_row():
     records = [held_out[i] for i in range(150)]
     depth, valid = np.stack([r.depth for r in records]), np.stack([r.valid for r in records])
     blind = {"constant": constant_scores(depth, valid)}
-    blind["rows"] = affine_metrics(np.broadcast_to(profile, depth.shape), depth, valid)
+    blind["rows"] = score(np.broadcast_to(profile, depth.shape), depth, valid)
     constant, rows = (mean_scores(blind[name])["absrel"] for name in ("constant", "rows"))
     assert constant > 0.28
     assert rows > 0.67 * constant
