@@ -18,10 +18,10 @@ from modality_forcing.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DEPTH_SUFFIXES = (".png", ".npy")
 
-_SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": how Pillow before 11.3 may open a 16-bit grey PNG
+SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": how Pillow before 11.3 may open a 16-bit grey PNG
 _SAVE_AGAIN = "save depth as a 16-bit single-channel PNG or as a .npy of floats"
 # What Pillow's decoders are known to raise on damaged files, apart from OSError.
-_DAMAGE = (SyntaxError, ValueError, EOFError, LookupError, OverflowError, MemoryError, struct.error, zlib.error)
+DAMAGE = (SyntaxError, ValueError, EOFError, LookupError, OverflowError, MemoryError, struct.error, zlib.error)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -29,9 +29,9 @@ def read_image(path: str | Path) -> np.ndarray:
 
     Raises UserError if the file is missing, damaged, too large to be a picture, or of a kind with no colours to show.
     """
-    with _decoding(path, "picture") as opened:
+    with decoding(path, "picture") as opened:
         upright = ImageOps.exif_transpose(opened)
-        if upright.mode in _SIXTEEN_BIT:
+        if upright.mode in SIXTEEN_BIT:
             return _grey_from_16_bits(upright, path)
         if upright.mode == "F":
             raise UserError("holds floats, not a picture", where=path, mend="save it as an 8-bit JPEG or PNG")
@@ -58,7 +58,7 @@ def read_depth(path: str | Path, scale: float | None = None) -> tuple[np.ndarray
             "the unit of its counts is not known", where=path, mend="state the depth scale, e.g. 0.001 for millimetres"
         )
     factor = check_scale(1.0 if scale is None else scale)
-    stored = _counts(path) if suffix == ".png" else _floats(path)
+    stored = png_counts(path) if suffix == ".png" else _floats(path)
     if np.any(stored < 0):
         lowest = np.nanmin(stored)
         raise UserError(f"depth holds negative values (down to {lowest:g})", where=path, mend="mark unknown pixels by 0")
@@ -79,7 +79,7 @@ def check_scale(scale: float) -> float:
 
 
 @contextmanager
-def _decoding(path: str | Path, kind: str) -> Iterator[Image.Image]:
+def decoding(path: str | Path, kind: str) -> Iterator[Image.Image]:
     """Opens and decodes a picture file; whatever a decoder raises becomes one line."""
     try:
         with warnings.catch_warnings():
@@ -94,7 +94,7 @@ def _decoding(path: str | Path, kind: str) -> Iterator[Image.Image]:
         raise UserError("no such file", where=path, mend="check the path") from error
     except Image.DecompressionBombError as error:
         raise UserError(f"more pixels than a {kind} should have", where=path, mend="scale it down") from error
-    except (OSError, *_DAMAGE) as error:
+    except (OSError, *DAMAGE) as error:
         reason = getattr(error, "strerror", None) or "not an image format known here, or damaged"
         raise UserError(f"cannot be read as a {kind} ({reason})", where=path, mend="replace the file") from error
 
@@ -107,10 +107,10 @@ def _grey_from_16_bits(image: Image.Image, path: str | Path) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2)
 
 
-def _counts(path: Path) -> np.ndarray:
+def png_counts(path: Path) -> np.ndarray:
     """Returns the counts of a 16-bit grey PNG as f64 [h w]."""
-    with _decoding(path, "depth map") as opened:
-        if opened.mode not in _SIXTEEN_BIT:
+    with decoding(path, "depth map") as opened:
+        if opened.mode not in SIXTEEN_BIT:
             kind = {"1": "a 1-bit", "L": "an 8-bit", "P": "a palette"}.get(opened.mode, f"a colour ({opened.mode})")
             raise UserError(f"is {kind} picture, not 16-bit depth", where=path, mend=_SAVE_AGAIN)
         return np.asarray(opened).astype(np.float64)
@@ -123,7 +123,7 @@ def _floats(path: Path) -> np.ndarray:
             stored = np.lib.format.read_array(opened, allow_pickle=False)
     except FileNotFoundError as error:
         raise UserError("no such file", where=path, mend="check the path") from error
-    except (OSError, *_DAMAGE) as error:
+    except (OSError, *DAMAGE) as error:
         raise UserError("cannot be read as an array of numbers", where=path, mend=_SAVE_AGAIN) from error
     if stored.dtype.kind not in "fiu":
         raise UserError(f"holds {stored.dtype}, not numbers of depth", where=path, mend=_SAVE_AGAIN)

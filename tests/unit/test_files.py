@@ -237,4 +237,4 @@ def test_counts_need_a_scale_and_a_known_kind(tmp_path: Path):
 def test_sixteen_bit_modes_are_pillows():
     buffer = io.BytesIO()
     Image.fromarray(np.ones((2, 2), np.uint16)).save(buffer, "PNG")
-    assert Image.open(buffer).mode in files._SIXTEEN_BIT
+    assert Image.open(buffer).mode in files.SIXTEEN_BIT

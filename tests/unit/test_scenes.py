@@ -20,7 +20,7 @@ from modality_forcing.data.captions import look
 from modality_forcing.data.records import check
 from modality_forcing.data.scenes import COLOURS, KINDS, Scenes, scene
 from modality_forcing.errors import UserError
-from modality_forcing.evals.depth import score, constant_scores, mean_scores, row_mean_prediction
+from modality_forcing.evals.depth import constant_scores, mean_scores, row_mean_prediction, score
 
 DIGEST = """
 import hashlib
