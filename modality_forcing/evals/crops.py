@@ -7,6 +7,8 @@ these are.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from modality_forcing.errors import UserError
@@ -55,8 +57,8 @@ def kitti_benchmark(frame: np.ndarray) -> np.ndarray:
     return frame[top:, left : left + width]
 
 
-def within(depth: np.ndarray, valid: np.ndarray, least: float, most: float) -> np.ndarray:
-    """Returns valid bool [h w] where also least < depth < most; both ends are out, as in Marigold and BTS."""
+def within(depth: Any, valid: Any, least: float, most: float) -> Any:
+    """Returns valid bool [...] where also least < depth < most; both ends are out, as in Marigold and BTS. NumPy or JAX."""
     return valid & (depth > least) & (depth < most)
 
 

@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from modality_forcing.evals.alignment import Fit, fit_affine_l1, fit_affine_l2, fit_scale_l1, subsample
+from modality_forcing.evals.crops import within
 from modality_forcing.evals.protocols import MOGE, Protocol
 
 _PIXELS_AT_ONCE = 2**20
@@ -73,8 +74,7 @@ def _compiled(protocol: Protocol):
 
 def _scores(pred: Array, truth: Array, valid: Array, *, protocol: Protocol) -> DepthScores:
     if protocol.depth_range is not None:
-        least, most = protocol.depth_range
-        valid = valid & (truth >= least) & (truth <= most)
+        valid = within(truth, valid, *protocol.depth_range)
     broken = jnp.any(valid & ~jnp.isfinite(pred), axis=(1, 2))
     pred = jnp.where(valid & jnp.isfinite(pred), pred, 1)
     truth = jnp.where(valid, truth, 1)
