@@ -33,8 +33,8 @@ class Protocol:
       "none". Raises UserError for one that the protocol does not define.
     strict: an aligned depth of 0 or less never counts as close. As published (False) its negative ratio passes for one
       under every bound; only MoGe's protocol lets such depths through.
-    depth_range: least and most depth, in the unit of the truth. Truth outside, or at an end, is not scored; with marigold and metric the
-      prediction is clipped to it.
+    depth_range: least and most depth, in the unit of the truth. Truth that is not between them is not scored; with
+      marigold and metric the prediction is clipped to it.
     """
 
     name: Name = "moge"
