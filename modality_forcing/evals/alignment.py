@@ -1,4 +1,4 @@
-"""Alignment of a prediction to ground truth before it is scored: exact weighted L1 (scale, affine) and least squares.
+"""Alignment of a prediction to ground truth before it is scored: exact weighted L1 (scale, shift, affine) and least squares.
 
 The L1 affine fit minimises f(s, t) = sum w |s p + t - g|, which is convex and piecewise linear. For a given s the best
 t is a weighted median, so what is left is F(s) = min_t f(s, t) in one variable. Each evaluation of F also yields a
@@ -45,6 +45,11 @@ def fit_affine_l1(pred: Float[Array, "b n"], truth: Float[Array, "b n"], weight:
 def fit_scale_l1(pred: Float[Array, "b n"], truth: Float[Array, "b n"], weight: Float[Array, "b n"]) -> Fit:
     """Scale minimising sum w |s p - g| per image: the weighted median of g / p with weights w |p|; shift 0."""
     return jax.vmap(_fit_scale_l1)(pred, truth, weight)
+
+
+def fit_shift_l1(pred: Float[Array, "b n"], truth: Float[Array, "b n"], weight: Float[Array, "b n"]) -> Fit:
+    """Shift minimising sum w |p + t - g| per image: the weighted median of g - p; scale 1."""
+    return jax.vmap(_fit_shift_l1)(pred, truth, weight)
 
 
 def fit_affine_l2(pred: Float[Array, "b n"], truth: Float[Array, "b n"], weight: Float[Array, "b n"]) -> Fit:
@@ -153,6 +158,13 @@ def _fit_scale_l1(pred: Array, truth: Array, weight: Array) -> Fit:
     ratio = truth / jnp.where(pred == 0, 1, pred)
     scale = jnp.where(some, weighted_median(ratio, jnp.where(some, pull, 1)), 0)
     return _finish(pred, truth, weight, scale, jnp.float32(0), jnp.float32(0), jnp.sum(weight > 0) >= 2)
+
+
+def _fit_shift_l1(pred: Array, truth: Array, weight: Array) -> Fit:
+    pred, truth, weight = _clean(pred, truth, weight)
+    some = jnp.any(weight > 0)  # one sample is enough for a shift, and too few for `ok` all the same
+    shift = weighted_median(truth - pred, jnp.where(some, weight, 1))
+    return _finish(pred, truth, weight, jnp.float32(1), shift, jnp.float32(0), jnp.sum(weight > 0) >= 2)
 
 
 def _fit_affine_l2(pred: Array, truth: Array, weight: Array) -> Fit:

@@ -9,11 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from modality_forcing.evals.alignment import fit_affine_l1, fit_affine_l2, fit_scale_l1, subsample, weighted_median
+from modality_forcing.evals.alignment import (
+    fit_affine_l1,
+    fit_affine_l2,
+    fit_scale_l1,
+    fit_shift_l1,
+    subsample,
+    weighted_median,
+)
 
 N = 24
 l1, l2, scale_l1 = jax.jit(fit_affine_l1), jax.jit(fit_affine_l2), jax.jit(fit_scale_l1)
-median = jax.jit(weighted_median)
+shift_l1, median = jax.jit(fit_shift_l1), jax.jit(weighted_median)
 
 
 def one(solve, pred, truth, weight):
@@ -234,3 +241,24 @@ def test_subsample_takes_the_nearest_valid_pixel_of_each_window(size, seed, shar
         if window:
             y, x = divmod(int(taken[cell]), size[1])
             assert (y + 0.5 - centre[0]) ** 2 + (x + 0.5 - centre[1]) ** 2 == pytest.approx(min(window))
+
+
+@settings(max_examples=100, deadline=None)
+@given(samples)
+def test_shift_l1_is_the_best_of_all_shifts_through_a_sample(case):
+    pred, truth, known = case
+    known = known | (np.arange(len(known)) < 2)
+    weight = np.where(known, 1 / truth, 0).astype("f4")
+    fit = one(shift_l1, *(np.pad(x, (0, 50 - len(x))) for x in (pred, truth, weight)))
+    shifts = (truth.astype(np.float64) - pred)[known]
+    best = loss(np.ones(len(shifts)), shifts, pred, truth, weight).min()
+    # The shift itself is rounded to float32, and so is the sample's difference it is taken from.
+    slack = weight.astype(np.float64).sum() * 2 * np.spacing(np.float32(np.abs(shifts).max()))
+    assert fit.scale == 1 and fit.ok
+    assert loss(1.0, fit.shift, pred, truth, weight) <= best + slack
+    assert fit.loss == pytest.approx(best, rel=1e-5, abs=slack)
+
+
+def test_shift_l1_of_nothing_is_0():
+    fit = one(shift_l1, *np.ones((3, N)) * [[2], [5], [0]])
+    assert fit.shift == 0 and not fit.ok
