@@ -15,7 +15,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from modality_forcing.evaluate import Evaluator, with_examples
+from modality_forcing.evaluate.held_out import Evaluator, with_examples
 from modality_forcing.generate import Generator
 
 

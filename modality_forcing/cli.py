@@ -214,7 +214,7 @@ def _evaluate_checkpoint(options: argparse.Namespace) -> tuple[str, str]:
         if getattr(options, name):
             mend = "a checkpoint's own records are scored under protocol moge, affine"
             raise UserError(f"--{name.replace('_', '-')} is for arrays (--pred, --truth)", mend=mend)
-    from modality_forcing.evaluate import Evaluator, with_examples
+    from modality_forcing.evaluate.held_out import Evaluator, with_examples
     from modality_forcing.generate import Generator
 
     generator = Generator.from_checkpoint(options.checkpoint)
@@ -227,14 +227,14 @@ def _evaluate_checkpoint(options: argparse.Namespace) -> tuple[str, str]:
 def _evaluate_arrays(options: argparse.Namespace) -> tuple[str, str]:
     if options.examples:
         raise UserError("--examples is for checkpoints (--checkpoint)", mend="leave it out")
-    from modality_forcing import evaluate_arrays
     from modality_forcing.evals.protocols import protocol
+    from modality_forcing.evaluate import arrays
 
-    bounds = None if options.depth_range is None else evaluate_arrays.depth_range(options.depth_range)
+    bounds = None if options.depth_range is None else arrays.depth_range(options.depth_range)
     chosen = protocol(options.protocol or "moge", options.align, options.strict, bounds)
-    result = evaluate_arrays.evaluate(options.pred, options.truth, chosen)
+    result = arrays.evaluate(options.pred, options.truth, chosen)
     text = json.dumps(result, indent=1)
-    return text if options.json else evaluate_arrays.table(result), text
+    return text if options.json else arrays.table(result), text
 
 
 def _export(options: argparse.Namespace, _: dict[str, str]) -> None:

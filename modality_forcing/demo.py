@@ -19,7 +19,7 @@ from modality_forcing.config import Config
 from modality_forcing.data.cache import Cached
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
-from modality_forcing.evaluate import SHOWN, Evaluator, to_u8
+from modality_forcing.evaluate.held_out import SHOWN, Evaluator
 from modality_forcing.generate import Generator
 from modality_forcing.report import write_report
 from modality_forcing.train import checkpoint, setup
@@ -160,7 +160,7 @@ def _sheet(shown: dict[str, np.ndarray]) -> np.ndarray:
 def _picture(x: np.ndarray, known: np.ndarray | None) -> np.ndarray:
     if x.ndim == 2:
         return pictures.disparity_colours(x, known)
-    return x if x.dtype == np.uint8 else to_u8(x)
+    return x if x.dtype == np.uint8 else pictures.to_u8(x)
 
 
 def _grids(workdir: Path) -> list[tuple[str, str, bytes]]:

@@ -89,6 +89,11 @@ def _oklab_to_linear(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.
 _COLOURS = _colour_table()
 
 
+def to_u8(image: np.ndarray) -> np.ndarray:
+    """Rounds pictures in [0, 1] to bytes."""
+    return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
 def upscale(image: np.ndarray, factor: int) -> np.ndarray:
     """The picture with each pixel as a factor x factor block."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)

@@ -12,8 +12,8 @@ from modality_forcing import pictures
 from modality_forcing.data.files import read_depth, read_image
 from modality_forcing.data.resize import Window, centre_square, place_depth, place_image
 from modality_forcing.errors import UserError
-from modality_forcing.evaluate import to_u8
 from modality_forcing.generate import TASKS, Generator, override
+from modality_forcing.pictures import to_u8
 from modality_forcing.writing import check_folder, write_file
 
 MOST_AT_ONCE = 64  # examples; more are refused rather than run out of memory half way

@@ -22,6 +22,7 @@ from modality_forcing.pictures import (
     load_depth_png,
     png_bytes,
     save_depth,
+    to_u8,
     upscale,
 )
 
@@ -178,3 +179,8 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path):
     (tmp_path / "a").touch()
     with pytest.raises(UserError, match="cannot be written"):
         save_depth(tmp_path / "a" / "d", ramp())
+
+
+def test_pictures_round_to_bytes():
+    told = to_u8(np.array([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0]))
+    assert told.dtype == np.uint8 and told.tolist() == [0, 0, 0, 1, 255, 255]

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from modality_forcing import evaluate
 from modality_forcing.config import DataConfig
 from modality_forcing.errors import UserError
-from modality_forcing.evaluate import Evaluator, held_out, to_u8, with_examples
+from modality_forcing.evaluate import held_out as module
+from modality_forcing.evaluate.held_out import Evaluator, held_out, with_examples
 from tests import tiny
 
 
@@ -29,7 +29,7 @@ class Known:
 
 @pytest.fixture
 def evaluator(monkeypatch) -> Evaluator:
-    monkeypatch.setattr(evaluate, "ROW_MEAN_SCENES", 16)
+    monkeypatch.setattr(module, "ROW_MEAN_SCENES", 16)
     config = tiny.forcing()
     return Evaluator(replace(config, eval=replace(config.eval, examples=7, batch=3)))
 
@@ -43,7 +43,7 @@ def test_held_out_records_are_those_of_the_split(evaluator: Evaluator):
     data = evaluator.data
     assert data.image.shape == (7, 16, 16, 3) and data.depth.shape == data.valid.shape == (7, 16, 16)
     assert len(data.captions) == 7 and all(data.captions)
-    train = evaluate.setup.source(evaluator.config, "train")
+    train = module.setup.source(evaluator.config, "train")
     assert not any(np.array_equal(train[i].image, data.image[i]) for i in range(7))
 
 
@@ -102,8 +102,3 @@ def test_nothing_to_compare_with_is_refused(tmp_path):
     data = DataConfig(source="folder", root=str(tmp_path), resolution=16)
     with pytest.raises(UserError, match="no held-out record has depth"):
         held_out(replace(tiny.forcing(), data=data))
-
-
-def test_pictures_round_to_bytes():
-    told = to_u8(np.array([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0]))
-    assert told.dtype == np.uint8 and told.tolist() == [0, 0, 0, 1, 255, 255]

@@ -12,6 +12,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.evals import depth as scores
 from modality_forcing.evals.colours import colour_word_score
 from modality_forcing.generate import Generator
+from modality_forcing.pictures import to_u8
 from modality_forcing.train import setup
 
 ROW_MEAN_SCENES = 1024  # training records behind the row-mean predictor
@@ -155,11 +156,6 @@ class Evaluator:
             captions = [self.data.captions[i] for i in at]
             parts.append(generator.run(task, captions, rows, seed=self.config.seed, index=at, options=options).pictures)
         return {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
-
-
-def to_u8(image: np.ndarray) -> np.ndarray:
-    """Rounds pictures in [0, 1] to bytes."""
-    return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def _means(scored: scores.DepthScores) -> dict[str, float]:
