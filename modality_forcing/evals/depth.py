@@ -73,22 +73,18 @@ def _compiled(protocol: Protocol):
 
 
 def _scores(pred: Array, truth: Array, valid: Array, *, protocol: Protocol) -> DepthScores:
-    if protocol.depth_range is not None:
-        valid = within(truth, valid, *protocol.depth_range)
+    valid = _within(truth, valid, protocol)
     broken = jnp.any(valid & ~jnp.isfinite(pred), axis=(1, 2))
     pred = jnp.where(valid & jnp.isfinite(pred), pred, 1)
     truth = jnp.where(valid, truth, 1)
+    fit, constant = _fit(pred, truth, valid, protocol)
+    laid = _lay(pred, truth, valid, fit, protocol)
 
-    aligned, fit, constant = _align(pred, truth, valid, protocol)
-    if protocol.clips:
-        least, most = protocol.depth_range or (0.0, jnp.inf)
-        aligned = jnp.clip(aligned, max(least, FLOOR), most)
-
-    error = jnp.abs(aligned - truth)
-    ratio = jnp.maximum(truth / aligned, aligned / truth)
+    error = jnp.abs(laid - truth)
+    ratio = jnp.maximum(truth / laid, laid / truth)
     if protocol.strict:
-        ratio = jnp.where(aligned > 0, ratio, jnp.inf)
-    logs = jnp.log(jnp.maximum(aligned, FLOOR)) - jnp.log(truth)  # a depth that is not positive has no logarithm of its own
+        ratio = jnp.where(laid > 0, ratio, jnp.inf)
+    logs = jnp.log(jnp.maximum(laid, FLOOR)) - jnp.log(truth)  # a depth that is not positive has no logarithm of its own
     bias = _mean(logs, valid)
     bound = 1e-6 if protocol.name == "moge" else 0.0  # as there: it matters in the seventh digit
     scores = [
@@ -104,12 +100,29 @@ def _scores(pred: Array, truth: Array, valid: Array, *, protocol: Protocol) -> D
     return DepthScores(*(jnp.where(fit.ok, x, jnp.nan) for x in scores))  # pyright: ignore[reportArgumentType]
 
 
-def _align(pred: Array, truth: Array, valid: Array, protocol: Protocol) -> tuple[Array, Fit, Array]:
-    """The prediction as depth over the truth, the fit that brought it there, and where it was fitted to a constant."""
+def aligned(pred: np.ndarray, truth: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE) -> np.ndarray:
+    """Returns predictions as depth f32 [n h w] in the unit of the truth, all pixels of them, as `score` compares them."""
+
+    def lay(pred, truth, valid):
+        valid = _within(truth, valid, protocol)
+        known = jnp.where(valid & jnp.isfinite(pred), pred, 1), jnp.where(valid, truth, 1), valid
+        return _lay(pred, *known[1:], _fit(*known, protocol)[0], protocol)
+
+    return np.asarray(jax.jit(lay)(jnp.asarray(pred, jnp.float32), jnp.asarray(truth, jnp.float32), valid))
+
+
+def _within(truth: Array, valid: Array, protocol: Protocol) -> Array:
+    if protocol.depth_range is None or not protocol.masks_truth:
+        return valid
+    return within(truth, valid, *protocol.depth_range)
+
+
+def _fit(pred: Array, truth: Array, valid: Array, protocol: Protocol) -> tuple[Fit, Array]:
+    """What brings each prediction over its truth, and whether it was fitted to a constant."""
     count = pred.shape[0]
     if protocol.align == "none":
         one, zero = jnp.ones(count, jnp.float32), jnp.zeros(count, jnp.float32)
-        return pred, Fit(one, zero, zero, zero, jnp.any(valid, axis=(1, 2))), jnp.zeros(count, bool)
+        return Fit(one, zero, zero, zero, jnp.any(valid, axis=(1, 2))), jnp.zeros(count, bool)
 
     disparity = protocol.align == "disparity"
     if protocol.name == "moge" and not disparity:
@@ -117,18 +130,34 @@ def _align(pred: Array, truth: Array, valid: Array, protocol: Protocol) -> tuple
         solve = fit_affine_l1 if protocol.align == "affine" else fit_scale_l1
         fit = solve(p, g, jnp.where(known, 1 / g, 0))
     else:
-        p, g, known = (x.reshape(count, -1) for x in (pred, truth, valid))
+        p, g, known = (_picked(x, protocol.fit_side).reshape(count, -1) for x in (pred, truth, valid))
         if protocol.name == "marigold" and disparity:
             known = known & (p > 0)
         fit = fit_affine_l2(p, 1 / g if disparity else g, known.astype(jnp.float32))
-    constant = _spread(p, known) == 0 if protocol.align != "scale" else fit.scale == 0
-    aligned = fit.scale[:, None, None] * pred + fit.shift[:, None, None]
-    if disparity:
+    return fit, _spread(p, known) == 0 if protocol.align != "scale" else fit.scale == 0
+
+
+def _lay(pred: Array, truth: Array, valid: Array, fit: Fit, protocol: Protocol) -> Array:
+    """The prediction as depth [n h w], fitted and clipped."""
+    laid = pred if protocol.align == "none" else fit.scale[:, None, None] * pred + fit.shift[:, None, None]
+    if protocol.align == "disparity":
         # Disparity below that of the farthest truth (MoGe), or below Marigold's constant, has no depth worth the name.
         farthest = jnp.max(jnp.where(valid, truth, 0), axis=(1, 2), keepdims=True)
-        least = 1 / jnp.maximum(farthest, FLOOR) if protocol.name == "moge" else 1e-3
-        aligned = 1 / jnp.maximum(aligned, least)
-    return aligned, fit, constant
+        laid = 1 / jnp.maximum(laid, 1 / jnp.maximum(farthest, FLOOR) if protocol.name == "moge" else 1e-3)
+    if protocol.clips:
+        least, most = protocol.depth_range or (0.0, jnp.inf)
+        laid = jnp.clip(laid, max(least, FLOOR), most)
+    return laid
+
+
+def _picked(maps: Array, side: int | None) -> Array:
+    """Maps [n h w] at a longer side of at most `side`, each pixel one of theirs: torch's "nearest", as in Marigold's fit."""
+    height, width = maps.shape[1:]
+    if side is None or max(height, width) <= side:
+        return maps
+    part = side / max(height, width)
+    rows, columns = (np.floor(np.arange(int(n * part)) * np.float32(1 / part)).astype(int) for n in (height, width))
+    return maps[:, rows[:, None], columns]
 
 
 def _spread(values: Array, known: Array) -> Array:

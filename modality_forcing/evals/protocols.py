@@ -35,12 +35,16 @@ class Protocol:
       under every bound; only MoGe's protocol lets such depths through.
     depth_range: least and most depth, in the unit of the truth. Truth that is not between them is not scored; with
       marigold and metric the prediction is clipped to it.
+    masks_truth: whether depth_range decides what is scored; without it, it only clips predictions.
+    fit_side: marigold fits on maps picked down to this longer side where they are larger; None: on all pixels.
     """
 
     name: Name = "moge"
     align: Align = "affine"
     strict: bool = False
     depth_range: tuple[float, float] | None = None
+    masks_truth: bool = True
+    fit_side: int | None = None
 
     def __post_init__(self):
         if self.name not in ALIGNMENTS:
@@ -52,6 +56,8 @@ class Protocol:
             least, most = self.depth_range
             if not (0 <= least < most):  # NaN fails
                 raise UserError(f"depth range {least:g}:{most:g} is empty or negative", mend="give LEAST:MOST, e.g. 0.001:10")
+        if self.fit_side is not None and (self.name != "marigold" or self.fit_side < 1):
+            raise ValueError(f"fit_side {self.fit_side} of protocol {self.name}")
 
     @property
     def clips(self) -> bool:
@@ -61,13 +67,24 @@ class Protocol:
     def __str__(self) -> str:
         told = f"{self.name}, {self.align}" if self.align != "none" else f"{self.name}, not aligned"
         if self.depth_range is not None:
-            told += f", depth {self.depth_range[0]:g} to {self.depth_range[1]:g}"
+            told += f", depth {self.depth_range[0]:g} to {self.depth_range[1]:g}" + (
+                "" if self.masks_truth else " (clipped only)"
+            )
+        if self.fit_side is not None:
+            told += f", fitted at {self.fit_side}"
         return told + (", strict" if self.strict else "")
 
     def to_dict(self) -> dict[str, Any]:
         """What identifies it, JSON-able: infinity as a string."""
         bounds = None if self.depth_range is None else [x if math.isfinite(x) else str(x) for x in self.depth_range]
-        return {"name": self.name, "align": self.align, "strict": self.strict, "depth_range": bounds}
+        told = {"name": self.name, "align": self.align, "strict": self.strict, "depth_range": bounds}
+        return told | {"masks_truth": self.masks_truth, "fit_side": self.fit_side}
+
+    @classmethod
+    def from_dict(cls, told: dict[str, Any]) -> Protocol:
+        """Returns the protocol that `to_dict` tells of."""
+        bounds = told["depth_range"]
+        return cls(**{**told, "depth_range": None if bounds is None else (float(bounds[0]), float(bounds[1]))})
 
 
 MOGE = Protocol()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.evals.depth import METRICS, mean_over_sets, mean_scores, score
+from modality_forcing.evals.depth import METRICS, aligned, mean_over_sets, mean_scores, score
 from modality_forcing.evals.protocols import ALIGNMENTS, MOGE, Protocol, protocol
 
 
@@ -125,3 +125,41 @@ def test_sets_count_once_whatever_their_size():
 def test_what_there_is_not_is_refused(arguments):
     with pytest.raises(UserError):
         protocol(*arguments)
+
+
+def test_a_range_may_clip_alone():
+    pred, truth, valid = scenes()
+    bounds = (0.5, 3.0)
+    clipped = score(pred, truth, valid, Protocol("marigold", depth_range=bounds, masks_truth=False))
+    for i in range(len(pred)):
+        p, g = pred[i][valid[i]].astype("f8"), truth[i][valid[i]].astype("f8")
+        expected = plain_metrics(marigold(p, g, "affine", *bounds), g)
+        np.testing.assert_allclose([float(getattr(clipped, m)[i]) for m in METRICS], expected, rtol=2e-5)
+
+
+def test_marigold_fits_large_maps_on_picked_pixels_and_scores_all():
+    pred, truth, valid = scenes(height=40, width=64)
+    scores = score(pred, truth, valid, Protocol("marigold", fit_side=24))
+    rows, columns = (np.floor(np.arange(n) * np.float32(64 / 24)).astype(int) for n in (15, 24))
+    for i in range(len(pred)):
+        inside = valid[i][rows[:, None], columns]
+        p, g = (x[i][rows[:, None], columns][inside].astype("f8") for x in (pred, truth))
+        scale, shift = line(p, g)
+        depth = np.maximum(scale * pred[i][valid[i]].astype("f8") + shift, 1e-6)
+        expected = plain_metrics(depth, truth[i][valid[i]].astype("f8"))
+        np.testing.assert_allclose([float(getattr(scores, m)[i]) for m in METRICS], expected, rtol=2e-5)
+    whole = score(pred, truth, valid, Protocol("marigold", fit_side=64))
+    np.testing.assert_array_equal(whole.absrel, score(pred, truth, valid, Protocol("marigold")).absrel)
+
+
+@pytest.mark.parametrize("chosen", [MOGE, protocol("moge", "disparity"), protocol("marigold", depth_range=(0.5, 6.0))])
+def test_what_is_compared_can_be_looked_at(chosen):
+    pred, truth, valid = scenes()
+    laid, scores = aligned(pred, truth, valid, chosen), score(pred, truth, valid, chosen)
+    for i in range(len(pred)):
+        inside = valid[i] & ((truth[i] > 0.5) & (truth[i] < 6) | (chosen.depth_range is None))
+        found = np.mean(np.abs(laid[i] - truth[i])[inside] / truth[i][inside])
+        assert found == pytest.approx(float(scores.absrel[i]), rel=1e-5)
+    if chosen is MOGE:  # also where there is no truth
+        scale, shift = scores.scale[:, None, None], scores.shift[:, None, None]
+        np.testing.assert_allclose(laid, scale * pred + shift, rtol=1e-4, atol=1e-5)

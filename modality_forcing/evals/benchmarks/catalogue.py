@@ -49,6 +49,7 @@ class Benchmark:
     depth_range: tuple[float, float] | None = None
     # Marigold also leaves out truth that is not strictly inside the range; for DIODE the set's own mask decides alone.
     range_masks_truth: bool = False
+    fit_side: int | None = None  # Marigold fits its pictures picked down to this longer side (--alignment_max_res)
 
 
 _KNOWN = (
@@ -62,7 +63,7 @@ _KNOWN = (
     ),
     Benchmark(
         "eth3d", "ETH3D", "Schöps et al. 2017", "ETH3D", (2048, 1365), True,
-        454, None, depth_range=(1e-5, float("inf")), range_masks_truth=True,
+        454, None, depth_range=(1e-5, float("inf")), range_masks_truth=True, fit_side=1024,
     ),
     Benchmark(
         "scannet", "ScanNet", "Dai et al. 2017; 800 frames of Ke et al. 2024", "ScanNet", (640, 480), True,

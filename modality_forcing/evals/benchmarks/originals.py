@@ -207,6 +207,7 @@ def marks_of(benchmark: str) -> tuple[str, ...]:
 
 
 def find_original(benchmark: Benchmark, root: Path) -> Original | None:
-    """Returns the set in its original layout if that is what lies in `root`."""
-    here = any(next(root.glob(mark), None) for mark in marks_of(benchmark.name))
-    return Original(benchmark, root) if here else None
+    """Returns the set in its original layout if that lies in `root` or in its folder of the set's name; None if not."""
+    folders = [root, root / benchmark.name, root / benchmark.folder]
+    here = (folder for folder in folders for mark in marks_of(benchmark.name) if next(folder.glob(mark), None))
+    return next((Original(benchmark, folder) for folder in here), None)
