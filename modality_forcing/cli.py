@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from modality_forcing import processes
 from modality_forcing.errors import UserError
+from modality_forcing.evaluate import command as evaluation
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -114,22 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = command(
         "evaluate",
         _evaluate,
-        "Score a checkpoint on held-out records of its own data, or arrays of depth under a protocol; print JSON.",
-        "examples:\n"
-        "  mforce evaluate --checkpoint runs/demo/forcing\n"
-        "  mforce evaluate --pred p.npz --truth g.npz --protocol moge --json\n"
-        "arrays: `depth` [n h w] in both, `valid` bool [n h w] in the truth; with --align disparity, `disparity` in the first",
+        "Score a checkpoint on its own held-out records or on benchmarks, or anyone's arrays of depth.",
+        evaluation.EXAMPLES,
     )
-    evaluate.add_argument("--checkpoint", type=Path, help="a workdir, its checkpoints/ or one step of it")
-    evaluate.add_argument("--examples", type=_count, help="held-out records, instead of the config's")
-    evaluate.add_argument("--pred", type=Path, help="predicted depth, .npz")
-    evaluate.add_argument("--truth", type=Path, help="true depth and where it is known, .npz")
-    evaluate.add_argument("--protocol", help="moge (default), marigold or metric")
-    evaluate.add_argument("--align", help="affine, scale, disparity or none: what the prediction is known up to")
-    evaluate.add_argument("--depth-range", help="LEAST:MOST depth that is scored, e.g. 0.001:10")
-    evaluate.add_argument("--strict", action="store_true", help="an aligned depth of 0 or less never counts as close")
-    evaluate.add_argument("--json", action="store_true", help="arrays: print JSON, with a row per image, not a table")
-    evaluate.add_argument("--out", type=Path, help="also write the JSON here")
+    evaluation.add_options(evaluate, _count)
 
     export = command("export", _export, "Write a checkpoint's EMA weights for others, with a manifest, and check them.")
     export.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
@@ -197,44 +186,7 @@ def _sample(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from modality_forcing.writing import write_file
-
-    if options.out and options.out.is_dir():
-        raise UserError("is a folder", where=options.out, mend="name a file with --out")
-    if (options.checkpoint is None) == (options.pred is None and options.truth is None):
-        raise UserError("nothing to score, or two things", mend="give either --checkpoint, or --pred and --truth")
-    told, text = (_evaluate_arrays if options.checkpoint is None else _evaluate_checkpoint)(options)
-    if options.out:
-        write_file(options.out, text)
-    print(told)
-
-
-def _evaluate_checkpoint(options: argparse.Namespace) -> tuple[str, str]:
-    for name in ("protocol", "align", "depth_range", "strict"):
-        if getattr(options, name):
-            mend = "a checkpoint's own records are scored under protocol moge, affine"
-            raise UserError(f"--{name.replace('_', '-')} is for arrays (--pred, --truth)", mend=mend)
-    from modality_forcing.evaluate.held_out import Evaluator, with_examples
-    from modality_forcing.generate import Generator
-
-    generator = Generator.from_checkpoint(options.checkpoint)
-    config = with_examples(generator.config, options.examples) if options.examples else generator.config
-    generator.trajectory("i2d", config.sample)  # raises where the checkpoint has no depth, before anything is rendered
-    text = json.dumps(Evaluator(config)(generator).numbers, indent=1)
-    return text, text
-
-
-def _evaluate_arrays(options: argparse.Namespace) -> tuple[str, str]:
-    if options.examples:
-        raise UserError("--examples is for checkpoints (--checkpoint)", mend="leave it out")
-    from modality_forcing.evals.protocols import protocol
-    from modality_forcing.evaluate import arrays
-
-    bounds = None if options.depth_range is None else arrays.depth_range(options.depth_range)
-    chosen = protocol(options.protocol or "moge", options.align, options.strict, bounds)
-    result = arrays.evaluate(options.pred, options.truth, chosen)
-    text = json.dumps(result, indent=1)
-    return text if options.json else arrays.table(result), text
+    evaluation.run(options)
 
 
 def _export(options: argparse.Namespace, _: dict[str, str]) -> None:

@@ -52,6 +52,16 @@ class Generator:
         fresh = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1]))
         return cls(config, checkpoint.graft(params, fresh, where=path))
 
+    def sampling(self, seed: int | None = None, **changes: Any) -> Generator:
+        """Returns a generator of the same weights with another seed and sample options; None leaves what the config has.
+
+        steps, where given, holds for every task. Raises UserError for a value that makes no sense.
+        """
+        if changes.get("steps") is not None:
+            changes["task_steps"] = {}
+        options = replace(self.config.sample, **{k: v for k, v in changes.items() if v is not None})
+        return Generator(replace(self.config, seed=self.config.seed if seed is None else seed, sample=options), self.params)
+
     def trajectory(self, task: str, options: SampleConfig) -> tuple[Trajectory, tuple[str, ...]]:
         """Returns a task's noise levels and which modalities it is given; UserError if this model cannot do it."""
         if task not in TASKS:
@@ -83,6 +93,7 @@ class Generator:
         index: np.ndarray | None = None,
         options: SampleConfig | None = None,
         refine: bool = False,
+        draw: int = 0,
     ) -> Output:
         """Generates one example per caption.
 
@@ -90,21 +101,27 @@ class Generator:
           task: a key of TASKS.
           captions: one per example; "" for none.
           batch: what the given modalities' `encode` reads (image u8 [b h w 3]; depth f32 and valid bool [b h w]).
-          seed, index: the noise of an example is a function of both; index defaults to 0, 1, 2...
+          seed, index, draw: the noise of an example is a function of these; index defaults to 0, 1, 2..., and draw counts
+            the samples of one example.
           options: steps, solver, guidance and trajectory; the config's by default.
           refine: generate the others anew from the generated lead, given clean (joint only).
         """
         options = options or self.config.sample
         trajectory, given = self.trajectory(task, options)
         encoded = {n: self._encode(n, batch or {}) for n in given}
-        tokens = self._sample(trajectory, encoded, captions, seed, index, options)
+        keys = self._keys(len(captions), seed, index, draw)
+        tokens = self._sample(trajectory, encoded, captions, keys, options)
         others = tuple(n for n in trajectory.levels if n != next(iter(self.modalities)))
         if refine and task == "joint" and others:
             lead = next(iter(self.modalities))
             again = trajectories.conditional(others, (lead,), steps_of("i2d", options), options.mu)
             fixed = {lead: (tokens[lead], jnp.ones_like(tokens[lead], bool))}
-            tokens = self._sample(again, fixed, captions, seed, index, options)
+            tokens = self._sample(again, fixed, captions, keys, options)
         return Output(tokens, {n: np.asarray(self._decode(n, x)) for n, x in tokens.items()})
+
+    def _keys(self, count: int, seed: int, index: np.ndarray | None, draw: int) -> jax.Array:
+        index = np.arange(count) if index is None else index
+        return rng.per_example(rng.stream(seed, "sample", draw), jnp.asarray(index, jnp.int32))
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
         key = ("encode", name)
@@ -114,10 +131,7 @@ class Generator:
     def _decode(self, name: str, x0: jax.Array) -> jax.Array:
         return self._compiled.setdefault(("decode", name), jax.jit(self.modalities[name].decode))(x0)
 
-    def _sample(self, trajectory, given, captions, seed, index, options: SampleConfig) -> dict[str, jax.Array]:
-        b = len(captions)
-        index = np.arange(b) if index is None else index
-        keys = rng.per_example(rng.stream(seed, "sample", 0), jnp.asarray(index, jnp.int32))
+    def _sample(self, trajectory, given, captions, keys, options: SampleConfig) -> dict[str, jax.Array]:
         encoded = [self.encoder.encode(caption) for caption in captions]
         text = {k: jnp.asarray(np.stack([e[k] for e in encoded])) for k in encoded[0]}
         null = {k: jnp.broadcast_to(jnp.asarray(v), text[k].shape) for k, v in self.encoder.null().items()}
@@ -127,7 +141,7 @@ class Generator:
             tuple(levels),
             tuple(given),
             trajectory.steps,
-            b,
+            len(captions),
             options.solver,
             tuple(sorted(options.guidance.items())),
         )
@@ -160,8 +174,3 @@ class Generator:
 def steps_of(task: str, options: SampleConfig) -> int:
     """Returns the sampler steps of a task."""
     return options.task_steps.get(task, options.steps)
-
-
-def override(options: SampleConfig, **changes: Any) -> SampleConfig:
-    """Returns options with those changes that are not None."""
-    return replace(options, **{k: v for k, v in changes.items() if v is not None})

@@ -28,9 +28,15 @@ def disparity_colours(
     """
     known = _known(depth, valid)
     far, near = disparity_limits(depth, valid) if limits is None else limits
-    disparity = 1 / np.where(known, depth, 1).astype(np.float64)
-    # All of one depth: the middle of the map, which claims neither near nor far.
-    place = (disparity - far) / (near - far) if near > far else np.full(depth.shape, 0.5)
+    return value_colours(1 / np.where(known, depth, 1).astype(np.float64), known, (far, near))
+
+
+def value_colours(values: np.ndarray, known: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """Colours u8 [h w 3] of numbers [h w] from dark blue at limits[0] to bright yellow at limits[1], gray where not known."""
+    least, most = limits
+    # All of one value: the middle of the map, which claims neither end.
+    place = (values - least) / (most - least) if most > least else np.full(values.shape, 0.5)
+    place = np.where(known, place, 0)  # what is not known may be no number
     colours = _COLOURS[np.rint(np.clip(place, 0, 1) * (len(_COLOURS) - 1)).astype(int)]
     return np.where(known[..., None], colours, np.array(UNKNOWN, np.uint8))
 
@@ -125,6 +131,16 @@ def grid(rows: Sequence[Sequence[np.ndarray | None]], *, pad: int = 4, labels: S
         middle = pad + x * (width + pad) + width / 2
         draw.text((middle, head / 2 + pad / 2), label, fill=_INK, font=font, anchor="mm")
     return np.asarray(sheet)
+
+
+def captioned(image: np.ndarray, text: str) -> np.ndarray:
+    """The picture u8 [h w 3] with a line of text over its lower edge."""
+    picture = Image.fromarray(image)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
+    height, width = image.shape[:2]
+    draw.rectangle((0, height - 17, width, height), fill=_BACKGROUND)
+    draw.text((4, height - 3), text, fill=_INK, font=font, anchor="ls")
+    return np.asarray(picture)
 
 
 def png_bytes(image: np.ndarray) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from modality_forcing import pictures
 from modality_forcing.data.files import read_depth, read_image
 from modality_forcing.data.resize import Window, centre_square, place_depth, place_image
 from modality_forcing.errors import UserError
-from modality_forcing.generate import TASKS, Generator, override
+from modality_forcing.generate import TASKS, Generator
 from modality_forcing.pictures import to_u8
 from modality_forcing.writing import check_folder, write_file
 
@@ -27,17 +26,15 @@ def run(options: argparse.Namespace) -> list[Path]:
     """
     check_inputs(options)
     generator = Generator.from_checkpoint(options.checkpoint)
-    changes = {"steps": options.steps, "solver": options.solver, "log2_alpha": options.log2_alpha}
-    if options.steps is not None:
-        changes["task_steps"] = {}  # what is asked for holds for every task
-    if options.guidance is not None:
-        changes["guidance"] = {next(iter(generator.modalities)): options.guidance}
-    config = replace(generator.config, seed=options.seed, sample=override(generator.config.sample, **changes))  # checks them
+    guidance = None if options.guidance is None else {next(iter(generator.modalities)): options.guidance}
+    changes = {"steps": options.steps, "solver": options.solver, "log2_alpha": options.log2_alpha, "guidance": guidance}
+    generator = generator.sampling(options.seed, **changes)
+    config = generator.config
     generator.trajectory(options.mode, config.sample)  # raises where the checkpoint cannot do the mode
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
-    given = read_inputs(options, generator.config.data.resolution)
+    given = read_inputs(options, config.data.resolution)
     batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in given.items()}
-    made = generator.run(options.mode, captions, batch, config.seed, options=config.sample, refine=options.refine).pictures
+    made = generator.run(options.mode, captions, batch, config.seed, refine=options.refine).pictures
     written = []
     for i in range(len(captions)):
         written += write_example(options.out / f"{options.mode}_{i:03d}", {n: x[i] for n, x in made.items()}, batch)

@@ -53,8 +53,7 @@ def evaluate(pred: Path | None, truth: Path | None, protocol: Protocol) -> dict[
 
 def table(result: dict[str, Any]) -> str:
     """Returns the means as lines for a terminal."""
-    bounds = result["protocol"]["depth_range"]
-    settings = Protocol(**result["protocol"] | {"depth_range": None if bounds is None else tuple(map(float, bounds))})
+    settings = Protocol.from_dict(result["protocol"])
     lines = [f"protocol {settings}; {result['images']} images scored, {result['skipped']} with nothing to score"]
     lines += [f"{name:<7} {'-' if result[name] is None else format(result[name], '.6f')}" for name in METRICS]
     return "\n".join(lines)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -11,9 +13,11 @@ from modality_forcing.data.resize import fit
 from modality_forcing.errors import UserError
 from modality_forcing.evals import depth as scores
 from modality_forcing.evals.colours import colour_word_score
+from modality_forcing.evals.estimators import Estimator
 from modality_forcing.generate import Generator
-from modality_forcing.pictures import to_u8
+from modality_forcing.pictures import png_bytes, to_u8
 from modality_forcing.train import setup
+from modality_forcing.writing import check_folder, write_file
 
 ROW_MEAN_SCENES = 1024  # training records behind the row-mean predictor
 SHOWN = 12  # examples kept for pictures: the first ones, unpicked
@@ -69,13 +73,33 @@ def with_examples(config: Config, count: int) -> Config:
     return replace(config, eval=replace(config.eval, examples=count))
 
 
-class Evaluator:
-    """Scores weights on held-out records; built once, used for any number of checkpoints of one config."""
+def joint_set(log2_alpha: float) -> str:
+    """Returns what the pictures of joint generation under one trajectory are called, `joint_log2alpha+5`."""
+    return f"joint_log2alpha{log2_alpha + 0.0:+.12g}"  # + 0.0: no -0
 
-    def __init__(self, config: Config):
-        self.config = config
+
+class Evaluator:
+    """Scores weights on held-out records; built once, used for any number of checkpoints of one config.
+
+    estimator: judges generated pictures in d2i and joint; by default the model's own i2d does.
+    pictures: a folder into which each picture that d2i and joint generate is written, as <set>/<index>.png, for an
+    estimator of another program. The same weights, config and index make the same picture again, up to a device's rounding.
+    """
+
+    def __init__(self, config: Config, estimator: Estimator | None = None, pictures: Path | None = None):
+        if pictures is not None:
+            check_folder(pictures, "--pictures")
+        self.config, self.estimator, self.pictures = config, estimator, pictures
         self.data = held_out(config)
         self.row_mean = row_mean(config)
+
+    def names(self, of: str) -> list[str]:
+        """Returns the name of each example's picture in a set, "d2i" or a `joint_set`: `d2i/0000` and so on."""
+        return [f"{of}/{i:04d}" for i in range(len(self.data.captions))]
+
+    def version(self, *sets: str) -> str:
+        """Returns what the estimator's depth of these sets of pictures depends on, besides them; UserError if it has none."""
+        return "" if self.estimator is None else self.estimator.version([name for of in sets for name in self.names(of)])
 
     def references(self) -> dict[str, dict[str, float]]:
         """Scores the predictors that see nothing of the picture: the best constant, and the best row profile."""
@@ -92,24 +116,33 @@ class Evaluator:
         return _means(scores.score(depth, self.data.depth, self.data.valid)), depth
 
     def d2i(self, generator: Generator) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Depth to image: the depth given against the model's own i2d of the picture it made, and of another's picture."""
+        """Depth to image: the depth given against that estimated from the picture made of it, and of another's picture."""
         data = self.data
+        self.version("d2i")
         image = self._run(generator, "d2i", {"depth": data.depth, "valid": data.valid})["image"]
-        again = self._run(generator, "i2d", {"image": to_u8(image)})["depth"]
-        own = _means(scores.score(again, data.depth, data.valid))
-        other = _means(scores.score(np.roll(again, 1, axis=0), data.depth, data.valid))
+        again, known = self._estimate(generator, image, "d2i")
+        own = _means(scores.score(again, data.depth, data.valid & known))
+        other = _unrelated(again, known, data.depth, data.valid)
         pictures = {"image": image, "depth": data.depth, "again": again}
-        return {"absrel": own["absrel"], "delta1": own["delta1"], "absrel_unrelated": other["absrel"]}, pictures
+        return {"absrel": own["absrel"], "delta1": own["delta1"], "absrel_unrelated": other}, pictures
 
     def joint(self, generator: Generator, log2_alpha: float) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Joint generation: the generated depth against the model's own i2d of the generated picture, and a constant."""
+        """Joint generation: the generated depth against that estimated from the generated picture, and from another's.
+
+        Depth that says little is easy to agree with: `constant` is what the best constant scores. `absrel_se` is the
+        standard error of AbsRel's mean over the examples, `known` the share of pixels that the estimator knew.
+        """
         options = replace(self.config.sample, log2_alpha=log2_alpha)
+        self.version(joint_set(log2_alpha))
         made = self._run(generator, "joint", {}, options)
-        again = self._run(generator, "i2d", {"image": to_u8(made["image"])})["depth"]
-        everywhere = np.ones_like(self.data.valid)
-        own = _means(scores.score(again, made["depth"], everywhere))
-        constant = _means(scores.constant_scores(made["depth"], everywhere))
+        again, known = self._estimate(generator, made["image"], joint_set(log2_alpha))
+        scored = scores.score(again, made["depth"], known)
+        own, each = _means(scored), scored.absrel[~np.isnan(scored.absrel)]
+        constant = _means(scores.constant_scores(made["depth"], known))
         numbers = {"absrel": own["absrel"], "delta1": own["delta1"], "constant": constant["absrel"]}
+        numbers["absrel_unrelated"] = _unrelated(again, known, made["depth"], np.ones_like(known))
+        numbers["absrel_se"] = float(np.std(each, ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")
+        numbers["known"] = float(known.mean())
         return numbers, {"image": made["image"], "depth": made["depth"], "again": again}
 
     def text(self, images: np.ndarray) -> dict[str, float]:
@@ -121,6 +154,7 @@ class Evaluator:
     def __call__(self, generator: Generator) -> Evaluation:
         """Runs everything the demo reports."""
         first = abs(self.config.sample.log2_alpha)
+        self.version("d2i", joint_set(first), joint_set(-first))  # tells what is missing before anything is generated
         i2d, depth = self.i2d(generator)
         d2i, d2i_pictures = self.d2i(generator)
         image_first, joint_pictures = self.joint(generator, first)
@@ -144,6 +178,19 @@ class Evaluator:
         shown = {k: {n: x[:SHOWN] for n, x in p.items()} for k, p in pictures.items()}
         return Evaluation(numbers, shown)
 
+    def _estimate(self, generator: Generator, images: np.ndarray, of: str) -> tuple[np.ndarray, np.ndarray]:
+        """Depth f32 and known bool [n h w] of generated pictures f32 [n h w 3], which are also written if they should be."""
+        pictures, names = to_u8(images), self.names(of)
+        if self.estimator is None:
+            depth = self._run(generator, "i2d", {"image": pictures})["depth"]
+            known = np.ones_like(self.data.valid)
+        else:
+            depth, known = self.estimator(pictures, names)
+        # After the estimate: pictures of other weights beside a folder's maps are found out, not written over.
+        if self.pictures is not None:
+            write_pictures(self.pictures, pictures, names)
+        return depth, known
+
     def _run(
         self, generator: Generator, task: str, batch: dict[str, np.ndarray], options: SampleConfig | None = None
     ) -> dict[str, np.ndarray]:
@@ -156,6 +203,18 @@ class Evaluator:
             captions = [self.data.captions[i] for i in at]
             parts.append(generator.run(task, captions, rows, seed=self.config.seed, index=at, options=options).pictures)
         return {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
+
+
+def write_pictures(folder: Path, pictures: np.ndarray, names: Sequence[str]) -> None:
+    """Writes pictures u8 [n h w 3] as folder/<name>.png; raises UserError if one cannot be written."""
+    for picture, name in zip(pictures, names, strict=True):
+        write_file(folder / f"{name}.png", png_bytes(picture))
+
+
+def _unrelated(again: np.ndarray, known: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> float:
+    """AbsRel of the depth estimated from another example's picture: what knowing the kind of scene is worth."""
+    scored = scores.score(np.roll(again, 1, axis=0), depth, valid & np.roll(known, 1, axis=0))
+    return _means(scored)["absrel"]
 
 
 def _means(scored: scores.DepthScores) -> dict[str, float]:

@@ -439,6 +439,33 @@ def test_evaluate_what_cannot_be(mforce: Command, desk: Path, forcing_run: Path,
     attempt(mforce, desk, told, "evaluate", "--checkpoint", forcing_run, "--examples", count + 1)
 
 
+EVALUATE = {
+    "root_missing": (["--benchmark", "nyuv2"], r"--root is missing"),
+    "unknown_set": (["--benchmark", "nyu", "--root", "{desk}"], r"did you mean nyuv2\?"),
+    "no_set_there": (["--benchmark", "kitti", "--root", "{desk}/empty"], r"empty: holds no \.index\.txt"),
+    "no_root": (["--benchmark", "kitti", "--root", "{desk}/none"], r"none: no such folder"),
+    "out_is_a_file": (
+        ["--benchmark", "kitti", "--root", "{desk}", "--out", "{desk}/file"],
+        r"file: is a file; choose another --out",
+    ),
+    "unknown_view": (["--benchmark", "kitti", "--root", "{desk}", "--view", "big"], r"unknown view 'big'"),
+    "two_runs": (["--benchmark", "kitti", "--sweep", "log2_alpha:0..1"], r"two runs"),
+    "protocol_for_records": (["--protocol", "moge"], r"--protocol is not for a checkpoint's own records"),
+    "sweep_of_something": (["--sweep", "beta:0..1"], r"sweep of 'beta' is not known"),
+    "sweep_backwards": (["--sweep", "log2_alpha:5..1"], r"holds no such numbers"),
+    "no_judge": (["--estimator", "nobody"], r"neither a folder nor a function"),
+    "judge_without_maps": (["--estimator", "{desk}/empty"], r"maps are missing, the first is d2i/0000"),
+    "no_module": (["--estimator", "no_such_module:f"], r"no_such_module: cannot be imported"),
+    "negative_seed": (["--seed=-1"], r"seed is -1; it must be at least 0"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "told"), EVALUATE.values(), ids=EVALUATE)
+def test_evaluate(mforce: Command, desk: Path, forcing_run: Path, arguments, told):
+    arguments = [argument.format(desk=desk) for argument in arguments]
+    attempt(mforce, desk, told, "evaluate", "--checkpoint", forcing_run, *arguments)
+
+
 # ---- As a person sees it: in a process of its own, where libraries may have a word too
 
 

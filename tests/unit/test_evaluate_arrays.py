@@ -9,7 +9,7 @@ import pytest
 
 from modality_forcing import cli
 from modality_forcing.evals.depth import METRICS, score
-from modality_forcing.evals.protocols import protocol
+from modality_forcing.evals.protocols import Protocol, protocol
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_json_holds_the_means_and_a_row_per_image(arrays, capsys, name, align):
     assert json.loads((folder / "scores.json").read_text()) == result
     expected = score(1 / pred if align == "disparity" else pred, truth, valid, protocol(name, align))
     assert result["images"] == 3 and result["skipped"] == 1 and len(result["rows"]) == 4
-    assert result["protocol"] == {"name": name, "align": align, "strict": False, "depth_range": None}
+    assert Protocol.from_dict(result["protocol"]) == protocol(name, align)
     for metric in METRICS:
         assert result[metric] == pytest.approx(float(getattr(expected, metric)[:3].mean()), rel=1e-6)
         assert [row[metric] for row in result["rows"][:3]] == pytest.approx(list(map(float, getattr(expected, metric)[:3])))

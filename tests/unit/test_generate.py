@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.generate import TASKS, Generator, override
+from modality_forcing.generate import TASKS, Generator
 from tests import tiny
 
 
@@ -103,9 +103,22 @@ def test_refining_makes_the_others_anew_from_the_lead(generator: Generator):
     assert np.abs(refined.tokens["depth"] - plain.tokens["depth"]).max() > 1e-3
 
 
-def test_options_left_out_stay():
-    options = tiny.t2i().sample
-    assert override(options, steps=None, solver="heun") == replace(options, solver="heun")
+def test_options_may_be_changed_and_none_leaves_them(generator: Generator):
+    first = generator.config
+    assert generator.sampling().config == first
+    changed = generator.sampling(9, steps=2, solver="heun", guidance=None)
+    assert changed.config.seed == 9 and changed.config.sample == replace(first.sample, steps=2, task_steps={}, solver="heun")
+    assert generator.config is first and changed.params is generator.params
+    with pytest.raises(UserError, match="steps is 0"):
+        generator.sampling(steps=0)
+
+
+def test_draws_of_one_example_differ_and_are_repeatable(generator: Generator, inputs):
+    image = {"image": inputs["image"]}
+    first, again, second = (generator.run("i2d", CAPTIONS, image, draw=draw).pictures["depth"] for draw in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(generator.run("i2d", CAPTIONS, image).pictures["depth"], first)
 
 
 def test_a_checkpoint_generates_with_its_averaged_weights(forcing_run: Path, generator: Generator):

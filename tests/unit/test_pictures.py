@@ -16,6 +16,7 @@ from modality_forcing import pictures
 from modality_forcing.errors import UserError
 from modality_forcing.pictures import (
     UNKNOWN,
+    captioned,
     disparity_colours,
     disparity_limits,
     grid,
@@ -24,6 +25,7 @@ from modality_forcing.pictures import (
     save_depth,
     to_u8,
     upscale,
+    value_colours,
 )
 
 maps = hnp.arrays(np.float32, (4, 5), elements=st.floats(2.0**-10, 2.0**20, width=32))
@@ -184,3 +186,20 @@ def test_a_folder_that_is_a_file_is_one_line(tmp_path):
 def test_pictures_round_to_bytes():
     told = to_u8(np.array([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0]))
     assert told.dtype == np.uint8 and told.tolist() == [0, 0, 0, 1, 255, 255]
+
+
+def test_values_have_colours_between_their_limits_and_gray_where_they_are_none():
+    values = np.array([[0.0, 0.5, 1.0, 7.0, np.nan]])
+    known = np.array([[True, True, True, True, False]])
+    colours = value_colours(values, known, (0.0, 1.0))
+    assert colours[0, 4].tolist() == list(UNKNOWN)
+    assert colours[0, 2].tolist() == colours[0, 3].tolist() != colours[0, 0].tolist()
+    lightness = colours[0, :3].astype(int).sum(axis=1)
+    assert lightness[0] < lightness[1] < lightness[2]
+
+
+def test_a_caption_lies_over_the_lower_edge_and_the_rest_is_left_alone():
+    image = np.full((64, 96, 3), 200, np.uint8)
+    told = captioned(image, "best 3: AbsRel 0.051")
+    np.testing.assert_array_equal(told[:46], image[:46])
+    assert (told[48:] != 200).any() and len(np.unique(told[48:])) > 3 and (image == 200).all()

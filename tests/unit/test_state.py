@@ -11,7 +11,7 @@ from flax import nnx
 
 from modality_forcing.modalities import base
 from modality_forcing.models.dit import DiT
-from modality_forcing.train.state import abstract_network, init_params, init_state
+from modality_forcing.train.state import abstract_network, fingerprint, init_params, init_state
 from tests import tiny
 
 CONFIG = tiny.forcing()
@@ -57,3 +57,19 @@ def test_the_average_shares_no_memory_with_the_weights(params):
     state = init_state(CONFIG, params)
     where = lambda tree: {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}  # noqa: E731
     assert not where(state.params) & where(state.ema)
+
+
+def test_a_fingerprint_is_of_every_bit_path_and_shape(params):
+    plain = fingerprint(params)
+    assert fingerprint(jax.tree.map(np.asarray, params)) == plain and len(plain) == 12
+    leaves, treedef = jax.tree.flatten(params)
+    for place in (0, len(leaves) - 1):
+        other = [np.array(leaf) for leaf in leaves]
+        flat = other[place].reshape(-1)
+        flat[-1] = np.nextafter(flat[-1], np.float32(9))
+        assert fingerprint(treedef.unflatten(other)) != plain
+    swapped = {"a": np.arange(6, dtype="f4").reshape(2, 3), "b": np.zeros(6, "f4").reshape(2, 3)}
+    assert fingerprint(swapped) != fingerprint({"a": swapped["b"], "b": swapped["a"]})
+    assert fingerprint({"a": swapped["a"]}) != fingerprint({"a": swapped["a"].reshape(3, 2)})
+    assert fingerprint({"a": swapped["a"]}) != fingerprint({"a": swapped["a"][::-1].copy()})
+    assert fingerprint({"a": swapped["a"].astype(jax.numpy.bfloat16)}) != fingerprint({"a": swapped["a"]})
