@@ -28,7 +28,7 @@ class Fit(NamedTuple):
     scale: Float[Array, " b"]
     shift: Float[Array, " b"]
     loss: Float[Array, " b"]  # the minimised sum, in the caller's units
-    gap: Float[Array, " b"]  # certified: the loss exceeds the optimum by at most this much, up to rounding
+    gap: Float[Array, " b"]  # certified: the loss exceeds the optimum by at most this much, up to rounding; NaN: not
     ok: Bool[Array, " b"]  # False where fewer than two samples were known; there scale is 1 and shift 0
 
 
@@ -98,7 +98,7 @@ class _End(NamedTuple):
 
 
 def _fit_affine_l1(pred: Array, truth: Array, weight: Array) -> Fit:
-    pred, truth, weight = _clean(pred, truth, weight)
+    pred, truth, weight = cleaned(pred, truth, weight)
     enough = jnp.sum(weight > 0) >= 2
     # Keep the arithmetic finite where there is nothing to fit.
     share = jnp.where(enough, weight / jnp.maximum(weight.sum(), _TINY), 1.0 / weight.size)
@@ -152,7 +152,7 @@ def _minimise(p: Array, g: Array, share: Array) -> tuple[_End, Array]:
 
 
 def _fit_scale_l1(pred: Array, truth: Array, weight: Array) -> Fit:
-    pred, truth, weight = _clean(pred, truth, weight)
+    pred, truth, weight = cleaned(pred, truth, weight)
     pull = weight * jnp.abs(pred)
     some = jnp.sum(pull) > 0
     ratio = truth / jnp.where(pred == 0, 1, pred)
@@ -161,14 +161,14 @@ def _fit_scale_l1(pred: Array, truth: Array, weight: Array) -> Fit:
 
 
 def _fit_shift_l1(pred: Array, truth: Array, weight: Array) -> Fit:
-    pred, truth, weight = _clean(pred, truth, weight)
+    pred, truth, weight = cleaned(pred, truth, weight)
     some = jnp.any(weight > 0)  # one sample is enough for a shift, and too few for `ok` all the same
     shift = weighted_median(truth - pred, jnp.where(some, weight, 1))
     return _finish(pred, truth, weight, jnp.float32(1), shift, jnp.float32(0), jnp.sum(weight > 0) >= 2)
 
 
 def _fit_affine_l2(pred: Array, truth: Array, weight: Array) -> Fit:
-    pred, truth, weight = _clean(pred, truth, weight)
+    pred, truth, weight = cleaned(pred, truth, weight)
     enough = jnp.sum(weight > 0) >= 2
     share = weight / jnp.maximum(weight.sum(), _TINY)
     p_mean, g_mean = jnp.sum(share * pred), jnp.sum(share * truth)
@@ -179,7 +179,8 @@ def _fit_affine_l2(pred: Array, truth: Array, weight: Array) -> Fit:
     return fit._replace(loss=jnp.sum(weight * (fit.scale * pred + fit.shift - truth) ** 2))
 
 
-def _clean(pred: Array, truth: Array, weight: Array) -> tuple[Array, Array, Array]:
+def cleaned(pred: Array, truth: Array, weight: Array) -> tuple[Array, Array, Array]:
+    """Prediction, truth and weight with 0 in all three where the weight is not above 0."""
     known = weight > 0
     zero = jnp.zeros_like(weight, jnp.float32)
     return jnp.where(known, pred, zero), jnp.where(known, truth, zero), jnp.where(known, weight, zero)
