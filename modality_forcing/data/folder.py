@@ -86,7 +86,7 @@ class Folder:
             valid = np.zeros_like(depth, np.bool_)
         else:
             depth, valid = read_depth(entry.depth, self.depth_scale)
-            _check_aspect(entry, size, depth.shape)
+            check_aspect(entry, size, depth.shape)
             depth, valid = place_depth(depth, valid, window.seen_from(size, depth.shape), self.resolution)
         return Record(
             image=place_image(image, window, self.resolution),
@@ -146,7 +146,8 @@ def _by_name(paths: Iterable[Path], suffixes: tuple[str, ...], kind: str, ending
     return found
 
 
-def _check_aspect(entry: _Entry, image: tuple[int, int], depth: tuple[int, int]) -> None:
+def check_aspect(entry: _Entry, image: tuple[int, int], depth: tuple[int, int]) -> None:
+    """Raises UserError if a depth map of (h, w) is not of the aspect of its picture, give or take a pixel's rounding."""
     expected = depth[0] * image[1] / image[0]  # columns that the picture's aspect gives the depth map's rows
     # A scaled size is rounded to whole pixels on both axes, which counts for much in a small map.
     rounding = 0.5 + 0.5 * image[1] / image[0]

@@ -109,7 +109,7 @@ def test_an_interruption_is_130_and_says_whether_it_can_go_on(mforce, raising, c
     raising(command, KeyboardInterrupt())
     done = mforce(command, *(["--checkpoint", "c", "--out", "o"] if command == "export" else []))
     assert done.code == 130
-    assert ("goes on from the last checkpoint" in done.err) == goes_on and done.err.count("\n") == 1
+    assert ("goes on where it was stopped" in done.err) == goes_on and done.err.count("\n") == 1
 
 
 def test_a_bug_is_not_hidden(mforce, raising):

@@ -22,6 +22,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {"phase": ("t2i", "forcing"), "resolution": ("32", "64")},
     "folder": {"phase": ("t2i", "forcing"), "distill": ("True", "False")},
     "forcing": {"size": ("370m", "800m", "3b3"), "encoders": ("frozen", "none")},
+    "mixtures": {"sets": ("paper", "offline"), "size": ("370m", "demo")},
     "t2i": {"size": ("370m", "800m", "3b3"), "encoders": ("frozen", "none")},
 }
 EXISTING = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from modality_forcing.data.codec import encode
 from modality_forcing.data.folder import Folder
+from modality_forcing.data.records import Record
 from modality_forcing.data.scenes import Scenes
+from modality_forcing.data.shards import ShardWriter, shard_name
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
 from modality_forcing.pictures import png_bytes
@@ -46,3 +50,45 @@ def test_a_folder_needs_a_name(tmp_path):
     assert isinstance(named, Folder)
     record = named[0]
     assert record.image.shape == (16, 16, 3) and record.unit == "metric" and np.all(record.depth[record.valid] == 1.0)
+
+
+def write_prepared(folder: Path, split: str, count: int, depth: float) -> None:
+    """Shards of records whose depth says where they are from."""
+    image = np.full((20, 24, 3), 7, np.uint8)
+    with ShardWriter(folder / shard_name(folder.name, split, 0, 1)) as writer:
+        for i in range(count):
+            z = np.full((20, 24), depth + i / 100, np.float32)
+            record = Record(image, z, np.ones_like(z, bool), np.eye(3, dtype=np.float32), "metric", f"{i}", folder.name, str(i))
+            writer.write(encode(record))
+
+
+def prepared_config(root: Path, **data):
+    return replace(CONFIG, data=replace(CONFIG.data, source="prepared", root=str(root), **data))
+
+
+def test_prepared_sets_are_mixed_by_weight_and_evaluated_in_turns(tmp_path):
+    for name, splits in {"a": {"train": 3, "val": 2}, "b": {"train": 4, "val": 3}, "c": {"every": 2}}.items():
+        for split, count in splits.items():
+            write_prepared(tmp_path / name, split, count, 10 * (ord(name) - 96) + (5 if split == "val" else 0))
+    config = prepared_config(tmp_path, mixture={"a": 3.0, "b": 1.0, "c": 1.0}, sparse={"keep": 1.0})
+    parts = setup.training(config)
+    assert isinstance(parts, dict) and {name: part.weight for name, part in parts.items()} == {"a": 3.0, "b": 1.0, "c": 1.0}
+    assert [len(part.source) for part in parts.values()] == [3, 4, 2] and all(part.sparse for part in parts.values())
+    held_out = setup.source(config, "eval")
+    depths = [float(np.median(held_out[i].depth)) for i in range(len(held_out))]
+    np.testing.assert_allclose(depths, [15, 25, 15.01, 25.01], rtol=2e-4)
+    alone = setup.training(prepared_config(tmp_path / "c"))
+    assert not isinstance(alone, dict) and len(alone) == 2
+    with pytest.raises(UserError, match=r"none of c has a split 'val'; set data\.eval_split"):
+        setup.source(prepared_config(tmp_path / "c"), "eval")
+
+
+def test_a_prepared_set_that_is_not_there_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"data\.root is empty"):
+        setup.training(replace(CONFIG, data=replace(CONFIG.data, source="prepared")))
+    with pytest.raises(UserError, match="no such folder"):
+        setup.training(prepared_config(tmp_path, mixture={"a": 1.0}))
+    write_prepared(tmp_path / "a", "val", 2, 1.0)
+    write_prepared(tmp_path / "a", "test", 2, 1.0)
+    with pytest.raises(UserError, match="has no split 'train'; choose one of test, val"):
+        setup.training(prepared_config(tmp_path, mixture={"a": 1.0}))

@@ -14,10 +14,10 @@ from typing import Literal
 
 import numpy as np
 
+from modality_forcing.data.formats import read_picture, reading, same_size
 from modality_forcing.data.log_depth import read_log_depth
 from modality_forcing.errors import UserError
 from modality_forcing.evals.benchmarks.catalogue import Benchmark, Frame
-from modality_forcing.evals.benchmarks.stored import read_picture, reading, same_size
 
 
 @dataclass(frozen=True)

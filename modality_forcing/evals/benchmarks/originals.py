@@ -32,17 +32,17 @@ import numpy as np
 from PIL import Image
 
 from modality_forcing.data.files import png_counts
-from modality_forcing.errors import UserError
-from modality_forcing.evals import crops
-from modality_forcing.evals.benchmarks.catalogue import Benchmark, Frame
-from modality_forcing.evals.benchmarks.frame_names import official_names
-from modality_forcing.evals.benchmarks.stored import (
+from modality_forcing.data.formats import (
     read_array,
     read_matrix,
     read_picture,
     read_raw_floats,
     same_size,
 )
+from modality_forcing.errors import UserError
+from modality_forcing.evals import crops
+from modality_forcing.evals.benchmarks.catalogue import Benchmark, Frame
+from modality_forcing.evals.benchmarks.frame_names import official_names
 
 # Picture, depth, mask and intrinsics (or None) of one frame, from its files by role.
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]

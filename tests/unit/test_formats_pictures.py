@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modality_forcing.data import formats as stored
 from modality_forcing.errors import UserError
-from modality_forcing.evals.benchmarks import stored
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
 

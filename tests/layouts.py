@@ -1,0 +1,116 @@
+"""Writes the files of data sets, in the encodings that stand on disk, and reads whole sets."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.data.datasets.registry import Dataset
+from modality_forcing.data.records import Record, check
+from modality_forcing.errors import UserError
+
+RNG = np.random.default_rng(11)
+JUNK = b"\x00\x05\x16\x07" * 1024  # what macOS's "._" twins begin with
+
+
+def picture(path: Path, height: int, width: int) -> np.ndarray:
+    """Writes a picture of noise, except for .jpg and .JPG one colour, and returns it u8 [h w 3]."""
+    noise = RNG.integers(0, 256, (height, width, 3), np.uint8)
+    image = noise if path.suffix == ".png" else np.full_like(noise, 90)
+    return stored(path, image)
+
+
+def stored(path: Path, array: np.ndarray) -> np.ndarray:
+    """Writes an array as a PNG or JPEG and returns it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return array
+
+
+def counts(path: Path, height: int, width: int, most: int = 65535) -> np.ndarray:
+    """Writes 16-bit counts of which about a third is 0, and returns them."""
+    drawn = RNG.integers(1, most, (height, width), np.uint16) * (RNG.random((height, width)) < 0.7)
+    return stored(path, drawn.astype(np.uint16))
+
+
+def text(path: Path, content: str) -> Path:
+    """Writes a text file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+    return path
+
+
+def junk(path: Path) -> Path:
+    """Writes a file that holds nothing anyone can read."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(JUNK)
+    return path
+
+
+def pfm(path: Path, depth: np.ndarray) -> None:
+    """Writes a little-endian PFM of f32 [h w] as most writers do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = depth.shape
+    path.write_bytes(f"Pf\n{width} {height}\n-1.000000\n".encode() + depth[::-1].astype("<f4").tobytes())
+
+
+def array(path: Path, values: np.ndarray) -> np.ndarray:
+    """Writes a .npy and returns what was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, values)
+    return values
+
+
+def hdf5(path: Path, key: str, values: np.ndarray) -> np.ndarray:
+    """Writes one data set of an HDF5 file and returns it."""
+    import h5py
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as opened:
+        opened[key] = values
+    return values
+
+
+def packed(path: Path, depth: np.ndarray) -> None:
+    """Writes f32 [h w] as the PNG in whose colours and alpha OpenCV finds the floats' bytes in their order."""
+    blue, green, red, alpha = np.moveaxis(depth.astype("<f4").view(np.uint8).reshape(*depth.shape, 4), -1, 0)
+    stored(path, np.stack([red, green, blue, alpha], axis=-1))
+
+
+def link(path: Path, target: Path) -> Path:
+    """Puts a link to a real file where a layout wants it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+def records(dataset: Dataset, root: Path, split: str = "") -> list[Record]:
+    """Opens a set and returns all its records, having checked what any set must keep."""
+    source = dataset.open(root, split or dataset.splits[0])
+    found = [check(source[index]) for index in range(len(source))]
+    assert {(record.source, record.unit) for record in found} == {(dataset.name, dataset.unit)}
+    assert len({record.id for record in found}) == len(found)
+    again = pickle.loads(pickle.dumps(source))[len(found) - 1]  # noqa: S301  what loader processes are sent
+    np.testing.assert_array_equal(again.depth, found[-1].depth)
+    return found
+
+
+def refused(dataset: Dataset, root: Path, split: str = "") -> str:
+    """Returns the one line by which a set, or its first record, is refused."""
+    with pytest.raises(UserError) as caught:
+        dataset.open(root, split or dataset.splits[0])[0]
+    told = str(caught.value)
+    assert "\n" not in told and ": " in told
+    return told
+
+
+def refuses_other_folders(dataset: Dataset, root: Path) -> None:
+    """Checks that no split opens in a folder that is not there or is empty."""
+    (root / "empty").mkdir()
+    for split in dataset.splits:
+        assert "no such folder" in refused(dataset, root / "absent", split)
+        assert refused(dataset, root / "empty", split).startswith(str(root / "empty"))
