@@ -1,4 +1,4 @@
-"""The command line: `mforce demo|train|sample|evaluate|export|plan`. Parses, dispatches, turns user errors into exit code 2."""
+"""The command line, `mforce COMMAND`: parses, dispatches, turns user errors into exit code 2."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from typing import NoReturn
 from modality_forcing import processes
 from modality_forcing.errors import UserError
 from modality_forcing.evaluate import command as evaluation
+from modality_forcing.prepare import command as preparation
+from modality_forcing.prepare import inspect as inspection
+
+GOES_ON = ("demo", "train", "prepare", "evaluate")  # what was done is kept: checkpoints, shards, predictions
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     except FloatingPointError as error:  # training diverged
         told, code = f"{error}; lower train.learning_rate, in another --workdir", 2
     except KeyboardInterrupt:
-        on = "; the same command goes on from the last checkpoint" if options.command in ("demo", "train") else ""
+        on = "; the same command goes on where it was stopped" if options.command in GOES_ON else ""
         told, code = f"interrupted{on}", 130
     print(f"mforce {options.command}: {told}", file=sys.stderr)
     return processes.leave(code)
@@ -120,6 +124,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.add_options(evaluate, _count)
 
+    prepare = command(
+        "prepare", _prepare, "Read a data set once into shards that training reads at random.", preparation.EXAMPLES
+    )
+    preparation.add_options(prepare, _count)
+
+    inspect = command(
+        "inspect",
+        _inspect,
+        "Print what a prepared folder holds; draw a sheet of its records; check its bytes.",
+        inspection.EXAMPLES,
+    )
+    inspection.add_options(inspect, _count)
+
     export = command("export", _export, "Write a checkpoint's EMA weights for others, with a manifest, and check them.")
     export.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
     export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
@@ -187,6 +204,14 @@ def _sample(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 def _evaluate(options: argparse.Namespace, _: dict[str, str]) -> None:
     evaluation.run(options)
+
+
+def _prepare(options: argparse.Namespace, _: dict[str, str]) -> None:
+    preparation.run(options)
+
+
+def _inspect(options: argparse.Namespace, _: dict[str, str]) -> None:
+    inspection.run(options)
 
 
 def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
