@@ -79,12 +79,18 @@ class ModelConfig:
 class DataConfig:
     """Where records come from and how much of their depth training sees."""
 
-    source: Literal["scenes", "folder"] = "scenes"
+    source: Literal["scenes", "folder", "prepared"] = "scenes"
     resolution: int = 32
     count: int = 1_000_000  # scenes: how many there are
     sparse: Mapping[str, float] = field(default_factory=dict)  # weights of sparse patterns; empty: depth as it comes
     workers: int = 1  # loader processes
-    root: str = ""  # folder: where it is
+    root: str = ""  # folder, prepared: where it is; with a mixture, the folder that holds the prepared ones
+    mixture: Mapping[str, float] = field(default_factory=dict)  # prepared: weights of folders below root; empty: root itself
+    split: str = "train"  # prepared: to train on; of a folder that holds a single one, that one
+    eval_split: str = "val"  # prepared: to evaluate on, of those folders that have it
+    crop: float = 1.0  # least side of a random square window, as a part of the shorter side; 1: the centre square
+    shift: float = 0.0  # how far a window may stray from the middle, as a part of the room there is
+    flip: float = 0.0  # probability of mirroring left and right
     depth_scale: float = 0.0  # folder: units per stored number; 16-bit PNGs need one, .npy is 1 without
     unit: Literal["metric", "sfm", "relative"] = "relative"  # folder: of the depth
 
@@ -218,9 +224,9 @@ _RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
     **dict.fromkeys(("learning_rate", "clip", "rope_theta"), (0, math.inf, False, False, "above 0")),
     **dict.fromkeys(("weight", "weight_decay", "distill_high", "distill_low"), (0, math.inf, True, False, "at least 0")),
     **dict.fromkeys(("depth_scale",), (0, math.inf, True, False, "at least 0")),
-    **dict.fromkeys(("given", "drop", "warmup", "decay"), (0, 1, True, True, "from 0 to 1")),
+    **dict.fromkeys(("given", "drop", "warmup", "decay", "shift", "flip"), (0, 1, True, True, "from 0 to 1")),
     **dict.fromkeys(("b1", "b2", "ema"), (0, 1, True, False, "at least 0 and below 1")),
-    "t_min": (0, 1, False, True, "above 0 and at most 1"),
+    **dict.fromkeys(("t_min", "crop"), (0, 1, False, True, "above 0 and at most 1")),
     "mu": (-16, 16, True, True, "from -16 to 16"),
     "log2_alpha": (-64, 64, True, True, "from -64 to 64"),
 }

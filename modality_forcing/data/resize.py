@@ -38,14 +38,22 @@ def fit(record: Record, resolution: int) -> Record:
 
     The picture is antialiased, every depth is one of the input's (`place_depth`), and the intrinsics follow exactly.
     """
-    size = record.depth.shape
-    if size == (resolution, resolution):
+    return place(record, centre_square(record.depth.shape), resolution)
+
+
+def place(record: Record, window: Window, resolution: int) -> Record:
+    """Returns the window of a record at resolution x resolution pixels; a window of just as many pixels is cut out."""
+    if record.depth.shape == (resolution, resolution) == (window.height, window.width):
         return record
-    window = centre_square(size)
-    depth, valid = place_depth(record.depth, record.valid, window, resolution)
+    if (cut := _whole_pixels(window, record.depth.shape, resolution)) is not None:
+        image, valid = record.image[cut], record.valid[cut]
+        depth = np.where(valid, record.depth[cut], np.float32(0))
+    else:
+        image = place_image(record.image, window, resolution)
+        depth, valid = place_depth(record.depth, record.valid, window, resolution)
     return replace(
         record,
-        image=place_image(record.image, window, resolution),
+        image=image,
         depth=depth,
         valid=valid,
         intrinsics=place_intrinsics(record.intrinsics, window, resolution),
@@ -87,6 +95,17 @@ def place_intrinsics(intrinsics: np.ndarray, window: Window, resolution: int) ->
     shift_y = (0.5 - window.top) * rows - 0.5
     change = np.array([[columns, 0, shift_x], [0, rows, shift_y], [0, 0, 1]])
     return (change @ intrinsics.astype(np.float64)).astype(np.float32)
+
+
+def _whole_pixels(window: Window, size: tuple[int, int], resolution: int) -> tuple[slice, slice] | None:
+    """Returns which pixels of an (h, w) raster the cells of the resized window are, or None if they are not pixels."""
+    starts, extents = (window.top, window.left), (window.height, window.width)
+    if any(extent != resolution for extent in extents):
+        return None
+    if any(start != int(start) or not 0 <= start <= n - resolution for start, n in zip(starts, size, strict=True)):
+        return None
+    top, left = int(window.top), int(window.left)
+    return slice(top, top + resolution), slice(left, left + resolution)
 
 
 def _cells(length: int, start: float, extent: float, resolution: int) -> np.ndarray:

@@ -31,7 +31,7 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
       FloatingPointError: the loss is no longer finite.
     """
     run = start(config, workdir, records)
-    log = RunLog(config, workdir, run.first, run.extra)
+    log = RunLog(config, workdir, run.first, run.extra, run.batches.told)
     state = run.state
     run.state = None  # pyright: ignore[reportAttributeAccessIssue]  # donated to the first step
     newest: Any = None  # the loss of the last step dispatched

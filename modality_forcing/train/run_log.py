@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,10 @@ class RunLog:
     What is not told yet goes into checkpoints, so that a run resumed writes the rows of one that was never interrupted.
     """
 
-    def __init__(self, config: Config, workdir: Path, first: int, extra: dict[str, Any]):
+    def __init__(
+        self, config: Config, workdir: Path, first: int, extra: dict[str, Any], data: Callable[[], dict[str, float]] = dict
+    ):
+        self._data = data  # what the batches since it was last asked were like (`data.pipeline.Told`)
         self._every, self._steps = config.train.log_every, config.train.steps
         self._before = extra.get("seconds", 0.0)  # of the runs before this one
         self._writer = MetricWriter(workdir, first) if processes.is_first() else None
@@ -42,6 +46,7 @@ class RunLog:
         self.pending = self.pending[last:]
         values["data_wait"] = (self.waited - self._marked_wait) / (now - self._mark)
         self._mark, self._marked_wait = now, self.waited
+        values |= {f"data/{name}": value for name, value in self._data().items() if name != "wait"}
         self._check_finite(values, done)
         if self._writer:
             self._writer.write(done, values)

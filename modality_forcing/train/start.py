@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from modality_forcing import processes
 from modality_forcing.config import Config
+from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import BatchIterator, train_batches
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
@@ -58,15 +59,16 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     modalities = base.build(config)
     graph, shapes = abstract_network(config, modalities)
     encoder = setup.text_encoder(config)
-    source = setup.source(config) if records is None else records
+    source, data = setup.training(config, records), config.data
     batches = train_batches(
         source,
         encoder,
         batch=config.train.batch,
         seed=config.seed,
-        resolution=config.data.resolution,
-        sparse=config.data.sparse or None,
-        workers=config.data.workers,
+        resolution=data.resolution,
+        sparse=data.sparse or None,
+        augment=Augment((data.crop, 1.0), data.shift, data.flip),
+        workers=data.workers,
         part=(jax.process_index(), jax.process_count()),
     )
 

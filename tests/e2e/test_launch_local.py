@@ -115,7 +115,9 @@ def test_the_exit_code_and_the_number_of_attempts(codes: str, code: int, tried: 
 def test_when_the_launcher_is_stopped_nothing_is_left(sent: signal.Signals, code: int, tmp_path):
     if sent == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("a parent's death is told to its children on Linux only")
-    launcher = subprocess.Popen(command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path))
+    # Whoever runs the tests in the background of a script ignores Ctrl-C, and so would the launcher.
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    launcher = subprocess.Popen(command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path), preexec_fn=heed)
     until(lambda: all((tmp_path / str(i)).exists() for i in range(2)))
     pids = [[int(pid) for pid in (tmp_path / str(i)).read_text().split()] for i in range(2)]
     launcher.send_signal(sent)
