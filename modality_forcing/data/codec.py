@@ -6,8 +6,8 @@ image       a JPEG, WebP or PNG
 size        int, rows and columns
 valid       zlib of the mask's bits, row by row, first pixel in the highest bit; nothing where no pixel is valid
 depth       zlib of the depths of the valid pixels, row by row: see `coding`
-coding      "floats": little-endian f32 to the bit; "log": u16 codes (`STEP`), each less the one before it, low bytes first,
-            then high bytes; "none": no pixel is valid
+coding      "floats": little-endian f32 to the bit; "log": u16 codes (`STEP`), each less the one before it, in two streams of
+            zlib, low bytes and high bytes; "none": no pixel is valid
 nearest     float, the depth that code 0 stands for; 0 for other codings
 intrinsics  9 floats, row by row; NaN where unknown
 caption, unit, source, id   text
@@ -39,6 +39,7 @@ STEP = 2e-4  # between codes, in the natural logarithm of depth
 _CODES = 65536
 _LEAST, _MOST = 1e-30, 1e30
 _LEVEL = 6  # of zlib: beyond, the same bytes take longer
+_PAYS = 0.7  # of its size, which a plane must be packed to
 _FLOATS, _LOG, _NONE = b"floats", b"log", b"none"
 
 
@@ -118,8 +119,14 @@ def _encode_depth(depth: np.ndarray, valid: np.ndarray) -> tuple[bytes, bytes, f
     if known.size <= SPARSE * valid.size or steps.max() >= _CODES or extreme:
         return _FLOATS, zlib.compress(known.astype("<f4").tobytes(), _LEVEL), 0.0
     differences = np.diff(steps.astype(np.uint16), prepend=np.uint16(0))  # modulo 65536
-    planes = np.stack((differences & 255, differences >> 8)).astype(np.uint8)
-    return _LOG, zlib.compress(planes.tobytes(), _LEVEL), nearest
+    planes = (differences & 255, differences >> 8)
+    return _LOG, b"".join(_packed(plane.astype(np.uint8).tobytes()) for plane in planes), nearest
+
+
+def _packed(plane: bytes) -> bytes:
+    """A stream of zlib, which takes no time to read where the bytes are as good as random: a sensor's last bits are."""
+    packed = zlib.compress(plane, _LEVEL)
+    return packed if len(packed) < _PAYS * len(plane) else zlib.compress(plane, 0)
 
 
 def _decode_depth(features: Mapping[str, tf_example.Feature], size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -127,13 +134,14 @@ def _decode_depth(features: Mapping[str, tf_example.Feature], size: tuple[int, i
     depth, coding = np.zeros(size, np.float32), _bytes(features, "coding")
     if coding == _NONE:
         return depth, np.zeros(size, np.bool_)
-    content = zlib.decompress(_bytes(features, "depth"))
     bits = np.frombuffer(zlib.decompress(_bytes(features, "valid")), np.uint8)
     valid = np.unpackbits(bits, count=depth.size).reshape(size).view(np.bool_)
     if coding == _FLOATS:
-        known = np.frombuffer(content, "<f4")
+        known = np.frombuffer(zlib.decompress(_bytes(features, "depth")), "<f4")
     elif coding == _LOG:
-        low, high = np.frombuffer(content, np.uint8).reshape(2, -1)
+        first = zlib.decompressobj()
+        low = np.frombuffer(first.decompress(_bytes(features, "depth")), np.uint8)
+        high = np.frombuffer(zlib.decompress(first.unused_data), np.uint8)
         differences = high.astype(np.uint16)
         differences <<= 8
         differences |= low
@@ -145,6 +153,8 @@ def _decode_depth(features: Mapping[str, tf_example.Feature], size: tuple[int, i
         raise ValueError(f"{known.size} depths for {np.count_nonzero(valid)} pixels")
     if not (np.all(known > 0) and np.all(known < np.inf)):
         raise ValueError("a depth that is not finite and positive")
+    if known.size == depth.size:
+        return known.astype(np.float32, copy=False).reshape(size), valid
     depth[valid] = known
     return depth, valid
 

@@ -134,6 +134,13 @@ def test_all_of_the_picture_is_seen_at_times():
     assert min(sizes) < 13 and max(sizes) > 46 and abs(np.median(sizes) - 24) < 4  # the middle of 12 and 48 in logarithm
 
 
+def test_windows_stray_down_and_sideways_each_on_its_own():
+    augment, rng = Augment(crop=(0.5, 0.5), shift=1), np.random.default_rng(0)
+    corners = np.array([augment(record(48, 48), 24, rng).image[0, 0, :2] for _ in range(200)], float)
+    assert corners.min() == 0 and corners.max() == 24
+    assert abs(np.corrcoef(corners.T)[0, 1]) < 0.25
+
+
 def test_a_window_of_as_many_pixels_is_cut_and_not_filtered():
     before = record(40, 50)
     after = Augment(crop=(0.1, 0.1), shift=1)(before, 16, np.random.default_rng(3))

@@ -220,6 +220,8 @@ def test_a_source_keeps_its_order_beside_others():
         return [number for number in shown(take(batches(mixture), 6 if len(mixture) < 2 else 20)) if number // 100 == 1][:24]
 
     assert few(MIXED) == few({"few": MIXED["few"]}) == few({"rare": MIXED["rare"], "few": MIXED["few"]})
+    twins = shown(take(batches({"one": MIXED["few"], "other": Part(Numbered(6, first=200), 1.0)}), 3))
+    assert [number % 100 for number in twins if number < 200] != [number % 100 for number in twins if number >= 200]
     assert few(MIXED) != few({"few": replace(MIXED["few"], source=Numbered(5, first=100))})
 
 

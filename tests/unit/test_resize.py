@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from modality_forcing.data.records import Record, check
-from modality_forcing.data.resize import DENSE, Window, centre_square, fit, place_depth, place_image, place_intrinsics
+from modality_forcing.data.resize import DENSE, Window, centre_square, fit, place, place_depth, place_image, place_intrinsics
 
 NONE = np.full((3, 3), np.nan, np.float32)
 
@@ -145,3 +145,9 @@ def test_pictures_are_antialiased():
     stripes[:, ::2] = 255
     small = place_image(stripes, centre_square((64, 64)), 16)
     assert np.abs(small.astype(int) - 127).max() < 20
+
+
+def test_a_window_outside_is_refused_and_not_taken_from_elsewhere():
+    for window in (Window(-1, 0, 4, 4), Window(0, 5, 4, 4)):
+        with pytest.raises(ValueError):
+            place(record(np.ones((8, 8))), window, 4)
