@@ -25,7 +25,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -153,6 +153,11 @@ class Torch:
         return next(self._batches)
 
     def close(self) -> None:
+        stop = getattr(self._batches, "_shutdown_workers", None)
+        # A process that has read ArrayRecord may abort while it exits, after its last batch; torch takes that for a failure.
+        with suppress(RuntimeError):
+            if stop:
+                stop()
         del self._batches, self._loader
 
 

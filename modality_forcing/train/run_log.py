@@ -46,7 +46,8 @@ class RunLog:
         self.pending = self.pending[last:]
         values["data_wait"] = (self.waited - self._marked_wait) / (now - self._mark)
         self._mark, self._marked_wait = now, self.waited
-        values |= {f"data/{name}": value for name, value in self._data().items() if name != "wait"}
+        # Of each source of a mixture, since the last row or the start of this process.
+        values |= {f"data/{name}": value for name, value in self._data().items() if "/" in name}
         self._check_finite(values, done)
         if self._writer:
             self._writer.write(done, values)
