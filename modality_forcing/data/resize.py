@@ -80,7 +80,7 @@ def place_depth(depth: np.ndarray, valid: np.ndarray, window: Window, resolution
     """
     rows = _cells(depth.shape[0], window.top, window.height, resolution)
     columns = _cells(depth.shape[1], window.left, window.width, resolution)
-    inside = valid[np.ix_(rows >= 0, columns >= 0)]
+    inside = valid[_span(rows), _span(columns)]
     enlarged = min(window.height, window.width) <= resolution
     if enlarged or (inside.size and inside.mean() >= DENSE):
         return _sample(depth, valid, window, resolution)
@@ -114,6 +114,12 @@ def _cells(length: int, start: float, extent: float, resolution: int) -> np.ndar
     return np.where((cell >= 0) & (cell < resolution), cell, -1)
 
 
+def _span(cells: np.ndarray) -> slice:
+    """The source pixels inside the window, along one axis."""
+    inside = np.flatnonzero(cells >= 0)
+    return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
+
+
 def _sample(depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int) -> tuple[np.ndarray, np.ndarray]:
     centres = (np.arange(resolution) + 0.5) / resolution
     row = np.clip(np.floor(window.top + centres * window.height).astype(np.int64), 0, depth.shape[0] - 1)
@@ -125,8 +131,9 @@ def _sample(depth: np.ndarray, valid: np.ndarray, window: Window, resolution: in
 def _scatter(
     depth: np.ndarray, valid: np.ndarray, rows: np.ndarray, columns: np.ndarray, resolution: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    row, column = np.nonzero(valid)
-    z = depth[row, column]
+    known = np.flatnonzero(valid)  # much faster than both indices at once
+    z = depth.reshape(-1)[known]
+    row, column = np.divmod(known, valid.shape[1])
     row, column = rows[row], columns[column]
     inside = (row >= 0) & (column >= 0)
     nearest = np.full(resolution * resolution, np.inf, np.float32)
