@@ -153,3 +153,16 @@ def changed(**features) -> bytes:
 def test_anything_else_is_a_value_error(content: bytes):
     with pytest.raises(ValueError, match="not a prepared example"):
         codec.decode(content)
+
+
+@pytest.mark.parametrize(("quality", "side"), [(95, 64), (70, 61), (100, 8)])
+def test_a_jpeg_has_the_pixels_that_pillow_reads(quality: int, side: int):
+    image = np.random.default_rng(side).integers(0, 256, (side, side + 7, 3), np.uint8)
+    content = codec._encode_image(image, "jpeg", quality)
+    with Image.open(io.BytesIO(content)) as opened:
+        np.testing.assert_array_equal(codec._decode_image(content, image.shape[:2]), np.asarray(opened))
+    for damaged in (content[: len(content) // 2], content[:20], b"\xff\xd8" + content[40:]):
+        with pytest.raises(ValueError):
+            codec._decode_image(damaged, image.shape[:2])
+    with pytest.raises(ValueError, match="picture"):
+        codec._decode_image(content, (side, side))
