@@ -172,7 +172,7 @@ class OpenCV:
         return len(self.shards)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
 
         cv2.setNumThreads(0)
         image, depth, valid, caption = self.decode(index)
@@ -182,7 +182,7 @@ class OpenCV:
         return {"image": image, "depth": depth, "valid": valid, "text": self.text.encode(caption), "index": index}
 
     def decode(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
-        import cv2
+        import cv2  # pyright: ignore[reportMissingImports]
 
         features = tf_example.decode(self.shards.example(index))
         image = cv2.imdecode(np.frombuffer(features["image"][0], np.uint8), cv2.IMREAD_COLOR_RGB)  # pyright: ignore
