@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import Window, fit, place
@@ -67,12 +66,14 @@ def mirror(record: Record) -> Record:
     intrinsics[0, 1] = -intrinsics[0, 1]
     # The first pixel's centre is 0, the last one's w - 1. NaN stays NaN.
     intrinsics[0, 2] = record.depth.shape[1] - 1 - intrinsics[0, 2]
-    # By Pillow: NumPy copies pixels of 3 bytes one by one.
-    image = np.asarray(Image.fromarray(record.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    image = np.empty_like(record.image)
+    for colour in range(3):  # NumPy copies pixels of 3 bytes one by one, at a fifth of this speed
+        image[..., colour] = record.image[:, ::-1, colour]
     return replace(
         record,
         image=image,
-        depth=np.ascontiguousarray(record.depth[:, ::-1]),
-        valid=np.ascontiguousarray(record.valid[:, ::-1]),
+        depth=record.depth[:, ::-1],  # views: a batch is a copy anyway
+        valid=record.valid[:, ::-1],
         intrinsics=intrinsics,
+        latents=None if record.latents is None else record.latents[::-1],
     )

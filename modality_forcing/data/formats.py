@@ -11,12 +11,12 @@ import os
 import re
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
-from modality_forcing.data.files import DAMAGE, SIXTEEN_BIT, decoding, png_counts
+from modality_forcing.data.files import DAMAGE, SIXTEEN_BIT, decode_jpeg, decoding, png_counts
 from modality_forcing.errors import UserError
 
 _AGAIN = "unpack or download it again"
@@ -40,6 +40,9 @@ def reading(path: Path, kind: str) -> Iterator[None]:
 
 def read_picture(path: Path) -> np.ndarray:
     """Returns a picture as u8 [h w 3] in the raster it is stored in, whatever its EXIF orientation says."""
+    with suppress(OSError, ValueError):  # of what is wrong Pillow tells more
+        if path.suffix.lower() in (".jpg", ".jpeg"):
+            return decode_jpeg(path.read_bytes())
     with decoding(path, "picture") as opened:
         if opened.mode in (*SIXTEEN_BIT, "F"):
             raise UserError("is not a picture of 8 bits", where=path, mend=_AGAIN)

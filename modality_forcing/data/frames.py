@@ -168,7 +168,8 @@ def shrink_picture(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns a picture u8 [h w 3] at another (h, w), antialiased."""
     if image.shape[:2] == size:
         return image
-    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS))
+    # To within a factor of two by means of whole pixels, which hardly shows and takes half the time.
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.LANCZOS, reducing_gap=2.0))
 
 
 def spread(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -34,8 +34,9 @@ _TOLD = "_told"  # f32 [b 3] in a batch on its way here: number of the source, v
 
 def example(record: Record, index: int, text: TextEncoder) -> Batch:
     """Returns one record as a batch's row: the same keys and types, without the leading axis."""
+    seen = {"image": record.image} if record.latents is None else {"latent": record.latents[0]}
     return {
-        "image": record.image,
+        **seen,
         "depth": record.depth,
         "valid": record.valid,
         "text": text.encode(record.caption),
@@ -56,6 +57,7 @@ def train_batches(
     threads: int = 1,
     prefetch: int = 2,
     part: tuple[int, int] = (0, 1),
+    lend: bool = False,
 ) -> BatchIterator:
     """Returns endless shuffled batches at resolution x resolution; batch k is a function of (source, seed, k) alone.
 
@@ -68,6 +70,8 @@ def train_batches(
     workers: loader processes; 0 loads in threads of this one. threads: batches made at a time, in each process.
     prefetch: batches held ready, per process.
     part: (i, of): yields every of-th example of each batch, beginning at i, so that `of` processes have each batch together.
+    lend: leave what loader processes made in their shared memory instead of copying it: the batches must not be kept, lest
+    they exhaust open files, and be let go of before the program ends.
 
     `index` of an example is its number in the whole stream, k * batch + its place in batch k, modulo 2**31: no two
     examples of a batch share one, and it depends on neither hosts nor sources.
@@ -87,17 +91,27 @@ def train_batches(
     )
     process, of = part
     batches = examples[process::of].batch(batch // of, batch_fn=stack)
-    return BatchIterator(batches, workers=workers, threads=threads, prefetch=prefetch, names=tuple(parts))
+    return BatchIterator(batches, workers=workers, threads=threads, prefetch=prefetch, names=tuple(parts), lend=lend)
 
 
 class BatchIterator:
     """Endless batches with a state of one number, so that a checkpoint fits any number of workers."""
 
-    def __init__(self, batches: grain.MapDataset, *, workers: int, threads: int, prefetch: int, names: Sequence[str]):
+    def __init__(
+        self,
+        batches: grain.MapDataset,
+        *,
+        workers: int,
+        threads: int,
+        prefetch: int,
+        names: Sequence[str],
+        lend: bool = False,
+    ):
         self._batches = batches
         self._workers = workers
         self._threads = threads
         self._prefetch = prefetch
+        self._take = np.array if workers and not lend else _plain
         self._delivered = 0
         self._told = Told(names)
         self._running: list[Any] = []  # Grain's iterator, once there is one
@@ -117,7 +131,7 @@ class BatchIterator:
             self.close()  # else the loader's processes outlive the error and hang the exit
             raise
         self._delivered += 1
-        batch = _owned(batch) if self._workers else dict(batch)
+        batch = _each(self._take, batch)
         self._told.add(batch.pop(_TOLD), time.perf_counter() - asked)
         return batch
 
@@ -256,9 +270,13 @@ def _stop(running: list[Any]) -> None:
         running.pop().close()
 
 
-def _owned(batch: Batch) -> Batch:
-    """Copies what a loader process wrote into shared memory, so that a batch may be kept as long as anyone likes."""
-    return {key: _owned(value) if isinstance(value, dict) else np.array(value) for key, value in batch.items()}
+def _each(take: Callable[[np.ndarray], np.ndarray], batch: Batch) -> Batch:
+    return {key: _each(take, value) if isinstance(value, dict) else take(value) for key, value in batch.items()}
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    """The same memory as NumPy's own kind of array; shared memory is freed with the last array that lies in it."""
+    return array.view(np.ndarray)
 
 
 @dataclass(frozen=True)

@@ -14,28 +14,27 @@ Value = int | memoryview
 Fields = dict[int, list[Value]]
 
 _VARINT, _FIXED64, _COUNTED, _FIXED32 = 0, 1, 2, 5
-_LENGTHS = {_FIXED64: 8, _FIXED32: 4}
+_LENGTHS = {_COUNTED: None, _FIXED64: 8, _FIXED32: 4}  # bytes; None: the field says
 _LONGEST = 10  # bytes of a varint of 64 bits
 
 
 def parse(message: bytes | memoryview) -> Fields:
     """Returns the fields of a message, each a list; raises ValueError if it is not a whole message."""
     view = memoryview(message)
+    size, at = len(view), 0
     fields: Fields = {}
-    at = 0
-    while at < len(view):
+    while at < size:
         key, at = _varint(view, at)
         wire = key & 7
         if wire == _VARINT:
             value, at = _varint(view, at)
-        elif wire in (_COUNTED, *_LENGTHS):
-            if wire == _COUNTED:
+        elif wire in _LENGTHS:
+            length = _LENGTHS[wire]
+            if length is None:
                 length, at = _varint(view, at)
-            else:
-                length = _LENGTHS[wire]
-            value = view[at : at + length]
-            if len(value) != length:
+            if length > size - at:
                 raise ValueError("a message ends in the middle of a field")
+            value = view[at : at + length]
             at += length
         else:
             raise ValueError(f"a message has a field of wire type {wire}")
@@ -99,6 +98,12 @@ def _bytes(value: Value) -> memoryview:
 
 def _unpack(packed: np.ndarray) -> np.ndarray:
     """The i64 [n] of varints one after the other, all at once: there may be a million."""
+    if len(packed) < 2 * _LONGEST:  # a handful is quicker one by one
+        view, at, few = memoryview(packed.tobytes()), 0, []
+        while at < len(view):
+            number, at = _varint(view, at)
+            few.append(number)
+        return np.array(few, np.uint64).view(np.int64)
     ends = np.flatnonzero(packed < 128)
     if len(packed) and (not len(ends) or ends[-1] != len(packed) - 1):
         raise ValueError("a message ends in the middle of a number")
@@ -117,11 +122,13 @@ def _unpack(packed: np.ndarray) -> np.ndarray:
 
 
 def _varint(view: memoryview, at: int) -> tuple[int, int]:
+    if at < len(view) and view[at] < 128:  # as most are
+        return view[at], at + 1
     number = 0
-    for byte in range(_LONGEST):
-        if at + byte >= len(view):
-            raise ValueError("a message ends in the middle of a number")
-        number |= (view[at + byte] & 127) << (7 * byte)
-        if view[at + byte] < 128:
+    for byte, part in enumerate(view[at : at + _LONGEST]):
+        number |= (part & 127) << (7 * byte)
+        if part < 128:
             return number % 2**64, at + byte + 1
+    if at + _LONGEST > len(view):
+        raise ValueError("a message ends in the middle of a number")
     raise ValueError("a number has more than 64 bits")

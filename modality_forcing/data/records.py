@@ -26,6 +26,9 @@ class Record:
     caption: str
     source: str
     id: str
+    # bf16 [2 y x c], what a frozen autoencoder makes of the picture and of its mirror image, where a cache has it; then
+    # `image` may hold anything.
+    latents: np.ndarray | None = None
 
 
 class RecordSource(Protocol):

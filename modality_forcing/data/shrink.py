@@ -63,7 +63,7 @@ def shrink_depth(depth: np.ndarray, valid: np.ndarray, size: Size) -> tuple[np.n
         at = np.ix_(*(np.floor((np.arange(m) + 0.5) * (n / m)).astype(np.int64) for n, m in zip(depth.shape, size, strict=True)))
         known = valid[at]
         return np.where(known, depth[at], 0).astype(np.float32), known
-    row, column = np.nonzero(valid)
+    row, column = np.divmod(np.flatnonzero(valid), valid.shape[1])  # much faster than both indices at once
     rows, columns = (
         np.floor((at + 0.5) * (m / n)).astype(np.int64) for at, m, n in zip((row, column), size, depth.shape, strict=True)
     )

@@ -349,6 +349,16 @@ def test_an_error_ahead_arrives_as_itself_and_in_its_place():
     ahead.close()
 
 
+def test_lent_batches_are_the_same_and_lie_in_shared_memory_while_they_are_held():
+    expected, lent, held = take(batches(MIXED), 4), batches(MIXED, workers=1, lend=True), []
+    for batch in expected:
+        held.append(next(lent))
+        assert_equal([held[-1]], [batch])
+    lent.close()
+    assert_equal(held, expected)
+    assert not held[0]["image"].flags.owndata and take(batches(MIXED, workers=1), 1)[0]["image"].flags.owndata
+
+
 def test_memory_is_flat_and_nothing_is_left_behind():
     process = psutil.Process()
     take(batches(workers=1), 1)  # Grain keeps one pool of threads for good, which frees shared memory
