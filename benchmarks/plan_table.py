@@ -79,7 +79,9 @@ def write(out: Path, rows: Path) -> None:
         libtpu=version("libtpu"),
     )
     columns = f"| {' | '.join(plan_report.COLUMNS)} |\n|{'---|' * len(plan_report.COLUMNS)}\n"
-    out.write_text(head + columns + "".join(f["row"] + "\n" for f in found))
+    encoders = rows / "encode.md"  # by encode_plan_table.py
+    more = f"\n{encoders.read_text()}" if encoders.exists() else ""
+    out.write_text(head + columns + "".join(f["row"] + "\n" for f in found) + more)
 
 
 if __name__ == "__main__":

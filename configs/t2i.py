@@ -4,12 +4,14 @@ mforce plan --config=configs/t2i.py:size=3b3 --topology=v5p:4x4x4               
 mforce train --config=configs/t2i.py:size=370m,encoders=none --workdir=runs/t2i   # pixels and words: runs as it stands
 
 encoders=frozen is the paper's: latents of the FLUX.2 autoencoder (128 channels at 1/16) and states of UMT5-XXL (4096
-channels), both computed before. encoders=none takes patches of pixels and a learned table of words instead.
+channels), from a cache of mforce encode (data.cache) or computed while training (text.encoder=umt5:PATH and
+modalities.image.autoencoder=flux2:PATH). encoders=none takes patches of pixels and a learned table of words instead.
 """
 
 from modality_forcing.config import Config, DataConfig, ModalityConfig, NoiseConfig, SampleConfig, TextConfig, TrainConfig
 from modality_forcing.config_file import choose, parse_arg
 from modality_forcing.models.family import size, with_head_dim
+from modality_forcing.scaling.recipe import RECIPE
 
 ENCODERS = {
     "frozen": (TextConfig(tokens=128, vocabulary=0, channels=4096), 128),
@@ -27,11 +29,12 @@ def get_config(arg: str = "") -> Config:
         text=text,
         model=with_head_dim(size(a["size"]), a["head_dim"]),
         modalities={"image": ModalityConfig(kind="image", patch=16, latents=latents, noise=NoiseConfig("logit_normal", mu=1.1))},
-        # Learning rates are not published: 3e-4 at width 1024, falling with the width as muP has it for matrices.
+        # Learning rates are not published: 3e-4 at width 1024; for matrices it falls with the width (scaling/recipe.py).
         train=TrainConfig(
             steps=500_000,
             batch=1024,
-            learning_rate=3e-4 * 1024 / size(a["size"]).width,
+            learning_rate=RECIPE.learning_rate,
+            base_width=RECIPE.base_width,
             warmup=0.01,
             ema=0.9999,
             log_every=100,

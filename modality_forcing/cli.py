@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import NoReturn
 
 from modality_forcing import processes
+from modality_forcing.encode import command as encoding
 from modality_forcing.errors import UserError
 from modality_forcing.evaluate import command as evaluation
 from modality_forcing.prepare import command as preparation
 from modality_forcing.prepare import inspect as inspection
 
-GOES_ON = ("demo", "train", "prepare", "evaluate")  # what was done is kept: checkpoints, shards, predictions
+GOES_ON = ("demo", "train", "prepare", "encode", "evaluate")  # what was done is kept
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -109,6 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--depth", type=Path, help="the depth of d2i and partial: .npy, or 16-bit PNG with --depth-scale")
     sample.add_argument("--depth-scale", type=_number, help="units per count of a PNG, e.g. 0.001 for millimetres")
     sample.add_argument("--fit", choices=("crop", "stretch"), default="crop", help="how a picture becomes square")
+    sample.add_argument("--text-encoder", default="", metavar="umt5:PATH", help="frozen, if not where the config says")
+    sample.add_argument("--autoencoder", default="", metavar="flux2:PATH", help="frozen, if not where the config says")
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--steps", type=_count, help="sampler steps, instead of the config's")
     sample.add_argument("--solver", choices=("euler", "heun"))
@@ -128,6 +131,11 @@ def _parser() -> argparse.ArgumentParser:
         "prepare", _prepare, "Read a data set once into shards that training reads at random.", preparation.EXAMPLES
     )
     preparation.add_options(prepare, _count)
+
+    encode = command(
+        "encode", _encode, "Run prepared records through frozen encoders once, into a cache for training.", encoding.EXAMPLES
+    )
+    encoding.add_options(encode, _count)
 
     inspect = command(
         "inspect",
@@ -149,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
         "Without --batch, searches micro-batch, remat policy and sharding preset for the best that fits.\n"
         "Exit code 1: does not fit. Needs libtpu, which needs no TPU. A 3.3B step compiles in one to five minutes.",
     )
-    plan.add_argument("--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/forcing.py:size=3b3")
+    plan.add_argument("--config", metavar="FILE[:ARG]", help="e.g. configs/forcing.py:size=3b3")
+    plan.add_argument("--encode", choices=("text", "encoder", "decoder"), help="plan a frozen encoder instead: UMT5-XXL, FLUX.2")
     plan.add_argument("--topology", required=True, help="chips of one slice, e.g. v5p:4x4x4, v6e:8x8")
     plan.add_argument("--slices", type=_count, default=1, help="slices joined by the data-centre network (%(default)s)")
     plan.add_argument("--batch", type=_count, help="examples of a step; the config's own layout is planned as it is")
@@ -210,6 +219,11 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> None:
     preparation.run(options)
 
 
+def _encode(options: argparse.Namespace, _: dict[str, str]) -> None:
+    processes.start()
+    encoding.run(options)
+
+
 def _inspect(options: argparse.Namespace, _: dict[str, str]) -> None:
     inspection.run(options)
 
@@ -223,13 +237,17 @@ def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the devices planned for are described, not used
     from modality_forcing import config_file
-    from modality_forcing.scaling import plan_report
+    from modality_forcing.scaling import encode_plan, plan_report
     from modality_forcing.scaling.compile import target
     from modality_forcing.scaling.plan import plan, search, with_batch
 
-    config = config_file.load(options.config, overrides)
-    at = target(options.topology, options.slices)
+    if (options.config is None) == (options.encode is None):
+        raise UserError("a plan is of one thing", mend="give --config FILE or --encode PART")
     tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
+    at = target(options.topology, options.slices)
+    if options.encode:
+        return encode_plan.run(options.encode, at, options.batch, options.json, tell)
+    config = config_file.load(options.config, overrides)
     found = plan(with_batch(config, at, options.batch), at) if options.batch else search(config, at, tell)
     print(json.dumps(plan_report.to_json(found), indent=1) if options.json else plan_report.to_text(found))
     if not found.fits and options.batch:

@@ -39,7 +39,8 @@ class ModalityConfig:
     given: float = 0.0  # probability that training gives it clean, as conditioning (paper: 0.2)
     position_id: int = 0  # first rotary axis: image 0, depth 1
     detokenizer: int = 0  # blocks over its own tokens before its head (public code: 4 for depth)
-    latents: int = 0  # image: channels of a frozen autoencoder's latent per token, which the batch brings; 0: pixels
+    latents: int = 0  # image: channels of a frozen autoencoder's latent per token; 0: pixels
+    autoencoder: str = ""  # image: "flux2:PATH" makes the latents, where no cache has them, and pictures of them
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class TextConfig:
     tokens: int = 12
     vocabulary: int = 2048  # rows of the learned table; 0: states come with the batch
     channels: int = 64  # of a row, or of a frozen encoder's state (UMT5-XXL: 4096)
+    encoder: str = ""  # "umt5:PATH" makes the states, where no cache has them
     drop: float = 0.1  # probability that training replaces the caption by the empty one
 
 
@@ -84,6 +86,7 @@ class DataConfig:
     count: int = 1_000_000  # scenes: how many there are
     sparse: Mapping[str, float] = field(default_factory=dict)  # weights of sparse patterns; empty: depth as it comes
     workers: int = 1  # loader processes
+    cache: str = ""  # prepared: what mforce encode wrote; with a mixture, the folder that holds one for each
     root: str = ""  # folder, prepared: where it is; with a mixture, the folder that holds the prepared ones
     mixture: Mapping[str, float] = field(default_factory=dict)  # prepared: weights of folders below root; empty: root itself
     split: str = "train"  # prepared: to train on; of a folder that holds a single one, that one
@@ -114,6 +117,7 @@ class TrainConfig:
     batch: int = 32
     accumulate: int = 1  # micro-batches that a step adds up, in float32
     learning_rate: float = 1e-3
+    base_width: int = 0  # width that it was found at: train/optim.py scales it to model.width; 0: as it stands
     schedule: Literal["cosine", "wsd"] = "wsd"
     warmup: float = 0.05  # share of the steps
     decay: float = 0.2  # share of the steps, at the end (wsd)
@@ -182,6 +186,7 @@ class Config:
             raise UserError(f"the modalities' `given` probabilities are {given}", mend="they must sum to at most 1")
         if unknown := sorted(set(self.sample.guidance) - set(given)):
             raise UserError(f"sample.guidance names {unknown[0]!r}", mend=f"the modalities are {', '.join(given)}")
+        self._check_encoders()
         if self.train.distill and len(given) < 2:
             raise UserError("train.distill needs a second modality to hold the first against")
         if len({m.position_id for m in self.modalities.values()}) != len(given):
@@ -195,6 +200,17 @@ class Config:
         for name, m in self.modalities.items():
             if self.data.resolution % m.patch:
                 raise UserError(f"data.resolution {self.data.resolution} is not a multiple of modalities.{name}.patch {m.patch}")
+
+    def _check_encoders(self) -> None:
+        if self.text.encoder and self.text.vocabulary:
+            raise UserError("text.encoder and text.vocabulary are two ways to read text", mend="set text.vocabulary to 0")
+        for name, m in self.modalities.items():
+            if m.autoencoder and not m.latents:
+                raise UserError(f"modalities.{name}.autoencoder needs modalities.{name}.latents, the channels of a latent")
+        if self.data.cache and self.data.source != "prepared":
+            raise UserError("data.cache goes with data.source=prepared", mend="prepare the records first, and encode those")
+        if self.data.cache and (self.data.crop < 1 or self.data.shift > 0):
+            raise UserError("data.crop and data.shift cannot move pictures that data.cache holds encoded", mend="set 1 and 0")
 
 
 def tokens(config: Config) -> dict[str, int]:
@@ -216,7 +232,7 @@ def check_splash(config: Config) -> None:
 
 
 # All other integers count something of which there must be one.
-_MAY_BE_ZERO = ("seed", "vocabulary", "workers", "position_id", "detokenizer", "latents")
+_MAY_BE_ZERO = ("seed", "vocabulary", "workers", "position_id", "detokenizer", "latents", "base_width")
 _REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are left
 
 # Where numbers of other keys make sense: least, most, whether these are allowed themselves, and how to say it.

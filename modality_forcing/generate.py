@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import numpy as np
 from flax import nnx
 
 from modality_forcing.config import Config, SampleConfig
+from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.forcing import rng, trajectories
 from modality_forcing.forcing.flow import Prediction
@@ -35,22 +38,34 @@ class Output:
 
 
 class Generator:
-    """Runs any task on one set of weights; compiles each (task, batch size, steps) once."""
+    """Runs any task on one set of weights; compiles each (task, batch size, steps) once.
 
-    def __init__(self, config: Config, params: Params):
+    frozen: the encoders of a network of latents or of text states; by default those that the config names.
+    """
+
+    def __init__(self, config: Config, params: Params, frozen: Frozen | None = None):
         self.config, self.params = config, params
         self.modalities = base.build(config)
         self.graph, _ = abstract_network(config, self.modalities)
-        self.encoder = setup.text_encoder(config)
+        self.frozen = setup.frozen_encoders(config) if frozen is None else frozen
         self._compiled: dict[Any, Any] = {}
 
     @classmethod
-    def from_checkpoint(cls, path: Path) -> Generator:
-        """Loads the EMA weights of a checkpoint or workdir, checked against the network its config describes."""
+    def from_checkpoint(cls, path: Path, text_encoder: str = "", autoencoder: str = "") -> Generator:
+        """Loads the EMA weights of a checkpoint or workdir, checked against the network its config describes.
+
+        text_encoder, autoencoder: where frozen encoders are, if not where the config says.
+        """
         config, params = checkpoint.load(path)
+        config = setup.with_encoders(config, text_encoder, autoencoder)
         modalities = base.build(config)
         fresh = jax.eval_shape(lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1]))
         return cls(config, checkpoint.graft(params, fresh, where=path))
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The host side of the text conditioning."""
+        return setup.text_encoder(self.config, self.frozen)
 
     def sampling(self, seed: int | None = None, **changes: Any) -> Generator:
         """Returns a generator of the same weights with another seed and sample options; None leaves what the config has.
@@ -60,7 +75,9 @@ class Generator:
         if changes.get("steps") is not None:
             changes["task_steps"] = {}
         options = replace(self.config.sample, **{k: v for k, v in changes.items() if v is not None})
-        return Generator(replace(self.config, seed=self.config.seed if seed is None else seed, sample=options), self.params)
+        return Generator(
+            replace(self.config, seed=self.config.seed if seed is None else seed, sample=options), self.params, self.frozen
+        )
 
     def trajectory(self, task: str, options: SampleConfig) -> tuple[Trajectory, tuple[str, ...]]:
         """Returns a task's noise levels and which modalities it is given; UserError if this model cannot do it."""
@@ -105,8 +122,12 @@ class Generator:
             the samples of one example.
           options: steps, solver, guidance and trajectory; the config's by default.
           refine: generate the others anew from the generated lead, given clean (joint only).
+
+        Raises UserError where the network takes frozen encoders and the config names none.
         """
         options = options or self.config.sample
+        if any(m.latents for m in self.modalities.values()) and not self.frozen.has_image:
+            raise UserError("this network makes latents", mend="name their autoencoder with --autoencoder flux2:PATH")
         trajectory, given = self.trajectory(task, options)
         encoded = {n: self._encode(n, batch or {}) for n in given}
         keys = self._keys(len(captions), seed, index, draw)
@@ -124,17 +145,22 @@ class Generator:
         return rng.per_example(rng.stream(seed, "sample", draw), jnp.asarray(index, jnp.int32))
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
-        key = ("encode", name)
-        encode = self._compiled.setdefault(key, jax.jit(self.modalities[name].encode))
-        return encode({k: jnp.asarray(v) for k, v in batch.items() if k in ("image", "depth", "valid")})
+        key, modality = ("encode", name), self.modalities[name]
+        encode = self._compiled.setdefault(key, jax.jit(modality.encode))
+        read = {k: jnp.asarray(v) for k, v in batch.items() if k in ("image", "depth", "valid")}
+        return encode({"latent": self.frozen.latents(read["image"])} if modality.latents else read)
 
     def _decode(self, name: str, x0: jax.Array) -> jax.Array:
-        return self._compiled.setdefault(("decode", name), jax.jit(self.modalities[name].decode))(x0)
+        modality = self.modalities[name]
+        decoded = self._compiled.setdefault(("decode", name), jax.jit(modality.decode))(x0)
+        return self.frozen.pictures(decoded) if modality.latents else decoded
 
     def _sample(self, trajectory, given, captions, keys, options: SampleConfig) -> dict[str, jax.Array]:
         encoded = [self.encoder.encode(caption) for caption in captions]
         text = {k: jnp.asarray(np.stack([e[k] for e in encoded])) for k in encoded[0]}
         null = {k: jnp.broadcast_to(jnp.asarray(v), text[k].shape) for k, v in self.encoder.null().items()}
+        if self.frozen.has_text:
+            text, null = self.frozen.states(text), self.frozen.states(null)
         levels = {n: jnp.asarray(t) for n, t in trajectory.levels.items()}
         # The order of the levels is data; what is compiled is which modalities there are and how many steps.
         key = (

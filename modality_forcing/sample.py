@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> list[Path]:
     the mode.
     """
     check_inputs(options)
-    generator = Generator.from_checkpoint(options.checkpoint)
+    generator = Generator.from_checkpoint(options.checkpoint, options.text_encoder, options.autoencoder)
     guidance = None if options.guidance is None else {next(iter(generator.modalities)): options.guidance}
     changes = {"steps": options.steps, "solver": options.solver, "log2_alpha": options.log2_alpha, "guidance": guidance}
     generator = generator.sampling(options.seed, **changes)

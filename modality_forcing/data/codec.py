@@ -29,7 +29,7 @@ import numpy as np
 from PIL import Image
 
 from modality_forcing.data import tf_example
-from modality_forcing.data.files import DAMAGE
+from modality_forcing.data.files import DAMAGE, decode_jpeg
 from modality_forcing.data.records import Record, Unit
 
 ImageFormat = Literal["jpeg", "webp", "png"]
@@ -68,12 +68,18 @@ def encode(record: Record, image_format: ImageFormat = "jpeg", quality: int = 95
     )
 
 
-def decode(content: bytes) -> Record:
-    """Returns the record of an Example, depth 0 where it is not valid; raises ValueError for anything but an Example of ours."""
+def decode(content: bytes, pixels: bool = True) -> Record:
+    """Returns the record of an Example, depth 0 where it is not valid; raises ValueError for anything but an Example of ours.
+
+    pixels: if false, the picture is left black and not decoded, which takes most of the time.
+    """
     try:
         features = tf_example.decode(content)
         height, width = (int(number) for number in features["size"])
-        image = _decode_image(_bytes(features, "image"), (height, width))  # first: it vouches for the size
+        if pixels:
+            image = _decode_image(_bytes(features, "image"), (height, width))  # first: it vouches for the size
+        else:
+            image = np.broadcast_to(np.uint8(0), (height, width, 3))
         depth, valid = _decode_depth(features, (height, width))
         unit = _text(features, "unit")
         if unit not in get_args(Unit):
@@ -92,6 +98,14 @@ def decode(content: bytes) -> Record:
         raise ValueError(f"not a prepared example ({error or type(error).__name__})") from error
 
 
+def caption(content: bytes) -> str:
+    """Returns the caption of an Example and looks at nothing else of it; raises ValueError as `decode` does."""
+    try:
+        return _text(tf_example.decode(content), "caption")
+    except (LookupError, ValueError, TypeError) as error:
+        raise ValueError(f"not a prepared example ({error or type(error).__name__})") from error
+
+
 def _encode_image(image: np.ndarray, image_format: ImageFormat, quality: int) -> bytes:
     options: Mapping[str, int] = {}
     if image_format != "png":
@@ -104,9 +118,7 @@ def _encode_image(image: np.ndarray, image_format: ImageFormat, quality: int) ->
 
 def _decode_image(content: bytes, size: tuple[int, int]) -> np.ndarray:
     if content.startswith(_JPEG):
-        import simplejpeg  # the same library as Pillow's and the same pixels, in two thirds of the time
-
-        image = simplejpeg.decode_jpeg(content, "RGB")
+        image = decode_jpeg(content)
         if image.shape != (*size, 3):
             raise ValueError(f"picture {image.shape}")
         return image

@@ -92,13 +92,14 @@ class ShardWriter:
 class Shards:
     """The records of one split of a prepared folder, in order; each process opens a shard when it first reads from it.
 
-    split: may be left out where the folder holds one. Raises UserError at once for a folder without shards, a split that
-    is not there, or shards that are missing, and from reading, naming the shard, for one that is truncated or holds
-    something else.
+    split: may be left out where the folder holds one. pixels: if false, pictures are left black and not decoded. Raises
+    UserError at once for a folder without shards, a split that is not there, or shards that are missing, and from reading,
+    naming the shard, for one that is truncated or holds something else.
     """
 
     folder: Path
     split: str = ""
+    pixels: bool = True
     _files: tuple[Path, ...] = field(init=False, repr=False, compare=False)
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # records up to the end of each shard
     _opened: dict[int, Any] = field(init=False, repr=False, compare=False)
@@ -129,7 +130,7 @@ class Shards:
         shard, offset = self._place(index)
         content = self._read(shard, offset)
         try:
-            return codec.decode(content)
+            return codec.decode(content, self.pixels)
         except ValueError as error:
             raise UserError(f"record {offset} is {error}", where=self._files[shard], mend=_PREPARE) from error
 
@@ -137,8 +138,8 @@ class Shards:
         """Returns a record as stored: see `data.codec`."""
         return self._read(*self._place(index))
 
-    def __reduce__(self) -> tuple[type[Shards], tuple[Path, str]]:
-        return Shards, (self.folder, self.split)  # readers stay where they were opened
+    def __reduce__(self) -> tuple[type[Shards], tuple[Path, str, bool]]:
+        return Shards, (self.folder, self.split, self.pixels)  # readers stay where they were opened
 
     def _place(self, index: int) -> tuple[int, int]:
         if not 0 <= index < len(self):

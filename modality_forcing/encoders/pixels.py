@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 
 class Autoencoder(Protocol):
@@ -38,6 +38,11 @@ class Pixels:
     def decode(self, latent: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
         """Puts the patches together."""
         return unpatchify(latent, self.patch)
+
+
+def from_u8(image: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+    """Returns the colours of a picture of bytes in [-1, 1]."""
+    return image.astype(jnp.float32) / 127.5 - 1.0
 
 
 def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b y x e"]:

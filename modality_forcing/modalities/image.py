@@ -8,8 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from modality_forcing.encoders.pixels import Autoencoder, Pixels
-from modality_forcing.errors import UserError
+from modality_forcing.encoders.pixels import Autoencoder, Pixels, from_u8
 from modality_forcing.modalities.base import Batch, Modality
 
 
@@ -17,7 +16,8 @@ from modality_forcing.modalities.base import Batch, Modality
 class Image(Modality):
     """Reads batch["image"], u8 [b h w 3]; decodes to float [b h w 3] in [0, 1].
 
-    With `latents`, reads what a frozen autoencoder made of the pictures instead: batch["latent"], [b y x c].
+    With `latents`, reads what a frozen autoencoder made of the pictures instead, batch["latent"], and decodes to such
+    latents [b y x c]: its weights are no part of the network (`encoders.frozen`).
     """
 
     @property
@@ -42,16 +42,14 @@ class Image(Modality):
         if self.latents:
             x0 = batch["latent"].astype(jnp.float32)
         else:
-            x0 = self.autoencoder.encode(batch["image"].astype(jnp.float32) / 127.5 - 1.0)
+            x0 = self.autoencoder.encode(from_u8(batch["image"]))
         x0 = x0.reshape(len(x0), *self.shape)
         return x0, jnp.ones_like(x0, bool)
 
-    def decode(self, x0: Float[Array, "b n c"]) -> Float[Array, "b h w 3"]:
-        """Returns colours in [0, 1], clipped."""
-        if self.latents:
-            raise UserError("this model makes latents, and there is no decoder for them here", mend="train it on pixels")
-        image = self.autoencoder.decode(x0.reshape(len(x0), *self.grid, self.channels))
-        return jnp.clip((image + 1.0) / 2.0, 0.0, 1.0)
+    def decode(self, x0: Float[Array, "b n c"]) -> Float[Array, "b y x c"]:
+        """Returns colours [b h w 3] in [0, 1], clipped, or latents."""
+        grid = x0.reshape(len(x0), *self.grid, self.channels)
+        return grid if self.latents else jnp.clip((self.autoencoder.decode(grid) + 1.0) / 2.0, 0.0, 1.0)
 
 
 MODALITY = Image

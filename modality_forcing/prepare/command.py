@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     add("--shard-size", type=count, default=SHARD_SIZE, help="records of a shard (%(default)s)")
     add("--limit", type=count, help="take no more than so many records, the first ones")
     add("--workers", type=_workers, default=0, help="processes; 0 works in this one (%(default)s)")
-    add("--part", type=_part, default=(0, 1), metavar="I/N", help="make every N-th shard from I on, I from 0: one of N jobs")
+    add("--part", type=part_of, default=(0, 1), metavar="I/N", help="make every N-th shard from I on, I from 0: one of N jobs")
     add("--max-bad", type=_share, default=0.01, help="share of records that may be unreadable (%(default)s)")
 
 
@@ -121,7 +121,8 @@ def _pair(option: str) -> tuple[str, str]:
     return name, value
 
 
-def _part(text: str) -> tuple[int, int]:
+def part_of(text: str) -> tuple[int, int]:
+    """Reads the I/N of an option --part."""
     found = re.fullmatch(r"(\d+)/(\d+)", text)
     if not found or int(found[1]) >= int(found[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")

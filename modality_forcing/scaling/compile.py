@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,15 +111,19 @@ def abstract_step(config: Config, devices: tuple[Any, ...]) -> tuple[Any, tuple[
 def compile_step(config: Config, at: Target) -> Compiled:
     """Compiles the step for a target; raises UserError where the config fits neither the mesh nor the kernel."""
     function, (state, batch, frozen), _ = abstract_step(config, at.devices)
+    lower = lambda: function.lower(state, batch, frozen=frozen)  # noqa: E731
+    return compiled(lower, at, device_bytes((state, batch, frozen)), device_bytes(state))
+
+
+def compiled(lower: Callable[[], Any], at: Target, arguments: int, kept: int = 0) -> Compiled:
+    """Compiles what `lower` returns for a target. arguments, kept: bytes of a device that go in, and that stay in place."""
     started = time.monotonic()
     try:
-        done = function.lower(state, batch, frozen=frozen).compile(compiler_options=chips.plan_options(at.chip, at.slices))
+        done = lower().compile(compiler_options=chips.plan_options(at.chip, at.slices))
     except jax.errors.JaxRuntimeError as error:
         used = _used(str(error))
         if used is None:
             raise
-        arguments = device_bytes((state, batch, frozen))
-        kept = device_bytes(state)
         short = Bytes(arguments, used - arguments if used > arguments else used, kept, kept)
         return Compiled(short, False, time.monotonic() - started, "")
     m = done.memory_analysis()

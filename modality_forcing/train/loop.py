@@ -54,7 +54,7 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
                 log.waited += time.monotonic() - before
             before = time.monotonic()
             with jax.transfer_guard("disallow"):
-                state, metrics = run.step(state, run.on_devices(batch))
+                state, metrics = run.step(state, batch)
             log.compiling += time.monotonic() - before if k == run.first else 0.0
             newest = metrics["loss"]
             log.pending.append(metrics)

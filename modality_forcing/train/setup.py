@@ -3,31 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from jax.sharding import Mesh
 
 from modality_forcing.config import Config
 from modality_forcing.data.alternating import Alternating
+from modality_forcing.data.encoded import Cache, Encoded, States
 from modality_forcing.data.folder import Folder
 from modality_forcing.data.mixture import Part
 from modality_forcing.data.records import RecordSource
 from modality_forcing.data.scenes import Scenes
 from modality_forcing.data.shards import Shards, splits
 from modality_forcing.data.sparse import thin
+from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
 
 
-def text_encoder(config: Config) -> TextEncoder:
-    """Returns the host side of the text conditioning."""
-    if not config.text.vocabulary:
-        raise UserError(
-            "text.vocabulary is 0: the text would have to come as a frozen encoder's states, which no source here holds",
-            mend="set text.vocabulary to learn a table of words (encoders=none in configs/t2i.py and configs/forcing.py)",
-        )
-    return Words(config.text.tokens, config.text.vocabulary)
+def text_encoder(config: Config, frozen: Frozen | None = None) -> TextEncoder:
+    """Returns the host side of the text conditioning: words, states from caches, or token ids for a frozen encoder.
+
+    frozen: where given, its encoder computes the states, whatever caches there are.
+    """
+    c = config.text
+    if c.vocabulary:
+        return Words(c.tokens, c.vocabulary)
+    if frozen is not None and frozen.has_text:
+        if (width := frozen.text_config.width) != c.channels:
+            raise UserError(f"text.channels is {c.channels}, and {c.encoder} has {width}", mend=f"set text.channels to {width}")
+        return frozen.sentences(c.tokens)
+    if config.data.cache:
+        caches = tuple(cache for _, cache in _caches(config).values())
+        for cache in caches:
+            cache.check("text", width=c.channels, tokens=c.tokens)
+        return States(c.tokens, caches)
+    raise UserError(
+        "text.vocabulary is 0, and nothing says where the states of a frozen text encoder come from",
+        mend="set text.encoder=umt5:PATH (sampling: --text-encoder) or data.cache, or learn words: encoders=none in configs/t2i",
+    )
+
+
+def online(config: Config, mesh: Mesh | None = None) -> Frozen:
+    """Returns the frozen encoders that a training run computes with: those that no cache has computed before."""
+    if config.data.cache:
+        return Frozen()
+    return frozen_encoders(config, mesh)
+
+
+def frozen_encoders(config: Config, mesh: Mesh | None = None) -> Frozen:
+    """Returns the frozen encoders that a config names."""
+    images = {m.autoencoder for m in config.modalities.values() if m.autoencoder}
+    if len(images) > 1:
+        raise UserError("two modalities name two autoencoders", mend="name one")
+    frozen = Frozen(config.text.encoder, images.pop() if images else "", mesh)
+    for name, m in config.modalities.items():
+        c = frozen.image_config if m.autoencoder else None
+        if c and (m.latents, m.patch) != (c.channels, c.scale):
+            what = f"modalities.{name} has {m.latents} latents of {m.patch} pixels, and {m.autoencoder} {c.channels} of {c.scale}"
+            raise UserError(what, mend=f"set latents to {c.channels} and patch to {c.scale}")
+    return frozen
+
+
+def with_encoders(config: Config, text: str = "", image: str = "") -> Config:
+    """Returns the config with frozen encoders at other places; raises UserError if its network takes none."""
+    if text:
+        if config.text.vocabulary:
+            raise UserError("this network reads words", mend="leave --text-encoder out")
+        config = replace(config, text=replace(config.text, encoder=text))
+    if image:
+        if not any(m.latents for m in config.modalities.values()):
+            raise UserError("this network makes pixels", mend="leave --autoencoder out")
+        named = {name: replace(m, autoencoder=image if m.latents else "") for name, m in config.modalities.items()}
+        config = replace(config, modalities=named)
+    return config
 
 
 def source(config: Config, split: str = "train") -> RecordSource:
@@ -46,7 +98,7 @@ def source(config: Config, split: str = "train") -> RecordSource:
     return Scenes(seed=config.seed, count=data.count, resolution=data.resolution, split=split)
 
 
-def prepared(config: Config, split: str) -> dict[str, Shards]:
+def prepared(config: Config, split: str) -> Mapping[str, Shards]:
     """Returns the prepared data sets of a config by name: those of its mixture that have the split, or the one at its root.
 
     Raises UserError if none has it, or if one of the mixture is no prepared folder or lacks the training split.
@@ -71,9 +123,29 @@ def training(config: Config, records: RecordSource | None = None) -> RecordSourc
     """Returns what training draws from: the parts of a mixture by weight, or one source; `records` in its place if given."""
     data = config.data
     if records is not None or data.source != "prepared" or not data.mixture:
+        if records is None and data.cache:
+            return next(iter(_with_latents(config).values()))
         return source(config) if records is None else records
     sparse = data.sparse or None
-    return {name: Part(shards, data.mixture[name], sparse) for name, shards in prepared(config, data.split).items()}
+    return {name: Part(shards, data.mixture[name], sparse) for name, shards in _with_latents(config).items()}
+
+
+def _with_latents(config: Config) -> Mapping[str, RecordSource]:
+    """The prepared training sets, with latents where a cache has them."""
+    latents = {m.latents for m in config.modalities.values() if m.latents}
+    if not config.data.cache or not latents:
+        return prepared(config, config.data.split)
+    found = {}
+    for name, (shards, cache) in _caches(config).items():
+        cache.check("image", resolution=config.data.resolution)
+        found[name] = Encoded(replace(shards, pixels=False), cache)
+    return found
+
+
+def _caches(config: Config) -> dict[str, tuple[Shards, Cache]]:
+    """The prepared training sets and the cache of each, by name."""
+    sets, root = prepared(config, config.data.split), Path(config.data.cache)
+    return {name: (one, Cache(root / name if config.data.mixture else root, one.split)) for name, one in sets.items()}
 
 
 def check_records(config: Config, records: RecordSource | Mapping[str, Part]) -> None:

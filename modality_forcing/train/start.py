@@ -15,8 +15,10 @@ from jax.sharding import Mesh, NamedSharding
 from modality_forcing import processes
 from modality_forcing.config import Config
 from modality_forcing.data.augment import Augment
-from modality_forcing.data.pipeline import BatchIterator, train_batches
+from modality_forcing.data.pipeline import Ahead, train_batches
 from modality_forcing.data.records import RecordSource
+from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
@@ -35,16 +37,9 @@ class Run:
     step: Step
     state: TrainState
     first: int  # updates already done
-    batches: BatchIterator
+    batches: Ahead
     checkpoints: checkpoint.Checkpoints
     extra: dict[str, Any]  # what the checkpoint that it goes on from says besides the state
-
-    def on_devices(self, batch: Any) -> Any:
-        """Returns this process's part of a batch as its part of the global one."""
-        whole = NamedSharding(self.mesh, spec("b"))
-        # The one transfer of a step: of several processes each puts its part on its devices, which jax calls implicit.
-        with jax.transfer_guard_host_to_device("allow"):
-            return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x), batch)
 
 
 def start(config: Config, workdir: Path, records: RecordSource | None = None) -> Run:
@@ -58,7 +53,8 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     sharding.check_batch(config.train, mesh)
     modalities = base.build(config)
     graph, shapes = abstract_network(config, modalities)
-    encoder = setup.text_encoder(config)
+    frozen = setup.online(config, mesh)
+    encoder = setup.text_encoder(config, frozen)
     source, data = setup.training(config, records), config.data
     batches = train_batches(
         source,
@@ -70,7 +66,9 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
         augment=Augment((data.crop, 1.0), data.shift, data.flip),
         workers=data.workers,
         part=(jax.process_index(), jax.process_count()),
+        lend=True,
     )
+    batches = Ahead(batches, lambda batch: frozen.encode(_on_devices(mesh, batch)))
 
     rules = sharding.PRESETS[config.mesh.preset]
     place = lambda tree: sharding.shard(tree, rules, mesh)  # noqa: E731
@@ -91,7 +89,7 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     else:
         state, extra = checkpoints.restore(jax.tree.map(_shaped, abstract, placed))
         batches.set_state(extra["data"])
-    null_text = {k: np.asarray(v) for k, v in encoder.null().items()}
+    null_text = _null_text(encoder, frozen)
     step = make_step(config, modalities, graph, null_text, teacher, mesh)
     if processes.is_first():
         if first is not None:
@@ -99,6 +97,22 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
         laid_out = f", over {mesh.size} devices by {config.mesh.preset}" if mesh.size > 1 else ""
         print(f"{config.name}: {describe(shapes)}{laid_out}", flush=True)
     return Run(mesh, step, state, first or 0, batches, checkpoints, extra)
+
+
+def _on_devices(mesh: Mesh, batch: Any) -> Any:
+    """Returns this process's part of a batch as its part of the global one."""
+    whole = NamedSharding(mesh, spec("b"))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x), batch)
+
+
+def _null_text(encoder: TextEncoder, frozen: Frozen) -> dict[str, np.ndarray]:
+    """Returns the text of no caption as the network reads it."""
+    null = encoder.null()
+    if frozen.has_text:
+        # As many as there are devices, since the encoder splits a batch over them; all are the same.
+        states = frozen.states(jax.tree.map(lambda x: np.stack([x] * jax.device_count()), null))["tokens"]
+        null = {**null, "tokens": multihost_utils.process_allgather(states, tiled=True)[0]}
+    return {k: np.asarray(v) for k, v in null.items()}
 
 
 def _shaped(leaf: Any, placed: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -130,7 +130,7 @@ def test_each_module_has_its_twin_test():
 
 
 def test_the_package_imports_only_what_it_declares():
-    allowed = declared(extras=("tfds", "datasets"))
+    allowed = declared(extras=("tfds", "datasets", "encoders"))
     for path in MODULES:
         others = imported(path) - sys.stdlib_module_names - {"modality_forcing"}
         assert {normal(DISTRIBUTION.get(name, name)) for name in others} <= allowed, relative(path)

@@ -1,0 +1,58 @@
+"""Writes docs/plan/encode.md, the section of docs/PLAN.md on frozen encoders: each planned on the chips of one host.
+
+python benchmarks/encode_plan_table.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+from modality_forcing.scaling.compile import target
+from modality_forcing.scaling.encode_plan import PARTS, search
+from modality_forcing.scaling.plan import GIB
+
+TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+NAMES = {"text": "UMT5-XXL, 128 tokens", "encoder": "FLUX.2 encoder, 256 px", "decoder": "FLUX.2 decoder, 256 px"}
+HEAD = """## Frozen encoders
+
+`mforce plan --encode=text|encoder|decoder --topology=...`: the step of `mforce encode`, and the decoder of `mforce sample`, on the
+four chips of a host; hosts work apart from each other. The text encoder's weights lie in shards over the chips, the
+autoencoder's whole on each. "A second" and "MFU" are bounds, as above. Written by `python benchmarks/encode_plan_table.py` on
+{date}, {cores} cores of {machine} that other work shared, jax {jax}.
+
+| encoder | topology | batch | GiB a chip | of | bound, ms | ICI, ms | a second | MFU bound | compile, s |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("docs/plan/encode.md"))
+    options = parser.parse_args()
+    about = {"date": datetime.date.today(), "cores": os.cpu_count(), "machine": platform.machine(), "jax": jax.__version__}
+    page = HEAD.format(**about)
+    for part in PARTS:
+        for topology in TOPOLOGIES:
+            p = search(part, target(topology), lambda line: print(line, file=sys.stderr, flush=True))
+            m, unit = p.at.chip.devices, "tokens" if part == "text" else "pictures"
+            assert p.bound and p.rate and p.mfu_bound
+            cells = (
+                *(NAMES[part], topology, p.batch, f"{p.bytes.total * m / GIB:.1f}", f"{p.at.chip.usable_bytes * m / GIB:.1f}"),
+                *(f"{1e3 * p.bound.seconds:.1f}", f"{1e3 * p.bound.ici_seconds:.1f}", f"{p.rate:,.0f} {unit}"),
+                *(f"{p.mfu_bound:.2f}", f"{p.compile_seconds:.0f}"),
+            )
+            page += f"| {' | '.join(map(str, cells))} |\n"
+            options.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()

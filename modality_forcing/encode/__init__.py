@@ -1,0 +1,1 @@
+"""Frozen encoders run once over prepared records: latents and text states kept for training."""

@@ -1,0 +1,130 @@
+"""`mforce encode`, then training on what it wrote, beside training that encodes by itself; then pictures of latents."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.config import Config, to_dict
+from modality_forcing.errors import UserError
+from modality_forcing.train import setup
+from modality_forcing.train.loop import train
+from modality_forcing.train.start import start
+from tests import frozen as small
+from tests.runs import process, refused
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("encode")
+    made = {"text": small.text_folder(root / "text"), "image": small.image_folder(root / "image")}
+    return {**made, "records": small.prepared(root / "records"), "cache": root / "cache"}
+
+
+@pytest.fixture(scope="module")
+def encoded(folders) -> Path:
+    done = process(
+        "encode", "--source", folders["records"], "--out", folders["cache"], f"--text=umt5:{folders['text']}",
+        f"--image=flux2:{folders['image']}", "--resolution", small.PIXELS, "--tokens", small.TOKENS, "--shard-size", 4,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    assert done.out.strip() == str(folders["cache"] / "encoded-train.json") and "train latents  11/11" in done.err
+    return folders["cache"]
+
+
+def configs(folders: dict[str, Path], cache: Path) -> tuple[Config, Config]:
+    names = {"text": folders["text"], "image": folders["image"]}
+    return small.config(folders["records"], **names), small.config(folders["records"], cache=cache)
+
+
+def test_a_cache_gives_the_batches_that_online_encoding_gives(folders, encoded, tmp_path):
+    online, cached = (start(c, tmp_path / c.data.cache[-5:]) for c in configs(folders, encoded))
+    for _ in range(6):
+        one, other = next(online.batches), next(cached.batches)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(lambda x: (x.shape, x.dtype), other)
+        for name in ("depth", "valid", "index"):
+            np.testing.assert_array_equal(one[name], other[name])
+        np.testing.assert_array_equal(one["text"]["mask"], other["text"]["mask"])
+        near(other["latent"], one["latent"])
+        near(other["text"]["tokens"], one["text"]["tokens"])
+    online.batches.close()
+    cached.batches.close()
+
+
+def near(a: jax.Array, b: jax.Array) -> None:
+    """Equal up to the rounding of bfloat16, which may fall to either side."""
+    a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    assert np.abs(a - b).max() <= 2**-7 * np.abs(b).max() and np.linalg.norm(a - b) <= 2**-8 * np.linalg.norm(b)
+
+
+@pytest.fixture(scope="module")
+def runs(folders, encoded, tmp_path_factory) -> tuple[Path, Path]:
+    """Workdirs of a run that encoded and of one that read the cache."""
+    workdirs = tmp_path_factory.mktemp("online"), tmp_path_factory.mktemp("cached")
+    for workdir, c in zip(workdirs, configs(folders, encoded), strict=True):
+        train(c, workdir)
+    return workdirs
+
+
+def test_runs_of_both_learn_the_same(runs):
+    rows = []
+    for workdir in runs:
+        told = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+        rows.append([row["loss"] for row in told if "loss" in row])
+    assert len(rows[0]) == 6
+    np.testing.assert_allclose(rows[0], rows[1], rtol=0.02)
+
+
+def test_latents_are_sampled_to_pictures(folders, runs, tmp_path):
+    encoders = (f"--text-encoder=umt5:{folders['text']}", f"--autoencoder=flux2:{folders['image']}")
+    sample = ("sample", "--checkpoint", runs[1], "--out", tmp_path / "out", "--steps", 2)
+    done = process(*sample, "--mode", "joint", "--caption", "a caption that no cache has", *encoders)
+    assert done.code == 0, done.err
+    picture = np.asarray(Image.open(tmp_path / "out" / "joint_000_image.png"))
+    assert picture.shape == (small.PIXELS, small.PIXELS, 3) and picture.std() > 0
+    given = tmp_path / "out" / "joint_000_image.png"
+    done = process(*sample, "--mode", "i2d", "--image", given, *encoders)
+    assert done.code == 0 and (tmp_path / "out" / "i2d_000_depth.npy").is_file(), done.err
+    refused(process(*sample, "--mode", "t2i", encoders[0]), "name their autoencoder with --autoencoder flux2:PATH")
+    refused(process(*sample, "--mode", "t2i", *encoders[1:], "--caption", "new"), "no cache has the caption 'new'")
+    refused(process(*sample, "--mode", "t2i", "--autoencoder=vae:x", encoders[0]), "it must be flux2:PATH")
+
+
+def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
+    call = ("encode", "--source", folders["records"], "--out", tmp_path / "out")
+    refused(process(*call), "nothing to encode with; give --text=umt5:PATH, --image=flux2:PATH or both")
+    refused(process(*call, "--text=umt5:nowhere"), "nowhere: no such file or folder")
+    refused(process(*call, f"--text=umt5:{folders['image']}"), "model_type is None, not 'umt5'")
+    refused(process(*call, f"--image=flux2:{folders['text']}"), "config.json is of None")
+    refused(process("encode", "--source", tmp_path, "--out", tmp_path / "out", "--text=umt5:x"), "holds no shards")
+    torn = small.text_folder(tmp_path / "torn")
+    (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-8])
+    refused(process(*call, f"--text=umt5:{torn}"), "is truncated or no safetensors file")
+    small.text_folder(tmp_path / "torn")
+    (torn / "spiece.model").unlink()
+    refused(process(*call, f"--text=umt5:{torn}"), "holds no spiece.model")
+    assert not (tmp_path / "out").exists()
+    again = ("encode", "--source", folders["records"], "--out", encoded, f"--text=umt5:{folders['text']}")
+    refused(process(*again, "--tokens", 5, "--shard-size", 4), r"was begun otherwise \(text\.tokens 9, now 5\)")
+
+
+def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
+    _, c = configs(folders, encoded)
+    with pytest.raises(UserError, match="was made with image resolution 16, and the config has 32"):
+        setup.training(replace(c, data=replace(c.data, resolution=32)))
+    with pytest.raises(UserError, match="was made with text tokens 9, and the config has 7"):
+        setup.text_encoder(replace(c, text=replace(c.text, tokens=7)))
+    with pytest.raises(UserError, match="holds no cache of train; make it with mforce encode"):
+        setup.training(replace(c, data=replace(c.data, cache=str(folders["records"]))))
+    other = small.prepared(folders["cache"].parent / "others", count=7)
+    with pytest.raises(UserError, match="was made of other records than"):
+        setup.training(replace(c, data=replace(c.data, root=str(other))))
+    with pytest.raises(UserError, match=r"data\.crop and data\.shift cannot move pictures"):
+        replace(c, data=replace(c.data, crop=0.5))
+    assert to_dict(c)["data"]["cache"] == str(encoded)

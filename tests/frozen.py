@@ -1,0 +1,100 @@
+"""Small frozen encoders in folders as they are published, and prepared records to encode."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+
+from modality_forcing.config import Config
+from modality_forcing.data.datasets.folder import DATASET
+from modality_forcing.data.records import Record
+from modality_forcing.data.scenes import Scenes
+from modality_forcing.encoders import flux2_names
+from modality_forcing.encoders.flux2_vae import VAE as FluxVAE
+from modality_forcing.encoders.flux2_vae import VAEConfig
+from modality_forcing.prepare import work
+from modality_forcing.prepare.job import Place, Settings
+from tests import tiny
+from tests.parity import make_umt5_goldens as umt5_goldens
+from tests.parity import make_vae_goldens as vae_goldens
+
+WIDTH = 32  # of the text encoder
+TOKENS = 9
+VAE = {"_class_name": "AutoencoderKLFlux2", "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
+VAE |= {"latent_channels": 3, "patch_size": [2, 2]}  # 12 channels of 4 pixels
+PIXELS = 16
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """Scenes whose captions are long, short, repeated and missing."""
+
+    count: int = 11
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        record = Scenes(resolution=PIXELS)[index]
+        caption = ("", "a red cube", record.caption, "un gato negro " * 20, "the left sphere")[index % 5]
+        return replace(record, caption=caption)
+
+
+def text_folder(folder: Path, seed: str = "") -> Path:
+    """A UMT5 of 2 layers with its tokenizer; seed changes its weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    umt5_goldens.spiece(folder)
+    c = umt5_goldens.config("odd") | {"vocab_size": 512, "d_model": WIDTH, "num_layers": 2}
+    stored = umt5_goldens.weights(c)
+    if seed:
+        stored["shared.weight"] = -stored["shared.weight"]
+    save_file(stored, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(c))
+    return folder
+
+
+def image_folder(folder: Path) -> Path:
+    """An autoencoder of two resolutions in diffusers' layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(_vae_weights(), folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps(VAE))
+    return folder
+
+
+def _vae_weights() -> dict[str, np.ndarray]:
+    c = VAEConfig.from_dict(VAE)
+    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: FluxVAE(c, rngs=nnx.Rngs(0)))))
+    shapes = {".".join(str(key.key) for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    stored = {}
+    for path, tensor in flux2_names.tensors(c, ()).items():
+        before, _, after = tensor.arrange.partition("->")
+        size = dict(zip(after, shapes[path], strict=False))
+        shape = tuple(size.get(axis, 1) for axis in before) or shapes[path]
+        stored[tensor.names[0]] = vae_goldens.weights(tensor.names[0], shape)
+    return stored | {"bn.num_batches_tracked": np.zeros((), np.int64)}
+
+
+def prepared(folder: Path, count: int = 11, shard_size: int = 4) -> Path:
+    """Prepared records, as `mforce prepare` leaves them."""
+    place = Place(folder, DATASET, Settings("folder", "train", count, PIXELS, None, "png", 95, shard_size))
+    work.prepare(place, Captioned(count), lambda line: None)
+    return folder
+
+
+def config(records: Path, *, text: Path | None = None, image: Path | None = None, cache: Path | None = None) -> Config:
+    """A forcing run of latents and text states: encoded while training, or read from a cache."""
+    c = tiny.forcing()
+    lead = replace(c.modalities["image"], patch=4, latents=12, autoencoder=f"flux2:{image}" if image else "")
+    data = replace(c.data, source="prepared", root=str(records), resolution=PIXELS, cache=str(cache or ""), flip=0.5, workers=0)
+    return replace(
+        c,
+        data=data,
+        text=replace(c.text, vocabulary=0, channels=WIDTH, tokens=TOKENS, encoder=f"umt5:{text}" if text else ""),
+        modalities={**c.modalities, "image": lead},
+    )
