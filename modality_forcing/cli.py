@@ -16,6 +16,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.evaluate import command as evaluation
 from modality_forcing.prepare import command as preparation
 from modality_forcing.prepare import inspect as inspection
+from modality_forcing.scaling import fit_command as fitting
 
 GOES_ON = ("demo", "train", "prepare", "encode", "evaluate")  # what was done is kept
 
@@ -150,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--format", choices=("orbax", "safetensors"), default="orbax")
 
+    fit = command("fit", _fit, "Fit a scaling law to a table of runs, with error bars.", fitting.EXAMPLES)
+    fitting.add_options(fit, _count)
+
     plan = command(
         "plan",
         _plan,
@@ -232,6 +236,10 @@ def _export(options: argparse.Namespace, _: dict[str, str]) -> None:
     from modality_forcing import export
 
     print(export.export(options.checkpoint, options.out, options.format))
+
+
+def _fit(options: argparse.Namespace, _: dict[str, str]) -> None:
+    fitting.run(options)
 
 
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -33,15 +33,19 @@ def write_report(
     numbers = _flat(summary)
     body = [
         f"<header><h1>{escape(title)}</h1>{_headline(numbers)}</header>",
-        _section("Errors side by side", _bars(numbers)),
-        _section("What the numbers mean", _sentences(numbers)),
-        _section("Loss", "".join(_charts(curves))),
-        _section("Pictures", "".join(_figure(*grid) for grid in grids)),
-        _section("Where the time went", _seconds(numbers)),
-        _section("Also recorded", _others(numbers)),
+        section("Errors side by side", _bars(numbers)),
+        section("What the numbers mean", _sentences(numbers)),
+        section("Loss", "".join(_charts(curves))),
+        section("Pictures", "".join(_figure(*grid) for grid in grids)),
+        section("Where the time went", _seconds(numbers)),
+        section("Also recorded", _others(numbers)),
     ]
-    page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(body))
-    write_file(path, page.encode())
+    write_file(path, page(title, "\n".join(body)).encode())
+
+
+def page(title: str, body: str) -> str:
+    """Returns a whole page in the style of all reports, which fetches nothing."""
+    return _PAGE.format(title=escape(title), style=_STYLE, body=body)
 
 
 def _flat(summary: Mapping[str, object], prefix: str = "") -> dict[str, object]:
@@ -60,7 +64,8 @@ def _number(numbers: Mapping[str, object], key: str) -> float | None:
     return float(value)
 
 
-def _section(title: str, content: str) -> str:
+def section(title: str, content: str) -> str:
+    """Returns a part of a page under its heading, nothing where it has no content."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
 
 
@@ -322,7 +327,7 @@ th{font-weight:500;white-space:nowrap;color:var(--soft);width:1%}
 .bars td,.bars th{border:0;padding-top:.15rem;padding-bottom:.15rem;vertical-align:middle}
 .bar span{display:block;height:.8rem;min-width:2px;border-radius:2px;background:var(--other)}
 .ours th{color:var(--ink);font-weight:600}.ours .bar span{background:var(--own)}
-figure{margin:0 0 1.5rem}
+figure{margin:0 0 1.5rem}.drawing{background:#fff;border-radius:4px}.wide{overflow-x:auto}
 img{max-width:100%;image-rendering:pixelated;border-radius:4px;display:block}
 svg{width:100%;height:auto;display:block}
 svg text{fill:var(--soft);font:12px system-ui,sans-serif}

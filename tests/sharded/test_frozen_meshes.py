@@ -1,0 +1,59 @@
+"""Frozen encoders over eight devices: in shards or whole, the same latents and states as on one.
+
+python -m tests.sharded.test_frozen_meshes FOLDER   on eight devices, compares with one what FOLDER holds
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from modality_forcing.config import MeshConfig
+from modality_forcing.encoders import frozen
+from modality_forcing.encoders.frozen import BATCH, Frozen
+from modality_forcing.train import sharding
+from tests import frozen as small
+from tests.runs import ROOT, environment
+
+
+def test_eight_devices_encode_what_one_does(tmp_path):
+    small.text_folder(tmp_path / "text")
+    small.image_folder(tmp_path / "image")
+    flags = {**environment(), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    call = [sys.executable, "-m", "tests.sharded.test_frozen_meshes", str(tmp_path)]
+    done = subprocess.run(call, env=flags, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["data=8", "data=2,fsdp=4"]
+
+
+def compare(folder: Path) -> None:
+    frozen._LEAST = 1  # cut what is small too
+    named = f"umt5:{folder}/text", f"flux2:{folder}/image"
+    alone, rng = Frozen(*named), np.random.default_rng(0)
+    image = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
+    rows = [alone.sentences(9).encode(caption) for caption in ("", "a red cube", "un gato negro", "two blue spheres") * 2]
+    batch = {"image": image, "text": {k: np.stack([row[k] for row in rows]) for k in rows[0]}}
+    want = alone.encode(batch)
+    for told, mesh in (("data=8", MeshConfig(data=8, fsdp=1)), ("data=2,fsdp=4", MeshConfig(data=2, fsdp=4))):
+        spread = Frozen(*named, sharding.make_mesh(mesh))
+        got = spread.encode(batch)
+        assert got["latent"].sharding.spec == got["text"]["tokens"].sharding.spec == BATCH
+        near(got["latent"], want["latent"])
+        near(got["text"]["tokens"], want["text"]["tokens"])
+        near(spread.pictures(got["latent"]), alone.pictures(want["latent"]))
+        cut = [leaf for leaf in jax.tree.leaves(spread._states.args[0]) if not leaf.sharding.is_fully_replicated]
+        assert bool(cut) == ("fsdp" in told)
+        print(told)
+
+
+def near(a: jax.Array, b: jax.Array) -> None:
+    x, y = np.asarray(a, np.float32), np.asarray(b, np.float32)
+    assert np.abs(x - y).max() <= 2**-6 * np.abs(y).max() and np.linalg.norm(x - y) <= 2**-7 * np.linalg.norm(y)
+
+
+if __name__ == "__main__":
+    compare(Path(sys.argv[1]))
