@@ -24,8 +24,8 @@ EACH = 16  # captions or pictures a device: more gains nothing
 NAMES = {"text": "UMT5-XXL, 128 tokens", "encoder": "FLUX.2 encoder, 256 px", "decoder": "FLUX.2 decoder, 256 px"}
 HEAD = """## Frozen encoders
 
-`mforce plan --encode=text|encoder|decoder --topology=...`: the step of `mforce encode`, and the decoder of `mforce sample`, on the
-four chips of a host; hosts work apart from each other. The text encoder's weights lie in shards over the chips, the
+`mforce plan --encode=text|encoder|decoder --topology=...`: the step of `mforce encode`, and the decoder of `mforce sample`, on
+the four chips of a host; hosts work apart from each other. The text encoder's weights lie in shards over the chips, the
 autoencoder's whole on each. "A second" and "MFU" are bounds, as above. Written by `python benchmarks/encode_plan_table.py` on
 {date}, {cores} cores of {machine} that other work shared, jax {jax}.
 

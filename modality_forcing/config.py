@@ -131,6 +131,7 @@ class TrainConfig:
     distill_high: float = 1.0
     distill_low: float = 0.1
     init: str = ""  # a checkpoint folder to start from; modules in `new` are initialised instead
+    branch: str = ""  # a longer run of this config, to go on from (train/branch.py); such runs share its constant phase
     new: tuple[str, ...] = ()  # modalities whose own modules the initial checkpoint may lack
     log_every: int = 20
     save_every: int = 500

@@ -78,21 +78,7 @@ class Checkpoints:
         """
         step = self.latest()
         assert step is not None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        args = {
-            "params": ocp.args.StandardRestore(abstract.params),
-            "ema": ocp.args.StandardRestore(abstract.ema),
-            "optimiser": ocp.args.StandardRestore(abstract.opt_state),
-            "meta": ocp.args.JsonRestore(),
-        }
-        try:
-            with one_error():
-                items = self._manager.restore(step, args=ocp.args.Composite(**args))
-        except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
-            raise _unreadable(self.folder / str(step), error) from error
-        meta = _checked(items["meta"], self.folder / str(step))
-        counter = jax.numpy.asarray(step, like.step.dtype)
-        return TrainState(counter, items["params"], items["optimiser"], items["ema"]), meta
+        return read_state(self.folder / str(step), like)
 
     def close(self) -> None:
         """Releases the manager's threads, and deletes what those of a failed save still wrote."""
@@ -149,6 +135,23 @@ def load(path: Path, place: Callable[[Any], Any] | None = None) -> tuple[Config,
         return from_dict(config), params
     except UserError as error:
         raise UserError(f"its config is of another version ({error})", where=folder) from error
+
+
+def read_state(folder: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the state in `folder/`, named by its step, placed and typed like `like`, and the extras saved with it.
+
+    Raises UserError if it cannot be read.
+    """
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    wanted = {"params": like.params, "ema": like.ema, "optimiser": like.opt_state}
+    try:
+        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
+        with one_error(), ocp.StandardCheckpointer() as reader:
+            items = {name: reader.restore(folder / name, tree) for name, tree in wanted.items()}
+    except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
+        raise _unreadable(folder, error) from error
+    step = jax.numpy.asarray(int(folder.name), like.step.dtype)
+    return TrainState(step, items["params"], items["optimiser"], items["ema"]), _checked(meta, folder)
 
 
 def initial(path: Path, fresh: Params, new: tuple[str, ...], place: Callable[[Any], Any] | None = None) -> Params:

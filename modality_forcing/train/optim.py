@@ -1,4 +1,4 @@
-"""The optimiser: AdamW with warm-up, clipping, and weight decay on matrices only; EMA of the weights."""
+"""The optimiser: AdamW with warm-up, clipping, weight decay on matrices only and rates by width; EMA of the weights."""
 
 from __future__ import annotations
 
@@ -7,32 +7,90 @@ import optax
 
 from modality_forcing.config import TrainConfig
 
+EPS = 1e-8  # Adam's, at the width that the learning rate belongs to (Kingma & Ba 2015)
+SCALED = ("hidden", "output")  # groups whose learning rate falls with the width
+
 
 def schedule(c: TrainConfig) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
     "cosine" falls to a tenth; "wsd" stays, then cools down over the last `decay` share by 1 - sqrt (Hagele et al. 2024).
     """
-    warmup = max(int(c.warmup * c.steps), 1)
+    warmup = warmup_steps(c)
     if c.schedule == "cosine":
         end = max(c.steps, warmup + 1)  # a run of one step has nowhere to fall
         return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, end, 0.1 * c.learning_rate)
-    cooldown = max(int(c.decay * c.steps), 1)
+    cooling = cools_from(c)
 
     def wsd(step):
         rising = jax.numpy.minimum((step + 1) / warmup, 1.0)
-        done = jax.numpy.clip((step - (c.steps - cooldown)) / cooldown, 0.0, 1.0)
+        done = jax.numpy.clip((step - cooling) / (c.steps - cooling), 0.0, 1.0)
         return c.learning_rate * rising * (1.0 - jax.numpy.sqrt(done) * 0.95)
 
     return wsd
 
 
-def optimiser(c: TrainConfig) -> optax.GradientTransformation:
-    """Returns the gradient transformation of a run."""
+def warmup_steps(c: TrainConfig) -> int:
+    """Returns the steps over which the learning rate rises."""
+    return max(int(c.warmup * c.steps), 1)
+
+
+def cools_from(c: TrainConfig) -> int:
+    """Returns the first step at which "wsd" may be below its constant rate."""
+    return c.steps - max(int(c.decay * c.steps), 1)
+
+
+def optimiser(c: TrainConfig, width: int) -> optax.GradientTransformation:
+    """Returns the gradient transformation of a run of a network of this width.
+
+    With c.base_width, a learning rate found at that width serves this one (muP for Adam: Yang et al. 2022, table 8; for
+    diffusion transformers: Zheng et al. 2025, arXiv 2505.15270). At m = width / base_width:
+
+    - Matrices that sum over the width learn at 1/m of the rate: their updates agree with what they multiply, so that a
+      step moves the sum by the width times the rate. Heads too: zero at first, they need no multiplier on the output.
+    - Weight decay acts by the unscaled rate, as if it were m times as strong where the rate is 1/m: rate times decay, the
+      share a step takes off, is what should not change with the width (Wang & Aitchison 2024, arXiv 2405.13698).
+    - Adam's epsilon falls by 1/m, as gradients do behind a head whose weights do, or it would swallow them (Everett et
+      al. 2024, arXiv 2407.05872). The head's own do not fall; a smaller epsilon does not hurt them.
+    """
+    m = width / c.base_width if c.base_width else 1.0
     return optax.chain(
         optax.clip_by_global_norm(c.clip),
-        optax.adamw(schedule(c), b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=decayed),
+        optax.chain(  # optax.adamw with one more part, which has no state
+            optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=EPS / m),
+            *([_scale_by_group(1.0 / m)] if c.base_width else []),
+            optax.add_decayed_weights(c.weight_decay, decayed),
+            optax.scale_by_learning_rate(schedule(c)),
+        ),
     )
+
+
+def _scale_by_group(factor: float) -> optax.GradientTransformation:
+    def update(updates, params=None):
+        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor if group(_names(path)) in SCALED else u, updates)
+
+    return optax.stateless(update)
+
+
+def group(path: tuple[str, ...]) -> str:
+    """Returns what growing the width does to a parameter, from its path in the network.
+
+    "input": a matrix from something of fixed size; "hidden": one that sums over channels of the width, of the FFN or of all
+    heads; "output": the same, to something of fixed size; "vector": a gain, offset or scalar.
+    Raises ValueError for a parameter that this table does not know: a new module must be given its place.
+    """
+    match path:
+        case ("tokenizer", _, "w") | ("text", "table") | ("text", "linear", "w") | ("level" | "mixer", _, "inner", "w"):
+            return "input"
+        case ("head", _, "linear", "w"):
+            return "output"
+        case (*_, "layers", "q" | "k" | "v" | "gate" | "up" | "out" | "down") | ("level" | "mixer", _, "outer", "w"):
+            return "hidden"
+        case ("modulation", "w") | ("head", _, "modulation" | "block_modulation", "w"):
+            return "hidden"
+        case (*_, "layers", "q_scale" | "k_scale" | "offset") | ("text", "padding") | ("mixing", _):
+            return "vector"
+    raise ValueError(f"no group for the parameter {'/'.join(path)}")
 
 
 def decayed(params):
@@ -40,9 +98,8 @@ def decayed(params):
 
     A leaf of the scanned stack has a leading axis of layers, so its rank alone would call a stacked vector a matrix.
     """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim - ("layers" in _names(path)) >= 2, params)
 
-    def is_matrix(path, leaf) -> bool:
-        stacked = any(getattr(key, "key", getattr(key, "name", None)) == "layers" for key in path)
-        return leaf.ndim - stacked >= 2
 
-    return jax.tree_util.tree_map_with_path(is_matrix, params)
+def _names(path) -> tuple[str, ...]:
+    return tuple(str(getattr(key, "key", getattr(key, "name", key))) for key in path)

@@ -23,6 +23,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
 from modality_forcing.train import checkpoint, setup, sharding
+from modality_forcing.train.branch import trunk_state
 from modality_forcing.train.metrics import describe
 from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
 from modality_forcing.train.step import Step, make_step
@@ -43,7 +44,7 @@ class Run:
 
 
 def start(config: Config, workdir: Path, records: RecordSource | None = None) -> Run:
-    """Sets a run up, from its last checkpoint, else from train.init, else from fresh weights.
+    """Sets a run up, from its last checkpoint, else from train.branch or train.init, else from fresh weights.
 
     Raises UserError, before anything is written, if the workdir holds another config's run, the devices do not fit the
     mesh, the records or the initial weights do not fit the config.
@@ -75,28 +76,30 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     abstract = jax.eval_shape(lambda p: init_state(config, p), shapes)
     placed = place(abstract)
     teacher = _teacher(config, place) if config.train.distill else None
-    state = None
+    like = jax.tree.map(_shaped, abstract, placed)
+    begin = lambda: trunk_state(config, like) if config.train.branch else (_fresh(config, modalities, place, placed), {})  # noqa: E731
+    begun = None
     if not claimed:  # whatever may be wrong shows before anything is written
         setup.check_records(config, source)
-        state = _fresh(config, modalities, place, placed)
+        begun = begin()
         claim(workdir, config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")  # by the first process, before another looks into it
     checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.train.keep)
-    first = checkpoints.latest()
-    if first is None:
-        state, extra = state or _fresh(config, modalities, place, placed), {}
-    else:
-        state, extra = checkpoints.restore(jax.tree.map(_shaped, abstract, placed))
+    last = checkpoints.latest()
+    state, extra = (begun or begin()) if last is None else checkpoints.restore(like)
+    if extra:
         batches.set_state(extra["data"])
+    first = int(jax.device_get(state.step))
     null_text = _null_text(encoder, frozen)
     step = make_step(config, modalities, graph, null_text, teacher, mesh)
     if processes.is_first():
-        if first is not None:
-            print(f"{config.name}: going on from step {first} of {config.train.steps} in {workdir}", flush=True)
+        if first:
+            place_of = config.train.branch if last is None else workdir
+            print(f"{config.name}: going on from step {first} of {config.train.steps} in {place_of}", flush=True)
         laid_out = f", over {mesh.size} devices by {config.mesh.preset}" if mesh.size > 1 else ""
         print(f"{config.name}: {describe(shapes)}{laid_out}", flush=True)
-    return Run(mesh, step, state, first or 0, batches, checkpoints, extra)
+    return Run(mesh, step, state, first, batches, checkpoints, extra)
 
 
 def _on_devices(mesh: Mesh, batch: Any) -> Any:

@@ -66,7 +66,7 @@ def init_params(config: Config, modalities: Mapping[str, Modality], shardings: A
 
 def init_state(config: Config, params: Params, shardings: Any = None) -> TrainState:
     """Returns the state of step 0 around some weights; the EMA starts as a copy of them."""
-    optimise = optimiser(config.train)
+    optimise = optimiser(config.train, config.model.width)
 
     def make(p: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), p, optimise.init(p), jax.tree.map(jnp.copy, p))

@@ -141,7 +141,7 @@ def make_step(
 
     With a mesh, both come sharded as train/sharding.py lays them out, and the state stays so.
     """
-    optimise = optimiser(config.train)
+    optimise = optimiser(config.train, config.model.width)
     teacher_graph, frozen = teacher if teacher is not None else (graph, None)
     rules = PRESETS[config.mesh.preset]
 

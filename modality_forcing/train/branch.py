@@ -1,0 +1,44 @@
+"""Several horizons from one run: a branch takes a trunk's state from its constant phase, and cools down on its own."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from modality_forcing.config import Config, from_dict
+from modality_forcing.errors import UserError
+from modality_forcing.train import checkpoint
+from modality_forcing.train.optim import cools_from, warmup_steps
+from modality_forcing.train.state import TrainState
+from modality_forcing.train.workdir import is_claimed
+
+FREE = ("name", "train.steps", "train.warmup", "train.decay", "train.branch")  # of what a branch computes up to its cooldown
+
+
+def trunk_state(config: Config, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+    """Returns a trunk's last state (and what was saved with it) that is also one of this run begun at step 0, to the bit.
+
+    train.branch: the trunk's workdir; its config may differ in how long it runs and cools down, and in what only watches.
+    Raises UserError if it differs in more, or has no checkpoint from before the step at which either begins to cool down.
+    """
+    c, folder = config.train, Path(config.train.branch)
+    if not (folder / "config.json").is_file():
+        raise UserError("train.branch names no run", where=folder, mend="give the workdir of the run to branch off")
+    try:
+        is_claimed(folder, config, but=FREE)
+        trunk = from_dict(json.loads((folder / "config.json").read_text())).train
+    except UserError as error:
+        told = str(error).removeprefix(f"{folder}: ").partition(";")[0]
+        raise UserError(told, where=folder, mend="a branch has all of its trunk's config but its length") from error
+    if c.schedule != "wsd":
+        raise UserError("a cosine has no constant phase to branch off", mend="set train.schedule=wsd in the trunk too")
+    if warmup_steps(c) != warmup_steps(trunk):
+        told = f"the trunk warms up for {warmup_steps(trunk)} steps, this run for {warmup_steps(c)}"
+        raise UserError(told, where=folder, mend="set train.warmup so that they agree (scaling/recipe.py: horizon)")
+    most = min(cools_from(c), cools_from(trunk))
+    steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit() and (p / "meta").is_dir())
+    if not (fit := [step for step in steps if step <= most]):
+        told = f"no checkpoint up to step {most}, where the cooldown begins; there is {', '.join(map(str, steps)) or 'none'}"
+        raise UserError(told, where=folder, mend="train the trunk with a train.save_every and train.keep that leave one")
+    return checkpoint.read_state((folder / "checkpoints" / str(fit[-1])).absolute(), like)
