@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import sys
@@ -17,8 +16,10 @@ from modality_forcing.evaluate import command as evaluation
 from modality_forcing.prepare import command as preparation
 from modality_forcing.prepare import inspect as inspection
 from modality_forcing.scaling import fit_command as fitting
+from modality_forcing.scaling import plan_command as planning
+from modality_forcing.scaling import sweep_command as sweeping
 
-GOES_ON = ("demo", "train", "prepare", "encode", "evaluate")  # what was done is kept
+GOES_ON = ("demo", "train", "prepare", "encode", "evaluate", "sweep")  # what was done is kept
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -154,19 +155,16 @@ def _parser() -> argparse.ArgumentParser:
     fit = command("fit", _fit, "Fit a scaling law to a table of runs, with error bars.", fitting.EXAMPLES)
     fitting.add_options(fit, _count)
 
+    sweep = command("sweep", _sweep, "Do all the runs of a scaling study, each once, and a row for each.", sweeping.EXAMPLES)
+    sweeping.add_options(sweep, _count)
+
     plan = command(
         "plan",
         _plan,
-        "Compile the train step for TPUs that need not be there: does it fit, how is it laid out, how fast can it be?",
-        "Without --batch, searches micro-batch, remat policy and sharding preset for the best that fits.\n"
-        "Exit code 1: does not fit. Needs libtpu, which needs no TPU. A 3.3B step compiles in one to five minutes.",
+        "Say what a run, a frozen encoder or a sweep will take, before hardware is booked; check that a width transfers.",
+        planning.EXAMPLES,
     )
-    plan.add_argument("--config", metavar="FILE[:ARG]", help="e.g. configs/forcing.py:size=3b3")
-    plan.add_argument("--encode", choices=("text", "encoder", "decoder"), help="plan a frozen encoder instead: UMT5-XXL, FLUX.2")
-    plan.add_argument("--topology", required=True, help="chips of one slice, e.g. v5p:4x4x4, v6e:8x8")
-    plan.add_argument("--slices", type=_count, default=1, help="slices joined by the data-centre network (%(default)s)")
-    plan.add_argument("--batch", type=_count, help="examples of a step; the config's own layout is planned as it is")
-    plan.add_argument("--json", action="store_true", help="print JSON")
+    planning.add_options(plan, _count)
     return parser
 
 
@@ -242,26 +240,15 @@ def _fit(options: argparse.Namespace, _: dict[str, str]) -> None:
     fitting.run(options)
 
 
+def _sweep(options: argparse.Namespace, _: dict[str, str]) -> int:
+    if options.launcher == "local" and not (options.status or options.dry_run):
+        processes.start()
+    return sweeping.run(options)
+
+
 def _plan(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # the devices planned for are described, not used
-    from modality_forcing import config_file
-    from modality_forcing.scaling import encode_plan, plan_report
-    from modality_forcing.scaling.compile import target
-    from modality_forcing.scaling.plan import plan, search, with_batch
-
-    if (options.config is None) == (options.encode is None):
-        raise UserError("a plan is of one thing", mend="give --config FILE or --encode PART")
-    tell = lambda line: print(line, file=sys.stderr, flush=True)  # noqa: E731
-    at = target(options.topology, options.slices)
-    if options.encode:
-        return encode_plan.run(options.encode, at, options.batch, options.json, tell)
-    config = config_file.load(options.config, overrides)
-    found = plan(with_batch(config, at, options.batch), at) if options.batch else search(config, at, tell)
-    print(json.dumps(plan_report.to_json(found), indent=1) if options.json else plan_report.to_text(found))
-    if not found.fits and options.batch:
-        tell("looking for what would fit")
-        print(f"would fit: {plan_report.to_text(search(config, at, tell))}", file=sys.stderr)
-    return 0 if found.fits else 1
+    return planning.run(options, overrides)
 
 
 if __name__ == "__main__":

@@ -189,6 +189,8 @@ def _inputs(part: str, batch: int, tokens: int, resolution: int) -> list[jax.Sha
 
 
 def _roofline(done: Compiled, at: Target) -> Roofline | None:
+    if not done.text:
+        return None
     chip, rate = at.chip, at.chip.per_device
-    bandwidths = (chip.hbm_bandwidth, chip.ici_bandwidth, chip.dcn_bandwidth)
-    return roofline(done.text, rate(chip.bf16_flops), *map(rate, bandwidths)) if done.text else None
+    hbm, ici, dcn = (rate(bandwidth) for bandwidth in (chip.hbm_bandwidth, chip.ici_bandwidth, chip.dcn_bandwidth))
+    return roofline(done.text, rate(chip.bf16_flops), hbm, ici, dcn)

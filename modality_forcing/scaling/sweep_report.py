@@ -83,8 +83,8 @@ def _nested(table: Table, fitted: Fit) -> str:
         return ""
     cells = [("form", "parameters", "on cells it saw", "on larger ones", "")]
     for c in compared:
-        errors = ("", "") if c.held_out is None else (f"{c.held_out.rms_fitted:.1%}", f"{c.held_out.rms:.1%}")
-        cells.append((c.form, str(c.parameters), *errors, c.why))
+        seen, larger = ("", "") if c.held_out is None else (f"{c.held_out.rms_fitted:.1%}", f"{c.held_out.rms:.1%}")
+        cells.append((c.form, str(c.parameters), seen, larger, c.why))
     return f"<p>Best of them on cells larger than any it saw: {escape(best or 'none')}.</p>{_html(cells)}"
 
 

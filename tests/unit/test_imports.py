@@ -21,6 +21,7 @@ EDGE = {
     "train.loop": "feeds the step from the pipeline",
     "train.start": "sets the pipeline up",
     "demo": "runs the loop",
+    "scaling.sweep_run": "runs the loop",
 }
 
 PROBE = """

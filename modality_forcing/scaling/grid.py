@@ -1,0 +1,259 @@
+"""A sweep as an expression over configs: points made by product, zip and chain; at each, a cell of training runs and a score."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from modality_forcing.config import Config, to_dict
+from modality_forcing.errors import UserError
+from modality_forcing.train.workdir import FREE
+
+Value = str | int | float | bool
+Point = Mapping[str, Value]
+Points = tuple[Point, ...]
+
+
+def axis(name: str, *values: Value) -> Points:
+    """Returns a point for each value of one name."""
+    return tuple({name: value} for value in values)
+
+
+def product(*parts: Points) -> Points:
+    """Returns every combination of a point of each part; the last part changes fastest. UserError for a name in two parts."""
+    points: Points = ({},)
+    for part in parts:
+        points = tuple(_join(a, b) for a in points for b in part)
+    return points
+
+
+def zipped(*parts: Points) -> Points:
+    """Returns the first points of all parts joined, then the second ones...; UserError if one part has more than another."""
+    if len({len(part) for part in parts}) > 1:
+        told = " and ".join(str(len(part)) for part in parts)
+        raise UserError(f"zipped parts have {told} points", mend="give each as many as the others")
+    points: list[Point] = []
+    for row in zip(*parts, strict=True):
+        joined: Point = {}
+        for point in row:
+            joined = _join(joined, point)
+        points.append(joined)
+    return tuple(points)
+
+
+def chain(*parts: Points) -> Points:
+    """Returns the points of the first part, then those of the second..."""
+    return tuple(point for part in parts for point in part)
+
+
+def _join(a: Point, b: Point) -> Point:
+    if both := set(a) & set(b):
+        raise UserError(f"two parts of the sweep have the axis {min(both)!r}", mend="give it in one of them")
+    return {**a, **b}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run: its part in the cell ("pretraining", "forcing"), its config, and the run whose weights it starts from.
+
+    config.train.init stays empty: where `after` lies is known once there is a folder (`config_in`).
+    """
+
+    phase: str
+    config: Config
+    after: Run | None = None
+
+    def __post_init__(self):
+        if self.config.train.init:
+            raise UserError("train.init is set in a run of a sweep", mend="say what it starts from with Run(..., after=...)")
+
+    @cached_property
+    def digest(self) -> str:
+        """What tells this run from others: all that its weights depend on, the runs before it included.
+
+        How it is watched and laid out (`train.workdir.FREE`) is not among it, as for a workdir that goes on.
+        """
+        told = [_but_free(to_dict(self.config)), self.after.digest if self.after else None]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+    @property
+    def folder(self) -> str:
+        """The name of its workdir, below `runs/` of a sweep's folder."""
+        return f"{self.phase}_w{self.config.model.width}_{self.config.train.steps}_{self.digest}"
+
+    @property
+    def examples(self) -> int:
+        """How many it sees, each as often as it comes."""
+        return self.config.train.steps * self.config.train.batch
+
+    def chain(self) -> tuple[Run, ...]:
+        """Returns the runs that lead to this one, and this one."""
+        return (*(self.after.chain() if self.after else ()), self)
+
+    def config_in(self, runs: Path) -> Config:
+        """Returns its config with train.init at the workdir of the run before it."""
+        if self.after is None:
+            return self.config
+        return replace(self.config, train=replace(self.config.train, init=str(runs / self.after.folder)))
+
+
+def _but_free(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    kept = {}
+    for key, value in tree.items():
+        if (path := f"{above}{key}").startswith(FREE) or f"{path}." in FREE:
+            continue
+        kept[key] = _but_free(value, f"{path}.") if isinstance(value, dict) else value
+    return kept
+
+
+@dataclass(frozen=True)
+class Records:
+    """Scores a cell on held-out records of its last config: image to depth, and the losses of training.
+
+    seed: of those records and of all noise, the same in every cell, so that cells differ in their weights alone.
+    draws: noise levels per record behind a loss.
+    """
+
+    seed: int = 0
+    draws: int = 8
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """Scores a cell on real benchmarks under a protocol of evals/protocols.py, at the model's own square view."""
+
+    names: str  # "nyuv2,diode"
+    root: str  # the folder that they are unpacked in
+    protocol: str = "moge"
+    samples: int = 1  # merged into one map
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the sweep: the last of its runs, which is what is scored."""
+
+    point: Point
+    run: Run
+    evaluation: Records | Benchmarks
+
+    @property
+    def name(self) -> str:
+        """Its axes, as a file's name."""
+        return re.sub(r"[^-+.,=\w]", "_", ",".join(f"{name}={value}" for name, value in self.point.items())) or "cell"
+
+    @cached_property
+    def digest(self) -> str:
+        """What its row depends on, the code aside."""
+        c = self.run.config
+        told = [self.run.digest, type(self.evaluation).__name__, asdict(self.evaluation), to_dict(c.sample), to_dict(c.eval)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+
+    def runs(self) -> tuple[Run, ...]:
+        """Returns its runs, in their order."""
+        return self.run.chain()
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A named list of cells. Raises UserError if there are none, or if two of them are the same."""
+
+    name: str
+    cells: tuple[Cell, ...]
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[a-z][-a-z0-9]{0,23}", self.name):
+            mend = "take at most 24 of a-z, 0-9 and -: launchers name jobs by it"
+            raise UserError(f"the sweep's name is {self.name!r}", mend=mend)
+        if not self.cells:
+            raise UserError(f"sweep {self.name} has no cells", mend="give every axis a value")
+        for what in ("name", "digest"):
+            seen: dict[str, Cell] = {}
+            for cell in self.cells:
+                if (other := seen.setdefault(getattr(cell, what), cell)) is not cell:
+                    told = f"cells {other.name} and {cell.name} of sweep {self.name} are the same"
+                    raise UserError(told, mend="a row must not count twice; drop one of the points")
+        for cell in self.cells:
+            if len({run.phase for run in cell.runs()}) < len(cell.runs()):
+                raise UserError(f"two runs of cell {cell.name} are called the same phase", mend="name them apart")
+
+    def runs(self) -> tuple[Run, ...]:
+        """Returns every training run once, a run after the one that it starts from."""
+        return tuple({run.digest: run for cell in self.cells for run in cell.runs()}.values())
+
+    def groups(self) -> tuple[tuple[Cell, ...], ...]:
+        """Returns the cells by their first run: those that have a run in common are together."""
+        found: dict[str, list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault(cell.runs()[0].digest, []).append(cell)
+        return tuple(map(tuple, found.values()))
+
+
+def sweep(name: str, points: Points, run: Callable[..., Run], evaluation: Records | Benchmarks) -> Sweep:
+    """Returns the sweep whose cell at a point is run(**point): the last of its training runs."""
+    return Sweep(name, tuple(Cell(point, run(**point), evaluation) for point in points))
+
+
+def divided(found: Sweep, of: int, cost: Callable[[Run], float]) -> tuple[tuple[Cell, ...], ...]:
+    """Returns the cells in `of` parts that share no run, about equally dear: the dearest group first, to the least busy part.
+
+    A function of its arguments alone, so that `of` machines agree without talking.
+    """
+    groups = found.groups()
+    costs = [sum(cost(run) for run in {r.digest: r for cell in group for r in cell.runs()}.values()) for group in groups]
+    parts: list[list[int]] = [[] for _ in range(of)]
+    load = [0.0] * of
+    for i in sorted(range(len(groups)), key=lambda i: -costs[i]):
+        least = load.index(min(load))
+        parts[least].append(i)
+        load[least] += costs[i]
+    return tuple(tuple(cell for i in sorted(part) for cell in groups[i]) for part in parts)
+
+
+def load(spec: str) -> Sweep:
+    """Returns the sweep of `path.py` or `path.py:key=value,...`, whose get_sweep(arg) makes it.
+
+    Raises UserError for a missing or broken file and for an argument that it does not take.
+    """
+    name, _, argument = spec.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError("no such sweep file", where=path, mend="see configs/sweep_*.py for those that exist")
+    found = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise UserError("not a Python file", where=path, mend="name a .py file with a get_sweep(arg)")
+    module = importlib.util.module_from_spec(found)
+    neighbours = str(path.absolute().parents[1])
+    sys.path.insert(0, neighbours)  # a sweep builds on configs in its folder: `from configs import demo`
+    try:
+        found.loader.exec_module(module)
+        if not callable(getattr(module, "get_sweep", None)):
+            raise UserError("has no get_sweep(arg)", where=path, mend="define one that returns a Sweep")
+        made = module.get_sweep(argument)
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's own code: whatever it raises is theirs to mend
+        raise UserError(f"{type(error).__name__}: {error}", where=_line(error, path), mend="mend the sweep file") from error
+    finally:
+        sys.path.remove(neighbours)
+    if not isinstance(made, Sweep):
+        raise UserError(f"get_sweep returned a {type(made).__name__}", where=path, mend="return a Sweep")
+    return made
+
+
+def _line(error: Exception, path: Path) -> str:
+    def lines() -> Iterator[int]:
+        for frame in traceback.extract_tb(error.__traceback__):
+            if Path(frame.filename) == path.absolute() and frame.lineno:
+                yield frame.lineno
+
+    return ":".join(map(str, [path, *list(lines())[-1:]]))
