@@ -99,16 +99,17 @@ def decoding(path: str | Path, kind: str) -> Iterator[Image.Image]:
         raise UserError(f"cannot be read as a {kind} ({reason})", where=path, mend="replace the file") from error
 
 
-def decode_jpeg(content: bytes) -> np.ndarray:
-    """Returns a JPEG as u8 [h w 3], in the raster it is stored in; raises ValueError if it is damaged or none.
+def decode_jpeg(content: bytes, most_pixels: float = math.inf) -> np.ndarray:
+    """Returns a JPEG as u8 [h w 3], in the raster it is stored in; raises ValueError if it is damaged, none, or larger.
 
     The pixels are Pillow's, which uses the same library, in two thirds of the time.
     """
     import simplejpeg
 
-    height, width = (int(side) for side in simplejpeg.decode_jpeg_header(content)[:2])
-    if height * width > 2 * (Image.MAX_IMAGE_PIXELS or math.inf):
-        raise ValueError(f"a picture of {width} x {height} pixels")
+    if most_pixels < math.inf:
+        height, width = (int(side) for side in simplejpeg.decode_jpeg_header(content)[:2])
+        if height * width > most_pixels:
+            raise ValueError(f"a picture of {width} x {height} pixels")
     return simplejpeg.decode_jpeg(content, "RGB")
 
 

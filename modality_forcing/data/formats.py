@@ -7,6 +7,7 @@ naming the file, for one that is missing, damaged or of another kind. What value
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import zipfile
@@ -15,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from modality_forcing.data.files import DAMAGE, SIXTEEN_BIT, decode_jpeg, decoding, png_counts
 from modality_forcing.errors import UserError
@@ -42,7 +44,7 @@ def read_picture(path: Path) -> np.ndarray:
     """Returns a picture as u8 [h w 3] in the raster it is stored in, whatever its EXIF orientation says."""
     with suppress(OSError, ValueError):  # of what is wrong Pillow tells more
         if path.suffix.lower() in (".jpg", ".jpeg"):
-            return decode_jpeg(path.read_bytes())
+            return decode_jpeg(path.read_bytes(), 2 * (Image.MAX_IMAGE_PIXELS or math.inf))  # as many as Pillow takes
     with decoding(path, "picture") as opened:
         if opened.mode in (*SIXTEEN_BIT, "F"):
             raise UserError("is not a picture of 8 bits", where=path, mend=_AGAIN)

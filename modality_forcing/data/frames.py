@@ -61,8 +61,8 @@ def make_record(
         what = f"its picture is {width} x {height} pixels and its depth {columns} x {rows}"
         raise UserError(what, where=path, mend="both must come from the same download: unpack it again")
     with np.errstate(over="ignore", invalid="ignore"):
-        depth = depth.astype(np.float32)
-    known = np.isfinite(depth) & (depth > 0)
+        depth = depth.astype(np.float32, copy=False)
+    known = (depth > 0) & (depth < np.inf)  # NaN is neither
     if valid is not None:
         known &= valid
     if not known.any():

@@ -82,7 +82,7 @@ def place_depth(depth: np.ndarray, valid: np.ndarray, window: Window, resolution
     columns = _cells(depth.shape[1], window.left, window.width, resolution)
     inside = valid[_span(rows), _span(columns)]
     enlarged = min(window.height, window.width) <= resolution
-    if enlarged or (inside.size and inside.mean() >= DENSE):
+    if enlarged or (inside.size and np.count_nonzero(inside) >= DENSE * inside.size):
         return _sample(depth, valid, window, resolution)
     return _scatter(depth, valid, rows, columns, resolution)
 

@@ -59,7 +59,7 @@ def shrink_depth(depth: np.ndarray, valid: np.ndarray, size: Size) -> tuple[np.n
     """
     if size[0] > depth.shape[0] or size[1] > depth.shape[1]:
         raise ValueError(f"a map of {depth.shape} to {size}")
-    if valid.mean() >= DENSE:
+    if np.count_nonzero(valid) >= DENSE * valid.size:
         at = np.ix_(*(np.floor((np.arange(m) + 0.5) * (n / m)).astype(np.int64) for n, m in zip(depth.shape, size, strict=True)))
         known = valid[at]
         return np.where(known, depth[at], 0).astype(np.float32), known
