@@ -178,6 +178,9 @@ def workdir(given: Sequence[str]) -> str | None:
     return None
 
 
+TRAINS = ("train", "sweep")  # commands that keep what they have done in a --workdir
+
+
 def check_workdir(given: Sequence[str], below: str | None, why: str = "") -> None:
     """Refuses a workdir that is no path, or that would not be there for every process and every attempt.
 
@@ -187,11 +190,11 @@ def check_workdir(given: Sequence[str], below: str | None, why: str = "") -> Non
     Raises:
       Mistake: the command trains, and has no workdir, or one that is not there.
     """
-    if given[0] != "train":
+    if given[0] not in TRAINS:
         return
     where = workdir(given)
     if not where:
-        raise Mistake("train has no --workdir; give it behind --")
+        raise Mistake(f"{given[0]} has no --workdir; give it behind --")
     if address := re.match(r"[A-Za-z][-+.A-Za-z0-9]+:/+([^/]*)(.*)", where):
         name, path = address.groups()
         if not where.startswith("gs:"):

@@ -63,8 +63,8 @@ def run(arguments: list[str]) -> int:
     """Submits the run and returns sbatch's exit code; what the run does is then SLURM's."""
     options = _parser().read(arguments)
     where = common.workdir(options.given)
-    if options.given[0] == "train" and not where:
-        raise common.Mistake("train has no --workdir; give it behind --, on a disk that all nodes share")
+    if options.given[0] in common.TRAINS and not where:
+        raise common.Mistake(f"{options.given[0]} has no --workdir; give it behind --, on a disk that all nodes share")
     return common.Shell(options.dry_run).run(["sbatch"], stdin=script(options))
 
 

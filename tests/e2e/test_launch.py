@@ -182,6 +182,8 @@ def test_slices_of_each_generation(topology: str, accelerator: str, shape: str, 
         (["--shared-workdir"], ["train", "--workdir", "s3://b/x"], "mount the bucket: --bucket=B --workdir=/gcs/B/..."),
         (["--bucket=gs://b"], TRAIN, "'gs://b' is not the name of a bucket"),
         ([], ["train", "--config=x"], "train has no --workdir"),
+        ([], ["sweep", "--config=x"], "sweep has no --workdir"),
+        ([], ["sweep", "--workdir=runs/x"], "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/..."),
     ],
 )
 def test_mistakes_before_anything_runs(options: list[str], given: list[str], told: str, tools: Tools):
