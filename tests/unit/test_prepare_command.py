@@ -116,7 +116,7 @@ def test_numbers_are_checked(option: str):
 
 
 def test_parts_count_from_0():
-    assert command._part("0/3") == (0, 3) and command._part("2/3") == (2, 3)
+    assert command.part_of("0/3") == (0, 3) and command.part_of("2/3") == (2, 3)
 
 
 def test_the_options_are_there_at_once():
