@@ -48,9 +48,16 @@ def text_encoder(config: Config, frozen: Frozen | None = None) -> TextEncoder:
 
 
 def online(config: Config, mesh: Mesh | None = None) -> Frozen:
-    """Returns the frozen encoders that a training run computes with: those that no cache has computed before."""
+    """Returns the frozen encoders that a training run computes with: those that no cache has computed before.
+
+    Raises UserError for a modality of latents that neither a cache nor an autoencoder makes.
+    """
     if config.data.cache:
         return Frozen()
+    for name, m in config.modalities.items():
+        if m.latents and not m.autoencoder:
+            mend = f"set modalities.{name}.autoencoder=flux2:PATH or data.cache, or latents to 0 for pixels"
+            raise UserError(f"modalities.{name} has latents, and nothing says what makes them", mend=mend)
     return frozen_encoders(config, mesh)
 
 

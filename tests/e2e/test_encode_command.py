@@ -125,6 +125,12 @@ def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
     other = small.prepared(folders["cache"].parent / "others", count=7)
     with pytest.raises(UserError, match="was made of other records than"):
         setup.training(replace(c, data=replace(c.data, root=str(other))))
+    online = configs(folders, encoded)[0]
+    lacking = replace(online, modalities={n: replace(m, autoencoder="") for n, m in online.modalities.items()})
+    with pytest.raises(
+        UserError, match=r"modalities\.image has latents, and nothing says what makes them; set modalities\.image"
+    ):
+        setup.online(lacking)
     with pytest.raises(UserError, match=r"data\.crop and data\.shift cannot move pictures"):
         replace(c, data=replace(c.data, crop=0.5))
     assert to_dict(c)["data"]["cache"] == str(encoded)
