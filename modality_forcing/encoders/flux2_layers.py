@@ -29,7 +29,8 @@ class Residual(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         y = self.conv1(self.norm1(x, jax.nn.silu))
         y = self.conv2(self.norm2(y, jax.nn.silu))
-        return y + (x if self.shortcut is None else self.shortcut(x))
+        # In float32, as the sum goes on through the network: rounded, it would lose what the next blocks add.
+        return (x if self.shortcut is None else self.shortcut(x)) + y.astype(jnp.float32)
 
 
 class Attention(nnx.Module):
@@ -50,7 +51,7 @@ class Attention(nnx.Module):
             return self.out(jnp.einsum("bwyx,byxc->bwc", weights, v))
 
         rows = jax.lax.map(attend, jnp.moveaxis(y, 1, 0), batch_size=min(max(LOGITS // (b * w * h * w), 1), h))
-        return x + jnp.moveaxis(rows, 0, 1)
+        return x + jnp.moveaxis(rows, 0, 1).astype(jnp.float32)
 
 
 class Norm(nnx.Module):
@@ -62,11 +63,11 @@ class Norm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(width, dtype))
 
     def __call__(self, x: Float[Array, "b h w c"], then: Callable[[Array], Array] = lambda y: y) -> Float[Array, "b h w c"]:
-        """Returns then(norm(x)), rounded to x's dtype once."""
+        """Returns then(norm(x)), rounded to the weights' dtype once."""
         wide = x.astype(jnp.float32)
         centred = wide - self._mean(wide)
         y = centred * jax.lax.rsqrt(self._mean(jnp.square(centred)) + EPS)
-        return then(y * self.scale + self.bias).astype(x.dtype)
+        return then(y * self.scale + self.bias).astype(self.scale.dtype)
 
     def _mean(self, x: Float[Array, "b h w c"]) -> Float[Array, "b 1 1 c"]:
         # Over places first: on a CPU three times as fast as over places and the channels of a group at once.
@@ -83,7 +84,8 @@ class Linear(nnx.Module):
         self.b = nnx.Param(jnp.zeros(outputs, dtype))
 
     def __call__(self, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:
-        return x @ self.w[...] + self.b
+        w = self.w[...]
+        return x.astype(w.dtype) @ w + self.b
 
 
 class Conv(nnx.Module):
@@ -121,6 +123,7 @@ class Doubling(nnx.Module):
 
 
 def _convolve(x: Array, kernel: Array, border: tuple[tuple[int, int], tuple[int, int]], stride: int = 1) -> Array:
+    x = x.astype(kernel.dtype)
     return jax.lax.conv_general_dilated(x, kernel, (stride, stride), border, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 

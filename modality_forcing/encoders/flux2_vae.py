@@ -116,8 +116,9 @@ class VAE(nnx.Module):
 class Encoder(nnx.Module):
     """Pictures in [-1, 1] to the mean of their latents, each channel normalised; nothing is drawn.
 
-    dtype: of weights and activations. Statistics, softmax and the latents are float32. Products of a float32 network are
-    float32 on every kind of device, which is slow on those made for bfloat16: there, ask for bfloat16.
+    dtype: of weights and of what they are multiplied with. Statistics, softmax, the sum that goes from block to block and
+    latents are float32. Products of a float32 network are float32 on every kind of device, which is slow on those made for
+    bfloat16: there, ask for bfloat16.
     """
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):

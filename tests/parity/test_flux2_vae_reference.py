@@ -104,11 +104,12 @@ def test_it_computes_what_diffusers_computes(files, case):
     assert_near(nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 1e-5, 1e-5)
 
 
-def test_in_bfloat16_it_is_as_near_as_rounding_allows(files):
-    # diffusers in bfloat16 is as far from itself in float32: 0.015 by norm, 0.017 at the farthest value of a few thousand.
-    vae, golden = load(files, "deep", "diffusers", dtype=jnp.bfloat16), stored("deep")
-    assert_near(nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES["deep"]))), golden["latent"], 4e-2, 2e-2)
-    assert_near(nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES["deep"]))), golden["image"], 4e-2, 2e-2)
+@pytest.mark.parametrize("case", CASES)
+def test_in_bfloat16_it_is_as_near_as_rounding_allows(files, case):
+    # diffusers in bfloat16 is as far from itself in float32: in "deep" 0.015 by norm, 0.017 at the farthest value.
+    vae, golden = load(files, case, "diffusers", dtype=jnp.bfloat16), stored(case)
+    assert_near(nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 2e-2, 2e-2)
+    assert_near(nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 2e-2, 2e-2)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -65,10 +65,18 @@ def test_a_norm_takes_a_group_of_channels_in_all_of_a_picture(far):
 
 
 def test_a_norm_of_bfloat16_rounds_once():
-    norm = make(Norm, 6, 2)
-    x = (30 + normal((1, 5, 3, 6))).astype(jnp.bfloat16)
-    wide = norm(x.astype(jnp.float32), jax.nn.silu)
-    np.testing.assert_array_equal(norm(x, jax.nn.silu), wide.astype(jnp.bfloat16))
+    half, wide, x = make(Norm, 6, 2, dtype=jnp.bfloat16), make(Norm, 6, 2), 30 + normal((1, 5, 3, 6))
+    for name in ("scale", "bias"):
+        getattr(wide, name)[...] = getattr(half, name)[...].astype(jnp.float32)
+    np.testing.assert_array_equal(half(x, jax.nn.silu), wide(x, jax.nn.silu).astype(jnp.bfloat16))
+
+
+def test_the_sum_over_blocks_of_bfloat16_is_not_rounded():
+    block, x = make(Residual, 4, 4, 2, dtype=jnp.bfloat16), 1000 + normal((1, 4, 4, 4))
+    y = block(x)
+    assert y.dtype == jnp.float32
+    np.testing.assert_array_equal(y - x, (y - x).astype(jnp.bfloat16).astype(jnp.float32))  # of the block alone, rounded
+    assert np.abs(np.asarray(x - x.astype(jnp.bfloat16))).max() > 0  # which the input is not
 
 
 def test_a_residual_block_adds_to_its_input_or_to_a_map_of_it():
