@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.nested import flat
 from modality_forcing.pictures import png_bytes
 from modality_forcing.writing import write_file
 
@@ -30,7 +31,7 @@ def write_report(
     summary: the numbers of summary.json; those known here get a sentence, all others are listed. curves: (step, value)
     by "phase/name", one chart a phase. Raises UserError if the file cannot be written.
     """
-    numbers = _flat(summary)
+    numbers = flat(summary)
     body = [
         f"<header><h1>{escape(title)}</h1>{_headline(numbers)}</header>",
         section("Errors side by side", _bars(numbers)),
@@ -46,15 +47,6 @@ def write_report(
 def page(title: str, body: str) -> str:
     """Returns a whole page in the style of all reports, which fetches nothing."""
     return _PAGE.format(title=escape(title), style=_STYLE, body=body)
-
-
-def _flat(summary: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    """{"i2d": {"absrel": 0.1}} -> {"i2d.absrel": 0.1}."""
-    found: dict[str, object] = {}
-    for key, value in summary.items():
-        name = f"{prefix}{key}"
-        found |= _flat(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return found
 
 
 def _number(numbers: Mapping[str, object], key: str) -> float | None:

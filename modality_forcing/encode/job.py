@@ -22,6 +22,7 @@ from modality_forcing.data.resize import fit
 from modality_forcing.data.shards import Shards, ShardWriter, shard_name
 from modality_forcing.encoders.frozen import BATCH, Frozen
 from modality_forcing.errors import UserError
+from modality_forcing.nested import differences
 from modality_forcing.train.metrics import Progress
 from modality_forcing.writing import write_file
 
@@ -54,9 +55,7 @@ class Job:
         path = encoded.settings_path(self.out, self.split)
         before = manifest.read_json(path) if path.is_file() else {}
         now = {**before, **self.settings}
-        have, want = dict(_flat(before)), dict(_flat(self.settings))
-        if differing := [name for name in want if have.get(name, want[name]) != want[name]]:
-            told = ", ".join(f"{name} {have[name]}, now {want[name]}" for name in differing)
+        if told := differences(before, {name: now[name] for name in before}):
             mend = "choose another --out, or delete this one"
             raise UserError(f"was begun otherwise ({told})", where=self.out, mend=mend)
         if before != now:
@@ -169,11 +168,3 @@ def _ahead(pool: ThreadPoolExecutor, read: Callable[[int], Any], chunks: Iterabl
 
 def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
     return (rows[at : at + size] for at in range(0, len(rows), size))
-
-
-def _flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{path}{name}.")
-        else:
-            yield f"{path}{name}", value

@@ -28,6 +28,7 @@ from modality_forcing.data.shards import shard_name
 from modality_forcing.data.shrink import Size, longer_side, shorter_side
 from modality_forcing.data.tally import Tally
 from modality_forcing.errors import UserError
+from modality_forcing.nested import differences
 from modality_forcing.writing import write_file
 
 
@@ -104,10 +105,7 @@ class Place:
         path = self._settings_path
         if not path.is_file():
             write_file(path, json.dumps(self.settings.to_json(), indent=1) + "\n")
-        before, now = manifest.read_json(path), self.settings.to_json()
-        differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-        if differing:
-            told = ", ".join(f"{name} {before.get(name)}, now {now.get(name)}" for name in differing)
+        if told := differences(manifest.read_json(path), self.settings.to_json()):
             raise UserError(
                 f"was begun with other settings ({told})", where=self.folder, mend="choose another --out, or delete this one"
             )

@@ -27,7 +27,7 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -44,6 +44,7 @@ from modality_forcing.config import Config, to_dict
 from modality_forcing.data.cache import Cached
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
+from modality_forcing.nested import flat
 from modality_forcing.scaling.grid import Cell, Run, Sweep
 from modality_forcing.scaling.price import columns
 from modality_forcing.scaling.sweep_score import Scorer
@@ -149,20 +150,13 @@ class Folder:
         with self.held("rows", wait=True):
             rows = [(row, self.timing(cell)) for cell in self.sweep.cells if (row := self.row(cell))]
             write_file(self.path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row, _ in rows))
-            flat = [_flat({k: v for k, v in {**row, **timing}.items() if k != "config"}) for row, timing in rows]
-            names = list(dict.fromkeys(name for row in flat for name in row))
+            cells = [flat({k: v for k, v in {**row, **timing}.items() if k != "config"}) for row, timing in rows]
+            names = list(dict.fromkeys(name for row in cells for name in row))
             text = io.StringIO()
             writer = csv.DictWriter(text, names, lineterminator="\n")
             writer.writeheader()
-            writer.writerows(flat)
+            writer.writerows(cells)
             write_file(self.path / "rows.csv", text.getvalue())
-
-
-def _flat(row: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in row.items():
-        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return flat
 
 
 def work(folder: Folder, cells: Iterable[Cell], tell: Tell) -> dict[str, Failure]:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modality_forcing.errors import UserError
+from modality_forcing.nested import flat
 from modality_forcing.scaling.laws import Array, Form
 
 LOSS = "loss"  # what is fitted, whatever error it is
@@ -157,15 +158,7 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
                 row = None
             if not isinstance(row, dict):
                 raise UserError("is not a JSON object", where=f"{path}, line {number}", mend="mend the line")
-            yield dict(_flat(row)), number
-
-
-def _flat(row: Mapping[str, Any], above: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in row.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
+            yield flat(row), number
 
 
 def _choose(rows: Rows, where: Iterable[str]) -> Rows:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from modality_forcing import processes
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
+from modality_forcing.nested import flat
 from modality_forcing.writing import check_folder, write_file
 
 # Prefixes of config keys that change how a run is watched, fed or laid out, but what it computes in rounding only: a run
@@ -41,8 +41,9 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
             theirs = dict(json.loads(path.read_text()))
         except (OSError, TypeError, ValueError) as error:
             raise UserError("is not the config of a run", where=path, mend="choose another --workdir") from error
-        for key in sorted(set(_flat(mine)) | set(_flat(theirs))):
-            ours, other = _flat(mine).get(key), _flat(theirs).get(key)
+        mine, theirs = flat(mine), flat(theirs)
+        for key in sorted({*mine, *theirs}):
+            ours, other = mine.get(key), theirs.get(key)
             if ours != other and not key.startswith((*FREE, *but)):
                 raise UserError(
                     f"the workdir holds a run with {key}={other!r}, not {ours!r}",
@@ -53,10 +54,3 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
     if (workdir / "checkpoints").exists():
         raise UserError("holds checkpoints without a config.json", where=workdir, mend="choose another --workdir")
     return False
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat

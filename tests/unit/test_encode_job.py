@@ -131,7 +131,7 @@ def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_p
         job(other, source, cache).claim()
     with pytest.raises(UserError, match=r"\(shard_size 3, now 4\)"):
         job(frozen, source, cache, shard_size=4).claim()
-    with pytest.raises(UserError, match=r"\(source \w+, now abc, records 11, now 5\)"):
+    with pytest.raises(UserError, match=r"\(records 11, now 5, source \w+, now abc\)"):
         job(frozen, source, cache, source="abc", records=5).claim()
     assert bytes_of(cache) == before
 
