@@ -94,3 +94,11 @@ def save(drawn: Figure, stem: str | Path) -> list[Path]:
         paths.append(stem.with_name(f"{stem.name}.{kind}"))
         write_file(paths[-1], content.getvalue())
     return paths
+
+
+def short(n: float) -> str:
+    """Returns a count in a few letters: 1.92 B, 128 M, 8 k."""
+    for power, letter in ((9, "B"), (6, "M"), (3, "k")):
+        if n >= 10**power:
+            return f"{n / 10**power:.4g} {letter}"
+    return f"{n:g}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
+from modality_forcing.figures import short
 from modality_forcing.modalities import base
 from modality_forcing.scaling import flops
 from modality_forcing.scaling.chips import CHIPS
@@ -131,19 +132,12 @@ def to_text(p: Price) -> str:
     lines = [f"{p.sweep}: {p.cells} cells of {len(p.runs)} training runs", "", head]
     for (phase, width, params, examples, cells), runs in kinds.items():
         spent, used = sum(run.flops for run in runs), f"{cells} cell{'s' * (cells > 1)}"
-        sizes = f"{width:>6} {_short(params):>9} {_short(examples):>9}"
+        sizes = f"{width:>6} {short(params):>9} {short(examples):>9}"
         lines.append(f"{phase:12} {sizes} {len(runs):>5} {used:>8} {spent:9.2e} {spent / p.flops:6.1%}")
     lines += ["", f"total {p.flops:.3e} FLOPs; without sharing runs {p.flops_apart:.3e}; evaluation is not counted", ""]
     lines.append(f"{'chip':8} {'MFU, assumed':>13} {'chip-hours':>12}")
     lines += [f"{c.chip:8} {c.mfu:13.0%} {c.hours:12,.{0 if c.hours >= 100 else 2}f}" for c in p.chips]
     return "\n".join(lines)
-
-
-def _short(n: float) -> str:
-    for power, letter in ((9, "B"), (6, "M"), (3, "k")):
-        if n >= 10**power:
-            return f"{n / 10**power:.4g} {letter}"
-    return f"{n:g}"
 
 
 def columns(cell: Cell) -> dict[str, Any]:

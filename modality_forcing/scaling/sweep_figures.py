@@ -37,7 +37,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         _reference(axes, scored, name)
         axes.set(xscale="log", xlabel="weights in the trunk, N", ylabel=told)
         sizes = sorted({row["params"] for row in scored})
-        axes.set_xticks(sizes, [short(size) for size in sizes])
+        axes.set_xticks(sizes, [figures.short(size) for size in sizes])
         axes.set_xticks([], minor=True)
     lines, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(lines, labels, loc="outside upper left", ncols=len(labels), title="pretraining images", title_fontsize=6.5)
@@ -59,7 +59,7 @@ def _curves(axes: Axes, rows: Sequence[Row], name: str) -> None:
         axes.plot(
             [row["params"] for row in mine], [row[name] for row in mine], marker, color=colour, alpha=0.4, markeredgewidth=0
         )
-        axes.plot(sizes, means, f"{marker}-", color=colour, label=short(images) if images else "none")
+        axes.plot(sizes, means, f"{marker}-", color=colour, label=figures.short(images) if images else "none")
 
 
 def _reference(axes: Axes, rows: Sequence[Row], name: str) -> None:
@@ -73,11 +73,3 @@ def _reference(axes: Axes, rows: Sequence[Row], name: str) -> None:
         if min(values) - 0.5 * np.ptp(values) <= level <= max(values) + 0.5 * np.ptp(values):
             axes.axhline(level, color=figures.SOFT, linewidth=0.8, linestyle=":")
             axes.annotate(told, (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=6)
-
-
-def short(n: float) -> str:
-    """Returns a count in a few letters: 128 M, 8 k."""
-    for power, letter in ((9, "B"), (6, "M"), (3, "k")):
-        if n >= 10**power:
-            return f"{n / 10**power:.3g} {letter}"
-    return f"{n:g}"

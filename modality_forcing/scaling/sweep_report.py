@@ -15,7 +15,7 @@ from modality_forcing.report import page, section
 from modality_forcing.scaling import laws, sweep_figures
 from modality_forcing.scaling.fit import Fit, compare, fit, largest
 from modality_forcing.scaling.fit_figures import draw as draw_fit
-from modality_forcing.scaling.sweep_figures import Row, short
+from modality_forcing.scaling.sweep_figures import Row
 from modality_forcing.scaling.table import Table
 from modality_forcing.writing import write_file
 
@@ -91,7 +91,7 @@ def _nested(table: Table, fitted: Fit) -> str:
 def _lead(rows: Sequence[Row]) -> str:
     sizes, images = ({row[key] for row in rows} for key in ("params", "images"))
     seeds = len({row["seed"] for row in rows})
-    spans = [f"{short(min(span))} to {short(max(span))}" for span in (sizes, images)]
+    spans = [f"{figures.short(min(span))} to {figures.short(max(span))}" for span in (sizes, images)]
     told = f"{len(sizes)} sizes ({spans[0]} weights), {len(images)} amounts of pretraining ({spans[1]} images), {seeds} seeds"
     return f"{len(rows)} cells: {told}."
 
@@ -109,7 +109,7 @@ def _shared(rows: Sequence[Row]) -> str:
 def _cell(value: Any) -> str:
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
-    return "" if value is None else short(value) if isinstance(value, int) and value >= 10_000 else str(value)
+    return "" if value is None else figures.short(value) if isinstance(value, int) and value >= 10_000 else str(value)
 
 
 def _html(cells: Sequence[Sequence[str]]) -> str:

@@ -74,3 +74,8 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         figures.save(drawn(), tmp_path / "file" / "a")
+
+
+@pytest.mark.parametrize("n, told", [(0, "0"), (950, "950"), (8000, "8 k"), (1_920_000_000, "1.92 B"), (128e6, "128 M")])
+def test_counts_are_short(n, told):
+    assert figures.short(n) == told

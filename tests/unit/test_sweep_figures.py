@@ -61,8 +61,3 @@ def test_rows_without_a_score_are_passed_over():
     assert some.axes[0].get_xlim()[0] > 7
     with pytest.raises(UserError, match="no row has a score"):
         sweep_figures.draw([{**row, "i2d_absrel": None} for row in rows()])
-
-
-@pytest.mark.parametrize("n, told", [(0, "0"), (950, "950"), (8000, "8 k"), (1_920_000_000, "1.92 B"), (128e6, "128 M")])
-def test_counts_are_short(n, told):
-    assert sweep_figures.short(n) == told
