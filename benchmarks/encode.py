@@ -29,10 +29,10 @@ import numpy as np
 from flax import nnx
 
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
-from modality_forcing.encoders.umt5 import UMT5, UMT5Config
+from modality_forcing.encoders.umt5 import UMT5
 from modality_forcing.scaling import chips
+from modality_forcing.scaling.encode_plan import XXL, text_flops
 
-XXL = UMT5Config(vocabulary=256_384, width=4096, ffn=10_240, heads=64, head_dim=64, blocks=24)
 SIDE = 256
 Run = Callable[[], object]
 
@@ -146,13 +146,6 @@ def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
         rows.append({"name": name, "batch": batch, "seconds": each, "per_second": count / each, "flops": work, "mfu": mfu})
     return rows
-
-
-def text_flops(c: UMT5Config, b: int, l: int) -> int:
-    """Returns the FLOPs of all products of an encoder, two for a multiplication and an addition."""
-    inner = c.heads * c.head_dim
-    each = 4 * c.width * inner + 3 * c.width * c.ffn + 2 * l * inner  # of one token in one block
-    return 2 * b * l * c.blocks * each
 
 
 def seconds(run: Run) -> float:
