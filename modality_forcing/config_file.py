@@ -8,10 +8,12 @@ import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from modality_forcing.config import Config, from_dict, to_dict, unknown_key
 from modality_forcing.errors import UserError
+
+T = TypeVar("T")
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -21,12 +23,45 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
     """
     from ml_collections import ConfigDict  # the edge: config files themselves need parse_arg and choose alone
 
-    path, _, argument = spec.partition(":")
-    written = to_dict(_call(Path(path), argument))
+    written = to_dict(call(spec, "get_config", Config))
     tree = ConfigDict(written)
     for key, text in (overrides or {}).items():
         _override(tree, key, text)
     return from_dict(_in_order(tree.to_dict(), written))
+
+
+def call(spec: str, function: str, kind: type[T]) -> T:
+    """Returns what `function` of the Python file `path.py` makes of the argument in `path.py:argument`.
+
+    function: "get_config" or "get_sweep"; kind: the type that it returns. Raises UserError for a missing or broken file,
+    one without the function, and a result of another type.
+    """
+    name, _, argument = spec.partition(":")
+    path, what = Path(name), function.removeprefix("get_")
+    if not path.is_file():
+        raise UserError(f"no such {what} file", where=path, mend="see configs/ for those that exist")
+    found = importlib.util.spec_from_file_location(f"{what}_{path.stem}", path)
+    if found is None or found.loader is None:
+        raise UserError("not a Python file", where=path, mend=f"name a .py file with a {function}(arg)")
+    module = importlib.util.module_from_spec(found)
+    neighbours = str(path.absolute().parents[1])
+    sys.path.insert(0, neighbours)  # a file may build on another in its folder: `from configs import t2i`
+    try:
+        found.loader.exec_module(module)
+        if not callable(getattr(module, function, None)):
+            raise UserError(f"has no {function}(arg)", where=path, mend=f"define one that returns a {kind.__name__}")
+        made = getattr(module, function)(argument)
+    except UserError:
+        raise
+    except Exception as error:  # the file is the user's own code: whatever it raises is theirs to mend
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()]
+        where = f"{path}:{lines[-1]}" if lines else path
+        raise UserError(f"{type(error).__name__}: {error}", where=where, mend=f"mend the {what} file") from error
+    finally:
+        sys.path.remove(neighbours)
+    if not isinstance(made, kind):
+        raise UserError(f"{function} returned a {type(made).__name__}", where=path, mend=f"return a {kind.__name__}")
+    return made
 
 
 def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
@@ -57,33 +92,6 @@ def choose(name: str, value: str, known: tuple[str, ...]) -> str:
 
 def _signature(defaults: Mapping[str, Any]) -> str:
     return ", ".join(f"{k}={v}" for k, v in defaults.items()) or "none"
-
-
-def _call(path: Path, argument: str) -> Config:
-    if not path.is_file():
-        raise UserError("no such config file", where=path, mend="see configs/ for those that exist")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise UserError("not a Python file", where=path, mend="name a .py file with a get_config(arg)")
-    module = importlib.util.module_from_spec(spec)
-    neighbours = str(path.absolute().parents[1])
-    sys.path.insert(0, neighbours)  # a config may build on another in its folder: `from configs import t2i`
-    try:
-        spec.loader.exec_module(module)
-        if not callable(getattr(module, "get_config", None)):
-            raise UserError("has no get_config(arg)", where=path, mend="define one that returns a Config")
-        config = module.get_config(argument)
-    except UserError:
-        raise
-    except Exception as error:  # the file is the user's own code: whatever it raises is theirs to mend
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()]
-        where = f"{path}:{lines[-1]}" if lines else path
-        raise UserError(f"{type(error).__name__}: {error}", where=where, mend="mend the config file") from error
-    finally:
-        sys.path.remove(neighbours)
-    if not isinstance(config, Config):
-        raise UserError(f"get_config returned a {type(config).__name__}", where=path, mend="return a Config")
-    return config
 
 
 def _override(tree: Any, key: str, text: str) -> None:

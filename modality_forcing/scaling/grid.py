@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import re
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from modality_forcing import config_file
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.train.workdir import FREE
@@ -224,36 +222,4 @@ def load(spec: str) -> Sweep:
 
     Raises UserError for a missing or broken file and for an argument that it does not take.
     """
-    name, _, argument = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        raise UserError("no such sweep file", where=path, mend="see configs/sweep_*.py for those that exist")
-    found = importlib.util.spec_from_file_location(f"sweep_{path.stem}", path)
-    if found is None or found.loader is None:
-        raise UserError("not a Python file", where=path, mend="name a .py file with a get_sweep(arg)")
-    module = importlib.util.module_from_spec(found)
-    neighbours = str(path.absolute().parents[1])
-    sys.path.insert(0, neighbours)  # a sweep builds on configs in its folder: `from configs import demo`
-    try:
-        found.loader.exec_module(module)
-        if not callable(getattr(module, "get_sweep", None)):
-            raise UserError("has no get_sweep(arg)", where=path, mend="define one that returns a Sweep")
-        made = module.get_sweep(argument)
-    except UserError:
-        raise
-    except Exception as error:  # the file is the user's own code: whatever it raises is theirs to mend
-        raise UserError(f"{type(error).__name__}: {error}", where=_line(error, path), mend="mend the sweep file") from error
-    finally:
-        sys.path.remove(neighbours)
-    if not isinstance(made, Sweep):
-        raise UserError(f"get_sweep returned a {type(made).__name__}", where=path, mend="return a Sweep")
-    return made
-
-
-def _line(error: Exception, path: Path) -> str:
-    def lines() -> Iterator[int]:
-        for frame in traceback.extract_tb(error.__traceback__):
-            if Path(frame.filename) == path.absolute() and frame.lineno:
-                yield frame.lineno
-
-    return ":".join(map(str, [path, *list(lines())[-1:]]))
+    return config_file.call(spec, "get_sweep", Sweep)
