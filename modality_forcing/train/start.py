@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from modality_forcing import processes
 from modality_forcing.config import Config
+from modality_forcing.data.ahead import Ahead
 from modality_forcing.data.augment import Augment
-from modality_forcing.data.pipeline import Ahead, train_batches
+from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.records import RecordSource
 from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.encoders.text import TextEncoder

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from modality_forcing.data import pipeline
+from modality_forcing.data.ahead import Ahead
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.mixture import Part
 from modality_forcing.data.records import Record
@@ -314,41 +315,6 @@ def test_refuses_nothing_to_read():
         batches(batch=0)
 
 
-def test_batches_put_ahead_are_the_same_and_count_when_delivered():
-    expected, put = take(batches(MIXED), 6), []
-
-    def place(batch: pipeline.Batch) -> pipeline.Batch:
-        put.append(threading.current_thread().name)
-        return batch
-
-    ahead = pipeline.Ahead(batches(MIXED), place)
-    first = [next(ahead) for _ in range(2)]
-    assert ahead.get_state() == {"batches": 2}
-    while len(put) < 4:  # two more wait, and no third is fetched
-        time.sleep(0.01)
-    time.sleep(0.1)
-    assert len(put) == 4 and all(name.startswith("ahead") for name in put)
-    assert ahead.told()["share/many"] > 0.5
-    ahead.close()
-    assert_equal(first + [next(ahead) for _ in range(2)], expected[:4])
-    ahead.set_state({"batches": 3})
-    assert_equal([next(ahead)], expected[3:4])
-    ahead.close()
-    resumed = batches(MIXED)
-    resumed.set_state(ahead.get_state())
-    assert_equal(take(resumed, 2), expected[4:])
-
-
-def test_an_error_ahead_arrives_as_itself_and_in_its_place():
-    order = shown(take(batches(Numbered(40), batch=2), 20))
-    ahead = pipeline.Ahead(batches(Numbered(40, broken=order[6]), batch=2), lambda batch: batch)
-    assert shown([next(ahead) for _ in range(3)]) == order[:6]
-    with pytest.raises(UserError, match="cannot be read"):
-        next(ahead)
-    assert ahead.get_state() == {"batches": 3}
-    ahead.close()
-
-
 def test_lent_batches_are_the_same_and_lie_in_shared_memory_while_they_are_held():
     expected, lent, held = take(batches(MIXED), 4), batches(MIXED, workers=1, lend=True), []
     for batch in expected:
@@ -365,7 +331,7 @@ def test_memory_is_flat_and_nothing_is_left_behind():
     threads, children = set(threading.enumerate()), set(process.children(recursive=True))
     mixture = {"one": Part(Numbered(40, size=64), 1.0), "other": Part(Numbered(7, size=64, first=100), 1.0)}
     for workers in (0, 1):
-        ahead = pipeline.Ahead(batches(mixture, resolution=64, batch=16, workers=workers, threads=2), lambda batch: batch)
+        ahead = Ahead(batches(mixture, resolution=64, batch=16, workers=workers, threads=2), lambda batch: batch)
         sizes = []
         for number in range(300):
             next(ahead)
