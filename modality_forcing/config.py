@@ -210,8 +210,6 @@ class Config:
                 raise UserError(f"modalities.{name}.autoencoder needs modalities.{name}.latents, the channels of a latent")
         if self.data.cache and self.data.source != "prepared":
             raise UserError("data.cache goes with data.source=prepared", mend="prepare the records first, and encode those")
-        if self.data.cache and (self.data.crop < 1 or self.data.shift > 0):
-            raise UserError("data.crop and data.shift cannot move pictures that data.cache holds encoded", mend="set 1 and 0")
 
 
 def tokens(config: Config) -> dict[str, int]:

@@ -91,7 +91,8 @@ def config(records: Path, *, text: Path | None = None, image: Path | None = None
     """A forcing run of latents and text states: encoded while training, or read from a cache."""
     c = tiny.forcing()
     lead = replace(c.modalities["image"], patch=4, latents=12, autoencoder=f"flux2:{image}" if image else "")
-    data = replace(c.data, source="prepared", root=str(records), resolution=PIXELS, cache=str(cache or ""), flip=0.5, workers=0)
+    data = replace(c.data, source="prepared", root=str(records), eval_split="train", resolution=PIXELS, flip=0.5, workers=0)
+    data = replace(data, cache=str(cache or ""))
     return replace(
         c,
         data=data,

@@ -18,17 +18,17 @@ EXAMPLES = """examples:
   mforce evaluate --pred p.npz --truth g.npz --protocol moge --json
 arrays: `depth` [n h w] in both, `valid` bool [n h w] in the truth; with --align disparity, `disparity` in the first"""
 
+_MODEL = ("checkpoint", "text_encoder", "autoencoder", "steps", "solver", "seed")
+
 # What each use takes, besides --out and --json.
 _USES = {
     "arrays (--pred, --truth)": ("pred", "truth", "protocol", "align", "depth_range", "strict"),
     "a benchmark (--benchmark)": (
-        *("checkpoint", "benchmark", "root", "list", "view", "ensemble", "ensemble_mode", "seed", "steps", "solver"),
+        *(*_MODEL, "benchmark", "root", "list", "view", "ensemble", "ensemble_mode"),
         *("protocol", "align", "depth_range", "strict"),
     ),
-    "a sweep (--sweep)": ("checkpoint", "sweep", "examples", "estimator", "pictures", "steps", "solver", "seed"),
-    "a checkpoint's own records (--checkpoint alone)": (
-        *("checkpoint", "examples", "estimator", "pictures", "steps", "solver", "seed"),
-    ),
+    "a sweep (--sweep)": (*_MODEL, "sweep", "examples", "estimator", "pictures"),
+    "a checkpoint's own records (--checkpoint alone)": (*_MODEL, "examples", "estimator", "pictures"),
 }
 _ARRAYS, _BENCHMARK, _SWEEP, _RECORDS = _USES
 _OUT = Path("runs/evaluation")
@@ -38,6 +38,8 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     """Adds the options; count reads a whole number above 0."""
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a workdir, its checkpoints/ or one step of it")
+    add("--text-encoder", metavar="umt5:PATH", help="frozen, if not where the config says")
+    add("--autoencoder", metavar="flux2:PATH", help="frozen, if not where the config says")
     add("--examples", type=count, help="held-out records, instead of the config's")
     add("--estimator", help="judge of generated pictures: self (default), a folder of maps, or package.module:function")
     add("--pictures", type=Path, help="write the generated pictures here, for an estimator of another program")
@@ -129,10 +131,9 @@ def _own_records(options: argparse.Namespace, task: str) -> tuple[Any, Any]:
     """A generator and an evaluator of the records in its config; what cannot work is refused before records are made."""
     from modality_forcing.evals import estimators
     from modality_forcing.evaluate.held_out import Evaluator, with_examples
-    from modality_forcing.generate import Generator
 
     judge = estimators.parse(options.estimator or "self")
-    generator = Generator.from_checkpoint(options.checkpoint).sampling(options.seed, steps=options.steps, solver=options.solver)
+    generator = _generator(options, options.seed)
     config = with_examples(generator.config, options.examples) if options.examples else generator.config
     generator.trajectory(task, config.sample)
     return generator, Evaluator(config, judge, options.pictures)
@@ -143,7 +144,6 @@ def _benchmarks(options: argparse.Namespace) -> None:
     from modality_forcing.evaluate import benchmark_run
     from modality_forcing.evaluate.benchmark import Setup
     from modality_forcing.evaluate.benchmark_report import to_markdown
-    from modality_forcing.generate import Generator
     from modality_forcing.train import checkpoint
     from modality_forcing.writing import check_folder
 
@@ -155,10 +155,17 @@ def _benchmarks(options: argparse.Namespace) -> None:
     check_folder(out, "--out")
     setup = Setup(view_name(options.view or "square"), options.ensemble or 1, options.ensemble_mode or "scale", options.seed or 0)
     opened = benchmark_run.open_all(options.benchmark, options.root, options.list)
-    generator = Generator.from_checkpoint(options.checkpoint).sampling(setup.seed, steps=options.steps, solver=options.solver)
+    generator = _generator(options, setup.seed)
     results = benchmark_run.run(generator, checkpoint.find(options.checkpoint).name, opened, chosen, setup, out, tell)
     told = results if len(results) > 1 else results[0]
     print(json.dumps(told, indent=1) if options.json else to_markdown(results))
+
+
+def _generator(options: argparse.Namespace, seed: int | None) -> Any:
+    from modality_forcing.generate import Generator
+
+    loaded = Generator.from_checkpoint(options.checkpoint, options.text_encoder or "", options.autoencoder or "")
+    return loaded.sampling(seed, steps=options.steps, solver=options.solver)
 
 
 def _check_file(out: Path | None) -> None:

@@ -48,17 +48,23 @@ def text_encoder(config: Config, frozen: Frozen | None = None) -> TextEncoder:
 
 
 def online(config: Config, mesh: Mesh | None = None) -> Frozen:
-    """Returns the frozen encoders that a training run computes with: those that no cache has computed before.
+    """Returns the frozen encoders that a training run computes with: those whose work no cache holds.
 
     Raises UserError for a modality of latents that neither a cache nor an autoencoder makes.
     """
-    if config.data.cache:
-        return Frozen()
     for name, m in config.modalities.items():
-        if m.latents and not m.autoencoder:
+        if m.latents and not m.autoencoder and not config.data.cache:
             mend = f"set modalities.{name}.autoencoder=flux2:PATH or data.cache, or latents to 0 for pixels"
             raise UserError(f"modalities.{name} has latents, and nothing says what makes them", mend=mend)
-    return frozen_encoders(config, mesh)
+    return frozen_encoders(_without_encoders(config, _cached(config)), mesh)
+
+
+def check_caches(config: Config) -> None:
+    """Raises UserError if a cache was made with other weights than those of an encoder that the config names beside it."""
+    made = frozen_encoders(_without_encoders(config, {"text", "image"} - _cached(config))).identity()
+    for _, cache in _caches(config).values() if made else ():
+        for part, told in made.items():
+            cache.check(part, weights=told["weights"])
 
 
 def frozen_encoders(config: Config, mesh: Mesh | None = None) -> Frozen:
@@ -138,10 +144,13 @@ def training(config: Config, records: RecordSource | None = None) -> RecordSourc
 
 
 def _with_latents(config: Config) -> Mapping[str, RecordSource]:
-    """The prepared training sets, with latents where a cache has them."""
-    latents = {m.latents for m in config.modalities.values() if m.latents}
-    if not config.data.cache or not latents:
+    """The prepared training sets, with latents in the place of pixels where caches have them and the network reads them."""
+    latents = [m for m in config.modalities.values() if m.latents]
+    if not config.data.cache or not latents or ("image" not in _cached(config) and all(m.autoencoder for m in latents)):
         return prepared(config, config.data.split)
+    if config.data.crop < 1 or config.data.shift > 0:
+        what = "data.crop and data.shift cannot move pictures that data.cache holds encoded"
+        raise UserError(what, mend="set 1 and 0, or encode captions alone")
     found = {}
     for name, (shards, cache) in _caches(config).items():
         cache.check("image", resolution=config.data.resolution)
@@ -153,6 +162,22 @@ def _caches(config: Config) -> dict[str, tuple[Shards, Cache]]:
     """The prepared training sets and the cache of each, by name."""
     sets, root = prepared(config, config.data.split), Path(config.data.cache)
     return {name: (one, Cache(root / name if config.data.mixture else root, one.split)) for name, one in sets.items()}
+
+
+def _cached(config: Config) -> set[str]:
+    """What every cache of a config holds, of "text" and "image"; nothing where there is none."""
+    if not config.data.cache:
+        return set()
+    return set.intersection(*({"text", "image"} & set(cache.settings) for _, cache in _caches(config).values()))
+
+
+def _without_encoders(config: Config, parts: set[str]) -> Config:
+    """A config that names no frozen encoder of these parts."""
+    if "text" in parts:
+        config = replace(config, text=replace(config.text, encoder=""))
+    if "image" in parts:
+        config = replace(config, modalities={name: replace(m, autoencoder="") for name, m in config.modalities.items()})
+    return config
 
 
 def check_records(config: Config, records: RecordSource | Mapping[str, Part]) -> None:

@@ -82,6 +82,7 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     begun = None
     if not claimed:  # whatever may be wrong shows before anything is written
         setup.check_records(config, source)
+        setup.check_caches(config)
         begun = begin()
         claim(workdir, config)
     if jax.process_count() > 1:

@@ -96,6 +96,61 @@ def test_latents_are_sampled_to_pictures(folders, runs, tmp_path):
     refused(process(*sample, "--mode", "t2i", "--autoencoder=vae:x", encoders[0]), "it must be flux2:PATH")
 
 
+def test_runs_are_scored_with_encoders_that_their_config_does_not_name(folders, runs, tmp_path):
+    evaluate = ("evaluate", "--checkpoint", runs[1], "--examples", 2, "--steps", 1, "--json", "--out", tmp_path / "scores.json")
+    image = f"--autoencoder=flux2:{folders['image']}"
+    done = process(*evaluate, image, f"--text-encoder=umt5:{folders['text']}")
+    assert done.code == 0, done.err
+    assert (
+        json.loads(done.out) == json.loads((tmp_path / "scores.json").read_text()) and json.loads(done.out)["i2d"]["absrel"] > 0
+    )
+    refused(process(*evaluate), "name their autoencoder with --autoencoder flux2:PATH")
+    refused(process(*evaluate, "--autoencoder=flux2:nowhere"), "nowhere: no such file or folder")
+    arrays = ("evaluate", "--pred", "p.npz", "--truth", "t.npz", image)
+    refused(process(*arrays), r"--autoencoder is not for arrays \(--pred, --truth\); leave it out")
+
+
+def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, tmp_path):
+    """A cache of captions beside an autoencoder: the batches are those of both caches, and pictures may move."""
+    texts, online = tmp_path / "texts", configs(folders, encoded)[0]
+    encode = (
+        "encode",
+        "--source",
+        folders["records"],
+        "--out",
+        texts,
+        f"--text=umt5:{folders['text']}",
+        "--tokens",
+        small.TOKENS,
+    )
+    assert process(*encode).code == 0
+    half = replace(online, data=replace(online.data, cache=str(texts)))
+    frozen = setup.online(half)
+    assert frozen.has_image and not frozen.has_text
+    one, other = start(half, tmp_path / "half"), start(online, tmp_path / "online")
+    for _ in range(3):
+        a, b = next(one.batches), next(other.batches)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), a) == jax.tree.map(lambda x: (x.shape, x.dtype), b)
+        np.testing.assert_array_equal(a["latent"], b["latent"])
+        near(a["text"]["tokens"], b["text"]["tokens"])
+    one.batches.close()
+    other.batches.close()
+    moved = replace(half, data=replace(half.data, crop=0.5))
+    assert len(setup.training(moved)) == 11 and setup.training(moved)[0].latents is None
+    without = replace(half, modalities={n: replace(m, autoencoder="") for n, m in half.modalities.items()})
+    with pytest.raises(UserError, match=r"holds nothing of image; run mforce encode with --image too"):
+        setup.training(without)
+
+
+def test_a_cache_of_other_weights_than_the_config_names_is_refused(folders, encoded, tmp_path):
+    both = replace(configs(folders, encoded)[0], data=configs(folders, encoded)[1].data)
+    setup.check_caches(both)
+    other = replace(both, text=replace(both.text, encoder=f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}"))
+    with pytest.raises(UserError, match=r"was made with text weights \w+, and the config has \w+; encode again"):
+        start(other, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
     call = ("encode", "--source", folders["records"], "--out", tmp_path / "out")
     refused(process(*call), "nothing to encode with; give --text=umt5:PATH, --image=flux2:PATH or both")
@@ -132,5 +187,5 @@ def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
     ):
         setup.online(lacking)
     with pytest.raises(UserError, match=r"data\.crop and data\.shift cannot move pictures"):
-        replace(c, data=replace(c.data, crop=0.5))
+        setup.training(replace(c, data=replace(c.data, crop=0.5)))
     assert to_dict(c)["data"]["cache"] == str(encoded)
