@@ -128,9 +128,7 @@ def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]
 
 def ours(folder: Path, workers: int, batch: int) -> Any:
     augment = Augment(flip=FLIP)
-    return train_batches(
-        Shards(folder), Words(), batch=batch, seed=0, resolution=SIDE, augment=augment, workers=workers, lend=True
-    )
+    return train_batches(Shards(folder), Words(), batch=batch, seed=0, resolution=SIDE, augment=augment, workers=workers)
 
 
 class Torch:

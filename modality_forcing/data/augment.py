@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 
 import numpy as np
+from PIL import Image
 
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import Window, fit, place
@@ -66,9 +67,8 @@ def mirror(record: Record) -> Record:
     intrinsics[0, 1] = -intrinsics[0, 1]
     # The first pixel's centre is 0, the last one's w - 1. NaN stays NaN.
     intrinsics[0, 2] = record.depth.shape[1] - 1 - intrinsics[0, 2]
-    image = np.empty_like(record.image)
-    for colour in range(3):  # NumPy copies pixels of 3 bytes one by one, at a fifth of this speed
-        image[..., colour] = record.image[:, ::-1, colour]
+    # NumPy copies pixels of 3 bytes one by one, which takes twice as long.
+    image = np.asarray(Image.fromarray(record.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     return replace(
         record,
         image=image,

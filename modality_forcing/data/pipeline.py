@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -18,11 +18,10 @@ from absl import flags
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.mixture import Part, Schedule, schedule
 from modality_forcing.data.records import Record, RecordSource
+from modality_forcing.data.slabs import Batch, Received, Send, Sent, Stack
 from modality_forcing.data.sparse import thin
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
-
-Batch = dict[str, Any]  # image u8 [b h w 3], depth f32 [b h w], valid bool [b h w], index i32 [b], text {name: [b ...]}
 
 _SHUFFLE, _SPARSE, _AUGMENT = 0, 1, 2  # names of the random streams: independent of each other for one seed
 _FEW = 4096  # records of a source whose order is kept in memory rather than computed for each draw
@@ -55,9 +54,11 @@ def train_batches(
     threads: int = 1,
     prefetch: int = 2,
     part: tuple[int, int] = (0, 1),
-    lend: bool = False,
 ) -> BatchIterator:
     """Returns endless shuffled batches at resolution x resolution; batch k is a function of (source, seed, k) alone.
+
+    A batch: image u8 [b h w 3] (or latent bf16 [b y x c]), depth f32 [b h w], valid bool [b h w], index i32 [b],
+    text {name: [b ...]}.
 
     source: one source, or several by name with their weights, which take turns (`Schedule`). Every record of a source
     comes once in an epoch of that source, in a new order each time, which depends on its name and not on the others;
@@ -68,8 +69,6 @@ def train_batches(
     workers: loader processes; 0 loads in threads of this one. threads: batches made at a time, in each process.
     prefetch: batches held ready, per process.
     part: (i, of): yields every of-th example of each batch, beginning at i, so that `of` processes have each batch together.
-    lend: leave what loader processes made in their shared memory instead of copying it: the batches must not be kept, lest
-    they exhaust open files, and be let go of before the program ends.
 
     `index` of an example is its number in the whole stream, k * batch + its place in batch k, modulo 2**31: no two
     examples of a batch share one, and it depends on neither hosts nor sources.
@@ -88,8 +87,8 @@ def train_batches(
         .random_map(_Prepare(text, [one.sparse for one in parts.values()]), seed=_stream(seed, _SPARSE))
     )
     process, of = part
-    batches = examples[process::of].batch(batch // of, batch_fn=stack)
-    return BatchIterator(batches, workers=workers, threads=threads, prefetch=prefetch, names=tuple(parts), lend=lend)
+    own = examples[process::of]
+    return BatchIterator(own, batch // of, workers=workers, threads=threads, prefetch=prefetch, names=tuple(parts))
 
 
 class BatchIterator:
@@ -97,22 +96,22 @@ class BatchIterator:
 
     def __init__(
         self,
-        batches: grain.MapDataset,
+        examples: grain.MapDataset,
+        batch: int,
         *,
         workers: int,
         threads: int,
         prefetch: int,
         names: Sequence[str],
-        lend: bool = False,
     ):
-        self._batches = batches
+        self._examples = examples
+        self._batch = batch
         self._workers = workers
         self._threads = threads
         self._prefetch = prefetch
-        self._take = np.array if workers and not lend else _plain
         self._delivered = 0
         self._told = Told(names)
-        self._running: list[Any] = []  # Grain's iterator, once there is one
+        self._running: list[Any] = []  # once there are: what workers' slabs are mapped by, and Grain's iterator
         # Also where nobody closes: at exit Grain's own clean-up comes too late, prints errors and leaks shared memory.
         weakref.finalize(self, _stop, self._running)
 
@@ -122,14 +121,14 @@ class BatchIterator:
     def __next__(self) -> Batch:
         asked = time.perf_counter()
         if not self._running:
-            self._running.append(self._start())
+            self._start()
         try:
-            batch = next(self._running[0])
+            batch = next(self._running[-1])
+            batch = self._running[0].open(batch) if isinstance(batch, Sent) else batch
         except BaseException:
             self.close()  # else the loader's processes outlive the error and hang the exit
             raise
         self._delivered += 1
-        batch = _each(self._take, batch)
         self._told.add(batch.pop(_TOLD), time.perf_counter() - asked)
         return batch
 
@@ -153,17 +152,22 @@ class BatchIterator:
         """Stops loader threads and processes; a later `next` starts them again where this left off."""
         _stop(self._running)
 
-    def _start(self) -> Any:
+    def _start(self) -> None:
         # Positions, not Grain's own iterator state: that one differs with the number of workers.
         held = max(self._prefetch, self._threads)
         reading = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=held)
-        ahead = self._batches[self._delivered :].to_iter_dataset(reading)
+        stack: Stack | Send = Stack()
+        if self._workers:
+            self._running.append(Received())
+            stack = Send(self._running[0].folder)
+        batches = self._examples.batch(self._batch, batch_fn=stack)
+        ahead = batches[self._delivered :].to_iter_dataset(reading)
         if self._workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's processes read absl flags, which only an absl program has parsed
             options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
             ahead = ahead.mp_prefetch(options)
-        return iter(ahead)
+        self._running.append(iter(ahead))
 
 
 class Told:
@@ -199,27 +203,9 @@ class Told:
         return told
 
 
-def stack(rows: Sequence[Batch]) -> Batch:
-    """Stacks equal nested dictionaries of arrays along a new leading axis."""
-    first = rows[0]
-    return {
-        key: stack([row[key] for row in rows]) if isinstance(value, dict) else np.stack([row[key] for row in rows])
-        for key, value in first.items()
-    }
-
-
 def _stop(running: list[Any]) -> None:
     while running:
         running.pop().close()
-
-
-def _each(take: Callable[[np.ndarray], np.ndarray], batch: Batch) -> Batch:
-    return {key: _each(take, value) if isinstance(value, dict) else take(value) for key, value in batch.items()}
-
-
-def _plain(array: np.ndarray) -> np.ndarray:
-    """The same memory as NumPy's own kind of array; shared memory is freed with the last array that lies in it."""
-    return array.view(np.ndarray)
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,14 @@ def parse(message: bytes | memoryview) -> Fields:
     size, at = len(view), 0
     fields: Fields = {}
     while at < size:
-        key, at = _varint(view, at)
+        key, at = (view[at], at + 1) if view[at] < 128 else _varint(view, at)  # as most are, and a call takes as long again
         wire = key & 7
         if wire == _VARINT:
             value, at = _varint(view, at)
         elif wire in _LENGTHS:
             length = _LENGTHS[wire]
             if length is None:
-                length, at = _varint(view, at)
+                length, at = (view[at], at + 1) if at < size and view[at] < 128 else _varint(view, at)
             if length > size - at:
                 raise ValueError("a message ends in the middle of a field")
             value = view[at : at + length]

@@ -68,7 +68,6 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
         augment=Augment((data.crop, 1.0), data.shift, data.flip),
         workers=data.workers,
         part=(jax.process_index(), jax.process_count()),
-        lend=True,
     )
     batches = Ahead(batches, lambda batch: frozen.encode(_on_devices(mesh, batch)))
 

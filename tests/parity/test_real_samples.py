@@ -11,9 +11,10 @@ import pytest
 
 from modality_forcing.data.files import read_depth, read_image
 from modality_forcing.data.folder import Folder
-from modality_forcing.data.pipeline import example, stack, train_batches
+from modality_forcing.data.pipeline import example, train_batches
 from modality_forcing.data.records import check
 from modality_forcing.data.resize import centre_square, fit
+from modality_forcing.data.slabs import Stack
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
 
@@ -125,7 +126,7 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
     source = Folder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
     source.validate()
     records = [fit(source[i], 32) for i in range(len(source))]
-    whole = stack([example(record, i, Words()) for i, record in enumerate(records)])
+    whole = Stack()([example(record, i, Words()) for i, record in enumerate(records)])
     medians = [np.median(depth[valid]) for depth, valid in zip(whole["depth"], whole["valid"], strict=True)]
     np.testing.assert_allclose(medians, [SAMPLES[name].median for name in names], rtol=0.2)
 

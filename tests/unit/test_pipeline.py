@@ -315,20 +315,11 @@ def test_refuses_nothing_to_read():
         batches(batch=0)
 
 
-def test_lent_batches_are_the_same_and_lie_in_shared_memory_while_they_are_held():
-    expected, lent, held = take(batches(MIXED), 4), batches(MIXED, workers=1, lend=True), []
-    for batch in expected:
-        held.append(next(lent))
-        assert_equal([held[-1]], [batch])
-    lent.close()
-    assert_equal(held, expected)
-    assert not held[0]["image"].flags.owndata and take(batches(MIXED, workers=1), 1)[0]["image"].flags.owndata
-
-
 def test_memory_is_flat_and_nothing_is_left_behind():
     process = psutil.Process()
     take(batches(workers=1), 1)  # Grain keeps one pool of threads for good, which frees shared memory
     threads, children = set(threading.enumerate()), set(process.children(recursive=True))
+    files = set(Path("/dev/shm").glob("mforce-*"))
     mixture = {"one": Part(Numbered(40, size=64), 1.0), "other": Part(Numbered(7, size=64, first=100), 1.0)}
     for workers in (0, 1):
         ahead = Ahead(batches(mixture, resolution=64, batch=16, workers=workers, threads=2), lambda batch: batch)
@@ -345,6 +336,7 @@ def test_memory_is_flat_and_nothing_is_left_behind():
                 break
             time.sleep(0.05)
         assert not left and set(process.children(recursive=True)) <= children
+        assert set(Path("/dev/shm").glob("mforce-*")) <= files
 
 
 def test_our_data_modules_load_neither_jax_nor_grain():

@@ -44,6 +44,12 @@ def test_words_of_many_languages(caption: str, expected: list[str]):
     assert list(words(caption)) == expected
 
 
+@given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))
+def test_plain_captions_have_the_same_words_the_short_way(caption: str):
+    """A letter that is not ASCII makes `words` take the long way."""
+    assert list(words(caption)) == list(words(f"{caption} \u00e9"))[:-1]
+
+
 @given(st.text(max_size=80), st.integers(1, 20), st.integers(1, 5000))
 def test_shapes_and_range(caption: str, tokens: int, vocabulary: int):
     text = Words(tokens, vocabulary).encode(caption)
