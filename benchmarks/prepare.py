@@ -43,15 +43,15 @@ def main() -> None:
         records = argoverse2.DATASET.open(Path(root), "train")
         frames = range(len(records))
         choose = partial(shorter_side, pixels=SIDE)
-        read = [records[i] for i in frames]
-        small = [shrink(record, choose) for record in read]
-        parts: dict[str, Callable[[int], Any]] = {
+        one = records[0]
+        small = [shrink(records[i], choose) for i in frames]
+        parts: dict[str, Callable[[int], Any]] = {  # large frames are not kept, as prepare keeps none
             "read picture and sweep, project": records.__getitem__,
-            "shrink": lambda i: shrink(read[i], choose),
+            "shrink": lambda i: shrink(one, choose),
             "encode": lambda i: codec.encode(small[i]),
             "all": lambda i: codec.encode(shrink(records[i], choose)),
         }
-        print(f"{len(frames)} frames of {COLUMNS} x {ROWS}, {POINTS} points, {read[0].valid.mean():.1%} of the pixels valid\n")
+        print(f"{len(frames)} frames of {COLUMNS} x {ROWS}, {POINTS} points, {one.valid.mean():.1%} of the pixels valid\n")
         print("| part | ms a frame | frames/s a core |\n|---|---|---|")
         for name, work in parts.items():
             seconds = median(timed(work, frames) for _ in range(options.turns))

@@ -65,14 +65,17 @@ def make_record(
     known = (depth > 0) & (depth < np.inf)  # NaN is neither
     if valid is not None:
         known &= valid
-    if not known.any():
+    count = np.count_nonzero(known)
+    if not count:
         raise UserError("no pixel of its depth is known", where=path, mend="leave the frame out")
     matrix = np.full((3, 3), np.nan) if intrinsics is None else intrinsics
     if intrinsics is not None and not (np.isfinite(matrix).all() and matrix[0, 0] > 0 and matrix[1, 1] > 0):
         raise UserError("its intrinsics are not those of a camera", where=path, mend="leave the frame out")
+    if np.count_nonzero(depth.view(np.uint32)) != count:  # points come in a raster of zeros, and looking is quicker than copying
+        depth = np.where(known, depth, np.float32(0))
     return Record(
         image=np.ascontiguousarray(image),
-        depth=np.where(known, depth, np.float32(0)),
+        depth=depth,
         valid=known,
         intrinsics=matrix.astype(np.float32),
         unit=origin.unit,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -104,7 +104,7 @@ def read_camera(log: Path, name: str, size: tuple[int, int] | None = None) -> tu
 
 
 def _row(path: Path, name: str, columns: tuple[str, ...]) -> list[float]:
-    names, *values = _columns(path, ("sensor_name", *columns))
+    names, *values = _kept(path, ("sensor_name", *columns))
     where = np.flatnonzero(names == name)
     if len(where) != 1:
         raise UserError(f"has {len(where)} rows of {name}, not one", where=path, mend=_AGAIN)
@@ -113,7 +113,7 @@ def _row(path: Path, name: str, columns: tuple[str, ...]) -> list[float]:
 
 def _pose_at(path: Path, nanoseconds: int) -> np.ndarray:
     """The car's pose in the city at a time at which a sensor measured: every such time has a row of its own."""
-    times, *values = _columns(path, ("timestamp_ns", *_POSE))
+    times, *values = _kept(path, ("timestamp_ns", *_POSE))
     where = np.flatnonzero(times == nanoseconds)
     if not len(where):
         raise UserError(
@@ -127,6 +127,16 @@ def _pose(path: Path, numbers: list[float]) -> np.ndarray:
         return make_pose(rotation_from_quaternion(*numbers[:4]), np.array(numbers[4:]))
     except ValueError as error:
         raise UserError("holds a pose that is none", where=path, mend=_AGAIN) from error
+
+
+def _kept(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
+    """The columns of a file of a whole log, which every frame of it asks for."""
+    return _remembered(path, names, path.stat().st_mtime_ns if path.is_file() else 0)
+
+
+@lru_cache(16)
+def _remembered(path: Path, names: tuple[str, ...], written: int) -> list[np.ndarray]:
+    return _columns(path, names)
 
 
 def _columns(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
