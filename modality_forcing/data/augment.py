@@ -7,7 +7,6 @@ import re
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import Window, fit, place
@@ -67,13 +66,22 @@ def mirror(record: Record) -> Record:
     intrinsics[0, 1] = -intrinsics[0, 1]
     # The first pixel's centre is 0, the last one's w - 1. NaN stays NaN.
     intrinsics[0, 2] = record.depth.shape[1] - 1 - intrinsics[0, 2]
-    # NumPy copies pixels of 3 bytes one by one, which takes twice as long.
-    image = np.asarray(Image.fromarray(record.image).transpose(Image.Transpose.FLIP_LEFT_RIGHT))
     return replace(
         record,
-        image=image,
-        depth=record.depth[:, ::-1],  # views: a batch is a copy anyway
-        valid=record.valid[:, ::-1],
+        image=_mirrored(record.image),
+        depth=_mirrored(record.depth),
+        valid=_mirrored(record.valid),
         intrinsics=intrinsics,
         latents=None if record.latents is None else record.latents[::-1],
     )
+
+
+def _mirrored(array: np.ndarray) -> np.ndarray:
+    """Returns [h w] or [h w c] with left and right exchanged."""
+    # NumPy reverses many short rows at a third of the speed of a long one, and pixels of 3 bytes one byte at a time: all
+    # pixels are reversed at once, colour by colour, and the rows put in order again, which is a view.
+    pixels = array.reshape(array.shape[0] * array.shape[1], -1)[::-1]
+    turned = np.empty(pixels.shape, array.dtype)
+    for colour in range(pixels.shape[1]):
+        turned[:, colour] = pixels[:, colour]
+    return turned.reshape(array.shape)[::-1]
