@@ -24,7 +24,7 @@ CAPTIONS = ("", "a red cube", "赤い球", "un gato negro")
 
 def states(caption: str) -> np.ndarray:
     """One row for each letter and one for the end."""
-    return np.arange((len(caption) + 1) * WIDTH).reshape(-1, WIDTH).astype(ml_dtypes.bfloat16) + len(caption)
+    return (np.arange((len(caption) + 1) * WIDTH).reshape(-1, WIDTH) + len(caption)).astype(ml_dtypes.bfloat16)
 
 
 def write(folder: Path, captions: tuple[str, ...] = CAPTIONS, **settings) -> Path:
