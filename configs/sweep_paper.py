@@ -5,8 +5,9 @@ mforce sweep --config=configs/sweep_paper.py:t2i=/gcs/b/t2i,forcing=/gcs/b/forci
     --launcher=gke --jobs=12 --launcher-options='--cluster=C --topology=v5p:4x4x4 --image=IMAGE'
 
 The paper has three sizes, which no law can be told from; `widths=all` adds the interpolating ones, at the same depth and
-by the same recipe. Two more seeds of post-training at the smallest width say how far single cells can be trusted: they
-start from the same pretraining runs. Scores are means over NYUv2, DIODE, ETH3D and ScanNet (Duisterhof et al. 2026, figure 4).
+by the same recipe. The shorter pretraining runs branch off the longest one. Two more seeds of post-training at the smallest
+width say how far single cells can be trusted: they start from the same pretraining runs. Scores are means over NYUv2, DIODE,
+ETH3D and ScanNet (Duisterhof et al. 2026, figure 4).
 """
 
 from dataclasses import replace
@@ -14,8 +15,8 @@ from dataclasses import replace
 from configs import forcing, mixtures, t2i
 from modality_forcing.config import Config
 from modality_forcing.config_file import choose, parse_arg
-from modality_forcing.scaling.grid import Benchmarks, Run, Sweep, axis, chain, product, sweep
-from modality_forcing.scaling.recipe import horizon, scaled
+from modality_forcing.scaling.grid import Benchmarks, Run, Sweep, axis, chain, horizons, product, sweep
+from modality_forcing.scaling.recipe import scaled
 
 PAPER = (1024, 1536, 3072)
 BETWEEN = (512, 768, 1280, 2048, 2560)
@@ -41,7 +42,7 @@ def get_sweep(arg: str = "") -> Sweep:
         before = None
         if images:
             config = scaled(t2i.get_config(f"size=370m,encoders={a['encoders']}"), width)
-            before = Run("pretraining", horizon(_reading(config, a["t2i"], a["t2i_cache"]), images))
+            before = horizons("pretraining", _reading(config, a["t2i"], a["t2i_cache"]), IMAGES[1:])[images]
         config = scaled(forcing.get_config(f"size=370m,encoders={a['encoders']}"), width)
         if a["forcing"]:
             config = replace(config, data=mixtures.get_config(f"root={a['forcing']}").data)

@@ -3,16 +3,14 @@
 mforce sweep --config=configs/sweep_scenes.py --workdir=runs/scenes
 mforce plan --sweep=configs/sweep_scenes.py
 
-Four widths at a fixed depth of 4 blocks (9-fold in N, as the paper's), four pretraining sizes in steps of four (none, 1, 4 and
-16 units of 5,000 images), two seeds: 32 cells, 24 pretraining runs and 32 post-training runs, all of these alike. A seed is one
-of everything that is drawn in training: scenes, weights, noise. All cells are scored on the same 256 scenes, by one step from
-pure noise (configs/demo.py).
+Widths at a fixed depth of 4 blocks (9-fold in N, as the paper's), pretraining sizes in steps of four, post-training lengths
+in steps of four too, and seeds. A seed is one of everything that is drawn in training: scenes, weights, noise. Of each width
+and seed there is one pretraining run, off which the shorter ones branch, and one post-training run after each of them, off
+which in turn the shorter ones branch. All cells are scored on the same 256 scenes, by one step from pure noise
+(configs/demo.py). The first seed comes first, so that a sweep that is stopped has it whole.
 
-Post-training has few scenes with depth (4,096, each seen five times) as the paper has 58 thousand beside billions of
-pictures; pretraining has 32,768, so that the largest run sees each two or three times.
-
-Some 40 min on two idle cores, estimated: steps of pretraining and post-training take 8 and 14 ms at width 32, 10 and 19 at 48,
-14 and 26 at 64, 22 and 42 at 96, which is 12 min and 16 min over all; compiling 7, scoring 4, rendering the scenes 4.
+Post-training has few scenes with depth (4,096, the longest run sees each 19 times) as the paper has 58 thousand beside
+billions of pictures; pretraining has 32,768, so that the largest run sees each two or three times.
 """
 
 from dataclasses import replace
@@ -20,32 +18,32 @@ from dataclasses import replace
 from configs import demo
 from modality_forcing.config import Config
 from modality_forcing.config_file import parse_arg
-from modality_forcing.scaling.grid import Records, Run, Sweep, axis, product, sweep
-from modality_forcing.scaling.recipe import horizon, scaled
+from modality_forcing.scaling.grid import Records, Run, Sweep, axis, horizons, product, sweep
+from modality_forcing.scaling.recipe import scaled
 
 BASE = 64  # the width that the demo's learning rate is taken to be right for
-WIDTHS = (32, 48, 64, 96)
-UNIT = 5_000  # images
+WIDTHS = (32, 64, 96)
+IMAGES = (0, 20_000, 80_000)
+FRAMES = (4_800, 19_200, 76_800)
 SCENES_WITH_DEPTH = 4096
 
 
 def get_sweep(arg: str = "") -> Sweep:
-    """Takes unit (images), steps (of post-training), seeds and examples (held-out scenes)."""
-    a = parse_arg(arg, unit=UNIT, steps=1200, seeds=2, examples=256)
-    points = product(
-        axis("width", *WIDTHS),
-        axis("images", *(a["unit"] * n for n in (0, 1, 4, 16))),
-        axis("seed", *range(a["seeds"])),
-    )
+    """Takes shorter (by which images and frames are divided), seeds and examples (held-out scenes)."""
+    a = parse_arg(arg, shorter=1, seeds=2, examples=256)
+    images, frames = (tuple(n // a["shorter"] for n in each) for each in (IMAGES, FRAMES))
+    points = product(axis("seed", *range(a["seeds"])), axis("width", *WIDTHS), axis("images", *images), axis("frames", *frames))
 
-    def cell(width: int, images: int, seed: int) -> Run:
+    def cell(seed: int, width: int, images: int, frames: int) -> Run:
         before = None
         if images:
-            before = Run("pretraining", horizon(_config("t2i", width, seed, a["examples"]), images))
+            before = horizons("pretraining", _config("t2i", width, seed, a["examples"]), pretraining)[images]
         config = _config("forcing", width, seed, a["examples"])
-        train = replace(config.train, steps=a["steps"], new=config.train.new if before else ())
-        return Run("forcing", replace(config, train=train, data=replace(config.data, count=SCENES_WITH_DEPTH)), after=before)
+        train = replace(config.train, new=config.train.new if before else ())
+        config = replace(config, train=train, data=replace(config.data, count=SCENES_WITH_DEPTH))
+        return horizons("forcing", config, lengths, after=before)[frames]
 
+    pretraining, lengths = images[1:], frames
     return sweep("scenes", points, cell, Records(seed=0))
 
 

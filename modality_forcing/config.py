@@ -136,6 +136,7 @@ class TrainConfig:
     log_every: int = 20
     save_every: int = 500
     keep: int = 1  # checkpoints
+    save_at: tuple[int, ...] = ()  # steps whose checkpoints stay, however many are kept: where other runs branch off
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,10 @@ from typing import Any
 from modality_forcing import config_file
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.train.workdir import FREE
+from modality_forcing.nested import differences
+from modality_forcing.scaling.recipe import horizon
+from modality_forcing.train.optim import branch_point
+from modality_forcing.train.workdir import FREE, LENGTH
 
 Value = str | int | float | bool
 Point = Mapping[str, Value]
@@ -63,22 +66,39 @@ def _join(a: Point, b: Point) -> Point:
 class Run:
     """One training run: its part in the cell ("pretraining", "forcing"), its config, and the run whose weights it starts from.
 
-    config.train.init stays empty: where `after` lies is known once there is a folder (`config_in`).
+    trunk: a longer run that has its constant phase in common with this one, which then branches off: the same weights as
+    from step 0, to the bit, in fewer steps (train/branch.py). config.train.init and branch stay empty: where other runs lie
+    is known once there is a folder (`config_in`). Raises UserError for a trunk that differs in more than its length.
     """
 
     phase: str
     config: Config
     after: Run | None = None
+    trunk: Run | None = None
 
     def __post_init__(self):
-        if self.config.train.init:
-            raise UserError("train.init is set in a run of a sweep", mend="say what it starts from with Run(..., after=...)")
+        for name, option in (("init", "after"), ("branch", "trunk")):
+            if getattr(self.config.train, name):
+                raise UserError(f"train.{name} is set in a run of a sweep", mend=f"name that run with Run(..., {option}=...)")
+        if self.trunk is not None:
+            theirs, mine = (
+                _but_free(to_dict(run.config), (*FREE, *LENGTH)) | {"after": run.after.digest if run.after else None}
+                for run in (self.trunk, self)
+            )
+            if told := differences(theirs, mine):
+                mend = "a branch has all of its trunk's config but its length"
+                raise UserError(f"a run of {self.phase} is no branch of its trunk ({told})", mend=mend)
+
+    @cached_property
+    def begins(self) -> int:
+        """The step that it branches off at, 0 without a trunk."""
+        return branch_point(self.config.train, self.trunk.config.train) if self.trunk else 0
 
     @cached_property
     def digest(self) -> str:
         """What tells this run from others: all that its weights depend on, the runs before it included.
 
-        How it is watched and laid out (`train.workdir.FREE`) is not among it, as for a workdir that goes on.
+        How it is watched and laid out (`train.workdir.FREE`) is not among it, as for a workdir that goes on; nor is a trunk.
         """
         told = [_but_free(to_dict(self.config)), self.after.digest if self.after else None]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
@@ -97,6 +117,11 @@ class Run:
         """Returns the runs that lead to this one, and this one."""
         return (*(self.after.chain() if self.after else ()), self)
 
+    def needs(self) -> tuple[Run, ...]:
+        """Returns all runs that must be there for this one, and this one, in order: `chain`, and what those branch off."""
+        before = self.trunk or self.after  # a trunk starts from the same run
+        return (*(before.needs() if before else ()), self)
+
     def config_in(self, runs: Path) -> Config:
         """Returns its config with train.init at the workdir of the run before it."""
         if self.after is None:
@@ -104,12 +129,12 @@ class Run:
         return replace(self.config, train=replace(self.config.train, init=str(runs / self.after.folder)))
 
 
-def _but_free(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+def _but_free(tree: dict[str, Any], free: tuple[str, ...] = FREE, above: str = "") -> dict[str, Any]:
     kept = {}
     for key, value in tree.items():
-        if (path := f"{above}{key}").startswith(FREE) or f"{path}." in FREE:
+        if (path := f"{above}{key}").startswith(free) or f"{path}." in free:
             continue
-        kept[key] = _but_free(value, f"{path}.") if isinstance(value, dict) else value
+        kept[key] = _but_free(value, free, f"{path}.") if isinstance(value, dict) else value
     return kept
 
 
@@ -186,13 +211,18 @@ class Sweep:
 
     def runs(self) -> tuple[Run, ...]:
         """Returns every training run once, a run after the one that it starts from."""
-        return tuple({run.digest: run for cell in self.cells for run in cell.runs()}.values())
+        return tuple({run.digest: run for cell in self.cells for run in cell.run.needs()}.values())
+
+    def branch_points(self, run: Run) -> tuple[int, ...]:
+        """Returns the steps at which other runs branch off this one."""
+        found = {other.begins for other in self.runs() if other.trunk and other.trunk.digest == run.digest}
+        return tuple(sorted(found))
 
     def groups(self) -> tuple[tuple[Cell, ...], ...]:
         """Returns the cells by their first run: those that have a run in common are together."""
         found: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            found.setdefault(cell.runs()[0].digest, []).append(cell)
+            found.setdefault(cell.run.needs()[0].digest, []).append(cell)
         return tuple(map(tuple, found.values()))
 
 
@@ -201,13 +231,20 @@ def sweep(name: str, points: Points, run: Callable[..., Run], evaluation: Record
     return Sweep(name, tuple(Cell(point, run(**point), evaluation) for point in points))
 
 
+def horizons(phase: str, config: Config, examples: Sequence[int], after: Run | None = None) -> dict[int, Run]:
+    """Returns the run that sees so many examples, for each number: all branch off the longest (scaling/recipe.py: horizon)."""
+    longest = max(examples)
+    trunk = Run(phase, horizon(config, longest), after)
+    return {n: trunk if n == longest else Run(phase, horizon(config, n, trunk=trunk.config), after, trunk) for n in examples}
+
+
 def divided(found: Sweep, of: int, cost: Callable[[Run], float]) -> tuple[tuple[Cell, ...], ...]:
     """Returns the cells in `of` parts that share no run, about equally dear: the dearest group first, to the least busy part.
 
     A function of its arguments alone, so that `of` machines agree without talking.
     """
     groups = found.groups()
-    costs = [sum(cost(run) for run in {r.digest: r for cell in group for r in cell.runs()}.values()) for group in groups]
+    costs = [sum(cost(run) for run in {r.digest: r for cell in group for r in cell.run.needs()}.values()) for group in groups]
     parts: list[list[int]] = [[] for _ in range(of)]
     load = [0.0] * of
     for i in sorted(range(len(groups)), key=lambda i: -costs[i]):

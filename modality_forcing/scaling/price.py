@@ -52,7 +52,10 @@ class ChipPrice:
 
 @dataclass(frozen=True)
 class Price:
-    """A sweep's cost: `flops` counts shared runs once, `flops_apart` once for each cell. Evaluation is not counted."""
+    """A sweep's cost: `flops` counts shared runs once and branches from where they begin, `flops_apart` every cell's runs whole.
+
+    Evaluation is not counted.
+    """
 
     sweep: str
     cells: int
@@ -62,9 +65,9 @@ class Price:
     chips: tuple[ChipPrice, ...]
 
 
-def run_flops(run: Run) -> int:
-    """Returns the FLOPs of a training run alone, by the convention of scaling/flops.py."""
-    return flops.step_flops(run.config, base.build(run.config)).total * run.config.train.steps
+def run_flops(run: Run, first: int = 0) -> int:
+    """Returns the FLOPs of a training run alone, from a step on, by the convention of scaling/flops.py."""
+    return flops.step_flops(run.config, base.build(run.config)).total * (run.config.train.steps - first)
 
 
 def parameters(config: Config) -> Parameters:
@@ -84,8 +87,8 @@ def price(found: Sweep, chips: Sequence[str] = CHOSEN, mfu: float | None = None)
     users = [run.digest for cell in found.cells for run in cell.runs()]
     runs, apart = [], 0
     for run in found.runs():
-        weights, spent, cells = _weights(run), run_flops(run), users.count(run.digest)
-        apart += spent * cells
+        weights, spent, cells = _weights(run), run_flops(run, run.begins), users.count(run.digest)
+        apart += run_flops(run) * cells
         c = run.config
         told = (run.folder, run.phase, c.model.width, weights.trunk, weights.total, run.examples, c.train.steps, spent, cells)
         runs.append(RunPrice(*told))

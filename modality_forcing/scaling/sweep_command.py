@@ -114,8 +114,8 @@ def dry_run(folder: Folder, cells: Sequence[Cell]) -> str:
     for cell in cells:
         if folder.row(cell) is not None:
             continue
-        for run in cell.runs():
-            total, done = run.config.train.steps, folder.steps(run)
+        for run in cell.run.needs():
+            total, done = run.config.train.steps, max(folder.steps(run), run.begins)
             if run.digest not in listed and not folder.trained(run):
                 lines.append(f"train  {run.folder}  {total - done} steps{f' more, of {total}' if done else ''}")
             listed.add(run.digest)
@@ -184,6 +184,7 @@ def _seconds(run: Run, done: int, speeds: Sequence[tuple[float, float]]) -> floa
     from modality_forcing.scaling.price import run_flops
 
     steps = run.config.train.steps
+    done = max(done, run.begins)
     if done >= steps or not speeds:
         return 0.0
     step = run_flops(run) / steps

@@ -29,6 +29,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -113,7 +114,17 @@ class Folder:
 
     def trained(self, run: Run) -> bool:
         """Whether a run has its last checkpoint."""
-        return (self.of(run) / "checkpoints" / str(run.config.train.steps) / "meta").is_dir()
+        return self._has(run, run.config.train.steps)
+
+    def _has(self, run: Run, step: int) -> bool:
+        return (self.of(run) / "checkpoints" / str(step) / "meta").is_dir()
+
+    def config(self, run: Run) -> Config:
+        """Returns what a run is trained by here: what it starts from, where it branches off, and where others do."""
+        config = run.config_in(self.runs)
+        # A trunk of before it had branches lacks the checkpoint: from step 0 the weights are the same.
+        branch = str(self.of(run.trunk)) if run.trunk and self._has(run.trunk, run.begins) else ""
+        return replace(config, train=replace(config.train, branch=branch, save_at=self.sweep.branch_points(run)))
 
     def owner(self, name: str) -> str:
         """The process that works on a cell or a run, "" where none does that can be seen from here."""
@@ -206,7 +217,7 @@ class _Work:
 
     def cell(self, cell: Cell, broken: dict[str, Exception]) -> bool:
         """Trains and scores a cell and writes its row; False where another process works on one of its runs."""
-        for run in cell.runs():
+        for run in cell.run.needs():
             if run.digest in broken:
                 raise broken[run.digest]
             with self.folder.held(run.folder) as mine:
@@ -230,12 +241,13 @@ class _Work:
         return True
 
     def _train(self, run: Run) -> None:
-        workdir, config = self.folder.of(run), run.config_in(self.folder.runs)
+        workdir, config = self.folder.of(run), self.folder.config(run)
         if _agreed(self.folder.trained(run)):
             return
         done = self.folder.steps(run)
         self.tell(f"{run.folder}: {f'goes on from about step {done}' if done else 'starts'}, {run.config.train.steps} steps")
-        if is_claimed(workdir, config, but=("train.init",)):  # that is where this folder was; the digest says it is the same
+        # Where this folder was, and whether it branches: the digest says that the run is the same.
+        if is_claimed(workdir, config, but=("train.init", "train.branch")):
             _first(lambda: write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1)))
         versions = [*dict.fromkeys([*self._versions(run), self.version])]
         _first(lambda: write_file(workdir / "versions.json", json.dumps(versions)))
@@ -254,7 +266,7 @@ class _Work:
         return self._records.setdefault(key, Cached(setup.source(config)))
 
     def _row(self, cell: Cell) -> dict[str, Any]:
-        versions = sorted({self.version, *(v for run in cell.runs() for v in self._versions(run))})
+        versions = sorted({self.version, *(v for run in cell.run.needs() for v in self._versions(run))})
         score = self._scorer(cell, {run.phase: self.folder.of(run) for run in cell.runs()})
         return {
             "cell": cell.name,

@@ -9,11 +9,9 @@ from typing import Any
 from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint
-from modality_forcing.train.optim import cools_from, warmup_steps
+from modality_forcing.train.optim import branch_point
 from modality_forcing.train.state import TrainState
-from modality_forcing.train.workdir import is_claimed
-
-FREE = ("name", "train.steps", "train.warmup", "train.decay", "train.branch")  # of what a branch computes up to its cooldown
+from modality_forcing.train.workdir import LENGTH, is_claimed
 
 
 def trunk_state(config: Config, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -26,17 +24,12 @@ def trunk_state(config: Config, like: TrainState) -> tuple[TrainState, dict[str,
     if not (folder / "config.json").is_file():
         raise UserError("train.branch names no run", where=folder, mend="give the workdir of the run to branch off")
     try:
-        is_claimed(folder, config, but=FREE)
+        is_claimed(folder, config, but=LENGTH)
         trunk = from_dict(json.loads((folder / "config.json").read_text())).train
     except UserError as error:
         told = str(error).removeprefix(f"{folder}: ").partition(";")[0]
         raise UserError(told, where=folder, mend="a branch has all of its trunk's config but its length") from error
-    if c.schedule != "wsd":
-        raise UserError("a cosine has no constant phase to branch off", mend="set train.schedule=wsd in the trunk too")
-    if warmup_steps(c) != warmup_steps(trunk):
-        told = f"the trunk warms up for {warmup_steps(trunk)} steps, this run for {warmup_steps(c)}"
-        raise UserError(told, where=folder, mend="set train.warmup so that they agree (scaling/recipe.py: horizon)")
-    most = min(cools_from(c), cools_from(trunk))
+    most = branch_point(c, trunk)
     steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit() and (p / "meta").is_dir())
     if not (fit := [step for step in steps if step <= most]):
         told = f"no checkpoint up to step {most}, where the cooldown begins; there is {', '.join(map(str, steps)) or 'none'}"

@@ -7,13 +7,14 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from modality_forcing import processes
 from modality_forcing.config import Config, from_dict, to_dict
@@ -27,14 +28,15 @@ FULL = ("no space left", "disk quota", "file too large", "resource_exhausted", "
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder/<step>/`; a step is visible only once it is complete."""
+    """The checkpoints of one run, in `folder/<step>/`: the last `keep` and those of `also`, each visible once it is complete."""
 
-    def __init__(self, folder: Path, keep: int = 1):
+    def __init__(self, folder: Path, keep: int = 1, also: Collection[int] = ()):
         _quiet()
         self.folder = folder.absolute()
         remove_unfinished(self.folder)
         # Synchronous: an error belongs to the step that caused it, and the state may be donated right after.
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False, create=True)
+        kept = AnyPreservationPolicy([LatestN(keep), CustomSteps(sorted(also))])
+        options = ocp.CheckpointManagerOptions(preservation_policy=kept, enable_async_checkpointing=False, create=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:

@@ -40,7 +40,7 @@ def train(config: Config, workdir: Path, *, records: RecordSource | None = None,
             if k == stop_after:
                 return state
             due = k > run.first and k % config.train.log_every == 0
-            if k % config.train.save_every == 0 and k > run.first:
+            if (k % config.train.save_every == 0 or k in config.train.save_at) and k > run.first:
                 if due:  # before the checkpoint, or a run resumed from it would tell it again
                     log.tell(k)
                     due = False

@@ -6,6 +6,7 @@ import jax
 import optax
 
 from modality_forcing.config import TrainConfig
+from modality_forcing.errors import UserError
 
 EPS = 1e-8  # Adam's, at the width that the learning rate belongs to (Kingma & Ba 2015)
 SCALED = ("hidden", "output")  # groups whose learning rate falls with the width
@@ -38,6 +39,16 @@ def warmup_steps(c: TrainConfig) -> int:
 def cools_from(c: TrainConfig) -> int:
     """Returns the first step at which "wsd" may be below its constant rate."""
     return c.steps - max(int(c.decay * c.steps), 1)
+
+
+def branch_point(c: TrainConfig, trunk: TrainConfig) -> int:
+    """Returns the last step up to which two runs that differ in length alone are one run; raises UserError if there is none."""
+    if c.schedule != "wsd" or c.schedule != trunk.schedule:
+        raise UserError("a cosine has no constant phase to branch off", mend="set train.schedule=wsd in the trunk too")
+    if warmup_steps(c) != warmup_steps(trunk):
+        told = f"the trunk warms up for {warmup_steps(trunk)} steps, this run for {warmup_steps(c)}"
+        raise UserError(told, mend="set train.warmup so that they agree (scaling/recipe.py: horizon)")
+    return min(cools_from(c), cools_from(trunk))
 
 
 def optimiser(c: TrainConfig, width: int) -> optax.GradientTransformation:

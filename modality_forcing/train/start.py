@@ -86,7 +86,7 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
         claim(workdir, config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("claimed")  # by the first process, before another looks into it
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", keep=config.train.keep)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", config.train.keep, config.train.save_at)
     last = checkpoints.latest()
     state, extra = (begun or begin()) if last is None else checkpoints.restore(like)
     if extra:

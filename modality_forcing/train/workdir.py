@@ -14,9 +14,11 @@ from modality_forcing.writing import check_folder, write_file
 # Prefixes of config keys that change how a run is watched, fed or laid out, but what it computes in rounding only: a run
 # may go on with others, on other devices.
 FREE = (
-    *("train.log_every", "train.save_every", "train.keep", "train.accumulate", "data.workers", "sample.", "eval."),
-    *("mesh.", "model.attention", "model.remat", "model.unroll"),
+    *("train.log_every", "train.save_every", "train.save_at", "train.keep", "train.accumulate", "data.workers"),
+    *("sample.", "eval.", "mesh.", "model.attention", "model.remat", "model.unroll"),
 )
+# What may differ besides in a run that shares another's constant phase (train/branch.py).
+LENGTH = ("name", "train.steps", "train.warmup", "train.decay", "train.branch")
 
 
 def claim(workdir: Path, config: Config) -> None:

@@ -13,7 +13,7 @@ from tests.runs import contents, killed, process, refused
 SWEEP = """
 from dataclasses import replace
 
-from modality_forcing.scaling.grid import Records, Run, axis, product, sweep
+from modality_forcing.scaling.grid import Records, Run, axis, horizons, product, sweep
 from tests import tiny
 
 LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
@@ -26,6 +26,11 @@ def get_sweep(arg):
         depth = replace(config.modalities["depth"], detokenizer=0)  # compiles faster
         return Run("forcing", replace(config, seed=seed, modalities={**config.modalities, "depth": depth}), after=before)
 
+    if arg in ("branches", "whole"):
+        config = cell(False, 0).config
+        runs = horizons("forcing", replace(config, train=replace(config.train, save_every=9)), (24, 40))
+        short = runs[24] if arg == "branches" else Run("forcing", runs[24].config)
+        return sweep("tiny", axis("frames", 24), lambda frames: short, Records(draws=2))
     seeds = axis("seed", 0, 1)
     if arg == "diverges":
         return sweep("tiny", product(axis("pretrained", True), seeds, axis("rate", 1e30)), cell, Records(draws=2))
@@ -76,6 +81,15 @@ def test_killed_at_several_points_it_comes_to_the_same_rows_to_the_bit(whole, co
     assert contents(workdir / "cells") == contents(whole / "cells")
     assert (workdir / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
     assert {p.name for p in (workdir / "runs").iterdir()} == {p.name for p in (whole / "runs").iterdir()}
+
+
+def test_a_run_that_branches_has_the_row_of_one_that_does_not(config, tmp_path):
+    rows = {}
+    for way in ("branches", "whole"):
+        done = process("sweep", f"--config={config}:{way}", f"--workdir={tmp_path / way}")
+        assert done.code == 0 and ("going on from step 5 of 6" in done.out) == (way == "branches"), done.err
+        rows[way] = (tmp_path / way / "cells" / "frames=24.json").read_bytes()
+    assert rows["branches"] == rows["whole"]
 
 
 def test_a_row_says_what_it_is_of(whole):
@@ -139,7 +153,7 @@ def test_a_cell_that_fails_is_named_with_the_last_line_of_its_log(config, mforce
     [
         (["--config=nowhere.py"], r"nowhere\.py: no such sweep file"),
         (["--config=configs/demo.py"], r"demo\.py: has no get_sweep\(arg\)"),
-        (["--config=configs/sweep_scenes.py:unit=x"], r"'unit=x' is not of type int"),
+        (["--config=configs/sweep_scenes.py:seeds=x"], r"'seeds=x' is not of type int"),
         (["--config={sweep}:raises"], r"sweep_tiny\.py:\d+: ZeroDivisionError"),
         (["--config={sweep}", "--part=2/2"], r"--part.*'2/2' is not I/N"),
         (["--config={sweep}", "--jobs=2"], r"--jobs and --launcher-options are for a launcher"),

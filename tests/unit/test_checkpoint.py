@@ -95,10 +95,10 @@ def test_without_a_checkpoint_there_is_no_step(tmp_path):
     checkpoints.close()
 
 
-def test_old_checkpoints_go_and_the_newest_is_found(tmp_path, state):
-    for keep, left in ((1, [12]), (2, [9, 12])):
-        folder = tmp_path / str(keep) / "checkpoints"
-        checkpoints = Checkpoints(folder, keep=keep)
+def test_old_checkpoints_go_but_for_those_of_branches_and_the_newest_is_found(tmp_path, state):
+    for keep, also, left in ((1, (), [12]), (2, (), [9, 12]), (1, (3, 4), [3, 12])):
+        folder = tmp_path / f"{keep}{len(also)}" / "checkpoints"
+        checkpoints = Checkpoints(folder, keep, also)
         for step in (3, 9, 12):
             checkpoints.save(state._replace(step=jnp.int32(step)), CONFIG, EXTRA)
         assert checkpoints.latest() == 12

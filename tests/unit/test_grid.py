@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.scaling.grid import Records, Run, Sweep, axis, chain, divided, load, product, sweep, zipped
+from modality_forcing.scaling.grid import Records, Run, Sweep, axis, chain, divided, horizons, load, product, sweep, zipped
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -77,6 +77,38 @@ def test_train_init_is_where_the_run_before_lies():
         Run("forcing", tiny.forcing(init="somewhere"))
 
 
+def test_a_branch_is_the_run_that_it_saves():
+    config = tiny.forcing(warmup=0.25)
+    before = pretraining()
+    runs = horizons("forcing", config, (16, 64, 160), before)
+    short, trunk = runs[16], runs[160]
+    assert [run.config.train.steps for run in runs.values()] == [4, 16, 40] and trunk.trunk is None
+    assert (short.begins, runs[64].begins, trunk.begins) == (3, 13, 0)  # where they cool down
+    assert short.digest == Run("forcing", short.config, before).digest  # whichever way it is made
+    assert short.chain() == (before, short) and short.needs() == (before, trunk, short)
+    found = sweep("tiny", axis("frames", 16, 64), lambda frames: runs[frames], Records())
+    assert [run.digest for run in found.runs()] == [run.digest for run in (before, trunk, short, runs[64])]
+    assert len(found.groups()) == 1
+    assert found.branch_points(trunk) == (3, 13) and found.branch_points(short) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"learning_rate": 0.5}, r"a run of t2i is no branch of its trunk \(train\.learning_rate 0\.001, now 0\.5\)"),
+        ({"warmup": 0.9}, "the trunk warms up for"),
+        ({"branch": "there"}, r"train\.branch is set .*trunk="),
+    ],
+)
+def test_what_is_no_branch_of_its_trunk_is_refused(changes, told):
+    trunk = horizons("t2i", tiny.t2i(), (160,))[160]
+    short = replace(trunk.config, train=replace(trunk.config.train, **{"steps": 8, "warmup": 0.06, **changes}))
+    with pytest.raises(UserError, match=told):
+        assert Run("t2i", short, trunk=trunk).begins
+    with pytest.raises(UserError, match=r"\(after .*, now None\)"):
+        Run("t2i", trunk.config, trunk=Run("t2i", trunk.config, after=pretraining()))
+
+
 @pytest.mark.parametrize(
     ("build", "told"),
     [
@@ -116,14 +148,15 @@ def test_a_name_is_a_file_name():
 
 def test_the_sweeps_of_the_tree_load():
     scenes = load(str(CONFIGS / "sweep_scenes.py"))
-    assert len(scenes.cells) == 32 and len(scenes.runs()) == 56
+    assert len(scenes.cells) == 54 and len(scenes.runs()) == 12 + 54
     for c in scenes.cells:
         assert c.run.config.sample.task_steps == {"i2d": 1} and c.run.config.eval.examples == 256
         assert (len(c.runs()) == 1) == (c.point["images"] == 0) == (c.run.config.train.new == ())
         seen, batch = sum(run.examples for run in c.runs()[:-1]), c.run.config.train.batch
         assert seen == -(-int(c.point["images"]) // batch) * batch  # whole steps
-    posts = {(c.run.config.train.steps, c.run.config.data.count) for c in scenes.cells}
-    assert len(posts) == 1  # the same post-training in every cell
+        assert c.run.examples == c.point["frames"] and c.run.config.data.count == 4096
+        assert (c.run.trunk is None) == (c.point["frames"] == 76_800) and c.run.begins in (0, 240, 960)
+    assert len(scenes.groups()) == 2 * 3 * 2  # of each seed and width: with pretraining, without
     paper = load(f"{CONFIGS / 'sweep_paper.py'}:widths=paper")
     assert {c.run.config.model.width for c in paper.cells} == {1024, 1536, 3072}
     assert len(paper.cells) == 12 + 8 and len([run for run in paper.runs() if run.phase == "pretraining"]) == 9

@@ -12,7 +12,7 @@ import pytest
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.scaling import sweep_run
-from modality_forcing.scaling.grid import Records, Run, axis, product, sweep
+from modality_forcing.scaling.grid import Records, Run, axis, horizons, product, sweep
 from modality_forcing.scaling.sweep_command import dry_run, state, status
 from modality_forcing.scaling.sweep_run import Folder, last_line, version, work
 from modality_forcing.scaling.sweep_score import Score
@@ -71,6 +71,24 @@ def test_each_run_is_done_once_and_each_cell_has_a_row(trained, tmp_path):
     assert folder.timing(SWEEP.cells[3])["seconds_pretraining"] == 2.0
     go(folder)
     assert len(trained) == 5
+
+
+def test_a_run_branches_off_its_trunk_where_that_left_a_checkpoint(trained, tmp_path):
+    runs = horizons("forcing", tiny.forcing(), (16, 64))
+    found = sweep("tiny", axis("frames", 16, 64), lambda frames: runs[frames], Records())
+    folder, short, trunk = Folder(found, tmp_path), runs[16], runs[64]
+    assert folder.config(trunk).train.save_at == (short.begins,) and not folder.config(short).train.branch
+    assert dry_run(folder, found.cells).splitlines()[:2] == [
+        f"train  {trunk.folder}  16 steps",
+        f"train  {short.folder}  1 steps more, of 4",
+    ]
+    go(folder, found.cells)
+    assert trained == [trunk.folder, short.folder]
+    assert not folder.config(short).train.branch  # the trunk of this test kept nothing: from step 0 it is the same
+    (folder.of(trunk) / "checkpoints" / str(short.begins) / "meta").mkdir(parents=True)
+    assert folder.config(short).train.branch == str(folder.of(trunk))
+    assert go(folder, found.cells)[0] == {} and len(trained) == 2
+    assert "branch" not in str(folder.row(found.cells[0])["config"]).replace("'branch': ''", "")
 
 
 def test_a_row_without_its_file_is_scored_again_and_trained_no_more(trained, tmp_path):
