@@ -196,6 +196,8 @@ def test_the_weights_of_another_network_do_not_fit(saved):
     with pytest.raises(UserError, match=r"run.*the weights do not fit \(misshaped: .*and \d+ more"):
         checkpoint.initial(saved, fresh, ())
     like = jax.eval_shape(lambda p: init_state(wider, p), abstract_network(wider, base.build(wider))[1])
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # as runs have it: without one, old Orbax looks at no shape
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like)
     with pytest.raises(UserError, match="cannot be read"):
         restore(saved, like)
 
