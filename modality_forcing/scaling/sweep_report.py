@@ -19,7 +19,6 @@ from modality_forcing.scaling.sweep_figures import Row
 from modality_forcing.scaling.table import Table
 from modality_forcing.writing import write_file
 
-LAW = "transfer-s"  # error against weights and pretraining images: every cell of a sweep has the same post-training
 _COLUMNS = ("width", "params", "images", "frames", "seed", "flops", "i2d_absrel", "i2d_delta1", "absrel", "delta1", "loss")
 _SHARED = ("version", "protocol", "seeds", "device", "devices")
 _RESAMPLES = 400
@@ -43,11 +42,16 @@ def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
     return folder / "report.html"
 
 
-def table_of(rows: Sequence[Row], column: str) -> Table:
-    """Returns weights N, pretraining images n and a score as a table to fit `LAW` to; every cell is a run of its own."""
+def table_of(rows: Sequence[Row], column: str) -> tuple[Table, str]:
+    """Returns a score as a table, every cell a run of its own, and the name of the law to fit to it.
+
+    Its variables are weights N, pretraining images n and, where they differ, post-training frames s.
+    """
     scored = [row for row in rows if row.get(column) is not None]
     variables = {"N": [row["params"] for row in scored], "n": [row["images"] for row in scored]}
-    return Table.of(variables, [row[column] for row in scored])
+    if several := len({row["frames"] for row in scored}) > 1:
+        variables["s"] = [row["frames"] for row in scored]
+    return Table.of(variables, [row[column] for row in scored]), "transfer" if several else "transfer-s"
 
 
 def _law(folder: Path, rows: Sequence[Row]) -> str:
@@ -55,11 +59,11 @@ def _law(folder: Path, rows: Sequence[Row]) -> str:
     if len({str([row.get(key) for key in ("version", "protocol", "seeds")]) for row in rows}) > 1:
         return "<p>Rows are of more than one code version, protocol or seed set: choose some with mforce fit --where.</p>"
     try:
-        table, form = table_of(rows, column), laws.parse(LAW)
-        fitted = fit(table, form, _RESAMPLES)
+        table, name = table_of(rows, column)
+        fitted = fit(table, laws.parse(name), _RESAMPLES)
         with figures.style():
             drawn = figures.save(draw_fit(fitted, table), folder / "law")[1]
-        return _svg(drawn) + _parameters(fitted) + _nested(table, fitted)
+        return _svg(drawn) + _parameters(fitted) + _nested(table, fitted, name)
     except UserError as error:
         return f"<p>These rows allow no law yet: {escape(str(error))}.</p>"
 
@@ -74,11 +78,11 @@ def _parameters(fitted: Fit) -> str:
     return f"<p>{escape(fitted.form.equation)}; {objective}; intervals by bootstrap over cells.</p>{_html(cells)}{notes}"
 
 
-def _nested(table: Table, fitted: Fit) -> str:
+def _nested(table: Table, fitted: Fit, name: str) -> str:
     """The forms compared by what they say of the largest cells, which none of them has seen."""
     try:
         away = largest(table, fitted.form)
-        compared, best = compare(table, laws.parse(LAW), away)
+        compared, best = compare(table, laws.parse(name), away)
     except UserError:
         return ""
     cells = [("form", "parameters", "on cells it saw", "on larger ones", "")]
@@ -89,11 +93,12 @@ def _nested(table: Table, fitted: Fit) -> str:
 
 
 def _lead(rows: Sequence[Row]) -> str:
-    sizes, images = ({row[key] for row in rows} for key in ("params", "images"))
+    sizes, images, frames = ({row[key] for row in rows} for key in ("params", "images", "frames"))
     seeds = len({row["seed"] for row in rows})
-    spans = [f"{figures.short(min(span))} to {figures.short(max(span))}" for span in (sizes, images)]
-    told = f"{len(sizes)} sizes ({spans[0]} weights), {len(images)} amounts of pretraining ({spans[1]} images), {seeds} seeds"
-    return f"{len(rows)} cells: {told}."
+    spans = [f"{figures.short(min(span))} to {figures.short(max(span))}" for span in (sizes, images, frames)]
+    told = f"{len(sizes)} sizes ({spans[0]} weights), {len(images)} amounts of pretraining ({spans[1]} images)"
+    told += f", {len(frames)} of post-training ({spans[2]} frames)" if len(frames) > 1 else ""
+    return f"{len(rows)} cells: {told}, {seeds} seeds."
 
 
 def _table(rows: Sequence[Row]) -> str:

@@ -49,6 +49,19 @@ def test_lines_go_through_the_means_and_points_are_seeds():
     assert [label.get_text() for label in left.get_xticklabels()] == ["1 k", "4 k", "16 k"]
 
 
+def test_several_lengths_of_post_training_get_a_panel():
+    shorter = [{**row, "frames": 300, "i2d_absrel": row["i2d_absrel"] + 0.5} for row in rows()]
+    with figures.style():
+        drawn = sweep_figures.draw([*rows(), *shorter])
+    left, _, right = drawn.axes
+    lines = {line.get_label(): line for line in left.lines if not str(line.get_label()).startswith("_")}
+    np.testing.assert_allclose(lines["8 k"].get_ydata(), [n**-0.2 + 0.001 for n in (1000, 4000, 16_000)])  # of the longest
+    lines = {line.get_label(): line for line in right.lines if not str(line.get_label()).startswith("_")}
+    np.testing.assert_allclose(lines["8 k"].get_xdata(), [300, 900])
+    np.testing.assert_allclose(lines["8 k"].get_ydata(), [16_000**-0.2 + 0.501, 16_000**-0.2 + 0.001])  # of the largest
+    assert right.get_xlabel() == "post-training frames, N = 16 k"
+
+
 def test_benchmarks_are_drawn_where_there_are_no_held_out_records(tmp_path):
     named = [{k.replace("i2d_", ""): v for k, v in row.items()} for row in rows()]
     written = sweep_figures.write(named, tmp_path / "figure4")

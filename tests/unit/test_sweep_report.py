@@ -33,6 +33,18 @@ def test_it_is_one_file_with_curves_law_and_every_row(tmp_path):
     assert {"figure4.png", "figure4.svg", "law.png", "law.svg"} <= {found.name for found in tmp_path.iterdir()}
 
 
+def test_several_lengths_of_post_training_make_a_law_of_three_variables(tmp_path):
+    found = []
+    for row in many():
+        for frames in (1000, 4000, 16_000):
+            score = 0.05 + (row["i2d_absrel"] - 0.05) * (frames / 1000) ** -0.3
+            found.append({**row, "cell": f"{row['cell']}-{frames}", "frames": frames, "i2d_absrel": score})
+    text = sweep_report.write(tmp_path, "frames", found).read_text()
+    assert "3 of post-training (1 k to 16 k frames)" in text
+    gamma = re.search(r"<td>gamma</td><td>([^<]*)</td>", text)
+    assert gamma and abs(float(gamma[1]) - 0.3) < 0.05
+
+
 def test_too_few_rows_say_so(tmp_path):
     text = sweep_report.write(tmp_path, "few", rows()[:4]).read_text()
     assert "These rows allow no law yet: " in text and text.count("<svg") == 1
