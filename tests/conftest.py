@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-# Before anything imports jax. setdefault: whoever asks for another platform gets it.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.runs import Done
+
+# Before anything imports jax. setdefault: whoever asks for another platform gets it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What one test or command of a session has compiled, the others read: many run the same program.
+_compiled = tempfile.TemporaryDirectory(prefix="mforce-compiled-", ignore_cleanup_errors=True)
+for _name, _value in {
+    "JAX_COMPILATION_CACHE_DIR": _compiled.name,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 # No deadline: a first example compiles. Derandomized: a red run is red again; HYPOTHESIS_PROFILE=default searches anew.
 settings.register_profile("ci", deadline=None, derandomize=True)

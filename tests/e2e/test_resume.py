@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
@@ -53,24 +52,6 @@ def extras(workdir: Path) -> dict[str, Any]:
     (description,) = (p for p in meta.rglob("*") if p.is_file() and p.name == "metadata")
     told = json.loads(description.read_text())
     return {k: v for k, v in told.items() if k not in TIMES | {"config"}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Keeps what is compiled: here one program runs in many runs, each of which would compile it anew."""
-    changes = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    for name, value in changes.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
