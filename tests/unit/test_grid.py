@@ -148,7 +148,7 @@ def test_a_name_is_a_file_name():
 
 def test_the_sweeps_of_the_tree_load():
     scenes = load(str(CONFIGS / "sweep_scenes.py"))
-    assert len(scenes.cells) == 54 and len(scenes.runs()) == 12 + 54
+    assert len(scenes.cells) == 4 * 4 * 3 * 2 and len(scenes.runs()) == 4 * 3 * 2 + 96
     for c in scenes.cells:
         assert c.run.config.sample.task_steps == {"i2d": 1} and c.run.config.eval.examples == 256
         assert (len(c.runs()) == 1) == (c.point["images"] == 0) == (c.run.config.train.new == ())
@@ -156,7 +156,7 @@ def test_the_sweeps_of_the_tree_load():
         assert seen == -(-int(c.point["images"]) // batch) * batch  # whole steps
         assert c.run.examples == c.point["frames"] and c.run.config.data.count == 4096
         assert (c.run.trunk is None) == (c.point["frames"] == 76_800) and c.run.begins in (0, 240, 960)
-    assert len(scenes.groups()) == 2 * 3 * 2  # of each seed and width: with pretraining, without
+    assert len(scenes.groups()) == 2 * 4 * 2  # of each seed and width: with pretraining, without
     paper = load(f"{CONFIGS / 'sweep_paper.py'}:widths=paper")
     assert {c.run.config.model.width for c in paper.cells} == {1024, 1536, 3072}
     assert len(paper.cells) == 12 + 8 and len([run for run in paper.runs() if run.phase == "pretraining"]) == 9

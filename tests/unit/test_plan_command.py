@@ -37,7 +37,7 @@ def test_what_does_not_go_together_is_one_line(capsys, arguments, told):
 def test_a_sweep_is_priced(capsys):
     assert main(["plan", "--sweep=configs/sweep_scenes.py", "--chip", "v5e", "--mfu=0.5", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["cells"] == 54 and [chip["chip"] for chip in told["chips"]] == ["v5e"]
+    assert told["cells"] == 96 and [chip["chip"] for chip in told["chips"]] == ["v5e"]
     assert told["chips"][0]["hours"] == pytest.approx(told["flops"] / (0.5 * 197e12) / 3600)
 
 
