@@ -104,12 +104,13 @@ def _none_at(x: Array) -> float:
 
 
 def _mark_none(axes: Axes, x: Array, none_at: float) -> None:
-    """Ticks at the powers of ten among the values above 0, and one that says none."""
+    """Ticks at the powers of ten among the values above 0 (at these, where there is no such power), and one that says none."""
     from matplotlib.ticker import NullLocator
 
     above = np.log10(x[x > 0]) if np.any(x > 0) else np.array([])
     powers = range(int(np.ceil(above.min() - 1e-9)), int(np.floor(above.max() + 1e-9)) + 1) if len(above) else ()
-    axes.set_xticks([none_at, *(10.0**power for power in powers)], ["none", *(f"$10^{{{power}}}$" for power in powers)])
+    ticks = {10.0**power: f"$10^{{{power}}}$" for power in powers} or {v: figures.short(v) for v in np.unique(x[x > 0]).tolist()}
+    axes.set_xticks([none_at, *ticks], ["none", *ticks.values()])
     axes.xaxis.set_minor_locator(NullLocator())
 
 

@@ -48,6 +48,13 @@ def test_panels(drawn):
         assert any("they miss its N" in text.get_text() for text in figure.axes[2].texts)
 
 
+def test_two_numbers_of_images_without_a_power_of_ten_between_are_the_ticks():
+    with figures.style():
+        axes = figures.figure(1).subplots()
+        fit_figures._mark_none(axes, np.array([0, 20_000, 80_000, 80_000.0]), 5000.0)
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "20 k", "80 k"]
+
+
 def test_nothing_hangs_over_an_edge(drawn):
     _, figure, _ = drawn
     with figures.style():
