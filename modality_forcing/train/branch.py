@@ -29,7 +29,10 @@ def trunk_state(config: Config, like: TrainState) -> tuple[TrainState, dict[str,
     except UserError as error:
         told = str(error).removeprefix(f"{folder}: ").partition(";")[0]
         raise UserError(told, where=folder, mend="a branch has all of its trunk's config but its length") from error
-    most = branch_point(c, trunk)
+    try:
+        most = branch_point(c, trunk)
+    except UserError as error:
+        raise UserError(str(error), where=folder) from error
     steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit() and (p / "meta").is_dir())
     if not (fit := [step for step in steps if step <= most]):
         told = f"no checkpoint up to step {most}, where the cooldown begins; there is {', '.join(map(str, steps)) or 'none'}"

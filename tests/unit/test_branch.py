@@ -80,7 +80,7 @@ def test_the_last_checkpoint_before_either_cools_down_is_taken(trunk):
     [
         ({"learning_rate": 0.5}, r"the workdir holds a run with train\.learning_rate=0\.001, not 0\.5; a branch has all"),
         ({"batch": 8}, r"train\.batch=4, not 8"),
-        ({"warmup": 0.9}, r"the trunk warms up for 2 steps, this run for 7; set train\.warmup"),
+        ({"warmup": 0.9}, r"trunk\d*: the trunk warms up for 2 steps, this run for 7; set train\.warmup"),
         ({"decay": 0.75}, r"no checkpoint up to step 2, where the cooldown begins; there is 3, 6, 9, 12; .*save_every"),
     ],
 )
