@@ -84,11 +84,14 @@ class Send:
     def _take(self, size: int) -> tuple[str, mmap.mmap]:
         with self._lock:
             free = (path for path, slab in self._slabs.items() if slab[0] == _FREE and len(slab) >= size)
-            if (path := next(free, "")) == "":
-                path = os.path.join(self._folder, f"{os.getpid()}-{len(self._slabs)}")
-                self._slabs[path] = _new(path, size)
+            path = next(free, None) or self._add(size)
             self._slabs[path][0] = _HELD
             return path, self._slabs[path]
+
+    def _add(self, size: int) -> str:
+        path = os.path.join(self._folder, f"{os.getpid()}-{len(self._slabs)}")
+        self._slabs[path] = _new(path, size)
+        return path
 
     def __reduce__(self) -> tuple[type[Send], tuple[str]]:
         return Send, (self._folder,)
