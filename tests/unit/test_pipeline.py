@@ -22,6 +22,7 @@ from modality_forcing.data.mixture import Part
 from modality_forcing.data.records import Record
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
+from modality_forcing.nested import flat
 
 SPARSE = {"uniform": 1.0}
 
@@ -81,13 +82,6 @@ def shown(taken: list[pipeline.Batch]) -> list[int]:
     return [int(number) for batch in taken for number in batch["image"][:, 0, 0, 0]]
 
 
-def flat(batch: pipeline.Batch, prefix: str = "") -> dict[str, np.ndarray]:
-    leaves = {}
-    for key, value in batch.items():
-        leaves.update(flat(value, f"{prefix}{key}/") if isinstance(value, dict) else {prefix + key: np.asarray(value)})
-    return leaves
-
-
 def assert_equal(some: list[pipeline.Batch], others: list[pipeline.Batch]):
     assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
@@ -106,8 +100,8 @@ def test_shapes_and_types():
         "depth": ("float32", (8, 8, 8)),
         "valid": ("bool", (8, 8, 8)),
         "index": ("int32", (8,)),
-        "text/tokens": ("int32", (8, 12)),
-        "text/mask": ("bool", (8, 12)),
+        "text.tokens": ("int32", (8, 12)),
+        "text.mask": ("bool", (8, 12)),
     }
 
 
