@@ -36,6 +36,9 @@ class Done:
     err: str
 
 
+Command = Callable[..., Done]  # `mforce` of conftest.py
+
+
 def environment() -> dict[str, str]:
     """Variables for a process that finds this tree and runs on the CPU."""
     return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
@@ -50,6 +53,13 @@ def process(*arguments: object) -> Done:
     """Runs mforce in a process of its own."""
     done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True)
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def attempt(mforce: Command, desk: Path, told: str, *arguments: object) -> None:
+    """Gives a command that is to be refused, and checks that it left everything as it was."""
+    before = contents(desk)
+    refused(mforce(*arguments), told)
+    assert contents(desk) == before
 
 
 def killed(*arguments: object, when: Callable[[], bool]) -> Done:

@@ -1,0 +1,41 @@
+"""What tests of whole commands have in common."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Path:
+    """A folder with a right and a wrong file of each kind, and beside it room for what a command writes."""
+    draw = np.random.default_rng(0)
+    pixels = draw.integers(0, 256, (24, 32, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    whole = (tmp_path / "photo.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.jpg").write_text("not a picture")
+    depth = draw.uniform(1, 9, (24, 32)).astype(np.float32)
+    maps = {
+        "depth": depth,
+        "with_nan": np.where(depth > 5, np.nan, depth),
+        "negative": np.where(depth > 8, -1, depth),
+        "all_nan": np.full_like(depth, np.nan),
+        "zeros": np.zeros_like(depth),
+        "flat": depth.ravel(),
+        "words": np.full((24, 32), "far"),
+        "edges": np.where(np.arange(32) < 2, depth, 0),
+    }
+    for name, array in maps.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    np.save(tmp_path / "objects.npy", np.array([[None]]), allow_pickle=True)
+    counts = (1000 * depth).astype(np.uint16)
+    Image.fromarray(counts).save(tmp_path / "depth16.png")
+    Image.fromarray((counts // 256).astype(np.uint8)).save(tmp_path / "depth8.png")
+    Image.fromarray(np.zeros_like(counts)).save(tmp_path / "zeros16.png")
+    (tmp_path / "file").write_text("a file, no folder")
+    (tmp_path / "empty").mkdir()
+    return tmp_path
