@@ -73,10 +73,15 @@ def test_killed_at_several_points_it_comes_to_the_same_rows_to_the_bit(whole, co
     assert {p.name for p in (workdir / "runs").iterdir()} == {p.name for p in (whole / "runs").iterdir()}
 
 
-def test_a_run_that_branches_has_the_row_of_one_that_does_not(config, tmp_path):
+def test_a_branch_has_the_row_of_a_whole_run_however_often_it_was_killed(config, tmp_path):
     rows = {}
     for way in ("branches", "whole"):
-        done = process("sweep", f"--config={config}:{way}", f"--workdir={tmp_path / way}")
+        arguments = ("sweep", f"--config={config}:{way}", f"--workdir={tmp_path / way}")
+        if way == "branches":
+            for left in ("runs/forcing_w32_10_*/checkpoints/5", "runs/forcing_w32_6_*/config.json"):  # in the trunk, in the branch
+                assert killed(*arguments, when=lambda left=left: bool(list((tmp_path / "branches").glob(left)))).code != 0
+            assert not list((tmp_path / "branches").glob("cells/*"))
+        done = process(*arguments)
         assert done.code == 0 and ("going on from step 5 of 6" in done.out) == (way == "branches"), done.err
         rows[way] = (tmp_path / way / "cells" / "frames=24.json").read_bytes()
     assert rows["branches"] == rows["whole"]
