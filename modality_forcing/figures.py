@@ -97,8 +97,10 @@ def save(drawn: Figure, stem: str | Path) -> list[Path]:
 
 
 def short(n: float) -> str:
-    """Returns a count in a few letters: 1.92 B, 128 M, 8 k."""
-    for power, letter in ((9, "B"), (6, "M"), (3, "k")):
+    """Returns a count in a few letters: 1.92 B, 128 M, 8 k; past thousands of T, as 5e+22."""
+    if n >= 1e15:
+        return f"{n:.3g}"
+    for power, letter in ((12, "T"), (9, "B"), (6, "M"), (3, "k")):
         if n >= 10**power:
             return f"{n / 10**power:.4g} {letter}"
     return f"{n:g}"

@@ -319,7 +319,8 @@ th{font-weight:500;white-space:nowrap;color:var(--soft);width:1%}
 .bars td,.bars th{border:0;padding-top:.15rem;padding-bottom:.15rem;vertical-align:middle}
 .bar span{display:block;height:.8rem;min-width:2px;border-radius:2px;background:var(--other)}
 .ours th{color:var(--ink);font-weight:600}.ours .bar span{background:var(--own)}
-figure{margin:0 0 1.5rem}.drawing{background:#fff;border-radius:4px}.wide{overflow-x:auto}
+figure{margin:0 0 1.5rem}.drawing{background:#fff;border-radius:4px}.wide{overflow-x:auto}.wide th{width:auto}
+.wide td:first-child{white-space:nowrap}
 img{max-width:100%;image-rendering:pixelated;border-radius:4px;display:block}
 svg{width:100%;height:auto;display:block}
 svg text{fill:var(--soft);font:12px system-ui,sans-serif}

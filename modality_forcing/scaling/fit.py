@@ -27,6 +27,7 @@ _VANISHED = 1e-3  # a term below this share of the law in every row is absent as
 _FLAT = 1e-6  # a singular value, of gradients of length 1, that is 0 but for rounding
 _NEAR = 2.0  # times the objective: a law less a term that comes so close may be the best one of a resample
 _LESS = "add runs, or leave a term or a variable out of the form: FORM-TERM"
+_ALIKE = 0.01  # held-out errors this near to each other, relatively, prefer neither form
 _TRIES = 20  # draws for each resample that is wanted, at most
 
 
@@ -176,7 +177,7 @@ def _blind(design: Design, theta: Array) -> dict[str, str]:
     names, form = np.array(design.form.parameters), design.form
     share = huber.shares(design, theta[None])[1]
     gone = share[0].max(axis=1) < _VANISHED
-    told = dict.fromkeys(_of_terms(form, gone), "its term adds less than 0.1% in every row")
+    told = _of_terms(form, gone, "adds less than 0.1% in every row")
     asked = np.array([name not in told or name in form.coefficients for name in names])  # an absent term could come back
     slopes = huber.gradients(design, share)[0][asked]
     length = np.linalg.norm(slopes, axis=1)
@@ -189,11 +190,12 @@ def _blind(design: Design, theta: Array) -> dict[str, str]:
     return told
 
 
-def _of_terms(form: Form, gone: NDArray[np.bool_]) -> list[str]:
-    """The coefficients of some terms, and the exponents that no other term has."""
+def _of_terms(form: Form, gone: NDArray[np.bool_], why: str) -> dict[str, str]:
+    """Why the coefficients of some terms are not told, nor the exponents that no other term has."""
     left = {exponent for term, away in zip(form.terms, gone, strict=True) if not away for _, exponent in term.powers}
     terms = [term for term, away in zip(form.terms, gone, strict=True) if away]
-    return [name for term in terms for name in (term.coefficient, *(e for _, e in term.powers if e not in left))]
+    told = {term.coefficient: (term.coefficient, *dict(term.powers).values()) for term in terms}
+    return {name: f"the term of {c} {why}" for c, names in told.items() for name in names if name not in left}
 
 
 def fit(table: Table, form: Form, resamples: int = 1000, seed: int = 0, start: Mapping[str, float] | None = None) -> Fit:
@@ -254,7 +256,7 @@ def _endless(found: Optimum, theta: Array, replicates: Array) -> dict[str, str]:
     above = {name: 1 - end[1] for name, end in zip(design.form.parameters, ends, strict=True)}
     share = np.concatenate([huber.shares(design, at)[1].max(axis=2) for at in np.array_split(theta, 20)])  # [r k]
     gone = (share < _VANISHED).mean(axis=0) > [below[name] for name in design.form.coefficients]
-    told |= dict.fromkeys(_of_terms(design.form, gone), "its term cannot be told from 0, where its interval begins")
+    told |= _of_terms(design.form, gone, "cannot be told from 0, where its interval begins")
     for name, x in zip(design.form.parameters, theta.T, strict=True):
         for end, tail in zip(huber.EXPONENTS, (below[name], above[name]), strict=True):
             if name in design.form.exponents and (np.abs(x - end) < 1e-6).mean() > tail:
@@ -322,7 +324,8 @@ def held_out(table: Table, form: Form, away: NDArray[np.bool_]) -> HeldOut:
 def compare(table: Table, form: Form, away: NDArray[np.bool_] | None) -> tuple[list[Compared], str | None]:
     """Returns the form and those nested in it, and the name of the one that foretells the rows `away` best, if any can.
 
-    Only forms whose every parameter the rows determine can be best: others may foretell as well, and say nothing.
+    Of forms that foretell alike, as where a term has vanished, it is the one of fewest parameters. The rows need not determine
+    each of these for the law to be determined, and a law is not better for being poor enough to be.
     """
     rows: list[Compared] = []
     for simpler in nested(form):
@@ -335,5 +338,7 @@ def compare(table: Table, form: Form, away: NDArray[np.bool_] | None) -> tuple[l
             continue
         why = "; ".join(dict.fromkeys(found.blind.values()))
         rows.append(Compared(simpler.name, count, found.objective, apart, not found.blind, why))
-    judged = [(row.held_out.rms, row.form) for row in rows if row.held_out is not None and row.identified]
-    return rows, min(judged)[1] if judged else None
+    judged = [(row.held_out.rms, row) for row in rows if row.held_out is not None]
+    least = min((rms for rms, _ in judged), default=0.0)
+    alike = [(row.parameters, rms, row.form) for rms, row in judged if rms <= least * (1 + _ALIKE)]
+    return rows, min(alike)[2] if alike else None

@@ -182,8 +182,9 @@ def to_text(result: dict[str, Any]) -> str:
     for row in result["compared"]:
         apart = row["held_out"] or {}
         errors = [f"{100 * apart[key]:.2f}%" if apart else "-" for key in ("rms", "bias")]
-        verdict = "best" if row["form"] == result["best"] else "" if row["identified"] else f"not identified: {row['why']}"
-        table.append((row["form"], str(row["parameters"]), _number(row["objective"]), *errors, verdict))
+        verdict = ["best"] if row["form"] == result["best"] else []
+        verdict += [] if row["identified"] else [f"not identified: {row['why']}"]
+        table.append((row["form"], str(row["parameters"]), _number(row["objective"]), *errors, "; ".join(verdict)))
     apart = result["held_out"]
     count = lambda n, what: f"{n} {what}" + ("s" if n > 1 else "")  # noqa: E731
     told = f"{count(apart['cells'], 'cell')} held out ({count(apart['rows'], 'row')})" if apart else "no cells held out"

@@ -68,14 +68,14 @@ def _law(axes: Axes, fit: Fit, table: Table) -> None:
     for i, (value, there) in enumerate(_groups(None if by is None else table.variables[by], len(table))):
         colour, part = figures.COLOURS[i], table.keep(there)
         fixed = {name: part.variables[name].max() for name in names if name not in (along, by)} | ({by: value} if by else {})
-        label = f"{by} = {value:.3g}" if by else "runs"
+        label = f"{by} = {figures.short(value)}" if by else "runs"
         x = np.where(part.variables[along] > 0, part.variables[along], none_at)
         axes.plot(x, part.loss, figures.MARKERS[i], color=colour, label=label, markeredgewidth=0)
         _line_and_band(axes, fit, along, fixed, part.variables[along], none_at, colour)
     _logarithmic(axes, ", ".join(filter(None, (along, fit.form.meaning[along]))), "loss")
     if np.any(table.variables[along] == 0):
         _mark_none(axes, table.variables[along], none_at)
-    rest = ", ".join(f"{name} = {table.variables[name].max():.3g}" for name in names if name not in (along, by))
+    rest = ", ".join(f"{name} = {figures.short(table.variables[name].max())}" for name in names if name not in (along, by))
     axes.set_title("Law with 95% band, and runs" + (f", {rest}" if rest else ""))
     axes.legend(loc="best")
 

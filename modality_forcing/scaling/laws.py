@@ -36,6 +36,9 @@ class Term:
     powers: tuple[tuple[str, str], ...] = ()  # (variable, its exponent)
     at_zero: str = ""  # a variable: the term is there only where it is 0
 
+    def __str__(self) -> str:
+        return " ".join((self.coefficient, *(f"{variable}^-{exponent}" for variable, exponent in self.powers)))
+
 
 @dataclass(frozen=True)
 class Form:
@@ -74,12 +77,12 @@ class Form:
 
     @property
     def equation(self) -> str:
-        """The sum, written out."""
-        parts = []
-        for term in self.terms:
-            powers = "".join(f" {variable}^-{exponent}" for variable, exponent in term.powers)
-            parts.append(f"{term.coefficient}{powers}" + (f" [{term.at_zero} = 0]" if term.at_zero else ""))
-        return " + ".join(parts)
+        """The sum, written out, and what stands where a variable is 0 in the place of its terms."""
+        told = " + ".join(str(term) for term in self.terms if not term.at_zero)
+        for level in (term for term in self.terms if term.at_zero):
+            gone = " + ".join(str(term) for term in self.terms if level.at_zero in dict(term.powers))
+            told += f"; where {level.at_zero} = 0, {level} {f'for {gone}' if gone else 'more'}"
+        return told
 
     def predict(self, parameters: ArrayLike, variables: Mapping[str, ArrayLike]) -> Array:
         """Returns the log of the law [... n] for parameters [... p] in the order of `parameters` and variables [n] each."""

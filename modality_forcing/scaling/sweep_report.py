@@ -85,11 +85,12 @@ def _nested(table: Table, fitted: Fit, name: str) -> str:
         compared, best = compare(table, laws.parse(name), away)
     except UserError:
         return ""
-    cells = [("form", "parameters", "on cells it saw", "on larger ones", "")]
+    cells = [("form", "parameters", "on cells it saw", "on larger ones", "what the rows cannot tell")]
     for c in compared:
         seen, larger = ("", "") if c.held_out is None else (f"{c.held_out.rms_fitted:.1%}", f"{c.held_out.rms:.1%}")
         cells.append((c.form, str(c.parameters), seen, larger, c.why))
-    return f"<p>Best of them on cells larger than any it saw: {escape(best or 'none')}.</p>{_html(cells)}"
+    told = f"Least error on cells larger than any it saw, and fewest parameters: {escape(best)}." if best else ""
+    return f"<p>{told}</p>{_html(cells)}"
 
 
 def _lead(rows: Sequence[Row]) -> str:
@@ -102,8 +103,11 @@ def _lead(rows: Sequence[Row]) -> str:
 
 
 def _table(rows: Sequence[Row]) -> str:
-    names = [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]
-    return _html([("cell", *names), *((row["cell"], *(_cell(row.get(name)) for name in names)) for row in rows)])
+    """A row for each cell: where it stands on the sweep's axes, then what the cells have in common."""
+    axes = list(dict.fromkeys(name for row in rows for name in row["axes"]))
+    names = [name for name in _COLUMNS if name not in axes and any(row.get(name) is not None for row in rows)]
+    cells = ([*(_cell(row["axes"].get(axis)) for axis in axes), *(_cell(row.get(name)) for name in names)] for row in rows)
+    return _html([[*axes, *names], *cells])
 
 
 def _shared(rows: Sequence[Row]) -> str:

@@ -78,7 +78,10 @@ def test_a_branch_has_the_row_of_a_whole_run_however_often_it_was_killed(config,
     for way in ("branches", "whole"):
         arguments = ("sweep", f"--config={config}:{way}", f"--workdir={tmp_path / way}")
         if way == "branches":
-            for left in ("runs/forcing_w32_10_*/checkpoints/5", "runs/forcing_w32_6_*/config.json"):  # in the trunk, in the branch
+            for left in (
+                "runs/forcing_w32_10_*/checkpoints/5",
+                "runs/forcing_w32_6_*/config.json",
+            ):  # in the trunk, in the branch
                 assert killed(*arguments, when=lambda left=left: bool(list((tmp_path / "branches").glob(left)))).code != 0
             assert not list((tmp_path / "branches").glob("cells/*"))
         done = process(*arguments)

@@ -76,6 +76,9 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
         figures.save(drawn(), tmp_path / "file" / "a")
 
 
-@pytest.mark.parametrize("n, told", [(0, "0"), (950, "950"), (8000, "8 k"), (1_920_000_000, "1.92 B"), (128e6, "128 M")])
+@pytest.mark.parametrize(
+    "n, told",
+    [(0, "0"), (950, "950"), (8000, "8 k"), (1_920_000_000, "1.92 B"), (128e6, "128 M"), (1.1e13, "11 T"), (5e22, "5e+22")],
+)
 def test_counts_are_short(n, told):
     assert figures.short(n) == told

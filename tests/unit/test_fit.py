@@ -247,6 +247,16 @@ def test_nested_forms_are_judged_by_what_they_foretell():
     )
     rows, best = compare(one_s, TRANSFER, largest(one_s, TRANSFER))
     assert not rows[0].identified and "gamma" in rows[0].why and best.startswith("transfer-s")
+    one_n = made(  # besides none: the rows tell only B and beta together, and the law all the same
+        TRANSFER,
+        (1e-9, 1e-9, 0.12, 3, 0.15, 40, 0.4, 3),
+        N=np.array([5e4, 2e5, 8e5]),
+        n=np.array([0, 1e4]),
+        s=np.geomspace(1e3, 1e5, 4),
+    )
+    rows, best = compare(one_n, TRANSFER, largest(one_n, TRANSFER))
+    errors = {row.form: row.held_out.rms for row in rows if row.held_out}
+    assert best == "transfer-E-G" and errors[best] < 0.5 * min(errors[row.form] for row in rows if row.identified)
     assert compare(table, CHINCHILLA, None)[1] is None
 
 

@@ -38,7 +38,9 @@ def test_the_forms_are_their_equations():
     images = np.where(x["n"] > 0, 20 * np.maximum(x["n"], 1) ** -0.35, 2.0)  # none: a level of its own
     expected = 0.03 + (0.6 + 40 * x["N"] ** -0.3 + images) * x["s"] ** -0.25
     np.testing.assert_allclose(np.exp(FORMS["transfer"].predict(values(FORMS["transfer"]), x)), expected, rtol=1e-13)
-    assert FORMS["transfer"].equation.startswith("E + G s^-gamma + A N^-alpha s^-gamma + B n^-beta s^-gamma + none s^-gamma")
+    assert FORMS["transfer"].equation == (
+        "E + G s^-gamma + A N^-alpha s^-gamma + B n^-beta s^-gamma; where n = 0, none s^-gamma for B n^-beta s^-gamma"
+    )
 
 
 def test_many_parameters_are_one_call_and_a_coefficient_may_be_0():
@@ -66,11 +68,12 @@ def test_coordinates_of_a_fit_are_the_same_law(name):
     [
         ("chinchilla-E", "A N^-alpha + B D^-beta"),
         ("chinchilla-N", "E + B D^-beta"),
-        ("transfer-G", "E + A N^-alpha s^-gamma + B n^-beta s^-gamma + none s^-gamma [n = 0]"),
-        ("transfer-s", "E + A N^-alpha + B n^-beta + none [n = 0]"),  # E and G are one level then
+        ("transfer-G", "E + A N^-alpha s^-gamma + B n^-beta s^-gamma; where n = 0, none s^-gamma for B n^-beta s^-gamma"),
+        ("transfer-s", "E + A N^-alpha + B n^-beta; where n = 0, none for B n^-beta"),  # E and G are one level then
         ("transfer-n", "E + G s^-gamma + A N^-alpha s^-gamma"),
-        ("transfer-N", "E + G s^-gamma + B n^-beta s^-gamma + none s^-gamma [n = 0]"),
-        ("transfer-s-E", "A N^-alpha + B n^-beta + none [n = 0]"),
+        ("transfer-N", "E + G s^-gamma + B n^-beta s^-gamma; where n = 0, none s^-gamma for B n^-beta s^-gamma"),
+        ("transfer-s-E", "A N^-alpha + B n^-beta; where n = 0, none for B n^-beta"),
+        ("transfer-s-B", "E + A N^-alpha; where n = 0, none more"),
     ],
 )
 def test_a_form_less_a_part(text, equation):

@@ -15,6 +15,7 @@ def rows() -> list[dict]:
     return [
         {
             "cell": f"{params}-{images}-{seed}",
+            "axes": {"size": f"{params}-{images}", "seed": seed},
             "width": 8,
             "params": params,
             "images": images,

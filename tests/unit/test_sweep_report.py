@@ -19,7 +19,7 @@ def many() -> list[dict]:
         for images in (0, 8000, 32_000, 128_000):
             error = 0.1 + 3 * params**-0.3 + (0.08 if not images else 0.9 * images**-0.35)
             score = {"i2d_absrel": error * np.exp(0.01 * rng.standard_normal()), "params": int(params), "images": images}
-            found.append({**rows()[0], **score, "cell": f"{params:g}-{images}"})
+            found.append({**rows()[0], **score, "axes": {"size": f"{params:g}-{images}", "seed": 0}})
     return found
 
 
@@ -28,8 +28,11 @@ def test_it_is_one_file_with_curves_law_and_every_row(tmp_path):
     text = path.read_text()
     assert path.name == "report.html" and text.count("<svg") == 2 and "Sweep scenes &lt;1&gt;" in text
     assert not re.search(r"(src|href)=['\"](?!data:|#)", text) and "<script" not in text and "http-equiv=Content-Security" in text
-    assert all(f"<td>{row['cell']}</td>" in text for row in many())
-    assert "alpha" in text and "Best of them on cells larger than any it saw" in text
+    assert "<tr><th>size</th><th>seed</th><th>width</th><th>params</th>" in text and text.count("<th>seed</th>") == 1
+    assert all(f"<tr><td>{row['axes']['size']}</td><td>0</td><td>8</td>" in text for row in many())
+    assert "alpha" in text and re.search(
+        r"Least error on cells larger than any it saw, and fewest parameters: transfer-s[-\w]*\.", text
+    )
     assert {"figure4.png", "figure4.svg", "law.png", "law.svg"} <= {found.name for found in tmp_path.iterdir()}
 
 
@@ -38,7 +41,7 @@ def test_several_lengths_of_post_training_make_a_law_of_three_variables(tmp_path
     for row in many():
         for frames in (1000, 4000, 16_000):
             score = 0.05 + (row["i2d_absrel"] - 0.05) * (frames / 1000) ** -0.3
-            found.append({**row, "cell": f"{row['cell']}-{frames}", "frames": frames, "i2d_absrel": score})
+            found.append({**row, "frames": frames, "i2d_absrel": score})
     text = sweep_report.write(tmp_path, "frames", found).read_text()
     assert "3 of post-training (1 k to 16 k frames)" in text
     gamma = re.search(r"<td>gamma</td><td>([^<]*)</td>", text)
