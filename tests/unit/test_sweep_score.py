@@ -12,6 +12,7 @@ from modality_forcing.generate import Generator
 from modality_forcing.scaling.grid import Benchmarks, Records, Run, axis, sweep
 from modality_forcing.scaling.sweep_score import Scorer, held_out_loss
 from tests import tiny
+from tests.bundles import write_bundle
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +71,16 @@ def test_benchmarks_are_told_by_name_and_as_the_mean_over_sets(forcing_run, tmp_
     score = Scorer(tmp_path)(cell, {"forcing": forcing_run})
     assert (score.metrics["absrel"], score.metrics["a_absrel"], score.metrics["b_images"]) == (pytest.approx(0.2), 0.1, 2)
     assert (score.protocol, score.seeds) == ("a,b: marigold, affine", "seed 0, 3 samples")
+
+
+def test_a_benchmark_on_disk_has_the_same_score_when_it_is_gone_on_with(forcing_run, tmp_path):
+    how = Benchmarks("spring", str(write_bundle(tmp_path / "data")), samples=2)
+    (cell,) = sweep("tiny", axis("seed", 0), lambda seed: Run("forcing", tiny.forcing()), how).cells
+    scorer = Scorer(tmp_path / "sweep")
+    score = scorer(cell, {"forcing": forcing_run})
+    assert (score.metrics["spring_images"], score.metrics["spring_skipped"]) == (2, 1)
+    assert score.metrics["absrel"] == score.metrics["spring_absrel"] > 0 and 0 <= score.metrics["delta1"] <= 1
+    predicted = list((tmp_path / "sweep").rglob("predictions/*/*.npy"))
+    assert len(predicted) == 3
+    predicted[0].unlink()  # as if it had been killed before that one
+    assert scorer(cell, {"forcing": forcing_run}) == score
