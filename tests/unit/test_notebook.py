@@ -16,5 +16,5 @@ def test_the_notebook_goes_from_rows_to_figure_and_law():
     made = nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(DOCS)}}).execute()
     outputs = [output for cell in made.cells if cell.cell_type == "code" for output in cell.outputs]
     text = "".join(output.get("text", "") for output in outputs)
-    assert "54 cells" in text and "gamma" in text and "best:" in text
+    assert "96 cells" in text and "gamma" in text and "best:" in text
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
