@@ -11,7 +11,9 @@ import pytest
 
 from modality_forcing.data.captions import BIG, CLEAR, SMALL, VIEW, caption
 from modality_forcing.data.raycast import Scene, Thing
-from modality_forcing.data.scenes import COLOURS, KINDS, render, scene
+from modality_forcing.data.scenes import scene
+from modality_forcing.data.shading import render
+from modality_forcing.data.things import COLOURS, KINDS
 
 COLOUR, KIND = "|".join(COLOURS), "|".join(KINDS)
 ONE = rf"an? (?:(?:big|small) )?(?:{COLOUR}) (?:{KIND})"

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra import numpy as hnp
 
-from modality_forcing.data.scenes import COLOURS as PAINTS
 from modality_forcing.data.scenes import Scenes
+from modality_forcing.data.things import COLOURS as PAINTS
 from modality_forcing.evals import colours
 from modality_forcing.evals.colours import COLOURS, colour_present, colour_word_score, named_colours
 

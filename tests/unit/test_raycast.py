@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modality_forcing.data.raycast import Camera, Light, Paint, Panel, Scene, Shell, Thing, Triple, trace
-from modality_forcing.data.scenes import KINDS, camera_axes, scene
+from modality_forcing.data.scenes import camera_axes, scene
 from modality_forcing.data.shading import render
+from modality_forcing.data.things import KINDS
 
 SIZE = 24
 GREY = Paint((0.6, 0.6, 0.6))

@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 
 from modality_forcing.data.raycast import Camera, Light, Paint, Scene, Shell, Thing
-from modality_forcing.data.scenes import COLOURS, camera_axes
+from modality_forcing.data.scenes import camera_axes
 from modality_forcing.data.shading import render
+from modality_forcing.data.things import COLOURS
 
 GREY = Paint((0.6, 0.6, 0.6))
 CLOSED = Shell((-6, -6, 0), (6, 6, 4), GREY, GREY, GREY)
