@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import select
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from modality_forcing import processes
 from modality_forcing.encode import command as encoding
@@ -23,14 +24,23 @@ GOES_ON = ("demo", "train", "prepare", "encode", "evaluate", "sweep")  # what wa
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one command and returns its exit code: 0, 1 for a plan that does not fit, 2 for a user's mistake, 130 for Ctrl-C."""
+    """Runs one command and returns its exit code.
+
+    0, 1 for a plan that does not fit, 2 for a user's mistake, 130 for Ctrl-C, 141 where nobody reads its output any more.
+    """
     parser = _parser()
     plain, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments, parser)
     options = parser.parse_args(plain)
     if overrides and options.command not in ("train", "plan"):
         parser.error(f"--config.{next(iter(overrides))} is an option of train and plan")
     try:
-        return processes.leave(options.run(options, overrides) or 0)
+        code = options.run(options, overrides) or 0
+        sys.stdout.flush()  # here, where a reader that has gone can be told
+        return processes.leave(code)
+    except BrokenPipeError:
+        if _is_read(sys.stdout):
+            raise
+        return processes.leave(141)  # as a shell tells SIGPIPE: `| head` has seen enough
     except UserError as error:
         told, code = str(error), 2
     except FloatingPointError as error:  # training diverged
@@ -40,6 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
         told, code = f"interrupted{on}", 130
     print(f"mforce {options.command}: {told}", file=sys.stderr)
     return processes.leave(code)
+
+
+def _is_read(stream: TextIO) -> bool:
+    """Whether a pipe still has a reader; where it has none, what is left for it is thrown away, or Python would tell at exit."""
+    pipe = select.poll()
+    pipe.register(stream.fileno(), 0)
+    if not pipe.poll(0):  # errors alone are reported
+        return True
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return False
 
 
 class _Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
 EXAMPLES = """examples:
   mforce fit --table rows.csv --form chinchilla --columns 'n=params,d=images,loss=loss' --out law
   mforce fit --table runs.csv --form chinchilla --columns 'n=Model Size,d=`Training FLOP`/(6*n),loss=loss' --drop-highest 5
-  mforce fit --table rows.jsonl --form transfer-s --columns 'N=params,n=images,loss=1-metrics.delta1' --where protocol=moge
+  mforce fit --table rows.jsonl --form transfer-s --columns 'N=params,n=images,loss=1-metrics.delta1' --where 'seed!=2'
 forms (E, A, B, G and none above 0, exponents from 0 to 5):
   chinchilla  E + A N^-alpha + B D^-beta
   power       E + A x^-alpha
@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     add("--table", type=Path, required=True, help="a row per run: .csv, or .jsonl, whose nested keys are a.b.c")
     add("--form", required=True, help="chinchilla, power or transfer, or one of them less a term, e.g. transfer-G")
     add("--columns", required=True, metavar="VARIABLE=COLUMN,...", help="e.g. n=params,d=images,loss=loss")
-    add("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help="only rows in which all of these hold")
+    add("--where", nargs="+", action="extend", default=[], metavar="COLUMN=VALUE", help="rows where all hold; or !=")
     add("--group", metavar="COLUMN", help="what rows of one run share: they count as one run, and are resampled together")
     add("--drop-highest", type=count, metavar="K", help="leave out the K highest losses")
     add("--hold-out", metavar="[VARIABLE:]K", help="the K largest cells test the extrapolation (a tenth of them); 0: none")

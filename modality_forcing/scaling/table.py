@@ -162,14 +162,15 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
 
 
 def _choose(rows: Rows, where: Iterable[str]) -> Rows:
-    """The rows in which every COLUMN=VALUE holds; 1 and 1.0 are equal."""
+    """The rows in which every COLUMN=VALUE and COLUMN!=VALUE holds; 1 and 1.0 are equal."""
     chosen = range(len(rows.cells))
     for text in where:
         column, equals, wanted = text.partition("=")
+        other, column = column.endswith("!"), column.removesuffix("!")
         if not equals or not rows.has(column):
-            mend = "write --where COLUMN=VALUE with a column of the table"
+            mend = "write --where COLUMN=VALUE or COLUMN!=VALUE with a column of the table"
             raise UserError(f"--where {text!r} names no column of it", where=rows.path, mend=mend)
-        kept = [i for i in chosen if _same(rows.cells[i].get(column), wanted)]
+        kept = [i for i in chosen if _same(rows.cells[i].get(column), wanted) != other]
         if not kept:
             there = sorted({_text(rows.cells[i].get(column)) for i in chosen})
             raise UserError(f"no row has {text}", where=rows.path, mend=f"{column} is {' or '.join(there[:6])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 
 from modality_forcing import cli
 from modality_forcing.errors import UserError
+from tests import runs
 from tests.runs import environment, refused
 
 COMMANDS = ("demo", "train", "sample", "evaluate", "export")
@@ -127,3 +129,15 @@ def test_counts(text):
 def test_what_is_no_count_or_number(convert, text):
     with pytest.raises(cli.argparse.ArgumentTypeError, match=f"'{text}' is not a"):
         convert(text)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_mistake(unbuffered):
+    read, write = os.pipe()
+    os.close(read)  # as `| head` does
+    try:
+        listing, variables = runs.command("prepare", "--list"), {**environment(), "PYTHONUNBUFFERED": unbuffered}
+        done = subprocess.run(listing, env=variables, stdout=write, stderr=subprocess.PIPE, text=True)
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stderr) == (141, "")

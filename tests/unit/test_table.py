@@ -63,8 +63,11 @@ def test_rows_of_a_run_count_as_one(table):
 def test_rows_are_chosen(table):
     assert len(load(table, COLUMNS, CHINCHILLA, ["run=a"])) == 2
     assert len(load(table, COLUMNS, CHINCHILLA, ["run=a", "Model Size=10000000"])) == 1
+    assert len(load(table, COLUMNS, CHINCHILLA, ["run!=a"])) == 1
     with pytest.raises(UserError, match=r"no row has run=c; run is a or b$"):
         load(table, COLUMNS, CHINCHILLA, ["run=c"])
+    with pytest.raises(UserError, match=r"no row has run!=a; run is a$"):
+        load(table, COLUMNS, CHINCHILLA, ["run=a", "run!=a"])
     for wrong in ("run", "walk=a"):
         with pytest.raises(UserError, match="names no column"):
             load(table, COLUMNS, CHINCHILLA, [wrong])
