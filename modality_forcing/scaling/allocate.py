@@ -164,7 +164,7 @@ def parabola(size: Array, loss: Array) -> tuple[float | None, Array]:
     middle = np.log(size).mean()
     curve = np.polyfit(np.log(size) - middle, loss, 2)
     lowest = float(np.exp(middle - curve[1] / (2 * curve[0]))) if curve[0] > 0 else None
-    return lowest, np.array([curve[0], curve[1] - 2 * curve[0] * middle, np.polyval(curve, -middle)])
+    return lowest, np.array([curve[0], curve[1] - 2 * curve[0] * middle, np.polyval(curve, -middle)], np.float64)
 
 
 def _slope(points: Sequence[tuple[float, float | None]]) -> float | None:

@@ -157,7 +157,7 @@ def make_step(
         # The EMA follows the updated weights; it is short at first, so that it forgets the initial ones.
         decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-        metrics |= {"grad_norm": optax.global_norm(grads)}
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
         return in_shards(TrainState(state.step + 1, params, opt_state, ema)), metrics
 
     def in_shards(tree: Any) -> Any:
