@@ -189,7 +189,7 @@ def _short(value: object) -> str:
 
 # --- curves ------------------------------------------------------------------------------------------------------
 
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 260, 52, 12, 10, 30
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 260, 52, 34, 10, 30
 _POINTS = 400  # drawn per line: more than the eye resolves, few enough for a small file
 
 

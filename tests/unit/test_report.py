@@ -196,6 +196,14 @@ def test_smoothing_stays_within_the_values_and_keeps_a_constant(values):
     np.testing.assert_allclose(report._smooth(np.full(len(values), 3.0), at), 3.0)
 
 
+@pytest.mark.parametrize("last", [4000.0, 500_000.0, 1_000_000.0])
+def test_the_last_tick_is_not_cut_off(last):
+    drawn = report._axes(0.0, last, -1.0, 1.0)
+    labels = [(float(x), text) for x, text in re.findall(r"<text x=([\d.]+) y=\d+ text-anchor=middle>([\d,]+)<", drawn)]
+    assert len(labels) > 2
+    assert all(x + 3.5 * len(text) <= report._WIDTH for x, text in labels)  # a digit is about 7 wide
+
+
 @pytest.mark.parametrize("low, high", [(0.9, 1.1), (0.01, 1.0), (1e-6, 1e6), (3.0, 4.0), (0.301, 0.302)])
 def test_ticks_are_round_few_and_inside(low, high):
     ticks = report._log_ticks(low, high)
