@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import csv
+import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -21,6 +22,7 @@ from modality_forcing.scaling.laws import Array, Form
 LOSS = "loss"  # what is fitted, whatever error it is
 # Rows that differ in one of these are numbers of different kinds: another code, another score, other held-out draws.
 APART = ("version", "protocol", "seeds")
+_TOLD = 30  # columns named to who asked for one that is not there; a sweep's rows have hundreds, most of their configs
 _SYNTAX = "write numbers, + - * / ** ( ) and columns, a column of odd characters in `backquotes`"
 
 
@@ -36,11 +38,17 @@ class Rows:
         """Whether any row has it."""
         return any(column in row for row in self.cells)
 
+    def _near(self, column: str) -> str:
+        """What columns there are: the one that may have been meant, then some, a row's own before those of its config."""
+        known = sorted({name for row in self.cells for name in row}, key=lambda name: (name.count("."), name))
+        more = f" and {len(known) - _TOLD} more" if len(known) > _TOLD else ""
+        meant = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(column, known, n=1))
+        return f"{meant}it has {', '.join(known[:_TOLD])}{more}"
+
     def numbers(self, column: str) -> Array:
         """Returns a column [n]; raises UserError for one that is missing, and for what is not a number."""
         if not self.has(column):
-            known = sorted({name for row in self.cells for name in row})
-            raise UserError(f"no column {column!r}", where=self.path, mend=f"it has {', '.join(known)}; {_SYNTAX}")
+            raise UserError(f"no column {column!r}", where=self.path, mend=f"{self._near(column)}; {_SYNTAX}")
         values = np.empty(len(self.cells))
         for i, row in enumerate(self.cells):
             try:

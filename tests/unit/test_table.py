@@ -73,6 +73,15 @@ def test_rows_are_chosen(table):
             load(table, COLUMNS, CHINCHILLA, [wrong])
 
 
+def test_of_many_columns_the_one_meant_and_a_rows_own_are_named(tmp_path):
+    row = {"params": 1, "images": 2, "loss": 3, "config": {"train": {f"option{i}": i for i in range(200)}}}
+    with pytest.raises(UserError) as raised:
+        load(jsonl(tmp_path / "r.jsonl", [row]), "N=parms,D=images,loss=loss", CHINCHILLA)
+    told = str(raised.value)
+    assert "no column 'parms'; did you mean params? it has images, loss, params, config.train.option0, " in told
+    assert " and 173 more; write numbers" in told and len(told) < 1000
+
+
 @pytest.mark.parametrize("column", ["protocol", "version", "seeds", "metrics.protocol"])
 def test_rows_of_another_study_are_never_pooled_silently(tmp_path, column):
     rows = [{"N": 1e6 * (i + 1), "D": 1e8, "loss": 3, column: kind} for i, kind in enumerate(("new", "new", "old"))]
@@ -101,7 +110,7 @@ def test_a_value_that_cannot_be_is_told_with_its_line(table, bad, told):
         ("n=Model Size,n=loss,loss=loss", "gives N twice"),
         ("q=Model Size", "'q=Model Size', which is no variable of chinchilla"),
         ("n", "write VARIABLE=COLUMN"),
-        ("n=Modell,d=loss,loss=loss", "no column 'Modell'; it has Model Size, Training FLOP"),
+        ("n=Modell,d=loss,loss=loss", r"no column 'Modell'; did you mean Model Size\? it has Model Size, Training FLOP"),
         ("n=Model Size,d=loss/(n-1e7),loss=loss", r"line 2: D = loss/\(n-1e7\) is inf"),
         *(
             (f"n=Model Size,d={wrong},loss=loss", "cannot read the expression")
