@@ -11,6 +11,7 @@ import re
 import secrets
 import threading
 from bisect import bisect_right
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -68,7 +69,8 @@ class ShardWriter:
             if kind is None:
                 self._finish()
             else:
-                self._writer.close()
+                with suppress(RuntimeError):  # a full disk may tell itself again, over the error that is on its way
+                    self._writer.close()
         finally:
             self._beside.unlink(missing_ok=True)
 

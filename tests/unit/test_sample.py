@@ -52,7 +52,7 @@ def depth_of(out: Path, stem: str) -> np.ndarray:
     coded, valid, scale = load_depth_png(out / f"{stem}.png")
     assert json.loads((out / f"{stem}.json").read_text()) == {"scale": scale, "unit": "relative", "invalid": 0}
     with Image.open(out / f"{stem}.png") as opened:
-        assert opened.mode.startswith("I;16") and float(opened.info["scale"]) == scale
+        assert opened.mode.startswith("I") and float(opened.info["scale"]) == scale
     np.testing.assert_array_equal(valid, np.isfinite(depth))
     assert np.abs(coded - depth)[valid].max() <= scale
     with Image.open(out / f"{stem}_colour.png") as opened:
