@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,14 +17,17 @@ if TYPE_CHECKING:
 
 # Before anything imports jax. setdefault: whoever asks for another platform gets it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What one test or command of a session has compiled, the others read: many run the same program.
+# What one test or command of a session has compiled, the others read: many run the same program. Not where XLA remarks
+# on stderr that it does so: tests ask for silence there.
 _compiled = tempfile.TemporaryDirectory(prefix="mforce-compiled-", ignore_cleanup_errors=True)
+_is_silent = tuple(map(int, version("jax").split(".")[:2])) >= (0, 10)
 for _name, _value in {
     "JAX_COMPILATION_CACHE_DIR": _compiled.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
 }.items():
-    os.environ.setdefault(_name, _value)
+    if _is_silent:
+        os.environ.setdefault(_name, _value)
 
 # No deadline: a first example compiles. Derandomized: a red run is red again; HYPOTHESIS_PROFILE=default searches anew.
 settings.register_profile("ci", deadline=None, derandomize=True)
