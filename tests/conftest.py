@@ -20,14 +20,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # What one test or command of a session has compiled, the others read: many run the same program. Not where XLA remarks
 # on stderr that it does so: tests ask for silence there.
 _compiled = tempfile.TemporaryDirectory(prefix="mforce-compiled-", ignore_cleanup_errors=True)
-_is_silent = tuple(map(int, version("jax").split(".")[:2])) >= (0, 10)
-for _name, _value in {
+_kept = {
     "JAX_COMPILATION_CACHE_DIR": _compiled.name,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}.items():
-    if _is_silent:
-        os.environ.setdefault(_name, _value)
+}
+if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
+    os.environ.update({**_kept, **os.environ})  # as setdefault
 
 # No deadline: a first example compiles. Derandomized: a red run is red again; HYPOTHESIS_PROFILE=default searches anew.
 settings.register_profile("ci", deadline=None, derandomize=True)

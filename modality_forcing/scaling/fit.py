@@ -27,7 +27,7 @@ _VANISHED = 1e-3  # a term below this share of the law in every row is absent as
 _FLAT = 1e-6  # a singular value, of gradients of length 1, that is 0 but for rounding
 _NEAR = 2.0  # times the objective: a law less a term that comes so close may be the best one of a resample
 _LESS = "add runs, or leave a term or a variable out of the form: FORM-TERM"
-_ALIKE = 0.01, 1e-6  # held-out errors this near to each other, relatively or (rounding) absolutely, prefer neither form
+_ALIKE = 0.01  # relatively: held-out errors this near to each other prefer neither form
 _TRIES = 20  # draws for each resample that is wanted, at most
 
 
@@ -340,5 +340,5 @@ def compare(table: Table, form: Form, away: NDArray[np.bool_] | None) -> tuple[l
         rows.append(Compared(simpler.name, count, found.objective, apart, not found.blind, why))
     judged = [(row.held_out.rms, row) for row in rows if row.held_out is not None]
     least = min((rms for rms, _ in judged), default=0.0)
-    alike = [(row.parameters, rms, row.form) for rms, row in judged if rms <= least * (1 + _ALIKE[0]) + _ALIKE[1]]
+    alike = [(row.parameters, rms, row.form) for rms, row in judged if np.isclose(rms, least, rtol=_ALIKE, atol=1e-6)]
     return rows, min(alike)[2] if alike else None
