@@ -8,8 +8,8 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from modality_forcing.evals.alignment import fit_affine_l1, fit_affine_l2, fit_scale_l1
-from modality_forcing.evals.depth import score
+from modality_forcing.evaluation.alignment import fit_affine_l1, fit_affine_l2, fit_scale_l1
+from modality_forcing.evaluation.depth_metrics import score
 
 
 def scenes(images: int, *size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,17 +34,21 @@ def milliseconds(call: Callable[[], object], repeats: int = 5) -> float:
 def main() -> None:
     print(f"{jax.devices()[0].platform}, best of 5, milliseconds per image")
     print(f"{'alignment':<22}{'samples':>9}{'batch':>7}{'ms':>9}")
-    for name, solve in (("affine L1", fit_affine_l1), ("scale L1", fit_scale_l1), ("affine L2", fit_affine_l2)):
+    for name, solve in (
+        ("affine L1", fit_affine_l1),
+        ("scale L1", fit_scale_l1),
+        ("affine L2", fit_affine_l2),
+    ):
         run = jax.jit(solve)
         for samples in (256, 1024, 4096):
             for batch in (1, 32):
                 pred, truth = scenes(batch, samples)
                 weight = 1 / truth
-                elapsed = milliseconds(lambda: run(pred, truth, weight)) / batch  # noqa: B023
+                elapsed = milliseconds(lambda: run(pred, truth, weight)) / batch
                 print(f"{name:<22}{samples:>9}{batch:>7}{elapsed:>9.3f}")
     for height, width in ((32, 32), (64, 64), (480, 640)):
         pred, truth = scenes(32, height, width)
-        elapsed = milliseconds(lambda: score(pred, truth, truth > 0), repeats=2) / 32  # noqa: B023
+        elapsed = milliseconds(lambda: score(pred, truth, truth > 0), repeats=2) / 32
         print(f"{'whole score ' + f'{width}x{height}':<31}{32:>7}{elapsed:>9.3f}")
 
 

@@ -30,8 +30,8 @@ from flax import nnx
 
 from modality_forcing.config import ModelConfig
 from modality_forcing.models.blocks import Stack
-from modality_forcing.models.family import size
-from modality_forcing.models.rotary import rotary_angles, text_positions
+from modality_forcing.models.presets import size
+from modality_forcing.models.rope import rotary_angles, text_positions
 
 EPS = 1e-6  # of the norms
 Arrays = dict[str, np.ndarray]
@@ -51,7 +51,9 @@ class Case:
 
 
 def narrow(kv_heads: int) -> ModelConfig:
-    return ModelConfig(width=64, ffn=192, blocks=1, heads=4, kv_heads=kv_heads, head_dim=16, attention="einsum")
+    return ModelConfig(
+        width=64, ffn=192, blocks=1, heads=4, kv_heads=kv_heads, head_dim=16, attention="einsum"
+    )
 
 
 CASES = (
@@ -63,26 +65,44 @@ CASES = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Our block beside plain PyTorch, forward and backward on the CPU.")
+    parser = argparse.ArgumentParser(
+        description="Our block beside plain PyTorch, forward and backward on the CPU."
+    )
     parser.add_argument("--rounds", type=int, default=40, help="timed calls of each")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep-freed", action="store_true", help="keep freed memory instead of returning it to the system")
-    parser.add_argument("--cpu-time", action="store_true", help="the process's CPU time; with one thread, as idle ones may spin")
+    parser.add_argument(
+        "--keep-freed",
+        action="store_true",
+        help="keep freed memory instead of returning it to the system",
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="the process's CPU time; with one thread, as idle ones may spin",
+    )
     options = parser.parse_args()
     if options.cpu_time and options.threads != 1:
         parser.error("--cpu-time needs --threads=1")
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
-    os.sched_setaffinity(0, cores)  # the size of XLA's pool of threads is the number of cores it may use
+    os.sched_setaffinity(
+        0, cores
+    )  # the size of XLA's pool of threads is the number of cores it may use
     torch.set_num_threads(len(cores))
     if options.keep_freed:
         keep_freed()
     jax.config.update("jax_platforms", "cpu")
 
     kept = "kept" if options.keep_freed else "returned to the system"
-    clock, unit = (time.process_time, "ms of CPU") if options.cpu_time else (time.perf_counter, "ms")
-    print(f"jax {jax.__version__}, torch {torch.__version__}, threads: {len(cores)}, freed memory {kept}; {unit}")
+    clock, unit = (
+        (time.process_time, "ms of CPU") if options.cpu_time else (time.perf_counter, "ms")
+    )
+    print(
+        f"jax {jax.__version__}, torch {torch.__version__}, threads: {len(cores)}, freed memory {kept}; {unit}"
+    )
     print(f"load before: {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores")
-    print(f"{'':<22}{'batch':>6}{'tokens':>7}{'blocks':>7}{'torch':>9}{'best':>8}{'ours':>9}{'best':>8}{'ratio':>8}  differ")
+    print(
+        f"{'':<22}{'batch':>6}{'tokens':>7}{'blocks':>7}{'torch':>9}{'best':>8}{'ours':>9}{'best':>8}{'ratio':>8}  differ"
+    )
     for case in CASES:
         inputs = draw(case)
         (theirs, expected), (ours, found) = in_torch(case, *inputs), in_jax(case, *inputs)
@@ -92,7 +112,10 @@ def main() -> None:
         a, b = take_turns((theirs, ours), options.rounds, clock)
         head = f"{case.name:<22}{case.batch:>6}{case.tokens:>7}{case.model.blocks:>7}"
         times = "".join(f"{statistics.median(t):>9.1f}{min(t):>8.1f}" for t in (a, b))
-        print(f"{head}{times}{statistics.median(a) / statistics.median(b):>8.2f}  {error:.0e}", flush=True)
+        print(
+            f"{head}{times}{statistics.median(a) / statistics.median(b):>8.2f}  {error:.0e}",
+            flush=True,
+        )
 
 
 def keep_freed() -> None:
@@ -121,9 +144,11 @@ def take_turns(runs: tuple[Run, ...], rounds: int, clock: Callable[[], float]) -
 def draw(case: Case) -> tuple[Arrays, Arrays]:
     """Returns weights, stacked over blocks, and arrays: x, levels (the modulation), angles, dy (the output's gradient)."""
     c, random = case.model, np.random.default_rng(0)
-    normal = lambda *shape: random.normal(size=shape).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
     stack = nnx.to_pure_dict(nnx.state(Stack(c, c.blocks, rngs=nnx.Rngs(0))))["layers"]
-    weights = {name: np.asarray(w) + 0.1 * normal(*w.shape) for name, w in stack.items()}  # none at its neutral value
+    weights = {
+        name: np.asarray(w) + 0.1 * normal(*w.shape) for name, w in stack.items()
+    }  # none at its neutral value
     x, dy = (normal(case.batch, case.tokens, c.width) for _ in range(2))
     levels = 0.3 * normal(case.batch, len(case.lengths), 3 * c.width)
     angles = rotary_angles(text_positions(case.tokens), c.head_dim, c.rope_theta)
@@ -139,18 +164,25 @@ def in_jax(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
 
     @jax.jit
     def both(state, x, levels, angles, dy):
-        y, back = jax.vjp(lambda state, x, levels: nnx.merge(graph, state)(x, levels, begins, angles), state, x, levels)
+        y, back = jax.vjp(
+            lambda state, x, levels: nnx.merge(graph, state)(x, levels, begins, angles),
+            state,
+            x,
+            levels,
+        )
         return y, back(dy)
 
     given = [jnp.asarray(arrays[name]) for name in ("x", "levels", "angles", "dy")]
     y, (of_state, of_x, of_levels) = both(state, *given)
     found = nnx.to_pure_dict(of_state)["layers"] | {"y": y, "x": of_x, "levels": of_levels}
-    return lambda: jax.block_until_ready(both(state, *given)), {n: np.asarray(a) for n, a in found.items()}
+    return lambda: jax.block_until_ready(both(state, *given)), {
+        n: np.asarray(a) for n, a in found.items()
+    }
 
 
 def in_torch(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
     """The same in PyTorch, as one would write it there without a compiler."""
-    leaf = lambda a: torch.tensor(a, requires_grad=True)  # noqa: E731
+    leaf = lambda a: torch.tensor(a, requires_grad=True)
     blocks = [{name: leaf(w[i]) for name, w in weights.items()} for i in range(case.model.blocks)]
     x, levels, dy = leaf(arrays["x"]), leaf(arrays["levels"]), torch.tensor(arrays["dy"])
     cos, sin = torch.tensor(np.cos(arrays["angles"])), torch.tensor(np.sin(arrays["angles"]))
@@ -171,7 +203,12 @@ def in_torch(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
 
 
 def torch_block(
-    c: ModelConfig, w: dict[str, torch.Tensor], x: torch.Tensor, modulation: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor
+    c: ModelConfig,
+    w: dict[str, torch.Tensor],
+    x: torch.Tensor,
+    modulation: torch.Tensor,
+    cos: torch.Tensor,
+    sin: torch.Tensor,
 ) -> torch.Tensor:
     b, n, d = x.shape
 
@@ -184,7 +221,11 @@ def torch_block(
     q, k, v = ((y @ w[name]).view(b, n, -1, c.head_dim).transpose(1, 2) for name in "qkv")
     q = rotate(F.rms_norm(q, (c.head_dim,), w["q_scale"], EPS))
     k = rotate(F.rms_norm(k, (c.head_dim,), w["k_scale"], EPS))
-    mixed = F.scaled_dot_product_attention(q, k, v, enable_gqa=c.heads != c.kv_heads).transpose(1, 2).reshape(b, n, -1)
+    mixed = (
+        F.scaled_dot_product_attention(q, k, v, enable_gqa=c.heads != c.kv_heads)
+        .transpose(1, 2)
+        .reshape(b, n, -1)
+    )
     mixed = mixed @ w["out"] + (F.silu(y @ w["gate"]) * (y @ w["up"])) @ w["down"]
     return x + gate * F.rms_norm(mixed, (d,), eps=EPS)
 

@@ -30,16 +30,20 @@ from flax import nnx
 
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.umt5 import UMT5
-from modality_forcing.scaling import chips
-from modality_forcing.scaling.encode_plan import XXL, text_flops
+from modality_forcing.planning import hardware
+from modality_forcing.planning.encoders import XXL, text_flops
 
 SIDE = 256
 Run = Callable[[], object]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=0, help="pictures and captions at a time (CPU: 1 and 4)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--batch", type=int, default=0, help="pictures and captions at a time (CPU: 1 and 4)"
+    )
     parser.add_argument("--tokens", type=int, default=128, help="of a caption")
     parser.add_argument("--layers", type=int, default=2, help="of UMT5-XXL, on a CPU")
     parser.add_argument("--turns", type=int, default=5)
@@ -47,10 +51,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="also write everything into this file")
     options = parser.parse_args()
     rows = beside(options) if jax.default_backend() == "cpu" else alone(options)
-    device = jax.devices()[0].device_kind if jax.default_backend() != "cpu" else f"{platform.processor() or platform.machine()}"
-    print(f"\n{device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; jax {jax.__version__}")
+    device = (
+        jax.devices()[0].device_kind
+        if jax.default_backend() != "cpu"
+        else f"{platform.processor() or platform.machine()}"
+    )
+    print(
+        f"\n{device}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; jax {jax.__version__}"
+    )
     if options.json:
-        options.json.write_text(json.dumps({"device": device, "jax": jax.__version__, "rows": rows}, indent=1))
+        options.json.write_text(
+            json.dumps({"device": device, "jax": jax.__version__, "rows": rows}, indent=1)
+        )
 
 
 def program(build: Callable[[], nnx.Module], *inputs: Any) -> tuple[Run, Any]:
@@ -58,7 +70,11 @@ def program(build: Callable[[], nnx.Module], *inputs: Any) -> tuple[Run, Any]:
     graph, shapes = nnx.split(nnx.eval_shape(build))
     # Not by its own initialisers: 11 GB of normal numbers take longer than all else here.
     weights = jax.jit(lambda: jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes))()
-    run = jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs)).lower(weights, *inputs).compile()
+    run = (
+        jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs))
+        .lower(weights, *inputs)
+        .compile()
+    )
     return lambda: jax.block_until_ready(run(weights, *inputs)), run
 
 
@@ -69,7 +85,9 @@ def pictures(batch: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def captions(batch: int, tokens: int) -> tuple[np.ndarray, np.ndarray]:
-    return np.random.default_rng(0).integers(2, 1000, (batch, tokens)).astype(np.int32), np.ones((batch, tokens), bool)
+    return np.random.default_rng(0).integers(2, 1000, (batch, tokens)).astype(np.int32), np.ones(
+        (batch, tokens), bool
+    )
 
 
 def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -81,24 +99,42 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-        os.sched_setaffinity(0, range(options.threads))  # XLA has one thread for each core that it may use
+        os.sched_setaffinity(
+            0, range(options.threads)
+        )  # XLA has one thread for each core that it may use
     torch.manual_seed(0)
     batch = options.batch or 1
     image, latent = pictures(batch)
     vae, c = AutoencoderKLFlux2().eval(), VAEConfig()
     small = replace(XXL, blocks=options.layers, vocabulary=1000)
-    sizes = {"vocab_size": 1000, "d_model": small.width, "d_ff": small.ffn, "num_heads": small.heads, "d_kv": small.head_dim}
+    sizes = {
+        "vocab_size": 1000,
+        "d_model": small.width,
+        "d_ff": small.ffn,
+        "num_heads": small.heads,
+        "d_kv": small.head_dim,
+    }
     their_text = UMT5EncoderModel(TheirConfig(**sizes, num_layers=options.layers)).eval()
     ids, mask = captions(options.batch or 4, options.tokens)
     tensor = torch.from_numpy
     chw, z = tensor(image).permute(0, 3, 1, 2).contiguous(), tensor(latent)
-    half = z.reshape(batch, SIDE // 16, SIDE // 16, 32, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(batch, 32, SIDE // 8, SIDE // 8)
-    encoder = lambda: Encoder(c, rngs=nnx.Rngs(0))  # noqa: E731
-    decoder = lambda: Decoder(c, rngs=nnx.Rngs(0))  # noqa: E731
-    text = lambda: UMT5(small, rngs=nnx.Rngs(0), dtype=jnp.float32)  # noqa: E731
+    half = (
+        z.reshape(batch, SIDE // 16, SIDE // 16, 32, 2, 2)
+        .permute(0, 3, 1, 4, 2, 5)
+        .reshape(batch, 32, SIDE // 8, SIDE // 8)
+    )
+    encoder = lambda: Encoder(c, rngs=nnx.Rngs(0))
+    decoder = lambda: Decoder(c, rngs=nnx.Rngs(0))
+    text = lambda: UMT5(small, rngs=nnx.Rngs(0), dtype=jnp.float32)
     cases: dict[str, tuple[Run, Run]] = {
-        f"VAE encode, {batch} x {SIDE} px": (program(encoder, image)[0], lambda: vae.encode(chw).latent_dist.mean),
-        f"VAE decode, {batch} x {SIDE} px": (program(decoder, latent)[0], lambda: vae.decode(half.contiguous()).sample),
+        f"VAE encode, {batch} x {SIDE} px": (
+            program(encoder, image)[0],
+            lambda: vae.encode(chw).latent_dist.mean,
+        ),
+        f"VAE decode, {batch} x {SIDE} px": (
+            program(decoder, latent)[0],
+            lambda: vae.decode(half.contiguous()).sample,
+        ),
         f"UMT5-XXL, {options.layers} layers, {len(ids)} x {options.tokens} tokens": (
             program(text, ids, mask)[0],
             lambda: their_text(tensor(ids).long(), tensor(mask).long()).last_hidden_state,
@@ -108,7 +144,9 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name, (ours, theirs) in cases.items():
         with torch.no_grad():
-            turns = [(seconds(ours), seconds(theirs)) for _ in range(options.turns + 1)][1:]  # the first compiles, or warms
+            turns = [(seconds(ours), seconds(theirs)) for _ in range(options.turns + 1)][
+                1:
+            ]  # the first compiles, or warms
         mine, other = (median(turn[i] for turn in turns) for i in range(2))
         ratio = median(their / our for our, their in turns)
         print(f"| {name} | {1e3 * mine:.0f} | {1e3 * other:.0f} | {ratio:.2f} |", flush=True)
@@ -121,13 +159,23 @@ def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
     batch = options.batch or 32
     (image, latent), (ids, mask) = pictures(batch), captions(batch, options.tokens)
     c, half = VAEConfig(), jnp.bfloat16
-    chip = chips.by_device_kind(jax.devices()[0].device_kind)
+    chip = hardware.by_device_kind(jax.devices()[0].device_kind)
     peak = chip.bf16_flops if chip else None
     print("| bfloat16 | batch | ms | per second | TFLOP/s | MFU |\n|---|---|---|---|---|---|")
     rows = []
     cases: dict[str, tuple[Callable[[], nnx.Module], tuple[Any, ...], int, str]] = {
-        f"VAE encode, {SIDE} px": (lambda: Encoder(c, rngs=nnx.Rngs(0), dtype=half), (image,), batch, "images"),
-        f"VAE decode, {SIDE} px": (lambda: Decoder(c, rngs=nnx.Rngs(0), dtype=half), (latent,), batch, "images"),
+        f"VAE encode, {SIDE} px": (
+            lambda: Encoder(c, rngs=nnx.Rngs(0), dtype=half),
+            (image,),
+            batch,
+            "images",
+        ),
+        f"VAE decode, {SIDE} px": (
+            lambda: Decoder(c, rngs=nnx.Rngs(0), dtype=half),
+            (latent,),
+            batch,
+            "images",
+        ),
         f"UMT5-XXL, {options.tokens} tokens": (
             lambda: UMT5(XXL, rngs=nnx.Rngs(0), dtype=half),
             (ids, mask),
@@ -138,13 +186,27 @@ def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
     for name, (build, inputs, count, unit) in cases.items():
         run, compiled = program(build, *jax.device_put(inputs))
         each = median(seconds(run) for _ in range(2 * options.turns + 2))
-        work = text_flops(XXL, batch, options.tokens) if unit == "tokens" else compiled.cost_analysis()["flops"]
+        work = (
+            text_flops(XXL, batch, options.tokens)
+            if unit == "tokens"
+            else compiled.cost_analysis()["flops"]
+        )
         mfu = work / each / peak if peak else None
         told = f"{mfu:.2f}" if mfu else "-"
         print(
-            f"| {name} | {batch} | {1e3 * each:.1f} | {count / each:.0f} {unit} | {work / each / 1e12:.0f} | {told} |", flush=True
+            f"| {name} | {batch} | {1e3 * each:.1f} | {count / each:.0f} {unit} | {work / each / 1e12:.0f} | {told} |",
+            flush=True,
         )
-        rows.append({"name": name, "batch": batch, "seconds": each, "per_second": count / each, "flops": work, "mfu": mfu})
+        rows.append(
+            {
+                "name": name,
+                "batch": batch,
+                "seconds": each,
+                "per_second": count / each,
+                "flops": work,
+                "mfu": mfu,
+            }
+        )
     return rows
 
 

@@ -15,13 +15,17 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from modality_forcing.scaling.compile import target
-from modality_forcing.scaling.encode_plan import PARTS, plan
-from modality_forcing.scaling.plan import GIB
+from modality_forcing.planning.compile import target
+from modality_forcing.planning.encoders import PARTS, plan
+from modality_forcing.planning.search import GIB
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 EACH = 16  # captions or pictures a device: more gains nothing
-NAMES = {"text": "UMT5-XXL, 128 tokens", "encoder": "FLUX.2 encoder, 256 px", "decoder": "FLUX.2 decoder, 256 px"}
+NAMES = {
+    "text": "UMT5-XXL, 128 tokens",
+    "encoder": "FLUX.2 encoder, 256 px",
+    "decoder": "FLUX.2 decoder, 256 px",
+}
 HEAD = """## Frozen encoders
 
 `mforce plan --encode=text|encoder|decoder --topology=...`: the step of `mforce encode`, and the decoder of `mforce sample`, on
@@ -38,7 +42,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("docs/plan/encode.md"))
     options = parser.parse_args()
-    about = {"date": datetime.date.today(), "cores": os.cpu_count(), "machine": platform.machine(), "jax": jax.__version__}
+    about = {
+        "date": datetime.date.today(),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "jax": jax.__version__,
+    }
     page = HEAD.format(**about)
     for part in PARTS:
         for topology in TOPOLOGIES:
@@ -47,8 +56,18 @@ def main() -> None:
             m, unit = p.at.chip.devices, "tokens" if part == "text" else "pictures"
             assert p.bound and p.rate and p.mfu_bound
             cells = (
-                *(NAMES[part], topology, p.batch, f"{p.bytes.total * m / GIB:.1f}", f"{p.at.chip.usable_bytes * m / GIB:.1f}"),
-                *(f"{1e3 * p.bound.seconds:.1f}", f"{1e3 * p.bound.ici_seconds:.1f}", f"{p.rate:,.0f} {unit}"),
+                *(
+                    NAMES[part],
+                    topology,
+                    p.batch,
+                    f"{p.bytes.total * m / GIB:.1f}",
+                    f"{p.at.chip.usable_bytes * m / GIB:.1f}",
+                ),
+                *(
+                    f"{1e3 * p.bound.seconds:.1f}",
+                    f"{1e3 * p.bound.ici_seconds:.1f}",
+                    f"{p.rate:,.0f} {unit}",
+                ),
                 *(f"{p.mfu_bound:.2f}", f"{p.compile_seconds:.0f}"),
             )
             page += f"| {' | '.join(map(str, cells))} |\n"

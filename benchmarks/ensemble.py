@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from scipy.optimize import minimize
 
-from modality_forcing.evals.ensemble import ensemble
+from modality_forcing.evaluation.ensemble import ensemble
 
 MEMBERS = 10
 SCENES = 5  # of the search
@@ -68,14 +68,16 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    print(f"{MEMBERS} maps, affine, median; {jax.devices()[0].platform}, {os.cpu_count()} cores; ours best of 9, theirs once\n")
+    print(
+        f"{MEMBERS} maps, affine, median; {jax.devices()[0].platform}, {os.cpu_count()} cores; ours best of 9, theirs once\n"
+    )
     print("| | size | first call, s | s | evaluations | depth apart, max | ratio |")
     print("|---|---|---|---|---|---|---|")
     ours = 0.0
     for size in ((480, 640), (256, 256), (64, 64)):
         members = samples(0, *size)
-        first = seconds(lambda: ensemble(members), 1)  # noqa: B023
-        ours = seconds(lambda: ensemble(members), 9)  # noqa: B023
+        first = seconds(lambda: ensemble(members), 1)
+        ours = seconds(lambda: ensemble(members), 9)
         print(f"| ours | {size[0]}x{size[1]} | {first:.2f} | {ours:.4f} | | | |")
     runs = []
     for seed in range(SCENES):
@@ -83,14 +85,18 @@ def main() -> None:
         start = time.perf_counter()
         depth, evaluations = numeric(members)
         elapsed = time.perf_counter() - start
-        runs.append((elapsed, evaluations, float(np.abs(depth - ensemble(members).depth.ravel()).max())))
+        runs.append(
+            (elapsed, evaluations, float(np.abs(depth - ensemble(members).depth.ravel()).max()))
+        )
     runs.sort()
     for name, run in (("fastest", runs[0]), ("median", runs[SCENES // 2]), ("slowest", runs[-1])):
         elapsed, evaluations, apart = run
         row = f"| 64x64 | | {elapsed:.2f} | {evaluations} | {apart:.3f} | {elapsed / ours:.0f} |"
         print(f"| numeric gradients, {name} of {SCENES} {row}")
     each = statistics.median(elapsed / evaluations for elapsed, evaluations, _ in runs)
-    print(f"\none evaluation over pixels: {1e3 * each:.2f} ms; one whole ensemble of ours: {1e3 * ours:.2f} ms")
+    print(
+        f"\none evaluation over pixels: {1e3 * each:.2f} ms; one whole ensemble of ours: {1e3 * ours:.2f} ms"
+    )
 
 
 if __name__ == "__main__":

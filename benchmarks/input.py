@@ -33,14 +33,14 @@ from typing import Any
 
 import numpy as np
 
-from modality_forcing.data import codec, tf_example
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.records import Record
-from modality_forcing.data.scenes import Scenes
-from modality_forcing.data.shards import Shards, ShardWriter, shard_name
-from modality_forcing.data.sparse import thin
+from modality_forcing.data.sparsity import thin
 from modality_forcing.encoders.words import Words
+from modality_forcing.storage import codec, tf_example
+from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
+from modality_forcing.synthetic.source import Scenes
 
 SIDE = 256
 FLIP = 0.5
@@ -49,17 +49,23 @@ MIB = 2**20
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed and memory of reading prepared shards into batches.")
+    parser = argparse.ArgumentParser(
+        description="Speed and memory of reading prepared shards into batches."
+    )
     parser.add_argument("--examples", type=int, default=256, help="in the file")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--batches", type=int, default=16, help="per turn, after a warm-up")
     parser.add_argument("--turns", type=int, default=5, help="of each loader")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="loader processes")
-    parser.add_argument("--memory", type=int, default=0, help="batches of 4 over which to watch memory")
+    parser.add_argument(
+        "--memory", type=int, default=0, help="batches of 4 over which to watch memory"
+    )
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as root:
-        folders = {kind: write(Path(root) / kind, kind, options.examples) for kind in ("dense", "sparse")}
+        folders = {
+            kind: write(Path(root) / kind, kind, options.examples) for kind in ("dense", "sparse")
+        }
         print(f"{machine()}; {os.cpu_count()} cores; {versions()}\n")
         print("| depth | bytes | workers | per second | torch | per core | torch | ratio |")
         print("|---|---|---|---|---|---|---|---|")
@@ -86,7 +92,11 @@ def write(folder: Path, kind: str, count: int) -> Path:
 def noisy(record: Record, rng: np.random.Generator) -> Record:
     image = record.image + rng.normal(0, 3, record.image.shape)
     depth = record.depth * (1 + 1e-3 * rng.standard_normal(record.depth.shape, np.float32))
-    return replace(record, image=np.clip(image, 0, 255).astype(np.uint8), depth=np.where(record.valid, depth, np.float32(0)))
+    return replace(
+        record,
+        image=np.clip(image, 0, 255).astype(np.uint8),
+        depth=np.where(record.valid, depth, np.float32(0)),
+    )
 
 
 def row(kind: str, folder: Path, workers: int, options: argparse.Namespace) -> str:
@@ -101,9 +111,13 @@ def row(kind: str, folder: Path, workers: int, options: argparse.Namespace) -> s
     told = [kind, f"{size(folder) / options.examples:.0f}", str(workers)]
     for unit in (0, 1):
         for name in ("ours", "torch"):
-            told.append(f"{median(turn[unit] for turn in rates[name]):.0f}" if name in rates else "-")
+            told.append(
+                f"{median(turn[unit] for turn in rates[name]):.0f}" if name in rates else "-"
+            )
     pairs = zip(rates["ours"], rates.get("torch", []), strict=False)
-    told.append(f"{median(mine[1] / other[1] for mine, other in pairs):.2f}" if "torch" in rates else "-")
+    told.append(
+        f"{median(mine[1] / other[1] for mine, other in pairs):.2f}" if "torch" in rates else "-"
+    )
     return f"| {' | '.join(told)} |"
 
 
@@ -115,7 +129,9 @@ def speed(loader: Callable[[], Any], workers: int, batch: int, count: int) -> tu
         began, used = time.perf_counter(), processor_seconds()
         for _ in range(count):
             next(batches)
-        return count * batch / (time.perf_counter() - began), count * batch / (processor_seconds() - used)
+        return count * batch / (time.perf_counter() - began), count * batch / (
+            processor_seconds() - used
+        )
 
 
 def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]]:
@@ -128,7 +144,15 @@ def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]
 
 def ours(folder: Path, workers: int, batch: int) -> Any:
     augment = Augment(flip=FLIP)
-    return train_batches(Shards(folder), Words(), batch=batch, seed=0, resolution=SIDE, augment=augment, workers=workers)
+    return train_batches(
+        Shards(folder),
+        Words(),
+        batch=batch,
+        seed=0,
+        resolution=SIDE,
+        augment=augment,
+        workers=workers,
+    )
 
 
 class Torch:
@@ -179,7 +203,13 @@ class OpenCV:
         if np.random.default_rng().random() < FLIP:
             image, depth = cv2.flip(image, 1), cv2.flip(depth, 1)
             valid = cv2.flip(valid.view(np.uint8), 1).view(np.bool_)
-        return {"image": image, "depth": depth, "valid": valid, "text": self.text.encode(caption), "index": index}
+        return {
+            "image": image,
+            "depth": depth,
+            "valid": valid,
+            "text": self.text.encode(caption),
+            "index": index,
+        }
 
     def decode(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
         import cv2  # pyright: ignore[reportMissingImports]
@@ -225,11 +255,19 @@ def size(folder: Path) -> int:
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.machine(),
+    )
 
 
 def versions() -> str:
-    names = ("grain", "numpy", "pillow", *(("torch", "opencv-python-headless") if torch_is_there() else ()))
+    names = (
+        "grain",
+        "numpy",
+        "pillow",
+        *(("torch", "opencv-python-headless") if torch_is_there() else ()),
+    )
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 

@@ -4,7 +4,7 @@
     python benchmarks/lr_transfer.py --widths 64 128 256 --steps 1000 --seeds 3 --json lr.json
 
 Text-to-image at the demo's length on procedural scenes, the same batches for every run: the demo's network with heads of
-16 channels at other widths (scaling/recipe.py). Rates are those at the demo's width of 96; `one rate` gives every weight the
+16 channels at other widths (train/width_scaling.py). Rates are those at the demo's width of 96; `one rate` gives every weight the
 rate as it stands at every width. The numbers are losses on held-out scenes, at the same levels and noise for all runs,
 averaged over seeds; `best` is the vertex of a parabola in log rate through the lowest and its neighbours.
 """
@@ -30,10 +30,10 @@ from modality_forcing.config import Config
 from modality_forcing.config_file import load
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.modalities import base
-from modality_forcing.scaling.recipe import scaled
-from modality_forcing.train import setup
+from modality_forcing.train import inputs
 from modality_forcing.train.state import abstract_network, init_params, init_state
 from modality_forcing.train.step import compute_loss, make_step
+from modality_forcing.train.width_scaling import scaled
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD_DIM = 16
@@ -41,20 +41,32 @@ AGREE = 2.0  # a factor
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--widths", type=int, nargs="+", default=[64, 192])
     parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--examples", type=int, default=512, help="held-out scenes")
-    parser.add_argument("--only-transfer", action="store_true", help="leave out the runs of one rate for all widths")
+    parser.add_argument(
+        "--only-transfer", action="store_true", help="leave out the runs of one rate for all widths"
+    )
     parser.add_argument("--json", type=Path, help="also write every run into this file")
     options = parser.parse_args()
 
     config = load(f"{ROOT}/configs/demo.py:phase=t2i", {"train.steps": str(options.steps)})
     c = config.model
-    config = replace(config, model=replace(c, head_dim=HEAD_DIM, heads=c.width // HEAD_DIM, kv_heads=c.width // HEAD_DIM // 2))
-    training, held = batches(config, options.steps), batches(config, -(-options.examples // config.train.batch), "eval")
+    config = replace(
+        config,
+        model=replace(
+            c, head_dim=HEAD_DIM, heads=c.width // HEAD_DIM, kv_heads=c.width // HEAD_DIM // 2
+        ),
+    )
+    training, held = (
+        batches(config, options.steps),
+        batches(config, -(-options.examples // config.train.batch), "eval"),
+    )
     runs, verdicts = [], []
     print(f"| rates | width | {' | '.join(f'{rate:g}' for rate in options.rates)} | best |")
     print(f"|---|--:|{'--:|' * len(options.rates)}--:|", flush=True)
@@ -63,26 +75,37 @@ def main() -> int:
         for width in options.widths:
             losses = []
             for rate in options.rates:
-                found = [one(config, width, rate, transfer, seed, training, held) for seed in range(options.seeds)]
-                runs += [{"transfer": transfer, "width": width, "rate": rate, "seed": s, "loss": x} for s, x in enumerate(found)]
+                found = [
+                    one(config, width, rate, transfer, seed, training, held)
+                    for seed in range(options.seeds)
+                ]
+                runs += [
+                    {"transfer": transfer, "width": width, "rate": rate, "seed": s, "loss": x}
+                    for s, x in enumerate(found)
+                ]
                 losses.append(float(np.mean(found)))
             bests.append(best(options.rates, losses))
             cells = " | ".join(f"**{x:.5f}**" if x == min(losses) else f"{x:.5f}" for x in losses)
             told = "at the edge" if bests[-1] is None else f"{bests[-1]:.2e}"
-            print(f"| {'by width' if transfer else 'one rate'} | {width} | {cells} | {told} |", flush=True)
+            print(
+                f"| {'by width' if transfer else 'one rate'} | {width} | {cells} | {told} |",
+                flush=True,
+            )
         verdicts.append(f"{'by width' if transfer else 'one rate'}: {verdict(bests)}")
     print("", *verdicts, sep="\n")
     if options.json:
         told = {name: value for name, value in vars(options).items() if name != "json"}
-        options.json.write_text(json.dumps({"options": told, "verdicts": verdicts, "runs": runs}, indent=1))
+        options.json.write_text(
+            json.dumps({"options": told, "verdicts": verdicts, "runs": runs}, indent=1)
+        )
     return 0
 
 
 def batches(config: Config, count: int, split: str = "train") -> list[Any]:
     """Returns batches of scenes, kept in memory."""
     made = train_batches(
-        setup.source(config, split),
-        setup.text_encoder(config),
+        inputs.source(config, split),
+        inputs.text_encoder(config),
         batch=config.train.batch,
         seed=config.seed,
         resolution=config.data.resolution,
@@ -92,12 +115,20 @@ def batches(config: Config, count: int, split: str = "train") -> list[Any]:
     return found
 
 
-def one(config: Config, width: int, rate: float, transfer: bool, seed: int, training: list[Any], held: list[Any]) -> float:
+def one(
+    config: Config,
+    width: int,
+    rate: float,
+    transfer: bool,
+    seed: int,
+    training: list[Any],
+    held: list[Any],
+) -> float:
     """Trains once and returns the loss on held-out scenes, NaN for a run that broke."""
     started = time.monotonic()
     c = scaled(replace(config, train=replace(config.train, learning_rate=rate)), width)
     c = c if transfer else replace(c, train=replace(c.train, base_width=0))
-    modalities, null_text = base.build(c), setup.text_encoder(c).null()
+    modalities, null_text = base.build(c), inputs.text_encoder(c).null()
     graph = abstract_network(c, modalities)[0]
     state = init_state(c, init_params(replace(c, seed=seed), modalities))
     step = make_step(c, modalities, graph, null_text)
@@ -109,9 +140,13 @@ def one(config: Config, width: int, rate: float, transfer: bool, seed: int, trai
         undropped = replace(c, text=replace(c.text, drop=0.0))
         return compute_loss(nnx.merge(graph, params), modalities, batch, k, undropped, null_text)[0]
 
-    loss = float(np.mean([float(score(state.params, batch, jnp.int32(k))) for k, batch in enumerate(held)]))
+    loss = float(
+        np.mean([float(score(state.params, batch, jnp.int32(k))) for k, batch in enumerate(held)])
+    )
     print(
-        f"width {width}, rate {rate:g}, seed {seed}: {loss:.5f}, {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
+        f"width {width}, rate {rate:g}, seed {seed}: {loss:.5f}, {time.monotonic() - started:.0f} s",
+        file=sys.stderr,
+        flush=True,
     )
     return loss
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modality_forcing.data.cache import Cached
+from modality_forcing.data.in_memory import Cached
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.records import Record, RecordSource
-from modality_forcing.data.scenes import Scenes
-from modality_forcing.data.sparse import DEFAULT_MIXTURE
+from modality_forcing.data.sparsity import DEFAULT_MIXTURE
 from modality_forcing.encoders.words import Words
+from modality_forcing.synthetic.source import Scenes
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,19 @@ class Trivial:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of the loader, and how long a step waits for it.")
+    parser = argparse.ArgumentParser(
+        description="Speed of the loader, and how long a step waits for it."
+    )
     parser.add_argument("--resolutions", type=int, nargs="+", default=[32, 64])
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--batches", type=int, default=40, help="batches per number")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--step-ms", type=float, default=150, help="length of the step that the loader feeds; 0 for none")
+    parser.add_argument(
+        "--step-ms",
+        type=float,
+        default=150,
+        help="length of the step that the loader feeds; 0 for none",
+    )
     options = parser.parse_args()
 
     step = step_of(options.step_ms) if options.step_ms else None
@@ -61,7 +68,9 @@ def main() -> None:
     for resolution in options.resolutions:
         for name, source in sources(resolution).items():
             for workers in options.workers:
-                first, rate, waits = measure(source, resolution, workers, options.batch, options.batches, step)
+                first, rate, waits = measure(
+                    source, resolution, workers, options.batch, options.batches, step
+                )
                 line = f"{resolution:6d}  {name:7s}  {workers:7d}  {first:9.2f} s  {rate:10.0f}"
                 print(line + (f"  {waits:5.1%}" if step else ""), flush=True)
 
@@ -75,7 +84,12 @@ def sources(resolution: int) -> dict[str, RecordSource]:
 
 
 def measure(
-    source: RecordSource, resolution: int, workers: int, batch: int, count: int, step: Callable[[], None] | None
+    source: RecordSource,
+    resolution: int,
+    workers: int,
+    batch: int,
+    count: int,
+    step: Callable[[], None] | None,
 ) -> tuple[float, float, float]:
     """Returns seconds to the first batch, examples a second after a warm-up, and the share of waiting beside steps."""
     loader = train_batches(
@@ -90,7 +104,9 @@ def measure(
     start = time.perf_counter()
     next(loader)
     first = time.perf_counter() - start
-    for _ in range(max(10, 256 // batch)):  # what was prefetched while starting must not count as speed
+    for _ in range(
+        max(10, 256 // batch)
+    ):  # what was prefetched while starting must not count as speed
         next(loader)
     start = time.perf_counter()
     for _ in range(count):

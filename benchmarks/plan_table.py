@@ -19,13 +19,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import jax
 
 from modality_forcing import config_file
-from modality_forcing.scaling import plan_report
-from modality_forcing.scaling.compile import target
-from modality_forcing.scaling.plan import search
+from modality_forcing.planning import report
+from modality_forcing.planning.compile import target
+from modality_forcing.planning.search import search
 
 SIZES = ("370m", "800m", "3b3")
 CELLS = [
-    *(("forcing", size, topology, 1) for topology in ("v5p:4x4x4", "v6e:8x8", "v5e:8x8", "tpu7x:4x4x4") for size in SIZES),
+    *(
+        ("forcing", size, topology, 1)
+        for topology in ("v5p:4x4x4", "v6e:8x8", "v5e:8x8", "tpu7x:4x4x4")
+        for size in SIZES
+    ),
     *(("t2i", size, "v5p:4x4x4", 1) for size in SIZES),
     ("forcing", "3b3", "v5e:16x16", 1),
     ("forcing", "3b3", "v5p:4x4x4", 2),
@@ -52,7 +56,10 @@ def main() -> None:
     options = parser.parse_args()
     options.rows.mkdir(parents=True, exist_ok=True)
     for phase, size, topology, slices in CELLS:
-        path = options.rows / f"{phase}-{size}-{topology.replace(':', '-')}{f'-x{slices}' if slices > 1 else ''}.json"
+        path = (
+            options.rows
+            / f"{phase}-{size}-{topology.replace(':', '-')}{f'-x{slices}' if slices > 1 else ''}.json"
+        )
         if not path.exists():
             print(path.stem, flush=True)
             p = search(
@@ -61,7 +68,9 @@ def main() -> None:
                 lambda s: print("  ", s, flush=True),
             )
             name = f"{size} {'joint' if phase == 'forcing' else 'T2I'}"
-            path.write_text(json.dumps({"row": plan_report.row(p, name), **plan_report.to_json(p)}, indent=1) + "\n")
+            path.write_text(
+                json.dumps({"row": report.row(p, name), **report.to_json(p)}, indent=1) + "\n"
+            )
         write(options.out, options.rows)
 
 
@@ -69,16 +78,19 @@ def write(out: Path, rows: Path) -> None:
     """Writes the page from the rows that are there."""
     from importlib.metadata import version
 
-    found = [json.loads(path.read_text()) for path in sorted(rows.glob("*.json"), key=lambda path: path.stat().st_mtime)]
+    found = [
+        json.loads(path.read_text())
+        for path in sorted(rows.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    ]
     head = HEAD.format(
         cells=len(found),
-        blind=plan_report.BLIND,
+        blind=report.BLIND,
         date=datetime.date.today(),
         machine=f"{os.cpu_count()} cores of {platform.machine()}",
         jax=jax.__version__,
         libtpu=version("libtpu"),
     )
-    columns = f"| {' | '.join(plan_report.COLUMNS)} |\n|{'---|' * len(plan_report.COLUMNS)}\n"
+    columns = f"| {' | '.join(report.COLUMNS)} |\n|{'---|' * len(report.COLUMNS)}\n"
     encoders = rows / "encode.md"  # by encode_plan_table.py
     more = f"\n{encoders.read_text()}" if encoders.exists() else ""
     out.write_text(head + columns + "".join(f["row"] + "\n" for f in found) + more)

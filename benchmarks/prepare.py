@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data import codec
-from modality_forcing.data.datasets import argoverse2
-from modality_forcing.data.scenes import Scenes
 from modality_forcing.data.shrink import shorter_side, shrink
+from modality_forcing.datasets import argoverse2
+from modality_forcing.storage import codec
+from modality_forcing.synthetic.source import Scenes
 
 ROWS, COLUMNS, SIDE, POINTS = 1080, 1920, 256, 100_000
 FOCAL = 1000.0  # pixels
@@ -34,7 +34,9 @@ UP = (0.5, -0.5, 0.5, -0.5)  # quaternion: the camera's z is the car's x
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Frames a second that mforce prepare makes per core.")
+    parser = argparse.ArgumentParser(
+        description="Frames a second that mforce prepare makes per core."
+    )
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
@@ -45,13 +47,17 @@ def main() -> None:
         choose = partial(shorter_side, pixels=SIDE)
         one = records[0]
         small = [shrink(records[i], choose) for i in frames]
-        parts: dict[str, Callable[[int], Any]] = {  # large frames are not kept, as prepare keeps none
+        parts: dict[
+            str, Callable[[int], Any]
+        ] = {  # large frames are not kept, as prepare keeps none
             "read picture and sweep, project": records.__getitem__,
             "shrink": lambda i: shrink(one, choose),
             "encode": lambda i: codec.encode(small[i]),
             "all": lambda i: codec.encode(shrink(records[i], choose)),
         }
-        print(f"{len(frames)} frames of {COLUMNS} x {ROWS}, {POINTS} points, {one.valid.mean():.1%} of the pixels valid\n")
+        print(
+            f"{len(frames)} frames of {COLUMNS} x {ROWS}, {POINTS} points, {one.valid.mean():.1%} of the pixels valid\n"
+        )
         print("| part | ms a frame | frames/s a core |\n|---|---|---|")
         for name, work in parts.items():
             seconds = median(timed(work, frames) for _ in range(options.turns))
@@ -74,17 +80,50 @@ def write_log(log: Path, frames: int) -> None:
     for i, at in enumerate(times):
         scene = Image.fromarray(scenes[i].image).resize((COLUMNS, ROWS), Image.Resampling.BICUBIC)
         noisy = np.asarray(scene) + rng.normal(0, 3, (ROWS, COLUMNS, 3))
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(log / f"sensors/cameras/{CAMERA}/{at}.jpg", quality=92)
-        angles = rng.uniform(-np.pi, np.pi, POINTS), rng.uniform(-0.4, 0.2, POINTS)  # around and up, as a scanner turns
+        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(
+            log / f"sensors/cameras/{CAMERA}/{at}.jpg", quality=92
+        )
+        angles = (
+            rng.uniform(-np.pi, np.pi, POINTS),
+            rng.uniform(-0.4, 0.2, POINTS),
+        )  # around and up, as a scanner turns
         away = rng.uniform(3, 60, POINTS)
         x, y, z = np.cos(angles[0]) * away, np.sin(angles[0]) * away, np.tan(angles[1]) * away
-        feather(log / f"sensors/lidar/{at}.feather", x=x.astype("f2"), y=y.astype("f2"), z=z.astype("f2"))
-    pose = dict(zip(("qw", "qx", "qy", "qz"), UP, strict=True)) | {"tx_m": 1.0, "ty_m": 0.0, "tz_m": 1.5}
-    feather(log / "calibration/egovehicle_SE3_sensor.feather", sensor_name=[CAMERA], **{k: [v] for k, v in pose.items()})
-    lens = {"fx_px": FOCAL, "fy_px": FOCAL, "cx_px": COLUMNS / 2, "cy_px": ROWS / 2, "width_px": COLUMNS, "height_px": ROWS}
-    feather(log / "calibration/intrinsics.feather", sensor_name=[CAMERA], **{k: [v] for k, v in lens.items()})
+        feather(
+            log / f"sensors/lidar/{at}.feather",
+            x=x.astype("f2"),
+            y=y.astype("f2"),
+            z=z.astype("f2"),
+        )
+    pose = dict(zip(("qw", "qx", "qy", "qz"), UP, strict=True)) | {
+        "tx_m": 1.0,
+        "ty_m": 0.0,
+        "tz_m": 1.5,
+    }
+    feather(
+        log / "calibration/egovehicle_SE3_sensor.feather",
+        sensor_name=[CAMERA],
+        **{k: [v] for k, v in pose.items()},
+    )
+    lens = {
+        "fx_px": FOCAL,
+        "fy_px": FOCAL,
+        "cx_px": COLUMNS / 2,
+        "cy_px": ROWS / 2,
+        "width_px": COLUMNS,
+        "height_px": ROWS,
+    }
+    feather(
+        log / "calibration/intrinsics.feather",
+        sensor_name=[CAMERA],
+        **{k: [v] for k, v in lens.items()},
+    )
     still = {"qw": 1.0, "qx": 0.0, "qy": 0.0, "qz": 0.0, "tx_m": 0.0, "ty_m": 0.0, "tz_m": 0.0}
-    feather(log / "city_SE3_egovehicle.feather", timestamp_ns=times, **{k: [v] * frames for k, v in still.items()})
+    feather(
+        log / "city_SE3_egovehicle.feather",
+        timestamp_ns=times,
+        **{k: [v] * frames for k, v in still.items()},
+    )
 
 
 def feather(path: Path, **columns: Any) -> None:

@@ -17,13 +17,17 @@ import time
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.scenes import Scenes
+from modality_forcing.synthetic.source import Scenes
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Speed of the procedural world, and blind predictors of its depth.")
+    parser = argparse.ArgumentParser(
+        description="Speed of the procedural world, and blind predictors of its depth."
+    )
     parser.add_argument("--scenes", type=int, default=256, help="scenes per number")
-    parser.add_argument("--resolution", type=int, default=32, help="pixels a side for the blind predictors")
+    parser.add_argument(
+        "--resolution", type=int, default=32, help="pixels a side for the blind predictors"
+    )
     options = parser.parse_args()
 
     print("pixels a side  images/s of a core")
@@ -33,7 +37,9 @@ def main() -> None:
     profile = row_profile(Scenes(resolution=options.resolution), 4 * options.scenes)
     held_out = Scenes(resolution=options.resolution, split="test")
     scores = np.array([blind(held_out[i], profile) for i in range(options.scenes)]).mean(axis=0)
-    print(f"\nblind predictor  AbsRel  of constant   ({options.scenes} held-out scenes, {options.resolution} px)")
+    print(
+        f"\nblind predictor  AbsRel  of constant   ({options.scenes} held-out scenes, {options.resolution} px)"
+    )
     for name, score in zip(("constant", "row mean", "oracle rows"), scores, strict=True):
         print(f"{name:15s}  {score:6.3f}  {score / scores[0]:11.2f}")
 
@@ -54,7 +60,9 @@ def row_profile(source: Scenes, count: int) -> np.ndarray:
     total, seen = np.zeros(source.resolution), np.zeros(source.resolution)
     for index in range(count):
         record = source[index]
-        total += np.where(record.valid, record.depth / record.depth[record.valid].mean(), 0).sum(axis=1)
+        total += np.where(record.valid, record.depth / record.depth[record.valid].mean(), 0).sum(
+            axis=1
+        )
         seen += record.valid.sum(axis=1)
     return total / np.maximum(seen, 1)
 
@@ -63,7 +71,9 @@ def blind(record: Record, profile: np.ndarray) -> tuple[float, float, float]:
     """AbsRel of the aligned constant, the aligned row profile and the best value per row."""
     depth = record.depth[record.valid].astype(np.float64)
     guess = np.broadcast_to(profile[:, None], record.depth.shape)[record.valid]
-    rows = [weighted_median(row[known]) for row, known in zip(record.depth, record.valid, strict=True)]
+    rows = [
+        weighted_median(row[known]) for row, known in zip(record.depth, record.valid, strict=True)
+    ]
     oracle = np.repeat(rows, record.valid.sum(axis=1))
     constant = np.full_like(depth, weighted_median(depth))
     return absrel(constant, depth), absrel(align(guess, depth), depth), absrel(oracle, depth)

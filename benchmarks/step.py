@@ -7,7 +7,7 @@
 One table, a row for every combination. The step is the real one: noise, loss, gradient, AdamW, EMA, metrics, over all
 devices by the config's mesh, on one random batch that stays on the devices; no data is loaded. Each row runs in a process
 of its own, so that none finds another's memory in use. `step ms` is the median of five blocks of steps, each timed from
-an idle device to an idle device, with the fastest and the slowest block; `MFU` counts FLOPs as scaling/flops.py does and
+an idle device to an idle device, with the fastest and the slowest block; `MFU` counts FLOPs as models/flops.py does and
 is blank where the device's peak is not known; `peak GiB` is what the device reports of one device, or `~` and what the
 compiler planned where it reports nothing.
 """
@@ -33,20 +33,49 @@ ROOT = Path(__file__).resolve().parents[1]
 BLOCKS, WARM_UP = 5, 3
 AXES = ("size", "phase", "batch", "remat", "attention")
 COLUMNS = (
-    *("size", "phase", "tokens", "batch", "remat", "attention", "params", "step ms", "images/s", "tokens/s"),
+    *(
+        "size",
+        "phase",
+        "tokens",
+        "batch",
+        "remat",
+        "attention",
+        "params",
+        "step ms",
+        "images/s",
+        "tokens/s",
+    ),
     *("TFLOP/s/chip", "MFU", "peak GiB", "compile s"),
 )
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="demo", help="of the family: demo, 370m, 800m, 3b3; several with commas")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--size", default="demo", help="of the family: demo, 370m, 800m, 3b3; several with commas"
+    )
     parser.add_argument("--phase", default="forcing", help="t2i or forcing, or both with a comma")
-    parser.add_argument("--batch", default="16", help="examples a step over all devices; several with commas")
-    parser.add_argument("--remat", default="", help="none, elementwise or full; several with commas; empty: the config's")
-    parser.add_argument("--attention", default="", help="auto, einsum, splash or cudnn; several with commas; empty: the config's")
+    parser.add_argument(
+        "--batch", default="16", help="examples a step over all devices; several with commas"
+    )
+    parser.add_argument(
+        "--remat",
+        default="",
+        help="none, elementwise or full; several with commas; empty: the config's",
+    )
+    parser.add_argument(
+        "--attention",
+        default="",
+        help="auto, einsum, splash or cudnn; several with commas; empty: the config's",
+    )
     parser.add_argument("--encoders", default="frozen", help="frozen or none, as in configs/t2i.py")
-    parser.add_argument("--config", default="", help="a config file with its argument, in the place of size and phase")
+    parser.add_argument(
+        "--config",
+        default="",
+        help="a config file with its argument, in the place of size and phase",
+    )
     parser.add_argument("--steps", type=int, default=20, help="timed steps of a row")
     parser.add_argument("--json", type=Path, help="also write everything into this file")
     parser.add_argument("--row", help=argparse.SUPPRESS)  # one combination, in this process
@@ -63,9 +92,13 @@ def load(row: dict[str, str], encoders: str) -> Any:
     elif row["size"] == "demo":
         config = importlib.import_module("configs.demo").get_config(f"phase={row['phase']}")
     else:
-        config = importlib.import_module(f"configs.{row['phase']}").get_config(f"size={row['size']},encoders={encoders}")
+        config = importlib.import_module(f"configs.{row['phase']}").get_config(
+            f"size={row['size']},encoders={encoders}"
+        )
     changes = {key: row[key] for key in ("remat", "attention") if row[key]}
-    train = replace(config.train, batch=int(row["batch"]), distill=False)  # a teacher would need a checkpoint
+    train = replace(
+        config.train, batch=int(row["batch"]), distill=False
+    )  # a teacher would need a checkpoint
     return replace(config, model=replace(config.model, **changes), train=train)
 
 
@@ -75,7 +108,12 @@ def outcome(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
         return measure(row, encoders, steps)
     except Exception as error:
         told = str(error).splitlines()[0] if str(error) else ""
-        return {**row, "error": "out of memory" if "RESOURCE_EXHAUSTED" in told else f"{type(error).__name__}: {told}"}
+        return {
+            **row,
+            "error": "out of memory"
+            if "RESOURCE_EXHAUSTED" in told
+            else f"{type(error).__name__}: {told}",
+        }
 
 
 def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
@@ -84,23 +122,28 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
     import jax
 
     from modality_forcing.modalities import base
-    from modality_forcing.scaling import chips, flops
-    from modality_forcing.scaling.compile import abstract_step
-    from modality_forcing.train.inputs import random_batch
+    from modality_forcing.models import flops
+    from modality_forcing.planning import hardware
+    from modality_forcing.planning.compile import abstract_step
+    from modality_forcing.train.batch_shapes import random_batch
     from modality_forcing.train.state import init_params, init_state, with_kernel
 
     devices = jax.devices()
     config, modalities = with_kernel(config, devices[0].platform), base.build(config)
-    chip = chips.by_device_kind(devices[0].device_kind)
+    chip = hardware.by_device_kind(devices[0].device_kind)
     function, (shapes, batch_shapes, _), _ = abstract_step(config, tuple(devices))
     started = time.perf_counter()
-    options = chips.compiler_options(chip) if chip else None
-    step = function.lower(shapes, batch_shapes, frozen=None).compile(compiler_options=options or None)
+    options = hardware.compiler_options(chip) if chip else None
+    step = function.lower(shapes, batch_shapes, frozen=None).compile(
+        compiler_options=options or None
+    )
     compile_seconds = time.perf_counter() - started
 
-    placed = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)  # noqa: E731
+    placed = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
     # In one program, so that no weight is ever there twice.
-    state = jax.jit(lambda: init_state(config, init_params(config, modalities)), out_shardings=placed(shapes))()
+    state = jax.jit(
+        lambda: init_state(config, init_params(config, modalities)), out_shardings=placed(shapes)
+    )()
     batch = jax.device_put(random_batch(batch_shapes), placed(batch_shapes))
 
     def run(count: int) -> float:
@@ -143,7 +186,10 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
 
 def in_a_process(row: dict[str, str]) -> dict[str, Any]:
     """Measures one row in a fresh process; if that crashes, its exit code is the row's `error`."""
-    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **os.environ}  # a GPU's default of 0.75 is for sharing it
+    environment = {
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
+        **os.environ,
+    }  # a GPU's default of 0.75 is for sharing it
     command = [sys.executable, *sys.argv, f"--row={json.dumps(row)}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode == 0:
@@ -157,8 +203,19 @@ def cells(result: dict[str, Any]) -> list[str]:
     knobs = [result["batch"], result["remat"], result["attention"]]
     if "error" in result:
         return [*named, "", *knobs, "", result["error"], *[""] * 6]
-    ms = [1e3 * s for s in (result["step_seconds"], min(result["block_seconds"]), max(result["block_seconds"]))]
-    peak = f"{result['peak_bytes'] / 2**30:.2f}" if result["peak_bytes"] else f"~{result['planned_bytes'] / 2**30:.2f}"
+    ms = [
+        1e3 * s
+        for s in (
+            result["step_seconds"],
+            min(result["block_seconds"]),
+            max(result["block_seconds"]),
+        )
+    ]
+    peak = (
+        f"{result['peak_bytes'] / 2**30:.2f}"
+        if result["peak_bytes"]
+        else f"~{result['planned_bytes'] / 2**30:.2f}"
+    )
     return [
         *named,
         str(result["tokens"]),
@@ -185,7 +242,9 @@ def main() -> None:
     if args.config:
         del choices["size"], choices["phase"]
         choices = {"config": [args.config], **choices}
-    rows = [dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())]
+    rows = [
+        dict(zip(choices, values, strict=True)) for values in itertools.product(*choices.values())
+    ]
     results = [in_a_process(row) for row in rows]
 
     ran = next((r for r in results if "error" not in r), None)
@@ -197,7 +256,9 @@ def main() -> None:
     for result in results:
         print(f"| {' | '.join(cells(result))} |")
     if args.json:
-        args.json.write_text(json.dumps({"date": date, "command": command, "rows": results}, indent=1))
+        args.json.write_text(
+            json.dumps({"date": date, "command": command, "rows": results}, indent=1)
+        )
     if ran is None:
         sys.exit(1)
 

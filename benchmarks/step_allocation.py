@@ -15,12 +15,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from modality_forcing.evaluate.held_out import Evaluator, with_examples
-from modality_forcing.generate import Generator
+from modality_forcing.evaluation.heldout import Evaluator, with_examples
+from modality_forcing.generator import Generator
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20, 50])
     parser.add_argument("--log2-alpha", type=float, nargs="+", default=[5.0, 3.0, -3.0])
@@ -28,20 +30,34 @@ def main() -> None:
     options = parser.parse_args()
 
     generator = Generator.from_checkpoint(options.checkpoint)
-    config = with_examples(generator.config, options.examples) if options.examples else generator.config
+    config = (
+        with_examples(generator.config, options.examples) if options.examples else generator.config
+    )
     evaluator = Evaluator(config)
-    print("| log2 alpha | steps | spacing | AbsRel | constant | AbsRel / constant | delta1 | found |")
+    print(
+        "| log2 alpha | steps | spacing | AbsRel | constant | AbsRel / constant | delta1 | found |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for log2_alpha in options.log2_alpha:
         for steps in options.steps:
             for spacing in ("uniform", "arc"):
                 started = time.monotonic()
-                evaluator.config = replace(config, sample=replace(config.sample, steps=steps, spacing=spacing))
+                evaluator.config = replace(
+                    config, sample=replace(config.sample, steps=steps, spacing=spacing)
+                )
                 numbers, made = evaluator.joint(generator, log2_alpha)
                 found = evaluator.text(made["image"])["found"]
                 share = numbers["absrel"] / numbers["constant"]
-                cells = [f"{numbers['absrel']:.4f}", f"{numbers['constant']:.4f}", f"{share:.3f}", f"{numbers['delta1']:.3f}"]
-                print(f"| {log2_alpha:g} | {steps} | {spacing} | {' | '.join(cells)} | {found:.3f} |", flush=True)
+                cells = [
+                    f"{numbers['absrel']:.4f}",
+                    f"{numbers['constant']:.4f}",
+                    f"{share:.3f}",
+                    f"{numbers['delta1']:.3f}",
+                ]
+                print(
+                    f"| {log2_alpha:g} | {steps} | {spacing} | {' | '.join(cells)} | {found:.3f} |",
+                    flush=True,
+                )
                 print(f"{time.monotonic() - started:.0f} s", file=sys.stderr)
 
 

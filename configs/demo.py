@@ -18,8 +18,8 @@ from modality_forcing.config import (
     TrainConfig,
 )
 from modality_forcing.config_file import choose, parse_arg
-from modality_forcing.data.sparse import DEFAULT_MIXTURE
-from modality_forcing.models.family import size
+from modality_forcing.data.sparsity import DEFAULT_MIXTURE
+from modality_forcing.models.presets import size
 
 
 def get_config(arg: str = "") -> Config:
@@ -29,12 +29,20 @@ def get_config(arg: str = "") -> Config:
     # Few tokens want less noise: the paper's shift of 1.1 belongs to 256 tokens of latents, not to 16 patches of pixels.
     image = ModalityConfig(kind="image", patch=8, noise=NoiseConfig("logit_normal", mu=0.0))
     depth = ModalityConfig(
-        kind="depth", patch=8, noise=NoiseConfig("plateau", mu=0.5), position_id=1, detokenizer=1, given=0.15, weight=1.5
+        kind="depth",
+        patch=8,
+        noise=NoiseConfig("plateau", mu=0.5),
+        position_id=1,
+        detokenizer=1,
+        given=0.15,
+        weight=1.5,
     )
     config = Config(
         name=phase,
         # `mforce demo` keeps its scenes in memory, which processes could not share; larger pictures need two to keep up.
-        data=DataConfig(resolution=a["resolution"], count=32_768, workers=0 if a["resolution"] <= 32 else 2),
+        data=DataConfig(
+            resolution=a["resolution"], count=32_768, workers=0 if a["resolution"] <= 32 else 2
+        ),
         text=TextConfig(tokens=12, vocabulary=2048, channels=64),
         model=size(a["size"]),
         modalities={"image": image},
@@ -49,7 +57,9 @@ def get_config(arg: str = "") -> Config:
             save_every=500,
         ),
         # One step from pure noise returns the mean of what the depth may be; more steps draw a sample, pixel noise included.
-        sample=SampleConfig(steps=10, task_steps={"i2d": 1}, guidance={"image": 2.0}, log2_alpha=3.0, mu=0.0),
+        sample=SampleConfig(
+            steps=10, task_steps={"i2d": 1}, guidance={"image": 2.0}, log2_alpha=3.0, mu=0.0
+        ),
         eval=EvalConfig(examples=256, batch=64),
     )
     if phase == "t2i":

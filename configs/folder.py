@@ -11,9 +11,16 @@ second phase stays near the first by self-distillation (paper, eq. 8); without a
 
 from dataclasses import replace
 
-from modality_forcing.config import Config, DataConfig, ModalityConfig, NoiseConfig, SampleConfig, TrainConfig
+from modality_forcing.config import (
+    Config,
+    DataConfig,
+    ModalityConfig,
+    NoiseConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from modality_forcing.config_file import choose, parse_arg
-from modality_forcing.models.family import size
+from modality_forcing.models.presets import size
 
 
 def get_config(arg: str = "") -> Config:
@@ -21,7 +28,14 @@ def get_config(arg: str = "") -> Config:
     a = parse_arg(arg, phase="forcing", resolution=64, size="demo", distill=True)
     phase = choose("phase", a["phase"], ("t2i", "forcing"))
     image = ModalityConfig(kind="image", patch=8, noise=NoiseConfig("logit_normal", mu=0.0))
-    depth = ModalityConfig(kind="depth", patch=8, noise=NoiseConfig("plateau", mu=0.5), position_id=1, detokenizer=1, given=0.2)
+    depth = ModalityConfig(
+        kind="depth",
+        patch=8,
+        noise=NoiseConfig("plateau", mu=0.5),
+        position_id=1,
+        detokenizer=1,
+        given=0.2,
+    )
     config = Config(
         name=f"folder_{phase}",
         data=DataConfig(source="folder", resolution=a["resolution"], workers=1),
@@ -32,5 +46,11 @@ def get_config(arg: str = "") -> Config:
     )
     if phase == "t2i":
         return config
-    train = replace(config.train, new=("depth",), distill=a["distill"]) if a["distill"] else config.train
-    return replace(config, modalities={"image": replace(image, given=0.2), "depth": depth}, train=train)
+    train = (
+        replace(config.train, new=("depth",), distill=a["distill"])
+        if a["distill"]
+        else config.train
+    )
+    return replace(
+        config, modalities={"image": replace(image, given=0.2), "depth": depth}, train=train
+    )

@@ -10,18 +10,31 @@ from dataclasses import replace
 
 from configs import t2i
 from modality_forcing.config import Config, ModalityConfig, NoiseConfig
-from modality_forcing.data.sparse import DEFAULT_MIXTURE
+from modality_forcing.data.sparsity import DEFAULT_MIXTURE
 
 
 def get_config(arg: str = "") -> Config:
     """Takes size, encoders and head_dim, as configs/t2i.py."""
     config = t2i.get_config(arg)
-    depth = ModalityConfig(kind="depth", patch=16, noise=NoiseConfig("plateau", mu=1.1), position_id=1, detokenizer=4, given=0.2)
+    depth = ModalityConfig(
+        kind="depth",
+        patch=16,
+        noise=NoiseConfig("plateau", mu=1.1),
+        position_id=1,
+        detokenizer=4,
+        given=0.2,
+    )
     return replace(
         config,
         name="forcing",
         modalities={"image": replace(config.modalities["image"], given=0.2), "depth": depth},
         data=replace(config.data, sparse=DEFAULT_MIXTURE),
         # 17M frames at 512 a step are 33,000 steps an epoch.
-        train=replace(config.train, steps=66_000, batch=512, learning_rate=config.train.learning_rate / 3, new=("depth",)),
+        train=replace(
+            config.train,
+            steps=66_000,
+            batch=512,
+            learning_rate=config.train.learning_rate / 3,
+            new=("depth",),
+        ),
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from configs import folder, forcing
 from modality_forcing.config import Config
 from modality_forcing.config_file import choose, parse_arg
-from modality_forcing.data.shards import Shards
+from modality_forcing.storage.shards import Shards
 
 SETS = {
     # Duisterhof et al. 2026, the twelve sources of post-training.
@@ -43,8 +43,23 @@ def get_config(arg: str = "") -> Config:
     a = parse_arg(arg, root="", sets="paper", size="370m")
     names = SETS[choose("sets", a["sets"], tuple(SETS))]
     small = a["size"] == "demo"
-    config = folder.get_config("distill=False") if small else forcing.get_config(f"size={a['size']},encoders=none")
-    weights = {name: float(len(Shards(Path(a["root"]) / name, "")) if a["root"] else 1) for name in names}
+    config = (
+        folder.get_config("distill=False")
+        if small
+        else forcing.get_config(f"size={a['size']},encoders=none")
+    )
+    weights = {
+        name: float(len(Shards(Path(a["root"]) / name, "")) if a["root"] else 1) for name in names
+    }
     # Depth of these sets is as sparse as their sensors made it; crops and mirroring are ours.
-    data = replace(config.data, source="prepared", root=a["root"], mixture=weights, sparse={}, crop=0.6, shift=1.0, flip=0.5)
+    data = replace(
+        config.data,
+        source="prepared",
+        root=a["root"],
+        mixture=weights,
+        sparse={},
+        crop=0.6,
+        shift=1.0,
+        flip=0.5,
+    )
     return replace(config, name=f"mixture_{a['sets']}", data=data)

@@ -15,8 +15,17 @@ from dataclasses import replace
 from configs import forcing, mixtures, t2i
 from modality_forcing.config import Config
 from modality_forcing.config_file import choose, parse_arg
-from modality_forcing.scaling.grid import Benchmarks, Run, Sweep, axis, chain, horizons, product, sweep
-from modality_forcing.scaling.recipe import scaled
+from modality_forcing.sweeps.spec import (
+    Benchmarks,
+    Run,
+    Sweep,
+    axis,
+    chain,
+    horizons,
+    product,
+    sweep,
+)
+from modality_forcing.train.width_scaling import scaled
 
 PAPER = (1024, 1536, 3072)
 BETWEEN = (512, 768, 1280, 2048, 2560)
@@ -30,9 +39,18 @@ def get_sweep(arg: str = "") -> Sweep:
     of them; benchmarks the folder that they are unpacked in.
     """
     a = parse_arg(
-        arg, widths="all", encoders="frozen", t2i="", t2i_cache="", forcing="", forcing_cache="", benchmarks="data/eval"
+        arg,
+        widths="all",
+        encoders="frozen",
+        t2i="",
+        t2i_cache="",
+        forcing="",
+        forcing_cache="",
+        benchmarks="data/eval",
     )
-    widths = {"paper": PAPER, "all": tuple(sorted((*PAPER, *BETWEEN)))}[choose("widths", a["widths"], ("paper", "all"))]
+    widths = {"paper": PAPER, "all": tuple(sorted((*PAPER, *BETWEEN)))}[
+        choose("widths", a["widths"], ("paper", "all"))
+    ]
     points = chain(
         product(axis("width", *widths), axis("images", *IMAGES), axis("seed", 0)),
         product(axis("width", min(PAPER)), axis("images", *IMAGES), axis("seed", 1, 2)),
@@ -42,7 +60,9 @@ def get_sweep(arg: str = "") -> Sweep:
         before = None
         if images:
             config = scaled(t2i.get_config(f"size=370m,encoders={a['encoders']}"), width)
-            before = horizons("pretraining", _reading(config, a["t2i"], a["t2i_cache"]), IMAGES[1:])[images]
+            before = horizons(
+                "pretraining", _reading(config, a["t2i"], a["t2i_cache"]), IMAGES[1:]
+            )[images]
         config = scaled(forcing.get_config(f"size=370m,encoders={a['encoders']}"), width)
         if a["forcing"]:
             config = replace(config, data=mixtures.get_config(f"root={a['forcing']}").data)

@@ -20,8 +20,8 @@ from dataclasses import replace
 from configs import demo
 from modality_forcing.config import Config
 from modality_forcing.config_file import parse_arg
-from modality_forcing.scaling.grid import Records, Run, Sweep, axis, horizons, product, sweep
-from modality_forcing.scaling.recipe import scaled
+from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
+from modality_forcing.train.width_scaling import scaled
 
 BASE = 64  # the width that the demo's learning rate is taken to be right for
 WIDTHS = (32, 48, 64, 96)
@@ -34,12 +34,19 @@ def get_sweep(arg: str = "") -> Sweep:
     """Takes shorter (by which images and frames are divided), seeds and examples (held-out scenes)."""
     a = parse_arg(arg, shorter=1, seeds=2, examples=256)
     images, frames = (tuple(n // a["shorter"] for n in each) for each in (IMAGES, FRAMES))
-    points = product(axis("seed", *range(a["seeds"])), axis("width", *WIDTHS), axis("images", *images), axis("frames", *frames))
+    points = product(
+        axis("seed", *range(a["seeds"])),
+        axis("width", *WIDTHS),
+        axis("images", *images),
+        axis("frames", *frames),
+    )
 
     def cell(seed: int, width: int, images: int, frames: int) -> Run:
         before = None
         if images:
-            before = horizons("pretraining", _config("t2i", width, seed, a["examples"]), pretraining)[images]
+            before = horizons(
+                "pretraining", _config("t2i", width, seed, a["examples"]), pretraining
+            )[images]
         config = _config("forcing", width, seed, a["examples"])
         train = replace(config.train, new=config.train.new if before else ())
         config = replace(config, train=train, data=replace(config.data, count=SCENES_WITH_DEPTH))
@@ -53,5 +60,7 @@ def _config(phase: str, width: int, seed: int, examples: int) -> Config:
     config = demo.get_config(f"phase={phase}")
     model = replace(config.model, width=BASE, ffn=3 * BASE, heads=4, kv_heads=2, head_dim=16)
     train = replace(config.train, log_every=100, save_every=1000)
-    config = replace(config, seed=seed, model=model, train=train, eval=replace(config.eval, examples=examples))
+    config = replace(
+        config, seed=seed, model=model, train=train, eval=replace(config.eval, examples=examples)
+    )
     return scaled(config, width)

@@ -8,10 +8,18 @@ channels), from a cache of mforce encode (data.cache) or computed while training
 modalities.image.autoencoder=flux2:PATH). encoders=none takes patches of pixels and a learned table of words instead.
 """
 
-from modality_forcing.config import Config, DataConfig, ModalityConfig, NoiseConfig, SampleConfig, TextConfig, TrainConfig
+from modality_forcing.config import (
+    Config,
+    DataConfig,
+    ModalityConfig,
+    NoiseConfig,
+    SampleConfig,
+    TextConfig,
+    TrainConfig,
+)
 from modality_forcing.config_file import choose, parse_arg
-from modality_forcing.models.family import size, with_head_dim
-from modality_forcing.scaling.recipe import RECIPE
+from modality_forcing.models.presets import size, with_head_dim
+from modality_forcing.train.width_scaling import RECIPE
 
 ENCODERS = {
     "frozen": (TextConfig(tokens=128, vocabulary=0, channels=4096), 128),
@@ -28,8 +36,12 @@ def get_config(arg: str = "") -> Config:
         data=DataConfig(resolution=256, workers=8),
         text=text,
         model=with_head_dim(size(a["size"]), a["head_dim"]),
-        modalities={"image": ModalityConfig(kind="image", patch=16, latents=latents, noise=NoiseConfig("logit_normal", mu=1.1))},
-        # Learning rates are not published: 3e-4 at width 1024; for matrices it falls with the width (scaling/recipe.py).
+        modalities={
+            "image": ModalityConfig(
+                kind="image", patch=16, latents=latents, noise=NoiseConfig("logit_normal", mu=1.1)
+            )
+        },
+        # Learning rates are not published: 3e-4 at width 1024; for matrices it falls with the width (train/width_scaling.py).
         train=TrainConfig(
             steps=500_000,
             batch=1024,

@@ -14,7 +14,7 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "modality_forcing.cli"
-MISTAKE = 2  # the exit code of a mistake that the user can mend: trying again would only repeat it
+MISTAKE = 2  # the exit code of a mistake that the user can hint: trying again would only repeat it
 INTERRUPTED = 130  # Ctrl-C
 MOUNTS = "/gcs"  # where buckets are mounted, each under its name
 # What one host writes the others see at once, and a folder of a checkpoint can be renamed in a bucket of either kind.
@@ -41,8 +41,13 @@ class Parser(argparse.ArgumentParser):
     """Tells a mistake in one line, and keeps what stands after `--` as the command to run."""
 
     def __init__(self, description: str):
-        super().__init__(description=description, usage="%(prog)s [options] -- train --config=FILE --workdir=WHERE ...")
-        self.add_argument("--dry-run", action="store_true", help="print exactly what would run, and run nothing")
+        super().__init__(
+            description=description,
+            usage="%(prog)s [options] -- train --config=FILE --workdir=WHERE ...",
+        )
+        self.add_argument(
+            "--dry-run", action="store_true", help="print exactly what would run, and run nothing"
+        )
 
     def error(self, message: str) -> NoReturn:
         self.exit(MISTAKE, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
@@ -124,14 +129,18 @@ def of_all(codes: Sequence[int]) -> int:
 def run_name(text: str) -> str:
     """Checks the name of a run: one that xpk, Kubernetes, Cloud TPU and SLURM all take."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a name of at most 40 of a-z, 0-9 and -, starting with a letter")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name of at most 40 of a-z, 0-9 and -, starting with a letter"
+        )
     return text
 
 
 def bucket(text: str) -> str:
     """Checks the name of a Cloud Storage bucket, without gs://."""
     if not re.fullmatch(r"[a-z0-9][-_.a-z0-9]{1,220}[a-z0-9]", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a bucket, which has no gs:// and no folder")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not the name of a bucket, which has no gs:// and no folder"
+        )
     return text
 
 
@@ -161,7 +170,14 @@ def variable(text: str) -> tuple[str, str]:
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
     """Adds --env, for variables of the processes that are launched."""
-    parser.add_argument("--env", action="append", type=variable, default=[], metavar="NAME=VALUE", help="set a variable there")
+    parser.add_argument(
+        "--env",
+        action="append",
+        type=variable,
+        default=[],
+        metavar="NAME=VALUE",
+        help="set a variable there",
+    )
 
 
 def program(given: Sequence[str], python: str = "python", module: str = PROGRAM) -> list[str]:
@@ -199,15 +215,15 @@ def check_workdir(given: Sequence[str], below: str | None, why: str = "") -> Non
         name, path = address.groups()
         if not where.startswith("gs:"):
             name, path = "B", "/..."
-        mend = f"mount the bucket: --bucket={name} --workdir={mount(name)}{path}"
-        raise Mistake(f"--workdir={where} is an address, and training writes to paths only; {mend}")
+        hint = f"mount the bucket: --bucket={name} --workdir={mount(name)}{path}"
+        raise Mistake(f"--workdir={where} is an address, and training writes to paths only; {hint}")
     if below is None:
         return
     if not below or not PurePosixPath(posixpath.normpath(where)).is_relative_to(below):
         name = PurePosixPath(below).name if below not in ("", MOUNTS) else "B"
-        mend = f"mount a bucket: --bucket={name} --workdir={mount(name)}/..."
+        hint = f"mount a bucket: --bucket={name} --workdir={mount(name)}/..."
         other = "or add --shared-workdir where it is a mount that all of them share"
-        raise Mistake(f"--workdir={where} is on a disk of one machine, and {why}; {mend}, {other}")
+        raise Mistake(f"--workdir={where} is on a disk of one machine, and {why}; {hint}, {other}")
 
 
 def main(run: Callable[[list[str]], int]) -> NoReturn:

@@ -28,34 +28,76 @@ def run(arguments: list[str]) -> int:
     if options.via == "xpk" and not options.cluster:
         parser.error("--via=xpk needs --cluster")
     if options.via == "jobset" and (options.cluster or options.project or options.zone):
-        parser.error("--cluster, --project and --zone are for --via=xpk; kubectl uses its current context, or --context")
+        parser.error(
+            "--cluster, --project and --zone are for --via=xpk; kubectl uses its current context, or --context"
+        )
     if options.slices > 1 and options.topology.hosts == 1:
-        parser.error("GKE joins slices of several hosts only; take a larger --topology, or --slices=1")
+        parser.error(
+            "GKE joins slices of several hosts only; take a larger --topology, or --slices=1"
+        )
     # What xpk mounts without being asked was decided when it was attached.
-    below = common.mount(options.bucket) if options.bucket else common.MOUNTS if options.via == "xpk" else ""
+    below = (
+        common.mount(options.bucket)
+        if options.bucket
+        else common.MOUNTS
+        if options.via == "xpk"
+        else ""
+    )
     why = "a container that is started again has a new one"
     common.check_workdir(options.given, None if options.shared_workdir else below, why)
     shell = common.Shell(options.dry_run)
     if options.via == "xpk":
         return shell.run(xpk(options))
     context = [f"--context={options.context}"] if options.context else []
-    return shell.run(["kubectl", *context, "apply", "-f", "-"], stdin=json.dumps(jobset(options), indent=1))
+    return shell.run(
+        ["kubectl", *context, "apply", "-f", "-"], stdin=json.dumps(jobset(options), indent=1)
+    )
 
 
 def _parser() -> common.Parser:
     parser = common.Parser("Run a command on TPU slices of a GKE cluster.")
-    parser.add_argument("--via", choices=("xpk", "jobset"), default="xpk", help="the tool that takes it (%(default)s)")
-    parser.add_argument("--name", type=common.run_name, required=True, help="of the run; the same name goes on with it")
-    parser.add_argument("--topology", type=tpu.topology, required=True, metavar="v5p:4x4x4", help="one slice")
-    parser.add_argument("--slices", type=common.above(1), default=1, help="joined over the data-centre network (%(default)s)")
-    parser.add_argument("--image", required=True, help="container image in which `python -m modality_forcing.cli` runs")
     parser.add_argument(
-        "--retries", type=common.above(0), default=50, help="restarts after crashes and preemptions (%(default)s)"
+        "--via",
+        choices=("xpk", "jobset"),
+        default="xpk",
+        help="the tool that takes it (%(default)s)",
     )
     parser.add_argument(
-        "--bucket", type=common.bucket, help="to be mounted at /gcs/NAME; with xpk the storage attached under that name"
+        "--name",
+        type=common.run_name,
+        required=True,
+        help="of the run; the same name goes on with it",
     )
-    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is another mount that all processes share")
+    parser.add_argument(
+        "--topology", type=tpu.topology, required=True, metavar="v5p:4x4x4", help="one slice"
+    )
+    parser.add_argument(
+        "--slices",
+        type=common.above(1),
+        default=1,
+        help="joined over the data-centre network (%(default)s)",
+    )
+    parser.add_argument(
+        "--image",
+        required=True,
+        help="container image in which `python -m modality_forcing.cli` runs",
+    )
+    parser.add_argument(
+        "--retries",
+        type=common.above(0),
+        default=50,
+        help="restarts after crashes and preemptions (%(default)s)",
+    )
+    parser.add_argument(
+        "--bucket",
+        type=common.bucket,
+        help="to be mounted at /gcs/NAME; with xpk the storage attached under that name",
+    )
+    parser.add_argument(
+        "--shared-workdir",
+        action="store_true",
+        help="--workdir is another mount that all processes share",
+    )
     common.add_environment(parser)
     parser.add_argument("--priority", help="a priority class; xpk knows very-low to very-high")
     xpk_only = parser.add_argument_group("for --via=xpk")
@@ -66,9 +108,13 @@ def _parser() -> common.Parser:
     jobset_only.add_argument("--context", help="of kubectl, instead of the current one")
     jobset_only.add_argument("--namespace", help="instead of the context's own")
     jobset_only.add_argument("--queue", help="LocalQueue of Kueue")
-    jobset_only.add_argument("--service-account", help="Kubernetes service account that may use the bucket")
+    jobset_only.add_argument(
+        "--service-account", help="Kubernetes service account that may use the bucket"
+    )
     jobset_only.add_argument("--spot", action="store_true", help="on Spot nodes")
-    jobset_only.add_argument("--autopilot", action="store_true", help="without the host's network and privileges")
+    jobset_only.add_argument(
+        "--autopilot", action="store_true", help="without the host's network and privileges"
+    )
     return parser
 
 
@@ -78,11 +124,30 @@ def xpk(options: argparse.Namespace) -> list[str]:
     By itself xpk restarts on exit codes 42 and 127 to 255 only, so not after a Python exception. All others are added,
     but not 2: any code that is not named makes xpk's JobSet fail for good.
     """
-    command = ["xpk", "workload", "create", f"--cluster={options.cluster}", f"--workload={options.name}"]
-    command += [f"--tpu-type={options.topology.xpk_type}", f"--num-slices={options.slices}", f"--docker-image={options.image}"]
-    command += [f"--{key}={value}" for key in ("project", "zone", "priority") if (value := getattr(options, key))]
-    command += [f"--storage={options.bucket}"] if options.bucket else []  # xpk refuses one that is not attached
-    command += [f"--max-restarts={options.retries}", f"--restart-on-exit-codes=1,{common.MISTAKE + 1}-126"]
+    command = [
+        "xpk",
+        "workload",
+        "create",
+        f"--cluster={options.cluster}",
+        f"--workload={options.name}",
+    ]
+    command += [
+        f"--tpu-type={options.topology.xpk_type}",
+        f"--num-slices={options.slices}",
+        f"--docker-image={options.image}",
+    ]
+    command += [
+        f"--{key}={value}"
+        for key in ("project", "zone", "priority")
+        if (value := getattr(options, key))
+    ]
+    command += (
+        [f"--storage={options.bucket}"] if options.bucket else []
+    )  # xpk refuses one that is not attached
+    command += [
+        f"--max-restarts={options.retries}",
+        f"--restart-on-exit-codes=1,{common.MISTAKE + 1}-126",
+    ]
     command += [f"--env={name}={value}" for name, value in options.env]
     return [*command, f"--command={common.pasteable(common.program(options.given))}"]
 
@@ -91,7 +156,7 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
     """The manifest of a JobSet: one indexed Job for each slice, one pod for each host, in JSON as kubectl takes it too.
 
     JobSet gives the pods a headless service and stable names. GKE tells each pod its worker and its slice, by which
-    `modality_forcing.processes` joins them. One failed pod fails its Job (backoffLimit 0) and so restarts all slices
+    `modality_forcing.distributed` joins them. One failed pod fails its Job (backoffLimit 0) and so restarts all slices
     together, except that exit code 2 fails the JobSet.
     """
     where = options.topology
@@ -101,7 +166,10 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
         "image": options.image,
         "command": [_literal(word) for word in common.program(options.given)],
         "env": [{"name": name, "value": _literal(value)} for name, value in options.env],
-        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],  # of the TPU runtime, and between slices
+        "ports": [
+            {"containerPort": 8471},
+            {"containerPort": 8080},
+        ],  # of the TPU runtime, and between slices
         "resources": {"requests": chips, "limits": chips},
     }
     pod: dict[str, Any] = {
@@ -116,7 +184,9 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
         "containers": [container],
     }
     if options.spot:
-        pod["tolerations"].append({"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"})
+        pod["tolerations"].append(
+            {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
+        )
     if not options.autopilot:  # what xpk does: slices talk at full speed on the host's network
         container["securityContext"] = {"privileged": True}
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
@@ -140,7 +210,9 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
     if options.queue:
         metadata["labels"] = {"kueue.x-k8s.io/queue-name": options.queue}
     # A slice is a node pool: no two Jobs on one.
-    metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
+    metadata["annotations"] = {
+        "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"
+    }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
         "kind": "JobSet",
@@ -150,7 +222,9 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
                 "maxRestarts": options.retries,
                 "rules": [{"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
             },
-            "replicatedJobs": [{"name": "slice", "replicas": options.slices, "template": {"spec": job}}],
+            "replicatedJobs": [
+                {"name": "slice", "replicas": options.slices, "template": {"spec": job}}
+            ],
         },
     }
 
@@ -159,11 +233,20 @@ def _mount(pod: dict[str, Any], container: dict[str, Any], bucket: str) -> dict[
     """Mounts a bucket into the container of a pod, and returns the annotations by which GKE adds the sidecar that serves it."""
     attributes = {"bucketName": bucket, "mountOptions": ",".join(common.MOUNT_OPTIONS)}
     annotations = {"gke-gcsfuse/volumes": "true"}
-    if pod.get("hostNetwork"):  # there the driver would else sign in as the node, not as the pod's service account
+    if pod.get(
+        "hostNetwork"
+    ):  # there the driver would else sign in as the node, not as the pod's service account
         attributes["hostNetworkPodKSA"] = "true"
         # No limits, which Autopilot insists on: what is written may be kept on the node's disk until the file is whole.
-        annotations |= {f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")}
-    pod["volumes"] = [{"name": "bucket", "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}}]
+        annotations |= {
+            f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")
+        }
+    pod["volumes"] = [
+        {
+            "name": "bucket",
+            "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes},
+        }
+    ]
     container["volumeMounts"] = [{"name": "bucket", "mountPath": common.mount(bucket)}]
     return annotations
 

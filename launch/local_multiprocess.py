@@ -37,7 +37,9 @@ def run(arguments: list[str]) -> int:
     if options.dry_run:
         variables = _variables(options.processes, options.devices_per_process)
         for each in variables:
-            print(f"{shlex.join(['env', *(f'{k}={v}' for k, v in each.items()), *_command(options)])} &")
+            print(
+                f"{shlex.join(['env', *(f'{k}={v}' for k, v in each.items()), *_command(options)])} &"
+            )
         print("wait")
         return 0
     signal.signal(signal.SIGTERM, _terminate)
@@ -45,7 +47,9 @@ def run(arguments: list[str]) -> int:
     code = 0
     for attempt in range(options.retries + 1):
         if attempt:
-            shell.say(f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}")
+            shell.say(
+                f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}"
+            )
         try:
             code = _attempt(options)
         except Terminated:
@@ -56,12 +60,35 @@ def run(arguments: list[str]) -> int:
 
 
 def _parser() -> common.Parser:
-    parser = common.Parser("Run one command in several processes on this machine, on simulated CPU devices.")
-    parser.add_argument("--processes", type=common.above(1), default=2, help="how many (%(default)s)")
-    parser.add_argument("--devices-per-process", type=common.above(1), default=1, help="simulated CPU devices (%(default)s)")
-    parser.add_argument("--retries", type=common.above(0), default=0, help="start again after a crash, at most so often (0)")
-    parser.add_argument("--grace", type=float, default=3.0, help="seconds between asking the others to end and killing them")
-    parser.add_argument("--module", default=common.PROGRAM, help="run another module than the command line (%(default)s)")
+    parser = common.Parser(
+        "Run one command in several processes on this machine, on simulated CPU devices."
+    )
+    parser.add_argument(
+        "--processes", type=common.above(1), default=2, help="how many (%(default)s)"
+    )
+    parser.add_argument(
+        "--devices-per-process",
+        type=common.above(1),
+        default=1,
+        help="simulated CPU devices (%(default)s)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=common.above(0),
+        default=0,
+        help="start again after a crash, at most so often (0)",
+    )
+    parser.add_argument(
+        "--grace",
+        type=float,
+        default=3.0,
+        help="seconds between asking the others to end and killing them",
+    )
+    parser.add_argument(
+        "--module",
+        default=common.PROGRAM,
+        help="run another module than the command line (%(default)s)",
+    )
     return parser
 
 
@@ -74,7 +101,9 @@ def _variables(processes: int, devices: int) -> list[dict[str, str]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    others = re.sub(r"--xla_force_host_platform_device_count=\S*", "", os.environ.get("XLA_FLAGS", "")).split()
+    others = re.sub(
+        r"--xla_force_host_platform_device_count=\S*", "", os.environ.get("XLA_FLAGS", "")
+    ).split()
     return [
         {
             "MFORCE_COORDINATOR": f"127.0.0.1:{port}",
@@ -83,7 +112,9 @@ def _variables(processes: int, devices: int) -> list[dict[str, str]]:
             "JAX_PLATFORMS": "cpu",
             "PYTHONUNBUFFERED": "1",  # what was printed is not lost with a process that is killed
             "XLA_FLAGS": " ".join([*others, f"--xla_force_host_platform_device_count={devices}"]),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(common.ROOT), os.environ.get("PYTHONPATH")])),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, [str(common.ROOT), os.environ.get("PYTHONPATH")])
+            ),
         }
         for i in range(processes)
     ]
@@ -109,7 +140,9 @@ def _attempt(options) -> int:
             )
         ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         lock = threading.Lock()
-        for i, child in enumerate(children):  # only now: no thread was running while processes were forked
+        for i, child in enumerate(
+            children
+        ):  # only now: no thread was running while processes were forked
             assert child.stdout and child.stderr
             pumps += [_thread(_pump, i, child.stdout, sys.stdout.buffer, lock)]
             pumps += [_thread(_pump, i, child.stderr, sys.stderr.buffer, lock)]

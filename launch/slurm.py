@@ -64,7 +64,9 @@ def run(arguments: list[str]) -> int:
     options = _parser().read(arguments)
     where = common.workdir(options.given)
     if options.given[0] in common.TRAINS and not where:
-        raise common.Mistake(f"{options.given[0]} has no --workdir; give it behind --, on a disk that all nodes share")
+        raise common.Mistake(
+            f"{options.given[0]} has no --workdir; give it behind --, on a disk that all nodes share"
+        )
     return common.Shell(options.dry_run).run(["sbatch"], stdin=script(options))
 
 
@@ -73,18 +75,42 @@ def _parser() -> common.Parser:
     parser.add_argument("--name", type=common.run_name, required=True, help="of the run")
     parser.add_argument("--nodes", type=common.above(1), default=1, help="(%(default)s)")
     parser.add_argument("--gpus-per-node", type=common.above(1), default=8, help="(%(default)s)")
-    parser.add_argument("--process-per", choices=("gpu", "node"), default="gpu", help="one process per GPU or node (%(default)s)")
+    parser.add_argument(
+        "--process-per",
+        choices=("gpu", "node"),
+        default="gpu",
+        help="one process per GPU or node (%(default)s)",
+    )
     parser.add_argument("--cpus-per-process", type=common.above(1), help="CPU cores")
     parser.add_argument("--time", help="limit, as HH:MM:SS or DAYS-HH:MM:SS")
     parser.add_argument("--partition")
     parser.add_argument("--account")
     parser.add_argument("--qos")
-    parser.add_argument("--chdir", type=Path, default=Path.cwd(), help="where it runs: a folder that all nodes share (here)")
-    parser.add_argument("--setup", action="append", default=[], metavar="LINE", help="of shell, before: module load, source ...")
-    parser.add_argument("--python", default="python", help="(%(default)s)")
-    parser.add_argument("--notice", type=common.above(1), default=120, help="seconds to save before the time is up (%(default)s)")
     parser.add_argument(
-        "--retries", type=common.above(0), default=20, help="restarts after crashes and time limits (%(default)s)"
+        "--chdir",
+        type=Path,
+        default=Path.cwd(),
+        help="where it runs: a folder that all nodes share (here)",
+    )
+    parser.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="of shell, before: module load, source ...",
+    )
+    parser.add_argument("--python", default="python", help="(%(default)s)")
+    parser.add_argument(
+        "--notice",
+        type=common.above(1),
+        default=120,
+        help="seconds to save before the time is up (%(default)s)",
+    )
+    parser.add_argument(
+        "--retries",
+        type=common.above(0),
+        default=20,
+        help="restarts after crashes and time limits (%(default)s)",
     )
     common.add_environment(parser)
     return parser
@@ -108,11 +134,20 @@ def script(options: argparse.Namespace) -> str:
         "open-mode": "append",  # a restart writes on
         "signal": f"B:USR1@{options.notice}",
     }
-    lines = [f"#SBATCH --{key}={shlex.quote(str(value))}" for key, value in directives.items() if value is not None]
+    lines = [
+        f"#SBATCH --{key}={shlex.quote(str(value))}"
+        for key, value in directives.items()
+        if value is not None
+    ]
     srun = ["--kill-on-bad-exit=1", "--label"]
     if options.cpus_per_process:
-        srun.append(f"--cpus-per-task={options.cpus_per_process}")  # srun does not take it from sbatch
-    setup = [*options.setup, *(f"export {name}={shlex.quote(value)}" for name, value in options.env)]
+        srun.append(
+            f"--cpus-per-task={options.cpus_per_process}"
+        )  # srun does not take it from sbatch
+    setup = [
+        *options.setup,
+        *(f"export {name}={shlex.quote(value)}" for name, value in options.env),
+    ]
     return SCRIPT.format(
         directives="\n".join([*lines, "#SBATCH --requeue"]),
         setup="".join(f"{line}\n" for line in setup),

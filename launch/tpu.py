@@ -16,7 +16,12 @@ _GENERATIONS = {
     "tpu7x": (3, "tpu7x", "tpu7x", 2, "", 9216),
 }
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # those of three dimensions that are not built of cubes of 4x4x4
+_SMALL = (
+    "2x2x1",
+    "2x2x2",
+    "2x2x4",
+    "2x4x4",
+)  # those of three dimensions that are not built of cubes of 4x4x4
 
 
 @dataclass(frozen=True)
@@ -70,14 +75,23 @@ def topology(text: str) -> Slice:
     """
     generation, _, shape = text.partition(":")
     if generation not in _GENERATIONS:
-        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(_GENERATIONS)} with a shape, as v5p:4x4x4")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not one of {', '.join(_GENERATIONS)} with a shape, as v5p:4x4x4"
+        )
     dimensions, *_, most = _GENERATIONS[generation]
     if dimensions == 2:
         if shape not in _FLAT:
-            raise argparse.ArgumentTypeError(f"{generation} has no slice {shape!r}, but {', '.join(_FLAT)}")
+            raise argparse.ArgumentTypeError(
+                f"{generation} has no slice {shape!r}, but {', '.join(_FLAT)}"
+            )
         return Slice(generation, shape)
     sides = [int(side) if side.isdecimal() else 0 for side in shape.split("x")]
-    cubes = len(sides) == 3 and min(sides) > 0 and not any(side % 4 for side in sides) and sides == sorted(sides)
+    cubes = (
+        len(sides) == 3
+        and min(sides) > 0
+        and not any(side % 4 for side in sides)
+        and sides == sorted(sides)
+    )
     if shape not in _SMALL and not (cubes and math.prod(sides) <= most):
         rule = f"but {', '.join(_SMALL)}, and sides that are multiples of 4 in rising order, of at most {most} chips"
         raise argparse.ArgumentTypeError(f"{generation} has no slice {shape!r}, {rule}")

@@ -33,8 +33,15 @@ GCSFUSE = (
     "sudo apt-get -q -o DPkg::Lock::Timeout=600 install -y gcsfuse",
 )
 
-GONE = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING")  # of the states of a queued resource, those from which none comes back
-NOT_FOUND = 10  # times in a row that a state could not be had, after which nothing is waited for any more
+GONE = (
+    "FAILED",
+    "SUSPENDING",
+    "SUSPENDED",
+    "DELETING",
+)  # of the states of a queued resource, those from which none comes back
+NOT_FOUND = (
+    10  # times in a row that a state could not be had, after which nothing is waited for any more
+)
 MOST_HOSTS = 64  # gcloud's `queued-resources ssh` serves so many at a time and the rest after them
 
 
@@ -47,12 +54,16 @@ def run(arguments: list[str]) -> int:
     options = _parser().read(arguments)
     _check(options)
     machines = _Machines(options)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the machines are deleted
+    signal.signal(
+        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
+    )  # so that the machines are deleted
     code = 1
     try:
         for attempt in range(options.retries + 1):
             if attempt:
-                machines.shell.say(f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}")
+                machines.shell.say(
+                    f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}"
+                )
                 time.sleep(options.poll)
             try:
                 machines.make()
@@ -66,7 +77,9 @@ def run(arguments: list[str]) -> int:
                 break
     finally:
         if options.keep:
-            machines.shell.say(f"{options.name} was kept and costs money; delete it with: {shlex.join(machines.deletion)}")
+            machines.shell.say(
+                f"{options.name} was kept and costs money; delete it with: {shlex.join(machines.deletion)}"
+            )
         else:
             machines.delete()
     return code
@@ -74,39 +87,93 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> common.Parser:
     parser = common.Parser("Run a command on Cloud TPU VMs.")
-    parser.add_argument("--name", type=common.run_name, required=True, help="of the run and of the queued resource")
+    parser.add_argument(
+        "--name", type=common.run_name, required=True, help="of the run and of the queued resource"
+    )
     parser.add_argument("--zone", required=True)
     parser.add_argument("--project", help="instead of gcloud's own")
-    parser.add_argument("--topology", type=tpu.topology, required=True, metavar="v6e:4x4", help="one slice")
-    parser.add_argument("--slices", type=common.above(1), default=1, help="joined over the data-centre network (%(default)s)")
-    parser.add_argument("--capacity", choices=("spot", "reserved", "on-demand"), default="spot", help="(%(default)s)")
-    parser.add_argument("--runtime-version", help="software of the VM, instead of the one for the generation")
     parser.add_argument(
-        "--install", default="checkout", metavar="WHAT", help="checkout (this tree as it is), FILE.whl, or git+URL[@REF]"
+        "--topology", type=tpu.topology, required=True, metavar="v6e:4x4", help="one slice"
     )
-    parser.add_argument("--python", default="3.12", help="version of Python to run with (%(default)s)")
-    parser.add_argument("--retries", type=common.above(0), default=20, help="after crashes and preemptions (%(default)s)")
-    parser.add_argument("--poll", type=float, default=30.0, help="seconds between looks at the state (%(default)s)")
-    parser.add_argument("--bucket", type=common.bucket, help="to be mounted at /gcs/NAME on every host")
-    parser.add_argument("--shared-workdir", action="store_true", help="--workdir is another mount that all hosts share")
+    parser.add_argument(
+        "--slices",
+        type=common.above(1),
+        default=1,
+        help="joined over the data-centre network (%(default)s)",
+    )
+    parser.add_argument(
+        "--capacity",
+        choices=("spot", "reserved", "on-demand"),
+        default="spot",
+        help="(%(default)s)",
+    )
+    parser.add_argument(
+        "--runtime-version", help="software of the VM, instead of the one for the generation"
+    )
+    parser.add_argument(
+        "--install",
+        default="checkout",
+        metavar="WHAT",
+        help="checkout (this tree as it is), FILE.whl, or git+URL[@REF]",
+    )
+    parser.add_argument(
+        "--python", default="3.12", help="version of Python to run with (%(default)s)"
+    )
+    parser.add_argument(
+        "--retries",
+        type=common.above(0),
+        default=20,
+        help="after crashes and preemptions (%(default)s)",
+    )
+    parser.add_argument(
+        "--poll", type=float, default=30.0, help="seconds between looks at the state (%(default)s)"
+    )
+    parser.add_argument(
+        "--bucket", type=common.bucket, help="to be mounted at /gcs/NAME on every host"
+    )
+    parser.add_argument(
+        "--shared-workdir",
+        action="store_true",
+        help="--workdir is another mount that all hosts share",
+    )
     parser.add_argument("--keep", action="store_true", help="do not delete the machines at the end")
-    parser.add_argument("--internal-ip", action="store_true", help="reach the hosts within their network")
+    parser.add_argument(
+        "--internal-ip", action="store_true", help="reach the hosts within their network"
+    )
     common.add_environment(parser)
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
     if not options.topology.runtime:
-        raise common.Mistake(f"there are no TPU VMs of {options.topology.generation}; use launch/gke.py")
+        raise common.Mistake(
+            f"there are no TPU VMs of {options.topology.generation}; use launch/gke.py"
+        )
     hosts = options.topology.vm_hosts * options.slices
     if hosts > MOST_HOSTS:
-        raise common.Mistake(f"{hosts} hosts are more than the {MOST_HOSTS} that gcloud reaches at once; use launch/gke.py")
+        raise common.Mistake(
+            f"{hosts} hosts are more than the {MOST_HOSTS} that gcloud reaches at once; use launch/gke.py"
+        )
     if options.install.endswith(".whl") and not Path(options.install).is_file():
         raise common.Mistake(f"--install={options.install}: no such file")
-    if not options.install.endswith(".whl") and options.install != "checkout" and not options.install.startswith("git+"):
-        raise common.Mistake(f"--install={options.install} is not checkout, FILE.whl or git+URL[@REF]")
-    stays = hosts == 1 and options.keep and not options.retries  # neither replaced nor deleted, so its own disk will do
-    below = None if options.shared_workdir or stays else common.mount(options.bucket) if options.bucket else ""
+    if (
+        not options.install.endswith(".whl")
+        and options.install != "checkout"
+        and not options.install.startswith("git+")
+    ):
+        raise common.Mistake(
+            f"--install={options.install} is not checkout, FILE.whl or git+URL[@REF]"
+        )
+    stays = (
+        hosts == 1 and options.keep and not options.retries
+    )  # neither replaced nor deleted, so its own disk will do
+    below = (
+        None
+        if options.shared_workdir or stays
+        else common.mount(options.bucket)
+        if options.bucket
+        else ""
+    )
     gone = "the machine is deleted after the run and after a preemption"
     common.check_workdir(options.given, below, f"there are {hosts} hosts" if hosts > 1 else gone)
 
@@ -123,11 +190,28 @@ class _Machines:
         self.deletion = self._gcloud("delete", options.name, "--force")
 
     def _gcloud(self, verb: str, *rest: str) -> list[str]:
-        where = [f"--zone={self.options.zone}"] + ([f"--project={self.options.project}"] if self.options.project else [])
-        return ["gcloud", "compute", "tpus", "queued-resources", verb, *rest, *where, "--quiet"]  # no questions
+        where = [f"--zone={self.options.zone}"] + (
+            [f"--project={self.options.project}"] if self.options.project else []
+        )
+        return [
+            "gcloud",
+            "compute",
+            "tpus",
+            "queued-resources",
+            verb,
+            *rest,
+            *where,
+            "--quiet",
+        ]  # no questions
 
     def _everywhere(self, verb: str, *rest: str) -> list[str]:
-        return self._gcloud(verb, *rest, "--worker=all", "--node=all", *(["--internal-ip"] if self.options.internal_ip else []))
+        return self._gcloud(
+            verb,
+            *rest,
+            "--worker=all",
+            "--node=all",
+            *(["--internal-ip"] if self.options.internal_ip else []),
+        )
 
     def _ssh(self, script: str) -> list[str]:
         # Without the flags a connection to a host that was preempted may stay silent for hours.
@@ -136,7 +220,9 @@ class _Machines:
 
     def state(self) -> str:
         """The state of the queued resource, empty where there is none."""
-        code, answer = self.shell.answer(self._gcloud("describe", self.options.name, "--format=value(state.state)"))
+        code, answer = self.shell.answer(
+            self._gcloud("describe", self.options.name, "--format=value(state.state)")
+        )
         return answer.strip() if code == 0 else ""
 
     def make(self) -> None:
@@ -149,8 +235,12 @@ class _Machines:
         create = self._gcloud("create", self.options.name, *_wanted(self.options))
         if self.shell.dry:
             self.shell.run(create)
-            self.shell.say("until this says ACTIVE; deleted and created again on " + ", ".join(GONE))
-            self.shell.run(self._gcloud("describe", self.options.name, "--format=value(state.state)"))
+            self.shell.say(
+                "until this says ACTIVE; deleted and created again on " + ", ".join(GONE)
+            )
+            self.shell.run(
+                self._gcloud("describe", self.options.name, "--format=value(state.state)")
+            )
             return
         state = self.state()
         if state == "ACTIVE":
@@ -183,7 +273,11 @@ class _Machines:
         what, home = self.options.install, f"$HOME/{self.folder}"
         with tempfile.TemporaryDirectory() as scratch:
             # The name in a dry run is one that can be pasted.
-            archive = f"/tmp/{self.options.name}.tar.gz" if self.shell.dry else f"{scratch}/{self.options.name}.tar.gz"
+            archive = (
+                f"/tmp/{self.options.name}.tar.gz"
+                if self.shell.dry
+                else f"{scratch}/{self.options.name}.tar.gz"
+            )
             files = []
             if not what.startswith("git+"):
                 self._pack(archive, "" if what == "checkout" else "configs")
@@ -195,14 +289,35 @@ class _Machines:
         self.installed = True
 
     def _pack(self, archive: str, below: str) -> None:
-        listing = ["git", "-C", str(common.ROOT), "ls-files", "-co", "--exclude-standard", "-z", *([below] if below else [])]
-        packing = ["tar", "-C", str(common.ROOT), "-czf", archive, "--null", "--ignore-failed-read", "-T", "-"]
+        listing = [
+            "git",
+            "-C",
+            str(common.ROOT),
+            "ls-files",
+            "-co",
+            "--exclude-standard",
+            "-z",
+            *([below] if below else []),
+        ]
+        packing = [
+            "tar",
+            "-C",
+            str(common.ROOT),
+            "-czf",
+            archive,
+            "--null",
+            "--ignore-failed-read",
+            "-T",
+            "-",
+        ]
         if self.shell.dry:
             print(f"{shlex.join(listing)} | {shlex.join(packing)}")
             return
         code, names = self.shell.answer(listing)
         if code or subprocess.run(packing, input=names, text=True, check=False).returncode:
-            raise common.Mistake(f"{common.ROOT} could not be packed; --install=checkout and FILE.whl need a git checkout")
+            raise common.Mistake(
+                f"{common.ROOT} could not be packed; --install=checkout and FILE.whl need a git checkout"
+            )
 
     def _setup(self, what: str, home: str) -> list[str]:
         """The steps on a host. The Python of the images is older than ours, so uv brings one."""
@@ -212,7 +327,10 @@ class _Machines:
             url, ref = what.removeprefix("git+"), "HEAD"
             if "@" in url.rsplit("/", 1)[-1]:  # not the one of git@host
                 url, ref = url.rsplit("@", 1)
-            steps += [f"git clone -q {shlex.quote(url)} src", f"git -C src checkout -q {shlex.quote(ref)}"]
+            steps += [
+                f"git clone -q {shlex.quote(url)} src",
+                f"git -C src checkout -q {shlex.quote(ref)}",
+            ]
         else:
             steps += [f'tar -xzf "$HOME/{self.options.name}.tar.gz" -C src']
         package = f'"$HOME"/{shlex.quote(Path(what).name)}' if what.endswith(".whl") else "./src"
@@ -252,7 +370,9 @@ class _Machines:
         # What gcloud ends with is the code of any host; each has written its own.
         reading = self._ssh(f'echo "code $(cat "$HOME/{self.folder}/code")"')
         if self.shell.dry:
-            self.shell.say("exit code 2 on any host ends the run; 0 on all is success; others are tried again")
+            self.shell.say(
+                "exit code 2 on any host ends the run; 0 on all is success; others are tried again"
+            )
             return self.shell.run(reading)
         _, answer = self.shell.answer(reading)
         codes = [int(code) for code in re.findall(r"^code (\d+)$", answer, re.MULTILINE)]
@@ -290,7 +410,12 @@ def _wanted(options: argparse.Namespace) -> list[str]:
         named = [f"--node-count={options.slices}", f"--node-prefix={options.name}"]
     capacity = {"spot": ["--spot"], "reserved": ["--reserved"], "on-demand": []}[options.capacity]
     kind = [f"--accelerator-type={options.topology.accelerator_type}"]
-    return [*named, *kind, f"--runtime-version={options.runtime_version or options.topology.runtime}", *capacity]
+    return [
+        *named,
+        *kind,
+        f"--runtime-version={options.runtime_version or options.topology.runtime}",
+        *capacity,
+    ]
 
 
 if __name__ == "__main__":

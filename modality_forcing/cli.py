@@ -10,15 +10,15 @@ import sys
 from pathlib import Path
 from typing import NoReturn, TextIO
 
-from modality_forcing import processes
-from modality_forcing.encode import command as encoding
+from modality_forcing import distributed
+from modality_forcing.commands import encode as encoding
+from modality_forcing.commands import evaluate as evaluation
+from modality_forcing.commands import fit as fitting
+from modality_forcing.commands import inspect as inspection
+from modality_forcing.commands import plan as planning
+from modality_forcing.commands import prepare as preparation
+from modality_forcing.commands import sweep as sweeping
 from modality_forcing.errors import UserError
-from modality_forcing.evaluate import command as evaluation
-from modality_forcing.prepare import command as preparation
-from modality_forcing.prepare import inspect as inspection
-from modality_forcing.scaling import fit_command as fitting
-from modality_forcing.scaling import plan_command as planning
-from modality_forcing.scaling import sweep_command as sweeping
 
 GOES_ON = ("demo", "train", "prepare", "encode", "evaluate", "sweep")  # what was done is kept
 
@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = options.run(options, overrides) or 0
         sys.stdout.flush()  # here, where a reader that has gone can be told
-        return processes.leave(code)
+        return distributed.leave(code)
     except BrokenPipeError:
         if _is_read(sys.stdout):
             raise
-        return processes.leave(141)  # as a shell tells SIGPIPE: `| head` has seen enough
+        return distributed.leave(141)  # as a shell tells SIGPIPE: `| head` has seen enough
     except UserError as error:
         told, code = str(error), 2
     except FloatingPointError as error:  # training diverged
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         on = "; the same command goes on where it was stopped" if options.command in GOES_ON else ""
         told, code = f"interrupted{on}", 130
     print(f"mforce {options.command}: {told}", file=sys.stderr)
-    return processes.leave(code)
+    return distributed.leave(code)
 
 
 def _is_read(stream: TextIO) -> bool:
@@ -69,7 +69,9 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
-def _split_overrides(arguments: list[str], parser: argparse.ArgumentParser) -> tuple[list[str], dict[str, str]]:
+def _split_overrides(
+    arguments: list[str], parser: argparse.ArgumentParser
+) -> tuple[list[str], dict[str, str]]:
     """Takes `--config.a.b=value` and `--config.a.b value` out of the arguments."""
     plain, overrides, i = [], {}, 0
     while i < len(arguments):
@@ -93,17 +95,40 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run, text: str, epilog: str = "") -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name, help=text, description=text, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=text,
+            description=text,
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.set_defaults(run=run)
         return sub
 
-    demo = command("demo", _demo, "Pretrain, post-train on sparse depth, evaluate and sample; write report.html.")
-    demo.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="where everything is written (%(default)s)")
-    demo.add_argument("--ablate", action="store_true", help="also post-train without pretraining; takes about as long again")
-    demo.add_argument("--t2i-steps", type=_count, help="steps of pretraining, instead of the config's")
-    demo.add_argument("--forcing-steps", type=_count, help="steps of post-training, instead of the config's")
-    demo.add_argument("--examples", type=_count, help="held-out scenes to evaluate on, instead of the config's")
+    demo = command(
+        "demo",
+        _demo,
+        "Pretrain, post-train on sparse depth, evaluate and sample; write report.html.",
+    )
+    demo.add_argument(
+        "--workdir",
+        type=Path,
+        default=Path("runs/demo"),
+        help="where everything is written (%(default)s)",
+    )
+    demo.add_argument(
+        "--ablate",
+        action="store_true",
+        help="also post-train without pretraining; takes about as long again",
+    )
+    demo.add_argument(
+        "--t2i-steps", type=_count, help="steps of pretraining, instead of the config's"
+    )
+    demo.add_argument(
+        "--forcing-steps", type=_count, help="steps of post-training, instead of the config's"
+    )
+    demo.add_argument(
+        "--examples", type=_count, help="held-out scenes to evaluate on, instead of the config's"
+    )
 
     train = command(
         "train",
@@ -111,8 +136,15 @@ def _parser() -> argparse.ArgumentParser:
         "Train a config, or go on with the run in the workdir.",
         "Any value of the config can be set: --config.train.steps=50 --config.model.width=128",
     )
-    train.add_argument("--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/demo.py:phase=t2i")
-    train.add_argument("--workdir", type=Path, required=True, help="checkpoints, metrics and TensorBoard events go here")
+    train.add_argument(
+        "--config", required=True, metavar="FILE[:ARG]", help="e.g. configs/demo.py:phase=t2i"
+    )
+    train.add_argument(
+        "--workdir",
+        type=Path,
+        required=True,
+        help="checkpoints, metrics and TensorBoard events go here",
+    )
 
     sample = command(
         "sample",
@@ -123,23 +155,58 @@ def _parser() -> argparse.ArgumentParser:
         "  mforce sample --checkpoint runs/demo/forcing --mode i2d --image photo.jpg --out out\n"
         "  mforce sample --checkpoint runs/demo/forcing --mode d2i --depth depth.png --depth-scale 0.001 --out out",
     )
-    sample.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
+    sample.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a workdir, its checkpoints/ or one step of it",
+    )
     sample.add_argument("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
     sample.add_argument("--out", type=Path, required=True, help="folder for what is generated")
-    sample.add_argument("--caption", action="append", default=[], help="text; give it again for more examples")
+    sample.add_argument(
+        "--caption", action="append", default=[], help="text; give it again for more examples"
+    )
     sample.add_argument("--n", type=_count, default=1, help="examples per caption (%(default)s)")
     sample.add_argument("--image", type=Path, help="the picture of i2d")
-    sample.add_argument("--depth", type=Path, help="the depth of d2i and partial: .npy, or 16-bit PNG with --depth-scale")
-    sample.add_argument("--depth-scale", type=_number, help="units per count of a PNG, e.g. 0.001 for millimetres")
-    sample.add_argument("--fit", choices=("crop", "stretch"), default="crop", help="how a picture becomes square")
-    sample.add_argument("--text-encoder", default="", metavar="umt5:PATH", help="frozen, if not where the config says")
-    sample.add_argument("--autoencoder", default="", metavar="flux2:PATH", help="frozen, if not where the config says")
+    sample.add_argument(
+        "--depth",
+        type=Path,
+        help="the depth of d2i and partial: .npy, or 16-bit PNG with --depth-scale",
+    )
+    sample.add_argument(
+        "--depth-scale", type=_number, help="units per count of a PNG, e.g. 0.001 for millimetres"
+    )
+    sample.add_argument(
+        "--fit", choices=("crop", "stretch"), default="crop", help="how a picture becomes square"
+    )
+    sample.add_argument(
+        "--text-encoder",
+        default="",
+        metavar="umt5:PATH",
+        help="frozen, if not where the config says",
+    )
+    sample.add_argument(
+        "--autoencoder",
+        default="",
+        metavar="flux2:PATH",
+        help="frozen, if not where the config says",
+    )
     sample.add_argument("--seed", type=int, default=0)
     sample.add_argument("--steps", type=_count, help="sampler steps, instead of the config's")
     sample.add_argument("--solver", choices=("euler", "heun"))
-    sample.add_argument("--guidance", type=_number, help="guidance scale of the image; depth is never guided")
-    sample.add_argument("--log2-alpha", type=_number, help="joint: > 0 image first, < 0 depth first; partial: looser above 0")
-    sample.add_argument("--refine", action="store_true", help="joint: a second image-to-depth pass on the generated image")
+    sample.add_argument(
+        "--guidance", type=_number, help="guidance scale of the image; depth is never guided"
+    )
+    sample.add_argument(
+        "--log2-alpha",
+        type=_number,
+        help="joint: > 0 image first, < 0 depth first; partial: looser above 0",
+    )
+    sample.add_argument(
+        "--refine",
+        action="store_true",
+        help="joint: a second image-to-depth pass on the generated image",
+    )
 
     evaluate = command(
         "evaluate",
@@ -150,12 +217,18 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_options(evaluate, _count)
 
     prepare = command(
-        "prepare", _prepare, "Read a data set once into shards that training reads at random.", preparation.EXAMPLES
+        "prepare",
+        _prepare,
+        "Read a data set once into shards that training reads at random.",
+        preparation.EXAMPLES,
     )
     preparation.add_options(prepare, _count)
 
     encode = command(
-        "encode", _encode, "Run prepared records through frozen encoders once, into a cache for training.", encoding.EXAMPLES
+        "encode",
+        _encode,
+        "Run prepared records through frozen encoders once, into a cache for training.",
+        encoding.EXAMPLES,
     )
     encoding.add_options(encode, _count)
 
@@ -167,15 +240,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     inspection.add_options(inspect, _count)
 
-    export = command("export", _export, "Write a checkpoint's EMA weights for others, with a manifest, and check them.")
-    export.add_argument("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step of it")
+    export = command(
+        "export",
+        _export,
+        "Write a checkpoint's EMA weights for others, with a manifest, and check them.",
+    )
+    export.add_argument(
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="a workdir, its checkpoints/ or one step of it",
+    )
     export.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
     export.add_argument("--format", choices=("orbax", "safetensors"), default="orbax")
 
-    fit = command("fit", _fit, "Fit a scaling law to a table of runs, with error bars.", fitting.EXAMPLES)
+    fit = command(
+        "fit", _fit, "Fit a scaling law to a table of runs, with error bars.", fitting.EXAMPLES
+    )
     fitting.add_options(fit, _count)
 
-    sweep = command("sweep", _sweep, "Do all the runs of a scaling study, each once, and a row for each.", sweeping.EXAMPLES)
+    sweep = command(
+        "sweep",
+        _sweep,
+        "Do all the runs of a scaling study, each once, and a row for each.",
+        sweeping.EXAMPLES,
+    )
     sweeping.add_options(sweep, _count)
 
     plan = command(
@@ -212,15 +301,18 @@ def _number(text: str) -> float:
 
 
 def _demo(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from modality_forcing import demo
+    from modality_forcing.commands import demo
 
-    chosen = {k: getattr(options, k) for k in ("workdir", "ablate", "t2i_steps", "forcing_steps", "examples")}
+    chosen = {
+        k: getattr(options, k)
+        for k in ("workdir", "ablate", "t2i_steps", "forcing_steps", "examples")
+    }
     summary = demo.run(demo.Options(**chosen))
     print(demo.told(summary, options.workdir))
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    processes.start()  # before anything asks for devices
+    distributed.start()  # before anything asks for devices
     from modality_forcing import config_file
     from modality_forcing.train.loop import train
 
@@ -228,7 +320,7 @@ def _train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
 
 
 def _sample(options: argparse.Namespace, _: dict[str, str]) -> None:
-    from modality_forcing import sample
+    from modality_forcing.commands import sample
 
     sample.run(options)
 
@@ -242,7 +334,7 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 
 def _encode(options: argparse.Namespace, _: dict[str, str]) -> None:
-    processes.start()
+    distributed.start()
     encoding.run(options)
 
 
@@ -262,7 +354,7 @@ def _fit(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 def _sweep(options: argparse.Namespace, _: dict[str, str]) -> int:
     if options.launcher == "local" and not (options.status or options.dry_run):
-        processes.start()
+        distributed.start()
     return sweeping.run(options)
 
 

@@ -21,7 +21,9 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
 
     Raises UserError for a missing or broken file, an argument the file does not take, and an unknown or ill-typed key.
     """
-    from ml_collections import ConfigDict  # the edge: config files themselves need parse_arg and choose alone
+    from ml_collections import (
+        ConfigDict,  # the edge: config files themselves need parse_arg and choose alone
+    )
 
     written = to_dict(call(spec, "get_config", Config))
     tree = ConfigDict(written)
@@ -39,28 +41,50 @@ def call(spec: str, function: str, kind: type[T]) -> T:
     name, _, argument = spec.partition(":")
     path, what = Path(name), function.removeprefix("get_")
     if not path.is_file():
-        raise UserError(f"no such {what} file", where=path, mend="see configs/ for those that exist")
+        raise UserError(
+            f"no such {what} file", where=path, hint="see configs/ for those that exist"
+        )
     found = importlib.util.spec_from_file_location(f"{what}_{path.stem}", path)
     if found is None or found.loader is None:
-        raise UserError("not a Python file", where=path, mend=f"name a .py file with a {function}(arg)")
+        raise UserError(
+            "not a Python file", where=path, hint=f"name a .py file with a {function}(arg)"
+        )
     module = importlib.util.module_from_spec(found)
     neighbours = str(path.absolute().parents[1])
-    sys.path.insert(0, neighbours)  # a file may build on another in its folder: `from configs import t2i`
+    sys.path.insert(
+        0, neighbours
+    )  # a file may build on another in its folder: `from configs import t2i`
     try:
         found.loader.exec_module(module)
         if not callable(getattr(module, function, None)):
-            raise UserError(f"has no {function}(arg)", where=path, mend=f"define one that returns a {kind.__name__}")
+            raise UserError(
+                f"has no {function}(arg)",
+                where=path,
+                hint=f"define one that returns a {kind.__name__}",
+            )
         made = getattr(module, function)(argument)
     except UserError:
         raise
-    except Exception as error:  # the file is the user's own code: whatever it raises is theirs to mend
-        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path.absolute()]
+    except (
+        Exception
+    ) as error:  # the file is the user's own code: whatever it raises is theirs to hint
+        lines = [
+            frame.lineno
+            for frame in traceback.extract_tb(error.__traceback__)
+            if Path(frame.filename) == path.absolute()
+        ]
         where = f"{path}:{lines[-1]}" if lines else path
-        raise UserError(f"{type(error).__name__}: {error}", where=where, mend=f"mend the {what} file") from error
+        raise UserError(
+            f"{type(error).__name__}: {error}", where=where, hint=f"hint the {what} file"
+        ) from error
     finally:
         sys.path.remove(neighbours)
     if not isinstance(made, kind):
-        raise UserError(f"{function} returned a {type(made).__name__}", where=path, mend=f"return a {kind.__name__}")
+        raise UserError(
+            f"{function} returned a {type(made).__name__}",
+            where=path,
+            hint=f"return a {kind.__name__}",
+        )
     return made
 
 
@@ -70,7 +94,10 @@ def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
     for item in filter(None, argument.split(",")):
         name, equals, text = item.partition("=")
         if name not in defaults or not equals:
-            raise UserError(f"config argument {item!r} is not understood", mend=f"it takes {_signature(defaults)}")
+            raise UserError(
+                f"config argument {item!r} is not understood",
+                hint=f"it takes {_signature(defaults)}",
+            )
         value = _literal(text)
         kind = type(defaults[name])
         if kind is str:
@@ -86,7 +113,9 @@ def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
 def choose(name: str, value: str, known: tuple[str, ...]) -> str:
     """Returns a config argument's value if it is one of the known ones; raises UserError listing them otherwise."""
     if value not in known:
-        raise UserError(f"config argument {name}={value!r} is unknown", mend=f"choose one of {', '.join(known)}")
+        raise UserError(
+            f"config argument {name}={value!r} is unknown", hint=f"choose one of {', '.join(known)}"
+        )
     return value
 
 

@@ -1,11 +1,11 @@
-"""The one exception that means "the user can mend this": the command line prints it as one line and exits with 2."""
+"""The one exception that means "the user can fix this": the command line prints it as one line and exits with 2."""
 
 
 class UserError(Exception):
-    """A mistake in the input, told in one line: what is wrong, where, and how to mend it."""
+    """A mistake of the user in one line: what is wrong, where, and how to fix it."""
 
-    def __init__(self, what: str, *, where: object = None, mend: str = ""):
+    def __init__(self, what: str, *, where: object = None, hint: str = ""):
         parts = [what if where is None else f"{where}: {what}"]
-        if mend:
-            parts.append(mend)
+        if hint:
+            parts.append(hint)
         super().__init__("; ".join(" ".join(str(part).split()) for part in parts))

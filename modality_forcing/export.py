@@ -13,12 +13,12 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from modality_forcing import __version__
+from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.generate import Generator
-from modality_forcing.models.surgery import flatten, unflatten
+from modality_forcing.generator import Generator
+from modality_forcing.models.restore import flatten, unflatten
 from modality_forcing.train import checkpoint
-from modality_forcing.writing import check_folder, write_file
 
 
 def export(source: Path, out: Path, kind: str = "orbax") -> Path:
@@ -30,7 +30,7 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     Raises UserError if `out` exists, the checkpoint cannot be read, or the disk is full.
     """
     if out.exists() or out.is_symlink():
-        raise UserError("already exists", where=out, mend="name a folder that does not")
+        raise UserError("already exists", where=out, hint="name a folder that does not")
     check_folder(out, "--out")
     generator = Generator.from_checkpoint(source)
     flat = {path: np.asarray(leaf) for path, leaf in flatten(generator.params).items()}
@@ -39,7 +39,10 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        write, read = {"orbax": (_write_orbax, _read_orbax), "safetensors": (_write_safetensors, _read_safetensors)}[kind]
+        write, read = {
+            "orbax": (_write_orbax, _read_orbax),
+            "safetensors": (_write_safetensors, _read_safetensors),
+        }[kind]
         write(unfinished, flat)
         manifest = {
             "format": f"modality_forcing {__version__}, {kind}",
@@ -50,13 +53,21 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
         again = read(unfinished)
         changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
         if changed or set(again) != set(flat):
-            raise UserError(f"what was written does not read back ({changed[:3]})", where=out, mend="check the disk")
+            raise UserError(
+                f"what was written does not read back ({changed[:3]})",
+                where=out,
+                hint="check the disk",
+            )
         unfinished.rename(out)
     except Exception as error:  # a full disk comes through several types of Orbax and safetensors
         if not isinstance(error, OSError) and not checkpoint.disk_full(error):
             raise
-        told = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full"
-        raise UserError(f"cannot be written ({told})", where=out, mend="check space and permissions") from error
+        told = (
+            error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full"
+        )
+        raise UserError(
+            f"cannot be written ({told})", where=out, hint="check space and permissions"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out
@@ -75,14 +86,20 @@ def _write_orbax(folder: Path, flat: dict[str, np.ndarray]) -> None:
 def _read_orbax(folder: Path) -> dict[str, np.ndarray]:
     """Reads with Orbax alone, as someone without this package would."""
     with ocp.StandardCheckpointer() as reader:
-        return {path: np.asarray(jax.device_get(leaf)) for path, leaf in flatten(reader.restore(folder / "weights")).items()}
+        return {
+            path: np.asarray(jax.device_get(leaf))
+            for path, leaf in flatten(reader.restore(folder / "weights")).items()
+        }
 
 
 def _write_safetensors(folder: Path, flat: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
     # Not ascontiguousarray, which makes a vector of a scalar.
-    save_file({path: np.asarray(leaf, order="C") for path, leaf in flat.items()}, folder / "weights.safetensors")
+    save_file(
+        {path: np.asarray(leaf, order="C") for path, leaf in flat.items()},
+        folder / "weights.safetensors",
+    )
 
 
 def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:

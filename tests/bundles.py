@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.log_depth import write_log_depth
+from modality_forcing.storage.log_depth import write_log_depth
 
 NAMES = ("x/a", "x/b", "c")  # Spring's bundle has no count of its own: three frames are whole
 
@@ -18,8 +18,12 @@ def write_bundle(root: Path) -> Path:
     rng = np.random.default_rng(0)
     for i, name in enumerate(NAMES):
         (root / "Spring" / name).mkdir(parents=True)
-        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(root / "Spring" / name / "image.jpg")
-        depth = rng.uniform(1, 5, (24, 32)).astype("f4") if i != 1 else np.full((24, 32), np.nan, "f4")
+        Image.fromarray(rng.integers(0, 256, (24, 32, 3), np.uint8)).save(
+            root / "Spring" / name / "image.jpg"
+        )
+        depth = (
+            rng.uniform(1, 5, (24, 32)).astype("f4") if i != 1 else np.full((24, 32), np.nan, "f4")
+        )
         write_log_depth(root / "Spring" / name / "depth.png", depth)
         meta = {"intrinsics": [[1, 0, 0.5], [0, 1.3, 0.5], [0, 0, 1]]}
         (root / "Spring" / name / "meta.json").write_text(json.dumps(meta))

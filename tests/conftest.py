@@ -87,5 +87,7 @@ def demo_run(tmp_path_factory) -> tuple[Path, Done, Done]:
     from tests import runs
 
     workdir = tmp_path_factory.mktemp("demo") / "run"
-    killed = runs.killed("demo", "--workdir", workdir, *runs.TINY_DEMO, when=(workdir / "forcing/config.json").exists)
+    killed = runs.killed(
+        "demo", "--workdir", workdir, *runs.TINY_DEMO, when=(workdir / "forcing/config.json").exists
+    )
     return workdir, killed, runs.process("demo", "--workdir", workdir, *runs.TINY_DEMO)

@@ -12,21 +12,26 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from modality_forcing.config import Config
-from modality_forcing.data.datasets.folder import DATASET
 from modality_forcing.data.records import Record
-from modality_forcing.data.scenes import Scenes
+from modality_forcing.datasets.folder import DATASET
 from modality_forcing.encoders import flux2_names
 from modality_forcing.encoders.flux2_vae import VAE as FluxVAE
 from modality_forcing.encoders.flux2_vae import VAEConfig
 from modality_forcing.prepare import work
 from modality_forcing.prepare.job import Place, Settings
+from modality_forcing.synthetic.source import Scenes
 from tests import tiny
 from tests.parity import make_umt5_goldens as umt5_goldens
 from tests.parity import make_vae_goldens as vae_goldens
 
 WIDTH = 32  # of the text encoder
 TOKENS = 9
-VAE = {"_class_name": "AutoencoderKLFlux2", "block_out_channels": [8, 16], "layers_per_block": 1, "norm_num_groups": 4}
+VAE = {
+    "_class_name": "AutoencoderKLFlux2",
+    "block_out_channels": [8, 16],
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+}
 VAE |= {"latent_channels": 3, "patch_size": [2, 2]}  # 12 channels of 4 pixels
 PIXELS = 16
 
@@ -42,7 +47,9 @@ class Captioned:
 
     def __getitem__(self, index: int) -> Record:
         record = Scenes(resolution=PIXELS)[index]
-        caption = ("", "a red cube", record.caption, "un gato negro " * 20, "the left sphere")[index % 5]
+        caption = ("", "a red cube", record.caption, "un gato negro " * 20, "the left sphere")[
+            index % 5
+        ]
         return replace(record, caption=caption)
 
 
@@ -70,7 +77,10 @@ def image_folder(folder: Path) -> Path:
 def _vae_weights() -> dict[str, np.ndarray]:
     c = VAEConfig.from_dict(VAE)
     state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: FluxVAE(c, rngs=nnx.Rngs(0)))))
-    shapes = {".".join(str(key.key) for key in path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+    shapes = {
+        ".".join(str(key.key) for key in path): leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    }
     stored = {}
     for path, tensor in flux2_names.tensors(c, ()).items():
         before, _, after = tensor.arrange.partition("->")
@@ -82,20 +92,40 @@ def _vae_weights() -> dict[str, np.ndarray]:
 
 def prepared(folder: Path, count: int = 11, shard_size: int = 4) -> Path:
     """Prepared records, as `mforce prepare` leaves them."""
-    place = Place(folder, DATASET, Settings("folder", "train", count, PIXELS, None, "png", 95, shard_size))
+    place = Place(
+        folder, DATASET, Settings("folder", "train", count, PIXELS, None, "png", 95, shard_size)
+    )
     work.prepare(place, Captioned(count), lambda line: None)
     return folder
 
 
-def config(records: Path, *, text: Path | None = None, image: Path | None = None, cache: Path | None = None) -> Config:
+def config(
+    records: Path, *, text: Path | None = None, image: Path | None = None, cache: Path | None = None
+) -> Config:
     """A forcing run of latents and text states: encoded while training, or read from a cache."""
     c = tiny.forcing()
-    lead = replace(c.modalities["image"], patch=4, latents=12, autoencoder=f"flux2:{image}" if image else "")
-    data = replace(c.data, source="prepared", root=str(records), eval_split="train", resolution=PIXELS, flip=0.5, workers=0)
+    lead = replace(
+        c.modalities["image"], patch=4, latents=12, autoencoder=f"flux2:{image}" if image else ""
+    )
+    data = replace(
+        c.data,
+        source="prepared",
+        root=str(records),
+        eval_split="train",
+        resolution=PIXELS,
+        flip=0.5,
+        workers=0,
+    )
     data = replace(data, cache=str(cache or ""))
     return replace(
         c,
         data=data,
-        text=replace(c.text, vocabulary=0, channels=WIDTH, tokens=TOKENS, encoder=f"umt5:{text}" if text else ""),
+        text=replace(
+            c.text,
+            vocabulary=0,
+            channels=WIDTH,
+            tokens=TOKENS,
+            encoder=f"umt5:{text}" if text else "",
+        ),
         modalities={**c.modalities, "image": lead},
     )

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.data.datasets.registry import Dataset
 from modality_forcing.data.records import Record, check
+from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 
 RNG = np.random.default_rng(11)
@@ -55,7 +55,9 @@ def pfm(path: Path, depth: np.ndarray) -> None:
     """Writes a little-endian PFM of f32 [h w] as most writers do."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = depth.shape
-    path.write_bytes(f"Pf\n{width} {height}\n-1.000000\n".encode() + depth[::-1].astype("<f4").tobytes())
+    path.write_bytes(
+        f"Pf\n{width} {height}\n-1.000000\n".encode() + depth[::-1].astype("<f4").tobytes()
+    )
 
 
 def array(path: Path, values: np.ndarray) -> np.ndarray:
@@ -77,7 +79,9 @@ def hdf5(path: Path, key: str, values: np.ndarray) -> np.ndarray:
 
 def packed(path: Path, depth: np.ndarray) -> None:
     """Writes f32 [h w] as the PNG in whose colours and alpha OpenCV finds the floats' bytes in their order."""
-    blue, green, red, alpha = np.moveaxis(depth.astype("<f4").view(np.uint8).reshape(*depth.shape, 4), -1, 0)
+    blue, green, red, alpha = np.moveaxis(
+        depth.astype("<f4").view(np.uint8).reshape(*depth.shape, 4), -1, 0
+    )
     stored(path, np.stack([red, green, blue, alpha], axis=-1))
 
 
@@ -94,7 +98,7 @@ def records(dataset: Dataset, root: Path, split: str = "") -> list[Record]:
     found = [check(source[index]) for index in range(len(source))]
     assert {(record.source, record.unit) for record in found} == {(dataset.name, dataset.unit)}
     assert len({record.id for record in found}) == len(found)
-    again = pickle.loads(pickle.dumps(source))[len(found) - 1]  # noqa: S301  what loader processes are sent
+    again = pickle.loads(pickle.dumps(source))[len(found) - 1]
     np.testing.assert_array_equal(again.depth, found[-1].depth)
     return found
 

@@ -22,7 +22,15 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 # A network that compiles in a moment, for the configs of the tree.
 SMALL = [
-    f"--config.model.{k}={v}" for k, v in {"width": 32, "ffn": 48, "blocks": 1, "heads": 2, "kv_heads": 1, "head_dim": 16}.items()
+    f"--config.model.{k}={v}"
+    for k, v in {
+        "width": 32,
+        "ffn": 48,
+        "blocks": 1,
+        "heads": 2,
+        "kv_heads": 1,
+        "head_dim": 16,
+    }.items()
 ]
 TINY_DEMO = ["--t2i-steps", "4", "--forcing-steps", "4", "--examples", "8"]
 
@@ -74,19 +82,28 @@ def killed(*arguments: object, when: Callable[[], bool]) -> Done:
         return Done(code, out.read(), err.read())
 
 
-def save(workdir: Path, config: Config, params: Params | None = None, ema: Params | None = None) -> Path:
+def save(
+    workdir: Path, config: Config, params: Params | None = None, ema: Params | None = None
+) -> Path:
     """Makes a workdir with one checkpoint, of random weights that are nowhere zero unless others are given."""
     claim(workdir, config)
     state: TrainState = init_state(config, tiny.network(config)[1] if params is None else params)
     checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(state if ema is None else state._replace(ema=ema), config, {"data": {"batches": 0}, "seconds": 0.0})
+    checkpoints.save(
+        state if ema is None else state._replace(ema=ema),
+        config,
+        {"data": {"batches": 0}, "seconds": 0.0},
+    )
     checkpoints.close()
     return workdir
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
     """Everything below a folder, by path: bytes of files, None for folders."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
+        for p in sorted(folder.rglob("*"))
+    }
 
 
 def refused(done: Done, told: str) -> None:

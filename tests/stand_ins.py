@@ -36,11 +36,17 @@ class Tools:
 
     def __init__(self, folder: Path):
         self.folder, self.log = folder, folder / "log"
-        self.environment = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "HOME": str(folder)}
+        self.environment = {
+            **os.environ,
+            "PATH": f"{folder}:{os.environ['PATH']}",
+            "HOME": str(folder),
+        }
 
     def add(self, name: str, body: str = "", reads: bool = False) -> None:
         path = self.folder / name
-        path.write_text(STAND_IN.format(python=sys.executable, name=name, reads=reads, log=self.log, body=body))
+        path.write_text(
+            STAND_IN.format(python=sys.executable, name=name, reads=reads, log=self.log, body=body)
+        )
         path.chmod(0o755)
 
     def calls(self) -> list[tuple[str, list[str], str | None]]:
@@ -51,7 +57,9 @@ class Tools:
 
     def run(self, *command: object) -> Done:
         given = [str(word) for word in command]
-        done = subprocess.run(given, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(
+            given, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=60
+        )
         return Done(done.returncode, done.stdout, done.stderr)
 
     def launch(self, launcher: str, *arguments: object) -> Done:

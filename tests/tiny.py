@@ -28,7 +28,9 @@ MATRICES = ("w", "q", "k", "v", "gate", "up", "out", "down", "table")
 TEXT = TextConfig(tokens=3, vocabulary=16, channels=8)
 IMAGE = ModalityConfig(kind="image", patch=8)
 # Patches of another size than the image's: nothing may take two modalities' token counts for equal.
-DEPTH = ModalityConfig(kind="depth", patch=4, noise=NoiseConfig("plateau"), position_id=1, detokenizer=1, given=0.2)
+DEPTH = ModalityConfig(
+    kind="depth", patch=4, noise=NoiseConfig("plateau"), position_id=1, detokenizer=1, given=0.2
+)
 
 
 def t2i(**train: Any) -> Config:
@@ -50,7 +52,12 @@ def forcing(**train: Any) -> Config:
     """The run after it: the same with 16 depth tokens, and either modality given in a fifth of the examples."""
     config = t2i()
     modalities = {"image": replace(IMAGE, given=0.2), "depth": DEPTH}
-    return replace(config, name="forcing", modalities=modalities, train=replace(config.train, **{"new": ("depth",), **train}))
+    return replace(
+        config,
+        name="forcing",
+        modalities=modalities,
+        train=replace(config.train, **{"new": ("depth",), **train}),
+    )
 
 
 def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str, Any]:
@@ -71,7 +78,10 @@ def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str
 
 def null_text(config: Config) -> dict[str, np.ndarray]:
     """The encoding of the empty caption."""
-    return {"tokens": np.zeros(config.text.tokens, np.int32), "mask": np.zeros(config.text.tokens, bool)}
+    return {
+        "tokens": np.zeros(config.text.tokens, np.int32),
+        "mask": np.zeros(config.text.tokens, bool),
+    }
 
 
 def take(tree: Any, rows: Any) -> Any:
@@ -88,7 +98,11 @@ def network(config: Config, seed: int = 0, scale: float = 0.3) -> tuple[Any, dic
         noise = draw.standard_normal(leaf.shape, np.float32)
         if path[-1].key in ("q_scale", "k_scale"):
             return 1 + scale * noise
-        return noise / np.sqrt(leaf.shape[-2], dtype=np.float32) if path[-1].key in MATRICES else scale * noise
+        return (
+            noise / np.sqrt(leaf.shape[-2], dtype=np.float32)
+            if path[-1].key in MATRICES
+            else scale * noise
+        )
 
     return graph, jax.tree_util.tree_map_with_path(weight, shapes)
 
@@ -96,4 +110,6 @@ def network(config: Config, seed: int = 0, scale: float = 0.3) -> tuple[Any, dic
 def shaken(params: Mapping[str, Any], seed: int = 0, scale: float = 0.3) -> dict[str, Any]:
     """Weights with Gaussian noise of this deviation added to each."""
     draw = np.random.default_rng(seed)
-    return jax.tree.map(lambda w: np.asarray(w) + scale * draw.standard_normal(w.shape, np.float32), dict(params))
+    return jax.tree.map(
+        lambda w: np.asarray(w) + scale * draw.standard_normal(w.shape, np.float32), dict(params)
+    )

@@ -1,1 +1,1 @@
-"""Sources of pictures and depth, on the host: records, the procedural world, sparse patterns, the training feed."""
+"""The host side of training: records, mixtures, sparsity, augmentation and batches."""

@@ -12,7 +12,9 @@ from modality_forcing.data.records import Record
 from modality_forcing.data.resize import Window, fit, place
 from modality_forcing.errors import UserError
 
-_SIDES = re.compile(r"\b(left|right|leftmost|rightmost|clockwise|anticlockwise|counterclockwise)\b", re.IGNORECASE)
+_SIDES = re.compile(
+    r"\b(left|right|leftmost|rightmost|clockwise|anticlockwise|counterclockwise)\b", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,19 @@ class Augment:
     def __post_init__(self) -> None:
         least, most = self.crop
         if not 0 < least <= most <= 1:
-            raise UserError(f"augment.crop is {least:g} to {most:g}", mend="it must rise from above 0 to at most 1")
+            raise UserError(
+                f"augment.crop is {least:g} to {most:g}",
+                hint="it must rise from above 0 to at most 1",
+            )
         for name, value in (("shift", self.shift), ("flip", self.flip)):
             if not 0 <= value <= 1:
-                raise UserError(f"augment.{name} is {value:g}", mend="it must be from 0 to 1")
+                raise UserError(f"augment.{name} is {value:g}", hint="it must be from 0 to 1")
 
     def __call__(self, record: Record, resolution: int, rng: np.random.Generator) -> Record:
         """Returns the record at resolution x resolution pixels, cropped and mirrored as `rng` has it."""
-        draws = rng.random(4)  # always as many, so that the window of an example does not depend on another setting
+        draws = rng.random(
+            4
+        )  # always as many, so that the window of an example does not depend on another setting
         window = self._window(record.depth.shape, resolution, draws)
         seen = place(record, window, resolution) if window else fit(record, resolution)
         mirrored = draws[3] < self.flip and not _SIDES.search(record.caption)
@@ -55,7 +62,8 @@ class Augment:
         side = round(short * math.exp(math.log(least) + draws[0] * math.log(most / least)))
         side = max(side, min(short, resolution), 1)
         top, left = (
-            round((length - side) / 2 * (1 + self.shift * (2 * draw - 1))) for length, draw in zip(size, draws[1:3], strict=True)
+            round((length - side) / 2 * (1 + self.shift * (2 * draw - 1)))
+            for length, draw in zip(size, draws[1:3], strict=True)
         )
         return Window(top, left, side, side)
 

@@ -1,4 +1,4 @@
-"""Reads a user's picture and depth files: whatever is wrong with one is told in a line that says how to mend it."""
+"""Reads a user's picture and depth files: whatever is wrong with one is told in a line that says how to hint it."""
 
 from __future__ import annotations
 
@@ -18,10 +18,25 @@ from modality_forcing.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DEPTH_SUFFIXES = (".png", ".npy")
 
-SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # "I": how Pillow before 11.3 may open a 16-bit grey PNG
+SIXTEEN_BIT = (
+    "I;16",
+    "I;16L",
+    "I;16B",
+    "I;16N",
+    "I",
+)  # "I": how Pillow before 11.3 may open a 16-bit grey PNG
 _SAVE_AGAIN = "save depth as a 16-bit single-channel PNG or as a .npy of floats"
 # What Pillow's decoders are known to raise on damaged files, apart from OSError.
-DAMAGE = (SyntaxError, ValueError, EOFError, LookupError, OverflowError, MemoryError, struct.error, zlib.error)
+DAMAGE = (
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -34,7 +49,9 @@ def read_image(path: str | Path) -> np.ndarray:
         if upright.mode in SIXTEEN_BIT:
             return _grey_from_16_bits(upright, path)
         if upright.mode == "F":
-            raise UserError("holds floats, not a picture", where=path, mend="save it as an 8-bit JPEG or PNG")
+            raise UserError(
+                "holds floats, not a picture", where=path, hint="save it as an 8-bit JPEG or PNG"
+            )
         if upright.has_transparency_data:
             upright = upright.convert("RGBA")
             white = Image.new("RGBA", upright.size, "white")
@@ -52,21 +69,35 @@ def read_depth(path: str | Path, scale: float | None = None) -> tuple[np.ndarray
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in DEPTH_SUFFIXES:
-        raise UserError(f"depth in a {suffix or 'nameless'} file is not understood", where=path, mend=_SAVE_AGAIN)
+        raise UserError(
+            f"depth in a {suffix or 'nameless'} file is not understood",
+            where=path,
+            hint=_SAVE_AGAIN,
+        )
     if scale is None and suffix == ".png":
         raise UserError(
-            "the unit of its counts is not known", where=path, mend="state the depth scale, e.g. 0.001 for millimetres"
+            "the unit of its counts is not known",
+            where=path,
+            hint="state the depth scale, e.g. 0.001 for millimetres",
         )
     factor = check_scale(1.0 if scale is None else scale)
     stored = png_counts(path) if suffix == ".png" else _floats(path)
     if np.any(stored < 0):
         lowest = np.nanmin(stored)
-        raise UserError(f"depth holds negative values (down to {lowest:g})", where=path, mend="mark unknown pixels by 0")
+        raise UserError(
+            f"depth holds negative values (down to {lowest:g})",
+            where=path,
+            hint="mark unknown pixels by 0",
+        )
     with np.errstate(over="ignore", invalid="ignore"):
         depth = (stored * factor).astype(np.float32)
     valid = np.isfinite(depth) & (depth > 0)
     if not valid.any():
-        raise UserError("holds no valid depth (all is 0, NaN or inf)", where=path, mend="remove the file or mend it")
+        raise UserError(
+            "holds no valid depth (all is 0, NaN or inf)",
+            where=path,
+            hint="remove the file or hint it",
+        )
     return np.where(valid, depth, np.float32(0)), valid
 
 
@@ -74,7 +105,10 @@ def check_scale(scale: float) -> float:
     """Returns a depth scale, or raises UserError if it is not a positive number."""
     number = isinstance(scale, int | float) and not isinstance(scale, bool)
     if not number or not math.isfinite(scale) or scale <= 0:
-        raise UserError(f"depth scale is {scale!r}", mend="it must be a positive number, e.g. 0.001 for millimetres")
+        raise UserError(
+            f"depth scale is {scale!r}",
+            hint="it must be a positive number, e.g. 0.001 for millimetres",
+        )
     return float(scale)
 
 
@@ -91,12 +125,16 @@ def decoding(path: str | Path, kind: str) -> Iterator[Image.Image]:
     except UserError:
         raise
     except FileNotFoundError as error:
-        raise UserError("no such file", where=path, mend="check the path") from error
+        raise UserError("no such file", where=path, hint="check the path") from error
     except Image.DecompressionBombError as error:
-        raise UserError(f"more pixels than a {kind} should have", where=path, mend="scale it down") from error
+        raise UserError(
+            f"more pixels than a {kind} should have", where=path, hint="scale it down"
+        ) from error
     except (OSError, *DAMAGE) as error:
         reason = getattr(error, "strerror", None) or "not an image format known here, or damaged"
-        raise UserError(f"cannot be read as a {kind} ({reason})", where=path, mend="replace the file") from error
+        raise UserError(
+            f"cannot be read as a {kind} ({reason})", where=path, hint="replace the file"
+        ) from error
 
 
 def decode_jpeg(content: bytes, most_pixels: float = math.inf) -> np.ndarray:
@@ -116,7 +154,11 @@ def decode_jpeg(content: bytes, most_pixels: float = math.inf) -> np.ndarray:
 def _grey_from_16_bits(image: Image.Image, path: str | Path) -> np.ndarray:
     counts = np.asarray(image).astype(np.int64)
     if counts.min() < 0 or counts.max() > 65535:
-        raise UserError("holds more than 16 bits, not a picture", where=path, mend="save it as an 8-bit JPEG or PNG")
+        raise UserError(
+            "holds more than 16 bits, not a picture",
+            where=path,
+            hint="save it as an 8-bit JPEG or PNG",
+        )
     grey = ((counts + 128) // 257).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)
 
@@ -125,24 +167,32 @@ def png_counts(path: Path) -> np.ndarray:
     """Returns the counts of a 16-bit grey PNG as f64 [h w]."""
     with decoding(path, "depth map") as opened:
         if opened.mode not in SIXTEEN_BIT:
-            kind = {"1": "a 1-bit", "L": "an 8-bit", "P": "a palette"}.get(opened.mode, f"a colour ({opened.mode})")
-            raise UserError(f"is {kind} picture, not 16-bit depth", where=path, mend=_SAVE_AGAIN)
+            kind = {"1": "a 1-bit", "L": "an 8-bit", "P": "a palette"}.get(
+                opened.mode, f"a colour ({opened.mode})"
+            )
+            raise UserError(f"is {kind} picture, not 16-bit depth", where=path, hint=_SAVE_AGAIN)
         return np.asarray(opened).astype(np.float64)
 
 
 def _floats(path: Path) -> np.ndarray:
     """Returns the values of a .npy as f64 [h w]."""
     try:
-        with open(path, "rb") as opened:  # read_array, not np.load, which would take a zip or a pickle by its content
+        with open(
+            path, "rb"
+        ) as opened:  # read_array, not np.load, which would take a zip or a pickle by its content
             stored = np.lib.format.read_array(opened, allow_pickle=False)
     except FileNotFoundError as error:
-        raise UserError("no such file", where=path, mend="check the path") from error
+        raise UserError("no such file", where=path, hint="check the path") from error
     except (OSError, *DAMAGE) as error:
-        raise UserError("cannot be read as an array of numbers", where=path, mend=_SAVE_AGAIN) from error
+        raise UserError(
+            "cannot be read as an array of numbers", where=path, hint=_SAVE_AGAIN
+        ) from error
     if stored.dtype.kind not in "fiu":
-        raise UserError(f"holds {stored.dtype}, not numbers of depth", where=path, mend=_SAVE_AGAIN)
+        raise UserError(f"holds {stored.dtype}, not numbers of depth", where=path, hint=_SAVE_AGAIN)
     if stored.ndim == 3 and stored.shape[-1] == 1:
         stored = stored[..., 0]
     if stored.ndim != 2 or stored.size == 0:
-        raise UserError(f"has shape {stored.shape}, not [h w]", where=path, mend="save one map, rows by columns")
+        raise UserError(
+            f"has shape {stored.shape}, not [h w]", where=path, hint="save one map, rows by columns"
+        )
     return stored.astype(np.float64)

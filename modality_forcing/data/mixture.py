@@ -19,7 +19,7 @@ PERIOD = 2**16  # most examples after which the order of the sources repeats
 class Part:
     """One source of a mixture: `weight` is its share beside the weights of the others, whatever its length.
 
-    sparse: weights of the patterns that thin its depth (data/sparse.py); None leaves depth as it comes.
+    sparse: weights of the patterns that thin its depth (data/sparsity.py); None leaves depth as it comes.
     """
 
     source: RecordSource
@@ -36,8 +36,12 @@ class Schedule:
     """
 
     slots: tuple[int, ...]
-    _order: np.ndarray = field(init=False, repr=False, compare=False)  # u16 [period], the source of each position
-    _before: np.ndarray = field(init=False, repr=False, compare=False)  # i32 [period], how often it came before
+    _order: np.ndarray = field(
+        init=False, repr=False, compare=False
+    )  # u16 [period], the source of each position
+    _before: np.ndarray = field(
+        init=False, repr=False, compare=False
+    )  # i32 [period], how often it came before
 
     def __post_init__(self) -> None:
         order = _fair(self.slots)
@@ -61,21 +65,26 @@ def schedule(weights: Mapping[str, float]) -> Schedule:
     one that is not a positive number, and for one too small to ever come.
     """
     if not weights:
-        raise UserError("a mixture of nothing", mend="name at least one data set with its weight")
+        raise UserError("a mixture of nothing", hint="name at least one data set with its weight")
     for name, weight in weights.items():
         if not math.isfinite(weight) or weight <= 0:
-            raise UserError(f"weight of {name} is {weight}", mend="it must be a positive number; leave out what is not wanted")
+            raise UserError(
+                f"weight of {name} is {weight}",
+                hint="it must be a positive number; leave out what is not wanted",
+            )
     slots = _whole(list(weights.values()))
     for name, count in zip(weights, slots, strict=True):
         if not count:
-            mend = "give it more, or leave it out"
-            raise UserError(f"weight of {name} is less than 1/{PERIOD} of all", mend=mend)
+            hint = "give it more, or leave it out"
+            raise UserError(f"weight of {name} is less than 1/{PERIOD} of all", hint=hint)
     return Schedule(slots)
 
 
 def _whole(weights: Sequence[float]) -> tuple[int, ...]:
     """Returns whole numbers in proportion to the weights: exactly, or the nearest that sum to `PERIOD`."""
-    exact = [Fraction(repr(float(weight))) for weight in weights]  # the number as it was written, 0.7 and not 0.6999...
+    exact = [
+        Fraction(repr(float(weight))) for weight in weights
+    ]  # the number as it was written, 0.7 and not 0.6999...
     scale = math.lcm(*(part.denominator for part in exact))
     whole = [int(part * scale) for part in exact]
     divisor = math.gcd(*whole)
@@ -99,14 +108,18 @@ def _fair(slots: Sequence[int]) -> np.ndarray:
     period, least = sum(slots), 2 * len(slots) - 2
     if not least:
         return np.zeros(period, np.uint16)
-    owed = [0] * len(slots)  # of each source, in parts of 1 / (least * period): its share so far less how often it came
+    owed = [0] * len(
+        slots
+    )  # of each source, in parts of 1 / (least * period): its share so far less how often it came
     gains = [least * count for count in slots]
     order = np.empty(period, np.uint16)
     for position in range(period):
         chosen, soonest = -1, math.inf
         for number, gain in enumerate(gains):
             owed[number] += gain
-            left = (least - 1) * period - owed[number]  # over its gain: positions until it would be off by too much
+            left = (least - 1) * period - owed[
+                number
+            ]  # over its gain: positions until it would be off by too much
             if owed[number] >= period and left < soonest * gain:
                 chosen, soonest = number, left / gain
         owed[chosen] -= least * period

@@ -18,12 +18,16 @@ from absl import flags
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.mixture import Part, Schedule, schedule
 from modality_forcing.data.records import Record, RecordSource
-from modality_forcing.data.slabs import Batch, Received, Send, Sent, Stack
-from modality_forcing.data.sparse import thin
+from modality_forcing.data.shared_memory import Batch, Received, Send, Sent, Stack
+from modality_forcing.data.sparsity import thin
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 
-_SHUFFLE, _SPARSE, _AUGMENT = 0, 1, 2  # names of the random streams: independent of each other for one seed
+_SHUFFLE, _SPARSE, _AUGMENT = (
+    0,
+    1,
+    2,
+)  # names of the random streams: independent of each other for one seed
 _FEW = 4096  # records of a source whose order is kept in memory rather than computed for each draw
 _ENDLESS = 2**62  # examples; what is asked for is never near it
 _TOLD = "_told"  # f32 [b 3] in a batch on its way here: number of the source, valid part, seconds it took to make
@@ -78,17 +82,23 @@ def train_batches(
     order = schedule({name: part.weight for name, part in parts.items()})
     for name, one in parts.items():
         if len(one.source) == 0:
-            raise UserError("no record to read", where=name or one.source, mend="give it at least one")
+            raise UserError(
+                "no record to read", where=name or one.source, hint="give it at least one"
+            )
     if batch < 1:
-        raise UserError(f"batch size is {batch}", mend="it must be at least 1")
+        raise UserError(f"batch size is {batch}", hint="it must be at least 1")
     examples = (
         grain.MapDataset.source(_Examples(parts, order, seed))
         .random_map(_Place(augment or Augment(), resolution), seed=_stream(seed, _AUGMENT))
-        .random_map(_Prepare(text, [one.sparse for one in parts.values()]), seed=_stream(seed, _SPARSE))
+        .random_map(
+            _Prepare(text, [one.sparse for one in parts.values()]), seed=_stream(seed, _SPARSE)
+        )
     )
     process, of = part
     own = examples[process::of]
-    return BatchIterator(own, batch // of, workers=workers, threads=threads, prefetch=prefetch, names=tuple(parts))
+    return BatchIterator(
+        own, batch // of, workers=workers, threads=threads, prefetch=prefetch, names=tuple(parts)
+    )
 
 
 class BatchIterator:
@@ -111,7 +121,9 @@ class BatchIterator:
         self._prefetch = prefetch
         self._delivered = 0
         self._told = Told(names)
-        self._running: list[Any] = []  # once there are: what workers' slabs are mapped by, and Grain's iterator
+        self._running: list[
+            Any
+        ] = []  # once there are: what workers' slabs are mapped by, and Grain's iterator
         # Also where nobody closes: at exit Grain's own clean-up comes too late, prints errors and leaks shared memory.
         weakref.finalize(self, _stop, self._running)
 
@@ -144,7 +156,10 @@ class BatchIterator:
         """Goes on after the batches of a saved state; raises UserError if it is none."""
         delivered = state.get("batches")
         if set(state) != {"batches"} or not isinstance(delivered, int) or delivered < 0:
-            raise UserError(f"data state {dict(state)!r} is not a number of batches", mend="restore another checkpoint")
+            raise UserError(
+                f"data state {dict(state)!r} is not a number of batches",
+                hint="restore another checkpoint",
+            )
         self.close()
         self._delivered = delivered
 
@@ -165,7 +180,9 @@ class BatchIterator:
         if self._workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's processes read absl flags, which only an absl program has parsed
-            options = grain.MultiprocessingOptions(num_workers=self._workers, per_worker_buffer_size=self._prefetch)
+            options = grain.MultiprocessingOptions(
+                num_workers=self._workers, per_worker_buffer_size=self._prefetch
+            )
             ahead = ahead.mp_prefetch(options)
         self._running.append(iter(ahead))
 
@@ -182,7 +199,10 @@ class Told:
     def add(self, rows: np.ndarray, waited: float) -> None:
         """Adds a batch: rows f32 [b 3] of source number, valid part and seconds to make it; seconds waited for it."""
         number, count = rows[:, 0].astype(np.int64), len(self._names)
-        sums = [np.bincount(number, column, minlength=count) for column in (np.ones(len(rows)), rows[:, 1], rows[:, 2])]
+        sums = [
+            np.bincount(number, column, minlength=count)
+            for column in (np.ones(len(rows)), rows[:, 1], rows[:, 2])
+        ]
         with self._lock:  # batches may come in one thread and be told of in another
             self._sums += np.stack(sums)
             self._waits.append(waited)
@@ -198,8 +218,14 @@ class Told:
         told = {"wait": float(np.mean(waits))} if waits else {}
         for name, (count, valid, seconds) in zip(self._names, sums.T, strict=True):
             if count:
-                means = {"share": count / sums[0].sum(), "valid": valid / count, "seconds": seconds / count}
-                told |= {f"{key}/{name}" if name else key: float(mean) for key, mean in means.items()}
+                means = {
+                    "share": count / sums[0].sum(),
+                    "valid": valid / count,
+                    "seconds": seconds / count,
+                }
+                told |= {
+                    f"{key}/{name}" if name else key: float(mean) for key, mean in means.items()
+                }
         return told
 
 
@@ -224,7 +250,9 @@ class _Examples:
     def __init__(self, parts: Mapping[str, Part], order: Schedule, seed: int):
         self._sources = [part.source for part in parts.values()]
         self._order = order
-        self._epochs = [_Epochs(len(part.source), _stream(seed, _SHUFFLE, name)) for name, part in parts.items()]
+        self._epochs = [
+            _Epochs(len(part.source), _stream(seed, _SHUFFLE, name)) for name, part in parts.items()
+        ]
 
     def __len__(self) -> int:
         return _ENDLESS

@@ -24,7 +24,9 @@ class Window:
     def seen_from(self, size: tuple[int, int], other: tuple[int, int]) -> Window:
         """Returns the same part of the view in another raster of it; `size` and `other` are the (h, w) of the two."""
         rows, columns = other[0] / size[0], other[1] / size[1]
-        return Window(self.top * rows, self.left * columns, self.height * rows, self.width * columns)
+        return Window(
+            self.top * rows, self.left * columns, self.height * rows, self.width * columns
+        )
 
 
 def centre_square(size: tuple[int, int]) -> Window:
@@ -66,11 +68,15 @@ def place_image(image: np.ndarray, window: Window, resolution: int) -> np.ndarra
     shrinks = min(window.height, window.width) > resolution
     # Lanczos keeps detail when shrinking, but rings visibly around the large blocks of an enlarged small picture.
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-    shrunk = Image.fromarray(image).resize((resolution, resolution), kernel, box=box, reducing_gap=3.0)
+    shrunk = Image.fromarray(image).resize(
+        (resolution, resolution), kernel, box=box, reducing_gap=3.0
+    )
     return np.asarray(shrunk)
 
 
-def place_depth(depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+def place_depth(
+    depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 and valid bool [resolution resolution] of the window of depth [h w] and valid bool [h w].
 
     A surface (`DENSE`) and an enlarged map are read at the pixel under each cell's centre, so that holes stay holes and
@@ -97,12 +103,17 @@ def place_intrinsics(intrinsics: np.ndarray, window: Window, resolution: int) ->
     return (change @ intrinsics.astype(np.float64)).astype(np.float32)
 
 
-def _whole_pixels(window: Window, size: tuple[int, int], resolution: int) -> tuple[slice, slice] | None:
+def _whole_pixels(
+    window: Window, size: tuple[int, int], resolution: int
+) -> tuple[slice, slice] | None:
     """Returns which pixels of an (h, w) raster the cells of the resized window are, or None if they are not pixels."""
     starts, extents = (window.top, window.left), (window.height, window.width)
     if any(extent != resolution for extent in extents):
         return None
-    if any(start != int(start) or not 0 <= start <= n - resolution for start, n in zip(starts, size, strict=True)):
+    if any(
+        start != int(start) or not 0 <= start <= n - resolution
+        for start, n in zip(starts, size, strict=True)
+    ):
         return None
     top, left = int(window.top), int(window.left)
     return slice(top, top + resolution), slice(left, left + resolution)
@@ -120,10 +131,16 @@ def _span(cells: np.ndarray) -> slice:
     return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
 
 
-def _sample(depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int) -> tuple[np.ndarray, np.ndarray]:
+def _sample(
+    depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int
+) -> tuple[np.ndarray, np.ndarray]:
     centres = (np.arange(resolution) + 0.5) / resolution
-    row = np.clip(np.floor(window.top + centres * window.height).astype(np.int64), 0, depth.shape[0] - 1)
-    column = np.clip(np.floor(window.left + centres * window.width).astype(np.int64), 0, depth.shape[1] - 1)
+    row = np.clip(
+        np.floor(window.top + centres * window.height).astype(np.int64), 0, depth.shape[0] - 1
+    )
+    column = np.clip(
+        np.floor(window.left + centres * window.width).astype(np.int64), 0, depth.shape[1] - 1
+    )
     known = valid[np.ix_(row, column)]
     return np.where(known, depth[np.ix_(row, column)], 0).astype(np.float32), known
 
@@ -141,3 +158,25 @@ def _scatter(
     nearest = nearest.reshape(resolution, resolution)
     known = np.isfinite(nearest)
     return np.where(known, nearest, 0).astype(np.float32), known
+
+
+def shrink_picture(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Returns a picture u8 [h w 3] at another (h, w), antialiased."""
+    if image.shape[:2] == size:
+        return image
+    # To within a factor of two by means of whole pixels, which hardly shows and takes half the time.
+    return np.asarray(
+        Image.fromarray(image).resize(
+            (size[1], size[0]), Image.Resampling.LANCZOS, reducing_gap=2.0
+        )
+    )
+
+
+def resize_intrinsics(
+    intrinsics: np.ndarray, size: tuple[int, int], other: tuple[int, int]
+) -> np.ndarray:
+    """Returns the [3 3] intrinsics of the same view in a raster of (h, w) `other` instead of `size`."""
+    down, across = other[0] / size[0], other[1] / size[1]
+    # Edges scale, centres do not: a centre lies half a pixel from its edge before and after.
+    change = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
+    return change @ intrinsics

@@ -11,9 +11,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from modality_forcing.data.frames import resize_intrinsics, shrink_picture
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import DENSE
+from modality_forcing.data.resize import DENSE, resize_intrinsics, shrink_picture
 
 Size = tuple[int, int]  # rows, columns
 
@@ -47,8 +46,16 @@ def shrink(record: Record, choose: Callable[[Size], Size]) -> Record:
     if size == before:
         return record
     depth, valid = shrink_depth(record.depth, record.valid, size)
-    intrinsics = resize_intrinsics(record.intrinsics.astype(np.float64), before, size).astype(np.float32)
-    return replace(record, image=shrink_picture(record.image, size), depth=depth, valid=valid, intrinsics=intrinsics)
+    intrinsics = resize_intrinsics(record.intrinsics.astype(np.float64), before, size).astype(
+        np.float32
+    )
+    return replace(
+        record,
+        image=shrink_picture(record.image, size),
+        depth=depth,
+        valid=valid,
+        intrinsics=intrinsics,
+    )
 
 
 def shrink_depth(depth: np.ndarray, valid: np.ndarray, size: Size) -> tuple[np.ndarray, np.ndarray]:
@@ -60,12 +67,20 @@ def shrink_depth(depth: np.ndarray, valid: np.ndarray, size: Size) -> tuple[np.n
     if size[0] > depth.shape[0] or size[1] > depth.shape[1]:
         raise ValueError(f"a map of {depth.shape} to {size}")
     if np.count_nonzero(valid) >= DENSE * valid.size:
-        at = np.ix_(*(np.floor((np.arange(m) + 0.5) * (n / m)).astype(np.int64) for n, m in zip(depth.shape, size, strict=True)))
+        at = np.ix_(
+            *(
+                np.floor((np.arange(m) + 0.5) * (n / m)).astype(np.int64)
+                for n, m in zip(depth.shape, size, strict=True)
+            )
+        )
         known = valid[at]
         return np.where(known, depth[at], 0).astype(np.float32), known
-    row, column = np.divmod(np.flatnonzero(valid), valid.shape[1])  # much faster than both indices at once
+    row, column = np.divmod(
+        np.flatnonzero(valid), valid.shape[1]
+    )  # much faster than both indices at once
     rows, columns = (
-        np.floor((at + 0.5) * (m / n)).astype(np.int64) for at, m, n in zip((row, column), size, depth.shape, strict=True)
+        np.floor((at + 0.5) * (m / n)).astype(np.int64)
+        for at, m, n in zip((row, column), size, depth.shape, strict=True)
     )
     nearest = np.full(size[0] * size[1], np.inf, np.float32)
     np.minimum.at(nearest, rows * size[1] + columns, depth[row, column].astype(np.float32))

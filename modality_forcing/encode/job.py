@@ -16,17 +16,19 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from modality_forcing.data import codec, encoded, manifest
+from modality_forcing.atomic_io import write_file
 from modality_forcing.data.augment import mirror
 from modality_forcing.data.resize import fit
-from modality_forcing.data.shards import Shards, ShardWriter, shard_name
 from modality_forcing.encoders.frozen import BATCH, Frozen
 from modality_forcing.errors import UserError
-from modality_forcing.nested import differences
+from modality_forcing.storage import codec, latent_cache, manifest
+from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
 from modality_forcing.train.metrics import Progress
-from modality_forcing.writing import write_file
+from modality_forcing.tree import differences
 
-_LENGTHS = 32  # captions are padded to multiples of this many tokens: few programs, and little padding
+_LENGTHS = (
+    32  # captions are padded to multiples of this many tokens: few programs, and little padding
+)
 _TELL_EVERY = 10.0  # seconds
 _READERS = 8  # threads that decode pictures while the last ones are encoded
 
@@ -52,12 +54,12 @@ class Job:
 
         A part that was not encoded before may be added.
         """
-        path = encoded.settings_path(self.out, self.split)
+        path = latent_cache.settings_path(self.out, self.split)
         before = manifest.read_json(path) if path.is_file() else {}
         now = {**before, **self.settings}
         if told := differences(before, {name: now[name] for name in before}):
-            mend = "choose another --out, or delete this one"
-            raise UserError(f"was begun otherwise ({told})", where=self.out, mend=mend)
+            hint = "choose another --out, or delete this one"
+            raise UserError(f"was begun otherwise ({told})", where=self.out, hint=hint)
         if before != now:
             write_file(path, json.dumps(now, indent=1) + "\n")
 
@@ -65,22 +67,30 @@ class Job:
         """Writes the states of every caption once."""
         captions = self._captions()
         kept = io.BytesIO()
-        np.save(kept, encoded.places_of(captions))
-        write_file(encoded.places_path(self.out, self.split), kept.getvalue())
+        np.save(kept, latent_cache.places_of(captions))
+        write_file(latent_cache.places_path(self.out, self.split), kept.getvalue())
         sentences = self.frozen.sentences(tokens)
 
         def shard(part: range) -> Iterator[bytes]:
             read = [(captions[row], sentences.encode(captions[row])) for row in part]
             states: dict[int, bytes] = {}
-            for length in range(_LENGTHS, tokens + _LENGTHS, _LENGTHS):  # captions of like length together
-                rows = [i for i, (_, text) in enumerate(read) if length - _LENGTHS < text["mask"].sum() <= length]
+            for length in range(
+                _LENGTHS, tokens + _LENGTHS, _LENGTHS
+            ):  # captions of like length together
+                rows = [
+                    i
+                    for i, (_, text) in enumerate(read)
+                    if length - _LENGTHS < text["mask"].sum() <= length
+                ]
                 for some in _chunks(rows, self.batch):
                     cut = [{k: v[:length] for k, v in read[i][1].items()} for i in some]
                     text = {k: self._placed([one[k] for one in cut]) for k in cut[0]}
                     made = np.asarray(self.frozen.states(text)["tokens"])
                     for i, one in zip(some, made, strict=False):  # the batch is filled up behind
                         caption = read[i][0].encode()
-                        states[i] = encoded.pack(one[: read[i][1]["mask"].sum()], "states", caption=caption)
+                        states[i] = latent_cache.pack(
+                            one[: read[i][1]["mask"].sum()], "states", caption=caption
+                        )
             yield from (states[i] for i in range(len(read)))
 
         self._write("text", len(captions), shard)
@@ -98,7 +108,7 @@ class Job:
                     images = self._placed([image for pair in some for image in pair])
                     made = np.asarray(self.frozen.latents(images))
                     for i in range(len(some)):
-                        yield encoded.pack(made[2 * i : 2 * i + 2], "latents")
+                        yield latent_cache.pack(made[2 * i : 2 * i + 2], "latents")
 
         self._write("latents", len(self.source), shard)
 
@@ -107,29 +117,42 @@ class Job:
         shards = {name: self._shards(name, total) for name, total in self._totals().items()}
         there = {name: sum(path.is_file() for path in paths) for name, paths in shards.items()}
         if all(there[name] == len(paths) for name, paths in shards.items()):
-            return str(encoded.settings_path(self.out, self.split))
-        return "this part is done; " + ", ".join(f"{there[name]} of {len(shards[name])} shards of {name}" for name in shards)
+            return str(latent_cache.settings_path(self.out, self.split))
+        return "this part is done; " + ", ".join(
+            f"{there[name]} of {len(shards[name])} shards of {name}" for name in shards
+        )
 
     def _totals(self) -> dict[str, int]:
         totals = {}
         if self.frozen.has_text:
-            totals["text"] = np.load(encoded.places_path(self.out, self.split), mmap_mode="r").shape[1]
+            totals["text"] = np.load(
+                latent_cache.places_path(self.out, self.split), mmap_mode="r"
+            ).shape[1]
         if self.frozen.has_image:
             totals["latents"] = len(self.source)
         return totals
 
     def _shards(self, name: str, total: int) -> list[Path]:
         count = -(-total // self.settings["shard_size"])
-        return [self.out / name / shard_name(name, self.split, index, count) for index in range(count)]
+        return [
+            self.out / name / shard_name(name, self.split, index, count) for index in range(count)
+        ]
 
     def _write(self, name: str, total: int, shard: Callable[[range], Iterator[bytes]]) -> None:
         """Writes this part's shards that are not there yet."""
         size, paths = self.settings["shard_size"], self._shards(name, total)
         i, of = self.part
-        mine = [(path, range(k * size, min((k + 1) * size, total))) for k, path in enumerate(paths) if k % of == i]
+        mine = [
+            (path, range(k * size, min((k + 1) * size, total)))
+            for k, path in enumerate(paths)
+            if k % of == i
+        ]
         missing = [(path, rows) for path, rows in mine if not path.is_file()]
         done = sum(len(rows) for path, rows in mine if path.is_file())
-        progress, last = Progress(f"{self.split} {name}", sum(len(rows) for _, rows in mine), done), -_TELL_EVERY
+        progress, last = (
+            Progress(f"{self.split} {name}", sum(len(rows) for _, rows in mine), done),
+            -_TELL_EVERY,
+        )
         for path, rows in missing:
             with ShardWriter(path) as writer:
                 for example in shard(rows):
@@ -145,7 +168,11 @@ class Job:
         """Every caption once, by where it comes first; "" before all."""
         seen = dict.fromkeys([""])
         with ThreadPoolExecutor(_READERS) as pool:
-            for some in _ahead(pool, lambda i: codec.caption(self.source.example(i)), _chunks(range(len(self.source)), 256)):
+            for some in _ahead(
+                pool,
+                lambda i: codec.caption(self.source.example(i)),
+                _chunks(range(len(self.source)), 256),
+            ):
                 seen.update(dict.fromkeys(some))
         return list(seen)
 
@@ -156,7 +183,9 @@ class Job:
         return jax.device_put(filled, NamedSharding(self.frozen.mesh, BATCH))
 
 
-def _ahead(pool: ThreadPoolExecutor, read: Callable[[int], Any], chunks: Iterable[Sequence[int]]) -> Iterator[list[Any]]:
+def _ahead(
+    pool: ThreadPoolExecutor, read: Callable[[int], Any], chunks: Iterable[Sequence[int]]
+) -> Iterator[list[Any]]:
     """What `read` gives of each chunk, the next chunk being read meanwhile."""
     chunks = iter(chunks)
     waiting = [[pool.submit(read, i) for i in chunk] for chunk in islice(chunks, 2)]

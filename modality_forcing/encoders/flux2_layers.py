@@ -24,7 +24,9 @@ class Residual(nnx.Module):
         self.conv1 = Conv(inputs, outputs, rngs=rngs, dtype=dtype)
         self.norm2 = Norm(outputs, groups, dtype=dtype)
         self.conv2 = Conv(outputs, outputs, rngs=rngs, dtype=dtype)
-        self.shortcut = None if inputs == outputs else Linear(inputs, outputs, rngs=rngs, dtype=dtype)
+        self.shortcut = (
+            None if inputs == outputs else Linear(inputs, outputs, rngs=rngs, dtype=dtype)
+        )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
         y = self.conv1(self.norm1(x, jax.nn.silu))
@@ -38,7 +40,9 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, groups: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.norm = Norm(width, groups, dtype=dtype)
-        self.q, self.k, self.v, self.out = (Linear(width, width, rngs=rngs, dtype=dtype) for _ in range(4))
+        self.q, self.k, self.v, self.out = (
+            Linear(width, width, rngs=rngs, dtype=dtype) for _ in range(4)
+        )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
@@ -46,11 +50,15 @@ class Attention(nnx.Module):
         k, v = self.k(y), self.v(y)
 
         def attend(row: Float[Array, "b w c"]) -> Float[Array, "b w c"]:
-            logits = jnp.einsum("bwc,byxc->bwyx", self.q(row), k, preferred_element_type=jnp.float32)
+            logits = jnp.einsum(
+                "bwc,byxc->bwyx", self.q(row), k, preferred_element_type=jnp.float32
+            )
             weights = jax.nn.softmax(logits * c**-0.5, axis=(-2, -1)).astype(v.dtype)
             return self.out(jnp.einsum("bwyx,byxc->bwc", weights, v))
 
-        rows = jax.lax.map(attend, jnp.moveaxis(y, 1, 0), batch_size=min(max(LOGITS // (b * w * h * w), 1), h))
+        rows = jax.lax.map(
+            attend, jnp.moveaxis(y, 1, 0), batch_size=min(max(LOGITS // (b * w * h * w), 1), h)
+        )
         return x + jnp.moveaxis(rows, 0, 1).astype(jnp.float32)
 
 
@@ -62,7 +70,9 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.ones(width, dtype))
         self.bias = nnx.Param(jnp.zeros(width, dtype))
 
-    def __call__(self, x: Float[Array, "b h w c"], then: Callable[[Array], Array] = lambda y: y) -> Float[Array, "b h w c"]:
+    def __call__(
+        self, x: Float[Array, "b h w c"], then: Callable[[Array], Array] = lambda y: y
+    ) -> Float[Array, "b h w c"]:
         """Returns then(norm(x)), rounded to the weights' dtype once."""
         wide = x.astype(jnp.float32)
         centred = wide - self._mean(wide)
@@ -91,7 +101,9 @@ class Linear(nnx.Module):
 class Conv(nnx.Module):
     """A 3 x 3 convolution with zeros around the picture; with a stride of 2, below and to the right of it only."""
 
-    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs, dtype: DTypeLike):
+    def __init__(
+        self, inputs: int, outputs: int, *, stride: int = 1, rngs: nnx.Rngs, dtype: DTypeLike
+    ):
         self.w = nnx.Param(fan_in(rngs.params(), (3, 3, inputs, outputs), dtype))
         self.b = nnx.Param(jnp.zeros(outputs, dtype))
         self.stride = stride
@@ -116,18 +128,30 @@ class Doubling(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x c"]:
         b, h, w, c = x.shape
         pixels = [  # two rows of two
-            jnp.stack([_convolve(x, kernel, ((1 - i, i), (1 - j, j))) for j, kernel in enumerate(_halves(half, 1))], axis=3)
+            jnp.stack(
+                [
+                    _convolve(x, kernel, ((1 - i, i), (1 - j, j)))
+                    for j, kernel in enumerate(_halves(half, 1))
+                ],
+                axis=3,
+            )
             for i, half in enumerate(_halves(self.w[...], 0))
         ]
         return jnp.stack(pixels, axis=2).reshape(b, 2 * h, 2 * w, c) + self.b
 
 
-def _convolve(x: Array, kernel: Array, border: tuple[tuple[int, int], tuple[int, int]], stride: int = 1) -> Array:
+def _convolve(
+    x: Array, kernel: Array, border: tuple[tuple[int, int], tuple[int, int]], stride: int = 1
+) -> Array:
     x = x.astype(kernel.dtype)
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), border, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), border, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
 
 
 def _halves(kernel: Array, axis: int) -> tuple[Array, Array]:
     """The two kernels of length 2, for the first and the second of two equal pixels, that stand for one of length 3."""
     before, here, after = jnp.split(kernel, 3, axis)
-    return jnp.concatenate([before, here + after], axis), jnp.concatenate([before + here, after], axis)
+    return jnp.concatenate([before, here + after], axis), jnp.concatenate(
+        [before + here, after], axis
+    )

@@ -14,7 +14,9 @@ from modality_forcing.encoders.flux2_vae import VAEConfig
 from modality_forcing.encoders.weights import Tensor
 
 Half = Literal["encoder", "decoder"]
-Kind = dict[str, tuple[str, str]]  # our array -> the tensor's last name, and how its axes are arranged
+Kind = dict[
+    str, tuple[str, str]
+]  # our array -> the tensor's last name, and how its axes are arranged
 
 HALVES: tuple[Half, Half] = ("encoder", "decoder")
 # What a whole file holds and nobody reads who wants one half of it, or both.
@@ -76,11 +78,17 @@ _BFL = _Layout(
 )
 
 
-def tensors(config: VAEConfig, names: Collection[str], part: Literal["encoder", "decoder", "vae"] = "vae") -> dict[str, Tensor]:
+def tensors(
+    config: VAEConfig, names: Collection[str], part: Literal["encoder", "decoder", "vae"] = "vae"
+) -> dict[str, Tensor]:
     """Returns, for each array of `Encoder`, `Decoder` or `VAE` by dotted path, where it is in the file with these names."""
     layout = _BFL if any(".mid." in name for name in names) else _DIFFUSERS
     if part == "vae":
-        return {f"{half}.{path}": tensor for half in HALVES for path, tensor in _half(config, layout, half).items()}
+        return {
+            f"{half}.{path}": tensor
+            for half in HALVES
+            for path, tensor in _half(config, layout, half).items()
+        }
     return _half(config, layout, part)
 
 
@@ -95,7 +103,11 @@ def _half(config: VAEConfig, layout: _Layout, half: Half) -> dict[str, Tensor]:
 def _modules(config: VAEConfig, layout: _Layout, half: Half) -> Iterator[tuple[str, str, Kind]]:
     """Yields the path, the name in the file and the kind of each module that holds arrays."""
     encodes = half == "encoder"
-    words = {"half": half, "way": "down" if encodes else "up", "quant": "quant_conv" if encodes else "post_quant_conv"}
+    words = {
+        "half": half,
+        "way": "down" if encodes else "up",
+        "quant": "quant_conv" if encodes else "post_quant_conv",
+    }
     widths = config.widths if encodes else config.decoder_widths[::-1]
     last = len(widths) - 1
     yield "conv_in", f"{half}.conv_in", _CONV
@@ -103,13 +115,19 @@ def _modules(config: VAEConfig, layout: _Layout, half: Half) -> Iterator[tuple[s
         words |= {"i": str(i), "fine": str(i if encodes else last - i)}
         for j in range(config.layers + (not encodes)):
             widens = j == 0 and width != widths[max(i - 1, 0)]
-            yield from _residual(layout, f"levels.{i}.blocks.{j}", layout.block.format(j=j, **words), widens)
+            yield from _residual(
+                layout, f"levels.{i}.blocks.{j}", layout.block.format(j=j, **words), widens
+            )
         if i < last:
             yield f"levels.{i}.resize", layout.resize.format(**words), _CONV
     yield from _residual(layout, "middle.before", layout.before.format(**words))
     attention = layout.attention.format(**words)
     for ours, theirs in layout.inner.items():
-        yield f"middle.attention.{ours}", f"{attention}.{theirs}", _NORM if ours == "norm" else layout.map
+        yield (
+            f"middle.attention.{ours}",
+            f"{attention}.{theirs}",
+            _NORM if ours == "norm" else layout.map,
+        )
     yield from _residual(layout, "middle.after", layout.after.format(**words))
     yield "norm_out", layout.norm_out.format(**words), _NORM
     yield "conv_out", f"{half}.conv_out", _CONV
@@ -117,7 +135,9 @@ def _modules(config: VAEConfig, layout: _Layout, half: Half) -> Iterator[tuple[s
     yield "stats", "bn", _STATS
 
 
-def _residual(layout: _Layout, path: str, name: str, widens: bool = False) -> Iterator[tuple[str, str, Kind]]:
+def _residual(
+    layout: _Layout, path: str, name: str, widens: bool = False
+) -> Iterator[tuple[str, str, Kind]]:
     for i in "12":
         yield f"{path}.norm{i}", f"{name}.norm{i}", _NORM
         yield f"{path}.conv{i}", f"{name}.conv{i}", _CONV

@@ -40,8 +40,18 @@ _FIXED = {
 class VAEConfig:
     """Sizes; the defaults are those of FLUX.2. Raises UserError for widths that no such network has."""
 
-    widths: tuple[int, ...] = (128, 256, 512, 512)  # of the encoder, from full resolution to one eighth
-    decoder_widths: tuple[int, ...] = (128, 256, 512, 512)  # in the same order; FLUX.2-small-decoder: 96, 192, 384, 384
+    widths: tuple[int, ...] = (
+        128,
+        256,
+        512,
+        512,
+    )  # of the encoder, from full resolution to one eighth
+    decoder_widths: tuple[int, ...] = (
+        128,
+        256,
+        512,
+        512,
+    )  # in the same order; FLUX.2-small-decoder: 96, 192, 384, 384
     layers: int = 2  # residual blocks of one resolution; the decoder has one more
     latent_channels: int = 32
     patch: int = 2  # latents along one side of a packed one
@@ -50,9 +60,13 @@ class VAEConfig:
 
     def __post_init__(self) -> None:
         if len(self.widths) != len(self.decoder_widths):
-            raise UserError(f"the VAE's encoder has widths {self.widths}, its decoder {self.decoder_widths}: not as many")
+            raise UserError(
+                f"the VAE's encoder has widths {self.widths}, its decoder {self.decoder_widths}: not as many"
+            )
         if any(width % self.groups for width in (*self.widths, *self.decoder_widths)):
-            raise UserError(f"{self.groups} groups do not divide the VAE's widths {self.widths}, {self.decoder_widths}")
+            raise UserError(
+                f"{self.groups} groups do not divide the VAE's widths {self.widths}, {self.decoder_widths}"
+            )
 
     @property
     def channels(self) -> int:
@@ -72,15 +86,19 @@ class VAEConfig:
         """
         if config and config.get("_class_name") != _CLASS:
             what = f"config.json is of {config.get('_class_name')}, not of {_CLASS}"
-            raise UserError(what, mend="name the folder of FLUX.2's VAE")
+            raise UserError(what, hint="name the folder of FLUX.2's VAE")
         for key, value in _FIXED.items():
             if config.get(key, value) != value:
-                raise UserError(f"config.json has {key} {config[key]}; of {_CLASS}, only {value} is known here")
+                raise UserError(
+                    f"config.json has {key} {config[key]}; of {_CLASS}, only {value} is known here"
+                )
         default = VAEConfig()
         widths = tuple(config.get("block_out_channels", default.widths))
         patch = set(config.get("patch_size", (default.patch,)))
         if len(patch) != 1:
-            raise UserError(f"config.json has patch_size {config['patch_size']}; only square patches are known here")
+            raise UserError(
+                f"config.json has patch_size {config['patch_size']}; only square patches are known here"
+            )
         return VAEConfig(
             widths,
             tuple(config.get("decoder_block_out_channels") or widths),
@@ -127,7 +145,9 @@ class Encoder(nnx.Module):
         kind: Any = {"rngs": rngs, "dtype": dtype}
         self.conv_in = Conv(3, fine, **kind)
         self.levels = nnx.List(
-            Level(config, i, o, config.layers, Conv(o, o, stride=2, **kind) if more else None, **kind)
+            Level(
+                config, i, o, config.layers, Conv(o, o, stride=2, **kind) if more else None, **kind
+            )
             for i, o, more in _steps(config.widths)
         )
         self.middle = Middle(config, coarse, **kind)
@@ -140,13 +160,15 @@ class Encoder(nnx.Module):
         """Raises UserError for a picture that whole latents do not cover."""
         if any(side % self.config.scale for side in image.shape[1:3]):
             what = "a picture of {} x {} pixels cannot be encoded".format(*image.shape[1:3])
-            raise UserError(what, mend=f"its sides must be multiples of {self.config.scale}")
+            raise UserError(what, hint=f"its sides must be multiples of {self.config.scale}")
         with _products(self.dtype):
             x = self.conv_in(image.astype(self.dtype))
             for level in self.levels:
                 x = level(x)
             x = self.conv_out(self.norm_out(self.middle(x), jax.nn.silu))
-            mean, _ = jnp.split(self.quant(x), 2, axis=-1)  # the other half is the logarithm of a variance
+            mean, _ = jnp.split(
+                self.quant(x), 2, axis=-1
+            )  # the other half is the logarithm of a variance
         return self.stats.normalise(pack(mean, self.config.patch))
 
 
@@ -155,7 +177,11 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config, self.dtype = config, jnp.dtype(dtype)
-        fine, coarse, channels = config.decoder_widths[0], config.decoder_widths[-1], config.latent_channels
+        fine, coarse, channels = (
+            config.decoder_widths[0],
+            config.decoder_widths[-1],
+            config.latent_channels,
+        )
         kind: Any = {"rngs": rngs, "dtype": dtype}
         self.stats = Statistics(config)
         self.quant = Linear(channels, channels, **kind)
@@ -180,7 +206,15 @@ class Decoder(nnx.Module):
 class Level(nnx.Module):
     """Residual blocks of one resolution, then what leads to the next one where there is one."""
 
-    def __init__(self, config: VAEConfig, inputs: int, outputs: int, layers: int, resize: Conv | Doubling | None, **kind: Any):
+    def __init__(
+        self,
+        config: VAEConfig,
+        inputs: int,
+        outputs: int,
+        layers: int,
+        resize: Conv | Doubling | None,
+        **kind: Any,
+    ):
         widths = (inputs, *[outputs] * layers)
         self.blocks = nnx.List(Residual(i, outputs, config.groups, **kind) for i in widths[:-1])
         self.resize = resize

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, UInt8
 from modality_forcing.encoders import flux2_names, umt5
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.pixels import from_u8
-from modality_forcing.encoders.sentences import Sentences
+from modality_forcing.encoders.sentencepiece import Sentences
 from modality_forcing.encoders.umt5 import UMT5, UMT5Config
 from modality_forcing.encoders.weights import Checkpoint, load_module, open_checkpoint
 from modality_forcing.errors import UserError
@@ -56,7 +56,10 @@ class Frozen:
         """Returns the host's half of the text encoder: captions to at most so many token ids."""
         folder = self._text_weights.folder
         beside = folder.parent / "tokenizer"  # as pipelines of diffusers are laid out
-        return Sentences(tokens, str(beside if not (folder / "spiece.model").exists() and beside.is_dir() else folder))
+        return Sentences(
+            tokens,
+            str(beside if not (folder / "spiece.model").exists() and beside.is_dir() else folder),
+        )
 
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns a batch as the network reads it: pictures replaced by latents, token ids by states, the rest as it was."""
@@ -93,7 +96,9 @@ class Frozen:
         """The sizes of the text encoder."""
         weights = self._text_weights
         if not weights.config:
-            raise UserError("has no config.json beside it", where=weights.where, mend="download config.json too")
+            raise UserError(
+                "has no config.json beside it", where=weights.where, hint="download config.json too"
+            )
         return UMT5Config.from_dict(weights.config, weights.folder / "config.json")
 
     @cached_property
@@ -112,9 +117,11 @@ class Frozen:
     @cached_property
     def _states(self) -> Callable[..., Any]:
         c, weights = self.text_config, self._text_weights
-        build = lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)  # noqa: E731
+        build = lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
         place = None if self.mesh is None else partial(in_shards, self.mesh)
-        network = load_module(build, umt5.tensors(c, weights.shapes), weights, place=place, unused=umt5.UNUSED)
+        network = load_module(
+            build, umt5.tensors(c, weights.shapes), weights, place=place, unused=umt5.UNUSED
+        )
         return self._compiled(network, "text")
 
     @cached_property
@@ -130,7 +137,13 @@ class Frozen:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
         place = None if self.mesh is None else partial(whole, self.mesh)
         tensors, unused = flux2_names.tensors(c, weights.shapes, part), flux2_names.UNUSED[part]
-        return load_module(lambda: kind(c, rngs=nnx.Rngs(0), dtype=dtype), tensors, weights, place=place, unused=unused)
+        return load_module(
+            lambda: kind(c, rngs=nnx.Rngs(0), dtype=dtype),
+            tensors,
+            weights,
+            place=place,
+            unused=unused,
+        )
 
     def _compiled(self, network: nnx.Module, part: str) -> Callable[..., Any]:
         graph, weights = nnx.split(network)
@@ -148,14 +161,16 @@ def program(part: str, graph: nnx.GraphDef, mesh: Mesh | None) -> Any:
     """Returns the jitted (weights, *inputs) -> output of a network: "text", "encoder" or "decoder" of an autoencoder."""
     out = None if mesh is None else NamedSharding(mesh, BATCH)
     # The weights are an argument: closed over, they would be compiled in.
-    return jax.jit(lambda weights, *inputs: _CALLS[part](nnx.merge(graph, weights), *inputs), out_shardings=out)
+    return jax.jit(
+        lambda weights, *inputs: _CALLS[part](nnx.merge(graph, weights), *inputs), out_shardings=out
+    )
 
 
 def location(spec: str, kind: str, option: str) -> str:
     """Returns PATH of "kind:PATH", "" of ""; raises UserError for anything else, naming the option."""
     name, colon, path = spec.partition(":")
     if spec and not (name == kind and colon and path):
-        raise UserError(f"{option} is {spec!r}", mend=f"it must be {kind}:PATH")
+        raise UserError(f"{option} is {spec!r}", hint=f"it must be {kind}:PATH")
     return path
 
 
@@ -169,7 +184,9 @@ def in_shards(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
     if not axes or np.prod(shape) < _LEAST:
         return whole(mesh, path, shape)
     longest = max(axes, key=lambda axis: shape[axis])
-    return NamedSharding(mesh, PartitionSpec(*("fsdp" if axis == longest else None for axis in range(len(shape)))))
+    return NamedSharding(
+        mesh, PartitionSpec(*("fsdp" if axis == longest else None for axis in range(len(shape))))
+    )
 
 
 def whole(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -178,6 +195,8 @@ def whole(mesh: Mesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def _identity(kind: str, weights: Checkpoint, c: Any) -> dict[str, Any]:
-    sizes = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(c).items()}
+    sizes = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in vars(c).items()
+    }
     revision = {"revision": weights.revision} if weights.revision else {}
     return {"kind": kind, "weights": weights.digest, **revision, **sizes}

@@ -49,7 +49,9 @@ def patchify(x: Float[Array, "b h w c"], patch: int) -> Float[Array, "b y x e"]:
     """Cuts a picture into a grid of square patches, each with its values ordered (row, column, channel)."""
     b, h, w, c = x.shape
     x = x.reshape(b, h // patch, patch, w // patch, patch, c)
-    return jnp.transpose(x, (0, 1, 3, 2, 4, 5)).reshape(b, h // patch, w // patch, patch * patch * c)
+    return jnp.transpose(x, (0, 1, 3, 2, 4, 5)).reshape(
+        b, h // patch, w // patch, patch * patch * c
+    )
 
 
 def unpatchify(x: Float[Array, "b y x e"], patch: int) -> Float[Array, "b h w c"]:

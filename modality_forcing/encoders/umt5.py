@@ -54,23 +54,37 @@ class UMT5Config:
     def from_dict(cls, read: Mapping[str, Any], where: object = "config.json") -> UMT5Config:
         """Returns the sizes that a config.json of transformers tells; raises UserError if it describes another network."""
         if read.get("model_type") != "umt5":
-            mend = "give the folder of a UMT5 encoder"
-            raise UserError(f"model_type is {read.get('model_type')!r}, not 'umt5'", where=where, mend=mend)
+            hint = "give the folder of a UMT5 encoder"
+            raise UserError(
+                f"model_type is {read.get('model_type')!r}, not 'umt5'", where=where, hint=hint
+            )
         for key, known in _KINDS.items():
             if read.get(key, known[0]) not in known:
-                mend = "only UMT5 with a gated tanh GELU can be read"
-                raise UserError(f"{key} is {read[key]!r}, not {known[0]!r}", where=where, mend=mend)
+                hint = "only UMT5 with a gated tanh GELU can be read"
+                raise UserError(f"{key} is {read[key]!r}, not {known[0]!r}", where=where, hint=hint)
         required = [_KEYS[field.name] for field in fields(cls) if field.default is MISSING]
         if missing := [key for key in required if key not in read]:
-            raise UserError(f"lacks {', '.join(missing)}", where=where, mend="download config.json again")
+            raise UserError(
+                f"lacks {', '.join(missing)}", where=where, hint="download config.json again"
+            )
         sizes = {name: read[key] for name, key in _KEYS.items() if key in read}
         for name, value in sizes.items():
-            if not isinstance(value, float if name == "eps" else int) or isinstance(value, bool) or value <= 0:
-                raise UserError(f"{_KEYS[name]} is {value!r}", where=where, mend="it must be a positive number")
+            if (
+                not isinstance(value, float if name == "eps" else int)
+                or isinstance(value, bool)
+                or value <= 0
+            ):
+                raise UserError(
+                    f"{_KEYS[name]} is {value!r}", where=where, hint="it must be a positive number"
+                )
         c = cls(**sizes)
         if c.buckets < 4 or c.max_distance <= c.buckets // 4:
             what = f"{c.buckets} buckets do not reach from 0 to a distance of {c.max_distance}"
-            raise UserError(what, where=where, mend="check relative_attention_num_buckets and relative_attention_max_distance")
+            raise UserError(
+                what,
+                where=where,
+                hint="check relative_attention_num_buckets and relative_attention_max_distance",
+            )
         return c
 
 
@@ -84,7 +98,9 @@ class Attention(nnx.Module):
         self.c = c
         d, h, k = c.width, c.heads, c.head_dim
         self.scale = nnx.Param(jnp.ones(d, dtype))
-        self.q = weight(d, h * k, std=(d * k) ** -0.5, rngs=rngs, dtype=dtype)  # makes up for the logits' missing scale
+        self.q = weight(
+            d, h * k, std=(d * k) ** -0.5, rngs=rngs, dtype=dtype
+        )  # makes up for the logits' missing scale
         self.k = weight(d, h * k, std=d**-0.5, rngs=rngs, dtype=dtype)
         self.v = weight(d, h * k, std=d**-0.5, rngs=rngs, dtype=dtype)
         self.out = weight(h * k, d, std=(h * k) ** -0.5, rngs=rngs, dtype=dtype)
@@ -93,7 +109,10 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b l d"], mask: Bool[Array, "b l"]) -> Float[Array, "b l d"]:
         d, h, k = self.c.width, self.c.heads, self.c.head_dim
         y = normed(x, self.scale[...], self.c.eps)
-        q, key, value = (product("bld,dhk->blhk", y, w[...].reshape(d, h, k)).astype(y.dtype) for w in (self.q, self.k, self.v))
+        q, key, value = (
+            product("bld,dhk->blhk", y, w[...].reshape(d, h, k)).astype(y.dtype)
+            for w in (self.q, self.k, self.v)
+        )
         far = buckets(x.shape[1], self.c.buckets, self.c.max_distance)
         bias = self.bias[...].astype(jnp.float32)[far].transpose(2, 0, 1)  # [h l l]
         logits = product("bqhk,bshk->bhqs", q, key) + bias
@@ -116,7 +135,10 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         y = normed(x, self.scale[...], self.c.eps)
-        gate, up = product("bld,df->blf", y, self.gate[...]), product("bld,df->blf", y, self.up[...])
+        gate, up = (
+            product("bld,df->blf", y, self.gate[...]),
+            product("bld,df->blf", y, self.up[...]),
+        )
         hidden = (jax.nn.gelu(gate, approximate=True) * up).astype(y.dtype)
         return x + product("blf,fd->bld", hidden, self.down[...])
 
@@ -185,13 +207,18 @@ def buckets(l: int, count: int, max_distance: int) -> Int[np.ndarray, "l l"]:
     exact = half // 2
     offset = np.arange(l)[None, :] - np.arange(l)[:, None]
     distance = np.abs(offset)
-    widened = np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact) * (half - exact)
+    widened = (
+        np.log(np.maximum(distance, exact) / exact) / np.log(max_distance / exact) * (half - exact)
+    )
     # The small number: where a bucket begins exactly at a whole distance, rounding must not put that into the one before.
     widened = np.minimum(exact + (widened + 1e-6).astype(int), half - 1)
     return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, widened)
 
 
-_EMBEDDINGS = ("shared.weight", "encoder.embed_tokens.weight")  # one array under two names: a file has either or both
+_EMBEDDINGS = (
+    "shared.weight",
+    "encoder.embed_tokens.weight",
+)  # one array under two names: a file has either or both
 # Of a whole UMT5, what its encoder does not read; with the second copy of the embedding.
 UNUSED = ("decoder.", "lm_head.", _EMBEDDINGS[1])
 _ATTENTION = {"q": "q", "k": "k", "v": "v", "out": "o"}
@@ -202,16 +229,24 @@ def tensors(c: UMT5Config, names: Collection[str]) -> dict[str, Tensor]:
     """Returns where each array of a `UMT5` lies in a file with these tensors, in the names of transformers' UMT5."""
 
     def stacked(name: str, arrange: str = "") -> Tensor:
-        return Tensor(tuple(f"encoder.block.{i}.{name}.weight" for i in range(c.blocks)), arrange, stacked=True)
+        return Tensor(
+            tuple(f"encoder.block.{i}.{name}.weight" for i in range(c.blocks)),
+            arrange,
+            stacked=True,
+        )
 
     table = next((name for name in _EMBEDDINGS if name in names), _EMBEDDINGS[0])
     found = {"table": Tensor((table,)), "scale": Tensor(("encoder.final_layer_norm.weight",))}
     attention, feed_forward = "layer.0.SelfAttention", "layer.1.DenseReluDense"
     found["blocks.attention.scale"] = stacked("layer.0.layer_norm")
     found["blocks.attention.bias"] = stacked(f"{attention}.relative_attention_bias")
-    found |= {f"blocks.attention.{ours}": stacked(f"{attention}.{theirs}", "oi->io") for ours, theirs in _ATTENTION.items()}
+    found |= {
+        f"blocks.attention.{ours}": stacked(f"{attention}.{theirs}", "oi->io")
+        for ours, theirs in _ATTENTION.items()
+    }
     found["blocks.feed_forward.scale"] = stacked("layer.1.layer_norm")
     found |= {
-        f"blocks.feed_forward.{ours}": stacked(f"{feed_forward}.{theirs}", "oi->io") for ours, theirs in _FEED_FORWARD.items()
+        f"blocks.feed_forward.{ours}": stacked(f"{feed_forward}.{theirs}", "oi->io")
+        for ours, theirs in _FEED_FORWARD.items()
     }
     return found

@@ -20,7 +20,9 @@ from jax.sharding import Sharding
 from modality_forcing.errors import UserError
 
 M = TypeVar("M", bound=nnx.Module)
-Place = Callable[[str, tuple[int, ...]], Sharding]  # where an array goes, by its dotted path and shape
+Place = Callable[
+    [str, tuple[int, ...]], Sharding
+]  # where an array goes, by its dotted path and shape
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*?)(@(?P<revision>[\w./-]+))?")
 _HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "spiece.model", "*.model")
@@ -42,7 +44,9 @@ class Tensor:
         """Returns the array's shape, given that of each tensor in the file; () for one that cannot be arranged so."""
         if self.arrange:
             before, after = self.arrange.split("->")
-            if len(before) != len(stored) or any(a == "1" and n != 1 for a, n in zip(before, stored, strict=True)):
+            if len(before) != len(stored) or any(
+                a == "1" and n != 1 for a, n in zip(before, stored, strict=True)
+            ):
                 return ()
             stored = tuple(stored[before.index(a)] for a in after)
         return (len(self.names), *stored) if self.stacked else stored
@@ -62,9 +66,13 @@ class Checkpoint:
         shapes, held = {}, {}
         for path in self.files:
             opened = _open(path)
-            for name in opened.keys():  # noqa: SIM118  # not a mapping
+            for name in opened.keys():  # not a mapping
                 if name in held:
-                    raise UserError(f"holds {name}, and so does another file", where=path, mend="name one of the files")
+                    raise UserError(
+                        f"holds {name}, and so does another file",
+                        where=path,
+                        hint="name one of the files",
+                    )
                 held[name], shapes[name] = opened, tuple(opened.get_slice(name).get_shape())
         object.__setattr__(self, "shapes", shapes)
         object.__setattr__(self, "_file", held)
@@ -94,7 +102,9 @@ class Checkpoint:
         try:
             return self._file[name].get_slice(name)[index or ...]
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{name} cannot be read ({error})", where=self.where, mend="download it again") from error
+            raise UserError(
+                f"{name} cannot be read ({error})", where=self.where, hint="download it again"
+            ) from error
 
 
 def open_checkpoint(location: str | Path) -> Checkpoint:
@@ -111,7 +121,11 @@ def open_checkpoint(location: str | Path) -> Checkpoint:
         return Checkpoint(str(location), _files_of(path))
     hub = _HUB.fullmatch(str(location))
     if hub is None or path.parent.is_dir():  # a path with a wrong last part is not a hub id
-        raise UserError("no such file or folder", where=location, mend="give a folder of safetensors files, or a hub id")
+        raise UserError(
+            "no such file or folder",
+            where=location,
+            hint="give a folder of safetensors files, or a hub id",
+        )
     folder, revision = _from_hub(hub["repo"], hub["folder"].strip("/"), hub["revision"])
     return Checkpoint(str(location), _files_of(folder), revision)
 
@@ -145,12 +159,16 @@ def load_module(
     arrays = []
     for path, wanted in shapes.items():
         sharding = alone if place is None else place(path, wanted.shape)
-        part = lambda index, path=path, wanted=wanted: _part(checkpoint, tensors[path], index, wanted)  # noqa: E731
+        part = lambda index, path=path, wanted=wanted: _part(
+            checkpoint, tensors[path], index, wanted
+        )
         arrays.append(jax.make_array_from_callback(wanted.shape, sharding, part))
     return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, arrays))
 
 
-def _part(checkpoint: Checkpoint, tensor: Tensor, index: tuple[slice, ...], wanted: jax.ShapeDtypeStruct) -> np.ndarray:
+def _part(
+    checkpoint: Checkpoint, tensor: Tensor, index: tuple[slice, ...], wanted: jax.ShapeDtypeStruct
+) -> np.ndarray:
     """One device's part of an array, from the same part of the tensors in the file."""
     if not tensor.stacked:
         return np.asarray(_arranged(checkpoint, tensor, tensor.names[0], index), wanted.dtype)
@@ -162,7 +180,9 @@ def _part(checkpoint: Checkpoint, tensor: Tensor, index: tuple[slice, ...], want
     return part
 
 
-def _arranged(checkpoint: Checkpoint, tensor: Tensor, name: str, index: tuple[slice, ...]) -> np.ndarray:
+def _arranged(
+    checkpoint: Checkpoint, tensor: Tensor, name: str, index: tuple[slice, ...]
+) -> np.ndarray:
     if not tensor.arrange:
         return checkpoint.read(name, index)
     before, after = tensor.arrange.split("->")
@@ -172,20 +192,37 @@ def _arranged(checkpoint: Checkpoint, tensor: Tensor, name: str, index: tuple[sl
     return kept.transpose([before.replace("1", "").index(axis) for axis in after])
 
 
-def _check(shapes: Mapping[str, Any], tensors: Mapping[str, Tensor], checkpoint: Checkpoint, unused: tuple[str, ...]) -> None:
+def _check(
+    shapes: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    unused: tuple[str, ...],
+) -> None:
     assert set(shapes) == set(tensors), set(shapes) ^ set(tensors)  # our own two lists
     wanted = [name for tensor in tensors.values() for name in tensor.names]
     if missing := [name for name in wanted if name not in checkpoint.shapes]:
-        raise UserError(f"lacks {_told(missing)}", where=checkpoint.where, mend="check that it is this model, and all of it")
+        raise UserError(
+            f"lacks {_told(missing)}",
+            where=checkpoint.where,
+            hint="check that it is this model, and all of it",
+        )
     for path, tensor in tensors.items():
         for name in tensor.names:
             have, want = checkpoint.shapes[name], tuple(shapes[path].shape)
             if tensor.shape(have) != want:
                 what = f"{name} is {list(have)}, which does not fit {list(want[1:] if tensor.stacked else want)}"
-                raise UserError(what, where=checkpoint.where, mend="check that config.json goes with the weights")
+                raise UserError(
+                    what,
+                    where=checkpoint.where,
+                    hint="check that config.json goes with the weights",
+                )
     left = set(checkpoint.shapes) - set(wanted)
     if extra := sorted(name for name in left if not name.startswith(unused or "\0")):
-        raise UserError(f"has {_told(extra)} beyond this model", where=checkpoint.where, mend="check that it is this model")
+        raise UserError(
+            f"has {_told(extra)} beyond this model",
+            where=checkpoint.where,
+            hint="check that it is this model",
+        )
 
 
 def _told(names: list[str]) -> str:
@@ -196,18 +233,26 @@ def _told(names: list[str]) -> str:
 def _files_of(folder: Path) -> tuple[Path, ...]:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if len(indices) > 1:
-        raise UserError("holds several indices of safetensors files", where=folder, mend="name one file, or keep one index")
+        raise UserError(
+            "holds several indices of safetensors files",
+            where=folder,
+            hint="name one file, or keep one index",
+        )
     if not indices:
         files = tuple(sorted(folder.glob("*.safetensors")))
         if not files:
-            raise UserError("holds no .safetensors file", where=folder, mend="give the folder of the weights themselves")
+            raise UserError(
+                "holds no .safetensors file",
+                where=folder,
+                hint="give the folder of the weights themselves",
+            )
         return files
     listed = _json(indices[0]).get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise UserError("lists no files", where=indices[0], mend="download it again")
+        raise UserError("lists no files", where=indices[0], hint="download it again")
     files = tuple(folder / name for name in sorted(set(listed.values())))
     if missing := [path.name for path in files if not path.is_file()]:
-        raise UserError(f"lacks {_told(missing)}", where=folder, mend="download the rest")
+        raise UserError(f"lacks {_told(missing)}", where=folder, hint="download the rest")
     return files
 
 
@@ -217,18 +262,22 @@ def _open(path: Path) -> Any:
     try:
         return safe_open(path, "np")
     except SafetensorError as error:
-        raise UserError(f"is truncated or no safetensors file ({error})", where=path, mend="download it again") from error
+        raise UserError(
+            f"is truncated or no safetensors file ({error})", where=path, hint="download it again"
+        ) from error
     except OSError as error:
-        raise UserError(f"cannot be opened ({error.strerror or error})", where=path, mend="check the path") from error
+        raise UserError(
+            f"cannot be opened ({error.strerror or error})", where=path, hint="check the path"
+        ) from error
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"is no JSON ({error})", where=path, mend="download it again") from error
+        raise UserError(f"is no JSON ({error})", where=path, hint="download it again") from error
     if not isinstance(found, dict):
-        raise UserError("is no JSON object", where=path, mend="download it again")
+        raise UserError("is no JSON object", where=path, hint="download it again")
     return found
 
 
@@ -241,12 +290,16 @@ def _from_hub(repo: str, folder: str, revision: str | None) -> tuple[Path, str]:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        mend = "give a folder that is there, or pip install 'modality_forcing[encoders]' to fetch from the hub"
-        raise UserError("no such file or folder", where=f"{repo}/{folder}".strip("/"), mend=mend) from error
+        hint = "give a folder that is there, or pip install 'modality_forcing[encoders]' to fetch from the hub"
+        raise UserError(
+            "no such file or folder", where=f"{repo}/{folder}".strip("/"), hint=hint
+        ) from error
     patterns = [f"{folder}/{name}" if folder else name for name in _HUB_FILES]
     try:
         fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except Exception as error:  # a dozen kinds: no network, no such repository, no access
         reason = str(error).strip().partition("\n")[0]
-        raise UserError(f"cannot be fetched ({reason})", where=repo, mend="give a folder that is there") from error
+        raise UserError(
+            f"cannot be fetched ({reason})", where=repo, hint="give a folder that is there"
+        ) from error
     return fetched / folder, fetched.name  # the folder of a snapshot is named by its commit

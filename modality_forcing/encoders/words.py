@@ -14,8 +14,20 @@ from modality_forcing.errors import UserError
 
 # Scripts written without spaces, as first and last code point of their blocks: there a letter is the unit, since a
 # whole sentence would else be one never repeated word. Thai, Lao; Myanmar; Khmer; kana and bopomofo; Han and its kin.
-_UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3005, 0x3007), (0x3040, 0x312F))
-_UNSPACED += ((0x31A0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3FFFF))
+_UNSPACED = (
+    (0x0E00, 0x0EFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x3005, 0x3007),
+    (0x3040, 0x312F),
+)
+_UNSPACED += (
+    (0x31A0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xF900, 0xFAFF),
+    (0x20000, 0x3FFFF),
+)
 _PLAIN = re.compile("[a-z0-9]+")
 _APOSTROPHES = frozenset("'\u2019\u02bc")  # "don't" is one word, whichever way it was typed
 # Which of many equally good hashes. Under this one no two words of the embedded world's captions share a row of 2048;
@@ -37,7 +49,9 @@ class Words:
     def __post_init__(self) -> None:
         for name in ("tokens", "vocabulary"):
             if getattr(self, name) < 1:
-                raise UserError(f"text {name} is {getattr(self, name)}", mend="it must be at least 1")
+                raise UserError(
+                    f"text {name} is {getattr(self, name)}", hint="it must be at least 1"
+                )
 
     def encode(self, caption: str) -> dict[str, np.ndarray]:
         """Returns {"tokens": i32 [l] in [0, vocabulary), "mask": bool [l]}; padding is 0, further words are dropped."""
@@ -53,7 +67,9 @@ class Words:
     def row(self, word: str) -> int:
         """Returns the table row of one word as `words` yields it: the same on every machine and in every process."""
         # Not hash(): Python salts that anew in every process, so loader workers would disagree with each other.
-        digest = blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8, person=_PERSON).digest()
+        digest = blake2b(
+            word.encode("utf-8", "surrogatepass"), digest_size=8, person=_PERSON
+        ).digest()
         return int.from_bytes(digest, "little") % self.vocabulary
 
 

@@ -13,11 +13,13 @@ from jaxtyping import Array, Bool, Float
 
 from modality_forcing import modalities
 from modality_forcing.config import Config, ModalityConfig
+from modality_forcing.diffusion.flow import Prediction
+from modality_forcing.diffusion.noise_levels import LogitNormal, NoiseLevels, PlateauLogitNormal
 from modality_forcing.errors import UserError
-from modality_forcing.forcing.flow import Prediction
-from modality_forcing.forcing.noise_levels import LogitNormal, NoiseLevels, PlateauLogitNormal
 
-Batch = Mapping[str, Any]  # what data/pipeline.py yields: arrays with a leading b, text a mapping of them
+Batch = Mapping[
+    str, Any
+]  # what data/pipeline.py yields: arrays with a leading b, text a mapping of them
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class Modality(ABC):
     levels: NoiseLevels
     weight: float
     given: float
-    latents: int = 0  # channels of the latents that a batch brings, for a modality that can take them
+    latents: int = (
+        0  # channels of the latents that a batch brings, for a modality that can take them
+    )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -74,11 +78,17 @@ def build(config: Config) -> dict[str, Modality]:
 
 
 def _build(name: str, m: ModalityConfig, resolution: int) -> Modality:
-    known = sorted(info.name for info in pkgutil.iter_modules(modalities.__path__) if info.name != "base")
+    known = sorted(
+        info.name for info in pkgutil.iter_modules(modalities.__path__) if info.name != "base"
+    )
     if m.kind not in known:
-        raise UserError(f"modalities.{name}.kind is {m.kind!r}", mend=f"choose one of {', '.join(known)}")
+        raise UserError(
+            f"modalities.{name}.kind is {m.kind!r}", hint=f"choose one of {', '.join(known)}"
+        )
     module = importlib.import_module(f"{modalities.__name__}.{m.kind}")
-    levels = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}[m.noise.kind](m.noise.mu, m.noise.sigma)
+    levels = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}[m.noise.kind](
+        m.noise.mu, m.noise.sigma
+    )
     return module.MODALITY(
         name=name,
         resolution=resolution,

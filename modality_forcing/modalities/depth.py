@@ -35,7 +35,9 @@ def unit_mean(depth: Float[Array, "b h w"], valid: Bool[Array, "b h w"]) -> Floa
     depth = jnp.where(valid, depth, 0.0)
     # Dividing by the maximum first keeps the sum finite and exact in float32 whatever the unit.
     depth = depth / jnp.maximum(jnp.max(depth, axis=(1, 2), keepdims=True), 1e-30)
-    mean = jnp.sum(depth, axis=(1, 2), keepdims=True) / jnp.maximum(jnp.sum(valid, axis=(1, 2), keepdims=True), 1)
+    mean = jnp.sum(depth, axis=(1, 2), keepdims=True) / jnp.maximum(
+        jnp.sum(valid, axis=(1, 2), keepdims=True), 1
+    )
     return jnp.where(valid, depth / jnp.maximum(mean, 1e-30), 0.0)
 
 
@@ -62,7 +64,9 @@ class Depth(Modality):
 
     def decode(self, x0: Float[Array, "b n c"]) -> Float[Array, "b h w"]:
         """Returns positive depth, up to scale."""
-        return expand(unpatchify(x0.reshape(len(x0), *self.grid, self.channels), self.patch)[..., 0])
+        return expand(
+            unpatchify(x0.reshape(len(x0), *self.grid, self.channels), self.patch)[..., 0]
+        )
 
 
 MODALITY = Depth

@@ -49,7 +49,11 @@ class Image(Modality):
     def decode(self, x0: Float[Array, "b n c"]) -> Float[Array, "b y x c"]:
         """Returns colours [b h w 3] in [0, 1], clipped, or latents."""
         grid = x0.reshape(len(x0), *self.grid, self.channels)
-        return grid if self.latents else jnp.clip((self.autoencoder.decode(grid) + 1.0) / 2.0, 0.0, 1.0)
+        return (
+            grid
+            if self.latents
+            else jnp.clip((self.autoencoder.decode(grid) + 1.0) / 2.0, 0.0, 1.0)
+        )
 
 
 MODALITY = Image

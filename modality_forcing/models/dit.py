@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 from modality_forcing.config import ModelConfig, TextConfig
 from modality_forcing.models.blocks import Stack
 from modality_forcing.models.embeddings import LevelEmbedder, TextIn
-from modality_forcing.models.primitives import Linear, rms_norm, zeros
-from modality_forcing.models.rotary import image_positions, rotary_angles, text_positions
+from modality_forcing.models.layers import Linear, rms_norm, zeros
+from modality_forcing.models.rope import image_positions, rotary_angles, text_positions
 
 
 class Stream(Protocol):
@@ -28,14 +28,22 @@ class Stream(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def detokenizer(self) -> int: ...  # blocks that refine this modality's tokens alone before its head
+    def detokenizer(
+        self,
+    ) -> int: ...  # blocks that refine this modality's tokens alone before its head
 
 
 class Head(nnx.Module):
     """Trunk tokens -> patches, in float32: (own blocks,) norm, shift and scale by the noise level, zero-initialised linear."""
 
-    def __init__(self, c: ModelConfig, stream: Stream, *, rngs: nnx.Rngs, keep_gathered: bool = False):
-        self.blocks = Stack(c, stream.detokenizer, rngs=rngs, keep_gathered=keep_gathered) if stream.detokenizer else None
+    def __init__(
+        self, c: ModelConfig, stream: Stream, *, rngs: nnx.Rngs, keep_gathered: bool = False
+    ):
+        self.blocks = (
+            Stack(c, stream.detokenizer, rngs=rngs, keep_gathered=keep_gathered)
+            if stream.detokenizer
+            else None
+        )
         self.block_modulation = modulation(c, rngs) if stream.detokenizer else None
         self.modulation = Linear(c.width, 2 * c.width, rngs=rngs)
         self.linear = Linear(c.width, stream.channels, rngs=rngs, init=zeros)
@@ -78,18 +86,27 @@ class DiT(nnx.Module):
         self.dtype = jnp.dtype(c.dtype)
         self.places = tuple((n, s.position_id, s.grid) for n, s in streams.items())
         self.text = TextIn(text, c.width, rngs=rngs)
-        self.tokenizer = nnx.Dict({n: Linear(s.channels, c.width, rngs=rngs) for n, s in streams.items()})
+        self.tokenizer = nnx.Dict(
+            {n: Linear(s.channels, c.width, rngs=rngs) for n, s in streams.items()}
+        )
         self.level = nnx.Dict({n: LevelEmbedder(c.width, rngs=rngs) for n in streams})
         # Cross-stream mixing: how strongly, and what, a modality hears of another's noise level. Zero at the start.
         pairs = [(n, o) for n in streams for o in streams if n != o]
-        self.mixer = nnx.Dict({f"{n}_from_{o}": LevelEmbedder(c.width, rngs=rngs) for n, o in pairs})
+        self.mixer = nnx.Dict(
+            {f"{n}_from_{o}": LevelEmbedder(c.width, rngs=rngs) for n, o in pairs}
+        )
         self.mixing = nnx.Dict({f"{n}_from_{o}": nnx.Param(jnp.zeros(())) for n, o in pairs})
         self.modulation = modulation(c, rngs)
         self.trunk = Stack(c, c.blocks, rngs=rngs, keep_gathered=keep_gathered)
-        self.head = nnx.Dict({n: Head(c, s, rngs=rngs, keep_gathered=keep_gathered) for n, s in streams.items()})
+        self.head = nnx.Dict(
+            {n: Head(c, s, rngs=rngs, keep_gathered=keep_gathered) for n, s in streams.items()}
+        )
 
     def __call__(
-        self, noisy: Mapping[str, Float[Array, "b n c"]], t: Mapping[str, Float[Array, " b"]], text: Mapping[str, Array]
+        self,
+        noisy: Mapping[str, Float[Array, "b n c"]],
+        t: Mapping[str, Float[Array, " b"]],
+        text: Mapping[str, Array],
     ) -> dict[str, Float[Array, "b n c"]]:
         names = [n for n in self.names if n in noisy]
         level = {n: self._level(n, t) for n in names}  # [b d], float32
@@ -98,14 +115,24 @@ class DiT(nnx.Module):
         parts = [self.text(text, self.dtype), *tokens.values()]
         lengths = [part.shape[1] for part in parts]
         x = jnp.concatenate(parts, axis=1)  # [b n d]
-        levels = jnp.stack([self.modulation(jax.nn.silu(level[n])) for n in names], axis=1)  # [b m 3d]
+        levels = jnp.stack(
+            [self.modulation(jax.nn.silu(level[n])) for n in names], axis=1
+        )  # [b m 3d]
         segments = (0, *np.cumsum(lengths)[1:-1].tolist())  # text follows the lead
-        positions = [text_positions(lengths[0]), *(image_positions(i, grid) for n, i, grid in self.places if n in noisy)]
-        angles = [rotary_angles(p, self.c.head_dim, self.c.rope_theta) for p in positions]  # [n k/2] each
+        positions = [
+            text_positions(lengths[0]),
+            *(image_positions(i, grid) for n, i, grid in self.places if n in noisy),
+        ]
+        angles = [
+            rotary_angles(p, self.c.head_dim, self.c.rope_theta) for p in positions
+        ]  # [n k/2] each
         x = self.trunk(x, levels, segments, jnp.asarray(np.concatenate(angles)))
 
         own = jnp.split(x, np.cumsum(lengths[:-1]), axis=1)[1:]  # [b n d] each, text left out
-        return {n: self.head[n](y, level[n], jnp.asarray(a)) for n, y, a in zip(names, own, angles[1:], strict=True)}
+        return {
+            n: self.head[n](y, level[n], jnp.asarray(a))
+            for n, y, a in zip(names, own, angles[1:], strict=True)
+        }
 
     def _level(self, name: str, t: Mapping[str, Float[Array, " b"]]) -> Float[Array, "b d"]:
         vector = self.level[name](t[name])

@@ -11,12 +11,16 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from modality_forcing.config import TextConfig
-from modality_forcing.models.primitives import Linear, rms_norm
+from modality_forcing.models.layers import Linear, rms_norm
 
 
-def sinusoid(t: Float[Array, " b"], channels: int = 256, period: float = 10_000.0) -> Float[Array, "b c"]:
+def sinusoid(
+    t: Float[Array, " b"], channels: int = 256, period: float = 10_000.0
+) -> Float[Array, "b c"]:
     """Embeds noise levels in [0, 1], scaled by 1000, as [cos | sin]; always float32: bfloat16 cannot tell 0.99 from 0.991."""
-    frequency = jnp.exp(-math.log(period) * jnp.arange(channels // 2, dtype=jnp.float32) / (channels // 2))
+    frequency = jnp.exp(
+        -math.log(period) * jnp.arange(channels // 2, dtype=jnp.float32) / (channels // 2)
+    )
     angle = 1000.0 * t.astype(jnp.float32)[:, None] * frequency
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 

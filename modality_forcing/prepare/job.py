@@ -20,16 +20,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modality_forcing.data import manifest, tfds_files
-from modality_forcing.data.codec import ImageFormat
-from modality_forcing.data.datasets.registry import Dataset
-from modality_forcing.data.manifest import Manifest, ShardFile
-from modality_forcing.data.shards import shard_name
+from modality_forcing.atomic_io import write_file
 from modality_forcing.data.shrink import Size, longer_side, shorter_side
-from modality_forcing.data.tally import Tally
+from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
-from modality_forcing.nested import differences
-from modality_forcing.writing import write_file
+from modality_forcing.storage import manifest, tfds_metadata
+from modality_forcing.storage.codec import ImageFormat
+from modality_forcing.storage.manifest import Manifest, ShardFile
+from modality_forcing.storage.shards import shard_name
+from modality_forcing.storage.stats import Tally
+from modality_forcing.tree import differences
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,11 @@ class Done:
 
     def to_json(self) -> dict[str, Any]:
         """Returns it as it is written."""
-        content = {"settings": self.settings, "file": vars(self.file), "bad": [list(bad) for bad in self.bad]}
+        content = {
+            "settings": self.settings,
+            "file": vars(self.file),
+            "bad": [list(bad) for bad in self.bad],
+        }
         return {**content, "tally": self.tally.to_json(), "versions": dict(self.versions)}
 
 
@@ -98,7 +102,9 @@ class Place:
 
     def shard(self, index: int) -> Path:
         """Returns where a shard is or will be."""
-        return self.folder / shard_name(self.dataset.name, self.settings.split, index, self.settings.shards)
+        return self.folder / shard_name(
+            self.dataset.name, self.settings.split, index, self.settings.shards
+        )
 
     def claim(self) -> None:
         """Puts the settings down; raises UserError, naming what differs, if the folder was begun with others."""
@@ -107,7 +113,9 @@ class Place:
             write_file(path, json.dumps(self.settings.to_json(), indent=1) + "\n")
         if told := differences(manifest.read_json(path), self.settings.to_json()):
             raise UserError(
-                f"was begun with other settings ({told})", where=self.folder, mend="choose another --out, or delete this one"
+                f"was begun with other settings ({told})",
+                where=self.folder,
+                hint="choose another --out, or delete this one",
             )
 
     def done(self, index: int) -> Done | None:
@@ -125,7 +133,9 @@ class Place:
                 versions=dict(content["versions"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError("is damaged", where=path, mend="delete it and run the same mforce prepare again") from error
+            raise UserError(
+                "is damaged", where=path, hint="delete it and run the same mforce prepare again"
+            ) from error
         shard = self.shard(index)
         whole = shard.is_file() and shard.stat().st_size == done.file.bytes
         return done if whole and done.settings == self.settings.digest() else None
@@ -157,7 +167,9 @@ class Place:
             files=tuple(done.file for done in finished),
             holds=tally.summary(),
             settings=self.settings.to_json(),
-            versions={name: ", ".join(sorted(several)) for name, several in sorted(versions.items())},
+            versions={
+                name: ", ".join(sorted(several)) for name, several in sorted(versions.items())
+            },
         )
         bad = self.list_bad(bad for done in finished for bad in done.bad)
         manifest.write(written)
@@ -169,19 +181,25 @@ class Place:
     def list_bad(self, bad: Iterable[tuple[int, str]]) -> Path:
         """Writes the list of what could not be read, and returns where."""
         path = self.folder / f"bad-{self.settings.split}.txt"
-        write_file(path, "".join(f"{index}\t{' '.join(reason.split())}\n" for index, reason in sorted(bad)))
+        write_file(
+            path, "".join(f"{index}\t{' '.join(reason.split())}\n" for index, reason in sorted(bad))
+        )
         return path
 
     def _write_for_tfds(self) -> list[Path]:
         """Writes what tensorflow-datasets opens the folder by, with all splits that are complete; returns where."""
         paths = sorted(self.folder.glob(manifest.manifest_path(Path(), "*").name))
         found = [manifest.read(self.folder, path.stem.removeprefix("manifest-")) for path in paths]
-        splits = [one for one in found if one and one.name == self.dataset.name and one.split != tfds_files.NO_SPLIT]
+        splits = [
+            one
+            for one in found
+            if one and one.name == self.dataset.name and one.split != tfds_metadata.NO_SPLIT
+        ]
         if not splits:
             return []
         info, features = self.folder / "dataset_info.json", self.folder / "features.json"
-        write_file(info, tfds_files.info_json(splits))
-        write_file(features, tfds_files.features_json(self.settings.image_format))
+        write_file(info, tfds_metadata.info_json(splits))
+        write_file(features, tfds_metadata.features_json(self.settings.image_format))
         return [info, features]
 
     @property

@@ -20,14 +20,14 @@ from typing import Any
 from PIL import features
 
 import modality_forcing
-from modality_forcing.data import codec, manifest
-from modality_forcing.data.manifest import Manifest, ShardFile
 from modality_forcing.data.records import Record, RecordSource, check
-from modality_forcing.data.shards import ShardWriter
 from modality_forcing.data.shrink import shrink
-from modality_forcing.data.tally import Tally
 from modality_forcing.errors import UserError
 from modality_forcing.prepare.job import Done, Place
+from modality_forcing.storage import codec, manifest
+from modality_forcing.storage.manifest import Manifest, ShardFile
+from modality_forcing.storage.shards import ShardWriter
+from modality_forcing.storage.stats import Tally
 
 Bad = tuple[tuple[int, str], ...]
 _TELL_EVERY = 10.0  # seconds between lines of progress
@@ -76,7 +76,12 @@ def prepare(
     counters.bad.value = sum(len(done.bad) for done in finished.values())
     total = sum(len(place.settings.indices(index)) for index in mine)
     watch = _Watch(
-        place, counters, tell, total, sum(len(place.settings.indices(index)) for index in finished), int(max_bad * total)
+        place,
+        counters,
+        tell,
+        total,
+        sum(len(place.settings.indices(index)) for index in finished),
+        int(max_bad * total),
     )
     run = (
         _in_processes(place, source, counters, waiting, workers, watch)
@@ -91,8 +96,15 @@ def prepare(
             failed += outcome
     watch.say()
     if counters.bad.value > watch.most_bad:
-        raise _too_many(place, [*failed, *(bad for done in finished.values() for bad in done.bad)], total, max_bad)
-    everything = [finished.get(index) or place.done(index) for index in range(place.settings.shards)]
+        raise _too_many(
+            place,
+            [*failed, *(bad for done in finished.values() for bad in done.bad)],
+            total,
+            max_bad,
+        )
+    everything = [
+        finished.get(index) or place.done(index) for index in range(place.settings.shards)
+    ]
     whole = [done for done in everything if done]
     if len(whole) < len(everything):
         tell(f"this part is done; {len(whole)} of {len(everything)} shards are there")
@@ -125,8 +137,13 @@ def write_shard(place: Place, source: RecordSource, index: int, counters: Counte
 
 def versions() -> dict[str, str]:
     """Returns the versions of everything that the bytes of an example pass through."""
-    packages = {name: importlib.metadata.version(name) for name in ("array-record", "numpy", "pillow")}
-    coders = {name: str(features.version(feature)) for name, feature in (("libjpeg", "jpg"), ("libwebp", "webp"))}
+    packages = {
+        name: importlib.metadata.version(name) for name in ("array-record", "numpy", "pillow")
+    }
+    coders = {
+        name: str(features.version(feature))
+        for name, feature in (("libjpeg", "jpg"), ("libwebp", "webp"))
+    }
     turbo = features.version("libjpeg_turbo")
     return {
         **packages,
@@ -148,7 +165,15 @@ def _read(source: RecordSource, number: int) -> Record | str:
 class _Watch:
     """Says how far a run is, and stops it when too much could not be read."""
 
-    def __init__(self, place: Place, counters: Counters, tell: Callable[[str], None], total: int, before: int, most_bad: int):
+    def __init__(
+        self,
+        place: Place,
+        counters: Counters,
+        tell: Callable[[str], None],
+        total: int,
+        before: int,
+        most_bad: int,
+    ):
         self._what = f"{place.dataset.name} {place.settings.split}"
         self._counters = counters
         self._tell = tell
@@ -208,21 +233,32 @@ _WORK: list[tuple[Place, RecordSource, Counters]] = []  # in a worker process: w
 
 
 def _in_processes(
-    place: Place, source: RecordSource, counters: Counters, waiting: Sequence[int], workers: int, watch: _Watch
+    place: Place,
+    source: RecordSource,
+    counters: Counters,
+    waiting: Sequence[int],
+    workers: int,
+    watch: _Watch,
 ) -> Iterator[tuple[int, Done | Bad]]:
     context = multiprocessing.get_context("spawn")  # forking a process with threads is unsafe
     count = max(1, min(workers, len(waiting)))
-    pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(place, source, counters))
+    pool = ProcessPoolExecutor(
+        count, context, initializer=_begin, initargs=(place, source, counters)
+    )
     with _leaving_off(pool, counters):
-        futures: dict[Future[Done | Bad], int] = {pool.submit(_one, index): index for index in waiting}
+        futures: dict[Future[Done | Bad], int] = {
+            pool.submit(_one, index): index for index in waiting
+        }
         while futures:
             ended, _ = wait(futures, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
             for future in ended:
                 try:
                     yield futures.pop(future), future.result()
                 except BrokenProcessPool as error:
-                    mend = "if memory ran out, give fewer --workers; the same command goes on"
-                    raise UserError("a worker process died", where=place.folder, mend=mend) from error
+                    hint = "if memory ran out, give fewer --workers; the same command goes on"
+                    raise UserError(
+                        "a worker process died", where=place.folder, hint=hint
+                    ) from error
             watch.look()
 
 
@@ -261,10 +297,18 @@ def _too_many(place: Place, bad: list[tuple[int, str]], total: int, max_bad: flo
     path = place.list_bad(bad)
     index, reason = min(bad)
     what = f"{len(bad)} of {total} records could not be read, more than --max-bad={max_bad:g} allows (first {index}: {reason})"
-    return UserError(what, mend=f"all are in {path}: mend them or raise --max-bad, and the same command goes on")
+    return UserError(
+        what, hint=f"all are in {path}: hint them or raise --max-bad, and the same command goes on"
+    )
 
 
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes} min"
+        if hours
+        else f"{minutes} min {rest} s"
+        if minutes
+        else f"{rest} s"
+    )

@@ -22,19 +22,33 @@ def trunk_state(config: Config, like: TrainState) -> tuple[TrainState, dict[str,
     """
     c, folder = config.train, Path(config.train.branch)
     if not (folder / "config.json").is_file():
-        raise UserError("train.branch names no run", where=folder, mend="give the workdir of the run to branch off")
+        raise UserError(
+            "train.branch names no run",
+            where=folder,
+            hint="give the workdir of the run to branch off",
+        )
     try:
         is_claimed(folder, config, but=LENGTH)
         trunk = from_dict(json.loads((folder / "config.json").read_text())).train
     except UserError as error:
         told = str(error).removeprefix(f"{folder}: ").partition(";")[0]
-        raise UserError(told, where=folder, mend="a branch has all of its trunk's config but its length") from error
+        raise UserError(
+            told, where=folder, hint="a branch has all of its trunk's config but its length"
+        ) from error
     try:
         most = branch_point(c, trunk)
     except UserError as error:
         raise UserError(str(error), where=folder) from error
-    steps = sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit() and (p / "meta").is_dir())
+    steps = sorted(
+        int(p.name)
+        for p in (folder / "checkpoints").glob("*")
+        if p.name.isdigit() and (p / "meta").is_dir()
+    )
     if not (fit := [step for step in steps if step <= most]):
         told = f"no checkpoint up to step {most}, where the cooldown begins; there is {', '.join(map(str, steps)) or 'none'}"
-        raise UserError(told, where=folder, mend="train the trunk with a train.save_every and train.keep that leave one")
+        raise UserError(
+            told,
+            where=folder,
+            hint="train the trunk with a train.save_every and train.keep that leave one",
+        )
     return checkpoint.read_state((folder / "checkpoints" / str(fit[-1])).absolute(), like)

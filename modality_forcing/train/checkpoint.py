@@ -16,10 +16,10 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
-from modality_forcing import processes
+from modality_forcing import distributed
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.models.surgery import graft
+from modality_forcing.models.restore import graft
 from modality_forcing.train.state import Params, TrainState
 
 FORMAT = 1  # of the folder; readers refuse what they do not know
@@ -36,7 +36,9 @@ class Checkpoints:
         remove_unfinished(self.folder)
         # Synchronous: an error belongs to the step that caused it, and the state may be donated right after.
         kept = AnyPreservationPolicy([LatestN(keep), CustomSteps(sorted(also))])
-        options = ocp.CheckpointManagerOptions(preservation_policy=kept, enable_async_checkpointing=False, create=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=kept, enable_async_checkpointing=False, create=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def latest(self) -> int | None:
@@ -66,11 +68,15 @@ class Checkpoints:
             if not disk_full(error):
                 raise
             last = self.latest()
-            kept = "there is no earlier checkpoint" if last is None else f"the checkpoint of step {last} is intact"
+            kept = (
+                "there is no earlier checkpoint"
+                if last is None
+                else f"the checkpoint of step {last} is intact"
+            )
             raise UserError(
                 f"the disk is full: step {step} could not be saved; {kept}",
                 where=self.folder,
-                mend="free some space and run the same command again",
+                hint="free some space and run the same command again",
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
@@ -95,21 +101,27 @@ def disk_full(error: Exception) -> bool:
 
 def remove_unfinished(folder: Path) -> None:
     """Deletes what an interrupted save left behind, so that it neither fills the disk nor looks like a checkpoint."""
-    for leftover in folder.glob("*.orbax-checkpoint-tmp*") if processes.is_first() else ():
+    for leftover in folder.glob("*.orbax-checkpoint-tmp*") if distributed.is_first() else ():
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 def find(path: Path) -> Path:
     """Returns the folder of one step from itself, from a run's `checkpoints/`, or from the run's workdir."""
     if not path.exists():
-        raise UserError("no such checkpoint", where=path, mend="give a workdir, its checkpoints/ or one step in it")
+        raise UserError(
+            "no such checkpoint",
+            where=path,
+            hint="give a workdir, its checkpoints/ or one step in it",
+        )
     for folder in (path, path / "checkpoints"):
         if (folder / "meta").is_dir():
             return folder
         steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
         if steps:
             return max(steps, key=lambda p: int(p.name))
-    raise UserError("holds no checkpoint", where=path, mend="give a workdir, its checkpoints/ or one step in it")
+    raise UserError(
+        "holds no checkpoint", where=path, hint="give a workdir, its checkpoints/ or one step in it"
+    )
 
 
 def load(path: Path, place: Callable[[Any], Any] | None = None) -> tuple[Config, Params]:
@@ -128,7 +140,9 @@ def load(path: Path, place: Callable[[Any], Any] | None = None) -> tuple[Config,
             shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), _plain(shapes))
             first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             shardings = jax.tree.map(lambda _: first, shapes) if place is None else place(shapes)
-            abstract = jax.tree.map(lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), shapes, shardings)
+            abstract = jax.tree.map(
+                lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), shapes, shardings
+            )
             params = reader.restore(folder / WEIGHTS, abstract)
     except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
         raise _unreadable(folder, error) from error
@@ -153,17 +167,23 @@ def read_state(folder: Path, like: TrainState) -> tuple[TrainState, dict[str, An
     except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
         raise _unreadable(folder, error) from error
     step = jax.numpy.asarray(int(folder.name), like.step.dtype)
-    return TrainState(step, items["params"], items["optimiser"], items["ema"]), _checked(meta, folder)
+    return TrainState(step, items["params"], items["optimiser"], items["ema"]), _checked(
+        meta, folder
+    )
 
 
-def initial(path: Path, fresh: Params, new: tuple[str, ...], place: Callable[[Any], Any] | None = None) -> Params:
+def initial(
+    path: Path, fresh: Params, new: tuple[str, ...], place: Callable[[Any], Any] | None = None
+) -> Params:
     """Returns a checkpoint's weights in the place of fresh ones, all but the modules of the modalities in `new`."""
     _, params = load(path, place)
     return graft(params, fresh, new, where=path)
 
 
 def _quiet() -> None:
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax warns of files that are absent by design
+    logging.getLogger("absl").setLevel(
+        logging.CRITICAL
+    )  # Orbax warns of files that are absent by design
 
 
 @contextmanager
@@ -175,7 +195,10 @@ def one_error() -> Iterator[None]:
     before, log = sys.unraisablehook, logging.getLogger("asyncio")
 
     def hook(raised: Any) -> None:
-        if not inspect.iscoroutine(raised.object) and str(raised.exc_value) != "Event loop is closed":
+        if (
+            not inspect.iscoroutine(raised.object)
+            and str(raised.exc_value) != "Event loop is closed"
+        ):
             before(raised)
 
     def retrieved(record: logging.LogRecord) -> bool:
@@ -186,7 +209,9 @@ def one_error() -> Iterator[None]:
     try:
         yield
     except Exception:  # where an error passes, all this stays
-        warnings.filterwarnings("ignore", message="coroutine .* was never awaited", category=RuntimeWarning)
+        warnings.filterwarnings(
+            "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
+        )
         raise
     sys.unraisablehook = before
     log.removeFilter(retrieved)
@@ -201,7 +226,9 @@ def _checked(meta: Any, folder: Path) -> dict[str, Any]:
     if not isinstance(meta, Mapping) or not isinstance(meta.get("config"), Mapping):
         raise UserError("its description is damaged", where=folder)
     if meta.get("format") != FORMAT:
-        raise UserError(f"is of format {meta.get('format')}, this version reads {FORMAT}", where=folder)
+        raise UserError(
+            f"is of format {meta.get('format')}, this version reads {FORMAT}", where=folder
+        )
     return dict(meta)
 
 
@@ -210,4 +237,8 @@ def _unreadable(folder: Path, error: Exception) -> UserError:
     while cause.__cause__ is not None:
         cause = cause.__cause__  # Orbax wraps what the storage said in pages of its own
     first = str(cause).strip().split("\n")[0][:200]
-    return UserError(f"cannot be read ({first})", where=folder, mend="the checkpoint is damaged or of another run")
+    return UserError(
+        f"cannot be read ({first})",
+        where=folder,
+        hint="the checkpoint is damaged or of another run",
+    )

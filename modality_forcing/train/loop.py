@@ -10,12 +10,18 @@ import jax
 
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
-from modality_forcing.train.run_log import RunLog
-from modality_forcing.train.start import start
+from modality_forcing.train.init import start
+from modality_forcing.train.logger import RunLog
 from modality_forcing.train.state import TrainState
 
 
-def train(config: Config, workdir: Path, *, records: RecordSource | None = None, stop_after: int | None = None) -> TrainState:
+def train(
+    config: Config,
+    workdir: Path,
+    *,
+    records: RecordSource | None = None,
+    stop_after: int | None = None,
+) -> TrainState:
     """Trains a config in a workdir, or goes on with what is there, and returns the final state.
 
     Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard `events/`. A second call with the same config

@@ -11,8 +11,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
+from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
-from modality_forcing.writing import write_file
 
 
 class MetricWriter:
@@ -27,7 +27,9 @@ class MetricWriter:
         # Steps after the restored one will be run again: without this the curves would hold them twice.
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
         write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._events = SummaryWriter(str(folder / "events"), purge_step=first_step + 1 if first_step else None)
+        self._events = SummaryWriter(
+            str(folder / "events"), purge_step=first_step + 1 if first_step else None
+        )
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Records the scalars of one step, durably; raises UserError if the disk is full."""
@@ -35,8 +37,10 @@ class MetricWriter:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **scalars}) + "\n")
         except OSError as error:
-            mend = "make room and run the same command again"
-            raise UserError(f"cannot be written ({error.strerror})", where=self._path, mend=mend) from error
+            hint = "make room and run the same command again"
+            raise UserError(
+                f"cannot be written ({error.strerror})", where=self._path, hint=hint
+            ) from error
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 
@@ -82,9 +86,16 @@ class Progress:
         if done > before:
             rate = (done - before) / (now - then)
         eta = _clock((self.total - done) / rate) if rate else "--:--"
-        told = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        told = "  ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+        )
         line = f"{self.what}  {done}/{self.total}  {rate:.1f}/s  ETA {eta}  {told}"
-        print(f"\r\033[K{line}" if self._live else line, end="" if self._live else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\033[K{line}" if self._live else line,
+            end="" if self._live else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def close(self) -> None:
         """Ends the line on a terminal."""
@@ -94,4 +105,8 @@ class Progress:
 
 def _clock(seconds: float) -> str:
     minutes, seconds = divmod(int(seconds + 0.5), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        if minutes >= 60
+        else f"{minutes}:{seconds:02d}"
+    )

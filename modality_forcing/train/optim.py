@@ -20,7 +20,9 @@ def schedule(c: TrainConfig) -> optax.Schedule:
     warmup = warmup_steps(c)
     if c.schedule == "cosine":
         end = max(c.steps, warmup + 1)  # a run of one step has nowhere to fall
-        return optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, warmup, end, 0.1 * c.learning_rate)
+        return optax.warmup_cosine_decay_schedule(
+            0.0, c.learning_rate, warmup, end, 0.1 * c.learning_rate
+        )
     cooling = cools_from(c)
 
     def wsd(step):
@@ -44,10 +46,15 @@ def cools_from(c: TrainConfig) -> int:
 def branch_point(c: TrainConfig, trunk: TrainConfig) -> int:
     """Returns the last step up to which two runs that differ in length alone are one run; raises UserError if there is none."""
     if c.schedule != "wsd" or c.schedule != trunk.schedule:
-        raise UserError("a cosine has no constant phase to branch off", mend="set train.schedule=wsd in the trunk too")
+        raise UserError(
+            "a cosine has no constant phase to branch off",
+            hint="set train.schedule=wsd in the trunk too",
+        )
     if warmup_steps(c) != warmup_steps(trunk):
         told = f"the trunk warms up for {warmup_steps(trunk)} steps, this run for {warmup_steps(c)}"
-        raise UserError(told, mend="set train.warmup so that they agree (scaling/recipe.py: horizon)")
+        raise UserError(
+            told, hint="set train.warmup so that they agree (train/width_scaling.py: horizon)"
+        )
     return min(cools_from(c), cools_from(trunk))
 
 
@@ -78,7 +85,9 @@ def optimiser(c: TrainConfig, width: int) -> optax.GradientTransformation:
 
 def _scale_by_group(factor: float) -> optax.GradientTransformation:
     def update(updates, params=None):
-        return jax.tree_util.tree_map_with_path(lambda path, u: u * factor if group(_names(path)) in SCALED else u, updates)
+        return jax.tree_util.tree_map_with_path(
+            lambda path, u: u * factor if group(_names(path)) in SCALED else u, updates
+        )
 
     return optax.stateless(update)
 
@@ -91,11 +100,21 @@ def group(path: tuple[str, ...]) -> str:
     Raises ValueError for a parameter that this table does not know: a new module must be given its place.
     """
     match path:
-        case ("tokenizer", _, "w") | ("text", "table") | ("text", "linear", "w") | ("level" | "mixer", _, "inner", "w"):
+        case (
+            ("tokenizer", _, "w")
+            | ("text", "table")
+            | ("text", "linear", "w")
+            | ("level" | "mixer", _, "inner", "w")
+        ):
             return "input"
         case ("head", _, "linear", "w"):
             return "output"
-        case (*_, "layers", "q" | "k" | "v" | "gate" | "up" | "out" | "down") | ("level" | "mixer", _, "outer", "w"):
+        case (*_, "layers", "q" | "k" | "v" | "gate" | "up" | "out" | "down") | (
+            "level" | "mixer",
+            _,
+            "outer",
+            "w",
+        ):
             return "hidden"
         case ("modulation", "w") | ("head", _, "modulation" | "block_modulation", "w"):
             return "hidden"
@@ -109,7 +128,9 @@ def decayed(params):
 
     A leaf of the scanned stack has a leading axis of layers, so its rank alone would call a stacked vector a matrix.
     """
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: leaf.ndim - ("layers" in _names(path)) >= 2, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim - ("layers" in _names(path)) >= 2, params
+    )
 
 
 def _names(path) -> tuple[str, ...]:

@@ -43,22 +43,35 @@ class ShardingRules:
     table_we: Spec = ("fsdp", None)  # rows of the word table
     vector_e: Spec = (None,)
     scalar: Spec = ()
-    keep_gathered: bool = True  # for the backward pass; else weights are gathered twice a step and never stay
+    keep_gathered: bool = (
+        True  # for the backward pass; else weights are gathered twice a step and never stay
+    )
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
             if field.name != "keep_gathered":
-                axes = [a for entry in getattr(self, field.name) for a in ((entry,) if isinstance(entry, str) else entry or ())]
+                axes = [
+                    a
+                    for entry in getattr(self, field.name)
+                    for a in ((entry,) if isinstance(entry, str) else entry or ())
+                ]
                 if len(axes) != len(set(axes)):
-                    raise ValueError(f"{field.name} {getattr(self, field.name)} splits two dimensions by one axis")
+                    raise ValueError(
+                        f"{field.name} {getattr(self, field.name)} splits two dimensions by one axis"
+                    )
 
 
 def _whole(spec: Spec) -> Spec:
-    return tuple("tensor" if entry == "tensor" or (isinstance(entry, tuple) and "tensor" in entry) else None for entry in spec)
+    return tuple(
+        "tensor" if entry == "tensor" or (isinstance(entry, tuple) and "tensor" in entry) else None
+        for entry in spec
+    )
 
 
 _SHARDED = ShardingRules()
-_WEIGHTS = [field.name for field in dataclasses.fields(ShardingRules) if field.name != "keep_gathered"]
+_WEIGHTS = [
+    field.name for field in dataclasses.fields(ShardingRules) if field.name != "keep_gathered"
+]
 
 PRESETS: Mapping[str, ShardingRules] = {
     # Data parallel, with weights, moments and EMA in shards; a block's whole bfloat16 weights stay from forward to backward.
@@ -66,7 +79,9 @@ PRESETS: Mapping[str, ShardingRules] = {
     # The same shards; weights are gathered again in the backward pass, so that a device holds those of few blocks only.
     "fsdp": dataclasses.replace(_SHARDED, keep_gathered=False),
     # Everything whole on every device: nothing to gather, nothing saved.
-    "replicated": ShardingRules(**{name: _whole(getattr(_SHARDED, name)) for name in _WEIGHTS}, keep_gathered=False),
+    "replicated": ShardingRules(
+        **{name: _whole(getattr(_SHARDED, name)) for name in _WEIGHTS}, keep_gathered=False
+    ),
 }
 
 # Which rule a weight falls under, by the last part of its path; `w` belongs to a Linear.
@@ -98,8 +113,13 @@ def make_mesh(c: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     if c.slices > 1:
         found = len({getattr(d, "slice_index", 0) for d in devices})
         if found != c.slices:
-            raise UserError(f"mesh.slices is {c.slices}, the devices are of {found}", mend="set it to the slices there are")
-        grid = mesh_utils.create_hybrid_device_mesh(sizes, (c.slices, 1, 1), devices=devices, allow_split_physical_axes=True)
+            raise UserError(
+                f"mesh.slices is {c.slices}, the devices are of {found}",
+                hint="set it to the slices there are",
+            )
+        grid = mesh_utils.create_hybrid_device_mesh(
+            sizes, (c.slices, 1, 1), devices=devices, allow_split_physical_axes=True
+        )
     elif devices[0].platform == "tpu":
         grid = mesh_utils.create_device_mesh(sizes, devices=devices, allow_split_physical_axes=True)
     else:
@@ -112,11 +132,13 @@ def _sizes(c: MeshConfig, devices: int) -> tuple[int, int, int]:
     each, sizes = devices // c.slices, [c.data, c.fsdp, c.tensor]
     rest = sizes.count(-1)
     if rest > 1:
-        raise UserError("mesh.data and mesh.fsdp are both -1", mend="leave one of them to take what is left")
+        raise UserError(
+            "mesh.data and mesh.fsdp are both -1", hint="leave one of them to take what is left"
+        )
     known = math.prod(size for size in sizes if size != -1)
     if devices % c.slices or each % known or (not rest and each != known):
         told = f"mesh data={c.data} fsdp={c.fsdp} tensor={c.tensor} slices={c.slices} does not fit {devices} devices"
-        raise UserError(told, mend="set mesh.fsdp=-1 to take all devices that are left")
+        raise UserError(told, hint="set mesh.fsdp=-1 to take all devices that are left")
     data, fsdp, tensor = (each // known if size == -1 else size for size in sizes)
     return data, fsdp, tensor
 
@@ -126,8 +148,8 @@ def check_batch(c: TrainConfig, mesh: Mesh) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * c.accumulate
     if c.batch % parts:
         told = f"train.batch {c.batch} does not divide among {parts} micro-batches"
-        mend = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.accumulate"
-        raise UserError(told, mend=mend)
+        hint = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.accumulate"
+        raise UserError(told, hint=hint)
 
 
 def rule_of(path: tuple[str, ...], rank: int) -> str:
@@ -137,7 +159,9 @@ def rule_of(path: tuple[str, ...], rank: int) -> str:
     return RULE_OF[path[-1]]
 
 
-def partition(rules: ShardingRules, path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+def partition(
+    rules: ShardingRules, path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh
+) -> PartitionSpec:
     """Returns how a weight is kept, from its path in the network and its shape.
 
     An axis that does not divide its dimension leaves it whole: `unsharded` tells.
@@ -149,7 +173,7 @@ def partition(rules: ShardingRules, path: tuple[str, ...], shape: tuple[int, ...
         entries = (None, *entries)
     if len(entries) != len(shape):
         raise ValueError(f"{'/'.join(path)} {shape} has not the dimensions of its rule {entries}")
-    count = lambda e: math.prod(mesh.shape[a] for a in ((e,) if isinstance(e, str) else e or ()))  # noqa: E731
+    count = lambda e: math.prod(mesh.shape[a] for a in ((e,) if isinstance(e, str) else e or ()))
     fitting = [e if size % count(e) == 0 else None for e, size in zip(entries, shape, strict=True)]
     while fitting and fitting[-1] is None:
         fitting.pop()
@@ -164,7 +188,9 @@ def shard(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-        return NamedSharding(mesh, partition(rules, names, leaf.shape, mesh) if names else PartitionSpec())
+        return NamedSharding(
+            mesh, partition(rules, names, leaf.shape, mesh) if names else PartitionSpec()
+        )
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Int
 
 from modality_forcing.config import Config
-from modality_forcing.forcing import rng
+from modality_forcing.diffusion import rng
 from modality_forcing.modalities.base import Modality
 from modality_forcing.models.attention import KERNELS
 from modality_forcing.models.dit import DiT
@@ -24,7 +24,7 @@ Params = dict[str, Any]  # nested dicts of arrays, by the network's attribute na
 
 
 class TrainState(NamedTuple):
-    """A pytree; nothing random is in it (see forcing/rng.py)."""
+    """A pytree; nothing random is in it (see diffusion/rng.py)."""
 
     step: Int[Array, ""]  # updates done
     params: Params
@@ -39,7 +39,13 @@ def make_network(config: Config, modalities: Mapping[str, Modality]) -> DiT:
     """
     c = with_kernel(config, jax.default_backend())
     keep = PRESETS[c.mesh.preset].keep_gathered
-    return DiT(c.model, c.text, modalities, rngs=nnx.Rngs(rng.stream(c.seed, "init", 0)), keep_gathered=keep)
+    return DiT(
+        c.model,
+        c.text,
+        modalities,
+        rngs=nnx.Rngs(rng.stream(c.seed, "init", 0)),
+        keep_gathered=keep,
+    )
 
 
 def with_kernel(config: Config, platform: str) -> Config:
@@ -52,15 +58,19 @@ def with_kernel(config: Config, platform: str) -> Config:
     return replace(config, model=replace(config.model, attention=KERNELS.get(platform, "einsum")))
 
 
-def abstract_network(config: Config, modalities: Mapping[str, Modality]) -> tuple[nnx.GraphDef, Params]:
+def abstract_network(
+    config: Config, modalities: Mapping[str, Modality]
+) -> tuple[nnx.GraphDef, Params]:
     """Returns the network's graph and the shapes of its weights; allocates nothing."""
     graph, weights = nnx.split(nnx.eval_shape(lambda: make_network(config, modalities)), nnx.Param)
     return graph, nnx.to_pure_dict(weights)
 
 
-def init_params(config: Config, modalities: Mapping[str, Modality], shardings: Any = None) -> Params:
+def init_params(
+    config: Config, modalities: Mapping[str, Modality], shardings: Any = None
+) -> Params:
     """Returns fresh weights, a pure function of the config's seed; with shardings, no device ever holds them whole."""
-    make = lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1])  # noqa: E731
+    make = lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1])
     return jax.jit(make, out_shardings=shardings)()
 
 
@@ -83,7 +93,8 @@ def fingerprint(params: Params) -> str:
     leaves = jax.tree_util.tree_leaves_with_path(params)
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
     told = [
-        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(s)) for (path, leaf), s in zip(leaves, sums, strict=True)
+        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(s))
+        for (path, leaf), s in zip(leaves, sums, strict=True)
     ]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
 
@@ -91,9 +102,12 @@ def fingerprint(params: Params) -> str:
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
     def one(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(
+            jnp.uint32
+        )
         places = sum(
-            jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis) * jnp.uint32(2654435761 * 3**axis % 2**32)
+            jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+            * jnp.uint32(2654435761 * 3**axis % 2**32)
             for axis in range(x.ndim)
         )
         return jnp.sum(bits * (2 * jnp.asarray(places, jnp.uint32) + 1), dtype=jnp.uint32)

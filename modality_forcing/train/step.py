@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from modality_forcing.config import Config
-from modality_forcing.forcing import distillation, flow, losses, noise_levels, rng
+from modality_forcing.diffusion import distillation, flow, losses, noise_levels, rng
 from modality_forcing.modalities.base import Batch, Modality
 from modality_forcing.models.dit import DiT
 from modality_forcing.models.layout import constrain
@@ -24,7 +24,9 @@ from modality_forcing.train.sharding import PRESETS, shard
 from modality_forcing.train.state import Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
-Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # a metric's sum and what it is divided by
+Sums = dict[
+    str, tuple[Float[Array, ""], Float[Array, ""]]
+]  # a metric's sum and what it is divided by
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -41,14 +43,21 @@ def compute_loss(
 
     Draws depend on (seed, step, batch["index"]) alone, never on the place of an example in the batch.
     """
-    keys = {s: rng.per_example(rng.stream(config.seed, s, step), batch["index"]) for s in ("levels", "noise", "text")}
+    keys = {
+        s: rng.per_example(rng.stream(config.seed, s, step), batch["index"])
+        for s in ("levels", "noise", "text")
+    }
     t, given = noise_levels.draw(
-        keys["levels"], {n: m.levels for n, m in modalities.items()}, {n: m.given for n, m in modalities.items()}
+        keys["levels"],
+        {n: m.levels for n, m in modalities.items()},
+        {n: m.given for n, m in modalities.items()},
     )
     x0, observed, eps, x_t = {}, {}, {}, {}
     for i, (name, modality) in enumerate(modalities.items()):
         x0[name], observed[name] = modality.encode(batch)
-        noise = jax.vmap(lambda k, i=i, s=modality.shape: jax.random.normal(jax.random.fold_in(k, i), s))
+        noise = jax.vmap(
+            lambda k, i=i, s=modality.shape: jax.random.normal(jax.random.fold_in(k, i), s)
+        )
         eps[name] = noise(keys["noise"])
         x_t[name] = flow.corrupt(x0[name], eps[name], t[name], observed[name])
 
@@ -79,17 +88,24 @@ def compute_loss(
     return total, sums | {"loss": (total, jnp.ones(()))}
 
 
-def drop_text(keys: Any, text: Mapping[str, Array], null: Mapping[str, ArrayLike], probability: float) -> dict[str, Array]:
+def drop_text(
+    keys: Any, text: Mapping[str, Array], null: Mapping[str, ArrayLike], probability: float
+) -> dict[str, Array]:
     """Replaces some examples' text by the encoder's own embedding of "", for classifier-free guidance."""
     dropped = jax.vmap(jax.random.uniform)(keys) < probability  # [b]
-    return {k: jnp.where(dropped.reshape(-1, *[1] * (v.ndim - 1)), jnp.asarray(null[k], v.dtype), v) for k, v in text.items()}
+    return {
+        k: jnp.where(dropped.reshape(-1, *[1] * (v.ndim - 1)), jnp.asarray(null[k], v.dtype), v)
+        for k, v in text.items()
+    }
 
 
-def _distill(teacher, modalities, lead, x_t, t, text, prediction, given, config) -> Float[Array, ""]:
+def _distill(
+    teacher, modalities, lead, x_t, t, text, prediction, given, config
+) -> Float[Array, ""]:
     """Paper eq. 8: the frozen text-to-image model sees the same noisy lead alone; its velocity is the target."""
     kind, t_min = modalities[lead].prediction, config.train.t_min
     frozen = jax.lax.stop_gradient(teacher({lead: x_t[lead]}, {lead: t[lead]}, text)[lead])
-    velocity = lambda y: flow.to_velocity(y.astype(jnp.float32), x_t[lead], t[lead], kind, t_min)  # noqa: E731
+    velocity = lambda y: flow.to_velocity(y.astype(jnp.float32), x_t[lead], t[lead], kind, t_min)
     others = jnp.stack([t[name] for name in modalities if name != lead])  # [m-1 b]
     loss = distillation.distillation_loss(
         velocity(prediction[lead]),
@@ -103,7 +119,10 @@ def _distill(teacher, modalities, lead, x_t, t, text, prediction, given, config)
 
 
 def compute_grads(
-    loss: Callable[[Params, Batch], tuple[Float[Array, ""], Sums]], params: Params, batch: Batch, micro: int
+    loss: Callable[[Params, Batch], tuple[Float[Array, ""], Sums]],
+    params: Params,
+    batch: Batch,
+    micro: int,
 ) -> tuple[Params, Metrics]:
     """Returns the gradient of the batch's mean loss, added up in float32 over `micro` micro-batches, and the metrics."""
     gradient = jax.grad(loss, has_aux=True)
@@ -116,7 +135,9 @@ def compute_grads(
             return jax.tree.map(jnp.add, total, gradient(params, part)), None
 
         # Every micro-batch takes its share of each device's examples, so that none has to move.
-        parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(len(x) // micro, micro, *x.shape[1:]), 1, 0), batch)
+        parts = jax.tree.map(
+            lambda x: jnp.moveaxis(x.reshape(len(x) // micro, micro, *x.shape[1:]), 1, 0), batch
+        )
         shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         (grads, sums), _ = jax.lax.scan(add, zeros, parts)
@@ -148,7 +169,9 @@ def make_step(
     def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
         def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], Sums]:
             guide = None if frozen is None else nnx.merge(teacher_graph, frozen)
-            return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, config, null_text, guide)
+            return compute_loss(
+                nnx.merge(graph, params), modalities, batch, state.step, config, null_text, guide
+            )
 
         grads, metrics = compute_grads(loss, state.params, batch, config.train.accumulate)
         grads = in_shards(grads)  # a device updates its own shard, and needs the sum of no other
@@ -161,9 +184,15 @@ def make_step(
         return in_shards(TrainState(state.step + 1, params, opt_state, ema)), metrics
 
     def in_shards(tree: Any) -> Any:
-        return tree if mesh is None else jax.lax.with_sharding_constraint(tree, shard(tree, rules, mesh))
+        return (
+            tree
+            if mesh is None
+            else jax.lax.with_sharding_constraint(tree, shard(tree, rules, mesh))
+        )
 
-    def on_mesh(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
+    def on_mesh(
+        state: TrainState, batch: Batch, frozen: Params | None
+    ) -> tuple[TrainState, Metrics]:
         if mesh is None:
             return step(state, batch, frozen)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # what models/layout.py reads

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from modality_forcing import processes
+from modality_forcing import distributed
+from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.nested import flat
-from modality_forcing.writing import check_folder, write_file
+from modality_forcing.tree import flat
 
 # Prefixes of config keys that change how a run is watched, fed or laid out, but what it computes in rounding only: a run
 # may go on with others, on other devices.
 FREE = (
-    *("train.log_every", "train.save_every", "train.save_at", "train.keep", "train.accumulate", "data.workers"),
+    *(
+        "train.log_every",
+        "train.save_every",
+        "train.save_at",
+        "train.keep",
+        "train.accumulate",
+        "data.workers",
+    ),
     *("sample.", "eval.", "mesh.", "model.attention", "model.remat", "model.unroll"),
 )
 # What may differ besides in a run that shares another's constant phase (train/branch.py).
@@ -26,7 +33,7 @@ def claim(workdir: Path, config: Config) -> None:
 
     Raises UserError naming the first key that differs.
     """
-    if not is_claimed(workdir, config) and processes.is_first():
+    if not is_claimed(workdir, config) and distributed.is_first():
         write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
 
 
@@ -42,7 +49,9 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
         try:
             theirs = dict(json.loads(path.read_text()))
         except (OSError, TypeError, ValueError) as error:
-            raise UserError("is not the config of a run", where=path, mend="choose another --workdir") from error
+            raise UserError(
+                "is not the config of a run", where=path, hint="choose another --workdir"
+            ) from error
         mine, theirs = flat(mine), flat(theirs)
         for key in sorted({*mine, *theirs}):
             ours, other = mine.get(key), theirs.get(key)
@@ -50,9 +59,13 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
                 raise UserError(
                     f"the workdir holds a run with {key}={other!r}, not {ours!r}",
                     where=workdir,
-                    mend="choose another --workdir",
+                    hint="choose another --workdir",
                 )
         return True
     if (workdir / "checkpoints").exists():
-        raise UserError("holds checkpoints without a config.json", where=workdir, mend="choose another --workdir")
+        raise UserError(
+            "holds checkpoints without a config.json",
+            where=workdir,
+            hint="choose another --workdir",
+        )
     return False

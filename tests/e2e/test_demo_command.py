@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from modality_forcing.generate import Generator
+from modality_forcing.generator import Generator
 from modality_forcing.train.metrics import read_metrics
 from tests.runs import CONFIGS, SMALL, TINY_DEMO, contents, killed, process, refused
 
@@ -33,7 +33,11 @@ def summary(workdir: Path) -> dict:
 def test_a_kill_does_not_stop_it(demo_run):
     _, first, second = demo_run
     assert first.code == -9, first.err
-    assert "t2i: started" in first.err and "forcing: started" in first.err and "evaluate" not in first.err
+    assert (
+        "t2i: started" in first.err
+        and "forcing: started" in first.err
+        and "evaluate" not in first.err
+    )
     assert second.code == 0, second.err
     assert "t2i: already done" in second.err and "t2i: started" not in second.err
     assert "forcing: started" in second.err and "evaluate: started" in second.err
@@ -42,12 +46,20 @@ def test_a_kill_does_not_stop_it(demo_run):
 def test_it_says_only_what_is_its_own(demo_run):
     """No warning of a library on the way."""
     for line in demo_run[2].err.splitlines():
-        assert re.match(r"(t2i|forcing|evaluate): (started|already done)$|(t2i|forcing)  \d+/4  ", line), line
+        assert re.match(
+            r"(t2i|forcing|evaluate): (started|already done)$|(t2i|forcing)  \d+/4  ", line
+        ), line
 
 
 def test_progress_tells_phase_step_rate_time_left_and_losses(demo_run):
-    assert re.search(r"^forcing  4/4  [\d.]+/s  ETA \S+  loss \S+  loss_depth \S+  loss_image \S+", demo_run[2].err, re.MULTILINE)
-    assert re.search(r"^forcing: \d+\.\d\d M parameters in \d+ arrays$", demo_run[2].out, re.MULTILINE)
+    assert re.search(
+        r"^forcing  4/4  [\d.]+/s  ETA \S+  loss \S+  loss_depth \S+  loss_image \S+",
+        demo_run[2].err,
+        re.MULTILINE,
+    )
+    assert re.search(
+        r"^forcing: \d+\.\d\d M parameters in \d+ arrays$", demo_run[2].out, re.MULTILINE
+    )
 
 
 def test_the_summary_has_its_numbers(summary: dict):
@@ -62,7 +74,9 @@ def test_the_summary_has_its_numbers(summary: dict):
     for name, keys in asked.items():
         for key in keys:
             value = summary[name][key]
-            assert type(value) is float and math.isfinite(value) and value > 0, f"{name}.{key} is {value!r}"
+            assert type(value) is float and math.isfinite(value) and value > 0, (
+                f"{name}.{key} is {value!r}"
+            )
     assert summary["i2d"]["delta1"] <= 1
     assert summary["i2d"]["images"] + summary["i2d"]["skipped"] == 8
     phases = [seconds for phase, seconds in summary["seconds"].items() if phase != "total"]
@@ -92,7 +106,12 @@ def events(folder: Path) -> list[tuple[int, str, float]]:
 @pytest.mark.parametrize("phase", ["t2i", "forcing"])
 def test_events_hold_what_the_rows_hold(workdir: Path, phase: str):
     told = {(step, tag): value for step, tag, value in events(workdir / phase / "events")}
-    rows = {(row["step"], name): value for row in read_metrics(workdir / phase) for name, value in row.items() if name != "step"}
+    rows = {
+        (row["step"], name): value
+        for row in read_metrics(workdir / phase)
+        for name, value in row.items()
+        if name != "step"
+    }
     assert rows and told == pytest.approx(rows, rel=1e-6)
     names = {name for _, name in rows}
     assert {"loss", "loss_image", "grad_norm", "data_wait", "seconds"} <= names
@@ -109,8 +128,14 @@ class References(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.fetched += [value or "" for name, value in attrs if name in ("src", "srcset", "poster", "data")]
-        self.fetched += [value or "" for name, value in attrs if name == "href" and not (value or "").startswith("#")]
+        self.fetched += [
+            value or "" for name, value in attrs if name in ("src", "srcset", "poster", "data")
+        ]
+        self.fetched += [
+            value or ""
+            for name, value in attrs
+            if name == "href" and not (value or "").startswith("#")
+        ]
 
 
 def test_the_report_needs_no_other_file(workdir: Path):
@@ -118,7 +143,9 @@ def test_the_report_needs_no_other_file(workdir: Path):
     page = References()
     page.feed(html)
     assert len(page.fetched) >= 4, "a grid for each mode"
-    assert all(value.startswith("data:image/") for value in page.fetched), [value[:40] for value in page.fetched]
+    assert all(value.startswith("data:image/") for value in page.fetched), [
+        value[:40] for value in page.fetched
+    ]
     assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
     assert not re.search(r"@import|url\(\s*['\"]?(?!data:|#)", html)
     for word in ("loss_image", "loss_depth", "Image to depth", "Depth to image", "Joint"):
@@ -129,7 +156,9 @@ def test_a_second_run_changes_nothing(workdir: Path, mforce, tmp_path: Path):
     before = contents(workdir)
     done = mforce("demo", "--workdir", workdir, *TINY_DEMO)
     assert done.code == 0, done.err
-    assert done.err.splitlines() == [f"{phase}: already done" for phase in ("t2i", "forcing", "evaluate")]
+    assert done.err.splitlines() == [
+        f"{phase}: already done" for phase in ("t2i", "forcing", "evaluate")
+    ]
     after = contents(workdir)
     assert after.keys() == before.keys()
     assert [name for name in after if after[name] != before[name]] == []
@@ -138,11 +167,16 @@ def test_a_second_run_changes_nothing(workdir: Path, mforce, tmp_path: Path):
 def test_other_steps_in_the_same_workdir_are_refused(workdir: Path, mforce):
     before = contents(workdir)
     steps = ["--workdir", workdir, "--t2i-steps", "4", "--forcing-steps", "5", "--examples", "8"]
-    refused(mforce("demo", *steps), r"forcing: the workdir holds a run with train\.steps=4, not 5; choose another --workdir")
+    refused(
+        mforce("demo", *steps),
+        r"forcing: the workdir holds a run with train\.steps=4, not 5; choose another --workdir",
+    )
     assert contents(workdir) == before
 
 
-def test_ablation_adds_the_run_without_pretraining(workdir: Path, summary: dict, mforce, tmp_path: Path):
+def test_ablation_adds_the_run_without_pretraining(
+    workdir: Path, summary: dict, mforce, tmp_path: Path
+):
     copy = shutil.copytree(workdir, tmp_path / "run")
     done = mforce("demo", "--workdir", copy, "--ablate", *TINY_DEMO)
     assert done.code == 0, done.err
@@ -162,10 +196,25 @@ def test_ablation_adds_the_run_without_pretraining(workdir: Path, summary: dict,
 
 def test_a_killed_training_goes_on_and_says_so(tmp_path: Path):
     workdir = tmp_path / "run"
-    settings = {"train.steps": 40, "train.save_every": 2, "train.log_every": 2, "train.batch": 2, "data.resolution": 16}
+    settings = {
+        "train.steps": 40,
+        "train.save_every": 2,
+        "train.log_every": 2,
+        "train.batch": 2,
+        "data.resolution": 16,
+    }
     overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-    arguments = ["train", f"--config={CONFIGS / 'demo.py'}:phase=t2i", "--workdir", workdir, *SMALL, *overrides]
-    first = killed(*arguments, when=lambda: any(path.name.isdigit() for path in workdir.glob("checkpoints/*")))
+    arguments = [
+        "train",
+        f"--config={CONFIGS / 'demo.py'}:phase=t2i",
+        "--workdir",
+        workdir,
+        *SMALL,
+        *overrides,
+    ]
+    first = killed(
+        *arguments, when=lambda: any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+    )
     assert first.code == -9, first.err
     second = process(*arguments)
     assert second.code == 0, second.err

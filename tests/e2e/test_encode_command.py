@@ -13,9 +13,9 @@ from PIL import Image
 
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.train import setup
+from modality_forcing.train import inputs
+from modality_forcing.train.init import start
 from modality_forcing.train.loop import train
-from modality_forcing.train.start import start
 from tests import frozen as small
 from tests.runs import process, refused
 
@@ -34,7 +34,10 @@ def encoded(folders) -> Path:
         f"--image=flux2:{folders['image']}", "--resolution", small.PIXELS, "--tokens", small.TOKENS, "--shard-size", 4,
     )  # fmt: skip
     assert done.code == 0, done.err
-    assert done.out.strip() == str(folders["cache"] / "encoded-train.json") and "train latents  11/11" in done.err
+    assert (
+        done.out.strip() == str(folders["cache"] / "encoded-train.json")
+        and "train latents  11/11" in done.err
+    )
     return folders["cache"]
 
 
@@ -47,7 +50,9 @@ def test_a_cache_gives_the_batches_that_online_encoding_gives(folders, encoded, 
     online, cached = (start(c, tmp_path / c.data.cache[-5:]) for c in configs(folders, encoded))
     for _ in range(6):
         one, other = next(online.batches), next(cached.batches)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(lambda x: (x.shape, x.dtype), other)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), other
+        )
         for name in ("depth", "valid", "index"):
             np.testing.assert_array_equal(one[name], other[name])
         np.testing.assert_array_equal(one["text"]["mask"], other["text"]["mask"])
@@ -60,7 +65,9 @@ def test_a_cache_gives_the_batches_that_online_encoding_gives(folders, encoded, 
 def near(a: jax.Array, b: jax.Array) -> None:
     """Equal up to the rounding of bfloat16, which may fall to either side."""
     a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
-    assert np.abs(a - b).max() <= 2**-7 * np.abs(b).max() and np.linalg.norm(a - b) <= 2**-8 * np.linalg.norm(b)
+    assert np.abs(a - b).max() <= 2**-7 * np.abs(b).max() and np.linalg.norm(
+        a - b
+    ) <= 2**-8 * np.linalg.norm(b)
 
 
 @pytest.fixture(scope="module")
@@ -84,25 +91,48 @@ def test_runs_of_both_learn_the_same(runs):
 def test_latents_are_sampled_to_pictures(folders, runs, tmp_path):
     encoders = (f"--text-encoder=umt5:{folders['text']}", f"--autoencoder=flux2:{folders['image']}")
     sample = ("sample", "--checkpoint", runs[1], "--out", tmp_path / "out", "--steps", 2)
-    done = process(*sample, "--mode", "joint", "--caption", "a caption that no cache has", *encoders)
+    done = process(
+        *sample, "--mode", "joint", "--caption", "a caption that no cache has", *encoders
+    )
     assert done.code == 0, done.err
     picture = np.asarray(Image.open(tmp_path / "out" / "joint_000_image.png"))
     assert picture.shape == (small.PIXELS, small.PIXELS, 3) and picture.std() > 0
     given = tmp_path / "out" / "joint_000_image.png"
     done = process(*sample, "--mode", "i2d", "--image", given, *encoders)
     assert done.code == 0 and (tmp_path / "out" / "i2d_000_depth.npy").is_file(), done.err
-    refused(process(*sample, "--mode", "t2i", encoders[0]), "name their autoencoder with --autoencoder flux2:PATH")
-    refused(process(*sample, "--mode", "t2i", *encoders[1:], "--caption", "new"), "no cache has the caption 'new'")
-    refused(process(*sample, "--mode", "t2i", "--autoencoder=vae:x", encoders[0]), "it must be flux2:PATH")
+    refused(
+        process(*sample, "--mode", "t2i", encoders[0]),
+        "name their autoencoder with --autoencoder flux2:PATH",
+    )
+    refused(
+        process(*sample, "--mode", "t2i", *encoders[1:], "--caption", "new"),
+        "no cache has the caption 'new'",
+    )
+    refused(
+        process(*sample, "--mode", "t2i", "--autoencoder=vae:x", encoders[0]),
+        "it must be flux2:PATH",
+    )
 
 
 def test_runs_are_scored_with_encoders_that_their_config_does_not_name(folders, runs, tmp_path):
-    evaluate = ("evaluate", "--checkpoint", runs[1], "--examples", 2, "--steps", 1, "--json", "--out", tmp_path / "scores.json")
+    evaluate = (
+        "evaluate",
+        "--checkpoint",
+        runs[1],
+        "--examples",
+        2,
+        "--steps",
+        1,
+        "--json",
+        "--out",
+        tmp_path / "scores.json",
+    )
     image = f"--autoencoder=flux2:{folders['image']}"
     done = process(*evaluate, image, f"--text-encoder=umt5:{folders['text']}")
     assert done.code == 0, done.err
     assert (
-        json.loads(done.out) == json.loads((tmp_path / "scores.json").read_text()) and json.loads(done.out)["i2d"]["absrel"] > 0
+        json.loads(done.out) == json.loads((tmp_path / "scores.json").read_text())
+        and json.loads(done.out)["i2d"]["absrel"] > 0
     )
     refused(process(*evaluate), "name their autoencoder with --autoencoder flux2:PATH")
     refused(process(*evaluate, "--autoencoder=flux2:nowhere"), "nowhere: no such file or folder")
@@ -125,39 +155,57 @@ def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, 
     )
     assert process(*encode).code == 0
     half = replace(online, data=replace(online.data, cache=str(texts)))
-    frozen = setup.online(half)
+    frozen = inputs.online(half)
     assert frozen.has_image and not frozen.has_text
     one, other = start(half, tmp_path / "half"), start(online, tmp_path / "online")
     for _ in range(3):
         a, b = next(one.batches), next(other.batches)
-        assert jax.tree.map(lambda x: (x.shape, x.dtype), a) == jax.tree.map(lambda x: (x.shape, x.dtype), b)
+        assert jax.tree.map(lambda x: (x.shape, x.dtype), a) == jax.tree.map(
+            lambda x: (x.shape, x.dtype), b
+        )
         np.testing.assert_array_equal(a["latent"], b["latent"])
         near(a["text"]["tokens"], b["text"]["tokens"])
     one.batches.close()
     other.batches.close()
     moved = replace(half, data=replace(half.data, crop=0.5))
-    assert len(setup.training(moved)) == 11 and setup.training(moved)[0].latents is None
-    without = replace(half, modalities={n: replace(m, autoencoder="") for n, m in half.modalities.items()})
-    with pytest.raises(UserError, match=r"holds nothing of image; run mforce encode with --image too"):
-        setup.training(without)
+    assert len(inputs.training(moved)) == 11 and inputs.training(moved)[0].latents is None
+    without = replace(
+        half, modalities={n: replace(m, autoencoder="") for n, m in half.modalities.items()}
+    )
+    with pytest.raises(
+        UserError, match=r"holds nothing of image; run mforce encode with --image too"
+    ):
+        inputs.training(without)
 
 
 def test_a_cache_of_other_weights_than_the_config_names_is_refused(folders, encoded, tmp_path):
     both = replace(configs(folders, encoded)[0], data=configs(folders, encoded)[1].data)
-    setup.check_caches(both)
-    other = replace(both, text=replace(both.text, encoder=f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}"))
-    with pytest.raises(UserError, match=r"was made with text weights \w+, and the config has \w+; encode again"):
+    inputs.check_caches(both)
+    other = replace(
+        both,
+        text=replace(
+            both.text, encoder=f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}"
+        ),
+    )
+    with pytest.raises(
+        UserError, match=r"was made with text weights \w+, and the config has \w+; encode again"
+    ):
         start(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
     call = ("encode", "--source", folders["records"], "--out", tmp_path / "out")
-    refused(process(*call), "nothing to encode with; give --text=umt5:PATH, --image=flux2:PATH or both")
+    refused(
+        process(*call), "nothing to encode with; give --text=umt5:PATH, --image=flux2:PATH or both"
+    )
     refused(process(*call, "--text=umt5:nowhere"), "nowhere: no such file or folder")
     refused(process(*call, f"--text=umt5:{folders['image']}"), "model_type is None, not 'umt5'")
     refused(process(*call, f"--image=flux2:{folders['text']}"), "config.json is of None")
-    refused(process("encode", "--source", tmp_path, "--out", tmp_path / "out", "--text=umt5:x"), "holds no shards")
+    refused(
+        process("encode", "--source", tmp_path, "--out", tmp_path / "out", "--text=umt5:x"),
+        "holds no shards",
+    )
     torn = small.text_folder(tmp_path / "torn")
     (torn / "model.safetensors").write_bytes((torn / "model.safetensors").read_bytes()[:-8])
     refused(process(*call, f"--text=umt5:{torn}"), "is truncated or no safetensors file")
@@ -165,27 +213,40 @@ def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
     (torn / "spiece.model").unlink()
     refused(process(*call, f"--text=umt5:{torn}"), "holds no spiece.model")
     assert not (tmp_path / "out").exists()
-    again = ("encode", "--source", folders["records"], "--out", encoded, f"--text=umt5:{folders['text']}")
-    refused(process(*again, "--tokens", 5, "--shard-size", 4), r"was begun otherwise \(text\.tokens 9, now 5\)")
+    again = (
+        "encode",
+        "--source",
+        folders["records"],
+        "--out",
+        encoded,
+        f"--text=umt5:{folders['text']}",
+    )
+    refused(
+        process(*again, "--tokens", 5, "--shard-size", 4),
+        r"was begun otherwise \(text\.tokens 9, now 5\)",
+    )
 
 
 def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
     _, c = configs(folders, encoded)
     with pytest.raises(UserError, match="was made with image resolution 16, and the config has 32"):
-        setup.training(replace(c, data=replace(c.data, resolution=32)))
+        inputs.training(replace(c, data=replace(c.data, resolution=32)))
     with pytest.raises(UserError, match="was made with text tokens 9, and the config has 7"):
-        setup.text_encoder(replace(c, text=replace(c.text, tokens=7)))
+        inputs.text_encoder(replace(c, text=replace(c.text, tokens=7)))
     with pytest.raises(UserError, match="holds no cache of train; make it with mforce encode"):
-        setup.training(replace(c, data=replace(c.data, cache=str(folders["records"]))))
+        inputs.training(replace(c, data=replace(c.data, cache=str(folders["records"]))))
     other = small.prepared(folders["cache"].parent / "others", count=7)
     with pytest.raises(UserError, match="was made of other records than"):
-        setup.training(replace(c, data=replace(c.data, root=str(other))))
+        inputs.training(replace(c, data=replace(c.data, root=str(other))))
     online = configs(folders, encoded)[0]
-    lacking = replace(online, modalities={n: replace(m, autoencoder="") for n, m in online.modalities.items()})
+    lacking = replace(
+        online, modalities={n: replace(m, autoencoder="") for n, m in online.modalities.items()}
+    )
     with pytest.raises(
-        UserError, match=r"modalities\.image has latents, and nothing says what makes them; set modalities\.image"
+        UserError,
+        match=r"modalities\.image has latents, and nothing says what makes them; set modalities\.image",
     ):
-        setup.online(lacking)
+        inputs.online(lacking)
     with pytest.raises(UserError, match=r"data\.crop and data\.shift cannot move pictures"):
-        setup.training(replace(c, data=replace(c.data, crop=0.5)))
+        inputs.training(replace(c, data=replace(c.data, crop=0.5)))
     assert to_dict(c)["data"]["cache"] == str(encoded)

@@ -11,16 +11,41 @@ from tests.runs import process, save
 
 
 def test_a_second_protocol_reads_what_the_first_predicted(tmp_path: Path):
-    run, root, out = save(tmp_path / "run", tiny.forcing()), write_bundle(tmp_path / "data"), tmp_path / "out"
-    arguments = ("evaluate", "--checkpoint", run, "--benchmark", "spring", "--root", root, "--ensemble", "2", "--out", out)
+    run, root, out = (
+        save(tmp_path / "run", tiny.forcing()),
+        write_bundle(tmp_path / "data"),
+        tmp_path / "out",
+    )
+    arguments = (
+        "evaluate",
+        "--checkpoint",
+        run,
+        "--benchmark",
+        "spring",
+        "--root",
+        root,
+        "--ensemble",
+        "2",
+        "--out",
+        out,
+    )
     first = process(*arguments, "--protocol", "moge")
-    assert first.code == 0 and "# Spring: image to depth" in first.out and "predicted 3" in first.err
+    assert (
+        first.code == 0 and "# Spring: image to depth" in first.out and "predicted 3" in first.err
+    )
     assert "protocol moge, affine; view square at 16x16" in first.out and "step 0 " in first.out
     second = process(*arguments, "--protocol", "marigold", "--json")
     assert second.code == 0 and "predicted 0" in second.err
     told = json.loads(second.out)
-    assert told["protocol"]["name"] == "marigold" and len(told["rows"]) == 3 and told["skipped"] == 1
-    assert len(list(out.glob("spring_*.json"))) == len(list(out.glob("spring_*.md"))) == len(list(out.glob("spring_*.png"))) == 2
+    assert (
+        told["protocol"]["name"] == "marigold" and len(told["rows"]) == 3 and told["skipped"] == 1
+    )
+    assert (
+        len(list(out.glob("spring_*.json")))
+        == len(list(out.glob("spring_*.md")))
+        == len(list(out.glob("spring_*.png")))
+        == 2
+    )
 
 
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path):
@@ -30,4 +55,11 @@ def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path):
     done = process(*arguments, "--sweep", "log2_alpha:-2..2:2", "--json")
     assert done.code == 0 and done.err.count("already done") == 2
     assert [row["log2_alpha"] for row in json.loads(done.out)["rows"]] == [-2, 0, 2]
-    assert {path.name for path in out.iterdir()} == {"rows", "sheet.png", "sweep.json", "sweep.md", "sweep.png", "sweep.svg"}
+    assert {path.name for path in out.iterdir()} == {
+        "rows",
+        "sheet.png",
+        "sweep.json",
+        "sweep.md",
+        "sweep.png",
+        "sweep.svg",
+    }

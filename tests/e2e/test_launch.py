@@ -24,8 +24,22 @@ def tools(tmp_path) -> Tools:
 
 # ---- GKE
 
-XPK = ["--name=run1", "--topology=v5p:4x4x4", "--image=img", "--cluster=c", "--project=p", "--env=A=b c"]
-JOBSET = ["--via=jobset", "--name=run1", "--topology=v6e:8x8", "--slices=2", "--image=img", "--bucket=bucket"]
+XPK = [
+    "--name=run1",
+    "--topology=v5p:4x4x4",
+    "--image=img",
+    "--cluster=c",
+    "--project=p",
+    "--env=A=b c",
+]
+JOBSET = [
+    "--via=jobset",
+    "--name=run1",
+    "--topology=v6e:8x8",
+    "--slices=2",
+    "--image=img",
+    "--bucket=bucket",
+]
 
 
 def jobset(tools: Tools, *options: str, given: list[str] = TRAIN) -> dict[str, Any]:
@@ -44,20 +58,36 @@ def test_a_dry_run_prints_exactly_what_runs(options: list[str], tool: str, tools
     assert tools.launch("gke", *options, "--", *TRAIN).code == 0
     ran = [[name, arguments, (stdin or "").strip()] for name, arguments, stdin in tools.calls()]
     assert tools.run("bash", "-c", printed.out).code == 0
-    assert [[name, arguments, (stdin or "").strip()] for name, arguments, stdin in tools.calls()] == ran != []
+    assert (
+        [[name, arguments, (stdin or "").strip()] for name, arguments, stdin in tools.calls()]
+        == ran
+        != []
+    )
 
 
 def test_xpk(tools: Tools):
     command = shlex.split(tools.launch("gke", "--dry-run", *XPK, "--retries=7", "--", *TRAIN).out)
     assert command[:3] == ["xpk", "workload", "create"]
     given = flags(command)
-    expected = {"cluster": "c", "workload": "run1", "tpu-type": "v5p-4x4x4", "num-slices": "1", "docker-image": "img"}
-    assert expected.items() <= given.items() and given["max-restarts"] == "7" and given["env"] == "A=b c"
+    expected = {
+        "cluster": "c",
+        "workload": "run1",
+        "tpu-type": "v5p-4x4x4",
+        "num-slices": "1",
+        "docker-image": "img",
+    }
+    assert (
+        expected.items() <= given.items()
+        and given["max-restarts"] == "7"
+        and given["env"] == "A=b c"
+    )
     assert shlex.split(given["command"]) == PROGRAM
 
 
 def test_xpk_is_asked_for_a_bucket_that_is_named(tools: Tools):
-    assert "storage" not in flags(shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out))
+    assert "storage" not in flags(
+        shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out)
+    )
     printed = tools.launch("gke", "--dry-run", *XPK, "--bucket=bucket", "--", *TRAIN).out
     assert flags(shlex.split(printed))["storage"] == "bucket"
 
@@ -85,7 +115,11 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_host(tools: Tools)
         "cloud.google.com/gke-tpu-topology": "8x8",
     }
     (container,) = pod["containers"]
-    assert container["resources"]["limits"] == container["resources"]["requests"] == {"google.com/tpu": 4}
+    assert (
+        container["resources"]["limits"]
+        == container["resources"]["requests"]
+        == {"google.com/tpu": 4}
+    )
     # $$( is how Kubernetes writes $(, which else would stand for a variable
     assert container["command"] == [word.replace("$(", "$$(") for word in PROGRAM]
 
@@ -98,7 +132,10 @@ def test_a_jobset_restarts_after_a_crash_and_fails_after_a_mistake(tools: Tools)
     assert rule == {"action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}
     (rule,) = job["podFailurePolicy"]["rules"]  # the only way in which a Job fails for that reason
     container = job["template"]["spec"]["containers"][0]["name"]
-    assert rule == {"action": "FailJob", "onExitCodes": {"containerName": container, "operator": "In", "values": [2]}}
+    assert rule == {
+        "action": "FailJob",
+        "onExitCodes": {"containerName": container, "operator": "In", "values": [2]},
+    }
     # A pod failure policy asks for Never; backoffLimit 0 makes any other failed pod the JobSet's affair.
     assert job["template"]["spec"]["restartPolicy"] == "Never" and job["backoffLimit"] == 0
 
@@ -124,7 +161,9 @@ def test_a_jobset_mounts_the_bucket(tools: Tools):
 
 
 def test_a_jobset_on_autopilot_mounts_the_bucket(tools: Tools):
-    template = jobset(tools, "--autopilot")["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
+    template = jobset(tools, "--autopilot")["spec"]["replicatedJobs"][0]["template"]["spec"][
+        "template"
+    ]
     assert template["metadata"]["annotations"] == {"gke-gcsfuse/volumes": "true"}
     assert bucket_of(template["spec"]).keys() == {"bucketName", "mountOptions"}
 
@@ -132,15 +171,28 @@ def test_a_jobset_on_autopilot_mounts_the_bucket(tools: Tools):
 def test_a_jobset_without_a_bucket(tools: Tools):
     tools.add("kubectl", reads=True)
     options = [option for option in JOBSET if not option.startswith("--bucket")]
-    assert tools.launch("gke", *options, "--shared-workdir", "--", "train", "--workdir=/nfs/run1").code == 0
+    assert (
+        tools.launch("gke", *options, "--shared-workdir", "--", "train", "--workdir=/nfs/run1").code
+        == 0
+    )
     ((_, _, manifest),) = tools.calls()
     assert manifest and "gcsfuse" not in manifest and "volume" not in manifest
 
 
 def test_options_of_a_jobset(tools: Tools):
-    manifest = jobset(tools, "--namespace=n", "--queue=q", "--service-account=s", "--spot", "--autopilot", "--priority=high")
+    manifest = jobset(
+        tools,
+        "--namespace=n",
+        "--queue=q",
+        "--service-account=s",
+        "--spot",
+        "--autopilot",
+        "--priority=high",
+    )
     pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
-    assert manifest["metadata"]["namespace"] == "n" and manifest["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "q"}
+    assert manifest["metadata"]["namespace"] == "n" and manifest["metadata"]["labels"] == {
+        "kueue.x-k8s.io/queue-name": "q"
+    }
     assert pod["serviceAccountName"] == "s" and pod["priorityClassName"] == "high"
     assert pod["nodeSelector"]["cloud.google.com/gke-spot"] == "true"
     assert "hostNetwork" not in pod and "securityContext" not in pod["containers"][0]
@@ -156,11 +208,18 @@ def test_options_of_a_jobset(tools: Tools):
         ("tpu7x:4x4x8", "tpu7x", "4x4x8", 32, 4),
     ],
 )
-def test_slices_of_each_generation(topology: str, accelerator: str, shape: str, hosts: int, chips: int, tools: Tools):
-    job = jobset(tools, f"--topology={topology}", "--slices=1")["spec"]["replicatedJobs"][0]["template"]["spec"]
+def test_slices_of_each_generation(
+    topology: str, accelerator: str, shape: str, hosts: int, chips: int, tools: Tools
+):
+    job = jobset(tools, f"--topology={topology}", "--slices=1")["spec"]["replicatedJobs"][0][
+        "template"
+    ]["spec"]
     pod = job["template"]["spec"]
     assert list(pod["nodeSelector"].values()) == [accelerator, shape]
-    assert (job["completions"], pod["containers"][0]["resources"]["limits"]["google.com/tpu"]) == (hosts, chips)
+    assert (job["completions"], pod["containers"][0]["resources"]["limits"]["google.com/tpu"]) == (
+        hosts,
+        chips,
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,18 +234,32 @@ def test_slices_of_each_generation(topology: str, accelerator: str, shape: str, 
         (["--cluster=c"], TRAIN, "are for --via=xpk"),
         (["--via=xpk"], TRAIN, "--via=xpk needs --cluster"),
         (["--env=A"], TRAIN, "'A' is not NAME=VALUE"),
-        ([], ["train", "--workdir=runs/x"], "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/..."),
+        (
+            [],
+            ["train", "--workdir=runs/x"],
+            "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/...",
+        ),
         ([], ["train", "--workdir=/gcs/other/x"], "mount a bucket: --bucket=bucket"),
         ([], ["train", "--workdir=/gcs/bucket/../x"], "mount a bucket: --bucket=bucket"),
         ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
-        (["--shared-workdir"], ["train", "--workdir", "s3://b/x"], "mount the bucket: --bucket=B --workdir=/gcs/B/..."),
+        (
+            ["--shared-workdir"],
+            ["train", "--workdir", "s3://b/x"],
+            "mount the bucket: --bucket=B --workdir=/gcs/B/...",
+        ),
         (["--bucket=gs://b"], TRAIN, "'gs://b' is not the name of a bucket"),
         ([], ["train", "--config=x"], "train has no --workdir"),
         ([], ["sweep", "--config=x"], "sweep has no --workdir"),
-        ([], ["sweep", "--workdir=runs/x"], "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/..."),
+        (
+            [],
+            ["sweep", "--workdir=runs/x"],
+            "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/...",
+        ),
     ],
 )
-def test_mistakes_before_anything_runs(options: list[str], given: list[str], told: str, tools: Tools):
+def test_mistakes_before_anything_runs(
+    options: list[str], given: list[str], told: str, tools: Tools
+):
     for tool in ("kubectl", "xpk"):
         tools.add(tool)
     refused(tools.launch("gke", *JOBSET, *options, "--", *given), "gke", told)
@@ -194,7 +267,8 @@ def test_mistakes_before_anything_runs(options: list[str], given: list[str], tol
 
 
 @pytest.mark.parametrize(
-    ("options", "workdir"), [(JOBSET[:-1], "/gcs/bucket/x"), (XPK, "runs/x"), ([*XPK, "--bucket=other"], "/gcs/bucket/x")]
+    ("options", "workdir"),
+    [(JOBSET[:-1], "/gcs/bucket/x"), (XPK, "runs/x"), ([*XPK, "--bucket=other"], "/gcs/bucket/x")],
 )
 def test_a_workdir_that_is_not_mounted(options: list[str], workdir: str, tools: Tools):
     told = f"--workdir={workdir} is on a disk of one machine"
@@ -204,12 +278,22 @@ def test_a_workdir_that_is_not_mounted(options: list[str], workdir: str, tools: 
 def test_a_tool_that_is_not_there(tools: Tools):
     tools.environment["PATH"] = str(tools.folder)
     done = tools.launch("gke", *XPK, "--", *TRAIN)
-    assert done.code == 2 and done.err.splitlines()[-1] == "gke.py: xpk is not installed here, or not on PATH"
+    assert (
+        done.code == 2
+        and done.err.splitlines()[-1] == "gke.py: xpk is not installed here, or not on PATH"
+    )
 
 
 # ---- SLURM
 
-SLURM = ["--name=run1", "--nodes=4", "--gpus-per-node=8", "--time=24:00:00", "--setup=export SET=up", "--env=A=b c"]
+SLURM = [
+    "--name=run1",
+    "--nodes=4",
+    "--gpus-per-node=8",
+    "--time=24:00:00",
+    "--setup=export SET=up",
+    "--env=A=b c",
+]
 
 # Runs the command of srun as two tasks, and ends with the highest code, as srun does.
 SRUN = """
@@ -231,11 +315,19 @@ def batch(tools: Tools) -> Callable[..., tuple[int, str, list[list[str]]]]:
         (tools.folder / "program").write_text(f"#!/bin/bash\n{program}\n")
         (tools.folder / "program").chmod(0o755)
         python = f"--python={tools.folder}/program"
-        printed = tools.launch("slurm", "--dry-run", *SLURM, *options, f"--chdir={tools.folder}", python, "--", *TRAIN).out
+        printed = tools.launch(
+            "slurm", "--dry-run", *SLURM, *options, f"--chdir={tools.folder}", python, "--", *TRAIN
+        ).out
         script = printed.split("\n", 1)[1].rsplit("EOF", 1)[0]
-        environment = {**tools.environment, "SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts)}
+        environment = {
+            **tools.environment,
+            "SLURM_JOB_ID": "7",
+            "SLURM_RESTART_COUNT": str(restarts),
+        }
         with (tools.folder / "out").open("w+") as out:
-            running = subprocess.Popen(["bash", "-c", script], env=environment, cwd=tools.folder, stdout=out, stderr=out)
+            running = subprocess.Popen(
+                ["bash", "-c", script], env=environment, cwd=tools.folder, stdout=out, stderr=out
+            )
             if send:
                 deadline = time.monotonic() + 20
                 while not (tools.folder / "started").exists() and time.monotonic() < deadline:
@@ -243,7 +335,11 @@ def batch(tools: Tools) -> Callable[..., tuple[int, str, list[list[str]]]]:
                 running.send_signal(send)
             code = running.wait(timeout=30)
             out.seek(0)
-            return code, out.read(), [arguments for name, arguments, _ in tools.calls() if name == "scontrol"]
+            return (
+                code,
+                out.read(),
+                [arguments for name, arguments, _ in tools.calls() if name == "scontrol"],
+            )
 
     return run
 
@@ -256,7 +352,12 @@ REQUEUED = [["requeue", "7"]]
     [
         ("exit 0", 0, 0, []),
         ("exit 2", 0, 2, []),
-        ('[ "$SLURM_PROCID" = 1 ] && exit 2; exit 137', 0, 2, []),  # the highest code is not that of the mistake
+        (
+            '[ "$SLURM_PROCID" = 1 ] && exit 2; exit 137',
+            0,
+            2,
+            [],
+        ),  # the highest code is not that of the mistake
         ("exit 1", 0, 0, REQUEUED),
         ("exit 1", 20, 1, []),
         ("exit 143", 0, 143, []),  # cancelled
@@ -272,7 +373,9 @@ SAVES = 'trap "touch saved.$SLURM_PROCID; exit 0" TERM; touch started; for i in 
 
 
 @pytest.mark.parametrize(
-    ("send", "requeued"), [(signal.SIGUSR1, REQUEUED), (signal.SIGTERM, [])], ids=["time is up", "preempted"]
+    ("send", "requeued"),
+    [(signal.SIGUSR1, REQUEUED), (signal.SIGTERM, [])],
+    ids=["time is up", "preempted"],
 )
 def test_a_run_under_slurm_may_save(send: signal.Signals, requeued: list, batch, tools: Tools):
     code, out, calls = batch(SAVES, send=send)
@@ -294,11 +397,26 @@ def test_directives_for_slurm(per: str, tasks: str, tools: Tools):
     lines = tools.launch("slurm", "--dry-run", *SLURM, *options, "--", *TRAIN).out.splitlines()
     assert lines[:2] == ["sbatch <<'EOF'", "#!/bin/bash"] and lines[-1] == "EOF"
     given = flags([line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")])
-    expected = {"job-name": "run1", "nodes": "4", "gpus-per-node": "8", "ntasks-per-node": tasks, "cpus-per-task": "12"}
-    expected |= {"time": "24:00:00", "partition": "p", "signal": "B:USR1@300", "open-mode": "append", "chdir": str(tools.folder)}
+    expected = {
+        "job-name": "run1",
+        "nodes": "4",
+        "gpus-per-node": "8",
+        "ntasks-per-node": tasks,
+        "cpus-per-task": "12",
+    }
+    expected |= {
+        "time": "24:00:00",
+        "partition": "p",
+        "signal": "B:USR1@300",
+        "open-mode": "append",
+        "chdir": str(tools.folder),
+    }
     assert expected.items() <= given.items()
     assert "#SBATCH --requeue" in lines
-    assert any(line.startswith("srun --kill-on-bad-exit=1 --label --cpus-per-task=12 bash") for line in lines)
+    assert any(
+        line.startswith("srun --kill-on-bad-exit=1 --label --cpus-per-task=12 bash")
+        for line in lines
+    )
 
 
 def test_sbatch_is_given_the_script(tools: Tools):
@@ -315,7 +433,12 @@ def test_sbatch_is_given_the_script(tools: Tools):
 def test_the_readme_names_every_launcher_and_its_commands_are_taken(tools: Tools):
     text = (runs.ROOT / "launch/README.md").read_text()
     blocks = [block for i, block in enumerate(text.split("```")) if i % 2]
-    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("python launch/")]
+    commands = [
+        line
+        for block in blocks
+        for line in block.replace("\\\n", " ").splitlines()
+        if line.startswith("python launch/")
+    ]
     assert {shlex.split(line)[1] for line in commands} == {
         f"launch/{name}.py" for name in ("local_multiprocess", "gke", "tpu_vm", "slurm")
     }

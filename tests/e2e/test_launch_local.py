@@ -25,7 +25,9 @@ def command(*arguments: object) -> list[str]:
 
 def launch(*arguments: object, **variables: str) -> Done:
     environment = {**os.environ, **variables}
-    done = subprocess.run(command(*arguments), env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        command(*arguments), env=environment, capture_output=True, text=True, timeout=60
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -40,7 +42,9 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     stat = Path(f"/proc/{pid}/stat")
-    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"  # a zombie waits for its parent only
+    return (
+        not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
+    )  # a zombie waits for its parent only
 
 
 def until(what, seconds: float = 20) -> None:
@@ -55,9 +59,19 @@ def until(what, seconds: float = 20) -> None:
 
 @pytest.mark.parametrize(("processes", "devices", "total"), [(2, 2, 22), (4, 1, 60)])
 def test_processes_are_joined_over_one_mesh(processes: int, devices: int, total: int):
-    options = [f"--processes={processes}", f"--devices-per-process={devices}", "--module=tests.collective"]
+    options = [
+        f"--processes={processes}",
+        f"--devices-per-process={devices}",
+        "--module=tests.collective",
+    ]
     # What this test's own process was given must not reach them.
-    done = launch(*options, "--", "sum", XLA_FLAGS="--xla_force_host_platform_device_count=8", MFORCE_PROCESS_ID="7")
+    done = launch(
+        *options,
+        "--",
+        "sum",
+        XLA_FLAGS="--xla_force_host_platform_device_count=8",
+        MFORCE_PROCESS_ID="7",
+    )
     assert done.code == 0, done.err
     same = f"devices {devices} of {processes * devices}, sum {total}, ids {[float(i) for i in range(processes)]}"
     for i in range(processes):
@@ -66,21 +80,33 @@ def test_processes_are_joined_over_one_mesh(processes: int, devices: int, total:
 
 def test_a_mistake_of_one_ends_all_and_is_not_tried_again():
     before = time.monotonic()
-    done = launch("--retries=3", "--grace=0.2", "--module=tests.collective", "--", "sum-then-mistake", 1)
+    done = launch(
+        "--retries=3", "--grace=0.2", "--module=tests.collective", "--", "sum-then-mistake", 1
+    )
     # jax by itself would have waited five minutes for the other process
     assert (done.code, attempts(done)) == (2, 1) and time.monotonic() - before < 20
     assert "[1] no such folder" in done.err
 
 
 def test_a_crash_is_tried_again(tmp_path):
-    done = launch("--retries=3", "--grace=0.2", "--module=tests.collective", "--", "sum-then-crash", 0, tmp_path / "crashed")
+    done = launch(
+        "--retries=3",
+        "--grace=0.2",
+        "--module=tests.collective",
+        "--",
+        "sum-then-crash",
+        0,
+        tmp_path / "crashed",
+    )
     assert (done.code, attempts(done)) == (0, 2), done.err
     assert "[0] RuntimeError: told to crash" in done.err
     assert "launch: ended with exit code 1; attempt 2 of 4" in done.err
 
 
 def test_when_one_is_killed_the_others_are_stopped(tmp_path):
-    launcher = subprocess.Popen(command("--grace=0.2", "--module=tests.collective", "--", "sum-then-stay", tmp_path))
+    launcher = subprocess.Popen(
+        command("--grace=0.2", "--module=tests.collective", "--", "sum-then-stay", tmp_path)
+    )
     until(lambda: all((tmp_path / str(i)).exists() for i in range(2)))
     pids = [int(pid) for i in range(2) for pid in (tmp_path / str(i)).read_text().split()]
     assert all(map(alive, pids))
@@ -101,7 +127,14 @@ def test_the_command_line_itself(tmp_path):
 
 @pytest.mark.parametrize(
     ("codes", "code", "tried"),
-    [("0,0", 0, 1), ("3,3", 3, 3), ("2,0", 2, 1), ("134,2", 2, 1), ("-9,0", 137, 3), ("130,130", 130, 1)],
+    [
+        ("0,0", 0, 1),
+        ("3,3", 3, 3),
+        ("2,0", 2, 1),
+        ("134,2", 2, 1),
+        ("-9,0", 137, 3),
+        ("130,130", 130, 1),
+    ],
     ids=["success", "crash", "mistake", "mistake and its consequence", "signal", "interrupted"],
 )
 def test_the_exit_code_and_the_number_of_attempts(codes: str, code: int, tried: int):
@@ -110,14 +143,18 @@ def test_the_exit_code_and_the_number_of_attempts(codes: str, code: int, tried: 
 
 
 @pytest.mark.parametrize(
-    ("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)], ids=["Ctrl-C", "SIGTERM", "SIGKILL"]
+    ("sent", "code"),
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
+    ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
 )
 def test_when_the_launcher_is_stopped_nothing_is_left(sent: signal.Signals, code: int, tmp_path):
     if sent == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("a parent's death is told to its children on Linux only")
     # Whoever runs the tests in the background of a script ignores Ctrl-C, and so would the launcher.
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
-    launcher = subprocess.Popen(command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path), preexec_fn=heed)
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    launcher = subprocess.Popen(
+        command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path), preexec_fn=heed
+    )
     until(lambda: all((tmp_path / str(i)).exists() for i in range(2)))
     pids = [[int(pid) for pid in (tmp_path / str(i)).read_text().split()] for i in range(2)]
     launcher.send_signal(sent)

@@ -58,7 +58,11 @@ if "setsid" in command:
 running = [subprocess.Popen(["bash", "-c", command], env={**os.environ, "HOME": str(host)}) for host in hosts]
 sys.exit(next((code for code in [each.wait() for each in running] if code), 0))
 """
-ON_A_HOST = {"sudo": "exit 0", "mountpoint": '[ -e "$HOME/mounted" ]', "gcsfuse": 'touch "$HOME/mounted"'}
+ON_A_HOST = {
+    "sudo": "exit 0",
+    "mountpoint": '[ -e "$HOME/mounted" ]',
+    "gcsfuse": 'touch "$HOME/mounted"',
+}
 ON_A_HOST["program"] = """
 [ -e "$HOME/mounted" ] || exit 99
 echo "${HOME##*/} $*"
@@ -108,13 +112,18 @@ def test_a_mistake_on_one_host_ends_the_run_on_tpu_vms(cloud):
 
 def test_a_crash_on_tpu_vms_is_run_again_where_it_was(cloud):
     done, asked = cloud("ABSENT ACTIVE", "0,1,134,134 0,0,0,0", "--retries=5")
-    assert (done.code, asked) == (0, ["create", "install", *["mount", "run"] * 2, "delete"]), done.err
+    assert (done.code, asked) == (0, ["create", "install", *["mount", "run"] * 2, "delete"]), (
+        done.err
+    )
 
 
 def test_tries_on_tpu_vms_are_bounded(cloud):
     done, asked = cloud("ABSENT ACTIVE", "1,1,1,1", "--retries=2", "--keep")
     assert (done.code, asked) == (1, ["create", "install", *["mount", "run"] * 3]), done.err
-    assert "run1 was kept and costs money; delete it with: gcloud compute tpus queued-resources delete run1" in done.err
+    assert (
+        "run1 was kept and costs money; delete it with: gcloud compute tpus queued-resources delete run1"
+        in done.err
+    )
 
 
 def test_preempted_tpu_vms_are_made_anew_under_the_same_name(cloud):
@@ -122,7 +131,18 @@ def test_preempted_tpu_vms_are_made_anew_under_the_same_name(cloud):
     states = "ABSENT ACTIVE SUSPENDING SUSPENDED ABSENT ACTIVE"
     done, asked = cloud(states, "gone,gone,gone,gone 0,0,0,0", "--retries=5")
     assert done.code == 0, done.err
-    assert asked == ["create", "install", "mount", "run", "delete", "create", "install", "mount", "run", "delete"]
+    assert asked == [
+        "create",
+        "install",
+        "mount",
+        "run",
+        "delete",
+        "create",
+        "install",
+        "mount",
+        "run",
+        "delete",
+    ]
     assert "run1 is SUSPENDING" in done.err
 
 
@@ -152,20 +172,33 @@ def test_a_dry_run_for_tpu_vms_prints_what_runs(cloud, tools: Tools):
     assert tools.run("bash", "-c", printed).code == 0
     assert [call for call in tools.calls() if "describe" not in call[1]] == ran
     create = ran[0][1]
-    assert "--spot" in create and flags(create)["accelerator-type"] == "v6e-16" and flags(create)["node-id"] == "run1"
+    assert (
+        "--spot" in create
+        and flags(create)["accelerator-type"] == "v6e-16"
+        and flags(create)["node-id"] == "run1"
+    )
     assert flags(create)["runtime-version"] == "v2-alpha-tpuv6e"
 
 
 def mount(tools: Tools) -> tuple[int, list[list[str]]]:
     """Runs the script that mounts on a host, among nothing but stand-ins; returns its exit code and what it called."""
     printed = tools.launch("tpu_vm", "--dry-run", *VM, "--", *TRAIN).out
-    (script,) = (text for line in printed.splitlines() if "gcsfuse" in (text := flags(shlex.split(line)).get("command", "")))
+    (script,) = (
+        text
+        for line in printed.splitlines()
+        if "gcsfuse" in (text := flags(shlex.split(line)).get("command", ""))
+    )
     tools.environment["PATH"] = str(tools.folder)
     code = tools.run(str(shutil.which("bash")), "-c", script).code
     return code, [[name, *arguments] for name, arguments, _ in tools.calls()]
 
 
-FLAGS = ["--implicit-dirs", "--metadata-cache-ttl-secs=0", "--metadata-cache-negative-ttl-secs=0", "--rename-dir-limit=200000"]
+FLAGS = [
+    "--implicit-dirs",
+    "--metadata-cache-ttl-secs=0",
+    "--metadata-cache-negative-ttl-secs=0",
+    "--rename-dir-limit=200000",
+]
 MOUNTS = [
     ["sudo", "umount", "-l", "/gcs/bucket"],
     ["sudo", "mkdir", "-p", "/gcs/bucket"],
@@ -206,7 +239,10 @@ def test_a_host_without_gcsfuse_installs_it(host: Tools):
         "sudo curl",
         "sudo tee",
     ]
-    assert [word for call in called for word in call if word in ("update", "install")] == ["update", "install"]
+    assert [word for call in called for word in call if word in ("update", "install")] == [
+        "update",
+        "install",
+    ]
 
 
 @pytest.mark.parametrize("fails", ["curl", "apt-get", "mkdir", "chown"])
@@ -229,10 +265,17 @@ def test_nothing_runs_where_the_bucket_is_not_mounted(cloud, tools: Tools):
 @pytest.mark.skipif(not (runs.ROOT / ".git").exists(), reason="not a checkout")
 def test_the_checkout_is_copied_as_it_is(cloud, tools: Tools):
     done, asked = cloud("ABSENT ACTIVE", "0,0,0,0", "--install=checkout")
-    assert (done.code, asked) == (0, ["create", "scp", "install", "mount", "run", "delete"]), done.err
+    assert (done.code, asked) == (0, ["create", "scp", "install", "mount", "run", "delete"]), (
+        done.err
+    )
     with tarfile.open(tools.folder / "copied") as archive:
         names = set(archive.getnames())
-    assert {"launch/tpu_vm.py", "configs/forcing.py", "modality_forcing/processes.py", "pyproject.toml"} <= names
+    assert {
+        "launch/tpu_vm.py",
+        "configs/forcing.py",
+        "modality_forcing/distributed.py",
+        "pyproject.toml",
+    } <= names
     assert not any(name.startswith(".git/") for name in names)
 
 
@@ -240,12 +283,18 @@ def test_the_checkout_and_several_slices(tools: Tools):
     options = ["--install=checkout", "--slices=2", "--capacity=reserved", "--env=A=b c"]
     lines = tools.launch("tpu_vm", "--dry-run", *VM, *options, "--", *TRAIN).out.splitlines()
     create = next(line for line in lines if " create " in line)
-    assert "--node-count=2 --node-prefix=run1" in create and "--reserved" in create and "--spot" not in create
+    assert (
+        "--node-count=2 --node-prefix=run1" in create
+        and "--reserved" in create
+        and "--spot" not in create
+    )
     scp = shlex.split(next(line for line in lines if " scp " in line))
     packing = next(line for line in lines if line.startswith("git "))
     assert scp[5] in packing and {"run1:", "--worker=all", "--node=all"} <= set(scp)
     assert any(
-        "env 'A=b c' ../venv/bin/python" in flags(shlex.split(line)).get("command", "").replace("'\"'\"'", "'") for line in lines
+        "env 'A=b c' ../venv/bin/python"
+        in flags(shlex.split(line)).get("command", "").replace("'\"'\"'", "'")
+        for line in lines
     )
 
 
@@ -253,16 +302,34 @@ def test_the_checkout_and_several_slices(tools: Tools):
     ("options", "given", "told"),
     [
         ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
-        (["--retries=0", "--keep", "--topology=v6e:2x4"], ["train", "--workdir=gs://b/x"], "--workdir=gs://b/x is an address"),
-        ([], ["train", "--workdir=/gcs/other/x"], "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/..."),
-        ([], ["train", "--workdir=runs/x"], "--workdir=runs/x is on a disk of one machine, and there are 4 hosts"),
-        (["--topology=v6e:2x4"], ["train", "--workdir", "runs/x"], "deleted after the run and after a preemption"),
+        (
+            ["--retries=0", "--keep", "--topology=v6e:2x4"],
+            ["train", "--workdir=gs://b/x"],
+            "--workdir=gs://b/x is an address",
+        ),
+        (
+            [],
+            ["train", "--workdir=/gcs/other/x"],
+            "mount a bucket: --bucket=bucket --workdir=/gcs/bucket/...",
+        ),
+        (
+            [],
+            ["train", "--workdir=runs/x"],
+            "--workdir=runs/x is on a disk of one machine, and there are 4 hosts",
+        ),
+        (
+            ["--topology=v6e:2x4"],
+            ["train", "--workdir", "runs/x"],
+            "deleted after the run and after a preemption",
+        ),
         (["--topology=tpu7x:4x4x4"], TRAIN, "there are no TPU VMs of tpu7x; use launch/gke.py"),
         (["--topology=v5p:8x8x8"], TRAIN, "128 hosts are more than the 64"),
         (["--install=nowhere.whl"], TRAIN, "no such file"),
     ],
 )
-def test_mistakes_before_anything_costs_money(options: list[str], given: list[str], told: str, tools: Tools):
+def test_mistakes_before_anything_costs_money(
+    options: list[str], given: list[str], told: str, tools: Tools
+):
     tools.add("gcloud")
     refused(tools.launch("tpu_vm", *VM, *options, "--", *given), "tpu_vm", told)
     assert tools.calls() == []

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.data.shards import Shards
+from modality_forcing.storage.shards import Shards
 
 COUNT = 24
 # The folder is a data set before the list of all names it.
 MFORCE = """
-from modality_forcing.data.datasets import registry
+from modality_forcing.datasets import registry
 registry.NAMES = tuple({*registry.NAMES, "folder"})
 from modality_forcing.cli import main
 import sys
@@ -44,14 +44,23 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = np.random.default_rng(5)
     for index in range(COUNT):
         picture = np.repeat(np.repeat(rng.integers(0, 256, (90, 120, 3), np.uint8), 10, 0), 10, 1)
-        counts = (rng.integers(800, 9000, (225, 300)) * (rng.random((225, 300)) < 0.05)).astype(np.uint16)
+        counts = (rng.integers(800, 9000, (225, 300)) * (rng.random((225, 300)) < 0.05)).astype(
+            np.uint16
+        )
         Image.fromarray(picture).save(folder / f"images/{index:02d}.png", compress_level=1)
         Image.fromarray(counts).save(folder / f"depth/{index:02d}.png")
     return folder
 
 
 def options(root: Path, out: Path) -> list[object]:
-    return ["prepare", "--dataset=folder", "--option=depth_scale=0.001", f"--root={root}", f"--out={out}", "--shard-size=4"]
+    return [
+        "prepare",
+        "--dataset=folder",
+        "--option=depth_scale=0.001",
+        f"--root={root}",
+        f"--out={out}",
+        "--shard-size=4",
+    ]
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
@@ -72,9 +81,16 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_goes_on_to_the_same_bytes(root: Path, whole: Path, tmp_path: Path, workers: int):
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    root: Path, whole: Path, tmp_path: Path, workers: int
+):
     arguments = [*options(root, tmp_path / "out"), f"--workers={workers}"]
-    running = subprocess.Popen(command(*arguments), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True)
+    running = subprocess.Popen(
+        command(*arguments),
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     until = time.monotonic() + 60
     while not list(tmp_path.glob("out/done-train/*.json")):
         assert running.poll() is None and time.monotonic() < until
@@ -109,7 +125,9 @@ def test_what_was_prepared_is_read_and_inspected(whole: Path, tmp_path: Path):
     source = Shards(whole)
     assert len(source) == COUNT and [source[i].id for i in (0, COUNT - 1)] == ["00", "23"]
     record = source[5]
-    assert record.image.shape == (256, 342, 3) and record.source and 0.03 < record.valid.mean() < 0.05
+    assert (
+        record.image.shape == (256, 342, 3) and record.source and 0.03 < record.valid.mean() < 0.05
+    )
     assert record.depth[record.valid].min() >= 0.8 and record.depth.max() < 9
     done = mforce("inspect", whole, "--verify", f"--sheet={tmp_path / 'sheet.png'}")
     assert done.returncode == 0, done.stderr
@@ -125,7 +143,10 @@ def one_line(done: subprocess.CompletedProcess[str], told: str) -> None:
 
 
 def test_mistakes_take_one_line(root: Path, whole: Path, tmp_path: Path):
-    one_line(mforce(*options(root, whole), "--quality=90"), "begun with other settings (quality 95, now 90)")
+    one_line(
+        mforce(*options(root, whole), "--quality=90"),
+        "begun with other settings (quality 95, now 90)",
+    )
     one_line(mforce(*options(tmp_path / "none", tmp_path / "out")), "none: no such folder")
     one_line(mforce("inspect", tmp_path), "holds no shards; give the --out of mforce prepare")
 
@@ -149,8 +170,17 @@ def test_more_torn_pictures_than_allowed_stop_it(root: Path, tmp_path: Path):
         (bad / "images" / path.name).symlink_to(path)
     (bad / "images/03.png").unlink()
     (bad / "images/03.png").write_bytes((root / "images/03.png").read_bytes()[:5000])
-    arguments = ["prepare", "--dataset=folder", f"--root={bad}", f"--out={tmp_path / 'out'}", "--shard-size=2"]
-    one_line(mforce(*arguments), "1 of 8 records could not be read, more than --max-bad=0.01 allows (first 3: ")
+    arguments = [
+        "prepare",
+        "--dataset=folder",
+        f"--root={bad}",
+        f"--out={tmp_path / 'out'}",
+        "--shard-size=2",
+    ]
+    one_line(
+        mforce(*arguments),
+        "1 of 8 records could not be read, more than --max-bad=0.01 allows (first 3: ",
+    )
     done = mforce(*arguments, "--max-bad=0.2")
     assert done.returncode == 0 and "1 could not be read" in done.stderr
     assert len(Shards(tmp_path / "out")) == 7

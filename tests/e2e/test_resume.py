@@ -16,7 +16,8 @@ import pytest
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
-from modality_forcing.train import checkpoint, start
+from modality_forcing.train import checkpoint
+from modality_forcing.train import init as start
 from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
@@ -24,7 +25,12 @@ from modality_forcing.train.state import TrainState
 from modality_forcing.train.workdir import claim
 from tests import tiny
 
-TIMES = {"data_wait", "seconds", "compile", "data_wait_total"}  # what a clock says is no part of the run
+TIMES = {
+    "data_wait",
+    "seconds",
+    "compile",
+    "data_wait_total",
+}  # what a clock says is no part of the run
 LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
 T2I = tiny.t2i(**LOOP)
 
@@ -91,7 +97,9 @@ def test_a_row_is_the_mean_of_its_steps(whole, tmp_path):
     train(each, tmp_path)
     losses = [row["loss"] for row in rows(tmp_path)]
     assert len(set(losses)) == 6
-    np.testing.assert_allclose([row["loss"] for row in rows(whole[1])], np.reshape(losses, (3, 2)).mean(1), rtol=1e-6)
+    np.testing.assert_allclose(
+        [row["loss"] for row in rows(whole[1])], np.reshape(losses, (3, 2)).mean(1), rtol=1e-6
+    )
 
 
 def test_training_moved_the_weights_and_the_average_lags_behind(whole):
@@ -122,7 +130,9 @@ def handed_over(whole, tmp_path_factory) -> tuple[TrainState, Path]:
     return train(forcing(whole[1]), workdir), workdir
 
 
-def test_post_training_from_an_interrupted_run_interrupted_itself_is_the_same(broken, handed_over, tmp_path, capsys):
+def test_post_training_from_an_interrupted_run_interrupted_itself_is_the_same(
+    broken, handed_over, tmp_path, capsys
+):
     config = forcing(broken[1])
     train(config, tmp_path, stop_after=4)
     state = train(config, tmp_path)
@@ -135,8 +145,12 @@ def test_post_training_from_an_interrupted_run_interrupted_itself_is_the_same(br
 def test_post_training_starts_from_the_average_of_the_first_phase(whole, tmp_path):
     started = train(forcing(whole[1]), tmp_path, stop_after=0)
     _, pretrained = checkpoint.load(whole[1])
-    np.testing.assert_array_equal(started.params["trunk"]["layers"]["q"], pretrained["trunk"]["layers"]["q"])
-    np.testing.assert_array_equal(pretrained["trunk"]["layers"]["q"], whole[0].ema["trunk"]["layers"]["q"])
+    np.testing.assert_array_equal(
+        started.params["trunk"]["layers"]["q"], pretrained["trunk"]["layers"]["q"]
+    )
+    np.testing.assert_array_equal(
+        pretrained["trunk"]["layers"]["q"], whole[0].ema["trunk"]["layers"]["q"]
+    )
 
 
 def test_post_training_needs_leave_for_what_is_new(whole, tmp_path):
@@ -189,7 +203,9 @@ def test_an_initial_checkpoint_that_is_not_there_is_one_line(tmp_path):
         train(forcing(tmp_path / "nowhere"), tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
+    tmp_path, monkeypatch
+):
     made = start.make_step
 
     def poisoned(*arguments):
@@ -199,7 +215,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
             count = int(jax.device_get(state.step))
             with jax.transfer_guard("allow"):
                 state, metrics = step(state, batch)
-                return state, {**metrics, "loss": metrics["loss"] * np.nan} if count >= 3 else metrics
+                return state, {
+                    **metrics,
+                    "loss": metrics["loss"] * np.nan,
+                } if count >= 3 else metrics
 
         return run
 

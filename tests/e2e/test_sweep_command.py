@@ -13,7 +13,7 @@ from tests.runs import contents, killed, process, refused
 SWEEP = """
 from dataclasses import replace
 
-from modality_forcing.scaling.grid import Records, Run, axis, horizons, product, sweep
+from modality_forcing.sweeps.spec import Records, Run, axis, horizons, product, sweep
 from tests import tiny
 
 LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
@@ -62,7 +62,9 @@ def test_killed_at_several_points_it_comes_to_the_same_rows_to_the_bit(whole, co
     arguments = ("sweep", f"--config={config}", f"--workdir={workdir}")
     points = [
         lambda: list(workdir.glob("runs/forcing*/checkpoints/3")),  # in the middle of a run
-        lambda: list(workdir.glob("runs/pretraining*/checkpoints/6")),  # between two phases, with rows written before
+        lambda: list(
+            workdir.glob("runs/pretraining*/checkpoints/6")
+        ),  # between two phases, with rows written before
     ]
     for when in points:
         assert killed(*arguments, when=lambda when=when: bool(when())).code != 0
@@ -70,7 +72,9 @@ def test_killed_at_several_points_it_comes_to_the_same_rows_to_the_bit(whole, co
     assert process(*arguments).code == 0
     assert contents(workdir / "cells") == contents(whole / "cells")
     assert (workdir / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
-    assert {p.name for p in (workdir / "runs").iterdir()} == {p.name for p in (whole / "runs").iterdir()}
+    assert {p.name for p in (workdir / "runs").iterdir()} == {
+        p.name for p in (whole / "runs").iterdir()
+    }
 
 
 def test_a_branch_has_the_row_of_a_whole_run_however_often_it_was_killed(config, tmp_path):
@@ -82,10 +86,18 @@ def test_a_branch_has_the_row_of_a_whole_run_however_often_it_was_killed(config,
                 "runs/forcing_w32_10_*/checkpoints/5",
                 "runs/forcing_w32_6_*/config.json",
             ):  # in the trunk, in the branch
-                assert killed(*arguments, when=lambda left=left: bool(list((tmp_path / "branches").glob(left)))).code != 0
+                assert (
+                    killed(
+                        *arguments,
+                        when=lambda left=left: bool(list((tmp_path / "branches").glob(left))),
+                    ).code
+                    != 0
+                )
             assert not list((tmp_path / "branches").glob("cells/*"))
         done = process(*arguments)
-        assert done.code == 0 and ("going on from step 5 of 6" in done.out) == (way == "branches"), done.err
+        assert done.code == 0 and ("going on from step 5 of 6" in done.out) == (
+            way == "branches"
+        ), done.err
         rows[way] = (tmp_path / way / "cells" / "frames=24.json").read_bytes()
     assert rows["branches"] == rows["whole"]
 
@@ -95,22 +107,35 @@ def test_a_row_says_what_it_is_of(whole):
     assert [row["cell"] for row in rows] == CELLS
     scratch, pretrained = rows[0], rows[2]
     assert (scratch["images"], scratch["frames"], pretrained["images"]) == (0, 24, 24)
-    assert pretrained["flops"] == pretrained["flops_pretraining"] + pretrained["flops_forcing"] > scratch["flops"] > 0
+    assert (
+        pretrained["flops"]
+        == pretrained["flops_pretraining"] + pretrained["flops_forcing"]
+        > scratch["flops"]
+        > 0
+    )
     assert pretrained["config"]["forcing"]["train"]["init"].startswith("runs/pretraining_w32_6_")
     assert 0 < scratch["params"] < scratch["params_total"]
-    assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{10}", scratch["version"]) and "moge" in scratch["protocol"]
+    assert (
+        re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{10}", scratch["version"])
+        and "moge" in scratch["protocol"]
+    )
     for name in ("i2d_absrel", "i2d_delta1", "constant_absrel", "loss_image", "loss_depth", "loss"):
-        assert scratch[name] > 0 and (scratch[name] == pretrained[name]) == (name == "constant_absrel")
+        assert scratch[name] > 0 and (scratch[name] == pretrained[name]) == (
+            name == "constant_absrel"
+        )
     assert "pretraining_loss_image" in pretrained and "pretraining_loss_image" not in scratch
     assert not any("seconds" in name for name in scratch)
 
 
 def test_pretraining_is_shared(whole):
-    assert len(list(whole.glob("runs/pretraining*"))) == 1 and len(list(whole.glob("runs/forcing*"))) == 4
+    assert (
+        len(list(whole.glob("runs/pretraining*"))) == 1
+        and len(list(whole.glob("runs/forcing*"))) == 4
+    )
 
 
 def test_the_table_opens_as_a_table(whole):
-    from modality_forcing.scaling.table import read
+    from modality_forcing.laws.table import read
 
     rows = read(whole / "rows.csv")
     assert list(rows.numbers("images")) == [0, 0, 24, 24] and (rows.numbers("seconds") > 0).all()
@@ -127,7 +152,9 @@ def test_again_it_does_nothing(whole, config, mforce):
 
 def test_its_state_is_a_table(whole, config, mforce, tmp_path):
     table = mforce("sweep", f"--config={config}", f"--workdir={whole}", "--status").out
-    assert re.search(r"pretrained=True,seed=1 +done +12/12 +\d+\.\d+ +i2d_absrel 0\.\d+", table), table
+    assert re.search(r"pretrained=True,seed=1 +done +12/12 +\d+\.\d+ +i2d_absrel 0\.\d+", table), (
+        table
+    )
     assert "4 done; 0:00:00 left" in table
     table = mforce("sweep", f"--config={config}", f"--workdir={tmp_path / 'new'}", "--status").out
     assert re.search(r"pretrained=True,seed=1 +waiting +0/12 +\?\n", table), table
@@ -138,12 +165,17 @@ def test_a_cell_that_fails_is_named_with_the_last_line_of_its_log(config, mforce
     done = mforce("sweep", f"--config={config}:diverges", f"--workdir={tmp_path}")
     assert done.code == 2
     named = [line for line in done.err.splitlines() if line.startswith("failed: ")]
-    assert len(named) == 2 and all("seed=" in line and "not finite" in line for line in named), done.err
+    assert len(named) == 2 and all("seed=" in line and "not finite" in line for line in named), (
+        done.err
+    )
     assert done.err.count("pretraining_w32_6_") == 1  # it was not tried for the second cell
     assert "0 of 2 cells are done" in done.out
     log = (tmp_path / "failed" / "pretrained=True,seed=0,rate=1e+30.log").read_text()
     assert "not finite" in log.strip().splitlines()[-1]
-    assert "failed" in mforce("sweep", f"--config={config}:diverges", f"--workdir={tmp_path}", "--status").out
+    assert (
+        "failed"
+        in mforce("sweep", f"--config={config}:diverges", f"--workdir={tmp_path}", "--status").out
+    )
 
 
 @pytest.mark.parametrize(
@@ -157,7 +189,10 @@ def test_a_cell_that_fails_is_named_with_the_last_line_of_its_log(config, mforce
         (["--config={sweep}", "--jobs=2"], r"--jobs and --launcher-options are for a launcher"),
         (["--config={sweep}", "--launcher=slurm", "--status"], r"makes the parts itself"),
         (["--config={sweep}", "--launcher=slurm", "--jobs=9"], r"--jobs=9.*3 groups"),
-        (["--config={sweep}", "--launcher=slurm", "--launcher-options='"], r"--launcher-options cannot be read"),
+        (
+            ["--config={sweep}", "--launcher=slurm", "--launcher-options='"],
+            r"--launcher-options cannot be read",
+        ),
         (["--config={sweep}", "--workdir=gs://bucket/x"], r"is an address.*--workdir"),
     ],
 )
@@ -172,11 +207,20 @@ def test_the_row_of_another_sweep_is_not_taken_for_its_own(whole, config, mforce
     cells.mkdir()
     row = json.loads((whole / "cells" / f"{CELLS[0]}.json").read_text()) | {"digest": "another"}
     (cells / f"{CELLS[0]}.json").write_text(json.dumps(row))
-    refused(mforce("sweep", f"--config={config}", f"--workdir={tmp_path}", "--status"), r"row of a cell with another config")
+    refused(
+        mforce("sweep", f"--config={config}", f"--workdir={tmp_path}", "--status"),
+        r"row of a cell with another config",
+    )
 
 
 def test_a_launcher_gets_a_command_per_part(config, mforce):
-    options = ("--launcher=slurm", "--jobs=2", "--launcher-options=--nodes=1 --time=4:00:00", "--workdir=/nfs/tiny", "--dry-run")
+    options = (
+        "--launcher=slurm",
+        "--jobs=2",
+        "--launcher-options=--nodes=1 --time=4:00:00",
+        "--workdir=/nfs/tiny",
+        "--dry-run",
+    )
     lines = mforce("sweep", f"--config={config}", *options).out.splitlines()
     assert lines[1] == (
         "python launch/slurm.py --name=sweep-tiny-1 --dry-run --nodes=1 --time=4:00:00 --"
@@ -192,4 +236,7 @@ def test_a_sweep_is_priced_before_it_starts(config, mforce):
     assert told["flops"] < told["flops_apart"]
     refused(mforce("plan", f"--sweep={config}", "--chip", "abacus"), "unknown chip 'abacus'")
     refused(mforce("plan", f"--sweep={config}", "--mfu=2"), "MFU of 2")
-    refused(mforce("plan", f"--sweep={config}", "--topology=v5p:2x2x1"), "--sweep has no use for --topology")
+    refused(
+        mforce("plan", f"--sweep={config}", "--topology=v5p:2x2x1"),
+        "--sweep has no use for --topology",
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.models.surgery import flatten, unflatten
+from modality_forcing.models.restore import flatten, unflatten
 from tests import tiny
 from tests.runs import CONFIGS, SMALL, Command, attempt, contents, process, refused, save
 
@@ -26,36 +26,93 @@ OUT = "--out={desk}/out"
 I2D = ["--mode=i2d", OUT]
 D2I = ["--mode=d2i", OUT]
 SAMPLE = {
-    "unknown_mode": (["--mode=i2i", OUT], r"unknown mode 'i2i'; choose one of t2i, joint, i2d, d2i, partial"),
-    "image_for_joint": (["--mode=joint", OUT, "--image={desk}/photo.jpg"], r"mode joint has no use for --image"),
-    "depth_for_i2d": ([*I2D, "--image={desk}/photo.jpg", "--depth={desk}/depth.npy"], r"mode i2d has no use for --depth"),
+    "unknown_mode": (
+        ["--mode=i2i", OUT],
+        r"unknown mode 'i2i'; choose one of t2i, joint, i2d, d2i, partial",
+    ),
+    "image_for_joint": (
+        ["--mode=joint", OUT, "--image={desk}/photo.jpg"],
+        r"mode joint has no use for --image",
+    ),
+    "depth_for_i2d": (
+        [*I2D, "--image={desk}/photo.jpg", "--depth={desk}/depth.npy"],
+        r"mode i2d has no use for --depth",
+    ),
     "no_image": (I2D, r"mode i2d starts from a file; name it with --image FILE"),
-    "no_depth": (["--mode=partial", OUT], r"mode partial starts from a file; name it with --depth FILE"),
-    "idle_refine": ([*I2D, "--image={desk}/photo.jpg", "--refine"], r"mode i2d has no use for --refine"),
-    "idle_alpha": ([*D2I, "--depth={desk}/depth.npy", "--log2-alpha=2"], r"mode d2i has no use for --log2-alpha"),
-    "idle_scale": ([*I2D, "--image={desk}/photo.jpg", "--depth-scale=0.1"], r"mode i2d has no use for --depth-scale"),
+    "no_depth": (
+        ["--mode=partial", OUT],
+        r"mode partial starts from a file; name it with --depth FILE",
+    ),
+    "idle_refine": (
+        [*I2D, "--image={desk}/photo.jpg", "--refine"],
+        r"mode i2d has no use for --refine",
+    ),
+    "idle_alpha": (
+        [*D2I, "--depth={desk}/depth.npy", "--log2-alpha=2"],
+        r"mode d2i has no use for --log2-alpha",
+    ),
+    "idle_scale": (
+        [*I2D, "--image={desk}/photo.jpg", "--depth-scale=0.1"],
+        r"mode i2d has no use for --depth-scale",
+    ),
     "missing_image": ([*I2D, "--image={desk}/none.jpg"], r"none\.jpg: no such file"),
     "image_is_a_folder": ([*I2D, "--image={desk}/empty"], r"empty: cannot be read as a picture"),
-    "truncated_image": ([*I2D, "--image={desk}/truncated.jpg"], r"truncated\.jpg: cannot be read as a picture"),
+    "truncated_image": (
+        [*I2D, "--image={desk}/truncated.jpg"],
+        r"truncated\.jpg: cannot be read as a picture",
+    ),
     "text_image": ([*I2D, "--image={desk}/text.jpg"], r"text\.jpg: cannot be read as a picture"),
     "missing_depth": ([*D2I, "--depth={desk}/none.npy"], r"none\.npy: no such file"),
-    "negative_depth": ([*D2I, "--depth={desk}/negative.npy"], r"depth holds negative values \(down to -1\)"),
+    "negative_depth": (
+        [*D2I, "--depth={desk}/negative.npy"],
+        r"depth holds negative values \(down to -1\)",
+    ),
     "nothing_valid": ([*D2I, "--depth={desk}/all_nan.npy"], r"holds no valid depth"),
     "zeros": ([*D2I, "--depth={desk}/zeros.npy"], r"holds no valid depth"),
     "flat": ([*D2I, "--depth={desk}/flat.npy"], r"has shape \(768,\), not \[h w\]"),
     "words": ([*D2I, "--depth={desk}/words.npy"], r"holds <U3, not numbers of depth"),
-    "pickle": ([*D2I, "--depth={desk}/objects.npy"], r"objects\.npy: cannot be read as an array of numbers"),
-    "cropped_away": ([*D2I, "--depth={desk}/edges.npy"], r"its centre square holds no valid depth; use --fit stretch"),
-    "no_scale": ([*D2I, "--depth={desk}/depth16.png"], r"the unit of its counts is not known; state the depth scale"),
+    "pickle": (
+        [*D2I, "--depth={desk}/objects.npy"],
+        r"objects\.npy: cannot be read as an array of numbers",
+    ),
+    "cropped_away": (
+        [*D2I, "--depth={desk}/edges.npy"],
+        r"its centre square holds no valid depth; use --fit stretch",
+    ),
+    "no_scale": (
+        [*D2I, "--depth={desk}/depth16.png"],
+        r"the unit of its counts is not known; state the depth scale",
+    ),
     "wrong_scale": ([*D2I, "--depth={desk}/depth16.png", "--depth-scale=-1"], r"depth scale is -1"),
-    "eight_bits": ([*D2I, "--depth={desk}/depth8.png", "--depth-scale=0.001"], r"is an 8-bit picture, not 16-bit depth"),
-    "png_of_zeros": ([*D2I, "--depth={desk}/zeros16.png", "--depth-scale=0.001"], r"holds no valid depth"),
-    "depth_is_a_photo": ([*D2I, "--depth={desk}/photo.jpg"], r"depth in a \.jpg file is not understood"),
-    "out_is_a_file": (["--mode=joint", "--out={desk}/file"], r"file: is a file; choose another --out"),
-    "out_below_a_file": (["--mode=joint", "--out={desk}/file/out"], r"file: is a file; choose another --out"),
-    "too_many": (["--mode=joint", OUT, "--n=1000000000"], r"1000000000 examples asked for; ask for at most 64"),
+    "eight_bits": (
+        [*D2I, "--depth={desk}/depth8.png", "--depth-scale=0.001"],
+        r"is an 8-bit picture, not 16-bit depth",
+    ),
+    "png_of_zeros": (
+        [*D2I, "--depth={desk}/zeros16.png", "--depth-scale=0.001"],
+        r"holds no valid depth",
+    ),
+    "depth_is_a_photo": (
+        [*D2I, "--depth={desk}/photo.jpg"],
+        r"depth in a \.jpg file is not understood",
+    ),
+    "out_is_a_file": (
+        ["--mode=joint", "--out={desk}/file"],
+        r"file: is a file; choose another --out",
+    ),
+    "out_below_a_file": (
+        ["--mode=joint", "--out={desk}/file/out"],
+        r"file: is a file; choose another --out",
+    ),
+    "too_many": (
+        ["--mode=joint", OUT, "--n=1000000000"],
+        r"1000000000 examples asked for; ask for at most 64",
+    ),
     "negative_seed": (["--mode=joint", OUT, "--seed=-1"], r"seed is -1; it must be at least 0"),
-    "large_seed": (["--mode=joint", OUT, "--seed=99999999999999999999"], r"it must be below 2\*\*32"),
+    "large_seed": (
+        ["--mode=joint", OUT, "--seed=99999999999999999999"],
+        r"it must be below 2\*\*32",
+    ),
     "wild_alpha": (["--mode=joint", OUT, "--log2-alpha=5000"], r"sample\.log2_alpha is 5000"),
 }
 
@@ -67,14 +124,28 @@ def test_sample(mforce: Command, desk: Path, forcing_run: Path, arguments, told)
 
 
 @pytest.mark.parametrize("mode", ["joint", "i2d", "d2i", "partial"])
-def test_sample_without_depth_in_the_checkpoint(mforce: Command, desk: Path, t2i_run: Path, mode: str):
+def test_sample_without_depth_in_the_checkpoint(
+    mforce: Command, desk: Path, t2i_run: Path, mode: str
+):
     given = {
         "i2d": ["--image", desk / "photo.jpg"],
         "d2i": ["--depth", desk / "depth.npy"],
         "partial": ["--depth", desk / "depth.npy"],
     }
     told = rf"mode {mode} needs (depth|a second modality), this checkpoint has image only; use a checkpoint of the forcing phase"
-    attempt(mforce, desk, told, "sample", "--checkpoint", t2i_run, "--mode", mode, "--out", desk / "out", *given.get(mode, []))
+    attempt(
+        mforce,
+        desk,
+        told,
+        "sample",
+        "--checkpoint",
+        t2i_run,
+        "--mode",
+        mode,
+        "--out",
+        desk / "out",
+        *given.get(mode, []),
+    )
 
 
 # ---- Checkpoints
@@ -86,7 +157,9 @@ READERS = {
 }
 
 
-def read_refused(mforce: Command, desk: Path, told: str, run: Path, readers=("sample", "evaluate", "export")) -> None:
+def read_refused(
+    mforce: Command, desk: Path, told: str, run: Path, readers=("sample", "evaluate", "export")
+) -> None:
     for reader in readers:
         arguments = [argument.replace("{out}", str(desk / "out")) for argument in READERS[reader]]
         attempt(mforce, desk, told, *arguments, "--checkpoint", run)
@@ -114,7 +187,12 @@ def changed(weights: dict, change: str) -> dict:
 @pytest.mark.parametrize("change", ["missing", "extra", "misshaped"])
 def test_checkpoint_of_other_weights(mforce: Command, desk: Path, change: str):
     weights = changed(tiny.network(tiny.forcing())[1], change)
-    run = save(desk / "run", tiny.forcing(), tiny.network(tiny.forcing())[1], ema=jax.tree.map(np.asarray, weights))
+    run = save(
+        desk / "run",
+        tiny.forcing(),
+        tiny.network(tiny.forcing())[1],
+        ema=jax.tree.map(np.asarray, weights),
+    )
     told = {
         "missing": r"run: the weights do not fit \(missing: head/image/\S+\)",
         "extra": r"run: the weights do not fit \(extra: head/normals/w\)",
@@ -126,8 +204,18 @@ def test_checkpoint_of_other_weights(mforce: Command, desk: Path, change: str):
         attempt(mforce, desk, r"run: the weights do not fit", *again)
 
 
-def test_checkpoint_of_text_to_image_needs_its_new_modalities_named(mforce: Command, desk: Path, t2i_run: Path):
-    arguments = ["train", FORCING, f"--config.train.init={t2i_run}", "--config.train.new=()", *SMALL, "--workdir", desk / "new"]
+def test_checkpoint_of_text_to_image_needs_its_new_modalities_named(
+    mforce: Command, desk: Path, t2i_run: Path
+):
+    arguments = [
+        "train",
+        FORCING,
+        f"--config.train.init={t2i_run}",
+        "--config.train.new=()",
+        *SMALL,
+        "--workdir",
+        desk / "new",
+    ]
     attempt(mforce, desk, r"the weights do not fit \(missing: ", *arguments)
 
 
@@ -140,7 +228,9 @@ def damage_meta(change: Callable[[dict], object]) -> Callable[[Path], None]:
 
 
 def cut_largest(step: Path) -> None:
-    largest = max((step / "ema").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    largest = max(
+        (step / "ema").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0
+    )
     largest.write_bytes(largest.read_bytes()[:100])
 
 
@@ -157,8 +247,14 @@ DAMAGE = {
     "cut_meta": (lambda step: (step / "meta/metadata").write_text('{"format'), r"cannot be read"),
     "meta_of_another_kind": (damage_meta(lambda meta: [1, 2]), r"damaged|cannot be read"),
     "meta_without_config": (damage_meta(lambda meta: {"format": meta["format"]}), r"damaged"),
-    "another_format": (damage_meta(lambda meta: meta | {"format": 99}), r"is of format 99, this version reads 1"),
-    "unknown_key": (damage_meta(lambda meta: meta | {"config": meta["config"] | {"colour": 1}}), r"unknown config key 'colour'"),
+    "another_format": (
+        damage_meta(lambda meta: meta | {"format": 99}),
+        r"is of format 99, this version reads 1",
+    ),
+    "unknown_key": (
+        damage_meta(lambda meta: meta | {"config": meta["config"] | {"colour": 1}}),
+        r"unknown config key 'colour'",
+    ),
 }
 
 
@@ -198,7 +294,16 @@ def test_export_over_something(mforce: Command, desk: Path, forcing_run: Path):
 
 def test_evaluate_what_cannot_be(mforce: Command, desk: Path, forcing_run: Path, t2i_run: Path):
     attempt(mforce, desk, r"mode i2d needs a second modality", "evaluate", "--checkpoint", t2i_run)
-    attempt(mforce, desk, r"empty: is a folder; name a file", "evaluate", "--checkpoint", forcing_run, "--out", desk / "empty")
+    attempt(
+        mforce,
+        desk,
+        r"empty: is a folder; name a file",
+        "evaluate",
+        "--checkpoint",
+        forcing_run,
+        "--out",
+        desk / "empty",
+    )
     count = tiny.forcing().data.count
     told = rf"{count + 1} held-out examples asked for, there are {count}"
     attempt(mforce, desk, told, "evaluate", "--checkpoint", forcing_run, "--examples", count + 1)
@@ -207,19 +312,31 @@ def test_evaluate_what_cannot_be(mforce: Command, desk: Path, forcing_run: Path,
 EVALUATE = {
     "root_missing": (["--benchmark", "nyuv2"], r"--root is missing"),
     "unknown_set": (["--benchmark", "nyu", "--root", "{desk}"], r"did you mean nyuv2\?"),
-    "no_set_there": (["--benchmark", "kitti", "--root", "{desk}/empty"], r"empty: holds no \.index\.txt"),
+    "no_set_there": (
+        ["--benchmark", "kitti", "--root", "{desk}/empty"],
+        r"empty: holds no \.index\.txt",
+    ),
     "no_root": (["--benchmark", "kitti", "--root", "{desk}/none"], r"none: no such folder"),
     "out_is_a_file": (
         ["--benchmark", "kitti", "--root", "{desk}", "--out", "{desk}/file"],
         r"file: is a file; choose another --out",
     ),
-    "unknown_view": (["--benchmark", "kitti", "--root", "{desk}", "--view", "big"], r"unknown view 'big'"),
+    "unknown_view": (
+        ["--benchmark", "kitti", "--root", "{desk}", "--view", "big"],
+        r"unknown view 'big'",
+    ),
     "two_runs": (["--benchmark", "kitti", "--sweep", "log2_alpha:0..1"], r"two runs"),
-    "protocol_for_records": (["--protocol", "moge"], r"--protocol is not for a checkpoint's own records"),
+    "protocol_for_records": (
+        ["--protocol", "moge"],
+        r"--protocol is not for a checkpoint's own records",
+    ),
     "sweep_of_something": (["--sweep", "beta:0..1"], r"sweep of 'beta' is not known"),
     "sweep_backwards": (["--sweep", "log2_alpha:5..1"], r"holds no such numbers"),
     "no_judge": (["--estimator", "nobody"], r"neither a folder nor a function"),
-    "judge_without_maps": (["--estimator", "{desk}/empty"], r"maps are missing, the first is d2i/0000"),
+    "judge_without_maps": (
+        ["--estimator", "{desk}/empty"],
+        r"maps are missing, the first is d2i/0000",
+    ),
     "no_module": (["--estimator", "no_such_module:f"], r"no_such_module: cannot be imported"),
     "negative_seed": (["--seed=-1"], r"seed is -1; it must be at least 0"),
 }
@@ -236,19 +353,40 @@ def test_evaluate(mforce: Command, desk: Path, forcing_run: Path, arguments, tol
 
 def test_the_line_is_alone_in_a_process_of_its_own(desk: Path, forcing_run: Path):
     before = contents(desk)
-    refused(process("train", FORCING, "--config.train.stpes=5", "--workdir", desk / "new"), r"did you mean train\.steps")
     refused(
-        process("sample", "--checkpoint", forcing_run, *I2D[:1], f"--out={desk}/out", f"--image={desk}/text.jpg"), r"text\.jpg"
+        process("train", FORCING, "--config.train.stpes=5", "--workdir", desk / "new"),
+        r"did you mean train\.steps",
+    )
+    refused(
+        process(
+            "sample",
+            "--checkpoint",
+            forcing_run,
+            *I2D[:1],
+            f"--out={desk}/out",
+            f"--image={desk}/text.jpg",
+        ),
+        r"text\.jpg",
     )
     assert contents(desk) == before
     run = shutil.copytree(forcing_run, desk / "run")
     remove_arrays(run / "checkpoints/0")
-    refused(process("sample", "--checkpoint", run, "--mode=joint", f"--out={desk}/out"), r"cannot be read")
+    refused(
+        process("sample", "--checkpoint", run, "--mode=joint", f"--out={desk}/out"),
+        r"cannot be read",
+    )
     assert not (desk / "out").exists()
 
 
 def test_unknown_pixels_are_no_mistake(mforce: Command, desk: Path, forcing_run: Path):
-    done = mforce("sample", "--checkpoint", forcing_run, "--mode=d2i", f"--out={desk}/out", f"--depth={desk}/with_nan.npy")
+    done = mforce(
+        "sample",
+        "--checkpoint",
+        forcing_run,
+        "--mode=d2i",
+        f"--out={desk}/out",
+        f"--depth={desk}/with_nan.npy",
+    )
     assert done.code == 0, done.err
     assert done.err == ""
     assert re.search(r"d2i_000_image\.png\n", done.out)

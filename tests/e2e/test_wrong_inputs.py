@@ -26,9 +26,18 @@ COMMAND = {
     "unknown_command": (["trian"], r"invalid choice: 'trian'"),
     "unknown_option": (["demo", "--quick"], r"unrecognized arguments: --quick"),
     "no_config": (["train", "--workdir", "w"], r"required: --config; see mforce train --help"),
-    "override_elsewhere": (["demo", "--config.train.steps=5"], r"--config\.train\.steps is an option of train"),
-    "override_without_value": (["train", T2I, "--workdir", "w", "--config.seed"], r"--config\.seed has no value"),
-    "override_swallows": (["train", T2I, "--config.seed", "--workdir", "w"], r"--config\.seed has no value"),
+    "override_elsewhere": (
+        ["demo", "--config.train.steps=5"],
+        r"--config\.train\.steps is an option of train",
+    ),
+    "override_without_value": (
+        ["train", T2I, "--workdir", "w", "--config.seed"],
+        r"--config\.seed has no value",
+    ),
+    "override_swallows": (
+        ["train", T2I, "--config.seed", "--workdir", "w"],
+        r"--config\.seed has no value",
+    ),
     "no_steps": (["demo", "--t2i-steps", "0"], r"--t2i-steps: '0' is not a whole number above 0"),
     "negative_steps": (["demo", "--forcing-steps=-4"], r"'-4' is not a whole number above 0"),
     "half_an_example": (["demo", "--examples", "1.5"], r"'1\.5' is not a whole number above 0"),
@@ -37,7 +46,10 @@ COMMAND = {
         ["sample", "--checkpoint", "c", "--out", "o", "--mode", "joint", "--guidance", "nan"],
         r"'nan' is not a number",
     ),
-    "other_format": (["export", "--checkpoint", "c", "--out", "o", "--format", "h5"], r"invalid choice: 'h5'"),
+    "other_format": (
+        ["export", "--checkpoint", "c", "--out", "o", "--format", "h5"],
+        r"invalid choice: 'h5'",
+    ),
     "other_solver": (
         ["sample", "--checkpoint", "c", "--out", "o", "--mode", "t2i", "--solver", "ddim"],
         r"invalid choice: 'ddim'",
@@ -54,14 +66,26 @@ def test_command(mforce: Command, tmp_path: Path, monkeypatch, arguments, told):
 # ---- Configs
 
 CONFIG = {
-    "unknown_key": ([T2I, "--config.train.stpes=5"], r"unknown config key 'train\.stpes'; did you mean train\.steps\?"),
+    "unknown_key": (
+        [T2I, "--config.train.stpes=5"],
+        r"unknown config key 'train\.stpes'; did you mean train\.steps\?",
+    ),
     "unknown_branch": ([T2I, "--config.trian.steps=5"], r"did you mean train\?"),
     "unknown_size": ([f"{T2I},size=7b"], r"unknown model size '7b'; known sizes: demo, 370m"),
-    "unknown_argument": ([f"{T2I},colour=red"], r"config argument 'colour=red' is not understood; it takes phase="),
-    "unknown_phase": ([f"--config={CONFIGS / 'demo.py'}:phase=t3i"], r"phase='t3i' is unknown; choose one of t2i, forcing"),
+    "unknown_argument": (
+        [f"{T2I},colour=red"],
+        r"config argument 'colour=red' is not understood; it takes phase=",
+    ),
+    "unknown_phase": (
+        [f"--config={CONFIGS / 'demo.py'}:phase=t3i"],
+        r"phase='t3i' is unknown; choose one of t2i, forcing",
+    ),
     "no_such_file": (["--config=configs/none.py"], r"configs/none\.py: no such config file"),
     "a_folder": ([f"--config={CONFIGS}"], r"no such config file"),
-    "wrong_type": ([T2I, "--config.train.steps=many"], r"train\.steps is 'many'; it must be of type int"),
+    "wrong_type": (
+        [T2I, "--config.train.steps=many"],
+        r"train\.steps is 'many'; it must be of type int",
+    ),
     "no_batch": ([T2I, "--config.train.batch=0"], r"train\.batch is 0; it must be at least 1"),
     "no_steps": ([T2I, "--config.train.steps=0"], r"train\.steps is 0"),
     "negative_steps": ([T2I, "--config.train.steps=-5"], r"train\.steps is -5"),
@@ -69,26 +93,56 @@ CONFIG = {
         [T2I, "--config.data.resolution=36"],
         r"data\.resolution 36 is not a multiple of modalities\.image\.patch 8",
     ),
-    "negative_rate": ([T2I, "--config.train.learning_rate=-1e-3"], r"train\.learning_rate is -0\.001; it must be above 0"),
+    "negative_rate": (
+        [T2I, "--config.train.learning_rate=-1e-3"],
+        r"train\.learning_rate is -0\.001; it must be above 0",
+    ),
     "no_rate": ([T2I, "--config.train.learning_rate=0"], r"train\.learning_rate is 0"),
     "infinite_rate": ([T2I, "--config.train.learning_rate=1e999"], r"train\.learning_rate is inf"),
-    "forgetful_ema": ([T2I, "--config.train.ema=1.5"], r"train\.ema is 1\.5; it must be at least 0 and below 1"),
+    "forgetful_ema": (
+        [T2I, "--config.train.ema=1.5"],
+        r"train\.ema is 1\.5; it must be at least 0 and below 1",
+    ),
     "clamp_of_zero": ([T2I, "--config.train.t_min=0"], r"train\.t_min is 0"),
     "mu_beyond_floats": ([T2I, "--config.modalities.image.noise.mu=1000"], r"noise\.mu is 1000"),
-    "alpha_beyond_floats": ([T2I, "--config.sample.log2_alpha=2000"], r"sample\.log2_alpha is 2000"),
-    "large_seed": ([T2I, "--config.seed=99999999999"], r"seed is 99999999999; it must be below 2\*\*32"),
+    "alpha_beyond_floats": (
+        [T2I, "--config.sample.log2_alpha=2000"],
+        r"sample\.log2_alpha is 2000",
+    ),
+    "large_seed": (
+        [T2I, "--config.seed=99999999999"],
+        r"seed is 99999999999; it must be below 2\*\*32",
+    ),
     "guided_nothing": (
         [T2I, "--config.sample.guidance={'depht': 2}"],
         r"sample\.guidance names 'depht'; the modalities are image",
     ),
-    "unknown_kind": ([T2I, "--config.modalities.image.kind=images"], r"kind is 'images'; choose one of depth, image"),
-    "unknown_pattern": ([FORCING, "--config.data.sparse={'lidra': 1.0}"], r"unknown sparse pattern 'lidra'; known are .*lidar"),
-    "weightless_patterns": ([FORCING, "--config.data.sparse={'lidar': 0.0}"], r"sparse pattern weights"),
-    "distilled_from_nothing": ([FORCING, "--config.train.distill=True"], r"train\.distill needs train\.init"),
-    "distilled_alone": ([T2I, "--config.train.distill=True"], r"train\.distill needs a second modality"),
+    "unknown_kind": (
+        [T2I, "--config.modalities.image.kind=images"],
+        r"kind is 'images'; choose one of depth, image",
+    ),
+    "unknown_pattern": (
+        [FORCING, "--config.data.sparse={'lidra': 1.0}"],
+        r"unknown sparse pattern 'lidra'; known are .*lidar",
+    ),
+    "weightless_patterns": (
+        [FORCING, "--config.data.sparse={'lidar': 0.0}"],
+        r"sparse pattern weights",
+    ),
+    "distilled_from_nothing": (
+        [FORCING, "--config.train.distill=True"],
+        r"train\.distill needs train\.init",
+    ),
+    "distilled_alone": (
+        [T2I, "--config.train.distill=True"],
+        r"train\.distill needs a second modality",
+    ),
     "no_text": ([T2I, "--config.text.vocabulary=0"], r"text\.vocabulary is 0"),
     "no_such_init": ([FORCING, "--config.train.init=nowhere"], r"nowhere: no such checkpoint"),
-    "scenes_too_small": ([T2I, "--config.modalities.image.patch=4", "--config.data.resolution=4"], r"resolution 4"),
+    "scenes_too_small": (
+        [T2I, "--config.modalities.image.patch=4", "--config.data.resolution=4"],
+        r"resolution 4",
+    ),
 }
 
 
@@ -116,8 +170,18 @@ def test_workdir_of_another_run(mforce: Command, tmp_path: Path, t2i_run: Path):
 
 def test_workdir_that_is_a_file(mforce: Command, desk: Path):
     for workdir in (desk / "file", desk / "file" / "below"):
-        attempt(mforce, desk, r"file: is a file; choose another --workdir", "train", T2I, "--workdir", workdir)
-        attempt(mforce, desk, r"file: is a file; choose another --workdir", "demo", "--workdir", workdir)
+        attempt(
+            mforce,
+            desk,
+            r"file: is a file; choose another --workdir",
+            "train",
+            T2I,
+            "--workdir",
+            workdir,
+        )
+        attempt(
+            mforce, desk, r"file: is a file; choose another --workdir", "demo", "--workdir", workdir
+        )
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -129,18 +193,41 @@ def test_workdir_without_permission(mforce: Command, tmp_path: Path):
 def test_workdir_with_a_broken_config(mforce: Command, tmp_path: Path):
     for text in ("{", "[1, 2]", "5", "\xff"):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
-        attempt(mforce, tmp_path, r"config\.json: is not the config of a run", "train", T2I, "--workdir", tmp_path)
+        attempt(
+            mforce,
+            tmp_path,
+            r"config\.json: is not the config of a run",
+            "train",
+            T2I,
+            "--workdir",
+            tmp_path,
+        )
 
 
 def test_workdir_with_checkpoints_of_nobody(mforce: Command, tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
-    attempt(mforce, tmp_path, r"holds checkpoints without a config\.json", "train", T2I, "--workdir", tmp_path)
+    attempt(
+        mforce,
+        tmp_path,
+        r"holds checkpoints without a config\.json",
+        "train",
+        T2I,
+        "--workdir",
+        tmp_path,
+    )
 
 
 def test_demo_workdir_with_broken_phases(mforce: Command, tmp_path: Path):
     for text in ("{", "[1, 2]"):
         (tmp_path / "phases.json").write_text(text)
-        attempt(mforce, tmp_path, r"phases\.json: is not a record of phases", "demo", "--workdir", tmp_path)
+        attempt(
+            mforce,
+            tmp_path,
+            r"phases\.json: is not a record of phases",
+            "demo",
+            "--workdir",
+            tmp_path,
+        )
 
 
 # ---- Folders of one's own
@@ -159,7 +246,10 @@ def lay_out(root: Path, **depth: np.ndarray) -> Path:
 
 GOOD = np.ones((24, 32), np.float32)
 SPOILT = {
-    "another_aspect": (np.ones((24, 24)), r"last\.npy: depth has another aspect \(24 x 24, the upright picture 32 x 24\)"),
+    "another_aspect": (
+        np.ones((24, 24)),
+        r"last\.npy: depth has another aspect \(24 x 24, the upright picture 32 x 24\)",
+    ),
     "negative": (GOOD - 2, r"last\.npy: depth holds negative values \(down to -1\)"),
     "nothing_valid": (GOOD * np.nan, r"last\.npy: holds no valid depth \(all is 0, NaN or inf\)"),
     "zeros": (GOOD * 0, r"last\.npy: holds no valid depth"),
@@ -177,7 +267,18 @@ def test_folder_with_a_wrong_last_file(mforce: Command, tmp_path: Path, array, t
 
 def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
     def train(told: str, root: object, *more: str) -> None:
-        attempt(mforce, desk, told, "train", FOLDER, f"--config.data.root={root}", *more, *SMALL, "--workdir", desk / "new")
+        attempt(
+            mforce,
+            desk,
+            told,
+            "train",
+            FOLDER,
+            f"--config.data.root={root}",
+            *more,
+            *SMALL,
+            "--workdir",
+            desk / "new",
+        )
 
     train(r"data\.root is empty; name the folder", "")
     train(r"no such folder", desk / "nowhere")
@@ -190,7 +291,9 @@ def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
     train(r"one\.png: the unit of its counts is not known; state depth_scale", root)
     train(r"data\.depth_scale is -1", root, "--config.data.depth_scale=-1")
     shutil.copy(desk / "depth8.png", root / "depth/one.png")
-    train(r"one\.png: is an 8-bit picture, not 16-bit depth", root, "--config.data.depth_scale=0.001")
+    train(
+        r"one\.png: is an 8-bit picture, not 16-bit depth", root, "--config.data.depth_scale=0.001"
+    )
     shutil.copy(desk / "truncated.jpg", root / "images/one.jpg")
     (root / "images/one.png").unlink()
     train(r"one\.jpg: cannot be read as a picture", root, "--config.data.depth_scale=0.001")
@@ -199,9 +302,18 @@ def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
 def test_folder_spoilt_after_the_first_look(mforce: Command, tmp_path: Path):
     """The line then comes out of a loader process; the run goes on once the file is mended."""
     root = lay_out(tmp_path / "mine", first=GOOD, last=GOOD)
-    spec, small = f"{CONFIGS / 'folder.py'}:phase=forcing,distill=False", [text.removeprefix("--config.") for text in SMALL]
-    overrides = {"data.root": str(root), "train.batch": "2", **dict(text.split("=") for text in small)}
-    claim(tmp_path / "run", config_file.load(spec, overrides))  # as killed before its first checkpoint
+    spec, small = (
+        f"{CONFIGS / 'folder.py'}:phase=forcing,distill=False",
+        [text.removeprefix("--config.") for text in SMALL],
+    )
+    overrides = {
+        "data.root": str(root),
+        "train.batch": "2",
+        **dict(text.split("=") for text in small),
+    }
+    claim(
+        tmp_path / "run", config_file.load(spec, overrides)
+    )  # as killed before its first checkpoint
     np.save(root / "depth/last.npy", -GOOD)
     arguments = [f"--config.{key}={value}" for key, value in overrides.items()]
     done = mforce("train", FOLDER, *arguments, "--workdir", tmp_path / "run")

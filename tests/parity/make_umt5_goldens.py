@@ -19,14 +19,33 @@ from zlib import crc32
 import numpy as np
 
 FOLDER = Path(__file__).parent / "data"
-SHARED = {"model_type": "umt5", "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6, "vocab_size": 101}
+SHARED = {
+    "model_type": "umt5",
+    "feed_forward_proj": "gated-gelu",
+    "layer_norm_epsilon": 1e-6,
+    "vocab_size": 101,
+}
 CASES: dict[str, dict[str, Any]] = {
     "odd": {"d_model": 48, "d_kv": 10, "d_ff": 72, "num_heads": 3, "num_layers": 3},
-    "long": {"d_model": 24, "d_kv": 16, "d_ff": 40, "num_heads": 2, "num_layers": 2},  # heads x head dim is not the width
+    "long": {
+        "d_model": 24,
+        "d_kv": 16,
+        "d_ff": 40,
+        "num_heads": 2,
+        "num_layers": 2,
+    },  # heads x head dim is not the width
     "buckets": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2},
 }
-BUCKETS = {"odd": (32, 128), "long": (32, 128), "buckets": (20, 50)}  # their number, and the largest distance
-LENGTHS = {"odd": (17, 5, 1, 12), "long": (300, 131), "buckets": (90, 33, 2)}  # of the captions; padded to the longest, or 20
+BUCKETS = {
+    "odd": (32, 128),
+    "long": (32, 128),
+    "buckets": (20, 50),
+}  # their number, and the largest distance
+LENGTHS = {
+    "odd": (17, 5, 1, 12),
+    "long": (300, 131),
+    "buckets": (90, 33, 2),
+}  # of the captions; padded to the longest, or 20
 
 
 def config(case: str) -> dict[str, Any]:
@@ -44,14 +63,21 @@ def weights(c: dict[str, Any], table: str = "shared.weight") -> dict[str, np.nda
         "layer.0.SelfAttention.k": ((h * k, d), d**-0.5),
         "layer.0.SelfAttention.v": ((h * k, d), d**-0.5),
         "layer.0.SelfAttention.o": ((d, h * k), (h * k) ** -0.5),
-        "layer.0.SelfAttention.relative_attention_bias": ((c["relative_attention_num_buckets"], h), 1.0),
+        "layer.0.SelfAttention.relative_attention_bias": (
+            (c["relative_attention_num_buckets"], h),
+            1.0,
+        ),
         "layer.0.layer_norm": ((d,), 0.3),
         "layer.1.DenseReluDense.wi_0": ((f, d), d**-0.5),
         "layer.1.DenseReluDense.wi_1": ((f, d), d**-0.5),
         "layer.1.DenseReluDense.wo": ((d, f), f**-0.5),
         "layer.1.layer_norm": ((d,), 0.3),
     }
-    shapes = {f"encoder.block.{i}.{name}.weight": of for i in range(c["num_layers"]) for name, of in block.items()}
+    shapes = {
+        f"encoder.block.{i}.{name}.weight": of
+        for i in range(c["num_layers"])
+        for name, of in block.items()
+    }
     shapes |= {table: ((c["vocab_size"], d), 1.0), "encoder.final_layer_norm.weight": ((d,), 0.3)}
 
     def tensor(name: str, shape: tuple[int, ...], spread: float) -> np.ndarray:
@@ -79,13 +105,17 @@ def reference(case: str, dtype: str) -> np.ndarray:
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)
     ids, mask = inputs(case)
-    model = UMT5EncoderModel._from_config(UMT5Config(**config(case)), attn_implementation="eager").eval()
+    model = UMT5EncoderModel._from_config(
+        UMT5Config(**config(case)), attn_implementation="eager"
+    ).eval()
     stored = {name: torch.from_numpy(value) for name, value in weights(config(case)).items()}
     stored["encoder.embed_tokens.weight"] = stored["shared.weight"]
     model.load_state_dict(stored)  # strict: raises on a name that is not the model's, or is lacking
     model = model.to(getattr(torch, dtype))
     with torch.no_grad():
-        states = model(torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))).last_hidden_state
+        states = model(
+            torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+        ).last_hidden_state
     return states.float().numpy()[mask]
 
 
@@ -93,7 +123,14 @@ def spiece(folder: Path, bytes_for_unknown: bool = True) -> Path:
     """A real SentencePiece model of T5's kind, trained on a few lines."""
     from sentencepiece import SentencePieceTrainer
 
-    things = ("a red cube", "two blue spheres", "the old wooden table", "ein grünes Haus", "un gato negro", "赤い球")
+    things = (
+        "a red cube",
+        "two blue spheres",
+        "the old wooden table",
+        "ein grünes Haus",
+        "un gato negro",
+        "赤い球",
+    )
     lines = [f"{a} beside {b}, number {i}." for i, a in enumerate(things) for b in things]
     written = io.BytesIO()
     SentencePieceTrainer.train(
@@ -141,28 +178,41 @@ def tokenized(folder: Path, tokens: int) -> dict[str, list[str]]:
     from transformers import PreTrainedTokenizerFast, T5Tokenizer
     from transformers.convert_slow_tokenizer import T5Converter
 
-    from modality_forcing.encoders.sentences import Sentences
+    from modality_forcing.encoders.sentencepiece import Sentences
 
     differ = {}
     for with_bytes in (False, True):
         (own := folder / str(with_bytes)).mkdir()
         ours = Sentences(tokens, str(spiece(own, with_bytes)))
-        slow = SimpleNamespace(vocab_file=str(own / "spiece.model"), _extra_ids=300, convert_tokens_to_ids=lambda _: 1)
+        slow = SimpleNamespace(
+            vocab_file=str(own / "spiece.model"), _extra_ids=300, convert_tokens_to_ids=lambda _: 1
+        )
         converter = type("Converter", (T5Converter,), {"handle_byte_fallback": with_bytes})(slow)
         converter.converted().save(str(own / "tokenizer.json"))
-        from_json = PreTrainedTokenizerFast(tokenizer_file=str(own / "tokenizer.json"), pad_token="<pad>")
-        theirs = {"tokenizer.json": from_json} | ({} if with_bytes else {"T5Tokenizer": T5Tokenizer.from_pretrained(own)})
+        from_json = PreTrainedTokenizerFast(
+            tokenizer_file=str(own / "tokenizer.json"), pad_token="<pad>"
+        )
+        theirs = {"tokenizer.json": from_json} | (
+            {} if with_bytes else {"T5Tokenizer": T5Tokenizer.from_pretrained(own)}
+        )
         for name, tokenizer in theirs.items():
             differ[f"{name}, {'with' if with_bytes else 'without'} byte pieces"] = [
-                caption for caption in CAPTIONS if not same_tokens(ours.encode(caption), tokenizer, caption)
+                caption
+                for caption in CAPTIONS
+                if not same_tokens(ours.encode(caption), tokenizer, caption)
             ]
     return differ
 
 
 def same_tokens(ours: dict[str, np.ndarray], tokenizer: Any, caption: str) -> bool:
     most = len(ours["mask"])
-    found = tokenizer(" ".join(caption.split()), max_length=most, truncation=True, padding="max_length")
-    return found["input_ids"] == ours["tokens"].tolist() and found["attention_mask"] == ours["mask"].tolist()
+    found = tokenizer(
+        " ".join(caption.split()), max_length=most, truncation=True, padding="max_length"
+    )
+    return (
+        found["input_ids"] == ours["tokens"].tolist()
+        and found["attention_mask"] == ours["mask"].tolist()
+    )
 
 
 def main(check: bool) -> None:
@@ -173,10 +223,14 @@ def main(check: bool) -> None:
         if not check:
             np.savez_compressed(path, float32=made["float32"], bfloat16=halves.astype(np.uint16))
         with np.load(path) as stored:
-            error = np.abs(stored["float32"] - made["float32"]).max() / np.abs(made["float32"]).max()
+            error = (
+                np.abs(stored["float32"] - made["float32"]).max() / np.abs(made["float32"]).max()
+            )
             same = np.mean(stored["bfloat16"] == halves)
         half = np.abs(made["bfloat16"] - made["float32"]).max() / np.abs(made["float32"]).max()
-        print(f"{case}: float32 within {error:.1e}, bfloat16 {same:.1%} the same; theirs lies {half:.1e} from float32")
+        print(
+            f"{case}: float32 within {error:.1e}, bfloat16 {same:.1%} the same; theirs lies {half:.1e} from float32"
+        )
         assert error < 1e-6 and same > 0.99, path
     with tempfile.TemporaryDirectory() as folder:
         for name, captions in tokenized(Path(folder), tokens=64).items():

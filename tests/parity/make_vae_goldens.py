@@ -45,14 +45,25 @@ def network(**changes: Any) -> dict[str, Any]:
         "patch_size": [2, 2],
     } | changes
     levels = len(config["block_out_channels"])
-    return config | {"down_block_types": ["DownEncoderBlock2D"] * levels, "up_block_types": ["UpDecoderBlock2D"] * levels}
+    return config | {
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
 
 
 CASES = {
     "uneven": Case(network(), (2, 32, 48)),
-    "deep": Case(network(layers_per_block=2, norm_num_groups=32, latent_channels=4, batch_norm_eps=1e-2), (1, 48, 32)),
-    "small_decoder": Case(network(block_out_channels=[32, 64, 96, 96], decoder_block_out_channels=[16, 48, 48, 64]), (1, 32, 32)),
-    "shallow": Case(network(block_out_channels=[16, 32, 32], norm_num_groups=8, latent_channels=3), (1, 24, 40)),
+    "deep": Case(
+        network(layers_per_block=2, norm_num_groups=32, latent_channels=4, batch_norm_eps=1e-2),
+        (1, 48, 32),
+    ),
+    "small_decoder": Case(
+        network(block_out_channels=[32, 64, 96, 96], decoder_block_out_channels=[16, 48, 48, 64]),
+        (1, 32, 32),
+    ),
+    "shallow": Case(
+        network(block_out_channels=[16, 32, 32], norm_num_groups=8, latent_channels=3), (1, 24, 40)
+    ),
 }
 
 
@@ -79,12 +90,17 @@ def pictures(case: Case) -> np.ndarray:
 
 def latents(case: Case) -> np.ndarray:
     """Returns f32 [b y x c], normalised and packed."""
-    return draw("latents", (*case.latent, case.config["latent_channels"] * case.config["patch_size"][0] ** 2))
+    return draw(
+        "latents",
+        (*case.latent, case.config["latent_channels"] * case.config["patch_size"][0] ** 2),
+    )
 
 
 def described(model: Any) -> np.ndarray:
     """Returns the tensors of a state dict as lines of a name and a shape."""
-    return np.array([" ".join([name, *map(str, tensor.shape)]) for name, tensor in model.state_dict().items()])
+    return np.array(
+        [" ".join([name, *map(str, tensor.shape)]) for name, tensor in model.state_dict().items()]
+    )
 
 
 def reference(case: Case) -> dict[str, np.ndarray]:
@@ -95,7 +111,11 @@ def reference(case: Case) -> dict[str, np.ndarray]:
     torch.set_grad_enabled(False)
     model: Any = AutoencoderKLFlux2.from_config(case.config)
     model.eval()
-    ours = {name: torch.from_numpy(weights(name, tuple(t.shape))) for name, t in model.state_dict().items() if t.ndim}
+    ours = {
+        name: torch.from_numpy(weights(name, tuple(t.shape)))
+        for name, t in model.state_dict().items()
+        if t.ndim
+    }
     model.load_state_dict(ours)
     patch = case.config["patch_size"][0]
     mean, deviation = model.bn.running_mean, torch.sqrt(model.bn.running_var + model.bn.eps)
@@ -119,9 +139,13 @@ def released() -> np.ndarray:
 def main() -> int:
     """Writes or checks every archive; returns the exit code."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="compare with the stored archives, write nothing")
+    parser.add_argument(
+        "--check", action="store_true", help="compare with the stored archives, write nothing"
+    )
     check = parser.parse_args().check
-    made = {name: reference(case) for name, case in CASES.items()} | {"released": {"tensors": released()}}
+    made = {name: reference(case) for name, case in CASES.items()} | {
+        "released": {"tensors": released()}
+    }
     wrong = False
     for name, arrays in made.items():
         path = DATA / f"flux2_vae_{name}.npz"
@@ -131,8 +155,16 @@ def main() -> int:
             continue
         stored = np.load(path)
         same = np.array_equal(arrays.pop("tensors"), stored["tensors"])
-        differ = max((float(np.abs(a - stored[key]).max() / np.abs(stored[key]).max()) for key, a in arrays.items()), default=0.0)
-        print(f"{path.name}: tensors {'the same' if same else 'differ'}, outputs {differ:.1e} apart")
+        differ = max(
+            (
+                float(np.abs(a - stored[key]).max() / np.abs(stored[key]).max())
+                for key, a in arrays.items()
+            ),
+            default=0.0,
+        )
+        print(
+            f"{path.name}: tensors {'the same' if same else 'differ'}, outputs {differ:.1e} apart"
+        )
         wrong |= not same or differ > AGREE
     return int(wrong)
 

@@ -71,10 +71,16 @@ def files(tmp_path_factory):
     """Checkpoints by case and layout."""
     folder = tmp_path_factory.mktemp("vae")
     for case, (config, _) in CASES.items():
-        held = {name: weights(name, shape) if shape else np.array(7) for name, shape in shapes(case).items()}
+        held = {
+            name: weights(name, shape) if shape else np.array(7)
+            for name, shape in shapes(case).items()
+        }
         save_file(held, folder / f"{case}-diffusers.safetensors")
         levels = len(config["block_out_channels"])
-        save_file(dict(as_bfl(name, levels, values) for name, values in held.items()), folder / f"{case}-bfl.safetensors")
+        save_file(
+            dict(as_bfl(name, levels, values) for name, values in held.items()),
+            folder / f"{case}-bfl.safetensors",
+        )
     return folder
 
 
@@ -86,8 +92,10 @@ def assert_same(ours, theirs):
 def load(files, case, layout, part: Any = "vae", dtype: Any = jnp.float32) -> Any:
     checkpoint = open_checkpoint(files / f"{case}-{layout}.safetensors")
     config = VAEConfig.from_dict(CASES[case].config)
-    build = lambda: PARTS[part](config, rngs=nnx.Rngs(0), dtype=dtype)  # noqa: E731
-    return load_module(build, tensors(config, checkpoint.shapes, part), checkpoint, unused=UNUSED[part])
+    build = lambda: PARTS[part](config, rngs=nnx.Rngs(0), dtype=dtype)
+    return load_module(
+        build, tensors(config, checkpoint.shapes, part), checkpoint, unused=UNUSED[part]
+    )
 
 
 def assert_near(ours, theirs, largest, norm):
@@ -100,16 +108,24 @@ def assert_near(ours, theirs, largest, norm):
 @pytest.mark.parametrize("case", CASES)
 def test_it_computes_what_diffusers_computes(files, case):
     vae, golden = load(files, case, "diffusers"), stored(case)
-    assert_near(nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 1e-5, 1e-5)
-    assert_near(nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 1e-5, 1e-5)
+    assert_near(
+        nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 1e-5, 1e-5
+    )
+    assert_near(
+        nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 1e-5, 1e-5
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_in_bfloat16_it_is_as_near_as_rounding_allows(files, case):
     # diffusers in bfloat16 is as far from itself in float32: in "deep" 0.015 by norm, 0.017 at the farthest value.
     vae, golden = load(files, case, "diffusers", dtype=jnp.bfloat16), stored(case)
-    assert_near(nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 2e-2, 2e-2)
-    assert_near(nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 2e-2, 2e-2)
+    assert_near(
+        nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 2e-2, 2e-2
+    )
+    assert_near(
+        nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 2e-2, 2e-2
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -117,7 +133,9 @@ def test_both_layouts_and_each_half_alone_give_the_same_arrays(files, case):
     whole = nnx.to_pure_dict(nnx.state(load(files, case, "diffusers")))
     assert_same(nnx.to_pure_dict(nnx.state(load(files, case, "bfl"))), whole)
     for layout in LAYOUTS:
-        halves = {half: nnx.to_pure_dict(nnx.state(load(files, case, layout, half))) for half in HALVES}
+        halves = {
+            half: nnx.to_pure_dict(nnx.state(load(files, case, layout, half))) for half in HALVES
+        }
         assert_same(halves, whole)
 
 
@@ -126,7 +144,10 @@ def test_both_layouts_and_each_half_alone_give_the_same_arrays(files, case):
 def test_a_half_is_read_from_a_file_without_the_other(files, tmp_path, layout, half):
     whole = open_checkpoint(files / f"uneven-{layout}.safetensors")
     ours = tensors(CONFIG, whole.shapes, half)
-    save_file({name: whole.read(name) for place in ours.values() for name in place.names}, tmp_path / "uneven-half.safetensors")
+    save_file(
+        {name: whole.read(name) for place in ours.values() for name in place.names},
+        tmp_path / "uneven-half.safetensors",
+    )
     alone = nnx.to_pure_dict(nnx.state(load(tmp_path, "uneven", "half", half)))
     assert_same(alone, nnx.to_pure_dict(nnx.state(load(files, "uneven", layout, half))))
 
@@ -140,7 +161,9 @@ def test_every_tensor_that_was_released_has_its_place(layout):
         renamed = (as_bfl(name, 4, np.broadcast_to(0.0, shape)) for name, shape in held.items())
         held = {name: values.shape for name, values in renamed}
     places = tensors(VAEConfig(), held)
-    assert {name for place in places.values() for name in place.names} == set(held) - {"bn.num_batches_tracked"}
+    assert {name for place in places.values() for name in place.names} == set(held) - {
+        "bn.num_batches_tracked"
+    }
     state = nnx.state(nnx.eval_shape(lambda: VAE(VAEConfig(), rngs=nnx.Rngs(0))))
     ours = {".".join(map(str, path)): leaf.shape for path, leaf in nnx.to_flat_state(state)}
     assert {path: place.shape(held[place.names[0]]) for path, place in places.items()} == ours

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from scipy.optimize import OptimizeResult, minimize
 
-from modality_forcing.evals.ensemble import ensemble
+from modality_forcing.evaluation.ensemble import ensemble
 
 ARCHIVE = Path(__file__).parent / "data" / "marigold_ensemble.npz"
 CASES = range(3)
@@ -49,18 +49,28 @@ def added(values):
 
 def search(maps, order=0, affine=True, dtype=np.float32):
     """Marigold's search in `dtype` arithmetic over the pixels in a shuffled order (0: as they come)."""
-    shuffle = np.random.default_rng(order).permutation(maps[0].size) if order else np.arange(maps[0].size)
+    shuffle = (
+        np.random.default_rng(order).permutation(maps[0].size) if order else np.arange(maps[0].size)
+    )
     pixels = maps.reshape(len(maps), -1)[:, shuffle].astype(dtype)
     low, high = pixels.min(axis=1), pixels.max(axis=1)
     scale = 1 / (high - low if affine else high)
     i, j = np.triu_indices(len(maps), 1)
 
     def placed(parameters):
-        scale, shift = np.split(parameters.astype(dtype), 2) if affine else (parameters.astype(dtype), np.zeros(1, dtype))
+        scale, shift = (
+            np.split(parameters.astype(dtype), 2)
+            if affine
+            else (parameters.astype(dtype), np.zeros(1, dtype))
+        )
         return scale[:, None] * pixels + shift[:, None]
 
     def pair_sum(members):
-        return np.sqrt(added((members[i] - members[j]) ** 2) / dtype(pixels.shape[1])).astype(np.float64).sum()
+        return (
+            np.sqrt(added((members[i] - members[j]) ** 2) / dtype(pixels.shape[1]))
+            .astype(np.float64)
+            .sum()
+        )
 
     def objective(parameters):
         members = placed(parameters)
@@ -75,7 +85,9 @@ def search(maps, order=0, affine=True, dtype=np.float32):
     extent = middle.max() - least
     depth = np.empty_like(middle)
     depth[shuffle] = (middle - least) / extent
-    return Search(depth.reshape(maps[0].shape), float(pair_sum(members) / extent), float(extent), found)
+    return Search(
+        depth.reshape(maps[0].shape), float(pair_sum(members) / extent), float(extent), found
+    )
 
 
 def apart(a, b):
@@ -122,7 +134,9 @@ def test_in_a_larger_unit_their_scale_collapses_and_ours_does_not(golden, case):
     """Maps in centimetres, say. Their scales are below 0.5 then, so the search moves, and goes where the objective is least."""
     maps = np.abs(golden[f"case{case}/maps"])
     theirs, ours = search(100 * maps, affine=False), ensemble(100 * maps, "scale")
-    assert theirs.found.fun < 0.05 and abs(theirs.extent) < 0.01  # was 0.5 to 1.1, and 1, in the unit given
+    assert (
+        theirs.found.fun < 0.05 and abs(theirs.extent) < 0.01
+    )  # was 0.5 to 1.1, and 1, in the unit given
     assert apart(theirs.depth, golden[f"case{case}/scale/depth"]) > 0.5
     assert apart(ours.depth, ensemble(maps, "scale").depth) < 1e-5
 
@@ -150,7 +164,10 @@ def test_affine_depth_and_uncertainty(golden, case):
     does not get far, 0.015, 0.011 and 0.031. So this says that ours is no other depth, not that it is theirs.
     """
     ours = ensemble(golden[f"case{case}/maps"])
-    depth, uncertainty = golden[f"case{case}/affine/depth"], golden[f"case{case}/affine/uncertainty"]
+    depth, uncertainty = (
+        golden[f"case{case}/affine/depth"],
+        golden[f"case{case}/affine/uncertainty"],
+    )
     assert apart(ours.depth, depth) < 0.05
     assert np.abs(ours.depth - depth).mean() < 0.01
     assert np.corrcoef(ours.depth.ravel(), depth.ravel())[0, 1] > 0.999

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from modality_forcing.evals.alignment import fit_affine_l1, fit_scale_l1, subsample
-from modality_forcing.evals.depth import score
-from modality_forcing.evals.protocols import Protocol, protocol
+from modality_forcing.evaluation.alignment import fit_affine_l1, fit_scale_l1, subsample
+from modality_forcing.evaluation.depth_metrics import score
+from modality_forcing.evaluation.protocols import Protocol, protocol
 
 ARCHIVE = Path(__file__).parent / "data" / "moge_metrics.npz"
 WHOLE = (1, 3, 4)
@@ -31,7 +31,9 @@ def images(golden, case):
     """pred, truth, valid [h w] of a case, NaN where the value was not kept."""
     height, width = golden[f"case{case}/size"].astype(int)
     valid, kept = (
-        np.unpackbits(golden[f"case{case}/{name}"], count=height * width).astype(bool).reshape(height, width)
+        np.unpackbits(golden[f"case{case}/{name}"], count=height * width)
+        .astype(bool)
+        .reshape(height, width)
         for name in ("valid", "kept")
     )
     pred, truth = np.full((2, height, width), np.nan, np.float32)
@@ -55,7 +57,8 @@ def test_subsample_takes_the_same_pixels(golden, case):
     index = np.arange(valid.size, dtype=np.float32).reshape(valid.shape)
     taken, _, known = subsample(index[None], index[None], valid[None])
     np.testing.assert_array_equal(
-        np.asarray(taken)[np.asarray(known)], np.cumsum(golden[f"case{case}/subsample_steps"], dtype=int)
+        np.asarray(taken)[np.asarray(known)],
+        np.cumsum(golden[f"case{case}/subsample_steps"], dtype=int),
     )
 
 
@@ -66,7 +69,9 @@ def test_affine_alignment(golden, case):
     scale, shift, loss = golden[f"case{case}/affine"]
     assert float(fit.loss[0]) == pytest.approx(loss, rel=1e-6)
     theirs = objective((scale, shift), pred[known], truth[known])
-    assert objective((float(fit.scale[0]), float(fit.shift[0])), pred[known], truth[known]) <= theirs * (1 + 2e-7)
+    assert objective(
+        (float(fit.scale[0]), float(fit.shift[0])), pred[known], truth[known]
+    ) <= theirs * (1 + 2e-7)
     # The valley is flat, so parameters agree to fewer digits than the loss.
     np.testing.assert_allclose((fit.scale[0], fit.shift[0]), (scale, shift), rtol=1e-4)
 
@@ -84,7 +89,9 @@ def test_scale_alignment(golden, case):
 def test_affine_scores_at_full_resolution(golden, case):
     pred, truth, valid = images(golden, case)
     scores = score(pred[None], truth[None], valid[None])
-    np.testing.assert_allclose((scores.absrel[0], scores.delta1[0]), golden[f"case{case}/rel_delta1"], atol=1e-6)
+    np.testing.assert_allclose(
+        (scores.absrel[0], scores.delta1[0]), golden[f"case{case}/rel_delta1"], atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("case", WHOLE)
@@ -93,17 +100,26 @@ def test_strict_mode_fails_exactly_the_depths_that_are_not_positive(golden, case
     parity, strict = score(pred, truth, valid), score(pred, truth, valid, Protocol(strict=True))
     aligned = parity.scale[0] * pred[valid] + parity.shift[0]
     assert parity.delta1[0] - strict.delta1[0] == pytest.approx(np.mean(aligned <= 0), abs=1e-6)
-    if case == 3:  # the trap: a tenth of a percent of the pixels is behind the camera and counted as right
+    if (
+        case == 3
+    ):  # the trap: a tenth of a percent of the pixels is behind the camera and counted as right
         assert np.any(aligned <= 0)
 
 
 @pytest.mark.parametrize("case", (1, 2, 4))
-@pytest.mark.parametrize("align, key", (("disparity", "disparity_affine_invariant"), ("none", "depth_metric")))
+@pytest.mark.parametrize(
+    "align, key", (("disparity", "disparity_affine_invariant"), ("none", "depth_metric"))
+)
 def test_predictions_of_disparity_and_of_metric_depth(case, align, key):
     """data/moge_full.npz holds all known pixels of a case as one row: neither way of scoring asks where a pixel lies."""
     with np.load(ARCHIVE.with_name("moge_full.npz"), allow_pickle=False) as archive:
-        pred = archive[f"case{case}/{'pred_disparity' if align == 'disparity' else 'pred'}"][None, None]
-        truth, (absrel, delta1) = archive[f"case{case}/truth"][None, None], archive[f"case{case}/{key}"]
+        pred = archive[f"case{case}/{'pred_disparity' if align == 'disparity' else 'pred'}"][
+            None, None
+        ]
+        truth, (absrel, delta1) = (
+            archive[f"case{case}/truth"][None, None],
+            archive[f"case{case}/{key}"],
+        )
     scores = score(pred, truth, truth > 0, protocol("moge", align))
     # Six decimals of numbers below 1. Theirs is float32 too, and up to 0.7e-6 from the same fit in float64.
     assert float(scores.absrel[0]) == pytest.approx(absrel, abs=1.2e-6)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modality_forcing.evals.view import warp
+from modality_forcing.evaluation.views import warp
 
 ARCHIVE = Path(__file__).parent / "data" / "moge_view.npz"
 
@@ -15,9 +15,15 @@ ARCHIVE = Path(__file__).parent / "data" / "moge_view.npz"
 @pytest.mark.parametrize("case", range(4))
 def test_the_view_is_the_same(case):
     with np.load(ARCHIVE, allow_pickle=False) as archive:
-        given = {k.removeprefix(f"case{case}/"): x for k, x in archive.items() if k.startswith(f"case{case}/")}
+        given = {
+            k.removeprefix(f"case{case}/"): x
+            for k, x in archive.items()
+            if k.startswith(f"case{case}/")
+        }
     width, height = map(int, given["width_height"])
-    view = warp(given["image"], given["depth"], given["valid"], given["intrinsics"], (width, height))
+    view = warp(
+        given["image"], given["depth"], given["valid"], given["intrinsics"], (width, height)
+    )
     np.testing.assert_allclose(view.intrinsics, given["out_intrinsics"], atol=1e-6)
     np.testing.assert_array_equal(view.valid, given["out_valid"])
     np.testing.assert_allclose(view.depth[view.valid], given["out_depth"][view.valid], rtol=1e-6)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.data.cameras import Camera
-from modality_forcing.data.datasets import argoverse2, ddad, kitti_depth, kitti_raw
-from modality_forcing.data.frames import Frames
-from modality_forcing.data.lidar import inverse, move, splat
 from modality_forcing.data.records import Record, RecordSource, check
 from modality_forcing.data.resize import fit
+from modality_forcing.datasets import argoverse2, ddad, kitti_depth, kitti_raw
+from modality_forcing.datasets.common.cameras import Camera
+from modality_forcing.datasets.common.lazy import Frames
+from modality_forcing.datasets.common.lidar import inverse, move, splat
 from modality_forcing.errors import UserError
 
 
@@ -58,7 +58,9 @@ def test_what_the_camera_cannot_see_is_left_out(real_data: Path):
         assert not (seen.valid & ~every.valid).any()
     every, seen = whole(source)[1], source[1]
     road = np.s_[200:330, 330:600]
-    assert every.valid[road].sum() > 1500 and seen.valid[road].sum() > 0.999 * every.valid[road].sum()
+    assert (
+        every.valid[road].sum() > 1500 and seen.valid[road].sum() > 0.999 * every.valid[road].sum()
+    )
 
 
 def test_kitti_depth_has_the_camera_of_its_pictures(real_data: Path):
@@ -67,7 +69,9 @@ def test_kitti_depth_has_the_camera_of_its_pictures(real_data: Path):
     assert len(source) == 1
     record = check(source[0])
     assert record.id == "rgb/0000000005" and record.depth.shape == (375, 1242)
-    np.testing.assert_allclose(record.intrinsics, [[721.5377, 0, 609.5593], [0, 721.5377, 172.854], [0, 0, 1]], rtol=1e-6)
+    np.testing.assert_allclose(
+        record.intrinsics, [[721.5377, 0, 609.5593], [0, 721.5377, 172.854], [0, 0, 1]], rtol=1e-6
+    )
     assert abs(record.valid.mean() - 0.195) < 6e-4
     np.testing.assert_allclose(statistics(record), [5.33, 13.84, 84.9], rtol=1e-3, atol=6e-3)
 
@@ -90,7 +94,11 @@ def test_long_range_scans_of_another_moment(real_data: Path):
         assert abs(record.valid.mean() - part) < 6e-5
         np.testing.assert_allclose(statistics(record), expected, rtol=1e-3, atol=6e-3)
     for index in range(len(source)):
-        assert 0.9 < source[index].valid.sum() / records[source[index].id.split("/")[1]].valid.sum() < 1
+        assert (
+            0.9
+            < source[index].valid.sum() / records[source[index].id.split("/")[1]].valid.sum()
+            < 1
+        )
 
 
 def test_sparse_depth_grows_denser_where_a_picture_shrinks(real_data: Path):
@@ -111,14 +119,19 @@ def test_a_calibration_of_the_other_day_is_refused(real_data: Path, tmp_path: Pa
         (tmp_path / "training" / folder / file).symlink_to(here / folder / file)
     (tmp_path / "training/calib").mkdir()
     (tmp_path / "training/calib/000001.txt").symlink_to(here / "calib/000000.txt")
-    with pytest.raises(UserError, match=r"is of pictures of 1224 x 370 pixels, but 000001\.png has 1242 x 375"):
+    with pytest.raises(
+        UserError, match=r"is of pictures of 1224 x 370 pixels, but 000001\.png has 1242 x 375"
+    ):
         kitti_raw.DATASET.open(tmp_path, "train")[0]
 
 
 def test_scans_splat_into_a_small_raster_as_into_the_picture(real_data: Path):
     """What is dropped into cells at once is what is dropped into pixels first, but for points at the cells' edges."""
     points = kitti_raw.read_scan(real_data / "kitti_object/training/velodyne/000001.bin")
-    ahead = move(points, np.array([[0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]], np.float64))
+    ahead = move(
+        points,
+        np.array([[0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]], np.float64),
+    )
     camera = Camera("pinhole", (375, 1242), 721.5377, 721.5377, 609.5593, 172.854)
     depth, valid = splat(ahead, camera, (75, 207), drop_hidden=False)
     finer, known = splat(ahead, camera, drop_hidden=False)
@@ -132,7 +145,8 @@ SWEEP = 315973157959879000
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "points"), [("ring_front_center", (2048, 1550), 12_425), ("ring_side_left", (1550, 2048), 17_886)]
+    ("name", "size", "points"),
+    [("ring_front_center", (2048, 1550), 12_425), ("ring_side_left", (1550, 2048), 17_886)],
 )
 def test_argoverse_sweeps(real_data: Path, name: str, size: tuple[int, int], points: int):
     """The calibration is another log's, so that only numbers of points can be compared."""
@@ -140,14 +154,20 @@ def test_argoverse_sweeps(real_data: Path, name: str, size: tuple[int, int], poi
     sweep = argoverse2.read_sweep(real_data / AV2 / f"sensors/lidar/{SWEEP}.feather")
     assert sweep.shape == (100_660, 3)
     distance = np.linalg.norm(sweep, axis=1)
-    np.testing.assert_allclose([distance.min(), np.median(distance), distance.max()], [3.10, 16.10, 218.8], rtol=2e-3)
+    np.testing.assert_allclose(
+        [distance.min(), np.median(distance), distance.max()], [3.10, 16.10, 218.8], rtol=2e-3
+    )
     camera, extrinsics = argoverse2.read_camera(real_data / "av2_lidar_only/test_log", name)
     assert camera.size == size and camera.straight
     pixels, ok = camera.project(move(sweep, inverse(extrinsics)))
     inside = ok & ((pixels >= 0) & (pixels < [size[1], size[0]])).all(axis=1)
     assert inside.sum() == points
     depth, valid = splat(move(sweep, inverse(extrinsics)), camera, drop_hidden=False)
-    assert 0.98 * points < valid.sum() <= points and depth[valid].min() > 1 and depth[valid].max() < 219
+    assert (
+        0.98 * points < valid.sum() <= points
+        and depth[valid].min() > 1
+        and depth[valid].max() < 219
+    )
     seen = splat(move(sweep, inverse(extrinsics)), camera)[1]
     assert 0.8 < seen.sum() / valid.sum() < 1
 

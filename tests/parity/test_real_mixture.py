@@ -10,7 +10,7 @@ import pytest
 
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.encoders.words import Words
-from modality_forcing.train import setup
+from modality_forcing.train import inputs
 from tests.runs import CONFIGS, SMALL, process
 
 SAMPLES = {
@@ -27,14 +27,26 @@ FRAMES = {"kitti_raw": 2, "kitti_depth": 1, "seven_scenes": 3, "colmap": 2, "tar
 def prepared(real_data: Path, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
     for name, sample in SAMPLES.items():
-        done = process("prepare", "--dataset", name, "--root", real_data / sample, "--out", root / name, "--resolution", 96)
+        done = process(
+            "prepare",
+            "--dataset",
+            name,
+            "--root",
+            real_data / sample,
+            "--out",
+            root / name,
+            "--resolution",
+            96,
+        )
         assert done.code == 0, done.err
     return root
 
 
 def test_inspect_tells_what_was_there(prepared: Path, tmp_path: Path):
     for name, frames in FRAMES.items():
-        done = process("inspect", prepared / name, "--json", "--verify", "--sheet", tmp_path / f"{name}.png")
+        done = process(
+            "inspect", prepared / name, "--json", "--verify", "--sheet", tmp_path / f"{name}.png"
+        )
         assert done.code == 0, done.err
         assert json.loads(done.out)["records"] == frames and (tmp_path / f"{name}.png").is_file()
 
@@ -44,7 +56,7 @@ def test_every_frame_is_as_likely_as_any_other(prepared: Path):
 
     config = load(f"{CONFIGS / 'mixtures.py'}:root={prepared},sets=offline,size=demo")
     assert config.data.mixture == FRAMES
-    parts = setup.training(config)
+    parts = inputs.training(config)
     batches = train_batches(parts, Words(), batch=10, seed=0, resolution=64)
     for _ in range(6):
         next(batches)
@@ -52,13 +64,27 @@ def test_every_frame_is_as_likely_as_any_other(prepared: Path):
     batches.close()
     counts = [told[f"share/{name}"] * 60 for name in FRAMES]
     np.testing.assert_allclose(counts, [6 * frames for frames in FRAMES.values()], atol=1e-3)
-    assert 0.01 < told["valid/kitti_raw"] < 0.5 < told["valid/seven_scenes"] <= told["valid/tartanair"] == 1
+    assert (
+        0.01
+        < told["valid/kitti_raw"]
+        < 0.5
+        < told["valid/seven_scenes"]
+        <= told["valid/tartanair"]
+        == 1
+    )
 
 
 def test_a_step_is_taken_on_all_of_it(prepared: Path, tmp_path: Path):
     spec = f"--config={CONFIGS / 'mixtures.py'}:root={prepared},sets=offline,size=demo"
-    short = ["--config.train.steps=4", "--config.train.batch=10", "--config.train.log_every=2", "--config.data.workers=0"]
+    short = [
+        "--config.train.steps=4",
+        "--config.train.batch=10",
+        "--config.train.log_every=2",
+        "--config.data.workers=0",
+    ]
     done = process("train", spec, *SMALL, *short, "--workdir", tmp_path / "run")
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert any("data/share/colmap" in row for row in rows) and all(np.isfinite(row.get("loss", 0)) for row in rows)
+    assert any("data/share/colmap" in row for row in rows) and all(
+        np.isfinite(row.get("loss", 0)) for row in rows
+    )

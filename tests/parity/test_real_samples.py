@@ -14,7 +14,7 @@ from modality_forcing.data.folder import Folder
 from modality_forcing.data.pipeline import example, train_batches
 from modality_forcing.data.records import check
 from modality_forcing.data.resize import centre_square, fit
-from modality_forcing.data.slabs import Stack
+from modality_forcing.data.shared_memory import Stack
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
 
@@ -43,8 +43,12 @@ SAMPLES = {
         "metric3d_nyu_demo/depth/sync_depth_00000.png",
         *(0.001, 0.733, 1.39, 3.26, 6.63),
     ),
-    "tum": Sample("open3d_tum/TUM_color.png", "open3d_tum/TUM_depth.png", 1 / 5000, 0.808, 1.46, 2.41, 9.33),
-    "phone": Sample("promptda_arkit/image.jpg", "promptda_arkit/arkit_depth.png", 0.001, 1.0, 1.57, 2.65, 3.51),
+    "tum": Sample(
+        "open3d_tum/TUM_color.png", "open3d_tum/TUM_depth.png", 1 / 5000, 0.808, 1.46, 2.41, 9.33
+    ),
+    "phone": Sample(
+        "promptda_arkit/image.jpg", "promptda_arkit/arkit_depth.png", 0.001, 1.0, 1.57, 2.65, 3.51
+    ),
     "synthetic": Sample(
         "tartanair_P000/image_left/000036_left.png",
         "tartanair_P000/depth_left/000036_left_depth.npy",
@@ -66,8 +70,12 @@ def lay_out(root: Path, real_data: Path, names: list[str], caption: str = "a str
         (root / part / "._junk.png").write_bytes(b"\x00\x05\x16\x07" * 1024)
     for name in names:
         sample = SAMPLES[name]
-        (root / "images" / name).with_suffix(Path(sample.image).suffix).symlink_to(real_data / sample.image)
-        (root / "depth" / name).with_suffix(Path(sample.depth).suffix).symlink_to(real_data / sample.depth)
+        (root / "images" / name).with_suffix(Path(sample.image).suffix).symlink_to(
+            real_data / sample.image
+        )
+        (root / "depth" / name).with_suffix(Path(sample.depth).suffix).symlink_to(
+            real_data / sample.depth
+        )
     (root / "captions.txt").write_text("".join(f"{name}\t{caption} {name}\n" for name in names))
     return root
 
@@ -79,17 +87,23 @@ def test_depth_is_what_was_published(real_data: Path, name: str):
     known = depth[valid]
     assert abs(valid.mean() - sample.valid) < 6e-4
     measured = [known.min(), np.median(known), known.max()]
-    np.testing.assert_allclose(measured, [sample.least, sample.median, sample.most], rtol=1e-3, atol=6e-3)
+    np.testing.assert_allclose(
+        measured, [sample.least, sample.median, sample.most], rtol=1e-3, atol=6e-3
+    )
 
 
 @each_sample
 @pytest.mark.parametrize("resolution", [32, 64])
-def test_a_record_keeps_the_depth_of_its_crop(real_data: Path, tmp_path: Path, name: str, resolution: int):
+def test_a_record_keeps_the_depth_of_its_crop(
+    real_data: Path, tmp_path: Path, name: str, resolution: int
+):
     sample = SAMPLES[name]
     source = Folder(lay_out(tmp_path, real_data, [name]), resolution, sample.scale, "metric")
     assert len(source) == 1
     record = check(source[0])
-    assert record.image.shape == (resolution, resolution, 3) and record.caption == f"a street {name}"
+    assert (
+        record.image.shape == (resolution, resolution, 3) and record.caption == f"a street {name}"
+    )
 
     depth, valid = read_depth(real_data / sample.depth, sample.scale)
     picture = read_image(real_data / sample.image)
@@ -99,7 +113,9 @@ def test_a_record_keeps_the_depth_of_its_crop(real_data: Path, tmp_path: Path, n
     depth, valid = depth[rows, columns], valid[rows, columns]
     assert np.isin(record.depth[record.valid], depth[valid]).all()
     median, before = np.median(record.depth[record.valid]), np.median(depth[valid])
-    if valid.mean() < 0.5:  # points: cells hold several pixels, so more cells than pixels have one, and the nearest
+    if (
+        valid.mean() < 0.5
+    ):  # points: cells hold several pixels, so more cells than pixels have one, and the nearest
         assert record.valid.mean() > valid.mean()
         assert 0.8 * before < median <= before
     else:  # a surface: as much of it as before
@@ -107,7 +123,9 @@ def test_a_record_keeps_the_depth_of_its_crop(real_data: Path, tmp_path: Path, n
         assert abs(record.valid.mean() - valid.mean()) < 0.03
 
     mean = picture[centre_rows(picture), centre_columns(picture)].mean(axis=(0, 1))
-    np.testing.assert_allclose(record.image.mean(axis=(0, 1)), mean, atol=1.5)  # the same crop of the picture
+    np.testing.assert_allclose(
+        record.image.mean(axis=(0, 1)), mean, atol=1.5
+    )  # the same crop of the picture
 
 
 def centre_rows(picture: np.ndarray) -> slice:
@@ -127,11 +145,15 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
     source.validate()
     records = [fit(source[i], 32) for i in range(len(source))]
     whole = Stack()([example(record, i, Words()) for i, record in enumerate(records)])
-    medians = [np.median(depth[valid]) for depth, valid in zip(whole["depth"], whole["valid"], strict=True)]
+    medians = [
+        np.median(depth[valid]) for depth, valid in zip(whole["depth"], whole["valid"], strict=True)
+    ]
     np.testing.assert_allclose(medians, [SAMPLES[name].median for name in names], rtol=0.2)
 
     def loader():
-        return train_batches(source, Words(), batch=4, seed=0, resolution=32, sparse={"uniform": 1.0})
+        return train_batches(
+            source, Words(), batch=4, seed=0, resolution=32, sparse={"uniform": 1.0}
+        )
 
     running = loader()
     next(running)
@@ -147,7 +169,12 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
 
 
 def test_intrinsics_of_a_crop_project_as_before(real_data: Path, tmp_path: Path):
-    focal_x, focal_y, centre_x, centre_y = 721.5377, 721.5377, 609.5593, 172.854  # of 26 September 2011
+    focal_x, focal_y, centre_x, centre_y = (
+        721.5377,
+        721.5377,
+        609.5593,
+        172.854,
+    )  # of 26 September 2011
     root = lay_out(tmp_path, real_data, ["lidar"])
     values = {"fx": focal_x, "fy": focal_y, "cx": centre_x, "cy": centre_y}
     (root / "intrinsics.json").write_text(json.dumps(values))
@@ -156,7 +183,9 @@ def test_intrinsics_of_a_crop_project_as_before(real_data: Path, tmp_path: Path)
     # The field of view of the crop: 375 of 1242 columns, all rows.
     np.testing.assert_allclose(64 / intrinsics[0, 0], 375 / focal_x, rtol=1e-6)
     np.testing.assert_allclose(64 / intrinsics[1, 1], 375 / focal_y, rtol=1e-6)
-    np.testing.assert_allclose((intrinsics[0, 2] + 0.5) / 64, (centre_x + 0.5 - 433.5) / 375, rtol=1e-5)
+    np.testing.assert_allclose(
+        (intrinsics[0, 2] + 0.5) / 64, (centre_x + 0.5 - 433.5) / 375, rtol=1e-5
+    )
     np.testing.assert_allclose((intrinsics[1, 2] + 0.5) / 64, (centre_y + 0.5) / 375, rtol=1e-5)
 
 
@@ -164,14 +193,23 @@ def test_traps_of_real_folders_are_told(real_data: Path, tmp_path: Path):
     root = lay_out(tmp_path, real_data, ["tum"])
     (root / "depth/tum.png").unlink()
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["lidar"].depth)
-    with pytest.raises(UserError, match=r"tum\.png: depth has another aspect \(1242 x 375, the upright picture 640 x"):
+    with pytest.raises(
+        UserError,
+        match=r"tum\.png: depth has another aspect \(1242 x 375, the upright picture 640 x",
+    ):
         Folder(root, 32, 0.001)[0]
     (root / "depth/tum.png").unlink()
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["tum"].image)
     with pytest.raises(UserError, match=r"a colour .* picture, not 16-bit depth"):
         Folder(root, 32, 0.001)[0]
     tartanair = real_data / "tartanair_P000"
-    for junk in (tartanair / "image_left/._000036_left.png", tartanair / "depth_left/._000036_left_depth.npy"):
+    for junk in (
+        tartanair / "image_left/._000036_left.png",
+        tartanair / "depth_left/._000036_left_depth.npy",
+    ):
         with pytest.raises(UserError, match="cannot be read"):
             (read_image if junk.suffix == ".png" else read_depth)(junk)
-    assert [Folder(tartanair / "image_left", 32)[i].id for i in range(2)] == ["000036_left", "000180_left"]
+    assert [Folder(tartanair / "image_left", 32)[i].id for i in range(2)] == [
+        "000036_left",
+        "000180_left",
+    ]

@@ -21,22 +21,30 @@ from tests.parity import make_umt5_goldens as goldens
 def loaded(folder: Path, case: str, dtype: str, table: str = "shared.weight") -> UMT5:
     """The case's network, its weights read from a file of transformers' kind."""
     stored = goldens.weights(goldens.config(case), table)
-    save_file({name: value.astype(dtype) for name, value in stored.items()}, folder / "model.safetensors")
+    save_file(
+        {name: value.astype(dtype) for name, value in stored.items()}, folder / "model.safetensors"
+    )
     checkpoint = open_checkpoint(folder)
     c = UMT5Config.from_dict(goldens.config(case))
-    build = lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=dtype)  # noqa: E731
+    build = lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=dtype)
     return load_module(build, tensors(c, checkpoint.shapes), checkpoint, unused=UNUSED)
 
 
 def golden(case: str, dtype: str) -> np.ndarray:
     with np.load(goldens.FOLDER / f"umt5_{case}.npz", allow_pickle=False) as stored:
-        return stored[dtype].view(ml_dtypes.bfloat16).astype(np.float32) if dtype == "bfloat16" else stored[dtype]
+        return (
+            stored[dtype].view(ml_dtypes.bfloat16).astype(np.float32)
+            if dtype == "bfloat16"
+            else stored[dtype]
+        )
 
 
 def errors(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float]:
     """The largest difference relative to the largest value, and the same by norm."""
     off = ours - theirs
-    return float(np.abs(off).max() / np.abs(theirs).max()), float(np.linalg.norm(off) / np.linalg.norm(theirs))
+    return float(np.abs(off).max() / np.abs(theirs).max()), float(
+        np.linalg.norm(off) / np.linalg.norm(theirs)
+    )
 
 
 encode = nnx.jit(lambda network, ids, mask: network(ids, mask))

@@ -18,10 +18,10 @@ import pytest
 from jax.sharding import NamedSharding
 
 from modality_forcing.config import Config, MeshConfig
-from modality_forcing.forcing import flow
+from modality_forcing.diffusion import flow
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
-from modality_forcing.models.surgery import flatten
+from modality_forcing.models.restore import flatten
 from modality_forcing.train import sharding
 from modality_forcing.train import step as step_module
 from modality_forcing.train.checkpoint import Checkpoints
@@ -76,7 +76,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
     rules = sharding.PRESETS[preset]
     placed = sharding.shard(jax.eval_shape(lambda p: init_state(c, p), shapes), rules, mesh)
     whole = NamedSharding(mesh, spec("b"))
-    on_devices = lambda k: jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)  # noqa: E731
+    on_devices = lambda k: jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)
 
     fresh = init_params(c, modalities, placed.params)
     params = jax.device_put(tiny.shaken(jax.device_get(fresh)), placed.params)
@@ -113,7 +113,11 @@ def run(name: str, folder: Path) -> dict[str, object]:
     return {
         "losses": losses,
         "kept": all(x.sharding.is_equivalent_to(s, x.ndim) for x, s in leaves),
-        "largest": max(x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(fresh) if x.ndim == 3),
+        "largest": max(
+            x.addressable_shards[0].data.size / x.size
+            for x in jax.tree.leaves(fresh)
+            if x.ndim == 3
+        ),
     }
 
 

@@ -9,17 +9,25 @@ import pytest
 
 from configs import forcing
 from modality_forcing.modalities import base
-from modality_forcing.scaling import plan_report, program
-from modality_forcing.scaling.census import complaints
-from modality_forcing.scaling.compile import compile_step, target
-from modality_forcing.scaling.plan import Plan, estimate, plan, with_batch
+from modality_forcing.planning import report, roofline
+from modality_forcing.planning.collectives import complaints
+from modality_forcing.planning.compile import compile_step, target
+from modality_forcing.planning.search import Plan, estimate, plan, with_batch
 from modality_forcing.train.state import abstract_network
 from tests.runs import process, refused
 
 pytest.importorskip("libtpu")
 
 KEYS = {
-    *("params", "flops_per_step", "bytes_per_chip", "hbm_bytes", "fits", "collectives", "compile_seconds"),
+    *(
+        "params",
+        "flops_per_step",
+        "bytes_per_chip",
+        "hbm_bytes",
+        "fits",
+        "collectives",
+        "compile_seconds",
+    ),
     *("roofline_seconds", "mfu_bound", "micro_batch", "remat", "preset"),
 }
 
@@ -44,7 +52,9 @@ def compiled(at):
 
 @pytest.fixture(scope="module")
 def planned(at, compiled, monkeypatch_module) -> Plan:
-    monkeypatch_module.setattr("modality_forcing.scaling.plan.compile_step", lambda config, at: compiled)
+    monkeypatch_module.setattr(
+        "modality_forcing.planning.search.compile_step", lambda config, at: compiled
+    )
     return plan(with_batch(small(), at, 8), at)
 
 
@@ -55,13 +65,15 @@ def monkeypatch_module():
 
 
 def test_the_program_contains_the_attention_kernel_forward_and_backward(compiled):
-    kernels = program.kernels(compiled.text)
-    assert any("fwd" in name for name in kernels) and any("dkv" in name for name in kernels), kernels
+    kernels = roofline.kernels(compiled.text)
+    assert any("fwd" in name for name in kernels) and any("dkv" in name for name in kernels), (
+        kernels
+    )
     assert all(name.startswith("splash") for name in kernels)
 
 
 def test_nothing_travels_that_should_not(compiled):
-    found = program.collectives(compiled.text)
+    found = roofline.collectives(compiled.text)
     assert complaints(found, batch=8) == []
     gathers = [c for c in found if c.kind == "all-gather" and c.bytes > 2**16]
     sums = [c for c in found if c.kind in ("reduce-scatter", "all-reduce") and c.bytes > 2**16]
@@ -73,19 +85,27 @@ def test_nothing_travels_that_should_not(compiled):
 
 
 def test_the_plan_says_all_it_should(planned):
-    told = json.loads(json.dumps(plan_report.to_json(planned)))
-    assert set(told) >= KEYS and set(told["bytes_per_chip"]) == {"arguments", "temporaries", "output", "alias", "total"}
+    told = json.loads(json.dumps(report.to_json(planned)))
+    assert set(told) >= KEYS and set(told["bytes_per_chip"]) == {
+        "arguments",
+        "temporaries",
+        "output",
+        "alias",
+        "total",
+    }
     assert told["fits"] and told["bytes_per_chip"]["total"] < told["hbm_bytes"]
     assert told["micro_batch"] == 2 and told["preset"] == "zero1" and told["chips"] == 4
     assert 0 < told["mfu_bound"] < 1 and told["flops_per_step"] > 0
-    text = plan_report.to_text(planned)
+    text = report.to_text(planned)
     assert "v5e:2x2, 4 chips" in text and ": fits" in text and "not seen" in text
-    assert plan_report.row(planned, "small").count("|") == len(plan_report.COLUMNS) + 1
+    assert report.row(planned, "small").count("|") == len(report.COLUMNS) + 1
 
 
 def test_the_state_is_in_shards_and_updated_in_place(planned):
     weights = 4 * planned.params
-    assert planned.state_bytes == pytest.approx(4 * weights / 4, rel=0.05)  # weights, two moments and EMA, over four chips
+    assert planned.state_bytes == pytest.approx(
+        4 * weights / 4, rel=0.05
+    )  # weights, two moments and EMA, over four chips
     assert planned.bytes.alias == pytest.approx(planned.state_bytes, rel=0.01)
     assert planned.bytes.output - planned.bytes.alias < 2**16
 
@@ -98,10 +118,14 @@ def test_the_estimate_that_saves_compiling_is_of_the_right_size(planned):
 
 def test_what_does_not_fit_is_told_with_the_part_that_does_not(planned):
     huge = replace(planned, state_bytes=2**35, fits=False, roofline=None)
-    assert "the state alone, 32.0 GiB a chip: shard it over more devices" in plan_report.to_text(huge)
-    wide = replace(planned, bytes=replace(planned.bytes, temporaries=2**36), fits=False, roofline=None)
-    assert "activations and gathered weights, 64.0 GiB a chip" in plan_report.to_text(wide)
-    assert plan_report.to_json(wide)["roofline_seconds"] is None and "does not fit" in plan_report.row(wide, "wide")
+    assert "the state alone, 32.0 GiB a chip: shard it over more devices" in report.to_text(huge)
+    wide = replace(
+        planned, bytes=replace(planned.bytes, temporaries=2**36), fits=False, roofline=None
+    )
+    assert "activations and gathered weights, 64.0 GiB a chip" in report.to_text(wide)
+    assert report.to_json(wide)["roofline_seconds"] is None and "does not fit" in report.row(
+        wide, "wide"
+    )
 
 
 @pytest.mark.parametrize(
@@ -109,9 +133,18 @@ def test_what_does_not_fit_is_told_with_the_part_that_does_not(planned):
     [
         (["--topology=v5p:3x3x3"], r"unknown shape '3x3x3' .*these work: .*v5p:4x4x4"),
         (["--topology=b200:8"], r"unknown TPU 'b200' .*known: .*v5e.*v6e"),
-        (["--topology=v5e:2x2", "--batch=3"], r"train\.batch 3 does not divide among 4 micro-batches; make it a multiple of 4"),
-        (["--topology=v5e:2x2", "--batch=4", "--config.text.tokens=120"], r"632 tokens of all streams: .*multiples of 128"),
-        (["--topology=v5e:2x2", "--batch=4", "--config.mesh.fsdp=3"], r"does not fit 4 devices; set mesh\.fsdp=-1"),
+        (
+            ["--topology=v5e:2x2", "--batch=3"],
+            r"train\.batch 3 does not divide among 4 micro-batches; make it a multiple of 4",
+        ),
+        (
+            ["--topology=v5e:2x2", "--batch=4", "--config.text.tokens=120"],
+            r"632 tokens of all streams: .*multiples of 128",
+        ),
+        (
+            ["--topology=v5e:2x2", "--batch=4", "--config.mesh.fsdp=3"],
+            r"does not fit 4 devices; set mesh\.fsdp=-1",
+        ),
     ],
 )
 def test_wrong_inputs_are_one_line(arguments, told):

@@ -35,24 +35,36 @@ def compare(folder: Path) -> None:
     named = f"umt5:{folder}/text", f"flux2:{folder}/image"
     alone, rng = Frozen(*named), np.random.default_rng(0)
     image = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
-    rows = [alone.sentences(9).encode(caption) for caption in ("", "a red cube", "un gato negro", "two blue spheres") * 2]
+    rows = [
+        alone.sentences(9).encode(caption)
+        for caption in ("", "a red cube", "un gato negro", "two blue spheres") * 2
+    ]
     batch = {"image": image, "text": {k: np.stack([row[k] for row in rows]) for k in rows[0]}}
     want = alone.encode(batch)
-    for told, mesh in (("data=8", MeshConfig(data=8, fsdp=1)), ("data=2,fsdp=4", MeshConfig(data=2, fsdp=4))):
+    for told, mesh in (
+        ("data=8", MeshConfig(data=8, fsdp=1)),
+        ("data=2,fsdp=4", MeshConfig(data=2, fsdp=4)),
+    ):
         spread = Frozen(*named, sharding.make_mesh(mesh))
         got = spread.encode(batch)
         assert got["latent"].sharding.spec == got["text"]["tokens"].sharding.spec == BATCH
         near(got["latent"], want["latent"])
         near(got["text"]["tokens"], want["text"]["tokens"])
         near(spread.pictures(got["latent"]), alone.pictures(want["latent"]))
-        cut = [leaf for leaf in jax.tree.leaves(spread._states.args[0]) if not leaf.sharding.is_fully_replicated]
+        cut = [
+            leaf
+            for leaf in jax.tree.leaves(spread._states.args[0])
+            if not leaf.sharding.is_fully_replicated
+        ]
         assert bool(cut) == ("fsdp" in told)
         print(told)
 
 
 def near(a: jax.Array, b: jax.Array) -> None:
     x, y = np.asarray(a, np.float32), np.asarray(b, np.float32)
-    assert np.abs(x - y).max() <= 2**-6 * np.abs(y).max() and np.linalg.norm(x - y) <= 2**-7 * np.linalg.norm(y)
+    assert np.abs(x - y).max() <= 2**-6 * np.abs(y).max() and np.linalg.norm(
+        x - y
+    ) <= 2**-7 * np.linalg.norm(y)
 
 
 if __name__ == "__main__":

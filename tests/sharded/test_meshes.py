@@ -24,7 +24,10 @@ OTHERS = [name for name in MESHES if name != "1"]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("meshes")
-    env = {**environment(), "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"}
+    env = {
+        **environment(),
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8",
+    }
     command = [sys.executable, "-m", "tests.sharded.meshes", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -46,7 +49,9 @@ def test_levels_noise_and_text_are_exactly_the_same(folder, name):
     assert set(ours) == {"t_image", "t_depth", "eps_image", "eps_depth", "text"}
     for key in one:
         np.testing.assert_array_equal(ours[key], one[key], err_msg=key)
-    assert np.unique(one["t_image"]).size > 8  # of 16 examples: drawn apart, not one level repeated on every device
+    assert (
+        np.unique(one["t_image"]).size > 8
+    )  # of 16 examples: drawn apart, not one level repeated on every device
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -68,7 +73,9 @@ def test_five_steps_have_the_same_losses(told, name):
 def test_the_gradient_is_the_same(folder, name):
     ours, one = arrays(folder, f"{name}-moment"), arrays(folder, "1-moment")
     for key in one:
-        np.testing.assert_allclose(ours[key], one[key], rtol=0, atol=1e-5 * max(np.abs(one[key]).max(), 1e-6), err_msg=key)
+        np.testing.assert_allclose(
+            ours[key], one[key], rtol=0, atol=1e-5 * max(np.abs(one[key]).max(), 1e-6), err_msg=key
+        )
 
 
 def test_the_state_stays_laid_out_as_it_was(told):

@@ -20,7 +20,14 @@ def run(workdir: Path, processes: int, stop_after: int | None = None) -> str:
         command = [sys.executable, "-m", "tests.sharded.train_for", *rest]
     else:
         launcher = str(ROOT / "launch/local_multiprocess.py")
-        command = [sys.executable, launcher, f"--processes={processes}", "--module=tests.sharded.train_for", "--", *rest]
+        command = [
+            sys.executable,
+            launcher,
+            f"--processes={processes}",
+            "--module=tests.sharded.train_for",
+            "--",
+            *rest,
+        ]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return done.stdout
@@ -61,5 +68,7 @@ def test_four_processes_that_are_killed_go_on_as_two(tmp_path, one):
     said = run(tmp_path / "run", 4, stop_after=5)
     assert said.count("ended at step 5") == 4 and "over 4 devices" in said
     said = run(tmp_path / "run", 2)
-    assert "going on from step 3 of 6" in said and said.count("going on") == 1  # the first process tells, the other does not
+    assert (
+        "going on from step 3 of 6" in said and said.count("going on") == 1
+    )  # the first process tells, the other does not
     same(tmp_path / "run", said, one)

@@ -17,14 +17,28 @@ from tests.runs import ROOT, environment
 def test_scores_do_not_depend_on_the_number_of_devices(tmp_path, name):
     rng = np.random.default_rng(0)
     truth = rng.gamma(2.0, 1.0, (11, 70, 90)).astype("f4") + 0.2  # 11 images over 8 devices
-    np.savez(tmp_path / "p.npz", depth=truth * np.exp(0.2 * rng.normal(size=truth.shape)).astype("f4"))
+    np.savez(
+        tmp_path / "p.npz", depth=truth * np.exp(0.2 * rng.normal(size=truth.shape)).astype("f4")
+    )
     np.savez(tmp_path / "g.npz", depth=truth, valid=rng.random(truth.shape) < 0.6)
     told = []
     for devices in (1, 8):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-        command = [sys.executable, "-m", "modality_forcing.cli", "evaluate", "--pred=p.npz", "--truth=g.npz", "--json"]
+        flags = (
+            f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
+        )
+        command = [
+            sys.executable,
+            "-m",
+            "modality_forcing.cli",
+            "evaluate",
+            "--pred=p.npz",
+            "--truth=g.npz",
+            "--json",
+        ]
         env = {**environment(), "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run([*command, f"--protocol={name}"], cwd=tmp_path, env=env, capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, f"--protocol={name}"], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         told.append(json.loads(done.stdout))
     one, eight = told

@@ -6,11 +6,11 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from modality_forcing import processes
+from modality_forcing import distributed
 
 
 def main(workdir: str, stop_after: str = "") -> int:
-    processes.start()
+    distributed.start()
     import jax
 
     from modality_forcing.train.loop import train
@@ -20,7 +20,10 @@ def main(workdir: str, stop_after: str = "") -> int:
     config = replace(config, model=replace(config.model, blocks=1))
     state = train(config, Path(workdir), stop_after=int(stop_after) if stop_after else None)
     norm = jax.jit(lambda p: sum(abs(x).sum() for x in jax.tree.leaves(p)))(state.params)
-    print(f"ended at step {int(state.step)} with {float(norm):.6f} over {jax.device_count()} devices", flush=True)
+    print(
+        f"ended at step {int(state.step)} with {float(norm):.6f} over {jax.device_count()} devices",
+        flush=True,
+    )
     return 0
 
 

@@ -33,7 +33,9 @@ print(json.dumps([told, heavy]))
 
 @pytest.fixture(scope="module")
 def helps() -> tuple[dict, list]:
-    done = subprocess.run([sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return tuple(json.loads(done.stdout))
 
@@ -52,7 +54,14 @@ def test_help_names_every_command(helps):
 @pytest.mark.parametrize(
     ("command", "words"),
     {
-        "demo": ("--workdir", "--ablate", "--t2i-steps", "--forcing-steps", "--examples", "report.html"),
+        "demo": (
+            "--workdir",
+            "--ablate",
+            "--t2i-steps",
+            "--forcing-steps",
+            "--examples",
+            "report.html",
+        ),
         "train": ("--config FILE[:ARG]", "--workdir", "--config.train.steps=50"),
         "sample": (
             "--checkpoint",
@@ -75,7 +84,16 @@ def test_help_says_how(helps, command, words):
 
 
 def test_overrides_are_taken_out_in_both_spellings():
-    arguments = ["train", "--config.train.steps=5", "--config", "c.py", "--config.train.init", "a=b", "--config.sample.mu", "-1"]
+    arguments = [
+        "train",
+        "--config.train.steps=5",
+        "--config",
+        "c.py",
+        "--config.train.init",
+        "a=b",
+        "--config.sample.mu",
+        "-1",
+    ]
     plain, overrides = cli._split_overrides(arguments, cli._parser())
     assert plain == ["train", "--config", "c.py"]
     assert overrides == {"train.steps": "5", "train.init": "a=b", "sample.mu": "-1"}
@@ -95,15 +113,18 @@ def raising(monkeypatch):
 
 
 def test_a_users_mistake_is_one_line_and_two(mforce, raising):
-    raising("export", UserError("is wrong", where="here", mend="mend\nit"))
+    raising("export", UserError("is wrong", where="here", hint="hint\nit"))
     done = mforce("export", "--checkpoint", "c", "--out", "o")
-    refused(done, r"^mforce export: here: is wrong; mend it\n$")
+    refused(done, r"^mforce export: here: is wrong; hint it\n$")
 
 
 def test_a_loss_that_is_not_finite_is_one_line_and_two(mforce, raising):
     raising("train", FloatingPointError("loss not finite between steps 20 and 40"))
     done = mforce("train", "--config", "c", "--workdir", "w")
-    refused(done, r"^mforce train: loss not finite between steps 20 and 40; lower train\.learning_rate, in another --workdir\n$")
+    refused(
+        done,
+        r"^mforce train: loss not finite between steps 20 and 40; lower train\.learning_rate, in another --workdir\n$",
+    )
 
 
 @pytest.mark.parametrize(("command", "goes_on"), [("demo", True), ("export", False)])
@@ -125,7 +146,10 @@ def test_counts(text):
     assert cli._count(text) == int(text)
 
 
-@pytest.mark.parametrize(("convert", "text"), [(cli._count, "0"), (cli._count, "x"), (cli._number, "inf"), (cli._number, "")])
+@pytest.mark.parametrize(
+    ("convert", "text"),
+    [(cli._count, "0"), (cli._count, "x"), (cli._number, "inf"), (cli._number, "")],
+)
 def test_what_is_no_count_or_number(convert, text):
     with pytest.raises(cli.argparse.ArgumentTypeError, match=f"'{text}' is not a"):
         convert(text)
@@ -136,8 +160,13 @@ def test_a_reader_that_has_seen_enough_is_no_mistake(unbuffered):
     read, write = os.pipe()
     os.close(read)  # as `| head` does
     try:
-        listing, variables = runs.command("prepare", "--list"), {**environment(), "PYTHONUNBUFFERED": unbuffered}
-        done = subprocess.run(listing, env=variables, stdout=write, stderr=subprocess.PIPE, text=True)
+        listing, variables = (
+            runs.command("prepare", "--list"),
+            {**environment(), "PYTHONUNBUFFERED": unbuffered},
+        )
+        done = subprocess.run(
+            listing, env=variables, stdout=write, stderr=subprocess.PIPE, text=True
+        )
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

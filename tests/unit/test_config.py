@@ -8,12 +8,23 @@ from dataclasses import replace
 
 import pytest
 
-from modality_forcing.config import Config, DataConfig, ModalityConfig, ModelConfig, NoiseConfig, TrainConfig, from_dict, to_dict
+from modality_forcing.config import (
+    Config,
+    DataConfig,
+    ModalityConfig,
+    ModelConfig,
+    NoiseConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
 from modality_forcing.errors import UserError
 from tests import tiny
 
 
-@pytest.mark.parametrize("config", [Config(), tiny.t2i(), tiny.forcing(distill=True, init="runs/t2i")])
+@pytest.mark.parametrize(
+    "config", [Config(), tiny.t2i(), tiny.forcing(distill=True, init="runs/t2i")]
+)
 def test_a_config_survives_json(config):
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config
@@ -35,8 +46,14 @@ def test_a_config_cannot_be_changed():
     ("tree", "told"),
     [
         ({"trian": {}}, r"unknown config key 'trian'; did you mean train\?"),
-        ({"train": {"stpes": 5}}, r"unknown config key 'train\.stpes'; did you mean train\.steps\?"),
-        ({"modalities": {"image": {"pach": 8}}}, r"'modalities\.image\.pach'; did you mean modalities\.image\.patch\?"),
+        (
+            {"train": {"stpes": 5}},
+            r"unknown config key 'train\.stpes'; did you mean train\.steps\?",
+        ),
+        (
+            {"modalities": {"image": {"pach": 8}}},
+            r"'modalities\.image\.pach'; did you mean modalities\.image\.patch\?",
+        ),
         ({"modalities": {"image": {"noise": {"xyzzy": 8}}}}, r"known here: kind, mu, sigma"),
     ],
 )
@@ -53,15 +70,24 @@ def test_an_unknown_key_is_refused_with_the_nearest(tree, told):
         ({"train": {"steps": True}}, r"train\.steps is True"),
         ({"train": {"distill": 1}}, r"train\.distill is 1; it must be of type bool"),
         ({"train": {"learning_rate": True}}, r"train\.learning_rate is True"),
-        ({"train": {"learning_rate": "fast"}}, r"train\.learning_rate is 'fast'; it must be of type float"),
+        (
+            {"train": {"learning_rate": "fast"}},
+            r"train\.learning_rate is 'fast'; it must be of type float",
+        ),
         ({"name": 3}, r"name is 3; it must be of type str"),
         ({"train": 5}, r"train is 5; it must be of type TrainConfig"),
         ({"train": {"new": "depth"}}, r"train\.new is 'depth'"),
         ({"train": {"new": [1]}}, r"train\.new is 1"),
         ({"modalities": ["image"]}, r"modalities is \['image'\]"),
         ({"data": {"sparse": {"lidar": "much"}}}, r"data\.sparse\.lidar is 'much'"),
-        ({"train": {"schedule": "linear"}}, r"train\.schedule is 'linear'; choose one of cosine, wsd"),
-        ({"modalities": {"image": {"noise": {"kind": "uniform"}}}}, r"noise\.kind is 'uniform'; .*logit_normal, plateau"),
+        (
+            {"train": {"schedule": "linear"}},
+            r"train\.schedule is 'linear'; choose one of cosine, wsd",
+        ),
+        (
+            {"modalities": {"image": {"noise": {"kind": "uniform"}}}},
+            r"noise\.kind is 'uniform'; .*logit_normal, plateau",
+        ),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_its_path(tree, told):
@@ -85,18 +111,49 @@ IMAGE, DEPTH = ModalityConfig(patch=8), ModalityConfig(kind="depth", patch=8, po
         (lambda: ModelConfig(head_dim=20), "head_dim 20 is not a multiple of 8"),
         (lambda: NoiseConfig(sigma=0.0), "sigma is 0; it must be above 0"),
         (lambda: Config(modalities={}), "modalities is empty"),
-        (lambda: Config(modalities={"image": replace(IMAGE, given=0.2)}), "image.given needs a second modality"),
-        (lambda: Config(modalities={"image": replace(IMAGE, given=0.6), "depth": replace(DEPTH, given=0.6)}), "at most 1"),
-        (lambda: Config(modalities={"image": replace(IMAGE, given=-0.1), "depth": replace(DEPTH, given=0.6)}), "-0.1"),
-        (lambda: Config(modalities={"image": IMAGE, "depth": replace(DEPTH, position_id=0)}), "share a position_id"),
-        (lambda: Config(modalities={"image": IMAGE}, data=DataConfig(resolution=36)), "36 is not a multiple of .*patch 8"),
-        (lambda: Config(modalities={"image": replace(IMAGE, patch=0)}), "modalities.image.patch is 0; .*at least 1"),
-        (lambda: Config(train=TrainConfig(distill=True, init="x")), "train.distill needs a second modality"),
-        (lambda: Config(train=TrainConfig(log_every=0)), "train.log_every is 0; it must be at least 1"),
+        (
+            lambda: Config(modalities={"image": replace(IMAGE, given=0.2)}),
+            "image.given needs a second modality",
+        ),
+        (
+            lambda: Config(
+                modalities={"image": replace(IMAGE, given=0.6), "depth": replace(DEPTH, given=0.6)}
+            ),
+            "at most 1",
+        ),
+        (
+            lambda: Config(
+                modalities={"image": replace(IMAGE, given=-0.1), "depth": replace(DEPTH, given=0.6)}
+            ),
+            "-0.1",
+        ),
+        (
+            lambda: Config(modalities={"image": IMAGE, "depth": replace(DEPTH, position_id=0)}),
+            "share a position_id",
+        ),
+        (
+            lambda: Config(modalities={"image": IMAGE}, data=DataConfig(resolution=36)),
+            "36 is not a multiple of .*patch 8",
+        ),
+        (
+            lambda: Config(modalities={"image": replace(IMAGE, patch=0)}),
+            "modalities.image.patch is 0; .*at least 1",
+        ),
+        (
+            lambda: Config(train=TrainConfig(distill=True, init="x")),
+            "train.distill needs a second modality",
+        ),
+        (
+            lambda: Config(train=TrainConfig(log_every=0)),
+            "train.log_every is 0; it must be at least 1",
+        ),
         (lambda: Config(train=TrainConfig(save_every=0)), "train.save_every is 0"),
         (lambda: Config(train=TrainConfig(steps=-1)), "train.steps is -1"),
         (lambda: Config(seed=-1), "seed is -1; it must be at least 0"),
-        (lambda: Config(train=TrainConfig(learning_rate=float("nan"))), "train.learning_rate is nan"),
+        (
+            lambda: Config(train=TrainConfig(learning_rate=float("nan"))),
+            "train.learning_rate is nan",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(make, told):

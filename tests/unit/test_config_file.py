@@ -26,7 +26,9 @@ ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "t2i": {"size": ("370m", "800m", "3b3"), "encoders": ("frozen", "none")},
 }
 EXISTING = sorted(
-    path.stem for path in CONFIGS.glob("*.py") if path.stem != "__init__" and not path.stem.startswith("sweep_")
+    path.stem
+    for path in CONFIGS.glob("*.py")
+    if path.stem != "__init__" and not path.stem.startswith("sweep_")
 )  # those: test_grid
 
 
@@ -35,7 +37,11 @@ def cases() -> list[str]:
     for stem in EXISTING:
         options = ARGUMENTS.get(stem, {})
         for values in itertools.product(*options.values()):
-            named.append(f"{stem}:{','.join(f'{k}={v}' for k, v in zip(options, values, strict=True))}".rstrip(":"))
+            named.append(
+                f"{stem}:{','.join(f'{k}={v}' for k, v in zip(options, values, strict=True))}".rstrip(
+                    ":"
+                )
+            )
     return named
 
 
@@ -50,7 +56,9 @@ def test_each_config_is_what_was_agreed(case):
         golden.write_text(told)
     assert golden.is_file(), f"no golden text for {case}: run once with UPDATE_GOLDEN=1"
     assert json.loads(told) == json.loads(golden.read_text())
-    assert list(json.loads(told)["modalities"]) == list(json.loads(golden.read_text())["modalities"])
+    assert list(json.loads(told)["modalities"]) == list(
+        json.loads(golden.read_text())["modalities"]
+    )
 
 
 @pytest.mark.parametrize("stem", EXISTING)
@@ -80,7 +88,11 @@ def test_overrides_reach_every_depth():
         },
     )
     assert (config.name, config.train.steps, config.train.learning_rate) == ("2026", 50, 1.0)
-    assert config.train.new == ("depth",) and config.train.init == "runs/t2i" and config.train.distill is False
+    assert (
+        config.train.new == ("depth",)
+        and config.train.init == "runs/t2i"
+        and config.train.distill is False
+    )
     assert config.modalities["image"].noise.mu == 0.5 and config.model.dtype == "bfloat16"
     assert config.sample.guidance == {"image": 4.0} and config.data.sparse == {"uniform": 1.0}
 
@@ -159,14 +171,23 @@ def test_a_wrong_argument_is_one_line():
 
 
 def test_arguments_take_the_types_of_their_defaults():
-    told = parse_arg("size=3b3,resolution=64,rate=1,on=false", size="demo", resolution=32, rate=0.5, on=True, rest=None)
+    told = parse_arg(
+        "size=3b3,resolution=64,rate=1,on=false",
+        size="demo",
+        resolution=32,
+        rate=0.5,
+        on=True,
+        rest=None,
+    )
     assert told == {"size": "3b3", "resolution": 64, "rate": 1.0, "on": False, "rest": None}
     assert type(told["rate"]) is float
     assert parse_arg("", size="demo") == {"size": "demo"}
     assert parse_arg("size=64", size="demo") == {"size": "64"}
 
 
-@pytest.mark.parametrize("argument", ["resolution=big", "resolution=1.5", "on=1", "resolution=true"])
+@pytest.mark.parametrize(
+    "argument", ["resolution=big", "resolution=1.5", "on=1", "resolution=true"]
+)
 def test_an_argument_of_the_wrong_type_is_refused(argument):
     with pytest.raises(UserError, match=f"'{argument}' is not of type"):
         parse_arg(argument, resolution=32, on=True)
@@ -186,6 +207,9 @@ def test_choose_lets_only_the_known_through():
 
 def test_a_config_keeps_its_order():
     """The first modality leads; ConfigDict, between the file and the run, sorts its keys."""
-    config = load(f"{CONFIGS / 'demo.py'}:phase=forcing", {"sample.guidance": "{'depth': 1, 'image': 2}", "train.steps": "5"})
+    config = load(
+        f"{CONFIGS / 'demo.py'}:phase=forcing",
+        {"sample.guidance": "{'depth': 1, 'image': 2}", "train.steps": "5"},
+    )
     assert list(config.modalities) == ["image", "depth"]
     assert list(to_dict(config)) == list(to_dict(Config()))

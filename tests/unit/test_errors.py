@@ -1,4 +1,4 @@
-"""UserError says what, where and how to mend it, always in one line."""
+"""UserError says what, where and how to hint it, always in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def test_says_what():
 
 
 def test_says_where_before_what_and_the_mend_last():
-    error = UserError("unknown key 'stpes'", where=Path("configs/demo.py"), mend="did you mean 'steps'?")
+    error = UserError(
+        "unknown key 'stpes'", where=Path("configs/demo.py"), hint="did you mean 'steps'?"
+    )
     assert str(error) == "configs/demo.py: unknown key 'stpes'; did you mean 'steps'?"
 
 
@@ -27,16 +29,16 @@ def test_a_falsy_place_is_a_place():
 
 
 def test_lines_of_a_nested_message_become_one():
-    assert str(UserError("cannot read\n  the file:\tgone", where="a.png", mend="give\nanother")) == (
-        "a.png: cannot read the file: gone; give another"
-    )
+    assert str(
+        UserError("cannot read\n  the file:\tgone", where="a.png", hint="give\nanother")
+    ) == ("a.png: cannot read the file: gone; give another")
 
 
-@given(what=TEXT, where=TEXT, mend=st.text())
-def test_is_one_line_and_loses_no_word(what: str, where: str, mend: str):
-    message = str(UserError(what, where=where, mend=mend))
+@given(what=TEXT, where=TEXT, hint=st.text())
+def test_is_one_line_and_loses_no_word(what: str, where: str, hint: str):
+    message = str(UserError(what, where=where, hint=hint))
     assert len(message.splitlines()) <= 1
-    for part in (what, mend):
+    for part in (what, hint):
         assert " ".join(part.split()) in message
 
 

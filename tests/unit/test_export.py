@@ -14,7 +14,7 @@ import pytest
 from modality_forcing import export as exporting
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.models.surgery import flatten
+from modality_forcing.models.restore import flatten
 from modality_forcing.train import checkpoint
 from tests import tiny
 from tests.runs import contents, environment
@@ -72,7 +72,11 @@ def test_another_program_reads_the_averaged_weights(exported, forcing_run: Path,
     environ = environment()
     del environ["PYTHONPATH"]
     done = subprocess.run(
-        [sys.executable, "-c", head + READERS[kind] + CHECK], env=environ, capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", head + READERS[kind] + CHECK],
+        env=environ,
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     ema = flatten(checkpoint.load(forcing_run)[1])
@@ -115,8 +119,25 @@ sys.exit(cli.main(sys.argv[1:]))
 
 @pytest.mark.parametrize("kind", sorted(READERS))
 def test_a_full_disk_leaves_nothing(forcing_run: Path, tmp_path: Path, kind: str):
-    arguments = ["export", "--checkpoint", str(forcing_run), "--out", str(tmp_path / "out"), "--format", kind]
-    done = subprocess.run([sys.executable, "-c", FULL_DISK, *arguments], env=environment(), capture_output=True, text=True)
+    arguments = [
+        "export",
+        "--checkpoint",
+        str(forcing_run),
+        "--out",
+        str(tmp_path / "out"),
+        "--format",
+        kind,
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, *arguments],
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("mforce export: ") and "cannot be written" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.stderr.startswith("mforce export: ")
+        and "cannot be written" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
     assert contents(tmp_path) == {}

@@ -19,9 +19,9 @@ HEAVY = ("tensorflow", "tensorflow_datasets", "clu", "grain", "torch", "transfor
 EDGE = {
     "data.pipeline": "is the Grain pipeline",
     "train.loop": "feeds the step from the pipeline",
-    "train.start": "sets the pipeline up",
-    "demo": "runs the loop",
-    "scaling.sweep_run": "runs the loop",
+    "train.init": "sets the pipeline up",
+    "commands.demo": "runs the loop",
+    "sweeps.run": "runs the loop",
 }
 
 PROBE = """
@@ -48,15 +48,23 @@ def discover() -> list[str]:
 
 
 CORE = [name for name in discover() if name not in EDGE]
-DATA = [name for name in CORE if name.split(".")[0] == "data"]
+HOST = ("data", "datasets", "storage", "synthetic")
+DATA = [name for name in CORE if name.split(".")[0] in HOST]
 
 
 def probe(names: list[str], watched: tuple[str, ...]) -> dict[str, list[str]]:
     """For each module, imported in this order in one fresh process: the watched packages that it was first to load."""
     full = [f"modality_forcing.{name}".rstrip(".") for name in names]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path])}
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT.parent), *sys.path]),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps([full, watched])], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", PROBE, json.dumps([full, watched])],
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     return dict(zip(names, json.loads(done.stdout.splitlines()[-1]).values(), strict=True))

@@ -1,0 +1,1 @@
+"""The commands of mforce, one module each: its options, its examples and its main."""

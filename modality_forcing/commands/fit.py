@@ -1,0 +1,329 @@
+"""`mforce fit`: from a table of runs to a law with error bars, in words, as JSON and as pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modality_forcing.errors import UserError
+
+if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
+    from modality_forcing.laws.compute_optimal import Allocation, IsoFlop
+    from modality_forcing.laws.fit import Compared, Fit, Parameter
+    from modality_forcing.laws.table import Table
+
+EXAMPLES = """examples:
+  mforce fit --table rows.csv --form chinchilla --columns 'n=params,d=images,loss=loss' --out law
+  mforce fit --table runs.csv --form chinchilla --columns 'n=Model Size,d=`Training FLOP`/(6*n),loss=loss' --drop-highest 5
+  mforce fit --table rows.jsonl --form transfer-s --columns 'N=params,n=images,loss=1-metrics.delta1' --where 'seed!=2'
+forms (E, A, B, G and none above 0, exponents from 0 to 5):
+  chinchilla  E + A N^-alpha + B D^-beta
+  power       E + A x^-alpha
+  transfer    E + (G + A N^-alpha + B n^-beta) s^-gamma; for n = 0, none in the place of B n^-beta
+FORM-TERM leaves a term or a variable out: chinchilla-E, transfer-G, transfer-s.
+Columns may be arithmetic on columns and on variables before them; odd names go in `backquotes`."""
+
+_LEAST_RESAMPLES = 100  # fewer have no 2.5% to speak of
+
+
+def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Adds the options; count reads a whole number above 0."""
+    add = parser.add_argument
+    add(
+        "--table",
+        type=Path,
+        required=True,
+        help="a row per run: .csv, or .jsonl, whose nested keys are a.b.c",
+    )
+    add(
+        "--form",
+        required=True,
+        help="chinchilla, power or transfer, or one of them less a term, e.g. transfer-G",
+    )
+    add(
+        "--columns",
+        required=True,
+        metavar="VARIABLE=COLUMN,...",
+        help="e.g. n=params,d=images,loss=loss",
+    )
+    add(
+        "--where",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="rows where all hold; or !=",
+    )
+    add(
+        "--group",
+        metavar="COLUMN",
+        help="what rows of one run share: they count as one run, and are resampled together",
+    )
+    add("--drop-highest", type=count, metavar="K", help="leave out the K highest losses")
+    add(
+        "--hold-out",
+        metavar="[VARIABLE:]K",
+        help="the K largest cells test the extrapolation (a tenth of them); 0: none",
+    )
+    add("--bootstrap", type=count, default=1000, metavar="R", help="resamples (%(default)s)")
+    add("--seed", type=int, default=0, help="of the resamples (%(default)s)")
+    add(
+        "--flops",
+        type=float,
+        metavar="K",
+        help="chinchilla: a run costs K N D FLOPs (6, where D counts tokens)",
+    )
+    add(
+        "--budget",
+        type=float,
+        nargs="+",
+        metavar="C",
+        help="chinchilla: FLOPs to allocate (powers of ten)",
+    )
+    add("--json", action="store_true", help="print JSON, not tables")
+    add("--out", type=Path, help="a folder for fit.json, fit.png and fit.svg")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Fits what was asked for and prints it; raises UserError for a table or options that allow no fit."""
+    from modality_forcing.atomic_io import check_folder, write_file
+    from modality_forcing.laws import compute_optimal, forms
+    from modality_forcing.laws.fit import compare, fit
+    from modality_forcing.laws.table import load
+
+    form = forms.parse(options.form)
+    budgets = _check(options, form.variables)
+    if options.out is not None:
+        check_folder(options.out, "--out")
+    whole = load(options.table, options.columns, form, options.where, options.group)
+    table = whole.without_highest(options.drop_highest) if options.drop_highest else whole
+    away = _held_out(options.hold_out, table, form)
+    fitted = fit(table, form, options.bootstrap, options.seed)
+    compared, best = compare(table, form, away)
+    k = options.flops or compute_optimal.TOKENS
+    allocation = view = None
+    if compute_optimal.applies(fitted):
+        allocation = compute_optimal.allocate(
+            fitted, k, budgets or compute_optimal.decades(table, k)
+        )
+        view = compute_optimal.isoflop(table, fitted, k)
+    result = {
+        "form": form.name,
+        "equation": fitted.form.equation,
+        "table": {
+            "rows": len(whole),
+            "used": len(table),
+            "dropped_lines": list(table.dropped),
+            "runs": int(max(table.groups)) + 1,
+        },
+        "objective": fitted.optimum.objective,
+        "parameters": {
+            name: _parameter(parameter) for name, parameter in fitted.parameters.items()
+        },
+        "bootstrap": {"resamples": options.bootstrap, "seed": options.seed, "group": options.group},
+        "notes": list(fitted.notes),
+        **_judged(compared, best),
+        "allocation": _allocation(allocation),
+        "isoflop": _isoflop(view, table),
+        "points": _points(fitted, table),
+    }
+    text = json.dumps(result, indent=1, allow_nan=False)
+    if options.out is not None:
+        from modality_forcing.laws.figures import draw
+        from modality_forcing.viz import figures
+
+        with figures.style():
+            figures.save(draw(fitted, table, view), options.out / "fit")
+        write_file(options.out / "fit.json", text + "\n")
+    print(text if options.json else to_text(result))
+
+
+def _check(options: argparse.Namespace, variables: Sequence[str]) -> list[float] | None:
+    """The budgets; raises UserError for options that cannot work."""
+    if options.bootstrap < _LEAST_RESAMPLES:
+        raise UserError(
+            f"--bootstrap {options.bootstrap} is too few for 95% intervals",
+            hint=f"give {_LEAST_RESAMPLES} or more",
+        )
+    if options.seed < 0:
+        raise UserError(f"--seed {options.seed} is below 0", hint="give 0 or more")
+    for name, values in (("flops", [options.flops]), ("budget", options.budget or [None])):
+        if values != [None] and tuple(variables) != ("N", "D"):
+            raise UserError(
+                f"--{name} is for laws of N and D", hint="leave it out, or give --form chinchilla"
+            )
+        if bad := [x for x in values if x is not None and not 0 < x < float("inf")]:
+            raise UserError(
+                f"--{name} {bad[0]:g} is not a number of FLOPs", hint="give a number above 0"
+            )
+    return options.budget
+
+
+def _held_out(text: str | None, table: Table, form: Any) -> Any:
+    """The mask of the rows that test the extrapolation, None for none of them."""
+    from modality_forcing.laws.fit import largest
+
+    by, _, number = (text or "").rpartition(":")
+    if text is not None and not number.isdecimal():
+        raise UserError(
+            f"--hold-out {text!r} is not a number of cells",
+            hint="give e.g. 3, or N:1 for the largest N",
+        )
+    return (
+        None
+        if number.strip("0") == "" and text
+        else largest(table, form, int(number) if text else None, by or None)
+    )
+
+
+def _parameter(parameter: Parameter) -> dict[str, Any]:
+    told = {key: value for key, value in asdict(parameter).items() if key != "why"}
+    return (
+        told
+        | {"identified": parameter.identified}
+        | ({} if parameter.identified else {"why": parameter.why})
+    )
+
+
+def _judged(compared: Iterable[Compared], best: str | None) -> dict[str, Any]:
+    rows = [asdict(row) for row in compared]
+    return {"held_out": rows[0]["held_out"], "compared": rows, "best": best}
+
+
+def _allocation(found: Allocation | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    parts = ("N", "D", "loss")
+    budgets = [
+        {"flops": row.flops} | {part: _parameter(getattr(row, part)) for part in parts}
+        for row in found.budgets
+    ]
+    return {
+        "flops": "k N D",
+        "k": found.k,
+        "a": _parameter(found.a),
+        "b": _parameter(found.b),
+        "budgets": budgets,
+    }
+
+
+def _isoflop(view: IsoFlop | None, table: Table) -> dict[str, Any] | None:
+    if view is None:
+        return None
+    lines = []
+    for line in view.lines:
+        at = list(line.rows)
+        points = {
+            "line": table.lines[at].tolist(),
+            "N": table.variables["N"][at].tolist(),
+            "loss": table.loss[at].tolist(),
+        }
+        lines.append(
+            {
+                "flops": line.flops,
+                **points,
+                "N_law": line.law,
+                "N_parabola_through_law": line.through_law,
+            }
+        )
+        lines[-1] |= {"N_parabola_through_rows": line.through_rows, "parabola_bias": line.bias}
+    said = "parabola_bias: N at the minimum of a parabola through the noiseless law, over the law's own; 1 is none"
+    exponents = {
+        "a_law": view.a_law,
+        "a_parabola_through_law": view.a_through_law,
+        "a_parabola_through_rows": view.a_through_rows,
+    }
+    return {"note": said, "lines": lines, **exponents}
+
+
+def _points(fitted: Fit, table: Table) -> list[dict[str, Any]]:
+    import numpy as np
+
+    law = np.exp(fitted.predict(table.variables))
+    rows = zip(table.lines.tolist(), table.loss.tolist(), law.tolist(), strict=True)
+    return [{"line": line, "loss": loss, "law": there} for line, loss, there in rows]
+
+
+def to_text(result: dict[str, Any]) -> str:
+    """Returns what a person reads, six digits at most; the JSON has them all."""
+    rows, parts = result["table"], [f"{result['form']}: {result['equation']}"]
+    dropped = (
+        f", {len(rows['dropped_lines'])} of the highest losses left out"
+        if rows["dropped_lines"]
+        else ""
+    )
+    parts.append(
+        f"{rows['used']} of {rows['rows']} rows{dropped}; sum of Huber's loss {result['objective']:.6g}\n"
+    )
+    table: list[Sequence[str]] = [("parameter", "value", "stderr", "95% from", "to")]
+    for name, p in result["parameters"].items():
+        cells = (
+            [_number(p[key]) for key in ("value", "stderr", "low", "high")]
+            if p["identified"]
+            else ["not identified:", p["why"]]
+        )
+        table.append((name, *cells))
+    parts += [_table(table), *(f"note: {note}" for note in result["notes"])]
+    table = [("form", "parameters", "objective", "held-out error", "bias", "")]
+    for row in result["compared"]:
+        apart = row["held_out"] or {}
+        errors = [f"{100 * apart[key]:.2f}%" if apart else "-" for key in ("rms", "bias")]
+        verdict = ["best"] if row["form"] == result["best"] else []
+        verdict += [] if row["identified"] else [f"not identified: {row['why']}"]
+        table.append(
+            (
+                row["form"],
+                str(row["parameters"]),
+                _number(row["objective"]),
+                *errors,
+                "; ".join(verdict),
+            )
+        )
+    apart = result["held_out"]
+    count = lambda n, what: f"{n} {what}" + ("s" if n > 1 else "")
+    told = (
+        f"{count(apart['cells'], 'cell')} held out ({count(apart['rows'], 'row')})"
+        if apart
+        else "no cells held out"
+    )
+    parts += ["", f"nested forms, {told}:", _table(table)]
+    return "\n".join(parts + _allocation_text(result["allocation"], result["isoflop"]))
+
+
+def _allocation_text(found: dict[str, Any] | None, view: dict[str, Any] | None) -> list[str]:
+    if found is None or view is None:
+        return []
+    span = lambda p: f"{_number(p['value'])} ({_number(p['low'])} to {_number(p['high'])})"
+    table = [("FLOPs", "N", "D", "loss")]
+    table += [
+        (f"{row['flops']:.3g}", span(row["N"]), span(row["D"]), span(row["loss"]))
+        for row in found["budgets"]
+    ]
+    title = f"compute-optimal, C = {found['k']:g} N D: N ~ C^{span(found['a'])}, D ~ C^{span(found['b'])}"
+    biases = [line["parabola_bias"] for line in view["lines"] if line["parabola_bias"] is not None]
+    told = (
+        f"isoFLOP parabolas miss the law's own N by a factor of {min(biases):.4f} to {max(biases):.4f}"
+        if biases
+        else ""
+    )
+    return ["", title, _table(table), *([told] if told else [])]
+
+
+def _number(x: float | None) -> str:
+    return "-" if x is None else f"{x:.5g}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns to the left, two spaces apart; a row's last cell may be as long as it likes."""
+    widths = [
+        max((len(row[i]) for row in rows if len(row) > i + 1), default=0)
+        for i in range(max(map(len, rows)))
+    ]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)).rstrip()
+        for row in rows
+    )

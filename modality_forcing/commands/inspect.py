@@ -1,0 +1,199 @@
+"""`mforce inspect`: what a prepared folder holds, as a table or JSON; its checksums verified; a sheet of its records."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modality_forcing.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from modality_forcing.data.records import Record, RecordSource
+    from modality_forcing.storage.manifest import Manifest
+
+EXAMPLES = """examples:
+  mforce inspect prepared/tum
+  mforce inspect prepared/tum --sheet=tum.png --records=8 --verify"""
+
+RECORDS = 6
+CELL = (240, 320)  # of a sheet, (h, w)
+_POINTS = 0.5  # part of the pixels: up to here depth is drawn as points
+_DOT = 3  # pixels of the sheet that a lone point takes
+
+
+def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Adds the options; count reads a whole number above 0."""
+    add = parser.add_argument
+    add("folder", type=Path, help="the --out of mforce prepare")
+    add("--split", default="", help="where the folder holds several")
+    add("--json", action="store_true", help="print the manifest itself")
+    add("--verify", action="store_true", help="read every shard and compare its checksum")
+    add(
+        "--sheet",
+        type=Path,
+        metavar="FILE.png",
+        help="write a picture of a few records, with their depth over them",
+    )
+    add(
+        "--records",
+        type=count,
+        default=RECORDS,
+        help="of the sheet, evenly through the split (%(default)s)",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prints what a folder holds; raises UserError for one that is not whole or, with --verify, not as it was written."""
+    from modality_forcing.atomic_io import write_file
+    from modality_forcing.storage import manifest
+    from modality_forcing.storage.shards import Shards
+    from modality_forcing.viz.images import png_bytes
+
+    source = Shards(options.folder, options.split)
+    found = manifest.read(source.folder, source.split)
+    if found is None:
+        hint = "run the same mforce prepare again: it makes no shard twice"
+        raise UserError(
+            f"has shards of {source.split} and no manifest", where=source.folder, hint=hint
+        )
+    if options.sheet:
+        if not len(source):
+            raise UserError(
+                "holds no record to draw", where=source.folder, hint="see its bad records"
+            )
+        write_file(options.sheet, png_bytes(sheet(source, options.records)))
+    if options.verify:
+        manifest.verify(found)
+    print(json.dumps(found.to_json(), indent=1) if options.json else table(found, options.verify))
+
+
+def table(found: Manifest, verified: bool = False) -> str:
+    """Returns a manifest as lines of a name and a value."""
+    told = found.to_json()
+    depth = told["depth"]
+    rows = {
+        "data set": f"{found.title} ({found.name}), split {found.split}",
+        "licence": found.licence,
+        "records": f"{told['records']:,}, {found.bad:,} more could not be read".replace(
+            ", 0 more could not be read", ""
+        ),
+        "shards": f"{len(found.files)}, {_size(told['bytes'])}{', checksums verified' if verified else ''}",
+        "frames": ", ".join(f"{n:,} of {size}" for size, n in told["sizes"].items()) or "none",
+        "captions": _of(told["with_caption"], told["records"]),
+        "intrinsics": _of(told["with_intrinsics"], told["records"]),
+        "with depth": _of(told["records"] - told["without_depth"], told["records"]),
+    }
+    if depth is not None:
+        by_record = ", ".join(
+            f"{float(q):.0%} {value:.0%}" for q, value in told["valid_fraction_of_records"].items()
+        )
+        rows["valid pixels"] = (
+            f"{told['valid_fraction']:.1%} of all; quantiles of records: {by_record}"
+        )
+        rows["depth"] = (
+            f"{found.unit}, {depth['least']:.4g} to {depth['most']:.4g}, median {depth['median']:.4g}"
+        )
+        rows["quantiles"] = ", ".join(
+            f"{float(q):.0%} {value:.4g}" for q, value in depth["quantiles"].items()
+        )
+    rows["settings"] = _pairs(
+        {name: value for name, value in found.settings.items() if value not in (None, {}, "")}
+    )
+    rows["versions"] = _pairs(found.versions)
+    width = max(map(len, rows))
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+
+
+def sheet(source: RecordSource, records: int) -> np.ndarray:
+    """Returns u8 [h w 3]: of each of a few records the picture, its depth over it, and its depth, with its name below."""
+    from modality_forcing.viz.images import captioned, grid
+
+    count = min(records, len(source))
+    rows = []
+    for place in range(count):
+        record = source[place * (len(source) - 1) // max(count - 1, 1)]
+        known = record.valid.mean()
+        name = f"{record.id}  {known:.1%} valid" + (f"  {record.caption}" if record.caption else "")
+        picture = framed(record.image)
+        rows.append(
+            [captioned(picture, name), overlay(record, over=True), overlay(record, over=False)]
+        )
+    return grid(rows, labels=("picture", "depth over it", "depth"))
+
+
+def overlay(record: Record, over: bool) -> np.ndarray:
+    """Returns depth in colours u8 [h w 3] in a cell of a sheet, on the darkened picture or on nothing.
+
+    Near points lie over far ones. Lone points are drawn several pixels wide: one pixel in a hundred would not be seen.
+    """
+    import numpy as np
+
+    from modality_forcing.viz.images import UNKNOWN, disparity_colours
+
+    picture = framed(record.image)
+    canvas = (picture * 0.45).astype(np.uint8) if over else np.full_like(picture, UNKNOWN)
+    if not record.valid.any():
+        return canvas
+    (height, width), scale, (top, left) = record.depth.shape, *_fitting(record.depth.shape)
+    row, column = np.nonzero(record.valid)
+    order = np.argsort(-record.depth[row, column], kind="stable")  # the nearest is drawn last
+    row, column = row[order], column[order]
+    colours = disparity_colours(record.depth, record.valid)[row, column]
+    lone = record.valid.mean() < _POINTS
+    extent = max(int(np.ceil(scale)), _DOT if lone else 1)
+    drawn = np.zeros(canvas.shape[:2], np.bool_)
+    layer = np.zeros_like(canvas)
+    block = np.arange(extent)
+    down = (top + (row + 0.5) * scale - (extent - 1) / 2).astype(np.int64)[:, None, None] + block[
+        :, None
+    ]
+    right = (left + (column + 0.5) * scale - (extent - 1) / 2).astype(np.int64)[
+        :, None, None
+    ] + block
+    bottom, end = top + round(height * scale) - 1, left + round(width * scale) - 1
+    at = np.broadcast_arrays(
+        np.clip(down, top, bottom), np.clip(right, left, end)
+    )  # [points rows columns], in order
+    layer[at[0].ravel(), at[1].ravel()] = colours.repeat(extent * extent, axis=0)
+    drawn[at[0], at[1]] = True
+    if over and not lone:
+        layer = (0.55 * layer + 0.45 * picture).astype(np.uint8)
+    canvas[drawn] = layer[drawn]
+    return canvas
+
+
+def framed(image: np.ndarray) -> np.ndarray:
+    """Returns a picture u8 [h w 3] whole in the middle of a cell."""
+    import numpy as np
+    from PIL import Image
+
+    scale, (top, left) = _fitting(image.shape)
+    height, width = (max(1, round(n * scale)) for n in image.shape[:2])
+    cell = np.full((*CELL, 3), 24, np.uint8)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+    cell[top : top + height, left : left + width] = np.asarray(resized)
+    return cell
+
+
+def _fitting(size: tuple[int, ...]) -> tuple[float, tuple[int, int]]:
+    """How much larger a frame is drawn, and where it begins."""
+    scale = min(CELL[0] / size[0], CELL[1] / size[1])
+    top, left = ((cell - round(n * scale)) // 2 for cell, n in zip(CELL, size[:2], strict=True))
+    return scale, (top, left)
+
+
+def _of(count: int, total: int) -> str:
+    return "all" if count == total else "none" if not count else f"{count:,} of {total:,}"
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

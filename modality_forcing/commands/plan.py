@@ -1,0 +1,137 @@
+"""`mforce plan`: its options, and which of four questions they ask."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from modality_forcing.errors import UserError
+
+EXAMPLES = """examples:
+  mforce plan --config=configs/forcing.py:size=3b3 --topology=v5p:4x4x4     # does it fit, and how fast can it be?
+  mforce plan --encode=text --topology=v5e:2x2                              # the same of UMT5-XXL, on the chips of a host
+  mforce plan --sweep=configs/sweep_paper.py --chip v5p v6e                 # FLOPs and chip-hours of a study
+  mforce plan --coord-check --out=check                                     # do activations keep their scale as widths grow?
+With --config the real train step is compiled for TPUs that need not be there (it needs libtpu, which needs no TPU); without
+--batch, micro-batch, remat policy and sharding preset are searched for the best that fits. A 3.3B step compiles in one to five
+minutes. Exit code 1: does not fit, or is not flat."""
+
+_KINDS = ("config", "encode", "sweep", "coord_check")
+_MAY = {  # the other options that each of them takes
+    "config": ("topology", "slices", "batch", "json"),
+    "encode": ("topology", "slices", "batch", "json"),
+    "sweep": ("chip", "mfu", "json"),
+    "coord_check": ("config", "out"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
+    """Adds the options; count reads a whole number above 0."""
+    add = parser.add_argument
+    add("--config", metavar="FILE[:ARG]", help="plan a run, e.g. configs/forcing.py:size=3b3")
+    add(
+        "--encode",
+        choices=("text", "encoder", "decoder"),
+        help="plan a frozen encoder: UMT5-XXL, or a half of FLUX.2's autoencoder",
+    )
+    add("--sweep", metavar="FILE[:ARG]", help="price a study, e.g. configs/sweep_paper.py")
+    add(
+        "--coord-check",
+        action="store_true",
+        help="take real steps at widths 128 to 1024, of --config if it is given",
+    )
+    add("--topology", help="chips of one slice, e.g. v5p:4x4x4, v6e:8x8")
+    add("--slices", type=count, help="slices joined by the data-centre network (1)")
+    add("--batch", type=count, help="examples of a step; a config's own layout is planned as it is")
+    add("--chip", nargs="+", help="kinds of chips to price a study on")
+    add(
+        "--mfu",
+        type=float,
+        help="utilisation that a price assumes, instead of what is published for the chip",
+    )
+    add("--out", type=Path, help="a folder for the figure of --coord-check")
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    """Answers; returns 1 where something does not fit or is not flat. Raises UserError for options that do not go together."""
+    asked = [kind for kind in _KINDS if getattr(options, kind)]
+    kind = "coord_check" if "coord_check" in asked else asked[0] if len(asked) == 1 else ""
+    if not kind or set(asked) - {kind, *_MAY[kind]}:
+        raise UserError(
+            "a plan is of one thing",
+            hint="give one of --config, --encode, --sweep and --coord-check",
+        )
+    for name in ("topology", "slices", "batch", "chip", "mfu", "out", "json"):
+        if getattr(options, name) and name not in _MAY[kind]:
+            raise UserError(
+                f"--{kind.replace('_', '-')} has no use for --{name}", hint="leave it out"
+            )
+    if overrides and not options.config:
+        raise UserError(
+            f"--config.{next(iter(overrides))} changes a config, and there is none",
+            hint="give --config",
+        )
+    return {"config": _run, "encode": _encoder, "sweep": _sweep, "coord_check": _coordinates}[kind](
+        options, overrides
+    )
+
+
+def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    from modality_forcing import config_file
+    from modality_forcing.planning import report
+    from modality_forcing.planning.search import plan, search, with_batch
+
+    config, at = config_file.load(options.config, dict(overrides)), _target(options)
+    found = (
+        plan(with_batch(config, at, options.batch), at)
+        if options.batch
+        else search(config, at, _tell)
+    )
+    print(json.dumps(report.to_json(found), indent=1) if options.json else report.to_text(found))
+    if not found.fits and options.batch:
+        _tell("looking for what would fit")
+        _tell(f"would fit: {report.to_text(search(config, at, _tell))}")
+    return 0 if found.fits else 1
+
+
+def _encoder(options: argparse.Namespace, _: Mapping[str, str]) -> int:
+    from modality_forcing.planning import encoders
+
+    return encoders.run(options.encode, _target(options), options.batch, options.json, _tell)
+
+
+def _sweep(options: argparse.Namespace, _: Mapping[str, str]) -> int:
+    from modality_forcing.sweeps import price
+
+    return price.run(options)
+
+
+def _coordinates(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    from modality_forcing import config_file
+    from modality_forcing.atomic_io import check_folder
+    from modality_forcing.train import coord_check
+
+    if options.out is not None:
+        check_folder(options.out, "--out")
+    chosen = (
+        config_file.load(options.config, dict(overrides)) if options.config else coord_check.DEFAULT
+    )
+    return 0 if coord_check.run(chosen, options.out) else 1
+
+
+def _target(options: argparse.Namespace):
+    from modality_forcing.planning.compile import target
+
+    if not options.topology:
+        raise UserError(
+            "--topology is missing", hint="name the chips of one slice, e.g. --topology=v5p:4x4x4"
+        )
+    return target(options.topology, options.slices or 1)
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""What the readers of data sets share: file formats, cameras, LiDAR, COLMAP models."""

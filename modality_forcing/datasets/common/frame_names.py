@@ -1,0 +1,73 @@
+"""Lists of frame names: the official ones that come with this package, in a compact form, and a user's own."""
+
+from __future__ import annotations
+
+import re
+from importlib import resources
+from pathlib import Path
+
+from modality_forcing.errors import UserError
+
+_RANGE = re.compile(r"(\d+)-(\d+)")
+
+
+def official_names(benchmark: str) -> tuple[str, ...]:
+    """Returns the frame names of a set's official list, in its order (lists/<benchmark>.txt; its head says the source)."""
+    lists = resources.files("modality_forcing.datasets") / "lists"
+    text = (lists / f"{benchmark}.txt").read_text(encoding="utf-8")
+    return read_list(text)
+
+
+def read_list(text: str) -> tuple[str, ...]:
+    """Returns the frame names that a compact list stands for.
+
+    A line `prefix: a b c-d` stands for prefix + a, prefix + b and prefix + each whole number from c to d, which must be
+    written with as many digits, padded with zeros. Lines that start with # and empty lines are passed over.
+    Raises ValueError for a line that is not of this form: lists are part of the package, not a user's.
+    """
+    names: list[str] = []
+    for line in text.splitlines():
+        if not line.strip() or line.startswith("#"):
+            continue
+        prefix, colon, items = line.partition(": ")
+        if not colon or not items.split():
+            raise ValueError(f"not 'prefix: items': {line!r}")
+        names += (prefix + name for item in items.split() for name in _expand(item))
+    return tuple(names)
+
+
+def _expand(item: str) -> list[str]:
+    ends = _RANGE.fullmatch(item)
+    if not ends:
+        return [item]
+    first, last = ends.groups()
+    if len(first) != len(last) or int(first) > int(last):
+        raise ValueError(f"not a range of numbers of one width: {item!r}")
+    return [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
+
+
+def read_plain(path: Path) -> tuple[str, ...]:
+    """Returns the names of a file with one name a line; empty lines and lines that start with # are passed over.
+
+    Raises UserError if the file cannot be read, names nothing, or names a frame twice.
+    """
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not text in UTF-8"
+        raise UserError(
+            f"cannot be read ({reason})",
+            where=path,
+            hint="give a text file with one frame name a line",
+        ) from error
+    names = tuple(line for line in lines if line and not line.startswith("#"))
+    if not names:
+        raise UserError("names no frames", where=path, hint="write one frame name a line")
+    if len(set(names)) < len(names):
+        twice = next(name for place, name in enumerate(names) if name in names[:place])
+        raise UserError(
+            f"names {twice!r} twice",
+            where=path,
+            hint="a frame counts once: remove one of the lines",
+        )
+    return names

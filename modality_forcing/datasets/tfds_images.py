@@ -1,0 +1,201 @@
+"""Pictures and captions of any data set that tensorflow-datasets has prepared: coco_captions, laion400m and others.
+
+The folder is that of one version, as coco_captions/2014/1.1.0, prepared for random access:
+
+    tfds.builder("coco_captions").download_and_prepare(file_format="array_record")
+
+The picture is the first Image feature and the caption the first Text feature, in the order of their names, those whose
+name speaks of a caption or a text before others; of several captions of a picture the first. Options of mforce prepare
+name others: `--option image=photo --option caption=captions/text`. There is no depth. Needs tensorflow-datasets, but not
+TensorFlow. Source: tensorflow/datasets, docs on as_data_source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modality_forcing.data.records import Record, RecordSource
+from modality_forcing.datasets.common.lazy import folder_of
+from modality_forcing.datasets.registry import Dataset, check_split
+from modality_forcing.errors import UserError
+
+_TITLE = "a data set of tensorflow-datasets"
+_OPTIONS = ("image", "caption")
+_SPEAKING = ("caption", "text")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One split of a prepared data set, opened by each process when it first reads."""
+
+    folder: Path
+    split: str
+    image: str  # paths of features, parts joined by /
+    caption: str
+    count: int
+    _opened: list[Any] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Record:
+        if not self._opened:
+            self._opened.append(_builder(self.folder).as_data_source(self.split))
+        try:
+            example = self._opened[0][index]
+        except (RuntimeError, ValueError, OSError) as error:
+            what = f"example {index} of {self.split} cannot be read"
+            raise UserError(what, where=self.folder, hint="prepare the data set again") from error
+        image = np.asarray(_at(example, self.image))
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+            what = f"example {index} of {self.split} has {image.dtype} {image.shape} for a picture"
+            raise UserError(
+                what, where=self.folder, hint="choose another feature with --option image=NAME"
+            )
+        size = image.shape[:2]
+        return Record(
+            image=np.ascontiguousarray(np.broadcast_to(image, (*size, 3))),
+            depth=np.zeros(size, np.float32),
+            valid=np.zeros(size, np.bool_),
+            intrinsics=np.full((3, 3), np.nan, np.float32),
+            unit="relative",
+            caption=_text(_at(example, self.caption)) if self.caption else "",
+            source=DATASET.name,
+            id=f"{self.split}/{index}",
+        )
+
+    def __reduce__(self) -> tuple[type[Prepared], tuple[Any, ...]]:
+        return Prepared, (self.folder, self.split, self.image, self.caption, self.count)
+
+
+@dataclass(frozen=True)
+class TfdsSet(Dataset):
+    """The data set of a folder, of which options name other features."""
+
+    def adjusted(self, options: Mapping[str, str]) -> Dataset:
+        """Returns the data set with options; raises UserError for one that is not known."""
+        for name in options:
+            if name not in _OPTIONS:
+                raise UserError(
+                    f"{_TITLE} has no option {name!r}", hint=f"known are {', '.join(_OPTIONS)}"
+                )
+        return replace(self, open=partial(_open, **options))
+
+
+def _open(root: Path, split: str, image: str = "", caption: str = "") -> RecordSource:
+    check_split(DATASET, split)
+    folder = folder_of(root, _TITLE)
+    builder = _builder(folder)
+    splits = builder.info.splits
+    if split not in splits:
+        raise UserError(
+            f"has no split {split!r}",
+            where=folder,
+            hint=f"choose one of {', '.join(sorted(splits))}",
+        )
+    images, texts = _features(builder)
+    return Prepared(
+        folder=folder,
+        split=split,
+        image=_chosen("image", image, images, folder),
+        caption=_chosen("caption", caption, texts, folder) if caption or texts else "",
+        count=splits[split].num_examples,
+    )
+
+
+def _tfds() -> Any:
+    try:
+        import tensorflow_datasets  # pyright: ignore[reportMissingImports]
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"{_TITLE} needs the package {error.name}", hint="pip install 'modality_forcing[tfds]'"
+        ) from error
+    return tensorflow_datasets
+
+
+def _builder(folder: Path) -> Any:
+    """The builder of a folder, which must be stored for random access."""
+    tfds = _tfds()
+    if not (folder / "dataset_info.json").is_file():
+        raise UserError(
+            "has no dataset_info.json",
+            where=folder,
+            hint="give the folder of a version, e.g. coco_captions/2014/1.1.0",
+        )
+    try:
+        builder = tfds.builder_from_directory(folder)
+        kind = builder.info.file_format.value
+    except Exception as error:  # whatever parsing damaged files raises, in another's code
+        raise UserError(
+            "is not prepared as this version reads it",
+            where=folder,
+            hint="prepare the data set again",
+        ) from error
+    if kind != "array_record":
+        hint = 'prepare it with download_and_prepare(file_format="array_record")'
+        raise UserError(f"is stored as {kind}, which has no random access", where=folder, hint=hint)
+    return builder
+
+
+def _features(builder: Any) -> tuple[list[str], list[str]]:
+    """The paths of the picture and of the text features, the likeliest first."""
+    features, images, texts = _tfds().features, [], []
+    for path, feature in _leaves(builder.info.features, features):
+        if isinstance(feature, features.Image):
+            images.append(path)
+        elif isinstance(feature, features.Text):
+            texts.append(path)
+    return images, sorted(texts, key=lambda path: not any(word in path for word in _SPEAKING))
+
+
+def _leaves(feature: Any, features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(feature, features.FeaturesDict):
+        for name in sorted(feature.keys()):
+            yield from _leaves(feature[name], features, f"{path}/{name}" if path else name)
+    elif isinstance(feature, features.Sequence):
+        yield from _leaves(feature.feature, features, path)
+    else:
+        yield path, feature
+
+
+def _chosen(option: str, wanted: str, there: list[str], folder: Path) -> str:
+    if not there or (wanted and wanted not in there):
+        what = f"has no {option} feature" + (f" {wanted!r}" if wanted else "")
+        raise UserError(
+            what,
+            where=folder,
+            hint=f"choose one of {', '.join(there)}" if there else "choose another data set",
+        )
+    return wanted or there[0]
+
+
+def _at(example: Any, path: str) -> Any:
+    for name in path.split("/"):
+        example = example[name]
+    return example
+
+
+def _text(value: Any) -> str:
+    """The first text of one or a list."""
+    while not isinstance(value, str | bytes):
+        if not len(value):
+            return ""
+        value = value[0]
+    text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+    return " ".join(text.split())
+
+
+DATASET = TfdsSet(
+    "tfds_images",
+    _TITLE,
+    "relative",
+    ("train", "validation", "test", "val"),
+    "that of the data set",
+    _open,
+)

@@ -1,0 +1,87 @@
+"""A benchmark as MoGe bundles it: an index, and for each frame a folder with picture, log-coded depth and camera.
+
+Names are the lines of the index, paths of frame folders below it (for DIODE val/indoors/scene_00019/...). Format:
+microsoft/MoGe, moge/test/dataloader.py and moge/utils/io.py; data: Ruicheng/monocular-geometry-evaluation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from modality_forcing.datasets.common.formats import read_picture, reading, same_size
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
+from modality_forcing.storage.log_depth import read_log_depth
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """One set's bundle, unpacked. A frame's mask is where its depth is finite: neither unknown nor sky."""
+
+    index: Path
+    expected: int | None  # frames of the official list
+    kind: Literal["bundle"] = "bundle"
+
+    def names(self) -> tuple[str, ...]:
+        """Returns the frames that the index lists; raises UserError if it cannot be read or lists one twice or none."""
+        with reading(self.index, "an index"):
+            lines = [line.strip() for line in self.index.read_text(encoding="utf-8").splitlines()]
+        names = tuple(line for line in lines if line)
+        if not names or len(set(names)) < len(names):
+            what = "lists a frame twice" if names else "lists no frames"
+            raise UserError(what, where=self.index, hint="unpack the bundle again")
+        return names
+
+    def files(self, name: str) -> Mapping[str, Path]:
+        """Returns where the files of a frame are, or would be, by role."""
+        folder = self.index.parent / name
+        pictures = [folder / "image.jpg", folder / "image.png"]
+        image = next((path for path in pictures if path.is_file()), pictures[0])
+        return {"image": image, "depth": folder / "depth.png", "meta": folder / "meta.json"}
+
+    def read(self, name: str) -> Frame:
+        """Returns one frame; raises UserError for a damaged file, or depth and picture of different sizes."""
+        files = self.files(name)
+        image = read_picture(files["image"])
+        depth, unit = read_log_depth(files["depth"])
+        same_size(image, depth, files["image"], files["depth"])
+        valid = np.isfinite(depth)
+        # Bundles of an older format keep their unit in the file.
+        depth = np.where(valid, depth * np.float32(1 if unit is None else unit), np.float32(0))
+        return Frame(name, image, depth, valid, _intrinsics(files["meta"]))
+
+
+def find_bundle(benchmark: Benchmark, root: Path) -> Bundle | None:
+    """Returns the bundle that lies in `root` or in its folder of the bundle's name; None if there is no index."""
+    indexes = (
+        folder / index for folder in (root, root / benchmark.folder) for index in benchmark.indexes
+    )
+    return next(
+        (Bundle(index, benchmark.bundle_images) for index in indexes if index.is_file()), None
+    )
+
+
+def _intrinsics(path: Path) -> np.ndarray:
+    """Returns f32 [3 3] in parts of the picture, from the `intrinsics` of a meta.json."""
+    with reading(path, "JSON"):
+        meta = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        matrix = np.array(meta["intrinsics"], np.float32)
+    except (KeyError, TypeError, ValueError):
+        matrix = np.zeros(0, np.float32)
+    if (
+        matrix.shape != (3, 3)
+        or not np.all(np.isfinite(matrix))
+        or matrix[0, 0] <= 0
+        or matrix[1, 1] <= 0
+    ):
+        raise UserError(
+            "has no 'intrinsics' of 3 x 3 numbers", where=path, hint="unpack the bundle again"
+        )
+    return matrix

@@ -1,0 +1,1 @@
+"""Scaling laws: their forms, the fit to a table of runs, and the compute-optimal allocation."""

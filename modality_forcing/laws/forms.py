@@ -1,0 +1,282 @@
+"""The forms a scaling law can take: sums of positive terms, each a coefficient times powers of the variables.
+
+    chinchilla  E + A N^-alpha + B D^-beta                                Hoffmann et al. 2022 (2203.15556), eq. 2
+    power       E + A x^-alpha                                            a saturating power law
+    transfer    E + (G + A N^-alpha + B n^-beta) s^-gamma                 Mikami et al. 2021 (2108.11018), eq. 1 with the model's
+                                                                          size beside it; G is the gap no pretraining closes
+
+N parameters, D training examples, n pretraining images, s post-training frames. The logarithm of every term is linear in
+(log coefficient, exponent), so the logarithm of the sum is convex in them and its gradient is the terms' shares: all that
+the fit needs is written once, for every form.
+
+No pretraining, n = 0, has a level of its own: there B n^-beta is infinite, so that the term is left out and `none` stands in
+its place, E + (G + A N^-alpha + none) s^-gamma. An offset, B (n + n0)^-beta, would need as many parameters and would bend the
+law at small n to meet a point that is another kind of run; with a level, n = 0 says how much pretraining gives and
+nothing about how it grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from modality_forcing.errors import UserError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand: coefficient · Π variable^-exponent, in rows where none of those variables is 0."""
+
+    coefficient: str
+    powers: tuple[tuple[str, str], ...] = ()  # (variable, its exponent)
+    at_zero: str = ""  # a variable: the term is there only where it is 0
+
+    def __str__(self) -> str:
+        return " ".join(
+            (self.coefficient, *(f"{variable}^-{exponent}" for variable, exponent in self.powers))
+        )
+
+
+@dataclass(frozen=True)
+class Form:
+    """A sum of terms; its parameters are the coefficients (above 0) and the exponents (0 to 5)."""
+
+    name: str
+    terms: tuple[Term, ...]
+    meaning: Mapping[str, str]  # variable -> what it counts
+    size: tuple[str, ...]  # the variables whose product says which cells are the largest
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Those that a term uses."""
+        used = {variable for term in self.terms for variable in (*dict(term.powers), term.at_zero)}
+        return tuple(variable for variable in self.meaning if variable in used)
+
+    @property
+    def may_be_zero(self) -> tuple[str, ...]:
+        """Variables that have a term for their 0."""
+        return tuple(term.at_zero for term in self.terms if term.at_zero)
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """What enters linearly once the exponents are given."""
+        return tuple(term.coefficient for term in self.terms)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """All names: each coefficient before the exponents that first appear beside it."""
+        return tuple(
+            dict.fromkeys(
+                name
+                for term in self.terms
+                for name in (term.coefficient, *dict(term.powers).values())
+            )
+        )
+
+    @property
+    def exponents(self) -> tuple[str, ...]:
+        """The parameters that are not coefficients."""
+        return tuple(name for name in self.parameters if name not in self.coefficients)
+
+    @property
+    def equation(self) -> str:
+        """The sum, written out, and what stands where a variable is 0 in the place of its terms."""
+        told = " + ".join(str(term) for term in self.terms if not term.at_zero)
+        for level in (term for term in self.terms if term.at_zero):
+            gone = " + ".join(
+                str(term) for term in self.terms if level.at_zero in dict(term.powers)
+            )
+            told += f"; where {level.at_zero} = 0, {level} {f'for {gone}' if gone else 'more'}"
+        return told
+
+    def predict(self, parameters: ArrayLike, variables: Mapping[str, ArrayLike]) -> Array:
+        """Returns the log of the law [... n] for parameters [... p] in the order of `parameters` and variables [n] each."""
+        p = dict(
+            zip(
+                self.parameters,
+                np.moveaxis(np.asarray(parameters, float)[..., None], -2, 0),
+                strict=True,
+            )
+        )
+        x = {name: np.asarray(variables[name], float) for name in self.variables}
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logs = []
+            for term in self.terms:
+                log_term = np.log(p[term.coefficient]) + _absent(term, x)
+                for variable, exponent in term.powers:
+                    log_term = log_term - p[exponent] * np.log(
+                        np.where(x[variable] > 0, x[variable], 1)
+                    )
+                logs.append(log_term)
+            return np.logaddexp.reduce(np.stack(np.broadcast_arrays(*logs)))
+
+    def without(self, name: str) -> Form:
+        """Returns the form less a coefficient's term, or less a variable (its exponents are 0); UserError if it has neither.
+
+        Terms that only the variable told apart become one: without s, E and G are a single level.
+        """
+        if name in self.coefficients:
+            kept = [term for term in self.terms if term.coefficient != name]
+        elif name in self.variables:
+            kept = []
+            for term in self.terms:
+                powers = tuple(power for power in term.powers if power[0] != name)
+                alike = [
+                    other
+                    for other in kept
+                    if (other.powers, other.at_zero) == (powers, term.at_zero)
+                ]
+                if term.at_zero != name and not alike:
+                    kept.append(replace(term, powers=powers))
+        else:
+            hint = f"it has the terms {', '.join(self.coefficients)} and the variables {', '.join(self.variables)}"
+            raise UserError(f"form {self.name!r} has no {name!r} to leave out", hint=hint)
+        left = replace(self, name=f"{self.name}-{name}", terms=tuple(kept))
+        if not left.variables:
+            raise UserError(f"form {left.name!r} depends on no variable", hint="leave out less")
+        return left
+
+    def seen_by(self, variables: Mapping[str, Array]) -> Form:
+        """Returns the form less the levels at 0 that no row of the table has."""
+        kept = tuple(
+            term for term in self.terms if not term.at_zero or np.any(variables[term.at_zero] == 0)
+        )
+        return replace(self, terms=kept)
+
+
+_LEVEL = Term("E")
+FORMS = {
+    form.name: form
+    for form in (
+        Form(
+            "chinchilla",
+            (_LEVEL, Term("A", (("N", "alpha"),)), Term("B", (("D", "beta"),))),
+            {"N": "parameters", "D": "training examples"},
+            ("N", "D"),
+        ),
+        Form("power", (_LEVEL, Term("A", (("x", "alpha"),))), {"x": ""}, ("x",)),
+        Form(
+            "transfer",
+            (
+                _LEVEL,
+                Term("G", (("s", "gamma"),)),
+                Term("A", (("N", "alpha"), ("s", "gamma"))),
+                Term("B", (("n", "beta"), ("s", "gamma"))),
+                Term("none", (("s", "gamma"),), at_zero="n"),
+            ),
+            {"N": "parameters", "n": "pretraining images", "s": "post-training frames"},
+            ("N", "n"),
+        ),
+    )
+}
+_LEFT_OUT = {  # the simpler forms that each is compared with
+    "chinchilla": (("E",), ("N",), ("D",)),
+    "power": (("E",),),
+    "transfer": (
+        ("E",),
+        ("G",),
+        ("E", "G"),
+        ("N",),
+        ("n",),
+        ("s",),
+        ("s", "E"),
+        ("s", "N"),
+        ("s", "n"),
+    ),
+}
+
+
+def parse(text: str) -> Form:
+    """Reads a form's name with what is left out of it, e.g. `transfer-G-s`; raises UserError where there is none such."""
+    name, *left_out = text.split("-")
+    if name not in FORMS:
+        hint = f"give {', '.join(FORMS)}, or one of them less a term or a variable, e.g. transfer-G or transfer-s"
+        raise UserError(f"form {text!r} is not known", hint=hint)
+    form = FORMS[name]
+    for part in left_out:
+        form = form.without(part)
+    return form
+
+
+def nested(form: Form) -> list[Form]:
+    """Returns the form and the simpler ones inside it that are worth asking about, no two of them alike."""
+    found = {form.terms: form}
+    for left_out in _LEFT_OUT[form.name.partition("-")[0]]:
+        try:
+            simpler = form
+            for part in left_out:
+                simpler = simpler.without(part)
+        except UserError:  # it was left out already, or nothing would be left
+            continue
+        found.setdefault(simpler.terms, simpler)
+    return list(found.values())
+
+
+def _absent(term: Term, variables: Mapping[str, Array]) -> Array:
+    """-inf in rows that do not have the term, else 0."""
+    there = np.ones(np.broadcast_shapes(*(x.shape for x in variables.values())), bool)
+    for variable, _ in term.powers:
+        there &= variables[variable] > 0
+    if term.at_zero:
+        there &= variables[term.at_zero] == 0
+    return np.where(there, 0.0, -np.inf)
+
+
+@dataclass(frozen=True)
+class Design:
+    """A form laid over the rows of a table, in coordinates that fits like.
+
+    A point theta [p] holds the log of each coefficient and each exponent, with every variable divided by its geometric mean:
+    a coefficient is then its term's size in the middle of the table, which the data know well, and not at N = 1, which they
+    know only together with the exponent.
+    """
+
+    form: Form
+    slopes: Array  # [k p n]: d log term / d theta
+    absent: Array  # [k n]: 0, or -inf where a row lacks the term
+    to_natural: Array  # [p p]: theta -> (log coefficient, exponent) for undivided variables
+
+    @classmethod
+    def of(cls, form: Form, variables: Mapping[str, Array]) -> Design:
+        """Lays the form over variables [n] each."""
+        names, rows = form.parameters, len(next(iter(variables.values())))
+        slopes = np.zeros((len(form.terms), len(names), rows))
+        to_natural = np.eye(len(names))
+        logs = {
+            name: np.log(np.where(variables[name] > 0, variables[name], 1))
+            for name in form.variables
+        }
+        middle = {
+            name: logs[name][variables[name] > 0].mean() if np.any(variables[name] > 0) else 0.0
+            for name in logs
+        }
+        for k, term in enumerate(form.terms):
+            slopes[k, names.index(term.coefficient)] = 1
+            for variable, exponent in term.powers:
+                slopes[k, names.index(exponent)] = -(logs[variable] - middle[variable])
+                to_natural[names.index(term.coefficient), names.index(exponent)] = middle[variable]
+        absent = np.stack([_absent(term, variables) for term in form.terms])
+        return cls(form, slopes, absent, to_natural)
+
+    @property
+    def is_coefficient(self) -> NDArray[np.bool_]:
+        """[p]: whose theta is a logarithm."""
+        return np.isin(self.form.parameters, self.form.coefficients)
+
+    def natural(self, theta: Array) -> Array:
+        """Returns the parameters [... p] as the form's equation has them."""
+        parameters = theta @ self.to_natural.T
+        with np.errstate(over="ignore"):
+            return np.where(self.is_coefficient, np.exp(parameters), parameters)
+
+    def theta(self, parameters: Array) -> Array:
+        """Returns the inverse of `natural`."""
+        logs = np.where(
+            self.is_coefficient, np.log(np.where(self.is_coefficient, parameters, 1)), parameters
+        )
+        return logs @ np.asarray(np.linalg.inv(self.to_natural), np.float64).T

@@ -1,0 +1,127 @@
+"""FLOPs of the network and of a train step, counted from the config: what MFU is a share of.
+
+The convention, here and wherever a table says MFU:
+
+- a multiply-add is 2; a backward pass is twice its forward pass, also where an input needs no gradient;
+- attention is bidirectional and counted in full: 4 n² h k per block and example, the two products of n x n weights;
+- only products count: no norms, softmax, rotations, activations, look-ups, optimiser;
+- what a policy computes again in the backward pass does not count, nor do padding and masked text, which are not cheaper;
+- modulation and level embedders act once per example, not per token.
+
+XLA's own count is no substitute: it counts a loop's body once and a kernel as nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+
+from modality_forcing.config import Config, ModelConfig
+from modality_forcing.models.dit import Stream
+from modality_forcing.models.presets import block_parameters
+
+SINUSOID = 256  # channels into a level embedder
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs by where they are spent."""
+
+    trunk: int  # products of tokens with the weights of the trunk's blocks
+    attention: int  # products of tokens with tokens in the trunk
+    detokenizers: int  # both, in the blocks of single modalities
+    ends: int  # tokenizers, text, noise levels, modulation, heads
+
+    @property
+    def total(self) -> int:
+        """Everything that counts."""
+        return sum(getattr(self, f.name) for f in fields(self))
+
+    def __add__(self, other: Flops) -> Flops:
+        return Flops(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, times: int) -> Flops:
+        return Flops(*(times * getattr(self, f.name) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Counts of weights."""
+
+    trunk: int  # the trunk's blocks: N of a scaling law
+    detokenizers: int  # the blocks of single modalities
+    rest: int
+
+    @property
+    def total(self) -> int:
+        """All there are."""
+        return self.trunk + self.detokenizers + self.rest
+
+
+def forward_flops(
+    config: Config, modalities: Mapping[str, Stream], only: Iterable[str] | None = None
+) -> Flops:
+    """Returns the FLOPs of one example's forward pass; only: the modalities given to the network, by default all."""
+    c, d = config.model, config.model.width
+    streams = [m for name, m in modalities.items() if only is None or name in set(only)]
+    m, n = len(streams), tokens(config, modalities, only)
+    attention = c.blocks * _attention(c, n)
+    detokenizers = sum(
+        s.detokenizer * (2 * _length(s) * block_parameters(c) + _attention(c, _length(s)))
+        for s in streams
+    )
+
+    text = 2 * config.text.tokens * config.text.channels * d
+    tokenizers_and_heads = sum(2 * 2 * _length(s) * s.channels * d for s in streams)
+    embedders = (
+        m * m * 2 * (SINUSOID * d + d * d)
+    )  # a level's own, and a mixer for every other modality
+    modulation = (
+        2 * d * d * sum(3 + 2 + (3 if s.detokenizer else 0) for s in streams)
+    )  # of trunk, head and own blocks
+    return Flops(
+        trunk=2 * c.blocks * n * block_parameters(c),
+        attention=attention,
+        detokenizers=detokenizers,
+        ends=text + tokenizers_and_heads + embedders + modulation,
+    )
+
+
+def step_flops(config: Config, modalities: Mapping[str, Stream], batch: int | None = None) -> Flops:
+    """Returns the FLOPs of a train step, by default of train.batch examples: 3 forward passes, and a distilling teacher's."""
+    each = forward_flops(config, modalities) * 3
+    if config.train.distill:
+        each += forward_flops(config, modalities, only=[next(iter(modalities))])
+    return each * (config.train.batch if batch is None else batch)
+
+
+def tokens(
+    config: Config, modalities: Mapping[str, Stream], only: Iterable[str] | None = None
+) -> int:
+    """Returns the length of one example's sequence, text included."""
+    names = set(modalities if only is None else only)
+    return config.text.tokens + sum(_length(s) for name, s in modalities.items() if name in names)
+
+
+def parameters(params: Any) -> Parameters:
+    """Counts a tree of weights or of their shapes, as train.state.abstract_network gives it."""
+    counts = {"trunk": 0, "detokenizers": 0, "rest": 0}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        if names[0] == "trunk":
+            kind = "trunk"
+        else:
+            kind = "detokenizers" if names[0] == "head" and "blocks" in names else "rest"
+        counts[kind] += leaf.size
+    return Parameters(**counts)
+
+
+def _attention(c: ModelConfig, n: int) -> int:
+    return 4 * n * n * c.heads * c.head_dim
+
+
+def _length(stream: Stream) -> int:
+    return stream.grid[0] * stream.grid[1]

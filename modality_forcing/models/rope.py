@@ -1,0 +1,42 @@
+"""Rotary positions over four axes: modality id, row, column, place in the text."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+AXES = 4
+
+
+def image_positions(position_id: int, grid: tuple[int, int]) -> np.ndarray:
+    """Positions [n 4] of a modality's tokens: (modality, row, column, 0), rows first."""
+    rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
+    return np.stack([np.full_like(rows, position_id), rows, columns, np.zeros_like(rows)], axis=1)
+
+
+def text_positions(tokens: int) -> np.ndarray:
+    """Positions [l 4] of the text: (0, 0, 0, place)."""
+    return np.concatenate([np.zeros((tokens, 3), int), np.arange(tokens)[:, None]], axis=1)
+
+
+def rotary_angles(positions: np.ndarray, head_dim: int, theta: float) -> np.ndarray:
+    """Angles [n k/2] by which pairs of a head's channels turn; each of the four axes owns a quarter of the head.
+
+    Frequencies per axis are theta^(-2i / (k/4)), as in FLUX.2 (theta 2000).
+    """
+    per_axis = head_dim // AXES
+    frequency = theta ** -(np.arange(0, per_axis, 2) / per_axis)  # [k/8]
+    return (positions[:, :, None] * frequency).reshape(len(positions), -1).astype(np.float32)
+
+
+def rotate(x: Float[Array, "*s k"], angles: Float[Array, "*t c"]) -> Float[Array, "*s k"]:
+    """Turns channel i of the first half with channel i of the second by angle i, in float32.
+
+    Halves and not neighbours: a strided access costs a TPU a relayout, and the pairing is only a permutation of q and k.
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return jnp.concatenate(
+        [first * cos - second * sin, first * sin + second * cos], axis=-1
+    ).astype(x.dtype)

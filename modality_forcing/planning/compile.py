@@ -1,0 +1,164 @@
+"""The real train step of a config, compiled from shapes alone for TPUs that need not be there."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from modality_forcing.config import Config
+from modality_forcing.modalities import base
+from modality_forcing.planning import hardware
+from modality_forcing.train import sharding
+from modality_forcing.train.batch_shapes import abstract_batch, abstract_text
+from modality_forcing.train.state import TrainState, abstract_network, init_state, with_kernel
+from modality_forcing.train.step import make_step
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Devices to compile for."""
+
+    topology: str  # of one slice, such as "v5p:4x4x4"
+    slices: int
+    chip: hardware.Chip
+    shape: tuple[int, ...]  # chips along each axis of a slice
+    devices: tuple[Any, ...]
+
+    @property
+    def chips(self) -> int:
+        """How many there are in all slices."""
+        return len(self.devices) // self.chip.devices
+
+    @property
+    def hosts(self) -> int:
+        """How many machines they are in."""
+        return len({d.process_index for d in self.devices}) or 1
+
+
+def target(topology: str, slices: int = 1) -> Target:
+    """Returns what to compile for; raises UserError for an unknown topology, with those that work."""
+    chip, shape = hardware.parse(topology)
+    return Target(topology, slices, chip, shape, tuple(hardware.topology(topology, slices)))
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Memory of one device; `total` is what must fit: donated buffers (`alias`) are counted once."""
+
+    arguments: int
+    temporaries: int
+    output: int
+    alias: int
+    code: int = 0
+
+    @property
+    def total(self) -> int:
+        """Arguments, what the program allocates besides, and outputs that do not reuse arguments."""
+        return self.arguments + self.temporaries + self.output - self.alias + self.code
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What the compiler said; `text` is empty where the program did not fit, and `bytes` then what it would have taken."""
+
+    bytes: Bytes
+    fits: bool
+    seconds: float
+    text: str
+
+
+def abstract_step(
+    config: Config, devices: tuple[Any, ...]
+) -> tuple[Any, tuple[TrainState, Any, Any], Mesh]:
+    """Returns the jitted step of a config for these devices, its sharded abstract arguments, and the mesh.
+
+    Raises UserError where the config or its batch does not fit the devices, or their attention kernel not the config.
+    """
+    config = with_kernel(config, devices[0].platform)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(config.train, mesh)
+    rules = sharding.PRESETS[config.mesh.preset]
+    modalities = base.build(config)
+    graph, shapes = abstract_network(config, modalities)
+
+    def placed(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+        )
+
+    state = jax.eval_shape(lambda p: init_state(config, p), shapes)
+    state = placed(state, sharding.shard(state, rules, mesh))
+    batch = abstract_batch(config, modalities)
+    batch = placed(batch, sharding.shard_batch(batch, mesh))
+    null = jax.tree.map(lambda s: np.zeros(s.shape[1:], s.dtype), abstract_text(config.text, 1))
+    teacher = None
+    if config.train.distill:  # the text-to-image network: the lead alone
+        lead = next(iter(config.modalities))
+        alone = replace(config.modalities[lead], given=0.0)
+        theirs = replace(
+            config, modalities={lead: alone}, train=replace(config.train, distill=False)
+        )
+        frozen_graph, frozen = abstract_network(theirs, base.build(theirs))
+        teacher = frozen_graph, placed(frozen, sharding.shard(frozen, rules, mesh))
+    step = make_step(config, modalities, graph, null, teacher, mesh)
+    return step.func, (state, batch, step.keywords["frozen"]), mesh
+
+
+def compile_step(config: Config, at: Target) -> Compiled:
+    """Compiles the step for a target; raises UserError where the config fits neither the mesh nor the kernel."""
+    function, (state, batch, frozen), _ = abstract_step(config, at.devices)
+    lower = lambda: function.lower(state, batch, frozen=frozen)
+    return compiled(lower, at, device_bytes((state, batch, frozen)), device_bytes(state))
+
+
+def compiled(lower: Callable[[], Any], at: Target, arguments: int, kept: int = 0) -> Compiled:
+    """Compiles what `lower` returns for a target. arguments, kept: bytes of a device that go in, and that stay in place."""
+    started = time.monotonic()
+    try:
+        done = lower().compile(compiler_options=hardware.plan_options(at.chip, at.slices))
+    except jax.errors.JaxRuntimeError as error:
+        used = _used(str(error))
+        if used is None:
+            raise
+        short = Bytes(arguments, used - arguments if used > arguments else used, kept, kept)
+        return Compiled(short, False, time.monotonic() - started, "")
+    m = done.memory_analysis()
+    used = Bytes(
+        m.argument_size_in_bytes,
+        m.temp_size_in_bytes,
+        m.output_size_in_bytes,
+        m.alias_size_in_bytes,
+        m.generated_code_size_in_bytes,
+    )
+    return Compiled(
+        used, used.total <= at.chip.usable_bytes, time.monotonic() - started, done.as_text()
+    )
+
+
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes of sharded abstract arrays on one device."""
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
+
+
+def _used(message: str) -> int | None:
+    """Returns the bytes that a program would have needed, from the compiler's refusal; None if it refused something else."""
+    number = r"([\d.]+)([KMGT]?)"
+    for said in (
+        rf"Used {number} of [\d.]+[KMGT]? hbm",
+        rf"temporaries \({number}\) exceeds available HBM",
+    ):
+        if found := re.search(said, message):
+            return int(float(found[1]) * UNITS[found[2]])
+    return None

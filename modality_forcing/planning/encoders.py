@@ -1,0 +1,224 @@
+"""The encode step planned: a frozen encoder compiled for the chips of a host, and what `mforce encode` can reach there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from modality_forcing.config import MeshConfig
+from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
+from modality_forcing.encoders.frozen import BATCH, in_shards, program, whole
+from modality_forcing.encoders.umt5 import UMT5, UMT5Config
+from modality_forcing.errors import UserError
+from modality_forcing.planning.compile import Bytes, Compiled, Target, compiled, device_bytes
+from modality_forcing.planning.roofline import Roofline, collectives, roofline, summarise
+from modality_forcing.planning.search import BLIND, GIB
+from modality_forcing.train import sharding
+
+XXL = UMT5Config(vocabulary=256_384, width=4096, ffn=10_240, heads=64, head_dim=64, blocks=24)
+PARTS = ("text", "encoder", "decoder")  # UMT5-XXL, and the halves of FLUX.2's autoencoder
+BATCHES = (8, 16, 32, 64, 128)  # per device, that the search tries
+
+
+@dataclass(frozen=True)
+class EncodePlan:
+    """One part on the chips of one host; several hosts encode apart from each other, each at this rate."""
+
+    part: str
+    at: Target
+    batch: int  # of all devices
+    units: int  # tokens or pictures of a batch
+    params: int
+    flops: int  # of a batch
+    bytes: Bytes  # of one device
+    fits: bool
+    compile_seconds: float
+    collectives: Mapping[str, Mapping[str, int]]
+    bound: Roofline | None
+
+    @property
+    def rate(self) -> float | None:
+        """Tokens or pictures a second at most."""
+        return self.units / self.bound.seconds if self.bound else None
+
+    @property
+    def mfu_bound(self) -> float | None:
+        """The share of peak at the roofline."""
+        return (
+            self.flops / (self.bound.seconds * self.at.chips * self.at.chip.bf16_flops)
+            if self.bound
+            else None
+        )
+
+
+def plan(part: str, at: Target, each: int, tokens: int = 128, resolution: int = 256) -> EncodePlan:
+    """Compiles a part for a target with so many captions or pictures on each device."""
+    mesh = sharding.make_mesh(MeshConfig(), at.devices)
+    batch = each * mesh.size
+    graph, weights = nnx.split(nnx.eval_shape(_build(part)))
+    place = in_shards if part == "text" else whole
+    leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(weights))
+    placed = [
+        jax.ShapeDtypeStruct(
+            x.shape, x.dtype, sharding=place(mesh, ".".join(str(k.key) for k in path), x.shape)
+        )
+        for path, x in leaves
+    ]
+    held = jax.tree_util.tree_unflatten(tree, placed)
+    inputs = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, BATCH))
+        for x in _inputs(part, batch, tokens, resolution)
+    ]
+    done = compiled(
+        lambda: program(part, graph, mesh).lower(held, *inputs), at, device_bytes((held, inputs))
+    )
+    return EncodePlan(
+        part=part,
+        at=at,
+        batch=batch,
+        units=batch * tokens if part == "text" else batch,
+        params=sum(x.size for _, x in leaves),
+        flops=text_flops(XXL, batch, tokens)
+        if part == "text"
+        else picture_flops(part, batch, resolution),
+        bytes=done.bytes,
+        fits=done.fits,
+        compile_seconds=done.seconds,
+        collectives=summarise(collectives(done.text)) if done.text else {},
+        bound=_roofline(done, at),
+    )
+
+
+def search(
+    part: str, at: Target, tell: Callable[[str], None] = lambda _: None, **sizes: int
+) -> EncodePlan:
+    """Returns the plan with the highest bound on the rate; stops where a larger batch does not fit or gains less than 2%."""
+    best = None
+    for each in BATCHES:
+        tried = plan(part, at, each, **sizes)
+        tell(
+            f"{part}, {each} a device: {tried.bytes.total * at.chip.devices / GIB:.1f} GiB a chip, {_rate(tried)}"
+        )
+        if best and (not tried.fits or (tried.rate or 0) < 1.02 * (best.rate or 0)):
+            break
+        best = tried
+    assert best is not None
+    return best
+
+
+def run(
+    part: str, at: Target, batch: int | None, as_json: bool, tell: Callable[[str], None]
+) -> int:
+    """Prints the plan of a part, for a batch of all devices or for the best; returns 1 if it does not fit."""
+    if batch and batch % len(at.devices):
+        raise UserError(
+            f"--batch {batch} is not a multiple of {len(at.devices)} devices",
+            hint="give one that is",
+        )
+    found = plan(part, at, batch // len(at.devices)) if batch else search(part, at, tell)
+    print(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
+    return 0 if found.fits else 1
+
+
+def text_flops(c: UMT5Config, b: int, l: int) -> int:
+    """Returns the FLOPs of all products of a UMT5 encoder, two for a multiplication and an addition."""
+    inner = c.heads * c.head_dim
+    return 2 * b * l * c.blocks * (4 * c.width * inner + 3 * c.width * c.ffn + 2 * l * inner)
+
+
+def picture_flops(part: str, b: int, resolution: int) -> int:
+    """Returns the FLOPs of half an autoencoder, as XLA counts them on a CPU, where nothing is fused away."""
+    (image,) = _inputs(part, 1, 0, resolution)
+    graph, weights = nnx.split(nnx.eval_shape(_build(part)))
+    told = jax.jit(lambda w, x: nnx.merge(graph, w)(x)).lower(weights, image).cost_analysis()
+    return b * int(told["flops"])  # pyright: ignore[reportOptionalSubscript, reportCallIssue, reportArgumentType]
+
+
+def to_json(p: EncodePlan) -> dict[str, Any]:
+    """Returns plain data; bytes are per chip."""
+    m = p.at.chip.devices
+    return {
+        "part": p.part,
+        "topology": p.at.topology,
+        "chips": p.at.chips,
+        "batch": p.batch,
+        "params": p.params,
+        "flops": p.flops,
+        "bytes_per_chip": p.bytes.total * m,
+        "hbm_bytes": int(p.at.chip.usable_bytes * m),
+        "fits": p.fits,
+        "collectives": {kind: dict(told) for kind, told in p.collectives.items()},
+        "roofline_seconds": p.bound.seconds if p.bound else None,
+        "exposed_collective_seconds": p.bound.exposed_seconds if p.bound else None,
+        "rate": p.rate,
+        "mfu_bound": p.mfu_bound,
+        "compile_seconds": round(p.compile_seconds, 1),
+        "not_seen": BLIND,
+    }
+
+
+def to_text(p: EncodePlan) -> str:
+    """Returns what a person reads before booking."""
+    m, gib = p.at.chip.devices, GIB
+    lines = [
+        f"{p.part} on {p.at.topology}, {p.at.chips} chips: {'fits' if p.fits else 'does not fit'}",
+        f"  parameters      {p.params / 1e9:.3f} B, bfloat16",
+        f"  batch           {p.batch}, {p.flops / 1e12:,.1f} TFLOP",
+        f"  GiB a chip      {p.bytes.total * m / gib:.2f} of {p.at.chip.usable_bytes * m / gib:.2f}",
+    ]
+    lines += [
+        f"  {kind:15} {v['executions']} a batch, {v['bytes'] / gib:.2f} GiB a device"
+        for kind, v in p.collectives.items()
+    ]
+    if p.bound:
+        lines += [
+            f"  roofline        {p.bound.seconds * 1e3:.1f} ms a batch at least; collectives {p.bound.ici_seconds * 1e3:.1f}"
+            f" (if they do not overlap, {p.bound.exposed_seconds * 1e3:.1f} come on top)",
+            f"  rate            {_rate(p)}, MFU {p.mfu_bound:.1%}",
+        ]
+    return "\n".join([*lines, f"  {BLIND}"])
+
+
+def _rate(p: EncodePlan) -> str:
+    unit = "tokens" if p.part == "text" else "pictures"
+    return f"{p.rate:,.0f} {unit} a second at most" if p.rate else "does not fit"
+
+
+def _build(part: str) -> Callable[[], nnx.Module]:
+    c = VAEConfig()
+    return {
+        "text": lambda: UMT5(XXL, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
+        "encoder": lambda: Encoder(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
+        "decoder": lambda: Decoder(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
+    }[part]
+
+
+def _inputs(part: str, batch: int, tokens: int, resolution: int) -> list[jax.ShapeDtypeStruct]:
+    c = VAEConfig()
+    side = resolution // c.scale
+    return {
+        "text": [
+            jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
+            jax.ShapeDtypeStruct((batch, tokens), jnp.bool_),
+        ],
+        "encoder": [jax.ShapeDtypeStruct((batch, resolution, resolution, 3), jnp.uint8)],
+        "decoder": [jax.ShapeDtypeStruct((batch, side, side, c.channels), jnp.bfloat16)],
+    }[part]
+
+
+def _roofline(done: Compiled, at: Target) -> Roofline | None:
+    if not done.text:
+        return None
+    chip, rate = at.chip, at.chip.per_device
+    hbm, ici, dcn = (
+        rate(bandwidth)
+        for bandwidth in (chip.hbm_bandwidth, chip.ici_bandwidth, chip.dcn_bandwidth)
+    )
+    return roofline(done.text, rate(chip.bf16_flops), hbm, ici, dcn)

@@ -1,0 +1,275 @@
+"""What a compiled train step moves and computes: its collectives, its Pallas kernels and a lower bound of its time.
+
+All of it is read from `compiled.as_text()`; nothing runs. The bound is optimistic by what the text does not show:
+
+- how well the matrix units are filled (small or ragged products), and arithmetic outside matrix products and kernels;
+- padding of buffers to tiles, operands read more than once by one instruction, and the latency of anything;
+- how well transfers overlap with compute: lanes are taken to overlap perfectly, collectives too (`exposed_seconds` tells
+  how much of their time belongs to instructions that the program waits for);
+- what happens inside Pallas kernels: they count as given FLOPs and as their operands and outputs once.
+
+Every branch of a conditional is counted, and a loop of unknown length once (`unknown_loops`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from modality_forcing.planning.hlo import Buffer, Op, Program, Visit, parse
+from modality_forcing.planning.hlo_cost import (
+    COLLECTIVE,
+    KernelFlops,
+    flops,
+    is_free,
+    kernel_name,
+    splash_flops,
+    traffic,
+)
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One buffer that a step moves between devices; a combined collective over several buffers gives one each.
+
+    `bytes` and `shape` are per device, of the larger side: what is gathered, what is reduced. `count` is executions per
+    step. `group_size` is how many devices take part together; of a permutation, how many pairs. `asynchronous` is true
+    where the program computes on meanwhile; `across_slices` where it leaves the slice through its hosts.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    count: int
+    group_size: int
+    channel: int | None
+    asynchronous: bool
+    across_slices: bool
+    op_name: str
+    hbm_bytes: int  # read and written in main memory by one execution
+
+    @property
+    def wire_bytes(self) -> float:
+        """Bytes that a device must receive in one execution at least (send: must send; its recv is the other end's)."""
+        share = (self.group_size - 1) / max(self.group_size, 1)
+        factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "send": 1.0, "recv": 0.0}
+        return self.bytes * factor.get(self.kind, share)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one instruction costs: per execution flops, bytes of main memory and seconds; `count` executions a step.
+
+    `cycles` is the compiler's own estimate of one execution, where it wrote one: well above `seconds` means a product that
+    fills the matrix unit badly or work that this bound does not see.
+    """
+
+    name: str
+    lane: str  # "serial", "hbm" (asynchronous copies) or "ici"
+    op_name: str
+    flops: float
+    hbm_bytes: float
+    seconds: float
+    count: int
+    cycles: int
+
+    @property
+    def total_seconds(self) -> float:
+        """Seconds a step."""
+        return self.seconds * self.count
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """A lower bound of a step's time on one device, and what it is made of; all totals are of one step of one device.
+
+    `seconds` is the largest of four lanes that could overlap perfectly: instructions one after another, all bytes of main
+    memory, collectives within and across slices. `touched_bytes` counts VMEM as well, which is what XLA calls accessed.
+    """
+
+    seconds: float
+    serial_seconds: float
+    hbm_seconds: float
+    ici_seconds: float
+    dcn_seconds: float
+    exposed_seconds: float
+    flops: float
+    hbm_bytes: float
+    touched_bytes: float
+    ici_bytes: float
+    dcn_bytes: float
+    heaviest: tuple[Cost, ...]
+    unknown_loops: tuple[str, ...]
+
+
+def collectives(text: str) -> list[Collective]:
+    """Returns what a step moves between devices, in the order of the program's text.
+
+    Found inside fusions and asynchronous computations too. A gather spread over several fusions to overlap with them is
+    counted where it starts; an all-reduce of which each device keeps its slice is a reduce-scatter, which is what it runs as.
+    """
+    return _collectives(parse(text))
+
+
+def summarise(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
+    """Returns {"kind dtype": {"distinct", "executions", "bytes"}}: collectives in the program, runs and bytes a step."""
+    table: dict[str, dict[str, int]] = {}
+    for c in sorted(found, key=lambda c: (c.kind, c.dtype)):
+        row = table.setdefault(f"{c.kind} {c.dtype}", {"distinct": 0, "executions": 0, "bytes": 0})
+        row["distinct"] += 1
+        row["executions"] += c.count
+        row["bytes"] += c.count * c.bytes
+    return table
+
+
+def kernels(text: str) -> dict[str, int]:
+    """Returns how often each Pallas kernel stands in the program's text, by the kernel's name."""
+    ops = (
+        op for computation in parse(text).computations.values() for op in computation.ops.values()
+    )
+    return dict(Counter(kernel_name(op) for op in ops if op.target == "tpu_custom_call"))
+
+
+def roofline(
+    text: str,
+    peak_flops: float,
+    hbm_bandwidth: float,
+    ici_bandwidth: float,
+    dcn_bandwidth: float = math.inf,
+    kernel_flops: KernelFlops = splash_flops,
+    heaviest: int = 15,
+) -> Roofline:
+    """Returns the bound of a compiled step: flops in 1/s, bandwidths in bytes/s per device, ICI's all links received at once.
+
+    An instruction takes the longer of its FLOPs at peak and its bytes of main memory at full bandwidth. FLOPs are those of
+    matrix products (convolutions by their valid positions, as XLA counts them, since batch dimensions are printed as dilated
+    windows) and of kernels: by name, or from a function of name, operand and output buffers. Of stacks that a fusion slices
+    or updates in place, only the slice counts. VMEM costs nothing.
+    """
+    program = parse(text)
+    moved = _collectives(program)
+    costs, touched = [], 0.0
+    for v in program.walk():
+        if (
+            is_free(v.op)
+            or v.op.opcode in COLLECTIVE
+            or (v.op.opcode.endswith("-start") and v.op.called)
+        ):
+            continue
+        buffers = traffic(program, v.computation, v.op)
+        touched += v.count * sum(size for size, _ in buffers)
+        bytes_, work = (
+            sum(size for size, space in buffers if space == 0),
+            flops(program, v.computation, v.op, kernel_flops),
+        )
+        lane = "hbm" if v.hidden or v.op.opcode.endswith("-start") else "serial"
+        cycles = int(v.op.attribute(r'"estimated_cycles":"?(\d+)') or 0)
+        seconds = max(work / peak_flops, bytes_ / hbm_bandwidth)
+        costs.append(Cost(v.op.name, lane, v.op.op_name, work, bytes_, seconds, v.count, cycles))
+    wires = {False: ici_bandwidth, True: dcn_bandwidth}
+    for c in moved:
+        lane, seconds = ("dcn" if c.across_slices else "ici"), c.wire_bytes / wires[c.across_slices]
+        costs.append(
+            Cost(
+                f"{c.kind} {c.dtype}{list(c.shape)}",
+                lane,
+                c.op_name,
+                0.0,
+                c.hbm_bytes,
+                seconds,
+                c.count,
+                0,
+            )
+        )
+
+    total = lambda lane: sum(c.total_seconds for c in costs if c.lane == lane)
+    wire = lambda far: sum(c.wire_bytes * c.count for c in moved if c.across_slices is far)
+    hbm_bytes = sum(c.hbm_bytes * c.count for c in costs)
+    lanes = (total("serial"), hbm_bytes / hbm_bandwidth, total("ici"), total("dcn"))
+    return Roofline(
+        max(lanes),
+        *lanes,
+        exposed_seconds=sum(
+            c.wire_bytes * c.count / wires[c.across_slices] for c in moved if not c.asynchronous
+        ),
+        flops=sum(c.flops * c.count for c in costs),
+        hbm_bytes=hbm_bytes,
+        touched_bytes=touched,
+        ici_bytes=wire(False),
+        dcn_bytes=wire(True),
+        heaviest=tuple(sorted(costs, key=lambda c: -c.total_seconds)[:heaviest]),
+        unknown_loops=tuple(program.unknown_loops()),
+    )
+
+
+def _collectives(program: Program) -> list[Collective]:
+    visits = [v for v in program.walk(fusions=True) if v.op.opcode in COLLECTIVE]
+    targets = {
+        name: {op.target for op in c.ops.values()} for name, c in program.computations.items()
+    }
+    starts = lambda v: "AsyncCollectiveStart" in targets[v.computation.name]
+    started = {(v.op.opcode, v.op.attribute(r"channel_id=(\d+)")) for v in visits if starts(v)}
+    found = []
+    for v in visits:
+        channel = v.op.attribute(r"channel_id=(\d+)")
+        if v.fused and (v.op.opcode, channel) in started and not starts(v):
+            continue  # the middle or the end of one that has been counted
+        kind, async_op = COLLECTIVE[v.op.opcode], v.op.opcode.endswith("-start")
+        if kind == "all-reduce" and v.computation.name.startswith("all-reduce-scatter"):
+            kind = "reduce-scatter"
+        inputs = [b for b in v.computation.inputs(v.op) if b.dtype != "token"]
+        n, size = len(inputs), _group_size(v.op, program.devices)
+        outputs = v.op.outputs[n : 2 * n] if async_op and kind != "all-reduce" else v.op.outputs[:n]
+        pairs = (
+            list(zip(inputs, outputs or inputs, strict=False))
+            if inputs
+            else [(b, b) for b in v.op.outputs[:1]]
+        )
+        for source, result in pairs:
+            large = max(source, result, key=lambda b: b.bytes)
+            ends = [source] if kind in ("send", "recv") else [source, *_landing(v, result, size)]
+            found.append(
+                Collective(
+                    kind,
+                    large.dtype,
+                    large.shape,
+                    large.bytes,
+                    v.count,
+                    size,
+                    int(channel) if channel else None,
+                    asynchronous=async_op or v.hidden or starts(v) or kind in ("send", "recv"),
+                    across_slices="xla_megascale_runtime" in v.op.attributes,
+                    op_name=v.op.op_name,
+                    hbm_bytes=sum(b.bytes for b in ends if b.space == 0),
+                )
+            )
+    return found
+
+
+def _landing(visit: Visit, result: Buffer, size: int) -> list[Buffer]:
+    """Where a result ends up: inside a fusion, the output that holds it, or its shard of an all-reduce."""
+    if not visit.fused:
+        return [result]
+    leaves = [
+        b for b in visit.computation.ops[visit.computation.root].outputs if b.dtype == result.dtype
+    ]
+    shard = result.size // size if visit.op.opcode == "all-reduce" else 0
+    return [b for wanted in (result.size, shard) for b in leaves if b.size == wanted][:1]
+
+
+def _group_size(op: Op, devices: int) -> int:
+    """Devices per group, of the three ways in which XLA prints groups: lists, an iota, axes of a mesh."""
+    if "source_target_pairs=" in op.attributes:
+        return op.attribute(r"source_target_pairs=\{(.*?)\}\}").count("{")
+    iota = op.attribute(r"replica_groups=\[\d+,(\d+)\]")
+    mesh = re.search(r"replica_groups=@?mesh\[(.*?)\] *\{(.*?)\}", op.attributes)
+    if mesh:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    first = op.attribute(r"replica_groups=\{\{([^}]*)\}")
+    return int(iota) if iota else len(first.split(",")) if first else devices

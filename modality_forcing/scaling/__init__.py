@@ -1,1 +1,0 @@
-"""What a run will cost before it starts: the compiled program read, and a plan made of it."""

@@ -1,0 +1,1 @@
+"""What is kept on disk: shards of prepared records, caches of encoded ones, and their manifests."""

@@ -1,0 +1,1 @@
+"""Scaling studies: sweeps as expressions over configs, their runs, scores, prices and reports."""

@@ -1,0 +1,1 @@
+"""The procedural world: rooms and open ground, rendered with exact depth from an index."""

@@ -1,0 +1,252 @@
+"""The picture of a scene: patterns that fade before they alias, one light with cast shadows, haze out of doors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from modality_forcing.synthetic.raycast import (
+    FLAT,
+    PANELS,
+    ROUND,
+    SKY,
+    Paint,
+    Scene,
+    Solids,
+    cast,
+    visible,
+)
+
+# Columns of the table of surfaces, one row per surface number.
+_LOCAL, _RGB, _CELLS, _NORMAL = slice(0, 12), slice(12, 15), slice(15, 18), slice(18, 21)
+_CONTRAST, _SHARPNESS, _PHASE, _WARP, _PER_METRE = 21, 22, 23, 24, 25
+_NORMALS = ((0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 0))
+_SKIN = 2e-4  # a caster must be this part of the way to the light off the surface: what rounding may feign
+
+
+def render(
+    scene: Scene, resolution: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Renders a square picture of the scene.
+
+    Returns (image u8 [h w 3], depth f32 [h w] along the optical axis in metres and 0 at the sky, valid bool [h w] False
+    at the sky, intrinsics f32 [3 3], visible i16 [h w]: index into scene.things, or -1 for the setting).
+    """
+    solids = Solids(scene)
+    rays, depth, surface = cast(scene, solids, resolution)
+    image = shade(scene, solids, rays, depth, surface, scene.camera.focal(resolution))
+    valid = surface != SKY
+    size = (resolution, resolution)
+    return (
+        image.reshape(*size, 3),
+        (depth * valid).reshape(size),
+        valid.reshape(size),
+        scene.camera.intrinsics(resolution),
+        visible(scene, surface).reshape(size),
+    )
+
+
+def shade(
+    scene: Scene,
+    solids: Solids,
+    rays: np.ndarray,
+    depth: np.ndarray,
+    surface: np.ndarray,
+    focal: float,
+) -> np.ndarray:
+    """Colours u8 [n 3] of the surfaces [n] that the rays f32 [3 n] from the camera meet at the depths f32 [n]."""
+    table = _table(scene)
+    look = table.take(surface, axis=1)
+    points = rays * depth
+    points += np.array(scene.camera.position, np.float32)[:, None]
+    local = _to_local(look[_LOCAL].reshape(3, 4, -1), points)
+    normal = look[_NORMAL]
+    _thing_normals(scene, surface, local, look, normal)
+
+    colour = look[_RGB]
+    pattern = _pattern(local, look)
+    # A pattern finer than a pixel shows as its mean, so its contrast fades with the pixel's size on the surface.
+    slant = np.einsum("in,in->n", normal, rays)
+    np.abs(slant, out=slant)
+    slant += 0.05
+    blur = depth * look[_PER_METRE]
+    blur *= 1.6 / focal
+    blur /= slant
+    fade = np.clip(1.6 - blur, 0, 1, out=blur)
+    fade *= look[_CONTRAST]
+    fade *= pattern
+    colour *= np.subtract(1, fade, out=fade)
+    colour *= _brightness(scene, solids, points, normal, surface)
+    if scene.shell.fence is not None:
+        _air(scene, rays, depth, surface, colour)
+    colour *= 255
+    colour += 0.5
+    np.clip(colour, 0, 255, out=colour)
+    image = np.empty((colour.shape[1], 3), np.uint8)
+    image[:] = colour.T
+    return image
+
+
+def _table(scene: Scene) -> np.ndarray:
+    shell = scene.shell
+    middle = [(h + l) / 2 for l, h in zip(shell.low, shell.high, strict=True)]
+    half = [(h - l) / 2 for l, h in zip(shell.low, shell.high, strict=True)]
+    level = _affine(((1, 0, 0), (0, 1, 0), (0, 0, 1)), half, middle)
+    rows = [
+        _row(level, paint, normal)
+        for paint, normal in zip(_shell_paints(scene), _NORMALS, strict=True)
+    ]
+    rows += [_row(level, panel.paint, _NORMALS[panel.wall]) for panel in shell.panels]
+    rows += [_row(_affine(t.axes, t.half, t.position), t.paint, (0, 0, 0)) for t in scene.things]
+    return np.array(rows, np.float32).T.copy()
+
+
+def _shell_paints(scene: Scene) -> list[Paint]:
+    shell = scene.shell
+    return [shell.floor, shell.ceiling, *(shell.walls,) * 4, Paint(scene.sky[1])]
+
+
+def _affine(
+    axes: Sequence[Sequence[float]], half: Sequence[float], centre: Sequence[float]
+) -> list[float]:
+    rows = []
+    for axis, extent in zip(axes, half, strict=True):
+        x, y, z = axis[0] / extent, axis[1] / extent, axis[2] / extent
+        rows += [x, y, z, -(x * centre[0] + y * centre[1] + z * centre[2])]
+    return rows
+
+
+def _row(affine: list[float], paint: Paint, normal: tuple[int, int, int]) -> list[float]:
+    cells = [math.pi * count for count in paint.cells]
+    look = [paint.contrast, paint.sharpness, paint.phase, paint.warp, paint.per_metre]
+    return [*affine, *paint.rgb, *cells, *normal, *look]
+
+
+def _to_local(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    local = affine[:, 0] * points[0]
+    local += affine[:, 1] * points[1]
+    local += affine[:, 2] * points[2]
+    local += affine[:, 3]
+    return local
+
+
+def _pattern(local: np.ndarray, look: np.ndarray) -> np.ndarray:
+    """How dark the pattern is, 0 to 1, f32 [n]: a product of waves, sharpened into cells or bent into blots."""
+    wave = local * look[_CELLS]
+    warp = look[_WARP]
+    if warp.any():
+        bend = np.sin(wave[[1, 2, 0]] * 1.3 + 1.0)
+        bend *= warp
+        wave += bend
+    wave[2] += look[_PHASE]
+    np.cos(wave, out=wave)
+    pattern = wave[0] * wave[1]
+    pattern *= wave[2]
+    pattern *= look[_SHARPNESS]
+    pattern += 0.5
+    return np.clip(pattern, 0, 1, out=pattern)
+
+
+def _thing_normals(
+    scene: Scene, surface: np.ndarray, local: np.ndarray, look: np.ndarray, normal: np.ndarray
+) -> None:
+    """Writes the outward unit normals of the pixels [n] that show a thing into normal [3 n]."""
+    first = PANELS + len(scene.shell.panels)
+    pixels = np.flatnonzero(surface >= first)
+    if not len(pixels):
+        return
+    which = surface[pixels] - first
+    is_round = np.array([thing.kind in ROUND for thing in scene.things])
+    form = np.array(
+        [ROUND.get(thing.kind) or FLAT[thing.kind] for thing in scene.things], np.float32
+    ).T
+    inside = local[:, pixels]
+    bent = is_round[which]
+    outward = np.empty_like(inside)
+    for choose, gradient in ((bent, _round_gradient), (~bent, _flat_gradient)):
+        part = np.flatnonzero(choose)
+        if len(part):
+            outward[:, part] = gradient(inside[:, part], form[:, which[part]])
+    turn = look[_LOCAL].reshape(3, 4, -1)[:, :3, pixels]
+    world = np.einsum("ijn,in->jn", turn, outward)
+    world /= np.sqrt(np.einsum("in,in->n", world, world))
+    normal[:, pixels] = world
+
+
+def _round_gradient(local: np.ndarray, form: np.ndarray) -> np.ndarray:
+    _, b, c, low, high = form
+    x, y, z = local
+    side = np.stack((x, y, -b / 2 - c * z))
+    cap = (z > high - 1e-3).astype(np.float32) - (z < low + 1e-3)
+    on_cap = cap != 0
+    side[:, on_cap] = 0
+    side[2, on_cap] = cap[on_cap]
+    # The tip of a cone has no gradient: call it up.
+    side[2] += 1e-6
+    return side
+
+
+def _flat_gradient(local: np.ndarray, form: np.ndarray) -> np.ndarray:
+    kx, ax, ky, ay, top = form
+    x, y, z = local
+    excess = np.stack(
+        (np.abs(x) + kx * z - ax, np.abs(y) + ky * z - ay, np.maximum(z - top, -1 - z))
+    )
+    face = excess.argmax(axis=0)
+    on_x, on_y, on_z = face == 0, face == 1, face == 2
+    return np.stack(
+        (on_x * np.sign(x), on_y * np.sign(y), on_x * kx + on_y * ky + on_z * np.sign(z))
+    )
+
+
+def _brightness(
+    scene: Scene, solids: Solids, points: np.ndarray, normal: np.ndarray, surface: np.ndarray
+) -> np.ndarray:
+    light = scene.light
+    to_light = np.array(light.position, np.float32)[:, None] - points
+    squared = np.einsum("in,in->n", to_light, to_light)
+    facing = np.einsum("in,in->n", normal, to_light)
+    facing /= np.sqrt(squared)
+    facing *= light.strength
+    squared *= 1 / light.reach**2
+    squared += 1
+    facing /= squared
+    lit = np.flatnonzero(facing > 0)
+    shadowed = _shadowed(scene, solids, to_light[:, lit], surface[lit])
+    facing[lit[shadowed]] = 0
+    np.maximum(facing, 0, out=facing)
+    # The sky and the walls light from above a little more than from below.
+    facing += light.ambient + 0.25 * light.ambient * normal[2]
+    return facing
+
+
+def _shadowed(
+    scene: Scene, solids: Solids, to_light: np.ndarray, surface: np.ndarray
+) -> np.ndarray:
+    """Indices of the points whose way to the light another solid cuts; seen from the light, one origin serves all."""
+    if not solids.n or not to_light.shape[1]:
+        return np.empty(0, np.int64)
+    blocked = solids.entries(scene.light.position, np.negative(to_light, out=to_light)) < 1 - _SKIN
+    first = PANELS + len(scene.shell.panels)
+    for row, index in zip(blocked, solids.order, strict=True):
+        # Solids are convex, so none shades its own lit side.
+        row &= surface != first + index
+    return np.flatnonzero(blocked.any(axis=0))
+
+
+def _air(
+    scene: Scene, rays: np.ndarray, depth: np.ndarray, surface: np.ndarray, colour: np.ndarray
+) -> None:
+    zenith, horizon = (np.array(rgb, np.float32)[:, None] for rgb in scene.sky)
+    if math.isfinite(scene.haze):
+        clear = np.exp(depth * (-1 / scene.haze))
+        colour -= horizon
+        colour *= clear
+        colour += horizon
+    pixels = np.flatnonzero(surface == SKY)
+    if len(pixels):
+        seen = rays[:, pixels]
+        height = np.clip(2 * seen[2] / np.sqrt(np.einsum("in,in->n", seen, seen)), 0, 1)
+        colour[:, pixels] = horizon + (zenith - horizon) * height

@@ -1,0 +1,76 @@
+"""`mforce evaluate`: one use at a time, and no option that it would silently pass over."""
+
+from __future__ import annotations
+
+import argparse
+
+import pytest
+
+from modality_forcing.commands import evaluate
+from modality_forcing.errors import UserError
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    evaluate.add_options(parser, int)
+    return parser.parse_args(arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, use",
+    [
+        (("--pred", "p", "--truth", "g"), "arrays"),
+        (("--checkpoint", "c"), "own records"),
+        (("--checkpoint", "c", "--benchmark", "nyuv2"), "a benchmark"),
+        (("--checkpoint", "c", "--sweep", "log2_alpha:0..1"), "a sweep"),
+    ],
+)
+def test_what_is_given_says_what_is_scored(arguments, use):
+    assert use in evaluate.which(parsed(*arguments))
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ((), "nothing to score"),
+        (("--checkpoint", "c", "--pred", "p"), "two things"),
+        (("--benchmark", "nyuv2"), "nothing to score"),
+        (("--checkpoint", "c", "--benchmark", "nyuv2", "--sweep", "log2_alpha:0..1"), "two runs"),
+        (
+            ("--checkpoint", "c", "--benchmark", "nyuv2", "--examples", "3"),
+            "--examples is not for a benchmark",
+        ),
+        (
+            ("--checkpoint", "c", "--sweep", "log2_alpha:0..1", "--protocol", "moge"),
+            "--protocol is not for a sweep",
+        ),
+        (("--checkpoint", "c", "--strict"), "--strict is not for a checkpoint's own records"),
+        (
+            ("--checkpoint", "c", "--ensemble", "3"),
+            "--ensemble is not for a checkpoint's own records",
+        ),
+        (("--pred", "p", "--truth", "g", "--seed", "0"), "--seed is not for arrays"),
+        (("--checkpoint", "c", "--benchmark", "nyuv2"), "--root is missing"),
+        (
+            (
+                "--checkpoint",
+                "c",
+                "--benchmark",
+                "nyuv2",
+                "--root",
+                "r",
+                "--ensemble-mode",
+                "affine",
+            ),
+            "for several samples",
+        ),
+    ],
+)
+def test_what_does_not_go_together_is_refused(arguments, told):
+    with pytest.raises(UserError, match=told):
+        evaluate.run(parsed(*arguments))
+
+
+def test_every_option_belongs_to_a_use():
+    options = set(vars(parsed())) - {"json", "out"}
+    assert options == {name for names in evaluate._USES.values() for name in names}

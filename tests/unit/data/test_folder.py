@@ -1,0 +1,222 @@
+"""A user's folder: both layouts, every optional part, and one line for every mistake."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.data.folder import Folder
+from modality_forcing.data.records import check
+from modality_forcing.errors import UserError
+
+
+def picture(path: Path, size: tuple[int, int] = (12, 16), value: int = 100) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), value, np.uint8)).save(path)
+    return path
+
+
+def depth(path: Path, size: tuple[int, int] = (12, 16), value: float = 2000) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, np.full(size, value, np.float32))
+    else:
+        Image.fromarray(np.full(size, value, np.uint16)).save(path)
+    return path
+
+
+def folder(root: Path, **changes) -> Folder:
+    return Folder(**{"root": root, "resolution": 8, "depth_scale": 0.001, **changes})
+
+
+def test_folders_of_their_own(tmp_path: Path):
+    picture(tmp_path / "images/b.JPG", value=50)
+    picture(tmp_path / "images/a.png", value=70)
+    picture(tmp_path / "images/c.webp")
+    depth(tmp_path / "depth/a.png", value=3000)
+    depth(tmp_path / "depth/b.npy", value=4000)
+    (tmp_path / "captions").mkdir()
+    (tmp_path / "captions/a.txt").write_text("a grey\nwall \n", encoding="utf-8")
+    source = folder(tmp_path, unit="metric")
+    first, second, third = (check(source[i]) for i in range(len(source)))
+    assert [first.id, second.id, third.id] == ["a", "b", "c"]
+    assert first.caption == "a grey wall" and second.caption == third.caption == ""
+    assert first.unit == "metric" and first.source == tmp_path.name
+    assert first.image.shape == (8, 8, 3) and np.all(first.image == 70)
+    np.testing.assert_allclose(first.depth, 3.0)
+    np.testing.assert_allclose(second.depth, 4.0)
+    assert first.valid.all() and not third.valid.any() and np.isnan(third.intrinsics).all()
+
+
+def test_all_beside_each_other(tmp_path: Path):
+    picture(tmp_path / "one.jpeg")
+    picture(tmp_path / "two.v2.png")
+    depth(tmp_path / "one.depth.png")
+    depth(tmp_path / "two.v2.DEPTH.npy", value=2)
+    (tmp_path / "one.txt").write_text("the first", encoding="utf-8-sig")
+    (tmp_path / "notes.md").write_text("nothing to do with it")
+    source = folder(tmp_path)
+    assert [source[i].id for i in range(len(source))] == ["one", "two.v2"]
+    assert source[0].caption == "the first" and source[0].valid.all() and source[1].valid.all()
+
+
+def test_pictures_beside_a_folder_of_depth(tmp_path: Path):
+    picture(tmp_path / "one.jpg")
+    depth(tmp_path / "depth/one.png")
+    assert folder(tmp_path)[0].valid.all()
+
+
+def test_hidden_files_are_nobodys(tmp_path: Path):
+    picture(tmp_path / "images/a.png")
+    for name in ("images/._a.png", "images/.DS_Store", "depth/._a.npy", "depth/.gone.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    assert len(folder(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("captions.txt", "name\tcaption\na\tred wall\n\nb.png\tblue\twall\nelsewhere\tgreen\n"),
+        ("captions.tsv", "a.png\tred wall\r\nb\tblue\twall\r\n"),
+        ("captions.json", json.dumps({"a": "red wall", "b.png": "blue\twall"})),
+    ],
+)
+def test_captions_in_one_file(tmp_path: Path, file: str, content: str):
+    for name in "abc":
+        picture(tmp_path / f"images/{name}.png")
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    assert [folder(tmp_path)[i].caption for i in range(3)] == ["red wall", "blue\twall", ""]
+    moved = tmp_path / "elsewhere" / file
+    moved.parent.mkdir()
+    (tmp_path / file).rename(moved)
+    assert folder(tmp_path)[0].caption == ""
+    assert folder(tmp_path, captions=moved)[0].caption == "red wall"
+
+
+def test_intrinsics_follow_the_crop(tmp_path: Path):
+    for name in "ab":
+        picture(tmp_path / f"images/{name}.png", size=(8, 16))
+    one = {"fx": 20, "fy": 20, "cx": 7.5, "cy": 3.5}
+    (tmp_path / "intrinsics.json").write_text(json.dumps(one))
+    middle = np.array(
+        [[10, 0, 1.5], [0, 10, 1.5], [0, 0, 1]], np.float32
+    )  # half the size: the centre stays the centre
+    np.testing.assert_allclose(folder(tmp_path, resolution=4)[1].intrinsics, middle)
+    (tmp_path / "intrinsics.json").write_text(json.dumps({"b.png": one}))
+    np.testing.assert_allclose(folder(tmp_path, resolution=4)[1].intrinsics, middle)
+    assert np.isnan(folder(tmp_path, resolution=4)[0].intrinsics).all()
+
+
+@pytest.mark.parametrize("size", [(24, 32), (6, 8), (3, 4), (13, 17), (12, 16)])
+def test_depth_of_another_size(tmp_path: Path, size: tuple[int, int]):
+    picture(tmp_path / "a.png")
+    depth(tmp_path / "a.depth.png", size=size)
+    record = check(folder(tmp_path)[0])
+    assert record.valid.all() and np.allclose(record.depth, 2)
+
+
+@pytest.mark.parametrize("size", [(16, 12), (12, 12), (24, 30), (120, 157)])
+def test_depth_of_another_aspect(tmp_path: Path, size: tuple[int, int]):
+    picture(tmp_path / "a.png")
+    path = depth(tmp_path / "a.depth.png", size=size)
+    with pytest.raises(
+        UserError, match=f"{size[1]} x {size[0]}, the upright picture 16 x 12"
+    ) as caught:
+        folder(tmp_path)[0]
+    assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
+
+
+def wrong(root: Path, reason: str, **changes) -> str:
+    with pytest.raises(UserError, match=reason) as caught:
+        folder(root, **changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_nothing_there(tmp_path: Path):
+    assert str(tmp_path / "no") in wrong(tmp_path / "no", "no such folder")
+    assert "images/" in wrong(tmp_path, "no picture in this folder")
+    (tmp_path / "images").mkdir()
+    wrong(tmp_path, "no picture in this folder")
+
+
+def test_depth_without_picture(tmp_path: Path):
+    picture(tmp_path / "images/a.png")
+    path = depth(tmp_path / "depth/b.png")
+    assert str(path) in wrong(tmp_path, "no picture is named b")
+
+
+def test_two_of_a_name(tmp_path: Path):
+    picture(tmp_path / "images/a.png")
+    depth(tmp_path / "depth/a.npy")
+    depth(tmp_path / "depth/a.png")
+    wrong(tmp_path, "two depth maps named a")
+    (tmp_path / "depth/a.png").unlink()
+    picture(tmp_path / "images/a.jpg")
+    wrong(tmp_path, "two pictures named a")
+
+
+def test_scales(tmp_path: Path):
+    picture(tmp_path / "images/a.png")
+    depth(tmp_path / "depth/a.npy", value=2)
+    np.testing.assert_allclose(folder(tmp_path, depth_scale=None)[0].depth, 2)
+    wrong(tmp_path, "positive number", depth_scale=0.0)
+    (tmp_path / "depth/a.npy").unlink()
+    depth(tmp_path / "depth/a.png")
+    wrong(tmp_path, "state depth_scale", depth_scale=None)
+    wrong(tmp_path, "at least 1 pixel", resolution=0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("captions.txt", b"a red wall\n", "line 1 has no tab"),
+        ("captions.txt", b"x\tred wall\n", "names no picture here"),
+        ("captions.txt", b"a\t\xff\xfe\n", "not UTF-8"),
+        ("captions.json", b"[1]", "not an object of captions"),
+        ("captions.json", b'{"a": 3}', "not an object of captions"),
+        ("captions.json", b"{", "not valid JSON"),
+        ("captions.json", b"[" * 100_000, "not valid JSON"),
+        ("intrinsics.json", b"[]", "not an object"),
+        ("intrinsics.json", b'{"fx": 1, "fy": 1, "cx": 0}', "one of fx fy cx cy"),
+        ("intrinsics.json", b'{"a": 5}', "one of fx fy cx cy"),
+        ("intrinsics.json", b'{"fx": 0, "fy": 1, "cx": 0, "cy": 0}', "not positive"),
+    ],
+)
+def test_wrong_lists(tmp_path: Path, file: str, content: bytes, reason: str):
+    picture(tmp_path / "a.png")
+    (tmp_path / file).write_bytes(content)
+    assert str(tmp_path / file) in wrong(tmp_path, reason)
+
+
+def test_two_lists_of_captions(tmp_path: Path):
+    picture(tmp_path / "a.png")
+    for file in ("captions.txt", "captions.tsv"):
+        (tmp_path / file).write_text("a\tred\n")
+    wrong(tmp_path, "captions stand in captions.txt and captions.tsv")
+    wrong(tmp_path, "cannot be read", captions=tmp_path / "none.txt")
+
+
+def test_validate_finds_the_wrong_last_file(tmp_path: Path):
+    for name in "abc":
+        picture(tmp_path / f"images/{name}.png")
+        depth(tmp_path / f"depth/{name}.npy", value=1)
+    source = folder(tmp_path, depth_scale=None)
+    source.validate()
+    np.save(tmp_path / "depth/c.npy", np.full((12, 16), -1.0))
+    assert source[0].valid.all()
+    with pytest.raises(UserError, match=r"c\.npy: depth holds negative"):
+        source.validate()
+
+
+def test_copies_and_their_name_are_the_same(tmp_path: Path):
+    picture(tmp_path / "a.png")
+    source = folder(tmp_path)
+    assert copy.deepcopy(source) == source and repr(copy.deepcopy(source)) == repr(source)
+    assert "_entries" not in repr(source) and "depth_scale=0.001" in repr(source)

@@ -1,0 +1,70 @@
+"""The cache: every record read once, within its budget, and nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from modality_forcing.data.in_memory import Cached
+from modality_forcing.data.records import Record
+from modality_forcing.errors import UserError
+
+
+class Counting:
+    def __init__(self, length: int):
+        self.length = length
+        self.reads: Counter[int] = Counter()
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Record:
+        self.reads[index] += 1
+        if index >= self.length:
+            raise UserError("cannot be read", where=f"{index}.png")
+        plane = np.full((64, 64), index + 1, np.float32)  # 32 KiB of image, depth and mask
+        image, valid = np.full((64, 64, 3), index, np.uint8), np.ones((64, 64), np.bool_)
+        return Record(
+            image, plane, valid, np.eye(3, dtype=np.float32), "metric", "", "counting", str(index)
+        )
+
+
+def test_reads_each_record_once():
+    source = Counting(5)
+    cached = Cached(source)
+    first = [cached[i] for i in (3, 1, 3, 0, 1)]
+    assert source.reads == {3: 1, 1: 1, 0: 1}
+    assert [record.id for record in first] == ["3", "1", "3", "0", "1"]
+    assert first[0] is first[2] and len(cached) == 5
+
+
+def test_keeps_what_fits_and_reads_the_rest_again():
+    source = Counting(100)
+    cached = Cached(source, megabytes=1)
+    for _ in range(3):
+        for index in range(100):
+            assert cached[index].depth[0, 0] == index + 1
+    kept = [index for index in range(100) if source.reads[index] == 1]
+    assert kept == list(range(len(kept))) and 28 <= len(kept) <= 32
+    assert all(source.reads[index] == 3 for index in range(len(kept), 100))
+
+
+def test_a_copy_for_another_process_starts_empty():
+    cached = Cached(Counting(3), megabytes=7)
+    cached[0]
+    other = copy.deepcopy(cached)
+    assert other.megabytes == 7 and len(other) == 3
+    other[0]
+    assert other.source.reads[0] == 2  # the copy of the counter has seen one, and reads again
+
+
+def test_mistakes_are_not_kept():
+    source = Counting(1)
+    cached = Cached(source)
+    for _ in range(2):
+        with pytest.raises(UserError):
+            cached[1]
+    assert source.reads[1] == 2

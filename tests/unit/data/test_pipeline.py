@@ -1,0 +1,394 @@
+"""The loader: batch k depends on the seed and k, not on workers, hosts, restarts, threads or the length of the source."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from modality_forcing.data import pipeline
+from modality_forcing.data.augment import Augment
+from modality_forcing.data.mixture import Part
+from modality_forcing.data.prefetch import Ahead
+from modality_forcing.data.records import Record
+from modality_forcing.encoders.words import Words
+from modality_forcing.errors import UserError
+from modality_forcing.tree import flat
+
+SPARSE = {"uniform": 1.0}
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Records whose every pixel tells their index, at their own size."""
+
+    length: int
+    size: int = 16
+    broken: int = -1
+    first: int = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> Record:
+        if index == self.broken:
+            raise UserError("cannot be read", where=f"{index}.png", hint="replace it")
+        shape = (self.size, self.size)
+        number = self.first + index
+        return Record(
+            image=np.full((*shape, 3), number % 256, np.uint8),
+            depth=np.full(shape, number + 1, np.float32),
+            valid=np.ones(shape, np.bool_),
+            intrinsics=np.full((3, 3), np.nan, np.float32),
+            unit="relative",
+            caption=f"picture number {number}",
+            source="numbered",
+            id=str(index),
+        )
+
+
+MIXED = {  # records 0 to 39, 100 to 105 and 200 to 224, of other sizes; one is thinned
+    "many": Part(Numbered(40), 2.0, {"uniform": 1.0}),
+    "few": Part(Numbered(6, size=24, first=100), 1.0),
+    "rare": Part(Numbered(25, size=20, first=200), 0.2),
+}
+MOVED = Augment(crop=(0.5, 1), shift=1, flip=0.5)
+
+
+def batches(
+    source: Numbered | dict[str, Part] = Numbered(100), **changes
+) -> pipeline.BatchIterator:
+    options = {"batch": 8, "seed": 3, "resolution": 16, "sparse": SPARSE, **changes}
+    if isinstance(source, dict):
+        options["sparse"] = None
+    return pipeline.train_batches(source, Words(), **options)
+
+
+def take(iterator: pipeline.BatchIterator, count: int) -> list[pipeline.Batch]:
+    taken = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return taken
+
+
+def shown(taken: list[pipeline.Batch]) -> list[int]:
+    """The records in the order in which batches show them."""
+    return [int(number) for batch in taken for number in batch["image"][:, 0, 0, 0]]
+
+
+def assert_equal(some: list[pipeline.Batch], others: list[pipeline.Batch]):
+    assert len(some) == len(others)
+    for one, other in zip(some, others, strict=True):
+        left, right = flat(one), flat(other)
+        assert left.keys() == right.keys()
+        for key in left:
+            assert left[key].dtype == right[key].dtype
+            np.testing.assert_array_equal(left[key], right[key], err_msg=key)
+
+
+def test_shapes_and_types():
+    batch = take(batches(resolution=8), 1)[0]
+    described = {key: (str(value.dtype), value.shape) for key, value in flat(batch).items()}
+    assert described == {
+        "image": ("uint8", (8, 8, 8, 3)),
+        "depth": ("float32", (8, 8, 8)),
+        "valid": ("bool", (8, 8, 8)),
+        "index": ("int32", (8,)),
+        "text.tokens": ("int32", (8, 12)),
+        "text.mask": ("bool", (8, 12)),
+    }
+
+
+def test_rows_belong_together():
+    for batch in take(batches(), 3):
+        for row, index in enumerate(shown([batch])):
+            assert np.all(batch["image"][row] == index)
+            assert np.all(batch["depth"][row][batch["valid"][row]] == index + 1)
+            tokens = Words().encode(f"picture number {index}")["tokens"]
+            np.testing.assert_array_equal(batch["text"]["tokens"][row], tokens)
+
+
+def test_resumed_batches_are_the_same():
+    whole = batches()
+    first = [next(whole) for _ in range(4)]
+    state = whole.get_state()
+    rest = take(whole, 6)
+    assert state == {"batches": 4}
+    again = batches()
+    again.set_state(state)
+    assert_equal(take(again, 6), rest)
+    again.set_state({"batches": 0})
+    assert_equal(take(again, 4), first)
+
+
+def test_any_number_of_workers_gives_the_same_batches_and_state():
+    expected = take(batches(), 7)
+    parallel = batches(workers=2)
+    assert_equal(take(parallel, 5), expected[:5])
+    assert parallel.get_state() == {"batches": 5}
+    alone = batches()
+    alone.set_state(parallel.get_state())
+    assert_equal(take(alone, 2), expected[5:])
+    parallel.set_state({"batches": 3})
+    assert_equal(take(parallel, 2), expected[3:5])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_leaves_quietly_when_nobody_closes(workers: int, tmp_path: Path):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from modality_forcing.data.pipeline import train_batches\n"
+        "from modality_forcing.synthetic.source import Scenes\n"
+        "from modality_forcing.encoders.words import Words\n"
+        "if __name__ == '__main__':\n"
+        f"    loader = train_batches(Scenes(), Words(), batch=4, seed=0, resolution=64, workers={workers})\n"
+        "    kept = next(loader)\n"
+        "    raise SystemExit(7)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, env=environment, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
+
+
+def test_goes_on_after_close():
+    iterator = batches()
+    some = take(iterator, 2) + take(iterator, 2)
+    assert_equal(some, take(batches(), 4))
+
+
+@pytest.mark.parametrize("few", [0, 4096])
+def test_every_record_once_an_epoch_and_patterns_anew(few: int, monkeypatch):
+    monkeypatch.setattr(pipeline, "_FEW", few)
+    seen = take(batches(Numbered(24)), 6)  # two epochs
+    order = shown(seen)
+    assert Counter(order[:24]) == Counter(order[24:]) == Counter(range(24))
+    assert order[:24] != order[24:] and order[:24] != list(range(24))
+    masks, again = (
+        dict(zip(order[half], valid(seen)[half], strict=True))
+        for half in (slice(0, 24), slice(24, 48))
+    )
+    assert sum(np.array_equal(masks[i], again[i]) for i in range(24)) < 3
+
+
+def valid(taken: list[pipeline.Batch]) -> np.ndarray:
+    return np.concatenate([batch["valid"] for batch in taken])
+
+
+def test_the_index_counts_examples_and_not_records():
+    """What noise is keyed by: no two examples of a batch share it, though they show one record."""
+    for source in (Numbered(3), Numbered(100), MIXED):
+        assert [int(i) for batch in take(batches(source), 3) for i in batch["index"]] == list(
+            range(24)
+        )
+    far = batches(batch=2**10)
+    far.set_state({"batches": 2**21 - 1})
+    assert (
+        next(far)["index"][-1] == 2**31 - 1 and next(far)["index"][0] == 0
+    )  # starts again where i32 ends
+    far.close()
+
+
+def test_seeds_differ_and_do_not_overlap_in_a_later_epoch():
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        rows = shown(take(batches(Numbered(24), seed=seed, batch=24), 3))
+        return [tuple(rows[start : start + 24]) for start in (0, 24, 48)]
+
+    assert len({order for seed in (0, 1, 2) for order in orders(seed)}) == 9
+
+
+def test_source_shorter_than_a_batch():
+    assert set(shown(take(batches(Numbered(3)), 1))) == {0, 1, 2}
+
+
+def test_sources_take_turns_and_keep_epochs_of_their_own():
+    order = shown(take(batches(MIXED), 60))
+    counts = Counter(number // 100 for number in order)
+    assert [
+        abs(counts[part] - 480 * share / 3.2) < 1 for part, share in enumerate((2, 1, 0.2))
+    ] == [True] * 3
+    for part, length in enumerate((40, 6, 25)):
+        mine = [number for number in order if number // 100 == part]
+        epochs = [
+            mine[start : start + length] for start in range(0, len(mine) - length + 1, length)
+        ]
+        assert all(
+            sorted(epoch) == list(range(100 * part, 100 * part + length)) for epoch in epochs
+        )
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs) >= 1
+
+
+def test_a_source_keeps_its_order_beside_others():
+    def few(mixture: dict[str, Part]) -> list[int]:
+        return [
+            number
+            for number in shown(take(batches(mixture), 6 if len(mixture) < 2 else 20))
+            if number // 100 == 1
+        ][:24]
+
+    assert (
+        few(MIXED)
+        == few({"few": MIXED["few"]})
+        == few({"rare": MIXED["rare"], "few": MIXED["few"]})
+    )
+    twins = shown(
+        take(batches({"one": MIXED["few"], "other": Part(Numbered(6, first=200), 1.0)}), 3)
+    )
+    assert [number % 100 for number in twins if number < 200] != [
+        number % 100 for number in twins if number >= 200
+    ]
+    assert few(MIXED) != few({"few": replace(MIXED["few"], source=Numbered(5, first=100))})
+
+
+def test_parts_are_thinned_by_their_own_patterns():
+    for batch in take(batches(MIXED), 3):
+        for number, mask in zip(shown([batch]), batch["valid"], strict=True):
+            assert mask.all() if number >= 100 else 0 < mask.mean() < 0.14
+
+
+def test_any_hosts_workers_and_restarts_give_the_same_mixture():
+    """Example i of batch k, whoever makes it: 1, 2 and 4 hosts, 0, 1 and 4 loader processes, 3 threads, begun anywhere."""
+    expected = take(batches(MIXED, augment=MOVED), 6)
+    for hosts, workers, threads, begin in ((2, 0, 1, 3), (4, 0, 3, 0), (1, 4, 1, 1), (2, 1, 2, 4)):
+        parts = []
+        for host in range(hosts):
+            iterator = batches(
+                MIXED, augment=MOVED, workers=workers, threads=threads, part=(host, hosts)
+            )
+            iterator.set_state({"batches": begin})
+            parts.append(take(iterator, 2))
+        for k in range(2):
+            for host in range(hosts):
+                one = {key: value[host::hosts] for key, value in flat(expected[begin + k]).items()}
+                assert_equal([parts[host][k]], [one])
+
+
+def test_crops_and_flips_are_drawn_anew_by_example_and_leave_patterns_alone():
+    wide = {"wide": Part(Gradient(), 1.0, SPARSE)}
+    moved = take(batches(wide, augment=MOVED, batch=16), 2)
+    assert_equal(moved, take(batches(wide, augment=MOVED, batch=16), 2))
+    corners = np.concatenate([batch["image"][:, 0, 0, 1] for batch in moved])
+    assert len(set(corners.tolist())) > 10
+    plain = take(batches(wide, batch=16), 2)
+    np.testing.assert_array_equal(valid(plain), valid(moved))  # of a map that is known all over
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """One record, known all over, every column of which is lighter."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, index: int) -> Record:
+        record = Numbered(1, size=64)[0]
+        image = record.image + np.arange(64, dtype=np.uint8)[:, None]
+        return replace(record, image=image)
+
+
+def test_tells_what_batches_were_like():
+    iterator = batches(MIXED)
+    assert iterator.told() == {}
+    numbers = shown(take(iterator, 10))
+    told = iterator.told()
+    names = dict(enumerate(MIXED))
+    for part, count in Counter(number // 100 for number in numbers).items():
+        assert told[f"share/{names[part]}"] == pytest.approx(count / 80)
+        assert told[f"valid/{names[part]}"] == 1 if part else told["valid/many"] < 0.14
+        assert 0 < told[f"seconds/{names[part]}"] < 1
+    assert 0 < told["wait"] < 5 and iterator.told() == {}
+    alone = batches(workers=1)
+    take(alone, 1)
+    assert alone.told().keys() == {"wait", "share", "valid", "seconds"}
+
+
+def test_dense_without_patterns():
+    assert take(batches(sparse=None), 1)[0]["valid"].all()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_mistake_arrives_as_itself(workers: int):
+    iterator = batches(Numbered(8, broken=5), workers=workers)
+    with pytest.raises(UserError) as caught:
+        take(iterator, 1)
+    assert str(caught.value) == "5.png: cannot be read; replace it"
+
+
+@pytest.mark.parametrize(
+    "state", [{}, {"batches": -1}, {"batches": "4"}, {"batches": 1, "more": 2}]
+)
+def test_refuses_a_foreign_state(state: dict):
+    with pytest.raises(UserError, match="data state"):
+        batches().set_state(state)
+
+
+def test_refuses_nothing_to_read():
+    with pytest.raises(UserError, match="no record"):
+        batches(Numbered(0))
+    with pytest.raises(UserError, match="empty: no record"):
+        batches({"full": Part(Numbered(1), 1.0), "empty": Part(Numbered(0), 1.0)})
+    with pytest.raises(UserError, match="mixture of nothing"):
+        batches({})
+    with pytest.raises(UserError, match="batch size"):
+        batches(batch=0)
+
+
+def test_memory_is_flat_and_nothing_is_left_behind():
+    process = psutil.Process()
+    take(
+        batches(workers=1), 1
+    )  # Grain keeps one pool of threads for good, which frees shared memory
+    threads, children = set(threading.enumerate()), set(process.children(recursive=True))
+    files = set(Path("/dev/shm").glob("mforce-*"))
+    mixture = {
+        "one": Part(Numbered(40, size=64), 1.0),
+        "other": Part(Numbered(7, size=64, first=100), 1.0),
+    }
+    for workers in (0, 1):
+        ahead = Ahead(
+            batches(mixture, resolution=64, batch=16, workers=workers, threads=2),
+            lambda batch: batch,
+        )
+        sizes = []
+        for number in range(300):
+            next(ahead)
+            if number % 50 == 49:
+                sizes.append(
+                    sum(
+                        one.memory_info().rss
+                        for one in (process, *process.children(recursive=True))
+                    )
+                    / 2**20
+                )
+        ahead.close()
+        assert sizes[-1] - sizes[2] < 8, sizes  # MiB; the 150 batches between are 75
+        for _ in range(100):  # Grain's threads end with what they were reading
+            left = {thread.name for thread in set(threading.enumerate()) - threads}
+            if not left:
+                break
+            time.sleep(0.05)
+        assert not left and set(process.children(recursive=True)) <= children
+        assert set(Path("/dev/shm").glob("mforce-*")) <= files
+
+
+def test_our_data_modules_load_neither_jax_nor_grain():
+    program = (
+        "import sys, modality_forcing.data.records, modality_forcing.data.resize, modality_forcing.data.folder,"
+        "modality_forcing.data.sparsity, modality_forcing.data.mixture, modality_forcing.data.augment,"
+        "modality_forcing.encoders.words;"
+        "sys.exit(', '.join(sorted({'jax', 'grain', 'flax'} & set(sys.modules))) or 0)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr

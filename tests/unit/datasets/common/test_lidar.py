@@ -1,0 +1,199 @@
+"""Scans to sparse depth: poses and motion, the nearest point of a pixel, and which points the camera cannot see."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modality_forcing.datasets.common.cameras import Camera
+from modality_forcing.datasets.common.lidar import (
+    finite,
+    hidden,
+    inverse,
+    make_pose,
+    move,
+    place_points,
+    rotation_from_quaternion,
+    splat,
+    to_camera,
+)
+
+CAMERA = Camera("pinhole", (100, 200), 100, 100, 99.5, 49.5)
+number = st.floats(-1, 1, allow_subnormal=False)
+
+
+def seen_at(pixels: np.ndarray, z: np.ndarray, camera: Camera = CAMERA) -> np.ndarray:
+    """Points [n 3] that a pinhole camera sees at pixels [n 2]."""
+    directions = camera.unproject(pixels)
+    return np.concatenate([directions, np.ones((len(z), 1))], axis=1) * np.asarray(z)[:, None]
+
+
+@given(number, number, number, number)
+def test_a_quaternion_is_a_rotation(w: float, x: float, y: float, z: float):
+    if np.linalg.norm([w, x, y, z]) < 1e-3:
+        return
+    rotation = rotation_from_quaternion(w, x, y, z)
+    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(np.linalg.det(rotation), 1)
+    np.testing.assert_allclose(
+        rotation_from_quaternion(-3 * w, -3 * x, -3 * y, -3 * z), rotation, atol=1e-12
+    )
+    np.testing.assert_allclose(rotation @ [x, y, z], [x, y, z], atol=1e-12)  # its axis
+
+
+def test_quaternions_turn_the_right_way():
+    half = np.sqrt(0.5)
+    np.testing.assert_allclose(
+        rotation_from_quaternion(half, 0, 0, half) @ [1, 0, 0], [0, 1, 0], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        rotation_from_quaternion(half, half, 0, 0) @ [0, 1, 0], [0, 0, 1], atol=1e-12
+    )
+    np.testing.assert_allclose(
+        rotation_from_quaternion(half, 0, half, 0) @ [0, 0, 1], [1, 0, 0], atol=1e-12
+    )
+    for wrong in ((0, 0, 0, 0), (np.nan, 0, 0, 1)):
+        with pytest.raises(ValueError, match="no rotation"):
+            rotation_from_quaternion(*wrong)
+
+
+def test_poses_lead_there_and_back():
+    pose = make_pose(rotation_from_quaternion(0.1, 0.5, -0.3, 0.8), np.array([1, 2, 3]))
+    points = np.random.default_rng(0).normal(size=(5, 3))
+    np.testing.assert_allclose(move(points, pose), points @ pose[:3, :3].T + [1, 2, 3])
+    np.testing.assert_allclose(move(move(points, pose), inverse(pose)), points, atol=1e-12)
+    np.testing.assert_allclose(pose @ inverse(pose), np.eye(4), atol=1e-12)
+
+
+def test_points_without_a_place_are_left_out():
+    points = np.array([[1, 2, 3], [np.nan, 2, 3], [1, 2, -np.inf], [4, 5, 6]], np.float32)
+    np.testing.assert_array_equal(finite(points), points[[0, 3]])
+    assert finite(points[[0, 3]]).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
+def test_motion_between_scan_and_picture_is_taken_out():
+    """A car that drives 2 m on and turns by a right angle, with a camera 1 m before its middle that looks ahead."""
+    ahead = np.array(
+        [[0, 0, 1, 1], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], float
+    )  # camera axes in the car's
+    here = np.array([3e6, 4e6, 10])
+    scanned = make_pose(np.eye(3), here)
+    turned = make_pose(
+        rotation_from_quaternion(np.sqrt(0.5), 0, 0, np.sqrt(0.5)), np.array([3e6 + 2, 4e6, 10])
+    )
+    point = np.array([[2, 10, 1.5]], np.float32)  # 10 m to the left of where the car will be
+    expected = [[0, -1, 9]]
+    np.testing.assert_allclose(to_camera(point, scanned, turned, ahead), expected, atol=1e-8)
+    np.testing.assert_allclose(to_camera(point, scanned, turned @ ahead), expected, atol=1e-8)
+    np.testing.assert_allclose(to_camera(point, scanned, scanned, ahead), [[-10, -1, 1]], atol=1e-8)
+
+
+def test_points_land_in_their_pixels_and_the_nearest_wins():
+    pixels = np.array([[10.0, 20.0], [10.4, 19.6], [9.5, 20.49], [10.5, 20.0], [0, 0], [199, 99]])
+    z = np.array([9.0, 4.0, 7.0, 3.0, 5.0, 6.0], np.float32)
+    for order in (slice(None), slice(None, None, -1)):
+        depth, valid = splat(seen_at(pixels, z)[order], CAMERA)
+        assert depth.dtype == np.float32 and depth.shape == (100, 200) and valid.dtype == np.bool_
+        rows, columns = np.nonzero(valid)
+        assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [
+            (0, 0),
+            (20, 10),
+            (20, 11),
+            (99, 199),
+        ]
+        np.testing.assert_allclose(depth[valid], [5, 4, 3, 6], rtol=1e-6)
+        assert (depth[~valid] == 0).all()
+
+
+def test_what_the_camera_does_not_see_lands_nowhere():
+    pixels = np.array([[-0.6, 5], [199.6, 5], [5, -0.6], [5, 99.6], [50, 50], [60, 50]])
+    z = np.array([5, 5, 5, 5, -5, 0.4])
+    _, valid = splat(seen_at(pixels, z), CAMERA)
+    assert not valid.any()
+    _, valid = splat(seen_at(pixels, z), CAMERA, nearest=0.3)
+    assert valid.sum() == 1
+    depth, valid = splat(np.zeros((0, 3), np.float32), CAMERA)
+    assert not valid.any() and not depth.any()
+
+
+def test_points_beyond_the_fold_of_a_lens_land_nowhere():
+    lens = Camera("radial", (100, 200), 100, 100, 99.5, 49.5, (-0.3,))
+    _, valid = splat(np.array([[1.6, 0, 1.0], [0.5, 0, 1.0]]), lens)
+    assert valid.sum() == 1 and valid[50, 145 + 1]
+
+
+def test_another_raster_of_the_same_picture():
+    pixels = np.array([[0, 0], [7.4, 0], [7.6, 0], [199, 99]])
+    depth, valid = splat(seen_at(pixels, np.array([5, 6, 7, 8])), CAMERA, (25, 25))
+    assert np.argwhere(valid).tolist() == [[0, 0], [0, 1], [24, 24]]
+    np.testing.assert_allclose(depth[valid], [5, 7, 8], rtol=1e-6)
+
+
+def grid(step: int, top: int = 0, bottom: int = 100, left: int = 0, right: int = 200) -> np.ndarray:
+    rows, columns = np.mgrid[top:bottom:step, left:right:step]
+    return np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.float64)
+
+
+def test_points_behind_a_near_surface_are_hidden():
+    near = grid(1, 40, 60, 80, 120)
+    behind = np.array([[100.0, 50.0], [90.0, 45.0], [78.0, 50.0], [100.0, 30.0]])
+    found = hidden(
+        np.concatenate([near, behind]), np.array([10.0] * len(near) + [30, 30, 30, 30]), (100, 200)
+    )
+    # The same cell has the nearer points too: those around it decide.
+    assert (
+        found[len(near) :].tolist() == [True, True, False, False] and not found[: len(near)].any()
+    )
+    depth, valid = place_points(behind, np.full(4, 30.0, np.float32), (100, 200))
+    assert valid.sum() == 4 and depth[50, 100] == 30
+
+
+@pytest.mark.parametrize(
+    ("before", "z", "is_hidden"),
+    [(5, 5.9, False), (5, 6.1, True), (10, 11.2, True), (20, 21.9, False), (20, 22.1, True)],
+)
+def test_how_much_nearer_hides(before: float, z: float, is_hidden: bool):
+    near = np.array(
+        [[x, y] for x in (98, 99, 100) for y in (48, 49, 50) if (x, y) != (99, 49)], float
+    )
+    found = hidden(np.concatenate([near, [[99.0, 49.0]]]), np.array([before] * 8 + [z]), (100, 200))
+    assert found.tolist() == [False] * 8 + [is_hidden]
+
+
+@pytest.mark.parametrize("gone", [(98, None), (100, None), (None, 48), (None, 50)])
+def test_a_side_without_anything_nearer_keeps_a_point(gone):
+    near = [
+        [x, y]
+        for x in (98, 99, 100)
+        for y in (48, 49, 50)
+        if (x, y) != (99, 49) and x != gone[0] and y != gone[1]
+    ]
+    found = hidden(
+        np.array([*near, [99.0, 49.0]]), np.array([5.0] * len(near) + [30.0]), (100, 200)
+    )
+    assert not found.any()
+
+
+@given(st.floats(1.2, 2.5), st.integers(1, 3))
+def test_the_road_is_never_hidden(height: float, step: int):
+    """A plane below the camera, up to 100 m: each row nearer than the one above by far more than a tenth."""
+    pixels = grid(step, 52, 100)
+    z = 100 * height / (pixels[:, 1] - 49.5)
+    assert not hidden(pixels, z, (100, 200)).any()
+    wall = grid(step, 0, 100, 105, 200)  # a house front along the road
+    assert not hidden(wall, 100 * height / (wall[:, 0] - 99.5), (100, 200)).any()
+
+
+def test_hidden_points_can_be_kept():
+    near = grid(1, 40, 60, 80, 120)
+    near = near[~((near == [100, 50]).all(axis=1))]
+    points = seen_at(np.concatenate([near, [[100, 50]]]), np.array([10.0] * len(near) + [30]))
+    assert not splat(points, CAMERA)[1][50, 100] and splat(points, CAMERA)[1].sum() == len(near)
+    assert splat(points, CAMERA, drop_hidden=False)[0][50, 100] == 30
+    small = (100, 200)
+    larger = Camera(
+        "pinhole", (200, 400), 200, 200, 199.5, 99.5
+    )  # hidden or not is seen in the picture, not in the raster
+    np.testing.assert_array_equal(splat(points, larger, small)[1], splat(points, CAMERA)[1])

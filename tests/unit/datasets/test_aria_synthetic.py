@@ -1,0 +1,68 @@
+"""Aria Synthetic Environments from their exact encoding: ranges of a fisheye become depth of a pinhole camera, upright."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from modality_forcing.datasets.aria_synthetic import CAMERA, DATASET, STRAIGHT
+from modality_forcing.datasets.common.cameras import pixel_grid
+from tests import layouts
+
+SIZE = (704, 704)
+
+
+def write(folder: Path, millimetres: np.ndarray, image: np.ndarray) -> None:
+    layouts.stored(folder / "rgb/vignette0000012.jpg", image)
+    layouts.stored(folder / "depth/depth0000012.png", millimetres)
+
+
+def test_a_wall_stays_flat_and_comes_upright(tmp_path: Path):
+    directions = CAMERA.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
+    x, y = np.nan_to_num(directions[..., 0]), np.nan_to_num(directions[..., 1])
+    # A wall ahead, nearer on the right: z = 3 - x / 2, seen along the ray; a bright edge on the left of the stored picture.
+    z = 3 / (1 + np.maximum(x, -1.5) / 2)
+    millimetres = np.rint(1000 * z * np.sqrt(1 + x * x + y * y))
+    millimetres[~np.isfinite(directions[..., 0])] = 0
+    millimetres[350:354, 350:354] = 65535
+    image = np.zeros((*SIZE, 3), np.uint8)
+    image[:, :150] = 255
+    write(tmp_path / "42", millimetres.astype(np.uint16), image)
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert record.id == "42/rgb/vignette0000012" and record.depth.shape == SIZE
+    assert record.image[0].mean() > 200 and record.image[-1].mean() < 50  # what was left is up
+    # Turned a quarter clockwise, the stored x runs down.
+    rows, columns = np.nonzero(record.valid)
+    down = (rows - record.intrinsics[1, 2]) / record.intrinsics[1, 1]
+    expected = 3 / (1 + np.maximum(down, -1.5) / 2)
+    ratio = record.depth[rows, columns] / expected
+    assert np.abs(ratio - 1).max() < 0.008 and abs(np.median(ratio) - 1) < 1e-4
+    assert 0.99 < record.valid.mean() < 1
+    hole = ~record.valid
+    assert 9 <= hole[330:375, 330:375].sum() <= 36  # 65535 is unknown
+
+
+def test_the_corners_are_within_the_lens():
+    corners = STRAIGHT.unproject(np.array([[0, 0], [703, 0], [0, 703], [703, 703]]))
+    angles = np.arctan(np.hypot(*corners.T))
+    assert angles.max() < 1.005  # radians, to which the calibration is good
+    pixels, ok = CAMERA.project(np.concatenate([corners, np.ones((4, 1))], axis=1))
+    assert ok.all()
+    assert (
+        np.hypot(*(pixels - [CAMERA.cx, CAMERA.cy]).T).max() < 1415 / 4 + 1
+    )  # the circle that the lens lights
+
+
+def test_another_size_has_another_camera(tmp_path: Path):
+    write(tmp_path / "42", np.ones((8, 8), np.uint16), np.zeros((8, 8, 3), np.uint8))
+    assert "is 8 x 8 pixels, not 704 x 704" in layouts.refused(DATASET, tmp_path)
+
+
+def test_a_picture_without_depth_is_left_out(tmp_path: Path):
+    layouts.picture(tmp_path / "train/42/rgb/vignette0000001.jpg", 8, 8)
+    assert "holds no frame of Aria" in layouts.refused(DATASET, tmp_path)
+
+
+def test_other_folders(tmp_path: Path):
+    layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,0 +1,98 @@
+"""A reconstruction as a data set: points at the pixels of straightened pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.datasets.colmap import DATASET, Reconstruction
+from tests import layouts
+
+
+def reconstruction(
+    root: Path, camera: str, points: dict[int, tuple[float, float, float]], seen: str
+) -> None:
+    """Writes a model whose one image stands at the origin and looks ahead; another image is not on disk."""
+    layouts.text(root / "sparse/0/cameras.txt", f"1 {camera}\n")
+    layouts.text(
+        root / "sparse/0/images.txt",
+        f"1 1 0 0 0 0 0 0 1 a.png\n{seen}\n2 1 0 0 0 0 0 0 1 b.png\n1 1 1\n",
+    )
+    lines = [f"{number} {x} {y} {z} 0 0 0 0.1 1 0\n" for number, (x, y, z) in points.items()]
+    layouts.text(root / "sparse/0/points3D.txt", "".join(lines))
+
+
+def test_points_of_a_pinhole_camera(tmp_path: Path):
+    image = layouts.picture(tmp_path / "images/a.png", 40, 60)
+    # Seen at COLMAP's (x + 0.5): 1 at pixel (40, 25), behind it 2, 3 elsewhere than it was seen, 4 not by this image.
+    points = {
+        1: (0.4, 0.2, 2.0),
+        2: (1.0, 0.5, 5.0),
+        3: (0.0, 0.0, 3.0),
+        4: (-0.4, 0.2, 2.0),
+        5: (-1.0, 0.3, 4.0),
+    }
+    seen = "40.5 25.5 1 40.4 25.5 2 38.0 20.5 3 17.5 24.25 5"
+    reconstruction(tmp_path, "PINHOLE 60 40 50 50 30.5 20.5", points, seen)
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert record.id == "images/a"
+    np.testing.assert_array_equal(record.image, image)
+    expected = np.zeros((40, 60), np.float32)
+    expected[25, 40], expected[24, 18] = 2, 4
+    np.testing.assert_array_equal(record.depth, expected)
+    np.testing.assert_array_equal(record.intrinsics, [[50, 0, 30], [0, 50, 20], [0, 0, 1]])
+    source = DATASET.open(tmp_path, "train")
+    assert isinstance(source, Reconstruction) and (len(source), source.missing) == (1, 1)
+
+
+def test_a_bent_picture_is_straightened_with_its_points(tmp_path: Path):
+    k = -0.25
+    x, y = 0.25, -0.15
+    bend = 1 + k * (x * x + y * y)
+    u, v = 50 * x * bend + 29.5, 50 * y * bend + 19.5  # where the lens shows it
+    rows, columns = np.mgrid[:40, :60]
+    spot = 255 * np.exp(-((rows - v) ** 2 + (columns - u) ** 2) / 4)
+    layouts.stored(
+        tmp_path / "images/a.png", np.repeat(spot[..., None], 3, axis=2).astype(np.uint8)
+    )
+    reconstruction(
+        tmp_path,
+        f"SIMPLE_RADIAL 60 40 50 30 20 {k}",
+        {1: (3 * x, 3 * y, 3)},
+        f"{u + 0.5} {v + 0.5} 1",
+    )
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert record.valid.sum() == 1 and record.depth[record.valid] == 3
+    row, column = np.argwhere(record.valid)[0]
+    # A point of the scene is found in the picture by the record's intrinsics, and it is bright there.
+    at = record.intrinsics @ [x, y, 1]
+    np.testing.assert_allclose([column, row], at[:2], atol=0.5)
+    brightest = np.unravel_index(record.image[..., 0].argmax(), (40, 60))
+    np.testing.assert_allclose(brightest, [row, column], atol=1)
+    assert record.intrinsics[0, 0] != 50  # zoomed until nothing is seen beyond the picture
+
+
+def test_a_picture_of_another_size_is_told(tmp_path: Path):
+    layouts.picture(tmp_path / "images/a.png", 20, 30)
+    reconstruction(tmp_path, "PINHOLE 60 40 50 50 30.5 20.5", {1: (0, 0, 2)}, "30.5 20.5 1")
+    assert "a.png: is 30 x 20 pixels, but the model's camera 60 x 40" in layouts.refused(
+        DATASET, tmp_path
+    )
+
+
+@pytest.mark.parametrize("seen", ["", "55 5 1"])
+def test_a_picture_that_saw_nothing_where_the_model_has_it(tmp_path: Path, seen: str):
+    layouts.picture(tmp_path / "images/a.png", 40, 60)
+    reconstruction(tmp_path, "PINHOLE 60 40 50 50 30.5 20.5", {1: (0, 0, 2)}, seen)
+    told = layouts.refused(DATASET, tmp_path)
+    assert ("no pixel of its depth is known" if seen else "holds no frame") in told
+
+
+def test_other_folders(tmp_path: Path):
+    layouts.refuses_other_folders(DATASET, tmp_path)
+    (tmp_path / "images").mkdir()
+    assert "holds no frame of a COLMAP reconstruction; its layout is images/" in layouts.refused(
+        DATASET, tmp_path
+    )

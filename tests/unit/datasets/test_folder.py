@@ -1,0 +1,91 @@
+"""A folder as a data set: whole frames, depth in the raster of the picture, options."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.data.records import check
+from modality_forcing.datasets.folder import DATASET
+from modality_forcing.errors import UserError
+
+
+def lay_out(root: Path, picture: tuple[int, int], depth: np.ndarray | None) -> Path:
+    (root / "images").mkdir(parents=True)
+    (root / "depth").mkdir()
+    (root / "images/._a.png").write_bytes(b"junk")
+    Image.fromarray(np.full((*picture, 3), 70, np.uint8)).save(root / "images/a.png")
+    if depth is not None:
+        Image.fromarray(depth.astype(np.uint16)).save(root / "depth/a.png")
+    (root / "captions.txt").write_text("a\ta wall\n")
+    (root / "intrinsics.json").write_text('{"fx": 20, "fy": 21, "cx": 7.5, "cy": 5.5}')
+    return root
+
+
+MILLIMETRES = {"depth_scale": "0.001", "unit": "metric"}
+
+
+def test_frames_are_whole(tmp_path: Path):
+    counts = np.arange(12 * 16).reshape(12, 16) * 10
+    source = DATASET.adjusted(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")
+    assert len(source) == 1
+    record = check(pickle.loads(pickle.dumps(source))[0])
+    assert record.image.shape == (12, 16, 3) and record.caption == "a wall" and record.id == "a"
+    np.testing.assert_allclose(record.depth, counts / 1000, rtol=1e-6)
+    np.testing.assert_array_equal(record.valid, counts > 0)
+    np.testing.assert_array_equal(
+        record.intrinsics, np.array([[20, 0, 7.5], [0, 21, 5.5], [0, 0, 1]], np.float32)
+    )
+    assert record.unit == "metric"
+
+
+def test_a_coarser_map_is_put_at_pixels(tmp_path: Path):
+    counts = np.arange(1, 13).reshape(3, 4) * 1000
+    record = check(
+        DATASET.adjusted(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")[0]
+    )
+    assert record.depth.shape == (12, 16) and record.valid.sum() == 12
+    assert sorted(record.depth[record.valid].tolist()) == list(range(1, 13))
+    np.testing.assert_array_equal(record.depth[2::4, 2::4], counts / 1000)
+
+
+def test_a_finer_map_is_picked(tmp_path: Path):
+    counts = np.repeat(np.repeat(np.arange(1, 13).reshape(3, 4) * 1000, 4, 0), 4, 1)
+    record = check(
+        DATASET.adjusted(MILLIMETRES).open(lay_out(tmp_path, (3, 4), counts), "train")[0]
+    )
+    np.testing.assert_array_equal(record.depth, np.arange(1, 13).reshape(3, 4))
+
+
+def test_a_picture_without_depth_is_one_of_text_to_image(tmp_path: Path):
+    record = check(DATASET.open(lay_out(tmp_path, (12, 16), None), "train")[0])
+    assert not record.valid.any() and record.depth.shape == (12, 16) and record.unit == "relative"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"scale": "1"}, "a folder has no option 'scale'; known are depth_scale, unit, captions"),
+        ({"unit": "feet"}, "no unit is called 'feet'; choose one of metric, sfm, relative"),
+        ({"depth_scale": "mm"}, "depth_scale is 'mm'"),
+        ({"depth_scale": "-1"}, r"depth scale is -1\.0"),
+    ],
+)
+def test_wrong_options_are_told(options: dict[str, str], told: str):
+    with pytest.raises(UserError, match=told):
+        DATASET.adjusted(options)
+
+
+def test_another_aspect_and_split_are_told(tmp_path: Path):
+    root = lay_out(tmp_path, (12, 16), np.ones((12, 12)))
+    source = DATASET.adjusted(MILLIMETRES).open(root, "train")
+    with pytest.raises(UserError, match="depth has another aspect"):
+        source[0]
+    with pytest.raises(UserError, match="has no split 'val'; choose one of train"):
+        DATASET.open(root, "val")
+    with pytest.raises(UserError, match="no such folder"):
+        DATASET.open(root / "none", "train")

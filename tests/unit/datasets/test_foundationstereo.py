@@ -1,0 +1,56 @@
+"""FoundationStereo's pairs from their exact encoding: disparity to the base 255, depth up to a factor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from modality_forcing.datasets.foundationstereo import DATASET, depth_of
+from tests import layouts
+
+
+def write(folder: Path, thousandths: np.ndarray) -> None:
+    """Writes a frame of disparities in thousandths of a pixel."""
+    layouts.picture(folder / "rgb/0000.jpg", *thousandths.shape)
+    digits = np.stack([thousandths // 65025, thousandths // 255 % 255, thousandths % 255], axis=-1)
+    layouts.stored(folder / "disparity/0000.png", digits.astype(np.uint8))
+
+
+def test_depth_is_the_inverse_of_disparity(tmp_path: Path):
+    thousandths = layouts.RNG.permutation(np.arange(5000, 5400)).reshape(20, 20) * 20
+    thousandths[0, :4] = 0
+    write(tmp_path / "manipulation_v5_1/dataset/data/left", thousandths)
+    layouts.picture(
+        tmp_path / "manipulation_v5_1/dataset/data/left/rgb/0001.jpg", 20, 20
+    )  # without disparity
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert record.id == "manipulation_v5_1/dataset/data/left/rgb/0000" and record.unit == "relative"
+    np.testing.assert_allclose(
+        record.depth[record.valid], 1000 / thousandths[record.valid], rtol=1e-6
+    )
+    known = thousandths > 0
+    assert (
+        record.valid.sum() == known.sum() - 3 and np.isnan(record.intrinsics).all()
+    )  # of 396, the farthest 3
+    assert thousandths[record.valid].min() > thousandths[known & ~record.valid].max()
+
+
+def test_the_farthest_are_unknown_but_a_wall_stays():
+    disparity = np.full((10, 100), 20, np.float32)
+    disparity[0, :5] = 0.001  # sky
+    disparity[1, :5] = 0
+    depth = depth_of(disparity)
+    assert not depth[0, :5].any() and not depth[1, :5].any()
+    np.testing.assert_array_equal(depth[2:], np.float32(0.05))
+    assert np.count_nonzero(depth) == 990
+    assert not depth_of(np.zeros((2, 2), np.float32)).any()
+
+
+def test_nothing_known(tmp_path: Path):
+    write(tmp_path / "a/dataset/data/left", np.zeros((4, 4), int))
+    assert "no pixel of its depth is known" in layouts.refused(DATASET, tmp_path)
+
+
+def test_other_folders(tmp_path: Path):
+    layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,0 +1,52 @@
+"""MegaDepth from its exact encoding: HDF5 depth, ordinal maps refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.datasets.megadepth import DATASET
+from tests import layouts
+
+h5py = pytest.importorskip("h5py")
+
+
+@pytest.mark.parametrize("above", ["", "MegaDepth_v1/", "phoenix/S6/zl548/MegaDepth_v1/"])
+def test_depth(tmp_path: Path, above: str):
+    folder = tmp_path / above / "0000/dense0"
+    depth = layouts.RNG.uniform(0.5, 20, (4, 6)).astype(np.float32) * (
+        layouts.RNG.random((4, 6)) < 0.6
+    )
+    image = layouts.picture(folder / "imgs/1_o.jpg", 4, 6)
+    layouts.junk(folder / "imgs/._1_o.jpg")
+    layouts.hdf5(folder / "depths/1_o.h5", "depth", depth.astype(np.float32))
+    layouts.hdf5(folder / "depths/2_o.h5", "depth", depth)  # without a picture
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert (
+        record.id == "0000/dense0/imgs/1_o"
+        and record.unit == "sfm"
+        and record.image.shape == image.shape
+    )
+    np.testing.assert_array_equal(record.depth, depth.astype(np.float32))
+    assert np.isnan(record.intrinsics).all()
+
+
+@pytest.mark.parametrize(
+    ("depth", "told"),
+    [
+        (np.float32([[1, -1], [0, 2]]), "tells only what lies before what"),
+        (np.zeros((2, 2), np.float32), "no pixel of its depth is known"),
+        (np.ones((2, 2, 1), np.float32), "depth of shape (2, 2, 1), not [h w]"),
+        (np.zeros((0, 2), np.float32), "depth of shape (0, 2), not [h w]"),
+    ],
+)
+def test_maps_that_are_no_depth_are_told(tmp_path: Path, depth: np.ndarray, told: str):
+    layouts.picture(tmp_path / "0000/dense0/imgs/1.jpg", 2, 2)
+    layouts.hdf5(tmp_path / "0000/dense0/depths/1.h5", "depth", depth)
+    assert told in layouts.refused(DATASET, tmp_path)
+
+
+def test_other_folders(tmp_path: Path):
+    layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,0 +1,76 @@
+"""Middlebury stereo from its exact encoding: disparity in PFM, inf unknown, the axes of the cameras apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.datasets.middlebury import DATASET, depth_of
+from tests import layouts
+
+CALIBRATION = """cam0=[3997.684 0 1176.728; 0 3997.684 1011.728; 0 0 1]
+cam1=[3997.684 0 1307.839; 0 3997.684 1011.728; 0 0 1]
+doffs=131.111
+baseline=193.001
+width=2964
+height=1988
+ndisp=280
+isint=0
+vmin=31
+vmax=257
+dyavg=0.918
+dymax=1.516
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [("Adirondack-perfect", "disp0.pfm"), ("trainingQ/Adirondack", "disp0GT.pfm")],
+)
+def test_depth_of_disparity(tmp_path: Path, place: str, name: str):
+    scene = tmp_path / place
+    disparity = layouts.RNG.uniform(31, 257, (4, 6)).astype(np.float32)
+    disparity[0, :3] = np.inf, 0, -131.111
+    image = layouts.picture(scene / "im0.png", 4, 6)
+    layouts.pfm(scene / name, disparity)
+    layouts.text(scene / "calib.txt", CALIBRATION)
+    layouts.text(tmp_path / "kept_back/calib.txt", CALIBRATION)  # without disparity
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert record.id == f"{place}/im0"
+    np.testing.assert_array_equal(record.image, image)
+    assert record.valid.sum() == 22 and not record.valid[0, 0] and not record.valid[0, 2]
+    expected = 3997.684 * 0.193001 / (disparity.astype(np.float64) + 131.111)
+    np.testing.assert_allclose(record.depth[record.valid], expected[record.valid], rtol=1e-6)
+    np.testing.assert_allclose(
+        record.intrinsics, [[3997.684, 0, 1176.728], [0, 3997.684, 1011.728], [0, 0, 1]], rtol=1e-7
+    )
+
+
+def test_one_map_of_a_scene_that_has_two(tmp_path: Path):
+    layouts.picture(tmp_path / "a/im0.png", 1, 1)
+    for name, value in (("disp0.pfm", 1), ("disp0GT.pfm", 2)):
+        layouts.pfm(tmp_path / "a" / name, np.full((1, 1), value, np.float32))
+    layouts.text(tmp_path / "a/calib.txt", CALIBRATION)
+    (record,) = layouts.records(DATASET, tmp_path)
+    np.testing.assert_allclose(record.depth, 3997.684 * 0.193001 / 132.111, rtol=1e-6)
+
+
+def test_what_is_not_finite_or_lies_behind_is_unknown():
+    disparity = np.float32([[10, np.inf, -np.inf, np.nan, -5, -6]])
+    np.testing.assert_array_equal(
+        depth_of(disparity, 100, 2, 5), np.float32([[200 / 15, 0, 0, 0, 0, 0]])
+    )
+
+
+@pytest.mark.parametrize("line", ["cam0", "doffs", "baseline"])
+def test_a_calibration_without_a_line_is_told(tmp_path: Path, line: str):
+    layouts.picture(tmp_path / "im0.png", 4, 6)
+    layouts.pfm(tmp_path / "disp0.pfm", np.ones((4, 6), np.float32))
+    layouts.text(tmp_path / "calib.txt", CALIBRATION.replace(f"{line}=", "x="))
+    assert "calib.txt: lacks cam0, baseline or doffs" in layouts.refused(DATASET, tmp_path)
+
+
+def test_other_folders(tmp_path: Path):
+    layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,0 +1,40 @@
+"""Redwood's rooms from their exact encoding: millimetres, and a camera written column by column."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.datasets.redwood import DATASET
+from tests import layouts
+
+
+def test_millimetres(tmp_path: Path):
+    image = layouts.picture(tmp_path / "room/color/00000.jpg", 4, 6)
+    counts = layouts.counts(tmp_path / "room/depth/00000.png", 4, 6)
+    layouts.picture(tmp_path / "room/color/00001.jpg", 4, 6)  # without depth
+    layouts.junk(tmp_path / "room/color/._00000.jpg")
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert record.id == "room/color/00000" and np.abs(record.image - image.astype(int)).max() < 3
+    np.testing.assert_array_equal(record.depth, (counts / 1000).astype(np.float32))
+    np.testing.assert_array_equal(record.intrinsics, [[525, 0, 319.5], [0, 525, 239.5], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("place", ["", "room/"])
+def test_a_camera_by_columns(tmp_path: Path, place: str):
+    layouts.picture(tmp_path / "room/color/0.png", 4, 6)
+    layouts.counts(tmp_path / "room/depth/0.png", 4, 6)
+    camera = {"width": 6, "height": 4, "intrinsic_matrix": [5, 0, 0, 0, 6, 0, 2.5, 1.5, 1]}
+    path = layouts.text(tmp_path / f"{place}camera_primesense.json", json.dumps(camera))
+    (record,) = layouts.records(DATASET, tmp_path)
+    np.testing.assert_array_equal(record.intrinsics, [[5, 0, 2.5], [0, 6, 1.5], [0, 0, 1]])
+    for wrong in ("{", "[]", '{"intrinsic_matrix": [1, 2]}', '{"intrinsic_matrix": "a"}'):
+        path.write_text(wrong)
+        assert "no intrinsic_matrix of nine numbers" in layouts.refused(DATASET, tmp_path)
+
+
+def test_other_folders(tmp_path: Path):
+    layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,0 +1,65 @@
+"""7-Scenes and its likes from their exact encoding: millimetres with two values for unknown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from modality_forcing.datasets.seven_scenes import DATASET
+from tests import layouts
+
+POSE = "  7.0352107e-001\t 0 0 -9.1287065e-001\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
+
+
+def frame(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Writes one frame with both values for unknown; returns picture and counts."""
+    name = folder / f"frame-{number:06}"
+    image = layouts.picture(name.with_name(f"{name.name}.color.png"), 4, 6)
+    counts = layouts.RNG.integers(1, 65535, (4, 6)).astype(np.uint16)
+    counts[0, :2] = 0, 65535
+    layouts.stored(name.with_name(f"{name.name}.depth.png"), counts)
+    layouts.text(name.with_name(f"{name.name}.pose.txt"), POSE)
+    layouts.junk(name.with_name(f"._{name.name}.color.png"))
+    return image, counts
+
+
+def test_millimetres(tmp_path: Path):
+    image, counts = frame(tmp_path / "chess/seq-01", 7)
+    (record,) = layouts.records(DATASET, tmp_path)
+    assert record.id == "chess/seq-01/frame-000007"
+    np.testing.assert_array_equal(record.image, image)
+    np.testing.assert_array_equal(
+        record.depth, np.where(counts == 65535, 0, counts / 1000).astype(np.float32)
+    )
+    assert record.valid.sum() == 22
+    np.testing.assert_array_equal(record.intrinsics, [[585, 0, 320], [0, 585, 240], [0, 0, 1]])
+
+
+def test_splits_by_sequence(tmp_path: Path):
+    for scene, sequence in (("chess", 1), ("chess", 3), ("chess", 12), ("fire", 1)):
+        frame(tmp_path / scene / f"seq-{sequence:02}", 0)
+    layouts.text(tmp_path / "chess/TrainSplit.txt", "sequence1\nsequence12\n")
+    layouts.text(tmp_path / "chess/TestSplit.txt", "sequence3\n")
+    assert "fire: no TrainSplit.txt" in layouts.refused(DATASET, tmp_path, "train")
+    layouts.text(tmp_path / "fire/TrainSplit.txt", "sequence2\n")
+    ids = [record.id for record in layouts.records(DATASET, tmp_path, "train")]
+    assert ids == ["chess/seq-01/frame-000000", "chess/seq-12/frame-000000"]
+    assert len(layouts.records(DATASET, tmp_path, "every")) == 4
+
+
+def test_a_camera_beside_the_frames_or_above(tmp_path: Path):
+    frame(tmp_path / "set/scene", 0)
+    layouts.text(tmp_path / "camera-intrinsics.txt", "1 0 0\n0 1 0\n0 0 1\n")
+    layouts.text(
+        tmp_path / "set/camera-intrinsics.txt", " 5.4e+02\t 0\t 3.2e+02\t\n 0 540 240\n0 0 1\n"
+    )
+    # A camera above the folder given is that of other sets.
+    assert layouts.records(DATASET, tmp_path / "set")[0].intrinsics[0, 0] == 540
+    (tmp_path / "set/camera-intrinsics.txt").unlink()
+    assert layouts.records(DATASET, tmp_path / "set")[0].intrinsics[0, 0] == 585
+    assert layouts.records(DATASET, tmp_path)[0].intrinsics[0, 0] == 1
+
+
+def test_other_folders(tmp_path: Path):
+    layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,0 +1,260 @@
+"""The sampler: arrives exactly, keeps what it was given, guides what it was told to, and treats each picture alone."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modality_forcing.diffusion import trajectories
+from modality_forcing.diffusion.sampler import sample
+
+SHAPES = {"image": (4, 6), "depth": (9, 2)}
+X = {"image": "x", "depth": "x"}
+KEYS = jax.random.split(jax.random.key(0), 3)
+X0 = {n: jax.random.normal(jax.random.key(i), (3, *s)) for i, (n, s) in enumerate(SHAPES.items())}
+SOLVERS = ["euler", "heun"]
+
+
+def run(model, path, **options):
+    options = {"text": None, "keys": KEYS, "shapes": SHAPES, "predictions": X, **options}
+    return sample(model, {n: jnp.asarray(t) for n, t in path.levels.items()}, **options)
+
+
+def noise_of(name: str, keys=KEYS) -> np.ndarray:
+    """The noise the sampler starts from: what comes out of a model that says "stay where you are"."""
+    stay = lambda noisy, t, text: noisy
+    return np.asarray(run(stay, trajectories.joint(name, (), 1), keys=keys)[name])
+
+
+def oracle(noisy, t, text):
+    """Knows the data."""
+    return {n: X0[n] for n in noisy}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("steps", [1, 2, 59, 200])
+def test_the_last_step_arrives_exactly(steps, solver):
+    # From 59 steps on, the last one starts below the clamp; stepping by the velocity would stop short.
+    out = run(
+        oracle, trajectories.joint("image", ("depth",), steps, alpha=32.0, mu=1.1), solver=solver
+    )
+    for name in SHAPES:
+        np.testing.assert_array_equal(out[name], X0[name])
+        assert out[name].dtype == jnp.float32
+
+
+@pytest.mark.parametrize("spacing", ["uniform", "arc"])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_v_prediction_arrives_too(solver, spacing):
+    def model(noisy, t, text):
+        level = {n: jnp.maximum(t[n], 1e-6)[:, None, None] for n in noisy}
+        return {n: (X0[n] - noisy[n]) / level[n] for n in noisy}  # = x0 - eps on a straight path
+
+    path = trajectories.joint("image", ("depth",), 20, alpha=4.0, mu=1.1, spacing=spacing)
+    out = run(model, path, solver=solver, predictions={"image": "v", "depth": "v"})
+    for name in SHAPES:
+        np.testing.assert_allclose(out[name], X0[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_model_sees_the_path_it_was_promised(solver):
+    """On the straight path of an oracle, x_t is (1 - t) x0 + t eps at every level the model is called with."""
+    seen = []
+
+    def model(noisy, t, text):
+        jax.debug.callback(
+            lambda *a: seen.append(a), noisy["image"], t["image"], t["depth"], ordered=True
+        )
+        return oracle(noisy, t, text)
+
+    path = trajectories.joint("image", ("depth",), 5, alpha=4.0)
+    jax.block_until_ready(run(model, path, solver=solver, t_min=1e-3))
+    eps = noise_of("image")
+    for x_t, t, _ in seen:
+        np.testing.assert_allclose(
+            x_t, (1 - t[:, None, None]) * X0["image"] + t[:, None, None] * eps, atol=2e-5
+        )
+    expected = list(zip(path.levels["image"][:-1], path.levels["depth"][:-1], strict=True))
+    if solver == "heun":  # two slopes a step but the last: here and at the next level
+        ahead = list(zip(path.levels["image"][1:], path.levels["depth"][1:], strict=True))
+        expected = [
+            pair for both in zip(expected[:-1], ahead, strict=False) for pair in both
+        ] + expected[-1:]
+    np.testing.assert_allclose([(t[0], s[0]) for _, t, s in seen], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("path", [trajectories.conditional(("depth",), ("image",), 4, 1.1),
+                                  trajectories.partial("depth", "image", 4, 8.0, 1.1)])  # fmt: skip
+def test_given_tokens_come_back_unchanged(path, solver):
+    observed = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
+    given = {"image": (X0["image"], observed)}
+    model = lambda noisy, t, text: {n: noisy[n] * 0.3 for n in noisy}
+    out = run(model, path, given=given, solver=solver)
+    np.testing.assert_array_equal(out["image"], X0["image"])
+    assert not np.allclose(out["depth"], X0["depth"])
+
+
+@pytest.mark.parametrize("alpha", [None, 8.0])
+def test_what_is_given_is_fed_at_its_level_and_as_noise_where_unknown(alpha):
+    seen = []
+
+    def model(noisy, t, text):
+        jax.debug.callback(lambda *a: seen.append(a), noisy["image"], t["image"], ordered=True)
+        return {n: jnp.zeros_like(noisy[n]) for n in noisy}
+
+    observed = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
+    path = trajectories.conditional(("depth",), ("image",), 4)
+    if alpha is not None:
+        path = trajectories.partial("depth", "image", 4, alpha)
+    x0 = jnp.where(observed, X0["image"], jnp.nan)
+    out = run(model, path, given={"image": (x0, observed)})
+    assert np.all(np.isfinite(out["depth"]))
+    eps = noise_of("image")
+    assert len(seen) == 4
+    for (x_t, t), level in zip(seen, path.levels["image"], strict=False):
+        np.testing.assert_array_equal(t, np.full(3, level))
+        np.testing.assert_array_equal(x_t[~observed], eps[~observed])
+        np.testing.assert_allclose(
+            x_t[observed], ((1 - level) * X0["image"] + level * eps)[observed], atol=1e-6
+        )
+
+
+TEXT = {"says": jnp.ones((3, 1))}
+NULL = {"says": jnp.zeros((3, 1))}
+
+
+def listening(noisy, t, text):
+    """Answers 2 to a text and 1 to none, in every modality."""
+    return {n: jnp.broadcast_to(1.0 + text["says"][:, :, None], x.shape) for n, x in noisy.items()}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_guidance_on_the_image_leaves_the_depth_unguided(solver):
+    path = trajectories.joint("image", ("depth",), 6, alpha=4.0)
+    options = {"text": TEXT, "solver": solver}
+    plain = run(listening, path, **options)
+    guided = run(listening, path, guidance={"image": 4.0}, null_text=NULL, **options)
+    np.testing.assert_array_equal(guided["depth"], plain["depth"])
+    np.testing.assert_allclose(plain["image"], 2.0, atol=1e-6)
+    np.testing.assert_allclose(guided["image"], 1.0 + 4.0 * (2.0 - 1.0), atol=1e-6)
+
+
+def test_a_modality_can_be_guided_while_the_other_is_given():
+    path = trajectories.conditional(("image",), ("depth",), 3)
+    given = {"depth": (X0["depth"], jnp.ones(X0["depth"].shape, bool))}
+    out = run(listening, path, text=TEXT, null_text=NULL, guidance={"image": 3.0}, given=given)
+    np.testing.assert_allclose(out["image"], 4.0, atol=1e-6)
+    np.testing.assert_array_equal(out["depth"], X0["depth"])
+
+
+def test_guidance_of_what_is_given_costs_no_second_call():
+    sizes = []
+
+    def model(noisy, t, text):
+        sizes.append(noisy["image"].shape[0])
+        return listening(noisy, t, text)
+
+    given = {"image": (X0["image"], jnp.ones(X0["image"].shape, bool))}
+    run(
+        model,
+        trajectories.conditional(("depth",), ("image",), 3),
+        text=TEXT,
+        guidance={"image": 4.0},
+        given=given,
+    )
+    assert set(sizes) == {3}
+
+
+def test_guidance_without_a_null_text_and_unknown_givens_are_refused():
+    path = trajectories.joint("image", (), 2)
+    with pytest.raises(ValueError, match="null_text"):
+        run(listening, path, text=TEXT, guidance={"image": 4.0})
+    with pytest.raises(ValueError, match="depth"):
+        run(
+            listening,
+            path,
+            text=TEXT,
+            given={"depth": (X0["depth"], jnp.ones(X0["depth"].shape, bool))},
+        )
+
+
+def wiener(noisy, t, text, deviation=0.5):
+    """The best guess of Gaussian data of this deviation, for which the flow is known: x(t) = eps std(t)."""
+    s2, level = deviation**2, {n: t[n][:, None, None] for n in noisy}
+    return {
+        n: (1 - level[n]) * s2 / ((1 - level[n]) ** 2 * s2 + level[n] ** 2) * noisy[n]
+        for n in noisy
+    }
+
+
+def test_heun_follows_a_linear_flow_better_than_euler():
+    truth = 0.5 * noise_of("image")
+
+    def error(solver: str, steps: int) -> float:
+        out = run(wiener, trajectories.joint("image", (), steps), solver=solver, t_min=1e-3)
+        return float(np.sqrt(np.mean((out["image"] - truth) ** 2)))
+
+    assert error("heun", 10) < 0.3 * error("euler", 20)  # for the same number of calls
+    assert error("heun", 20) < error("heun", 10) / 3  # second order
+    assert error("euler", 20) > error("euler", 10) / 3  # first
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_picture_does_not_depend_on_its_neighbours(solver):
+    path = trajectories.joint("image", ("depth",), 5, alpha=4.0)
+    options = {"solver": solver, "guidance": {"image": 2.0}}
+
+    def model(noisy, t, text):
+        return {
+            n: jnp.tanh(x) * t[n][:, None, None] + text["says"][:, :, None]
+            for n, x in noisy.items()
+        }
+
+    whole = run(model, path, text=TEXT, null_text=NULL, **options)
+    for rows in (np.array([1]), np.array([2, 0])):
+        text, null = (jax.tree.map(lambda x, rows=rows: x[rows], tree) for tree in (TEXT, NULL))
+        alone = run(model, path, text=text, null_text=null, keys=KEYS[rows], **options)
+        for name in SHAPES:
+            np.testing.assert_allclose(alone[name], whole[name][rows], rtol=1e-6, atol=1e-6)
+
+
+def test_each_picture_and_modality_starts_from_its_own_noise():
+    eps = noise_of("image")
+    assert len(np.unique(eps)) == eps.size
+    np.testing.assert_array_equal(noise_of("image", KEYS[1:]), eps[1:])
+    assert not np.intersect1d(eps, noise_of("depth")).size
+
+
+def test_the_noise_does_not_depend_on_the_order_of_generation():
+    stay = lambda noisy, t, text: noisy
+    eps = noise_of("image")
+    for path in (
+        trajectories.joint("image", ("depth",), 1),
+        trajectories.joint("depth", ("image",), 1),
+    ):
+        np.testing.assert_array_equal(run(stay, path)["image"], eps)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_what_has_arrived_holds_still(solver):
+    def model(noisy, t, text):  # at t = 0 it has nothing sensible to say
+        return {n: jnp.where(t[n][:, None, None] > 0, X0[n], 1e3) for n in noisy}
+
+    path = trajectories.Trajectory({
+        "image": np.array([1.0, 0.5, 0.0, 0.0, 0.0], np.float32),
+        "depth": np.array([1.0, 0.8, 0.6, 0.3, 0.0], np.float32),
+    })  # fmt: skip
+    out = run(model, path, solver=solver)
+    for name in SHAPES:
+        np.testing.assert_array_equal(out[name], X0[name])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_it_runs_under_jit(solver):
+    path = trajectories.joint("image", ("depth",), 3, alpha=2.0)
+    jitted = jax.jit(lambda keys: run(wiener, path, keys=keys, solver=solver))(KEYS)
+    plain = run(wiener, path, solver=solver)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), jitted, plain)

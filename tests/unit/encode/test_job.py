@@ -1,0 +1,178 @@
+"""The work of encoding: every latent and state where training looks for it; the same bytes by any parts, batches and runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from modality_forcing.config import MeshConfig
+from modality_forcing.data.augment import mirror
+from modality_forcing.data.resize import fit
+from modality_forcing.encode.job import Job
+from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.errors import UserError
+from modality_forcing.storage import latent_cache
+from modality_forcing.storage.latent_cache import Cache, Encoded, States
+from modality_forcing.storage.shards import Shards
+from modality_forcing.train import sharding
+from tests import frozen as small
+
+MESH = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory) -> Frozen:
+    folder = tmp_path_factory.mktemp("frozen")
+    text, image = small.text_folder(folder / "text"), small.image_folder(folder / "image")
+    return Frozen(f"umt5:{text}", f"flux2:{image}", MESH)
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Shards:
+    return Shards(small.prepared(tmp_path_factory.mktemp("prepared")))
+
+
+def job(
+    frozen: Frozen,
+    shards: Shards,
+    out: Path,
+    part: tuple[int, int] = (0, 1),
+    batch: int = 4,
+    **changes,
+) -> Job:
+    own = {"text": {"tokens": small.TOKENS}, "image": {"resolution": small.PIXELS}}
+    settings = {
+        "format": latent_cache.FORMAT,
+        "source": latent_cache.source_digest(shards.folder, shards.split),
+        "records": len(shards),
+        "shard_size": 3,
+        **{name: {**told, **own[name]} for name, told in frozen.identity().items()},
+        **changes,
+    }
+    return Job(shards, out, settings, frozen, batch, part)
+
+
+def encode(one: Job) -> Path:
+    one.claim()
+    one.encode_text(small.TOKENS)
+    one.encode_pictures(small.PIXELS)
+    return one.out
+
+
+@pytest.fixture(scope="module")
+def cache(frozen, source, tmp_path_factory) -> Path:
+    return encode(job(frozen, source, tmp_path_factory.mktemp("cache")))
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_every_latent_is_that_of_its_picture_and_of_its_mirror_image(cache, frozen, source):
+    records = Encoded(source, Cache(cache, "train"))
+    assert len(records) == len(source) == 11
+    for index in (0, 5, 10):
+        record, seen = records[index], fit(source[index], small.PIXELS)
+        both = np.stack([seen.image, mirror(seen).image])
+        want = np.asarray(frozen.latents(both), np.float32)
+        np.testing.assert_allclose(
+            np.asarray(record.latents, np.float32), want, rtol=2**-7, atol=1e-4
+        )
+        assert not np.array_equal(record.latents[0], record.latents[1])
+        np.testing.assert_array_equal(record.depth, source[index].depth)
+        np.testing.assert_array_equal(mirror(record).latents, record.latents[::-1])
+
+
+def test_every_caption_is_there_once(cache, frozen, source):
+    states, sentences = (
+        States(small.TOKENS, (Cache(cache, "train"),)),
+        frozen.sentences(small.TOKENS),
+    )
+    captions = {source[index].caption for index in range(len(source))}
+    assert len(captions) == 6 and "" in captions
+    assert len(Shards(cache / "text", "train")) == len(captions)
+    for caption in captions:
+        ids = sentences.encode(caption)
+        want = frozen.states({k: v[None] for k, v in ids.items()})["tokens"][0]
+        found = states.encode(caption)
+        np.testing.assert_array_equal(found["mask"], ids["mask"])
+        np.testing.assert_allclose(
+            np.asarray(found["tokens"], np.float32),
+            np.asarray(want, np.float32),
+            rtol=0.02,
+            atol=0.02,
+        )
+
+
+def test_bytes_depend_on_neither_parts_nor_batches_nor_being_stopped(
+    cache, frozen, source, tmp_path
+):
+    for part in ((1, 2), (0, 2)):
+        encode(job(frozen, source, tmp_path / "parts", part))
+    assert bytes_of(tmp_path / "parts") == bytes_of(cache)
+
+    whole, stopped = Frozen.latents, []
+
+    def stop(self: Frozen, image: np.ndarray):
+        stopped.append(1)
+        if len(stopped) == 4:
+            raise KeyboardInterrupt
+        return whole(self, image)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Frozen, "latents", stop)
+        encode(job(frozen, source, tmp_path / "stopped"))
+    left = bytes_of(tmp_path / "stopped")
+    assert 0 < len(left) < len(bytes_of(cache)) and all(
+        bytes_of(cache)[name] == content for name, content in left.items()
+    )
+    encode(job(frozen, source, tmp_path / "stopped"))
+    assert bytes_of(tmp_path / "stopped") == bytes_of(cache)
+    assert job(frozen, source, cache).told() == str(cache / "encoded-train.json")
+
+
+def test_a_part_says_what_is_missing(frozen, source, tmp_path):
+    first = job(frozen, source, tmp_path, (0, 2))
+    encode(first)
+    assert first.told() == "this part is done; 1 of 2 shards of text, 2 of 4 shards of latents"
+    with pytest.raises(UserError, match="lacks 2 of 4 shards"):
+        Encoded(source, Cache(tmp_path, "train"))
+
+
+def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_path):
+    other = Frozen(f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}", mesh=MESH)
+    before = bytes_of(cache)
+    with pytest.raises(
+        UserError, match=r"was begun otherwise \(text.weights \w+, now \w+\); choose another --out"
+    ):
+        job(other, source, cache).claim()
+    with pytest.raises(UserError, match=r"\(shard_size 3, now 4\)"):
+        job(frozen, source, cache, shard_size=4).claim()
+    with pytest.raises(UserError, match=r"\(records 11, now 5, source \w+, now abc\)"):
+        job(frozen, source, cache, source="abc", records=5).claim()
+    assert bytes_of(cache) == before
+
+
+def test_pictures_may_be_added_to_a_cache_of_text(cache, frozen, source, tmp_path):
+    alone = Frozen(f"umt5:{frozen._text_at}", mesh=MESH)
+    text = job(alone, source, tmp_path)
+    text.claim()
+    text.encode_text(small.TOKENS)
+    with pytest.raises(
+        UserError, match="holds nothing of image; run mforce encode with --image too"
+    ):
+        Encoded(source, Cache(tmp_path, "train"))
+    encode(job(frozen, source, tmp_path))
+    have, want = (
+        json.loads((folder / "encoded-train.json").read_text()) for folder in (tmp_path, cache)
+    )
+    assert have == want

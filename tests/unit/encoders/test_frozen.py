@@ -1,0 +1,111 @@
+"""Frozen encoders behind one object: loaded when needed, and the same batch whatever computes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.encoders.pixels import from_u8
+from modality_forcing.errors import UserError
+from tests import frozen as small
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("frozen")
+    return small.text_folder(folder / "text"), small.image_folder(folder / "image")
+
+
+@pytest.fixture(scope="module")
+def frozen(folders) -> Frozen:
+    return Frozen(f"umt5:{folders[0]}", f"flux2:{folders[1]}")
+
+
+def test_a_batch_becomes_what_the_network_reads(frozen):
+    sentences = frozen.sentences(small.TOKENS)
+    text = [sentences.encode(caption) for caption in ("", "a red cube", "un gato negro " * 20)]
+    image = RNG.integers(0, 256, (3, 16, 16, 3), np.uint8)
+    batch = {
+        "image": image,
+        "text": {k: np.stack([one[k] for one in text]) for k in text[0]},
+        "depth": np.ones((3, 16, 16)),
+    }
+    made = frozen.encode(batch)
+    assert set(made) == {"latent", "text", "depth"} and made["depth"] is batch["depth"]
+    assert made["latent"].shape == (3, 4, 4, 12) and made["latent"].dtype == jnp.bfloat16
+    states = np.asarray(made["text"]["tokens"], np.float32)
+    assert (
+        states.shape == (3, small.TOKENS, small.WIDTH)
+        and made["text"]["tokens"].dtype == jnp.bfloat16
+    )
+    mask = batch["text"]["mask"]
+    assert (
+        mask.sum(1).tolist() == [1, *mask[1:].sum(1)]
+        and not states[~mask].any()
+        and states[mask].any(-1).all()
+    )
+    assert set(batch) == {"image", "text", "depth"}  # the caller's is as it was
+
+
+def test_latents_are_the_encoder_s_and_pictures_the_decoder_s(frozen):
+    from flax import nnx
+
+    from modality_forcing.encoders import flux2_names
+    from modality_forcing.encoders.flux2_vae import VAE, VAEConfig
+    from modality_forcing.encoders.weights import load_module, open_checkpoint
+
+    c, image = VAEConfig.from_dict(small.VAE), RNG.integers(0, 256, (2, 16, 24, 3), np.uint8)
+    weights = open_checkpoint(frozen._image_at)
+    tensors, unused = flux2_names.tensors(c, weights.shapes), flux2_names.UNUSED["vae"]
+    vae = load_module(lambda: VAE(c, rngs=nnx.Rngs(0)), tensors, weights, unused=unused)
+    latents = vae.encode(from_u8(jnp.asarray(image)))
+    np.testing.assert_allclose(
+        np.asarray(frozen.latents(image), np.float32), latents, rtol=2**-8, atol=1e-5
+    )
+    pictures = np.asarray(frozen.pictures(latents))
+    np.testing.assert_allclose(pictures, np.clip((vae.decode(latents) + 1) / 2, 0, 1), atol=1e-5)
+    assert pictures.shape == (2, 16, 24, 3) and pictures.min() >= 0 and pictures.max() <= 1
+
+
+def test_the_identity_tells_weights_and_sizes_apart(frozen, folders, tmp_path):
+    told = frozen.identity()
+    assert told["text"]["kind"] == "umt5" and told["text"]["width"] == small.WIDTH
+    assert told["image"]["kind"] == "flux2" and told["image"]["widths"] == [8, 16]
+    other = Frozen(f"umt5:{small.text_folder(tmp_path, seed='other')}").identity()
+    assert set(other) == {"text"} and other["text"]["weights"] != told["text"]["weights"]
+    assert {**other["text"], "weights": 0} == {**told["text"], "weights": 0}
+    assert (
+        Frozen(f"umt5:{folders[0]}").identity()["text"] == told["text"]
+        and Frozen().identity() == {}
+    )
+
+
+@pytest.mark.parametrize("spec", ["t5:x", "x", "umt5", "umt5:", ":x", "flux2:x"])
+def test_another_kind_is_refused(spec):
+    with pytest.raises(UserError, match="it must be umt5:PATH"):
+        Frozen(spec)
+
+
+def test_a_wrong_folder_is_one_line_when_it_is_needed(folders, tmp_path):
+    with pytest.raises(UserError, match="no such file or folder"):
+        Frozen(f"umt5:{tmp_path}/nowhere").sentences(4)
+    with pytest.raises(UserError, match="model_type is None, not 'umt5'"):
+        Frozen(f"umt5:{folders[1]}").states(
+            {"tokens": np.zeros((1, 2), np.int32), "mask": np.ones((1, 2), bool)}
+        )
+    with pytest.raises(UserError, match=r"config\.json is of None"):
+        Frozen("", f"flux2:{folders[0]}").latents(np.zeros((1, 16, 16, 3), np.uint8))
+
+
+def test_a_tokenizer_beside_the_encoder_is_found(folders, tmp_path):
+    small.text_folder(tmp_path / "text_encoder")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "text_encoder" / "spiece.model").rename(tmp_path / "tokenizer" / "spiece.model")
+    found = Frozen(f"umt5:{tmp_path}/text_encoder").sentences(5)
+    assert found.model == str(tmp_path / "tokenizer") and found.encode("a red cube")["mask"].any()

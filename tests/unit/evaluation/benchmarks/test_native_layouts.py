@@ -1,0 +1,226 @@
+"""The five sets as their authors lay them out: each read back from fixtures in the exact encodings on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.datasets.common.frame_names import official_names
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation.benchmarks.native_layouts import Original, find_original
+from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, Frame
+
+RNG = np.random.default_rng(7)
+NYU = "test/kitchen_0004/rgb_0001"
+DRIVE = "2011_09_26_drive_0002_sync"
+KITTI = f"2011_09_26/{DRIVE}/image_02/data/0000000069"
+ETH = "courtyard/DSC_0286"
+SCANNET = "scene0406_02/000300"
+DIODE = "indoors/scene_00021/scan_00189/00021_00189_indoors_200_010"
+
+
+def picture(path: Path, height: int, width: int) -> np.ndarray:
+    """Writes a picture of noise, except for .jpg and .JPG one colour, and returns it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = RNG.integers(0, 256, (height, width, 3), np.uint8)
+    image = noise if path.suffix == ".png" else np.full_like(noise, 90)
+    Image.fromarray(image).save(path)
+    return image
+
+
+def counts(path: Path, height: int, width: int) -> np.ndarray:
+    """Writes 16-bit counts of depth, about a third of them unknown, and returns them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    drawn = RNG.integers(1, 65536, (height, width), np.uint16) * (RNG.random((height, width)) < 0.7)
+    Image.fromarray(drawn.astype(np.uint16)).save(path)
+    return drawn
+
+
+def read(name: str, root: Path, frame: str) -> Frame:
+    found = find_original(BENCHMARKS[name], root)
+    assert found
+    return found.read(frame)
+
+
+def agrees(frame: Frame, image: np.ndarray, depth: np.ndarray, scored: np.ndarray) -> None:
+    valid = scored & np.isfinite(depth) & (depth > 0)
+    assert valid.any() and not valid.all()
+    np.testing.assert_array_equal(frame.image, image)
+    np.testing.assert_array_equal(frame.valid, valid)
+    np.testing.assert_array_equal(frame.depth, np.where(valid, depth, 0).astype(np.float32))
+    assert (
+        frame.image.dtype == np.uint8
+        and frame.depth.dtype == np.float32
+        and frame.valid.dtype == np.bool_
+    )
+
+
+def test_nyuv2_is_millimetres_inside_eigens_crop(tmp_path: Path):
+    image = picture(tmp_path / f"{NYU}.png", 480, 640)
+    depth = counts(tmp_path / "test/kitchen_0004/depth_0001.png", 480, 640)
+    counts(tmp_path / "test/kitchen_0004/filled_0001.png", 480, 640)
+    crop = np.zeros((480, 640), bool)
+    crop[45:471, 41:601] = True
+    frame = read("nyuv2", tmp_path, NYU)
+    agrees(frame, image, depth / 1000, crop)
+    assert frame.intrinsics is not None and frame.intrinsics.dtype == np.float32
+    pixels = frame.intrinsics * [[640], [480], [1]]
+    np.testing.assert_allclose(
+        pixels, [[518.8579, 0, 325.5825], [0, 519.4696, 253.7362], [0, 0, 1]], rtol=1e-6
+    )
+
+
+def test_nyuv2_of_another_size_cannot_be_cropped(tmp_path: Path):
+    picture(tmp_path / f"{NYU}.png", 240, 320)
+    counts(tmp_path / "test/kitchen_0004/depth_0001.png", 240, 320)
+    with pytest.raises(UserError, match=r"depth_0001.png: .*240 x 320") as caught:
+        read("nyuv2", tmp_path, NYU)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["", "train/", "val/"])
+def test_kitti_is_256ths_cropped_twice(tmp_path: Path, part: str):
+    image = picture(tmp_path / f"{KITTI}.png", 375, 1242)
+    depth = counts(
+        tmp_path / f"{part}{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 375, 1242
+    )
+    crop = np.zeros((352, 1216), bool)
+    crop[117:321, 43:1172] = True  # whole pixels of .3324324 to .91351351 and .0359477 to .96405229
+    frame = read("kitti", tmp_path, KITTI)
+    agrees(frame, image[23:, 13:1229], depth[23:, 13:1229] / 256, crop)
+    assert frame.intrinsics is None
+
+
+def test_kitti_too_small_to_crop(tmp_path: Path):
+    picture(tmp_path / f"{KITTI}.png", 300, 1242)
+    counts(tmp_path / f"{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 300, 1242)
+    with pytest.raises(UserError, match=r"0000000069.png: .*300 x 1242"):
+        read("kitti", tmp_path, KITTI)
+
+
+@pytest.mark.parametrize(("rgb", "below"), [("rgb/", "depth/courtyard_dslr_depth/"), ("", "")])
+def test_eth3d_is_raw_floats_with_inf_unknown(tmp_path: Path, rgb: str, below: str):
+    image = picture(tmp_path / f"{rgb}courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
+    path = tmp_path / f"{below}courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
+    path.parent.mkdir(parents=True)
+    depth = (RNG.random((4, 6), np.float32) * 30 + 0.1).astype("<f4")
+    depth[0, 1:3], depth[2, 5] = np.inf, 0
+    path.write_bytes(depth.tobytes())
+    frame = read("eth3d", tmp_path, ETH)
+    agrees(frame, image, depth, np.ones((4, 6), bool))
+    assert frame.valid.sum() == 21 and frame.intrinsics is None
+
+
+def test_eth3d_of_another_length_is_one_line(tmp_path: Path):
+    picture(tmp_path / "rgb/courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
+    path = tmp_path / "courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(bytes(4 * 23))
+    with pytest.raises(UserError, match="holds 92 bytes, not 96") as caught:
+        read("eth3d", tmp_path, ETH)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("number", ["000300", "300"])
+def test_scannet_is_millimetres(tmp_path: Path, number: str):
+    image = picture(tmp_path / f"scene0406_02/color/{number}.jpg", 48, 64)
+    depth = counts(tmp_path / f"scene0406_02/depth/{number}.png", 48, 64)
+    frame = read("scannet", tmp_path, SCANNET)
+    agrees(frame, image, depth / 1000, np.ones((48, 64), bool))
+    assert frame.intrinsics is None
+
+
+def test_scannet_brings_colour_to_the_raster_of_depth(tmp_path: Path):
+    picture(tmp_path / "scene0406_02/color/000000.jpg", 968, 1296)
+    depth = counts(tmp_path / "scene0406_02/depth/000000.png", 480, 640)
+    camera = tmp_path / "scene0406_02/intrinsic/intrinsic_depth.txt"
+    camera.parent.mkdir()
+    camera.write_text("576.0 0 320.0 0\n0 576.0 252.0 0\n0 0 1 0\n0 0 0 1\n")
+    frame = read("scannet", tmp_path, "scene0406_02/000000")
+    agrees(frame, np.full((480, 640, 3), 90, np.uint8), depth / 1000, np.ones((480, 640), bool))
+    np.testing.assert_allclose(
+        frame.intrinsics, [[0.9, 0, 0.5], [0, 1.2, 0.525], [0, 0, 1]], rtol=1e-6
+    )
+
+
+def test_scannet_does_not_squeeze_another_view(tmp_path: Path):
+    picture(tmp_path / "scene0406_02/color/000300.jpg", 54, 96)
+    counts(tmp_path / "scene0406_02/depth/000300.png", 48, 64)
+    with pytest.raises(UserError, match=r"is 64 x 48 pixels, but its picture 000300\.jpg 96 x 54"):
+        read("scannet", tmp_path, SCANNET)
+
+
+@pytest.mark.parametrize("part", ["", "val/"])
+def test_diode_is_scored_where_its_mask_says(tmp_path: Path, part: str):
+    image = picture(tmp_path / f"{part}{DIODE}.png", 6, 8)
+    depth = (RNG.random((6, 8, 1)) * 400).astype(
+        np.float32
+    )  # also out of the protocol's range, which is not applied here
+    mask = (RNG.random((6, 8)) < 0.6).astype(np.float32)
+    mask[0, :3], depth[0, :3, 0] = 1, (0, np.nan, np.inf)
+    np.save(tmp_path / f"{part}{DIODE}_depth.npy", depth)
+    np.save(tmp_path / f"{part}{DIODE}_depth_mask.npy", mask)
+    frame = read("diode", tmp_path, DIODE)
+    agrees(frame, image, depth[..., 0], mask > 0)
+    camera = [[886.81 / 1024, 0, 0.5], [0, 927.06 / 768, 0.5], [0, 0, 1]]
+    np.testing.assert_allclose(frame.intrinsics, camera, rtol=1e-6)
+
+
+def write_diode(root: Path, depth: tuple[int, int], mask: tuple[int, int]) -> None:
+    picture(root / f"{DIODE}.png", 6, 8)
+    np.save(root / f"{DIODE}_depth.npy", np.ones((*depth, 1), np.float32))
+    np.save(root / f"{DIODE}_depth_mask.npy", np.ones(mask, np.float32))
+
+
+def write_nyuv2(root: Path) -> None:
+    picture(root / f"{NYU}.png", 480, 640)
+    counts(root / "test/kitchen_0004/depth_0001.png", 480, 639)
+
+
+def write_kitti(root: Path) -> None:
+    picture(root / f"{KITTI}.png", 375, 1242)
+    counts(root / f"{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 376, 1242)
+
+
+@pytest.mark.parametrize(
+    ("name", "frame", "write"),
+    [
+        ("nyuv2", NYU, write_nyuv2),
+        ("kitti", KITTI, write_kitti),
+        ("diode", DIODE, lambda root: write_diode(root, (6, 7), (6, 8))),
+        ("diode", DIODE, lambda root: write_diode(root, (6, 8), (7, 8))),
+    ],
+)
+def test_two_sizes_are_one_line(
+    tmp_path: Path, name: str, frame: str, write: Callable[[Path], None]
+):
+    write(tmp_path)
+    with pytest.raises(UserError, match=r"pixels, but its picture") as caught:
+        read(name, tmp_path, frame)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["nyuv2", "kitti", "eth3d", "scannet", "diode"])
+def test_each_official_name_leads_to_files_of_its_own(tmp_path: Path, name: str):
+    original = Original(BENCHMARKS[name], tmp_path)
+    names = official_names(name)
+    files = [path for frame in names for path in original.files(frame).values()]
+    assert len(set(files)) == len(files) == len(names) * (3 if name == "diode" else 2)
+    assert original.names() == names and original.expected == len(names)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["rgb_0001", "test/kitchen_0004/depth_0001", "test/../x/rgb_0001", "test/a/rgb_0001.png"],
+)
+def test_a_name_of_another_form_is_told_with_one_of_this(tmp_path: Path, wrong: str):
+    with pytest.raises(UserError, match="write names like test/kitchen_0004/rgb_0001"):
+        Original(BENCHMARKS["nyuv2"], tmp_path).files(wrong)
+
+
+def test_sets_of_bundles_have_no_original(tmp_path: Path):
+    assert find_original(BENCHMARKS["ibims1"], tmp_path) is None

@@ -1,0 +1,55 @@
+"""The table of benchmarks: what holds for every entry, and a name that is not one."""
+
+from __future__ import annotations
+
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation.benchmarks.native_layouts import marks_of
+from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, find_benchmark
+
+FIVE = ("nyuv2", "kitti", "eth3d", "scannet", "diode")
+
+
+def test_the_sets_of_the_two_suites_are_there():
+    assert set(BENCHMARKS) == {*FIVE, "ibims1", "gso", "sintel", "ddad", "spring", "hammer"}
+    assert {name for name in BENCHMARKS if marks_of(name)} == set(FIVE)
+    assert all(name == benchmark.name for name, benchmark in BENCHMARKS.items())
+    assert len({benchmark.folder for benchmark in BENCHMARKS.values()}) == len(BENCHMARKS)
+
+
+@pytest.mark.parametrize("name", FIVE)
+def test_a_range_goes_with_an_original_layout(name: str):
+    least, most = BENCHMARKS[name].depth_range or (0, 0)
+    assert 0 < least < most
+    assert BENCHMARKS[name].range_masks_truth == (name != "diode")
+
+
+def test_sets_without_metres_are_marked():
+    assert {name for name, benchmark in BENCHMARKS.items() if not benchmark.metric} == {
+        "gso",
+        "sintel",
+        "spring",
+    }
+
+
+def test_a_known_name_is_found():
+    assert find_benchmark("nyuv2").title == "NYUv2"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("nyu", "nyuv2"), ("NYUv2", "nyuv2"), ("iBims-1", "ibims1"), ("DDAD", "ddad")],
+)
+def test_an_unknown_name_is_told_with_the_nearest(name: str, near: str):
+    with pytest.raises(UserError, match=f"did you mean {near}[?]") as caught:
+        find_benchmark(name)
+    assert "eth3d" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_like_none_is_told_with_all():
+    with pytest.raises(UserError) as caught:
+        find_benchmark("zzz")
+    assert "did you mean" not in str(caught.value) and all(
+        name in str(caught.value) for name in BENCHMARKS
+    )

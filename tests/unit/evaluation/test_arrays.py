@@ -1,0 +1,149 @@
+"""Arrays in, scores out: through the real command, and what is wrong with a file told in one line."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from modality_forcing import cli
+from modality_forcing.evaluation.depth_metrics import METRICS, score
+from modality_forcing.evaluation.protocols import Protocol, protocol
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    truth = rng.gamma(2.0, 1.0, (4, 20, 30)).astype("f4") + 0.2
+    pred = (0.5 * truth * np.exp(0.1 * rng.normal(size=truth.shape)) + 1).astype("f4")
+    valid = rng.random(truth.shape) < 0.5
+    valid[3] = False
+    np.savez(tmp_path / "p.npz", depth=pred, disparity=1 / pred)
+    np.savez(tmp_path / "g.npz", depth=np.where(valid, truth, np.nan), valid=valid)
+    return tmp_path, pred, truth, valid
+
+
+def command(folder, *more, pred="p.npz", truth="g.npz"):
+    return cli.main(["evaluate", f"--pred={folder / pred}", f"--truth={folder / truth}", *more])
+
+
+@pytest.mark.parametrize(
+    "name, align",
+    [("moge", "affine"), ("marigold", "affine"), ("metric", "none"), ("moge", "disparity")],
+)
+def test_json_holds_the_means_and_a_row_per_image(arrays, capsys, name, align):
+    folder, pred, truth, valid = arrays
+    assert (
+        command(
+            folder,
+            f"--protocol={name}",
+            f"--align={align}",
+            "--json",
+            f"--out={folder / 'scores.json'}",
+        )
+        == 0
+    )
+    printed = capsys.readouterr().out
+    result = json.loads(printed)
+    assert json.loads((folder / "scores.json").read_text()) == result
+    expected = score(
+        1 / pred if align == "disparity" else pred, truth, valid, protocol(name, align)
+    )
+    assert result["images"] == 3 and result["skipped"] == 1 and len(result["rows"]) == 4
+    assert Protocol.from_dict(result["protocol"]) == protocol(name, align)
+    for metric in METRICS:
+        assert result[metric] == pytest.approx(
+            float(getattr(expected, metric)[:3].mean()), rel=1e-6
+        )
+        assert [row[metric] for row in result["rows"][:3]] == pytest.approx(
+            list(map(float, getattr(expected, metric)[:3]))
+        )
+    assert result["rows"][3] == {"image": 3, "pixels": 0} | dict.fromkeys(
+        (*METRICS, "scale", "shift", "constant")
+    )
+
+
+def test_the_table_names_the_protocol_and_counts_what_was_skipped(arrays, capsys):
+    assert command(arrays[0], "--protocol=marigold", "--depth-range=0.1:inf") == 0
+    told = capsys.readouterr().out
+    assert (
+        "protocol marigold, affine, depth 0.1 to inf; 3 images scored, 1 with nothing to score"
+        in told
+    )
+    assert all(metric in told for metric in METRICS)
+
+
+def test_a_prediction_that_is_not_finite_is_no_json_number(arrays, capsys):
+    folder, pred, _, _ = arrays
+    np.savez(folder / "nan.npz", depth=np.full_like(pred, np.nan))
+    assert command(folder, "--json", pred="nan.npz") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["absrel"] is None and result["delta1"] == 0 and result["images"] == 3
+
+
+@pytest.mark.parametrize(
+    "case, told",
+    [
+        ("missing", "no such file"),
+        ("no_valid", "has no array `valid`"),
+        ("shape", "differ"),
+        ("flat", "not [n h w]"),
+        ("negative", "not finite and positive"),
+        ("damaged", "cannot be read"),
+        ("text", "not numbers"),
+        ("bare", "bare array"),
+        ("none_valid", "no pixel of it is valid"),
+        ("mask", "other values than true and false"),
+    ],
+)
+def test_files_that_do_not_fit_are_told_in_one_line(arrays, capsys, case, told):
+    folder, pred, truth, valid = arrays
+    names = {"pred": "p.npz", "truth": "g.npz"}
+    if case in ("missing", "shape", "flat", "damaged", "text", "bare"):
+        names["pred"] = "q.npz"
+        with open(folder / "q.npz", "wb") as file:
+            {
+                "missing": lambda: None,
+                "shape": lambda: np.savez(file, depth=pred[:2]),
+                "flat": lambda: np.savez(file, depth=pred[0]),
+                "damaged": lambda: file.write(b"PK\x03\x04 nothing"),
+                "text": lambda: np.savez(file, depth=np.array(["a"])),
+                "bare": lambda: np.save(file, pred),
+            }[case]()
+        if case == "missing":
+            (folder / "q.npz").unlink()
+        if case == "flat":
+            names["truth"] = "h.npz"
+            np.savez(folder / "h.npz", depth=truth[0], valid=valid[0])
+    else:
+        names["truth"] = "h.npz"
+        content = {
+            "no_valid": {"depth": truth},
+            "negative": {"depth": -truth, "valid": valid},
+            "none_valid": {"depth": truth, "valid": np.zeros_like(valid)},
+            "mask": {"depth": truth, "valid": 255 * valid.astype("u1")},
+        }[case]
+        np.savez(folder / "h.npz", **content)
+    assert command(folder, **names) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        ([], "nothing to score"),
+        (["--pred=p.npz"], "--truth is missing"),
+        (["--checkpoint=x", "--pred=p.npz"], "nothing to score"),
+        (["--checkpoint=x", "--protocol=moge"], "--protocol is not for a checkpoint"),
+        (["--pred=p.npz", "--truth=g.npz", "--examples=3"], "--examples is not for arrays"),
+        (["--pred=p.npz", "--truth=g.npz", "--protocol=mogel"], "unknown protocol"),
+        (["--pred=p.npz", "--truth=g.npz", "--depth-range=5"], "LEAST:MOST"),
+    ],
+)
+def test_options_that_do_not_go_together(arrays, capsys, monkeypatch, arguments, told):
+    monkeypatch.chdir(arrays[0])
+    assert cli.main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert told in error and error.count("\n") == 1

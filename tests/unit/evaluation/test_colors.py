@@ -1,0 +1,148 @@
+"""Colour words: which a caption names, which a picture shows, and a score that tells true captions from swapped."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis.extra import numpy as hnp
+
+from modality_forcing.evaluation import colors
+from modality_forcing.evaluation.colors import (
+    COLOURS,
+    colour_present,
+    colour_word_score,
+    named_colours,
+)
+from modality_forcing.synthetic.objects import COLOURS as PAINTS
+from modality_forcing.synthetic.source import Scenes
+
+
+def speck(rgb, pixels=8, size=32):
+    """A picture of light gray with a few pixels of a colour given in [0, 1]."""
+    image = np.full((size * size, 3), 150, np.uint8)
+    image[:pixels] = np.rint(255 * np.array(rgb))
+    return image.reshape(size, size, 3)
+
+
+@pytest.mark.parametrize(
+    "caption, named",
+    [
+        ("a red sphere left of a Blue box outdoors", {"red", "blue"}),
+        ("two red cones and a red disc", {"red"}),
+        ("a grey egg, a violet prism and a GRAY box", {"gray", "purple"}),
+        ("three things indoors", set()),
+        ("a covered, reddened, evergreen thing", set()),
+        ("", set()),
+    ],
+)
+def test_named_colours(caption, named):
+    assert named_colours(caption) == named
+
+
+def test_every_colour_of_the_world_is_known():
+    assert set(PAINTS) <= set(COLOURS)
+    for name in PAINTS:
+        assert named_colours(f"a {name} box") == {name}
+
+
+@pytest.mark.parametrize("light", [1.0, 0.7, 0.4])
+@pytest.mark.parametrize("name", sorted(set(PAINTS) - {"white", "black"}))
+def test_a_strong_colour_is_seen_in_light_and_shadow_and_taken_for_no_other(name, light):
+    image = speck(light * np.array(PAINTS[name]))
+    seen = {colour for colour in PAINTS if colour_present(image, colour)}
+    assert seen == {name}
+
+
+@pytest.mark.parametrize(
+    "name, rgb",
+    [
+        ("white", PAINTS["white"]),
+        ("black", PAINTS["black"]),
+        ("pink", (1.0, 0.6, 0.7)),
+        ("brown", (0.45, 0.27, 0.12)),
+    ],
+)
+def test_the_other_colours(name, rgb):
+    assert colour_present(speck(rgb), name)
+    assert not colour_present(speck((0.59, 0.59, 0.59)), name)
+
+
+def test_gray_and_magenta():
+    assert colour_present(speck((1, 0, 0)), "gray")
+    assert not colour_present(np.full((8, 8, 3), (255, 0, 0), np.uint8), "gray")
+    assert colour_present(speck((0.9, 0.1, 0.8)), "magenta")
+
+
+def test_a_colour_needs_some_area():
+    assert colour_present(speck(PAINTS["red"], pixels=8), "red")
+    assert not colour_present(speck(PAINTS["red"], pixels=4), "red")
+    # The share counts, not the pixels.
+    assert not colour_present(speck(PAINTS["red"], pixels=8, size=64), "red")
+
+
+def test_an_unknown_colour_is_an_error():
+    with pytest.raises(KeyError):
+        colour_present(speck((1, 0, 0)), "mauve")
+
+
+@settings(max_examples=50, deadline=None)
+@given(hnp.arrays(np.uint8, (7, 3)))
+def test_hsv_against_the_standard_library(pixels):
+    for pixel, *ours in zip(pixels, *colors._hsv(pixels), strict=True):
+        hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
+        assert ours == [pytest.approx(x, abs=1e-3) for x in (360 * hue, saturation, value)]
+
+
+def test_score_by_hand():
+    images = np.stack([speck(PAINTS["red"]), speck(PAINTS["green"]), speck(PAINTS["red"])])
+    score = colour_word_score(images, ["a red box", "a green box and a blue disc", "a red cone"])
+    # Found: red, green, red, but not blue. By chance: red is not in picture 1, the only one with other colours, twice;
+    # neither green nor blue is in pictures 0 and 2.
+    assert score == {"found": 3 / 4, "chance": 0.0, "words": 4}
+    swapped = colour_word_score(
+        images[[1, 0, 1]], ["a red box", "a green box and a blue disc", "a red cone"]
+    )
+    assert swapped["found"] == 0
+    assert swapped["chance"] == pytest.approx((1 + 1 + 1 + 0) / 4)
+
+
+@pytest.mark.parametrize("captions", [["a box", "two things"], []])
+def test_no_colour_words_is_no_score(captions):
+    score = colour_word_score(np.zeros((len(captions), 4, 4, 3), np.uint8), captions)
+    assert math.isnan(score["found"]) and math.isnan(score["chance"])
+    assert score["words"] == 0
+
+
+def test_captions_all_of_one_colour_have_no_chance():
+    score = colour_word_score(np.stack([speck(PAINTS["red"])] * 2), ["a red box", "red cones"])
+    assert score["found"] == 1
+    assert math.isnan(score["chance"])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.permutations(range(5)))
+def test_the_order_of_the_batch_does_not_matter(order):
+    names = sorted(PAINTS)[:5]
+    images, captions = (
+        np.stack([speck(PAINTS[name]) for name in names]),
+        [f"a {names[(i * 2) % 5]} box" for i in range(5)],
+    )
+    plain = colour_word_score(images, captions)
+    moved = colour_word_score(images[list(order)], [captions[i] for i in order])
+    assert moved == {key: pytest.approx(value) for key, value in plain.items()}
+
+
+def test_true_pictures_show_their_colours_far_more_often_than_others():
+    source = Scenes(count=60, resolution=32)
+    records = [source[i] for i in range(60)]
+    score = colour_word_score(
+        np.stack([record.image for record in records]), [record.caption for record in records]
+    )
+    assert score["words"] > 60
+    assert score["found"] > 0.85
+    assert score["chance"] < 0.5

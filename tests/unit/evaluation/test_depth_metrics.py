@@ -1,0 +1,155 @@
+"""Depth scores: what they must not depend on, what has nothing to score, and the predictors they are compared with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from modality_forcing.evaluation import depth_metrics
+from modality_forcing.evaluation.depth_metrics import (
+    constant_scores,
+    mean_scores,
+    row_mean_prediction,
+    score,
+)
+from modality_forcing.evaluation.protocols import Protocol
+
+
+def scenes(count=5, height=20, width=24, seed=0, share=0.7):
+    rng = np.random.default_rng(seed)
+    truth = rng.gamma(2.0, 1.0, (count, height, width)).astype("f4") + 0.2
+    pred = (truth * np.exp(0.3 * rng.normal(size=truth.shape))).astype("f4")
+    return pred, truth, rng.random(truth.shape) < share
+
+
+def test_an_affine_copy_of_the_truth_scores_perfectly():
+    _, truth, valid = scenes()
+    scores = score(-3 * truth + 5, truth, valid)
+    assert np.all(scores.absrel < 1e-5)
+    assert np.all(scores.delta1 == 1)
+    np.testing.assert_allclose(scores.scale, -1 / 3, rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (1e3, 5.0), (-0.5, 1.0), (1e-3, 0.0)])
+def test_affine_maps_of_the_prediction_change_nothing(scale, shift):
+    pred, truth, valid = scenes()
+    plain, moved = score(pred, truth, valid), score(scale * pred + shift, truth, valid)
+    np.testing.assert_allclose(moved.absrel, plain.absrel, rtol=2e-4)
+    np.testing.assert_allclose(moved.delta1, plain.delta1, atol=0.01)
+
+
+def test_the_unit_of_the_truth_changes_nothing():
+    pred, truth, valid = scenes()
+    plain, scaled = score(pred, truth, valid), score(pred, 1000 * truth, valid)
+    np.testing.assert_allclose(scaled.absrel, plain.absrel, rtol=2e-4)
+
+
+def test_what_stands_in_unknown_pixels_changes_nothing():
+    pred, truth, valid = scenes()
+    plain = score(pred, truth, valid)
+    dirty = score(np.where(valid, pred, np.nan), np.where(valid, truth, -1).astype("f4"), valid)
+    for a, b in zip(plain, dirty, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_neither_batch_order_nor_chunking_nor_padding_matters(monkeypatch):
+    pred, truth, valid = scenes(count=7)
+    plain = score(pred, truth, valid)
+    order = np.random.default_rng(1).permutation(7)
+    for a, b in zip(plain, score(pred[order], truth[order], valid[order]), strict=True):
+        np.testing.assert_array_equal(a[order], b)
+    monkeypatch.setattr(depth_metrics, "_IMAGES_AT_ONCE", 3)
+    for a, b in zip(plain, score(pred, truth, valid), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
+def test_absrel_and_delta1_by_hand():
+    # The constant 1 is the weighted median of six ones against 1.2 and 2, whatever the slope of a constant prediction.
+    truth = np.array([[[1, 1, 1, 1], [1, 1, 1.2, 2.0]]], "f4")
+    scores = constant_scores(truth, np.ones_like(truth, bool))
+    assert scores.absrel[0] == pytest.approx((0.2 / 1.2 + 1.0 / 2.0) / 8, rel=1e-5)
+    assert scores.delta1[0] == pytest.approx(7 / 8)
+
+
+def test_negative_aligned_depth_passes_delta1_only_in_parity_mode():
+    truth = np.tile(np.array([1, 2, 3, 4, 5], "f4"), (1, 4, 1))
+    pred = truth.copy()
+    pred[0, 0, 0] = -1.0  # the other nineteen make the alignment the identity, and -1 stays -1
+    valid = np.ones_like(truth, bool)
+    parity, strict = score(pred, truth, valid), score(pred, truth, valid, Protocol(strict=True))
+    assert parity.scale[0] == pytest.approx(1, rel=1e-4)
+    assert (parity.delta1[0], strict.delta1[0]) == (1.0, pytest.approx(19 / 20))
+    assert parity.absrel[0] == strict.absrel[0] == pytest.approx(2 / 20, rel=1e-4)
+
+
+def test_images_with_nothing_to_score_are_nan_and_counted():
+    pred, truth, valid = scenes(count=4)
+    valid[1] = False
+    valid[2] = False
+    valid[2, 3, 3] = True
+    scores = score(pred, truth, valid)
+    assert (
+        np.isnan(scores.absrel).tolist()
+        == np.isnan(scores.delta1).tolist()
+        == [False, True, True, False]
+    )
+    mean = mean_scores(scores)
+    assert (mean["images"], mean["skipped"]) == (2, 2)
+    assert mean["absrel"] == pytest.approx(float(scores.absrel[[0, 3]].mean()))
+    assert mean["delta1"] == pytest.approx(float(scores.delta1[[0, 3]].mean()))
+    assert np.isnan(mean_scores(score(pred[1:3], truth[1:3], valid[1:3]))["absrel"])
+    assert mean_scores(score(pred[:0], truth[:0], valid[:0]))["images"] == 0
+
+
+def test_a_prediction_that_is_not_finite_is_not_skipped():
+    pred, truth, valid = scenes(count=2, share=1.0)
+    pred[0, 4, 4] = np.nan
+    scores = score(pred, truth, valid)
+    assert (scores.absrel[0], scores.delta1[0]) == (np.inf, 0)
+    assert np.isfinite(scores.absrel[1])
+    assert mean_scores(scores)["absrel"] == np.inf
+
+
+def test_a_constant_is_worse_than_a_prediction_and_better_than_any_other_constant():
+    pred, truth, valid = scenes()
+    constant = constant_scores(truth, valid)
+    assert np.all(constant.absrel > score(pred, truth, valid).absrel)
+    for value in (0.9, 1.0, 1.1):
+        guess = value * constant.shift[:, None, None]
+        error = np.where(valid, np.abs(guess - truth) / truth, 0).sum((1, 2)) / valid.sum((1, 2))
+        assert np.all(error >= constant.absrel - 1e-5)
+
+
+def test_images_larger_than_the_subsample_are_scored_on_all_pixels():
+    pred, truth, valid = scenes(count=2, height=70, width=90, share=1.0)
+    scores = score(pred, truth, valid)
+    aligned = scores.scale[:, None, None] * pred + scores.shift[:, None, None]
+    np.testing.assert_allclose(
+        scores.absrel, np.mean(np.abs(aligned - truth) / truth, axis=(1, 2)), rtol=1e-4
+    )
+    ratio = np.maximum(truth / aligned, aligned / truth)
+    np.testing.assert_allclose(scores.delta1, np.mean(ratio < 1.25, axis=(1, 2)), atol=1e-3)
+
+
+def test_row_mean_divides_each_scene_by_its_own_mean():
+    rows = np.array([4.0, 2.0, 1.0, 1.0], "f4")
+    train = np.stack([np.tile(rows[:, None], 3), np.tile(1000 * rows[:, None], 3)])
+    prediction = row_mean_prediction(train, np.ones_like(train, bool))
+    np.testing.assert_allclose(prediction, np.tile(rows[:, None] / 2, 3), rtol=1e-6)
+    assert prediction.dtype == np.float32
+    scores = score(prediction[None], 7 * train[:1], np.ones_like(train[:1], bool))
+    assert scores.absrel[0] < 1e-5
+
+
+def test_row_mean_fills_rows_never_seen_and_ignores_unknown_pixels():
+    train = np.full((2, 4, 3), 5.0, "f4")
+    train[:, 2:] = 10.0
+    valid = np.ones_like(train, bool)
+    valid[:, 0] = False  # sky
+    valid[1] = False
+    train[~valid] = np.nan
+    prediction = row_mean_prediction(train, valid)
+    assert np.array_equal(prediction[0], prediction[1])
+    assert prediction[2, 0] == pytest.approx(2 * prediction[1, 0])
+    with pytest.raises(ValueError, match="no training depth"):
+        row_mean_prediction(train, np.zeros_like(valid))

@@ -1,0 +1,255 @@
+"""Depth from outside: maps of a folder and somebody's function, and each thing wrong with them told in one line."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.atomic_io import write_file
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation import estimators
+from modality_forcing.evaluation.estimators import AT_ONCE, from_callable, from_folder, parse
+from modality_forcing.viz.images import png_bytes, save_depth
+
+SIDE = 8
+NAMES = ["d2i/0000", "d2i/0001"]
+DRAW = np.random.default_rng(0)
+PICTURES = DRAW.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+MAPS = DRAW.uniform(0.5, 9, (2, SIDE, SIDE)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Two maps, one as .npy and one as the 16-bit PNG of save_depth."""
+    write_npy(tmp_path / "d2i" / "0000.npy", MAPS[0])
+    save_depth(tmp_path / "d2i" / "0001", MAPS[1])
+    (tmp_path / "d2i" / "0001.npy").unlink()
+    return tmp_path
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    """Writes a module into a folder on sys.path; gives a function that does so and returns its name."""
+    monkeypatch.syspath_prepend(tmp_path)
+    written = []
+
+    def write(body: str) -> str:
+        name = f"estimator_{tmp_path.name.replace('-', '_')}_{len(written)}"
+        (tmp_path / f"{name}.py").write_text("import numpy as np\n" + body)
+        written.append(name)
+        return name
+
+    yield write
+    for name in written:
+        sys.modules.pop(name, None)
+
+
+def write_npy(path: Path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+
+
+def refused(told: str, work) -> None:
+    with pytest.raises(UserError, match=told) as caught:
+        work()
+    assert "\n" not in str(caught.value)
+
+
+def test_maps_are_read_by_name_up_to_scale(folder):
+    depth, known = from_folder(folder)(PICTURES, NAMES)
+    assert depth.shape == known.shape == (2, SIDE, SIDE) and known.all()
+    np.testing.assert_array_equal(depth[0], MAPS[0])
+    scale = (
+        depth[1] / MAPS[1]
+    )  # counts of a PNG have a unit of their own, which alignment takes out
+    assert np.ptp(scale) / scale.mean() < 1e-3
+    turned, _ = from_folder(folder)(PICTURES[::-1], NAMES[::-1])
+    np.testing.assert_array_equal(turned[1], MAPS[0])
+
+
+def test_what_a_map_does_not_know_is_not_known(folder):
+    holes = np.where(np.eye(SIDE, dtype=bool), np.nan, MAPS[0])
+    holes[0, 1] = 0
+    write_npy(folder / "d2i" / "0000.npy", holes)
+    depth, known = from_folder(folder)(PICTURES, NAMES)
+    expected = ~np.eye(SIDE, dtype=bool)
+    expected[0, 1] = False
+    np.testing.assert_array_equal(known[0], expected)
+    np.testing.assert_array_equal(depth[0], np.where(expected, MAPS[0], 0))
+
+
+def test_a_larger_or_smaller_map_is_picked_from_and_never_mixed(folder):
+    write_npy(folder / "d2i" / "0000.npy", np.kron(MAPS[0], np.ones((3, 3), np.float32)))
+    write_npy(folder / "d2i" / "0001.npy", MAPS[1][::2, ::2])
+    depth, known = from_folder(folder)(PICTURES, NAMES)
+    np.testing.assert_array_equal(depth[0], MAPS[0])
+    np.testing.assert_array_equal(depth[1], np.kron(MAPS[1][::2, ::2], np.ones((2, 2), np.float32)))
+    assert known.all()
+
+
+@pytest.mark.parametrize(
+    "case, told",
+    [
+        (
+            "missing",
+            r"1 of 2 maps are missing, the first is d2i/0001.npy \(or .png of 16 bits\); write the pictures with --pict",
+        ),
+        ("picture", "1 of 2 maps are missing, the first is d2i/0001"),
+        (
+            "aspect",
+            "0000.npy: is a map of 8 x 10 pixels for a picture of 8 x 8; give depth of the whole picture",
+        ),
+        ("flat", r"0000.npy: has shape \(8,\), not \[h w\]"),
+        ("negative", "0000.npy: depth holds negative values"),
+        ("unknown", "0000.npy: holds no valid depth"),
+        ("text", "0000.npy: holds <U1, not numbers"),
+        ("damaged", "0001.png: cannot be read as a depth map"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_told_in_one_line(folder, case, told):
+    first, second = folder / "d2i" / "0000.npy", folder / "d2i" / "0001.png"
+    bad = {
+        "aspect": np.ones((8, 10)),
+        "flat": np.ones(8),
+        "negative": -MAPS[0],
+        "unknown": np.full((8, 8), np.nan),
+    }
+    if case == "missing":
+        second.unlink()
+    elif case == "picture":
+        Image.fromarray(PICTURES[1]).save(second)
+    elif case == "damaged":
+        second.write_bytes(second.read_bytes()[:60])
+    else:
+        write_npy(first, bad.get(case, np.array([["a"]])))
+    refused(told, lambda: from_folder(folder)(PICTURES, NAMES))
+
+
+def test_maps_beside_their_pictures_belong_to_them(tmp_path):
+    for name, picture, depth in zip(NAMES, PICTURES, MAPS, strict=True):
+        write_file(tmp_path / f"{name}.png", png_bytes(picture))
+        write_npy(tmp_path / f"{name}.npy", depth)
+    estimator = from_folder(tmp_path)
+    rounded = np.clip(PICTURES.astype(int) + DRAW.integers(-1, 2, PICTURES.shape), 0, 255).astype(
+        np.uint8
+    )
+    for same in (PICTURES, rounded):
+        np.testing.assert_array_equal(estimator(same, NAMES)[0], MAPS)
+    told = "0000.png: is not the picture that this checkpoint makes now; write the pictures again"
+    refused(told, lambda: estimator(PICTURES[::-1], NAMES))
+    refused(told, lambda: estimator(np.zeros((2, 16, 16, 3), np.uint8), NAMES))
+
+
+def test_a_version_changes_with_the_maps_and_only_with_those_asked_for(folder):
+    estimator = from_folder(folder)
+    before = estimator.version(NAMES), estimator.version(NAMES[1:])
+    assert before == (estimator.version(NAMES), estimator.version(NAMES[1:]))
+    write_npy(folder / "d2i" / "0000.npy", MAPS[0] + 1)
+    os.utime(folder / "d2i" / "0000.npy", ns=(1, 1))  # however coarse the clock of the file system
+    assert estimator.version(NAMES) != before[0] and estimator.version(NAMES[1:]) == before[1]
+
+
+def test_a_function_gets_a_few_pictures_at_a_time(module):
+    name = module(
+        "sizes = []\ndef near(x):\n    sizes.append(x.shape)\n    x[:, 0] = 0\n    return x[..., 0] + 1.0\n"
+    )
+    estimator = from_callable(f"{name}:near")
+    many = np.broadcast_to(PICTURES[:1], (AT_ONCE + 3, SIDE, SIDE, 3))
+    depth, known = estimator(many, [""] * len(many))
+    assert sys.modules[name].sizes == [(AT_ONCE, SIDE, SIDE, 3), (3, SIDE, SIDE, 3)]
+    expected = PICTURES[0, ..., 0] + 1.0
+    expected[0] = 1
+    assert depth.dtype == np.float32 and known.all()
+    np.testing.assert_array_equal(depth, np.broadcast_to(expected, depth.shape).astype(np.float32))
+    assert estimator.name == f"{name}:near"
+
+
+def test_a_function_s_maps_are_read_as_those_of_files_are(module):
+    body = (
+        "def larger(x):\n    z = np.full((len(x), 24, 24), 2.0)\n    z[:, :3] = np.inf\n    z[:, :, :3] = 0\n    return z\n"
+        "class Model:\n    @staticmethod\n    def predict(x):\n        return np.ones(x.shape[:3], int)\n"
+    )
+    name = module(body)
+    depth, known = from_callable(f"{name}:larger")(PICTURES, NAMES)
+    expected = np.ones((2, SIDE, SIDE), bool)
+    expected[:, 0] = expected[:, :, 0] = False
+    np.testing.assert_array_equal(known, expected)
+    np.testing.assert_array_equal(depth, 2.0 * expected)
+    assert from_callable(f"{name}:Model.predict")(PICTURES, NAMES)[0].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    "answer, told",
+    [
+        ("x[..., 0]", "a map holds no valid depth"),
+        ("-np.ones(x.shape[:3])", r"depth holds negative values \(down to -1\)"),
+        (
+            "np.ones((1, 8, 8))",
+            r"returned float64 \(1, 8, 8\) for pictures \(2, 8, 8, 3\), not depth",
+        ),
+        ("np.ones((2, 8, 8, 1))", r"returned float64 \(2, 8, 8, 1\)"),
+        ("np.ones((2, 8, 9))", "is a map of 8 x 9 pixels for a picture of 8 x 8"),
+        ("None", r"returned object \(\) for pictures"),
+        ("[['a'] * 8] * 2", "returned <U1"),
+        ("[[1], [1, 2]]", "failed .ValueError"),
+        ("1 // 0", r"failed \(ZeroDivisionError: .*, estimator_.*\.py:3\); hint it"),
+        ("open('/nowhere\\n/at all')", "failed .FileNotFoundError"),
+    ],
+)
+def test_a_function_that_goes_wrong_is_told_in_one_line(module, answer, told):
+    name = module(f"def depth(x):\n    return {answer}\n")
+    black = PICTURES * 0 if answer == "x[..., 0]" else PICTURES
+    refused(f"^{name}:depth: .*{told}", lambda: from_callable(f"{name}:depth")(black, NAMES))
+
+
+def test_a_function_that_is_not_there_is_told_in_one_line(module):
+    refused(
+        "^no_such_module_here: cannot be imported .ModuleNotFoundError",
+        lambda: from_callable("no_such_module_here:f"),
+    )
+    broken = module("this is no python\n")
+    refused(f"^{broken}: cannot be imported .SyntaxError", lambda: from_callable(f"{broken}:f"))
+    needs = module("raise RuntimeError('no GPU\\nat all')\n")
+    refused(
+        f"^{needs}: cannot be imported .RuntimeError: no GPU at all",
+        lambda: from_callable(f"{needs}:f"),
+    )
+    name = module("depth = 3\n")
+    for path in ("f", "depth", "depth.real.f"):
+        refused(
+            f"^{name}: has no function {path}", lambda path=path: from_callable(f"{name}:{path}")
+        )
+
+
+def test_a_function_is_found_in_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "found_in_the_current_folder.py").write_text(
+        "def depth(x):\n    return x[..., 0] + 1\n"
+    )
+    estimator = from_callable("found_in_the_current_folder:depth")
+    version = estimator.version(NAMES)
+    assert version and version == estimator.version([])
+    (tmp_path / "found_in_the_current_folder.py").write_text(
+        "def depth(x):\n    return x[..., 1] + 1\n"
+    )
+    assert estimator.version(NAMES) != version
+    assert from_callable("math:sqrt").version(NAMES) == from_callable("math:sqrt").version(NAMES)
+
+
+def test_what_a_person_names(folder, module):
+    assert parse("self") is None
+    assert isinstance(parse(str(folder)), estimators._Folder)
+    name = module("def f(x):\n    return x\n")
+    function = parse(f"{name}:f")
+    assert function is not None and function.name == f"{name}:f"
+    for text in ("", "maps", str(folder / "no"), "module:", ":f", "a b:f", "C:\\maps"):
+        refused(
+            "is neither a folder nor a function; give self, a folder", lambda text=text: parse(text)
+        )
+    refused("no such folder", lambda: from_folder(folder / "no"))

@@ -1,0 +1,219 @@
+"""Evaluation against a generator whose answers are known: what is compared with what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from modality_forcing.config import Config, DataConfig
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation import heldout as module
+from modality_forcing.evaluation.estimators import from_folder
+from modality_forcing.evaluation.heldout import Evaluator, held_out, joint_set, with_examples
+from modality_forcing.generator import Generator
+from tests import runs, tiny
+
+
+class Known:
+    """A generator that answers with arrays of the held-out data: of example i, what `answers` holds at i."""
+
+    def __init__(self, **answers: np.ndarray):
+        self.answers, self.calls = answers, []
+
+    def run(self, task, captions, batch, seed, index, options):
+        self.calls.append(
+            SimpleNamespace(task=task, captions=captions, batch=batch, index=index, options=options)
+        )
+        names = {"i2d": ("depth",), "d2i": ("image",), "joint": ("image", "depth")}[task]
+        return SimpleNamespace(pictures={name: self.answers[name][index] for name in names})
+
+
+class Judge:
+    """An estimator that answers with arrays and writes down what it was asked; it lacks what `missing` names."""
+
+    def __init__(self, depth: np.ndarray, known: np.ndarray | None = None, missing: str = ""):
+        self.depth, self.known, self.missing = (
+            depth,
+            np.ones_like(depth, bool) if known is None else known,
+            missing,
+        )
+        self.name, self.asked = "judge", []
+
+    def version(self, names):
+        if self.missing in names:
+            raise UserError(f"{self.missing} is missing")
+        return ""
+
+    def __call__(self, pictures, names):
+        self.asked.append((pictures, names))
+        return self.depth, self.known
+
+
+def config() -> Config:
+    tiny_config = tiny.forcing()
+    return replace(tiny_config, eval=replace(tiny_config.eval, examples=7, batch=3))
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(module, "ROW_MEAN_SCENES", 16)
+
+
+@pytest.fixture
+def evaluator() -> Evaluator:
+    return Evaluator(config())
+
+
+def perfect(evaluator: Evaluator) -> Known:
+    depth = np.where(evaluator.data.valid, evaluator.data.depth, 1.0)
+    return Known(depth=3 * depth + 0.5, image=evaluator.data.image / 255.0)
+
+
+def test_held_out_records_are_those_of_the_split(evaluator: Evaluator):
+    data = evaluator.data
+    assert data.image.shape == (7, 16, 16, 3) and data.depth.shape == data.valid.shape == (
+        7,
+        16,
+        16,
+    )
+    assert len(data.captions) == 7 and all(data.captions)
+    train = module.setup.source(evaluator.config, "train")
+    assert not any(np.array_equal(train[i].image, data.image[i]) for i in range(7))
+
+
+def test_truth_up_to_scale_and_shift_scores_perfectly(evaluator: Evaluator):
+    scored, depth = evaluator.i2d(perfect(evaluator))
+    assert scored["absrel"] < 1e-3 and scored["delta1"] > 0.999 and depth.shape == (7, 16, 16)
+    d2i, _ = evaluator.d2i(perfect(evaluator))
+    assert d2i["absrel"] < 1e-3 < 0.1 < d2i["absrel_unrelated"]
+    joint, _ = evaluator.joint(perfect(evaluator), 3.0)
+    assert joint["absrel"] < 1e-3 < min(joint["constant"], joint["absrel_unrelated"])
+    assert joint["absrel_se"] < 1e-3 and joint["known"] == 1
+
+
+def test_a_model_that_sees_nothing_scores_like_the_constant(evaluator: Evaluator):
+    blind = Known(depth=np.ones((7, 16, 16)), image=evaluator.data.image / 255.0)
+    assert evaluator.i2d(blind)[0] == pytest.approx(evaluator.references()["constant"], rel=1e-4)
+
+
+def test_each_example_is_asked_for_under_its_own_index(evaluator: Evaluator):
+    known = perfect(evaluator)
+    evaluator.i2d(known)
+    assert [list(call.index) for call in known.calls] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
+    for call in known.calls:
+        np.testing.assert_array_equal(call.batch["image"], evaluator.data.image[call.index])
+        assert call.captions == [evaluator.data.captions[i] for i in call.index]
+
+
+def test_d2i_reads_its_depth_back_from_the_picture_it_made(evaluator: Evaluator):
+    known = perfect(evaluator)
+    evaluator.d2i(known)
+    made, again = known.calls[:3], known.calls[3:]
+    assert [call.task for call in made + again] == ["d2i"] * 3 + ["i2d"] * 3
+    assert set(made[0].batch) == {"depth", "valid"}
+    np.testing.assert_array_equal(again[0].batch["image"], evaluator.data.image[:3])
+
+
+def test_everything_the_demo_reports(evaluator: Evaluator):
+    known = perfect(evaluator)
+    result = evaluator(known)
+    assert set(result.numbers) == {"i2d", "constant", "row_mean", "d2i", "joint", "text"}
+    assert set(result.pictures) == {"i2d", "d2i", "joint_image_first", "joint_depth_first"}
+    assert [call.options.log2_alpha for call in known.calls if call.task == "joint"] == [
+        5.0
+    ] * 3 + [-5.0] * 3
+    assert (
+        result.numbers["text"]["found"]
+        == result.numbers["text"]["truth"]
+        >= result.numbers["text"]["chance"]
+    )
+
+
+def test_another_judge_takes_the_model_s_place(evaluator: Evaluator):
+    data, known = evaluator.data, perfect(evaluator)
+    evaluator.estimator = judge = Judge(7 * known.answers["depth"] + 2)
+    joint, made = evaluator.joint(known, 3.0)
+    d2i, _ = evaluator.d2i(known)
+    assert (
+        joint["absrel"] < 1e-3 < joint["constant"]
+        and d2i["absrel"] < 1e-3 < d2i["absrel_unrelated"]
+    )
+    assert {call.task for call in known.calls} == {"joint", "d2i"}
+    np.testing.assert_array_equal(made["again"], judge.depth)
+    for (pictures, names), folder in zip(judge.asked, ("joint_log2alpha+3", "d2i"), strict=True):
+        np.testing.assert_array_equal(pictures, data.image)
+        assert names == [f"{folder}/{i:04d}" for i in range(7)]
+
+
+def test_what_the_judge_does_not_know_is_not_scored(evaluator: Evaluator):
+    known = perfect(evaluator)
+    seen = np.ones((7, 16, 16), bool)
+    seen[:, :5] = False
+    seen[6] = False
+    evaluator.estimator = Judge(np.where(seen, known.answers["depth"], 0), seen)
+    joint, _ = evaluator.joint(known, 3.0)
+    d2i, _ = evaluator.d2i(known)
+    assert joint["absrel"] < 1e-3 and d2i["absrel"] < 1e-3
+    assert joint["known"] == pytest.approx(seen.mean())
+
+
+def test_what_the_judge_lacks_is_told_before_anything_is_generated(evaluator: Evaluator):
+    known = perfect(evaluator)
+    for missing in ("d2i/0003", "joint_log2alpha-5/0006"):
+        evaluator.estimator = Judge(known.answers["depth"], missing=missing)
+        with pytest.raises(UserError, match="is missing"):
+            evaluator(known)
+    assert known.calls == []
+
+
+def test_sets_of_pictures_have_names_that_tell_them_apart():
+    names = [joint_set(x) for x in (5, -5.0, 0.5, 0.0, -0.0, 1e-7, 64)]
+    joined = " ".join(name.removeprefix("joint_log2alpha") for name in names)
+    assert joined == "+5 -5 +0.5 +0 +0 +1e-07 +64"
+
+
+def test_the_same_pictures_are_made_again_and_maps_beside_them_are_read(tmp_path):
+    """The workflow with a program of its own: pictures out, maps beside them, scores."""
+    generator = Generator(config(), tiny.network(config())[1])
+    first = Evaluator(config(), pictures=tmp_path / "a")
+    own, _ = first.d2i(generator)
+    written = runs.contents(tmp_path / "a")
+    assert set(written) == {"d2i", *(f"d2i/{i:04d}.png" for i in range(7))}
+    for i in range(7):  # what it is does not matter here, but what is said of it
+        np.save(tmp_path / "a" / "d2i" / f"{i:04d}.npy", 1.0 + np.arange(256).reshape(16, 16))
+
+    second = Evaluator(config(), from_folder(tmp_path / "a"), tmp_path / "b")
+    judged, _ = second.d2i(generator)
+    assert runs.contents(tmp_path / "b") == written
+    assert judged.keys() == own.keys() and judged["absrel"] == pytest.approx(
+        judged["absrel_unrelated"]
+    )  # one map for all
+
+    other = Evaluator(replace(config(), seed=9), from_folder(tmp_path / "a"), tmp_path / "a")
+    with pytest.raises(UserError, match="is not the picture that this checkpoint makes now"):
+        other.d2i(generator)
+    assert written.items() <= runs.contents(tmp_path / "a").items()
+
+
+def test_a_folder_of_pictures_that_cannot_be_is_told_first(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; choose another --pictures"):
+        Evaluator(config(), pictures=tmp_path / "file")
+
+
+def test_more_examples_than_there_are_is_refused():
+    assert with_examples(config(), 64).eval.examples == 64
+    with pytest.raises(UserError, match="65 held-out examples asked for, there are 64"):
+        with_examples(config(), 65)
+
+
+def test_nothing_to_compare_with_is_refused(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
+    data = DataConfig(source="folder", root=str(tmp_path), resolution=16)
+    with pytest.raises(UserError, match="no held-out record has depth"):
+        held_out(replace(tiny.forcing(), data=data))

@@ -1,0 +1,208 @@
+"""Protocols: what each of them compares, held against float64 NumPy, and which combinations there are."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation.depth_metrics import (
+    METRICS,
+    aligned,
+    mean_over_sets,
+    mean_scores,
+    score,
+)
+from modality_forcing.evaluation.protocols import ALIGNMENTS, MOGE, Protocol, protocol
+
+
+def scenes(count=3, height=40, width=50, seed=0):
+    rng = np.random.default_rng(seed)
+    truth = rng.gamma(2.0, 1.5, (count, height, width)).astype("f4") + 0.3
+    pred = (0.4 * truth * np.exp(0.2 * rng.normal(size=truth.shape)) - 0.05).astype("f4")
+    return pred, truth, rng.random(truth.shape) < 0.6
+
+
+def plain_metrics(p, g):
+    """The metrics in float64, as their definitions read."""
+    ratio, logs = np.maximum(p / g, g / p), np.log(p) - np.log(g)
+    return [
+        np.mean(np.abs(p - g) / g),
+        *(np.mean(ratio < 1.25**k) for k in (1, 2, 3)),
+        np.sqrt(np.mean((p - g) ** 2)),
+        np.mean(np.abs(np.log10(p) - np.log10(g))),
+        np.sqrt(np.mean(logs**2) - np.mean(logs) ** 2),
+    ]
+
+
+def line(x, y):
+    return np.linalg.lstsq(np.stack([x, np.ones_like(x)], axis=1), y, rcond=None)[0]
+
+
+def marigold(pred, truth, align, least, most):
+    p, g = pred.astype(np.float64), truth.astype(np.float64)
+    if align == "affine":
+        scale, shift = line(p, g)
+        depth = scale * p + shift
+    else:
+        scale, shift = line(p[p > 0], 1 / g[p > 0])
+        depth = 1 / np.maximum(scale * p + shift, 1e-3)
+    return np.clip(depth, max(least, 1e-6), most)
+
+
+@pytest.mark.parametrize("align", ("affine", "disparity"))
+def test_marigold_is_least_squares_over_all_pixels_then_clipped(align):
+    pred, truth, valid = scenes()
+    pred = 1 / (pred + 0.5) if align == "disparity" else pred
+    scores = score(pred, truth, valid, protocol("marigold", align, depth_range=(0.5, 6.0)))
+    for i in range(len(pred)):
+        inside = valid[i] & (truth[i] >= 0.5) & (truth[i] <= 6)
+        expected = plain_metrics(
+            marigold(pred[i][inside], truth[i][inside], align, 0.5, 6.0),
+            truth[i][inside].astype("f8"),
+        )
+        got = [float(getattr(scores, m)[i]) for m in METRICS]
+        np.testing.assert_allclose(got, expected, rtol=2e-5)
+
+
+def test_metric_takes_the_prediction_as_it_is():
+    pred, truth, valid = scenes()
+    scores = score(pred, truth, valid, protocol("metric"))
+    for i in range(len(pred)):
+        p, g = np.maximum(pred[i][valid[i]], 1e-6).astype("f8"), truth[i][valid[i]].astype("f8")
+        np.testing.assert_allclose(
+            [float(getattr(scores, m)[i]) for m in METRICS], plain_metrics(p, g), rtol=2e-5
+        )
+    assert np.all(scores.scale == 1) and np.all(scores.shift == 0)
+
+
+@pytest.mark.parametrize(
+    "name, align",
+    [("moge", "affine"), ("moge", "scale"), ("moge", "disparity"), ("marigold", "affine")],
+)
+def test_what_a_prediction_is_known_up_to_changes_nothing(name, align):
+    pred, truth, valid = scenes()
+    chosen = protocol(name, align)
+    moved = 3 * pred + (0 if align == "scale" else 2)
+    plain, other = (
+        score(pred, truth, valid, chosen),
+        score(moved.astype("f4"), truth, valid, chosen),
+    )
+    np.testing.assert_allclose(other.absrel, plain.absrel, rtol=1e-3)
+    np.testing.assert_allclose(other.delta1, plain.delta1, atol=0.01)
+
+
+def test_protocols_give_different_numbers_of_the_same_arrays():
+    pred, truth, valid = scenes()
+    found = {
+        (name, align): float(score(pred, truth, valid, protocol(name, align)).absrel.mean())
+        for name, aligns in ALIGNMENTS.items()
+        for align in aligns
+    }
+    found.pop(
+        ("metric", "none")
+    )  # differs from ("moge", "none") where there are negative depths, and in the seventh digit
+    assert len({round(x, 4) for x in found.values()}) == len(found)
+
+
+def test_a_constant_prediction_is_flagged_and_gets_scale_0():
+    _, truth, valid = scenes()
+    for chosen in (MOGE, protocol("marigold")):
+        scores = score(np.full_like(truth, 7), truth, valid, chosen)
+        assert (
+            np.all(scores.constant == 1)
+            and np.all(scores.scale == 0)
+            and np.all(np.isfinite(scores.absrel))
+        )
+    assert not score(truth, truth, valid).constant.any()
+
+
+def test_one_known_pixel_is_nothing_to_fit_but_something_to_compare():
+    truth = np.full((1, 4, 4), 2.0, "f4")
+    valid = np.zeros((1, 4, 4), bool)
+    valid[0, 1, 1] = True
+    assert np.isnan(score(truth, truth, valid).absrel[0])
+    assert float(score(truth, truth, valid, protocol("metric")).absrel[0]) == 0
+
+
+def test_truth_outside_the_range_is_not_scored():
+    pred, truth, valid = scenes()
+    far = np.where(truth > 3, np.where(truth > 4, 1000, 3), truth).astype(
+        "f4"
+    )  # 3 itself is out too, as published
+    chosen = Protocol(depth_range=(0.0, 3.0))
+    np.testing.assert_array_equal(
+        score(pred, far, valid, chosen).absrel, score(pred, truth, valid, chosen).absrel
+    )
+
+
+def test_sets_count_once_whatever_their_size():
+    small = dict.fromkeys(METRICS, 1.0) | {"images": 1, "skipped": 0}
+    large = dict.fromkeys(METRICS, 2.0) | {"images": 999, "skipped": 0}
+    empty = mean_scores(score(*(x[:0] for x in scenes())))
+    assert mean_over_sets({"a": small, "b": large, "c": empty})["absrel"] == 1.5
+    assert mean_over_sets({"a": small, "b": large, "c": empty}) == mean_over_sets(
+        {"b": large, "a": small}
+    )
+    assert np.isnan(mean_over_sets({"c": empty})["absrel"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("sota",),
+        ("marigold", "scale"),
+        ("metric", "affine"),
+        ("moge", "sideways"),
+        ("moge", None, False, (5.0, 1.0)),
+    ],
+)
+def test_what_there_is_not_is_refused(arguments):
+    with pytest.raises(UserError):
+        protocol(*arguments)
+
+
+def test_a_range_may_clip_alone():
+    pred, truth, valid = scenes()
+    bounds = (0.5, 3.0)
+    clipped = score(pred, truth, valid, Protocol("marigold", depth_range=bounds, masks_truth=False))
+    for i in range(len(pred)):
+        p, g = pred[i][valid[i]].astype("f8"), truth[i][valid[i]].astype("f8")
+        expected = plain_metrics(marigold(p, g, "affine", *bounds), g)
+        np.testing.assert_allclose(
+            [float(getattr(clipped, m)[i]) for m in METRICS], expected, rtol=2e-5
+        )
+
+
+def test_marigold_fits_large_maps_on_picked_pixels_and_scores_all():
+    pred, truth, valid = scenes(height=40, width=64)
+    scores = score(pred, truth, valid, Protocol("marigold", fit_side=24))
+    rows, columns = (np.floor(np.arange(n) * np.float32(64 / 24)).astype(int) for n in (15, 24))
+    for i in range(len(pred)):
+        inside = valid[i][rows[:, None], columns]
+        p, g = (x[i][rows[:, None], columns][inside].astype("f8") for x in (pred, truth))
+        scale, shift = line(p, g)
+        depth = np.maximum(scale * pred[i][valid[i]].astype("f8") + shift, 1e-6)
+        expected = plain_metrics(depth, truth[i][valid[i]].astype("f8"))
+        np.testing.assert_allclose(
+            [float(getattr(scores, m)[i]) for m in METRICS], expected, rtol=2e-5
+        )
+    whole = score(pred, truth, valid, Protocol("marigold", fit_side=64))
+    np.testing.assert_array_equal(
+        whole.absrel, score(pred, truth, valid, Protocol("marigold")).absrel
+    )
+
+
+@pytest.mark.parametrize(
+    "chosen", [MOGE, protocol("moge", "disparity"), protocol("marigold", depth_range=(0.5, 6.0))]
+)
+def test_what_is_compared_can_be_looked_at(chosen):
+    pred, truth, valid = scenes()
+    laid, scores = aligned(pred, truth, valid, chosen), score(pred, truth, valid, chosen)
+    for i in range(len(pred)):
+        inside = valid[i] & ((truth[i] > 0.5) & (truth[i] < 6) | (chosen.depth_range is None))
+        found = np.mean(np.abs(laid[i] - truth[i])[inside] / truth[i][inside])
+        assert found == pytest.approx(float(scores.absrel[i]), rel=1e-5)
+    if chosen is MOGE:  # also where there is no truth
+        scale, shift = scores.scale[:, None, None], scores.shift[:, None, None]
+        np.testing.assert_allclose(laid, scale * pred + shift, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,284 @@
+"""A sweep of trajectories against a generator whose answers are known: its rows, its files, and what a second run reuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from types import SimpleNamespace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation import heldout as module
+from modality_forcing.evaluation import trajectory_sweep
+from modality_forcing.evaluation.heldout import Evaluator
+from modality_forcing.evaluation.trajectory_sweep import parse_range
+from tests import tiny
+
+VALUES = (-1.0, 0.0, 0.5)
+
+
+class Known:
+    """A generator whose depth is the truth and more of a constant the higher log2 alpha; it counts, and can be stopped."""
+
+    def __init__(self, evaluator: Evaluator, stop_at: float | None = None):
+        self.data, self.stop_at, self.asked = evaluator.data, stop_at, []
+        self.params = {"w": np.arange(3, dtype=np.float32)}
+
+    def run(self, task, captions, batch, seed, index, options):
+        truth = np.where(self.data.valid, self.data.depth, 1.0)[index]
+        if task == "i2d":
+            return SimpleNamespace(pictures={"depth": truth})
+        assert task == "joint"
+        if options.log2_alpha == self.stop_at:
+            raise KeyboardInterrupt
+        self.asked.append(options.log2_alpha)
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, truth.shape) * (1 + options.log2_alpha)
+        return SimpleNamespace(
+            pictures={"image": self.data.image[index] / 255.0, "depth": truth + noise}
+        )
+
+
+class Judge:
+    """An estimator of depth whose state can change."""
+
+    def __init__(self, answer: np.ndarray):
+        self.answer, self.name, self.state = answer, "judge", "1"
+
+    def version(self, names):
+        return self.state
+
+    def __call__(self, pictures, names):
+        return self.answer, np.broadcast_to(np.arange(16) < 12, self.answer.shape)
+
+
+@pytest.fixture(scope="module")
+def built() -> Evaluator:
+    config = tiny.forcing()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "ROW_MEAN_SCENES", 16)
+        return Evaluator(replace(config, eval=replace(config.eval, examples=6, batch=6)))
+
+
+@pytest.fixture
+def evaluator(built: Evaluator) -> Evaluator:
+    """One to be changed: the records are the same."""
+    copy = object.__new__(Evaluator)
+    vars(copy).update(vars(built))
+    return copy
+
+
+def run(evaluator, out, values=VALUES, known=None):
+    """Returns the result, which values were generated, and the lines told."""
+    known, lines = known or Known(evaluator), []
+    result = trajectory_sweep.run(known, evaluator, values, out, "runs/x", lines.append)  # pyright: ignore[reportArgumentType]
+    return result, known.asked, lines
+
+
+@pytest.mark.parametrize(
+    "text, values",
+    [
+        ("log2_alpha:-2..2", (-2, -1, 0, 1, 2)),
+        ("log2_alpha:-0.3..0.3:0.1", (-0.3, -0.2, -0.1, 0, 0.1, 0.2, 0.3)),
+        ("log2_alpha:-5..5:3", (-5, -2, 1, 4)),
+        ("log2_alpha:1..1", (1,)),
+        ("log2_alpha:3,-3,0,-0,3", (-3, 0, 3)),
+        ("log2_alpha:-64..64:8", tuple(range(-64, 65, 8))),
+        ("log2_alpha:1e-3", (0.001,)),
+    ],
+)
+def test_ranges_and_lists_rise(text, values):
+    assert parse_range(text) == values
+    assert str(parse_range(text)[len(values) // 2]) != "-0.0"
+
+
+@pytest.mark.parametrize(
+    "text, told",
+    [
+        ("alpha:1..2", "sweep of 'alpha' is not known; give log2_alpha:-5..5"),
+        ("log2_alpha", "sweep of 'log2_alpha' is not known"),
+        ("", "sweep of '' is not known"),
+        *(
+            (f"log2_alpha:{rest}", "holds no such numbers; give")
+            for rest in ("", "5..-5", "1..", "..1", "a..b", "1,,2", "1..2:0")
+        ),
+        *(
+            (f"log2_alpha:{rest}", "holds no such numbers")
+            for rest in ("1..2:-1", "1..2:nan", "nan..1", "-inf..1", "1...2", "1:2")
+        ),
+        ("log2_alpha:-65..5", "log2_alpha is -65; it must be from -64 to 64"),
+        ("log2_alpha:nan,1", "log2_alpha is nan"),
+        ("log2_alpha:1,64.5", "log2_alpha is 64.5"),
+        ("log2_alpha:0..1:1e-300", "has 66 values; ask for at most 65"),
+    ],
+)
+def test_anything_else_is_refused_in_one_line(text, told):
+    with pytest.raises(UserError) as caught:
+        parse_range(text)
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_rows_say_how_well_depth_and_picture_agree(evaluator, tmp_path):
+    result, asked, lines = run(evaluator, tmp_path)
+    rows = result["rows"]
+    assert asked == [row["log2_alpha"] for row in rows] == list(VALUES)
+    assert rows[0]["absrel"] < 1e-4 < rows[1]["absrel"] < rows[2]["absrel"] < rows[2]["constant"]
+    assert rows[0]["delta1"] > 0.999 and rows[0]["known"] == 1
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["absrel"] / row["constant"])
+        assert row["absrel"] < row["absrel_unrelated"]
+        assert row["found"] == row["truth"] and 0 <= row["absrel_se"] < row["constant"]
+    assert result["config"]["checkpoint"] == "runs/x" and result["config"]["estimator"] == "self"
+    assert (
+        result["config"] | {"seed": 3, "steps": 4, "spacing": "uniform", "examples": 6}
+        == result["config"]
+    )
+    assert len(lines) == 3 and all("examples/s" in line and "ETA" in line for line in lines)
+    assert lines[0].startswith("sweep  1/3  log2_alpha -1  AbsRel 0.0000") and lines[2].endswith(
+        "ETA 0:00:00"
+    )
+
+
+def test_what_it_leaves(evaluator, tmp_path):
+    result, _, _ = run(evaluator, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "sweep.json",
+        "sweep.md",
+        "sweep.png",
+        "sweep.svg",
+        "sheet.png",
+        "rows",
+    }
+    text = (tmp_path / "sweep.json").read_text()
+    assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == result
+    told = (tmp_path / "sweep.md").read_text()
+    assert (
+        told == trajectory_sweep.table(result)
+        and told.count("\n| ") == 4
+        and "the model's own image-to-depth" in told
+    )
+    texts = [
+        node.text
+        for node in ElementTree.parse(tmp_path / "sweep.svg").iter()
+        if node.tag.endswith("}text")
+    ]
+    assert {"AbsRel", "AbsRel / constant", "colour words found"} <= set(texts)
+    with Image.open(
+        tmp_path / "sheet.png"
+    ) as opened:  # a column of text and three of 96 px; four captions with three rows each
+        assert opened.size == (4 + 4 * 100, 22 + 4 + 12 * 100)
+
+
+def test_a_second_run_reads_its_rows_back(evaluator, tmp_path):
+    first, _, _ = run(evaluator, tmp_path)
+    files = {
+        name: (tmp_path / name).read_bytes()
+        for name in ("sweep.json", "sweep.md", "sweep.png", "sweep.svg", "sheet.png")
+    }
+    again, asked, lines = run(evaluator, tmp_path)
+    assert again == first and asked == [] and all("already done" in line for line in lines)
+    assert files == {name: (tmp_path / name).read_bytes() for name in files}
+    more, asked, _ = run(evaluator, tmp_path, (-1.0, 0.25))
+    assert (
+        asked == [0.25]
+        and [row["log2_alpha"] for row in more["rows"]] == [-1, 0.25]
+        and more["rows"][0] == first["rows"][0]
+    )
+
+
+def test_what_was_done_before_it_was_stopped_is_kept(evaluator, tmp_path):
+    stopped = Known(evaluator, stop_at=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        run(evaluator, tmp_path, known=stopped)
+    assert stopped.asked == [-1, 0] and [path.name for path in tmp_path.iterdir()] == ["rows"]
+    result, asked, _ = run(evaluator, tmp_path)
+    assert asked == [0.5] and len(result["rows"]) == 3
+
+
+def test_a_damaged_row_is_made_again(evaluator, tmp_path):
+    run(evaluator, tmp_path)
+    rows = sorted((tmp_path / "rows").glob("*/*.json"))
+    rows[0].write_text("{")
+    rows[1].with_name(rows[1].stem + ".png").unlink()
+    damaged = [float(path.stem.partition("alpha")[2]) for path in rows[:2]]
+    assert run(evaluator, tmp_path)[1] == sorted(damaged)
+
+
+def test_other_settings_make_other_rows_and_lose_none(evaluator, tmp_path):
+    values, config = (0.0,), evaluator.config
+    run(evaluator, tmp_path, values)
+    other_weights = Known(evaluator)
+    other_weights.params = {"w": np.arange(3, dtype=np.float32) + 1}
+    assert run(evaluator, tmp_path, values, other_weights)[1] == [0]
+    for change in (
+        {"steps": 3},
+        {"spacing": "arc"},
+        {"guidance": {"image": 2.0}},
+        {"task_steps": {"i2d": 1}},
+    ):
+        evaluator.config = replace(config, sample=replace(config.sample, **change))
+        assert run(evaluator, tmp_path, values)[1] == [0], change
+    evaluator.config = replace(config, seed=4)
+    assert run(evaluator, tmp_path, values)[1] == [0]
+    evaluator.config = config
+    evaluator.data = replace(evaluator.data, captions=["another", *evaluator.data.captions[1:]])
+    assert run(evaluator, tmp_path, values)[1] == [0]
+
+
+def test_another_judge_or_another_state_of_it_makes_other_rows(evaluator, tmp_path):
+    run(evaluator, tmp_path, (0.0,))
+    evaluator.estimator = judge = Judge(np.where(evaluator.data.valid, evaluator.data.depth, 1.0))
+    result, asked, _ = run(evaluator, tmp_path, (0.0,))
+    assert asked == [0] and result["config"]["estimator"] == "judge"
+    assert "by judge" in trajectory_sweep.table(
+        result
+    ) and "where it is known (at least 75% of the pixels)" in trajectory_sweep.table(result)
+    assert run(evaluator, tmp_path, (0.0,))[1] == []
+    judge.state = "2"
+    assert run(evaluator, tmp_path, (0.0,))[1] == [0]
+
+
+def test_pictures_asked_for_are_made_though_the_rows_are_there(evaluator, tmp_path):
+    run(evaluator, tmp_path)
+    evaluator.pictures = tmp_path / "pictures"
+    assert run(evaluator, tmp_path)[1] == list(VALUES)
+    written = {
+        str(path.relative_to(evaluator.pictures)) for path in evaluator.pictures.rglob("*.png")
+    }
+    assert written == {
+        f"joint_log2alpha{x}/{i:04d}.png" for x in ("-1", "+0", "+0.5") for i in range(6)
+    }
+
+
+def test_maps_that_are_missing_are_told_before_anything_is_made(evaluator, tmp_path):
+    class Missing(Judge):
+        def version(self, names):
+            if names[0].startswith("joint_log2alpha+0.5"):
+                raise UserError("1 of 6 maps are missing")
+            return ""
+
+    evaluator.estimator, known = Missing(evaluator.data.depth), Known(evaluator)
+    with pytest.raises(UserError, match="maps are missing"):
+        run(evaluator, tmp_path / "out", known=known)
+    assert known.asked == [] and not (tmp_path / "out").exists()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file; choose another --out"):
+        run(evaluator, tmp_path / "file")
+
+
+def test_captions_without_colours_have_no_panel_of_them(evaluator, tmp_path):
+    evaluator.data = replace(evaluator.data, captions=["a room"] * 6)
+    result, _, _ = run(evaluator, tmp_path, (1.0,))
+    assert result["rows"][0]["found"] is None and result["rows"][0]["truth"] is None
+    assert "| - | - | - |" in trajectory_sweep.table(result)
+    assert "colour words" not in (tmp_path / "sweep.svg").read_text()
+
+
+def test_long_captions_and_large_pictures_fit_the_sheet():
+    cells = np.zeros((2, 3, 128, 128, 3), np.uint8)
+    drawn = trajectory_sweep.sheet(["word " * 200, "w" * 500], {0.0: cells, 1.0: cells})
+    assert drawn.shape == (22 + 4 + 6 * 132, 4 + 3 * 132, 3)
+    assert (drawn[:130, :132] > 200).any() and not (drawn[26:, 132 + 4 :][:128, :128]).any()

@@ -1,0 +1,199 @@
+"""Rows for a fit: read, chosen, computed, and refused where they are not one study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.laws.forms import FORMS, parse
+from modality_forcing.laws.table import Table, load, read
+
+CHINCHILLA, TRANSFER = FORMS["chinchilla"], FORMS["transfer"]
+CSV = """Model Size,Training FLOP,loss,protocol,run
+1e7,6e16,4.0,moge,a
+2e7,2.4e17,3.5,moge,a
+4e7,9.6e17,3.0,moge,b
+"""
+COLUMNS = "n=Model Size, d=`Training FLOP`/(6*n), loss=loss"
+
+
+@pytest.fixture
+def table(tmp_path) -> Path:
+    (tmp_path / "rows.csv").write_text(CSV)
+    return tmp_path / "rows.csv"
+
+
+def jsonl(path: Path, rows: list[dict]) -> Path:
+    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n")
+    return path
+
+
+def test_columns_and_arithmetic_on_them(table):
+    found = load(table, COLUMNS, CHINCHILLA)
+    np.testing.assert_allclose(found.variables["N"], [1e7, 2e7, 4e7])
+    np.testing.assert_allclose(found.variables["D"], [1e9, 2e9, 4e9])
+    np.testing.assert_allclose(found.loss, [4, 3.5, 3])
+    assert found.lines.tolist() == [2, 3, 4] and found.groups.tolist() == [0, 1, 2]
+    power = load(table, "x=-(`Model Size`**2)*-1e-3+2, loss=1-1/loss", FORMS["power"])
+    np.testing.assert_allclose(power.variables["x"], np.array([1e7, 2e7, 4e7]) ** 2 * 1e-3 + 2)
+    np.testing.assert_allclose(power.loss, 1 - 1 / found.loss)
+
+
+def test_nested_rows_of_jsonl(tmp_path):
+    rows = [
+        {"config": {"width": w, "seed": i}, "n": 10 * i, "s": 5, "m": {"delta1": 0.5 + w / 100}}
+        for i, w in enumerate((1, 2))
+    ]
+    found = load(
+        jsonl(tmp_path / "r.jsonl", rows), "N=config.width**2,n=n,s=s,loss=1-m.delta1", TRANSFER
+    )
+    np.testing.assert_allclose(found.variables["N"], [1, 4])
+    np.testing.assert_allclose(found.variables["n"], [0, 10])  # none may be
+    np.testing.assert_allclose(found.loss, [0.49, 0.48])
+
+
+def test_rows_of_a_run_count_as_one(table):
+    found = load(table, COLUMNS, CHINCHILLA, group="run")
+    assert found.groups.tolist() == [0, 0, 1]
+    np.testing.assert_allclose(found.weights, [0.75, 0.75, 1.5])
+    assert found.keep(np.array([False, False, True])).groups.tolist() == [0]
+
+
+def test_rows_are_chosen(table):
+    assert len(load(table, COLUMNS, CHINCHILLA, ["run=a"])) == 2
+    assert len(load(table, COLUMNS, CHINCHILLA, ["run=a", "Model Size=10000000"])) == 1
+    assert len(load(table, COLUMNS, CHINCHILLA, ["run!=a"])) == 1
+    with pytest.raises(UserError, match=r"no row has run=c; run is a or b$"):
+        load(table, COLUMNS, CHINCHILLA, ["run=c"])
+    with pytest.raises(UserError, match=r"no row has run!=a; run is a$"):
+        load(table, COLUMNS, CHINCHILLA, ["run=a", "run!=a"])
+    for wrong in ("run", "walk=a"):
+        with pytest.raises(UserError, match="names no column"):
+            load(table, COLUMNS, CHINCHILLA, [wrong])
+
+
+def test_of_many_columns_the_one_meant_and_a_rows_own_are_named(tmp_path):
+    row = {
+        "params": 1,
+        "images": 2,
+        "loss": 3,
+        "config": {"train": {f"option{i}": i for i in range(200)}},
+    }
+    with pytest.raises(UserError) as raised:
+        load(jsonl(tmp_path / "r.jsonl", [row]), "N=parms,D=images,loss=loss", CHINCHILLA)
+    told = str(raised.value)
+    assert (
+        "no column 'parms'; did you mean params? it has images, loss, params, config.train.option0, "
+        in told
+    )
+    assert " and 173 more; write numbers" in told and len(told) < 1000
+
+
+@pytest.mark.parametrize("column", ["protocol", "version", "seeds", "metrics.protocol"])
+def test_rows_of_another_study_are_never_pooled_silently(tmp_path, column):
+    rows = [
+        {"N": 1e6 * (i + 1), "D": 1e8, "loss": 3, column: kind}
+        for i, kind in enumerate(("new", "new", "old"))
+    ]
+    path = jsonl(tmp_path / "r.jsonl", rows)
+    with pytest.raises(UserError, match=rf"differ in {column}: new, old; .*--where '{column}=new'"):
+        load(path, "N=N,D=D,loss=loss", CHINCHILLA)
+    assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, [f"{column}=new"])) == 2
+    path = jsonl(
+        tmp_path / "r.jsonl", [*rows[:2], {"N": 1, "D": 1, "loss": 1}]
+    )  # unknown is not the same
+    with pytest.raises(UserError, match="null"):
+        load(path, "N=N,D=D,loss=loss", CHINCHILLA)
+    assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, [f"{column}=null"])) == 1
+
+
+@pytest.mark.parametrize(
+    "bad, told",
+    [("nan", "nan"), ("-1", "-1"), ("0", "0"), ("inf", "inf"), ("", "''"), ("abc", "'abc'")],
+)
+def test_a_value_that_cannot_be_is_told_with_its_line(table, bad, told):
+    table.write_text(CSV.replace("3.5", bad))
+    with pytest.raises(UserError, match=rf"line 3: loss .*is {told}"):
+        load(table, COLUMNS, CHINCHILLA)
+
+
+@pytest.mark.parametrize(
+    "columns, told",
+    [
+        (
+            "n=Model Size,loss=loss",
+            "what D is; add D=COLUMN, or leave it out of the form: chinchilla-D",
+        ),
+        ("n=Model Size,d=`Training FLOP`", "what loss is"),
+        ("n=Model Size,n=loss,loss=loss", "gives N twice"),
+        ("q=Model Size", "'q=Model Size', which is no variable of chinchilla"),
+        ("n", "write VARIABLE=COLUMN"),
+        (
+            "n=Modell,d=loss,loss=loss",
+            r"no column 'Modell'; did you mean Model Size\? it has Model Size, Training FLOP",
+        ),
+        ("n=Model Size,d=loss/(n-1e7),loss=loss", r"line 2: D = loss/\(n-1e7\) is inf"),
+        *(
+            (f"n=Model Size,d={wrong},loss=loss", "cannot read the expression")
+            for wrong in ("6*", "abs(loss)", "[1]", "loss if 1 else 2")
+        ),
+        *(
+            (f"n=Model Size,d={wrong},loss=loss", "cannot read the expression")
+            for wrong in ("'a'", "True", "loss<2", "1" + "0" * 400)
+        ),
+        (
+            "n=Model Size,d=" + "(" * 500 + "1" + ")" * 500 + ",loss=loss",
+            "cannot read the expression",
+        ),
+    ],
+)
+def test_mistakes_in_columns(table, columns, told):
+    with pytest.raises(UserError, match=told):
+        load(table, columns, CHINCHILLA)
+
+
+def test_a_name_of_two_things_is_refused(table):
+    table.write_text(CSV.replace("protocol", "N").replace("moge", "5"))
+    with pytest.raises(UserError, match="'N' is a column and the variable N, which differ"):
+        load(table, "n=Model Size,d=loss/N,loss=loss", CHINCHILLA)
+    np.testing.assert_allclose(
+        load(table, "n=Model Size,d=loss/`N`,loss=loss", CHINCHILLA).variables["D"], [0.8, 0.7, 0.6]
+    )
+
+
+def test_a_variable_that_the_form_leaves_out_may_be_mapped(tmp_path):
+    path = jsonl(tmp_path / "r.jsonl", [{"N": 1, "n": 0, "loss": 1}])
+    assert len(load(path, "N=N,n=n,loss=loss", parse("transfer-s-n"))) == 1
+    with pytest.raises(UserError, match="s = n is 0, not finite and above 0"):
+        load(path, "N=N,n=n,s=n,loss=loss", TRANSFER)
+
+
+@pytest.mark.parametrize(
+    "name, content, told",
+    [
+        ("a.csv", "", "has no rows"),
+        ("a.csv", "n,loss\n", "has no rows"),
+        ("a.csv", "n,loss\n1,2,3\n", "line 2: has more cells than the header"),
+        ("a.jsonl", "[1]\n", "line 1: is not a JSON object"),
+        ("a.jsonl", '{"a": 1}\n{', "line 2: is not a JSON object"),
+        ("a.txt", "n loss\n", "give .csv or .jsonl"),
+        ("a.csv", b"\xff\xfe\x00", "cannot be read"),
+    ],
+)
+def test_files_that_hold_no_table(tmp_path, name, content, told):
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=told):
+        read(tmp_path / name)
+    with pytest.raises(UserError, match="cannot be read"):
+        read(tmp_path / "none.csv")
+
+
+def test_the_highest_losses_are_left_out_and_named():
+    found = Table.of({"x": np.arange(1, 6)}, [1, 5, 2, 5, 3]).without_highest(2)
+    assert found.variables["x"].tolist() == [1, 3, 5] and found.dropped == (1, 3)
+    with pytest.raises(UserError, match="leaves none"):
+        found.without_highest(3)

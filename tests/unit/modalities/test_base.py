@@ -1,0 +1,56 @@
+"""Modalities are built from the config alone, in its order, each by the file its kind names."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from modality_forcing.config import Config, ModalityConfig, NoiseConfig
+from modality_forcing.diffusion.noise_levels import LogitNormal, PlateauLogitNormal
+from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
+from modality_forcing.modalities.depth import Depth
+from modality_forcing.modalities.image import Image
+from tests import tiny
+
+
+def test_the_config_s_order_is_kept_and_the_first_leads():
+    config = tiny.forcing()
+    assert list(base.build(config)) == ["image", "depth"]
+    turned = replace(config, modalities=dict(reversed(config.modalities.items())))
+    assert list(base.build(turned)) == ["depth", "image"]
+
+
+def test_every_field_arrives():
+    config = Config(
+        modalities={
+            "image": ModalityConfig(
+                patch=8, given=0.1, noise=NoiseConfig("logit_normal", 0.7, 0.9)
+            ),
+            "far": ModalityConfig(
+                "depth", 4, "v", NoiseConfig("plateau", 0.3, 1.2), 0.25, 0.3, 5, 2
+            ),
+        }
+    )
+    image, far = base.build(config).values()
+    assert isinstance(image, Image) and isinstance(far, Depth)
+    assert (far.name, far.resolution, far.patch, far.prediction) == ("far", 32, 4, "v")
+    assert (far.weight, far.given, far.position_id, far.detokenizer) == (0.25, 0.3, 5, 2)
+    assert far.levels == PlateauLogitNormal(0.3, 1.2) and image.levels == LogitNormal(0.7, 0.9)
+    assert (far.grid, far.shape, image.grid, image.shape) == ((8, 8), (64, 16), (4, 4), (16, 192))
+
+
+def test_a_kind_that_has_no_file_is_refused_with_those_that_have():
+    config = Config(modalities={"image": ModalityConfig(kind="picture", patch=8)})
+    with pytest.raises(
+        UserError, match=r"modalities\.image\.kind is 'picture'; choose one of depth, image"
+    ):
+        base.build(config)
+    with pytest.raises(UserError, match="base"):  # it is a file there, but no modality
+        base.build(Config(modalities={"image": ModalityConfig(kind="base", patch=8)}))
+
+
+def test_the_abstract_modality_cannot_be_made():
+    with pytest.raises(TypeError, match="abstract"):
+        base.Modality("image", 16, 8, 0, 0, "x", LogitNormal(), 1.0, 0.0)  # pyright: ignore[reportAbstractUsage]

@@ -1,0 +1,99 @@
+"""What enters the transformer besides patches: noise levels in float32, and text with its padding."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from modality_forcing.config import TextConfig
+from modality_forcing.models.embeddings import LevelEmbedder, TextIn, sinusoid
+
+T = jnp.array([0.0, 0.001, 0.5, 0.99, 0.991, 1.0])
+
+
+def test_sinusoid_is_its_formula():
+    t = np.asarray(T, np.float64)
+    frequency = 10_000.0 ** (-np.arange(128) / 128)
+    angle = 1000 * t[:, None] * frequency
+    np.testing.assert_allclose(
+        sinusoid(T), np.concatenate([np.cos(angle), np.sin(angle)], -1), atol=5e-4
+    )
+
+
+def test_sinusoid_tells_close_levels_apart():
+    e = np.asarray(sinusoid(T))
+    assert np.linalg.norm(e[3] - e[4]) > 1.0
+
+
+def test_sinusoid_is_float32_whatever_comes_in():
+    assert sinusoid(jnp.ones(2, jnp.bfloat16)).dtype == jnp.float32
+    assert sinusoid(T, channels=64).shape == (6, 64)
+
+
+def test_a_level_s_vector_is_float32_and_its_own():
+    embed = LevelEmbedder(32, rngs=nnx.Rngs(0))
+    vectors = np.asarray(embed(T))
+    assert vectors.shape == (6, 32) and vectors.dtype == np.float32
+    assert np.linalg.norm(vectors[3] - vectors[4]) > 0.01 * np.linalg.norm(vectors[3])
+    np.testing.assert_allclose(embed(T[2:3])[0], vectors[2], rtol=1e-5, atol=1e-6)
+
+
+STATES = TextConfig(tokens=3, vocabulary=0, channels=8)
+WORDS = TextConfig(tokens=3, vocabulary=10, channels=8)
+MASK = np.array([[True, True, False], [False, False, False]])
+
+
+def words(tokens) -> dict[str, jax.Array]:
+    return {"tokens": jnp.asarray(tokens, jnp.int32), "mask": jnp.asarray(MASK)}
+
+
+def test_padding_is_one_learned_vector_whatever_it_holds():
+    text = TextIn(WORDS, 16, rngs=nnx.Rngs(0))
+    out = np.asarray(text(words([[1, 2, 3], [4, 5, 6]]), jnp.float32))
+    np.testing.assert_array_equal(out[~MASK], np.broadcast_to(text.padding[...], (4, 16)))
+    np.testing.assert_array_equal(text(words([[1, 2, 9], [0, 0, 0]]), jnp.float32), out)
+    assert np.any(text.padding[...])
+
+
+def test_words_are_rows_of_the_table():
+    text = TextIn(WORDS, 16, rngs=nnx.Rngs(0))
+    out = np.asarray(text(words([[1, 2, 0], [0, 0, 0]]), jnp.float32))
+    rows = np.asarray(text.table[...])[[1, 2]]
+    rows = rows / np.sqrt((rows**2).mean(-1, keepdims=True))
+    np.testing.assert_allclose(
+        out[0, :2], rows @ np.asarray(text.linear.w[...]), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_states_come_with_the_batch_and_padded_ones_may_be_anything():
+    text = TextIn(STATES, 16, rngs=nnx.Rngs(0))
+    assert not hasattr(text, "table")
+    states = jax.random.normal(jax.random.key(0), (2, 3, 8))
+    out = text({"tokens": states, "mask": jnp.asarray(MASK)}, jnp.float32)
+    filled = text(
+        {"tokens": jnp.where(MASK[:, :, None], states, 1e3), "mask": jnp.asarray(MASK)}, jnp.float32
+    )
+    np.testing.assert_array_equal(out, filled)
+    # Normed: a frozen encoder's scale does not matter.
+    scaled = text({"tokens": 100 * states, "mask": jnp.asarray(MASK)}, jnp.float32)
+    np.testing.assert_allclose(scaled, out, rtol=1e-4, atol=1e-5)
+
+
+def test_padding_takes_no_gradient_to_the_table():
+    graph, weights = nnx.split(TextIn(WORDS, 16, rngs=nnx.Rngs(0)))
+
+    def total(w):
+        return jnp.sum(nnx.merge(graph, w)(words([[1, 2, 3], [4, 5, 6]]), jnp.float32) ** 2)
+
+    grad = nnx.to_pure_dict(jax.grad(total)(weights))
+    assert np.flatnonzero(np.any(np.asarray(grad["table"]), axis=1)).tolist() == [1, 2]
+    assert np.all(np.isfinite(grad["table"])) and np.any(grad["padding"])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_tokens_are_of_the_model_s_dtype(dtype):
+    text = TextIn(WORDS, 16, rngs=nnx.Rngs(0))
+    assert text(words([[1, 2, 3], [4, 5, 6]]), dtype).dtype == dtype

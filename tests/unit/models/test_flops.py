@@ -1,0 +1,137 @@
+"""FLOPs: XLA's count where XLA can count, and the family's numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+
+from modality_forcing.config import (
+    Config,
+    DataConfig,
+    ModalityConfig,
+    ModelConfig,
+    TextConfig,
+    TrainConfig,
+)
+from modality_forcing.modalities import base
+from modality_forcing.models.flops import Flops, forward_flops, parameters, step_flops, tokens
+from modality_forcing.models.presets import block_parameters, size
+from modality_forcing.train.state import abstract_network
+from tests import tiny
+
+# Wide and short, so that what is no product weighs little; two blocks in one iteration, so that no loop hides one.
+MODEL = ModelConfig(
+    width=512, ffn=1536, blocks=2, heads=4, kv_heads=2, head_dim=128, unroll=2, attention="einsum"
+)
+IMAGE = ModalityConfig(kind="image", patch=4)
+DEPTH = ModalityConfig(kind="depth", patch=8, position_id=1, detokenizer=1)
+B = 2
+
+
+def config(*names: str) -> Config:
+    known = {"image": IMAGE, "depth": DEPTH}
+    return Config(
+        data=DataConfig(resolution=32),  # 64 and 16 tokens
+        text=TextConfig(tokens=48, vocabulary=0, channels=64),
+        model=MODEL,
+        modalities={name: known[name] for name in names},
+    )
+
+
+def counted(c: Config, backward: bool) -> float:
+    """FLOPs that XLA counts in the network alone: no loss, no optimiser."""
+    modalities = base.build(c)
+    graph, params = abstract_network(c, modalities)
+    noisy = {n: jax.ShapeDtypeStruct((B, *m.shape), jnp.float32) for n, m in modalities.items()}
+    t = {n: jax.ShapeDtypeStruct((B,), jnp.float32) for n in modalities}
+    text = {
+        "tokens": jax.ShapeDtypeStruct((B, c.text.tokens, c.text.channels), jnp.bfloat16),
+        "mask": jax.ShapeDtypeStruct((B, c.text.tokens), bool),
+    }
+
+    def forward(params, noisy, t, text):
+        return sum(jnp.sum(y) for y in nnx.merge(graph, params)(noisy, t, text).values())
+
+    def both(params, noisy, t, text):  # all inputs get gradients: the convention has none for free
+        return jax.grad(forward, argnums=(0, 1))(params, noisy, t, text)
+
+    lowered = jax.jit(both if backward else forward).lower(params, noisy, t, text)
+    return lowered.cost_analysis()["flops"]
+
+
+@pytest.mark.parametrize("names", [("image",), ("image", "depth")])
+@pytest.mark.parametrize("backward", [False, True])
+def test_xla_counts_the_same_within_two_percent(names, backward):
+    c = config(*names)
+    ours = forward_flops(c, base.build(c)).total * B * (3 if backward else 1)
+    assert counted(c, backward) == pytest.approx(ours, rel=0.02)
+
+
+def test_xla_does_not_see_the_blocks_of_a_loop():
+    c = config("image")
+    looped = replace(c, model=replace(MODEL, unroll=1))
+    assert counted(looped, backward=False) < 0.6 * forward_flops(c, base.build(c)).total * B
+
+
+@pytest.mark.parametrize(("name", "share"), [("370m", 0.02), ("800m", 0.02), ("3b3", 0.02)])
+@pytest.mark.parametrize("n", [384, 640])
+def test_the_family_costs_what_its_widths_say(name, share, n):
+    """The trunk is 345 d² weights and 120 n d of attention, each 2 FLOPs, three times; the ends are little beside it."""
+    c = Config(
+        data=DataConfig(resolution=256),
+        text=TextConfig(tokens=n - 256, vocabulary=0, channels=64),
+        model=size(name),
+    )
+    flops, d = forward_flops(c, base.build(c)), c.model.width
+    assert 3 * (flops.trunk + flops.attention) == 3 * n * (2 * 345 * d**2 + 120 * n * d)
+    assert 0 < flops.ends < share * flops.total
+
+
+def test_a_step_is_three_forward_passes_of_a_batch_and_the_teachers():
+    c = config("image", "depth")
+    modalities = base.build(c)
+    student, teacher = forward_flops(c, modalities), forward_flops(c, modalities, only=["image"])
+    assert step_flops(c, modalities, batch=1) == student * 3
+    distilled = replace(c, train=TrainConfig(batch=6, distill=True))
+    assert step_flops(distilled, modalities) == (student * 3 + teacher) * 6
+    assert teacher == forward_flops(config("image"), base.build(config("image")))
+
+
+def test_attention_grows_with_the_square_of_all_tokens_together():
+    c = config("image", "depth")
+    n = tokens(c, base.build(c))
+    assert n == 48 + 64 + 16
+    assert forward_flops(c, base.build(c)).attention == 2 * 4 * n**2 * 4 * 128
+    assert tokens(c, base.build(c), only=["depth"]) == 48 + 16
+
+
+def test_the_total_is_the_sum_of_its_parts():
+    assert Flops(1, 2, 3, 4).total == 10
+    assert Flops(1, 2, 3, 4) * 2 + Flops(1, 0, 0, 0) == Flops(3, 4, 6, 8)
+
+
+def test_weights_are_counted_by_where_they_are():
+    c = tiny.forcing()
+    shapes = abstract_network(c, base.build(c))[1]
+    found = parameters(shapes)
+    vectors = 3 * c.model.width + 2 * c.model.head_dim
+    assert found.trunk == c.model.blocks * (block_parameters(c.model) + vectors)
+    assert found.detokenizers == block_parameters(c.model) + vectors
+    assert found.total == sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize(("name", "billions"), [("370m", 0.373), ("800m", 0.835), ("3b3", 3.327)])
+def test_the_family_has_the_parameters_it_is_known_for(name, billions):
+    c = Config(
+        data=DataConfig(resolution=256),
+        text=TextConfig(tokens=128, vocabulary=0, channels=4096),
+        model=replace(size(name), attention="einsum"),
+        modalities={"image": ModalityConfig(latents=128)},
+    )
+    assert parameters(abstract_network(c, base.build(c))[1]).total == pytest.approx(
+        billions * 1e9, rel=2e-3
+    )

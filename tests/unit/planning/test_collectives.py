@@ -1,0 +1,38 @@
+"""The census complains of what it should, and of nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from modality_forcing.planning.collectives import complaints
+from modality_forcing.planning.roofline import Collective
+
+WEIGHTS = Collective(
+    kind="all-gather", dtype="bf16", shape=(1, 1024, 3072), bytes=2 * 1024 * 3072, count=30, group_size=16, channel=1,
+    asynchronous=False, across_slices=False, op_name="mlp", hbm_bytes=0,
+)  # fmt: skip
+GRADIENT = replace(WEIGHTS, kind="reduce-scatter", dtype="f32", bytes=4 * 1024 * 3072)
+NORM = replace(WEIGHTS, kind="all-reduce", dtype="f32", shape=(), bytes=4)
+
+
+def test_a_sound_step_has_nothing_to_complain_of():
+    assert (
+        complaints([WEIGHTS, GRADIENT, NORM, replace(GRADIENT, kind="all-reduce")], batch=512) == []
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        (replace(WEIGHTS, dtype="f32"), "weights travel at twice their size"),
+        (replace(WEIGHTS, shape=(512, 640, 1024)), "the whole batch on every device"),
+        (replace(GRADIENT, dtype="bf16"), "gradients rounded before they are added up"),
+        (replace(WEIGHTS, kind="all-to-all"), "nothing has to change places"),
+        (replace(NORM, kind="collective-permute"), "nothing has to change places"),
+    ],
+)
+def test_each_mistake_is_told_with_its_place(found, told):
+    lines = complaints([WEIGHTS, found, GRADIENT], batch=512)
+    assert len(lines) == 1 and told in lines[0] and "in mlp" in lines[0]

@@ -1,0 +1,78 @@
+"""Frozen encoders planned for TPUs that are not there: FLOPs by hand, and a compile of the real step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from modality_forcing.encoders.umt5 import UMT5
+from modality_forcing.errors import UserError
+from modality_forcing.planning import encoders
+from modality_forcing.planning.compile import target
+
+pytest.importorskip("libtpu")
+SMALL = replace(encoders.XXL, vocabulary=1000, width=1024, ffn=2048, heads=16, blocks=2)
+
+
+@pytest.fixture(scope="module")
+def v5e():
+    return target("v5e:2x2")
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(encoders, "XXL", SMALL)
+
+
+def test_the_flops_of_text_are_those_that_xla_counts():
+    ids, mask = (jax.ShapeDtypeStruct((3, 96), dtype) for dtype in (np.int32, np.bool_))
+    c = replace(SMALL, blocks=1)  # XLA counts the body of a loop once
+    graph, weights = nnx.split(nnx.eval_shape(lambda: UMT5(c, rngs=nnx.Rngs(0))))
+    told = jax.jit(lambda w, *x: nnx.merge(graph, w)(*x)).lower(weights, ids, mask).cost_analysis()
+    assert told["flops"] / encoders.text_flops(c, 3, 96) == pytest.approx(
+        1, abs=0.06
+    )  # norms and softmax beside products
+
+
+def test_the_flops_of_pictures_grow_with_their_number_and_size():
+    one = encoders.picture_flops("encoder", 1, 64)
+    assert encoders.picture_flops("encoder", 3, 64) == 3 * one
+    assert 3.9 < encoders.picture_flops("encoder", 1, 128) / one < 4.3
+
+
+def test_a_text_encoder_is_planned_in_shards(v5e, small):
+    found = encoders.plan("text", v5e, 2, tokens=64)
+    assert found.fits and found.batch == 8 and found.units == 512
+    assert "all-gather bf16" in found.collectives and found.bound and found.bound.seconds > 0
+    assert (
+        found.bytes.arguments < 2 * found.params
+    )  # of bfloat16 on one of four chips: a quarter, and what is never cut
+    told = json.loads(json.dumps(encoders.to_json(found)))
+    assert told["chips"] == 4 and told["fits"] and 0 < told["mfu_bound"] <= 1
+    assert "tokens a second at most" in encoders.to_text(found)
+
+
+def test_the_search_stops_where_nothing_is_gained(v5e, monkeypatch):
+    tried = []
+
+    def plan(part: str, at, each: int, **_: int):
+        tried.append(each)
+        seconds = max(each, 20)  # beyond 20 the rate stays the same
+        bound = type("Bound", (), {"seconds": seconds})()
+        size = type("Bytes", (), {"total": 0})()
+        return encoders.EncodePlan("text", v5e, each, each, 0, 0, size, True, 0.0, {}, bound)
+
+    monkeypatch.setattr(encoders, "plan", plan)
+    assert encoders.search("text", v5e).batch == 32 and tried == [8, 16, 32, 64]
+
+
+def test_the_command_prints_it(v5e, small, capsys):
+    assert encoders.run("text", v5e, 8, True, print) == 0
+    assert json.loads(capsys.readouterr().out)["part"] == "text"
+    with pytest.raises(UserError, match="--batch 7 is not a multiple of 4 devices"):
+        encoders.run("text", v5e, 7, False, print)

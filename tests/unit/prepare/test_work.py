@@ -1,0 +1,230 @@
+"""The work of preparing: the same bytes by any number of workers, parts and runs; bad records counted, listed, limited."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.data.records import Record, RecordSource
+from modality_forcing.datasets.folder import DATASET
+from modality_forcing.errors import UserError
+from modality_forcing.prepare import work
+from modality_forcing.prepare.job import Place, Settings
+from modality_forcing.storage import manifest
+from modality_forcing.storage.shards import Shards
+from modality_forcing.synthetic.source import Scenes
+
+COUNT = 11
+
+
+@dataclass(frozen=True)
+class Torn:
+    """Scenes of which some cannot be read."""
+
+    bad: tuple[int, ...] = ()
+    broken: tuple[int, ...] = ()  # of which a promise does not hold
+    kills: int = -1  # the process that reads it
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> Record:
+        if index in self.bad:
+            raise UserError("cannot be read", where=f"{index}.png")
+        if index == self.kills:
+            import os
+
+            os._exit(9)
+        record = Scenes(resolution=24)[index]
+        if index in self.broken:
+            record.depth[record.valid] = -1
+        return record
+
+
+def place(folder: Path, shard_size: int = 3, resolution: int = 16) -> Place:
+    return Place(
+        folder, DATASET, Settings("folder", "train", COUNT, resolution, None, "png", 95, shard_size)
+    )
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def prepare(folder: Path, source: RecordSource, **options) -> list[str]:
+    told: list[str] = []
+    work.prepare(place(folder), source, told.append, **options)
+    return told
+
+
+def test_records_are_resized_and_stored(tmp_path: Path):
+    told = prepare(tmp_path, Torn())
+    source = Shards(tmp_path)
+    assert len(source) == COUNT and source[7].id == Torn()[7].id
+    assert source[7].image.shape == (16, 16, 3)
+    found = manifest.read(tmp_path, "train")
+    assert found and [file.records for file in found.files] == [3, 3, 3, 2]
+    manifest.verify(found)
+    assert found.holds["records"] == COUNT and found.holds["sizes"] == {"16 x 16": COUNT}
+    assert (
+        len(told) == 1 and "folder train: 11 of 11 records, " in told[0] and "left" not in told[0]
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bytes_do_not_depend_on_workers(tmp_path: Path, workers: int):
+    torn = Torn(bad=(4,))
+    prepare(tmp_path / "here", torn, max_bad=0.1)
+    told = prepare(tmp_path / "there", torn, max_bad=0.1, workers=workers)
+    assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "there")
+    assert "11 of 11 records" in told[-1] and "1 could not be read" in told[-1]
+
+
+def test_bad_records_move_no_other(tmp_path: Path):
+    prepare(tmp_path / "whole", Torn())
+    prepare(tmp_path / "torn", Torn(bad=(4,), broken=(0,)), max_bad=0.2)
+    whole, torn = bytes_of(tmp_path / "whole"), bytes_of(tmp_path / "torn")
+    shard = "folder-train.array_record-0000{}-of-00004"
+    assert [whole[shard.format(i)] == torn[shard.format(i)] for i in range(4)] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    ids = [Shards(tmp_path / "torn")[i].id for i in range(COUNT - 2)]
+    assert ids == [Torn()[i].id for i in range(COUNT) if i not in (0, 4)]
+    found = manifest.read(tmp_path / "torn", "train")
+    assert found and found.bad == 2 and [file.bad for file in found.files] == [1, 1, 0, 0]
+    lines = (tmp_path / "torn/bad-train.txt").read_text().splitlines()
+    assert lines[0].startswith("0\trecord ") and "not finite and positive" in lines[0]
+    assert lines[1] == "4\t4.png: cannot be read"
+
+
+def test_a_shard_without_any_record_is_whole(tmp_path: Path):
+    prepare(tmp_path, Torn(bad=(3, 4, 5)), max_bad=0.5)
+    assert [Shards(tmp_path)[i].id for i in (2, 3)] == [Torn()[i].id for i in (2, 6)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_too_many_bad_records_stop(tmp_path: Path, workers: int):
+    torn = Torn(bad=(4, 7, 8))
+    with pytest.raises(UserError, match=r"more than --max-bad=0\.2 allows") as caught:
+        prepare(tmp_path, torn, max_bad=0.2, workers=workers)
+    assert "3 of 11 records could not be read" in str(caught.value)
+    assert "(first 4: 4.png: cannot be read); all are in " in str(caught.value)
+    assert (tmp_path / "bad-train.txt").read_text().count("\n") == 3
+    assert not (tmp_path / "manifest-train.json").exists() and not list(tmp_path.glob(".*"))
+    prepare(tmp_path, torn, max_bad=0.3)  # what was made before is kept, and counts
+    prepare(tmp_path / "other", torn, max_bad=0.3)
+    assert (
+        bytes_of(tmp_path / "other").items()
+        <= {k: v for k, v in bytes_of(tmp_path).items() if "/o" not in k}.items()
+    )
+    with pytest.raises(UserError, match="3 of 11 records could not be read"):
+        prepare(tmp_path, torn, max_bad=0.2)
+
+
+def test_nothing_more_is_read_once_too_much_is_bad(tmp_path: Path):
+    asked: list[int] = []
+
+    class Asked(Torn):
+        def __getitem__(self, index: int) -> Record:
+            asked.append(index)
+            return super().__getitem__(index)
+
+    with pytest.raises(UserError, match="2 of 11 records could not be read"):
+        work.prepare(
+            place(tmp_path, shard_size=11), Asked(bad=(1, 3)), lambda line: None, max_bad=0.1
+        )
+    assert len(asked) <= 5
+
+
+def test_shards_are_held_against_their_manifest(tmp_path: Path):
+    prepare(tmp_path, Torn())
+    first, last = (tmp_path / f"folder-train.array_record-0000{index}-of-00004" for index in (0, 3))
+    kept = first.read_bytes()
+    for content in (last.read_bytes(), kept[:-1]):
+        first.write_bytes(content)
+        source = Shards(tmp_path)
+        assert source[4].id == Torn()[4].id
+        with pytest.raises(
+            UserError,
+            match=r"00000-of-00004: holds [02] records, not 3: truncated, or another file",
+        ):
+            source[0]
+    first.write_bytes(kept)
+    for path in tmp_path.glob("folder-train.*"):
+        path.rename(tmp_path / path.name.replace("folder", "other"))
+    with pytest.raises(
+        UserError, match=r"manifest-train\.json: does not list the shards beside it; delete it"
+    ):
+        Shards(tmp_path)
+
+
+def test_a_finished_shard_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    prepare(tmp_path, Torn())
+    before = bytes_of(tmp_path)
+    monkeypatch.setattr(work, "write_shard", None)
+    told = prepare(tmp_path, Torn())
+    assert told == ["folder train: 11 of 11 records"] and bytes_of(tmp_path) == before
+    monkeypatch.undo()
+    (tmp_path / "folder-train.array_record-00002-of-00004").unlink()
+    (tmp_path / "folder-train.array_record-00001-of-00004").write_bytes(b"half")
+    prepare(tmp_path, Torn())
+    assert bytes_of(tmp_path) == before
+
+
+def test_parts_make_the_whole_in_any_order(tmp_path: Path):
+    prepare(tmp_path / "whole", Torn(bad=(4,)), max_bad=0.3)
+    told = prepare(tmp_path / "parts", Torn(bad=(4,)), max_bad=0.3, part=(1, 2))
+    assert told[-1] == "this part is done; 2 of 4 shards are there" and "5 of 5 records" in told[-2]
+    assert not (tmp_path / "parts/manifest-train.json").exists()
+    with pytest.raises(UserError, match=r"lacks 2 of 4 shards of train \(0, 2\)"):
+        Shards(tmp_path / "parts")
+    prepare(tmp_path / "parts", Torn(bad=(4,)), part=(0, 2))  # none of its own is bad
+    assert bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "whole")
+
+
+def test_a_dead_worker_is_told(tmp_path: Path):
+    with pytest.raises(
+        UserError, match="a worker process died; if memory ran out, give fewer --workers"
+    ):
+        prepare(tmp_path, Torn(kills=10), workers=1)
+    prepare(tmp_path, Torn(), workers=0)
+    assert len(Shards(tmp_path)) == COUNT
+
+
+def test_progress_tells_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(work, "_TELL_EVERY", 0)
+    told = prepare(tmp_path, Torn())
+    assert len(told) == COUNT + 1
+    assert all(" a second, " in line and " s left" in line for line in told[1:COUNT]), told
+
+
+def test_durations_are_read_at_a_glance():
+    assert [work._duration(seconds) for seconds in (3.4, 61, 7300)] == [
+        "3 s",
+        "1 min 1 s",
+        "2 h 1 min",
+    ]
+
+
+def test_other_errors_are_not_taken_for_bad_files(tmp_path: Path):
+    class Wrong:
+        def __len__(self) -> int:
+            return COUNT
+
+        def __getitem__(self, index: int) -> Record:
+            return np.zeros(3)[index + 5]  # a mistake of the reader
+
+    with pytest.raises(IndexError):
+        prepare(tmp_path, Wrong())
+    assert not list(tmp_path.glob("*.array_record*")) and not list(tmp_path.glob(".*"))

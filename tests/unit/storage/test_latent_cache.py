@@ -1,0 +1,131 @@
+"""The format of caches: arrays to the bit, captions found by what they say, and what is told of a damaged one."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from modality_forcing.errors import UserError
+from modality_forcing.storage import latent_cache
+from modality_forcing.storage.latent_cache import Cache, States
+from modality_forcing.storage.shards import ShardWriter, shard_name
+
+WIDTH = 4
+CAPTIONS = ("", "a red cube", "赤い球", "un gato negro")
+
+
+def states(caption: str) -> np.ndarray:
+    """One row for each letter and one for the end."""
+    return (np.arange((len(caption) + 1) * WIDTH).reshape(-1, WIDTH) + len(caption)).astype(
+        ml_dtypes.bfloat16
+    )
+
+
+def write(folder: Path, captions: tuple[str, ...] = CAPTIONS, **settings) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {"format": latent_cache.FORMAT, "text": {"width": WIDTH, "tokens": 8}, **settings}
+    latent_cache.settings_path(folder, "train").write_text(json.dumps(told))
+    np.save(latent_cache.places_path(folder, "train"), latent_cache.places_of(captions))
+    with ShardWriter(folder / "text" / shard_name("text", "train", 0, 1)) as writer:
+        for caption in captions:
+            writer.write(latent_cache.pack(states(caption), "states", caption=caption.encode()))
+    return folder
+
+
+def found(tokens: int, *folders: Path) -> States:
+    return States(tokens, tuple(Cache(folder, "train") for folder in folders))
+
+
+@given(
+    arrays.arrays(
+        np.float32,
+        arrays.array_shapes(max_dims=4),
+        elements=st.floats(-(2.0**99), 2.0**99, width=32),
+    )
+)
+def test_arrays_come_back_to_the_bit(array):
+    half = array.astype(ml_dtypes.bfloat16)
+    back, features = latent_cache.unpack(
+        latent_cache.pack(half, "latents", caption=b"more"), "latents"
+    )
+    np.testing.assert_array_equal(back.view(np.uint16), half.view(np.uint16))
+    assert features["caption"] == [b"more"] and back.dtype == half.dtype
+
+
+def test_other_examples_are_no_arrays():
+    packed = latent_cache.pack(np.zeros((2, 3)), "latents")
+    for content, name in (
+        (packed, "states"),
+        (packed[:-3], "latents"),
+        (b"hello", "latents"),
+        (packed, "size"),
+    ):
+        with pytest.raises(ValueError, match=f"holds no {name}"):
+            latent_cache.unpack(content, name)
+
+
+def test_captions_are_found_cut_and_padded(tmp_path):
+    texts = found(11, write(tmp_path))
+    for caption in CAPTIONS:
+        text, want = texts.encode(caption), states(caption)[:11]
+        assert text["tokens"].shape == (11, WIDTH) and text["tokens"].dtype == want.dtype
+        assert (
+            text["mask"].sum() == len(want)
+            and not np.asarray(text["tokens"], np.float32)[len(want) :].any()
+        )
+        np.testing.assert_array_equal(text["tokens"][: len(want)], want)
+    np.testing.assert_array_equal(texts.null()["tokens"], texts.encode("")["tokens"])
+
+
+def test_caches_are_asked_one_after_the_other_in_every_process(tmp_path):
+    texts = found(
+        5, write(tmp_path / "one", ("", "first")), write(tmp_path / "other", ("", "second"))
+    )
+    for each in (texts, pickle.loads(pickle.dumps(texts))):
+        assert each.encode("first")["mask"].all() and each.encode("second")["mask"].all()
+        with pytest.raises(
+            UserError, match="no cache has the caption 'third'; run the same mforce encode again"
+        ):
+            each.encode("third")
+
+
+@given(st.lists(st.text(max_size=6), unique=True, min_size=1, max_size=40))
+def test_places_are_in_the_order_of_the_hashes(captions):
+    keys, rows = latent_cache.places_of(
+        [caption.encode("utf-8", "ignore").decode() for caption in captions]
+    )
+    assert np.all(keys[:-1] <= keys[1:]) and sorted(rows) == list(range(len(captions)))
+
+
+def test_what_is_no_cache_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="holds no cache of train; make it with mforce encode"):
+        Cache(tmp_path, "train")
+    with pytest.raises(UserError, match="is of format 9, and this version reads 1"):
+        Cache(write(tmp_path / "format", format=9), "train")
+    with pytest.raises(UserError, match="holds nothing of text"):
+        found(5, write(tmp_path / "nothing", text=None))
+    cache = Cache(write(tmp_path / "cache"), "train")
+    cache.check("text", width=WIDTH, tokens=8)
+    with pytest.raises(UserError, match="was made with text tokens 8, and the config has 9"):
+        cache.check("text", width=WIDTH, tokens=9)
+
+
+def test_a_damaged_index_is_one_line(tmp_path):
+    path = latent_cache.places_path(write(tmp_path), "train")
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(UserError, match="cannot be read; run the same mforce encode again"):
+        found(5, tmp_path)
+    np.save(path, latent_cache.places_of(CAPTIONS[:2]))
+    with pytest.raises(UserError, match="does not list the captions beside it"):
+        found(5, tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        found(5, tmp_path)

@@ -1,0 +1,106 @@
+"""The manifest: written and read alike, and a line for one that is damaged, of another format, or not of its shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.storage import manifest
+from modality_forcing.storage.manifest import Manifest, ShardFile
+from modality_forcing.storage.stats import Tally
+
+
+def written(folder: Path, contents: tuple[bytes, ...] = (b"one", b"two")) -> Manifest:
+    files = []
+    for index, content in enumerate(contents):
+        (folder / f"shard{index}").write_bytes(content)
+        files.append(
+            ShardFile(
+                f"shard{index}",
+                10 + index,
+                index,
+                len(content),
+                hashlib.sha256(content).hexdigest(),
+            )
+        )
+    found = Manifest(
+        path=manifest.manifest_path(folder, "val"),
+        name="tum",
+        title="TUM RGB-D",
+        split="val",
+        unit="metric",
+        licence="CC BY 4.0",
+        files=tuple(files),
+        holds=Tally().summary(),
+        settings={"resolution": 256},
+        versions={"pillow": "13"},
+    )
+    manifest.write(found)
+    return found
+
+
+def test_what_was_written_is_read(tmp_path: Path):
+    before = written(tmp_path)
+    after = manifest.read(tmp_path, "val")
+    assert after == before
+    content = json.loads((tmp_path / "manifest-val.json").read_text())
+    assert content == before.to_json()
+    assert (
+        content["bad"] == 1
+        and content["bytes"] == 6
+        and content["shards"] == 2
+        and content["unit"] == "metric"
+    )
+    assert manifest.read(tmp_path, "train") is None
+
+
+def test_checksums_are_verified(tmp_path: Path):
+    found = written(tmp_path)
+    manifest.verify(found)
+    (tmp_path / "shard1").write_bytes(b"tw0")
+    with pytest.raises(
+        UserError, match="shard1: is not what was written: its checksum differs; delete it"
+    ):
+        manifest.verify(found)
+    (tmp_path / "shard1").unlink()
+    with pytest.raises(UserError, match=r"shard1: cannot be read \(No such file"):
+        manifest.verify(found)
+
+
+def change(folder: Path, **changes) -> None:
+    path = manifest.manifest_path(folder, "val")
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(
+        json.dumps({name: value for name, value in content.items() if value is not None})
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"format": 2}, "is of format 2, and this version reads 1; prepare the data set again"),
+        ({"files": None}, "is no manifest"),
+        ({"files": [{"name": "x"}]}, "is no manifest"),
+        ({"files": 3}, "is no manifest"),
+        ({"settings": [1]}, "is no manifest"),
+    ],
+)
+def test_another_content_is_told(tmp_path: Path, changes: dict, told: str):
+    written(tmp_path)
+    change(tmp_path, **changes)
+    with pytest.raises(UserError, match=f"manifest-val.json: {told}"):
+        manifest.read(tmp_path, "val")
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+def test_damage_is_told(tmp_path: Path, content: bytes):
+    manifest.manifest_path(tmp_path, "val").write_bytes(content)
+    with pytest.raises(
+        UserError,
+        match=r"manifest-val.json: (cannot be read \(damaged\)|is damaged); delete it and run",
+    ):
+        manifest.read(tmp_path, "val")

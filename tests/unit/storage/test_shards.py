@@ -1,0 +1,163 @@
+"""Shards: what was written is read in order, from any process; a damaged or foreign one is named in a line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.data.records import check
+from modality_forcing.errors import UserError
+from modality_forcing.storage import codec, shards
+from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
+from modality_forcing.synthetic.source import Scenes
+
+SCENES = Scenes(count=20, resolution=16)
+
+
+def write(
+    folder: Path, sizes: tuple[int, ...], name: str = "scenes", split: str = "train"
+) -> list[Path]:
+    paths, record = [], 0
+    for index, size in enumerate(sizes):
+        paths.append(folder / shard_name(name, split, index, len(sizes)))
+        with ShardWriter(paths[-1]) as writer:
+            for _ in range(size):
+                writer.write(codec.encode(SCENES[record], "png"))
+                record += 1
+    return paths
+
+
+def test_records_come_in_order(tmp_path: Path):
+    write(tmp_path / "new", (3, 0, 4, 1, 0))
+    source = Shards(tmp_path / "new", "train")
+    assert len(source) == 8
+    for index in (7, 0, 2, 3, 6, 1, 5, 4):
+        record = check(source[index])
+        assert record.id == SCENES[index].id
+        np.testing.assert_array_equal(record.image, SCENES[index].image)
+        assert codec.decode(source.example(index)).caption == SCENES[index].caption
+    for outside in (-1, 8):
+        with pytest.raises(IndexError):
+            source[outside]
+
+
+def test_names_are_those_of_tensorflow_datasets():
+    assert shard_name("kitti", "val", 3, 12) == "kitti-val.array_record-00003-of-00012"
+
+
+def test_one_split_needs_no_name_and_several_do(tmp_path: Path):
+    write(tmp_path, (2,), name="my-set")
+    assert Shards(tmp_path).split == "train"
+    write(tmp_path, (1, 1), name="my-set", split="val")
+    assert len(Shards(tmp_path, "val")) == len(Shards(tmp_path, "train")) == 2
+    with pytest.raises(UserError, match="holds several splits; choose one of train, val"):
+        Shards(tmp_path)
+    with pytest.raises(UserError, match="has no split 'test'; choose one of train, val"):
+        Shards(tmp_path, "test")
+
+
+def first_id(source: Shards) -> str:
+    return source[0].id
+
+
+def test_a_source_travels_to_other_processes_and_threads(tmp_path: Path):
+    write(tmp_path, (3, 3))
+    source = Shards(tmp_path)
+    assert source[0].id == SCENES[0].id  # opened here, before it is sent
+    copy = pickle.loads(pickle.dumps(source))
+    assert copy == source and copy[5].id == SCENES[5].id
+    with ThreadPoolExecutor(8) as pool:
+        ids = list(pool.map(lambda index: source[index % 6].id, range(60)))
+    assert ids == [SCENES[index % 6].id for index in range(60)]
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(first_id, (source,)) == SCENES[0].id
+
+
+def test_only_so_many_shards_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "_MOST_OPEN", 2)
+    write(tmp_path, (1, 1, 1, 1))
+    source = Shards(tmp_path)
+    for index in (0, 1, 2, 3, 0, 2):
+        assert source[index].id == SCENES[index].id
+    assert len(source._opened) == 2
+
+
+def test_half_a_shard_is_never_there(tmp_path: Path):
+    path = tmp_path / shard_name("scenes", "train", 0, 1)
+    with pytest.raises(RuntimeError, match="on the way"), ShardWriter(path) as writer:
+        writer.write(b"x" * 200_000)
+        assert not path.exists()
+        raise RuntimeError("on the way")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match="holds no shards"):
+        Shards(tmp_path)
+
+
+def test_where_nothing_can_be_written(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"train\.array_record-00000-of-00001: cannot be written \(File exists"
+    ):
+        write(tmp_path / "file", (1,))
+
+
+def test_a_full_disk_is_told(tmp_path: Path):
+    path = tmp_path / "full"
+    writer = ShardWriter(path)
+    writer._beside.symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"full: cannot be written \(.*No space left"), writer:
+        for _ in range(20):
+            writer.write(np.random.default_rng(0).bytes(200_000))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("cut", [1, 5000, 100_000])
+def test_a_truncated_shard_is_named(tmp_path: Path, cut: int):
+    path = write(tmp_path, (2, 3))[1]
+    path.write_bytes(path.read_bytes()[:-cut])
+    with pytest.raises(
+        UserError,
+        match=r"00001-of-00002: is truncated, or no ArrayRecord; delete .*00001-of-00002 and run",
+    ):
+        Shards(tmp_path)
+
+
+def test_a_damaged_record_is_named(tmp_path: Path):
+    path = write(tmp_path, (3,))[0]
+    content = bytearray(path.read_bytes())
+    at = content.index(SCENES[1].caption.encode())
+    content[at] ^= 1
+    path.write_bytes(content)
+    source = Shards(tmp_path)
+    assert source[0].id == SCENES[0].id and source[2].id == SCENES[2].id
+    with pytest.raises(UserError, match="00000-of-00001: record 1 cannot be read") as caught:
+        source[1]
+    assert "\n" not in str(caught.value)
+
+
+def test_examples_of_others_are_named(tmp_path: Path):
+    with ShardWriter(tmp_path / shard_name("other", "train", 0, 1)) as writer:
+        writer.write(b"something else")
+    with pytest.raises(UserError, match=r"00000-of-00001: record 0 is not a prepared example"):
+        Shards(tmp_path)[0]
+
+
+def test_missing_shards_and_mixed_runs_are_told(tmp_path: Path):
+    with pytest.raises(UserError, match=r"none: no such folder"):
+        Shards(tmp_path / "none")
+    paths = write(tmp_path, (1, 1, 1))
+    paths[1].unlink()
+    with pytest.raises(
+        UserError, match=r"lacks 1 of 3 shards of train \(1\); run the same mforce prepare again"
+    ):
+        Shards(tmp_path)
+    write(tmp_path, (1, 1))
+    with pytest.raises(
+        UserError, match=r"holds the shards of two runs \(scenes in 2 and scenes in 3\)"
+    ):
+        Shards(tmp_path)

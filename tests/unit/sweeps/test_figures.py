@@ -1,0 +1,93 @@
+"""Figure 4 of a sweep: a line for each amount of pretraining, through the means over seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.sweeps import figures as sweep_figures
+from modality_forcing.viz import figures
+
+
+def rows() -> list[dict]:
+    """Scores of three sizes, two amounts of pretraining and two seeds by a rule."""
+    return [
+        {
+            "cell": f"{params}-{images}-{seed}",
+            "axes": {"size": f"{params}-{images}", "seed": seed},
+            "width": 8,
+            "params": params,
+            "images": images,
+            "frames": 900,
+            "seed": seed,
+            "flops": 10**12,
+            "i2d_absrel": params**-0.2 + 0.1 * (images == 0) + 0.002 * seed,
+            "i2d_delta1": 1 - params**-0.2,
+            "row_mean_absrel": 0.2,
+            "constant_absrel": 9.0,
+            "version": "1",
+            "protocol": "p",
+            "seeds": "s",
+            "device": "cpu",
+        }
+        for params in (1000, 4000, 16_000)
+        for images in (0, 8000)
+        for seed in (0, 1)
+    ]
+
+
+def test_lines_go_through_the_means_and_points_are_seeds():
+    with figures.style():
+        drawn = sweep_figures.draw(rows())
+    left = drawn.axes[0]
+    lines = {
+        line.get_label(): line for line in left.lines if not str(line.get_label()).startswith("_")
+    }
+    assert list(lines) == ["none", "8 k"]
+    np.testing.assert_allclose(
+        lines["none"].get_ydata(), [n**-0.2 + 0.101 for n in (1000, 4000, 16_000)]
+    )
+    points = [line for line in left.lines if len(np.atleast_1d(line.get_xdata())) == 6]
+    assert len(points) == 2  # six seeds each
+    assert [text.get_text() for text in left.texts] == [
+        "mean of each row"
+    ]  # a constant is far off, and left out
+    assert [label.get_text() for label in left.get_xticklabels()] == ["1 k", "4 k", "16 k"]
+
+
+def test_several_lengths_of_post_training_get_a_panel():
+    shorter = [{**row, "frames": 300, "i2d_absrel": row["i2d_absrel"] + 0.5} for row in rows()]
+    with figures.style():
+        drawn = sweep_figures.draw([*rows(), *shorter])
+    left, _, right = drawn.axes
+    lines = {
+        line.get_label(): line for line in left.lines if not str(line.get_label()).startswith("_")
+    }
+    np.testing.assert_allclose(
+        lines["8 k"].get_ydata(), [n**-0.2 + 0.001 for n in (1000, 4000, 16_000)]
+    )  # of the longest
+    lines = {
+        line.get_label(): line for line in right.lines if not str(line.get_label()).startswith("_")
+    }
+    np.testing.assert_allclose(lines["8 k"].get_xdata(), [300, 900])
+    np.testing.assert_allclose(
+        lines["8 k"].get_ydata(), [16_000**-0.2 + 0.501, 16_000**-0.2 + 0.001]
+    )  # of the largest
+    assert right.get_xlabel() == "post-training frames, N = 16 k"
+
+
+def test_benchmarks_are_drawn_where_there_are_no_held_out_records(tmp_path):
+    named = [{k.replace("i2d_", ""): v for k, v in row.items()} for row in rows()]
+    written = sweep_figures.write(named, tmp_path / "figure4")
+    assert [path.name for path in written] == ["figure4.png", "figure4.svg"] and all(
+        path.stat().st_size for path in written
+    )
+
+
+def test_rows_without_a_score_are_passed_over():
+    with figures.style():
+        some = sweep_figures.draw([*rows(), {**rows()[0], "params": 7, "i2d_absrel": None}])
+    assert some.axes[0].get_xlim()[0] > 7
+    with pytest.raises(UserError, match="no row has a score"):
+        sweep_figures.draw([{**row, "i2d_absrel": None} for row in rows()])

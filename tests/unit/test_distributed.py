@@ -1,0 +1,255 @@
+"""Tests of finding out whether, and as which, a process joins others. That it really does: tests/e2e/test_launch_local.py."""
+
+from __future__ import annotations
+
+import http.server
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import pytest
+
+from modality_forcing import distributed
+from modality_forcing.errors import UserError
+
+EXPLICIT = {
+    "MFORCE_COORDINATOR": "127.0.0.1:1234",
+    "MFORCE_PROCESS_COUNT": "4",
+    "MFORCE_PROCESS_ID": "3",
+}
+SLURM = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+STEP = {
+    **SLURM,
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_NUM_TASKS": "8",
+    "SLURM_STEP_TASKS_PER_NODE": "4(x2)",
+}
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path) -> Callable[[dict[str, str]], list[dict[str, Any]]]:
+    """Starts under these variables alone, and returns what jax.distributed.initialize was called with."""
+    monkeypatch.setattr(distributed, "DEVICES", tmp_path)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    calls: list[dict[str, Any]] = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+    monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append({name: value}))
+
+    def start(variables: dict[str, str]) -> list[dict[str, Any]]:
+        monkeypatch.setattr(distributed.os, "environ", {"JAX_PLATFORMS": "", **variables})
+        distributed.start()
+        return calls
+
+    return start
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"MFORCE_COORDINATOR": "", "MFORCE_PROCESS_COUNT": "", "MFORCE_PROCESS_ID": ""},
+        {**EXPLICIT, "MFORCE_PROCESS_COUNT": "1", "MFORCE_PROCESS_ID": "0"},
+        SLURM,  # the batch script, or a shell of salloc: one process, although the job has room for eight
+        {**STEP, "SLURM_STEP_NUM_TASKS": "1"},  # the shell of an interactive step
+        {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
+        {"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"},
+    ],
+    ids=[
+        "nothing",
+        "empty",
+        "one",
+        "batch script",
+        "interactive step",
+        "one TPU host",
+        "TPU host without the TPU",
+    ],
+)
+def test_one_process_starts_nothing(variables: dict[str, str], started):
+    assert started(variables) == []
+    assert distributed.count() == 1 and distributed.is_first()
+
+
+def test_explicit_variables(started):
+    assert started(EXPLICIT) == [
+        {
+            "coordinator_address": "127.0.0.1:1234",
+            "num_processes": 4,
+            "process_id": 3,
+            "cluster_detection_method": "deactivate",
+            "coordinator_bind_address": "127.0.0.1:1234",  # loopback only
+        }
+    ]
+
+
+def test_explicit_variables_come_first_and_bind_to_all_for_another_host(started):
+    (call,) = started({**STEP, **EXPLICIT, "MFORCE_COORDINATOR": "node1:99"})
+    assert call["coordinator_address"] == "node1:99" and "coordinator_bind_address" not in call
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        (
+            {"MFORCE_PROCESS_ID": "1"},
+            "MFORCE_PROCESS_ID set without MFORCE_COORDINATOR and MFORCE_PROCESS_COUNT; set all three",
+        ),
+        ({**EXPLICIT, "MFORCE_PROCESS_ID": ""}, "without MFORCE_PROCESS_ID"),
+        ({**EXPLICIT, "MFORCE_PROCESS_ID": "4"}, "MFORCE_PROCESS_ID: '4' is not one of 0 to 3"),
+        ({**EXPLICIT, "MFORCE_PROCESS_ID": "-1"}, "'-1' is not one of 0 to 3"),
+        (
+            {**EXPLICIT, "MFORCE_PROCESS_COUNT": "0"},
+            "MFORCE_PROCESS_COUNT: '0' is not a whole number above 0",
+        ),
+        ({**EXPLICIT, "MFORCE_PROCESS_COUNT": "two"}, "'two' is not a whole number"),
+        (
+            {**EXPLICIT, "MFORCE_COORDINATOR": "127.0.0.1"},
+            "MFORCE_COORDINATOR: '127.0.0.1' is not HOST:PORT",
+        ),
+    ],
+)
+def test_half_set_and_senseless_variables_are_refused(
+    variables: dict[str, str], told: str, started
+):
+    with pytest.raises(UserError, match=told):
+        started(variables)
+
+
+def test_a_slurm_step_with_a_task_for_each_gpu_is_left_to_jax(started):
+    assert started(STEP) == [{}]
+
+
+def test_a_slurm_task_that_has_its_node_to_itself_sees_all_gpus(started):
+    alone = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
+    assert started(alone) == [
+        {},
+        {"jax_cuda_visible_devices": "all"},
+        {"jax_rocm_visible_devices": "all"},
+    ]
+
+
+def test_gpus_that_were_named_are_kept(started):
+    assert started(
+        {**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x8)", "JAX_LOCAL_DEVICE_IDS": "2,3"}
+    ) == [{}]
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"TPU_WORKER_HOSTNAMES": "a,b,c,d", "TPU_WORKER_ID": "1"},
+        {"TPU_PROCESS_ADDRESSES": "a:8471,b:8471", "TPU_WORKER_HOSTNAMES": "localhost"},
+        {"TPU_WORKER_HOSTNAMES": "a", "MEGASCALE_NUM_SLICES": "2"},
+        {"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "tpu,cpu"},
+    ],
+    ids=["hosts", "addresses", "slices", "platforms"],
+)
+def test_pods_of_a_tpu_slice(variables: dict[str, str], started):
+    assert started(variables) == [{}]
+
+
+@pytest.fixture
+def metadata() -> Iterator[tuple[str, dict[str, str]]]:
+    """A metadata server: its address, and what it answers by attribute."""
+    answers: dict[str, str] = {}
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            name = self.path.rpartition("/")[2]
+            right = (
+                self.headers["Metadata-Flavor"] == "Google"
+                and self.path == f"/computeMetadata/v1/instance/attributes/{name}"
+            )
+            self.send_response(200 if right and name in answers else 404)
+            self.end_headers()
+            self.wfile.write(answers.get(name, "").encode())
+
+        def log_message(self, *_: object, **__: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", answers
+        server.shutdown()
+
+
+ENDPOINTS = "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"
+
+
+@pytest.mark.parametrize(
+    ("answers", "calls"),
+    [
+        ({"worker-network-endpoints": ENDPOINTS}, [{}]),
+        (
+            {
+                "worker-network-endpoints": "unknown:unknown:10.0.0.2",
+                "tpu-env": "ZONE: 'z'\nMEGASCALE_NUM_SLICES: '2'\n",
+            },
+            [{}],
+        ),
+        ({"worker-network-endpoints": "unknown:unknown:10.0.0.2", "tpu-env": "ZONE: 'z'\n"}, []),
+        ({}, []),
+    ],
+    ids=["two hosts", "two slices", "one host", "no answer"],
+)
+def test_a_tpu_vm_asks_its_metadata_server(answers, calls, started, metadata, tmp_path):
+    (tmp_path / "accel0").touch()
+    metadata[1].update(answers)
+    assert started({"GCE_METADATA_IP": metadata[0], "http_proxy": "http://127.0.0.1:9"}) == calls
+
+
+@pytest.mark.parametrize("why", ["no chips", "told not to"])
+def test_nobody_else_asks(why: str, started, metadata, tmp_path):
+    metadata[1]["worker-network-endpoints"] = ENDPOINTS
+    if why == "told not to":
+        (tmp_path / "accel0").touch()
+    assert (
+        started(
+            {
+                "GCE_METADATA_IP": metadata[0],
+                **({"TPU_SKIP_MDS_QUERY": "1"} if why == "told not to" else {}),
+            }
+        )
+        == []
+    )
+
+
+def test_a_server_that_never_answers_is_not_waited_for(started, tmp_path):
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio/0").touch()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        before = time.monotonic()
+        assert started({"GCE_METADATA_IP": f"127.0.0.1:{silent.getsockname()[1]}"}) == []
+    assert time.monotonic() - before < 10
+
+
+def test_jax_is_not_imported_for_one_process():
+    code = "import sys; from modality_forcing import processes as p; p.start(); p.leave(3); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_leaving_alone_returns_the_code():
+    assert [distributed.leave(code) for code in (0, 2)] == [0, 2]
+
+
+def test_leaving_with_a_failure_waits_for_nobody(monkeypatch):
+    left: list[int] = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.os, "_exit", left.append)
+    assert distributed.leave(0) == 0 and left == []
+    distributed.leave(2)
+    assert left == [2]
+
+
+def test_an_exception_nobody_catches_is_shown_and_waits_for_nobody(started, monkeypatch, capsys):
+    left: list[int] = []
+    started(EXPLICIT)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed.os, "_exit", left.append)
+    sys.excepthook(ValueError, ValueError("out of memory"), None)
+    sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert left == [1, 130] and "ValueError: out of memory" in capsys.readouterr().err

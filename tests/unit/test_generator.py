@@ -1,0 +1,168 @@
+"""Generation on weights that are nowhere zero: what each task is given, what it makes, and on what that depends."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.generator import TASKS, Generator
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    config = tiny.forcing()
+    return Generator(config, tiny.network(config)[1])
+
+
+@pytest.fixture(scope="module")
+def inputs() -> dict[str, np.ndarray]:
+    batch = tiny.batch(tiny.forcing(), b=3)
+    return {name: batch[name] for name in ("image", "depth", "valid")}
+
+
+CAPTIONS = ["a red ball", "", "two boxes"]
+
+
+def test_what_leads_and_what_is_given(generator: Generator):
+    options = replace(generator.config.sample, log2_alpha=3.0)
+    for task, given in TASKS.items():
+        trajectory, told = generator.trajectory(task, options)
+        assert told == given and trajectory.steps == 4
+        assert set(trajectory.levels) == ({"image"} if task == "t2i" else {"image", "depth"})
+    joint, _ = generator.trajectory("joint", options)
+    assert (
+        np.all(joint.levels["image"] <= joint.levels["depth"])
+        and joint.levels["image"][2] < joint.levels["depth"][2]
+    )
+    depth_first, _ = generator.trajectory("joint", replace(options, log2_alpha=-3.0))
+    assert depth_first.levels["depth"][2] < depth_first.levels["image"][2]
+    for task, given in (("i2d", "image"), ("d2i", "depth")):
+        assert not generator.trajectory(task, options)[0].levels[given].any()
+
+
+def test_a_network_of_one_modality_does_one_task():
+    one = Generator(tiny.t2i(), tiny.network(tiny.t2i())[1])
+    assert generator_makes(one, "t2i") == {"image"}
+    for task, needs in {
+        "joint": "a second modality",
+        "i2d": "a second modality",
+        "d2i": "depth",
+        "partial": "depth",
+    }.items():
+        with pytest.raises(
+            UserError, match=rf"mode {task} needs {needs}, this checkpoint has image only"
+        ):
+            one.run(task, [""])
+    with pytest.raises(UserError, match="unknown mode 'i2i'"):
+        one.trajectory("i2i", one.config.sample)
+
+
+def generator_makes(generator: Generator, task: str) -> set[str]:
+    return set(generator.run(task, ["a"]).pictures)
+
+
+def test_an_example_does_not_depend_on_its_neighbours(generator: Generator, inputs):
+    three = generator.run("i2d", CAPTIONS, {"image": inputs["image"]}, seed=5)
+    last = generator.run(
+        "i2d", CAPTIONS[2:], {"image": inputs["image"][2:]}, seed=5, index=np.array([2])
+    )
+    for name in ("image", "depth"):
+        np.testing.assert_allclose(
+            last.pictures[name][0], three.pictures[name][2], rtol=1e-4, atol=1e-5
+        )
+    other = generator.run(
+        "i2d", CAPTIONS[2:], {"image": inputs["image"][2:]}, seed=5, index=np.array([0])
+    )
+    assert np.abs(other.tokens["depth"] - last.tokens["depth"]).max() > 1e-2
+
+
+def test_the_seed_is_all_that_is_random(generator: Generator):
+    first, again, other = (generator.run("joint", CAPTIONS, seed=seed) for seed in (1, 1, 2))
+    for name in ("image", "depth"):
+        np.testing.assert_array_equal(first.pictures[name], again.pictures[name])
+        assert np.abs(first.tokens[name] - other.tokens[name]).max() > 1e-2
+    assert first.pictures["image"].shape == (3, 16, 16, 3) and first.pictures["depth"].shape == (
+        3,
+        16,
+        16,
+    )
+    assert (
+        first.pictures["image"].min() >= 0
+        and first.pictures["image"].max() <= 1
+        and first.pictures["depth"].min() > 0
+    )
+
+
+def test_what_is_given_stays(generator: Generator, inputs):
+    made = generator.run("i2d", CAPTIONS, {"image": inputs["image"]})
+    np.testing.assert_allclose(made.pictures["image"], inputs["image"] / 255.0, atol=1e-5)
+
+
+def test_captions_and_guidance_matter(generator: Generator):
+    plain = generator.run("joint", CAPTIONS)
+    said = generator.run("joint", ["a blue cone", *CAPTIONS[1:]])
+    difference = np.abs(said.tokens["image"] - plain.tokens["image"]).max(axis=(1, 2))
+    assert difference[0] > 1e-3 and difference[1:].max() < 1e-4
+    guided = generator.run(
+        "joint", CAPTIONS, options=replace(generator.config.sample, guidance={"image": 3.0})
+    )
+    difference = np.abs(guided.tokens["image"] - plain.tokens["image"]).max(axis=(1, 2))
+    assert difference[0] > 1e-3 and difference[1] < 1e-3, (
+        "the empty caption has nothing to be guided to"
+    )
+
+
+def test_unknown_depth_is_not_read(generator: Generator, inputs):
+    changed = np.where(inputs["valid"], inputs["depth"], 1e3).astype(np.float32)
+    one = generator.run("d2i", CAPTIONS, {"depth": inputs["depth"], "valid": inputs["valid"]})
+    other = generator.run("d2i", CAPTIONS, {"depth": changed, "valid": inputs["valid"]})
+    np.testing.assert_array_equal(one.pictures["image"], other.pictures["image"])
+
+
+def test_refining_makes_the_others_anew_from_the_lead(generator: Generator):
+    plain = generator.run("joint", CAPTIONS)
+    refined = generator.run("joint", CAPTIONS, refine=True)
+    np.testing.assert_allclose(refined.tokens["image"], plain.tokens["image"], atol=1e-6)
+    assert np.abs(refined.tokens["depth"] - plain.tokens["depth"]).max() > 1e-3
+
+
+def test_options_may_be_changed_and_none_leaves_them(generator: Generator):
+    first = generator.config
+    assert generator.sampling().config == first
+    changed = generator.sampling(9, steps=2, solver="heun", guidance=None)
+    assert changed.config.seed == 9 and changed.config.sample == replace(
+        first.sample, steps=2, task_steps={}, solver="heun"
+    )
+    assert generator.config is first and changed.params is generator.params
+    with pytest.raises(UserError, match="steps is 0"):
+        generator.sampling(steps=0)
+
+
+def test_draws_of_one_example_differ_and_are_repeatable(generator: Generator, inputs):
+    image = {"image": inputs["image"]}
+    first, again, second = (
+        generator.run("i2d", CAPTIONS, image, draw=draw).pictures["depth"] for draw in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - second).max() > 1e-3
+    np.testing.assert_array_equal(generator.run("i2d", CAPTIONS, image).pictures["depth"], first)
+
+
+def test_a_checkpoint_generates_with_its_averaged_weights(forcing_run: Path, generator: Generator):
+    loaded = Generator.from_checkpoint(forcing_run)
+    assert loaded.config == generator.config and list(loaded.modalities) == ["image", "depth"]
+    flat = {str(path): leaf for path, leaf in jax_leaves(generator.params)}
+    assert {str(path) for path, _ in jax_leaves(loaded.params)} == set(flat)
+    for path, leaf in jax_leaves(loaded.params):
+        np.testing.assert_array_equal(leaf, flat[str(path)])
+
+
+def jax_leaves(tree):
+    import jax
+
+    return jax.tree_util.tree_leaves_with_path(tree)

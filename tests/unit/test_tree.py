@@ -1,0 +1,49 @@
+"""Nested mappings laid flat, and told apart."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modality_forcing.tree import differences, flat
+
+names = st.text("abc", min_size=1, max_size=3)
+trees = st.recursive(
+    st.integers() | st.none(), lambda inner: st.dictionaries(names, inner, max_size=3), max_leaves=8
+)
+
+
+@given(st.dictionaries(names, trees, max_size=4))
+def test_every_value_is_found_by_its_path(tree):
+    for path, value in flat(tree).items():
+        found = tree
+        for name in path.split("."):
+            found = found[name]
+        assert found == value and not (isinstance(value, dict) and value)
+
+
+def test_an_empty_mapping_is_a_value():
+    assert flat({"a": {"b": {}, "c": 1}, "d": {}}) == {"a.b": {}, "a.c": 1, "d": {}}
+
+
+@given(st.dictionaries(names, trees, max_size=4), st.dictionaries(names, trees, max_size=4))
+def test_equal_trees_and_no_others_differ_in_nothing(one, other):
+    assert differences(one, one) == ""
+    held = [
+        {name: value for name, value in flat(tree).items() if value not in (None, {})}
+        for tree in (one, other)
+    ]
+    assert (differences(one, other) == "") == (held[0] == held[1])
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({"a": {"b": 1}}, {"a": {"b": 2}}, "a.b 1, now 2"),
+        ({"z": 1}, {"a": 2}, "a None, now 2, z 1, now None"),
+        ({"a": {}}, {"a": {"b": 1}}, "a.b None, now 1"),
+    ],
+)
+def test_what_differs_is_named_in_order(before, now, told):
+    assert differences(before, now) == told

@@ -1,0 +1,255 @@
+"""Checkpoints: what was saved comes back to the bit, and what is damaged or foreign is told in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modality_forcing.config import to_dict
+from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
+from modality_forcing.train import checkpoint
+from modality_forcing.train.checkpoint import FULL, Checkpoints
+from modality_forcing.train.state import TrainState, abstract_network, init_state
+from tests import tiny
+
+# Orbax leaves reads unfinished when one of them fails.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+CONFIG = tiny.t2i()
+EXTRA = {"data": {"batches": 12}, "seconds": 1.5, "pending": [{"loss": 0.1}]}
+
+
+@pytest.fixture(scope="module")
+def state() -> TrainState:
+    """A state whose weights, average and moments all differ."""
+    made = init_state(CONFIG, tiny.network(CONFIG)[1])
+    fill = lambda tree, seed: jax.tree.map(jnp.asarray, tiny.shaken({"": tree}, seed)[""])
+    moments = jax.tree.map(lambda x: x if x.ndim == 0 else x + 0.25, made.opt_state)
+    return TrainState(jnp.int32(3), made.params, moments, fill(made.ema, 1))
+
+
+@pytest.fixture(scope="module")
+def abstract() -> TrainState:
+    shapes = abstract_network(CONFIG, base.build(CONFIG))[1]
+    return jax.eval_shape(lambda p: init_state(CONFIG, p), shapes)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, state) -> Path:
+    """A workdir with one checkpoint, of step 3; for reading only."""
+    workdir = tmp_path_factory.mktemp("run")
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    checkpoints.save(state, CONFIG, EXTRA)
+    checkpoints.close()
+    return workdir
+
+
+@pytest.fixture
+def copy(tmp_path, saved) -> Path:
+    """The same, to be damaged."""
+    return Path(shutil.copytree(saved, tmp_path / "run"))
+
+
+def restore(workdir: Path, like: TrainState):
+    checkpoints = Checkpoints(workdir / "checkpoints")
+    try:
+        return checkpoints.restore(like)
+    finally:
+        checkpoints.close()
+
+
+def test_a_state_comes_back_to_the_bit(saved, state, abstract):
+    back, extra = restore(saved, abstract)
+    assert jax.tree.structure(back) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, back, state)
+    assert jax.tree.map(lambda x: x.dtype, back) == jax.tree.map(lambda x: x.dtype, state)
+    assert {k: extra[k] for k in EXTRA} == EXTRA
+
+
+def test_numbers_of_the_extras_keep_every_bit(tmp_path, state, abstract):
+    numbers = np.random.default_rng(0).standard_normal(50).astype(np.float32)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state, CONFIG, {"pending": [float(x) for x in numbers]})
+    checkpoints.close()
+    np.testing.assert_array_equal(np.float32(restore(tmp_path, abstract)[1]["pending"]), numbers)
+
+
+def test_evaluation_reads_the_average_and_the_config(saved, state):
+    for path in (saved, saved / "checkpoints", saved / "checkpoints" / "3"):
+        config, params = checkpoint.load(path)
+        assert config == CONFIG
+        jax.tree.map(np.testing.assert_array_equal, params, state.ema)
+
+
+def test_without_a_checkpoint_there_is_no_step(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest() is None
+    checkpoints.close()
+
+
+def test_old_checkpoints_go_but_for_those_of_branches_and_the_newest_is_found(tmp_path, state):
+    for keep, also, left in ((1, (), [12]), (2, (), [9, 12]), (1, (3, 4), [3, 12])):
+        folder = tmp_path / f"{keep}{len(also)}" / "checkpoints"
+        checkpoints = Checkpoints(folder, keep, also)
+        for step in (3, 9, 12):
+            checkpoints.save(state._replace(step=jnp.int32(step)), CONFIG, EXTRA)
+        assert checkpoints.latest() == 12
+        checkpoints.close()
+        assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == left
+        assert checkpoint.find(folder.parent).name == "12"
+
+
+def test_a_step_saved_twice_is_saved_once(copy, state):
+    checkpoints = Checkpoints(copy / "checkpoints")
+    meta = copy / "checkpoints" / "3" / "meta"
+    before = {p: p.stat().st_mtime_ns for p in meta.rglob("*")}
+    checkpoints.save(state, CONFIG, {"other": 1})
+    checkpoints.close()
+    assert {p: p.stat().st_mtime_ns for p in meta.rglob("*")} == before
+
+
+def test_what_an_interrupted_save_left_is_no_checkpoint_and_goes(copy, state, abstract):
+    half = copy / "checkpoints" / "7.orbax-checkpoint-tmp-123"
+    shutil.copytree(copy / "checkpoints" / "3", half)
+    assert checkpoint.find(copy).name == "3"
+    back, _ = restore(copy, abstract)
+    assert int(back.step) == 3 and not half.exists()
+
+
+# ---- What a person can do to one
+
+
+def biggest(folder: Path) -> Path:
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGE = {
+    "data cut short": lambda step, item: cut(biggest(step / item)),
+    "data emptied": lambda step, item: biggest(step / item).write_bytes(b""),
+    "data overwritten": lambda step, item: biggest(step / item).write_bytes(
+        b"x" * biggest(step / item).stat().st_size
+    ),
+    "data gone": lambda step, item: biggest(step / item).unlink(),
+    "item gone": lambda step, item: shutil.rmtree(step / item),
+    "item emptied": lambda step, item: [
+        shutil.rmtree(p) if p.is_dir() else p.unlink() for p in (step / item).iterdir()
+    ],
+    "tree cut short": lambda step, item: cut(step / item / "_METADATA"),
+}
+
+
+@pytest.mark.parametrize("item", ["params", "ema", "optimiser"])
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_a_damaged_checkpoint_is_one_line_when_training_goes_on(copy, abstract, damage, item):
+    DAMAGE[damage](copy / "checkpoints" / "3", item)
+    with pytest.raises(UserError, match=r"checkpoints/3: cannot be read"):
+        restore(copy, abstract)
+
+
+@pytest.mark.parametrize("damage", list(DAMAGE))
+def test_a_damaged_checkpoint_is_one_line_when_it_is_used(copy, damage):
+    DAMAGE[damage](copy / "checkpoints" / "3", "ema")
+    with pytest.raises(UserError, match=r"checkpoints/3: cannot be read"):
+        checkpoint.load(copy)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "config": {"trian": {}}}', "\0\0"],
+)
+def test_a_damaged_or_foreign_description_is_one_line(copy, abstract, text):
+    (description,) = (
+        p
+        for p in (copy / "checkpoints" / "3" / "meta").rglob("*")
+        if p.is_file() and "metadata" in p.name
+    )
+    description.write_text(text)
+    with pytest.raises(UserError, match=r"checkpoints/3"):
+        checkpoint.load(copy)
+    if "format" not in text or "99" in text:
+        with pytest.raises(UserError, match=r"checkpoints/3"):
+            restore(copy, abstract)
+
+
+def test_another_format_is_told(copy, abstract):
+    (description,) = (
+        p
+        for p in (copy / "checkpoints" / "3" / "meta").rglob("*")
+        if p.is_file() and "metadata" in p.name
+    )
+    description.write_text(json.dumps({"format": 2, "config": to_dict(CONFIG)}))
+    for read in (checkpoint.load, lambda folder: restore(folder, abstract)):
+        with pytest.raises(UserError, match=r"checkpoints/3: is of format 2, this version reads 1"):
+            read(copy)
+
+
+def test_nothing_where_a_checkpoint_should_be_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"none: no such checkpoint"):
+        checkpoint.load(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.load(tmp_path)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="checkpoint"):
+        checkpoint.load(tmp_path / "file")
+
+
+def test_the_weights_of_another_network_do_not_fit(saved):
+    wider = replace(CONFIG, model=replace(CONFIG.model, width=64))
+    _, fresh = tiny.network(wider)
+    with pytest.raises(UserError, match=r"run.*the weights do not fit \(misshaped: .*and \d+ more"):
+        checkpoint.initial(saved, fresh, ())
+    like = jax.eval_shape(
+        lambda p: init_state(wider, p), abstract_network(wider, base.build(wider))[1]
+    )
+    here = jax.sharding.SingleDeviceSharding(
+        jax.devices()[0]
+    )  # as runs have it: without one, old Orbax looks at no shape
+    like = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
+    )
+    with pytest.raises(UserError, match="cannot be read"):
+        restore(saved, like)
+
+
+def test_initial_weights_are_the_average_in_a_larger_network(saved, state):
+    _, fresh = tiny.network(tiny.forcing(), seed=8)
+    out = checkpoint.initial(saved, fresh, ("depth",))
+    np.testing.assert_array_equal(out["trunk"]["layers"]["q"], state.ema["trunk"]["layers"]["q"])
+    np.testing.assert_array_equal(out["tokenizer"]["depth"]["w"], fresh["tokenizer"]["depth"]["w"])
+    with pytest.raises(UserError, match=r"missing: .*depth"):
+        checkpoint.initial(saved, fresh, ())
+
+
+def test_what_a_full_disk_says_is_known():
+    # The words of errno 28, 27 and 122, and of gRPC's name for them.
+    for said in (
+        "[Errno 28] No space left on device",
+        "File too large",
+        "Disk quota exceeded",
+        "RESOURCE_EXHAUSTED: x",
+    ):
+        assert any(word in said.lower() for word in FULL)
+
+
+def test_another_failure_of_saving_is_not_called_a_full_disk(copy, state, monkeypatch):
+    checkpoints = Checkpoints(copy / "checkpoints")
+
+    def fail(*_, **__):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(checkpoints._manager, "save", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        checkpoints.save(state._replace(step=jnp.int32(4)), CONFIG, EXTRA)
+    checkpoints.close()

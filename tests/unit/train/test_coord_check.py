@@ -1,0 +1,169 @@
+"""The coordinate check: it looks at the network's own pass, and tells rates that go with the width from those that do not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
+from modality_forcing.models.blocks import Block, spread
+from modality_forcing.models.layers import rms_norm
+from modality_forcing.models.restore import flatten
+from modality_forcing.train.coord_check import (
+    DEFAULT,
+    STEPS,
+    Row,
+    draw,
+    measure,
+    parts,
+    slopes,
+    squares,
+    table,
+)
+from modality_forcing.train.state import init_params
+from modality_forcing.train.width_scaling import scaled
+from modality_forcing.viz import figures
+from tests import tiny
+
+WIDTHS = (32, 128)
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    return measure(widths=WIDTHS, seeds=1)
+
+
+def test_the_parts_of_a_block_add_up_to_it():
+    c = tiny.MODEL
+    draw = np.random.default_rng(0)
+    block = Block(c, rngs=nnx.Rngs(0))
+    block.offset[...] = jnp.asarray(draw.standard_normal(3 * c.width), jnp.float32)
+    x, levels = (
+        jnp.asarray(draw.standard_normal(s), jnp.float32)
+        for s in ((2, 7, c.width), (2, 2, 3 * c.width))
+    )
+    angles, segments = jnp.asarray(draw.standard_normal((7, c.head_dim // 2)), jnp.float32), (0, 4)
+    attention, mlp = jax.jit(lambda x: parts(block, x, levels, segments, angles))(x)
+    gate = spread(jnp.split(levels + block.offset[...], 3, axis=-1)[2], segments, x)
+    np.testing.assert_allclose(
+        x + gate * rms_norm(attention + mlp),
+        block(x, levels, segments, angles),
+        rtol=2e-5,
+        atol=2e-5,
+    )
+
+
+def test_looking_changes_nothing():
+    config = tiny.forcing()
+    graph, params = tiny.network(config)
+    draw = np.random.default_rng(0)
+    modalities = base.build(config)
+    noisy = {
+        n: jnp.asarray(draw.standard_normal((2, *m.shape)), jnp.float32)
+        for n, m in modalities.items()
+    }
+    t, text = (
+        dict.fromkeys(modalities, jnp.full(2, 0.5)),
+        jax.tree.map(lambda x: x[:2], tiny.batch(config)["text"]),
+    )
+    told = jax.jit(lambda p: squares(graph, p, noisy, t, text))(params)
+    whole = jax.jit(lambda p: nnx.merge(graph, p)(noisy, t, text))(params)
+    for name, y in whole.items():
+        np.testing.assert_allclose(told[f"prediction: {name}"], jnp.mean(jnp.square(y)), rtol=1e-4)
+    assert {"tokens", "modulation", "attention", "mlp", "stream: 2/4", "stream: 4/4"} <= set(told)
+
+
+def test_every_width_and_step_is_measured(rows):
+    kinds = {row.quantity for row in rows}
+    assert kinds == {
+        "tokens",
+        "modulation",
+        *(f"stream: {i}/4" for i in (1, 2, 3, 4)),
+        "attention",
+        "mlp",
+        "prediction: image",
+    }
+    assert len(rows) == len(kinds) * len(WIDTHS) * (STEPS + 1) * 2
+    at = {(r.transfer, r.width, r.step, r.quantity): r.scale for r in rows}
+    for (transfer, width, step, quantity), scale in at.items():
+        if width == WIDTHS[0] or step == 0:  # where both kinds of runs are one
+            assert scale == pytest.approx(at[not transfer, width, step, quantity], rel=1e-4)
+    assert at[True, 32, 0, "prediction: image"] == 0 < at[True, 32, 1, "prediction: image"]
+
+
+def test_the_first_update_of_a_head_is_flat_or_grows_by_the_width(rows):
+    told = {(s.transfer, s.step, s.quantity): s.slope for s in slopes(rows)}
+    assert told[True, 1, "prediction: image"] == pytest.approx(0.0, abs=0.05)
+    assert told[False, 1, "prediction: image"] == pytest.approx(1.0, abs=0.05)
+    for name in ("tokens", "stream: 4/4", "attention", "mlp"):
+        assert abs(told[True, STEPS, name]) < 0.1
+    assert told[False, STEPS, "modulation"] > 0.3
+
+
+def test_fresh_weights_are_those_of_the_table():
+    """Variance 1 / fan-in of what a matrix sums over, and zero for heads and gates; a lookup table and gains of scale 1."""
+    config = scaled(DEFAULT, 192)
+    params = init_params(config, base.build(config))
+    flat = {path: np.asarray(w) for path, w in flatten(params).items()}
+    for path, w in flat.items():
+        last = path.split("/")[-1]
+        gate = path.endswith(("modulation/w", "linear/w")) and path not in (
+            "text/linear/w",
+            "head/image/modulation/w",
+        )
+        if gate or last == "offset" or path.startswith("mixing/"):
+            assert not w.any(), path
+        elif last in ("q_scale", "k_scale"):
+            assert np.all(w == 1), path
+        elif last in tiny.MATRICES:
+            wanted = 1.0 if last == "table" else 1 / math.sqrt(w.shape[-2])
+            assert w.std() == pytest.approx(wanted, rel=0.02), path
+
+
+def test_a_slope_is_the_power_of_the_width():
+    made = [Row(True, w, 0, "a", 3 * w**0.5) for w in (64, 128, 256)] + [
+        Row(True, w, 0, "b", 0.0) for w in (64, 128)
+    ]
+    made += [Row(True, w, 0, "c", x) for w, x in ((64, 1.0), (128, math.nan))]
+    a, b, c = slopes(made)
+    assert a.slope == pytest.approx(0.5) and not a.flat
+    assert b.slope == 0 and b.flat
+    assert math.isnan(c.slope) and not c.flat
+
+
+def test_the_table_says_what_is_not_flat(rows):
+    exact = [
+        Row(r.transfer, r.width, r.step, r.quantity, 0.5 if r.transfer else r.width / 64)
+        for r in rows
+    ]
+    told = table(exact, slopes(exact))
+    assert "\nFLAT: all slopes within 0.1" in told and "| +1.00 | not flat |" in told
+    bent = [
+        replace(r, scale=r.width**0.3) if r.transfer and r.quantity == "mlp" and r.step == 5 else r
+        for r in exact
+    ]
+    assert "NOT FLAT: 1 slopes beyond 0.1; the steepest is mlp at step 5, +0.300" in table(
+        bent, slopes(bent)
+    )
+
+
+def test_it_is_drawn(rows, tmp_path):
+    with figures.style():
+        png, svg = figures.save(draw(rows), tmp_path / "coord_check")
+    assert png.stat().st_size > 10_000 and "prediction" in svg.read_text()
+
+
+@pytest.mark.parametrize(
+    ("widths", "told"),
+    [((64,), "one width shows no slope"), ((64, 100), "width 100 does not divide")],
+)
+def test_widths_that_show_nothing_are_one_line(widths, told):
+    with pytest.raises(UserError, match=told):
+        measure(widths=widths)

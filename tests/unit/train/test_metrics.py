@@ -1,0 +1,95 @@
+"""Rows, events and the progress line: nothing twice after a restart, nothing lost to a kill."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.train import metrics
+from modality_forcing.train.metrics import MetricWriter, Progress, read_metrics
+
+
+def write(folder, first: int, *rows: tuple[int, dict[str, float]]) -> None:
+    writer = MetricWriter(folder, first)
+    for step, scalars in rows:
+        writer.write(step, scalars)
+    writer.close()
+
+
+def test_rows_come_back(tmp_path):
+    assert read_metrics(tmp_path) == []
+    write(tmp_path / "new", 0, (1, {"loss": 0.1}), (2, {"loss": 1 / 3, "extra": 2.0}))
+    assert read_metrics(tmp_path / "new") == [
+        {"step": 1, "loss": 0.1},
+        {"step": 2, "loss": 1 / 3, "extra": 2.0},
+    ]
+
+
+def test_rows_are_on_disk_at_once(tmp_path):
+    writer = MetricWriter(tmp_path, 0)
+    writer.write(1, {"loss": 0.1})
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.1}]
+    writer.close()
+
+
+def test_a_run_that_goes_on_tells_no_step_twice(tmp_path):
+    write(tmp_path, 0, *((k, {"loss": float(k)}) for k in (1, 2, 3, 4, 5)))
+    write(tmp_path, 3, (4, {"loss": 40.0}))
+    assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
+
+
+def test_a_run_that_starts_anew_forgets_the_old_one(tmp_path):
+    write(tmp_path, 0, (1, {"loss": 1.0}))
+    write(tmp_path, 0)
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_line_cut_short_by_a_kill_is_left_out_and_mended(tmp_path):
+    write(tmp_path, 0, (1, {"loss": 1.0}), (2, {"loss": 2.0}))
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text()[:-7])
+    assert read_metrics(tmp_path) == [{"step": 1, "loss": 1.0}]
+    write(tmp_path, 2, (3, {"loss": 3.0}))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
+
+
+def test_tensorboard_can_read_it(tmp_path):
+    write(tmp_path, 0, (7, {"loss_depth": 0.25}))
+    (events,) = (tmp_path / "events").iterdir()
+    assert "tfevents" in events.name and b"loss_depth" in events.read_bytes()
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    writer = MetricWriter(tmp_path, 0)
+    writer._path = tmp_path / "no such folder" / "metrics.jsonl"  # any OSError will do
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written"):
+        writer.write(1, {"loss": 1.0})
+    writer.close()
+
+
+def test_progress_says_where_it_is_and_how_long_it_will_take(capsys, monkeypatch):
+    now = iter([0.0, 10.0, 14.0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    progress = Progress("forcing", 100, done=0)
+    progress.show(20, loss=0.123456, wait="1.0%")
+    progress.show(40, loss=0.1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(
+        r"forcing  20/100  .*ETA --:--  loss 0\.1235  wait 1\.0%", first
+    )  # no rate yet: it was compiling
+    assert re.fullmatch(r"forcing  40/100  5\.0/s  ETA 0:12  loss 0\.1", second)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3 * 3600 + 62, "3:01:02")]
+)
+def test_the_clock(seconds, told):
+    assert metrics._clock(seconds) == told
+
+
+def test_a_network_is_described_by_its_parameters():
+    weights = {"a": {"w": np.zeros((1000, 250)), "b": np.zeros(5000)}, "scale": np.zeros(())}
+    assert metrics.describe(weights) == "0.26 M parameters in 3 arrays"

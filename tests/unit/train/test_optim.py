@@ -1,0 +1,217 @@
+"""The optimiser: its schedules, its clipping, and weight decay on matrices alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from modality_forcing.config import Config, TrainConfig
+from modality_forcing.models.restore import flatten, unflatten
+from modality_forcing.train.optim import decayed, group, optimiser, schedule
+from tests import tiny
+
+C = TrainConfig(steps=100, learning_rate=0.1, warmup=0.1, decay=0.2)
+SHAPES = tiny.network(tiny.forcing())[1]
+
+
+def rates(c: TrainConfig) -> np.ndarray:
+    return np.array([float(schedule(c)(jnp.int32(k))) for k in range(c.steps)])
+
+
+def test_wsd_warms_up_stays_and_cools_down():
+    told = rates(C)
+    np.testing.assert_allclose(told[:10], 0.1 * (np.arange(10) + 1) / 10, rtol=1e-5)
+    np.testing.assert_allclose(told[10:81], 0.1, rtol=1e-5)
+    share = np.arange(20) / 20
+    np.testing.assert_allclose(told[80:], 0.1 * (1 - 0.95 * np.sqrt(share)), rtol=1e-5)
+    assert float(schedule(C)(jnp.int32(1000))) == pytest.approx(0.005)
+
+
+def test_cosine_warms_up_and_falls_to_a_tenth():
+    told = rates(TrainConfig(steps=100, learning_rate=0.1, warmup=0.1, schedule="cosine"))
+    assert np.all(np.diff(told[:11]) > 0) and np.all(np.diff(told[10:]) < 0)
+    assert told.max() == pytest.approx(0.1) and told[-1] == pytest.approx(0.01, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "wsd"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_shortest_runs_have_a_schedule(kind, steps):
+    assert np.all(
+        np.isfinite(rates(TrainConfig(steps=steps, schedule=kind, warmup=1.0, decay=1.0)))
+    )
+
+
+def test_decay_is_on_matrices_only():
+    told = {path for path, on in flatten(decayed(SHAPES)).items() if on}
+    assert told == {path for path in flatten(SHAPES) if path.split("/")[-1] in tiny.MATRICES}
+    vectors = set(flatten(SHAPES)) - told
+    # A vector of each of two layers has the rank of a matrix.
+    assert {
+        "trunk/layers/q_scale",
+        "trunk/layers/offset",
+        "head/depth/blocks/layers/k_scale",
+    } <= vectors
+    assert {"text/padding", "mixing/image_from_depth"} <= vectors
+
+
+def test_without_a_gradient_only_what_decays_moves():
+    c = TrainConfig(steps=100, learning_rate=0.1, warmup=0.0, weight_decay=0.5)
+    optimise = optimiser(c, 32)
+    nothing = jax.tree.map(np.zeros_like, SHAPES)
+    updates = jax.jit(lambda g, p: optimise.update(g, optimise.init(p), p)[0])(nothing, SHAPES)
+    on, update, weights = flatten(decayed(SHAPES)), flatten(updates), flatten(SHAPES)
+    for path, u in update.items():
+        np.testing.assert_allclose(
+            u, -0.1 * 0.5 * weights[path] if on[path] else 0 * weights[path], rtol=1e-5
+        )
+
+
+def test_the_gradient_is_clipped_by_its_global_norm():
+    c = TrainConfig(steps=100, warmup=0.0, weight_decay=0.0, clip=1.0)
+    params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
+    grads = {"a": jnp.full((2, 2), 1e4), "b": jnp.full(3, -1e4)}
+
+    def moments(g):
+        optimise = optimiser(c, 32)
+        return [
+            x
+            for x in jax.tree.leaves(optimise.update(g, optimise.init(params), params)[1])
+            if x.ndim
+        ]
+
+    unit = jax.tree.map(lambda g: g / (1e4 * np.sqrt(7)), grads)
+    small = jax.tree.map(lambda g: 0.3 * g, unit)
+    for a, b in zip(moments(grads), moments(unit), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4)
+    assert max(float(jnp.abs(m).max()) for m in moments(small)) < 0.31 * max(
+        float(jnp.abs(m).max()) for m in moments(unit)
+    )
+
+
+def test_the_betas_are_the_config_s():
+    params, grad = {"w": jnp.zeros((1, 1))}, {"w": jnp.full((1, 1), 0.5)}
+    optimise = optimiser(TrainConfig(b1=0.7, b2=0.8), 32)
+    state = optimise.update(grad, optimise.init(params), params)[1]
+    moments = sorted(float(m[0, 0]) for m in jax.tree.leaves(state) if m.ndim == 2)
+    assert moments == pytest.approx([0.2 * 0.25, 0.3 * 0.5])
+
+
+def three() -> Config:
+    """Image, depth and another of depth's kind, one with a detokenizer and one without."""
+    config = tiny.forcing()
+    third = replace(tiny.DEPTH, position_id=2, detokenizer=0)
+    return replace(config, modalities={**config.modalities, "normals": third})
+
+
+def test_each_parameter_of_three_modalities_is_in_one_group():
+    found: dict[str, set[str]] = {}
+    for path in flatten(tiny.network(three())[1]):
+        found.setdefault(group(tuple(path.split("/"))), set()).add(path)
+    names = ("image", "depth", "normals")
+    pairs = [f"{a}_from_{b}" for a in names for b in names if a != b]
+    embedders = [f"level/{n}" for n in names] + [f"mixer/{p}" for p in pairs]
+    stacks = ("trunk/layers", "head/depth/blocks/layers")
+    assert found["input"] == {
+        "text/table",
+        "text/linear/w",
+        *(f"tokenizer/{n}/w" for n in names),
+        *(f"{e}/inner/w" for e in embedders),
+    }
+    assert found["output"] == {f"head/{n}/linear/w" for n in names}
+    assert found["vector"] == {
+        "text/padding",
+        *(f"mixing/{p}" for p in pairs),
+        *(f"{s}/{v}" for s in stacks for v in ("q_scale", "k_scale", "offset")),
+    }
+    assert found["hidden"] == {
+        *(f"{e}/outer/w" for e in embedders),
+        *(f"{s}/{w}" for s in stacks for w in ("q", "k", "v", "gate", "up", "out", "down")),
+        *("modulation/w", "head/depth/block_modulation/w"),
+        *(f"head/{n}/modulation/w" for n in names),
+    }
+    assert sum(map(len, found.values())) == len(flatten(tiny.network(three())[1]))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"ffn": 96}, {"width": 64, "heads": 8, "kv_heads": 4, "ffn": 96}]
+)
+def test_groups_are_what_grows_with_the_width(changes):
+    """What a matrix sums over is the last dimension but one: in "hidden" and "output" it grows, elsewhere it does not."""
+    narrow, wide = tiny.forcing(), replace(tiny.forcing(), model=replace(tiny.MODEL, **changes))
+    ours, theirs = (flatten(tiny.network(config)[1]) for config in (narrow, wide))
+    for path, w in ours.items():
+        kind = group(tuple(path.split("/")))
+        if "width" in changes or path.endswith("down"):
+            assert (kind in ("hidden", "output")) == (
+                path.split("/")[-1] in tiny.MATRICES and theirs[path].shape[-2] > w.shape[-2]
+            ), path
+        if "width" in changes and kind == "output":
+            assert theirs[path].shape[-1] == w.shape[-1]
+
+
+def test_an_unknown_parameter_has_no_group():
+    with pytest.raises(ValueError, match="no group for the parameter trunk/layers/bias"):
+        group(("trunk", "layers", "bias"))
+
+
+# Some of each group: the whole network takes long to compile.
+FEW = unflatten(
+    {
+        path: flatten(SHAPES)[path]
+        for path in (
+            "text/table",
+            "text/padding",
+            "trunk/layers/q",
+            "trunk/layers/offset",
+            "head/image/linear/w",
+        )
+    }
+)
+
+
+def walk(optimise, params, steps=3):
+    """Weights and states of a few steps along gradients that are anything."""
+    state, draw = optimise.init(params), np.random.default_rng(5)
+    for _ in range(steps):
+        grads = jax.tree.map(lambda p: draw.standard_normal(p.shape, np.float32), params)
+        updates, state = jax.jit(optimise.update)(grads, state, params)
+        params = optax.apply_updates(params, updates)
+    return params, state
+
+
+def test_without_a_base_width_it_is_adamw():
+    c = TrainConfig(steps=10, learning_rate=0.1, weight_decay=0.1)
+    plain = optax.chain(
+        optax.clip_by_global_norm(c.clip),
+        optax.adamw(schedule(c), b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=decayed),
+    )
+    ours, theirs = walk(optimiser(c, 32), FEW), walk(plain, FEW)
+    jax.tree.map(
+        np.testing.assert_array_equal, ours, theirs
+    )  # bit for bit, and the same tree: checkpoints fit
+    at_its_own, _ = walk(optimiser(replace(c, base_width=32), 32), FEW)
+    jax.tree.map(np.testing.assert_array_equal, at_its_own, theirs[0])
+
+
+def test_each_group_is_adamw_at_its_own_rate():
+    """The same as one optax.adamw per group, matrices over the width with 1/m of the rate and m times the decay."""
+    c, m = TrainConfig(steps=10, learning_rate=0.1, weight_decay=0.1, base_width=8), 4
+    slow = lambda k: schedule(c)(k) / m
+    options = {"b1": c.b1, "b2": c.b2, "eps": 1e-8 / m, "mask": decayed}
+    fast = optax.adamw(schedule(c), weight_decay=c.weight_decay, **options)
+    by_group = {"input": fast, "vector": fast} | dict.fromkeys(
+        ("hidden", "output"), optax.adamw(slow, weight_decay=m * c.weight_decay, **options)
+    )
+    labels = lambda p: jax.tree_util.tree_map_with_path(
+        lambda path, _: group(tuple(k.key for k in path)), p
+    )
+    theirs, _ = walk(
+        optax.chain(optax.clip_by_global_norm(c.clip), optax.partition(by_group, labels)), FEW
+    )
+    ours, _ = walk(optimiser(c, 32), FEW)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), ours, theirs)

@@ -1,0 +1,81 @@
+"""The state of a run: born from the seed alone, its EMA a copy of its own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from modality_forcing.modalities import base
+from modality_forcing.models.dit import DiT
+from modality_forcing.train.state import abstract_network, fingerprint, init_params, init_state
+from tests import tiny
+
+CONFIG = tiny.forcing()
+MODALITIES = base.build(CONFIG)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, MODALITIES)
+
+
+def test_weights_are_a_function_of_the_seed():
+    config = tiny.t2i()
+    params, again, other = (
+        init_params(replace(config, seed=seed), base.build(config)) for seed in (3, 3, 4)
+    )
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+    assert not np.allclose(other["trunk"]["layers"]["q"], params["trunk"]["layers"]["q"])
+
+
+def test_the_abstract_network_has_the_shapes_of_the_real_one(params):
+    graph, shapes = abstract_network(CONFIG, MODALITIES)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
+    described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert described(shapes) == described(params)
+    assert np.any(params["tokenizer"]["depth"]["w"])
+    assert isinstance(nnx.merge(graph, params), DiT)
+
+
+def test_all_weights_are_kept_in_float32_whatever_the_model_computes_in():
+    config = replace(CONFIG, model=replace(CONFIG.model, dtype="bfloat16"))
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_network(config, MODALITIES)[1])} == {
+        np.dtype("float32")
+    }
+
+
+def test_a_fresh_state_has_done_nothing_and_averages_its_own_weights(params):
+    state = init_state(CONFIG, params)
+    assert int(state.step) == 0 and state.step.dtype == np.int32
+    jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    jax.tree.map(np.testing.assert_array_equal, state.ema, params)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
+
+
+def test_the_average_shares_no_memory_with_the_weights(params):
+    # The step consumes its input state: one buffer in two places could not be given away twice.
+    state = init_state(CONFIG, params)
+    where = lambda tree: {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+    assert not where(state.params) & where(state.ema)
+
+
+def test_a_fingerprint_is_of_every_bit_path_and_shape(params):
+    plain = fingerprint(params)
+    assert fingerprint(jax.tree.map(np.asarray, params)) == plain and len(plain) == 12
+    leaves, treedef = jax.tree.flatten(params)
+    for place in (0, len(leaves) - 1):
+        other = [np.array(leaf) for leaf in leaves]
+        flat = other[place].reshape(-1)
+        flat[-1] = np.nextafter(flat[-1], np.float32(9))
+        assert fingerprint(treedef.unflatten(other)) != plain
+    swapped = {"a": np.arange(6, dtype="f4").reshape(2, 3), "b": np.zeros(6, "f4").reshape(2, 3)}
+    assert fingerprint(swapped) != fingerprint({"a": swapped["b"], "b": swapped["a"]})
+    assert fingerprint({"a": swapped["a"]}) != fingerprint({"a": swapped["a"].reshape(3, 2)})
+    assert fingerprint({"a": swapped["a"]}) != fingerprint({"a": swapped["a"][::-1].copy()})
+    assert fingerprint({"a": swapped["a"].astype(jax.numpy.bfloat16)}) != fingerprint(
+        {"a": swapped["a"]}
+    )

@@ -1,0 +1,169 @@
+"""The recipe: other widths, batches and horizons of a config, and the rules that the optimiser is held to."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from modality_forcing.config import TrainConfig
+from modality_forcing.config_file import load
+from modality_forcing.errors import UserError
+from modality_forcing.models.presets import SIZES
+from modality_forcing.models.restore import flatten
+from modality_forcing.train.optim import cools_from, optimiser, schedule, warmup_steps
+from modality_forcing.train.width_scaling import RECIPE, batch_for, horizon, scaled, with_batch
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+DEMO = load(f"{CONFIGS}/demo.py:phase=t2i")
+PAPER = load(f"{CONFIGS}/t2i.py:size=370m")
+
+
+@pytest.mark.parametrize("name", ["370m", "800m", "3b3"])
+def test_the_family_is_the_recipe_of_its_narrowest(name):
+    assert scaled(PAPER, SIZES[name].width) == load(f"{CONFIGS}/t2i.py:size={name}")
+
+
+@pytest.mark.parametrize(
+    ("width", "heads", "kv_heads"),
+    [(384, 3, 1), (640, 5, 1), (1280, 10, 2), (1792, 14, 2), (2048, 16, 4), (2560, 20, 5)],
+)
+def test_widths_between_and_below_the_family(width, heads, kv_heads):
+    told = scaled(PAPER, width)
+    model = replace(PAPER.model, width=width, ffn=3 * width, heads=heads, kv_heads=kv_heads)
+    assert told == replace(PAPER, model=model)
+
+
+@pytest.mark.parametrize("head_dim", [16, 24])
+def test_the_demo_takes_every_width_of_whole_heads(head_dim):
+    demo = replace(
+        DEMO,
+        model=replace(DEMO.model, head_dim=head_dim, heads=96 // head_dim, kv_heads=48 // head_dim),
+    )
+    for width in range(2 * head_dim, 385, head_dim):
+        c = scaled(demo, width).model
+        assert (c.width, c.ffn, c.heads * c.head_dim, c.head_dim) == (
+            width,
+            3 * width,
+            width,
+            head_dim,
+        )
+        assert c.kv_heads == c.heads // 2 or c.heads % 2
+
+
+def test_a_learning_rate_belongs_to_the_width_it_was_found_at():
+    once = scaled(DEMO, 192).train
+    assert once == replace(DEMO.train, base_width=96)
+    assert scaled(scaled(DEMO, 192), 384) == scaled(DEMO, 384)
+
+
+@pytest.mark.parametrize(
+    ("width", "hint"),
+    [(100, "multiple of 24, such as 96 or 120"), (10, "such as 24 or 48"), (0, "24 or 48")],
+)
+def test_a_width_of_broken_heads_is_one_line(width, hint):
+    with pytest.raises(
+        UserError, match=f"width {width} does not divide into heads of 24 channels.*{hint}"
+    ):
+        scaled(DEMO, width)
+
+
+def test_a_horizon_is_whole_steps():
+    told = horizon(PAPER, 128_000_000).train
+    assert (told.steps, told.schedule, told.warmup, told.decay) == (125_000, "wsd", 0.01, 0.2)
+    assert horizon(PAPER, 1025).train.steps == 2 and horizon(PAPER, 1).train.steps == 1
+    assert replace(horizon(PAPER, 1025), train=PAPER.train) == PAPER
+    with pytest.raises(UserError, match="0 images are no horizon"):
+        horizon(PAPER, 0)
+
+
+@pytest.mark.parametrize("images", [16_000, 20_000, 33_333, 61_000, 64_001])
+@pytest.mark.parametrize("warmup", [0.0, 0.001, 0.03, 0.049, 0.1])
+def test_a_horizon_beside_a_trunk_has_its_rate_until_it_cools_down(images, warmup):
+    trunk = replace(DEMO, train=replace(DEMO.train, steps=8000, warmup=warmup))
+    c = horizon(DEMO, images, trunk=trunk).train
+    assert warmup_steps(c) == warmup_steps(trunk.train)
+    steps = jnp.arange(cools_from(c))
+    np.testing.assert_array_equal(
+        jax.vmap(schedule(c))(steps), jax.vmap(schedule(trunk.train))(steps)
+    )
+
+
+def test_a_horizon_shorter_than_the_trunk_s_warm_up_is_refused():
+    with pytest.raises(
+        UserError,
+        match="1600 images are 100 steps of 16, too few beside the trunk's 200 of warm-up",
+    ):
+        horizon(DEMO, 1600, trunk=DEMO)
+
+
+def test_another_batch_sees_as_many_images_and_averages_over_as_many():
+    told = with_batch(DEMO, 64).train
+    assert told.steps * told.batch == DEMO.train.steps * DEMO.train.batch
+    assert told.learning_rate == pytest.approx(2 * DEMO.train.learning_rate)
+    assert np.log(0.5) / np.log(told.b2) * 64 == pytest.approx(
+        np.log(0.5) / np.log(DEMO.train.b2) * 16
+    )
+    per_image = lambda c: c.learning_rate * c.weight_decay / c.batch
+    assert per_image(told) == pytest.approx(per_image(DEMO.train))
+
+
+def test_the_batch_grows_with_the_data():
+    assert [batch_for(n * 1_000_000) for n in (128, 512, 1920)] == [512, 1024, 2048]
+    assert batch_for(1) >= 1
+
+
+def test_the_paper_s_config_is_the_recipe_s():
+    c = PAPER.train
+    told = {"learning_rate", "base_width", "weight_decay", "b1", "b2", "warmup", "decay"}
+    assert {name: getattr(c, name) for name in told} == {
+        name: getattr(RECIPE, name) for name in told
+    }
+    assert (c.batch, c.steps * c.batch) == (RECIPE.base_batch, RECIPE.base_images)
+    assert PAPER.model.ffn == RECIPE.ffn * PAPER.model.width
+
+
+def test_the_optimiser_keeps_to_the_recipe_s_powers():
+    """Rates, decay and epsilon of one step from nothing, at base width and four times it."""
+    params = {
+        "trunk": {"layers": {"q": jnp.ones((1, 2, 2)), "offset": jnp.ones((1, 2))}},
+        "tokenizer": {"image": {"w": jnp.ones((2, 2))}},
+    }
+    c = TrainConfig(learning_rate=1.0, warmup=0.0, clip=1e9, base_width=64, weight_decay=0.0)
+
+    def moved(c, width, gradient):
+        optimise = optimiser(c, width)
+        grads = jax.tree.map(lambda p: jnp.full_like(p, gradient), params)
+        updates = flatten(cast(dict, optimise.update(grads, optimise.init(params), params)[0]))
+        return np.array(
+            [
+                float(jnp.mean(updates[p]))
+                for p in ("trunk/layers/q", "trunk/layers/offset", "tokenizer/image/w")
+            ]
+        )
+
+    matrix, vector, inputs = moved(c, 256, 1.0) / moved(c, 64, 1.0)
+    assert matrix == pytest.approx(4**RECIPE.matrix_rate, rel=1e-5)
+    assert vector == pytest.approx(4**RECIPE.other_rate, rel=1e-5) == inputs
+    decaying = replace(c, weight_decay=0.1)
+    np.testing.assert_allclose(
+        moved(decaying, 256, 0.0), np.array([-0.1, 0, -0.1]) * 4**RECIPE.rate_times_decay, rtol=1e-5
+    )
+    # A gradient of epsilon's size is halved: it must be so at both widths if the gradient falls as the recipe says.
+    assert (
+        moved(c, 256, 1e-8 * 4**RECIPE.eps)[1]
+        == pytest.approx(moved(c, 64, 1e-8)[1], rel=1e-3)
+        == pytest.approx(-0.5, rel=1e-3)
+    )
+
+
+def test_each_constant_has_its_reason():
+    lines = Path(scaled.__code__.co_filename).read_text().splitlines()
+    for field in fields(RECIPE):
+        (line,) = [line for line in lines if line.startswith(f"    {field.name}: ")]
+        assert "  # " in line
