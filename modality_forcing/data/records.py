@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class Record:
     latents: np.ndarray | None = None
 
 
+@runtime_checkable
 class RecordSource(Protocol):
     """A random-access collection of records; item i depends on nothing but i."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 
+@runtime_checkable
 class Autoencoder(Protocol):
     """Pictures in [-1, 1] to a grid of latents and back."""
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Turns captions into arrays of one fixed shape, so that any mix of captions stacks into a batch.
 

@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -27,6 +27,7 @@ AT_ONCE = 32  # pictures of one call of somebody's function, whose memory is not
 _ROUNDING = 1.0  # mean difference in codes of 255 up to which two pictures are one, made on other devices: bfloat16 moves by 0.3
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """Depth of pictures, by whatever means."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from modality_forcing.models.layers import Linear, rms_norm, zeros
 from modality_forcing.models.rope import image_positions, rotary_angles, text_positions
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What the network must know of a modality; modality objects fit without being known here."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from modality_forcing.datasets.common.frame_names import read_plain
 from modality_forcing.errors import UserError
@@ -16,6 +16,7 @@ from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame, fi
 LayoutName = Literal["bundle", "original"]
 
 
+@runtime_checkable
 class _Layout(Protocol):
     @property
     def kind(self) -> LayoutName: ...
