@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,9 +20,9 @@ from modality_forcing.data.augment import mirror
 from modality_forcing.data.resize import fit
 from modality_forcing.encoders.frozen import BATCH, Frozen
 from modality_forcing.errors import UserError
+from modality_forcing.progress import ProgressMeter
 from modality_forcing.storage import codec, latent_cache, manifest
 from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
-from modality_forcing.train.metrics import Progress
 from modality_forcing.tree import differences
 
 _LENGTHS = (
@@ -149,19 +148,19 @@ class Job:
         ]
         missing = [(path, rows) for path, rows in mine if not path.is_file()]
         done = sum(len(rows) for path, rows in mine if path.is_file())
-        progress, last = (
-            Progress(f"{self.split} {name}", sum(len(rows) for _, rows in mine), done),
-            -_TELL_EVERY,
+        progress = ProgressMeter(
+            f"{self.split} {name}",
+            sum(len(rows) for _, rows in mine),
+            done=done,
+            every=_TELL_EVERY,
         )
         for path, rows in missing:
             with ShardWriter(path) as writer:
                 for example in shard(rows):
                     writer.write(example)
                     done += 1
-                    if time.monotonic() - last >= _TELL_EVERY:
-                        last = time.monotonic()
-                        progress.show(done)
-        progress.show(done)
+                    progress.update(done)
+        progress.report(done)
         progress.close()
 
     def _captions(self) -> list[str]:

@@ -25,7 +25,7 @@ from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
 from modality_forcing.train import checkpoint, inputs, sharding
 from modality_forcing.train.branch import trunk_state
-from modality_forcing.train.metrics import describe
+from modality_forcing.train.metrics import param_summary
 from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
 from modality_forcing.train.step import Step, make_step
 from modality_forcing.train.workdir import claim, is_claimed
@@ -110,7 +110,7 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
                 flush=True,
             )
         laid_out = f", over {mesh.size} devices by {config.mesh.preset}" if mesh.size > 1 else ""
-        print(f"{config.name}: {describe(shapes)}{laid_out}", flush=True)
+        print(f"{config.name}: {param_summary(shapes)}{laid_out}", flush=True)
     return Run(mesh, step, state, first, batches, checkpoints, extra)
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from modality_forcing import distributed
 from modality_forcing.config import Config
-from modality_forcing.train.metrics import MetricWriter, Progress
+from modality_forcing.progress import ProgressMeter
+from modality_forcing.train.metrics import MetricWriter
 
 
 class RunLog:
@@ -36,7 +37,7 @@ class RunLog:
         self._every, self._steps = config.train.log_every, config.train.steps
         self._before = extra.get("seconds", 0.0)  # of the runs before this one
         self._writer = MetricWriter(workdir, first) if distributed.is_first() else None
-        self._progress = Progress(config.name, config.train.steps, first)
+        self._progress = ProgressMeter(config.name, config.train.steps, done=first)
         self._started = self._mark = time.monotonic()
         self._marked_wait = 0.0
         self.waited = self.compiling = 0.0
@@ -61,7 +62,7 @@ class RunLog:
         if self._writer:
             self._writer.write(done, values)
             shown = {n: v for n, v in values.items() if n.startswith("loss")}
-            self._progress.show(done, **shown, wait=f"{values['data_wait']:.1%}")
+            self._progress.report(done, **shown, wait=f"{values['data_wait']:.1%}")
 
     def check(self, done: int) -> None:
         """Raises FloatingPointError if what is pending is not finite."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,52 +59,9 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     return rows
 
 
-def describe(params: Mapping[str, Any]) -> str:
-    """Returns how large a network is, in a few words, from nested dicts of its weights (or of their shapes)."""
+def param_summary(params: Mapping[str, Any]) -> str:
+    """Returns the number of parameters and arrays in nested dicts of weights or of their shapes, as text."""
     from clu import parameter_overview  # the edge: whoever only reads metrics need not have it
 
     count = parameter_overview.count_parameters(dict(params))
     return f"{count / 1e6:.2f} M parameters in {len(parameter_overview.flatten_dict(dict(params)))} arrays"
-
-
-class Progress:
-    """One line that says where a long loop is: rate over the last lines, time left, and what it is told to add."""
-
-    def __init__(self, what: str, total: int, done: int = 0):
-        self.what, self.total, self.first = what, total, done
-        self.started = time.monotonic()
-        self._marks: list[tuple[float, int]] = []  # the first excludes compilation from the rate
-        self._live = sys.stderr.isatty()
-
-    def show(self, done: int, **values: float | str) -> None:
-        """Prints the line, over the last one on a terminal."""
-        now = time.monotonic()
-        self._marks = [*self._marks[-8:], (now, done)]
-        (then, before), rate = self._marks[0], 0.0
-        if done > before:
-            rate = (done - before) / (now - then)
-        eta = _clock((self.total - done) / rate) if rate else "--:--"
-        told = "  ".join(
-            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
-        )
-        line = f"{self.what}  {done}/{self.total}  {rate:.1f}/s  ETA {eta}  {told}"
-        print(
-            f"\r\033[K{line}" if self._live else line,
-            end="" if self._live else "\n",
-            file=sys.stderr,
-            flush=True,
-        )
-
-    def close(self) -> None:
-        """Ends the line on a terminal."""
-        if self._live:
-            print(file=sys.stderr, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    return (
-        f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-        if minutes >= 60
-        else f"{minutes}:{seconds:02d}"
-    )

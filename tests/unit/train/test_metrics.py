@@ -1,15 +1,12 @@
-"""Rows, events and the progress line: nothing twice after a restart, nothing lost to a kill."""
+"""Rows and events: nothing twice after a restart, nothing lost to a kill."""
 
 from __future__ import annotations
-
-import re
 
 import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.train import metrics
-from modality_forcing.train.metrics import MetricWriter, Progress, read_metrics
+from modality_forcing.train.metrics import MetricWriter, param_summary, read_metrics
 
 
 def write(folder, first: int, *rows: tuple[int, dict[str, float]]) -> None:
@@ -70,26 +67,6 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
     writer.close()
 
 
-def test_progress_says_where_it_is_and_how_long_it_will_take(capsys, monkeypatch):
-    now = iter([0.0, 10.0, 14.0])
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
-    progress = Progress("forcing", 100, done=0)
-    progress.show(20, loss=0.123456, wait="1.0%")
-    progress.show(40, loss=0.1)
-    first, second = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(
-        r"forcing  20/100  .*ETA --:--  loss 0\.1235  wait 1\.0%", first
-    )  # no rate yet: it was compiling
-    assert re.fullmatch(r"forcing  40/100  5\.0/s  ETA 0:12  loss 0\.1", second)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "told"), [(0, "0:00"), (59.6, "1:00"), (125, "2:05"), (3 * 3600 + 62, "3:01:02")]
-)
-def test_the_clock(seconds, told):
-    assert metrics._clock(seconds) == told
-
-
-def test_a_network_is_described_by_its_parameters():
+def test_param_summary_counts_parameters_and_arrays():
     weights = {"a": {"w": np.zeros((1000, 250)), "b": np.zeros(5000)}, "scale": np.zeros(())}
-    assert metrics.describe(weights) == "0.26 M parameters in 3 arrays"
+    assert param_summary(weights) == "0.26 M parameters in 3 arrays"

@@ -1,0 +1,87 @@
+"""Console output shared by every command: stderr lines, durations, text tables, a progress meter."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+
+
+def print_stderr(line: str) -> None:
+    """Prints a line on stderr at once, apart from the results on stdout."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def format_duration(seconds: float) -> str:
+    """Returns "m:ss", or "h:mm:ss" from one hour on."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def format_table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -> str:
+    """Returns left-aligned columns, two spaces apart.
+
+    Rows may differ in length. The last cell of a row does not widen its column.
+    """
+    cells = [[str(cell) for cell in row] for row in ([header] if header else []) + [*rows]]
+    columns = zip_longest(*(row[:-1] for row in cells), fillvalue="")
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join(
+        "  ".join([*map(str.ljust, row[:-1], widths), *row[-1:]]).rstrip() for row in cells
+    )
+
+
+class ProgressMeter:
+    """Reports the position, rate and remaining time of a long loop.
+
+    By default it rewrites one line on a terminal and prints lines elsewhere. The rate is that of the last reports,
+    so that compilation before the first one does not count.
+
+    Args:
+      title: what the line begins with.
+      total: the number of items.
+      done: the number of items that are done already.
+      every: the least number of seconds between two reports.
+      write: receives every line instead of stderr.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        done: int = 0,
+        every: float = 0.0,
+        write: Callable[[str], None] | None = None,
+    ):
+        self._title, self._total, self._done, self._every = title, total, done, every
+        self._write = write
+        self._live = write is None and sys.stderr.isatty()
+        self._reports: list[tuple[float, int]] = []  # (time, items done)
+
+    def update(self, done: int, **values: object) -> None:
+        """Reports the number of items done, unless the last report is less than `every` s ago."""
+        if not self._reports or time.monotonic() - self._reports[-1][0] >= self._every:
+            self.report(done, **values)
+
+    def report(self, done: int, **values: object) -> None:
+        """Reports the number of items done, with further values behind it."""
+        now = time.monotonic()
+        self._reports = [*self._reports[-8:], (now, done)]
+        (start, before), rate = self._reports[0], 0.0
+        if done > before:
+            rate = (done - before) / max(now - start, 1e-9)
+        eta = format_duration((self._total - done) / rate) if rate else "--:--"
+        shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
+        line = "  ".join([f"{self._title}  {done}/{self._total}  {rate:.3g}/s  ETA {eta}", *shown])
+        if self._live:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            (self._write or print_stderr)(line)
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self._live and self._reports:
+            print_stderr("")
