@@ -17,8 +17,8 @@ from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.generator import Generator
-from modality_forcing.models.restore import flatten, unflatten
 from modality_forcing.train import checkpoint
+from modality_forcing.tree import flatten, unflatten
 
 
 def export(source: Path, out: Path, kind: str = "orbax") -> Path:

@@ -1,4 +1,4 @@
-"""Console output shared by every command: stderr lines, durations, text tables, a progress meter."""
+"""Console output of all commands: stderr lines, durations, text tables and a progress meter."""
 
 from __future__ import annotations
 

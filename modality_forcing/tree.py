@@ -1,4 +1,4 @@
-"""Nested mappings laid flat: by dotted names, as tables, overrides and comparisons want them."""
+"""Nested mappings: flattened to paths, and compared."""
 
 from __future__ import annotations
 
@@ -6,22 +6,35 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Returns {"a.b.c": value} of nested mappings; an empty one is a value itself."""
-    found: dict[str, Any] = {}
+def flatten(tree: Mapping[str, Any], separator: str = "/", prefix: str = "") -> dict[str, Any]:
+    """Returns {"a/b/c": value} of nested mappings. An empty mapping is a value."""
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
-        found |= (
-            flat(value, f"{above}{key}.")
-            if isinstance(value, Mapping) and value
-            else {f"{above}{key}": value}
-        )
-    return found
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, separator, path + separator)
+        else:
+            flat[path] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+    """Inverts `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, last = path.split(separator)
+        node = tree
+        for name in parents:
+            node = node.setdefault(name, {})
+        node[last] = value
+    return tree
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Returns what differs, "a.b 1, now 2", in the order of names; "" where nothing does. An empty mapping counts as None."""
-    old, new = (
-        {name: value for name, value in flat(tree).items() if value != {}} for tree in (before, now)
-    )
-    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    """Returns the differences in the order of names, such as "a.b 1, now 2"; "" if there are none.
+
+    An empty mapping counts as None.
+    """
+    old, new = ({k: v for k, v in flatten(tree, ".").items() if v != {}} for tree in (before, now))
+    names = sorted(name for name in {*old, *new} if old.get(name) != new.get(name))
     return ", ".join(f"{name} {old.get(name)}, now {new.get(name)}" for name in names)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from modality_forcing.errors import UserError
 from modality_forcing.laws.forms import Array, Form
-from modality_forcing.tree import flat
+from modality_forcing.tree import flatten
 
 LOSS = "loss"  # what is fitted, whatever error it is
 # Rows that differ in one of these are numbers of different kinds: another code, another score, other held-out draws.
@@ -203,7 +203,7 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
                 raise UserError(
                     "is not a JSON object", where=f"{path}, line {number}", hint="hint the line"
                 )
-            yield flat(row), number
+            yield flatten(row, "."), number
 
 
 def _choose(rows: Rows, where: Iterable[str]) -> Rows:

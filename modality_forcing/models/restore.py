@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modality_forcing.errors import UserError
+from modality_forcing.tree import flatten, unflatten
 
 
 def new_modules(params: Mapping[str, Any], modality: str) -> tuple[str, ...]:
@@ -54,26 +55,3 @@ def graft(
 
 def _some(paths: list[str], most: int = 4) -> str:
     return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {"a/b/c": leaf} of nested dicts."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}/")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Inverts `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf
-    return tree

@@ -53,7 +53,7 @@ from modality_forcing.train import inputs
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.train.workdir import is_claimed
-from modality_forcing.tree import flat
+from modality_forcing.tree import flatten
 
 # What the numbers of a row come from. A row's version is a digest of these and of nothing else, so that a new figure or
 # command does not make one study look like two.
@@ -187,7 +187,7 @@ class Folder:
             ]
             write_file(self.path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row, _ in rows))
             cells = [
-                flat({k: v for k, v in {**row, **timing}.items() if k != "config"})
+                flatten({k: v for k, v in {**row, **timing}.items() if k != "config"}, ".")
                 for row, timing in rows
             ]
             names = list(dict.fromkeys(name for row in cells for name in row))

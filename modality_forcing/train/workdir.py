@@ -9,7 +9,7 @@ from modality_forcing import distributed
 from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.tree import flat
+from modality_forcing.tree import flatten
 
 # Prefixes of config keys that change how a run is watched, fed or laid out, but what it computes in rounding only: a run
 # may go on with others, on other devices.
@@ -52,7 +52,7 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
             raise UserError(
                 "is not the config of a run", where=path, hint="choose another --workdir"
             ) from error
-        mine, theirs = flat(mine), flat(theirs)
+        mine, theirs = flatten(mine, "."), flatten(theirs, ".")
         for key in sorted({*mine, *theirs}):
             ours, other = mine.get(key), theirs.get(key)
             if ours != other and not key.startswith((*FREE, *but)):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.atomic_io import write_file
-from modality_forcing.tree import flat
+from modality_forcing.tree import flatten
 from modality_forcing.viz.images import png_bytes
 
 Curve = Sequence[tuple[int, float]]
@@ -31,7 +31,7 @@ def write_report(
     summary: the numbers of summary.json; those known here get a sentence, all others are listed. curves: (step, value)
     by "phase/name", one chart a phase. Raises UserError if the file cannot be written.
     """
-    numbers = flat(summary)
+    numbers = flatten(summary, ".")
     body = [
         f"<header><h1>{escape(title)}</h1>{_headline(numbers)}</header>",
         section("Errors side by side", _bars(numbers)),

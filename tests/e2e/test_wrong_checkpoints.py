@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.models.restore import flatten, unflatten
+from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 from tests.runs import CONFIGS, SMALL, Command, attempt, contents, process, refused, save
 

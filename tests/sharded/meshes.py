@@ -21,12 +21,12 @@ from modality_forcing.config import Config, MeshConfig
 from modality_forcing.diffusion import flow
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
-from modality_forcing.models.restore import flatten
 from modality_forcing.train import sharding
 from modality_forcing.train import step as step_module
 from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.state import abstract_network, init_params, init_state
 from modality_forcing.train.step import compute_loss, make_step
+from modality_forcing.tree import flatten
 from tests import tiny
 
 BATCH, STEPS = 16, 5

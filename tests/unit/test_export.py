@@ -14,8 +14,8 @@ import pytest
 from modality_forcing import export as exporting
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.models.restore import flatten
 from modality_forcing.train import checkpoint
+from modality_forcing.tree import flatten
 from tests import tiny
 from tests.runs import contents, environment
 

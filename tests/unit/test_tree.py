@@ -1,4 +1,4 @@
-"""Nested mappings laid flat, and told apart."""
+"""Nested mappings are flattened and compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing.tree import differences, flat
+from modality_forcing.tree import differences, flatten, unflatten
 
 names = st.text("abc", min_size=1, max_size=3)
 trees = st.recursive(
@@ -15,23 +15,24 @@ trees = st.recursive(
 
 
 @given(st.dictionaries(names, trees, max_size=4))
-def test_every_value_is_found_by_its_path(tree):
-    for path, value in flat(tree).items():
+def test_flatten_keys_are_paths_and_unflatten_inverts_it(tree):
+    for path, value in flatten(tree, ".").items():
         found = tree
         for name in path.split("."):
             found = found[name]
         assert found == value and not (isinstance(value, dict) and value)
+    assert unflatten(flatten(tree)) == tree
 
 
-def test_an_empty_mapping_is_a_value():
-    assert flat({"a": {"b": {}, "c": 1}, "d": {}}) == {"a.b": {}, "a.c": 1, "d": {}}
+def test_flatten_keeps_an_empty_mapping_as_a_value():
+    assert flatten({"a": {"b": {}, "c": 1}, "d": {}}, ".") == {"a.b": {}, "a.c": 1, "d": {}}
 
 
 @given(st.dictionaries(names, trees, max_size=4), st.dictionaries(names, trees, max_size=4))
-def test_equal_trees_and_no_others_differ_in_nothing(one, other):
+def test_differences_are_empty_only_for_equal_trees(one, other):
     assert differences(one, one) == ""
     held = [
-        {name: value for name, value in flat(tree).items() if value not in (None, {})}
+        {name: value for name, value in flatten(tree, ".").items() if value not in (None, {})}
         for tree in (one, other)
     ]
     assert (differences(one, other) == "") == (held[0] == held[1])
@@ -45,5 +46,5 @@ def test_equal_trees_and_no_others_differ_in_nothing(one, other):
         ({"a": {}}, {"a": {"b": 1}}, "a.b None, now 1"),
     ],
 )
-def test_what_differs_is_named_in_order(before, now, told):
+def test_differences_are_listed_in_the_order_of_names(before, now, told):
     assert differences(before, now) == told

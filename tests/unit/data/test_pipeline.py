@@ -22,7 +22,7 @@ from modality_forcing.data.prefetch import Ahead
 from modality_forcing.data.records import Record
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
-from modality_forcing.tree import flat
+from modality_forcing.tree import flatten
 
 SPARSE = {"uniform": 1.0}
 
@@ -87,7 +87,7 @@ def shown(taken: list[pipeline.Batch]) -> list[int]:
 def assert_equal(some: list[pipeline.Batch], others: list[pipeline.Batch]):
     assert len(some) == len(others)
     for one, other in zip(some, others, strict=True):
-        left, right = flat(one), flat(other)
+        left, right = flatten(one, "."), flatten(other, ".")
         assert left.keys() == right.keys()
         for key in left:
             assert left[key].dtype == right[key].dtype
@@ -96,7 +96,7 @@ def assert_equal(some: list[pipeline.Batch], others: list[pipeline.Batch]):
 
 def test_shapes_and_types():
     batch = take(batches(resolution=8), 1)[0]
-    described = {key: (str(value.dtype), value.shape) for key, value in flat(batch).items()}
+    described = {key: (str(value.dtype), value.shape) for key, value in flatten(batch, ".").items()}
     assert described == {
         "image": ("uint8", (8, 8, 8, 3)),
         "depth": ("float32", (8, 8, 8)),
@@ -268,7 +268,7 @@ def test_any_hosts_workers_and_restarts_give_the_same_mixture():
             parts.append(take(iterator, 2))
         for k in range(2):
             for host in range(hosts):
-                one = {key: value[host::hosts] for key, value in flat(expected[begin + k]).items()}
+                one = {key: value[host::hosts] for key, value in flatten(expected[begin + k], ".").items()}
                 assert_equal([parts[host][k]], [one])
 
 

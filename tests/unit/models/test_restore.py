@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.models.restore import flatten, graft, new_modules, unflatten
+from modality_forcing.models.restore import graft, new_modules
+from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 
 
@@ -129,7 +130,3 @@ def test_a_new_modality_opens_no_module_whose_name_only_starts_alike():
         "tokenizer/depth/", "level/depth/", "head/depth/",
         *(f"{m}/{pair}/" for m in ("mixer", "mixing") for pair in ("image_from_depth", "depth_from_depth2")),
     }  # fmt: skip
-
-
-def test_flatten_and_unflatten_are_inverse(trees):
-    jax.tree.map(np.testing.assert_array_equal, unflatten(flatten(trees[1])), trees[1])

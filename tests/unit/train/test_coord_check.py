@@ -15,7 +15,6 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.blocks import Block, spread
 from modality_forcing.models.layers import rms_norm
-from modality_forcing.models.restore import flatten
 from modality_forcing.train.coord_check import (
     DEFAULT,
     STEPS,
@@ -29,6 +28,7 @@ from modality_forcing.train.coord_check import (
 )
 from modality_forcing.train.state import init_params
 from modality_forcing.train.width_scaling import scaled
+from modality_forcing.tree import flatten
 from modality_forcing.viz import figures
 from tests import tiny
 

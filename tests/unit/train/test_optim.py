@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from modality_forcing.config import Config, TrainConfig
-from modality_forcing.models.restore import flatten, unflatten
 from modality_forcing.train.optim import decayed, group, optimiser, schedule
+from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 
 C = TrainConfig(steps=100, learning_rate=0.1, warmup=0.1, decay=0.2)

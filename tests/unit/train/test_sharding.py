@@ -15,7 +15,6 @@ from configs import forcing, t2i
 from modality_forcing.config import MeshConfig
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
-from modality_forcing.models.restore import flatten
 from modality_forcing.train.sharding import (
     AXES,
     PRESETS,
@@ -27,6 +26,7 @@ from modality_forcing.train.sharding import (
     unsharded,
 )
 from modality_forcing.train.state import abstract_network, init_state
+from modality_forcing.tree import flatten
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 MESHES = {"4x16": (4, 16, 1), "1x64": (1, 64, 1), "1x16x2": (1, 16, 2)}

@@ -13,9 +13,10 @@ from flax import nnx
 
 from modality_forcing.config import Config
 from modality_forcing.modalities import base
-from modality_forcing.models.restore import flatten, graft
+from modality_forcing.models.restore import graft
 from modality_forcing.train.state import init_params, init_state
 from modality_forcing.train.step import averages, compute_loss, drop_text, make_step
+from modality_forcing.tree import flatten
 from tests import tiny
 
 CONFIG = tiny.forcing(weight_decay=0.0)

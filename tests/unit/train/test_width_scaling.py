@@ -15,9 +15,9 @@ from modality_forcing.config import TrainConfig
 from modality_forcing.config_file import load
 from modality_forcing.errors import UserError
 from modality_forcing.models.presets import SIZES
-from modality_forcing.models.restore import flatten
 from modality_forcing.train.optim import cools_from, optimiser, schedule, warmup_steps
 from modality_forcing.train.width_scaling import RECIPE, batch_for, horizon, scaled, with_batch
+from modality_forcing.tree import flatten
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 DEMO = load(f"{CONFIGS}/demo.py:phase=t2i")
