@@ -31,9 +31,9 @@ from modality_forcing.config_file import load
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.modalities import base
 from modality_forcing.train import inputs
-from modality_forcing.train.state import abstract_network, init_params, init_state
+from modality_forcing.train.state import abstract_model, init_params, init_state
 from modality_forcing.train.step import compute_loss, make_step
-from modality_forcing.train.width_scaling import scaled
+from modality_forcing.train.width_scaling import scale_width
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAD_DIM = 16
@@ -126,10 +126,10 @@ def one(
 ) -> float:
     """Trains once and returns the loss on held-out scenes, NaN for a run that broke."""
     started = time.monotonic()
-    c = scaled(replace(config, train=replace(config.train, learning_rate=rate)), width)
+    c = scale_width(replace(config, train=replace(config.train, learning_rate=rate)), width)
     c = c if transfer else replace(c, train=replace(c.train, base_width=0))
     modalities, null_text = base.build(c), inputs.text_encoder(c).null()
-    graph = abstract_network(c, modalities)[0]
+    graph = abstract_model(c, modalities)[0]
     state = init_state(c, init_params(replace(c, seed=seed), modalities))
     step = make_step(c, modalities, graph, null_text)
     for batch in training:

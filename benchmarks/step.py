@@ -126,10 +126,10 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
     from modality_forcing.planning import hardware
     from modality_forcing.planning.compile import abstract_step
     from modality_forcing.train.batch_shapes import random_batch
-    from modality_forcing.train.state import init_params, init_state, with_kernel
+    from modality_forcing.train.state import init_params, init_state, with_attention_kernel
 
     devices = jax.devices()
-    config, modalities = with_kernel(config, devices[0].platform), base.build(config)
+    config, modalities = with_attention_kernel(config, devices[0].platform), base.build(config)
     chip = hardware.by_device_kind(devices[0].device_kind)
     function, (shapes, batch_shapes, _), _ = abstract_step(config, tuple(devices))
     started = time.perf_counter()

@@ -25,7 +25,7 @@ from modality_forcing.sweeps.spec import (
     product,
     sweep,
 )
-from modality_forcing.train.width_scaling import scaled
+from modality_forcing.train.width_scaling import scale_width
 
 PAPER = (1024, 1536, 3072)
 BETWEEN = (512, 768, 1280, 2048, 2560)
@@ -59,11 +59,11 @@ def get_sweep(arg: str = "") -> Sweep:
     def cell(width: int, images: int, seed: int) -> Run:
         before = None
         if images:
-            config = scaled(t2i.get_config(f"size=370m,encoders={a['encoders']}"), width)
+            config = scale_width(t2i.get_config(f"size=370m,encoders={a['encoders']}"), width)
             before = horizons(
                 "pretraining", _reading(config, a["t2i"], a["t2i_cache"]), IMAGES[1:]
             )[images]
-        config = scaled(forcing.get_config(f"size=370m,encoders={a['encoders']}"), width)
+        config = scale_width(forcing.get_config(f"size=370m,encoders={a['encoders']}"), width)
         if a["forcing"]:
             config = replace(config, data=mixtures.get_config(f"root={a['forcing']}").data)
         config = _reading(config, a["forcing"], a["forcing_cache"])

@@ -21,7 +21,7 @@ from configs import demo
 from modality_forcing.config import Config
 from modality_forcing.config_file import parse_arg
 from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
-from modality_forcing.train.width_scaling import scaled
+from modality_forcing.train.width_scaling import scale_width
 
 BASE = 64  # the width that the demo's learning rate is taken to be right for
 WIDTHS = (32, 48, 64, 96)
@@ -63,4 +63,4 @@ def _config(phase: str, width: int, seed: int, examples: int) -> Config:
     config = replace(
         config, seed=seed, model=model, train=train, eval=replace(config.eval, examples=examples)
     )
-    return scaled(config, width)
+    return scale_width(config, width)

@@ -36,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         code = options.run(options, overrides) or 0
         sys.stdout.flush()  # here, where a reader that has gone can be told
-        return distributed.leave(code)
+        return distributed.exit_process(code)
     except BrokenPipeError:
         if _is_read(sys.stdout):
             raise
-        return distributed.leave(141)  # as a shell tells SIGPIPE: `| head` has seen enough
+        return distributed.exit_process(141)  # as a shell tells SIGPIPE: `| head` has seen enough
     except UserError as error:
         told, code = str(error), 2
     except FloatingPointError as error:  # training diverged
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         on = "; the same command goes on where it was stopped" if options.command in GOES_ON else ""
         told, code = f"interrupted{on}", 130
     print(f"mforce {options.command}: {told}", file=sys.stderr)
-    return distributed.leave(code)
+    return distributed.exit_process(code)
 
 
 def _is_read(stream: TextIO) -> bool:
@@ -312,7 +312,7 @@ def _demo(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: dict[str, str]) -> None:
-    distributed.start()  # before anything asks for devices
+    distributed.initialize()  # before anything asks for devices
     from modality_forcing import config_file
     from modality_forcing.train.loop import train
 
@@ -334,7 +334,7 @@ def _prepare(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 
 def _encode(options: argparse.Namespace, _: dict[str, str]) -> None:
-    distributed.start()
+    distributed.initialize()
     encoding.run(options)
 
 
@@ -354,7 +354,7 @@ def _fit(options: argparse.Namespace, _: dict[str, str]) -> None:
 
 def _sweep(options: argparse.Namespace, _: dict[str, str]) -> int:
     if options.launcher == "local" and not (options.status or options.dry_run):
-        distributed.start()
+        distributed.initialize()
     return sweeping.run(options)
 
 

@@ -126,7 +126,7 @@ class MeshConfig:
     )  # shards of the weights, the optimiser and the EMA; -1: all devices that are left
     tensor: int = 1  # shards of heads and FFN; 1 is right for every size of the family
     slices: int = 1  # TPU slices, joined by the data-centre network; each holds a whole copy
-    preset: Literal["zero1", "fsdp", "replicated"] = "zero1"
+    preset: Literal["zero2", "fsdp", "replicated"] = "zero2"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ LOOPBACK = ("127.0.0.1", "localhost")
 DEVICES = Path("/dev")
 
 
-def start() -> None:
+def initialize() -> None:
     """Joins this process to the others of its run, if there are others; to be called before any device is asked for.
 
     From then on an exception that nothing catches ends the process at once. Left to itself, jax would first wait up to
@@ -53,12 +53,12 @@ def start() -> None:
 
     def show_and_leave(*caught: Any) -> None:
         shown(*caught)
-        leave(130 if issubclass(caught[0], KeyboardInterrupt) else 1)
+        exit_process(130 if issubclass(caught[0], KeyboardInterrupt) else 1)
 
     sys.excepthook = show_and_leave
 
 
-def leave(code: int) -> int:
+def exit_process(code: int) -> int:
     """Returns an exit code, or ends the process with it where it is a failure and other processes would be waited for.
 
     Only a failure leaves this way: it skips what Python does at exit. After a success the processes wait for each
@@ -71,12 +71,12 @@ def leave(code: int) -> int:
     return code
 
 
-def count() -> int:
+def process_count() -> int:
     """The number of processes of this run, 1 where `start` found no others."""
     return _jax().process_count() if _joined() else 1
 
 
-def is_first() -> bool:
+def is_primary() -> bool:
     """Whether this is the process that prints and writes for all."""
     return not _joined() or _jax().process_index() == 0
 

@@ -79,7 +79,7 @@ def _entry(leaf: np.ndarray) -> dict[str, Any]:
 
 
 def _write_orbax(folder: Path, flat: dict[str, np.ndarray]) -> None:
-    with checkpoint.one_error(), ocp.StandardCheckpointer() as writer:
+    with checkpoint.suppress_secondary_errors(), ocp.StandardCheckpointer() as writer:
         writer.save(folder / "weights", unflatten(flat))
 
 

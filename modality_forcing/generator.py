@@ -23,7 +23,7 @@ from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.train import checkpoint, inputs
-from modality_forcing.train.state import Params, abstract_network, make_network
+from modality_forcing.train.state import Params, abstract_model, build_model
 
 # What each task is given; everything else it generates. "partial" follows its given modality loosely.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -54,7 +54,7 @@ class Generator:
     def __init__(self, config: Config, params: Params, frozen: Frozen | None = None):
         self.config, self.params = config, params
         self.modalities = base.build(config)
-        self.graph, _ = abstract_network(config, self.modalities)
+        self.graph, _ = abstract_model(config, self.modalities)
         self.frozen = inputs.frozen_encoders(config) if frozen is None else frozen
         self._compiled: dict[Any, Any] = {}
 
@@ -70,7 +70,7 @@ class Generator:
         config = inputs.with_encoders(config, text_encoder, autoencoder)
         modalities = base.build(config)
         fresh = jax.eval_shape(
-            lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1])
+            lambda: nnx.to_pure_dict(nnx.split(build_model(config, modalities), nnx.Param)[1])
         )
         return cls(config, checkpoint.graft(params, fresh, where=path))
 

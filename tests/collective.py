@@ -30,7 +30,7 @@ def main(way: str, *rest: str) -> int:
 def sum_up(way: str, *rest: str) -> int:
     from modality_forcing import distributed
 
-    distributed.start()
+    distributed.initialize()
     import jax
     import jax.numpy as jnp
     from jax.experimental import multihost_utils
@@ -41,7 +41,7 @@ def sum_up(way: str, *rest: str) -> int:
     every = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("all")), mine)
     total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(every)
     ids = multihost_utils.process_allgather(jnp.float32(jax.process_index())).tolist()
-    told = f"process {jax.process_index()} of {distributed.count()}, first {distributed.is_first()}"
+    told = f"process {jax.process_index()} of {distributed.process_count()}, first {distributed.is_primary()}"
     print(
         f"{told}, devices {jax.local_device_count()} of {jax.device_count()}, sum {float(total):g}, ids {ids}",
         flush=True,
@@ -50,7 +50,7 @@ def sum_up(way: str, *rest: str) -> int:
     chosen = way != "sum" and rest[0] == str(jax.process_index())
     if chosen and way == "sum-then-mistake":
         print("no such folder", file=sys.stderr)
-        return distributed.leave(2)
+        return distributed.exit_process(2)
     if chosen and way == "sum-then-crash" and not Path(rest[1]).exists():
         Path(rest[1]).touch()
         raise RuntimeError("told to crash")

@@ -15,7 +15,7 @@ from pathlib import Path
 from modality_forcing.config import Config
 from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.state import Params, TrainState, init_state
-from modality_forcing.train.workdir import claim
+from modality_forcing.train.workdir import write_config
 from tests import tiny
 
 ROOT = Path(__file__).parents[1]
@@ -86,7 +86,7 @@ def save(
     workdir: Path, config: Config, params: Params | None = None, ema: Params | None = None
 ) -> Path:
     """Makes a workdir with one checkpoint, of random weights that are nowhere zero unless others are given."""
-    claim(workdir, config)
+    write_config(workdir, config)
     state: TrainState = init_state(config, tiny.network(config)[1] if params is None else params)
     checkpoints = Checkpoints(workdir / "checkpoints")
     checkpoints.save(

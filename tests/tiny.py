@@ -21,7 +21,7 @@ from modality_forcing.config import (
     TrainConfig,
 )
 from modality_forcing.modalities import base
-from modality_forcing.train.state import abstract_network
+from modality_forcing.train.state import abstract_model
 
 MODEL = ModelConfig(width=32, ffn=48, blocks=2, heads=4, kv_heads=2, head_dim=8, attention="einsum")
 MATRICES = ("w", "q", "k", "v", "gate", "up", "out", "down", "table")
@@ -91,7 +91,7 @@ def take(tree: Any, rows: Any) -> Any:
 
 def network(config: Config, seed: int = 0, scale: float = 0.3) -> tuple[Any, dict[str, Any]]:
     """A network's graph, and weights of which none is zero: at the start it answers 0 to everything."""
-    graph, shapes = abstract_network(config, base.build(config))
+    graph, shapes = abstract_model(config, base.build(config))
     draw = np.random.default_rng(seed)
 
     def weight(path, leaf) -> np.ndarray:

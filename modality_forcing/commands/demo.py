@@ -25,7 +25,7 @@ from modality_forcing.generator import Generator
 from modality_forcing.train import checkpoint, inputs
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
-from modality_forcing.train.workdir import is_claimed
+from modality_forcing.train.workdir import check_resumable
 from modality_forcing.viz import images
 from modality_forcing.viz.html_report import write_report
 
@@ -53,7 +53,7 @@ def run(options: Options) -> dict[str, Any]:
     workdir = options.workdir
     t2i, forcing = configs(options)
     for config in (t2i, forcing):  # also where the phase is done and would only be read back
-        is_claimed(workdir / config.name, config, but=("train.init",))
+        check_resumable(workdir / config.name, config, ignore=("train.init",))
     ledger = Ledger(workdir / "phases.json")
     records = Cached(inputs.source(t2i))  # both phases see the same scenes: each is rendered once
 
@@ -75,7 +75,7 @@ def run(options: Options) -> dict[str, Any]:
         "seconds": ledger.seconds,
         "breakdown": {p: _where_time_went(workdir / p) for p in ("t2i", "forcing")},
         "peak_rss_mb": ledger.peak_rss_mb,
-        "checkpoint": str(checkpoint.find(workdir / "forcing")),
+        "checkpoint": str(checkpoint.resolve_checkpoint(workdir / "forcing")),
     }
     phases = [
         p for p in ("t2i", "forcing", "no_pretraining") if (workdir / p / "metrics.jsonl").exists()

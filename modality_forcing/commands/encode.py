@@ -90,7 +90,7 @@ def run(options: argparse.Namespace) -> None:
         frozen.sentences(
             options.tokens
         )  # raises where there is no tokenizer, before anything is written
-    part = options.part or (jax.process_index(), distributed.count())
+    part = options.part or (jax.process_index(), distributed.process_count())
     job = Job(source, options.out.absolute(), settings, frozen, options.batch * mesh.size, part)
     job.claim()
     if frozen.has_text:

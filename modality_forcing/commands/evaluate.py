@@ -167,7 +167,7 @@ def _sweep(options: argparse.Namespace) -> None:
     check_folder(out, "--out")
     generator, evaluator = _own_records(options, "joint")
     result = trajectory_sweep.run(
-        generator, evaluator, values, out, checkpoint.find(options.checkpoint), tell
+        generator, evaluator, values, out, checkpoint.resolve_checkpoint(options.checkpoint), tell
     )
     print(json.dumps(result, indent=1) if options.json else trajectory_sweep.table(result))
 
@@ -211,7 +211,13 @@ def _benchmarks(options: argparse.Namespace) -> None:
     opened = benchmark_run.open_all(options.benchmark, options.root, options.list)
     generator = _generator(options, setup.seed)
     results = benchmark_run.run(
-        generator, checkpoint.find(options.checkpoint).name, opened, chosen, setup, out, tell
+        generator,
+        checkpoint.resolve_checkpoint(options.checkpoint).name,
+        opened,
+        chosen,
+        setup,
+        out,
+        tell,
     )
     told = results if len(results) > 1 else results[0]
     print(json.dumps(told, indent=1) if options.json else to_markdown(results))

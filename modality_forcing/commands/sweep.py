@@ -102,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
         print(dry_run(folder, cells))
         return 0
     failed = work(folder, cells, _tell)
-    if not distributed.is_first():
+    if not distributed.is_primary():
         return 1 if failed else 0
     done = sum(folder.row(cell) is not None for cell in cells)
     print(f"{done} of {len(cells)} cells are done; rows in {options.workdir / 'rows.jsonl'}")
@@ -278,5 +278,5 @@ def _clock(seconds: float) -> str:
 
 
 def _tell(line: str) -> None:
-    if distributed.is_first():
+    if distributed.is_primary():
         print(f"sweep: {line}", file=sys.stderr, flush=True)

@@ -21,7 +21,7 @@ from modality_forcing.evaluation.framing import Scored, ViewName, placed, scored
 from modality_forcing.evaluation.predictions import Predictions, names_digest
 from modality_forcing.evaluation.protocols import Protocol
 from modality_forcing.generator import Generator, steps_of
-from modality_forcing.train.state import fingerprint
+from modality_forcing.train.state import params_hash
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -93,7 +93,7 @@ def identity(generator: Generator, opened: Opened, setup: Setup) -> dict[str, An
     config = to_dict(generator.config)
     ensembled = setup.known_up_to if setup.samples > 1 else None
     return {
-        "weights": fingerprint(generator.params),
+        "weights": params_hash(generator.params),
         "network": {k: config[k] for k in ("model", "text", "modalities")}
         | {"t_min": generator.config.train.t_min},
         "frames": {

@@ -21,7 +21,7 @@ from modality_forcing.data.files import read_image
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.heldout import Evaluator, joint_set
 from modality_forcing.generator import Generator, steps_of
-from modality_forcing.train.state import fingerprint
+from modality_forcing.train.state import params_hash
 from modality_forcing.viz import figures
 from modality_forcing.viz import images as pictures
 
@@ -120,7 +120,7 @@ def settings(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
     records = hashlib.sha256(json.dumps(data.captions).encode() + data.image.tobytes()).hexdigest()
     return {
         "version": __version__,
-        "weights": fingerprint(generator.params),
+        "weights": params_hash(generator.params),
         "data": records[:12],
         "examples": len(data.captions),
         "resolution": config.data.resolution,

@@ -107,7 +107,7 @@ def tokens(
 
 
 def parameters(params: Any) -> Parameters:
-    """Counts a tree of weights or of their shapes, as train.state.abstract_network gives it."""
+    """Counts a tree of weights or of their shapes, as train.state.abstract_model gives it."""
     counts = {"trunk": 0, "detokenizers": 0, "rest": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [key.key for key in path]

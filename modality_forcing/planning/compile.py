@@ -18,7 +18,12 @@ from modality_forcing.modalities import base
 from modality_forcing.planning import hardware
 from modality_forcing.train import sharding
 from modality_forcing.train.batch_shapes import abstract_batch, abstract_text
-from modality_forcing.train.state import TrainState, abstract_network, init_state, with_kernel
+from modality_forcing.train.state import (
+    TrainState,
+    abstract_model,
+    init_state,
+    with_attention_kernel,
+)
 from modality_forcing.train.step import make_step
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -84,12 +89,12 @@ def abstract_step(
 
     Raises UserError where the config or its batch does not fit the devices, or their attention kernel not the config.
     """
-    config = with_kernel(config, devices[0].platform)
+    config = with_attention_kernel(config, devices[0].platform)
     mesh = sharding.make_mesh(config.mesh, devices)
     sharding.check_batch(config.train, mesh)
     rules = sharding.PRESETS[config.mesh.preset]
     modalities = base.build(config)
-    graph, shapes = abstract_network(config, modalities)
+    graph, shapes = abstract_model(config, modalities)
 
     def placed(tree: Any, shardings: Any) -> Any:
         return jax.tree.map(
@@ -97,9 +102,9 @@ def abstract_step(
         )
 
     state = jax.eval_shape(lambda p: init_state(config, p), shapes)
-    state = placed(state, sharding.shard(state, rules, mesh))
+    state = placed(state, sharding.tree_shardings(state, rules, mesh))
     batch = abstract_batch(config, modalities)
-    batch = placed(batch, sharding.shard_batch(batch, mesh))
+    batch = placed(batch, sharding.batch_shardings(batch, mesh))
     null = jax.tree.map(lambda s: np.zeros(s.shape[1:], s.dtype), abstract_text(config.text, 1))
     teacher = None
     if config.train.distill:  # the text-to-image network: the lead alone
@@ -108,8 +113,8 @@ def abstract_step(
         theirs = replace(
             config, modalities={lead: alone}, train=replace(config.train, distill=False)
         )
-        frozen_graph, frozen = abstract_network(theirs, base.build(theirs))
-        teacher = frozen_graph, placed(frozen, sharding.shard(frozen, rules, mesh))
+        frozen_graph, frozen = abstract_model(theirs, base.build(theirs))
+        teacher = frozen_graph, placed(frozen, sharding.tree_shardings(frozen, rules, mesh))
     step = make_step(config, modalities, graph, null, teacher, mesh)
     return step.func, (state, batch, step.keywords["frozen"]), mesh
 

@@ -121,7 +121,7 @@ def too_much(p: Plan) -> str:
     state, rest = p.state_bytes * m / GIB, (p.bytes.total - p.state_bytes) * m / GIB
     if p.state_bytes > usable:
         return f"the state alone, {state:.1f} GiB a chip: shard it over more devices (mesh.fsdp)"
-    whose = "activations and gathered weights" if p.config.mesh.preset == "zero1" else "activations"
+    whose = "activations and gathered weights" if p.config.mesh.preset == "zero2" else "activations"
     return f"{whose}, {rest:.1f} GiB a chip beside {state:.1f} of state: a smaller batch, remat=full or mesh.preset=fsdp"
 
 

@@ -27,7 +27,7 @@ from modality_forcing.planning.compile import (
     device_bytes,
 )
 from modality_forcing.train import sharding
-from modality_forcing.train.state import abstract_network
+from modality_forcing.train.state import abstract_model
 
 GIB = 2**30
 BLIND = (
@@ -38,10 +38,10 @@ MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # examples per chip that the
 ENOUGH = 20_480  # tokens per chip and micro-batch beyond which nothing is gained
 # The order in which the search takes the ways to lay a run out: the first costs least, each next one takes less memory.
 WAYS = (
-    ("zero1", "elementwise", "rings"),
+    ("zero2", "elementwise", "rings"),
     ("fsdp", "elementwise", "rings"),
     ("fsdp", "elementwise", "all"),
-    ("zero1", "full", "rings"),
+    ("zero2", "full", "rings"),
     ("fsdp", "full", "rings"),
     ("fsdp", "full", "all"),
 )
@@ -102,7 +102,7 @@ def with_batch(config: Config, at: Target, batch: int) -> Config:
 
 def _read(config: Config, at: Target, compiled: Compiled) -> Plan:
     modalities = base.build(config)
-    _, shapes = abstract_network(config, modalities)
+    _, shapes = abstract_model(config, modalities)
     _, (state, _, _), mesh = abstract_step(config, at.devices)
     rate = at.chip.per_device
     bound, found = None, []
@@ -129,7 +129,7 @@ def _read(config: Config, at: Target, compiled: Compiled) -> Plan:
         kernels=program.kernels(compiled.text) if compiled.text else {},
         roofline=bound,
         complaints=complaints(found, config.train.batch),
-        unsharded=sharding.unsharded(shapes, sharding.PRESETS[config.mesh.preset], mesh),
+        unsharded=sharding.replicated_params(shapes, sharding.PRESETS[config.mesh.preset], mesh),
     )
 
 
@@ -173,7 +173,7 @@ def _tokens(config: Config) -> int:
 
 def _ways(config: Config, at: Target) -> Iterator[list[Config]]:
     """Yields for each way the configs worth compiling: micro-batches estimated to fit, the largest first."""
-    _, weights = abstract_network(config, base.build(config))
+    _, weights = abstract_model(config, base.build(config))
     sizes = [
         m
         for m in MICRO
@@ -216,7 +216,7 @@ def estimate(config: Config, at: Target, weights: Any) -> float:
     """
     mesh = sharding.make_mesh(config.mesh, at.devices)
     rules = sharding.PRESETS[config.mesh.preset]
-    placed = jax.tree.leaves(sharding.shard(weights, rules, mesh))
+    placed = jax.tree.leaves(sharding.tree_shardings(weights, rules, mesh))
     leaves = jax.tree.leaves(weights)
     shards = sum(math.prod(s.shard_shape(w.shape)) for w, s in zip(leaves, placed, strict=True))
     count = sum(w.size for w in leaves)

@@ -16,7 +16,7 @@ from modality_forcing.models import flops
 from modality_forcing.models.flops import Parameters
 from modality_forcing.planning.hardware import CHIPS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep, load
-from modality_forcing.train.state import abstract_network
+from modality_forcing.train.state import abstract_model
 from modality_forcing.viz.figures import short
 
 # Model FLOPs utilisation that a price assumes: what tuned dense models of this size reach on such chips as published (about
@@ -74,7 +74,7 @@ def run_flops(run: Run, first: int = 0) -> int:
 
 def parameters(config: Config) -> Parameters:
     """Returns the counts of weights of a config's network, from shapes alone."""
-    return flops.parameters(abstract_network(config, base.build(config))[1])
+    return flops.parameters(abstract_model(config, base.build(config))[1])
 
 
 def price(found: Sweep, chips: Sequence[str] = CHOSEN, mfu: float | None = None) -> Price:

@@ -52,7 +52,7 @@ from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.train import inputs
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
-from modality_forcing.train.workdir import is_claimed
+from modality_forcing.train.workdir import check_resumable
 from modality_forcing.tree import flatten
 
 # What the numbers of a row come from. A row's version is a digest of these and of nothing else, so that a new figure or
@@ -164,7 +164,7 @@ class Folder:
     @contextmanager
     def held(self, name: str, wait: bool = False) -> Iterator[bool]:
         """Holds a lock, and says whether it could be had; a process that is killed lets go of it."""
-        if not distributed.is_first():
+        if not distributed.is_primary():
             yield True
             return
         path = self.path / "locks" / name
@@ -303,7 +303,7 @@ class _Work:
             f"{run.folder}: {f'goes on from about step {done}' if done else 'starts'}, {run.config.train.steps} steps"
         )
         # Where this folder was, and whether it branches: the digest says that the run is the same.
-        if is_claimed(workdir, config, but=("train.init", "train.branch")):
+        if check_resumable(workdir, config, ignore=("train.init", "train.branch")):
             _first(
                 lambda: write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
             )
@@ -369,13 +369,13 @@ def last_line(error: BaseException) -> str:
 
 
 def _first(write: Callable[[], Any]) -> None:
-    if distributed.is_first():
+    if distributed.is_primary():
         write()
 
 
 def _agreed(value: bool) -> bool:
     """Returns what the first process says: all must do the same, and only that one holds locks and writes."""
-    if distributed.count() == 1:
+    if distributed.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 

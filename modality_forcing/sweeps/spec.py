@@ -15,8 +15,8 @@ from modality_forcing import config_file
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.train.optim import branch_point
-from modality_forcing.train.width_scaling import horizon
-from modality_forcing.train.workdir import FREE, LENGTH
+from modality_forcing.train.width_scaling import with_horizon
+from modality_forcing.train.workdir import NON_IDENTITY_KEYS, SCHEDULE_KEYS
 from modality_forcing.tree import differences
 
 Value = str | int | float | bool
@@ -87,7 +87,7 @@ class Run:
                 )
         if self.trunk is not None:
             theirs, mine = (
-                _but_free(to_dict(run.config), (*FREE, *LENGTH))
+                _but_free(to_dict(run.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
                 | {"after": run.after.digest if run.after else None}
                 for run in (self.trunk, self)
             )
@@ -106,7 +106,7 @@ class Run:
     def digest(self) -> str:
         """What tells this run from others: all that its weights depend on, the runs before it included.
 
-        How it is watched and laid out (`train.workdir.FREE`) is not among it, as for a workdir that goes on; nor is a trunk.
+        How it is watched and laid out (`train.workdir.NON_IDENTITY_KEYS`) is not among it, as for a workdir that goes on; nor is a trunk.
         """
         told = [_but_free(to_dict(self.config)), self.after.digest if self.after else None]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
@@ -140,7 +140,7 @@ class Run:
 
 
 def _but_free(
-    tree: dict[str, Any], free: tuple[str, ...] = FREE, above: str = ""
+    tree: dict[str, Any], free: tuple[str, ...] = NON_IDENTITY_KEYS, above: str = ""
 ) -> dict[str, Any]:
     kept = {}
     for key, value in tree.items():
@@ -268,13 +268,13 @@ def sweep(
 def horizons(
     phase: str, config: Config, examples: Sequence[int], after: Run | None = None
 ) -> dict[int, Run]:
-    """Returns the run that sees so many examples, for each number: all branch off the longest (train/width_scaling.py: horizon)."""
+    """Returns the run that sees so many examples, for each number: all branch off the longest (train/width_scaling.py: with_horizon)."""
     longest = max(examples)
-    trunk = Run(phase, horizon(config, longest), after)
+    trunk = Run(phase, with_horizon(config, longest), after)
     return {
         n: trunk
         if n == longest
-        else Run(phase, horizon(config, n, trunk=trunk.config), after, trunk)
+        else Run(phase, with_horizon(config, n, trunk=trunk.config), after, trunk)
         for n in examples
     }
 

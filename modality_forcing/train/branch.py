@@ -11,10 +11,10 @@ from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint
 from modality_forcing.train.optim import branch_point
 from modality_forcing.train.state import TrainState
-from modality_forcing.train.workdir import LENGTH, is_claimed
+from modality_forcing.train.workdir import SCHEDULE_KEYS, check_resumable
 
 
-def trunk_state(config: Config, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def restore_branch_point(config: Config, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Returns a trunk's last state (and what was saved with it) that is also one of this run begun at step 0, to the bit.
 
     train.branch: the trunk's workdir; its config may differ in how long it runs and cools down, and in what only watches.
@@ -28,7 +28,7 @@ def trunk_state(config: Config, like: TrainState) -> tuple[TrainState, dict[str,
             hint="give the workdir of the run to branch off",
         )
     try:
-        is_claimed(folder, config, but=LENGTH)
+        check_resumable(folder, config, ignore=SCHEDULE_KEYS)
         trunk = from_dict(json.loads((folder / "config.json").read_text())).train
     except UserError as error:
         told = str(error).removeprefix(f"{folder}: ").partition(";")[0]

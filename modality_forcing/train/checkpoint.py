@@ -22,7 +22,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.models.restore import graft
 from modality_forcing.train.state import Params, TrainState
 
-FORMAT = 1  # of the folder; readers refuse what they do not know
+FORMAT = 2  # of the folder; readers refuse what they do not know
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 FULL = ("no space left", "disk quota", "file too large", "resource_exhausted", "enospc", "efbig")
 
@@ -57,11 +57,11 @@ class Checkpoints:
         items = {
             "params": ocp.args.StandardSave(state.params),
             "ema": ocp.args.StandardSave(state.ema),
-            "optimiser": ocp.args.StandardSave(state.opt_state),
+            "optimizer": ocp.args.StandardSave(state.opt_state),
             "meta": ocp.args.JsonSave(meta),
         }
         try:
-            with one_error():
+            with suppress_secondary_errors():
                 self._manager.save(step, args=ocp.args.Composite(**items), force=True)
         except Exception as error:  # tensorstore reports a full disk through several types
             remove_unfinished(self.folder)
@@ -101,11 +101,11 @@ def disk_full(error: Exception) -> bool:
 
 def remove_unfinished(folder: Path) -> None:
     """Deletes what an interrupted save left behind, so that it neither fills the disk nor looks like a checkpoint."""
-    for leftover in folder.glob("*.orbax-checkpoint-tmp*") if distributed.is_first() else ():
+    for leftover in folder.glob("*.orbax-checkpoint-tmp*") if distributed.is_primary() else ():
         shutil.rmtree(leftover, ignore_errors=True)
 
 
-def find(path: Path) -> Path:
+def resolve_checkpoint(path: Path) -> Path:
     """Returns the folder of one step from itself, from a run's `checkpoints/`, or from the run's workdir."""
     if not path.exists():
         raise UserError(
@@ -131,10 +131,10 @@ def load(path: Path, place: Callable[[Any], Any] | None = None) -> tuple[Config,
     Raises UserError if there is none, if it cannot be read, or if it was written in another format.
     """
     _quiet()
-    folder = find(path).absolute()
+    folder = resolve_checkpoint(path).absolute()
     try:
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with one_error(), ocp.StandardCheckpointer() as reader:
+        with suppress_secondary_errors(), ocp.StandardCheckpointer() as reader:
             tree = reader.metadata(folder / WEIGHTS)
             shapes = getattr(tree, "item_metadata", tree)
             shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), _plain(shapes))
@@ -159,20 +159,20 @@ def read_state(folder: Path, like: TrainState) -> tuple[TrainState, dict[str, An
     Raises UserError if it cannot be read.
     """
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    wanted = {"params": like.params, "ema": like.ema, "optimiser": like.opt_state}
+    wanted = {"params": like.params, "ema": like.ema, "optimizer": like.opt_state}
     try:
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with one_error(), ocp.StandardCheckpointer() as reader:
+        with suppress_secondary_errors(), ocp.StandardCheckpointer() as reader:
             items = {name: reader.restore(folder / name, tree) for name, tree in wanted.items()}
     except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
         raise _unreadable(folder, error) from error
     step = jax.numpy.asarray(int(folder.name), like.step.dtype)
-    return TrainState(step, items["params"], items["optimiser"], items["ema"]), _checked(
+    return TrainState(step, items["params"], items["optimizer"], items["ema"]), _checked(
         meta, folder
     )
 
 
-def initial(
+def init_from_checkpoint(
     path: Path, fresh: Params, new: tuple[str, ...], place: Callable[[Any], Any] | None = None
 ) -> Params:
     """Returns a checkpoint's weights in the place of fresh ones, all but the modules of the modalities in `new`."""
@@ -187,7 +187,7 @@ def _quiet() -> None:
 
 
 @contextmanager
-def one_error() -> Iterator[None]:
+def suppress_secondary_errors() -> Iterator[None]:
     """Leaves it at the first error of Orbax's many parallel reads or writes.
 
     Those of the others arrive when nobody waits for them, some after this has returned; each would print a traceback.

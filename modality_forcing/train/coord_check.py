@@ -32,9 +32,9 @@ from modality_forcing.models.blocks import Block, Segments, Stack, spread
 from modality_forcing.models.layers import project, rms_norm
 from modality_forcing.models.rope import rotate
 from modality_forcing.train import inputs
-from modality_forcing.train.state import Params, abstract_network, init_params, init_state
+from modality_forcing.train.state import Params, abstract_model, init_params, init_state
 from modality_forcing.train.step import make_step
-from modality_forcing.train.width_scaling import scaled
+from modality_forcing.train.width_scaling import scale_width
 from modality_forcing.viz import figures
 
 if TYPE_CHECKING:
@@ -112,11 +112,11 @@ def measure(config: Config = DEFAULT, widths: Sequence[int] = WIDTHS, seeds: int
             "one width shows no slope", hint=f"take several, such as {', '.join(map(str, WIDTHS))}"
         )
     narrow, rows = _small(config, widths[0]), []
-    configs = [scaled(narrow, width) for width in widths]
+    configs = [scale_width(narrow, width) for width in widths]
     batches, null_text = _batches(narrow, seeds * STEPS + 1)
     for width, wide in zip(widths, configs, strict=True):
         modalities = base.build(wide)
-        graph = abstract_network(wide, modalities)[0]
+        graph = abstract_model(wide, modalities)[0]
         look = jax.jit(lambda p, noisy, t, text, graph=graph: squares(graph, p, noisy, t, text))
         probe = _probe(wide, batches[-1])
         runs = {True: wide, False: replace(wide, train=replace(wide.train, base_width=0))}
@@ -244,7 +244,7 @@ def _small(config: Config, width: int) -> Config:
         mesh=MeshConfig(),
         train=replace(config.train, learning_rate=rate, init="", branch="", new=(), **train),
     )
-    return scaled(small, width)
+    return scale_width(small, width)
 
 
 def _batches(config: Config, count: int) -> tuple[list[Any], Any]:

@@ -24,11 +24,11 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
 from modality_forcing.train import checkpoint, inputs, sharding
-from modality_forcing.train.branch import trunk_state
+from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.metrics import param_summary
-from modality_forcing.train.state import TrainState, abstract_network, init_params, init_state
+from modality_forcing.train.state import TrainState, abstract_model, init_params, init_state
 from modality_forcing.train.step import Step, make_step
-from modality_forcing.train.workdir import claim, is_claimed
+from modality_forcing.train.workdir import check_resumable, write_config
 
 
 @dataclass
@@ -44,17 +44,17 @@ class Run:
     extra: dict[str, Any]  # what the checkpoint that it goes on from says besides the state
 
 
-def start(config: Config, workdir: Path, records: RecordSource | None = None) -> Run:
+def init_run(config: Config, workdir: Path, records: RecordSource | None = None) -> Run:
     """Sets a run up, from its last checkpoint, else from train.branch or train.init, else from fresh weights.
 
     Raises UserError, before anything is written, if the workdir holds another config's run, the devices do not fit the
     mesh, the records or the initial weights do not fit the config.
     """
-    claimed = is_claimed(workdir, config)
+    claimed = check_resumable(workdir, config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train, mesh)
     modalities = base.build(config)
-    graph, shapes = abstract_network(config, modalities)
+    graph, shapes = abstract_model(config, modalities)
     frozen = inputs.online(config, mesh)
     encoder = inputs.text_encoder(config, frozen)
     source, data = inputs.training(config, records), config.data
@@ -72,13 +72,13 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     batches = Ahead(batches, lambda batch: frozen.encode(_on_devices(mesh, batch)))
 
     rules = sharding.PRESETS[config.mesh.preset]
-    place = lambda tree: sharding.shard(tree, rules, mesh)
+    place = lambda tree: sharding.tree_shardings(tree, rules, mesh)
     abstract = jax.eval_shape(lambda p: init_state(config, p), shapes)
     placed = place(abstract)
     teacher = _teacher(config, place) if config.train.distill else None
     like = jax.tree.map(_shaped, abstract, placed)
     begin = lambda: (
-        trunk_state(config, like)
+        restore_branch_point(config, like)
         if config.train.branch
         else (_fresh(config, modalities, place, placed), {})
     )
@@ -87,7 +87,7 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
         inputs.check_records(config, source)
         inputs.check_caches(config)
         begun = begin()
-        claim(workdir, config)
+        write_config(workdir, config)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(
             "claimed"
@@ -102,7 +102,7 @@ def start(config: Config, workdir: Path, records: RecordSource | None = None) ->
     first = int(jax.device_get(state.step))
     null_text = _null_text(encoder, frozen)
     step = make_step(config, modalities, graph, null_text, teacher, mesh)
-    if distributed.is_first():
+    if distributed.is_primary():
         if first:
             place_of = config.train.branch if last is None else workdir
             print(
@@ -144,10 +144,12 @@ def _fresh(
 ) -> TrainState:
     """Returns the state of step 0, with the weights of the initial checkpoint where one is named."""
     if config.train.init:
-        checkpoint.find(Path(config.train.init))  # before what takes long
+        checkpoint.resolve_checkpoint(Path(config.train.init))  # before what takes long
     params = init_params(config, modalities, placed.params)
     if config.train.init:
-        params = checkpoint.initial(Path(config.train.init), params, config.train.new, place)
+        params = checkpoint.init_from_checkpoint(
+            Path(config.train.init), params, config.train.new, place
+        )
     return init_state(config, params, placed)
 
 
@@ -156,5 +158,5 @@ def _teacher(config: Config, place: Callable[[Any], Any]) -> tuple[Any, Any]:
     if not config.train.init:
         raise UserError("train.distill needs train.init, the checkpoint to stay near")
     theirs, params = checkpoint.load(Path(config.train.init), place)
-    graph, _ = abstract_network(theirs, base.build(theirs))
+    graph, _ = abstract_model(theirs, base.build(theirs))
     return graph, params

@@ -17,7 +17,7 @@ from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.metrics import MetricWriter
 
 
-class RunLog:
+class TrainLogger:
     """Collects what steps return and tells it every train.log_every of them; of several processes, the first tells.
 
     What is not told yet goes into checkpoints, so that a run resumed writes the rows of one that was never interrupted.
@@ -36,7 +36,7 @@ class RunLog:
         )
         self._every, self._steps = config.train.log_every, config.train.steps
         self._before = extra.get("seconds", 0.0)  # of the runs before this one
-        self._writer = MetricWriter(workdir, first) if distributed.is_first() else None
+        self._writer = MetricWriter(workdir, first) if distributed.is_primary() else None
         self._progress = ProgressMeter(config.name, config.train.steps, done=first)
         self._started = self._mark = time.monotonic()
         self._marked_wait = 0.0

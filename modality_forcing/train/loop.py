@@ -10,8 +10,8 @@ import jax
 
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
-from modality_forcing.train.init import start
-from modality_forcing.train.logger import RunLog
+from modality_forcing.train.init import init_run
+from modality_forcing.train.logger import TrainLogger
 from modality_forcing.train.state import TrainState
 
 
@@ -36,8 +36,8 @@ def train(
       UserError: the workdir holds another config's run, the initial weights do not fit, the disk is full.
       FloatingPointError: the loss is no longer finite.
     """
-    run = start(config, workdir, records)
-    log = RunLog(config, workdir, run.first, run.extra, run.batches.told)
+    run = init_run(config, workdir, records)
+    log = TrainLogger(config, workdir, run.first, run.extra, run.batches.told)
     state = run.state
     run.state = None  # pyright: ignore[reportAttributeAccessIssue]  # donated to the first step
     newest: Any = None  # the loss of the last step dispatched

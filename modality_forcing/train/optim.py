@@ -23,7 +23,7 @@ def schedule(c: TrainConfig) -> optax.Schedule:
         return optax.warmup_cosine_decay_schedule(
             0.0, c.learning_rate, warmup, end, 0.1 * c.learning_rate
         )
-    cooling = cools_from(c)
+    cooling = decay_start_step(c)
 
     def wsd(step):
         rising = jax.numpy.minimum((step + 1) / warmup, 1.0)
@@ -38,7 +38,7 @@ def warmup_steps(c: TrainConfig) -> int:
     return max(int(c.warmup * c.steps), 1)
 
 
-def cools_from(c: TrainConfig) -> int:
+def decay_start_step(c: TrainConfig) -> int:
     """Returns the first step at which "wsd" may be below its constant rate."""
     return c.steps - max(int(c.decay * c.steps), 1)
 
@@ -55,10 +55,10 @@ def branch_point(c: TrainConfig, trunk: TrainConfig) -> int:
         raise UserError(
             told, hint="set train.warmup so that they agree (train/width_scaling.py: horizon)"
         )
-    return min(cools_from(c), cools_from(trunk))
+    return min(decay_start_step(c), decay_start_step(trunk))
 
 
-def optimiser(c: TrainConfig, width: int) -> optax.GradientTransformation:
+def make_optimizer(c: TrainConfig, width: int) -> optax.GradientTransformation:
     """Returns the gradient transformation of a run of a network of this width.
 
     With c.base_width, a learning rate found at that width serves this one (muP for Adam: Yang et al. 2022, table 8; for
@@ -86,13 +86,13 @@ def optimiser(c: TrainConfig, width: int) -> optax.GradientTransformation:
 def _scale_by_group(factor: float) -> optax.GradientTransformation:
     def update(updates, params=None):
         return jax.tree_util.tree_map_with_path(
-            lambda path, u: u * factor if group(_names(path)) in SCALED else u, updates
+            lambda path, u: u * factor if param_group(_names(path)) in SCALED else u, updates
         )
 
     return optax.stateless(update)
 
 
-def group(path: tuple[str, ...]) -> str:
+def param_group(path: tuple[str, ...]) -> str:
     """Returns what growing the width does to a parameter, from its path in the network.
 
     "input": a matrix from something of fixed size; "hidden": one that sums over channels of the width, of the FFN or of all
@@ -123,7 +123,7 @@ def group(path: tuple[str, ...]) -> str:
     raise ValueError(f"no group for the parameter {'/'.join(path)}")
 
 
-def decayed(params):
+def weight_decay_mask(params):
     """True for the leaves that weight decay acts on: matrices, stacked or not; vectors and scalars are left alone.
 
     A leaf of the scanned stack has a leading axis of layers, so its rank alone would call a stacked vector a matrix.

@@ -75,7 +75,7 @@ _WEIGHTS = [
 
 PRESETS: Mapping[str, ShardingRules] = {
     # Data parallel, with weights, moments and EMA in shards; a block's whole bfloat16 weights stay from forward to backward.
-    "zero1": _SHARDED,
+    "zero2": _SHARDED,
     # The same shards; weights are gathered again in the backward pass, so that a device holds those of few blocks only.
     "fsdp": dataclasses.replace(_SHARDED, keep_gathered=False),
     # Everything whole on every device: nothing to gather, nothing saved.
@@ -85,7 +85,7 @@ PRESETS: Mapping[str, ShardingRules] = {
 }
 
 # Which rule a weight falls under, by the last part of its path; `w` belongs to a Linear.
-RULE_OF = {
+PARAM_RULES = {
     "q": "q_dh",
     "k": "kv_dg",
     "v": "kv_dg",
@@ -152,23 +152,23 @@ def check_batch(c: TrainConfig, mesh: Mesh) -> None:
         raise UserError(told, hint=hint)
 
 
-def rule_of(path: tuple[str, ...], rank: int) -> str:
+def rule_for_param(path: tuple[str, ...], rank: int) -> str:
     """Returns the name of the rule of a weight; raises KeyError for one that the table does not know."""
     if rank == 0:
         return "scalar"
-    return RULE_OF[path[-1]]
+    return PARAM_RULES[path[-1]]
 
 
-def partition(
+def param_spec(
     rules: ShardingRules, path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh
 ) -> PartitionSpec:
     """Returns how a weight is kept, from its path in the network and its shape.
 
-    An axis that does not divide its dimension leaves it whole: `unsharded` tells.
+    An axis that does not divide its dimension leaves it whole: `replicated_params` lists it.
     """
     if not shape:
         return PartitionSpec()
-    entries = getattr(rules, rule_of(path, len(shape)))
+    entries = getattr(rules, rule_for_param(path, len(shape)))
     if "layers" in path:
         entries = (None, *entries)
     if len(entries) != len(shape):
@@ -180,7 +180,7 @@ def partition(
     return PartitionSpec(*fitting)
 
 
-def shard(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
     """Returns the sharding of every leaf of a tree of weights, or of anything that repeats it such as optimiser state.
 
     A leaf is known by the dictionary keys of its path; what has none (counters) is whole everywhere.
@@ -189,22 +189,22 @@ def shard(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
         return NamedSharding(
-            mesh, partition(rules, names, leaf.shape, mesh) if names else PartitionSpec()
+            mesh, param_spec(rules, names, leaf.shape, mesh) if names else PartitionSpec()
         )
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def shard_batch(batch: Any, mesh: Mesh) -> Any:
+def batch_shardings(batch: Any, mesh: Mesh) -> Any:
     """Returns the sharding of every leaf of a batch: examples over "data" and "fsdp"."""
     return jax.tree.map(lambda _: NamedSharding(mesh, spec("b")), batch)
 
 
-def unsharded(params: Any, rules: ShardingRules, mesh: Mesh) -> dict[str, int]:
+def replicated_params(params: Any, rules: ShardingRules, mesh: Mesh) -> dict[str, int]:
     """Returns {path: bytes} of the weights that lie whole on every device of the "fsdp" axis, the largest first."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = tuple(str(key.key) for key in path)
-        if mesh.shape["fsdp"] > 1 and "fsdp" not in str(partition(rules, names, leaf.shape, mesh)):
+        if mesh.shape["fsdp"] > 1 and "fsdp" not in str(param_spec(rules, names, leaf.shape, mesh)):
             found["/".join(names)] = leaf.size * leaf.dtype.itemsize
     return dict(sorted(found.items(), key=lambda item: -item[1]))

@@ -17,7 +17,7 @@ from modality_forcing.diffusion import rng
 from modality_forcing.modalities.base import Modality
 from modality_forcing.models.attention import KERNELS
 from modality_forcing.models.dit import DiT
-from modality_forcing.train.optim import optimiser
+from modality_forcing.train.optim import make_optimizer
 from modality_forcing.train.sharding import PRESETS
 
 Params = dict[str, Any]  # nested dicts of arrays, by the network's attribute names
@@ -32,12 +32,12 @@ class TrainState(NamedTuple):
     ema: Params
 
 
-def make_network(config: Config, modalities: Mapping[str, Modality]) -> DiT:
+def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT:
     """Builds the network with fresh weights; call it under `jit` or `eval_shape`, so that nothing is made eagerly.
 
     Raises UserError if the device's attention kernel does not take the config's shapes.
     """
-    c = with_kernel(config, jax.default_backend())
+    c = with_attention_kernel(config, jax.default_backend())
     keep = PRESETS[c.mesh.preset].keep_gathered
     return DiT(
         c.model,
@@ -48,7 +48,7 @@ def make_network(config: Config, modalities: Mapping[str, Modality]) -> DiT:
     )
 
 
-def with_kernel(config: Config, platform: str) -> Config:
+def with_attention_kernel(config: Config, platform: str) -> Config:
     """Returns the config with the attention kernel of a platform ("tpu", "gpu", "cpu") in the place of "auto".
 
     Raises UserError if that kernel does not take the config's shapes.
@@ -58,11 +58,11 @@ def with_kernel(config: Config, platform: str) -> Config:
     return replace(config, model=replace(config.model, attention=KERNELS.get(platform, "einsum")))
 
 
-def abstract_network(
+def abstract_model(
     config: Config, modalities: Mapping[str, Modality]
 ) -> tuple[nnx.GraphDef, Params]:
     """Returns the network's graph and the shapes of its weights; allocates nothing."""
-    graph, weights = nnx.split(nnx.eval_shape(lambda: make_network(config, modalities)), nnx.Param)
+    graph, weights = nnx.split(nnx.eval_shape(lambda: build_model(config, modalities)), nnx.Param)
     return graph, nnx.to_pure_dict(weights)
 
 
@@ -70,13 +70,13 @@ def init_params(
     config: Config, modalities: Mapping[str, Modality], shardings: Any = None
 ) -> Params:
     """Returns fresh weights, a pure function of the config's seed; with shardings, no device ever holds them whole."""
-    make = lambda: nnx.to_pure_dict(nnx.split(make_network(config, modalities), nnx.Param)[1])
+    make = lambda: nnx.to_pure_dict(nnx.split(build_model(config, modalities), nnx.Param)[1])
     return jax.jit(make, out_shardings=shardings)()
 
 
 def init_state(config: Config, params: Params, shardings: Any = None) -> TrainState:
     """Returns the state of step 0 around some weights; the EMA starts as a copy of them."""
-    optimise = optimiser(config.train, config.model.width)
+    optimise = make_optimizer(config.train, config.model.width)
 
     def make(p: Params) -> TrainState:
         return TrainState(jnp.zeros((), jnp.int32), p, optimise.init(p), jax.tree.map(jnp.copy, p))
@@ -84,7 +84,7 @@ def init_state(config: Config, params: Params, shardings: Any = None) -> TrainSt
     return jax.jit(make, out_shardings=shardings)(params)
 
 
-def fingerprint(params: Params) -> str:
+def params_hash(params: Params) -> str:
     """Returns a digest of weights: of every path, shape, type and bit, whatever devices they lie on.
 
     Sums of integers modulo 2^32, each bit pattern times its place, are the same in any order, so each device adds up what

@@ -1,4 +1,4 @@
-"""The train step, one for every phase: encode, noise, predict, masked loss per modality, gradient, optimiser, EMA."""
+"""The train step, one for every phase: encode, noise, predict, masked loss per modality, gradient, optimizer, EMA."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from modality_forcing.diffusion import distillation, flow, losses, noise_levels,
 from modality_forcing.modalities.base import Batch, Modality
 from modality_forcing.models.dit import DiT
 from modality_forcing.models.layout import constrain
-from modality_forcing.train.optim import optimiser
-from modality_forcing.train.sharding import PRESETS, shard
+from modality_forcing.train.optim import make_optimizer
+from modality_forcing.train.sharding import PRESETS, tree_shardings
 from modality_forcing.train.state import Params, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
@@ -162,7 +162,7 @@ def make_step(
 
     With a mesh, both come sharded as train/sharding.py lays them out, and the state stays so.
     """
-    optimise = optimiser(config.train, config.model.width)
+    optimise = make_optimizer(config.train, config.model.width)
     teacher_graph, frozen = teacher if teacher is not None else (graph, None)
     rules = PRESETS[config.mesh.preset]
 
@@ -187,7 +187,7 @@ def make_step(
         return (
             tree
             if mesh is None
-            else jax.lax.with_sharding_constraint(tree, shard(tree, rules, mesh))
+            else jax.lax.with_sharding_constraint(tree, tree_shardings(tree, rules, mesh))
         )
 
     def on_mesh(

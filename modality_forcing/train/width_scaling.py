@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
-from modality_forcing.train.optim import cools_from, warmup_steps
+from modality_forcing.train.optim import decay_start_step, warmup_steps
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Recipe:
 RECIPE = Recipe()
 
 
-def scaled(config: Config, width: int, recipe: Recipe = RECIPE) -> Config:
+def scale_width(config: Config, width: int, recipe: Recipe = RECIPE) -> Config:
     """Returns the config at another width and the same depth, learning as well as the one that was tuned.
 
     Heads keep their size and grow in number; kv heads keep their share of them, or come as near as divides (1280: 2 for
@@ -74,7 +74,7 @@ def scaled(config: Config, width: int, recipe: Recipe = RECIPE) -> Config:
     )
 
 
-def horizon(
+def with_horizon(
     config: Config, images: int, recipe: Recipe = RECIPE, trunk: Config | None = None
 ) -> Config:
     """Returns the config of a run that sees this many images (at least: whole steps) and then has cooled down.
@@ -90,7 +90,7 @@ def horizon(
     )
     if trunk is not None:
         warm = warmup_steps(trunk.train)
-        if warm > cools_from(train):
+        if warm > decay_start_step(train):
             told = f"{images} images are {steps} steps of {config.train.batch}, too few beside the trunk's {warm} of warm-up"
             raise UserError(told, hint="take more images, or a shorter warm-up")
         train = replace(
@@ -99,7 +99,7 @@ def horizon(
     return replace(config, train=train)
 
 
-def with_batch(config: Config, batch: int, recipe: Recipe = RECIPE) -> Config:
+def scale_batch(config: Config, batch: int, recipe: Recipe = RECIPE) -> Config:
     """Returns the config at another batch and as many images: fewer, larger steps, and averages over as many examples."""
     c, ratio = config.train, batch / config.train.batch
     train = replace(

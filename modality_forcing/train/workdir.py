@@ -13,7 +13,7 @@ from modality_forcing.tree import flatten
 
 # Prefixes of config keys that change how a run is watched, fed or laid out, but what it computes in rounding only: a run
 # may go on with others, on other devices.
-FREE = (
+NON_IDENTITY_KEYS = (
     *(
         "train.log_every",
         "train.save_every",
@@ -25,22 +25,22 @@ FREE = (
     *("sample.", "eval.", "mesh.", "model.attention", "model.remat", "model.unroll"),
 )
 # What may differ besides in a run that shares another's constant phase (train/branch.py).
-LENGTH = ("name", "train.steps", "train.warmup", "train.decay", "train.branch")
+SCHEDULE_KEYS = ("name", "train.steps", "train.warmup", "train.decay", "train.branch")
 
 
-def claim(workdir: Path, config: Config) -> None:
+def write_config(workdir: Path, config: Config) -> None:
     """Writes the config into a fresh workdir, or checks that the one there is the same run.
 
     Raises UserError naming the first key that differs.
     """
-    if not is_claimed(workdir, config) and distributed.is_first():
+    if not check_resumable(workdir, config) and distributed.is_primary():
         write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
 
 
-def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool:
+def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ()) -> bool:
     """Says whether a workdir already holds this run; writes nothing.
 
-    Raises UserError if it holds another (naming the first key that differs, those in `but` aside) or cannot be a folder.
+    Raises UserError if it holds another (naming the first key that differs, except those in `ignore`) or cannot be a folder.
     """
     check_folder(workdir, "--workdir")
     path = workdir / "config.json"
@@ -55,7 +55,7 @@ def is_claimed(workdir: Path, config: Config, but: tuple[str, ...] = ()) -> bool
         mine, theirs = flatten(mine, "."), flatten(theirs, ".")
         for key in sorted({*mine, *theirs}):
             ours, other = mine.get(key), theirs.get(key)
-            if ours != other and not key.startswith((*FREE, *but)):
+            if ours != other and not key.startswith((*NON_IDENTITY_KEYS, *ignore)):
                 raise UserError(
                     f"the workdir holds a run with {key}={other!r}, not {ours!r}",
                     where=workdir,

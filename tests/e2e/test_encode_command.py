@@ -14,7 +14,7 @@ from PIL import Image
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.train import inputs
-from modality_forcing.train.init import start
+from modality_forcing.train.init import init_run
 from modality_forcing.train.loop import train
 from tests import frozen as small
 from tests.runs import process, refused
@@ -47,7 +47,7 @@ def configs(folders: dict[str, Path], cache: Path) -> tuple[Config, Config]:
 
 
 def test_a_cache_gives_the_batches_that_online_encoding_gives(folders, encoded, tmp_path):
-    online, cached = (start(c, tmp_path / c.data.cache[-5:]) for c in configs(folders, encoded))
+    online, cached = (init_run(c, tmp_path / c.data.cache[-5:]) for c in configs(folders, encoded))
     for _ in range(6):
         one, other = next(online.batches), next(cached.batches)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(
@@ -157,7 +157,7 @@ def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, 
     half = replace(online, data=replace(online.data, cache=str(texts)))
     frozen = inputs.online(half)
     assert frozen.has_image and not frozen.has_text
-    one, other = start(half, tmp_path / "half"), start(online, tmp_path / "online")
+    one, other = init_run(half, tmp_path / "half"), init_run(online, tmp_path / "online")
     for _ in range(3):
         a, b = next(one.batches), next(other.batches)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), a) == jax.tree.map(
@@ -190,7 +190,7 @@ def test_a_cache_of_other_weights_than_the_config_names_is_refused(folders, enco
     with pytest.raises(
         UserError, match=r"was made with text weights \w+, and the config has \w+; encode again"
     ):
-        start(other, tmp_path / "run")
+        init_run(other, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

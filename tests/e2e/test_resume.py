@@ -22,7 +22,7 @@ from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.train.state import TrainState
-from modality_forcing.train.workdir import claim
+from modality_forcing.train.workdir import write_config
 from tests import tiny
 
 TIMES = {
@@ -54,7 +54,7 @@ def rows(workdir: Path) -> list[dict[str, float]]:
 
 def extras(workdir: Path) -> dict[str, Any]:
     """What the latest checkpoint says beside the weights: the data's place among it."""
-    meta = checkpoint.find(workdir) / "meta"
+    meta = checkpoint.resolve_checkpoint(workdir) / "meta"
     (description,) = (p for p in meta.rglob("*") if p.is_file() and p.name == "metadata")
     told = json.loads(description.read_text())
     return {k: v for k, v in told.items() if k not in TIMES | {"config"}}
@@ -72,7 +72,7 @@ def broken(tmp_path_factory) -> tuple[TrainState, Path]:
     """The same six: killed after the fifth, so that two are lost, and begun again."""
     workdir = tmp_path_factory.mktemp("broken")
     killed = train(T2I, workdir, stop_after=5)
-    assert int(killed.step) == 5 and checkpoint.find(workdir).name == "3"
+    assert int(killed.step) == 5 and checkpoint.resolve_checkpoint(workdir).name == "3"
     return train(T2I, workdir), workdir
 
 
@@ -189,13 +189,13 @@ def test_what_changes_nothing_may_change(whole):
 def test_a_workdir_whose_config_cannot_be_read_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="--workdir"):
-        claim(tmp_path, T2I)
+        write_config(tmp_path, T2I)
 
 
 def test_checkpoints_without_a_config_are_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"without a config\.json"):
-        claim(tmp_path, T2I)
+        write_config(tmp_path, T2I)
 
 
 def test_an_initial_checkpoint_that_is_not_there_is_one_line(tmp_path):
@@ -225,7 +225,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
     monkeypatch.setattr(start, "make_step", poisoned)
     with pytest.raises(FloatingPointError, match="loss not finite"):
         train(replace(T2I, train=replace(T2I.train, log_every=100, save_every=2)), tmp_path)
-    assert checkpoint.find(tmp_path).name == "2"
+    assert checkpoint.resolve_checkpoint(tmp_path).name == "2"
 
 
 CONFIG_FILE = """
@@ -266,7 +266,7 @@ def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_goes_on(whole, tmp
     assert done.returncode == 2, done.stderr
     assert "the disk is full: step 6 could not be saved; the checkpoint of step 3 is intact" in last
     assert not any(noise in done.stderr for noise in ("Traceback", "Warning", "ERROR"))
-    assert checkpoint.find(workdir).name == "3"
+    assert checkpoint.resolve_checkpoint(workdir).name == "3"
     equal(train(T2I, workdir), whole[0])
     assert [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()] == ["6"]
     assert rows(workdir) == rows(whole[1])

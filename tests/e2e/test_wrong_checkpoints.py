@@ -249,7 +249,7 @@ DAMAGE = {
     "meta_without_config": (damage_meta(lambda meta: {"format": meta["format"]}), r"damaged"),
     "another_format": (
         damage_meta(lambda meta: meta | {"format": 99}),
-        r"is of format 99, this version reads 1",
+        r"is of format 99, this version reads 2",
     ),
     "unknown_key": (
         damage_meta(lambda meta: meta | {"config": meta["config"] | {"colour": 1}}),

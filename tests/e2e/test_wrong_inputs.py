@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from modality_forcing import config_file
-from modality_forcing.train.workdir import claim
+from modality_forcing.train.workdir import write_config
 from tests.runs import CONFIGS, SMALL, Command, attempt, refused
 
 T2I = f"--config={CONFIGS / 'demo.py'}:phase=t2i"
@@ -311,7 +311,7 @@ def test_folder_spoilt_after_the_first_look(mforce: Command, tmp_path: Path):
         "train.batch": "2",
         **dict(text.split("=") for text in small),
     }
-    claim(
+    write_config(
         tmp_path / "run", config_file.load(spec, overrides)
     )  # as killed before its first checkpoint
     np.save(root / "depth/last.npy", -GOOD)

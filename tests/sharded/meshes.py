@@ -24,7 +24,7 @@ from modality_forcing.models.layout import spec
 from modality_forcing.train import sharding
 from modality_forcing.train import step as step_module
 from modality_forcing.train.checkpoint import Checkpoints
-from modality_forcing.train.state import abstract_network, init_params, init_state
+from modality_forcing.train.state import abstract_model, init_params, init_state
 from modality_forcing.train.step import compute_loss, make_step
 from modality_forcing.tree import flatten
 from tests import tiny
@@ -32,13 +32,13 @@ from tests import tiny
 BATCH, STEPS = 16, 5
 # By name: data, fsdp, tensor, preset, micro-batches. The first is what the others are held against.
 MESHES = {
-    "1": (1, 1, 1, "zero1", 1),
+    "1": (1, 1, 1, "zero2", 1),
     "2x1": (2, 1, 1, "replicated", 1),
-    "2x2": (2, 2, 1, "zero1", 1),
+    "2x2": (2, 2, 1, "zero2", 1),
     "4x2": (4, 2, 1, "fsdp", 1),
-    "8": (1, 8, 1, "zero1", 1),
+    "8": (1, 8, 1, "zero2", 1),
     "8, replicated": (8, 1, 1, "replicated", 2),
-    "2x2, two micro-batches, full remat": (2, 2, 1, "zero1", 2),
+    "2x2, two micro-batches, full remat": (2, 2, 1, "zero2", 2),
     "2x2x2": (2, 2, 2, "fsdp", 1),
 }
 
@@ -72,9 +72,11 @@ def run(name: str, folder: Path) -> dict[str, object]:
     c = config(*axes, preset, accumulate, "full" if "remat" in name else "elementwise")  # pyright: ignore[reportCallIssue, reportArgumentType]
     mesh = sharding.make_mesh(c.mesh, jax.devices()[: np.prod(axes)])
     modalities = base.build(c)
-    graph, shapes = abstract_network(c, modalities)
+    graph, shapes = abstract_model(c, modalities)
     rules = sharding.PRESETS[preset]
-    placed = sharding.shard(jax.eval_shape(lambda p: init_state(c, p), shapes), rules, mesh)
+    placed = sharding.tree_shardings(
+        jax.eval_shape(lambda p: init_state(c, p), shapes), rules, mesh
+    )
     whole = NamedSharding(mesh, spec("b"))
     on_devices = lambda k: jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)
 
@@ -99,7 +101,9 @@ def run(name: str, folder: Path) -> dict[str, object]:
         np.savez(folder / "saved.npz", **flatten(jax.device_get(state.ema)))
         for devices in (2, 1):
             few = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
-            like = sharding.shard(jax.eval_shape(lambda p: init_state(c, p), shapes), rules, few)
+            like = sharding.tree_shardings(
+                jax.eval_shape(lambda p: init_state(c, p), shapes), rules, few
+            )
             abstract = jax.tree.map(
                 lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
                 jax.eval_shape(lambda p: init_state(c, p), shapes),

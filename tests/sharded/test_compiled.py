@@ -13,7 +13,7 @@ from modality_forcing.planning import report, roofline
 from modality_forcing.planning.collectives import complaints
 from modality_forcing.planning.compile import compile_step, target
 from modality_forcing.planning.search import Plan, estimate, plan, with_batch
-from modality_forcing.train.state import abstract_network
+from modality_forcing.train.state import abstract_model
 from tests.runs import process, refused
 
 pytest.importorskip("libtpu")
@@ -77,7 +77,7 @@ def test_nothing_travels_that_should_not(compiled):
     assert complaints(found, batch=8) == []
     gathers = [c for c in found if c.kind == "all-gather" and c.bytes > 2**16]
     sums = [c for c in found if c.kind in ("reduce-scatter", "all-reduce") and c.bytes > 2**16]
-    # zero1: each of a block's seven matrices once a step and block, in the trunk's two blocks and the detokenizer's one
+    # zero2: each of a block's seven matrices once a step and block, in the trunk's two blocks and the detokenizer's one
     in_blocks = [c for c in gathers if "while" in c.op_name or "closed_call" in c.op_name]
     assert sum(c.count for c in in_blocks) >= 3 * 5  # k and v may be below 64 KiB
     assert {c.dtype for c in gathers} == {"bf16"} and {c.dtype for c in sums} == {"f32"}
@@ -94,7 +94,7 @@ def test_the_plan_says_all_it_should(planned):
         "total",
     }
     assert told["fits"] and told["bytes_per_chip"]["total"] < told["hbm_bytes"]
-    assert told["micro_batch"] == 2 and told["preset"] == "zero1" and told["chips"] == 4
+    assert told["micro_batch"] == 2 and told["preset"] == "zero2" and told["chips"] == 4
     assert 0 < told["mfu_bound"] < 1 and told["flops_per_step"] > 0
     text = report.to_text(planned)
     assert "v5e:2x2, 4 chips" in text and ": fits" in text and "not seen" in text
@@ -112,7 +112,7 @@ def test_the_state_is_in_shards_and_updated_in_place(planned):
 
 def test_the_estimate_that_saves_compiling_is_of_the_right_size(planned):
     """At this size loops and buffers weigh more than in the family, where it is good to some 10%."""
-    weights = abstract_network(planned.config, base.build(planned.config))[1]
+    weights = abstract_model(planned.config, base.build(planned.config))[1]
     assert 0.3 < estimate(planned.config, planned.at, weights) / planned.bytes.total < 2
 
 

@@ -10,7 +10,7 @@ from modality_forcing import distributed
 
 
 def main(workdir: str, stop_after: str = "") -> int:
-    distributed.start()
+    distributed.initialize()
     import jax
 
     from modality_forcing.train.loop import train

@@ -42,7 +42,7 @@ def started(monkeypatch, tmp_path) -> Callable[[dict[str, str]], list[dict[str, 
 
     def start(variables: dict[str, str]) -> list[dict[str, Any]]:
         monkeypatch.setattr(distributed.os, "environ", {"JAX_PLATFORMS": "", **variables})
-        distributed.start()
+        distributed.initialize()
         return calls
 
     return start
@@ -71,7 +71,7 @@ def started(monkeypatch, tmp_path) -> Callable[[dict[str, str]], list[dict[str, 
 )
 def test_one_process_starts_nothing(variables: dict[str, str], started):
     assert started(variables) == []
-    assert distributed.count() == 1 and distributed.is_first()
+    assert distributed.process_count() == 1 and distributed.is_primary()
 
 
 def test_explicit_variables(started):
@@ -233,15 +233,15 @@ def test_jax_is_not_imported_for_one_process():
 
 
 def test_leaving_alone_returns_the_code():
-    assert [distributed.leave(code) for code in (0, 2)] == [0, 2]
+    assert [distributed.exit_process(code) for code in (0, 2)] == [0, 2]
 
 
 def test_leaving_with_a_failure_waits_for_nobody(monkeypatch):
     left: list[int] = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed.os, "_exit", left.append)
-    assert distributed.leave(0) == 0 and left == []
-    distributed.leave(2)
+    assert distributed.exit_process(0) == 0 and left == []
+    distributed.exit_process(2)
     assert left == [2]
 
 

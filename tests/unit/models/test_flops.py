@@ -20,7 +20,7 @@ from modality_forcing.config import (
 from modality_forcing.modalities import base
 from modality_forcing.models.flops import Flops, forward_flops, parameters, step_flops, tokens
 from modality_forcing.models.presets import block_parameters, size
-from modality_forcing.train.state import abstract_network
+from modality_forcing.train.state import abstract_model
 from tests import tiny
 
 # Wide and short, so that what is no product weighs little; two blocks in one iteration, so that no loop hides one.
@@ -45,7 +45,7 @@ def config(*names: str) -> Config:
 def counted(c: Config, backward: bool) -> float:
     """FLOPs that XLA counts in the network alone: no loss, no optimiser."""
     modalities = base.build(c)
-    graph, params = abstract_network(c, modalities)
+    graph, params = abstract_model(c, modalities)
     noisy = {n: jax.ShapeDtypeStruct((B, *m.shape), jnp.float32) for n, m in modalities.items()}
     t = {n: jax.ShapeDtypeStruct((B,), jnp.float32) for n in modalities}
     text = {
@@ -116,7 +116,7 @@ def test_the_total_is_the_sum_of_its_parts():
 
 def test_weights_are_counted_by_where_they_are():
     c = tiny.forcing()
-    shapes = abstract_network(c, base.build(c))[1]
+    shapes = abstract_model(c, base.build(c))[1]
     found = parameters(shapes)
     vectors = 3 * c.model.width + 2 * c.model.head_dim
     assert found.trunk == c.model.blocks * (block_parameters(c.model) + vectors)
@@ -132,6 +132,6 @@ def test_the_family_has_the_parameters_it_is_known_for(name, billions):
         model=replace(size(name), attention="einsum"),
         modalities={"image": ModalityConfig(latents=128)},
     )
-    assert parameters(abstract_network(c, base.build(c))[1]).total == pytest.approx(
+    assert parameters(abstract_model(c, base.build(c))[1]).total == pytest.approx(
         billions * 1e9, rel=2e-3
     )

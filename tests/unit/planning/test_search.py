@@ -13,11 +13,11 @@ from modality_forcing.modalities import base
 from modality_forcing.planning import search as planning
 from modality_forcing.planning.compile import Bytes, Compiled, target
 from modality_forcing.planning.search import enough, estimate, plan, search, with_batch
-from modality_forcing.train.state import abstract_network
+from modality_forcing.train.state import abstract_model
 
 pytest.importorskip("libtpu")
 CONFIG = replace(forcing.get_config("size=370m"), name="family")
-WEIGHTS = abstract_network(CONFIG, base.build(CONFIG))[1]
+WEIGHTS = abstract_model(CONFIG, base.build(CONFIG))[1]
 
 
 @pytest.fixture(scope="module")

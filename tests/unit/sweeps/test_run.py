@@ -16,7 +16,7 @@ from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.run import Folder, last_line, version, work
 from modality_forcing.sweeps.score import Score
 from modality_forcing.sweeps.spec import Records, Run, axis, horizons, product, sweep
-from modality_forcing.train.workdir import claim
+from modality_forcing.train.workdir import write_config
 from tests import tiny
 
 
@@ -41,7 +41,7 @@ def trained(monkeypatch) -> list[str]:
             assert (Path(config.train.init) / "checkpoints").is_dir(), (
                 "starts from what is not there yet"
             )
-        claim(workdir, config)
+        write_config(workdir, config)
         (workdir / "checkpoints" / str(config.train.steps) / "meta").mkdir(parents=True)
         (workdir / "metrics.jsonl").write_text(
             '{"step": 6, "loss": 0.5}\n{"step": 6, "seconds": 2.0}\n'

@@ -13,26 +13,26 @@ import pytest
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
-from modality_forcing.train.branch import trunk_state
+from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
-from modality_forcing.train.optim import cools_from
-from modality_forcing.train.state import TrainState, abstract_network, init_state
-from modality_forcing.train.width_scaling import Recipe, horizon
-from modality_forcing.train.workdir import claim
+from modality_forcing.train.optim import decay_start_step
+from modality_forcing.train.state import TrainState, abstract_model, init_state
+from modality_forcing.train.width_scaling import Recipe, with_horizon
+from modality_forcing.train.workdir import write_config
 from tests import tiny
 
 RECIPE = Recipe(warmup=0.2, decay=0.5)
 # 12 steps, constant from the 2nd to the 6th; checkpoints after 3, 6, 9 and 12.
-TRUNK = horizon(replace(tiny.t2i(save_every=3, keep=9, log_every=2), name="trunk"), 48, RECIPE)
+TRUNK = with_horizon(replace(tiny.t2i(save_every=3, keep=9, log_every=2), name="trunk"), 48, RECIPE)
 SHORT = replace(
-    horizon(TRUNK, 32, RECIPE, trunk=TRUNK), name="short"
+    with_horizon(TRUNK, 32, RECIPE, trunk=TRUNK), name="short"
 )  # 8 steps, 4 of them cooling down
 
 
 def like(config: Config) -> TrainState:
     return jax.eval_shape(
-        lambda p: init_state(config, p), abstract_network(config, base.build(config))[1]
+        lambda p: init_state(config, p), abstract_model(config, base.build(config))[1]
     )
 
 
@@ -59,7 +59,11 @@ def losses(workdir: Path) -> list[tuple[float, float]]:
 
 
 def test_a_branch_is_the_short_run_to_the_bit(tmp_path, trunk, direct, capsys):
-    assert (cools_from(TRUNK.train), cools_from(SHORT.train), SHORT.train.steps) == (6, 4, 8)
+    assert (decay_start_step(TRUNK.train), decay_start_step(SHORT.train), SHORT.train.steps) == (
+        6,
+        4,
+        8,
+    )
     branched = train(branch_of(trunk), tmp_path)
     assert f"short: going on from step 3 of 8 in {trunk}" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, branched, direct[0])
@@ -76,11 +80,11 @@ def test_a_branch_killed_before_it_saved_anything_begins_again(tmp_path, trunk, 
 
 
 def test_the_last_checkpoint_before_either_cools_down_is_taken(trunk):
-    longer = horizon(
+    longer = with_horizon(
         TRUNK, 4 * 20, RECIPE, trunk=TRUNK
     )  # cools from the 10th on, by when the trunk has begun
-    assert cools_from(longer.train) == 10
-    assert int(trunk_state(branch_of(trunk, longer), like(longer))[0].step) == 6
+    assert decay_start_step(longer.train) == 10
+    assert int(restore_branch_point(branch_of(trunk, longer), like(longer))[0].step) == 6
 
 
 @pytest.mark.parametrize(
@@ -110,14 +114,14 @@ def test_what_is_no_branch_of_a_trunk_is_refused(tmp_path, trunk, changes, told)
 
 def test_a_cosine_has_no_branches(tmp_path):
     config = replace(TRUNK, train=replace(TRUNK.train, schedule="cosine"))
-    claim(tmp_path, config)
+    write_config(tmp_path, config)
     with pytest.raises(UserError, match="no constant phase"):
-        trunk_state(branch_of(tmp_path, config), like(config))
+        restore_branch_point(branch_of(tmp_path, config), like(config))
 
 
 def test_a_trunk_that_is_none_is_told(tmp_path):
     with pytest.raises(UserError, match=r"train\.branch names no run"):
-        trunk_state(branch_of(tmp_path / "none"), like(SHORT))
+        restore_branch_point(branch_of(tmp_path / "none"), like(SHORT))
     (tmp_path / "config.json").write_text(json.dumps({"name": 3}))
     with pytest.raises(UserError):
-        trunk_state(branch_of(tmp_path), like(SHORT))
+        restore_branch_point(branch_of(tmp_path), like(SHORT))

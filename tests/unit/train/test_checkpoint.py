@@ -17,7 +17,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.train import checkpoint
 from modality_forcing.train.checkpoint import FULL, Checkpoints
-from modality_forcing.train.state import TrainState, abstract_network, init_state
+from modality_forcing.train.state import TrainState, abstract_model, init_state
 from tests import tiny
 
 # Orbax leaves reads unfinished when one of them fails.
@@ -38,7 +38,7 @@ def state() -> TrainState:
 
 @pytest.fixture(scope="module")
 def abstract() -> TrainState:
-    shapes = abstract_network(CONFIG, base.build(CONFIG))[1]
+    shapes = abstract_model(CONFIG, base.build(CONFIG))[1]
     return jax.eval_shape(lambda p: init_state(CONFIG, p), shapes)
 
 
@@ -104,7 +104,7 @@ def test_old_checkpoints_go_but_for_those_of_branches_and_the_newest_is_found(tm
         assert checkpoints.latest() == 12
         checkpoints.close()
         assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == left
-        assert checkpoint.find(folder.parent).name == "12"
+        assert checkpoint.resolve_checkpoint(folder.parent).name == "12"
 
 
 def test_a_step_saved_twice_is_saved_once(copy, state):
@@ -119,7 +119,7 @@ def test_a_step_saved_twice_is_saved_once(copy, state):
 def test_what_an_interrupted_save_left_is_no_checkpoint_and_goes(copy, state, abstract):
     half = copy / "checkpoints" / "7.orbax-checkpoint-tmp-123"
     shutil.copytree(copy / "checkpoints" / "3", half)
-    assert checkpoint.find(copy).name == "3"
+    assert checkpoint.resolve_checkpoint(copy).name == "3"
     back, _ = restore(copy, abstract)
     assert int(back.step) == 3 and not half.exists()
 
@@ -150,7 +150,7 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("item", ["params", "ema", "optimiser"])
+@pytest.mark.parametrize("item", ["params", "ema", "optimizer"])
 @pytest.mark.parametrize("damage", list(DAMAGE))
 def test_a_damaged_checkpoint_is_one_line_when_training_goes_on(copy, abstract, damage, item):
     DAMAGE[damage](copy / "checkpoints" / "3", item)
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_is_one_line_when_it_is_used(copy, damage):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "{}", '{"format": 99}', '{"format": 1, "config": {"trian": {}}}', "\0\0"],
+    ["", "{", "[]", "{}", '{"format": 99}', '{"format": 2, "config": {"trian": {}}}', "\0\0"],
 )
 def test_a_damaged_or_foreign_description_is_one_line(copy, abstract, text):
     (description,) = (
@@ -189,9 +189,9 @@ def test_another_format_is_told(copy, abstract):
         for p in (copy / "checkpoints" / "3" / "meta").rglob("*")
         if p.is_file() and "metadata" in p.name
     )
-    description.write_text(json.dumps({"format": 2, "config": to_dict(CONFIG)}))
+    description.write_text(json.dumps({"format": 1, "config": to_dict(CONFIG)}))
     for read in (checkpoint.load, lambda folder: restore(folder, abstract)):
-        with pytest.raises(UserError, match=r"checkpoints/3: is of format 2, this version reads 1"):
+        with pytest.raises(UserError, match=r"checkpoints/3: is of format 1, this version reads 2"):
             read(copy)
 
 
@@ -209,9 +209,9 @@ def test_the_weights_of_another_network_do_not_fit(saved):
     wider = replace(CONFIG, model=replace(CONFIG.model, width=64))
     _, fresh = tiny.network(wider)
     with pytest.raises(UserError, match=r"run.*the weights do not fit \(misshaped: .*and \d+ more"):
-        checkpoint.initial(saved, fresh, ())
+        checkpoint.init_from_checkpoint(saved, fresh, ())
     like = jax.eval_shape(
-        lambda p: init_state(wider, p), abstract_network(wider, base.build(wider))[1]
+        lambda p: init_state(wider, p), abstract_model(wider, base.build(wider))[1]
     )
     here = jax.sharding.SingleDeviceSharding(
         jax.devices()[0]
@@ -225,11 +225,11 @@ def test_the_weights_of_another_network_do_not_fit(saved):
 
 def test_initial_weights_are_the_average_in_a_larger_network(saved, state):
     _, fresh = tiny.network(tiny.forcing(), seed=8)
-    out = checkpoint.initial(saved, fresh, ("depth",))
+    out = checkpoint.init_from_checkpoint(saved, fresh, ("depth",))
     np.testing.assert_array_equal(out["trunk"]["layers"]["q"], state.ema["trunk"]["layers"]["q"])
     np.testing.assert_array_equal(out["tokenizer"]["depth"]["w"], fresh["tokenizer"]["depth"]["w"])
     with pytest.raises(UserError, match=r"missing: .*depth"):
-        checkpoint.initial(saved, fresh, ())
+        checkpoint.init_from_checkpoint(saved, fresh, ())
 
 
 def test_what_a_full_disk_says_is_known():

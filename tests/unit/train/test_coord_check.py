@@ -27,7 +27,7 @@ from modality_forcing.train.coord_check import (
     table,
 )
 from modality_forcing.train.state import init_params
-from modality_forcing.train.width_scaling import scaled
+from modality_forcing.train.width_scaling import scale_width
 from modality_forcing.tree import flatten
 from modality_forcing.viz import figures
 from tests import tiny
@@ -109,7 +109,7 @@ def test_the_first_update_of_a_head_is_flat_or_grows_by_the_width(rows):
 
 def test_fresh_weights_are_those_of_the_table():
     """Variance 1 / fan-in of what a matrix sums over, and zero for heads and gates; a lookup table and gains of scale 1."""
-    config = scaled(DEFAULT, 192)
+    config = scale_width(DEFAULT, 192)
     params = init_params(config, base.build(config))
     flat = {path: np.asarray(w) for path, w in flatten(params).items()}
     for path, w in flat.items():

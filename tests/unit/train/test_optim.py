@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from modality_forcing.config import Config, TrainConfig
-from modality_forcing.train.optim import decayed, group, optimiser, schedule
+from modality_forcing.train.optim import make_optimizer, param_group, schedule, weight_decay_mask
 from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 
@@ -47,7 +47,7 @@ def test_the_shortest_runs_have_a_schedule(kind, steps):
 
 
 def test_decay_is_on_matrices_only():
-    told = {path for path, on in flatten(decayed(SHAPES)).items() if on}
+    told = {path for path, on in flatten(weight_decay_mask(SHAPES)).items() if on}
     assert told == {path for path in flatten(SHAPES) if path.split("/")[-1] in tiny.MATRICES}
     vectors = set(flatten(SHAPES)) - told
     # A vector of each of two layers has the rank of a matrix.
@@ -61,10 +61,10 @@ def test_decay_is_on_matrices_only():
 
 def test_without_a_gradient_only_what_decays_moves():
     c = TrainConfig(steps=100, learning_rate=0.1, warmup=0.0, weight_decay=0.5)
-    optimise = optimiser(c, 32)
+    optimise = make_optimizer(c, 32)
     nothing = jax.tree.map(np.zeros_like, SHAPES)
     updates = jax.jit(lambda g, p: optimise.update(g, optimise.init(p), p)[0])(nothing, SHAPES)
-    on, update, weights = flatten(decayed(SHAPES)), flatten(updates), flatten(SHAPES)
+    on, update, weights = flatten(weight_decay_mask(SHAPES)), flatten(updates), flatten(SHAPES)
     for path, u in update.items():
         np.testing.assert_allclose(
             u, -0.1 * 0.5 * weights[path] if on[path] else 0 * weights[path], rtol=1e-5
@@ -77,7 +77,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     grads = {"a": jnp.full((2, 2), 1e4), "b": jnp.full(3, -1e4)}
 
     def moments(g):
-        optimise = optimiser(c, 32)
+        optimise = make_optimizer(c, 32)
         return [
             x
             for x in jax.tree.leaves(optimise.update(g, optimise.init(params), params)[1])
@@ -95,7 +95,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
 
 def test_the_betas_are_the_config_s():
     params, grad = {"w": jnp.zeros((1, 1))}, {"w": jnp.full((1, 1), 0.5)}
-    optimise = optimiser(TrainConfig(b1=0.7, b2=0.8), 32)
+    optimise = make_optimizer(TrainConfig(b1=0.7, b2=0.8), 32)
     state = optimise.update(grad, optimise.init(params), params)[1]
     moments = sorted(float(m[0, 0]) for m in jax.tree.leaves(state) if m.ndim == 2)
     assert moments == pytest.approx([0.2 * 0.25, 0.3 * 0.5])
@@ -111,7 +111,7 @@ def three() -> Config:
 def test_each_parameter_of_three_modalities_is_in_one_group():
     found: dict[str, set[str]] = {}
     for path in flatten(tiny.network(three())[1]):
-        found.setdefault(group(tuple(path.split("/"))), set()).add(path)
+        found.setdefault(param_group(tuple(path.split("/"))), set()).add(path)
     names = ("image", "depth", "normals")
     pairs = [f"{a}_from_{b}" for a in names for b in names if a != b]
     embedders = [f"level/{n}" for n in names] + [f"mixer/{p}" for p in pairs]
@@ -145,7 +145,7 @@ def test_groups_are_what_grows_with_the_width(changes):
     narrow, wide = tiny.forcing(), replace(tiny.forcing(), model=replace(tiny.MODEL, **changes))
     ours, theirs = (flatten(tiny.network(config)[1]) for config in (narrow, wide))
     for path, w in ours.items():
-        kind = group(tuple(path.split("/")))
+        kind = param_group(tuple(path.split("/")))
         if "width" in changes or path.endswith("down"):
             assert (kind in ("hidden", "output")) == (
                 path.split("/")[-1] in tiny.MATRICES and theirs[path].shape[-2] > w.shape[-2]
@@ -156,7 +156,7 @@ def test_groups_are_what_grows_with_the_width(changes):
 
 def test_an_unknown_parameter_has_no_group():
     with pytest.raises(ValueError, match="no group for the parameter trunk/layers/bias"):
-        group(("trunk", "layers", "bias"))
+        param_group(("trunk", "layers", "bias"))
 
 
 # Some of each group: the whole network takes long to compile.
@@ -188,13 +188,15 @@ def test_without_a_base_width_it_is_adamw():
     c = TrainConfig(steps=10, learning_rate=0.1, weight_decay=0.1)
     plain = optax.chain(
         optax.clip_by_global_norm(c.clip),
-        optax.adamw(schedule(c), b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=decayed),
+        optax.adamw(
+            schedule(c), b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=weight_decay_mask
+        ),
     )
-    ours, theirs = walk(optimiser(c, 32), FEW), walk(plain, FEW)
+    ours, theirs = walk(make_optimizer(c, 32), FEW), walk(plain, FEW)
     jax.tree.map(
         np.testing.assert_array_equal, ours, theirs
     )  # bit for bit, and the same tree: checkpoints fit
-    at_its_own, _ = walk(optimiser(replace(c, base_width=32), 32), FEW)
+    at_its_own, _ = walk(make_optimizer(replace(c, base_width=32), 32), FEW)
     jax.tree.map(np.testing.assert_array_equal, at_its_own, theirs[0])
 
 
@@ -202,16 +204,16 @@ def test_each_group_is_adamw_at_its_own_rate():
     """The same as one optax.adamw per group, matrices over the width with 1/m of the rate and m times the decay."""
     c, m = TrainConfig(steps=10, learning_rate=0.1, weight_decay=0.1, base_width=8), 4
     slow = lambda k: schedule(c)(k) / m
-    options = {"b1": c.b1, "b2": c.b2, "eps": 1e-8 / m, "mask": decayed}
+    options = {"b1": c.b1, "b2": c.b2, "eps": 1e-8 / m, "mask": weight_decay_mask}
     fast = optax.adamw(schedule(c), weight_decay=c.weight_decay, **options)
     by_group = {"input": fast, "vector": fast} | dict.fromkeys(
         ("hidden", "output"), optax.adamw(slow, weight_decay=m * c.weight_decay, **options)
     )
     labels = lambda p: jax.tree_util.tree_map_with_path(
-        lambda path, _: group(tuple(k.key for k in path)), p
+        lambda path, _: param_group(tuple(k.key for k in path)), p
     )
     theirs, _ = walk(
         optax.chain(optax.clip_by_global_norm(c.clip), optax.partition(by_group, labels)), FEW
     )
-    ours, _ = walk(optimiser(c, 32), FEW)
+    ours, _ = walk(make_optimizer(c, 32), FEW)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), ours, theirs)

@@ -20,12 +20,12 @@ from modality_forcing.train.sharding import (
     PRESETS,
     ShardingRules,
     make_mesh,
-    partition,
-    rule_of,
-    shard,
-    unsharded,
+    param_spec,
+    replicated_params,
+    rule_for_param,
+    tree_shardings,
 )
-from modality_forcing.train.state import abstract_network, init_state
+from modality_forcing.train.state import abstract_model, init_state
 from modality_forcing.tree import flatten
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -39,7 +39,7 @@ def mesh(sizes: tuple[int, ...]) -> AbstractMesh:
 
 def weights(size: str) -> dict:
     config = forcing.get_config(f"size={size}")
-    return abstract_network(config, base.build(config))[1]
+    return abstract_model(config, base.build(config))[1]
 
 
 @pytest.mark.parametrize("name", MESHES)
@@ -48,7 +48,7 @@ def test_the_family_is_laid_out_as_reviewed(size, name):
     """One line per weight: shape and spec. UPDATE_GOLDEN=1 writes what there is now, for the reviewer to see."""
     on = mesh(MESHES[name])
     table = flatten(weights(size))
-    spec = lambda path, leaf: partition(PRESETS["zero1"], tuple(path.split("/")), leaf.shape, on)  # pyright: ignore
+    spec = lambda path, leaf: param_spec(PRESETS["zero2"], tuple(path.split("/")), leaf.shape, on)  # pyright: ignore
     text = "".join(
         f"{path} {leaf.shape} {tuple(spec(path, leaf))}\n" for path, leaf in sorted(table.items())
     )
@@ -60,7 +60,7 @@ def test_the_family_is_laid_out_as_reviewed(size, name):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_only_small_vectors_lie_whole_on_every_device(size):
-    whole = unsharded(weights(size), PRESETS["zero1"], mesh((4, 16, 1)))
+    whole = replicated_params(weights(size), PRESETS["zero2"], mesh((4, 16, 1)))
     assert next(iter(whole)).endswith("offset") and sum(whole.values()) < 2e6
     assert all(
         path.rsplit("/", 1)[-1] in ("offset", "q_scale", "k_scale", "padding") or "mixing" in path
@@ -71,11 +71,15 @@ def test_only_small_vectors_lie_whole_on_every_device(size):
 def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole_and_is_told():
     params = {"head": {"image": {"linear": {"w": jax.ShapeDtypeStruct((6, 4), np.float32)}}}}
     assert (
-        tuple(partition(PRESETS["fsdp"], ("head", "image", "linear", "w"), (6, 4), mesh((1, 4, 1))))
+        tuple(
+            param_spec(PRESETS["fsdp"], ("head", "image", "linear", "w"), (6, 4), mesh((1, 4, 1)))
+        )
         == ()
     )  # pyright: ignore
-    assert unsharded(params, PRESETS["fsdp"], mesh((1, 4, 1))) == {"head/image/linear/w": 6 * 4 * 4}  # pyright: ignore
-    assert unsharded(params, PRESETS["fsdp"], mesh((1, 3, 1))) == {}  # pyright: ignore
+    assert replicated_params(params, PRESETS["fsdp"], mesh((1, 4, 1))) == {
+        "head/image/linear/w": 6 * 4 * 4
+    }  # pyright: ignore
+    assert replicated_params(params, PRESETS["fsdp"], mesh((1, 3, 1))) == {}  # pyright: ignore
 
 
 def test_an_axis_may_split_one_dimension_only():
@@ -85,20 +89,22 @@ def test_an_axis_may_split_one_dimension_only():
 
 def test_every_weight_has_exactly_one_rule_of_its_rank():
     for config in (forcing.get_config("size=370m"), t2i.get_config("encoders=none")):
-        for path, leaf in flatten(abstract_network(config, base.build(config))[1]).items():
+        for path, leaf in flatten(abstract_model(config, base.build(config))[1]).items():
             parts = tuple(path.split("/"))
-            entries = getattr(PRESETS["zero1"], rule_of(parts, leaf.ndim)) if leaf.ndim else ()
+            entries = (
+                getattr(PRESETS["zero2"], rule_for_param(parts, leaf.ndim)) if leaf.ndim else ()
+            )
             assert len(entries) + ("layers" in parts) == leaf.ndim, path
     with pytest.raises(KeyError):
-        rule_of(("trunk", "layers", "invented"), 3)
+        rule_for_param(("trunk", "layers", "invented"), 3)
 
 
 def test_the_optimiser_lies_as_its_weights_do_and_counters_are_whole():
     config = forcing.get_config("size=370m")
-    _, shapes = abstract_network(config, base.build(config))
+    _, shapes = abstract_model(config, base.build(config))
     state = jax.eval_shape(lambda p: init_state(config, p), shapes)
     on = mesh((1, 64, 1))
-    placed = shard(state, PRESETS["zero1"], on)  # pyright: ignore
+    placed = tree_shardings(state, PRESETS["zero2"], on)  # pyright: ignore
     specs = lambda tree: {path: s.spec for path, s in flatten(tree).items()}
     adam = placed.opt_state[1][0]
     assert specs(adam.mu) == specs(adam.nu) == specs(placed.params) == specs(placed.ema)
@@ -107,8 +113,8 @@ def test_the_optimiser_lies_as_its_weights_do_and_counters_are_whole():
 
 
 def test_presets_differ_in_what_they_say_they_do():
-    assert PRESETS["zero1"].keep_gathered and not PRESETS["fsdp"].keep_gathered
-    assert replace(PRESETS["fsdp"], keep_gathered=True) == PRESETS["zero1"]
+    assert PRESETS["zero2"].keep_gathered and not PRESETS["fsdp"].keep_gathered
+    assert replace(PRESETS["fsdp"], keep_gathered=True) == PRESETS["zero2"]
     whole = PRESETS["replicated"]
     assert "fsdp" not in str([getattr(whole, f.name) for f in fields(whole)]) and whole.down_fd == (
         "tensor",

@@ -11,7 +11,7 @@ from flax import nnx
 
 from modality_forcing.modalities import base
 from modality_forcing.models.dit import DiT
-from modality_forcing.train.state import abstract_network, fingerprint, init_params, init_state
+from modality_forcing.train.state import abstract_model, init_params, init_state, params_hash
 from tests import tiny
 
 CONFIG = tiny.forcing()
@@ -33,7 +33,7 @@ def test_weights_are_a_function_of_the_seed():
 
 
 def test_the_abstract_network_has_the_shapes_of_the_real_one(params):
-    graph, shapes = abstract_network(CONFIG, MODALITIES)
+    graph, shapes = abstract_model(CONFIG, MODALITIES)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
     described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     assert described(shapes) == described(params)
@@ -43,7 +43,7 @@ def test_the_abstract_network_has_the_shapes_of_the_real_one(params):
 
 def test_all_weights_are_kept_in_float32_whatever_the_model_computes_in():
     config = replace(CONFIG, model=replace(CONFIG.model, dtype="bfloat16"))
-    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_network(config, MODALITIES)[1])} == {
+    assert {leaf.dtype for leaf in jax.tree.leaves(abstract_model(config, MODALITIES)[1])} == {
         np.dtype("float32")
     }
 
@@ -64,18 +64,18 @@ def test_the_average_shares_no_memory_with_the_weights(params):
 
 
 def test_a_fingerprint_is_of_every_bit_path_and_shape(params):
-    plain = fingerprint(params)
-    assert fingerprint(jax.tree.map(np.asarray, params)) == plain and len(plain) == 12
+    plain = params_hash(params)
+    assert params_hash(jax.tree.map(np.asarray, params)) == plain and len(plain) == 12
     leaves, treedef = jax.tree.flatten(params)
     for place in (0, len(leaves) - 1):
         other = [np.array(leaf) for leaf in leaves]
         flat = other[place].reshape(-1)
         flat[-1] = np.nextafter(flat[-1], np.float32(9))
-        assert fingerprint(treedef.unflatten(other)) != plain
+        assert params_hash(treedef.unflatten(other)) != plain
     swapped = {"a": np.arange(6, dtype="f4").reshape(2, 3), "b": np.zeros(6, "f4").reshape(2, 3)}
-    assert fingerprint(swapped) != fingerprint({"a": swapped["b"], "b": swapped["a"]})
-    assert fingerprint({"a": swapped["a"]}) != fingerprint({"a": swapped["a"].reshape(3, 2)})
-    assert fingerprint({"a": swapped["a"]}) != fingerprint({"a": swapped["a"][::-1].copy()})
-    assert fingerprint({"a": swapped["a"].astype(jax.numpy.bfloat16)}) != fingerprint(
+    assert params_hash(swapped) != params_hash({"a": swapped["b"], "b": swapped["a"]})
+    assert params_hash({"a": swapped["a"]}) != params_hash({"a": swapped["a"].reshape(3, 2)})
+    assert params_hash({"a": swapped["a"]}) != params_hash({"a": swapped["a"][::-1].copy()})
+    assert params_hash({"a": swapped["a"].astype(jax.numpy.bfloat16)}) != params_hash(
         {"a": swapped["a"]}
     )

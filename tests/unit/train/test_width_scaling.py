@@ -15,8 +15,14 @@ from modality_forcing.config import TrainConfig
 from modality_forcing.config_file import load
 from modality_forcing.errors import UserError
 from modality_forcing.models.presets import SIZES
-from modality_forcing.train.optim import cools_from, optimiser, schedule, warmup_steps
-from modality_forcing.train.width_scaling import RECIPE, batch_for, horizon, scaled, with_batch
+from modality_forcing.train.optim import decay_start_step, make_optimizer, schedule, warmup_steps
+from modality_forcing.train.width_scaling import (
+    RECIPE,
+    batch_for,
+    scale_batch,
+    scale_width,
+    with_horizon,
+)
 from modality_forcing.tree import flatten
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -26,7 +32,7 @@ PAPER = load(f"{CONFIGS}/t2i.py:size=370m")
 
 @pytest.mark.parametrize("name", ["370m", "800m", "3b3"])
 def test_the_family_is_the_recipe_of_its_narrowest(name):
-    assert scaled(PAPER, SIZES[name].width) == load(f"{CONFIGS}/t2i.py:size={name}")
+    assert scale_width(PAPER, SIZES[name].width) == load(f"{CONFIGS}/t2i.py:size={name}")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +40,7 @@ def test_the_family_is_the_recipe_of_its_narrowest(name):
     [(384, 3, 1), (640, 5, 1), (1280, 10, 2), (1792, 14, 2), (2048, 16, 4), (2560, 20, 5)],
 )
 def test_widths_between_and_below_the_family(width, heads, kv_heads):
-    told = scaled(PAPER, width)
+    told = scale_width(PAPER, width)
     model = replace(PAPER.model, width=width, ffn=3 * width, heads=heads, kv_heads=kv_heads)
     assert told == replace(PAPER, model=model)
 
@@ -46,7 +52,7 @@ def test_the_demo_takes_every_width_of_whole_heads(head_dim):
         model=replace(DEMO.model, head_dim=head_dim, heads=96 // head_dim, kv_heads=48 // head_dim),
     )
     for width in range(2 * head_dim, 385, head_dim):
-        c = scaled(demo, width).model
+        c = scale_width(demo, width).model
         assert (c.width, c.ffn, c.heads * c.head_dim, c.head_dim) == (
             width,
             3 * width,
@@ -57,9 +63,9 @@ def test_the_demo_takes_every_width_of_whole_heads(head_dim):
 
 
 def test_a_learning_rate_belongs_to_the_width_it_was_found_at():
-    once = scaled(DEMO, 192).train
+    once = scale_width(DEMO, 192).train
     assert once == replace(DEMO.train, base_width=96)
-    assert scaled(scaled(DEMO, 192), 384) == scaled(DEMO, 384)
+    assert scale_width(scale_width(DEMO, 192), 384) == scale_width(DEMO, 384)
 
 
 @pytest.mark.parametrize(
@@ -70,25 +76,25 @@ def test_a_width_of_broken_heads_is_one_line(width, hint):
     with pytest.raises(
         UserError, match=f"width {width} does not divide into heads of 24 channels.*{hint}"
     ):
-        scaled(DEMO, width)
+        scale_width(DEMO, width)
 
 
 def test_a_horizon_is_whole_steps():
-    told = horizon(PAPER, 128_000_000).train
+    told = with_horizon(PAPER, 128_000_000).train
     assert (told.steps, told.schedule, told.warmup, told.decay) == (125_000, "wsd", 0.01, 0.2)
-    assert horizon(PAPER, 1025).train.steps == 2 and horizon(PAPER, 1).train.steps == 1
-    assert replace(horizon(PAPER, 1025), train=PAPER.train) == PAPER
+    assert with_horizon(PAPER, 1025).train.steps == 2 and with_horizon(PAPER, 1).train.steps == 1
+    assert replace(with_horizon(PAPER, 1025), train=PAPER.train) == PAPER
     with pytest.raises(UserError, match="0 images are no horizon"):
-        horizon(PAPER, 0)
+        with_horizon(PAPER, 0)
 
 
 @pytest.mark.parametrize("images", [16_000, 20_000, 33_333, 61_000, 64_001])
 @pytest.mark.parametrize("warmup", [0.0, 0.001, 0.03, 0.049, 0.1])
 def test_a_horizon_beside_a_trunk_has_its_rate_until_it_cools_down(images, warmup):
     trunk = replace(DEMO, train=replace(DEMO.train, steps=8000, warmup=warmup))
-    c = horizon(DEMO, images, trunk=trunk).train
+    c = with_horizon(DEMO, images, trunk=trunk).train
     assert warmup_steps(c) == warmup_steps(trunk.train)
-    steps = jnp.arange(cools_from(c))
+    steps = jnp.arange(decay_start_step(c))
     np.testing.assert_array_equal(
         jax.vmap(schedule(c))(steps), jax.vmap(schedule(trunk.train))(steps)
     )
@@ -99,11 +105,11 @@ def test_a_horizon_shorter_than_the_trunk_s_warm_up_is_refused():
         UserError,
         match="1600 images are 100 steps of 16, too few beside the trunk's 200 of warm-up",
     ):
-        horizon(DEMO, 1600, trunk=DEMO)
+        with_horizon(DEMO, 1600, trunk=DEMO)
 
 
 def test_another_batch_sees_as_many_images_and_averages_over_as_many():
-    told = with_batch(DEMO, 64).train
+    told = scale_batch(DEMO, 64).train
     assert told.steps * told.batch == DEMO.train.steps * DEMO.train.batch
     assert told.learning_rate == pytest.approx(2 * DEMO.train.learning_rate)
     assert np.log(0.5) / np.log(told.b2) * 64 == pytest.approx(
@@ -137,7 +143,7 @@ def test_the_optimiser_keeps_to_the_recipe_s_powers():
     c = TrainConfig(learning_rate=1.0, warmup=0.0, clip=1e9, base_width=64, weight_decay=0.0)
 
     def moved(c, width, gradient):
-        optimise = optimiser(c, width)
+        optimise = make_optimizer(c, width)
         grads = jax.tree.map(lambda p: jnp.full_like(p, gradient), params)
         updates = flatten(cast(dict, optimise.update(grads, optimise.init(params), params)[0]))
         return np.array(
@@ -163,7 +169,7 @@ def test_the_optimiser_keeps_to_the_recipe_s_powers():
 
 
 def test_each_constant_has_its_reason():
-    lines = Path(scaled.__code__.co_filename).read_text().splitlines()
+    lines = Path(scale_width.__code__.co_filename).read_text().splitlines()
     for field in fields(RECIPE):
         (line,) = [line for line in lines if line.startswith(f"    {field.name}: ")]
         assert "  # " in line
