@@ -77,7 +77,7 @@ def make_optimizer(c: TrainConfig, width: int) -> optax.GradientTransformation:
         optax.chain(  # optax.adamw with one more part, which has no state
             optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=EPS / m),
             *([_scale_by_group(1.0 / m)] if c.base_width else []),
-            optax.add_weight_decay_mask_weights(c.weight_decay, decayed),
+            optax.add_decayed_weights(c.weight_decay, weight_decay_mask),
             optax.scale_by_learning_rate(schedule(c)),
         ),
     )
