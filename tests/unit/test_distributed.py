@@ -228,7 +228,7 @@ def test_a_server_that_never_answers_is_not_waited_for(started, tmp_path):
 
 
 def test_jax_is_not_imported_for_one_process():
-    code = "import sys; from modality_forcing import processes as p; p.start(); p.leave(3); sys.exit('jax' in sys.modules)"
+    code = "import sys; from modality_forcing import distributed as d; d.initialize(); d.exit_process(3); sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
