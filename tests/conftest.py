@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  # the hook names it
 
 if TYPE_CHECKING:
     from tests.runs import Done
@@ -27,6 +30,9 @@ _kept = {
 }
 if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
     os.environ.update({**_kept, **os.environ})  # as setdefault
+
+# Every annotation of the package is checked at run time, shapes included.
+install_import_hook("modality_forcing", "tests.typecheck.checked")
 
 # No deadline: a first example compiles. Derandomized: a red run is red again; HYPOTHESIS_PROFILE=default searches anew.
 settings.register_profile("ci", deadline=None, derandomize=True)
