@@ -1,4 +1,4 @@
-"""Writes docs/plan/encode.md, the section of docs/PLAN.md on frozen encoders: each planned on the chips of one host.
+"""Writes docs/plan/encode.md: plans of the frozen encoders on the chips of one host.
 
 python benchmarks/encode_plan_table.py
 """
@@ -26,12 +26,7 @@ NAMES = {
     "encoder": "FLUX.2 encoder, 256 px",
     "decoder": "FLUX.2 decoder, 256 px",
 }
-HEAD = """## Frozen encoders
-
-`mforce plan --encode=text|encoder|decoder --topology=...`: the step of `mforce encode`, and the decoder of `mforce sample`, on
-the four chips of a host; hosts work apart from each other. The text encoder's weights lie in shards over the chips, the
-autoencoder's whole on each. "A second" and "MFU" are bounds, as above. Written by `python benchmarks/encode_plan_table.py` on
-{date}, {cores} cores of {machine} that other work shared, jax {jax}.
+HEAD = """Written by `python benchmarks/encode_plan_table.py` on {date}, {cores} cores of {machine}, jax {jax}.
 
 | encoder | topology | batch | GiB a chip | of | bound, ms | ICI, ms | a second | MFU bound | compile, s |
 |---|---|---|---|---|---|---|---|---|---|

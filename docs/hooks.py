@@ -1,4 +1,4 @@
-"""MkDocs hook: generates the reference pages from the code, and the pages whose text lives elsewhere in the repository."""
+"""MkDocs hook: generates the reference pages from the code, and pages from files of the root."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def _default(field: dataclasses.Field) -> str:
 
 
 def field_notes(kind: type) -> dict[str, str]:
-    """Returns what the source says of each field: the string after it, or the comments on it or above it."""
+    """Returns the description of each field: the string after it, or its comments."""
     source = inspect.getsource(kind)
     comments = {
         token.start[0]: (token.string.lstrip("# "), token.line.lstrip().startswith("#"))
@@ -196,10 +196,10 @@ def field_notes(kind: type) -> dict[str, str]:
 
 
 def datasets_page() -> str:
-    """Returns a section for each data set that `mforce prepare` reads: the facts, and its module's docstring."""
+    """Returns a section for each data set: the facts, and its module's docstring."""
     parts = [
         "# Data sets",
-        "Generated from the modules of `modality_forcing/datasets/`; `mforce prepare` prints the same facts.",
+        "Generated from the modules of `modality_forcing/datasets/`.",
     ]
     for name in registry.NAMES:
         module = importlib.import_module(f"modality_forcing.datasets.{name}")

@@ -8,7 +8,7 @@ from functools import partial
 from modality_forcing.config import ModelConfig
 from modality_forcing.errors import UserError
 
-# Norms, rotations and activations are cheaper to compute again than to keep (docs/BENCHMARKS.md).
+# Norms, rotations and activations are cheaper to compute again than to keep (docs/benchmarks.md).
 _family = partial(ModelConfig, blocks=30, head_dim=128, dtype="bfloat16", remat="elementwise")
 
 SIZES = {

@@ -1,0 +1,31 @@
+"""The notebooks run from their first cell to their last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+
+# What the text output of each must contain.
+EXPECTED = {
+    "scaling_law": ("96 cells", "gamma", "best:"),
+}
+
+
+def test_each_notebook_is_listed():
+    assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_notebook_runs(name: str):
+    notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
+    resources = {"metadata": {"path": str(NOTEBOOKS)}}
+    run = nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+    outputs = [output for cell in run.cells if cell.cell_type == "code" for output in cell.outputs]
+    text = "".join(output.get("text", "") for output in outputs)
+    assert all(words in text for words in EXPECTED[name])
+    assert any("image/png" in output.get("data", {}) for output in outputs)
