@@ -104,8 +104,8 @@ def main() -> int:
 def batches(config: Config, count: int, split: str = "train") -> list[Any]:
     """Returns batches of scenes, kept in memory."""
     made = train_batches(
-        inputs.source(config, split),
-        inputs.text_encoder(config),
+        inputs.open_source(config, split),
+        inputs.build_text_encoder(config),
         batch=config.train.batch,
         seed=config.seed,
         resolution=config.data.resolution,
@@ -128,7 +128,7 @@ def one(
     started = time.monotonic()
     c = scale_width(replace(config, train=replace(config.train, learning_rate=rate)), width)
     c = c if transfer else replace(c, train=replace(c.train, base_width=0))
-    modalities, null_text = base.build(c), inputs.text_encoder(c).null()
+    modalities, null_text = base.build(c), inputs.build_text_encoder(c).null()
     graph = abstract_model(c, modalities)[0]
     state = init_state(c, init_params(replace(c, seed=seed), modalities))
     step = make_step(c, modalities, graph, null_text)

@@ -55,7 +55,7 @@ class Generator:
         self.config, self.params = config, params
         self.modalities = base.build(config)
         self.graph, _ = abstract_model(config, self.modalities)
-        self.frozen = inputs.frozen_encoders(config) if frozen is None else frozen
+        self.frozen = inputs.build_encoders(config) if frozen is None else frozen
         self._compiled: dict[Any, Any] = {}
 
     @classmethod
@@ -67,7 +67,7 @@ class Generator:
         text_encoder, autoencoder: where frozen encoders are, if not where the config says.
         """
         config, params = checkpoint.load(path)
-        config = inputs.with_encoders(config, text_encoder, autoencoder)
+        config = inputs.override_encoders(config, text_encoder, autoencoder)
         modalities = base.build(config)
         fresh = jax.eval_shape(
             lambda: nnx.to_pure_dict(nnx.split(build_model(config, modalities), nnx.Param)[1])
@@ -77,7 +77,7 @@ class Generator:
     @cached_property
     def encoder(self) -> TextEncoder:
         """The host side of the text conditioning."""
-        return inputs.text_encoder(self.config, self.frozen)
+        return inputs.build_text_encoder(self.config, self.frozen)
 
     def sampling(self, seed: int | None = None, **changes: Any) -> Generator:
         """Returns a generator of the same weights with another seed and sample options; None leaves what the config has.

@@ -92,7 +92,7 @@ def save(
     checkpoints.save(
         state if ema is None else state._replace(ema=ema),
         config,
-        {"data": {"batches": 0}, "seconds": 0.0},
+        {"data_state": {"batches": 0}, "elapsed_s": 0.0},
     )
     checkpoints.close()
     return workdir

@@ -55,7 +55,7 @@ def run(options: Options) -> dict[str, Any]:
     for config in (t2i, forcing):  # also where the phase is done and would only be read back
         check_resumable(workdir / config.name, config, ignore=("train.init",))
     ledger = Ledger(workdir / "phases.json")
-    records = Cached(inputs.source(t2i))  # both phases see the same scenes: each is rendered once
+    records = Cached(inputs.open_source(t2i))  # both phases see the same scenes: each is rendered once
 
     ledger.run("t2i", lambda: _train(t2i, workdir / "t2i", records))
     ledger.run("forcing", lambda: _train(forcing, workdir / "forcing", records))
@@ -147,7 +147,7 @@ class Ledger:
 
 def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, float]:
     train(config, workdir, records=records)
-    return {"seconds": read_metrics(workdir)[-1]["seconds"]}
+    return {"seconds": read_metrics(workdir)[-1]["elapsed_s"]}
 
 
 def _evaluate(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:

@@ -253,7 +253,7 @@ def _speeds(folder: Folder) -> list[tuple[float, float]]:
     found = []
     for run in folder.sweep.runs():
         if folder.trained(run) and (
-            seconds := [r["seconds"] for r in read_metrics(folder.of(run)) if "seconds" in r]
+            seconds := [r["elapsed_s"] for r in read_metrics(folder.of(run)) if "elapsed_s" in r]
         ):
             spent = run_flops(run)
             found.append((spent / run.config.train.steps, seconds[-1] / spent))

@@ -46,7 +46,7 @@ def held_out(config: Config) -> HeldOut:
 
     Raises UserError if none of them has any.
     """
-    source = inputs.source(config, "eval")
+    source = inputs.open_source(config, "eval")
     records = [
         fit(source[i], config.data.resolution)
         for i in range(min(config.eval.examples, len(source)))
@@ -65,7 +65,7 @@ def held_out(config: Config) -> HeldOut:
 
 def row_mean(config: Config) -> np.ndarray:
     """Returns the mean relative depth of each row over training records: the predictor to beat by looking."""
-    source = inputs.source(config, "train")
+    source = inputs.open_source(config, "train")
     records = [
         fit(source[i], config.data.resolution) for i in range(min(ROW_MEAN_SCENES, len(source)))
     ]
@@ -76,7 +76,7 @@ def row_mean(config: Config) -> np.ndarray:
 
 def with_examples(config: Config, count: int) -> Config:
     """Returns the config with so many held-out records; raises UserError if there are fewer."""
-    available = len(inputs.source(config, "eval"))
+    available = len(inputs.open_source(config, "eval"))
     if count > available:
         raise UserError(
             f"{count} held-out examples asked for, there are {available}",

@@ -275,7 +275,7 @@ class _Work:
         started = time.monotonic()
         row = self._row(cell)
         seconds = {
-            f"seconds_{run.phase}": read_metrics(self.folder.of(run))[-1].get("seconds")
+            f"seconds_{run.phase}": read_metrics(self.folder.of(run))[-1].get("elapsed_s")
             for run in cell.runs()
         }
         seconds |= {"seconds_evaluation": round(time.monotonic() - started, 2)}
@@ -321,7 +321,7 @@ class _Work:
         if config.data.source != "scenes" or config.data.workers:
             return None
         key = json.dumps([config.seed, config.data.count, config.data.resolution])
-        return self._records.setdefault(key, Cached(inputs.source(config)))
+        return self._records.setdefault(key, Cached(inputs.open_source(config)))
 
     def _row(self, cell: Cell) -> dict[str, Any]:
         versions = sorted(

@@ -251,10 +251,10 @@ def _batches(config: Config, count: int) -> tuple[list[Any], Any]:
     """Returns batches of scenes, and the text of no caption."""
     from modality_forcing.data.pipeline import train_batches  # loads grain
 
-    encoder = inputs.text_encoder(config)
+    encoder = inputs.build_text_encoder(config)
     data = config.data
     batches = train_batches(
-        inputs.source(config),
+        inputs.open_source(config),
         encoder,
         batch=config.train.batch,
         seed=config.seed,

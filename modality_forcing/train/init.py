@@ -1,14 +1,14 @@
-"""From a config and a workdir to a run that can take its next step: mesh, network, data and state, each on its devices."""
+"""From a config and a workdir to a run that can take its next step: mesh, network, data and state on their devices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
@@ -18,49 +18,114 @@ from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.prefetch import Ahead
 from modality_forcing.data.records import RecordSource
-from modality_forcing.encoders.frozen import Frozen
-from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
-from modality_forcing.train import checkpoint, inputs, sharding
+from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
+from modality_forcing.train.inputs import Inputs, open_inputs
 from modality_forcing.train.metrics import param_summary
 from modality_forcing.train.state import TrainState, abstract_model, init_params, init_state
 from modality_forcing.train.step import Step, make_step
 from modality_forcing.train.workdir import check_resumable, write_config
 
+Shardings = Callable[[Any], Any]  # from a tree of arrays or shapes to its shardings
 
-@dataclass
+
+@dataclass(frozen=True)
 class Run:
-    """All that the loop needs."""
+    """All that the loop needs besides the state."""
 
-    mesh: Mesh
     step: Step
-    state: TrainState
-    first: int  # updates already done
+    start_step: int  # updates already done
     batches: Ahead
     checkpoints: checkpoint.Checkpoints
-    extra: dict[str, Any]  # what the checkpoint that it goes on from says besides the state
+    metadata: Mapping[str, Any]  # of the checkpoint that the state is from
 
 
-def init_run(config: Config, workdir: Path, records: RecordSource | None = None) -> Run:
-    """Sets a run up, from its last checkpoint, else from train.branch or train.init, else from fresh weights.
+def init_run(
+    config: Config, workdir: Path, records: RecordSource | None = None
+) -> tuple[Run, TrainState]:
+    """Sets up a run and its state; `records` replaces the config's own source.
 
-    Raises UserError, before anything is written, if the workdir holds another config's run, the devices do not fit the
-    mesh, the records or the initial weights do not fit the config.
+    Raises UserError, before anything is written, if the workdir holds another run, or if the devices, the records or
+    the initial weights do not fit the config.
     """
-    claimed = check_resumable(workdir, config)
+    resumes = check_resumable(workdir, config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train, mesh)
     modalities = base.build(config)
-    graph, shapes = abstract_model(config, modalities)
-    frozen = inputs.online(config, mesh)
-    encoder = inputs.text_encoder(config, frozen)
-    source, data = inputs.training(config, records), config.data
+    graph, params = abstract_model(config, modalities)
+    inputs = open_inputs(config, mesh, records)
+    batches = _open_batches(inputs, mesh)
+    rules = sharding.PRESETS[config.mesh.preset]
+    shardings = partial(sharding.tree_shardings, rules=rules, mesh=mesh)
+    teacher = _load_teacher(config, shardings) if config.train.distill else None
+    abstract = jax.eval_shape(partial(init_state, config), params)
+    abstract = jax.tree.map(_to_shape_dtype_struct, abstract, shardings(abstract))
+    initialize = partial(_initial_state, config, modalities, abstract, shardings)
+
+    initial = None
+    if not resumes:  # every error shows before anything is written
+        inputs.check()
+        initial = initialize()
+        write_config(workdir, config)
+    if jax.process_count() > 1:  # the first process writes the config before another reads it
+        multihost_utils.sync_global_devices("config written")
+    c = config.train
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.save_at)
+    restored = checkpoints.latest() is not None
+    state, metadata = initial or initialize(checkpoints=checkpoints)
+    if metadata:
+        batches.set_state(metadata["data_state"])
+    start_step = int(jax.device_get(state.step))
+    step = make_step(config, modalities, graph, inputs.null_text(), teacher=teacher, mesh=mesh)
+    if distributed.is_primary():
+        if start_step:
+            source = workdir if restored else c.branch
+            print(
+                f"{config.name}: resuming from step {start_step} of {c.steps} in {source}",
+                flush=True,
+            )
+        layout = f", {mesh.size} devices, {config.mesh.preset}" if mesh.size > 1 else ""
+        print(f"{config.name}: {param_summary(params)}{layout}", flush=True)
+    return Run(step, start_step, batches, checkpoints, metadata), state
+
+
+def _initial_state(
+    config: Config,
+    modalities: Mapping[str, base.Modality],
+    abstract: TrainState,
+    shardings: Shardings,
+    checkpoints: checkpoint.Checkpoints | None = None,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Returns the first state of a run and the metadata of its checkpoint, from the first source that applies.
+
+    checkpoints: of the workdir; None for a workdir that is not written yet.
+    """
+    c = config.train
+    # 1. The workdir's own last checkpoint: state, optimizer and data position.
+    if checkpoints is not None and checkpoints.latest() is not None:
+        return checkpoints.restore(abstract)
+    # 2. train.branch: the same of a longer run, from before its learning rate decays.
+    if c.branch:
+        return restore_branch_point(config, abstract)
+    # 3. train.init: the EMA weights of a checkpoint, in step 0 of a new optimizer. Modalities in train.new stay fresh.
+    # 4. Fresh weights, a function of the seed.
+    if c.init:
+        checkpoint.resolve_checkpoint(Path(c.init))  # raises before the slow part
+    params = init_params(config, modalities, shardings(abstract.params))
+    if c.init:
+        params = checkpoint.init_from_checkpoint(Path(c.init), params, c.new, shardings)
+    return init_state(config, params, shardings(abstract)), {}
+
+
+def _open_batches(inputs: Inputs, mesh: Mesh) -> Ahead:
+    """Returns the batches of a run, encoded and on their devices."""
+    config, data = inputs.config, inputs.config.data
     batches = train_batches(
-        source,
-        encoder,
+        inputs.source,
+        inputs.text_encoder,
         batch=config.train.batch,
         seed=config.seed,
         resolution=data.resolution,
@@ -69,94 +134,18 @@ def init_run(config: Config, workdir: Path, records: RecordSource | None = None)
         workers=data.workers,
         part=(jax.process_index(), jax.process_count()),
     )
-    batches = Ahead(batches, lambda batch: frozen.encode(_on_devices(mesh, batch)))
-
-    rules = sharding.PRESETS[config.mesh.preset]
-    place = lambda tree: sharding.tree_shardings(tree, rules, mesh)
-    abstract = jax.eval_shape(lambda p: init_state(config, p), shapes)
-    placed = place(abstract)
-    teacher = _teacher(config, place) if config.train.distill else None
-    like = jax.tree.map(_shaped, abstract, placed)
-    begin = lambda: (
-        restore_branch_point(config, like)
-        if config.train.branch
-        else (_fresh(config, modalities, place, placed), {})
-    )
-    begun = None
-    if not claimed:  # whatever may be wrong shows before anything is written
-        inputs.check_records(config, source)
-        inputs.check_caches(config)
-        begun = begin()
-        write_config(workdir, config)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(
-            "claimed"
-        )  # by the first process, before another looks into it
-    checkpoints = checkpoint.Checkpoints(
-        workdir / "checkpoints", config.train.keep, config.train.save_at
-    )
-    last = checkpoints.latest()
-    state, extra = (begun or begin()) if last is None else checkpoints.restore(like)
-    if extra:
-        batches.set_state(extra["data"])
-    first = int(jax.device_get(state.step))
-    null_text = _null_text(encoder, frozen)
-    step = make_step(config, modalities, graph, null_text, teacher, mesh)
-    if distributed.is_primary():
-        if first:
-            place_of = config.train.branch if last is None else workdir
-            print(
-                f"{config.name}: going on from step {first} of {config.train.steps} in {place_of}",
-                flush=True,
-            )
-        laid_out = f", over {mesh.size} devices by {config.mesh.preset}" if mesh.size > 1 else ""
-        print(f"{config.name}: {param_summary(shapes)}{laid_out}", flush=True)
-    return Run(mesh, step, state, first, batches, checkpoints, extra)
+    by_example = NamedSharding(mesh, spec("b"))
+    to_global = partial(jax.make_array_from_process_local_data, by_example)
+    return Ahead(batches, lambda batch: inputs.encoders.encode(jax.tree.map(to_global, batch)))
 
 
-def _on_devices(mesh: Mesh, batch: Any) -> Any:
-    """Returns this process's part of a batch as its part of the global one."""
-    whole = NamedSharding(mesh, spec("b"))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(whole, x), batch)
-
-
-def _null_text(encoder: TextEncoder, frozen: Frozen) -> dict[str, np.ndarray]:
-    """Returns the text of no caption as the network reads it."""
-    null = encoder.null()
-    if frozen.has_text:
-        # As many as there are devices, since the encoder splits a batch over them; all are the same.
-        states = frozen.states(jax.tree.map(lambda x: np.stack([x] * jax.device_count()), null))[
-            "tokens"
-        ]
-        null = {**null, "tokens": multihost_utils.process_allgather(states, tiled=True)[0]}
-    return {k: np.asarray(v) for k, v in null.items()}
-
-
-def _shaped(leaf: Any, placed: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=placed)
-
-
-def _fresh(
-    config: Config,
-    modalities: Mapping[str, base.Modality],
-    place: Callable[[Any], Any],
-    placed: TrainState,
-) -> TrainState:
-    """Returns the state of step 0, with the weights of the initial checkpoint where one is named."""
-    if config.train.init:
-        checkpoint.resolve_checkpoint(Path(config.train.init))  # before what takes long
-    params = init_params(config, modalities, placed.params)
-    if config.train.init:
-        params = checkpoint.init_from_checkpoint(
-            Path(config.train.init), params, config.train.new, place
-        )
-    return init_state(config, params, placed)
-
-
-def _teacher(config: Config, place: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """Returns the frozen text-to-image network that self-distillation compares with: the initial checkpoint."""
+def _load_teacher(config: Config, shardings: Shardings) -> tuple[Any, Any]:
+    """Returns the graph and weights of the checkpoint in train.init, the target of self-distillation."""
     if not config.train.init:
         raise UserError("train.distill needs train.init, the checkpoint to stay near")
-    theirs, params = checkpoint.load(Path(config.train.init), place)
-    graph, _ = abstract_model(theirs, base.build(theirs))
-    return graph, params
+    teacher, params = checkpoint.load(Path(config.train.init), shardings)
+    return abstract_model(teacher, base.build(teacher))[0], params
+
+
+def _to_shape_dtype_struct(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -1,10 +1,10 @@
-"""What a run tells of itself: means of its metrics, how long it waited for data, and that it is still finite."""
+"""The metrics of a run: means over train.log_every steps, time spent waiting for data, and a check that all is finite."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,70 +14,72 @@ import numpy as np
 from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.progress import ProgressMeter
+from modality_forcing.train.init import Run
 from modality_forcing.train.metrics import MetricWriter
+
+Row = Mapping[str, jax.Array | float]  # metrics of one step
 
 
 class TrainLogger:
-    """Collects what steps return and tells it every train.log_every of them; of several processes, the first tells.
+    """Collects the metrics of steps and writes their means; of several processes, the first one writes.
 
-    What is not told yet goes into checkpoints, so that a run resumed writes the rows of one that was never interrupted.
+    Metrics that are not written yet go into checkpoints, so that a resumed run writes the rows of an uninterrupted one.
+
+    Attributes:
+      pending: metrics of the steps since the last row.
+      data_wait_s: seconds for which the devices waited for data, in this process.
+      compile_s: seconds of the first step's compilation.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: Path,
-        first: int,
-        extra: dict[str, Any],
-        data: Callable[[], dict[str, float]] = dict,
-    ):
-        self._data = (
-            data  # what the batches since it was last asked were like (`data.pipeline.Told`)
-        )
+    def __init__(self, config: Config, workdir: Path, run: Run):
+        self._loader_stats = run.batches.told
         self._every, self._steps = config.train.log_every, config.train.steps
-        self._before = extra.get("seconds", 0.0)  # of the runs before this one
-        self._writer = MetricWriter(workdir, first) if distributed.is_primary() else None
-        self._progress = ProgressMeter(config.name, config.train.steps, done=first)
-        self._started = self._mark = time.monotonic()
-        self._marked_wait = 0.0
-        self.waited = self.compiling = 0.0
-        self.pending: list[dict[str, Any]] = list(
-            extra.get("pending", [])
-        )  # metrics of the steps that no row tells of yet
+        self._earlier_s = run.metadata.get("elapsed_s", 0.0)  # of the processes before this one
+        primary = distributed.is_primary()
+        self._writer = MetricWriter(workdir, run.start_step) if primary else None
+        self._progress = ProgressMeter(config.name, self._steps, done=run.start_step)
+        self._start = self._last_row = time.monotonic()
+        self._last_data_wait_s = 0.0
+        self.data_wait_s = self.compile_s = 0.0
+        self.pending: list[Row] = list(run.metadata.get("pending_metrics", []))
 
-    def extras(self, data: dict[str, int]) -> dict[str, Any]:
-        """Returns what a checkpoint keeps besides the state, all of it JSON; data: the loader's state."""
-        return {"data": data, "seconds": self._seconds(), "pending": _numbers(self.pending)}
+    def checkpoint_metadata(self, data_state: Mapping[str, int]) -> dict[str, Any]:
+        """Returns what a checkpoint keeps besides the state, as JSON; data_state: the loader's position."""
+        elapsed = self._earlier_s + time.monotonic() - self._start
+        pending = _to_floats(self.pending)
+        return {"data_state": data_state, "elapsed_s": elapsed, "pending_metrics": pending}
 
-    def tell(self, done: int, but: int = 0) -> None:
-        """Writes a row of the pending metrics, all but the last `but`; raises FloatingPointError if it is not finite."""
-        last = len(self.pending) - but
-        values, now = self._mean(self.pending[:last]), time.monotonic()
-        self.pending = self.pending[last:]
-        values["data_wait"] = (self.waited - self._marked_wait) / (now - self._mark)
-        self._mark, self._marked_wait = now, self.waited
-        # Of each source of a mixture, since the last row or the start of this process.
-        values |= {f"data/{name}": value for name, value in self._data().items() if "/" in name}
-        self._check_finite(values, done)
+    def log(self, step: int, skip_last: int = 0) -> None:
+        """Writes the mean of the pending metrics, without the last `skip_last` of them.
+
+        Raises FloatingPointError if one is not finite.
+        """
+        end, now = len(self.pending) - skip_last, time.monotonic()
+        row, self.pending = _mean(self.pending[:end]), self.pending[end:]
+        waited = self.data_wait_s - self._last_data_wait_s
+        row["data_wait_fraction"] = waited / (now - self._last_row)
+        self._last_row, self._last_data_wait_s = now, self.data_wait_s
+        # Statistics of each source of a mixture since the last row, or since the start of this process.
+        row |= {f"data/{n}": value for n, value in self._loader_stats().items() if "/" in n}
+        self._check_finite(row, step)
         if self._writer:
-            self._writer.write(done, values)
-            shown = {n: v for n, v in values.items() if n.startswith("loss")}
-            self._progress.report(done, **shown, wait=f"{values['data_wait']:.1%}")
+            self._writer.write(step, row)
+            losses = {n: value for n, value in row.items() if n.startswith("loss")}
+            self._progress.report(step, **losses, wait=f"{row['data_wait_fraction']:.1%}")
 
-    def check(self, done: int) -> None:
-        """Raises FloatingPointError if what is pending is not finite."""
-        self._check_finite(self._mean(self.pending), done)
+    def check_finite(self, step: int) -> None:
+        """Raises FloatingPointError if a pending metric is not finite."""
+        self._check_finite(_mean(self.pending), step)
 
-    def summarise(self, extras: dict[str, Any]) -> None:
-        """Writes the last row: what the whole run took."""
-        ran = time.monotonic() - self._started
-        timing = {
-            "seconds": extras["seconds"],
-            "compile": self.compiling,
-            "data_wait_total": self.waited / ran,
+    def write_summary(self, metadata: Mapping[str, Any]) -> None:
+        """Writes the last row, with the times of the whole run; metadata: of its last checkpoint."""
+        summary = {
+            "elapsed_s": metadata["elapsed_s"],
+            "compile_s": self.compile_s,
+            "total_data_wait_fraction": self.data_wait_s / (time.monotonic() - self._start),
         }
         if self._writer:
-            self._writer.write(self._steps, timing)
+            self._writer.write(self._steps, summary)
 
     def close(self) -> None:
         """Ends the line on a terminal and flushes what was written."""
@@ -85,20 +87,16 @@ class TrainLogger:
             self._writer.close()
             self._progress.close()
 
-    def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._started
-
-    def _mean(self, rows: list[dict[str, Any]]) -> dict[str, float]:
-        told = _numbers(rows)
-        return {name: float(np.mean([row[name] for row in told])) for name in told[0]}
-
-    def _check_finite(self, values: dict[str, float], step: int) -> None:
-        bad = [name for name, value in values.items() if not math.isfinite(value)]
-        if bad:
-            raise FloatingPointError(
-                f"{', '.join(bad)} not finite between steps {step - self._every} and {step}"
-            )
+    def _check_finite(self, row: Mapping[str, float], step: int) -> None:
+        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
+            what = f"{', '.join(bad)} not finite between steps {step - self._every} and {step}"
+            raise FloatingPointError(what)
 
 
-def _numbers(rows: list[dict[str, Any]]) -> list[dict[str, float]]:
-    return [{name: float(value) for name, value in row.items()} for row in jax.device_get(rows)]
+def _mean(metrics: Sequence[Row]) -> dict[str, float]:
+    rows = _to_floats(metrics)
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
+def _to_floats(metrics: Sequence[Row]) -> list[dict[str, float]]:
+    return [{k: float(v) for k, v in row.items()} for row in jax.device_get(list(metrics))]

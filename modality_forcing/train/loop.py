@@ -1,4 +1,4 @@
-"""The training loop, one for every phase. Order, never changed: save(old state) -> next(batch) -> step -> log."""
+"""The training loop, one for every phase. Its order never changes: save(old state), next(batch), step, log."""
 
 from __future__ import annotations
 
@@ -22,59 +22,61 @@ def train(
     records: RecordSource | None = None,
     stop_after: int | None = None,
 ) -> TrainState:
-    """Trains a config in a workdir, or goes on with what is there, and returns the final state.
+    """Trains a config in a workdir and returns the final state.
 
     Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard `events/`. A second call with the same config
-    continues from the last checkpoint, bit for bit the run that was never interrupted. In a run of several processes all
-    call this; the first one writes and prints.
+    resumes from the last checkpoint; the result equals an uninterrupted run bit for bit. In a run of several processes
+    all call this function, and the first one writes and prints.
 
     Args:
-      records: what to read instead of the config's own source, such as the same one kept in memory.
-      stop_after: leave after this many steps in all, without a checkpoint: what a kill would do (for tests).
+      records: replaces the config's own source, for example by the same records in memory.
+      stop_after: return after this many steps in total without a checkpoint, as if killed (for tests).
 
     Raises:
-      UserError: the workdir holds another config's run, the initial weights do not fit, the disk is full.
-      FloatingPointError: the loss is no longer finite.
+      UserError: the workdir holds another config's run, the initial weights do not fit, or the disk is full.
+      FloatingPointError: a metric is no longer finite.
     """
-    run = init_run(config, workdir, records)
-    log = TrainLogger(config, workdir, run.first, run.extra, run.batches.told)
-    state = run.state
-    run.state = None  # pyright: ignore[reportAttributeAccessIssue]  # donated to the first step
-    newest: Any = None  # the loss of the last step dispatched
+    run, state = init_run(config, workdir, records)
+    logger = TrainLogger(config, workdir, run)
+    c = config.train
+    newest: Any = None  # the loss of the last dispatched step
     try:
-        for k in range(run.first, config.train.steps):
+        for k in range(run.start_step, c.steps):
             if k == stop_after:
                 return state
-            due = k > run.first and k % config.train.log_every == 0
-            if (k % config.train.save_every == 0 or k in config.train.save_at) and k > run.first:
-                if due:  # before the checkpoint, or a run resumed from it would tell it again
-                    log.tell(k)
-                    due = False
-                else:  # a state that is no longer finite must not replace one that is
-                    log.check(k)
-                run.checkpoints.save(state, config, log.extras(run.batches.get_state()))
+            resumed = k == run.start_step  # this step's row and checkpoint are written already
+            log_due = not resumed and k % c.log_every == 0
+            if not resumed and (k % c.save_every == 0 or k in c.save_at):
+                if log_due:  # before the checkpoint, or a resumed run would write the row again
+                    logger.log(k)
+                    log_due = False
+                else:  # a state that is not finite must not replace one that is
+                    logger.check_finite(k)
+                metadata = logger.checkpoint_metadata(run.batches.get_state())
+                run.checkpoints.save(state, config, metadata)
             before = time.monotonic()
             batch = next(run.batches)
-            # Only a device that has run dry was kept waiting; while the last step still runs, loading is free.
+            # Only an idle device counts as waiting. While the last step still runs, loading is free.
             if newest is None or newest.is_ready():
-                log.waited += time.monotonic() - before
+                logger.data_wait_s += time.monotonic() - before
             before = time.monotonic()
             with jax.transfer_guard("disallow"):
                 state, metrics = run.step(state, batch)
-            log.compiling += time.monotonic() - before if k == run.first else 0.0
+            if resumed:
+                logger.compile_s = time.monotonic() - before
             newest = metrics["loss"]
-            log.pending.append(metrics)
-            if len(log.pending) > 2:
-                jax.block_until_ready(log.pending[-3])  # bounds the steps in flight
-            if due:  # one step late: fetching the newest metrics would stop the device until they are here
-                log.tell(k, but=1)
-        if run.first < config.train.steps:
-            log.tell(config.train.steps)
-            final = log.extras(run.batches.get_state())
-            log.summarise(final)
-            run.checkpoints.save(state, config, final)
+            logger.pending.append(metrics)
+            if len(logger.pending) > 2:
+                jax.block_until_ready(logger.pending[-3])  # bounds the number of steps in flight
+            if log_due:  # one step late: fetching the newest metrics would make the device wait
+                logger.log(k, skip_last=1)
+        if run.start_step < c.steps:
+            logger.log(c.steps)
+            metadata = logger.checkpoint_metadata(run.batches.get_state())
+            logger.write_summary(metadata)
+            run.checkpoints.save(state, config, metadata)
     finally:
         run.batches.close()
-        log.close()
+        logger.close()
         run.checkpoints.close()
     return state

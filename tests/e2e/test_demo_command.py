@@ -114,7 +114,7 @@ def test_events_hold_what_the_rows_hold(workdir: Path, phase: str):
     }
     assert rows and told == pytest.approx(rows, rel=1e-6)
     names = {name for _, name in rows}
-    assert {"loss", "loss_image", "grad_norm", "data_wait", "seconds"} <= names
+    assert {"loss", "loss_image", "grad_norm", "data_wait_fraction", "elapsed_s"} <= names
     assert ("loss_depth" in names) == (phase == "forcing")
 
 
@@ -218,7 +218,7 @@ def test_a_killed_training_goes_on_and_says_so(tmp_path: Path):
     assert first.code == -9, first.err
     second = process(*arguments)
     assert second.code == 0, second.err
-    told = re.search(r"^t2i: going on from step (\d+) of 40 in ", second.out, re.MULTILINE)
+    told = re.search(r"^t2i: resuming from step (\d+) of 40 in ", second.out, re.MULTILINE)
     assert told and 2 <= int(told[1]) < 40
     steps = [row["step"] for row in read_metrics(workdir) if "loss" in row]
     assert steps == list(range(2, 41, 2)), "no row is told twice or left out"

@@ -47,7 +47,9 @@ def configs(folders: dict[str, Path], cache: Path) -> tuple[Config, Config]:
 
 
 def test_a_cache_gives_the_batches_that_online_encoding_gives(folders, encoded, tmp_path):
-    online, cached = (init_run(c, tmp_path / c.data.cache[-5:]) for c in configs(folders, encoded))
+    (online, _), (cached, _) = (
+        init_run(c, tmp_path / c.data.cache[-5:]) for c in configs(folders, encoded)
+    )
     for _ in range(6):
         one, other = next(online.batches), next(cached.batches)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), one) == jax.tree.map(
@@ -155,9 +157,10 @@ def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, 
     )
     assert process(*encode).code == 0
     half = replace(online, data=replace(online.data, cache=str(texts)))
-    frozen = inputs.online(half)
+    frozen = inputs.open_inputs(half).encoders
     assert frozen.has_image and not frozen.has_text
-    one, other = init_run(half, tmp_path / "half"), init_run(online, tmp_path / "online")
+    one, _ = init_run(half, tmp_path / "half")
+    other, _ = init_run(online, tmp_path / "online")
     for _ in range(3):
         a, b = next(one.batches), next(other.batches)
         assert jax.tree.map(lambda x: (x.shape, x.dtype), a) == jax.tree.map(
@@ -168,19 +171,20 @@ def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, 
     one.batches.close()
     other.batches.close()
     moved = replace(half, data=replace(half.data, crop=0.5))
-    assert len(inputs.training(moved)) == 11 and inputs.training(moved)[0].latents is None
+    source = inputs.open_inputs(moved).source
+    assert len(source) == 11 and source[0].latents is None
     without = replace(
         half, modalities={n: replace(m, autoencoder="") for n, m in half.modalities.items()}
     )
     with pytest.raises(
         UserError, match=r"holds nothing of image; run mforce encode with --image too"
     ):
-        inputs.training(without)
+        inputs.open_inputs(without)
 
 
 def test_a_cache_of_other_weights_than_the_config_names_is_refused(folders, encoded, tmp_path):
     both = replace(configs(folders, encoded)[0], data=configs(folders, encoded)[1].data)
-    inputs.check_caches(both)
+    inputs.open_inputs(both).check()
     other = replace(
         both,
         text=replace(
@@ -230,14 +234,14 @@ def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
 def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
     _, c = configs(folders, encoded)
     with pytest.raises(UserError, match="was made with image resolution 16, and the config has 32"):
-        inputs.training(replace(c, data=replace(c.data, resolution=32)))
+        inputs.open_inputs(replace(c, data=replace(c.data, resolution=32)))
     with pytest.raises(UserError, match="was made with text tokens 9, and the config has 7"):
-        inputs.text_encoder(replace(c, text=replace(c.text, tokens=7)))
+        inputs.open_inputs(replace(c, text=replace(c.text, tokens=7)))
     with pytest.raises(UserError, match="holds no cache of train; make it with mforce encode"):
-        inputs.training(replace(c, data=replace(c.data, cache=str(folders["records"]))))
+        inputs.open_inputs(replace(c, data=replace(c.data, cache=str(folders["records"]))))
     other = small.prepared(folders["cache"].parent / "others", count=7)
     with pytest.raises(UserError, match="was made of other records than"):
-        inputs.training(replace(c, data=replace(c.data, root=str(other))))
+        inputs.open_inputs(replace(c, data=replace(c.data, root=str(other))))
     online = configs(folders, encoded)[0]
     lacking = replace(
         online, modalities={n: replace(m, autoencoder="") for n, m in online.modalities.items()}
@@ -246,7 +250,7 @@ def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
         UserError,
         match=r"modalities\.image has latents, and nothing says what makes them; set modalities\.image",
     ):
-        inputs.online(lacking)
-    with pytest.raises(UserError, match=r"data\.crop and data\.shift cannot move pictures"):
-        inputs.training(replace(c, data=replace(c.data, crop=0.5)))
+        inputs.open_inputs(lacking)
+    with pytest.raises(UserError, match=r"data\.crop and data\.shift cannot move images"):
+        inputs.open_inputs(replace(c, data=replace(c.data, crop=0.5)))
     assert to_dict(c)["data"]["cache"] == str(encoded)

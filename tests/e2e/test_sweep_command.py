@@ -95,7 +95,7 @@ def test_a_branch_has_the_row_of_a_whole_run_however_often_it_was_killed(config,
                 )
             assert not list((tmp_path / "branches").glob("cells/*"))
         done = process(*arguments)
-        assert done.code == 0 and ("going on from step 5 of 6" in done.out) == (
+        assert done.code == 0 and ("resuming from step 5 of 6" in done.out) == (
             way == "branches"
         ), done.err
         rows[way] = (tmp_path / way / "cells" / "frames=24.json").read_bytes()

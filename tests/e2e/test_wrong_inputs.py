@@ -284,7 +284,7 @@ def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
     train(r"no such folder", desk / "nowhere")
     train(r"no such folder", desk / "file")
     train(r"empty: no picture in this folder", desk / "empty")
-    train(r"bare: no picture here has depth; put depth/", lay_out(desk / "bare", one=GOOD[:0]))
+    train(r"bare: no image here has depth; put depth/", lay_out(desk / "bare", one=GOOD[:0]))
     root = lay_out(desk / "counts", one=GOOD)
     (root / "depth/one.npy").unlink()
     shutil.copy(desk / "depth16.png", root / "depth/one.png")

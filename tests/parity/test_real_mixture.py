@@ -56,7 +56,7 @@ def test_every_frame_is_as_likely_as_any_other(prepared: Path):
 
     config = load(f"{CONFIGS / 'mixtures.py'}:root={prepared},sets=offline,size=demo")
     assert config.data.mixture == FRAMES
-    parts = inputs.training(config)
+    parts = inputs.open_inputs(config).source
     batches = train_batches(parts, Words(), batch=10, seed=0, resolution=64)
     for _ in range(6):
         next(batches)

@@ -97,7 +97,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
     leaves = zip(jax.tree.leaves(state), jax.tree.leaves(placed), strict=True)
     if name == "8":
         checkpoints = Checkpoints(folder / "checkpoints")
-        checkpoints.save(state, c, {"data": {"batches": 5}})
+        checkpoints.save(state, c, {"data_state": {"batches": 5}})
         np.savez(folder / "saved.npz", **flatten(jax.device_get(state.ema)))
         for devices in (2, 1):
             few = sharding.make_mesh(MeshConfig(), jax.devices()[:devices])
@@ -110,7 +110,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
                 like,
             )
             restored, extra = checkpoints.restore(abstract)
-            assert extra["data"] == {"batches": 5}
+            assert extra["data_state"] == {"batches": 5}
             jax.tree.map(lambda x, s: x.sharding == s or 1 / 0, restored.params, like.params)
             np.savez(folder / f"restored-{devices}.npz", **flatten(jax.device_get(restored.ema)))
         checkpoints.close()

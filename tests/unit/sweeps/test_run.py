@@ -44,7 +44,7 @@ def trained(monkeypatch) -> list[str]:
         write_config(workdir, config)
         (workdir / "checkpoints" / str(config.train.steps) / "meta").mkdir(parents=True)
         (workdir / "metrics.jsonl").write_text(
-            '{"step": 6, "loss": 0.5}\n{"step": 6, "seconds": 2.0}\n'
+            '{"step": 6, "loss": 0.5}\n{"step": 6, "elapsed_s": 2.0}\n'
         )
 
     class Scored:

@@ -65,7 +65,7 @@ def test_a_branch_is_the_short_run_to_the_bit(tmp_path, trunk, direct, capsys):
         8,
     )
     branched = train(branch_of(trunk), tmp_path)
-    assert f"short: going on from step 3 of 8 in {trunk}" in capsys.readouterr().out
+    assert f"short: resuming from step 3 of 8 in {trunk}" in capsys.readouterr().out
     jax.tree.map(np.testing.assert_array_equal, branched, direct[0])
     assert int(branched.step) == 8
     assert losses(tmp_path) == [row for row in losses(direct[1]) if row[0] > 3]

@@ -24,7 +24,7 @@ from tests import tiny
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 CONFIG = tiny.t2i()
-EXTRA = {"data": {"batches": 12}, "seconds": 1.5, "pending": [{"loss": 0.1}]}
+EXTRA = {"data_state": {"batches": 12}, "elapsed_s": 1.5, "pending_metrics": [{"loss": 0.1}]}
 
 
 @pytest.fixture(scope="module")

@@ -23,30 +23,30 @@ CONFIG = tiny.t2i()
 
 
 def test_words_are_encoded_as_the_config_says():
-    assert inputs.text_encoder(CONFIG) == Words(CONFIG.text.tokens, CONFIG.text.vocabulary)
+    assert inputs.open_inputs(CONFIG).text_encoder == Words(CONFIG.text.tokens, CONFIG.text.vocabulary)
 
 
 def test_states_of_a_frozen_encoder_are_refused_while_there_is_none():
     with pytest.raises(UserError, match=r"text\.vocabulary is 0"):
-        inputs.text_encoder(replace(CONFIG, text=replace(CONFIG.text, vocabulary=0)))
+        inputs.open_inputs(replace(CONFIG, text=replace(CONFIG.text, vocabulary=0)))
 
 
 def test_scenes_come_at_the_config_s_size_and_held_out_ones_are_others():
-    train, held_out = inputs.source(CONFIG), inputs.source(CONFIG, "eval")
+    train, held_out = inputs.open_source(CONFIG), inputs.open_source(CONFIG, "eval")
     assert isinstance(train, Scenes) and len(train) == CONFIG.data.count
     assert train[0].image.shape == (16, 16, 3)
     assert not np.array_equal(train[0].image, held_out[0].image)
-    assert not np.array_equal(train[0].image, inputs.source(replace(CONFIG, seed=4))[0].image)
+    assert not np.array_equal(train[0].image, inputs.open_source(replace(CONFIG, seed=4))[0].image)
 
 
 def test_a_folder_needs_a_name(tmp_path):
     config = replace(CONFIG, data=replace(CONFIG.data, source="folder"))
     with pytest.raises(UserError, match=r"data\.root is empty; .*--config\.data\.root"):
-        inputs.source(config)
+        inputs.open_source(config)
     (tmp_path / "a.png").write_bytes(png_bytes(np.zeros((20, 20, 3), np.uint8)))
     np.save(tmp_path / "a.depth.npy", np.full((20, 20), 2.0, np.float32))
     data = replace(config.data, root=str(tmp_path), depth_scale=0.5, unit="metric")
-    named = inputs.source(replace(config, data=data))
+    named = inputs.open_source(replace(config, data=data))
     assert isinstance(named, Folder)
     record = named[0]
     assert (
@@ -90,7 +90,7 @@ def test_prepared_sets_are_mixed_by_weight_and_evaluated_in_turns(tmp_path):
                 tmp_path / name, split, count, 10 * (ord(name) - 96) + (5 if split == "val" else 0)
             )
     config = prepared_config(tmp_path, mixture={"a": 3.0, "b": 1.0, "c": 1.0}, sparse={"keep": 1.0})
-    parts = inputs.training(config)
+    parts = inputs.open_inputs(config).source
     assert isinstance(parts, dict) and {name: part.weight for name, part in parts.items()} == {
         "a": 3.0,
         "b": 1.0,
@@ -99,21 +99,21 @@ def test_prepared_sets_are_mixed_by_weight_and_evaluated_in_turns(tmp_path):
     assert [len(part.source) for part in parts.values()] == [3, 4, 2] and all(
         part.sparse for part in parts.values()
     )
-    held_out = inputs.source(config, "eval")
+    held_out = inputs.open_source(config, "eval")
     depths = [float(np.median(held_out[i].depth)) for i in range(len(held_out))]
     np.testing.assert_allclose(depths, [15, 25, 15.01, 25.01], rtol=2e-4)
-    alone = inputs.training(prepared_config(tmp_path / "c"))
+    alone = inputs.open_inputs(prepared_config(tmp_path / "c")).source
     assert not isinstance(alone, dict) and len(alone) == 2
     with pytest.raises(UserError, match=r"none of c has a split 'val'; set data\.eval_split"):
-        inputs.source(prepared_config(tmp_path / "c"), "eval")
+        inputs.open_source(prepared_config(tmp_path / "c"), "eval")
 
 
 def test_a_prepared_set_that_is_not_there_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"data\.root is empty"):
-        inputs.training(replace(CONFIG, data=replace(CONFIG.data, source="prepared")))
+        inputs.open_inputs(replace(CONFIG, data=replace(CONFIG.data, source="prepared")))
     with pytest.raises(UserError, match="no such folder"):
-        inputs.training(prepared_config(tmp_path, mixture={"a": 1.0}))
+        inputs.open_inputs(prepared_config(tmp_path, mixture={"a": 1.0}))
     write_prepared(tmp_path / "a", "val", 2, 1.0)
     write_prepared(tmp_path / "a", "test", 2, 1.0)
     with pytest.raises(UserError, match="has no split 'train'; choose one of test, val"):
-        inputs.training(prepared_config(tmp_path, mixture={"a": 1.0}))
+        inputs.open_inputs(prepared_config(tmp_path, mixture={"a": 1.0}))
