@@ -1,4 +1,4 @@
-"""What every test starts from: jax on the CPU, repeatable examples, real pictures where a folder is named."""
+"""What every test starts from: jax on the CPU, checked annotations, shared fixtures."""
 
 from __future__ import annotations
 
@@ -20,23 +20,46 @@ if TYPE_CHECKING:
 
 # Before anything imports jax. setdefault: whoever asks for another platform gets it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# What one test or command of a session has compiled, the others read: many run the same program. Not where XLA remarks
-# on stderr that it does so: tests ask for silence there.
-_compiled = tempfile.TemporaryDirectory(prefix="mforce-compiled-", ignore_cleanup_errors=True)
-_kept = {
-    "JAX_COMPILATION_CACHE_DIR": _compiled.name,
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-}
-if tuple(map(int, version("jax").split(".")[:2])) >= (0, 10):
-    os.environ.update({**_kept, **os.environ})  # as setdefault
+
+# Tests and the commands they start share what they compile, also between workers of pytest-xdist,
+# which inherit the folder. Older versions of XLA log each cache hit to stderr, which tests inspect.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ and tuple(
+    map(int, version("jax").split(".")[:2])
+) >= (0, 10):
+    _cache = tempfile.TemporaryDirectory(prefix="mforce-compiled-", ignore_cleanup_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Every annotation of the package is checked at run time, shapes included.
 install_import_hook("modality_forcing", "tests.typecheck.checked")
 
-# No deadline: a first example compiles. Derandomized: a red run is red again; HYPOTHESIS_PROFILE=default searches anew.
+# No deadline: a first example compiles. Derandomized: a red run is red again.
+# HYPOTHESIS_PROFILE=default searches anew.
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+MAX_WORKERS = 8  # of `-n auto`; each holds jax and its own fixtures
+# Folders whose tests take longest. They start first, so that no worker ends with one of them.
+SLOW_FIRST = ("e2e", "sharded", "parity")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Uses every core, hyperthreads included, within reason."""
+    return min(os.cpu_count() or 1, MAX_WORKERS)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sends a file's tests to one worker, since they share fixtures, and the slow files first."""
+
+    def rank(item: pytest.Item) -> int:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return SLOW_FIRST.index(folder) if folder in SLOW_FIRST else len(SLOW_FIRST)
+
+    items.sort(key=rank)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
 
 REAL_DATA = "MODALITY_FORCING_REAL_DATA"
 
@@ -55,7 +78,7 @@ def real_data() -> Path:
 
 @pytest.fixture
 def mforce(capfd) -> Callable[..., Done]:
-    """Runs the command line in this process and tells how it ended."""
+    """Runs the command line in this process and returns its exit code and output."""
     from modality_forcing import cli
     from tests.runs import Done
 
@@ -73,7 +96,7 @@ def mforce(capfd) -> Callable[..., Done]:
 
 @pytest.fixture(scope="session")
 def t2i_run(tmp_path_factory) -> Path:
-    """The workdir of a text-to-image run with one checkpoint. Only to be read."""
+    """The workdir of a text-to-image run with one checkpoint; read only."""
     from tests import runs, tiny
 
     return runs.save(tmp_path_factory.mktemp("t2i") / "run", tiny.t2i())
@@ -81,7 +104,7 @@ def t2i_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def forcing_run(tmp_path_factory) -> Path:
-    """The workdir of a run with depth with one checkpoint. Only to be read."""
+    """The workdir of a run with depth with one checkpoint; read only."""
     from tests import runs, tiny
 
     return runs.save(tmp_path_factory.mktemp("forcing") / "run", tiny.forcing())
@@ -89,7 +112,7 @@ def forcing_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_run(tmp_path_factory) -> tuple[Path, Done, Done]:
-    """The workdir of a tiny demo that was killed while it trained and run again, and what the two runs said. Only to be read."""
+    """The read-only workdir of a tiny demo killed in training and resumed, and both outputs."""
     from tests import runs
 
     workdir = tmp_path_factory.mktemp("demo") / "run"
