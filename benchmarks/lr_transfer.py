@@ -138,7 +138,9 @@ def one(
     @jax.jit
     def score(params, batch, k):
         undropped = replace(c, text=replace(c.text, drop=0.0))
-        return compute_loss(nnx.merge(graph, params), modalities, batch, k, undropped, null_text)[0]
+        return compute_loss(
+            nnx.merge(graph, params), modalities, batch, k, config=undropped, null_text=null_text
+        )[0]
 
     loss = float(
         np.mean([float(score(state.params, batch, jnp.int32(k))) for k, batch in enumerate(held)])

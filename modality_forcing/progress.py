@@ -36,8 +36,8 @@ def format_table(rows: Sequence[Sequence[object]], header: Sequence[str] = ()) -
 class ProgressMeter:
     """Reports the position, rate and remaining time of a long loop.
 
-    By default it rewrites one line on a terminal and prints lines elsewhere. The rate is that of the last reports,
-    so that compilation before the first one does not count.
+    By default it rewrites one line on a terminal and prints lines elsewhere. The rate is that of
+    the last reports, so that compilation before the first one does not count.
 
     Args:
       title: what the line begins with.

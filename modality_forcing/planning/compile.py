@@ -115,7 +115,7 @@ def abstract_step(
         )
         frozen_graph, frozen = abstract_model(theirs, base.build(theirs))
         teacher = frozen_graph, placed(frozen, sharding.tree_shardings(frozen, rules, mesh))
-    step = make_step(config, modalities, graph, null, teacher, mesh)
+    step = make_step(config, modalities, graph, null, teacher=teacher, mesh=mesh)
     return step.func, (state, batch, step.keywords["frozen"]), mesh
 
 

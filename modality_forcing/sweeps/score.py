@@ -122,9 +122,8 @@ def held_out_loss(generator: Generator, data: HeldOut, seed: int, draws: int) ->
         null = jax.tree.map(
             lambda x: jnp.zeros_like(x[0]), batch["text"]
         )  # nothing is dropped: it is never read
-        return compute_loss(
-            nnx.merge(generator.graph, params), generator.modalities, batch, draw, c, null
-        )[1]
+        model = nnx.merge(generator.graph, params)
+        return compute_loss(model, generator.modalities, batch, draw, config=c, null_text=null)[1]
 
     total: dict[str, np.ndarray] = {}
     for start in range(0, count, size):

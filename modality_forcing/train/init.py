@@ -1,4 +1,4 @@
-"""From a config and a workdir to a run that can take its next step: mesh, network, data and state on their devices."""
+"""From a config and a workdir to a run that can take its next step, on its devices."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def init_run(
 ) -> tuple[Run, TrainState]:
     """Sets up a run and its state; `records` replaces the config's own source.
 
-    Raises UserError, before anything is written, if the workdir holds another run, or if the devices, the records or
-    the initial weights do not fit the config.
+    Raises UserError, before anything is written, if the workdir holds another run, or if the
+    devices, the records or the initial weights do not fit the config.
     """
     resumes = check_resumable(workdir, config)
     mesh = sharding.make_mesh(config.mesh)
@@ -99,7 +99,7 @@ def _initial_state(
     shardings: Shardings,
     checkpoints: checkpoint.Checkpoints | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the first state of a run and the metadata of its checkpoint, from the first source that applies.
+    """Returns the first state of a run, and the metadata of the checkpoint it is from.
 
     checkpoints: of the workdir; None for a workdir that is not written yet.
     """
@@ -110,7 +110,8 @@ def _initial_state(
     # 2. train.branch: the same of a longer run, from before its learning rate decays.
     if c.branch:
         return restore_branch_point(config, abstract)
-    # 3. train.init: the EMA weights of a checkpoint, in step 0 of a new optimizer. Modalities in train.new stay fresh.
+    # 3. train.init: the EMA weights of a checkpoint, in step 0 of a new optimizer;
+    #    modules of the modalities in train.new stay fresh.
     # 4. Fresh weights, a function of the seed.
     if c.init:
         checkpoint.resolve_checkpoint(Path(c.init))  # raises before the slow part
@@ -140,7 +141,7 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> Ahead:
 
 
 def _load_teacher(config: Config, shardings: Shardings) -> tuple[Any, Any]:
-    """Returns the graph and weights of the checkpoint in train.init, the target of self-distillation."""
+    """Returns graph and weights of the checkpoint in train.init, to distill from."""
     if not config.train.init:
         raise UserError("train.distill needs train.init, the checkpoint to stay near")
     teacher, params = checkpoint.load(Path(config.train.init), shardings)

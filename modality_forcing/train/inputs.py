@@ -1,4 +1,4 @@
-"""What a run reads, from its config: records, caches of encoded records, frozen encoders and the text encoder."""
+"""What a run reads: records, caches of encoded records, frozen encoders, the text encoder."""
 
 from __future__ import annotations
 
@@ -41,8 +41,9 @@ class Inputs:
     def check(self) -> None:
         """Reads every record of a folder, and the first record of each other source.
 
-        Raises UserError for a bad file, an unknown sparsity pattern, a folder without depth for a network of depth, and
-        a cache made with other weights than those of an encoder that the config names.
+        Raises UserError for a bad file, an unknown sparsity pattern, a folder without depth for a
+        network of depth, and a cache made with other weights than those of an encoder that the
+        config names.
         """
         parts = self.source.values() if isinstance(self.source, Mapping) else ()
         for source in [part.source for part in parts] or [self.source]:
@@ -69,14 +70,15 @@ def open_inputs(
 ) -> Inputs:
     """Opens what a training run reads; `records` replaces the config's own source.
 
-    Raises UserError for data that are missing or do not fit the config, and for a modality of latents that neither a
-    cache nor an autoencoder makes.
+    Raises UserError for data that are missing or do not fit the config, and for a modality of
+    latents that neither a cache nor an autoencoder makes.
     """
     data = config.data
     for name, m in config.modalities.items():
         if m.latents and not m.autoencoder and not data.cache:
             what = f"modalities.{name} has latents, and nothing says what makes them"
-            hint = f"set modalities.{name}.autoencoder=flux2:PATH or data.cache, or latents to 0 for pixels"
+            key = f"modalities.{name}.autoencoder"
+            hint = f"set {key}=flux2:PATH or data.cache, or latents to 0 for pixels"
             raise UserError(what, hint=hint)
     shards: Mapping[str, Shards] = {}
     if data.source == "prepared" and (records is None or data.cache):
@@ -98,9 +100,10 @@ def open_inputs(
 
 
 def open_source(config: Config, split: str = "train") -> RecordSource:
-    """Returns the records of a split, "train" or "eval"; those of several prepared data sets take turns.
+    """Returns the records of "train" or "eval"; several prepared data sets take turns.
 
-    A folder has no held-out split: both are the same records. Raises UserError if there are no records.
+    A folder has no held-out split: both are the same records. Raises UserError if there are no
+    records.
     """
     data = config.data
     if data.source == "prepared":
@@ -115,9 +118,10 @@ def open_source(config: Config, split: str = "train") -> RecordSource:
 
 
 def open_shards(config: Config, split: str) -> dict[str, Shards]:
-    """Returns the config's prepared data sets that have a split, by name: its mixture, or the one at its root.
+    """Returns the prepared data sets that have a split, by name: a mixture, or the one at the root.
 
-    Raises UserError if none has the split, or if one is not a prepared folder or lacks the training split.
+    Raises UserError if none has the split, or if one is not a prepared folder or lacks the training
+    split.
     """
     data = config.data
     if not data.root:
@@ -144,7 +148,8 @@ def build_encoders(
 ) -> Frozen:
     """Returns the frozen encoders that a config names, without those in `skip` ("text", "image").
 
-    Raises UserError if there are two autoencoders, or if the config's latents are not those of its autoencoder.
+    Raises UserError if there are two autoencoders, or if the config's latents are not those of its
+    autoencoder.
     """
     named = {name: m for name, m in config.modalities.items() if m.autoencoder}
     if "image" in skip:
@@ -168,8 +173,9 @@ def build_text_encoder(
 ) -> TextEncoder:
     """Returns the host side of the text conditioning.
 
-    It gives word ids, token ids for the text encoder among `encoders`, or else cached states. By default the caches are
-    those that the config names. Raises UserError if none of these is there or its sizes differ from the config's.
+    It gives word ids, token ids for the text encoder among `encoders`, or else cached states. By
+    default the caches are those that the config names. Raises UserError if none of these is there
+    or its sizes differ from the config's.
     """
     c = config.text
     if c.vocabulary:
@@ -186,14 +192,14 @@ def build_text_encoder(
             cache.check("text", width=c.channels, tokens=c.tokens)
         return States(c.tokens, tuple(caches.values()))
     raise UserError(
-        "text.vocabulary is 0, and nothing says where the states of a frozen text encoder come from",
+        "text.vocabulary is 0, and nothing says where states of a frozen text encoder come from",
         hint="set text.encoder=umt5:PATH (sampling: --text-encoder) or data.cache, or learn words: "
         "encoders=none in configs/t2i",
     )
 
 
 def override_encoders(config: Config, text: str = "", image: str = "") -> Config:
-    """Returns the config with other locations of frozen encoders; raises UserError if its network takes none."""
+    """Returns the config with other frozen encoders; raises UserError if its network has none."""
     if text:
         if config.text.vocabulary:
             raise UserError("this network reads words", hint="leave --text-encoder out")
@@ -229,7 +235,7 @@ def _cached_parts(caches: Mapping[str, Cache]) -> frozenset[str]:
 def _read_latents(
     config: Config, shards: Mapping[str, Shards], caches: Mapping[str, Cache]
 ) -> Mapping[str, RecordSource]:
-    """The training sets, with latents instead of pixels where caches have them and the network reads them."""
+    """The training sets, with cached latents instead of pixels where the network reads latents."""
     latents = [m for m in config.modalities.values() if m.latents]
     computed = "image" not in _cached_parts(caches) and all(m.autoencoder for m in latents)
     if not caches or not latents or computed:
@@ -251,7 +257,5 @@ def _check_records(config: Config, records: RecordSource) -> None:
             thin(record, np.random.default_rng(0), config.data.sparse)
     needs_depth = any(m.kind == "depth" for m in config.modalities.values())
     if isinstance(records, Folder) and needs_depth and not has_depth:
-        hint = (
-            "put depth/NAME.png or .npy beside the images, or train on images alone with :phase=t2i"
-        )
+        hint = "put depth/NAME.png or .npy beside the images, or train without depth: :phase=t2i"
         raise UserError("no image here has depth", where=records.root, hint=hint)

@@ -1,4 +1,4 @@
-"""The metrics of a run: means over train.log_every steps, time spent waiting for data, and a check that all is finite."""
+"""The metrics of a run: means over train.log_every steps, times, a check for NaN."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Row = Mapping[str, jax.Array | float]  # metrics of one step
 
 
 class TrainLogger:
-    """Collects the metrics of steps and writes their means; of several processes, the first one writes.
+    """Collects the metrics of steps and writes their means, in the first process.
 
-    Metrics that are not written yet go into checkpoints, so that a resumed run writes the rows of an uninterrupted one.
+    Metrics that are not written yet go into checkpoints, so that a resumed run writes the rows of
+    an uninterrupted one.
 
     Attributes:
       pending: metrics of the steps since the last row.
@@ -44,7 +45,7 @@ class TrainLogger:
         self.pending: list[Row] = list(run.metadata.get("pending_metrics", []))
 
     def checkpoint_metadata(self, data_state: Mapping[str, int]) -> dict[str, Any]:
-        """Returns what a checkpoint keeps besides the state, as JSON; data_state: the loader's position."""
+        """Returns what a checkpoint keeps besides the state; data_state: the loader's position."""
         elapsed = self._earlier_s + time.monotonic() - self._start
         pending = _to_floats(self.pending)
         return {"data_state": data_state, "elapsed_s": elapsed, "pending_metrics": pending}
@@ -59,7 +60,8 @@ class TrainLogger:
         waited = self.data_wait_s - self._last_data_wait_s
         row["data_wait_fraction"] = waited / (now - self._last_row)
         self._last_row, self._last_data_wait_s = now, self.data_wait_s
-        # Statistics of each source of a mixture since the last row, or since the start of this process.
+        # Statistics of each source of a mixture since the last row, or since the start of this
+        # process.
         row |= {f"data/{n}": value for n, value in self._loader_stats().items() if "/" in n}
         self._check_finite(row, step)
         if self._writer:
@@ -72,7 +74,7 @@ class TrainLogger:
         self._check_finite(_mean(self.pending), step)
 
     def write_summary(self, metadata: Mapping[str, Any]) -> None:
-        """Writes the last row, with the times of the whole run; metadata: of its last checkpoint."""
+        """Writes the last row, the times of the whole run; metadata: of its last checkpoint."""
         summary = {
             "elapsed_s": metadata["elapsed_s"],
             "compile_s": self.compile_s,

@@ -1,4 +1,4 @@
-"""The training loop, one for every phase. Its order never changes: save(old state), next(batch), step, log."""
+"""The training loop of every phase. Its order never changes: save(old state), next, step, log."""
 
 from __future__ import annotations
 
@@ -24,16 +24,19 @@ def train(
 ) -> TrainState:
     """Trains a config in a workdir and returns the final state.
 
-    Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard `events/`. A second call with the same config
-    resumes from the last checkpoint; the result equals an uninterrupted run bit for bit. In a run of several processes
-    all call this function, and the first one writes and prints.
+    Writes `config.json`, `checkpoints/`, `metrics.jsonl` and TensorBoard `events/`. A second call
+    with the same config resumes from the last checkpoint; the result equals an uninterrupted run
+    bit for bit. In a run of several processes all call this function, and the first one writes and
+    prints.
 
     Args:
       records: replaces the config's own source, for example by the same records in memory.
-      stop_after: return after this many steps in total without a checkpoint, as if killed (for tests).
+      stop_after: return after this many steps in total without a checkpoint, as if killed (for
+        tests).
 
     Raises:
-      UserError: the workdir holds another config's run, the initial weights do not fit, or the disk is full.
+      UserError: the workdir holds another config's run, the initial weights do not fit, or the disk
+        is full.
       FloatingPointError: a metric is no longer finite.
     """
     run, state = init_run(config, workdir, records)
@@ -56,7 +59,8 @@ def train(
                 run.checkpoints.save(state, config, metadata)
             before = time.monotonic()
             batch = next(run.batches)
-            # Only an idle device counts as waiting. While the last step still runs, loading is free.
+            # Only an idle device counts as waiting. While the last step still runs, loading is
+            # free.
             if newest is None or newest.is_ready():
                 logger.data_wait_s += time.monotonic() - before
             before = time.monotonic()

@@ -1,10 +1,10 @@
-"""The train step, one for every phase: encode, noise, predict, masked loss per modality, gradient, optimizer, EMA."""
+"""The train step of every phase: encode, noise, predict, loss, gradient, optimizer, EMA."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,86 +12,120 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from modality_forcing.config import Config
 from modality_forcing.diffusion import distillation, flow, losses, noise_levels, rng
 from modality_forcing.modalities.base import Batch, Modality
-from modality_forcing.models.dit import DiT
 from modality_forcing.models.layout import constrain
 from modality_forcing.train.optim import make_optimizer
 from modality_forcing.train.sharding import PRESETS, tree_shardings
 from modality_forcing.train.state import Params, TrainState
 
+Model = Callable[[dict[str, Array], dict[str, Array], dict[str, Array]], Mapping[str, Array]]
 Metrics = dict[str, Float[Array, ""]]
-Sums = dict[
-    str, tuple[Float[Array, ""], Float[Array, ""]]
-]  # a metric's sum and what it is divided by
+Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # a metric's sum and its divisor
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
+class NoisyTokens(NamedTuple):
+    """One modality of a batch on its way from data to loss."""
+
+    x0: Float[Array, "b n c"]  # clean tokens
+    mask: Bool[Array, "b n c"]  # which values of x0 were observed
+    eps: Float[Array, "b n c"]
+    t: Float[Array, " b"]
+    x_t: Float[Array, "b n c"]  # what the network sees
+    is_cond: Bool[Array, " b"]  # given clean as a condition, not predicted
+
+
 def compute_loss(
-    model: DiT,
+    model: Model,
     modalities: Mapping[str, Modality],
     batch: Batch,
     step: Int[Array, ""],
+    *,
     config: Config,
     null_text: Mapping[str, ArrayLike],
-    teacher: DiT | None = None,
+    teacher: Model | None = None,
 ) -> tuple[Float[Array, ""], Sums]:
-    """Returns the loss of one batch and what to log of it, as sums, so that micro-batches add up.
+    """Returns the loss of a batch and its metrics, as sums so that micro-batches add up.
 
-    Draws depend on (seed, step, batch["index"]) alone, never on the place of an example in the batch.
+    Random numbers depend on (seed, step, batch["index"]) alone, not on an example's position in the
+    batch.
     """
-    keys = {
-        s: rng.per_example(rng.stream(config.seed, s, step), batch["index"])
-        for s in ("levels", "noise", "text")
-    }
-    t, given = noise_levels.draw(
-        keys["levels"],
-        {n: m.levels for n, m in modalities.items()},
-        {n: m.given for n, m in modalities.items()},
-    )
-    x0, observed, eps, x_t = {}, {}, {}, {}
-    for i, (name, modality) in enumerate(modalities.items()):
-        x0[name], observed[name] = modality.encode(batch)
-        noise = jax.vmap(
-            lambda k, i=i, s=modality.shape: jax.random.normal(jax.random.fold_in(k, i), s)
-        )
-        eps[name] = noise(keys["noise"])
-        x_t[name] = flow.corrupt(x0[name], eps[name], t[name], observed[name])
-
-    text = drop_text(keys["text"], batch["text"], null_text, config.text.drop)
+    c = config.train
+    tokens = add_noise(modalities, batch, config.seed, step)
+    x_t, t = {n: x.x_t for n, x in tokens.items()}, {n: x.t for n, x in tokens.items()}
+    keys = rng.per_example(rng.stream(config.seed, "text", step), batch["index"])
+    text = text_dropout(keys, batch["text"], null_text, config.text.drop)
     prediction = model(x_t, t, text)
 
     total, sums = jnp.zeros(()), {}
     for name, m in modalities.items():
+        x = tokens[name]
         loss = losses.velocity_loss(
-            prediction[name],
-            x0[name],
-            eps[name],
-            t[name],
-            observed[name],
-            given[name],
-            m.prediction,
-            config.train.t_min,
+            prediction[name], x.x0, x.eps, x.t, x.mask, x.is_cond, m.prediction, c.t_min
         )  # [b]
         total += m.weight * jnp.mean(loss)
-        # Logged per example that has something to learn, so that the task mix does not scale the curve.
-        scored = jnp.any(observed[name], axis=(1, 2)) & ~given[name]
-        sums[f"loss_{name}"] = (jnp.sum(loss), jnp.sum(scored, dtype=jnp.float32))
+        # Divided by the number of examples with a target, so that the mix of tasks does not scale
+        # the curve.
+        has_target = jnp.any(x.mask, axis=(1, 2)) & ~x.is_cond
+        sums[f"loss_{name}"] = (jnp.sum(loss), jnp.sum(has_target, dtype=jnp.float32))
     if teacher is not None:
-        lead = next(iter(modalities))
-        distilled = _distill(teacher, modalities, lead, x_t, t, text, prediction, given, config)
+        # Paper, eq. 8: the frozen text-to-image model sees the primary modality alone. Its velocity
+        # is the target.
+        primary, *others = modalities
+        x, m = tokens[primary], modalities[primary]
+        frozen = jax.lax.stop_gradient(teacher({primary: x.x_t}, {primary: x.t}, text)[primary])
+        student_v, teacher_v = (
+            flow.to_velocity(y.astype(jnp.float32), x.x_t, x.t, m.prediction, c.t_min)
+            for y in (prediction[primary], frozen)
+        )
+        t_others = jnp.mean(jnp.stack([t[name] for name in others]), axis=0)
+        distilled = jnp.mean(
+            distillation.distillation_loss(
+                student_v, teacher_v, t_others, x.is_cond, c.distill_high, c.distill_low
+            )
+        )
         total += distilled
         sums["loss_distill"] = (distilled, jnp.ones(()))
     return total, sums | {"loss": (total, jnp.ones(()))}
 
 
-def drop_text(
-    keys: Any, text: Mapping[str, Array], null: Mapping[str, ArrayLike], probability: float
+def add_noise(
+    modalities: Mapping[str, Modality], batch: Batch, seed: int, step: Int[Array, ""]
+) -> dict[str, NoisyTokens]:
+    """Returns the tokens of a batch at random noise levels, by modality."""
+    keys = {
+        name: rng.per_example(rng.stream(seed, name, step), batch["index"])
+        for name in ("levels", "noise")
+    }
+    t, is_cond = noise_levels.draw(
+        keys["levels"],
+        {n: m.levels for n, m in modalities.items()},
+        {n: m.given for n, m in modalities.items()},
+    )
+    tokens = {}
+    for i, (name, m) in enumerate(modalities.items()):
+        x0, mask = m.encode(batch)
+        eps = jax.vmap(partial(_normal, i, m.shape))(keys["noise"])
+        x_t = flow.corrupt(x0, eps, t[name], mask)
+        tokens[name] = NoisyTokens(x0, mask, eps, t[name], x_t, is_cond[name])
+    return tokens
+
+
+def _normal(stream: int, shape: tuple[int, ...], key: Key[Array, ""]) -> Array:
+    return jax.random.normal(jax.random.fold_in(key, stream), shape)
+
+
+def text_dropout(
+    keys: Key[Array, " b"],
+    text: Mapping[str, Array],
+    null: Mapping[str, ArrayLike],
+    probability: float,
 ) -> dict[str, Array]:
-    """Replaces some examples' text by the encoder's own embedding of "", for classifier-free guidance."""
+    """Replaces the text of some examples by an empty caption's, for classifier-free guidance."""
     dropped = jax.vmap(jax.random.uniform)(keys) < probability  # [b]
     return {
         k: jnp.where(dropped.reshape(-1, *[1] * (v.ndim - 1)), jnp.asarray(null[k], v.dtype), v)
@@ -99,54 +133,37 @@ def drop_text(
     }
 
 
-def _distill(
-    teacher, modalities, lead, x_t, t, text, prediction, given, config
-) -> Float[Array, ""]:
-    """Paper eq. 8: the frozen text-to-image model sees the same noisy lead alone; its velocity is the target."""
-    kind, t_min = modalities[lead].prediction, config.train.t_min
-    frozen = jax.lax.stop_gradient(teacher({lead: x_t[lead]}, {lead: t[lead]}, text)[lead])
-    velocity = lambda y: flow.to_velocity(y.astype(jnp.float32), x_t[lead], t[lead], kind, t_min)
-    others = jnp.stack([t[name] for name in modalities if name != lead])  # [m-1 b]
-    loss = distillation.distillation_loss(
-        velocity(prediction[lead]),
-        velocity(frozen),
-        jnp.mean(others, axis=0),
-        given[lead],
-        config.train.distill_high,
-        config.train.distill_low,
-    )
-    return jnp.mean(loss)
-
-
 def compute_grads(
     loss: Callable[[Params, Batch], tuple[Float[Array, ""], Sums]],
     params: Params,
     batch: Batch,
-    micro: int,
+    num_microbatches: int,
 ) -> tuple[Params, Metrics]:
-    """Returns the gradient of the batch's mean loss, added up in float32 over `micro` micro-batches, and the metrics."""
+    """Returns the gradient of the mean loss, accumulated in float32, and the metrics."""
     gradient = jax.grad(loss, has_aux=True)
-    if micro == 1:
+    if num_microbatches == 1:
         grads, sums = gradient(params, batch)
-    else:
+        return grads, normalize_metrics(sums)
 
-        def add(total: Any, part: Batch) -> tuple[Any, None]:
-            part = jax.tree.map(lambda x: constrain(x, "b"), part)
-            return jax.tree.map(jnp.add, total, gradient(params, part)), None
+    def split(x: Array) -> Array:
+        # A micro-batch takes its share of each device's examples, so that no example changes its
+        # device.
+        each = x.reshape(len(x) // num_microbatches, num_microbatches, *x.shape[1:])
+        return jnp.moveaxis(each, 1, 0)
 
-        # Every micro-batch takes its share of each device's examples, so that none has to move.
-        parts = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(len(x) // micro, micro, *x.shape[1:]), 1, 0), batch
-        )
-        shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        (grads, sums), _ = jax.lax.scan(add, zeros, parts)
-        grads = jax.tree.map(lambda g: g / micro, grads)
-    return grads, averages(sums)
+    def accumulate(total: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
+        part = jax.tree.map(lambda x: constrain(x, "b"), part)
+        return jax.tree.map(jnp.add, total, gradient(params, part)), None
+
+    parts = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    (grads, sums), _ = jax.lax.scan(accumulate, zeros, parts)
+    return jax.tree.map(lambda g: g / num_microbatches, grads), normalize_metrics(sums)
 
 
-def averages(sums: Sums) -> Metrics:
-    """Returns each metric's mean over what it was counted over, 0 where that is nothing."""
+def normalize_metrics(sums: Sums) -> Metrics:
+    """Returns each metric's sum divided by its count, 0 where the count is 0."""
     return {name: value / jnp.maximum(count, 1.0) for name, (value, count) in sums.items()}
 
 
@@ -155,48 +172,49 @@ def make_step(
     modalities: Mapping[str, Modality],
     graph: nnx.GraphDef,
     null_text: Mapping[str, ArrayLike],
+    *,
     teacher: tuple[nnx.GraphDef, Params] | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
-    """Returns the jitted step (state, batch) -> (state, metrics); the state given to it is consumed.
+    """Returns the jitted step (state, batch) -> (state, metrics), which donates its input state.
 
-    With a mesh, both come sharded as train/sharding.py lays them out, and the state stays so.
+    With a mesh, state and batch are sharded as in train/sharding.py, and the state stays so.
     """
-    optimise = make_optimizer(config.train, config.model.width)
-    teacher_graph, frozen = teacher if teacher is not None else (graph, None)
-    rules = PRESETS[config.mesh.preset]
+    c, rules = config.train, PRESETS[config.mesh.preset]
+    optimizer = make_optimizer(c, config.model.width)
+    teacher_graph, teacher_params = teacher if teacher is not None else (graph, None)
 
     def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
-        def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], Sums]:
-            guide = None if frozen is None else nnx.merge(teacher_graph, frozen)
-            return compute_loss(
-                nnx.merge(graph, params), modalities, batch, state.step, config, null_text, guide
-            )
+        guide = None if frozen is None else nnx.merge(teacher_graph, frozen)
+        fixed = {"config": config, "null_text": null_text, "teacher": guide}
 
-        grads, metrics = compute_grads(loss, state.params, batch, config.train.accumulate)
-        grads = in_shards(grads)  # a device updates its own shard, and needs the sum of no other
-        updates, opt_state = optimise.update(grads, state.opt_state, state.params)
+        def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], Sums]:
+            return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, **fixed)
+
+        grads, metrics = compute_grads(loss, state.params, batch, c.accumulate)
+        # Reduce-scatter: a device updates its own shard and needs only that part of the sum.
+        grads = constrain_state(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
-        # The EMA follows the updated weights; it is short at first, so that it forgets the initial ones.
-        decay = jnp.minimum(config.train.ema, (1.0 + state.step) / (10.0 + state.step))
+        # The EMA follows the updated weights. Its decay starts small, so that it forgets the
+        # initial weights.
+        decay = jnp.minimum(c.ema, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
-        return in_shards(TrainState(state.step + 1, params, opt_state, ema)), metrics
+        return constrain_state(TrainState(state.step + 1, params, opt_state, ema)), metrics
 
-    def in_shards(tree: Any) -> Any:
-        return (
-            tree
-            if mesh is None
-            else jax.lax.with_sharding_constraint(tree, tree_shardings(tree, rules, mesh))
-        )
+    def constrain_state(tree: Any) -> Any:
+        if mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, tree_shardings(tree, rules, mesh))
 
     def on_mesh(
         state: TrainState, batch: Batch, frozen: Params | None
     ) -> tuple[TrainState, Metrics]:
         if mesh is None:
             return step(state, batch, frozen)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # what models/layout.py reads
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # models/layout.py reads it
             return step(state, batch, frozen)
 
-    # The teacher is an argument: closed over, it would be compiled in.
-    return partial(jax.jit(on_mesh, donate_argnums=0), frozen=frozen)
+    # The teacher's weights are an argument: closed over, they would be compiled in as constants.
+    return partial(jax.jit(on_mesh, donate_argnums=0), frozen=teacher_params)

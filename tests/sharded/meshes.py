@@ -63,7 +63,7 @@ def draws(c: Config, batch) -> dict[str, jax.Array]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_module, "flow", SimpleNamespace(**{**vars(flow), "corrupt": corrupt}))
-        compute_loss(model, base.build(c), batch, jnp.int32(3), c, tiny.null_text(c))  # pyright: ignore[reportArgumentType]
+        compute_loss(model, base.build(c), batch, jnp.int32(3), config=c, null_text=tiny.null_text(c))  # pyright: ignore[reportArgumentType]
     return seen
 
 

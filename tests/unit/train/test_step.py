@@ -1,4 +1,4 @@
-"""The train step: who is scored for what, what cannot matter, and which weights the average follows."""
+"""The train step: loss masks, invariances, self-distillation, EMA."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from modality_forcing.config import Config
 from modality_forcing.modalities import base
 from modality_forcing.models.restore import graft
 from modality_forcing.train.state import init_params, init_state
-from modality_forcing.train.step import averages, compute_loss, drop_text, make_step
+from modality_forcing.train.step import compute_loss, make_step, normalize_metrics, text_dropout
 from modality_forcing.tree import flatten
 from tests import tiny
 
 CONFIG = tiny.forcing(weight_decay=0.0)
 MODALITIES = base.build(CONFIG)
 B = 8
+FIXED = {"config": CONFIG, "null_text": tiny.null_text(CONFIG)}
 
 
 def with_given(image: float, depth: float) -> Config:
@@ -43,8 +44,8 @@ def on_device(batch: dict[str, Any]) -> dict[str, Any]:
 BATCH = on_device(tiny.batch(CONFIG, B))
 
 
-def spied(batch=BATCH, config=CONFIG, step=0, answer=0.0, teacher=None):
-    """What the network is shown of a batch, and the metrics of answering a constant."""
+def capture(batch=BATCH, config=CONFIG, step=0, answer=0.0, teacher=None):
+    """The model's inputs for a batch, and the metrics when its output is a constant."""
     seen = {}
 
     def model(x_t, t, text):
@@ -52,10 +53,9 @@ def spied(batch=BATCH, config=CONFIG, step=0, answer=0.0, teacher=None):
         return {n: jnp.full(x.shape, answer) for n, x in x_t.items()}
 
     modalities = base.build(config)
-    loss, sums = compute_loss(
-        model, modalities, batch, jnp.int32(step), config, tiny.null_text(config), teacher
-    )  # pyright: ignore[reportArgumentType]
-    metrics = averages(sums)
+    fixed = {"config": config, "null_text": tiny.null_text(config), "teacher": teacher}
+    loss, sums = compute_loss(model, modalities, batch, jnp.int32(step), **fixed)
+    metrics = normalize_metrics(sums)
     assert loss == metrics["loss"]
     return seen, metrics
 
@@ -66,11 +66,11 @@ def graded():
     graph, params = tiny.network(CONFIG)
 
     def run(params, batch):
-        of = lambda p: compute_loss(
-            nnx.merge(graph, p), MODALITIES, batch, jnp.int32(5), CONFIG, tiny.null_text(CONFIG)
-        )
-        (_, sums), gradient = jax.value_and_grad(of, has_aux=True)(params)
-        return averages(sums), gradient
+        def loss(p):
+            return compute_loss(nnx.merge(graph, p), MODALITIES, batch, jnp.int32(5), **FIXED)
+
+        (_, sums), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return normalize_metrics(sums), gradient
 
     jitted = jax.jit(run)
     return lambda batch: jitted(params, batch)
@@ -79,17 +79,17 @@ def graded():
 ORDER = np.array([3, 0, 7, 1, 2, 6, 5, 4])
 
 
-def test_levels_noise_and_text_follow_the_example_not_its_slot():
-    seen, _ = spied()
-    turned, _ = spied(tiny.take(BATCH, ORDER))
+def test_random_numbers_depend_on_the_example_index_not_its_position():
+    seen, _ = capture()
+    turned, _ = capture(tiny.take(BATCH, ORDER))
     for what in ("t", "x_t", "text"):
         jax.tree.map(np.testing.assert_array_equal, turned[what], tiny.take(seen[what], ORDER))
-    others, _ = spied({**BATCH, "index": BATCH["index"].at[1:].add(100)})
+    others, _ = capture({**BATCH, "index": BATCH["index"].at[1:].add(100)})
     np.testing.assert_array_equal(others["x_t"]["depth"][0], seen["x_t"]["depth"][0])
     assert not np.array_equal(others["x_t"]["depth"][1], seen["x_t"]["depth"][1])
 
 
-def test_the_order_of_the_batch_changes_neither_loss_nor_gradient(graded):
+def test_loss_and_gradient_do_not_depend_on_batch_order(graded):
     metrics, gradient = graded(BATCH)
     turned_metrics, turned = graded(tiny.take(BATCH, ORDER))
     for name, value in metrics.items():
@@ -99,32 +99,32 @@ def test_the_order_of_the_batch_changes_neither_loss_nor_gradient(graded):
     )
 
 
-def test_examples_modalities_steps_and_seeds_draw_apart():
+def test_noise_differs_between_examples_modalities_steps_and_seeds():
     empty = {
         **BATCH,
         "valid": jnp.zeros_like(BATCH["valid"]),
     }  # then depth is nothing but its noise
-    eps = np.asarray(spied(empty)[0]["x_t"]["depth"])
+    eps = np.asarray(capture(empty)[0]["x_t"]["depth"])
     assert eps.mean() == pytest.approx(0, abs=4 / np.sqrt(eps.size)) and eps.std() == pytest.approx(
         1, abs=0.06
     )
     alike = lambda x, y: len(np.intersect1d(x, y)) > 0.01 * min(x.size, y.size)
     assert len(np.unique(eps)) > 0.99 * eps.size
-    seen, _ = spied(empty, with_given(0.0, 1.0))
+    seen, _ = capture(empty, with_given(0.0, 1.0))
     t, (x0, _) = seen["t"]["image"][:, None, None], MODALITIES["image"].encode(BATCH)
     image = np.asarray((seen["x_t"]["image"] - (1 - t) * x0) / t).reshape(B, -1)[:, : eps[0].size]
     assert np.mean(np.abs(image - eps.reshape(B, -1)) < 1e-3) < 0.01
-    for other in (spied(empty, step=1), spied(empty, replace(CONFIG, seed=9))):
+    for other in (capture(empty, step=1), capture(empty, replace(CONFIG, seed=9))):
         assert not alike(eps, np.asarray(other[0]["x_t"]["depth"]))
-    seen, _ = spied()
+    seen, _ = capture()
     for name in MODALITIES:
         free = np.asarray(seen["t"][name])[np.asarray(seen["t"][name]) > 0]
         assert len(np.unique(free)) == len(free) > 1
 
 
-def test_the_network_sees_the_flow_between_data_and_noise():
-    seen, _ = spied()
-    empty, _ = spied({**BATCH, "valid": jnp.zeros_like(BATCH["valid"])})
+def test_model_input_is_the_interpolation_of_data_and_noise():
+    seen, _ = capture()
+    empty, _ = capture({**BATCH, "valid": jnp.zeros_like(BATCH["valid"])})
     x0, observed = MODALITIES["depth"].encode(BATCH)
     eps, t = empty["x_t"]["depth"], seen["t"]["depth"][:, None, None]
     np.testing.assert_allclose(
@@ -134,12 +134,12 @@ def test_the_network_sees_the_flow_between_data_and_noise():
 
 
 @pytest.mark.parametrize("fill", [np.nan, -3.0, 1e30])
-def test_the_fill_of_unknown_pixels_changes_no_bit(graded, fill):
+def test_values_of_invalid_pixels_change_no_bit(graded, fill):
     filled = {**BATCH, "depth": jnp.where(BATCH["valid"], BATCH["depth"], fill)}
     jax.tree.map(np.testing.assert_array_equal, graded(filled), graded(BATCH))
 
 
-def test_the_unit_of_depth_does_not_matter(graded):
+def test_loss_does_not_depend_on_the_unit_of_depth(graded):
     jax.tree.map(
         np.testing.assert_array_equal,
         graded({**BATCH, "depth": BATCH["depth"] * 1024}),
@@ -149,7 +149,7 @@ def test_the_unit_of_depth_does_not_matter(graded):
     assert float(metrics["loss"]) == pytest.approx(float(graded(BATCH)[0]["loss"]), rel=1e-5)
 
 
-def test_an_example_with_no_valid_pixel_adds_nothing_and_breaks_nothing(graded):
+def test_example_without_valid_pixels_has_zero_loss_and_finite_gradient(graded):
     valid = BATCH["valid"].at[2].set(False)
     batch = {**BATCH, "valid": valid, "depth": jnp.where(valid, BATCH["depth"], jnp.nan)}
     metrics, gradient = graded(batch)
@@ -165,7 +165,7 @@ def test_an_example_with_no_valid_pixel_adds_nothing_and_breaks_nothing(graded):
             assert not np.any(leaf), path
 
 
-def test_what_is_given_or_unknown_has_exactly_no_loss_and_no_gradient():
+def test_condition_and_invalid_tokens_have_exactly_zero_gradient():
     """With either modality given in half of the examples: the gradient of the loss by every value of the answer."""
     config = with_given(0.5, 0.5)
     answers = {n: jnp.full((B, *m.shape), 0.3) for n, m in MODALITIES.items()}
@@ -177,9 +177,8 @@ def test_what_is_given_or_unknown_has_exactly_no_loss_and_no_gradient():
             seen.update(t)
             return answers
 
-        return compute_loss(
-            model, base.build(config), BATCH, jnp.int32(0), config, tiny.null_text(config)
-        )[0], seen  # pyright: ignore[reportArgumentType]
+        fixed = {**FIXED, "config": config}
+        return compute_loss(model, base.build(config), BATCH, jnp.int32(0), **fixed)[0], seen
 
     gradient, t = jax.grad(loss, has_aux=True)(answers)
     given = {n: np.asarray(t[n]) == 0 for n in MODALITIES}
@@ -189,11 +188,11 @@ def test_what_is_given_or_unknown_has_exactly_no_loss_and_no_gradient():
         np.testing.assert_array_equal(np.asarray(gradient[name]) != 0, scored)
 
 
-def test_a_modality_s_weight_is_its_share_of_the_loss():
+def test_modality_weight_scales_its_loss():
     both = CONFIG.modalities
     heavy = replace(CONFIG, modalities={**both, "depth": replace(both["depth"], weight=3.0)})
-    plain, told = spied(answer=0.5)[1], spied(config=heavy, answer=0.5)[1]
-    alone = spied(
+    plain, told = capture(answer=0.5)[1], capture(config=heavy, answer=0.5)[1]
+    alone = capture(
         config=replace(CONFIG, modalities={**both, "depth": replace(both["depth"], weight=0.0)}),
         answer=0.5,
     )[1]
@@ -202,9 +201,9 @@ def test_a_modality_s_weight_is_its_share_of_the_loss():
     assert float(told["loss"]) == pytest.approx(float(alone["loss"]) + 3 * depth, rel=1e-5)
 
 
-def test_the_logged_loss_is_per_example_that_was_scored():
+def test_logged_loss_is_divided_by_examples_with_a_target():
     """Half the depth maps missing and some given: the curve stays that of what is predicted."""
-    seen, metrics = spied()
+    seen, metrics = capture()
     x0, observed = MODALITIES["depth"].encode(BATCH)
     t = np.asarray(seen["t"]["depth"])
     squares = [
@@ -215,9 +214,9 @@ def test_the_logged_loss_is_per_example_that_was_scored():
     assert float(metrics["loss_depth"]) == pytest.approx(np.mean(squares), rel=1e-4)
 
 
-def test_an_image_alone_is_a_run_too():
+def test_image_alone_is_trained_by_the_same_step():
     config = tiny.t2i()
-    seen, metrics = spied(on_device(tiny.batch(config, B)), config)
+    seen, metrics = capture(on_device(tiny.batch(config, B)), config)
     assert set(seen["x_t"]) == set(seen["t"]) == {"image"} and set(metrics) == {
         "loss_image",
         "loss",
@@ -225,11 +224,11 @@ def test_an_image_alone_is_a_run_too():
     assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_image"]))
 
 
-def test_dropped_text_is_the_encoder_s_empty_caption():
+def test_text_dropout_uses_the_null_text():
     text = {"tokens": jnp.full((1000, 3), 7), "mask": jnp.ones((1000, 3), bool)}
     null = {"tokens": np.array([5, 0, 0]), "mask": np.array([True, False, False])}
     keys = jax.random.split(jax.random.key(0), 1000)
-    out = drop_text(keys, text, null, 0.1)
+    out = text_dropout(keys, text, null, 0.1)
     dropped = np.asarray(out["tokens"][:, 0] == 5)
     assert dropped.mean() == pytest.approx(0.1, abs=0.03)
     for name in text:
@@ -237,14 +236,14 @@ def test_dropped_text_is_the_encoder_s_empty_caption():
             out[name][dropped], np.broadcast_to(null[name], (dropped.sum(), 3))
         )
         np.testing.assert_array_equal(out[name][~dropped], text[name][~dropped])
-    assert not np.any(drop_text(keys, text, null, 1.0)["tokens"][:, 0] != 5)
-    assert not np.any(drop_text(keys, text, null, 0.0)["tokens"] == 5)
+    assert not np.any(text_dropout(keys, text, null, 1.0)["tokens"][:, 0] != 5)
+    assert not np.any(text_dropout(keys, text, null, 0.0)["tokens"] == 5)
 
 
 # ---- Self-distillation
 
 
-def test_distillation_weighs_the_velocity_s_error_by_the_depth_s_noise():
+def test_distillation_weights_the_velocity_error_by_the_depth_noise_level():
     config = replace(
         CONFIG, train=replace(CONFIG.train, distill=True, distill_high=2.0, distill_low=0.5)
     )
@@ -254,7 +253,7 @@ def test_distillation_weighs_the_velocity_s_error_by_the_depth_s_noise():
         shown.append((x_t, t, text))
         return {"image": jnp.full(x_t["image"].shape, 0.7)}
 
-    seen, metrics = spied(config=config, answer=0.2, teacher=teacher)
+    seen, metrics = capture(config=config, answer=0.2, teacher=teacher)
     ((x_t, t, text),) = shown
     assert set(x_t) == set(t) == {"image"}  # alone, on the same noisy image, with the same text
     np.testing.assert_array_equal(x_t["image"], seen["x_t"]["image"])
@@ -264,11 +263,11 @@ def test_distillation_weighs_the_velocity_s_error_by_the_depth_s_noise():
     weight = 2.0 * other + 0.5 * (1 - other)
     each = np.where(level > 0, weight * (0.5 / np.maximum(level, 0.05)) ** 2, 0.0)
     assert float(metrics["loss_distill"]) == pytest.approx(each.mean(), rel=1e-4)
-    plain = spied(answer=0.2)[1]
+    plain = capture(answer=0.2)[1]
     assert float(metrics["loss"] - plain["loss"]) == pytest.approx(each.mean(), rel=1e-3)
 
 
-def test_distillation_starts_where_student_and_teacher_agree_up_to_the_depth_s_tokens():
+def test_distillation_loss_starts_at_zero_without_depth_tokens():
     teacher_config = tiny.t2i()
     teacher_graph, teacher = tiny.network(teacher_config)
     student = graft(teacher, init_params(CONFIG, MODALITIES), ("depth",))
@@ -277,22 +276,13 @@ def test_distillation_starts_where_student_and_teacher_agree_up_to_the_depth_s_t
 
     def run(params, frozen, silent):
         def model(x_t, t, text):
-            out = nnx.merge(graph, params)(x_t, t, text)
-            return (
-                out | nnx.merge(graph, params)({"image": x_t["image"]}, {"image": t["image"]}, text)
-                if silent
-                else out
-            )
+            network = nnx.merge(graph, params)
+            alone = {"image": x_t["image"]}, {"image": t["image"]}, text
+            return network(x_t, t, text) | (network(*alone) if silent else {})
 
-        return compute_loss(
-            model,
-            MODALITIES,
-            BATCH,
-            jnp.int32(0),
-            config,
-            tiny.null_text(config),
-            nnx.merge(teacher_graph, frozen),
-        )[1]["loss_distill"][0]  # pyright: ignore[reportArgumentType]
+        fixed = {**FIXED, "config": config, "teacher": nnx.merge(teacher_graph, frozen)}
+        sums = compute_loss(model, MODALITIES, BATCH, jnp.int32(0), **fixed)[1]
+        return sums["loss_distill"][0]
 
     assert float(jax.jit(run, static_argnums=2)(student, teacher, True)) < 1e-10
     heard, (push, taught) = jax.jit(jax.value_and_grad(run, argnums=(0, 1)), static_argnums=2)(
@@ -323,7 +313,7 @@ def stepped(step):
     return states, metrics
 
 
-def test_a_step_counts_itself_and_moves_every_weight(stepped):
+def test_step_increments_its_count_and_updates_every_weight(stepped):
     states, metrics = stepped
     assert [int(state.step) for state in states] == [0, 1, 2]
     assert set(metrics[0]) == {"loss", "loss_image", "loss_depth", "grad_norm"}
@@ -331,7 +321,7 @@ def test_a_step_counts_itself_and_moves_every_weight(stepped):
     assert all(flatten(moved).values()), [path for path, any_ in flatten(moved).items() if not any_]
 
 
-def test_the_average_follows_the_updated_weights(stepped):
+def test_ema_follows_the_updated_weights(stepped):
     (before, one, two), _ = stepped
     for old, new, decay in (
         (before, one, 1 / 10),
@@ -343,7 +333,7 @@ def test_the_average_follows_the_updated_weights(stepped):
         )
 
 
-def test_the_average_s_decay_ends_at_the_config_s(step, stepped):
+def test_ema_decay_converges_to_the_config_value(step, stepped):
     state = jax.tree.map(jnp.asarray, stepped[0][2])._replace(step=jnp.int32(100_000))
     before = jax.device_get(state.ema)
     after = jax.device_get(step(state, on_device(tiny.batch(CONFIG)))[0])
@@ -353,7 +343,7 @@ def test_the_average_s_decay_ends_at_the_config_s(step, stepped):
     )
 
 
-def test_training_learns_a_batch_by_heart():
+def test_training_overfits_one_batch():
     config = replace(
         tiny.t2i(steps=100, learning_rate=1e-2, t_min=1.0), text=replace(tiny.TEXT, drop=0.0)
     )
