@@ -20,7 +20,9 @@ Source: waymo-research/waymo-open-dataset, dataset.proto, utils/{frame_utils, ra
 from __future__ import annotations
 
 import io
+import math
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -43,21 +45,63 @@ from modality_forcing.datasets.common.lidar import NEAREST, inverse, make_pose, 
 from modality_forcing.datasets.common.tfrecord import find_records, read_record
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
-from modality_forcing.storage import protobuf
-from modality_forcing.storage.protobuf import Fields
+from modality_forcing.storage.proto_schema import MessageClass, define_messages, parse
 
 CAMERAS = {1: "FRONT", 2: "FRONT_LEFT", 3: "FRONT_RIGHT", 4: "SIDE_LEFT", 5: "SIDE_RIGHT"}
 
 _TITLE = "Waymo Open"
 _ROOF = 1  # the scanner whose cells have poses of their own
-# Numbers of fields, by the message that has them.
-_FRAME = {"context": 1, "pose": 3, "images": 4, "lasers": 5}
-_CONTEXT = {"cameras": 2, "lasers": 3}
-_CAMERA = {"name": 1, "intrinsic": 2, "extrinsic": 3, "width": 4, "height": 5}
-_LASER = {"name": 1, "inclinations": 2, "least": 3, "most": 4, "extrinsic": 5}
-_IMAGE = {"name": 1, "jpeg": 2, "pose": 3}
-_SCAN = {"name": 1, "first_return": 2}
-_RETURN = {"ranges": 2, "projections": 3, "poses": 4}
+# The fields used here of dataset.proto and label.proto; enumerations are read as their numbers.
+_MESSAGES = define_messages("""
+message Transform { repeated double transform = 1; }
+message MatrixShape { repeated int32 dims = 1; }
+message MatrixFloat {
+  repeated float data = 1 [packed = true];
+  optional MatrixShape shape = 2;
+}
+message MatrixInt32 {
+  repeated int32 data = 1 [packed = true];
+  optional MatrixShape shape = 2;
+}
+message CameraCalibration {
+  optional int32 name = 1;
+  repeated double intrinsic = 2;
+  optional Transform extrinsic = 3;
+  optional int32 width = 4;
+  optional int32 height = 5;
+}
+message LaserCalibration {
+  optional int32 name = 1;
+  repeated double beam_inclinations = 2;
+  optional double beam_inclination_min = 3;
+  optional double beam_inclination_max = 4;
+  optional Transform extrinsic = 5;
+}
+message Context {
+  repeated CameraCalibration camera_calibrations = 2;
+  repeated LaserCalibration laser_calibrations = 3;
+}
+message CameraImage {
+  optional int32 name = 1;
+  optional bytes image = 2;
+  optional Transform pose = 3;
+}
+message RangeImage {
+  optional bytes range_image_compressed = 2;
+  optional bytes camera_projection_compressed = 3;
+  optional bytes range_image_pose_compressed = 4;
+}
+message Laser {
+  optional int32 name = 1;
+  optional RangeImage ri_return1 = 2;
+}
+message Frame {
+  optional Context context = 1;
+  optional Transform pose = 3;
+  repeated CameraImage images = 4;
+  repeated Laser lasers = 5;
+}
+""")
 
 
 @dataclass(frozen=True)
@@ -73,8 +117,8 @@ class _Decoded:
     points: np.ndarray  # f64 [n 3] in the world
     projections: np.ndarray  # i64 [n 6]: camera, x and y, twice
     pose: np.ndarray  # f64 [4 4] of the car
-    images: dict[int, Fields]
-    cameras: dict[int, Fields]  # their calibrations
+    images: dict[int, MessageClass]
+    cameras: dict[int, MessageClass]  # their calibrations
 
 
 def _open(root: Path, split: str) -> Frames[_Frame]:
@@ -100,14 +144,14 @@ def _read(origin: Origin, frame: _Frame, drop_hidden: bool = True) -> Record:
                 hint="leave the frame out",
             )
         taken, calibration = decoded.images[frame.camera], decoded.cameras[frame.camera]
-        with Image.open(io.BytesIO(protobuf.content(taken, _IMAGE["jpeg"]))) as opened:
+        with Image.open(io.BytesIO(taken.image)) as opened:
             image = np.array(opened.convert("RGB"))
-        size = tuple(protobuf.integer(calibration, _CAMERA[side]) for side in ("height", "width"))
+        size = (calibration.height, calibration.width)
         if image.shape[:2] != size:
             raise ValueError(f"a picture of {image.shape} where {size} is calibrated")
-        fx, fy, cx, cy = protobuf.doubles(calibration, _CAMERA["intrinsic"])[:4]
-        car = _pose(taken, _IMAGE["pose"]) if _IMAGE["pose"] in taken else decoded.pose
-        camera = car @ _pose(calibration, _CAMERA["extrinsic"])
+        fx, fy, cx, cy = calibration.intrinsic[:4]
+        car = _pose(taken.pose) if taken.HasField("pose") else decoded.pose
+        camera = car @ _pose(calibration.extrinsic)
     z = move(decoded.points, inverse(camera))[:, 0]
     pixels, which = _seen_by(decoded.projections, frame.camera)
     ahead = z[which] >= NEAREST
@@ -129,11 +173,10 @@ def _seen_by(projections: np.ndarray, camera: int) -> tuple[np.ndarray, np.ndarr
 
 @lru_cache(maxsize=1)  # the cameras of a frame are read one after the other
 def _decode(path: Path, place: tuple[int, int]) -> _Decoded:
-    frame = protobuf.parse(read_record(path, place))
-    context = protobuf.message(frame, _FRAME["context"])
-    pose = _pose(frame, _FRAME["pose"])
-    lasers = _by_name(protobuf.messages(context, _CONTEXT["lasers"]), _LASER["name"])
-    scans = _by_name(protobuf.messages(frame, _FRAME["lasers"]), _SCAN["name"])
+    frame = parse(_MESSAGES["Frame"], read_record(path, place))
+    pose = _pose(frame.pose)
+    lasers = _by_name(frame.context.laser_calibrations)
+    scans = _by_name(frame.lasers)
     parts = [
         _points(name, scans[name], lasers[name], pose)
         for name in sorted(scans.keys() & lasers.keys())
@@ -144,24 +187,24 @@ def _decode(path: Path, place: tuple[int, int]) -> _Decoded:
             [np.zeros((0, 6), np.int64), *(projections for _, projections in parts)]
         ),
         pose=pose,
-        images=_by_name(protobuf.messages(frame, _FRAME["images"]), _IMAGE["name"]),
-        cameras=_by_name(protobuf.messages(context, _CONTEXT["cameras"]), _CAMERA["name"]),
+        images=_by_name(frame.images),
+        cameras=_by_name(frame.context.camera_calibrations),
     )
 
 
 def _points(
-    name: int, scan: Fields, laser: Fields, car: np.ndarray
+    name: int, scan: MessageClass, laser: MessageClass, car: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points f64 [n 3] in the world and their projections i64 [n 6], of the returns of a scanner that a camera sees."""
-    first = protobuf.message(scan, _SCAN["first_return"])
-    if _RETURN["ranges"] not in first:
+    first = scan.ri_return1
+    if not first.HasField("range_image_compressed"):
         return np.zeros((0, 3)), np.zeros((0, 6), np.int64)
-    ranges = _matrix(first, _RETURN["ranges"], "floats")[..., 0]
-    projections = _matrix(first, _RETURN["projections"], "integers")
+    ranges = _matrix("MatrixFloat", first.range_image_compressed)[..., 0]
+    projections = _matrix("MatrixInt32", first.camera_projection_compressed)
     if projections.shape != (*ranges.shape, 6):
         raise ValueError(f"projections of {projections.shape} for ranges of {ranges.shape}")
     row, column = np.nonzero((ranges > 0) & (projections[..., 0] > 0))
-    mounted = _pose(laser, _LASER["extrinsic"])
+    mounted = _pose(laser.extrinsic)
     inclination, azimuth = (
         _inclinations(laser, ranges.shape[0])[row],
         _azimuths(mounted, ranges.shape[1])[column],
@@ -171,24 +214,24 @@ def _points(
         [np.cos(azimuth) * level, np.sin(azimuth) * level, np.sin(inclination)], axis=1
     )
     points = move(directions * ranges[row, column].astype(np.float64)[:, None], mounted)
-    if name == _ROOF and _RETURN["poses"] in first:
-        points = _move_each(
-            points, _matrix(first, _RETURN["poses"], "floats")[row, column].astype(np.float64)
-        )
+    if name == _ROOF and first.HasField("range_image_pose_compressed"):
+        poses = _matrix("MatrixFloat", first.range_image_pose_compressed)
+        points = _move_each(points, poses[row, column].astype(np.float64))
     else:
         points = move(points, car)
     return points, projections[row, column]
 
 
-def _inclinations(laser: Fields, rows: int) -> np.ndarray:
+def _inclinations(laser: MessageClass, rows: int) -> np.ndarray:
     """The angle f64 [h] above the scanner's horizon of each row, the highest first."""
-    given = protobuf.doubles(laser, _LASER["inclinations"])
-    if not len(given):
-        least, most = (protobuf.doubles(laser, _LASER[end])[-1] for end in ("least", "most"))
-        given = least + (np.arange(rows) + 0.5) / rows * (most - least)
-    if len(given) != rows:
-        raise ValueError(f"{len(given)} inclinations for {rows} rows")
-    return given[::-1]
+    if not laser.beam_inclinations:
+        if not (laser.HasField("beam_inclination_min") and laser.HasField("beam_inclination_max")):
+            raise ValueError("a scanner without inclinations")
+        low, high = laser.beam_inclination_min, laser.beam_inclination_max
+        return (low + (np.arange(rows) + 0.5) / rows * (high - low))[::-1]
+    if len(laser.beam_inclinations) != rows:
+        raise ValueError(f"{len(laser.beam_inclinations)} inclinations for {rows} rows")
+    return np.array(laser.beam_inclinations, np.float64)[::-1]
 
 
 def _azimuths(mounted: np.ndarray, columns: int) -> np.ndarray:
@@ -207,26 +250,26 @@ def _move_each(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
     return np.stack([x, y, z], axis=1) + poses[:, 3:]
 
 
-def _matrix(fields: Fields, number: int, kind: str) -> np.ndarray:
-    """A compressed MatrixFloat or MatrixInt32, [h w c]."""
-    stored = protobuf.parse(zlib.decompress(protobuf.content(fields, number)))
-    numbers = (protobuf.floats if kind == "floats" else protobuf.integers)(stored, 1)
-    shape = protobuf.integers(protobuf.message(stored, 2), 1)
-    if len(shape) != 3 or shape.min() < 1 or shape.prod() != len(numbers):
+def _matrix(kind: str, compressed: bytes) -> np.ndarray:
+    """A compressed MatrixFloat (f32) or MatrixInt32 (i64), [h w c]."""
+    stored = parse(_MESSAGES[kind], zlib.decompress(compressed))
+    numbers = np.array(stored.data, np.float32 if kind == "MatrixFloat" else np.int64)
+    shape = tuple(stored.shape.dims)
+    if len(shape) != 3 or min(shape) < 1 or math.prod(shape) != len(numbers):
         raise ValueError(f"{len(numbers)} numbers for a matrix of {shape}")
     return numbers.reshape(shape)
 
 
-def _pose(fields: Fields, number: int) -> np.ndarray:
-    pose = protobuf.doubles(protobuf.message(fields, number), 1)
+def _pose(message: MessageClass) -> np.ndarray:
+    pose = np.array(message.transform, np.float64)
     if len(pose) != 16 or not np.isfinite(pose).all():
         raise ValueError("a pose that is none")
     pose = pose.reshape(4, 4)
     return make_pose(pose[:3, :3], pose[:3, 3])
 
 
-def _by_name(messages: list[Fields], number: int) -> dict[int, Fields]:
-    return {protobuf.integer(one, number): one for one in messages}
+def _by_name(messages: Iterable[MessageClass]) -> dict[int, MessageClass]:
+    return {message.name: message for message in messages}
 
 
 DATASET = Dataset(

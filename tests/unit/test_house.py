@@ -34,6 +34,7 @@ NO_TWIN: dict[str, str] = {
 DISTRIBUTION = {
     "PIL": "pillow",
     "absl": "absl-py",
+    "google": "protobuf",
     "orbax": "orbax-checkpoint",
     "tensorboardX": "tensorboardx",
 }
