@@ -197,10 +197,7 @@ def field_notes(kind: type) -> dict[str, str]:
 
 def datasets_page() -> str:
     """Returns a section for each data set: the facts, and its module's docstring."""
-    parts = [
-        "# Data sets",
-        "Generated from the modules of `modality_forcing/datasets/`.",
-    ]
+    parts = ["# Data sets", "Generated from the modules of `modality_forcing/datasets/`."]
     for name in registry.NAMES:
         module = importlib.import_module(f"modality_forcing.datasets.{name}")
         dataset = module.DATASET

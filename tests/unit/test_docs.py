@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: commands, options, config keys, links, floors and extras."""
+"""The documentation agrees with the code: commands, config keys, links, floors and extras."""
 
 from __future__ import annotations
 
@@ -16,9 +16,7 @@ from modality_forcing import cli
 from modality_forcing.config import Config
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")]
-)
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
