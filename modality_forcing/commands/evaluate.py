@@ -226,10 +226,13 @@ def _benchmarks(options: argparse.Namespace) -> None:
 def _generator(options: argparse.Namespace, seed: int | None) -> Any:
     from modality_forcing.generator import Generator
 
-    loaded = Generator.from_checkpoint(
-        options.checkpoint, options.text_encoder or "", options.autoencoder or ""
+    return Generator.from_checkpoint(
+        options.checkpoint,
+        text_encoder=options.text_encoder or "",
+        autoencoder=options.autoencoder or "",
+        seed=seed,
+        sample={"steps": options.steps, "solver": options.solver},
     )
-    return loaded.sampling(seed, steps=options.steps, solver=options.solver)
 
 
 def _check_file(out: Path | None) -> None:

@@ -11,7 +11,7 @@ from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.data.files import read_depth, read_image
 from modality_forcing.data.resize import Window, centre_square, place_depth, place_image
 from modality_forcing.errors import UserError
-from modality_forcing.generator import TASKS, Generator
+from modality_forcing.generator import TASKS, Generator, override_sampling
 from modality_forcing.viz import images
 from modality_forcing.viz.images import to_u8
 
@@ -26,26 +26,31 @@ def run(options: argparse.Namespace) -> list[Path]:
     """
     check_inputs(options)
     generator = Generator.from_checkpoint(
-        options.checkpoint, options.text_encoder, options.autoencoder
+        options.checkpoint,
+        text_encoder=options.text_encoder,
+        autoencoder=options.autoencoder,
+        seed=options.seed,
     )
-    guidance = (
-        None if options.guidance is None else {next(iter(generator.modalities)): options.guidance}
+    config, guidance = generator.config, options.guidance
+    sampling = override_sampling(
+        config,
+        steps=options.steps,
+        solver=options.solver,
+        log2_alpha=options.log2_alpha,
+        guidance=None if guidance is None else {generator.primary: guidance},
     )
-    changes = {
-        "steps": options.steps,
-        "solver": options.solver,
-        "log2_alpha": options.log2_alpha,
-        "guidance": guidance,
-    }
-    generator = generator.sampling(options.seed, **changes)
-    config = generator.config
-    generator.trajectory(
-        options.mode, config.sample
-    )  # raises where the checkpoint cannot do the mode
+    generator.trajectory(options.mode, sampling)  # raises where the checkpoint cannot do the mode
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
     given = read_inputs(options, config.data.resolution)
     batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in given.items()}
-    made = generator.run(options.mode, captions, batch, config.seed, refine=options.refine).pictures
+    made = generator.run(
+        options.mode,
+        captions,
+        batch=batch,
+        options=sampling,
+        seed=config.seed,
+        refine=options.refine,
+    ).images
     written = []
     for i in range(len(captions)):
         written += write_example(

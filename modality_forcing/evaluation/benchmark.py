@@ -20,7 +20,7 @@ from modality_forcing.evaluation.ensemble import ensemble
 from modality_forcing.evaluation.framing import Scored, ViewName, placed, scored
 from modality_forcing.evaluation.predictions import Predictions, names_digest
 from modality_forcing.evaluation.protocols import Protocol
-from modality_forcing.generator import Generator, steps_of
+from modality_forcing.generator import Generator, num_steps
 from modality_forcing.train.state import params_hash
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def sampling(generator: Generator) -> dict[str, Any]:
     options = generator.config.sample
     given = generator.trajectory("i2d", options)[1]
     return {
-        "steps": steps_of("i2d", options),
+        "steps": num_steps("i2d", options),
         "solver": options.solver,
         "mu": options.mu,
         "guidance": {name: x for name, x in options.guidance.items() if name not in given},
@@ -189,9 +189,14 @@ def predict(
     images = np.stack([image for _, image in frames])[at]
     samples = [
         generator.run(
-            "i2d", [""] * size, {"image": images}, setup.seed, index[at], draw=draw
-        ).pictures["depth"]
-        for draw in range(setup.samples)
+            "i2d",
+            [""] * size,
+            batch={"image": images},
+            seed=setup.seed,
+            index=index[at],
+            sample_index=k,
+        ).images["depth"]
+        for k in range(setup.samples)
     ]
     maps = np.stack(samples, axis=1)[: len(frames)]  # [b e h w]
     if setup.samples > 1:

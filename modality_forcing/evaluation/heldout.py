@@ -239,8 +239,8 @@ class Evaluator:
             captions = [self.data.captions[i] for i in at]
             parts.append(
                 generator.run(
-                    task, captions, rows, seed=self.config.seed, index=at, options=options
-                ).pictures
+                    task, captions, batch=rows, seed=self.config.seed, index=at, options=options
+                ).images
             )
         return {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
 

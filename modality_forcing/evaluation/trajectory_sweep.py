@@ -20,7 +20,7 @@ from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.data.files import read_image
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.heldout import Evaluator, joint_set
-from modality_forcing.generator import Generator, steps_of
+from modality_forcing.generator import Generator, num_steps
 from modality_forcing.train.state import params_hash
 from modality_forcing.viz import figures
 from modality_forcing.viz import images as pictures
@@ -125,13 +125,13 @@ def settings(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
         "examples": len(data.captions),
         "resolution": config.data.resolution,
         "seed": config.seed,
-        "steps": steps_of("joint", sample),
+        "steps": num_steps("joint", sample),
         "solver": sample.solver,
         "spacing": sample.spacing,
         "mu": sample.mu,
         "guidance": dict(sample.guidance),
         "estimator": "self" if evaluator.estimator is None else evaluator.estimator.name,
-        "estimator_steps": steps_of("i2d", sample) if evaluator.estimator is None else None,
+        "estimator_steps": num_steps("i2d", sample) if evaluator.estimator is None else None,
     }
 
 

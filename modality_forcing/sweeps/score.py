@@ -102,8 +102,7 @@ class Scorer:
 
 def _generator(workdir: Path, config: Config) -> Generator:
     """The EMA weights of a run, sampling as the sweep says now: a run's own options may be older."""
-    loaded = Generator.from_checkpoint(workdir)
-    return Generator(replace(loaded.config, sample=config.sample), loaded.params, loaded.frozen)
+    return Generator.from_checkpoint(workdir, sample=vars(config.sample))
 
 
 def held_out_loss(generator: Generator, data: HeldOut, seed: int, draws: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Generation on weights that are nowhere zero: what each task is given, what it makes, and on what that depends."""
+"""Generation with weights that are nowhere zero: conditions, outputs and what they depend on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.generator import TASKS, Generator
+from modality_forcing.generator import TASKS, Generator, override_sampling
 from tests import tiny
 
 
@@ -28,7 +28,7 @@ def inputs() -> dict[str, np.ndarray]:
 CAPTIONS = ["a red ball", "", "two boxes"]
 
 
-def test_what_leads_and_what_is_given(generator: Generator):
+def test_trajectory_of_each_task_has_its_condition_and_order(generator: Generator):
     options = replace(generator.config.sample, log2_alpha=3.0)
     for task, given in TASKS.items():
         trajectory, told = generator.trajectory(task, options)
@@ -45,7 +45,7 @@ def test_what_leads_and_what_is_given(generator: Generator):
         assert not generator.trajectory(task, options)[0].levels[given].any()
 
 
-def test_a_network_of_one_modality_does_one_task():
+def test_model_of_one_modality_does_only_t2i():
     one = Generator(tiny.t2i(), tiny.network(tiny.t2i())[1])
     assert generator_makes(one, "t2i") == {"image"}
     for task, needs in {
@@ -63,47 +63,47 @@ def test_a_network_of_one_modality_does_one_task():
 
 
 def generator_makes(generator: Generator, task: str) -> set[str]:
-    return set(generator.run(task, ["a"]).pictures)
+    return set(generator.run(task, ["a"]).images)
 
 
-def test_an_example_does_not_depend_on_its_neighbours(generator: Generator, inputs):
-    three = generator.run("i2d", CAPTIONS, {"image": inputs["image"]}, seed=5)
+def test_example_does_not_depend_on_the_rest_of_its_batch(generator: Generator, inputs):
+    three = generator.run("i2d", CAPTIONS, batch={"image": inputs["image"]}, seed=5)
     last = generator.run(
-        "i2d", CAPTIONS[2:], {"image": inputs["image"][2:]}, seed=5, index=np.array([2])
+        "i2d", CAPTIONS[2:], batch={"image": inputs["image"][2:]}, seed=5, index=np.array([2])
     )
     for name in ("image", "depth"):
         np.testing.assert_allclose(
-            last.pictures[name][0], three.pictures[name][2], rtol=1e-4, atol=1e-5
+            last.images[name][0], three.images[name][2], rtol=1e-4, atol=1e-5
         )
     other = generator.run(
-        "i2d", CAPTIONS[2:], {"image": inputs["image"][2:]}, seed=5, index=np.array([0])
+        "i2d", CAPTIONS[2:], batch={"image": inputs["image"][2:]}, seed=5, index=np.array([0])
     )
     assert np.abs(other.tokens["depth"] - last.tokens["depth"]).max() > 1e-2
 
 
-def test_the_seed_is_all_that_is_random(generator: Generator):
+def test_same_seed_gives_same_images(generator: Generator):
     first, again, other = (generator.run("joint", CAPTIONS, seed=seed) for seed in (1, 1, 2))
     for name in ("image", "depth"):
-        np.testing.assert_array_equal(first.pictures[name], again.pictures[name])
+        np.testing.assert_array_equal(first.images[name], again.images[name])
         assert np.abs(first.tokens[name] - other.tokens[name]).max() > 1e-2
-    assert first.pictures["image"].shape == (3, 16, 16, 3) and first.pictures["depth"].shape == (
+    assert first.images["image"].shape == (3, 16, 16, 3) and first.images["depth"].shape == (
         3,
         16,
         16,
     )
     assert (
-        first.pictures["image"].min() >= 0
-        and first.pictures["image"].max() <= 1
-        and first.pictures["depth"].min() > 0
+        first.images["image"].min() >= 0
+        and first.images["image"].max() <= 1
+        and first.images["depth"].min() > 0
     )
 
 
-def test_what_is_given_stays(generator: Generator, inputs):
-    made = generator.run("i2d", CAPTIONS, {"image": inputs["image"]})
-    np.testing.assert_allclose(made.pictures["image"], inputs["image"] / 255.0, atol=1e-5)
+def test_condition_is_returned_unchanged(generator: Generator, inputs):
+    made = generator.run("i2d", CAPTIONS, batch={"image": inputs["image"]})
+    np.testing.assert_allclose(made.images["image"], inputs["image"] / 255.0, atol=1e-5)
 
 
-def test_captions_and_guidance_matter(generator: Generator):
+def test_captions_and_guidance_change_the_images(generator: Generator):
     plain = generator.run("joint", CAPTIONS)
     said = generator.run("joint", ["a blue cone", *CAPTIONS[1:]])
     difference = np.abs(said.tokens["image"] - plain.tokens["image"]).max(axis=(1, 2))
@@ -117,43 +117,51 @@ def test_captions_and_guidance_matter(generator: Generator):
     )
 
 
-def test_unknown_depth_is_not_read(generator: Generator, inputs):
+def test_invalid_depth_is_not_read(generator: Generator, inputs):
     changed = np.where(inputs["valid"], inputs["depth"], 1e3).astype(np.float32)
-    one = generator.run("d2i", CAPTIONS, {"depth": inputs["depth"], "valid": inputs["valid"]})
-    other = generator.run("d2i", CAPTIONS, {"depth": changed, "valid": inputs["valid"]})
-    np.testing.assert_array_equal(one.pictures["image"], other.pictures["image"])
+    one = generator.run("d2i", CAPTIONS, batch={"depth": inputs["depth"], "valid": inputs["valid"]})
+    other = generator.run("d2i", CAPTIONS, batch={"depth": changed, "valid": inputs["valid"]})
+    np.testing.assert_array_equal(one.images["image"], other.images["image"])
 
 
-def test_refining_makes_the_others_anew_from_the_lead(generator: Generator):
+def test_refine_generates_depth_again_from_the_image(generator: Generator):
     plain = generator.run("joint", CAPTIONS)
     refined = generator.run("joint", CAPTIONS, refine=True)
     np.testing.assert_allclose(refined.tokens["image"], plain.tokens["image"], atol=1e-6)
     assert np.abs(refined.tokens["depth"] - plain.tokens["depth"]).max() > 1e-3
 
 
-def test_options_may_be_changed_and_none_leaves_them(generator: Generator):
-    first = generator.config
-    assert generator.sampling().config == first
-    changed = generator.sampling(9, steps=2, solver="heun", guidance=None)
-    assert changed.config.seed == 9 and changed.config.sample == replace(
-        first.sample, steps=2, task_steps={}, solver="heun"
-    )
-    assert generator.config is first and changed.params is generator.params
+def test_override_sampling_keeps_values_that_are_none(generator: Generator):
+    c = generator.config
+    assert override_sampling(c) == c.sample
+    changed = override_sampling(c, steps=2, solver="heun", guidance=None)
+    assert changed == replace(c.sample, steps=2, task_steps={}, solver="heun")
     with pytest.raises(UserError, match="steps is 0"):
-        generator.sampling(steps=0)
+        override_sampling(c, steps=0)
 
 
-def test_draws_of_one_example_differ_and_are_repeatable(generator: Generator, inputs):
+def test_changing_noise_levels_compiles_nothing(generator: Generator):
+    generator.run("joint", CAPTIONS)
+    compiled = generator._sample._cache_size()
+    options = override_sampling(generator.config, log2_alpha=-2.0, mu=0.3)
+    generator.run("joint", CAPTIONS, options=options)
+    assert generator._sample._cache_size() == compiled
+
+
+def test_samples_of_one_example_differ_and_are_repeatable(generator: Generator, inputs):
     image = {"image": inputs["image"]}
     first, again, second = (
-        generator.run("i2d", CAPTIONS, image, draw=draw).pictures["depth"] for draw in (0, 0, 1)
+        generator.run("i2d", CAPTIONS, batch=image, sample_index=k).images["depth"]
+        for k in (0, 0, 1)
     )
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - second).max() > 1e-3
-    np.testing.assert_array_equal(generator.run("i2d", CAPTIONS, image).pictures["depth"], first)
+    np.testing.assert_array_equal(
+        generator.run("i2d", CAPTIONS, batch=image).images["depth"], first
+    )
 
 
-def test_a_checkpoint_generates_with_its_averaged_weights(forcing_run: Path, generator: Generator):
+def test_from_checkpoint_loads_the_ema_weights(forcing_run: Path, generator: Generator):
     loaded = Generator.from_checkpoint(forcing_run)
     assert loaded.config == generator.config and list(loaded.modalities) == ["image", "depth"]
     flat = {str(path): leaf for path, leaf in jax_leaves(generator.params)}

@@ -74,16 +74,27 @@ class Known(Generator):
         return SimpleNamespace(levels={"image": 0, "depth": 0}), ("image",)
 
     def run(
-        self, task, captions, batch=None, seed=0, index=None, options=None, refine=False, draw=0
+        self,
+        task,
+        captions,
+        *,
+        batch=None,
+        options=None,
+        seed=0,
+        index=None,
+        sample_index=0,
+        refine=False,
     ) -> Any:
         assert (
             batch is not None
             and index is not None
             and len(captions) == 3 == len(batch["image"]) == len(index)
         )
-        self.calls.append((list(index), draw, seed))
-        depth = [np.random.default_rng([int(i), draw, seed]).uniform(1, 2, (R, R)) for i in index]
-        return SimpleNamespace(pictures={"depth": np.array(depth, "f4")})
+        self.calls.append((list(index), sample_index, seed))
+        depth = [
+            np.random.default_rng([int(i), sample_index, seed]).uniform(1, 2, (R, R)) for i in index
+        ]
+        return SimpleNamespace(images={"depth": np.array(depth, "f4")})
 
 
 def evaluated(

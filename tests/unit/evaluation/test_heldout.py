@@ -28,7 +28,7 @@ class Known:
             SimpleNamespace(task=task, captions=captions, batch=batch, index=index, options=options)
         )
         names = {"i2d": ("depth",), "d2i": ("image",), "joint": ("image", "depth")}[task]
-        return SimpleNamespace(pictures={name: self.answers[name][index] for name in names})
+        return SimpleNamespace(images={name: self.answers[name][index] for name in names})
 
 
 class Judge:

@@ -31,14 +31,14 @@ class Known:
     def run(self, task, captions, batch, seed, index, options):
         truth = np.where(self.data.valid, self.data.depth, 1.0)[index]
         if task == "i2d":
-            return SimpleNamespace(pictures={"depth": truth})
+            return SimpleNamespace(images={"depth": truth})
         assert task == "joint"
         if options.log2_alpha == self.stop_at:
             raise KeyboardInterrupt
         self.asked.append(options.log2_alpha)
         noise = np.random.default_rng(0).uniform(-0.1, 0.1, truth.shape) * (1 + options.log2_alpha)
         return SimpleNamespace(
-            pictures={"image": self.data.image[index] / 255.0, "depth": truth + noise}
+            images={"image": self.data.image[index] / 255.0, "depth": truth + noise}
         )
 
 
