@@ -80,7 +80,7 @@ def test_held_out_records_are_those_of_the_split(evaluator: Evaluator):
         16,
     )
     assert len(data.captions) == 7 and all(data.captions)
-    train = module.setup.source(evaluator.config, "train")
+    train = module.inputs.open_source(evaluator.config, "train")
     assert not any(np.array_equal(train[i].image, data.image[i]) for i in range(7))
 
 
