@@ -67,7 +67,7 @@ def cli_page() -> str:
     for name, command in subparsers.choices.items():
         parts += [f"## mforce {name}", command.description or "", _options(command)]
         if command.epilog:
-            parts.append(f"```text\n{command.epilog.strip()}\n```")
+            parts.append(f"``` {{.text .wrap}}\n{command.epilog.strip()}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -110,7 +110,7 @@ def config_page() -> str:
             summary, _, rest = docstring.partition("\n")
             parts += [f"### configs/{file.name}", summary]
             if rest.strip():
-                parts.append(f"```text\n{inspect.cleandoc(rest)}\n```")
+                parts.append(f"``` {{.text .wrap}}\n{inspect.cleandoc(rest)}\n```")
     return "\n\n".join(parts) + "\n"
 
 
@@ -210,5 +210,5 @@ def datasets_page() -> str:
             f"| {dataset.title} | {dataset.unit} | {', '.join(dataset.splits)} | {license_} |",
         ]
         if rest.strip():
-            parts.append(f"```text\n{inspect.cleandoc(rest)}\n```")
+            parts.append(f"``` {{.text .wrap}}\n{inspect.cleandoc(rest)}\n```")
     return "\n\n".join(parts) + "\n"

@@ -25,6 +25,7 @@ def test_each_notebook_is_listed():
     assert {path.stem for path in NOTEBOOKS.glob("*.ipynb")} == set(EXPECTED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPECTED)
 def test_notebook_runs(name: str):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
