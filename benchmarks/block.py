@@ -52,7 +52,13 @@ class Case:
 
 def narrow(kv_heads: int) -> ModelConfig:
     return ModelConfig(
-        width=64, ffn=192, blocks=1, heads=4, kv_heads=kv_heads, head_dim=16, attention="einsum"
+        width=64,
+        mlp_dim=192,
+        num_layers=1,
+        heads=4,
+        kv_heads=kv_heads,
+        head_dim=16,
+        attention="einsum",
     )
 
 
@@ -110,7 +116,7 @@ def main() -> None:
         if error > 1e-4:
             raise SystemExit(f"{case.name}: ours and torch's differ by {error:.1e}")
         a, b = take_turns((theirs, ours), options.rounds, clock)
-        head = f"{case.name:<22}{case.batch:>6}{case.tokens:>7}{case.model.blocks:>7}"
+        head = f"{case.name:<22}{case.batch:>6}{case.tokens:>7}{case.model.num_layers:>7}"
         times = "".join(f"{statistics.median(t):>9.1f}{min(t):>8.1f}" for t in (a, b))
         print(
             f"{head}{times}{statistics.median(a) / statistics.median(b):>8.2f}  {error:.0e}",
@@ -145,7 +151,7 @@ def draw(case: Case) -> tuple[Arrays, Arrays]:
     """Returns weights, stacked over blocks, and arrays: x, levels (the modulation), angles, dy (the output's gradient)."""
     c, random = case.model, np.random.default_rng(0)
     normal = lambda *shape: random.normal(size=shape).astype(np.float32)
-    stack = nnx.to_pure_dict(nnx.state(Stack(c, c.blocks, rngs=nnx.Rngs(0))))["layers"]
+    stack = nnx.to_pure_dict(nnx.state(Stack(c, c.num_layers, rngs=nnx.Rngs(0))))["layers"]
     weights = {
         name: np.asarray(w) + 0.1 * normal(*w.shape) for name, w in stack.items()
     }  # none at its neutral value
@@ -158,7 +164,7 @@ def draw(case: Case) -> tuple[Arrays, Arrays]:
 def in_jax(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
     """Returns a call of forward and backward, and what comes out: y, and a gradient under each input's or weight's name."""
     c = case.model
-    graph, state = nnx.split(Stack(c, c.blocks, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(Stack(c, c.num_layers, rngs=nnx.Rngs(0)))
     nnx.replace_by_pure_dict(state, {"layers": {n: jnp.asarray(w) for n, w in weights.items()}})
     begins = tuple(int(begin) for begin in np.cumsum((0, *case.lengths[:-1])))
 
@@ -183,7 +189,9 @@ def in_jax(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
 def in_torch(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
     """The same in PyTorch, as one would write it there without a compiler."""
     leaf = lambda a: torch.tensor(a, requires_grad=True)
-    blocks = [{name: leaf(w[i]) for name, w in weights.items()} for i in range(case.model.blocks)]
+    blocks = [
+        {name: leaf(w[i]) for name, w in weights.items()} for i in range(case.model.num_layers)
+    ]
     x, levels, dy = leaf(arrays["x"]), leaf(arrays["levels"]), torch.tensor(arrays["dy"])
     cos, sin = torch.tensor(np.cos(arrays["angles"])), torch.tensor(np.sin(arrays["angles"]))
     lengths = torch.tensor(case.lengths)
@@ -197,7 +205,7 @@ def in_torch(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
         return y, torch.autograd.grad(y, leaves, dy)
 
     y, (of_x, of_levels, *rest) = both()
-    per_block = np.split(np.array([a.numpy() for a in rest], dtype=object), case.model.blocks)
+    per_block = np.split(np.array([a.numpy() for a in rest], dtype=object), case.model.num_layers)
     found = {name: np.stack([block[i] for block in per_block]) for i, name in enumerate(weights)}
     return both, found | {"y": y.detach().numpy(), "x": of_x.numpy(), "levels": of_levels.numpy()}
 

@@ -137,7 +137,7 @@ def one(
 
     @jax.jit
     def score(params, batch, k):
-        undropped = replace(c, text=replace(c.text, drop=0.0))
+        undropped = replace(c, text=replace(c.text, text_dropout=0.0))
         return compute_loss(
             nnx.merge(graph, params), modalities, batch, k, config=undropped, null_text=null_text
         )[0]

@@ -2,7 +2,7 @@
 
 mforce demo                                                      # everything, see README
 mforce train --config=configs/demo.py:phase=t2i --workdir=runs/t2i
-mforce train --config=configs/demo.py:phase=forcing --config.train.init=runs/t2i --workdir=runs/forcing
+mforce train --config=configs/demo.py:phase=forcing --config.train.init_from=runs/t2i --workdir=runs/forcing
 """
 
 from dataclasses import replace
@@ -27,23 +27,25 @@ def get_config(arg: str = "") -> Config:
     a = parse_arg(arg, phase="forcing", resolution=32, size="demo")
     phase = choose("phase", a["phase"], ("t2i", "forcing"))
     # Few tokens want less noise: the paper's shift of 1.1 belongs to 256 tokens of latents, not to 16 patches of pixels.
-    image = ModalityConfig(kind="image", patch=8, noise=NoiseConfig("logit_normal", mu=0.0))
+    image = ModalityConfig(
+        kind="image", patch=8, noise=NoiseConfig("logit_normal", timestep_shift=0.0)
+    )
     depth = ModalityConfig(
         kind="depth",
         patch=8,
-        noise=NoiseConfig("plateau", mu=0.5),
+        noise=NoiseConfig("plateau", timestep_shift=0.5),
         position_id=1,
-        detokenizer=1,
-        given=0.15,
-        weight=1.5,
+        detokenizer_layers=1,
+        cond_prob=0.15,
+        loss_weight=1.5,
     )
     config = Config(
         name=phase,
         # `mforce demo` keeps its scenes in memory, which processes could not share; larger pictures need two to keep up.
         data=DataConfig(
-            resolution=a["resolution"], count=32_768, workers=0 if a["resolution"] <= 32 else 2
+            resolution=a["resolution"], num_scenes=32_768, workers=0 if a["resolution"] <= 32 else 2
         ),
-        text=TextConfig(tokens=12, vocabulary=2048, channels=64),
+        text=TextConfig(tokens=12, vocab_size=2048, channels=64),
         model=size(a["size"]),
         modalities={"image": image},
         train=TrainConfig(
@@ -51,14 +53,18 @@ def get_config(arg: str = "") -> Config:
             batch=16,
             learning_rate=3e-3,
             t_min=0.3,  # runs this short learn faster than with the public code's 0.05
-            decay=0.5,  # much of the gain comes while the rate falls
-            ema=0.995,
+            decay_fraction=0.5,  # much of the gain comes while the rate falls
+            ema_decay=0.995,
             log_every=50,
             save_every=500,
         ),
         # One step from pure noise returns the mean of what the depth may be; more steps draw a sample, pixel noise included.
         sample=SampleConfig(
-            steps=10, task_steps={"i2d": 1}, guidance={"image": 2.0}, log2_alpha=3.0, mu=0.0
+            steps=10,
+            task_steps={"i2d": 1},
+            guidance={"image": 2.0},
+            log2_alpha=3.0,
+            timestep_shift=0.0,
         ),
         eval=EvalConfig(examples=256, batch=64),
     )
@@ -68,7 +74,7 @@ def get_config(arg: str = "") -> Config:
     # the image in 20%; here that is where the depth is learned from, and there is little time.
     return replace(
         config,
-        modalities={"image": replace(image, given=0.45), "depth": depth},
-        data=replace(config.data, sparse=DEFAULT_MIXTURE),
-        train=replace(config.train, steps=10_500, new=("depth",)),
+        modalities={"image": replace(image, cond_prob=0.45), "depth": depth},
+        data=replace(config.data, sparsity_patterns=DEFAULT_MIXTURE),
+        train=replace(config.train, steps=10_500, allow_missing_modalities=("depth",)),
     )

@@ -2,7 +2,7 @@
 
     mforce train --config=configs/folder.py:phase=t2i --config.data.root=photos --workdir=runs/photos_t2i
     mforce train --config=configs/folder.py --config.data.root=photos --config.data.depth_scale=0.001 \
-        --config.train.init=runs/photos_t2i --workdir=runs/photos
+        --config.train.init_from=runs/photos_t2i --workdir=runs/photos
     mforce sample --checkpoint runs/photos --mode i2d --image photo.jpg --out out
 
 Depth is .npy, or 16-bit PNG times data.depth_scale; 0 or NaN is unknown; any size of the picture's aspect, any sparsity. The
@@ -27,30 +27,32 @@ def get_config(arg: str = "") -> Config:
     """Takes phase=t2i|forcing, resolution, size (a name of the family) and distill."""
     a = parse_arg(arg, phase="forcing", resolution=64, size="demo", distill=True)
     phase = choose("phase", a["phase"], ("t2i", "forcing"))
-    image = ModalityConfig(kind="image", patch=8, noise=NoiseConfig("logit_normal", mu=0.0))
+    image = ModalityConfig(
+        kind="image", patch=8, noise=NoiseConfig("logit_normal", timestep_shift=0.0)
+    )
     depth = ModalityConfig(
         kind="depth",
         patch=8,
-        noise=NoiseConfig("plateau", mu=0.5),
+        noise=NoiseConfig("plateau", timestep_shift=0.5),
         position_id=1,
-        detokenizer=1,
-        given=0.2,
+        detokenizer_layers=1,
+        cond_prob=0.2,
     )
     config = Config(
         name=f"folder_{phase}",
         data=DataConfig(source="folder", resolution=a["resolution"], workers=1),
         model=size(a["size"]),
         modalities={"image": image},
-        train=TrainConfig(steps=2000, batch=16, t_min=0.3, ema=0.995, save_every=200),
-        sample=SampleConfig(steps=20, guidance={"image": 2.0}, mu=0.0),
+        train=TrainConfig(steps=2000, batch=16, t_min=0.3, ema_decay=0.995, save_every=200),
+        sample=SampleConfig(steps=20, guidance={"image": 2.0}, timestep_shift=0.0),
     )
     if phase == "t2i":
         return config
     train = (
-        replace(config.train, new=("depth",), distill=a["distill"])
+        replace(config.train, allow_missing_modalities=("depth",), distill=a["distill"])
         if a["distill"]
         else config.train
     )
     return replace(
-        config, modalities={"image": replace(image, given=0.2), "depth": depth}, train=train
+        config, modalities={"image": replace(image, cond_prob=0.2), "depth": depth}, train=train
     )

@@ -1,7 +1,7 @@
 """Post-training of the family on image + sparse depth at 256 px: the paper's second phase, 640 tokens an example.
 
 mforce plan --config=configs/forcing.py:size=3b3 --topology=v5p:4x4x4              # does it fit, and how fast can it be?
-mforce train --config=configs/forcing.py:size=370m,encoders=none --config.train.init=runs/t2i --workdir=runs/forcing
+mforce train --config=configs/forcing.py:size=370m,encoders=none --config.train.init_from=runs/t2i --workdir=runs/forcing
 
 Its arguments are those of configs/t2i.py, whose checkpoint this starts from.
 """
@@ -19,22 +19,22 @@ def get_config(arg: str = "") -> Config:
     depth = ModalityConfig(
         kind="depth",
         patch=16,
-        noise=NoiseConfig("plateau", mu=1.1),
+        noise=NoiseConfig("plateau", timestep_shift=1.1),
         position_id=1,
-        detokenizer=4,
-        given=0.2,
+        detokenizer_layers=4,
+        cond_prob=0.2,
     )
     return replace(
         config,
         name="forcing",
-        modalities={"image": replace(config.modalities["image"], given=0.2), "depth": depth},
-        data=replace(config.data, sparse=DEFAULT_MIXTURE),
+        modalities={"image": replace(config.modalities["image"], cond_prob=0.2), "depth": depth},
+        data=replace(config.data, sparsity_patterns=DEFAULT_MIXTURE),
         # 17M frames at 512 a step are 33,000 steps an epoch.
         train=replace(
             config.train,
             steps=66_000,
             batch=512,
             learning_rate=config.train.learning_rate / 3,
-            new=("depth",),
+            allow_missing_modalities=("depth",),
         ),
     )

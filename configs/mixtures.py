@@ -1,7 +1,7 @@
 """Post-training on prepared data sets, mixed by weight: the paper's twelve, or a few for which small samples do.
 
     mforce prepare --dataset=scannet --root=data/scannet --out=prepared/scannet --workers=16     # and so on, into one folder
-    mforce train --config=configs/mixtures.py:root=prepared,size=370m --config.train.init=runs/t2i --workdir=runs/forcing
+    mforce train --config=configs/mixtures.py:root=prepared,size=370m --config.train.init_from=runs/t2i --workdir=runs/forcing
     mforce train --config=configs/mixtures.py:root=prepared,sets=offline,size=demo --workdir=runs/offline
 
 The weight of a set is the number of frames that were prepared of it, so that every frame is as likely as any other. (The
@@ -57,9 +57,9 @@ def get_config(arg: str = "") -> Config:
         source="prepared",
         root=a["root"],
         mixture=weights,
-        sparse={},
-        crop=0.6,
-        shift=1.0,
-        flip=0.5,
+        sparsity_patterns={},
+        min_crop=0.6,
+        crop_jitter=1.0,
+        flip_prob=0.5,
     )
     return replace(config, name=f"mixture_{a['sets']}", data=data)

@@ -67,7 +67,10 @@ def get_sweep(arg: str = "") -> Sweep:
         if a["forcing"]:
             config = replace(config, data=mixtures.get_config(f"root={a['forcing']}").data)
         config = _reading(config, a["forcing"], a["forcing_cache"])
-        train = replace(config.train, new=config.train.new if before else ())
+        train = replace(
+            config.train,
+            allow_missing_modalities=config.train.allow_missing_modalities if before else (),
+        )
         return Run("forcing", replace(config, seed=seed, train=train), after=before)
 
     return sweep("paper", points, cell, Benchmarks("nyuv2,diode,eth3d,scannet", a["benchmarks"]))
@@ -78,4 +81,4 @@ def _reading(config: Config, root: str, cache: str) -> Config:
     if not root:
         return config
     data = replace(config.data, source="prepared", root=root, cache=cache)
-    return replace(config, data=replace(data, crop=1.0, shift=0.0) if cache else data)
+    return replace(config, data=replace(data, min_crop=1.0, crop_jitter=0.0) if cache else data)

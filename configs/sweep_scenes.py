@@ -48,8 +48,13 @@ def get_sweep(arg: str = "") -> Sweep:
                 "pretraining", _config("t2i", width, seed, a["examples"]), pretraining
             )[images]
         config = _config("forcing", width, seed, a["examples"])
-        train = replace(config.train, new=config.train.new if before else ())
-        config = replace(config, train=train, data=replace(config.data, count=SCENES_WITH_DEPTH))
+        train = replace(
+            config.train,
+            allow_missing_modalities=config.train.allow_missing_modalities if before else (),
+        )
+        config = replace(
+            config, train=train, data=replace(config.data, num_scenes=SCENES_WITH_DEPTH)
+        )
         return horizons("forcing", config, lengths, after=before)[frames]
 
     pretraining, lengths = images[1:], frames
@@ -58,7 +63,7 @@ def get_sweep(arg: str = "") -> Sweep:
 
 def _config(phase: str, width: int, seed: int, examples: int) -> Config:
     config = demo.get_config(f"phase={phase}")
-    model = replace(config.model, width=BASE, ffn=3 * BASE, heads=4, kv_heads=2, head_dim=16)
+    model = replace(config.model, width=BASE, mlp_dim=3 * BASE, heads=4, kv_heads=2, head_dim=16)
     train = replace(config.train, log_every=100, save_every=1000)
     config = replace(
         config, seed=seed, model=model, train=train, eval=replace(config.eval, examples=examples)

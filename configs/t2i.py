@@ -22,8 +22,8 @@ from modality_forcing.models.presets import size, with_head_dim
 from modality_forcing.train.width_scaling import RECIPE
 
 ENCODERS = {
-    "frozen": (TextConfig(tokens=128, vocabulary=0, channels=4096), 128),
-    "none": (TextConfig(tokens=128, vocabulary=32_768, channels=512), 0),
+    "frozen": (TextConfig(tokens=128, vocab_size=0, channels=4096), 128),
+    "none": (TextConfig(tokens=128, vocab_size=32_768, channels=512), 0),
 }
 
 
@@ -38,7 +38,10 @@ def get_config(arg: str = "") -> Config:
         model=with_head_dim(size(a["size"]), a["head_dim"]),
         modalities={
             "image": ModalityConfig(
-                kind="image", patch=16, latents=latents, noise=NoiseConfig("logit_normal", mu=1.1)
+                kind="image",
+                patch=16,
+                latent_channels=latents,
+                noise=NoiseConfig("logit_normal", timestep_shift=1.1),
             )
         },
         # Learning rates are not published: 3e-4 at width 1024; for matrices it falls with the width (train/width_scaling.py).
@@ -47,11 +50,11 @@ def get_config(arg: str = "") -> Config:
             batch=1024,
             learning_rate=RECIPE.learning_rate,
             base_width=RECIPE.base_width,
-            warmup=0.01,
-            ema=0.9999,
+            warmup_fraction=0.01,
+            ema_decay=0.9999,
             log_every=100,
             save_every=2000,
-            keep=3,
+            max_to_keep=3,
         ),
         sample=SampleConfig(steps=50, guidance={"image": 4.0}),
     )

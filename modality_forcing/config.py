@@ -16,10 +16,10 @@ from modality_forcing.errors import UserError
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """A modality's noise levels in training: "logit_normal" or "plateau", shifted by mu in logit space (paper: mu 1.1)."""
+    """A modality's noise levels in training: "logit_normal" or "plateau", shifted by timestep_shift in logit space (paper: 1.1)."""
 
-    kind: Literal["logit_normal", "plateau"] = "logit_normal"
-    mu: float = 1.1
+    distribution: Literal["logit_normal", "plateau"] = "logit_normal"
+    timestep_shift: float = 1.1
     sigma: float = 1.0
 
     def __post_init__(self):
@@ -35,11 +35,15 @@ class ModalityConfig:
     patch: int = 16  # pixels a side of one token
     prediction: Literal["x", "v"] = "x"
     noise: NoiseConfig = NoiseConfig()
-    weight: float = 1.0  # of its loss in the sum
-    given: float = 0.0  # probability that training gives it clean, as conditioning (paper: 0.2)
+    loss_weight: float = 1.0  # of its loss in the sum
+    cond_prob: float = 0.0  # probability that training gives it clean, as conditioning (paper: 0.2)
     position_id: int = 0  # first rotary axis: image 0, depth 1
-    detokenizer: int = 0  # blocks over its own tokens before its head (public code: 4 for depth)
-    latents: int = 0  # image: channels of a frozen autoencoder's latent per token; 0: pixels
+    detokenizer_layers: int = (
+        0  # blocks over its own tokens before its head (public code: 4 for depth)
+    )
+    latent_channels: int = (
+        0  # image: channels of a frozen autoencoder's latent per token; 0: pixels
+    )
     autoencoder: str = (
         ""  # image: "flux2:PATH" makes the latents, where no cache has them, and pictures of them
     )
@@ -50,10 +54,10 @@ class TextConfig:
     """Text conditioning: words hashed into a table learned in the model (vocabulary > 0), or a frozen encoder's states."""
 
     tokens: int = 12
-    vocabulary: int = 2048  # rows of the learned table; 0: states come with the batch
+    vocab_size: int = 2048  # rows of the learned table; 0: states come with the batch
     channels: int = 64  # of a row, or of a frozen encoder's state (UMT5-XXL: 4096)
     encoder: str = ""  # "umt5:PATH" makes the states, where no cache has them
-    drop: float = 0.1  # probability that training replaces the caption by the empty one
+    text_dropout: float = 0.1  # probability that training replaces the caption by the empty one
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ class ModelConfig:
     """The transformer's size and how it is computed."""
 
     width: int = 1024
-    ffn: int = 3072
-    blocks: int = 30
+    mlp_dim: int = 3072
+    num_layers: int = 30
     heads: int = 8
     kv_heads: int = 2
     head_dim: int = 128
@@ -91,8 +95,8 @@ class DataConfig:
 
     source: Literal["scenes", "folder", "prepared"] = "scenes"
     resolution: int = 32
-    count: int = 1_000_000  # scenes: how many there are
-    sparse: Mapping[str, float] = field(
+    num_scenes: int = 1_000_000  # scenes: how many there are
+    sparsity_patterns: Mapping[str, float] = field(
         default_factory=dict
     )  # weights of sparse patterns; empty: depth as it comes
     workers: int = 1  # loader processes
@@ -107,13 +111,15 @@ class DataConfig:
     )  # prepared: weights of folders below root; empty: root itself
     split: str = "train"  # prepared: to train on; of a folder that holds a single one, that one
     eval_split: str = "val"  # prepared: to evaluate on, of those folders that have it
-    crop: float = 1.0  # least side of a random square window, as a part of the shorter side; 1: the centre square
-    shift: float = 0.0  # how far a window may stray from the middle, as a part of the room there is
-    flip: float = 0.0  # probability of mirroring left and right
+    min_crop: float = 1.0  # least side of a random square window, as a part of the shorter side; 1: the centre square
+    crop_jitter: float = (
+        0.0  # how far a window may stray from the middle, as a part of the room there is
+    )
+    flip_prob: float = 0.0  # probability of mirroring left and right
     depth_scale: float = (
         0.0  # folder: units per stored number; 16-bit PNGs need one, .npy is 1 without
     )
-    unit: Literal["metric", "sfm", "relative"] = "relative"  # folder: of the depth
+    depth_unit: Literal["metric", "sfm", "relative"] = "relative"  # folder: of the depth
 
 
 @dataclass(frozen=True)
@@ -135,32 +141,34 @@ class TrainConfig:
 
     steps: int = 1000
     batch: int = 32
-    accumulate: int = 1  # micro-batches that a step adds up, in float32
+    grad_accum_steps: int = 1  # micro-batches that a step adds up, in float32
     learning_rate: float = 1e-3
     base_width: int = (
         0  # width that it was found at: train/optim.py scales it to model.width; 0: as it stands
     )
     schedule: Literal["cosine", "wsd"] = "wsd"
-    warmup: float = 0.05  # share of the steps
-    decay: float = 0.2  # share of the steps, at the end (wsd)
+    warmup_fraction: float = 0.05  # share of the steps
+    decay_fraction: float = 0.2  # share of the steps, at the end (wsd)
     weight_decay: float = 0.01  # on matrices only
     b1: float = 0.9
     b2: float = 0.95
-    clip: float = 1.0  # global gradient norm
-    ema: float = 0.999
+    grad_clip_norm: float = 1.0  # global gradient norm
+    ema_decay: float = 0.999
     t_min: float = 0.05  # clamp of t in x-prediction's velocity (public code: 0.05; short runs learn faster with 0.3)
     distill: bool = (
         False  # self-distillation towards the initial text-to-image model (paper, eq. 8)
     )
     distill_high: float = 1.0
     distill_low: float = 0.1
-    init: str = ""  # a checkpoint folder to start from; modules in `new` are initialised instead
-    branch: str = ""  # a longer run of this config, to go on from (train/branch.py); such runs share its constant phase
-    new: tuple[str, ...] = ()  # modalities whose own modules the initial checkpoint may lack
+    init_from: str = ""  # a checkpoint folder to start from; those of allow_missing_modalities are initialized instead
+    branch_from: str = ""  # a longer run of this config, to go on from (train/branch.py); such runs share its constant phase
+    allow_missing_modalities: tuple[
+        str, ...
+    ] = ()  # modalities whose own modules the initial checkpoint may lack
     log_every: int = 20
     save_every: int = 500
-    keep: int = 1  # checkpoints
-    save_at: tuple[
+    max_to_keep: int = 1  # checkpoints
+    keep_at_steps: tuple[
         int, ...
     ] = ()  # steps whose checkpoints stay, however many are kept: where other runs branch off
 
@@ -179,7 +187,7 @@ class SampleConfig:
     )  # per modality, 1 where absent (paper: image 4)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
     spacing: Literal["uniform", "arc"] = "uniform"
-    mu: float = 1.1  # shift of the sampling grid
+    timestep_shift: float = 1.1  # shift of the sampling grid
 
 
 @dataclass(frozen=True)
@@ -215,15 +223,14 @@ class Config:
             raise UserError(
                 f"seed is {self.seed}", hint="it must be below 2**32"
             )  # jax reads no more bits of it
-        given = {n: m.given for n, m in self.modalities.items()}
+        given = {n: m.cond_prob for n, m in self.modalities.items()}
         if len(given) < 2 and any(given.values()):
             raise UserError(
-                f"modalities.{next(iter(given))}.given needs a second modality to be predicted from it"
+                f"modalities.{next(iter(given))}.cond_prob needs a second modality to be predicted from it"
             )
         if min(given.values()) < 0 or sum(given.values()) > 1:
             raise UserError(
-                f"the modalities' `given` probabilities are {given}",
-                hint="they must sum to at most 1",
+                f"the modalities' cond_prob are {given}", hint="they must sum to at most 1"
             )
         if unknown := sorted(set(self.sample.guidance) - set(given)):
             raise UserError(
@@ -235,9 +242,9 @@ class Config:
             raise UserError("train.distill needs a second modality to hold the first against")
         if len({m.position_id for m in self.modalities.values()}) != len(given):
             raise UserError("two modalities share a position_id")
-        if self.train.batch % self.train.accumulate:
+        if self.train.batch % self.train.grad_accum_steps:
             raise UserError(
-                f"train.batch {self.train.batch} is not a multiple of train.accumulate {self.train.accumulate}"
+                f"train.batch {self.train.batch} is not a multiple of train.grad_accum_steps {self.train.grad_accum_steps}"
             )
         if self.model.kv_heads % self.mesh.tensor:
             raise UserError(
@@ -252,15 +259,15 @@ class Config:
                 )
 
     def _check_encoders(self) -> None:
-        if self.text.encoder and self.text.vocabulary:
+        if self.text.encoder and self.text.vocab_size:
             raise UserError(
-                "text.encoder and text.vocabulary are two ways to read text",
-                hint="set text.vocabulary to 0",
+                "text.encoder and text.vocab_size are two ways to read text",
+                hint="set text.vocab_size to 0",
             )
         for name, m in self.modalities.items():
-            if m.autoencoder and not m.latents:
+            if m.autoencoder and not m.latent_channels:
                 raise UserError(
-                    f"modalities.{name}.autoencoder needs modalities.{name}.latents, the channels of a latent"
+                    f"modalities.{name}.autoencoder needs modalities.{name}.latent_channels, the channels of a latent"
                 )
         if self.data.cache and self.data.source != "prepared":
             raise UserError(
@@ -280,7 +287,7 @@ def check_splash(config: Config) -> None:
     """Raises UserError where the TPU attention kernel does not take this config's shapes: it works in one block."""
     lengths = tokens(config)
     alone = {
-        n: lengths[n] for n, m in config.modalities.items() if m.detokenizer
+        n: lengths[n] for n, m in config.modalities.items() if m.detokenizer_layers
     }  # detokenizers see their own tokens only
     for name, n in {"all streams": sum(lengths.values()), **alone}.items():
         if n % 128 or n > 1024:
@@ -300,11 +307,11 @@ def check_splash(config: Config) -> None:
 # All other integers count something of which there must be one.
 _MAY_BE_ZERO = (
     "seed",
-    "vocabulary",
+    "vocab_size",
     "workers",
     "position_id",
-    "detokenizer",
-    "latents",
+    "detokenizer_layers",
+    "latent_channels",
     "base_width",
 )
 _REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are left
@@ -312,19 +319,27 @@ _REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are left
 # Where numbers of other keys make sense: least, most, whether these are allowed themselves, and how to say it.
 _RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
     **dict.fromkeys(
-        ("learning_rate", "clip", "rope_theta"), (0, math.inf, False, False, "above 0")
+        ("learning_rate", "grad_clip_norm", "rope_theta"), (0, math.inf, False, False, "above 0")
     ),
     **dict.fromkeys(
-        ("weight", "weight_decay", "distill_high", "distill_low"),
+        ("loss_weight", "weight_decay", "distill_high", "distill_low"),
         (0, math.inf, True, False, "at least 0"),
     ),
     **dict.fromkeys(("depth_scale",), (0, math.inf, True, False, "at least 0")),
     **dict.fromkeys(
-        ("given", "drop", "warmup", "decay", "shift", "flip"), (0, 1, True, True, "from 0 to 1")
+        (
+            "cond_prob",
+            "text_dropout",
+            "warmup_fraction",
+            "decay_fraction",
+            "crop_jitter",
+            "flip_prob",
+        ),
+        (0, 1, True, True, "from 0 to 1"),
     ),
-    **dict.fromkeys(("b1", "b2", "ema"), (0, 1, True, False, "at least 0 and below 1")),
-    **dict.fromkeys(("t_min", "crop"), (0, 1, False, True, "above 0 and at most 1")),
-    "mu": (-16, 16, True, True, "from -16 to 16"),
+    **dict.fromkeys(("b1", "b2", "ema_decay"), (0, 1, True, False, "at least 0 and below 1")),
+    **dict.fromkeys(("t_min", "min_crop"), (0, 1, False, True, "above 0 and at most 1")),
+    "timestep_shift": (-16, 16, True, True, "from -16 to 16"),
     "log2_alpha": (-64, 64, True, True, "from -64 to 64"),
 }
 

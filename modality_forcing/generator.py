@@ -108,13 +108,15 @@ class Generator:
         free = tuple(n for n in names if n not in cond)
         steps, alpha = num_steps(task, c), 2.0**c.log2_alpha
         if task == "t2i":
-            return trajectories.joint(self.primary, (), steps, 1.0, c.mu), cond
+            return trajectories.joint(self.primary, (), steps, 1.0, c.timestep_shift), cond
         if task == "joint":
             others = names[1:]
-            return trajectories.joint(self.primary, others, steps, alpha, c.mu, c.spacing), cond
+            return trajectories.joint(
+                self.primary, others, steps, alpha, c.timestep_shift, c.spacing
+            ), cond
         if task == "partial":
-            return trajectories.partial(free[0], cond[0], steps, alpha, c.mu), cond
-        return trajectories.conditional(free, cond, steps, c.mu), cond
+            return trajectories.partial(free[0], cond[0], steps, alpha, c.timestep_shift), cond
+        return trajectories.conditional(free, cond, steps, c.timestep_shift), cond
 
     def run(
         self,
@@ -153,7 +155,9 @@ class Generator:
         tokens = self._run_sampler(trajectory, cond, captions, keys, options=c)
         others = tuple(n for n in trajectory.levels if n != self.primary)
         if refine and task == "joint" and others:
-            again = trajectories.conditional(others, (self.primary,), num_steps("i2d", c), c.mu)
+            again = trajectories.conditional(
+                others, (self.primary,), num_steps("i2d", c), c.timestep_shift
+            )
             primary = tokens[self.primary]
             cond = {self.primary: (primary, jnp.ones_like(primary, bool))}
             tokens = self._run_sampler(again, cond, captions, keys, options=c)

@@ -105,7 +105,10 @@ def config(
     """A forcing run of latents and text states: encoded while training, or read from a cache."""
     c = tiny.forcing()
     lead = replace(
-        c.modalities["image"], patch=4, latents=12, autoencoder=f"flux2:{image}" if image else ""
+        c.modalities["image"],
+        patch=4,
+        latent_channels=12,
+        autoencoder=f"flux2:{image}" if image else "",
     )
     data = replace(
         c.data,
@@ -113,7 +116,7 @@ def config(
         root=str(records),
         eval_split="train",
         resolution=PIXELS,
-        flip=0.5,
+        flip_prob=0.5,
         workers=0,
     )
     data = replace(data, cache=str(cache or ""))
@@ -122,7 +125,7 @@ def config(
         data=data,
         text=replace(
             c.text,
-            vocabulary=0,
+            vocab_size=0,
             channels=WIDTH,
             tokens=TOKENS,
             encoder=f"umt5:{text}" if text else "",

@@ -25,8 +25,8 @@ SMALL = [
     f"--config.model.{k}={v}"
     for k, v in {
         "width": 32,
-        "ffn": 48,
-        "blocks": 1,
+        "mlp_dim": 48,
+        "num_layers": 1,
         "heads": 2,
         "kv_heads": 1,
         "head_dim": 16,

@@ -23,13 +23,20 @@ from modality_forcing.config import (
 from modality_forcing.modalities import base
 from modality_forcing.train.state import abstract_model
 
-MODEL = ModelConfig(width=32, ffn=48, blocks=2, heads=4, kv_heads=2, head_dim=8, attention="einsum")
+MODEL = ModelConfig(
+    width=32, mlp_dim=48, num_layers=2, heads=4, kv_heads=2, head_dim=8, attention="einsum"
+)
 MATRICES = ("w", "q", "k", "v", "gate", "up", "out", "down", "table")
-TEXT = TextConfig(tokens=3, vocabulary=16, channels=8)
+TEXT = TextConfig(tokens=3, vocab_size=16, channels=8)
 IMAGE = ModalityConfig(kind="image", patch=8)
 # Patches of another size than the image's: nothing may take two modalities' token counts for equal.
 DEPTH = ModalityConfig(
-    kind="depth", patch=4, noise=NoiseConfig("plateau"), position_id=1, detokenizer=1, given=0.2
+    kind="depth",
+    patch=4,
+    noise=NoiseConfig("plateau"),
+    position_id=1,
+    detokenizer_layers=1,
+    cond_prob=0.2,
 )
 
 
@@ -38,11 +45,11 @@ def t2i(**train: Any) -> Config:
     return Config(
         name="t2i",
         seed=3,
-        data=DataConfig(resolution=16, count=64, workers=0),
+        data=DataConfig(resolution=16, num_scenes=64, workers=0),
         text=TEXT,
         modalities={"image": IMAGE},
         model=MODEL,
-        train=replace(TrainConfig(steps=6, batch=4, ema=0.9, log_every=1), **train),
+        train=replace(TrainConfig(steps=6, batch=4, ema_decay=0.9, log_every=1), **train),
         sample=SampleConfig(steps=4),
         eval=EvalConfig(examples=4, batch=2),
     )
@@ -51,12 +58,12 @@ def t2i(**train: Any) -> Config:
 def forcing(**train: Any) -> Config:
     """The run after it: the same with 16 depth tokens, and either modality given in a fifth of the examples."""
     config = t2i()
-    modalities = {"image": replace(IMAGE, given=0.2), "depth": DEPTH}
+    modalities = {"image": replace(IMAGE, cond_prob=0.2), "depth": DEPTH}
     return replace(
         config,
         name="forcing",
         modalities=modalities,
-        train=replace(config.train, **{"new": ("depth",), **train}),
+        train=replace(config.train, **{"allow_missing_modalities": ("depth",), **train}),
     )
 
 
@@ -69,7 +76,7 @@ def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str
         "depth": draw.uniform(0.5, 9.0, (b, r, r)).astype(np.float32),
         "valid": draw.random((b, r, r)) < 0.5,
         "text": {
-            "tokens": draw.integers(0, config.text.vocabulary, (b, l), np.int32),
+            "tokens": draw.integers(0, config.text.vocab_size, (b, l), np.int32),
             "mask": np.arange(l)[None] < draw.integers(1, l + 1, (b, 1)),
         },
         "index": np.arange(first, first + b, dtype=np.int32),

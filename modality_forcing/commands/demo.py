@@ -53,15 +53,19 @@ def run(options: Options) -> dict[str, Any]:
     workdir = options.workdir
     t2i, forcing = configs(options)
     for config in (t2i, forcing):  # also where the phase is done and would only be read back
-        check_resumable(workdir / config.name, config, ignore=("train.init",))
+        check_resumable(workdir / config.name, config, ignore=("train.init_from",))
     ledger = Ledger(workdir / "phases.json")
-    records = Cached(inputs.open_source(t2i))  # both phases see the same scenes: each is rendered once
+    records = Cached(
+        inputs.open_source(t2i)
+    )  # both phases see the same scenes: each is rendered once
 
     ledger.run("t2i", lambda: _train(t2i, workdir / "t2i", records))
     ledger.run("forcing", lambda: _train(forcing, workdir / "forcing", records))
     if options.ablate:
         scratch = replace(
-            forcing, name="no_pretraining", train=replace(forcing.train, init="", new=())
+            forcing,
+            name="no_pretraining",
+            train=replace(forcing.train, init_from="", allow_missing_modalities=()),
         )
         ledger.run("no_pretraining", lambda: _train(scratch, workdir / "no_pretraining", records))
 
@@ -97,7 +101,9 @@ def configs(options: Options) -> tuple[Config, Config]:
     t2i = config_file.load(f"{CONFIG}:phase=t2i", _given({"train.steps": options.t2i_steps}))
     changes = {"train.steps": options.forcing_steps, "eval.examples": options.examples}
     forcing = config_file.load(f"{CONFIG}:phase=forcing", _given(changes))
-    return t2i, replace(forcing, train=replace(forcing.train, init=str(options.workdir / "t2i")))
+    return t2i, replace(
+        forcing, train=replace(forcing.train, init_from=str(options.workdir / "t2i"))
+    )
 
 
 class Ledger:

@@ -114,7 +114,7 @@ def sampling(generator: Generator) -> dict[str, Any]:
     return {
         "steps": num_steps("i2d", options),
         "solver": options.solver,
-        "mu": options.mu,
+        "mu": options.timestep_shift,
         "guidance": {name: x for name, x in options.guidance.items() if name not in given},
     }
 

@@ -128,7 +128,7 @@ def settings(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
         "steps": num_steps("joint", sample),
         "solver": sample.solver,
         "spacing": sample.spacing,
-        "mu": sample.mu,
+        "mu": sample.timestep_shift,
         "guidance": dict(sample.guidance),
         "estimator": "self" if evaluator.estimator is None else evaluator.estimator.name,
         "estimator_steps": num_steps("i2d", sample) if evaluator.estimator is None else None,

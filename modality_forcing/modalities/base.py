@@ -86,18 +86,18 @@ def _build(name: str, m: ModalityConfig, resolution: int) -> Modality:
             f"modalities.{name}.kind is {m.kind!r}", hint=f"choose one of {', '.join(known)}"
         )
     module = importlib.import_module(f"{modalities.__name__}.{m.kind}")
-    levels = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}[m.noise.kind](
-        m.noise.mu, m.noise.sigma
+    levels = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}[m.noise.distribution](
+        m.noise.timestep_shift, m.noise.sigma
     )
     return module.MODALITY(
         name=name,
         resolution=resolution,
         patch=m.patch,
         position_id=m.position_id,
-        detokenizer=m.detokenizer,
+        detokenizer=m.detokenizer_layers,
         prediction=m.prediction,
         levels=levels,
-        weight=m.weight,
-        given=m.given,
-        latents=m.latents,
+        weight=m.loss_weight,
+        given=m.cond_prob,
+        latents=m.latent_channels,
     )

@@ -32,7 +32,7 @@ class Block(nnx.Module):
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         self.c = c
-        d, f, h, g, k = c.width, c.ffn, c.heads, c.kv_heads, c.head_dim
+        d, f, h, g, k = c.width, c.mlp_dim, c.heads, c.kv_heads, c.head_dim
         weight = lambda *shape: nnx.Param(fan_in(rngs.params(), shape, jnp.float32))
         self.q, self.k, self.v = weight(d, h * k), weight(d, g * k), weight(d, g * k)
         self.gate, self.up = weight(d, f), weight(d, f)

@@ -98,7 +98,7 @@ class DiT(nnx.Module):
         )
         self.mixing = nnx.Dict({f"{n}_from_{o}": nnx.Param(jnp.zeros(())) for n, o in pairs})
         self.modulation = modulation(c, rngs)
-        self.trunk = Stack(c, c.blocks, rngs=rngs, keep_gathered=keep_gathered)
+        self.trunk = Stack(c, c.num_layers, rngs=rngs, keep_gathered=keep_gathered)
         self.head = nnx.Dict(
             {n: Head(c, s, rngs=rngs, keep_gathered=keep_gathered) for n, s in streams.items()}
         )

@@ -46,14 +46,14 @@ class TextIn(nnx.Module):
     def __init__(self, config: TextConfig, width: int, *, rngs: nnx.Rngs):
         self.config = config
         normal = nnx.initializers.normal(1.0)
-        if config.vocabulary:
-            self.table = nnx.Param(normal(rngs.params(), (config.vocabulary, config.channels)))
+        if config.vocab_size:
+            self.table = nnx.Param(normal(rngs.params(), (config.vocab_size, config.channels)))
         self.linear = Linear(config.channels, width, rngs=rngs)
         self.padding = nnx.Param(normal(rngs.params(), (width,)) * 0.02)
 
     def __call__(self, text: Mapping[str, Array], dtype: jnp.dtype) -> Float[Array, "b l d"]:
         states = text["tokens"]
-        if self.config.vocabulary:
+        if self.config.vocab_size:
             states = self.table[...][states]  # [b l e]
         states = self.linear(rms_norm(states.astype(jnp.float32)).astype(dtype))  # [b l d]
         return jnp.where(text["mask"][:, :, None], states, self.padding[...].astype(dtype))

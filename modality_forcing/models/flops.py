@@ -68,7 +68,7 @@ def forward_flops(
     c, d = config.model, config.model.width
     streams = [m for name, m in modalities.items() if only is None or name in set(only)]
     m, n = len(streams), tokens(config, modalities, only)
-    attention = c.blocks * _attention(c, n)
+    attention = c.num_layers * _attention(c, n)
     detokenizers = sum(
         s.detokenizer * (2 * _length(s) * block_parameters(c) + _attention(c, _length(s)))
         for s in streams
@@ -83,7 +83,7 @@ def forward_flops(
         2 * d * d * sum(3 + 2 + (3 if s.detokenizer else 0) for s in streams)
     )  # of trunk, head and own blocks
     return Flops(
-        trunk=2 * c.blocks * n * block_parameters(c),
+        trunk=2 * c.num_layers * n * block_parameters(c),
         attention=attention,
         detokenizers=detokenizers,
         ends=text + tokenizers_and_heads + embedders + modulation,

@@ -9,13 +9,13 @@ from modality_forcing.config import ModelConfig
 from modality_forcing.errors import UserError
 
 # Norms, rotations and activations are cheaper to compute again than to keep (docs/benchmarks.md).
-_family = partial(ModelConfig, blocks=30, head_dim=128, dtype="bfloat16", remat="elementwise")
+_family = partial(ModelConfig, num_layers=30, head_dim=128, dtype="bfloat16", remat="elementwise")
 
 SIZES = {
     "demo": ModelConfig(
         width=96,
-        ffn=288,
-        blocks=4,
+        mlp_dim=288,
+        num_layers=4,
         heads=4,
         kv_heads=2,
         head_dim=24,
@@ -23,9 +23,9 @@ SIZES = {
         rope_theta=10.0,
         attention="einsum",
     ),
-    "370m": _family(width=1024, ffn=3072, heads=8, kv_heads=2),
-    "800m": _family(width=1536, ffn=4608, heads=12, kv_heads=3),
-    "3b3": _family(width=3072, ffn=9216, heads=24, kv_heads=6),
+    "370m": _family(width=1024, mlp_dim=3072, heads=8, kv_heads=2),
+    "800m": _family(width=1536, mlp_dim=4608, heads=12, kv_heads=3),
+    "3b3": _family(width=3072, mlp_dim=9216, heads=24, kv_heads=6),
 }
 
 
@@ -55,4 +55,4 @@ def with_head_dim(c: ModelConfig, head_dim: int) -> ModelConfig:
 
 def block_parameters(c: ModelConfig) -> int:
     """Weights in the matrices of one block: 11.5 d^2 at the family's proportions."""
-    return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.ffn
+    return c.width * c.head_dim * (2 * c.heads + 2 * c.kv_heads) + 3 * c.width * c.mlp_dim

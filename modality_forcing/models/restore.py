@@ -48,7 +48,7 @@ def graft(
     problems = {"missing": missing, "extra": extra, "misshaped": misshaped}
     if any(problems.values()):
         told = "; ".join(f"{kind}: {_some(paths)}" for kind, paths in problems.items() if paths)
-        hint = "use a checkpoint of this config, or name the new modalities in train.new"
+        hint = "use a checkpoint of this config, or name the new modalities in train.allow_missing_modalities"
         raise UserError(f"the weights do not fit ({told})", where=where, hint=hint)
     return unflatten({path: have.get(path, leaf) for path, leaf in want.items()})
 

@@ -109,7 +109,7 @@ def abstract_step(
     teacher = None
     if config.train.distill:  # the text-to-image network: the lead alone
         lead = next(iter(config.modalities))
-        alone = replace(config.modalities[lead], given=0.0)
+        alone = replace(config.modalities[lead], cond_prob=0.0)
         theirs = replace(
             config, modalities={lead: alone}, train=replace(config.train, distill=False)
         )

@@ -52,7 +52,7 @@ def to_json(p: Plan) -> dict[str, Any]:
         "exposed_collective_seconds": bound.exposed_seconds if bound else None,
         "mfu_bound": p.mfu_bound,
         "batch": p.config.train.batch,
-        "accumulate": p.config.train.accumulate,
+        "grad_accum_steps": p.config.train.grad_accum_steps,
         "micro_batch": p.micro_batch,
         "remat": p.config.model.remat,
         "preset": p.config.mesh.preset,
@@ -77,7 +77,7 @@ def to_text(p: Plan) -> str:
         f"{c.name} on {p.at.topology}{slices}, {p.at.chips} chips, {p.at.hosts} hosts: {'fits' if p.fits else 'does not fit'}",
         f"  parameters      {p.params / 1e9:.3f} B",
         f"  layout          {describe(p)}; mesh data {c.mesh.data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor}",
-        f"  batch           {c.train.batch} in {c.train.accumulate} micro-batches, {p.tokens_per_step:,} tokens",
+        f"  batch           {c.train.batch} in {c.train.grad_accum_steps} micro-batches, {p.tokens_per_step:,} tokens",
         f"  analytic FLOPs  {p.flops_per_step / 1e12:,.1f} T a step",
         f"  GiB a chip      {gib(p.bytes.total)} of {p.at.chip.usable_bytes * m / GIB:.2f}: arguments {gib(p.bytes.arguments)}"
         f" (state {gib(p.state_bytes)}), temporaries {gib(p.bytes.temporaries)}, output {gib(p.bytes.output)},"
@@ -106,7 +106,7 @@ def to_text(p: Plan) -> str:
         f" --config.mesh.preset={c.mesh.preset} --config.model.remat={c.model.remat} --config.train.batch={c.train.batch}",
         f"                  LIBTPU_INIT_ARGS='{hardware.libtpu_init_args(p.at.chip, p.at.slices)}'",
     ]
-    tokens = p.tokens_per_step // p.at.chips // p.config.train.accumulate
+    tokens = p.tokens_per_step // p.at.chips // p.config.train.grad_accum_steps
     if tokens < enough(p.at):
         lines.append(
             f"  beware          {tokens} tokens a chip: below {enough(p.at):.0f} collectives take longer than products;"

@@ -69,7 +69,7 @@ class Plan:
     @property
     def micro_batch(self) -> int:
         """Examples per chip and micro-batch."""
-        return self.config.train.batch // self.config.train.accumulate // self.at.chips
+        return self.config.train.batch // self.config.train.grad_accum_steps // self.at.chips
 
     @property
     def mfu_bound(self) -> float | None:
@@ -203,7 +203,7 @@ def _laid_out(
         config,
         mesh=replace(mesh, preset=preset),
         model=replace(config.model, remat=remat),
-        train=replace(config.train, batch=micro * at.chips, accumulate=1),
+        train=replace(config.train, batch=micro * at.chips, grad_accum_steps=1),
     )
 
 
@@ -223,14 +223,16 @@ def estimate(config: Config, at: Target, weights: Any) -> float:
     c, tokens = config.model, _tokens(config)
     d, heads, kv = c.width, c.heads * c.head_dim, c.kv_heads * c.head_dim
     micro = (
-        config.train.batch // config.train.accumulate // (mesh.shape["data"] * mesh.shape["fsdp"])
+        config.train.batch
+        // config.train.grad_accum_steps
+        // (mesh.shape["data"] * mesh.shape["fsdp"])
     )
     kept = {
-        "none": 5 * d + 6 * heads + 6 * c.ffn,
-        "elementwise": 2 * d + 2 * heads + 2 * kv + 2 * c.ffn,
+        "none": 5 * d + 6 * heads + 6 * c.mlp_dim,
+        "elementwise": 2 * d + 2 * heads + 2 * kv + 2 * c.mlp_dim,
         "full": d,
     }
-    at_once = 6 * (2 * d + 2 * heads + 2 * kv + 3 * c.ffn)
-    activations = 2 * max(micro, 1) * tokens * (c.blocks * kept[c.remat] + at_once)
-    gathered = 2 * count if rules.keep_gathered else 8 * count / c.blocks
+    at_once = 6 * (2 * d + 2 * heads + 2 * kv + 3 * c.mlp_dim)
+    activations = 2 * max(micro, 1) * tokens * (c.num_layers * kept[c.remat] + at_once)
+    gathered = 2 * count if rules.keep_gathered else 8 * count / c.num_layers
     return 16 * shards + activations + gathered + 4 * shards  # the last: gradients

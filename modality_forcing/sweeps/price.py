@@ -187,7 +187,9 @@ def columns(cell: Cell) -> dict[str, Any]:
         phases = [run for run in runs if (len(run.config.modalities) > 1) == several]
         told[name] = sum(run.examples for run in phases)
         if all(run.config.data.source == "scenes" for run in runs):
-            told[f"unique_{name}"] = sum(min(run.examples, run.config.data.count) for run in phases)
+            told[f"unique_{name}"] = sum(
+                min(run.examples, run.config.data.num_scenes) for run in phases
+            )
     return (
         told | {"flops": sum(spent.values())} | {f"flops_{phase}": n for phase, n in spent.items()}
     )

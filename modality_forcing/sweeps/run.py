@@ -91,7 +91,7 @@ class Folder:
         self.sweep, self.path = (
             sweep,
             workdir.absolute(),
-        )  # absolute: train.init must mean the same from everywhere
+        )  # absolute: train.init_from must mean the same from everywhere
         self.runs = self.path / "runs"
 
     def of(self, run: Run) -> Path:
@@ -146,7 +146,9 @@ class Folder:
         branch = str(self.of(run.trunk)) if run.trunk and self._has(run.trunk, run.begins) else ""
         return replace(
             config,
-            train=replace(config.train, branch=branch, save_at=self.sweep.branch_points(run)),
+            train=replace(
+                config.train, branch_from=branch, keep_at_steps=self.sweep.branch_points(run)
+            ),
         )
 
     def owner(self, name: str) -> str:
@@ -303,7 +305,7 @@ class _Work:
             f"{run.folder}: {f'goes on from about step {done}' if done else 'starts'}, {run.config.train.steps} steps"
         )
         # Where this folder was, and whether it branches: the digest says that the run is the same.
-        if check_resumable(workdir, config, ignore=("train.init", "train.branch")):
+        if check_resumable(workdir, config, ignore=("train.init_from", "train.branch_from")):
             _first(
                 lambda: write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
             )
@@ -320,7 +322,7 @@ class _Work:
         """The records of procedural scenes, made once for all runs; None for others, and where processes load them."""
         if config.data.source != "scenes" or config.data.workers:
             return None
-        key = json.dumps([config.seed, config.data.count, config.data.resolution])
+        key = json.dumps([config.seed, config.data.num_scenes, config.data.resolution])
         return self._records.setdefault(key, Cached(inputs.open_source(config)))
 
     def _row(self, cell: Cell) -> dict[str, Any]:

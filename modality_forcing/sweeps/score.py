@@ -113,7 +113,9 @@ def held_out_loss(generator: Generator, data: HeldOut, seed: int, draws: int) ->
     with other noise levels, have losses of another kind.
     """
     c = generator.config
-    c = replace(c, seed=seed, text=replace(c.text, drop=0.0), train=replace(c.train, distill=False))
+    c = replace(
+        c, seed=seed, text=replace(c.text, text_dropout=0.0), train=replace(c.train, distill=False)
+    )
     size, count = min(c.eval.batch, len(data.captions)), len(data.captions)
 
     @jax.jit

@@ -69,7 +69,7 @@ class Run:
     """One training run: its part in the cell ("pretraining", "forcing"), its config, and the run whose weights it starts from.
 
     trunk: a longer run that has its constant phase in common with this one, which then branches off: the same weights as
-    from step 0, to the bit, in fewer steps (train/branch.py). config.train.init and branch stay empty: where other runs lie
+    from step 0, to the bit, in fewer steps (train/branch.py). config.train.init_from and branch stay empty: where other runs lie
     is known once there is a folder (`config_in`). Raises UserError for a trunk that differs in more than its length.
     """
 
@@ -79,7 +79,7 @@ class Run:
     trunk: Run | None = None
 
     def __post_init__(self):
-        for name, option in (("init", "after"), ("branch", "trunk")):
+        for name, option in (("init_from", "after"), ("branch_from", "trunk")):
             if getattr(self.config.train, name):
                 raise UserError(
                     f"train.{name} is set in a run of a sweep",
@@ -131,11 +131,11 @@ class Run:
         return (*(before.needs() if before else ()), self)
 
     def config_in(self, runs: Path) -> Config:
-        """Returns its config with train.init at the workdir of the run before it."""
+        """Returns its config with train.init_from at the workdir of the run before it."""
         if self.after is None:
             return self.config
         return replace(
-            self.config, train=replace(self.config.train, init=str(runs / self.after.folder))
+            self.config, train=replace(self.config.train, init_from=str(runs / self.after.folder))
         )
 
 

@@ -30,7 +30,7 @@ def abstract_batch(
 def abstract_text(c: TextConfig, b: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of encoded captions: word ids, or a frozen encoder's states in bfloat16."""
     tokens = (
-        ((b, c.tokens), jnp.int32) if c.vocabulary else ((b, c.tokens, c.channels), jnp.bfloat16)
+        ((b, c.tokens), jnp.int32) if c.vocab_size else ((b, c.tokens, c.channels), jnp.bfloat16)
     )
     return {
         "tokens": jax.ShapeDtypeStruct(*tokens),

@@ -17,13 +17,13 @@ from modality_forcing.train.workdir import SCHEDULE_KEYS, check_resumable
 def restore_branch_point(config: Config, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
     """Returns a trunk's last state (and what was saved with it) that is also one of this run begun at step 0, to the bit.
 
-    train.branch: the trunk's workdir; its config may differ in how long it runs and cools down, and in what only watches.
+    train.branch_from: the trunk's workdir; its config may differ in how long it runs and cools down, and in what only watches.
     Raises UserError if it differs in more, or has no checkpoint from before the step at which either begins to cool down.
     """
-    c, folder = config.train, Path(config.train.branch)
+    c, folder = config.train, Path(config.train.branch_from)
     if not (folder / "config.json").is_file():
         raise UserError(
-            "train.branch names no run",
+            "train.branch_from names no run",
             where=folder,
             hint="give the workdir of the run to branch off",
         )
@@ -49,6 +49,6 @@ def restore_branch_point(config: Config, like: TrainState) -> tuple[TrainState, 
         raise UserError(
             told,
             where=folder,
-            hint="train the trunk with a train.save_every and train.keep that leave one",
+            hint="train the trunk with a train.save_every and train.max_to_keep that leave one",
         )
     return checkpoint.read_state((folder / "checkpoints" / str(fit[-1])).absolute(), like)

@@ -50,8 +50,8 @@ KINDS = ("tokens", "modulation", "stream", "attention", "mlp", "prediction")
 DRAWN = (0, 1, STEPS)  # steps that are drawn
 
 DEFAULT = Config(
-    modalities={"image": ModalityConfig(patch=8, noise=NoiseConfig(mu=0.0))},
-    model=ModelConfig(width=96, ffn=288, heads=4, kv_heads=2, head_dim=24),
+    modalities={"image": ModalityConfig(patch=8, noise=NoiseConfig(timestep_shift=0.0))},
+    model=ModelConfig(width=96, mlp_dim=288, heads=4, kv_heads=2, head_dim=24),
     train=TrainConfig(learning_rate=3e-3, t_min=0.3),
 )
 
@@ -210,14 +210,16 @@ def _small(config: Config, width: int) -> Config:
         config.train.learning_rate * (config.train.base_width or config.model.width) / width,
     )
     modalities = {
-        name: replace(m, latents=0, autoencoder="", detokenizer=min(m.detokenizer, 1))
+        name: replace(
+            m, latent_channels=0, autoencoder="", detokenizer_layers=min(m.detokenizer_layers, 1)
+        )
         for name, m in config.modalities.items()
     }
     model = replace(
         c,
         width=HEAD_DIM * c.heads,
         head_dim=HEAD_DIM,
-        blocks=BLOCKS,
+        num_layers=BLOCKS,
         dtype="float32",
         attention="einsum",
         remat="none",
@@ -225,9 +227,9 @@ def _small(config: Config, width: int) -> Config:
     train = {
         "steps": 1000,
         "batch": 16,
-        "accumulate": 1,
+        "grad_accum_steps": 1,
         "schedule": "wsd",
-        "warmup": 0.0,
+        "warmup_fraction": 0.0,
         "base_width": width,
         "distill": False,
     }
@@ -235,14 +237,21 @@ def _small(config: Config, width: int) -> Config:
         config,
         data=DataConfig(
             resolution=4 * math.lcm(*(m.patch for m in modalities.values())),
-            count=4096,
-            sparse=config.data.sparse,
+            num_scenes=4096,
+            sparsity_patterns=config.data.sparsity_patterns,
         ),
-        text=TextConfig(drop=config.text.drop),
+        text=TextConfig(text_dropout=config.text.text_dropout),
         modalities=modalities,
         model=replace(model, unroll=1),
         mesh=MeshConfig(),
-        train=replace(config.train, learning_rate=rate, init="", branch="", new=(), **train),
+        train=replace(
+            config.train,
+            learning_rate=rate,
+            init_from="",
+            branch_from="",
+            allow_missing_modalities=(),
+            **train,
+        ),
     )
     return scale_width(small, width)
 
@@ -259,7 +268,7 @@ def _batches(config: Config, count: int) -> tuple[list[Any], Any]:
         batch=config.train.batch,
         seed=config.seed,
         resolution=data.resolution,
-        sparse=data.sparse or None,
+        sparse=data.sparsity_patterns or None,
     )
     try:
         return [next(batches) for _ in range(count)], encoder.null()

@@ -73,7 +73,7 @@ def init_run(
     if jax.process_count() > 1:  # the first process writes the config before another reads it
         multihost_utils.sync_global_devices("config written")
     c = config.train
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", c.keep, c.save_at)
+    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", c.max_to_keep, c.keep_at_steps)
     restored = checkpoints.latest() is not None
     state, metadata = initial or initialize(checkpoints=checkpoints)
     if metadata:
@@ -82,7 +82,7 @@ def init_run(
     step = make_step(config, modalities, graph, inputs.null_text(), teacher=teacher, mesh=mesh)
     if distributed.is_primary():
         if start_step:
-            source = workdir if restored else c.branch
+            source = workdir if restored else c.branch_from
             print(
                 f"{config.name}: resuming from step {start_step} of {c.steps} in {source}",
                 flush=True,
@@ -107,17 +107,19 @@ def _initial_state(
     # 1. The workdir's own last checkpoint: state, optimizer and data position.
     if checkpoints is not None and checkpoints.latest() is not None:
         return checkpoints.restore(abstract)
-    # 2. train.branch: the same of a longer run, from before its learning rate decays.
-    if c.branch:
+    # 2. train.branch_from: the same of a longer run, from before its learning rate decays.
+    if c.branch_from:
         return restore_branch_point(config, abstract)
-    # 3. train.init: the EMA weights of a checkpoint, in step 0 of a new optimizer;
-    #    modules of the modalities in train.new stay fresh.
+    # 3. train.init_from: the EMA weights of a checkpoint, in step 0 of a new optimizer;
+    #    modules of the modalities in train.allow_missing_modalities stay fresh.
     # 4. Fresh weights, a function of the seed.
-    if c.init:
-        checkpoint.resolve_checkpoint(Path(c.init))  # raises before the slow part
+    if c.init_from:
+        checkpoint.resolve_checkpoint(Path(c.init_from))  # raises before the slow part
     params = init_params(config, modalities, shardings(abstract.params))
-    if c.init:
-        params = checkpoint.init_from_checkpoint(Path(c.init), params, c.new, shardings)
+    if c.init_from:
+        params = checkpoint.init_from_checkpoint(
+            Path(c.init_from), params, c.allow_missing_modalities, shardings
+        )
     return init_state(config, params, shardings(abstract)), {}
 
 
@@ -130,8 +132,8 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> Ahead:
         batch=config.train.batch,
         seed=config.seed,
         resolution=data.resolution,
-        sparse=data.sparse or None,
-        augment=Augment((data.crop, 1.0), data.shift, data.flip),
+        sparse=data.sparsity_patterns or None,
+        augment=Augment((data.min_crop, 1.0), data.crop_jitter, data.flip_prob),
         workers=data.workers,
         part=(jax.process_index(), jax.process_count()),
     )
@@ -141,10 +143,10 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> Ahead:
 
 
 def _load_teacher(config: Config, shardings: Shardings) -> tuple[Any, Any]:
-    """Returns graph and weights of the checkpoint in train.init, to distill from."""
-    if not config.train.init:
-        raise UserError("train.distill needs train.init, the checkpoint to stay near")
-    teacher, params = checkpoint.load(Path(config.train.init), shardings)
+    """Returns graph and weights of the checkpoint in train.init_from, to distill from."""
+    if not config.train.init_from:
+        raise UserError("train.distill needs train.init_from, the checkpoint to stay near")
+    teacher, params = checkpoint.load(Path(config.train.init_from), shardings)
     return abstract_model(teacher, base.build(teacher))[0], params
 
 

@@ -75,7 +75,7 @@ def open_inputs(
     """
     data = config.data
     for name, m in config.modalities.items():
-        if m.latents and not m.autoencoder and not data.cache:
+        if m.latent_channels and not m.autoencoder and not data.cache:
             what = f"modalities.{name} has latents, and nothing says what makes them"
             key = f"modalities.{name}.autoencoder"
             hint = f"set {key}=flux2:PATH or data.cache, or latents to 0 for pixels"
@@ -93,7 +93,7 @@ def open_inputs(
         source = open_source(config)
     else:
         sources = _read_latents(config, shards, caches)
-        sparse = data.sparse or None
+        sparse = data.sparsity_patterns or None
         source = {n: Part(sources[n], data.mixture[n], sparse) for n in sources if data.mixture}
         source = source or next(iter(sources.values()))
     return Inputs(config, source, caches, encoders, text_encoder)
@@ -113,8 +113,8 @@ def open_source(config: Config, split: str = "train") -> RecordSource:
         if not data.root:
             hint = "name the folder of images with --config.data.root=FOLDER"
             raise UserError("data.root is empty", hint=hint)
-        return Folder(Path(data.root), data.resolution, data.depth_scale or None, data.unit)
-    return Scenes(seed=config.seed, count=data.count, resolution=data.resolution, split=split)
+        return Folder(Path(data.root), data.resolution, data.depth_scale or None, data.depth_unit)
+    return Scenes(seed=config.seed, count=data.num_scenes, resolution=data.resolution, split=split)
 
 
 def open_shards(config: Config, split: str) -> dict[str, Shards]:
@@ -161,8 +161,8 @@ def build_encoders(
     frozen = Frozen(text, next(iter(locations), ""), mesh)
     for name, m in named.items():
         c = frozen.image_config
-        if (m.latents, m.patch) != (c.channels, c.scale):
-            have = f"modalities.{name} has {m.latents} latents of {m.patch} pixels"
+        if (m.latent_channels, m.patch) != (c.channels, c.scale):
+            have = f"modalities.{name} has {m.latent_channels} latents of {m.patch} pixels"
             what = f"{have}, and {m.autoencoder} {c.channels} of {c.scale}"
             raise UserError(what, hint=f"set latents to {c.channels} and patch to {c.scale}")
     return frozen
@@ -178,8 +178,8 @@ def build_text_encoder(
     or its sizes differ from the config's.
     """
     c = config.text
-    if c.vocabulary:
-        return Words(c.tokens, c.vocabulary)
+    if c.vocab_size:
+        return Words(c.tokens, c.vocab_size)
     if encoders is not None and encoders.has_text:
         if (width := encoders.text_config.width) != c.channels:
             what = f"text.channels is {c.channels}, and {c.encoder} has {width}"
@@ -192,7 +192,7 @@ def build_text_encoder(
             cache.check("text", width=c.channels, tokens=c.tokens)
         return States(c.tokens, tuple(caches.values()))
     raise UserError(
-        "text.vocabulary is 0, and nothing says where states of a frozen text encoder come from",
+        "text.vocab_size is 0, and nothing says where states of a frozen text encoder come from",
         hint="set text.encoder=umt5:PATH (sampling: --text-encoder) or data.cache, or learn words: "
         "encoders=none in configs/t2i",
     )
@@ -201,11 +201,11 @@ def build_text_encoder(
 def override_encoders(config: Config, text: str = "", image: str = "") -> Config:
     """Returns the config with other frozen encoders; raises UserError if its network has none."""
     if text:
-        if config.text.vocabulary:
+        if config.text.vocab_size:
             raise UserError("this network reads words", hint="leave --text-encoder out")
         config = replace(config, text=replace(config.text, encoder=text))
     if image:
-        latents = {name for name, m in config.modalities.items() if m.latents}
+        latents = {name for name, m in config.modalities.items() if m.latent_channels}
         if not latents:
             raise UserError("this network makes pixels", hint="leave --autoencoder out")
         modalities = {
@@ -236,12 +236,12 @@ def _read_latents(
     config: Config, shards: Mapping[str, Shards], caches: Mapping[str, Cache]
 ) -> Mapping[str, RecordSource]:
     """The training sets, with cached latents instead of pixels where the network reads latents."""
-    latents = [m for m in config.modalities.values() if m.latents]
+    latents = [m for m in config.modalities.values() if m.latent_channels]
     computed = "image" not in _cached_parts(caches) and all(m.autoencoder for m in latents)
     if not caches or not latents or computed:
         return shards
-    if config.data.crop < 1 or config.data.shift > 0:
-        what = "data.crop and data.shift cannot move images that data.cache holds encoded"
+    if config.data.min_crop < 1 or config.data.crop_jitter > 0:
+        what = "data.min_crop and data.crop_jitter cannot move images that data.cache holds encoded"
         raise UserError(what, hint="set 1 and 0, or encode captions alone")
     for cache in caches.values():
         cache.check("image", resolution=config.data.resolution)
@@ -253,8 +253,8 @@ def _check_records(config: Config, records: RecordSource) -> None:
     for i in range(len(records) if is_folder else 1):
         record = records[i]
         has_depth |= bool(record.valid.any())
-        if config.data.sparse and i == 0:
-            thin(record, np.random.default_rng(0), config.data.sparse)
+        if config.data.sparsity_patterns and i == 0:
+            thin(record, np.random.default_rng(0), config.data.sparsity_patterns)
     needs_depth = any(m.kind == "depth" for m in config.modalities.values())
     if isinstance(records, Folder) and needs_depth and not has_depth:
         hint = "put depth/NAME.png or .npy beside the images, or train without depth: :phase=t2i"

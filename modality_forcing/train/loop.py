@@ -49,7 +49,7 @@ def train(
                 return state
             resumed = k == run.start_step  # this step's row and checkpoint are written already
             log_due = not resumed and k % c.log_every == 0
-            if not resumed and (k % c.save_every == 0 or k in c.save_at):
+            if not resumed and (k % c.save_every == 0 or k in c.keep_at_steps):
                 if log_due:  # before the checkpoint, or a resumed run would write the row again
                     logger.log(k)
                     log_due = False

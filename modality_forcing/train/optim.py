@@ -35,12 +35,12 @@ def schedule(c: TrainConfig) -> optax.Schedule:
 
 def warmup_steps(c: TrainConfig) -> int:
     """Returns the steps over which the learning rate rises."""
-    return max(int(c.warmup * c.steps), 1)
+    return max(int(c.warmup_fraction * c.steps), 1)
 
 
 def decay_start_step(c: TrainConfig) -> int:
     """Returns the first step at which "wsd" may be below its constant rate."""
-    return c.steps - max(int(c.decay * c.steps), 1)
+    return c.steps - max(int(c.decay_fraction * c.steps), 1)
 
 
 def branch_point(c: TrainConfig, trunk: TrainConfig) -> int:
@@ -53,7 +53,8 @@ def branch_point(c: TrainConfig, trunk: TrainConfig) -> int:
     if warmup_steps(c) != warmup_steps(trunk):
         told = f"the trunk warms up for {warmup_steps(trunk)} steps, this run for {warmup_steps(c)}"
         raise UserError(
-            told, hint="set train.warmup so that they agree (train/width_scaling.py: horizon)"
+            told,
+            hint="set train.warmup_fraction so that they agree (train/width_scaling.py: horizon)",
         )
     return min(decay_start_step(c), decay_start_step(trunk))
 
@@ -73,7 +74,7 @@ def make_optimizer(c: TrainConfig, width: int) -> optax.GradientTransformation:
     """
     m = width / c.base_width if c.base_width else 1.0
     return optax.chain(
-        optax.clip_by_global_norm(c.clip),
+        optax.clip_by_global_norm(c.grad_clip_norm),
         optax.chain(  # optax.adamw with one more part, which has no state
             optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=EPS / m),
             *([_scale_by_group(1.0 / m)] if c.base_width else []),

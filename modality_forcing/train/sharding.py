@@ -145,10 +145,10 @@ def _sizes(c: MeshConfig, devices: int) -> tuple[int, int, int]:
 
 def check_batch(c: TrainConfig, mesh: Mesh) -> None:
     """Raises UserError if the batch does not divide among the devices that share it and the micro-batches of a step."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * c.accumulate
+    parts = mesh.shape["data"] * mesh.shape["fsdp"] * c.grad_accum_steps
     if c.batch % parts:
         told = f"train.batch {c.batch} does not divide among {parts} micro-batches"
-        hint = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.accumulate"
+        hint = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.grad_accum_steps"
         raise UserError(told, hint=hint)
 
 

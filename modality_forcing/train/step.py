@@ -58,7 +58,7 @@ def compute_loss(
     tokens = add_noise(modalities, batch, config.seed, step)
     x_t, t = {n: x.x_t for n, x in tokens.items()}, {n: x.t for n, x in tokens.items()}
     keys = rng.per_example(rng.stream(config.seed, "text", step), batch["index"])
-    text = text_dropout(keys, batch["text"], null_text, config.text.drop)
+    text = text_dropout(keys, batch["text"], null_text, config.text.text_dropout)
     prediction = model(x_t, t, text)
 
     total, sums = jnp.zeros(()), {}
@@ -191,14 +191,14 @@ def make_step(
         def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], Sums]:
             return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, **fixed)
 
-        grads, metrics = compute_grads(loss, state.params, batch, c.accumulate)
+        grads, metrics = compute_grads(loss, state.params, batch, c.grad_accum_steps)
         # Reduce-scatter: a device updates its own shard and needs only that part of the sum.
         grads = constrain_state(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
         # The EMA follows the updated weights. Its decay starts small, so that it forgets the
         # initial weights.
-        decay = jnp.minimum(c.ema, (1.0 + state.step) / (10.0 + state.step))
+        decay = jnp.minimum(c.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return constrain_state(TrainState(state.step + 1, params, opt_state, ema)), metrics

@@ -24,7 +24,7 @@ class Recipe:
     )
     b1: float = 0.9  # Kingma & Ba 2015
     b2: float = 0.95  # Brown et al. 2020
-    ffn: int = 3  # channels of the FFN per channel of width (Duisterhof et al. 2026, table 2)
+    mlp_ratio: int = 3  # channels of the FFN per channel of width (Duisterhof et al. 2026, table 2)
 
     # Powers of width / base_width, at fixed depth. train/optim.py applies them, with the reasons; a test holds it to them.
     matrix_rate: float = -1.0  # of sums over the width, heads too: Yang et al. 2022 (2203.03466), Zheng et al. 2025 (2505.15270)
@@ -38,8 +38,10 @@ class Recipe:
     images_batch: float = 0.5  # of the batch above which data is wasted, whatever the size: Zhang et al. 2024 (2410.21676)
 
     # Shares of a run's steps. The rate does not depend on the horizon, or horizons could not share a trunk.
-    warmup: float = 0.01  # configs/t2i.py: 5000 of 500,000 steps
-    decay: float = 0.2  # as good as a cosine, falling by 1 - sqrt: Hagele et al. 2024 (2405.18392)
+    warmup_fraction: float = 0.01  # configs/t2i.py: 5000 of 500,000 steps
+    decay_fraction: float = (
+        0.2  # as good as a cosine, falling by 1 - sqrt: Hagele et al. 2024 (2405.18392)
+    )
 
 
 RECIPE = Recipe()
@@ -66,7 +68,9 @@ def scale_width(config: Config, width: int, recipe: Recipe = RECIPE) -> Config:
     kv_heads = min(
         (g for g in range(1, heads + 1) if heads % g == 0), key=lambda g: abs(math.log(g / share))
     )
-    model = replace(c, width=width, ffn=recipe.ffn * width, heads=heads, kv_heads=kv_heads)
+    model = replace(
+        c, width=width, mlp_dim=recipe.mlp_ratio * width, heads=heads, kv_heads=kv_heads
+    )
     return replace(
         config,
         model=model,
@@ -79,14 +83,18 @@ def with_horizon(
 ) -> Config:
     """Returns the config of a run that sees this many images (at least: whole steps) and then has cooled down.
 
-    trunk: a longer run that this one can branch off (train.branch), since it takes as many steps to warm up.
+    trunk: a longer run that this one can branch off (train.branch_from), since it takes as many steps to warm up.
     Raises UserError if the images make no step, or if it would cool down before the trunk is warm.
     """
     if images < 1:
         raise UserError(f"{images} images are no horizon", hint="take at least one batch of them")
     steps = -(-images // config.train.batch)
     train = replace(
-        config.train, steps=steps, schedule="wsd", warmup=recipe.warmup, decay=recipe.decay
+        config.train,
+        steps=steps,
+        schedule="wsd",
+        warmup_fraction=recipe.warmup_fraction,
+        decay_fraction=recipe.decay_fraction,
     )
     if trunk is not None:
         warm = warmup_steps(trunk.train)
@@ -94,7 +102,7 @@ def with_horizon(
             told = f"{images} images are {steps} steps of {config.train.batch}, too few beside the trunk's {warm} of warm-up"
             raise UserError(told, hint="take more images, or a shorter warm-up")
         train = replace(
-            train, warmup=min((warm + 0.5) / steps, 1.0)
+            train, warmup_fraction=min((warm + 0.5) / steps, 1.0)
         )  # the half: a share is cut down to whole steps
     return replace(config, train=train)
 

@@ -17,15 +17,21 @@ NON_IDENTITY_KEYS = (
     *(
         "train.log_every",
         "train.save_every",
-        "train.save_at",
-        "train.keep",
-        "train.accumulate",
+        "train.keep_at_steps",
+        "train.max_to_keep",
+        "train.grad_accum_steps",
         "data.workers",
     ),
     *("sample.", "eval.", "mesh.", "model.attention", "model.remat", "model.unroll"),
 )
 # What may differ besides in a run that shares another's constant phase (train/branch.py).
-SCHEDULE_KEYS = ("name", "train.steps", "train.warmup", "train.decay", "train.branch")
+SCHEDULE_KEYS = (
+    "name",
+    "train.steps",
+    "train.warmup_fraction",
+    "train.decay_fraction",
+    "train.branch_from",
+)
 
 
 def write_config(workdir: Path, config: Config) -> None:

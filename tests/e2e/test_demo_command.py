@@ -188,8 +188,10 @@ def test_ablation_adds_the_run_without_pretraining(
         assert told[name] == summary[name]
     own = json.loads((copy / "no_pretraining/config.json").read_text())
     forcing = json.loads((copy / "forcing/config.json").read_text())
-    assert own["train"].pop("init") == "" and forcing["train"].pop("init").endswith("t2i")
-    assert own["train"].pop("new") == [] and forcing["train"].pop("new") == ["depth"]
+    assert own["train"].pop("init_from") == "" and forcing["train"].pop("init_from").endswith("t2i")
+    assert own["train"].pop("allow_missing_modalities") == [] and forcing["train"].pop(
+        "allow_missing_modalities"
+    ) == ["depth"]
     assert own.pop("name") != forcing.pop("name")
     assert own == forcing
 

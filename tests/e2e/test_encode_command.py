@@ -170,7 +170,7 @@ def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, 
         near(a["text"]["tokens"], b["text"]["tokens"])
     one.batches.close()
     other.batches.close()
-    moved = replace(half, data=replace(half.data, crop=0.5))
+    moved = replace(half, data=replace(half.data, min_crop=0.5))
     source = inputs.open_inputs(moved).source
     assert len(source) == 11 and source[0].latents is None
     without = replace(
@@ -251,6 +251,6 @@ def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
         match=r"modalities\.image has latents, and nothing says what makes them; set modalities\.image",
     ):
         inputs.open_inputs(lacking)
-    with pytest.raises(UserError, match=r"data\.crop and data\.shift cannot move images"):
-        inputs.open_inputs(replace(c, data=replace(c.data, crop=0.5)))
+    with pytest.raises(UserError, match=r"data\.min_crop and data\.crop_jitter cannot move images"):
+        inputs.open_inputs(replace(c, data=replace(c.data, min_crop=0.5)))
     assert to_dict(c)["data"]["cache"] == str(encoded)

@@ -54,7 +54,7 @@ def test_both_phases_and_depth_of_a_photo(photos: Path, tmp_path: Path, mforce):
         "train", f"--config={CONFIGS / 'folder.py'}:phase=t2i", *here, "--workdir", tmp_path / "t2i"
     )
     assert done.code == 0, done.err
-    init = f"--config.train.init={tmp_path / 't2i'}"
+    init = f"--config.train.init_from={tmp_path / 't2i'}"
     done = mforce(
         "train", f"--config={CONFIGS / 'folder.py'}", *here, init, "--workdir", tmp_path / "forcing"
     )

@@ -36,10 +36,12 @@ T2I = tiny.t2i(**LOOP)
 
 
 def forcing(init: Path) -> Config:
-    config = tiny.forcing(**LOOP, init=str(init), distill=True)
-    depth = replace(config.modalities["depth"], detokenizer=0)  # compiles faster
+    config = tiny.forcing(**LOOP, init_from=str(init), distill=True)
+    depth = replace(config.modalities["depth"], detokenizer_layers=0)  # compiles faster
     config = replace(config, modalities={**config.modalities, "depth": depth})
-    return replace(config, data=replace(config.data, sparse={"uniform": 1.0, "missing": 0.5}))
+    return replace(
+        config, data=replace(config.data, sparsity_patterns={"uniform": 1.0, "missing": 0.5})
+    )
 
 
 def equal(a: TrainState, b: TrainState) -> None:
@@ -155,8 +157,8 @@ def test_post_training_starts_from_the_average_of_the_first_phase(whole, tmp_pat
 
 def test_post_training_needs_leave_for_what_is_new(whole, tmp_path):
     config = forcing(whole[1])
-    config = replace(config, train=replace(config.train, new=()))
-    with pytest.raises(UserError, match=r"missing: head/depth/.*train\.new"):
+    config = replace(config, train=replace(config.train, allow_missing_modalities=()))
+    with pytest.raises(UserError, match=r"missing: head/depth/.*train\.allow_missing_modalities"):
         train(config, tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -181,7 +183,7 @@ def test_the_workdir_of_another_config_is_refused(whole, changed, told):
 
 
 def test_what_changes_nothing_may_change(whole):
-    watched = replace(T2I, train=replace(T2I.train, log_every=1, save_every=5, keep=2))
+    watched = replace(T2I, train=replace(T2I.train, log_every=1, save_every=5, max_to_keep=2))
     equal(train(watched, whole[1]), whole[0])
 
 

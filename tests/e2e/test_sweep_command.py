@@ -22,8 +22,8 @@ LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
 def get_sweep(arg):
     def cell(pretrained, seed, rate=1e-3):
         before = Run("pretraining", tiny.t2i(**LOOP, learning_rate=rate)) if pretrained else None
-        config = tiny.forcing(**LOOP, new=("depth",) if pretrained else ())
-        depth = replace(config.modalities["depth"], detokenizer=0)  # compiles faster
+        config = tiny.forcing(**LOOP, allow_missing_modalities=("depth",) if pretrained else ())
+        depth = replace(config.modalities["depth"], detokenizer_layers=0)  # compiles faster
         return Run("forcing", replace(config, seed=seed, modalities={**config.modalities, "depth": depth}), after=before)
 
     if arg in ("branches", "whole"):
@@ -113,7 +113,9 @@ def test_a_row_says_what_it_is_of(whole):
         > scratch["flops"]
         > 0
     )
-    assert pretrained["config"]["forcing"]["train"]["init"].startswith("runs/pretraining_w32_6_")
+    assert pretrained["config"]["forcing"]["train"]["init_from"].startswith(
+        "runs/pretraining_w32_6_"
+    )
     assert 0 < scratch["params"] < scratch["params_total"]
     assert (
         re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{10}", scratch["version"])

@@ -200,7 +200,14 @@ def test_checkpoint_of_other_weights(mforce: Command, desk: Path, change: str):
     }[change]
     read_refused(mforce, desk, told, run)
     if change == "missing":
-        again = ["train", FORCING, f"--config.train.init={run}", *SMALL, "--workdir", desk / "new"]
+        again = [
+            "train",
+            FORCING,
+            f"--config.train.init_from={run}",
+            *SMALL,
+            "--workdir",
+            desk / "new",
+        ]
         attempt(mforce, desk, r"run: the weights do not fit", *again)
 
 
@@ -210,8 +217,8 @@ def test_checkpoint_of_text_to_image_needs_its_new_modalities_named(
     arguments = [
         "train",
         FORCING,
-        f"--config.train.init={t2i_run}",
-        "--config.train.new=()",
+        f"--config.train.init_from={t2i_run}",
+        "--config.train.allow_missing_modalities=()",
         *SMALL,
         "--workdir",
         desk / "new",
@@ -304,7 +311,7 @@ def test_evaluate_what_cannot_be(mforce: Command, desk: Path, forcing_run: Path,
         "--out",
         desk / "empty",
     )
-    count = tiny.forcing().data.count
+    count = tiny.forcing().data.num_scenes
     told = rf"{count + 1} held-out examples asked for, there are {count}"
     attempt(mforce, desk, told, "evaluate", "--checkpoint", forcing_run, "--examples", count + 1)
 

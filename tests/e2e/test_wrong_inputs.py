@@ -100,11 +100,14 @@ CONFIG = {
     "no_rate": ([T2I, "--config.train.learning_rate=0"], r"train\.learning_rate is 0"),
     "infinite_rate": ([T2I, "--config.train.learning_rate=1e999"], r"train\.learning_rate is inf"),
     "forgetful_ema": (
-        [T2I, "--config.train.ema=1.5"],
-        r"train\.ema is 1\.5; it must be at least 0 and below 1",
+        [T2I, "--config.train.ema_decay=1.5"],
+        r"train\.ema_decay is 1\.5; it must be at least 0 and below 1",
     ),
     "clamp_of_zero": ([T2I, "--config.train.t_min=0"], r"train\.t_min is 0"),
-    "mu_beyond_floats": ([T2I, "--config.modalities.image.noise.mu=1000"], r"noise\.mu is 1000"),
+    "mu_beyond_floats": (
+        [T2I, "--config.modalities.image.noise.timestep_shift=1000"],
+        r"noise\.timestep_shift is 1000",
+    ),
     "alpha_beyond_floats": (
         [T2I, "--config.sample.log2_alpha=2000"],
         r"sample\.log2_alpha is 2000",
@@ -122,23 +125,23 @@ CONFIG = {
         r"kind is 'images'; choose one of depth, image",
     ),
     "unknown_pattern": (
-        [FORCING, "--config.data.sparse={'lidra': 1.0}"],
+        [FORCING, "--config.data.sparsity_patterns={'lidra': 1.0}"],
         r"unknown sparse pattern 'lidra'; known are .*lidar",
     ),
     "weightless_patterns": (
-        [FORCING, "--config.data.sparse={'lidar': 0.0}"],
+        [FORCING, "--config.data.sparsity_patterns={'lidar': 0.0}"],
         r"sparse pattern weights",
     ),
     "distilled_from_nothing": (
         [FORCING, "--config.train.distill=True"],
-        r"train\.distill needs train\.init",
+        r"train\.distill needs train\.init_from",
     ),
     "distilled_alone": (
         [T2I, "--config.train.distill=True"],
         r"train\.distill needs a second modality",
     ),
-    "no_text": ([T2I, "--config.text.vocabulary=0"], r"text\.vocabulary is 0"),
-    "no_such_init": ([FORCING, "--config.train.init=nowhere"], r"nowhere: no such checkpoint"),
+    "no_text": ([T2I, "--config.text.vocab_size=0"], r"text\.vocab_size is 0"),
+    "no_such_init": ([FORCING, "--config.train.init_from=nowhere"], r"nowhere: no such checkpoint"),
     "scenes_too_small": (
         [T2I, "--config.modalities.image.patch=4", "--config.data.resolution=4"],
         r"resolution 4",

@@ -44,7 +44,7 @@ MESHES = {
 
 
 def config(data: int, fsdp: int, tensor: int, preset: str, accumulate: int, remat: str) -> Config:
-    c = tiny.forcing(batch=BATCH, steps=STEPS, accumulate=accumulate)
+    c = tiny.forcing(batch=BATCH, steps=STEPS, grad_accum_steps=accumulate)
     mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor, preset=preset)  # pyright: ignore[reportArgumentType]
     return replace(c, mesh=mesh, model=replace(c.model, remat=remat))
 
@@ -63,7 +63,9 @@ def draws(c: Config, batch) -> dict[str, jax.Array]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(step_module, "flow", SimpleNamespace(**{**vars(flow), "corrupt": corrupt}))
-        compute_loss(model, base.build(c), batch, jnp.int32(3), config=c, null_text=tiny.null_text(c))  # pyright: ignore[reportArgumentType]
+        compute_loss(
+            model, base.build(c), batch, jnp.int32(3), config=c, null_text=tiny.null_text(c)
+        )  # pyright: ignore[reportArgumentType]
     return seen
 
 

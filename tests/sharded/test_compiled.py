@@ -35,8 +35,10 @@ KEYS = {
 def small():
     """The family's shape, 640 tokens and all, but narrow and shallow."""
     c = forcing.get_config("size=370m")
-    modalities = {**c.modalities, "depth": replace(c.modalities["depth"], detokenizer=1)}
-    model = replace(c.model, width=256, ffn=512, blocks=2, heads=2, kv_heads=1, remat="elementwise")
+    modalities = {**c.modalities, "depth": replace(c.modalities["depth"], detokenizer_layers=1)}
+    model = replace(
+        c.model, width=256, mlp_dim=512, num_layers=2, heads=2, kv_heads=1, remat="elementwise"
+    )
     return replace(c, model=model, modalities=modalities, text=replace(c.text, channels=128))
 
 

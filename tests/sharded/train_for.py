@@ -17,7 +17,7 @@ def main(workdir: str, stop_after: str = "") -> int:
     from tests import tiny
 
     config = tiny.t2i(batch=8, steps=6, save_every=3, log_every=1)
-    config = replace(config, model=replace(config.model, blocks=1))
+    config = replace(config, model=replace(config.model, num_layers=1))
     state = train(config, Path(workdir), stop_after=int(stop_after) if stop_after else None)
     norm = jax.jit(lambda p: sum(abs(x).sum() for x in jax.tree.leaves(p)))(state.params)
     print(

@@ -89,14 +89,18 @@ def test_overrides_are_taken_out_in_both_spellings():
         "--config.train.steps=5",
         "--config",
         "c.py",
-        "--config.train.init",
+        "--config.train.init_from",
         "a=b",
-        "--config.sample.mu",
+        "--config.sample.timestep_shift",
         "-1",
     ]
     plain, overrides = cli._split_overrides(arguments, cli._parser())
     assert plain == ["train", "--config", "c.py"]
-    assert overrides == {"train.steps": "5", "train.init": "a=b", "sample.mu": "-1"}
+    assert overrides == {
+        "train.steps": "5",
+        "train.init_from": "a=b",
+        "sample.timestep_shift": "-1",
+    }
 
 
 @pytest.fixture

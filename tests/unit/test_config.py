@@ -23,13 +23,16 @@ from tests import tiny
 
 
 @pytest.mark.parametrize(
-    "config", [Config(), tiny.t2i(), tiny.forcing(distill=True, init="runs/t2i")]
+    "config", [Config(), tiny.t2i(), tiny.forcing(distill=True, init_from="runs/t2i")]
 )
 def test_a_config_survives_json(config):
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config
     assert list(again.modalities) == list(config.modalities)
-    assert type(again.train.new) is tuple and type(again.modalities["image"]) is ModalityConfig
+    assert (
+        type(again.train.allow_missing_modalities) is tuple
+        and type(again.modalities["image"]) is ModalityConfig
+    )
 
 
 def test_what_is_left_out_takes_its_default():
@@ -54,7 +57,10 @@ def test_a_config_cannot_be_changed():
             {"modalities": {"image": {"pach": 8}}},
             r"'modalities\.image\.pach'; did you mean modalities\.image\.patch\?",
         ),
-        ({"modalities": {"image": {"noise": {"xyzzy": 8}}}}, r"known here: kind, mu, sigma"),
+        (
+            {"modalities": {"image": {"noise": {"xyzzy": 8}}}},
+            r"known here: distribution, timestep_shift, sigma",
+        ),
     ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest(tree, told):
@@ -76,17 +82,23 @@ def test_an_unknown_key_is_refused_with_the_nearest(tree, told):
         ),
         ({"name": 3}, r"name is 3; it must be of type str"),
         ({"train": 5}, r"train is 5; it must be of type TrainConfig"),
-        ({"train": {"new": "depth"}}, r"train\.new is 'depth'"),
-        ({"train": {"new": [1]}}, r"train\.new is 1"),
+        (
+            {"train": {"allow_missing_modalities": "depth"}},
+            r"train\.allow_missing_modalities is 'depth'",
+        ),
+        ({"train": {"allow_missing_modalities": [1]}}, r"train\.allow_missing_modalities is 1"),
         ({"modalities": ["image"]}, r"modalities is \['image'\]"),
-        ({"data": {"sparse": {"lidar": "much"}}}, r"data\.sparse\.lidar is 'much'"),
+        (
+            {"data": {"sparsity_patterns": {"lidar": "much"}}},
+            r"data\.sparsity_patterns\.lidar is 'much'",
+        ),
         (
             {"train": {"schedule": "linear"}},
             r"train\.schedule is 'linear'; choose one of cosine, wsd",
         ),
         (
-            {"modalities": {"image": {"noise": {"kind": "uniform"}}}},
-            r"noise\.kind is 'uniform'; .*logit_normal, plateau",
+            {"modalities": {"image": {"noise": {"distribution": "uniform"}}}},
+            r"noise\.distribution is 'uniform'; .*logit_normal, plateau",
         ),
     ],
 )
@@ -112,18 +124,24 @@ IMAGE, DEPTH = ModalityConfig(patch=8), ModalityConfig(kind="depth", patch=8, po
         (lambda: NoiseConfig(sigma=0.0), "sigma is 0; it must be above 0"),
         (lambda: Config(modalities={}), "modalities is empty"),
         (
-            lambda: Config(modalities={"image": replace(IMAGE, given=0.2)}),
-            "image.given needs a second modality",
+            lambda: Config(modalities={"image": replace(IMAGE, cond_prob=0.2)}),
+            "image.cond_prob needs a second modality",
         ),
         (
             lambda: Config(
-                modalities={"image": replace(IMAGE, given=0.6), "depth": replace(DEPTH, given=0.6)}
+                modalities={
+                    "image": replace(IMAGE, cond_prob=0.6),
+                    "depth": replace(DEPTH, cond_prob=0.6),
+                }
             ),
             "at most 1",
         ),
         (
             lambda: Config(
-                modalities={"image": replace(IMAGE, given=-0.1), "depth": replace(DEPTH, given=0.6)}
+                modalities={
+                    "image": replace(IMAGE, cond_prob=-0.1),
+                    "depth": replace(DEPTH, cond_prob=0.6),
+                }
             ),
             "-0.1",
         ),
@@ -140,7 +158,7 @@ IMAGE, DEPTH = ModalityConfig(patch=8), ModalityConfig(kind="depth", patch=8, po
             "modalities.image.patch is 0; .*at least 1",
         ),
         (
-            lambda: Config(train=TrainConfig(distill=True, init="x")),
+            lambda: Config(train=TrainConfig(distill=True, init_from="x")),
             "train.distill needs a second modality",
         ),
         (

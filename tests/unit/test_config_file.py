@@ -79,22 +79,26 @@ def test_overrides_reach_every_depth():
             "train.steps": "50",
             "train.learning_rate": "1",
             "train.distill": "False",
-            "train.new": "('depth',)",
-            "train.init": "runs/t2i",
-            "modalities.image.noise.mu": "0.5",
+            "train.allow_missing_modalities": "('depth',)",
+            "train.init_from": "runs/t2i",
+            "modalities.image.noise.timestep_shift": "0.5",
             "model.dtype": "bfloat16",
             "sample.guidance": "{'image': 4}",
-            "data.sparse": "{'uniform': 1.0}",
+            "data.sparsity_patterns": "{'uniform': 1.0}",
         },
     )
     assert (config.name, config.train.steps, config.train.learning_rate) == ("2026", 50, 1.0)
     assert (
-        config.train.new == ("depth",)
-        and config.train.init == "runs/t2i"
+        config.train.allow_missing_modalities == ("depth",)
+        and config.train.init_from == "runs/t2i"
         and config.train.distill is False
     )
-    assert config.modalities["image"].noise.mu == 0.5 and config.model.dtype == "bfloat16"
-    assert config.sample.guidance == {"image": 4.0} and config.data.sparse == {"uniform": 1.0}
+    assert (
+        config.modalities["image"].noise.timestep_shift == 0.5 and config.model.dtype == "bfloat16"
+    )
+    assert config.sample.guidance == {"image": 4.0} and config.data.sparsity_patterns == {
+        "uniform": 1.0
+    }
 
 
 def test_an_override_of_one_guidance_leaves_the_rest():
@@ -121,12 +125,12 @@ def test_without_overrides_nothing_changes():
         ("train", "5", r"train is 5"),
         ("train.log_every", "0", r"train\.log_every is 0"),
         ("data.resolution", "36", r"not a multiple"),
-        ("train.init", "__import__('os')", None),
+        ("train.init_from", "__import__('os')", None),
     ],
 )
 def test_a_wrong_override_is_one_line(key, value, told):
     if told is None:  # a string is a string, never code
-        assert load(DEMO, {key: value}).train.init == value
+        assert load(DEMO, {key: value}).train.init_from == value
         return
     with pytest.raises(UserError, match=told):
         load(DEMO, {key: value})

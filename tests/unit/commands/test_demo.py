@@ -49,12 +49,14 @@ def test_the_two_phases_fit(tmp_path: Path):
     t2i, forcing = demo.configs(demo.Options(tmp_path, t2i_steps=5, forcing_steps=7, examples=9))
     assert (t2i.name, forcing.name) == ("t2i", "forcing")
     assert (t2i.train.steps, forcing.train.steps, forcing.eval.examples) == (5, 7, 9)
-    assert forcing.train.init == str(tmp_path / "t2i") and forcing.train.new == ("depth",)
+    assert forcing.train.init_from == str(
+        tmp_path / "t2i"
+    ) and forcing.train.allow_missing_modalities == ("depth",)
     assert list(t2i.modalities) == ["image"]
     assert list(forcing.modalities) == ["image", "depth"], (
         "the image leads: it is what text-to-image generates"
     )
-    assert t2i.data.sparse == {} and forcing.data.sparse
+    assert t2i.data.sparsity_patterns == {} and forcing.data.sparsity_patterns
     assert t2i.model == forcing.model and t2i.text == forcing.text
 
 

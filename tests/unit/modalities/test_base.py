@@ -26,7 +26,7 @@ def test_every_field_arrives():
     config = Config(
         modalities={
             "image": ModalityConfig(
-                patch=8, given=0.1, noise=NoiseConfig("logit_normal", 0.7, 0.9)
+                patch=8, cond_prob=0.1, noise=NoiseConfig("logit_normal", 0.7, 0.9)
             ),
             "far": ModalityConfig(
                 "depth", 4, "v", NoiseConfig("plateau", 0.3, 1.2), 0.25, 0.3, 5, 2

@@ -41,8 +41,8 @@ def test_a_level_s_vector_is_float32_and_its_own():
     np.testing.assert_allclose(embed(T[2:3])[0], vectors[2], rtol=1e-5, atol=1e-6)
 
 
-STATES = TextConfig(tokens=3, vocabulary=0, channels=8)
-WORDS = TextConfig(tokens=3, vocabulary=10, channels=8)
+STATES = TextConfig(tokens=3, vocab_size=0, channels=8)
+WORDS = TextConfig(tokens=3, vocab_size=10, channels=8)
 MASK = np.array([[True, True, False], [False, False, False]])
 
 

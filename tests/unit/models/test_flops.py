@@ -25,10 +25,17 @@ from tests import tiny
 
 # Wide and short, so that what is no product weighs little; two blocks in one iteration, so that no loop hides one.
 MODEL = ModelConfig(
-    width=512, ffn=1536, blocks=2, heads=4, kv_heads=2, head_dim=128, unroll=2, attention="einsum"
+    width=512,
+    mlp_dim=1536,
+    num_layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=128,
+    unroll=2,
+    attention="einsum",
 )
 IMAGE = ModalityConfig(kind="image", patch=4)
-DEPTH = ModalityConfig(kind="depth", patch=8, position_id=1, detokenizer=1)
+DEPTH = ModalityConfig(kind="depth", patch=8, position_id=1, detokenizer_layers=1)
 B = 2
 
 
@@ -36,7 +43,7 @@ def config(*names: str) -> Config:
     known = {"image": IMAGE, "depth": DEPTH}
     return Config(
         data=DataConfig(resolution=32),  # 64 and 16 tokens
-        text=TextConfig(tokens=48, vocabulary=0, channels=64),
+        text=TextConfig(tokens=48, vocab_size=0, channels=64),
         model=MODEL,
         modalities={name: known[name] for name in names},
     )
@@ -83,7 +90,7 @@ def test_the_family_costs_what_its_widths_say(name, share, n):
     """The trunk is 345 d² weights and 120 n d of attention, each 2 FLOPs, three times; the ends are little beside it."""
     c = Config(
         data=DataConfig(resolution=256),
-        text=TextConfig(tokens=n - 256, vocabulary=0, channels=64),
+        text=TextConfig(tokens=n - 256, vocab_size=0, channels=64),
         model=size(name),
     )
     flops, d = forward_flops(c, base.build(c)), c.model.width
@@ -119,7 +126,7 @@ def test_weights_are_counted_by_where_they_are():
     shapes = abstract_model(c, base.build(c))[1]
     found = parameters(shapes)
     vectors = 3 * c.model.width + 2 * c.model.head_dim
-    assert found.trunk == c.model.blocks * (block_parameters(c.model) + vectors)
+    assert found.trunk == c.model.num_layers * (block_parameters(c.model) + vectors)
     assert found.detokenizers == block_parameters(c.model) + vectors
     assert found.total == sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
@@ -128,9 +135,9 @@ def test_weights_are_counted_by_where_they_are():
 def test_the_family_has_the_parameters_it_is_known_for(name, billions):
     c = Config(
         data=DataConfig(resolution=256),
-        text=TextConfig(tokens=128, vocabulary=0, channels=4096),
+        text=TextConfig(tokens=128, vocab_size=0, channels=4096),
         model=replace(size(name), attention="einsum"),
-        modalities={"image": ModalityConfig(latents=128)},
+        modalities={"image": ModalityConfig(latent_channels=128)},
     )
     assert parameters(abstract_model(c, base.build(c))[1]).total == pytest.approx(
         billions * 1e9, rel=2e-3

@@ -33,10 +33,12 @@ def counted(tree) -> int:
 @pytest.mark.parametrize(("name", "width", "blocks", "whole"), FAMILY)
 def test_the_family_has_the_paper_s_counts(name, width, blocks, whole):
     c = size(name)
-    assert c.width == width and c.blocks == 30 and c.head_dim == 128 and c.heads == 4 * c.kv_heads
+    assert (
+        c.width == width and c.num_layers == 30 and c.head_dim == 128 and c.heads == 4 * c.kv_heads
+    )
     assert block_parameters(c) == 11.5 * width**2
     assert 30 * block_parameters(c) / 1e9 == pytest.approx(blocks, abs=5e-4)
-    text = TextConfig(tokens=128, vocabulary=0, channels=4096)
+    text = TextConfig(tokens=128, vocab_size=0, channels=4096)
     model = nnx.eval_shape(lambda: DiT(c, text, {"image": Latents()}, rngs=nnx.Rngs(0)))
     weights = nnx.to_pure_dict(nnx.state(model, nnx.Param))
     assert counted(weights) / 1e9 == pytest.approx(whole, rel=0.03)
@@ -45,17 +47,17 @@ def test_the_family_has_the_paper_s_counts(name, width, blocks, whole):
 
 
 def test_a_size_can_be_changed_in_part():
-    assert size("370m", remat="full", blocks=2) == ModelConfig(
+    assert size("370m", remat="full", num_layers=2) == ModelConfig(
         width=1024,
-        ffn=3072,
-        blocks=2,
+        mlp_dim=3072,
+        num_layers=2,
         heads=8,
         kv_heads=2,
         head_dim=128,
         dtype="bfloat16",
         remat="full",
     )
-    assert SIZES["370m"].blocks == 30
+    assert SIZES["370m"].num_layers == 30
 
 
 def test_an_unknown_size_is_answered_with_the_known_ones():

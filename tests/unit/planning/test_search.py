@@ -107,5 +107,5 @@ def test_the_estimate_grows_as_it_should(at):
     start = with_batch(CONFIG, at, 512)
     of = lambda **model: estimate(replace(start, model=replace(CONFIG.model, **model)), at, WEIGHTS)
     assert of(remat="none") > of(remat="elementwise") > of(remat="full")
-    assert of(blocks=60) > of(blocks=30) and of(width=2048) > of(width=1024)
+    assert of(num_layers=60) > of(num_layers=30) and of(width=2048) > of(width=1024)
     assert estimate(with_batch(CONFIG, at, 1024), at, WEIGHTS) > of()

@@ -37,8 +37,8 @@ def trained(monkeypatch) -> list[str]:
     def train(config, workdir: Path, records):
         asked.append(workdir.name)
         assert records is not None and not config.data.workers
-        if config.train.init:
-            assert (Path(config.train.init) / "checkpoints").is_dir(), (
+        if config.train.init_from:
+            assert (Path(config.train.init_from) / "checkpoints").is_dir(), (
                 "starts from what is not there yet"
             )
         write_config(workdir, config)
@@ -84,8 +84,8 @@ def test_a_run_branches_off_its_trunk_where_that_left_a_checkpoint(trained, tmp_
     found = sweep("tiny", axis("frames", 16, 64), lambda frames: runs[frames], Records())
     folder, short, trunk = Folder(found, tmp_path), runs[16], runs[64]
     assert (
-        folder.config(trunk).train.save_at == (short.begins,)
-        and not folder.config(short).train.branch
+        folder.config(trunk).train.keep_at_steps == (short.begins,)
+        and not folder.config(short).train.branch_from
     )
     assert dry_run(folder, found.cells).splitlines()[:2] == [
         f"train  {trunk.folder}  16 steps",
@@ -95,11 +95,13 @@ def test_a_run_branches_off_its_trunk_where_that_left_a_checkpoint(trained, tmp_
     assert trained == [trunk.folder, short.folder]
     assert not folder.config(
         short
-    ).train.branch  # the trunk of this test kept nothing: from step 0 it is the same
+    ).train.branch_from  # the trunk of this test kept nothing: from step 0 it is the same
     (folder.of(trunk) / "checkpoints" / str(short.begins) / "meta").mkdir(parents=True)
-    assert folder.config(short).train.branch == str(folder.of(trunk))
+    assert folder.config(short).train.branch_from == str(folder.of(trunk))
     assert go(folder, found.cells)[0] == {} and len(trained) == 2
-    assert "branch" not in str(folder.row(found.cells[0])["config"]).replace("'branch': ''", "")
+    assert "branch_from" not in str(folder.row(found.cells[0])["config"]).replace(
+        "'branch_from': ''", ""
+    )
 
 
 def test_a_row_without_its_file_is_scored_again_and_trained_no_more(trained, tmp_path):
@@ -122,7 +124,7 @@ def test_a_folder_that_was_moved_goes_on(trained, tmp_path):
     written = json.loads((moved.of(last) / "config.json").read_text())
     assert (
         written == json.loads(json.dumps(to_dict(last.config_in(moved.runs))))
-        and "there" in written["train"]["init"]
+        and "there" in written["train"]["init_from"]
     )
 
 

@@ -18,10 +18,10 @@ from tests.bundles import write_bundle
 @pytest.fixture(scope="module")
 def generator() -> Generator:
     config = tiny.forcing()  # less of one, to compile faster
-    depth = replace(config.modalities["depth"], detokenizer=0)
+    depth = replace(config.modalities["depth"], detokenizer_layers=0)
     config = replace(
         config,
-        model=replace(config.model, blocks=1),
+        model=replace(config.model, num_layers=1),
         modalities={**config.modalities, "depth": depth},
     )
     return Generator(config, tiny.network(config)[1])
@@ -45,7 +45,7 @@ def test_a_loss_is_the_same_in_any_batch(generator, data):
 def test_its_noise_is_that_of_the_evaluation_and_captions_are_never_dropped(generator, data):
     whole, c = held_out_loss(generator, data, seed=0, draws=1), generator.config
     other = replace(
-        c, seed=99, text=replace(c.text, drop=1.0), train=replace(c.train, distill=True)
+        c, seed=99, text=replace(c.text, text_dropout=1.0), train=replace(c.train, distill=True)
     )
     assert held_out_loss(Generator(other, generator.params), data, 0, 1) == whole
     assert held_out_loss(generator, data, 1, 1) != whole

@@ -74,7 +74,7 @@ def test_runs_that_cells_share_are_one():
 def test_a_digest_is_of_all_that_weights_depend_on_and_of_nothing_else():
     run = pretraining()
     assert run.digest == pretraining().digest
-    assert run.digest == pretraining(log_every=7, save_every=3, keep=2).digest
+    assert run.digest == pretraining(log_every=7, save_every=3, max_to_keep=2).digest
     assert (
         run.digest
         == Run("pretraining", replace(run.config, mesh=replace(run.config.mesh, data=4))).digest
@@ -103,15 +103,15 @@ def test_train_init_is_where_the_run_before_lies():
     run = cell(24, 0)
     assert (
         run.after is not None
-        and run.config_in(Path("runs")).train.init == f"runs/{run.after.folder}"
+        and run.config_in(Path("runs")).train.init_from == f"runs/{run.after.folder}"
     )
     assert run.after.config_in(Path("runs")) == run.after.config
-    with pytest.raises(UserError, match=r"train\.init is set"):
-        Run("forcing", tiny.forcing(init="somewhere"))
+    with pytest.raises(UserError, match=r"train\.init_from is set"):
+        Run("forcing", tiny.forcing(init_from="somewhere"))
 
 
 def test_a_branch_is_the_run_that_it_saves():
-    config = tiny.forcing(warmup=0.25)
+    config = tiny.forcing(warmup_fraction=0.25)
     before = pretraining()
     runs = horizons("forcing", config, (16, 64, 160), before)
     short, trunk = runs[16], runs[160]
@@ -134,14 +134,15 @@ def test_a_branch_is_the_run_that_it_saves():
             {"learning_rate": 0.5},
             r"a run of t2i is no branch of its trunk \(train\.learning_rate 0\.001, now 0\.5\)",
         ),
-        ({"warmup": 0.9}, "the trunk warms up for"),
-        ({"branch": "there"}, r"train\.branch is set .*trunk="),
+        ({"warmup_fraction": 0.9}, "the trunk warms up for"),
+        ({"branch_from": "there"}, r"train\.branch_from is set .*trunk="),
     ],
 )
 def test_what_is_no_branch_of_its_trunk_is_refused(changes, told):
     trunk = horizons("t2i", tiny.t2i(), (160,))[160]
     short = replace(
-        trunk.config, train=replace(trunk.config.train, **{"steps": 8, "warmup": 0.06, **changes})
+        trunk.config,
+        train=replace(trunk.config.train, **{"steps": 8, "warmup_fraction": 0.06, **changes}),
     )
     with pytest.raises(UserError, match=told):
         assert Run("t2i", short, trunk=trunk).begins
@@ -211,10 +212,14 @@ def test_the_sweeps_of_the_tree_load():
     assert len(scenes.cells) == 4 * 4 * 3 * 2 and len(scenes.runs()) == 4 * 3 * 2 + 96
     for c in scenes.cells:
         assert c.run.config.sample.task_steps == {"i2d": 1} and c.run.config.eval.examples == 256
-        assert (len(c.runs()) == 1) == (c.point["images"] == 0) == (c.run.config.train.new == ())
+        assert (
+            (len(c.runs()) == 1)
+            == (c.point["images"] == 0)
+            == (c.run.config.train.allow_missing_modalities == ())
+        )
         seen, batch = sum(run.examples for run in c.runs()[:-1]), c.run.config.train.batch
         assert seen == -(-int(c.point["images"]) // batch) * batch  # whole steps
-        assert c.run.examples == c.point["frames"] and c.run.config.data.count == 4096
+        assert c.run.examples == c.point["frames"] and c.run.config.data.num_scenes == 4096
         assert (c.run.trunk is None) == (c.point["frames"] == 76_800) and c.run.begins in (
             0,
             240,

@@ -41,5 +41,5 @@ def test_random_batches_can_be_learned_from():
     assert 0.2 < batch["valid"].mean() < 0.8 and (batch["depth"] > 0).all()
     assert sorted(batch["index"]) == list(range(len(batch["index"])))
     assert (
-        np.isfinite(batch["depth"]).all() and batch["text"]["tokens"].max() < config.text.vocabulary
+        np.isfinite(batch["depth"]).all() and batch["text"]["tokens"].max() < config.text.vocab_size
     )

@@ -22,9 +22,11 @@ from modality_forcing.train.width_scaling import Recipe, with_horizon
 from modality_forcing.train.workdir import write_config
 from tests import tiny
 
-RECIPE = Recipe(warmup=0.2, decay=0.5)
+RECIPE = Recipe(warmup_fraction=0.2, decay_fraction=0.5)
 # 12 steps, constant from the 2nd to the 6th; checkpoints after 3, 6, 9 and 12.
-TRUNK = with_horizon(replace(tiny.t2i(save_every=3, keep=9, log_every=2), name="trunk"), 48, RECIPE)
+TRUNK = with_horizon(
+    replace(tiny.t2i(save_every=3, max_to_keep=9, log_every=2), name="trunk"), 48, RECIPE
+)
 SHORT = replace(
     with_horizon(TRUNK, 32, RECIPE, trunk=TRUNK), name="short"
 )  # 8 steps, 4 of them cooling down
@@ -37,7 +39,7 @@ def like(config: Config) -> TrainState:
 
 
 def branch_of(trunk: Path, config: Config = SHORT, **changes) -> Config:
-    return replace(config, train=replace(config.train, branch=str(trunk), **changes))
+    return replace(config, train=replace(config.train, branch_from=str(trunk), **changes))
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +98,11 @@ def test_the_last_checkpoint_before_either_cools_down_is_taken(trunk):
         ),
         ({"batch": 8}, r"train\.batch=4, not 8"),
         (
-            {"warmup": 0.9},
-            r"trunk\d*: the trunk warms up for 2 steps, this run for 7; set train\.warmup",
+            {"warmup_fraction": 0.9},
+            r"trunk\d*: the trunk warms up for 2 steps, this run for 7; set train\.warmup_fraction",
         ),
         (
-            {"decay": 0.75},
+            {"decay_fraction": 0.75},
             r"no checkpoint up to step 2, where the cooldown begins; there is 3, 6, 9, 12; .*save_every",
         ),
     ],
@@ -120,7 +122,7 @@ def test_a_cosine_has_no_branches(tmp_path):
 
 
 def test_a_trunk_that_is_none_is_told(tmp_path):
-    with pytest.raises(UserError, match=r"train\.branch names no run"):
+    with pytest.raises(UserError, match=r"train\.branch_from names no run"):
         restore_branch_point(branch_of(tmp_path / "none"), like(SHORT))
     (tmp_path / "config.json").write_text(json.dumps({"name": 3}))
     with pytest.raises(UserError):

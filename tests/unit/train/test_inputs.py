@@ -23,17 +23,19 @@ CONFIG = tiny.t2i()
 
 
 def test_words_are_encoded_as_the_config_says():
-    assert inputs.open_inputs(CONFIG).text_encoder == Words(CONFIG.text.tokens, CONFIG.text.vocabulary)
+    assert inputs.open_inputs(CONFIG).text_encoder == Words(
+        CONFIG.text.tokens, CONFIG.text.vocab_size
+    )
 
 
 def test_states_of_a_frozen_encoder_are_refused_while_there_is_none():
-    with pytest.raises(UserError, match=r"text\.vocabulary is 0"):
-        inputs.open_inputs(replace(CONFIG, text=replace(CONFIG.text, vocabulary=0)))
+    with pytest.raises(UserError, match=r"text\.vocab_size is 0"):
+        inputs.open_inputs(replace(CONFIG, text=replace(CONFIG.text, vocab_size=0)))
 
 
 def test_scenes_come_at_the_config_s_size_and_held_out_ones_are_others():
     train, held_out = inputs.open_source(CONFIG), inputs.open_source(CONFIG, "eval")
-    assert isinstance(train, Scenes) and len(train) == CONFIG.data.count
+    assert isinstance(train, Scenes) and len(train) == CONFIG.data.num_scenes
     assert train[0].image.shape == (16, 16, 3)
     assert not np.array_equal(train[0].image, held_out[0].image)
     assert not np.array_equal(train[0].image, inputs.open_source(replace(CONFIG, seed=4))[0].image)
@@ -45,7 +47,7 @@ def test_a_folder_needs_a_name(tmp_path):
         inputs.open_source(config)
     (tmp_path / "a.png").write_bytes(png_bytes(np.zeros((20, 20, 3), np.uint8)))
     np.save(tmp_path / "a.depth.npy", np.full((20, 20), 2.0, np.float32))
-    data = replace(config.data, root=str(tmp_path), depth_scale=0.5, unit="metric")
+    data = replace(config.data, root=str(tmp_path), depth_scale=0.5, depth_unit="metric")
     named = inputs.open_source(replace(config, data=data))
     assert isinstance(named, Folder)
     record = named[0]
@@ -89,7 +91,9 @@ def test_prepared_sets_are_mixed_by_weight_and_evaluated_in_turns(tmp_path):
             write_prepared(
                 tmp_path / name, split, count, 10 * (ord(name) - 96) + (5 if split == "val" else 0)
             )
-    config = prepared_config(tmp_path, mixture={"a": 3.0, "b": 1.0, "c": 1.0}, sparse={"keep": 1.0})
+    config = prepared_config(
+        tmp_path, mixture={"a": 3.0, "b": 1.0, "c": 1.0}, sparsity_patterns={"keep": 1.0}
+    )
     parts = inputs.open_inputs(config).source
     assert isinstance(parts, dict) and {name: part.weight for name, part in parts.items()} == {
         "a": 3.0,

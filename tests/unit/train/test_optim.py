@@ -15,7 +15,7 @@ from modality_forcing.train.optim import make_optimizer, param_group, schedule, 
 from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 
-C = TrainConfig(steps=100, learning_rate=0.1, warmup=0.1, decay=0.2)
+C = TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.1, decay_fraction=0.2)
 SHAPES = tiny.network(tiny.forcing())[1]
 
 
@@ -33,7 +33,7 @@ def test_wsd_warms_up_stays_and_cools_down():
 
 
 def test_cosine_warms_up_and_falls_to_a_tenth():
-    told = rates(TrainConfig(steps=100, learning_rate=0.1, warmup=0.1, schedule="cosine"))
+    told = rates(TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.1, schedule="cosine"))
     assert np.all(np.diff(told[:11]) > 0) and np.all(np.diff(told[10:]) < 0)
     assert told.max() == pytest.approx(0.1) and told[-1] == pytest.approx(0.01, rel=0.02)
 
@@ -42,7 +42,9 @@ def test_cosine_warms_up_and_falls_to_a_tenth():
 @pytest.mark.parametrize("steps", [1, 2])
 def test_the_shortest_runs_have_a_schedule(kind, steps):
     assert np.all(
-        np.isfinite(rates(TrainConfig(steps=steps, schedule=kind, warmup=1.0, decay=1.0)))
+        np.isfinite(
+            rates(TrainConfig(steps=steps, schedule=kind, warmup_fraction=1.0, decay_fraction=1.0))
+        )
     )
 
 
@@ -60,7 +62,7 @@ def test_decay_is_on_matrices_only():
 
 
 def test_without_a_gradient_only_what_decays_moves():
-    c = TrainConfig(steps=100, learning_rate=0.1, warmup=0.0, weight_decay=0.5)
+    c = TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.5)
     optimise = make_optimizer(c, 32)
     nothing = jax.tree.map(np.zeros_like, SHAPES)
     updates = jax.jit(lambda g, p: optimise.update(g, optimise.init(p), p)[0])(nothing, SHAPES)
@@ -72,7 +74,7 @@ def test_without_a_gradient_only_what_decays_moves():
 
 
 def test_the_gradient_is_clipped_by_its_global_norm():
-    c = TrainConfig(steps=100, warmup=0.0, weight_decay=0.0, clip=1.0)
+    c = TrainConfig(steps=100, warmup_fraction=0.0, weight_decay=0.0, grad_clip_norm=1.0)
     params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
     grads = {"a": jnp.full((2, 2), 1e4), "b": jnp.full(3, -1e4)}
 
@@ -104,7 +106,7 @@ def test_the_betas_are_the_config_s():
 def three() -> Config:
     """Image, depth and another of depth's kind, one with a detokenizer and one without."""
     config = tiny.forcing()
-    third = replace(tiny.DEPTH, position_id=2, detokenizer=0)
+    third = replace(tiny.DEPTH, position_id=2, detokenizer_layers=0)
     return replace(config, modalities={**config.modalities, "normals": third})
 
 
@@ -138,7 +140,7 @@ def test_each_parameter_of_three_modalities_is_in_one_group():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"ffn": 96}, {"width": 64, "heads": 8, "kv_heads": 4, "ffn": 96}]
+    "changes", [{"mlp_dim": 96}, {"width": 64, "heads": 8, "kv_heads": 4, "mlp_dim": 96}]
 )
 def test_groups_are_what_grows_with_the_width(changes):
     """What a matrix sums over is the last dimension but one: in "hidden" and "output" it grows, elsewhere it does not."""
@@ -187,7 +189,7 @@ def walk(optimise, params, steps=3):
 def test_without_a_base_width_it_is_adamw():
     c = TrainConfig(steps=10, learning_rate=0.1, weight_decay=0.1)
     plain = optax.chain(
-        optax.clip_by_global_norm(c.clip),
+        optax.clip_by_global_norm(c.grad_clip_norm),
         optax.adamw(
             schedule(c), b1=c.b1, b2=c.b2, weight_decay=c.weight_decay, mask=weight_decay_mask
         ),
@@ -213,7 +215,8 @@ def test_each_group_is_adamw_at_its_own_rate():
         lambda path, _: param_group(tuple(k.key for k in path)), p
     )
     theirs, _ = walk(
-        optax.chain(optax.clip_by_global_norm(c.clip), optax.partition(by_group, labels)), FEW
+        optax.chain(optax.clip_by_global_norm(c.grad_clip_norm), optax.partition(by_group, labels)),
+        FEW,
     )
     ours, _ = walk(make_optimizer(c, 32), FEW)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7), ours, theirs)

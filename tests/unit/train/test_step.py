@@ -31,8 +31,8 @@ def with_given(image: float, depth: float) -> Config:
     return replace(
         CONFIG,
         modalities={
-            "image": replace(m["image"], given=image),
-            "depth": replace(m["depth"], given=depth),
+            "image": replace(m["image"], cond_prob=image),
+            "depth": replace(m["depth"], cond_prob=depth),
         },
     )
 
@@ -190,10 +190,12 @@ def test_condition_and_invalid_tokens_have_exactly_zero_gradient():
 
 def test_modality_weight_scales_its_loss():
     both = CONFIG.modalities
-    heavy = replace(CONFIG, modalities={**both, "depth": replace(both["depth"], weight=3.0)})
+    heavy = replace(CONFIG, modalities={**both, "depth": replace(both["depth"], loss_weight=3.0)})
     plain, told = capture(answer=0.5)[1], capture(config=heavy, answer=0.5)[1]
     alone = capture(
-        config=replace(CONFIG, modalities={**both, "depth": replace(both["depth"], weight=0.0)}),
+        config=replace(
+            CONFIG, modalities={**both, "depth": replace(both["depth"], loss_weight=0.0)}
+        ),
         answer=0.5,
     )[1]
     assert float(told["loss_depth"]) == float(plain["loss_depth"])
@@ -345,7 +347,8 @@ def test_ema_decay_converges_to_the_config_value(step, stepped):
 
 def test_training_overfits_one_batch():
     config = replace(
-        tiny.t2i(steps=100, learning_rate=1e-2, t_min=1.0), text=replace(tiny.TEXT, drop=0.0)
+        tiny.t2i(steps=100, learning_rate=1e-2, t_min=1.0),
+        text=replace(tiny.TEXT, text_dropout=0.0),
     )
     modalities = base.build(config)
     graph, _ = tiny.network(config)

@@ -41,7 +41,7 @@ def test_the_family_is_the_recipe_of_its_narrowest(name):
 )
 def test_widths_between_and_below_the_family(width, heads, kv_heads):
     told = scale_width(PAPER, width)
-    model = replace(PAPER.model, width=width, ffn=3 * width, heads=heads, kv_heads=kv_heads)
+    model = replace(PAPER.model, width=width, mlp_dim=3 * width, heads=heads, kv_heads=kv_heads)
     assert told == replace(PAPER, model=model)
 
 
@@ -53,7 +53,7 @@ def test_the_demo_takes_every_width_of_whole_heads(head_dim):
     )
     for width in range(2 * head_dim, 385, head_dim):
         c = scale_width(demo, width).model
-        assert (c.width, c.ffn, c.heads * c.head_dim, c.head_dim) == (
+        assert (c.width, c.mlp_dim, c.heads * c.head_dim, c.head_dim) == (
             width,
             3 * width,
             width,
@@ -81,7 +81,12 @@ def test_a_width_of_broken_heads_is_one_line(width, hint):
 
 def test_a_horizon_is_whole_steps():
     told = with_horizon(PAPER, 128_000_000).train
-    assert (told.steps, told.schedule, told.warmup, told.decay) == (125_000, "wsd", 0.01, 0.2)
+    assert (told.steps, told.schedule, told.warmup_fraction, told.decay_fraction) == (
+        125_000,
+        "wsd",
+        0.01,
+        0.2,
+    )
     assert with_horizon(PAPER, 1025).train.steps == 2 and with_horizon(PAPER, 1).train.steps == 1
     assert replace(with_horizon(PAPER, 1025), train=PAPER.train) == PAPER
     with pytest.raises(UserError, match="0 images are no horizon"):
@@ -91,7 +96,7 @@ def test_a_horizon_is_whole_steps():
 @pytest.mark.parametrize("images", [16_000, 20_000, 33_333, 61_000, 64_001])
 @pytest.mark.parametrize("warmup", [0.0, 0.001, 0.03, 0.049, 0.1])
 def test_a_horizon_beside_a_trunk_has_its_rate_until_it_cools_down(images, warmup):
-    trunk = replace(DEMO, train=replace(DEMO.train, steps=8000, warmup=warmup))
+    trunk = replace(DEMO, train=replace(DEMO.train, steps=8000, warmup_fraction=warmup))
     c = with_horizon(DEMO, images, trunk=trunk).train
     assert warmup_steps(c) == warmup_steps(trunk.train)
     steps = jnp.arange(decay_start_step(c))
@@ -126,12 +131,20 @@ def test_the_batch_grows_with_the_data():
 
 def test_the_paper_s_config_is_the_recipe_s():
     c = PAPER.train
-    told = {"learning_rate", "base_width", "weight_decay", "b1", "b2", "warmup", "decay"}
+    told = {
+        "learning_rate",
+        "base_width",
+        "weight_decay",
+        "b1",
+        "b2",
+        "warmup_fraction",
+        "decay_fraction",
+    }
     assert {name: getattr(c, name) for name in told} == {
         name: getattr(RECIPE, name) for name in told
     }
     assert (c.batch, c.steps * c.batch) == (RECIPE.base_batch, RECIPE.base_images)
-    assert PAPER.model.ffn == RECIPE.ffn * PAPER.model.width
+    assert PAPER.model.mlp_dim == RECIPE.mlp_ratio * PAPER.model.width
 
 
 def test_the_optimiser_keeps_to_the_recipe_s_powers():
@@ -140,7 +153,9 @@ def test_the_optimiser_keeps_to_the_recipe_s_powers():
         "trunk": {"layers": {"q": jnp.ones((1, 2, 2)), "offset": jnp.ones((1, 2))}},
         "tokenizer": {"image": {"w": jnp.ones((2, 2))}},
     }
-    c = TrainConfig(learning_rate=1.0, warmup=0.0, clip=1e9, base_width=64, weight_decay=0.0)
+    c = TrainConfig(
+        learning_rate=1.0, warmup_fraction=0.0, grad_clip_norm=1e9, base_width=64, weight_decay=0.0
+    )
 
     def moved(c, width, gradient):
         optimise = make_optimizer(c, width)
