@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -29,6 +30,10 @@ class Block(nnx.Module):
     gate) is computed once for all blocks, in float32; a block adds its own learned offset, zero at the start, so that
     with the zero-initialised gate every block starts as the identity.
     """
+
+    # For diagnostics, set on a single block: called with the name and output of attention and MLP.
+    # Not nnx's sow: with flax 0.12.8 that warns outside nnx.capture, which flax 0.12.2 lacks.
+    record: Callable[[str, Array], None] | None = None
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
         self.c = c
@@ -64,7 +69,7 @@ class Block(nnx.Module):
             value = product(f"bnd,dgk->b{gn}k", y, self.v[...].reshape(d, g, k))
             q = rotate(rms_norm(q, self.q_scale[...] * k**-0.5), angles)
             key = rotate(rms_norm(key, self.k_scale[...]), angles)
-            mixed = project(
+            attention = project(
                 f"b{hn}k,hkd->bnd",
                 attend(c.attention, q, key, value),
                 self.out[...].reshape(h, k, d),
@@ -73,7 +78,11 @@ class Block(nnx.Module):
             hidden = jax.nn.silu(product("bnd,df->bnf", y, self.gate[...])) * product(
                 "bnd,df->bnf", y, self.up[...]
             )
-            mixed = checkpoint_name(mixed + project("bnf,fd->bnd", hidden, self.down[...]), PRODUCT)
+            mlp = project("bnf,fd->bnd", hidden, self.down[...])
+            mixed = checkpoint_name(attention + mlp, PRODUCT)
+        if self.record is not None:
+            self.record("attention", attention)
+            self.record("mlp", mlp)
         return narrow(wide(x) + gate * rms_norm(wide(mixed)))
 
 

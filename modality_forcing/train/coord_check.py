@@ -27,10 +27,7 @@ from modality_forcing.config import (
 from modality_forcing.diffusion import flow, rng
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
-from modality_forcing.models.attention import einsum
-from modality_forcing.models.blocks import Block, Segments, Stack, spread
-from modality_forcing.models.layers import project, rms_norm
-from modality_forcing.models.rope import rotate
+from modality_forcing.models.blocks import Segments, Stack
 from modality_forcing.train import inputs
 from modality_forcing.train.state import Params, abstract_model, init_params, init_state
 from modality_forcing.train.step import make_step
@@ -146,56 +143,28 @@ def squares(
     """Returns the mean square of everything that is looked at in one pass through a network."""
     network, seen = nnx.merge(graph, params), {}
     # The network's own pass, with a trunk that looks at what it is given and goes through its blocks one by one.
-    object.__setattr__(network, "trunk", _watched(network.trunk, seen))
+    object.__setattr__(network, "trunk", _captured(network.trunk, seen))
     seen |= {f"prediction: {name}": y for name, y in network(noisy, t, text).items()}
     return {name: jnp.mean(jnp.square(x)) for name, x in seen.items()}
 
 
-def _watched(stack: Stack, seen: dict[str, Array]) -> Callable[..., Array]:
-    def trunk(x: Array, levels: Array, segments: Segments, angles: Array) -> Array:
+def _captured(stack: Stack, seen: dict[str, Array]) -> Callable[..., Array]:
+    """The stack's blocks one by one, with what flows through them put into `seen`."""
+
+    def trunk(x: Array, modulation: Array, segments: Segments, angles: Array) -> Array:
         graph, weights = nnx.split(stack.layers)
-        seen["tokens"], seen["modulation"] = x, levels
-        inside = []
+        seen["tokens"], seen["modulation"] = x, modulation
+        recorded: dict[str, list[Array]] = {"attention": [], "mlp": []}
         for i in range(stack.depth):
             block = nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], weights))
-            inside.append(parts(block, x, levels, segments, angles))
-            x = block(x, levels, segments, angles)
+            block.record = lambda name, y: recorded[name].append(y)
+            x = block(x, modulation, segments, angles)
             if (i + 1) * 4 % stack.depth == 0:
                 seen[f"stream: {(i + 1) * 4 // stack.depth}/4"] = x
-        seen["attention"], seen["mlp"] = (
-            jnp.stack(outputs) for outputs in zip(*inside, strict=True)
-        )
+        seen.update({name: jnp.stack(values) for name, values in recorded.items()})
         return x
 
     return trunk
-
-
-def parts(
-    block: Block,
-    x: Float[Array, "b n d"],
-    levels: Float[Array, "b s e"],
-    segments: Segments,
-    angles: Float[Array, "n a"],
-) -> tuple[Float[Array, "b n d"], Float[Array, "b n d"]]:
-    """Returns what a block's attention and MLP give [b n d], whose sum it normalises; a test holds it to the block."""
-    c, heads = block.c, lambda w, n: w[...].reshape(block.c.width, n, block.c.head_dim)
-    shift, scale, _ = (
-        spread(m, segments, x) for m in jnp.split(levels + block.offset[...], 3, axis=-1)
-    )
-    y = rms_norm(x) * (1.0 + scale) + shift
-    q, k, v = (
-        project("bnd,dhk->bhnk", y, heads(w, n))
-        for w, n in ((block.q, c.heads), (block.k, c.kv_heads), (block.v, c.kv_heads))
-    )
-    q = rotate(rms_norm(q, block.q_scale[...] * c.head_dim**-0.5), angles)
-    k = rotate(rms_norm(k, block.k_scale[...]), angles)
-    out = block.out[...].reshape(c.heads, c.head_dim, c.width)
-    hidden = jax.nn.silu(project("bnd,df->bnf", y, block.gate[...])) * project(
-        "bnd,df->bnf", y, block.up[...]
-    )
-    return project("bhnk,hkd->bnd", einsum(q, k, v), out), project(
-        "bnf,fd->bnd", hidden, block.down[...]
-    )
 
 
 def _place(quantity: str) -> tuple[int, str]:

@@ -13,15 +13,12 @@ from flax import nnx
 
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
-from modality_forcing.models.blocks import Block, spread
-from modality_forcing.models.layers import rms_norm
 from modality_forcing.train.coord_check import (
     DEFAULT,
     STEPS,
     Row,
     draw,
     measure,
-    parts,
     slopes,
     squares,
     table,
@@ -38,26 +35,6 @@ WIDTHS = (32, 128)
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     return measure(widths=WIDTHS, seeds=1)
-
-
-def test_the_parts_of_a_block_add_up_to_it():
-    c = tiny.MODEL
-    draw = np.random.default_rng(0)
-    block = Block(c, rngs=nnx.Rngs(0))
-    block.offset[...] = jnp.asarray(draw.standard_normal(3 * c.width), jnp.float32)
-    x, levels = (
-        jnp.asarray(draw.standard_normal(s), jnp.float32)
-        for s in ((2, 7, c.width), (2, 2, 3 * c.width))
-    )
-    angles, segments = jnp.asarray(draw.standard_normal((7, c.head_dim // 2)), jnp.float32), (0, 4)
-    attention, mlp = jax.jit(lambda x: parts(block, x, levels, segments, angles))(x)
-    gate = spread(jnp.split(levels + block.offset[...], 3, axis=-1)[2], segments, x)
-    np.testing.assert_allclose(
-        x + gate * rms_norm(attention + mlp),
-        block(x, levels, segments, angles),
-        rtol=2e-5,
-        atol=2e-5,
-    )
 
 
 def test_looking_changes_nothing():
