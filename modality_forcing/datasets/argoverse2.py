@@ -26,20 +26,20 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.cameras import Camera
-from modality_forcing.datasets.common.formats import read_picture, reading
+from modality_forcing.datasets.common.formats import read_rgb, wrap_read_errors
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.common.lidar import (
-    finite,
+    finite_points,
     make_pose,
+    project_points,
     rotation_from_quaternion,
-    splat,
     to_camera,
 )
 from modality_forcing.datasets.registry import Dataset
@@ -48,7 +48,7 @@ from modality_forcing.errors import UserError
 _TITLE = "Argoverse 2"
 _LAYOUT = "{train,val}/LOG/{sensors/cameras/ring_*/*.jpg, sensors/lidar/*.feather, calibration, city_SE3_egovehicle.feather}"
 _AGAIN = "unpack or download it again"
-_APART = 25_000_000  # nanoseconds: half of the time between two pictures
+_MAX_TIME_GAP = 25_000_000  # nanoseconds: half of the time between two pictures
 _POSE = ("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
 _CAMERA = ("fx_px", "fy_px", "cx_px", "cy_px", "width_px", "height_px")
 
@@ -60,46 +60,46 @@ class _Frame:
     sweep: Path
 
 
-def _open(root: Path, split: str) -> Frames[_Frame]:
-    root = folder_of(root, _TITLE)
-    logs = [path for path in listed(root, f"{split}/*") if (path / "sensors").is_dir()]
-    kept = found(
+def _open(root: Path, split: str) -> LazySource[_Frame]:
+    root = require_dir(root, _TITLE)
+    logs = [path for path in glob_paths(root, f"{split}/*") if (path / "sensors").is_dir()]
+    kept = require_nonempty(
         (frame for log in logs for frame in _frames(log)),
         root,
         f"{_TITLE}'s split {split}",
         _LAYOUT,
     )
-    return Frames(kept, partial(_read, Origin("argoverse2", "metric", root)))
+    return LazySource(kept, partial(_read, DatasetInfo("argoverse2", "metric", root)))
 
 
 def _frames(log: Path) -> Iterator[_Frame]:
-    sweeps = [path for path in listed(log, "sensors/lidar/*.feather") if path.stem.isdecimal()]
-    for camera in listed(log, "sensors/cameras/ring_*"):
-        pictures = [path for path in listed(camera, "*.jpg") if path.stem.isdecimal()]
+    sweeps = [path for path in glob_paths(log, "sensors/lidar/*.feather") if path.stem.isdecimal()]
+    for camera in glob_paths(log, "sensors/cameras/ring_*"):
+        pictures = [path for path in glob_paths(camera, "*.jpg") if path.stem.isdecimal()]
         if not pictures:
             continue
         times = np.array([int(path.stem) for path in pictures], np.int64)
         for sweep in sweeps:
             apart = np.abs(times - int(sweep.stem))
             nearest = int(np.argmin(apart))
-            if apart[nearest] <= _APART:
+            if apart[nearest] <= _MAX_TIME_GAP:
                 yield _Frame(log, pictures[nearest], sweep)
 
 
-def _read(origin: Origin, frame: _Frame, drop_hidden: bool = True) -> Record:
-    image = read_picture(frame.image)
+def _read(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:
+    image = read_rgb(frame.image)
     name = frame.image.parent.name
     camera, extrinsics = read_camera(frame.log, name, image.shape[:2])
     poses = frame.log / "city_SE3_egovehicle.feather"
     scanned, taken = (_pose_at(poses, int(path.stem)) for path in (frame.sweep, frame.image))
     points = to_camera(read_sweep(frame.sweep), scanned, taken, extrinsics)
-    depth, valid = splat(points, camera, drop_hidden=drop_hidden)
-    return make_record(origin, frame.image, image, depth, valid, camera.matrix)
+    depth, valid = project_points(points, camera, drop_occluded=drop_occluded)
+    return make_record(info, frame.image, image, depth, valid, camera.matrix)
 
 
 def read_sweep(path: Path) -> np.ndarray:
     """Returns the points f32 [n 3] of a sweep in the car's frame; raises UserError for a damaged file."""
-    return finite(
+    return finite_points(
         np.stack([column.astype(np.float32) for column in _columns(path, ("x", "y", "z"))], axis=1)
     )
 
@@ -166,7 +166,7 @@ def _remembered(path: Path, names: tuple[str, ...], written: int) -> list[np.nda
 def _columns(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
     import pyarrow.feather
 
-    with reading(path, "a feather file"):
+    with wrap_read_errors(path, "a feather file"):
         table = pyarrow.feather.read_table(str(path), columns=list(names), memory_map=False)
         columns = [table.column(name).to_numpy() for name in names]
         if not all(

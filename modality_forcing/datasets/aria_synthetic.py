@@ -17,15 +17,15 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort, z_from_range
-from modality_forcing.datasets.common.formats import read_counts, read_picture, same_size
+from modality_forcing.datasets.common.formats import check_same_size, read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
-    turn,
+    require_dir,
+    require_nonempty,
+    rot90,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -53,16 +53,16 @@ CAMERA = Camera(
 STRAIGHT = pinhole_like(CAMERA, size=_SIZE, focal=320.0)
 
 
-def _open(root: Path, split: str) -> Frames[Path]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[Path]:
+    root = require_dir(root, _TITLE)
     pictures = [
-        path for above in ("", "*/") for path in listed(root, f"{above}*/rgb/vignette*.jpg")
+        path for above in ("", "*/") for path in glob_paths(root, f"{above}*/rgb/vignette*.jpg")
     ]
     pictures = [path for path in pictures if _depth(path).is_file()]
     layout = "SCENE/{rgb/vignetteNNNNNNN.jpg, depth/depthNNNNNNN.png}"
-    return Frames(
-        found(pictures, root, _TITLE, layout),
-        partial(_read, Origin("aria_synthetic", "metric", root)),
+    return LazySource(
+        require_nonempty(pictures, root, _TITLE, layout),
+        partial(_read, DatasetInfo("aria_synthetic", "metric", root)),
     )
 
 
@@ -70,17 +70,20 @@ def _depth(picture: Path) -> Path:
     return picture.parents[1] / "depth" / f"depth{picture.stem.removeprefix('vignette')}.png"
 
 
-def _read(origin: Origin, picture: Path) -> Record:
-    image, distance = read_picture(picture), read_counts(_depth(picture), 1000, unknown=(0, 65535))
-    same_size(image, distance, picture, _depth(picture))
+def _read(info: DatasetInfo, picture: Path) -> Record:
+    image, distance = (
+        read_rgb(picture),
+        read_uint16_depth(_depth(picture), 1000, unknown=(0, 65535)),
+    )
+    check_same_size(image, distance, picture, _depth(picture))
     if distance.shape != _SIZE:
         what = f"is {distance.shape[1]} x {distance.shape[0]} pixels, not 704 x 704, for which the camera is known"
         raise UserError(what, where=_depth(picture), hint="unpack the original again")
     depth = z_from_range(distance, CAMERA)
     valid = np.isfinite(depth) & (depth > 0)
     image, depth, valid = undistort(image, depth, valid, CAMERA, STRAIGHT)
-    image, depth, intrinsics = turn(image, np.where(valid, depth, 0), STRAIGHT.matrix, 3)
-    return make_record(origin, picture, image, depth, intrinsics=intrinsics)
+    image, depth, intrinsics = rot90(image, np.where(valid, depth, 0), STRAIGHT.matrix, 3)
+    return make_record(info, picture, image, depth, intrinsics=intrinsics)
 
 
 DATASET = Dataset("aria_synthetic", _TITLE, "metric", ("train",), "Project Aria's, research", _open)

@@ -7,7 +7,7 @@ Training|Validation/VIDEO/, in which each file is VIDEO_SECONDS.png (or .pincam)
   lowres_depth/ (256 x 192) and confidence/: the sensor's depth, which counts where the confidence is 2, the highest;
   for the highres splits wide/ and highres_depth/ (1920 x 1440), rendered from the scanner's mesh, with its holes.
 Depth is 16-bit PNG in millimetres along the axis, 0 where unknown. A picture goes with the depth, and the camera, nearest in
-time, within 5 ms. Coarse depth is put at single pixels of the finer picture (`spread`). Pictures lie as the sensor does;
+time, within 5 ms. Coarse depth is put at single pixels of the finer picture (`upsample_sparse`). Pictures lie as the sensor does;
 they are turned upright by the video's sky_direction, depth and camera with them. Videos without a direction are left out.
 Source: apple/ARKitScenes, DATA.md, raw/README.md, depth_upsampling/dataset.py.
 """
@@ -24,29 +24,29 @@ import numpy as np
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import resize_intrinsics
 from modality_forcing.datasets.common.formats import (
-    read_counts,
-    read_labels,
-    read_picture,
+    check_same_size,
+    read_rgb,
     read_text,
-    same_size,
+    read_uint8,
+    read_uint16_depth,
 )
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     nearest_in_time,
     pinhole,
-    spread,
-    table,
-    turn,
+    read_csv,
+    require_dir,
+    require_nonempty,
+    rot90,
+    upsample_sparse,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 
-APART = 0.005  # seconds between a picture and its depth, at most
+MAX_TIME_GAP = 0.005  # seconds between a picture and its depth, at most
 _TITLE = "ARKitScenes"
 _QUARTERS = {
     "Up": 0,
@@ -70,13 +70,13 @@ class _Frame:
     quarters: int
 
 
-def _open(root: Path, split: str) -> Frames[_Frame]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[_Frame]:
+    root = require_dir(root, _TITLE)
     highres = split.startswith("highres")
     places = (root, root / "upsampling", root / "raw") if highres else (root, root / "raw")
     fold = _FOLDS[split]
     home = next((place for place in places if (place / fold).is_dir()), root)
-    rows = table(
+    rows = read_csv(
         home / "metadata.csv",
         ("video_id", "fold", "sky_direction"),
         "download_data.py of apple/ARKitScenes fetches it",
@@ -91,8 +91,9 @@ def _open(root: Path, split: str) -> Frames[_Frame]:
     ]
     depth = "wide, highres_depth" if highres else "vga_wide, lowres_depth, confidence"
     layout = f"metadata.csv and {fold}/VIDEO/{{{depth}}}/VIDEO_SECONDS.png"
-    return Frames(
-        found(frames, root, _TITLE, layout), partial(_read, Origin("arkitscenes", "metric", root))
+    return LazySource(
+        require_nonempty(frames, root, _TITLE, layout),
+        partial(_read, DatasetInfo("arkitscenes", "metric", root)),
     )
 
 
@@ -107,19 +108,19 @@ def _frames(video: Path, highres: bool, quarters: int) -> list[_Frame]:
         for folder in (kind, "highres_depth" if highres else "lowres_depth")
     )
     cameras = _by_time(video / f"{kind}_intrinsics", ".pincam")
-    seen_by = dict(nearest_in_time(_times(pictures), _times(cameras), APART))
+    seen_by = dict(nearest_in_time(_times(pictures), _times(cameras), MAX_TIME_GAP))
     return [
         _Frame(
             pictures[i][1], depths[j][1], cameras[seen_by[i]][1] if i in seen_by else None, quarters
         )
-        for i, j in nearest_in_time(_times(pictures), _times(depths), APART)
+        for i, j in nearest_in_time(_times(pictures), _times(depths), MAX_TIME_GAP)
     ]
 
 
 def _by_time(folder: Path, suffix: str) -> list[tuple[float, Path]]:
     """A folder's files by the seconds in their names."""
     timed = []
-    for path in listed(folder, f"*_*{suffix}"):
+    for path in glob_paths(folder, f"*_*{suffix}"):
         seconds = path.name.removesuffix(suffix).rpartition("_")[2]
         if seconds.replace(".", "", 1).isdecimal():
             timed.append((float(seconds), path))
@@ -149,22 +150,22 @@ def _camera(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
     return resize_intrinsics(pinhole(fx, fy, cx, cy), (int(height), int(width)), size)
 
 
-def _read(origin: Origin, frame: _Frame) -> Record:
-    image, depth = read_picture(frame.picture), read_counts(frame.depth, 1000)
+def _read(info: DatasetInfo, frame: _Frame) -> Record:
+    image, depth = read_rgb(frame.picture), read_uint16_depth(frame.depth, 1000)
     if frame.depth.parent.name == "lowres_depth":
         path = frame.depth.parents[1] / "confidence" / frame.depth.name
-        confidence = read_labels(path)
-        same_size(confidence, depth, path, frame.depth)
+        confidence = read_uint8(path)
+        check_same_size(confidence, depth, path, frame.depth)
         depth = np.where(confidence == 2, depth, 0)
         (height, width), (rows, columns) = image.shape[:2], depth.shape
         if width * rows == height * columns and height >= rows:
-            depth = spread(depth, (height, width))
-    same_size(image, depth, frame.picture, frame.depth)
+            depth = upsample_sparse(depth, (height, width))
+    check_same_size(image, depth, frame.picture, frame.depth)
     camera = _camera(frame.camera, depth.shape)
     known = np.full((3, 3), np.nan) if camera is None else camera
-    image, depth, known = turn(image, depth, known, frame.quarters)
+    image, depth, known = rot90(image, depth, known, frame.quarters)
     return make_record(
-        origin, frame.picture, image, depth, intrinsics=None if camera is None else known
+        info, frame.picture, image, depth, intrinsics=None if camera is None else known
     )
 
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_pfm, read_picture, read_text
+from modality_forcing.datasets.common.formats import read_pfm, read_rgb, read_text
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
-    names_in,
+    read_split_list,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -36,20 +36,20 @@ _LISTS = {
 }
 
 
-def _open(root: Path, split: str) -> Frames[Path]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[Path]:
+    root = require_dir(root, _TITLE)
     places = [f"{folder}{name}" for name in _LISTS[split] for folder in ("", "project_lists/")]
-    projects = names_in(root, places, _TITLE, "YoYo000/BlendedMVS has it")
+    projects = read_split_list(root, places, _TITLE, "YoYo000/BlendedMVS has it")
     pictures = [
         path
         for project in sorted(projects)
-        for path in listed(root / project, "blended_images/*.jpg")
+        for path in glob_paths(root / project, "blended_images/*.jpg")
     ]
     pictures = [path for path in pictures if _depth(path).is_file()]  # none of a masked one
     layout = "PROJECT/{blended_images/N.jpg, rendered_depth_maps/N.pfm, cams/N_cam.txt}"
-    return Frames(
-        found(pictures, root, f"{_TITLE}'s {split} split", layout),
-        partial(_read, Origin("blendedmvs", "sfm", root)),
+    return LazySource(
+        require_nonempty(pictures, root, f"{_TITLE}'s {split} split", layout),
+        partial(_read, DatasetInfo("blendedmvs", "sfm", root)),
     )
 
 
@@ -69,13 +69,13 @@ def _camera(path: Path) -> tuple[np.ndarray, float]:
         ) from error
 
 
-def _read(origin: Origin, picture: Path) -> Record:
+def _read(info: DatasetInfo, picture: Path) -> Record:
     path = picture.parents[1] / "cams" / f"{picture.stem}_cam.txt"
     intrinsics, nearest = _camera(path)
     if not nearest > 0:
         raise UserError(f"its nearest depth is {nearest:g}", where=path, hint="leave the frame out")
     return make_record(
-        origin, picture, read_picture(picture), read_pfm(_depth(picture)), intrinsics=intrinsics
+        info, picture, read_rgb(picture), read_pfm(_depth(picture)), intrinsics=intrinsics
     )
 
 

@@ -16,8 +16,13 @@ import numpy as np
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.cameras import pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
-from modality_forcing.datasets.common.formats import read_picture
-from modality_forcing.datasets.common.lazy import Origin, folder_of, found, make_record
+from modality_forcing.datasets.common.formats import read_rgb
+from modality_forcing.datasets.common.lazy import (
+    DatasetInfo,
+    make_record,
+    require_dir,
+    require_nonempty,
+)
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 
@@ -34,7 +39,7 @@ class Reconstruction:
 
     root: Path
     missing: int  # images of the model that are not
-    _origin: Origin = field(repr=False)
+    _info: DatasetInfo = field(repr=False)
     _model: Model3D = field(repr=False)
     _images: tuple[Image, ...] = field(repr=False)
 
@@ -45,7 +50,7 @@ class Reconstruction:
         image = self._images[index]
         path = self.root / "images" / image.name
         camera = self._model.cameras[image.camera]
-        picture = read_picture(path)
+        picture = read_rgb(path)
         if picture.shape[:2] != camera.size:
             (height, width), (rows, columns) = picture.shape[:2], camera.size
             what = f"is {width} x {height} pixels, but the model's camera {columns} x {rows}"
@@ -60,7 +65,7 @@ class Reconstruction:
         depth = _dropped(
             points[miss <= MISS], straight.project(points[miss <= MISS])[0], straight.size
         )
-        return make_record(self._origin, path, picture, depth, intrinsics=straight.matrix)
+        return make_record(self._info, path, picture, depth, intrinsics=straight.matrix)
 
 
 def _dropped(points: np.ndarray, pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -73,7 +78,7 @@ def _dropped(points: np.ndarray, pixels: np.ndarray, size: tuple[int, int]) -> n
 
 
 def _open(root: Path, split: str) -> Reconstruction:
-    root = folder_of(root, _TITLE)
+    root = require_dir(root, _TITLE)
     place = find_model(root)
     if place is None or not (root / "images").is_dir():
         raise UserError(f"holds no frame of {_TITLE}", where=root, hint=f"its layout is {_LAYOUT}")
@@ -83,9 +88,9 @@ def _open(root: Path, split: str) -> Reconstruction:
         for image in model.images
         if (root / "images" / image.name).is_file() and len(image.points)
     ]
-    images = found(here, root, _TITLE, _LAYOUT)
+    images = require_nonempty(here, root, _TITLE, _LAYOUT)
     return Reconstruction(
-        root, len(model.images) - len(images), Origin("colmap", "sfm", root), model, images
+        root, len(model.images) - len(images), DatasetInfo("colmap", "sfm", root), model, images
     )
 
 

@@ -27,20 +27,20 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.cameras import Camera
-from modality_forcing.datasets.common.formats import read_npz, read_picture, read_text
+from modality_forcing.datasets.common.formats import read_npz, read_rgb, read_text
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.common.lidar import (
-    finite,
+    finite_points,
     make_pose,
+    project_points,
     rotation_from_quaternion,
-    splat,
     to_camera,
 )
 from modality_forcing.datasets.registry import Dataset
@@ -72,16 +72,16 @@ class _Frame:
     calibration: Path
 
 
-def _open(root: Path, split: str) -> Frames[_Frame]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[_Frame]:
+    root = require_dir(root, _TITLE)
     scenes = find_scenes(root) if split == "every" else _indexed_scenes(root, split)
-    kept = found(
+    kept = require_nonempty(
         (frame for scene in scenes for frame in _frames(scene)),
         root,
         f"{_TITLE}'s split {split}",
         _LAYOUT,
     )
-    return Frames(kept, partial(_read, Origin("ddad", "metric", root)))
+    return LazySource(kept, partial(_read, DatasetInfo("ddad", "metric", root)))
 
 
 def find_scenes(root: Path) -> list[Path]:
@@ -89,7 +89,7 @@ def find_scenes(root: Path) -> list[Path]:
     return [
         path
         for above in ("", "*/")
-        for path in listed(root, f"{above}scene_*.json")
+        for path in glob_paths(root, f"{above}scene_*.json")
         if path.is_file()
     ]
 
@@ -111,7 +111,9 @@ def _indexed_scenes(root: Path, split: str) -> list[Path]:
 
 
 def _frames(scene: Path) -> Iterator[_Frame]:
-    files = set(listed(scene.parent, "rgb/*/*")) | set(listed(scene.parent, "point_cloud/*/*"))
+    files = set(glob_paths(scene.parent, "rgb/*/*")) | set(
+        glob_paths(scene.parent, "point_cloud/*/*")
+    )
     for datums, calibration in read_samples(scene):
         here = [datum for datum in datums if datum.file in files]
         scans = [datum for datum in here if datum.kind == "point_cloud"]
@@ -190,8 +192,8 @@ def read_json(path: Path) -> Any:
         raise UserError("is not valid JSON", where=path, hint=_AGAIN) from error
 
 
-def _read(origin: Origin, frame: _Frame, drop_hidden: bool = True) -> Record:
-    image = read_picture(frame.image.file)
+def _read(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:
+    image = read_rgb(frame.image.file)
     camera = read_camera(frame.calibration, frame.image.sensor, image.shape[:2])
     stored = read_npz(frame.scan.file, "data")
     if stored.ndim != 2 or stored.shape[1] < 3:
@@ -199,10 +201,12 @@ def _read(origin: Origin, frame: _Frame, drop_hidden: bool = True) -> Record:
             f"holds numbers of shape {stored.shape}, not points", where=frame.scan.file, hint=_AGAIN
         )
     scanner, viewer = (_pose(datum) for datum in (frame.scan, frame.image))
-    depth, valid = splat(
-        to_camera(finite(stored[:, :3]), scanner, viewer), camera, drop_hidden=drop_hidden
+    depth, valid = project_points(
+        to_camera(finite_points(stored[:, :3]), scanner, viewer),
+        camera,
+        drop_occluded=drop_occluded,
     )
-    return make_record(origin, frame.image.file, image, depth, valid, camera.matrix)
+    return make_record(info, frame.image.file, image, depth, valid, camera.matrix)
 
 
 def _pose(datum: Datum) -> np.ndarray:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import resize_intrinsics
-from modality_forcing.datasets.common.formats import read_array, read_picture, same_size
+from modality_forcing.datasets.common.formats import check_same_size, read_array, read_rgb
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     pinhole,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 
@@ -29,17 +29,18 @@ _TITLE = "DIODE"
 _CAMERA = pinhole(886.81, 927.06, 512, 384)
 
 
-def _open(root: Path, split: str) -> Frames[Path]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[Path]:
+    root = require_dir(root, _TITLE)
     pictures = [
         path
         for place in ("indoors", "outdoor")
-        for path in listed(root / split, f"{place}/scene_*/scan_*/*.png")
+        for path in glob_paths(root / split, f"{place}/scene_*/scan_*/*.png")
         if _beside(path, "depth").is_file()
     ]
     layout = f"{split}/indoors/scene_S/scan_C/{{NAME.png, NAME_depth.npy, NAME_depth_mask.npy}}"
-    return Frames(
-        found(pictures, root, _TITLE, layout), partial(_read, Origin("diode", "metric", root))
+    return LazySource(
+        require_nonempty(pictures, root, _TITLE, layout),
+        partial(_read, DatasetInfo("diode", "metric", root)),
     )
 
 
@@ -47,12 +48,12 @@ def _beside(picture: Path, what: str) -> Path:
     return picture.with_name(f"{picture.stem}_{what}.npy")
 
 
-def _read(origin: Origin, picture: Path) -> Record:
-    image = read_picture(picture)
+def _read(info: DatasetInfo, picture: Path) -> Record:
+    image = read_rgb(picture)
     depth, mask = read_array(_beside(picture, "depth")), read_array(_beside(picture, "depth_mask"))
-    same_size(image, mask, picture, _beside(picture, "depth_mask"))
+    check_same_size(image, mask, picture, _beside(picture, "depth_mask"))
     camera = resize_intrinsics(_CAMERA, (768, 1024), image.shape[:2])
-    return make_record(origin, picture, image, depth, mask != 0, camera)
+    return make_record(info, picture, image, depth, mask != 0, camera)
 
 
 DATASET = Dataset("diode", _TITLE, "metric", ("train", "val"), "MIT", _open)

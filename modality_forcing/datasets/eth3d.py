@@ -20,14 +20,14 @@ from modality_forcing.data.records import Record
 from modality_forcing.data.resize import shrink_picture
 from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
-from modality_forcing.datasets.common.formats import read_picture, read_raw_floats
+from modality_forcing.datasets.common.formats import read_raw_floats, read_rgb
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -36,19 +36,20 @@ SHORT_SIDE = 1008  # pixels that the shorter side of a picture has at least, unl
 _TITLE = "ETH3D"
 
 
-def _open(root: Path, split: str) -> Frames[tuple[Path, Camera]]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[tuple[Path, Camera]]:
+    root = require_dir(root, _TITLE)
     frames = []
     for scene in sorted(
-        {path.parents[1] for path in listed(root, "*/ground_truth_depth/dslr_images")}
+        {path.parents[1] for path in glob_paths(root, "*/ground_truth_depth/dslr_images")}
     ):
         cameras: Mapping[str, Camera] = cameras_of_images(scene / "dslr_calibration_jpg")
-        pictures = listed(scene, "images/dslr_images/*.JPG")
+        pictures = glob_paths(scene, "images/dslr_images/*.JPG")
         named = [(path, f"dslr_images/{path.name}") for path in pictures if _depth(path).is_file()]
         frames += [(path, cameras[name]) for path, name in named if name in cameras]
     layout = "SCENE/{images, ground_truth_depth}/dslr_images/NAME.JPG and SCENE/dslr_calibration_jpg/{cameras, images}.txt"
-    return Frames(
-        found(frames, root, _TITLE, layout), partial(_read, Origin("eth3d", "metric", root))
+    return LazySource(
+        require_nonempty(frames, root, _TITLE, layout),
+        partial(_read, DatasetInfo("eth3d", "metric", root)),
     )
 
 
@@ -63,9 +64,9 @@ def shrunk(camera: Camera, size: tuple[int, int]) -> Camera:
     return replace(camera, size=size, fx=camera.fx * across, fy=camera.fy * down, cx=cx, cy=cy)
 
 
-def _read(origin: Origin, frame: tuple[Path, Camera]) -> Record:
+def _read(info: DatasetInfo, frame: tuple[Path, Camera]) -> Record:
     path, camera = frame
-    image = read_picture(path)
+    image = read_rgb(path)
     depth = read_raw_floats(_depth(path), image.shape[:2])
     if depth.shape != camera.size:
         (height, width), (rows, columns) = depth.shape, camera.size
@@ -79,7 +80,7 @@ def _read(origin: Origin, frame: tuple[Path, Camera]) -> Record:
     nothing = np.zeros(small.size, np.float32)
     picture, _, _ = undistort(shrink_picture(image, small.size), nothing, nothing > 0, small, to)
     _, depth, valid = undistort(np.zeros_like(image), depth, np.isfinite(depth), camera, to)
-    return make_record(origin, path, picture, depth, valid, to.matrix)
+    return make_record(info, path, picture, depth, valid, to.matrix)
 
 
 DATASET = Dataset("eth3d", _TITLE, "metric", ("train",), "CC BY-NC-SA 4.0", _open)

@@ -20,7 +20,7 @@ from modality_forcing.data.files import check_scale, read_depth, read_image
 from modality_forcing.data.folder import Folder, check_aspect
 from modality_forcing.data.records import Record, RecordSource, Unit
 from modality_forcing.data.shrink import shrink_depth
-from modality_forcing.datasets.common.lazy import spread
+from modality_forcing.datasets.common.lazy import upsample_sparse
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 
@@ -106,7 +106,7 @@ def _in_raster(
 ) -> tuple[np.ndarray, np.ndarray]:
     finest = (max(size[0], depth.shape[0]), max(size[1], depth.shape[1]))
     if finest != depth.shape:
-        depth = spread(np.where(valid, depth, np.float32(0)), finest)
+        depth = upsample_sparse(np.where(valid, depth, np.float32(0)), finest)
         valid = depth > 0
     return (depth, valid) if finest == size else shrink_depth(depth, valid, size)
 

@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_base_255, read_picture
+from modality_forcing.datasets.common.formats import read_base_255, read_rgb
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 
@@ -30,15 +30,17 @@ NEAREST = 0.99  # the part of a picture's known pixels that is kept, from the ne
 _TITLE = "the FoundationStereo dataset"
 
 
-def _open(root: Path, split: str) -> Frames[Path]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[Path]:
+    root = require_dir(root, _TITLE)
     pictures = [
-        path for path in listed(root, "*/dataset/data/left/rgb/*.jpg") if _disparity(path).is_file()
+        path
+        for path in glob_paths(root, "*/dataset/data/left/rgb/*.jpg")
+        if _disparity(path).is_file()
     ]
     layout = "SCENE/dataset/data/left/{rgb/NNNN.jpg, disparity/NNNN.png}"
-    return Frames(
-        found(pictures, root, _TITLE, layout),
-        partial(_read, Origin("foundationstereo", "relative", root)),
+    return LazySource(
+        require_nonempty(pictures, root, _TITLE, layout),
+        partial(_read, DatasetInfo("foundationstereo", "relative", root)),
     )
 
 
@@ -56,9 +58,9 @@ def depth_of(disparity: np.ndarray) -> np.ndarray:
     return np.where(kept, 1 / np.where(kept, disparity, 1), 0).astype(np.float32)
 
 
-def _read(origin: Origin, picture: Path) -> Record:
+def _read(info: DatasetInfo, picture: Path) -> Record:
     return make_record(
-        origin, picture, read_picture(picture), depth_of(read_base_255(_disparity(picture)))
+        info, picture, read_rgb(picture), depth_of(read_base_255(_disparity(picture)))
     )
 
 

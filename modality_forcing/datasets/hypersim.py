@@ -23,12 +23,12 @@ import numpy as np
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_hdf5
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
+    DatasetInfo,
+    LazySource,
     make_record,
-    table,
+    read_csv,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -55,8 +55,8 @@ class _Frame:
         )
 
 
-def _open(root: Path, split: str) -> Frames[_Frame]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[_Frame]:
+    root = require_dir(root, _TITLE)
     columns = (
         "scene_name",
         "camera_name",
@@ -64,7 +64,7 @@ def _open(root: Path, split: str) -> Frames[_Frame]:
         "included_in_public_release",
         "split_partition_name",
     )
-    rows = table(
+    rows = read_csv(
         root / _SPLIT, columns, "it is in evermotion_dataset/analysis of apple/ml-hypersim"
     )
     named = [
@@ -87,9 +87,9 @@ def _open(root: Path, split: str) -> Frames[_Frame]:
         if frame.path(root, "final", "color").parent in here and frame.scene in cameras
     ]
     layout = "ai_VVV_NNN/images/scene_cam_XX_{final,geometry}_hdf5/frame.IIII.*.hdf5"
-    return Frames(
-        found(frames, root, f"{_TITLE}'s {split} split", layout),
-        _Read(Origin("hypersim", "metric", root), cameras),
+    return LazySource(
+        require_nonempty(frames, root, f"{_TITLE}'s {split} split", layout),
+        _Read(DatasetInfo("hypersim", "metric", root), cameras),
     )
 
 
@@ -104,7 +104,7 @@ def _whole(text: str, path: Path) -> int:
 def _cameras(path: Path) -> Mapping[str, np.ndarray]:
     """The rays of each scene's pixels, f64 [3 3] from (u, v, 1) to the camera's axes: x right, y up, z back."""
     names = [f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3)]
-    rows = table(
+    rows = read_csv(
         path, ("scene_name", *names), "it is in contrib/mikeroberts3000 of apple/ml-hypersim"
     )
     try:
@@ -158,11 +158,11 @@ def tonemap(light: np.ndarray, surface: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Read:
-    origin: Origin
+    info: DatasetInfo
     cameras: Mapping[str, np.ndarray]
 
     def __call__(self, frame: _Frame) -> Record:
-        place = partial(frame.path, self.origin.root)
+        place = partial(frame.path, self.info.root)
         path, shape = place("final", "color"), None
         light = read_hdf5(path, "dataset")
         distance = read_hdf5(place("geometry", "depth_meters"), "dataset")
@@ -174,7 +174,7 @@ class _Read:
         surface = entity != -1
         intrinsics, lengths = camera_of(self.cameras[frame.scene], (shape[0], shape[1]))
         return make_record(
-            self.origin,
+            self.info,
             path.with_name(f"frame.{frame.number:04}.hdf5"),
             tonemap(light, surface),
             distance / lengths,

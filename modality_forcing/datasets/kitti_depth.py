@@ -21,15 +21,15 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_counts, read_picture
+from modality_forcing.datasets.common.formats import read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     pinhole,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.kitti_raw import DAYS, TEST_DRIVES, check_camera, read_calibration
 from modality_forcing.datasets.registry import Dataset
@@ -39,15 +39,15 @@ _TITLE = "KITTI depth"
 _LAYOUT = "{train,val}/2011_09_26_drive_0001_sync/proj_depth/groundtruth/image_02 with KITTI raw's 2011_09_26 beside it"
 
 
-def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[tuple[Path, Path]]:
+    root = require_dir(root, _TITLE)
     frames = [*_benchmark(root, split), *(_flat(root) if split == "train" else [])]
-    kept = found(frames, root, f"{_TITLE}'s split {split} with its picture", _LAYOUT)
-    return Frames(kept, partial(_read, Origin("kitti_depth", "metric", root)))
+    kept = require_nonempty(frames, root, f"{_TITLE}'s split {split} with its picture", _LAYOUT)
+    return LazySource(kept, partial(_read, DatasetInfo("kitti_depth", "metric", root)))
 
 
 def _benchmark(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
-    for camera in listed(root / split, "*_sync/proj_depth/groundtruth/image_0[23]"):
+    for camera in glob_paths(root / split, "*_sync/proj_depth/groundtruth/image_0[23]"):
         drive, name = camera.parents[2], camera.name
         if split == "train" and drive.name in TEST_DRIVES:
             continue
@@ -60,27 +60,27 @@ def _benchmark(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
             (place / name / "data" for place in places if (place / name / "data").is_dir()), None
         )
         if folder:
-            pictures = {path.name for path in listed(folder, "*.png")}
+            pictures = {path.name for path in glob_paths(folder, "*.png")}
             yield from (
                 (folder / path.name, path)
-                for path in listed(camera, "*.png")
+                for path in glob_paths(camera, "*.png")
                 if path.name in pictures
             )
 
 
 def _flat(root: Path) -> list[tuple[Path, Path]]:
-    pictures = {path.name for path in listed(root, "rgb/*.png")}
+    pictures = {path.name for path in glob_paths(root, "rgb/*.png")}
     return [
         (root / "rgb" / path.name, path)
-        for path in listed(root, "depth/*.png")
+        for path in glob_paths(root, "depth/*.png")
         if path.name in pictures
     ]
 
 
-def _read(origin: Origin, frame: tuple[Path, Path]) -> Record:
+def _read(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
     picture, path = frame
-    image, depth = read_picture(picture), read_counts(path, 256)
-    return make_record(origin, picture, image, depth, None, _intrinsics(picture, image.shape[:2]))
+    image, depth = read_rgb(picture), read_uint16_depth(path, 256)
+    return make_record(info, picture, image, depth, None, _intrinsics(picture, image.shape[:2]))
 
 
 def _intrinsics(picture: Path, size: tuple[int, int]) -> np.ndarray:

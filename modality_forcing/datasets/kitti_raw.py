@@ -23,17 +23,22 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.cameras import Camera
-from modality_forcing.datasets.common.formats import read_picture, read_text, reading
+from modality_forcing.datasets.common.formats import read_rgb, read_text, wrap_read_errors
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    below,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    parts_below,
+    require_dir,
+    require_nonempty,
 )
-from modality_forcing.datasets.common.lidar import finite, make_pose, move, splat
+from modality_forcing.datasets.common.lidar import (
+    finite_points,
+    make_pose,
+    project_points,
+    transform_points,
+)
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 
@@ -71,22 +76,22 @@ class _Frame:
     calibration: Path  # a file, or the folder of the two
 
 
-def _open(root: Path, split: str) -> Frames[_Frame]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[_Frame]:
+    root = require_dir(root, _TITLE)
     frames = [*_raw(root, split), *(_objects(root) if split == "train" else [])]
-    return Frames(
-        found(frames, root, f"{_TITLE}'s split {split}", _LAYOUT),
-        partial(_read, Origin("kitti_raw", "metric", root)),
+    return LazySource(
+        require_nonempty(frames, root, f"{_TITLE}'s split {split}", _LAYOUT),
+        partial(_read, DatasetInfo("kitti_raw", "metric", root)),
     )
 
 
 def _raw(root: Path, split: str) -> list[_Frame]:
     frames = []
-    for drive in listed(root, "????_??_??/*_sync"):
+    for drive in glob_paths(root, "????_??_??/*_sync"):
         if (drive.name in TEST_DRIVES) != (split == "test"):
             continue
-        scans = {path.stem: path for path in listed(drive, "velodyne_points/data/*.bin")}
-        pictures = listed(drive, "image_02/data/*.png")
+        scans = {path.stem: path for path in glob_paths(drive, "velodyne_points/data/*.bin")}
+        pictures = glob_paths(drive, "image_02/data/*.png")
         frames += [
             _Frame(path, scans[path.stem], drive.parent) for path in pictures if path.stem in scans
         ]
@@ -95,8 +100,8 @@ def _raw(root: Path, split: str) -> list[_Frame]:
 
 def _objects(root: Path) -> list[_Frame]:
     folder = root / "training"
-    scans = {path.stem: path for path in listed(folder, "velodyne/*.bin")}
-    pictures = listed(folder, "image_2/*.png")
+    scans = {path.stem: path for path in glob_paths(folder, "velodyne/*.bin")}
+    pictures = glob_paths(folder, "image_2/*.png")
     return [
         _Frame(path, scans[path.stem], folder / "calib" / f"{path.stem}.txt")
         for path in pictures
@@ -104,23 +109,23 @@ def _objects(root: Path) -> list[_Frame]:
     ]
 
 
-def _read(origin: Origin, frame: _Frame, drop_hidden: bool = True) -> Record:
-    image = read_picture(frame.image)
-    raw = "image_02" in below(frame.image, origin.root)
+def _read(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:
+    image = read_rgb(frame.image)
+    raw = "image_02" in parts_below(frame.image, info.root)
     projection, pose, size, path = (_raw_calibration if raw else _object_calibration)(
         frame.calibration
     )
     camera = check_camera(projection, size, image.shape[:2], path, frame.image)
     # What the last column of a projection says is where the camera stands beside the first one.
     beside = make_pose(np.eye(3), np.linalg.solve(projection[:, :3], projection[:, 3]))
-    points = move(read_scan(frame.scan), beside @ pose)
-    depth, valid = splat(points, camera, drop_hidden=drop_hidden)
-    return make_record(origin, frame.image, image, depth, valid, camera.matrix)
+    points = transform_points(read_scan(frame.scan), beside @ pose)
+    depth, valid = project_points(points, camera, drop_occluded=drop_occluded)
+    return make_record(info, frame.image, image, depth, valid, camera.matrix)
 
 
 def read_scan(path: Path) -> np.ndarray:
     """Returns the points f32 [n 3] of a scan, without those that are not finite; raises UserError for a damaged file."""
-    with reading(path, "a scan"):
+    with wrap_read_errors(path, "a scan"):
         stored = path.read_bytes()
     if not stored or len(stored) % 16:
         raise UserError(
@@ -128,7 +133,7 @@ def read_scan(path: Path) -> np.ndarray:
             where=path,
             hint="unpack or download it again",
         )
-    return finite(np.frombuffer(stored, "<f4").reshape(-1, 4)[:, :3].astype(np.float32))
+    return finite_points(np.frombuffer(stored, "<f4").reshape(-1, 4)[:, :3].astype(np.float32))
 
 
 def check_camera(

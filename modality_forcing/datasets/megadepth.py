@@ -13,14 +13,14 @@ from functools import partial
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_hdf5, read_picture
+from modality_forcing.datasets.common.formats import read_hdf5, read_rgb
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -28,24 +28,25 @@ from modality_forcing.errors import UserError
 _TITLE = "MegaDepth"
 
 
-def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[tuple[Path, Path]]:
+    root = require_dir(root, _TITLE)
     places = (root / "phoenix/S6/zl548/MegaDepth_v1", root / "MegaDepth_v1", root)
     home = next(place for place in places if place.is_dir())
-    pictures = {path.with_name(path.stem): path for path in listed(home, "*/dense*/imgs/*.*")}
-    maps = listed(home, "*/dense*/depths/*.h5")
+    pictures = {path.with_name(path.stem): path for path in glob_paths(home, "*/dense*/imgs/*.*")}
+    maps = glob_paths(home, "*/dense*/depths/*.h5")
     pairs = [
         (pictures[name], path)
         for path in maps
         if (name := path.parents[1] / "imgs" / path.stem) in pictures
     ]
     layout = "SCENE/denseK/{imgs/NAME.jpg, depths/NAME.h5}"
-    return Frames(
-        found(pairs, root, _TITLE, layout), partial(_read, Origin("megadepth", "sfm", home))
+    return LazySource(
+        require_nonempty(pairs, root, _TITLE, layout),
+        partial(_read, DatasetInfo("megadepth", "sfm", home)),
     )
 
 
-def _read(origin: Origin, pair: tuple[Path, Path]) -> Record:
+def _read(info: DatasetInfo, pair: tuple[Path, Path]) -> Record:
     picture, path = pair
     depth = read_hdf5(path, "depth")
     if depth.ndim != 2 or not depth.size:
@@ -56,7 +57,7 @@ def _read(origin: Origin, pair: tuple[Path, Path]) -> Record:
         raise UserError(
             "tells only what lies before what, not depth", where=path, hint="leave the frame out"
         )
-    return make_record(origin, picture, read_picture(picture), depth)
+    return make_record(info, picture, read_rgb(picture), depth)
 
 
 DATASET = Dataset(

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_pfm, read_picture, read_text
+from modality_forcing.datasets.common.formats import read_pfm, read_rgb, read_text
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -31,10 +31,12 @@ from modality_forcing.errors import UserError
 _TITLE = "Middlebury stereo"
 
 
-def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[tuple[Path, Path]]:
+    root = require_dir(root, _TITLE)
     scenes = [
-        path.parent for above in ("", "*/", "*/*/") for path in listed(root, f"{above}calib.txt")
+        path.parent
+        for above in ("", "*/", "*/*/")
+        for path in glob_paths(root, f"{above}calib.txt")
     ]
     maps = [
         (scene, scene / name)
@@ -46,8 +48,9 @@ def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
         ::-1
     ]
     layout = "SCENE/{im0.png, disp0.pfm, calib.txt}"
-    return Frames(
-        found(frames, root, _TITLE, layout), partial(_read, Origin("middlebury", "metric", root))
+    return LazySource(
+        require_nonempty(frames, root, _TITLE, layout),
+        partial(_read, DatasetInfo("middlebury", "metric", root)),
     )
 
 
@@ -74,11 +77,11 @@ def depth_of(disparity: np.ndarray, focal: float, baseline: float, offset: float
     )
 
 
-def _read(origin: Origin, frame: tuple[Path, Path]) -> Record:
+def _read(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
     picture, path = frame
     intrinsics, baseline, offset = calibration(path.with_name("calib.txt"))
     depth = depth_of(read_pfm(path), intrinsics[0, 0], baseline, offset)
-    return make_record(origin, picture, read_picture(picture), depth, intrinsics=intrinsics)
+    return make_record(info, picture, read_rgb(picture), depth, intrinsics=intrinsics)
 
 
 DATASET = Dataset("middlebury", _TITLE, "metric", ("train",), "none stated", _open)

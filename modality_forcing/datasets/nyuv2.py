@@ -16,15 +16,15 @@ from functools import partial
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_counts, read_picture, same_size
+from modality_forcing.datasets.common.formats import check_same_size, read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     pinhole,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -37,8 +37,8 @@ _CAMERA = pinhole(
 )
 
 
-def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[tuple[Path, Path]]:
+    root = require_dir(root, _TITLE)
     archive = next(
         (
             place
@@ -48,10 +48,10 @@ def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
         None,
     )
     if archive:
-        pictures = listed(archive / split, "*/rgb_*.png") if (archive / split).is_dir() else []
+        pictures = glob_paths(archive / split, "*/rgb_*.png") if (archive / split).is_dir() else []
     elif split == "train":
         pictures = [
-            path for pattern in ("", "*/", "*/*/") for path in listed(root, f"{pattern}rgb_*.*")
+            path for pattern in ("", "*/", "*/*/") for path in glob_paths(root, f"{pattern}rgb_*.*")
         ]
     else:
         pictures = []
@@ -59,8 +59,9 @@ def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
     layout = f"{split}/SCENE/{{rgb_NNNN.png, depth_NNNN.png}}" + (
         ", or SCENE/{rgb_N.jpg, sync_depth_N.png}"
     ) * (split == "train")
-    return Frames(
-        found(pairs, root, _TITLE, layout), partial(_read, Origin("nyuv2", "metric", root))
+    return LazySource(
+        require_nonempty(pairs, root, _TITLE, layout),
+        partial(_read, DatasetInfo("nyuv2", "metric", root)),
     )
 
 
@@ -77,16 +78,16 @@ def _depth(picture: Path) -> list[Path]:
     return [place for place in places if place.is_file()][:1]
 
 
-def _read(origin: Origin, pair: tuple[Path, Path]) -> Record:
+def _read(info: DatasetInfo, pair: tuple[Path, Path]) -> Record:
     picture, depth_path = pair
-    image, depth = read_picture(picture), read_counts(depth_path, 1000)
-    same_size(image, depth, picture, depth_path)
+    image, depth = read_rgb(picture), read_uint16_depth(depth_path, 1000)
+    check_same_size(image, depth, picture, depth_path)
     if depth.shape != _SIZE:
         what = f"is {depth.shape[1]} x {depth.shape[0]} pixels, not 640 x 480, for which its camera and border are known"
         raise UserError(what, where=depth_path, hint="unpack the original again")
     inside = slice(BORDER, -BORDER)
     return make_record(
-        origin, picture, image[inside, inside], depth[inside, inside], intrinsics=_CAMERA
+        info, picture, image[inside, inside], depth[inside, inside], intrinsics=_CAMERA
     )
 
 

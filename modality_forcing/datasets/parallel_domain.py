@@ -19,14 +19,14 @@ from functools import partial
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_npz, read_picture
+from modality_forcing.datasets.common.formats import read_npz, read_rgb
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.ddad import read_camera, read_samples
 from modality_forcing.datasets.registry import Dataset
@@ -46,20 +46,22 @@ class _Frame:
     camera: str
 
 
-def _open(root: Path, split: str) -> Frames[_Frame]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[_Frame]:
+    root = require_dir(root, _TITLE)
     folders = [
         folder
-        for folder in (root, *listed(root, "*"))
+        for folder in (root, *glob_paths(root, "*"))
         if (folder / "rgb").is_dir() and (folder / "depth").is_dir()
     ]
-    kept = found((frame for folder in folders for frame in _frames(folder)), root, _TITLE, _LAYOUT)
-    return Frames(kept, partial(_read, Origin("parallel_domain", "metric", root)))
+    kept = require_nonempty(
+        (frame for folder in folders for frame in _frames(folder)), root, _TITLE, _LAYOUT
+    )
+    return LazySource(kept, partial(_read, DatasetInfo("parallel_domain", "metric", root)))
 
 
 def _frames(folder: Path) -> Iterator[_Frame]:
-    pictures, maps = (listed(folder, pattern) for pattern in ("rgb/*/*.png", "depth/*/*.npz"))
-    scenes = listed(folder, "scene_*.json")
+    pictures, maps = (glob_paths(folder, pattern) for pattern in ("rgb/*/*.png", "depth/*/*.npz"))
+    scenes = glob_paths(folder, "scene_*.json")
     if scenes:
         here = {*pictures, *maps}
         for scene in scenes:
@@ -76,7 +78,7 @@ def _frames(folder: Path) -> Iterator[_Frame]:
     here = {*maps}
     pairs = [(path, folder / "depth" / path.parent.name / f"{path.stem}.npz") for path in pictures]
     pairs = [(picture, depth) for picture, depth in pairs if depth in here]
-    calibrations = listed(folder, "calibration/*.json")
+    calibrations = glob_paths(folder, "calibration/*.json")
     if pairs and len(calibrations) != 1:
         what = f"has {len(calibrations)} calibrations and no scene_*.json that says which is whose"
         raise UserError(what, where=folder, hint="unpack or download it again")
@@ -85,15 +87,15 @@ def _frames(folder: Path) -> Iterator[_Frame]:
     )
 
 
-def _read(origin: Origin, frame: _Frame) -> Record:
-    image, depth = read_picture(frame.image), read_npz(frame.depth, "data")
+def _read(info: DatasetInfo, frame: _Frame) -> Record:
+    image, depth = read_rgb(frame.image), read_npz(frame.depth, "data")
     if depth.ndim == 3 and depth.shape[-1] == 1:
         depth = depth[..., 0]
     if depth.ndim != 2:
         what = f"holds numbers of shape {depth.shape}, not a map of depth"
         raise UserError(what, where=frame.depth, hint="unpack or download it again")
     camera = read_camera(frame.calibration, frame.camera, image.shape[:2])
-    return make_record(origin, frame.image, image, depth, depth < FAR, camera.matrix)
+    return make_record(info, frame.image, image, depth, depth < FAR, camera.matrix)
 
 
 DATASET = Dataset("parallel_domain", _TITLE, "metric", ("train",), "not stated", _open)

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_counts, read_picture, read_text
+from modality_forcing.datasets.common.formats import read_rgb, read_text, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     pinhole,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -33,17 +33,18 @@ _CAMERAS = ("camera_primesense.json", "intrinsic.json", "camera_intrinsic.json")
 _PRIMESENSE = pinhole(525.0, 525.0, 319.5, 239.5)
 
 
-def _open(root: Path, split: str) -> Frames[Path]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[Path]:
+    root = require_dir(root, _TITLE)
     pictures = [
         path
         for pattern in ("color", "*/color")
-        for path in listed(root, f"{pattern}/*")
+        for path in glob_paths(root, f"{pattern}/*")
         if path.suffix in (".jpg", ".png") and _depth(path).is_file()
     ]
     layout = "SCENE/{color/NAME.jpg, depth/NAME.png}"
-    return Frames(
-        found(pictures, root, _TITLE, layout), partial(_read, Origin("redwood", "metric", root))
+    return LazySource(
+        require_nonempty(pictures, root, _TITLE, layout),
+        partial(_read, DatasetInfo("redwood", "metric", root)),
     )
 
 
@@ -67,10 +68,10 @@ def _camera(scene: Path, root: Path) -> np.ndarray:
         ) from error
 
 
-def _read(origin: Origin, picture: Path) -> Record:
-    image, depth = read_picture(picture), read_counts(_depth(picture), 1000)
+def _read(info: DatasetInfo, picture: Path) -> Record:
+    image, depth = read_rgb(picture), read_uint16_depth(_depth(picture), 1000)
     return make_record(
-        origin, picture, image, depth, intrinsics=_camera(picture.parents[1], origin.root)
+        info, picture, image, depth, intrinsics=_camera(picture.parents[1], info.root)
     )
 
 

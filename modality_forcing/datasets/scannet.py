@@ -19,37 +19,37 @@ import numpy as np
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import shrink_picture
 from modality_forcing.datasets.common.formats import (
-    read_counts,
+    check_same_size,
     read_matrix,
-    read_picture,
     read_pose,
-    same_size,
+    read_rgb,
+    read_uint16_depth,
 )
 from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
-    names_in,
+    read_split_list,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 
 _TITLE = "ScanNet"
 
 
-def _open(root: Path, split: str) -> Frames[str]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[str]:
+    root = require_dir(root, _TITLE)
     places = [f"scannetv2_{split}.txt", f"splits/scannetv2_{split}.txt"]
-    scenes = names_in(root, places, _TITLE, "Tasks/Benchmark of ScanNet/ScanNet has it")
+    scenes = read_split_list(root, places, _TITLE, "Tasks/Benchmark of ScanNet/ScanNet has it")
     kept = [scene for scene in sorted(scenes) if room_of(scene) not in evaluation_rooms()]
     frames = [frame for scene in kept for frame in _frames(root, scene)]
     layout = "scans/SCENE/{color/N.jpg, depth/N.png, pose/N.txt, intrinsic/intrinsic_depth.txt}"
-    return Frames(
-        found(frames, root, f"{_TITLE}'s {split} split", layout),
-        partial(_read, Origin("scannet", "metric", root)),
+    return LazySource(
+        require_nonempty(frames, root, f"{_TITLE}'s {split} split", layout),
+        partial(_read, DatasetInfo("scannet", "metric", root)),
     )
 
 
@@ -60,8 +60,8 @@ def _frames(root: Path, scene: str) -> list[str]:
     )
     if folder is None:
         return []
-    pictures = {path.stem for path in listed(folder, "color/*.jpg")}
-    depths = [path for path in listed(folder, "depth/*.png") if path.stem in pictures]
+    pictures = {path.stem for path in glob_paths(folder, "color/*.jpg")}
+    depths = [path for path in glob_paths(folder, "depth/*.png") if path.stem in pictures]
     # Without zeros before it, 10 sorts before 2. Strings: a whole set has 2.5 million frames.
     return [
         path.relative_to(root).as_posix()
@@ -85,20 +85,20 @@ def _camera(path: Path) -> np.ndarray:
     return read_matrix(path)
 
 
-def _read(origin: Origin, frame: str) -> Record:
-    path = origin.root / frame
+def _read(info: DatasetInfo, frame: str) -> Record:
+    path = info.root / frame
     scene, name = path.parents[1], path.stem
     picture = scene / "color" / f"{name}.jpg"
     read_pose(scene / "pose" / f"{name}.txt")
-    image, depth = read_picture(picture), read_counts(path, 1000)
+    image, depth = read_rgb(picture), read_uint16_depth(path, 1000)
     (height, width), (rows, columns) = image.shape[:2], depth.shape
     if (
         abs(width * rows - height * columns) < 0.02 * width * rows
     ):  # the sensor's 1296 x 968 are not quite 4 : 3
         image = shrink_picture(image, (rows, columns))
-    same_size(image, depth, picture, path)
+    check_same_size(image, depth, picture, path)
     intrinsics = _camera(scene / "intrinsic" / "intrinsic_depth.txt")
-    return make_record(origin, path, image, depth, intrinsics=intrinsics)
+    return make_record(info, path, image, depth, intrinsics=intrinsics)
 
 
 DATASET = Dataset(

@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_counts, read_matrix, read_picture
+from modality_forcing.datasets.common.formats import read_matrix, read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
-    names_in,
     pinhole,
+    read_split_list,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 
@@ -35,10 +35,12 @@ _LISTS = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
 _KINECT = pinhole(585.0, 585.0, 320.0, 240.0)
 
 
-def _open(root: Path, split: str) -> Frames[Path]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[Path]:
+    root = require_dir(root, _TITLE)
     frames = [
-        path for above in ("", "*/", "*/*/") for path in listed(root, f"{above}frame-*.color.png")
+        path
+        for above in ("", "*/", "*/*/")
+        for path in glob_paths(root, f"{above}frame-*.color.png")
     ]
     if split in _LISTS:
         scenes = {path.parents[1] for path in frames}
@@ -46,14 +48,15 @@ def _open(root: Path, split: str) -> Frames[Path]:
         frames = [path for path in frames if path.parent in kept]
     frames = [path for path in frames if _depth(path).is_file()]
     layout = "SCENE/seq-01/frame-NNNNNN.{color.png,depth.png,pose.txt}"
-    return Frames(
-        found(frames, root, _TITLE, layout), partial(_read, Origin("seven_scenes", "metric", root))
+    return LazySource(
+        require_nonempty(frames, root, _TITLE, layout),
+        partial(_read, DatasetInfo("seven_scenes", "metric", root)),
     )
 
 
 def _sequences(scene: Path, split: str) -> set[str]:
     """The folders of a scene's sequences that belong to a split: sequence1 is seq-01."""
-    lines = names_in(scene, [_LISTS[split]], _TITLE, "it comes with each scene")
+    lines = read_split_list(scene, [_LISTS[split]], _TITLE, "it comes with each scene")
     return {f"seq-{int(number):02}" for line in lines for number in re.findall(r"\d+", line)[:1]}
 
 
@@ -71,13 +74,13 @@ def camera_of(folder: Path, root: Path) -> np.ndarray:
     return _KINECT
 
 
-def _read(origin: Origin, picture: Path) -> Record:
-    depth = read_counts(_depth(picture), 1000, unknown=(0, 65535))
-    camera = camera_of(picture.parent, origin.root)
+def _read(info: DatasetInfo, picture: Path) -> Record:
+    depth = read_uint16_depth(_depth(picture), 1000, unknown=(0, 65535))
+    camera = camera_of(picture.parent, info.root)
     return make_record(
-        origin,
+        info,
         picture.with_name(picture.name.replace(".color", "")),
-        read_picture(picture),
+        read_rgb(picture),
         depth,
         intrinsics=camera,
     )

@@ -17,15 +17,15 @@ from functools import partial
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_array, read_packed_floats, read_picture
+from modality_forcing.datasets.common.formats import read_array, read_packed_floats, read_rgb
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     pinhole,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 
@@ -35,10 +35,12 @@ _FOCAL = 320.0
 _CAMERA = re.compile(r"image_(left|right|[lr]cam_(?:front|back|left|right))")
 
 
-def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[tuple[Path, Path]]:
+    root = require_dir(root, _TITLE)
     folders = [
-        path for above in ("", "*/", "*/*/", "*/*/*/") for path in listed(root, f"{above}image_*")
+        path
+        for above in ("", "*/", "*/*/", "*/*/*/")
+        for path in glob_paths(root, f"{above}image_*")
     ]
     frames = [
         pair
@@ -47,26 +49,27 @@ def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
         for pair in _pairs(folder, name[1])
     ]
     layout = "ENVIRONMENT/Data_easy/P000/{image_lcam_front, depth_lcam_front}, or Easy/P000/{image_left, depth_left}"
-    return Frames(
-        found(frames, root, _TITLE, layout), partial(_read, Origin("tartanair", "metric", root))
+    return LazySource(
+        require_nonempty(frames, root, _TITLE, layout),
+        partial(_read, DatasetInfo("tartanair", "metric", root)),
     )
 
 
 def _pairs(folder: Path, camera: str) -> list[tuple[Path, Path]]:
     maps = folder.with_name(f"depth_{camera}")
     ending = "npy" if camera in ("left", "right") else "png"
-    pairs = [(path, maps / f"{path.stem}_depth.{ending}") for path in listed(folder, "*.png")]
-    here = set(listed(maps, f"*_depth.{ending}"))
+    pairs = [(path, maps / f"{path.stem}_depth.{ending}") for path in glob_paths(folder, "*.png")]
+    here = set(glob_paths(maps, f"*_depth.{ending}"))
     return [(picture, depth) for picture, depth in pairs if depth in here]
 
 
-def _read(origin: Origin, pair: tuple[Path, Path]) -> Record:
+def _read(info: DatasetInfo, pair: tuple[Path, Path]) -> Record:
     picture, path = pair
-    image = read_picture(picture)
+    image = read_rgb(picture)
     depth = read_array(path) if path.suffix == ".npy" else read_packed_floats(path)
     height, width = image.shape[:2]
     camera = pinhole(_FOCAL, _FOCAL, (width - 1) / 2, (height - 1) / 2)
-    return make_record(origin, picture, image, depth, depth < FAR, camera)
+    return make_record(info, picture, image, depth, depth < FAR, camera)
 
 
 DATASET = Dataset("tartanair", _TITLE, "metric", ("train",), "CC BY 4.0", _open)

@@ -18,16 +18,16 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_counts, read_picture, read_text
+from modality_forcing.datasets.common.formats import read_rgb, read_text, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     pinhole,
-    table,
+    read_csv,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -36,20 +36,20 @@ _TITLE = "Taskonomy"
 _PLACES = ("{task}/{building}", "{task}/taskonomy/{building}", "{building}/{task}")
 
 
-def _open(root: Path, split: str) -> Frames[tuple[str, str, str]]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[tuple[str, str, str]]:
+    root = require_dir(root, _TITLE)
     names = [f"train_val_test_{part}.csv" for part in ("fullplus", "full", "medium", "tiny")]
     places = [root / folder / name for name in names for folder in ("splits_taskonomy", "")]
     path = next((place for place in places if place.is_file()), places[0])
-    rows = table(
+    rows = read_csv(
         path, ("id", split), "it is in splits_taskonomy.zip of StanfordVL/taskonomy, data/assets"
     )
     buildings = sorted(row["id"] for row in rows if row[split].strip() in ("1", "True", "true"))
     views = [view for building in buildings for view in _views(root, building)]
     layout = "rgb/BUILDING/point_P_view_V_domain_rgb.png and the same of depth_zbuffer"
-    return Frames(
-        found(views, root, f"{_TITLE}'s {split} split", layout),
-        partial(_read, Origin("taskonomy", "metric", root)),
+    return LazySource(
+        require_nonempty(views, root, f"{_TITLE}'s {split} split", layout),
+        partial(_read, DatasetInfo("taskonomy", "metric", root)),
     )
 
 
@@ -59,7 +59,7 @@ def _views(root: Path, building: str) -> list[tuple[str, str, str]]:
         pictures, depths = (
             {
                 path.name.partition("_domain_")[0]
-                for path in listed(root / place.format(task=task, building=building), pattern)
+                for path in glob_paths(root / place.format(task=task, building=building), pattern)
             }
             for task, pattern in (
                 ("rgb", "point_*_domain_rgb.png"),
@@ -88,19 +88,19 @@ def _camera(path: Path, size: tuple[int, int]) -> np.ndarray | None:
     return pinhole(focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 
-def _read(origin: Origin, frame: tuple[str, str, str]) -> Record:
+def _read(info: DatasetInfo, frame: tuple[str, str, str]) -> Record:
     place, building, view = frame
 
     def path(task: str, ending: str = "png") -> Path:
         return (
-            origin.root
+            info.root
             / place.format(task=task, building=building)
             / f"{view}_domain_{task}.{ending}"
         )
 
-    depth = read_counts(path("depth_zbuffer"), 512, unknown=(0, 65535))
+    depth = read_uint16_depth(path("depth_zbuffer"), 512, unknown=(0, 65535))
     camera = _camera(path("point_info", "json"), depth.shape)
-    return make_record(origin, path("rgb"), read_picture(path("rgb")), depth, intrinsics=camera)
+    return make_record(info, path("rgb"), read_rgb(path("rgb")), depth, intrinsics=camera)
 
 
 DATASET = Dataset(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.data.records import Record, RecordSource
-from modality_forcing.datasets.common.lazy import folder_of
+from modality_forcing.datasets.common.lazy import require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 
@@ -90,7 +90,7 @@ class TfdsSet(Dataset):
 
 def _open(root: Path, split: str, image: str = "", caption: str = "") -> RecordSource:
     check_split(DATASET, split)
-    folder = folder_of(root, _TITLE)
+    folder = require_dir(root, _TITLE)
     builder = _builder(folder)
     splits = builder.info.splits
     if split not in splits:

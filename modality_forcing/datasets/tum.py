@@ -13,39 +13,46 @@ from functools import partial
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_counts, read_picture, read_text
+from modality_forcing.datasets.common.formats import read_rgb, read_text, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     nearest_in_time,
     pinhole,
+    require_dir,
+    require_nonempty,
 )
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 
-APART = 0.02  # seconds between a picture and its depth, at most
+MAX_TIME_GAP = 0.02  # seconds between a picture and its depth, at most
 _TITLE = "TUM RGB-D"
 _USUAL = pinhole(525.0, 525.0, 319.5, 239.5)
 _THIRD = pinhole(535.4, 539.2, 320.1, 247.6)
 
 
-def _open(root: Path, split: str) -> Frames[tuple[Path, Path]]:
-    root = folder_of(root, _TITLE)
-    sequences = [path.parent for path in (*listed(root, "rgb.txt"), *listed(root, "*/rgb.txt"))]
+def _open(root: Path, split: str) -> LazySource[tuple[Path, Path]]:
+    root = require_dir(root, _TITLE)
+    sequences = [
+        path.parent for path in (*glob_paths(root, "rgb.txt"), *glob_paths(root, "*/rgb.txt"))
+    ]
     pairs = [pair for sequence in sequences for pair in _pairs(sequence)]
     layout = (
         "SEQUENCE/{rgb.txt, depth.txt, rgb/TIME.png, depth/TIME.png}, times at most 20 ms apart"
     )
-    return Frames(found(pairs, root, _TITLE, layout), partial(_read, Origin("tum", "metric", root)))
+    return LazySource(
+        require_nonempty(pairs, root, _TITLE, layout),
+        partial(_read, DatasetInfo("tum", "metric", root)),
+    )
 
 
 def _pairs(sequence: Path) -> list[tuple[Path, Path]]:
     pictures, depths = _times(sequence / "rgb.txt"), _times(sequence / "depth.txt")
-    pairs = nearest_in_time([time for time, _ in pictures], [time for time, _ in depths], APART)
+    pairs = nearest_in_time(
+        [time for time, _ in pictures], [time for time, _ in depths], MAX_TIME_GAP
+    )
     return [(sequence / pictures[i][1], sequence / depths[j][1]) for i, j in pairs]
 
 
@@ -64,14 +71,14 @@ def _times(path: Path) -> list[tuple[float, str]]:
     return sorted(times)
 
 
-def _read(origin: Origin, pair: tuple[Path, Path]) -> Record:
+def _read(info: DatasetInfo, pair: tuple[Path, Path]) -> Record:
     picture, depth = pair
     third = "freiburg3" in picture.parents[1].name
     return make_record(
-        origin,
+        info,
         picture,
-        read_picture(picture),
-        read_counts(depth, 5000),
+        read_rgb(picture),
+        read_uint16_depth(depth, 5000),
         intrinsics=_THIRD if third else _USUAL,
     )
 

@@ -31,18 +31,24 @@ import numpy as np
 from PIL import Image
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import reading
+from modality_forcing.datasets.common.formats import wrap_read_errors
 from modality_forcing.datasets.common.lazy import (
-    Frames,
-    Origin,
-    folder_of,
-    found,
-    listed,
+    DatasetInfo,
+    LazySource,
+    glob_paths,
     make_record,
     pinhole,
+    require_dir,
+    require_nonempty,
 )
-from modality_forcing.datasets.common.lidar import NEAREST, inverse, make_pose, move, place_points
-from modality_forcing.datasets.common.tfrecord import find_records, read_record
+from modality_forcing.datasets.common.lidar import (
+    NEAREST,
+    invert_pose,
+    make_pose,
+    rasterize_points,
+    transform_points,
+)
+from modality_forcing.datasets.common.tfrecord import index_records, read_record
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 from modality_forcing.storage.proto_schema import MessageClass, define_messages, parse
@@ -121,21 +127,21 @@ class _Decoded:
     cameras: dict[int, MessageClass]  # their calibrations
 
 
-def _open(root: Path, split: str) -> Frames[_Frame]:
-    root = folder_of(root, _TITLE)
+def _open(root: Path, split: str) -> LazySource[_Frame]:
+    root = require_dir(root, _TITLE)
     frames = (
         _Frame(path, number, place, camera)
-        for path in listed(root, f"{split}/*.tfrecord")
-        for number, place in enumerate(find_records(path))
+        for path in glob_paths(root, f"{split}/*.tfrecord")
+        for number, place in enumerate(index_records(path))
         for camera in CAMERAS
     )
-    kept = found(frames, root, f"{_TITLE}'s split {split}", f"{split}/*.tfrecord")
-    return Frames(kept, partial(_read, Origin("waymo", "metric", root)))
+    kept = require_nonempty(frames, root, f"{_TITLE}'s split {split}", f"{split}/*.tfrecord")
+    return LazySource(kept, partial(_read, DatasetInfo("waymo", "metric", root)))
 
 
-def _read(origin: Origin, frame: _Frame, drop_hidden: bool = True) -> Record:
+def _read(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:
     name = CAMERAS[frame.camera]
-    with reading(frame.file, f"frames of {_TITLE}"):
+    with wrap_read_errors(frame.file, f"frames of {_TITLE}"):
         decoded = _decode(frame.file, frame.place)
         if frame.camera not in decoded.images or frame.camera not in decoded.cameras:
             raise UserError(
@@ -152,15 +158,15 @@ def _read(origin: Origin, frame: _Frame, drop_hidden: bool = True) -> Record:
         fx, fy, cx, cy = calibration.intrinsic[:4]
         car = _pose(taken.pose) if taken.HasField("pose") else decoded.pose
         camera = car @ _pose(calibration.extrinsic)
-    z = move(decoded.points, inverse(camera))[:, 0]
+    z = transform_points(decoded.points, invert_pose(camera))[:, 0]
     pixels, which = _seen_by(decoded.projections, frame.camera)
     ahead = z[which] >= NEAREST
-    depth, valid = place_points(
-        pixels[ahead], z[which][ahead], image.shape[:2], drop_hidden=drop_hidden
+    depth, valid = rasterize_points(
+        pixels[ahead], z[which][ahead], image.shape[:2], drop_occluded=drop_occluded
     )
     # A path that there is not: a frame is known by its file, its number and its camera.
     path = frame.file.with_suffix("") / f"{frame.number:03d}" / f"{name}.jpg"
-    return make_record(origin, path, image, depth, valid, pinhole(fx, fy, cx - 0.5, cy - 0.5))
+    return make_record(info, path, image, depth, valid, pinhole(fx, fy, cx - 0.5, cy - 0.5))
 
 
 def _seen_by(projections: np.ndarray, camera: int) -> tuple[np.ndarray, np.ndarray]:
@@ -213,12 +219,12 @@ def _points(
     directions = np.stack(
         [np.cos(azimuth) * level, np.sin(azimuth) * level, np.sin(inclination)], axis=1
     )
-    points = move(directions * ranges[row, column].astype(np.float64)[:, None], mounted)
+    points = transform_points(directions * ranges[row, column].astype(np.float64)[:, None], mounted)
     if name == _ROOF and first.HasField("range_image_pose_compressed"):
         poses = _matrix("MatrixFloat", first.range_image_pose_compressed)
         points = _move_each(points, poses[row, column].astype(np.float64))
     else:
-        points = move(points, car)
+        points = transform_points(points, car)
     return points, projections[row, column]
 
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from modality_forcing.data.files import IMAGE_SUFFIXES, read_image
 from modality_forcing.data.records import Record, RecordSource
-from modality_forcing.datasets.common.lazy import folder_of, listed
+from modality_forcing.datasets.common.lazy import glob_paths, require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 
@@ -160,8 +160,8 @@ def _caption(content: bytes, suffix: str, where: str) -> str:
 
 def _open(root: Path, split: str) -> RecordSource:
     check_split(DATASET, split)
-    root = folder_of(root, _TITLE)
-    tars = listed(root, "**/*.tar")
+    root = require_dir(root, _TITLE)
+    tars = glob_paths(root, "**/*.tar")
     found = tuple(pair for tar in tars for pair in pairs(tar))
     if not found:
         what = f"holds no picture in {len(tars)} tars" if tars else "holds no .tar"

@@ -13,17 +13,17 @@ from modality_forcing.data.records import Record, RecordSource, check
 from modality_forcing.data.resize import fit
 from modality_forcing.datasets import argoverse2, ddad, kitti_depth, kitti_raw
 from modality_forcing.datasets.common.cameras import Camera
-from modality_forcing.datasets.common.lazy import Frames
-from modality_forcing.datasets.common.lidar import inverse, move, splat
+from modality_forcing.datasets.common.lazy import LazySource
+from modality_forcing.datasets.common.lidar import invert_pose, project_points, transform_points
 from modality_forcing.errors import UserError
 
 
 def whole(source: RecordSource) -> list[Record]:
     """All records with every point in them, hidden ones too."""
-    assert isinstance(source, Frames)
+    assert isinstance(source, LazySource)
     reader = source.read
     assert isinstance(reader, partial)
-    return [check(reader(frame, drop_hidden=False)) for frame in source.items]
+    return [check(reader(frame, drop_occluded=False)) for frame in source.items]
 
 
 def statistics(record: Record) -> list[float]:
@@ -128,13 +128,13 @@ def test_a_calibration_of_the_other_day_is_refused(real_data: Path, tmp_path: Pa
 def test_scans_splat_into_a_small_raster_as_into_the_picture(real_data: Path):
     """What is dropped into cells at once is what is dropped into pixels first, but for points at the cells' edges."""
     points = kitti_raw.read_scan(real_data / "kitti_object/training/velodyne/000001.bin")
-    ahead = move(
+    ahead = transform_points(
         points,
         np.array([[0, -1, 0, 0], [0, 0, -1, -0.08], [1, 0, 0, -0.27], [0, 0, 0, 1]], np.float64),
     )
     camera = Camera("pinhole", (375, 1242), 721.5377, 721.5377, 609.5593, 172.854)
-    depth, valid = splat(ahead, camera, (75, 207), drop_hidden=False)
-    finer, known = splat(ahead, camera, drop_hidden=False)
+    depth, valid = project_points(ahead, camera, (75, 207), drop_occluded=False)
+    finer, known = project_points(ahead, camera, drop_occluded=False)
     blocks = np.where(known, finer, np.inf)[:, :1242].reshape(75, 5, 207, 6).min(axis=(1, 3))
     np.testing.assert_array_equal(valid, np.isfinite(blocks))
     np.testing.assert_array_equal(depth[valid], blocks[valid])
@@ -159,16 +159,18 @@ def test_argoverse_sweeps(real_data: Path, name: str, size: tuple[int, int], poi
     )
     camera, extrinsics = argoverse2.read_camera(real_data / "av2_lidar_only/test_log", name)
     assert camera.size == size and camera.straight
-    pixels, ok = camera.project(move(sweep, inverse(extrinsics)))
+    pixels, ok = camera.project(transform_points(sweep, invert_pose(extrinsics)))
     inside = ok & ((pixels >= 0) & (pixels < [size[1], size[0]])).all(axis=1)
     assert inside.sum() == points
-    depth, valid = splat(move(sweep, inverse(extrinsics)), camera, drop_hidden=False)
+    depth, valid = project_points(
+        transform_points(sweep, invert_pose(extrinsics)), camera, drop_occluded=False
+    )
     assert (
         0.98 * points < valid.sum() <= points
         and depth[valid].min() > 1
         and depth[valid].max() < 219
     )
-    seen = splat(move(sweep, inverse(extrinsics)), camera)[1]
+    seen = project_points(transform_points(sweep, invert_pose(extrinsics)), camera)[1]
     assert 0.8 < seen.sum() / valid.sum() < 1
 
 

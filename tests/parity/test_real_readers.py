@@ -126,7 +126,7 @@ def test_nyuv2_and_its_border(real_data: Path):
     is_depth(record, 0.733 / inside, 1.39, 3.26, 6.63)  # nothing known is cut off with the border
     assert (
         record.valid.sum()
-        == (formats.read_counts(root / "depth/sync_depth_00000.png", 1000) > 0).sum()
+        == (formats.read_uint16_depth(root / "depth/sync_depth_00000.png", 1000) > 0).sum()
     )
     assert record.image[0].mean() < 240 and record.image[:, -1].mean() < 240
     np.testing.assert_allclose(

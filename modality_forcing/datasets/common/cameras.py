@@ -85,7 +85,7 @@ class Camera:
         if not self.straight:
             lens = _lens(self.model, self.distortion)
             if lens.fisheye:
-                x, y = _bent(x, y)
+                x, y = _distort_angle(x, y)
             ok &= np.hypot(x, y) < lens.limit
             x, y = lens.distort(np.where(ok, x, 0.0), np.where(ok, y, 0.0))
         return np.stack([x * self.fx + self.cx, y * self.fy + self.cy], axis=1), ok
@@ -98,7 +98,7 @@ class Camera:
             lens = _lens(self.model, self.distortion)
             x, y = lens.undistort(x, y)
             if lens.fisheye:
-                x, y = _unbent(x, y)
+                x, y = _undistort_angle(x, y)
         return np.stack([x, y], axis=1)
 
 
@@ -153,7 +153,7 @@ def undistort(
         raise ValueError(
             f"arrays of {image.shape}, {depth.shape}, {valid.shape} for a camera of {camera.size}"
         )
-    x, y, seen = _sight(camera, to)
+    x, y, seen = _remap_grid(camera, to)
     height, width = camera.size
     column, row = (np.rint(at).astype(np.int32) for at in (x, y))
     known = seen & valid[row, column]
@@ -193,7 +193,7 @@ def _lengths(camera: Camera) -> np.ndarray:
 
 
 @lru_cache(maxsize=4)
-def _sight(camera: Camera, to: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _remap_grid(camera: Camera, to: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixel x, y f32 [h w] of `camera` that each pixel of `to` looks at, within its picture, and bool [h w] where it does."""
     directions = to.unproject(pixel_grid(to.size).reshape(-1, 2))
     pixels, ok = camera.project(np.concatenate([directions, np.ones((len(directions), 1))], axis=1))
@@ -332,14 +332,14 @@ def _derivative(coefficients: np.ndarray) -> np.ndarray:
     return coefficients[1:] * np.arange(1, len(coefficients))
 
 
-def _bent(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _distort_angle(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Points of the plane at distance 1, moved to be as far out as the angle they are seen at."""
     radius = np.hypot(x, y)
     ratio = np.where(radius > _TINY, np.arctan(radius) / np.maximum(radius, _TINY), 1.0)
     return x * ratio, y * ratio
 
 
-def _unbent(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _undistort_angle(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     angle = np.hypot(x, y)
     ratio = np.where(angle > _TINY, np.tan(angle) / np.maximum(angle, _TINY), 1.0)
     return x * ratio, y * ratio

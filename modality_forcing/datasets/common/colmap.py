@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.datasets.common.cameras import Camera, Model
-from modality_forcing.datasets.common.formats import read_text, reading
+from modality_forcing.datasets.common.formats import read_text, wrap_read_errors
 from modality_forcing.errors import UserError
 
 # Name, number of parameters and model here, by COLMAP's number of it.
@@ -131,7 +131,7 @@ def read_model(folder: Path) -> Model3D:
 def read_cameras(path: Path) -> dict[int, Camera]:
     """Returns the cameras of a cameras.txt by id."""
     cameras = {}
-    with reading(path, "COLMAP's cameras"):
+    with wrap_read_errors(path, "COLMAP's cameras"):
         for line in _lines(path):
             number, name, width, height, *numbers = line.split()
             cameras[int(number)] = _camera(
@@ -143,7 +143,7 @@ def read_cameras(path: Path) -> dict[int, Camera]:
 def cameras_of_images(folder: Path) -> dict[str, Camera]:
     """Returns the camera of each image, by its name, of the cameras.txt and images.txt in a folder; points are not read."""
     cameras = read_cameras(folder / "cameras.txt")
-    with reading(folder / "images.txt", "COLMAP's images"):
+    with wrap_read_errors(folder / "images.txt", "COLMAP's images"):
         return {image.name: cameras[image.camera] for image in _text_images(folder / "images.txt")}
 
 
@@ -168,7 +168,7 @@ def _camera(name: str, width: int, height: int, numbers: list[float], path: Path
         (numbers[:1] * 2, numbers[1:]) if name in _ONE_FOCAL else (numbers[:2], numbers[2:])
     )
     fx, fy = focals
-    with reading(path, "COLMAP's cameras"):
+    with wrap_read_errors(path, "COLMAP's cameras"):
         return Camera(model, (height, width), fx, fy, rest[0] - 0.5, rest[1] - 0.5, tuple(rest[2:]))
 
 
@@ -201,7 +201,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _text_images(path: Path) -> Iterator[Image]:
-    with reading(path, "COLMAP's images"):
+    with wrap_read_errors(path, "COLMAP's images"):
         # An image without points has an empty second line: only lines of comments may be passed over.
         lines = [line for line in read_text(path).splitlines() if not line.startswith("#")]
         while lines and not lines[-1].strip():
@@ -215,7 +215,7 @@ def _text_images(path: Path) -> Iterator[Image]:
 
 
 def _text_points(path: Path) -> dict[int, np.ndarray]:
-    with reading(path, "COLMAP's points"):
+    with wrap_read_errors(path, "COLMAP's points"):
         fields = (line.split(maxsplit=4) for line in _lines(path))
         return {int(number): np.array([x, y, z], np.float64) for number, x, y, z, *_ in fields}
 
@@ -253,7 +253,7 @@ class _Bytes:
 
 def _binary_cameras(path: Path) -> dict[int, Camera]:
     cameras = {}
-    with reading(path, "COLMAP's cameras"):
+    with wrap_read_errors(path, "COLMAP's cameras"):
         stored = _Bytes(path.read_bytes())
         for _ in range(stored.count(24)):
             number, kind, width, height = stored.take("iiQQ")
@@ -263,7 +263,7 @@ def _binary_cameras(path: Path) -> dict[int, Camera]:
 
 
 def _binary_images(path: Path) -> Iterator[Image]:
-    with reading(path, "COLMAP's images"):
+    with wrap_read_errors(path, "COLMAP's images"):
         stored = _Bytes(path.read_bytes())
         for _ in range(stored.count(73)):
             _, *pose, camera = stored.take("i7di")
@@ -279,7 +279,7 @@ def _binary_images(path: Path) -> Iterator[Image]:
 
 def _binary_points(path: Path) -> dict[int, np.ndarray]:
     points = {}
-    with reading(path, "COLMAP's points"):
+    with wrap_read_errors(path, "COLMAP's points"):
         stored = _Bytes(path.read_bytes())
         for _ in range(stored.count(51)):
             number, x, y, z = stored.take("Q3d")

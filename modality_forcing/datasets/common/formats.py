@@ -26,13 +26,10 @@ _AGAIN = "unpack or download it again"
 _PFM = re.compile(
     rb"Pf[ \t]*\r?\n\s*(\d{1,6})\s+(\d{1,6})\s+([-+]?[0-9.]+(?:[eE][-+]?\d+)?)[ \t]*\r?\n"
 )
-_PGM = re.compile(rb"P5\s+(?:#[^\n]*\n\s*)*(\d{1,6})\s+(\d{1,6})\s+(\d{1,5})\s")
-
-KINECT_UNKNOWN = 2047  # the largest of the 11 bits of a Kinect's disparity
 
 
 @contextmanager
-def reading(path: Path, kind: str) -> Iterator[None]:
+def wrap_read_errors(path: Path, kind: str) -> Iterator[None]:
     """Turns whatever reading a damaged file raises into a UserError that names it; kind: "a .npy"."""
     try:
         yield
@@ -44,7 +41,7 @@ def reading(path: Path, kind: str) -> Iterator[None]:
         raise UserError(f"cannot be read as {kind} ({reason})", where=path, hint=_AGAIN) from error
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_rgb(path: Path) -> np.ndarray:
     """Returns a picture as u8 [h w 3] in the raster it is stored in, whatever its EXIF orientation says."""
     with suppress(OSError, ValueError):  # of what is wrong Pillow tells more
         if path.suffix.lower() in (".jpg", ".jpeg"):
@@ -57,7 +54,7 @@ def read_picture(path: Path) -> np.ndarray:
         return np.array(opened.convert("RGB"))
 
 
-def read_labels(path: Path) -> np.ndarray:
+def read_uint8(path: Path) -> np.ndarray:
     """Returns the numbers u8 [h w] of an 8-bit grey or palette PNG: masks and confidences, a palette's as its places."""
     with decoding(path, "mask") as opened:
         if opened.mode not in ("L", "P"):
@@ -67,7 +64,7 @@ def read_labels(path: Path) -> np.ndarray:
         return np.array(opened)
 
 
-def read_counts(path: Path, per_unit: float, unknown: tuple[int, ...] = (0,)) -> np.ndarray:
+def read_uint16_depth(path: Path, per_unit: float, unknown: tuple[int, ...] = (0,)) -> np.ndarray:
     """Returns depth f32 [h w] of a 16-bit grey PNG, count / per_unit, 0 where the count is one of `unknown`.
 
     per_unit: 1000 for millimetres, 256 for KITTI, 512 for Taskonomy, 5000 for TUM.
@@ -76,38 +73,13 @@ def read_counts(path: Path, per_unit: float, unknown: tuple[int, ...] = (0,)) ->
     return np.where(np.isin(counts, unknown), 0, counts / per_unit).astype(np.float32)
 
 
-def read_rotated_counts(path: Path) -> np.ndarray:
+def read_sunrgbd_depth(path: Path) -> np.ndarray:
     """Returns depth f32 [h w] in metres of SUN RGB-D's 16-bit PNG, whose millimetres are turned left by 3 bits; 0 is unknown.
 
     Left as they are, the counts look like depth too. Source: read3dPoints.m of the SUN RGB-D toolbox.
     """
     counts = png_counts(path).astype(np.uint16)
     return ((counts >> 3 | counts << 13) / 1000).astype(np.float32)
-
-
-def read_kinect_disparity(path: Path) -> np.ndarray:
-    """Returns the disparity u16 [h w] of a raw NYUv2 .pgm, `KINECT_UNKNOWN` where there is none.
-
-    The header promises big-endian samples, as every PGM does; what NYU's recorder wrote is little-endian.
-    """
-    with reading(path, "a PGM"):
-        stored = path.read_bytes()
-    header = _PGM.match(stored)
-    if not header or int(header[3]) < 256:
-        raise UserError("is not a PGM of 16 bits", where=path, hint=_AGAIN)
-    width, height = int(header[1]), int(header[2])
-    return _samples(stored[header.end() :], "<u2", (height, width), path).astype(np.uint16)
-
-
-def kinect_depth(disparity: np.ndarray) -> np.ndarray:
-    """Returns depth f32 [h w] in metres of a Kinect's raw disparity: 351.3 / (1092.5 - d), 0 where unknown or past 10 m.
-
-    The constants are those of the NYUv2 toolbox (depth_rel2depth_abs.m).
-    """
-    with np.errstate(divide="ignore"):
-        depth = 351.3 / (1092.5 - disparity.astype(np.float64))
-    known = (disparity != KINECT_UNKNOWN) & (depth > 0) & (depth <= 10)
-    return np.where(known, depth, 0).astype(np.float32)
 
 
 def read_packed_floats(path: Path) -> np.ndarray:
@@ -140,7 +112,7 @@ def read_base_255(path: Path) -> np.ndarray:
 
 def read_pfm(path: Path) -> np.ndarray:
     """Returns f32 [h w] of a grey PFM: rows from the bottom up, little-endian if its scale is negative; all values as stored."""
-    with reading(path, "a PFM"):
+    with wrap_read_errors(path, "a PFM"):
         stored = path.read_bytes()
     header = _PFM.match(stored)
     if not header:
@@ -156,7 +128,7 @@ def read_hdf5(path: Path, key: str) -> np.ndarray:
     """Returns the numbers of one data set of an HDF5 file, in the shape and type stored; needs h5py."""
     import h5py
 
-    with reading(path, "HDF5"), h5py.File(path, "r") as opened:
+    with wrap_read_errors(path, "HDF5"), h5py.File(path, "r") as opened:
         found = opened.get(key)
         if isinstance(found, h5py.Dataset):
             return _numbers(np.asarray(found[()]), path)
@@ -166,7 +138,7 @@ def read_hdf5(path: Path, key: str) -> np.ndarray:
 def read_npz(path: Path, key: str) -> np.ndarray:
     """Returns the numbers of one array of a .npz, in the shape and type stored."""
     found = None
-    with reading(path, "a .npz"):
+    with wrap_read_errors(path, "a .npz"):
         opened = np.load(path)  # an array, where the file is a .npy
         if isinstance(opened, np.lib.npyio.NpzFile):
             with opened:
@@ -178,7 +150,7 @@ def read_npz(path: Path, key: str) -> np.ndarray:
 
 def read_array(path: Path) -> np.ndarray:
     """Returns the numbers of a .npy of [h w] or [h w 1] as stored, [h w]."""
-    with reading(path, "a .npy"), open(path, "rb") as opened:
+    with wrap_read_errors(path, "a .npy"), open(path, "rb") as opened:
         stored = np.lib.format.read_array(opened, allow_pickle=False)
     if stored.ndim == 3 and stored.shape[-1] == 1:
         stored = stored[..., 0]
@@ -191,7 +163,7 @@ def read_array(path: Path) -> np.ndarray:
 
 def read_raw_floats(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Returns f32 [h w] of a file that is nothing but little-endian floats, row by row; size: its (h, w)."""
-    with reading(path, "raw depth"):
+    with wrap_read_errors(path, "raw depth"):
         stored = path.read_bytes()
     expected = 4 * size[0] * size[1]
     if len(stored) != expected:
@@ -217,11 +189,13 @@ def read_pose(path: Path) -> np.ndarray:
 
 def read_text(path: Path, kind: str = "text") -> str:
     """Returns a UTF-8 text file whole."""
-    with reading(path, kind):
+    with wrap_read_errors(path, kind):
         return path.read_text(encoding="utf-8-sig")
 
 
-def same_size(image: np.ndarray, depth: np.ndarray, image_path: Path, depth_path: Path) -> None:
+def check_same_size(
+    image: np.ndarray, depth: np.ndarray, image_path: Path, depth_path: Path
+) -> None:
     """Raises UserError if depth [h w] does not lie in the raster of its picture [h w 3]."""
     if image.shape[:2] != depth.shape:
         (height, width), (rows, columns) = image.shape[:2], depth.shape
@@ -232,7 +206,7 @@ def same_size(image: np.ndarray, depth: np.ndarray, image_path: Path, depth_path
 
 
 def _matrix(path: Path, least: int) -> np.ndarray:
-    with reading(path, "a matrix"):
+    with wrap_read_errors(path, "a matrix"):
         matrix = np.array(
             [
                 line.split()

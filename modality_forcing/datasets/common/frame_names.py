@@ -46,7 +46,7 @@ def _expand(item: str) -> list[str]:
     return [f"{number:0{len(first)}}" for number in range(int(first), int(last) + 1)]
 
 
-def read_plain(path: Path) -> tuple[str, ...]:
+def read_name_list(path: Path) -> tuple[str, ...]:
     """Returns the names of a file with one name a line; empty lines and lines that start with # are passed over.
 
     Raises UserError if the file cannot be read, names nothing, or names a frame twice.

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Frames(Generic[T]):
+class LazySource(Generic[T]):
     """A source of records: `items` are what the set's listing found, small and picklable; `read` makes a record of one."""
 
     items: tuple[T, ...]
@@ -33,7 +33,7 @@ class Frames(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Origin:
+class DatasetInfo:
     """Where records come from: the set's name, the unit of its depth, and the folder that their ids are relative to."""
 
     name: str
@@ -42,7 +42,7 @@ class Origin:
 
 
 def make_record(
-    origin: Origin,
+    info: DatasetInfo,
     path: Path,
     image: np.ndarray,
     depth: np.ndarray,
@@ -51,7 +51,7 @@ def make_record(
 ) -> Record:
     """Returns the record of a picture u8 [h w 3] and its depth [h w] of any floats, whose id is `path` without its suffix.
 
-    path: a file of the frame, below the origin's root, by which it is named in errors. valid: bool [h w] where depth is
+    path: a file of the frame, below the info's root, by which it is named in errors. valid: bool [h w] where depth is
     meant, everywhere if None; whatever is not finite and positive is unknown in any case. intrinsics: None if not known.
     Raises UserError if sizes differ, if nothing is valid, or for intrinsics that are not those of a camera.
     """
@@ -85,10 +85,10 @@ def make_record(
         depth=depth,
         valid=known,
         intrinsics=matrix.astype(np.float32),
-        unit=origin.unit,
+        unit=info.unit,
         caption="",
-        source=origin.name,
-        id=path.relative_to(origin.root).with_suffix("").as_posix(),
+        source=info.name,
+        id=path.relative_to(info.root).with_suffix("").as_posix(),
     )
 
 
@@ -97,13 +97,13 @@ def pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
 
-def listed(folder: Path, pattern: str) -> list[Path]:
+def glob_paths(folder: Path, pattern: str) -> list[Path]:
     """Returns what matches a glob pattern below a folder, by name, without hidden files (macOS's "._" twins) and folders."""
     try:
         return sorted(
             path
             for path in folder.glob(pattern)
-            if not any(part.startswith(".") for part in below(path, folder))
+            if not any(part.startswith(".") for part in parts_below(path, folder))
         )
     except OSError as error:
         raise UserError(
@@ -111,12 +111,12 @@ def listed(folder: Path, pattern: str) -> list[Path]:
         ) from error
 
 
-def below(path: Path, folder: Path) -> tuple[str, ...]:
+def parts_below(path: Path, folder: Path) -> tuple[str, ...]:
     """Returns the parts of a path that come after those of a folder above it."""
     return path.parts[len(folder.parts) :]
 
 
-def folder_of(root: Path | str, title: str) -> Path:
+def require_dir(root: Path | str, title: str) -> Path:
     """Returns the root of a set as a path; raises UserError if it is no folder."""
     root = Path(root)
     if not root.is_dir():
@@ -126,7 +126,7 @@ def folder_of(root: Path | str, title: str) -> Path:
     return root
 
 
-def found(items: Iterable[T], root: Path, title: str, layout: str) -> tuple[T, ...]:
+def require_nonempty(items: Iterable[T], root: Path, title: str, layout: str) -> tuple[T, ...]:
     """Returns the items; raises UserError, telling the layout that was looked for, if there are none."""
     kept = tuple(items)
     if not kept:
@@ -134,7 +134,7 @@ def found(items: Iterable[T], root: Path, title: str, layout: str) -> tuple[T, .
     return kept
 
 
-def names_in(root: Path, places: Iterable[str], title: str, source: str) -> list[str]:
+def read_split_list(root: Path, places: Iterable[str], title: str, source: str) -> list[str]:
     """Returns the lines of the first file of a list of `places` below the root that exists; empty lines are passed over.
 
     Raises UserError, saying where the list comes from, if there is none or it names nothing.
@@ -153,7 +153,7 @@ def names_in(root: Path, places: Iterable[str], title: str, source: str) -> list
     return names
 
 
-def table(path: Path, columns: Iterable[str], source: str) -> list[dict[str, str]]:
+def read_csv(path: Path, columns: Iterable[str], source: str) -> list[dict[str, str]]:
     """Returns the rows of a CSV file with a heading; raises UserError if it is missing, damaged, or lacks a column."""
     if not path.is_file():
         raise UserError("no such file", where=path, hint=f"put it there: {source}")
@@ -201,7 +201,7 @@ def nearest_in_time(
     return sorted(pairs.items())
 
 
-def spread(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def upsample_sparse(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Returns depth f32 [h w] of a coarse map in a finer raster of the same view: each value once, 0 between them.
 
     A value lies at the pixel under the centre of its own, so that nothing is invented between two measurements.
@@ -218,7 +218,7 @@ def spread(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return finer
 
 
-def turn(
+def rot90(
     image: np.ndarray, depth: np.ndarray, intrinsics: np.ndarray, quarters: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns picture, depth and intrinsics turned by quarters of a circle, counterclockwise as np.rot90 does."""
@@ -226,6 +226,6 @@ def turn(
         width = depth.shape[1]
         image, depth = np.rot90(image), np.rot90(depth)
         # The new column is the old row, the new row counts the old columns from the right.
-        fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
+        (fx, _, cx), (_, fy, cy), _ = intrinsics.tolist()
         intrinsics = pinhole(fy, fx, cy, width - 1 - cx)
     return image, depth, intrinsics

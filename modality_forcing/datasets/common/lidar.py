@@ -40,13 +40,13 @@ def make_pose(rotation: np.ndarray, translation: np.ndarray) -> np.ndarray:
     return pose
 
 
-def inverse(pose: np.ndarray) -> np.ndarray:
+def invert_pose(pose: np.ndarray) -> np.ndarray:
     """Returns the pose that leads back."""
     back = pose[:3, :3].T
     return make_pose(back, -back @ pose[:3, 3])
 
 
-def move(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
+def transform_points(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
     """Returns points f64 [n 3] under a pose."""
     # Not by BLAS, whose threads wait for each other in products as thin as this. Coordinate by coordinate: a fifth of the time.
     return (
@@ -55,7 +55,7 @@ def move(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
     )
 
 
-def finite(points: np.ndarray) -> np.ndarray:
+def finite_points(points: np.ndarray) -> np.ndarray:
     """Returns the points [k 3] of [n 3] that have three finite coordinates: all of them as a rule."""
     known = np.isfinite(points)
     return points if known.all() else points[known.all(axis=1)]
@@ -75,44 +75,44 @@ def to_camera(
     """
     camera = pose_camera_time if extrinsics is None else pose_camera_time @ extrinsics
     # Far from the world's origin only f64 keeps centimetres: the poses are joined before they meet a point.
-    return move(points, inverse(camera) @ pose_lidar_time)
+    return transform_points(points, invert_pose(camera) @ pose_lidar_time)
 
 
-def splat(
+def project_points(
     points: np.ndarray,
     camera: Camera,
     size: tuple[int, int] | None = None,
     *,
-    drop_hidden: bool = True,
+    drop_occluded: bool = True,
     nearest: float = NEAREST,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 [h w], 0 where unknown, and valid bool [h w] of points [n 3] in the camera's frame.
 
     size: (h, w) of the raster, the picture's own if None. Of points that share a pixel the nearest is kept.
-    drop_hidden: leaves out what `hidden` finds. nearest: points at a depth below are passed over.
+    drop_occluded: leaves out what `occlusion_mask` finds. nearest: points at a depth below are passed over.
     """
     pixels, ok = camera.project(points)
     z = np.asarray(points[:, 2], np.float32)
     ok &= z >= nearest
-    return place_points(pixels[ok], z[ok], camera.size, size, drop_hidden=drop_hidden)
+    return rasterize_points(pixels[ok], z[ok], camera.size, size, drop_occluded=drop_occluded)
 
 
-def place_points(
+def rasterize_points(
     pixels: np.ndarray,
     z: np.ndarray,
     picture: tuple[int, int],
     size: tuple[int, int] | None = None,
     *,
-    drop_hidden: bool = True,
+    drop_occluded: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 [h w], 0 where unknown, and valid bool [h w] of depths z [n] at pixels [n 2] of a picture.
 
-    The same as `splat` for points that were projected already; those outside the picture's (h, w) are passed over.
+    The same as `project_points` for points that were projected already; those outside the picture's (h, w) are passed over.
     """
     column, row, inside = _cells(pixels, picture, size or picture)
     z = z[inside].astype(np.float32)
-    if drop_hidden:
-        seen = ~hidden(pixels[inside], z, picture)
+    if drop_occluded:
+        seen = ~occlusion_mask(pixels[inside], z, picture)
         column, row, z = column[seen], row[seen], z[seen]
     height, width = size or picture
     far_to_near = np.argsort(
@@ -124,7 +124,7 @@ def place_points(
     return depth.reshape(height, width), valid.reshape(height, width)
 
 
-def hidden(pixels: np.ndarray, z: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
+def occlusion_mask(pixels: np.ndarray, z: np.ndarray, picture: tuple[int, int]) -> np.ndarray:
     """Returns bool [n], which points of depth z [n] at pixels [n 2] are behind something that the camera sees instead.
 
     A scanner stands elsewhere than the camera and sees past what hides things from it. Such points have nearer ones (by

@@ -18,7 +18,7 @@ _HEADER, _FOOTER = 12, 4
 _POLYNOMIAL = 0x82F63B78  # of Castagnoli, bits reversed
 
 
-def find_records(path: Path) -> tuple[tuple[int, int], ...]:
+def index_records(path: Path) -> tuple[tuple[int, int], ...]:
     """Returns where each record of a file begins, and its length in bytes.
 
     Raises UserError if the file cannot be read, is not a TFRecord file (a compressed one is not), or was cut off.
@@ -52,7 +52,7 @@ def find_records(path: Path) -> tuple[tuple[int, int], ...]:
 
 
 def read_record(path: Path, place: tuple[int, int]) -> bytes:
-    """Returns the bytes of a record that `find_records` found; raises UserError if the file changed since."""
+    """Returns the bytes of a record that `index_records` found; raises UserError if the file changed since."""
     start, length = place
     try:
         with open(path, "rb") as opened:

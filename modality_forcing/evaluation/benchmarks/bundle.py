@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from modality_forcing.datasets.common.formats import read_picture, reading, same_size
+from modality_forcing.datasets.common.formats import check_same_size, read_rgb, wrap_read_errors
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
 from modality_forcing.storage.log_depth import read_log_depth
@@ -30,7 +30,7 @@ class Bundle:
 
     def names(self) -> tuple[str, ...]:
         """Returns the frames that the index lists; raises UserError if it cannot be read or lists one twice or none."""
-        with reading(self.index, "an index"):
+        with wrap_read_errors(self.index, "an index"):
             lines = [line.strip() for line in self.index.read_text(encoding="utf-8").splitlines()]
         names = tuple(line for line in lines if line)
         if not names or len(set(names)) < len(names):
@@ -48,9 +48,9 @@ class Bundle:
     def read(self, name: str) -> Frame:
         """Returns one frame; raises UserError for a damaged file, or depth and picture of different sizes."""
         files = self.files(name)
-        image = read_picture(files["image"])
+        image = read_rgb(files["image"])
         depth, unit = read_log_depth(files["depth"])
-        same_size(image, depth, files["image"], files["depth"])
+        check_same_size(image, depth, files["image"], files["depth"])
         valid = np.isfinite(depth)
         # Bundles of an older format keep their unit in the file.
         depth = np.where(valid, depth * np.float32(1 if unit is None else unit), np.float32(0))
@@ -69,7 +69,7 @@ def find_bundle(benchmark: Benchmark, root: Path) -> Bundle | None:
 
 def _intrinsics(path: Path) -> np.ndarray:
     """Returns f32 [3 3] in parts of the picture, from the `intrinsics` of a meta.json."""
-    with reading(path, "JSON"):
+    with wrap_read_errors(path, "JSON"):
         meta = json.loads(path.read_text(encoding="utf-8"))
     try:
         matrix = np.array(meta["intrinsics"], np.float32)

@@ -33,11 +33,11 @@ from PIL import Image
 
 from modality_forcing.data.files import png_counts
 from modality_forcing.datasets.common.formats import (
+    check_same_size,
     read_array,
     read_matrix,
-    read_picture,
     read_raw_floats,
-    same_size,
+    read_rgb,
 )
 from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.errors import UserError
@@ -57,35 +57,35 @@ class _Set:
 
 
 def _read_nyuv2(files: Mapping[str, Path]) -> _Parts:
-    image, depth = read_picture(files["image"]), png_counts(files["depth"]) / 1000
-    same_size(image, depth, files["image"], files["depth"])
+    image, depth = read_rgb(files["image"]), png_counts(files["depth"]) / 1000
+    check_same_size(image, depth, files["image"], files["depth"])
     with _naming(files["depth"]):
         scored = crops.nyu_eigen(*depth.shape)
     return image, depth, scored, _camera(518.8579, 519.4696, 325.5825, 253.7362, (480, 640))
 
 
 def _read_kitti(files: Mapping[str, Path]) -> _Parts:
-    image, depth = read_picture(files["image"]), png_counts(files["depth"]) / 256
-    same_size(image, depth, files["image"], files["depth"])
+    image, depth = read_rgb(files["image"]), png_counts(files["depth"]) / 256
+    check_same_size(image, depth, files["image"], files["depth"])
     with _naming(files["depth"]):
         image, depth = crops.kitti_benchmark(image), crops.kitti_benchmark(depth)
     return image, depth, crops.kitti_eigen(*depth.shape), None
 
 
 def _read_eth3d(files: Mapping[str, Path]) -> _Parts:
-    image = read_picture(files["image"])
+    image = read_rgb(files["image"])
     depth = read_raw_floats(files["depth"], image.shape[:2])
     return image, depth, np.ones(depth.shape, bool), None
 
 
 def _read_scannet(files: Mapping[str, Path]) -> _Parts:
-    image, depth = read_picture(files["image"]), png_counts(files["depth"]) / 1000
+    image, depth = read_rgb(files["image"]), png_counts(files["depth"]) / 1000
     (height, width), (rows, columns) = image.shape[:2], depth.shape
     if (
         abs(width * rows - height * columns) < 0.02 * width * rows
     ):  # the sensor's 1296 x 968 are not quite 4 : 3
         image = np.array(Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS))
-    same_size(image, depth, files["image"], files["depth"])
+    check_same_size(image, depth, files["image"], files["depth"])
     camera = files["depth"].parents[1] / "intrinsic" / "intrinsic_depth.txt"
     intrinsics = None
     if camera.is_file():
@@ -96,12 +96,12 @@ def _read_scannet(files: Mapping[str, Path]) -> _Parts:
 
 def _read_diode(files: Mapping[str, Path]) -> _Parts:
     image, depth, mask = (
-        read_picture(files["image"]),
+        read_rgb(files["image"]),
         read_array(files["depth"]),
         read_array(files["mask"]),
     )
-    same_size(image, depth, files["image"], files["depth"])
-    same_size(image, mask, files["image"], files["mask"])
+    check_same_size(image, depth, files["image"], files["depth"])
+    check_same_size(image, mask, files["image"], files["mask"])
     return image, depth, mask != 0, _camera(886.81, 927.06, 512, 384, (768, 1024))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
-from modality_forcing.datasets.common.frame_names import read_plain
+from modality_forcing.datasets.common.frame_names import read_name_list
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.bundle import find_bundle
 from modality_forcing.evaluation.benchmarks.native_layouts import find_original, marks_of
@@ -60,7 +60,7 @@ def open_benchmark(name: str, root: str | Path, names: str | Path | None = None)
     """
     benchmark = find_benchmark(name)
     layout = _find_layout(benchmark, Path(root))
-    listed = layout.names() if names is None else read_plain(Path(names))
+    listed = layout.names() if names is None else read_name_list(Path(names))
     if names is None and layout.expected not in (None, len(listed)):
         raise UserError(
             f"{benchmark.title} has {layout.expected} images, but {len(listed)} are listed here",

@@ -16,10 +16,10 @@ feather = pytest.importorskip("pyarrow.feather")
 from modality_forcing.data.records import check
 from modality_forcing.datasets.argoverse2 import DATASET
 from modality_forcing.datasets.common.lidar import (
-    inverse,
+    invert_pose,
     make_pose,
-    move,
     rotation_from_quaternion,
+    transform_points,
 )
 from modality_forcing.errors import UserError
 
@@ -40,7 +40,7 @@ def matrix(numbers: tuple[float, ...]) -> np.ndarray:
     return make_pose(rotation_from_quaternion(*numbers[:4]), np.array(numbers[4:]))
 
 
-def table(path: Path, **columns: Any) -> None:
+def read_csv(path: Path, **columns: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     feather.write_feather(pyarrow.table(columns), str(path), compression="zstd")
 
@@ -56,16 +56,16 @@ def camera(path: Path, name: str = "ring_front_center", size: tuple[int, int] = 
         "height_px": np.array([1, size[0]], np.uint16),
         "width_px": np.array([1, size[1]], np.uint16),
     }
-    table(path / "intrinsics.feather", sensor_name=names, **columns, **lens, **sides)
+    read_csv(path / "intrinsics.feather", sensor_name=names, **columns, **lens, **sides)
     keys = ("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
     poses = {key: [0.1, value] for key, value in zip(keys, MOUNTED, strict=True)}
-    table(path / "egovehicle_SE3_sensor.feather", sensor_name=names, **poses)
+    read_csv(path / "egovehicle_SE3_sensor.feather", sensor_name=names, **poses)
 
 
 def city(log: Path, poses: dict[int, tuple[float, ...]]) -> None:
     keys = ("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
     columns = {key: [pose[i] for pose in poses.values()] for i, key in enumerate(keys)}
-    table(
+    read_csv(
         log / "city_SE3_egovehicle.feather", timestamp_ns=np.array(list(poses), np.int64), **columns
     )
 
@@ -75,7 +75,10 @@ def write(root: Path, split: str = "train", taken: tuple[int, ...] = (BEFORE, AF
     log = root / split / "adcf7d18-0510-35b0-a2fa-b4cea13a6d76"
     directions = (PIXELS - np.array(K[2:])) / np.array(K[:2])
     seen = np.concatenate([directions, np.ones((4, 1))], axis=1) * DEPTH[:, None]
-    points = move(move(seen, matrix(POSES[AFTER]) @ matrix(MOUNTED)), inverse(matrix(POSES[SWEEP])))
+    points = transform_points(
+        transform_points(seen, matrix(POSES[AFTER]) @ matrix(MOUNTED)),
+        invert_pose(matrix(POSES[SWEEP])),
+    )
     points = np.concatenate([points, [[np.inf, np.nan, 0], [-5, 0, 0]]]).astype(
         np.float16
     )  # as stored; one lies behind
@@ -84,7 +87,7 @@ def write(root: Path, split: str = "train", taken: tuple[int, ...] = (BEFORE, AF
         "laser_number": np.zeros(6, np.uint8),
         "offset_ns": np.zeros(6, np.int32),
     }
-    table(
+    read_csv(
         log / f"sensors/lidar/{SWEEP}.feather",
         x=points[:, 0],
         y=points[:, 1],
@@ -161,15 +164,17 @@ def test_splits_cameras_and_junk(tmp_path: Path):
             "cannot be read as a feather file",
         ),
         (
-            lambda log: table(log / f"sensors/lidar/{SWEEP}.feather", x=[1.0]),
+            lambda log: read_csv(log / f"sensors/lidar/{SWEEP}.feather", x=[1.0]),
             "cannot be read as a feather file",
         ),
         (
-            lambda log: table(log / f"sensors/lidar/{SWEEP}.feather", x=["a"], y=["b"], z=["c"]),
+            lambda log: read_csv(log / f"sensors/lidar/{SWEEP}.feather", x=["a"], y=["b"], z=["c"]),
             "cannot be read as a feather",
         ),
         (
-            lambda log: table(log / f"sensors/lidar/{SWEEP}.feather", x=[-5.0], y=[0.0], z=[0.0]),
+            lambda log: read_csv(
+                log / f"sensors/lidar/{SWEEP}.feather", x=[-5.0], y=[0.0], z=[0.0]
+            ),
             "no pixel of its depth is known",
         ),
         (

@@ -12,10 +12,10 @@ from PIL import Image
 
 from modality_forcing.data.records import check
 from modality_forcing.datasets.common.lidar import (
-    inverse,
+    invert_pose,
     make_pose,
-    move,
     rotation_from_quaternion,
+    transform_points,
 )
 from modality_forcing.datasets.ddad import DATASET
 from modality_forcing.errors import UserError
@@ -60,7 +60,10 @@ def scene(
 ) -> np.ndarray:
     """Writes one sample of two cameras, of which the second has no picture, and a radar; returns the first's picture."""
     x, y = ((PIXELS[:, i] - K[f"c{'xy'[i]}"]) / K[f"f{'xy'[i]}"] * DEPTH for i in range(2))
-    points = move(move(np.stack([x, y, DEPTH], axis=1), matrix(camera)), inverse(matrix(SCANNER)))
+    points = transform_points(
+        transform_points(np.stack([x, y, DEPTH], axis=1), matrix(camera)),
+        invert_pose(matrix(SCANNER)),
+    )
     stored = np.concatenate([points, np.full((len(points), 1), 7.0)], axis=1)
     stored = np.concatenate([stored, [[np.nan, 0, 0, 0], [np.inf, 0, 0, 0]]])
     for part in ("point_cloud/LIDAR", "point_cloud/LIDAR_FRONT", "rgb/CAMERA_01", "calibration"):

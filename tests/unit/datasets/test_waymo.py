@@ -205,7 +205,7 @@ def written():
 def read(root: Path, index: int) -> Record:
     """A record with all its points, the hidden ones too."""
     source = DATASET.open(root, "training")
-    return check(source.read(source.items[index], drop_hidden=False))  # pyright: ignore
+    return check(source.read(source.items[index], drop_occluded=False))  # pyright: ignore
 
 
 def test_depth_lies_at_the_stored_projections(tmp_path: Path, written):

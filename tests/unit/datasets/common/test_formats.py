@@ -31,14 +31,14 @@ def packed(depth: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("per_unit", [1000, 256, 512, 5000])
 def test_counts_by_their_unit(tmp_path: Path, per_unit: float):
     counts = np.array([[0, 1, 65535], [256, 5000, 65534]], np.uint16)
-    depth = formats.read_counts(png(tmp_path / "d.png", counts), per_unit)
+    depth = formats.read_uint16_depth(png(tmp_path / "d.png", counts), per_unit)
     assert depth.dtype == np.float32
     np.testing.assert_array_equal(depth, (counts / per_unit).astype(np.float32))
 
 
 def test_counts_that_mean_unknown(tmp_path: Path):
     counts = np.array([[0, 1, 65535], [256, 5000, 65534]], np.uint16)
-    depth = formats.read_counts(png(tmp_path / "d.png", counts), 1000, unknown=(0, 65535))
+    depth = formats.read_uint16_depth(png(tmp_path / "d.png", counts), 1000, unknown=(0, 65535))
     np.testing.assert_array_equal(depth, np.float32([[0, 0.001, 0], [0.256, 5, 65.534]]))
 
 
@@ -48,7 +48,7 @@ def test_counts_with_rotated_bits(tmp_path: Path):
     assert (
         stored[0, 2] == 65535 and stored[1, 0] == 21760 and stored[1, 1] == 13425
     )  # 9870 wraps around
-    depth = formats.read_rotated_counts(png(tmp_path / "d.png", stored))
+    depth = formats.read_sunrgbd_depth(png(tmp_path / "d.png", stored))
     assert depth.dtype == np.float32
     np.testing.assert_array_equal(depth, (millimetres / 1000).astype(np.float32))
 
@@ -217,7 +217,7 @@ def no_file(path: Path) -> None:
 
 
 def millimetres(path: Path) -> np.ndarray:
-    return formats.read_counts(path, 1000)
+    return formats.read_uint16_depth(path, 1000)
 
 
 def hdf5(path: Path) -> np.ndarray:
@@ -231,7 +231,7 @@ def npz(path: Path) -> np.ndarray:
 
 READERS = (
     millimetres,
-    formats.read_rotated_counts,
+    formats.read_sunrgbd_depth,
     formats.read_kinect_disparity,
     formats.read_packed_floats,
     formats.read_base_255,

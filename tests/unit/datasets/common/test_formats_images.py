@@ -19,7 +19,7 @@ def test_a_picture_stays_in_its_raster(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by a quarter
     Image.fromarray(RAMP).save(tmp_path / "a.png", exif=exif)
-    image = stored.read_picture(tmp_path / "a.png")
+    image = stored.read_rgb(tmp_path / "a.png")
     assert image.dtype == np.uint8
     np.testing.assert_array_equal(image, RAMP)
 
@@ -27,7 +27,7 @@ def test_a_picture_stays_in_its_raster(tmp_path: Path):
 def test_a_grey_picture_has_three_channels(tmp_path: Path):
     Image.fromarray(RAMP[..., 0]).save(tmp_path / "a.png")
     np.testing.assert_array_equal(
-        stored.read_picture(tmp_path / "a.png"), RAMP[..., :1].repeat(3, axis=2)
+        stored.read_rgb(tmp_path / "a.png"), RAMP[..., :1].repeat(3, axis=2)
     )
 
 
@@ -87,7 +87,7 @@ def raw_floats(path: Path) -> np.ndarray:
     return stored.read_raw_floats(path, (2, 3))
 
 
-READERS = (stored.read_picture, stored.read_array, stored.read_matrix, raw_floats)
+READERS = (stored.read_rgb, stored.read_array, stored.read_matrix, raw_floats)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ READERS = (stored.read_picture, stored.read_array, stored.read_matrix, raw_float
     [
         *((read, leave_out) for read in READERS),
         *((read, write_nothing) for read in READERS),
-        (stored.read_picture, write_sixteen_bits),
+        (stored.read_rgb, write_sixteen_bits),
         (stored.read_array, write_objects),
         (stored.read_array, write_line),
         (stored.read_matrix, write_text),
@@ -114,5 +114,5 @@ def test_another_file_is_one_line(
 
 def test_two_sizes_are_told():
     with pytest.raises(UserError, match=r"d.png: is 3 x 2 pixels, but its picture i.jpg 4 x 2"):
-        stored.same_size(RAMP, np.zeros((2, 3)), Path("x/i.jpg"), Path("x/d.png"))
-    stored.same_size(RAMP, np.zeros((2, 4)), Path("i"), Path("d"))
+        stored.check_same_size(RAMP, np.zeros((2, 3)), Path("x/i.jpg"), Path("x/d.png"))
+    stored.check_same_size(RAMP, np.zeros((2, 4)), Path("i"), Path("d"))

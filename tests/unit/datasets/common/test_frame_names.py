@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing.datasets.common.frame_names import read_list, read_plain
+from modality_forcing.datasets.common.frame_names import read_list, read_name_list
 from modality_forcing.errors import UserError
 
 # What a prefix may be, and names that are no numbers.
@@ -81,7 +81,7 @@ def test_a_line_of_another_form_is_refused(line: str):
 
 def test_a_plain_list_is_its_lines(tmp_path: Path):
     (tmp_path / "names.txt").write_text("# mine\n b/2 \r\n\na/1-3\n")
-    assert read_plain(tmp_path / "names.txt") == ("b/2", "a/1-3")
+    assert read_name_list(tmp_path / "names.txt") == ("b/2", "a/1-3")
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_wrong_plain_list_is_one_line(tmp_path: Path, content: bytes | None, t
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=told) as caught:
-        read_plain(path)
+        read_name_list(path)
     assert (
         str(caught.value).startswith(f"{path}: ")
         and "; " in str(caught.value)

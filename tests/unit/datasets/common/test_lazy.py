@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from modality_forcing.data import resize
-from modality_forcing.data.records import check
+from modality_forcing.data.records import Record, check
 from modality_forcing.datasets.common import lazy
-from modality_forcing.datasets.common.lazy import Frames, Origin, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, LazySource, make_record
 from modality_forcing.errors import UserError
 from tests import layouts
 
@@ -22,7 +22,7 @@ def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
     depth = np.array([[1, 0, -1], [np.inf, np.nan, 1e300]])
     record = check(
         make_record(
-            Origin("x", "sfm", tmp_path), tmp_path / "a/b.c.png", IMAGE, depth, intrinsics=K
+            DatasetInfo("x", "sfm", tmp_path), tmp_path / "a/b.c.png", IMAGE, depth, intrinsics=K
         )
     )
     np.testing.assert_array_equal(record.depth, [[1, 0, 0], [0, 0, 0]])
@@ -30,7 +30,7 @@ def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
     np.testing.assert_array_equal(record.intrinsics, [[10, 0, 1], [0, 20, 0.5], [0, 0, 1]])
     depth = np.array([[1, 2, 3], [4, 5, 6]])
     record = check(
-        make_record(Origin("x", "sfm", tmp_path), tmp_path / "a.png", IMAGE, depth, depth > 3)
+        make_record(DatasetInfo("x", "sfm", tmp_path), tmp_path / "a.png", IMAGE, depth, depth > 3)
     )
     np.testing.assert_array_equal(record.depth, [[0, 0, 0], [4, 5, 6]])
     assert np.isnan(record.intrinsics).all()
@@ -50,47 +50,63 @@ def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
 def test_what_makes_no_record_is_told(tmp_path: Path, depth, valid, intrinsics, told: str):
     with pytest.raises(UserError, match=f"a.png: .*{told}"):
         make_record(
-            Origin("x", "metric", tmp_path), tmp_path / "a.png", IMAGE, depth, valid, intrinsics
+            DatasetInfo("x", "metric", tmp_path),
+            tmp_path / "a.png",
+            IMAGE,
+            depth,
+            valid,
+            intrinsics,
         )
 
 
 def test_frames_are_read_when_asked_for():
-    asked = []
-    source = Frames(("a", "b"), asked.append)  # pyright: ignore[reportArgumentType]
-    assert len(source) == 2 and asked == []
-    source[1]
-    assert asked == ["b"]
+    read = []
+
+    def record(name: str) -> Record:
+        read.append(name)
+        depth = np.ones((2, 2), np.float32)
+        path = Path(name)
+        return make_record(
+            DatasetInfo("x", "metric", Path()), path, np.zeros((2, 2, 3), np.uint8), depth
+        )
+
+    source = LazySource(("a", "b"), record)
+    assert len(source) == 2 and read == []
+    assert source[1].id == "b" and read == ["b"]
 
 
 def test_listings_have_no_hidden_files(tmp_path: Path):
     for name in ("b.png", "a.png", "._a.png", ".git/c.png", "d/e.png"):
         layouts.text(tmp_path / name, "")
-    assert lazy.listed(tmp_path, "**/*.png") == [
+    assert lazy.glob_paths(tmp_path, "**/*.png") == [
         tmp_path / name for name in ("a.png", "b.png", "d/e.png")
     ]
-    assert lazy.listed(tmp_path / "absent", "*.png") == []
+    assert lazy.glob_paths(tmp_path / "absent", "*.png") == []
 
 
 def test_a_hidden_folder_above_the_root_hides_nothing(tmp_path: Path):
     layouts.text(tmp_path / ".cache/set/a.png", "")
-    assert len(lazy.listed(tmp_path / ".cache/set", "*.png")) == 1
+    assert len(lazy.glob_paths(tmp_path / ".cache/set", "*.png")) == 1
 
 
 def test_lists_of_names(tmp_path: Path):
     layouts.text(tmp_path / "second.txt", "b\n\n a \n")
-    assert lazy.names_in(tmp_path, ["first.txt", "second.txt"], "X", "from there") == ["b", "a"]
+    assert lazy.read_split_list(tmp_path, ["first.txt", "second.txt"], "X", "from there") == [
+        "b",
+        "a",
+    ]
     with pytest.raises(
         UserError, match=r"no first.txt, the list of this split of X; put it there: from there"
     ):
-        lazy.names_in(tmp_path, ["first.txt"], "X", "from there")
+        lazy.read_split_list(tmp_path, ["first.txt"], "X", "from there")
     layouts.text(tmp_path / "first.txt", "\n")
     with pytest.raises(UserError, match=r"first.txt: names nothing"):
-        lazy.names_in(tmp_path, ["first.txt"], "X", "from there")
+        lazy.read_split_list(tmp_path, ["first.txt"], "X", "from there")
 
 
 def test_tables(tmp_path: Path):
     path = layouts.text(tmp_path / "t.csv", 'id,"x y"\n1,"2, 3"\n4,5\n')
-    assert lazy.table(path, ("x y",), "there") == [
+    assert lazy.read_csv(path, ("x y",), "there") == [
         {"id": "1", "x y": "2, 3"},
         {"id": "4", "x y": "5"},
     ]
@@ -101,9 +117,9 @@ def test_tables(tmp_path: Path):
     ):
         layouts.text(path, content)
         with pytest.raises(UserError, match=f"t.csv: .*{told}"):
-            lazy.table(path, ("id", "x"), "there")
+            lazy.read_csv(path, ("id", "x"), "there")
     with pytest.raises(UserError, match="no such file; put it there: of them"):
-        lazy.table(tmp_path / "absent.csv", ("id",), "of them")
+        lazy.read_csv(tmp_path / "absent.csv", ("id",), "of them")
 
 
 def test_the_closest_in_time_pair_first():
@@ -116,12 +132,12 @@ def test_the_closest_in_time_pair_first():
 
 def test_coarse_depth_lies_at_single_pixels():
     depth = np.array([[1, 2], [3, 0]], np.float32)
-    finer = lazy.spread(depth, (6, 4))
+    finer = lazy.upsample_sparse(depth, (6, 4))
     assert finer.dtype == np.float32 and np.count_nonzero(finer) == 3
     assert (finer[1, 1], finer[1, 3], finer[4, 1]) == (1, 2, 3)
-    np.testing.assert_array_equal(lazy.spread(depth, (2, 2)), depth)
+    np.testing.assert_array_equal(lazy.upsample_sparse(depth, (2, 2)), depth)
     with pytest.raises(ValueError, match="raster"):
-        lazy.spread(depth, (1, 4))
+        lazy.upsample_sparse(depth, (1, 4))
 
 
 def test_intrinsics_of_another_raster_see_the_same():
@@ -137,7 +153,7 @@ def test_intrinsics_of_another_raster_see_the_same():
 def test_turned_pixels_look_where_they_did(quarters: int):
     depth = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
     image = np.repeat(depth[..., None], 3, axis=2).astype(np.uint8)
-    turned, turned_depth, turned_k = lazy.turn(image, depth, K, quarters)
+    turned, turned_depth, turned_k = lazy.rot90(image, depth, K, quarters)
     np.testing.assert_array_equal(turned, np.rot90(image, quarters))
     np.testing.assert_array_equal(turned_depth, np.rot90(depth, quarters))
     for value in range(1, 7):

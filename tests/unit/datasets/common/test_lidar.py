@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.lidar import (
-    finite,
-    hidden,
-    inverse,
+    finite_points,
+    invert_pose,
     make_pose,
-    move,
-    place_points,
+    occlusion_mask,
+    project_points,
+    rasterize_points,
     rotation_from_quaternion,
-    splat,
     to_camera,
+    transform_points,
 )
 
 CAMERA = Camera("pinhole", (100, 200), 100, 100, 99.5, 49.5)
@@ -62,15 +62,17 @@ def test_quaternions_turn_the_right_way():
 def test_poses_lead_there_and_back():
     pose = make_pose(rotation_from_quaternion(0.1, 0.5, -0.3, 0.8), np.array([1, 2, 3]))
     points = np.random.default_rng(0).normal(size=(5, 3))
-    np.testing.assert_allclose(move(points, pose), points @ pose[:3, :3].T + [1, 2, 3])
-    np.testing.assert_allclose(move(move(points, pose), inverse(pose)), points, atol=1e-12)
-    np.testing.assert_allclose(pose @ inverse(pose), np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(transform_points(points, pose), points @ pose[:3, :3].T + [1, 2, 3])
+    np.testing.assert_allclose(
+        transform_points(transform_points(points, pose), invert_pose(pose)), points, atol=1e-12
+    )
+    np.testing.assert_allclose(pose @ invert_pose(pose), np.eye(4), atol=1e-12)
 
 
 def test_points_without_a_place_are_left_out():
     points = np.array([[1, 2, 3], [np.nan, 2, 3], [1, 2, -np.inf], [4, 5, 6]], np.float32)
-    np.testing.assert_array_equal(finite(points), points[[0, 3]])
-    assert finite(points[[0, 3]]).tolist() == [[1, 2, 3], [4, 5, 6]]
+    np.testing.assert_array_equal(finite_points(points), points[[0, 3]])
+    assert finite_points(points[[0, 3]]).tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
 def test_motion_between_scan_and_picture_is_taken_out():
@@ -94,7 +96,7 @@ def test_points_land_in_their_pixels_and_the_nearest_wins():
     pixels = np.array([[10.0, 20.0], [10.4, 19.6], [9.5, 20.49], [10.5, 20.0], [0, 0], [199, 99]])
     z = np.array([9.0, 4.0, 7.0, 3.0, 5.0, 6.0], np.float32)
     for order in (slice(None), slice(None, None, -1)):
-        depth, valid = splat(seen_at(pixels, z)[order], CAMERA)
+        depth, valid = project_points(seen_at(pixels, z)[order], CAMERA)
         assert depth.dtype == np.float32 and depth.shape == (100, 200) and valid.dtype == np.bool_
         rows, columns = np.nonzero(valid)
         assert list(zip(rows.tolist(), columns.tolist(), strict=True)) == [
@@ -110,23 +112,23 @@ def test_points_land_in_their_pixels_and_the_nearest_wins():
 def test_what_the_camera_does_not_see_lands_nowhere():
     pixels = np.array([[-0.6, 5], [199.6, 5], [5, -0.6], [5, 99.6], [50, 50], [60, 50]])
     z = np.array([5, 5, 5, 5, -5, 0.4])
-    _, valid = splat(seen_at(pixels, z), CAMERA)
+    _, valid = project_points(seen_at(pixels, z), CAMERA)
     assert not valid.any()
-    _, valid = splat(seen_at(pixels, z), CAMERA, nearest=0.3)
+    _, valid = project_points(seen_at(pixels, z), CAMERA, nearest=0.3)
     assert valid.sum() == 1
-    depth, valid = splat(np.zeros((0, 3), np.float32), CAMERA)
+    depth, valid = project_points(np.zeros((0, 3), np.float32), CAMERA)
     assert not valid.any() and not depth.any()
 
 
 def test_points_beyond_the_fold_of_a_lens_land_nowhere():
     lens = Camera("radial", (100, 200), 100, 100, 99.5, 49.5, (-0.3,))
-    _, valid = splat(np.array([[1.6, 0, 1.0], [0.5, 0, 1.0]]), lens)
+    _, valid = project_points(np.array([[1.6, 0, 1.0], [0.5, 0, 1.0]]), lens)
     assert valid.sum() == 1 and valid[50, 145 + 1]
 
 
 def test_another_raster_of_the_same_picture():
     pixels = np.array([[0, 0], [7.4, 0], [7.6, 0], [199, 99]])
-    depth, valid = splat(seen_at(pixels, np.array([5, 6, 7, 8])), CAMERA, (25, 25))
+    depth, valid = project_points(seen_at(pixels, np.array([5, 6, 7, 8])), CAMERA, (25, 25))
     assert np.argwhere(valid).tolist() == [[0, 0], [0, 1], [24, 24]]
     np.testing.assert_allclose(depth[valid], [5, 7, 8], rtol=1e-6)
 
@@ -139,14 +141,14 @@ def grid(step: int, top: int = 0, bottom: int = 100, left: int = 0, right: int =
 def test_points_behind_a_near_surface_are_hidden():
     near = grid(1, 40, 60, 80, 120)
     behind = np.array([[100.0, 50.0], [90.0, 45.0], [78.0, 50.0], [100.0, 30.0]])
-    found = hidden(
+    found = occlusion_mask(
         np.concatenate([near, behind]), np.array([10.0] * len(near) + [30, 30, 30, 30]), (100, 200)
     )
     # The same cell has the nearer points too: those around it decide.
     assert (
         found[len(near) :].tolist() == [True, True, False, False] and not found[: len(near)].any()
     )
-    depth, valid = place_points(behind, np.full(4, 30.0, np.float32), (100, 200))
+    depth, valid = rasterize_points(behind, np.full(4, 30.0, np.float32), (100, 200))
     assert valid.sum() == 4 and depth[50, 100] == 30
 
 
@@ -158,7 +160,9 @@ def test_how_much_nearer_hides(before: float, z: float, is_hidden: bool):
     near = np.array(
         [[x, y] for x in (98, 99, 100) for y in (48, 49, 50) if (x, y) != (99, 49)], float
     )
-    found = hidden(np.concatenate([near, [[99.0, 49.0]]]), np.array([before] * 8 + [z]), (100, 200))
+    found = occlusion_mask(
+        np.concatenate([near, [[99.0, 49.0]]]), np.array([before] * 8 + [z]), (100, 200)
+    )
     assert found.tolist() == [False] * 8 + [is_hidden]
 
 
@@ -170,7 +174,7 @@ def test_a_side_without_anything_nearer_keeps_a_point(gone):
         for y in (48, 49, 50)
         if (x, y) != (99, 49) and x != gone[0] and y != gone[1]
     ]
-    found = hidden(
+    found = occlusion_mask(
         np.array([*near, [99.0, 49.0]]), np.array([5.0] * len(near) + [30.0]), (100, 200)
     )
     assert not found.any()
@@ -181,19 +185,23 @@ def test_the_road_is_never_hidden(height: float, step: int):
     """A plane below the camera, up to 100 m: each row nearer than the one above by far more than a tenth."""
     pixels = grid(step, 52, 100)
     z = 100 * height / (pixels[:, 1] - 49.5)
-    assert not hidden(pixels, z, (100, 200)).any()
+    assert not occlusion_mask(pixels, z, (100, 200)).any()
     wall = grid(step, 0, 100, 105, 200)  # a house front along the road
-    assert not hidden(wall, 100 * height / (wall[:, 0] - 99.5), (100, 200)).any()
+    assert not occlusion_mask(wall, 100 * height / (wall[:, 0] - 99.5), (100, 200)).any()
 
 
 def test_hidden_points_can_be_kept():
     near = grid(1, 40, 60, 80, 120)
     near = near[~((near == [100, 50]).all(axis=1))]
     points = seen_at(np.concatenate([near, [[100, 50]]]), np.array([10.0] * len(near) + [30]))
-    assert not splat(points, CAMERA)[1][50, 100] and splat(points, CAMERA)[1].sum() == len(near)
-    assert splat(points, CAMERA, drop_hidden=False)[0][50, 100] == 30
+    assert not project_points(points, CAMERA)[1][50, 100] and project_points(points, CAMERA)[
+        1
+    ].sum() == len(near)
+    assert project_points(points, CAMERA, drop_occluded=False)[0][50, 100] == 30
     small = (100, 200)
     larger = Camera(
         "pinhole", (200, 400), 200, 200, 199.5, 99.5
     )  # hidden or not is seen in the picture, not in the raster
-    np.testing.assert_array_equal(splat(points, larger, small)[1], splat(points, CAMERA)[1])
+    np.testing.assert_array_equal(
+        project_points(points, larger, small)[1], project_points(points, CAMERA)[1]
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from modality_forcing.datasets.common.tfrecord import find_records, masked_crc, read_record
+from modality_forcing.datasets.common.tfrecord import index_records, masked_crc, read_record
 from modality_forcing.errors import UserError
 
 
@@ -38,10 +38,10 @@ def test_the_checksum_is_crc_32c():
 def test_records_are_found_and_read(tmp_path: Path):
     records = [b"first", b"", b"third" * 1000]
     path = write(tmp_path / "a.tfrecord", records)
-    places = find_records(path)
+    places = index_records(path)
     assert places == ((12, 5), (33, 0), (49, 5000))
     assert [read_record(path, place) for place in places] == records
-    assert find_records(write(tmp_path / "none.tfrecord", [])) == ()
+    assert index_records(write(tmp_path / "none.tfrecord", [])) == ()
 
 
 @pytest.mark.parametrize(
@@ -58,13 +58,13 @@ def test_damaged_files_are_told(tmp_path: Path, change, told: str):
     path = write(tmp_path / "a.tfrecord", [b"first", b"second"])
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(UserError, match=rf"a\.tfrecord: {told}") as caught:
-        find_records(path)
+        index_records(path)
     assert "\n" not in str(caught.value)
 
 
 def test_missing_and_changed_files_are_told(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
-        find_records(tmp_path / "none")
+        index_records(tmp_path / "none")
     with pytest.raises(UserError, match="cannot be read"):
         read_record(tmp_path / "none", (12, 5))
     path = write(tmp_path / "a.tfrecord", [b"first"])
