@@ -149,10 +149,7 @@ class Job:
         missing = [(path, rows) for path, rows in mine if not path.is_file()]
         done = sum(len(rows) for path, rows in mine if path.is_file())
         progress = ProgressMeter(
-            f"{self.split} {name}",
-            sum(len(rows) for _, rows in mine),
-            done=done,
-            every=_TELL_EVERY,
+            f"{self.split} {name}", sum(len(rows) for _, rows in mine), done=done, every=_TELL_EVERY
         )
         for path, rows in missing:
             with ShardWriter(path) as writer:

@@ -134,16 +134,6 @@ def test_nyuv2_and_its_border(real_data: Path):
     )
 
 
-def test_a_raw_kinect_map_agrees_with_the_registered_one(real_data: Path):
-    disparity = formats.read_kinect_disparity(real_data / "open3d_nyu_raw/NYU_depth.pgm")
-    depth = formats.kinect_depth(disparity)
-    known = depth[depth > 0]
-    assert disparity.max() == 2047 and abs((depth > 0).mean() - 0.928) < 6e-4
-    np.testing.assert_allclose(
-        [known.min(), np.median(known), known.max()], [1.39, 3.27, 6.69], atol=6e-3
-    )
-
-
 def test_sunrgbd(real_data: Path, tmp_path: Path):
     scene = tmp_path / "xtion/sun3ddata/room"
     layouts.link(scene / "image/a.jpg", real_data / "open3d_sunrgbd/SUN_color.jpg")

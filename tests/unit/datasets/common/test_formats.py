@@ -53,24 +53,6 @@ def test_counts_with_rotated_bits(tmp_path: Path):
     np.testing.assert_array_equal(depth, (millimetres / 1000).astype(np.float32))
 
 
-@pytest.mark.parametrize("head", ["P5 3 2 65535\n", "P5\n# by a recorder\n3 2\n65535\n"])
-def test_a_raw_kinect_map_is_little_endian_whatever_a_pgm_should_be(tmp_path: Path, head: str):
-    disparity = np.array([[2047, 700, 0], [1092, 1057, 1058]], "<u2")
-    (tmp_path / "d.pgm").write_bytes(head.encode() + disparity.tobytes())
-    read = formats.read_kinect_disparity(tmp_path / "d.pgm")
-    assert read.dtype == np.uint16
-    np.testing.assert_array_equal(read, disparity)
-    # 1092 would be 703 m, and past 10 m there is nothing a Kinect can tell
-    expected = [[0, 351.3 / 392.5, 351.3 / 1092.5], [0, 351.3 / 35.5, 0]]
-    np.testing.assert_array_equal(formats.kinect_depth(read), np.float32(expected))
-
-
-def test_a_disparity_where_the_formula_has_its_pole():
-    np.testing.assert_array_equal(
-        formats.kinect_depth(np.array([[1093, 2047, 1500]], np.uint16)), [[0, 0, 0]]
-    )
-
-
 def test_floats_packed_into_colour_and_alpha(tmp_path: Path):
     depth = np.float32([[1.5, 1000.25, 3e38], [0.1, -2.0, np.inf]])
     path = png(tmp_path / "d.png", packed(depth))
@@ -193,14 +175,6 @@ def colour_pfm(path: Path) -> None:
     path.write_bytes(b"PF\n1 1\n-1\n" + bytes(12))
 
 
-def cut_pgm(path: Path) -> None:
-    path.write_bytes(b"P5 3 2 65535\n" + bytes(11))
-
-
-def eight_bit_pgm(path: Path) -> None:
-    path.write_bytes(b"P5 3 2 255\n" + bytes(12))
-
-
 def cut_zip(path: Path) -> None:
     with open(path, "wb") as opened:
         np.savez(opened, data=np.zeros(1000))
@@ -232,7 +206,6 @@ def npz(path: Path) -> np.ndarray:
 READERS = (
     millimetres,
     formats.read_sunrgbd_depth,
-    formats.read_kinect_disparity,
     formats.read_packed_floats,
     formats.read_base_255,
     formats.read_pfm,
@@ -253,7 +226,6 @@ READERS = (
         *((formats.read_packed_floats, write) for write in (in_colour, in_sixteen_bits)),
         *((formats.read_base_255, write) for write in (in_eight_bits, in_sixteen_bits)),
         *((formats.read_pfm, write) for write in (cut_pfm, empty_pfm, colour_pfm)),
-        *((formats.read_kinect_disparity, write) for write in (cut_pgm, eight_bit_pgm)),
         *((npz, write) for write in (cut_zip, lone_array)),
     ],
 )
