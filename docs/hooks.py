@@ -58,7 +58,7 @@ def _cell(text: str) -> str:
 
 def cli_page() -> str:
     """Returns a section for each command of mforce: what it does, its options, its examples."""
-    parser = cli._parser()
+    parser = cli.build_parser()
     (subparsers,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     parts = [
         "# Command line",

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 from modality_forcing.atomic_io import check_folder
+from modality_forcing.commands.arguments import positive_int
 from modality_forcing.commands.prepare import part_of
 from modality_forcing.errors import UserError
 
@@ -18,8 +18,8 @@ Stopped or killed, the same command goes on with the shards that are missing. Se
 share the work. A path is a folder of safetensors files, one such file, or a hub id such as google/umt5-xxl."""
 
 
-def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Adds the options; count reads a whole number above 0."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
     add("--source", type=Path, required=True, help="the --out of mforce prepare")
     add("--split", default="", help="may be left out where there is one")
@@ -38,18 +38,18 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
     add(
         "--resolution",
-        type=count,
+        type=positive_int,
         default=256,
         help="pixels a side of the centre square that is encoded (%(default)s)",
     )
-    add("--tokens", type=count, default=128, help="of a caption at most (%(default)s)")
+    add("--tokens", type=positive_int, default=128, help="of a caption at most (%(default)s)")
     add(
         "--batch",
-        type=count,
+        type=positive_int,
         default=32,
         help="pictures, or captions, at a time on each device (%(default)s)",
     )
-    add("--shard-size", type=count, default=1024, help="records of a shard (%(default)s)")
+    add("--shard-size", type=positive_int, default=1024, help="records of a shard (%(default)s)")
     add(
         "--part",
         type=part_of,
@@ -58,15 +58,17 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> None:
     """Encodes what the options name; raises UserError for what cannot be read, does not go together or was begun otherwise."""
     if not options.text and not options.image:
         raise UserError(
             "nothing to encode with", hint="give --text=umt5:PATH, --image=flux2:PATH or both"
         )
+    from modality_forcing import distributed
+
+    distributed.initialize()
     import jax
 
-    from modality_forcing import distributed
     from modality_forcing.config import MeshConfig
     from modality_forcing.encode.job import Job
     from modality_forcing.encoders.frozen import Frozen

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 
 EXAMPLES = """examples:
@@ -39,13 +39,13 @@ _ARRAYS, _BENCHMARK, _SWEEP, _RECORDS = _USES
 _OUT = Path("runs/evaluation")
 
 
-def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Adds the options; count reads a whole number above 0."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a workdir, its checkpoints/ or one step of it")
     add("--text-encoder", metavar="umt5:PATH", help="frozen, if not where the config says")
     add("--autoencoder", metavar="flux2:PATH", help="frozen, if not where the config says")
-    add("--examples", type=count, help="held-out records, instead of the config's")
+    add("--examples", type=positive_int, help="held-out records, instead of the config's")
     add(
         "--estimator",
         help="judge of generated pictures: self (default), a folder of maps, or package.module:function",
@@ -70,10 +70,10 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
         "--view",
         help="what is scored: square (default, the model's own), moge (its published view) or frame (as stored)",
     )
-    add("--ensemble", type=count, help="samples of each frame, merged into one map (1)")
+    add("--ensemble", type=positive_int, help="samples of each frame, merged into one map (1)")
     add("--ensemble-mode", choices=("scale", "affine"), help="what differs between samples (scale)")
     add("--seed", type=int, help="of the samples (benchmarks: 0; others: the config's)")
-    add("--steps", type=count, help="sampler steps, instead of the config's")
+    add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--solver", choices=("euler", "heun"))
     add("--pred", type=Path, help="predicted depth, .npz")
     add("--truth", type=Path, help="true depth and where it is known, .npz")
@@ -94,7 +94,7 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> None:
     """Scores what was asked for and prints it; raises UserError before any work for options that do not go together."""
     use = which(options)
     idle = sorted({name for names in _USES.values() for name in names} - set(_USES[use]))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
@@ -30,8 +31,8 @@ Columns may be arithmetic on columns and on variables before them; odd names go 
 _LEAST_RESAMPLES = 100  # fewer have no 2.5% to speak of
 
 
-def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Adds the options; count reads a whole number above 0."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
     add(
         "--table",
@@ -63,13 +64,13 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
         metavar="COLUMN",
         help="what rows of one run share: they count as one run, and are resampled together",
     )
-    add("--drop-highest", type=count, metavar="K", help="leave out the K highest losses")
+    add("--drop-highest", type=positive_int, metavar="K", help="leave out the K highest losses")
     add(
         "--hold-out",
         metavar="[VARIABLE:]K",
         help="the K largest cells test the extrapolation (a tenth of them); 0: none",
     )
-    add("--bootstrap", type=count, default=1000, metavar="R", help="resamples (%(default)s)")
+    add("--bootstrap", type=positive_int, default=1000, metavar="R", help="resamples (%(default)s)")
     add("--seed", type=int, default=0, help="of the resamples (%(default)s)")
     add(
         "--flops",
@@ -88,7 +89,7 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     add("--out", type=Path, help="a folder for fit.json, fit.png and fit.svg")
 
 
-def run(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> None:
     """Fits what was asked for and prints it; raises UserError for a table or options that allow no fit."""
     from modality_forcing.atomic_io import check_folder, write_file
     from modality_forcing.laws import compute_optimal, forms

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,8 +27,8 @@ _POINTS = 0.5  # part of the pixels: up to here depth is drawn as points
 _DOT = 3  # pixels of the sheet that a lone point takes
 
 
-def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Adds the options; count reads a whole number above 0."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
     add("folder", type=Path, help="the --out of mforce prepare")
     add("--split", default="", help="where the folder holds several")
@@ -41,13 +42,13 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
     add(
         "--records",
-        type=count,
+        type=positive_int,
         default=RECORDS,
         help="of the sheet, evenly through the split (%(default)s)",
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> None:
     """Prints what a folder holds; raises UserError for one that is not whole or, with --verify, not as it was written."""
     from modality_forcing.atomic_io import write_file
     from modality_forcing.storage import manifest

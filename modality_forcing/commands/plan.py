@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
+from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 
 EXAMPLES = """examples:
@@ -28,8 +30,8 @@ _MAY = {  # the other options that each of them takes
 }
 
 
-def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Adds the options; count reads a whole number above 0."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
     add("--config", metavar="FILE[:ARG]", help="plan a run, e.g. configs/forcing.py:size=3b3")
     add(
@@ -44,8 +46,12 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
         help="take real steps at widths 128 to 1024, of --config if it is given",
     )
     add("--topology", help="chips of one slice, e.g. v5p:4x4x4, v6e:8x8")
-    add("--slices", type=count, help="slices joined by the data-centre network (1)")
-    add("--batch", type=count, help="examples of a step; a config's own layout is planned as it is")
+    add("--slices", type=positive_int, help="slices joined by the data-centre network (1)")
+    add(
+        "--batch",
+        type=positive_int,
+        help="examples of a step; a config's own layout is planned as it is",
+    )
     add("--chip", nargs="+", help="kinds of chips to price a study on")
     add(
         "--mfu",
@@ -56,8 +62,11 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     add("--json", action="store_true", help="print JSON")
 
 
-def run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+def main(options: argparse.Namespace) -> int:
     """Answers; returns 1 where something does not fit or is not flat. Raises UserError for options that do not go together."""
+    # The devices planned for are described, not used.
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    overrides = options.overrides
     asked = [kind for kind in _KINDS if getattr(options, kind)]
     kind = "coord_check" if "coord_check" in asked else asked[0] if len(asked) == 1 else ""
     if not kind or set(asked) - {kind, *_MAY[kind]}:

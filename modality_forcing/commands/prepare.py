@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ RESOLUTION = 256  # of the shorter side, where neither --resolution nor --max-si
 SHARD_SIZE = 1024
 
 
-def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Adds the options; count reads a whole number above 0."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
     add(
         "--list",
@@ -47,19 +47,24 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
     add(
         "--resolution",
-        type=count,
+        type=positive_int,
         help=f"pixels of the shorter side ({RESOLUTION}); give more to crop closer in training",
     )
-    add("--max-side", type=count, help="pixels of the longer side, instead of --resolution")
+    add("--max-side", type=positive_int, help="pixels of the longer side, instead of --resolution")
     add(
         "--image-format",
         choices=("jpeg", "webp", "png"),
         default="jpeg",
         help="png keeps every bit (%(default)s)",
     )
-    add("--quality", type=count, default=95, help="of JPEG and WebP (%(default)s)")
-    add("--shard-size", type=count, default=SHARD_SIZE, help="records of a shard (%(default)s)")
-    add("--limit", type=count, help="take no more than so many records, the first ones")
+    add("--quality", type=positive_int, default=95, help="of JPEG and WebP (%(default)s)")
+    add(
+        "--shard-size",
+        type=positive_int,
+        default=SHARD_SIZE,
+        help="records of a shard (%(default)s)",
+    )
+    add("--limit", type=positive_int, help="take no more than so many records, the first ones")
     add("--workers", type=_workers, default=0, help="processes; 0 works in this one (%(default)s)")
     add(
         "--part",
@@ -76,7 +81,7 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
 
 
-def run(options: argparse.Namespace) -> None:
+def main(options: argparse.Namespace) -> None:
     """Prepares a data set, or lists those there are; raises UserError for options that do not go together."""
     if options.list:
         print(table())

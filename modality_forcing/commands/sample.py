@@ -1,29 +1,64 @@
-"""`mforce sample`: files and captions in, pictures and depth files out."""
+"""`mforce sample`: files and captions in, images and depth files out."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from modality_forcing.atomic_io import check_folder, write_file
-from modality_forcing.data.files import read_depth, read_image
-from modality_forcing.data.resize import Window, centre_square, place_depth, place_image
+from modality_forcing.commands.arguments import finite_float, positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.generator import TASKS, Generator, override_sampling
-from modality_forcing.viz import images
-from modality_forcing.viz.images import to_u8
 
-MOST_AT_ONCE = 64  # examples; more are refused rather than run out of memory half way
+if TYPE_CHECKING:
+    import numpy as np
+
+    from modality_forcing.data.resize import Window
+
+MAX_EXAMPLES = 64  # more are refused: memory could run out half way
+
+EXAMPLES = """examples:
+  mforce sample --checkpoint runs/demo/forcing --mode joint --caption 'a red ball on grass' --out out
+  mforce sample --checkpoint runs/demo/forcing --mode i2d --image photo.jpg --out out
+  mforce sample --checkpoint runs/demo/forcing --mode d2i --depth depth.png --depth-scale 0.001 --out out"""
 
 
-def run(options: argparse.Namespace) -> list[Path]:
-    """Generates what the options ask for and returns the files written; nothing is written before all is generated.
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    add = parser.add_argument
+    add("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step")
+    add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
+    add("--out", type=Path, required=True, help="output folder")
+    add("--caption", action="append", default=[], help="text; repeat it for more examples")
+    add("--n", type=positive_int, default=1, help="examples per caption (%(default)s)")
+    add("--image", type=Path, help="input of i2d")
+    depth = "input of d2i and partial: .npy, or 16-bit PNG with --depth-scale"
+    add("--depth", type=Path, help=depth)
+    scale = "units per count of a PNG, e.g. 0.001 for millimeters"
+    add("--depth-scale", type=finite_float, help=scale)
+    square = "how an input becomes square: its center, or all of it (%(default)s)"
+    add("--resize-mode", choices=("crop", "stretch"), default="crop", help=square)
+    frozen = "frozen encoder, if not where the config says"
+    add("--text-encoder", default="", metavar="umt5:PATH", help=frozen)
+    add("--autoencoder", default="", metavar="flux2:PATH", help=frozen)
+    add("--seed", type=int, default=0)
+    add("--steps", type=positive_int, help="sampler steps, instead of the config's")
+    add("--solver", choices=("euler", "heun"))
+    add("--guidance", type=finite_float, help="guidance scale of the image; depth has none")
+    alpha = "joint: > 0 image first, < 0 depth first; partial: looser above 0"
+    add("--log2-alpha", type=finite_float, help=alpha)
+    refine = "joint: a second image-to-depth pass on the generated image"
+    add("--refine", action="store_true", help=refine)
 
-    Raises UserError for a mode that the checkpoint cannot do, an input that is missing, unreadable, or of no use to
-    the mode.
+
+def main(options: argparse.Namespace) -> None:
+    """Generates, then writes the files and prints their paths.
+
+    Raises UserError for a mode that the checkpoint cannot do, and for an input that is missing, unreadable or unused.
     """
+    import numpy as np
+
+    from modality_forcing.generator import Generator, override_sampling
+
     check_inputs(options)
     generator = Generator.from_checkpoint(
         options.checkpoint,
@@ -41,8 +76,8 @@ def run(options: argparse.Namespace) -> list[Path]:
     )
     generator.trajectory(options.mode, sampling)  # raises where the checkpoint cannot do the mode
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
-    given = read_inputs(options, config.data.resolution)
-    batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in given.items()}
+    inputs = read_inputs(options, config.data.resolution)
+    batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in inputs.items()}
     made = generator.run(
         options.mode,
         captions,
@@ -51,87 +86,87 @@ def run(options: argparse.Namespace) -> list[Path]:
         seed=config.seed,
         refine=options.refine,
     ).images
-    written = []
     for i in range(len(captions)):
-        written += write_example(
-            options.out / f"{options.mode}_{i:03d}", {n: x[i] for n, x in made.items()}, batch
-        )
-    for path in written:
-        print(path)
-    return written
+        stem = options.out / f"{options.mode}_{i:03d}"
+        for path in write_example(stem, {n: x[i] for n, x in made.items()}, inputs):
+            print(path)
 
 
 def check_inputs(options: argparse.Namespace) -> None:
     """Raises UserError if the mode is unknown, lacks its input, or has one it would ignore."""
-    if options.mode not in TASKS:
-        raise UserError(f"unknown mode {options.mode!r}", hint=f"choose one of {', '.join(TASKS)}")
+    from modality_forcing.atomic_io import check_folder
+    from modality_forcing.generator import TASKS
+
+    mode = options.mode
+    if mode not in TASKS:
+        raise UserError(f"unknown mode {mode!r}", hint=f"choose one of {', '.join(TASKS)}")
     for name in ("image", "depth"):
-        needed, have = name in TASKS[options.mode], getattr(options, name) is not None
-        if needed and not have:
-            raise UserError(
-                f"mode {options.mode} starts from a file", hint=f"name it with --{name} FILE"
-            )
-        if have and not needed:
-            raise UserError(
-                f"mode {options.mode} has no use for --{name}",
-                hint="leave it out, or choose another mode",
-            )
-    idle = {
-        "--refine": options.refine and options.mode != "joint",
-        "--log2-alpha": options.log2_alpha is not None and options.mode not in ("joint", "partial"),
+        if name in TASKS[mode] and getattr(options, name) is None:
+            raise UserError(f"mode {mode} needs an input", hint=f"name it with --{name} FILE")
+    unused = {
+        "--image": options.image is not None and "image" not in TASKS[mode],
+        "--depth": options.depth is not None and "depth" not in TASKS[mode],
+        "--refine": options.refine and mode != "joint",
+        "--log2-alpha": options.log2_alpha is not None and mode not in ("joint", "partial"),
         "--depth-scale": options.depth_scale is not None and options.depth is None,
     }
-    for name, set_in_vain in idle.items():
-        if set_in_vain:
-            raise UserError(
-                f"mode {options.mode} has no use for {name}",
-                hint="leave it out, or choose another mode",
-            )
-    if (count := options.n * max(len(options.caption), 1)) > MOST_AT_ONCE:
-        raise UserError(
-            f"{count} examples asked for", hint=f"ask for at most {MOST_AT_ONCE} at a time"
-        )
+    for name, is_unused in unused.items():
+        if is_unused:
+            hint = "leave it out, or choose another mode"
+            raise UserError(f"mode {mode} has no use for {name}", hint=hint)
+    if (count := options.n * max(len(options.caption), 1)) > MAX_EXAMPLES:
+        raise UserError(f"{count} examples asked for", hint=f"ask for at most {MAX_EXAMPLES}")
     check_folder(options.out, "--out")
 
 
 def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.ndarray]:
     """Returns image u8 [h w 3], or depth f32 and valid bool [h w], at the model's resolution."""
+    from modality_forcing.data.files import read_depth, read_image
+    from modality_forcing.data.resize import place_depth, place_image
+
     inputs = {}
     if options.image is not None:
         image = read_image(options.image)
-        inputs["image"] = place_image(image, window(image, options.fit), resolution)
+        inputs["image"] = place_image(image, window(image, options.resize_mode), resolution)
     if options.depth is not None:
         depth, valid = read_depth(options.depth, options.depth_scale)
-        depth, valid = place_depth(depth, valid, window(depth, options.fit), resolution)
+        square = window(depth, options.resize_mode)
+        depth, valid = place_depth(depth, valid, square, resolution)
         if not valid.any():
-            raise UserError(
-                "its centre square holds no valid depth",
-                where=options.depth,
-                hint="use --fit stretch",
-            )
+            what, hint = "its center square holds no valid depth", "use --resize-mode stretch"
+            raise UserError(what, where=options.depth, hint=hint)
         inputs |= {"depth": depth, "valid": valid}
     return inputs
 
 
-def window(array: np.ndarray, fit: str) -> Window:
-    """Returns the part of an array [h w ...] that becomes the square input: its centre, or all of it."""
+def window(array: np.ndarray, resize_mode: str) -> Window:
+    """Returns the part of an array [h w ...] that becomes the square input: its center, or all."""
+    from modality_forcing.data.resize import Window, centre_square
+
     height, width = array.shape[:2]
-    return centre_square((height, width)) if fit == "crop" else Window(0, 0, height, width)
+    whole = Window(0, 0, height, width)
+    return centre_square((height, width)) if resize_mode == "crop" else whole
 
 
 def write_example(
-    stem: Path, made: dict[str, np.ndarray], given: dict[str, np.ndarray]
+    stem: Path, made: dict[str, np.ndarray], inputs: dict[str, np.ndarray]
 ) -> list[Path]:
-    """Writes one example: pictures as PNG, maps as .npy, 16-bit PNG with its scale, and a colour picture."""
+    """Writes one example and returns the paths.
+
+    Images are PNG. Maps are .npy, 16-bit PNG with its scale, and a PNG in colors.
+    """
+    from modality_forcing.atomic_io import write_file
+    from modality_forcing.viz import images
+
     written = []
     for name, x in made.items():
         path = stem.with_name(f"{stem.name}_{name}")
         if x.ndim == 3:
-            # Bytes as they were given, not as they came back through tokens.
-            x = given["image"][0] if name == "image" and "image" in given else to_u8(x)
-            write_file(path.with_suffix(".png"), images.png_bytes(x))
-            written.append(path.with_suffix(".png"))
+            # An input's own bytes, not those that came back through tokens.
+            x = inputs["image"] if name == "image" and "image" in inputs else images.to_u8(x)
+            path = path.with_suffix(".png")
+            write_file(path, images.png_bytes(x))
+            written.append(path)
         else:
-            known = given["valid"][0] if name in given else None
-            written += images.save_depth(path, x, known)
+            written += images.save_depth(path, x, inputs["valid"] if name in inputs else None)
     return written

@@ -6,12 +6,13 @@ import argparse
 import math
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modality_forcing import distributed
+from modality_forcing.commands.arguments import positive_int
 from modality_forcing.commands.prepare import part_of
 from modality_forcing.errors import UserError
 
@@ -32,8 +33,8 @@ curves and law to report.html.
 Exit code 1: a cell failed, 2: all that failed are mistakes that a second try would repeat."""
 
 
-def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) -> None:
-    """Adds the options; count reads a whole number above 0."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
     add = parser.add_argument
     add(
         "--config",
@@ -58,7 +59,7 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
     add(
         "--jobs",
-        type=count,
+        type=positive_int,
         metavar="N",
         help="for a launcher: into so many parts (one for each group that shares runs)",
     )
@@ -70,8 +71,10 @@ def add_options(parser: argparse.ArgumentParser, count: Callable[[str], int]) ->
     )
 
 
-def run(options: argparse.Namespace) -> int:
+def main(options: argparse.Namespace) -> int:
     """Does what was asked for; returns 0, or 1 or 2 where cells failed. Raises UserError for options that do not go together."""
+    if options.launcher == "local" and not (options.status or options.dry_run):
+        distributed.initialize()
     from modality_forcing.sweeps import spec
     from modality_forcing.sweeps.price import run_flops
 

@@ -38,10 +38,10 @@ SAMPLE = {
         [*I2D, "--image={desk}/photo.jpg", "--depth={desk}/depth.npy"],
         r"mode i2d has no use for --depth",
     ),
-    "no_image": (I2D, r"mode i2d starts from a file; name it with --image FILE"),
+    "no_image": (I2D, r"mode i2d needs an input; name it with --image FILE"),
     "no_depth": (
         ["--mode=partial", OUT],
-        r"mode partial starts from a file; name it with --depth FILE",
+        r"mode partial needs an input; name it with --depth FILE",
     ),
     "idle_refine": (
         [*I2D, "--image={desk}/photo.jpg", "--refine"],
@@ -77,7 +77,7 @@ SAMPLE = {
     ),
     "cropped_away": (
         [*D2I, "--depth={desk}/edges.npy"],
-        r"its centre square holds no valid depth; use --fit stretch",
+        r"its center square holds no valid depth; use --resize-mode stretch",
     ),
     "no_scale": (
         [*D2I, "--depth={desk}/depth16.png"],

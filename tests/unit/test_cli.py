@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import pytest
 
 from modality_forcing import cli
+from modality_forcing.commands.arguments import finite_float, positive_int, split_overrides
 from modality_forcing.errors import UserError
 from tests import runs
 from tests.runs import environment, refused
@@ -19,6 +22,7 @@ COMMANDS = ("demo", "train", "sample", "evaluate", "export")
 HELP = """
 import contextlib, io, json, sys
 from modality_forcing import cli
+from modality_forcing.commands.arguments import finite_float, positive_int, split_overrides
 told = {}
 for arguments in ([], ["demo"], ["train"], ["sample"], ["evaluate"], ["export"]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
@@ -94,7 +98,7 @@ def test_overrides_are_taken_out_in_both_spellings():
         "--config.sample.timestep_shift",
         "-1",
     ]
-    plain, overrides = cli._split_overrides(arguments, cli._parser())
+    plain, overrides = split_overrides(arguments, cli.build_parser())
     assert plain == ["train", "--config", "c.py"]
     assert overrides == {
         "train.steps": "5",
@@ -111,7 +115,8 @@ def raising(monkeypatch):
         def run(*_) -> None:
             raise error
 
-        monkeypatch.setattr(cli, f"_{command}", run)
+        module = importlib.import_module(f"modality_forcing.commands.{command}")
+        monkeypatch.setattr(module, "main", run)
 
     return make
 
@@ -136,7 +141,9 @@ def test_an_interruption_is_130_and_says_whether_it_can_go_on(mforce, raising, c
     raising(command, KeyboardInterrupt())
     done = mforce(command, *(["--checkpoint", "c", "--out", "o"] if command == "export" else []))
     assert done.code == 130
-    assert ("goes on where it was stopped" in done.err) == goes_on and done.err.count("\n") == 1
+    assert ("run the same command again to resume" in done.err) == goes_on and done.err.count(
+        "\n"
+    ) == 1
 
 
 def test_a_bug_is_not_hidden(mforce, raising):
@@ -147,15 +154,15 @@ def test_a_bug_is_not_hidden(mforce, raising):
 
 @pytest.mark.parametrize("text", ["1", "12", " 7 "])
 def test_counts(text):
-    assert cli._count(text) == int(text)
+    assert positive_int(text) == int(text)
 
 
 @pytest.mark.parametrize(
     ("convert", "text"),
-    [(cli._count, "0"), (cli._count, "x"), (cli._number, "inf"), (cli._number, "")],
+    [(positive_int, "0"), (positive_int, "x"), (finite_float, "inf"), (finite_float, "")],
 )
 def test_what_is_no_count_or_number(convert, text):
-    with pytest.raises(cli.argparse.ArgumentTypeError, match=f"'{text}' is not a"):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a"):
         convert(text)
 
 

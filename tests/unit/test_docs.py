@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from modality_forcing import cli
+from modality_forcing.commands.arguments import split_overrides
 from modality_forcing.config import Config
 
 ROOT = Path(__file__).parents[2]
@@ -52,9 +53,9 @@ def resolves(kind: object, path: list[str]) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_commands_in_the_documentation_are_accepted(page: Path):
-    parser = cli._parser()
+    parser = cli.build_parser()
     for words in commands(page):
-        plain, overrides = cli._split_overrides(words, parser)
+        plain, overrides = split_overrides(words, parser)
         try:
             options = parser.parse_args(plain)
         except SystemExit as error:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
 from modality_forcing.commands import demo
-from modality_forcing.errors import UserError
+
+
+def options(workdir: Path, *arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    demo.add_options(parser)
+    return parser.parse_args([f"--workdir={workdir}", *arguments])
 
 
 def test_a_phase_is_done_once(tmp_path: Path, capsys):
@@ -19,7 +25,7 @@ def test_a_phase_is_done_once(tmp_path: Path, capsys):
         return {"absrel": 0.5}
 
     for _ in range(2):  # the second time as after a restart
-        assert demo.Ledger(tmp_path / "phases.json").run("evaluate", work) == {"absrel": 0.5}
+        assert demo.PhaseCache(tmp_path / "phases.json").run("evaluate", work) == {"absrel": 0.5}
     assert len(calls) == 1
     assert capsys.readouterr().err == "evaluate: started\nevaluate: already done\n"
 
@@ -29,24 +35,26 @@ def test_a_phase_that_failed_is_done_again(tmp_path: Path):
         raise OSError("gone")
 
     with pytest.raises(OSError, match="gone"):
-        demo.Ledger(tmp_path / "phases.json").run("t2i", fail)
-    assert demo.Ledger(tmp_path / "phases.json").run("t2i", lambda: 5) == 5
+        demo.PhaseCache(tmp_path / "phases.json").run("t2i", fail)
+    assert demo.PhaseCache(tmp_path / "phases.json").run("t2i", lambda: 5) == 5
 
 
 def test_seconds_of_all_attempts_are_told(tmp_path: Path):
-    ledger = demo.Ledger(tmp_path / "phases.json")
+    ledger = demo.PhaseCache(tmp_path / "phases.json")
     ledger.run(
         "t2i", lambda: {"seconds": 100.0}
     )  # what the run itself counted, with the attempts before a kill
     ledger.run("evaluate", lambda: None)
-    again = demo.Ledger(tmp_path / "phases.json")
+    again = demo.PhaseCache(tmp_path / "phases.json")
     assert again.seconds["t2i"] == 100.0
     assert again.seconds["total"] == pytest.approx(100.0 + again.seconds["evaluate"], abs=0.02)
     assert again.peak_rss_mb == ledger.peak_rss_mb > 10
 
 
 def test_the_two_phases_fit(tmp_path: Path):
-    t2i, forcing = demo.configs(demo.Options(tmp_path, t2i_steps=5, forcing_steps=7, examples=9))
+    t2i, forcing = demo.configs(
+        options(tmp_path, "--t2i-steps=5", "--forcing-steps=7", "--examples=9")
+    )
     assert (t2i.name, forcing.name) == ("t2i", "forcing")
     assert (t2i.train.steps, forcing.train.steps, forcing.eval.examples) == (5, 7, 9)
     assert forcing.train.init_from == str(
@@ -60,12 +68,6 @@ def test_the_two_phases_fit(tmp_path: Path):
     assert t2i.model == forcing.model and t2i.text == forcing.text
 
 
-def test_without_the_configs_of_a_clone_it_says_so(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(demo, "CONFIG", tmp_path / "demo.py")
-    with pytest.raises(UserError, match="no such config file; run the demo from a clone"):
-        demo.configs(demo.Options(tmp_path))
-
-
 def test_the_last_lines_tell_the_numbers(tmp_path: Path):
     scores = {"i2d": (0.1, 0.9), "constant": (0.4, 0.3), "row_mean": (0.2, 0.5)}
     summary = {
@@ -76,7 +78,7 @@ def test_the_last_lines_tell_the_numbers(tmp_path: Path):
         "seconds": {"total": 61.0},
         "peak_rss_mb": 900.0,
     }
-    told = demo.told(json.loads(json.dumps(summary)), tmp_path)
+    told = demo.format_summary(json.loads(json.dumps(summary)), tmp_path)
     for part in (
         "0.100",
         "0.900",

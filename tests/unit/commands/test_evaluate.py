@@ -12,7 +12,7 @@ from modality_forcing.errors import UserError
 
 def parsed(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    evaluate.add_options(parser, int)
+    evaluate.add_options(parser)
     return parser.parse_args(arguments)
 
 
@@ -68,7 +68,7 @@ def test_what_is_given_says_what_is_scored(arguments, use):
 )
 def test_what_does_not_go_together_is_refused(arguments, told):
     with pytest.raises(UserError, match=told):
-        evaluate.run(parsed(*arguments))
+        evaluate.main(parsed(*arguments))
 
 
 def test_every_option_belongs_to_a_use():

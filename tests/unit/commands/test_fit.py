@@ -18,7 +18,7 @@ COLUMNS = ("--columns", "n=params,d=flop/(6*n),loss=loss")
 
 def options(*arguments: object) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
-    fit.add_options(parser, int)
+    fit.add_options(parser)
     return parser.parse_args([str(argument) for argument in arguments])
 
 
@@ -44,7 +44,7 @@ def rows(tmp_path_factory) -> Path:
 
 def run(rows: Path, capsys, *more: object) -> str:
     chosen = ("--where", "protocol=moge", "--drop-highest", 1, "--bootstrap", 100)
-    fit.run(options("--table", rows, "--form", "chinchilla", *COLUMNS, *chosen, *more))
+    fit.main(options("--table", rows, "--form", "chinchilla", *COLUMNS, *chosen, *more))
     return capsys.readouterr().out
 
 
@@ -114,7 +114,7 @@ def test_what_the_rows_cannot_tell_is_null(tmp_path, capsys):
         "--bootstrap",
         100,
     )
-    fit.run(options(*asked, "--json"))
+    fit.main(options(*asked, "--json"))
     result = json.loads(capsys.readouterr().out)
     assert (
         result["parameters"]["beta"]["value"] is None
@@ -126,7 +126,7 @@ def test_what_the_rows_cannot_tell_is_null(tmp_path, capsys):
         and result["isoflop"] is None
         and result["best"] == "chinchilla-D"
     )
-    fit.run(options(*asked, "--out", tmp_path / "law"))
+    fit.main(options(*asked, "--out", tmp_path / "law"))
     assert "not identified:" in capsys.readouterr().out
     assert (tmp_path / "law" / "fit.png").is_file()
 
@@ -170,15 +170,15 @@ def test_mistakes(rows, arguments, told):
             options(*asked, *arguments)
         return
     with pytest.raises(UserError, match=told.replace("(", r"\(")) as error:
-        fit.run(options(*asked, *arguments))
+        fit.main(options(*asked, *arguments))
     assert "\n" not in str(error.value)
 
 
 def test_rows_of_two_protocols_are_refused_before_anything_is_written(rows, tmp_path):
     asked = ("--table", rows, "--form", "chinchilla", *COLUMNS, "--out", tmp_path / "law")
     with pytest.raises(UserError, match="differ in protocol: marigold, moge"):
-        fit.run(options(*asked))
+        fit.main(options(*asked))
     assert not (tmp_path / "law").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; choose another --out"):
-        fit.run(options(*asked[:-1], tmp_path / "file" / "a"))
+        fit.main(options(*asked[:-1], tmp_path / "file" / "a"))

@@ -31,8 +31,8 @@ def prepared(folder: Path, count: int = 5) -> Path:
 
 def run(*arguments: str) -> None:
     parser = argparse.ArgumentParser()
-    inspect.add_options(parser, int)
-    inspect.run(parser.parse_args(arguments))
+    inspect.add_options(parser)
+    inspect.main(parser.parse_args(arguments))
 
 
 def test_the_table_tells_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

@@ -25,8 +25,8 @@ def names(monkeypatch: pytest.MonkeyPatch):
 
 def run(*arguments: str) -> None:
     parser = argparse.ArgumentParser(exit_on_error=False)
-    prepare.add_options(parser, int)
-    prepare.run(parser.parse_args(arguments))
+    prepare.add_options(parser)
+    prepare.main(parser.parse_args(arguments))
 
 
 @pytest.fixture

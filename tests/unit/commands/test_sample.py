@@ -98,7 +98,16 @@ def test_image_to_depth(mforce, forcing_run: Path, photo: Path, tmp_path: Path):
     files = make(mforce, forcing_run, tmp_path / "out", "i2d", "--image", photo)
     assert set(files) == names("i2d", 1, "_image.png", *DEPTH)
     cropped = depth_of(tmp_path / "out", "i2d_000_depth")
-    make(mforce, forcing_run, tmp_path / "stretched", "i2d", "--image", photo, "--fit", "stretch")
+    make(
+        mforce,
+        forcing_run,
+        tmp_path / "stretched",
+        "i2d",
+        "--image",
+        photo,
+        "--resize-mode",
+        "stretch",
+    )
     assert not np.array_equal(depth_of(tmp_path / "stretched", "i2d_000_depth"), cropped)
     assert cropped.shape == (16, 16) and np.isfinite(cropped).all()
 
@@ -178,7 +187,7 @@ def test_a_picture_becomes_square_by_its_centre_or_as_a_whole():
 
 
 def test_inputs_come_at_the_models_resolution(photo: Path, sparse: Path):
-    options = cli._parser().parse_args(
+    options = cli.build_parser().parse_args(
         ["sample", "--checkpoint", "c", "--mode", "i2d", "--out", "o", "--image", str(photo)]
     )
     assert sample.read_inputs(options, 16)["image"].shape == (16, 16, 3)

@@ -1,0 +1,40 @@
+"""`mforce train`: trains a config, or resumes the run in the workdir."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from modality_forcing import distributed
+
+EXAMPLES = """examples:
+  mforce train --config=demo:phase=t2i --workdir=runs/t2i
+  mforce train --config=my_config.py --workdir=runs/mine --config.train.steps=50 --config.model.width=128
+
+Any value of the config can be set with --config.KEY=VALUE."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options."""
+    add = parser.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="FILE[:ARG]",
+        help="a file, or the name of one in configs/",
+    )
+    add(
+        "--workdir",
+        type=Path,
+        required=True,
+        help="for checkpoints, metrics and TensorBoard events",
+    )
+
+
+def main(options: argparse.Namespace) -> None:
+    """Trains."""
+    distributed.initialize()  # before anything asks for devices
+    from modality_forcing import config_file
+    from modality_forcing.train.loop import train
+
+    train(config_file.load(options.config, options.overrides), options.workdir)
