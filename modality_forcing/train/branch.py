@@ -1,4 +1,4 @@
-"""Several horizons from one run: a branch takes a trunk's state from its constant phase, and cools down on its own."""
+"""Several horizons from one run: a branch starts in a trunk's constant phase."""
 
 from __future__ import annotations
 
@@ -15,40 +15,32 @@ from modality_forcing.train.workdir import SCHEDULE_KEYS, check_resumable
 
 
 def restore_branch_point(config: Config, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Returns a trunk's last state (and what was saved with it) that is also one of this run begun at step 0, to the bit.
+    """Returns the trunk's last state that this run shares bit for bit, and its metadata.
 
-    train.branch_from: the trunk's workdir; its config may differ in how long it runs and cools down, and in what only watches.
-    Raises UserError if it differs in more, or has no checkpoint from before the step at which either begins to cool down.
+    train.branch_from is the trunk's workdir. Its config may differ in schedule length and in
+    NON_IDENTITY_KEYS. Raises UserError if it differs in more, or has no checkpoint from before the
+    step at which either of the two runs begins to decay.
     """
-    c, folder = config.train, Path(config.train.branch_from)
-    if not (folder / "config.json").is_file():
-        raise UserError(
-            "train.branch_from names no run",
-            where=folder,
-            hint="give the workdir of the run to branch off",
-        )
+    workdir = Path(config.train.branch_from)
+    if not (workdir / "config.json").is_file():
+        hint = "give the workdir of the run to branch off"
+        raise UserError("train.branch_from names no run", where=workdir, hint=hint)
     try:
-        check_resumable(folder, config, ignore=SCHEDULE_KEYS)
-        trunk = from_dict(json.loads((folder / "config.json").read_text())).train
+        check_resumable(workdir, config, ignore=SCHEDULE_KEYS)
+        trunk = from_dict(json.loads((workdir / "config.json").read_text())).train
     except UserError as error:
-        told = str(error).removeprefix(f"{folder}: ").partition(";")[0]
-        raise UserError(
-            told, where=folder, hint="a branch has all of its trunk's config but its length"
-        ) from error
+        what = str(error).removeprefix(f"{workdir}: ").partition(";")[0]
+        hint = "a branch has all of its trunk's config but its length"
+        raise UserError(what, where=workdir, hint=hint) from error
     try:
-        most = branch_point(c, trunk)
+        last = branch_point(config.train, trunk)
     except UserError as error:
-        raise UserError(str(error), where=folder) from error
-    steps = sorted(
-        int(p.name)
-        for p in (folder / "checkpoints").glob("*")
-        if p.name.isdigit() and (p / "meta").is_dir()
-    )
-    if not (fit := [step for step in steps if step <= most]):
-        told = f"no checkpoint up to step {most}, where the cooldown begins; there is {', '.join(map(str, steps)) or 'none'}"
-        raise UserError(
-            told,
-            where=folder,
-            hint="train the trunk with a train.save_every and train.max_to_keep that leave one",
-        )
-    return checkpoint.read_state((folder / "checkpoints" / str(fit[-1])).absolute(), like)
+        raise UserError(str(error), where=workdir) from error
+    steps = sorted(int(folder.name) for folder in checkpoint.step_folders(workdir / "checkpoints"))
+    usable = [step for step in steps if step <= last]
+    if not usable:
+        there = ", ".join(map(str, steps)) or "none"
+        what = f"no checkpoint up to step {last}, where the decay begins; there is {there}"
+        hint = "train the trunk with a train.save_every and train.max_to_keep that leave one"
+        raise UserError(what, where=workdir, hint=hint)
+    return checkpoint.read_state((workdir / "checkpoints" / str(usable[-1])).absolute(), like)

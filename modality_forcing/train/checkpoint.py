@@ -1,4 +1,4 @@
-"""Checkpoints: weights, EMA, optimiser and the data's place in one atomic Orbax save, with the config that made them."""
+"""Checkpoints: weights, EMA, optimizer, data position and config in one atomic Orbax save."""
 
 from __future__ import annotations
 
@@ -22,20 +22,25 @@ from modality_forcing.errors import UserError
 from modality_forcing.models.restore import graft
 from modality_forcing.train.state import Params, TrainState
 
-FORMAT = 2  # of the folder; readers refuse what they do not know
+FORMAT = 2  # of the folder; other formats are refused
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 FULL = ("no space left", "disk quota", "file too large", "resource_exhausted", "enospc", "efbig")
+_HINT = "give a workdir, its checkpoints/ or one step in it"
+Metadata = dict[str, Any]  # JSON: the config, the data position, metrics not written yet
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder/<step>/`: the last `keep` and those of `also`, each visible once it is complete."""
+    """The checkpoints of one run in `folder/<step>/`. Each is visible once it is complete.
 
-    def __init__(self, folder: Path, keep: int = 1, also: Collection[int] = ()):
-        _quiet()
+    max_to_keep: how many of the last ones stay, besides those of keep_steps.
+    """
+
+    def __init__(self, folder: Path, max_to_keep: int = 1, keep_steps: Collection[int] = ()):
+        _silence_orbax()
         self.folder = folder.absolute()
         remove_unfinished(self.folder)
-        # Synchronous: an error belongs to the step that caused it, and the state may be donated right after.
-        kept = AnyPreservationPolicy([LatestN(keep), CustomSteps(sorted(also))])
+        kept = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(keep_steps))])
+        # Synchronous: an error belongs to the step that caused it, and the state may be donated.
         options = ocp.CheckpointManagerOptions(
             preservation_policy=kept, enable_async_checkpointing=False, create=True
         )
@@ -45,15 +50,15 @@ class Checkpoints:
         """Returns the last complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, config: Config, extra: Mapping[str, Any]) -> None:
-        """Saves a state and JSON-able extras (the data iterator's place among them) under its step.
+    def save(self, state: TrainState, config: Config, metadata: Mapping[str, Any]) -> None:
+        """Saves a state and JSON metadata, the data position among it, under the state's step.
 
-        Raises UserError when the disk is full; the checkpoints before it are untouched.
+        Raises UserError when the disk is full. Earlier checkpoints stay as they are.
         """
         step = int(jax.device_get(state.step))
         if step == self.latest():
             return
-        meta = {"format": FORMAT, "config": to_dict(config), **extra}
+        meta = {"format": FORMAT, "config": to_dict(config), **metadata}
         items = {
             "params": ocp.args.StandardSave(state.params),
             "ema": ocp.args.StandardSave(state.ema),
@@ -68,84 +73,78 @@ class Checkpoints:
             if not disk_full(error):
                 raise
             last = self.latest()
-            kept = (
-                "there is no earlier checkpoint"
-                if last is None
-                else f"the checkpoint of step {last} is intact"
-            )
+            kept = f"the checkpoint of step {last} is intact"
+            if last is None:
+                kept = "there is no earlier checkpoint"
             raise UserError(
                 f"the disk is full: step {step} could not be saved; {kept}",
                 where=self.folder,
                 hint="free some space and run the same command again",
             ) from error
 
-    def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-        """Returns the latest state, placed and typed like `like` (abstract or real), and the extras saved with it.
+    def restore(self, like: TrainState) -> tuple[TrainState, Metadata]:
+        """Returns the latest state, with the types and shardings of `like`, and its metadata.
 
         Raises UserError if it cannot be read.
         """
-        step = self.latest()
-        assert step is not None
-        return read_state(self.folder / str(step), like)
+        return read_state(self.folder / str(self.latest()), like)
 
     def close(self) -> None:
-        """Releases the manager's threads, and deletes what those of a failed save still wrote."""
+        """Releases the manager's threads, and deletes what a failed save still wrote."""
         self._manager.close()
         remove_unfinished(self.folder)
 
 
 def disk_full(error: Exception) -> bool:
-    """Says whether an error of a save is that of a full disk, which comes through several types."""
+    """Returns whether an error of a save means a full disk, which comes through several types."""
     return any(word in str(error).lower() for word in FULL)
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Deletes what an interrupted save left behind, so that it neither fills the disk nor looks like a checkpoint."""
+    """Deletes what an interrupted save left: it fills the disk and looks like a checkpoint."""
     for leftover in folder.glob("*.orbax-checkpoint-tmp*") if distributed.is_primary() else ():
         shutil.rmtree(leftover, ignore_errors=True)
 
 
+def step_folders(folder: Path) -> list[Path]:
+    """Returns the complete checkpoints in a run's `checkpoints/`."""
+    return [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
+
+
 def resolve_checkpoint(path: Path) -> Path:
-    """Returns the folder of one step from itself, from a run's `checkpoints/`, or from the run's workdir."""
+    """Returns the folder of one step, from itself, a run's `checkpoints/`, or the run's workdir."""
     if not path.exists():
-        raise UserError(
-            "no such checkpoint",
-            where=path,
-            hint="give a workdir, its checkpoints/ or one step in it",
-        )
+        raise UserError("no such checkpoint", where=path, hint=_HINT)
     for folder in (path, path / "checkpoints"):
         if (folder / "meta").is_dir():
             return folder
-        steps = [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
-        if steps:
+        if steps := step_folders(folder):
             return max(steps, key=lambda p: int(p.name))
-    raise UserError(
-        "holds no checkpoint", where=path, hint="give a workdir, its checkpoints/ or one step in it"
-    )
+    raise UserError("holds no checkpoint", where=path, hint=_HINT)
 
 
-def load(path: Path, place: Callable[[Any], Any] | None = None) -> tuple[Config, Params]:
-    """Returns a checkpoint's config and its EMA weights, on whatever devices it was saved from.
+def load(path: Path, shardings: Callable[[Any], Any] | None = None) -> tuple[Config, Params]:
+    """Returns a checkpoint's config and EMA weights, whatever devices it was saved from.
 
-    place: from the shapes of the weights to their shardings; without it they go to the first device.
-    Raises UserError if there is none, if it cannot be read, or if it was written in another format.
+    shardings: from the weights' shapes to their shardings; by default they go to the first device.
+    Raises UserError if there is none, if it cannot be read, or if it has another format.
     """
-    _quiet()
+    _silence_orbax()
     folder = resolve_checkpoint(path).absolute()
-    try:
+    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with _readable(folder):
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with suppress_secondary_errors(), ocp.StandardCheckpointer() as reader:
+        with ocp.StandardCheckpointer() as reader:
             tree = reader.metadata(folder / WEIGHTS)
-            shapes = getattr(tree, "item_metadata", tree)
-            shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), _plain(shapes))
-            first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            shardings = jax.tree.map(lambda _: first, shapes) if place is None else place(shapes)
+            tree = _plain(getattr(tree, "item_metadata", tree))
+            shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), tree)
+            placed = (
+                jax.tree.map(lambda _: first, shapes) if shardings is None else shardings(shapes)
+            )
             abstract = jax.tree.map(
-                lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), shapes, shardings
+                lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), shapes, placed
             )
             params = reader.restore(folder / WEIGHTS, abstract)
-    except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
-        raise _unreadable(folder, error) from error
     config = _checked(meta, folder)["config"]
     try:
         return from_dict(config), params
@@ -153,52 +152,67 @@ def load(path: Path, place: Callable[[Any], Any] | None = None) -> tuple[Config,
         raise UserError(f"its config is of another version ({error})", where=folder) from error
 
 
-def read_state(folder: Path, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
-    """Returns the state in `folder/`, named by its step, placed and typed like `like`, and the extras saved with it.
+def read_state(folder: Path, like: TrainState) -> tuple[TrainState, Metadata]:
+    """Returns the state in `folder/`, which is named by its step, and its metadata.
 
-    Raises UserError if it cannot be read.
+    The state has the types and shardings of `like` (abstract or real). Raises UserError if it
+    cannot be read.
     """
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     wanted = {"params": like.params, "ema": like.ema, "optimizer": like.opt_state}
-    try:
+    with _readable(folder):
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with suppress_secondary_errors(), ocp.StandardCheckpointer() as reader:
+        with ocp.StandardCheckpointer() as reader:
             items = {name: reader.restore(folder / name, tree) for name, tree in wanted.items()}
-    except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
-        raise _unreadable(folder, error) from error
+    meta = _checked(meta, folder)
     step = jax.numpy.asarray(int(folder.name), like.step.dtype)
-    return TrainState(step, items["params"], items["optimizer"], items["ema"]), _checked(
-        meta, folder
-    )
+    return TrainState(step, items["params"], items["optimizer"], items["ema"]), meta
 
 
 def init_from_checkpoint(
-    path: Path, fresh: Params, new: tuple[str, ...], place: Callable[[Any], Any] | None = None
+    path: Path,
+    fresh: Params,
+    allow_missing: tuple[str, ...],
+    shardings: Callable[[Any], Any] | None = None,
 ) -> Params:
-    """Returns a checkpoint's weights in the place of fresh ones, all but the modules of the modalities in `new`."""
-    _, params = load(path, place)
-    return graft(params, fresh, new, where=path)
+    """Returns a checkpoint's weights; modules of the modalities in `allow_missing` stay `fresh`."""
+    _, params = load(path, shardings)
+    return graft(params, fresh, allow_missing, where=path)
 
 
-def _quiet() -> None:
-    logging.getLogger("absl").setLevel(
-        logging.CRITICAL
-    )  # Orbax warns of files that are absent by design
+def _silence_orbax() -> None:
+    # Orbax warns of files that are absent by design.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Turns an error of reading a checkpoint into a UserError."""
+    try:
+        with suppress_secondary_errors():
+            yield
+    except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__  # Orbax wraps the storage's error in pages of its own
+        first_line = str(cause).strip().partition("\n")[0]
+        what = f"cannot be read ({first_line[:200]})"
+        hint = "the checkpoint is damaged or of another run"
+        raise UserError(what, where=folder, hint=hint) from error
 
 
 @contextmanager
 def suppress_secondary_errors() -> Iterator[None]:
-    """Leaves it at the first error of Orbax's many parallel reads or writes.
+    """Silences all but the first error of Orbax's parallel reads or writes.
 
-    Those of the others arrive when nobody waits for them, some after this has returned; each would print a traceback.
+    The other errors arrive when nobody waits for them, some after this context has ended; each
+    would print a traceback.
     """
     before, log = sys.unraisablehook, logging.getLogger("asyncio")
 
     def hook(raised: Any) -> None:
-        if (
-            not inspect.iscoroutine(raised.object)
-            and str(raised.exc_value) != "Event loop is closed"
-        ):
+        is_closed = str(raised.exc_value) == "Event loop is closed"
+        if not inspect.iscoroutine(raised.object) and not is_closed:
             before(raised)
 
     def retrieved(record: logging.LogRecord) -> bool:
@@ -208,10 +222,9 @@ def suppress_secondary_errors() -> Iterator[None]:
     log.addFilter(retrieved)
     try:
         yield
-    except Exception:  # where an error passes, all this stays
-        warnings.filterwarnings(
-            "ignore", message="coroutine .* was never awaited", category=RuntimeWarning
-        )
+    except Exception:  # after an error all of this stays in place
+        message = "coroutine .* was never awaited"
+        warnings.filterwarnings("ignore", message=message, category=RuntimeWarning)
         raise
     sys.unraisablehook = before
     log.removeFilter(retrieved)
@@ -221,24 +234,11 @@ def _plain(tree: Any) -> Any:
     return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _checked(meta: Any, folder: Path) -> dict[str, Any]:
-    """Returns a checkpoint's description if it is one that this version reads."""
+def _checked(meta: Any, folder: Path) -> Metadata:
+    """Returns a checkpoint's metadata; raises UserError if this version does not read it."""
     if not isinstance(meta, Mapping) or not isinstance(meta.get("config"), Mapping):
         raise UserError("its description is damaged", where=folder)
     if meta.get("format") != FORMAT:
-        raise UserError(
-            f"is of format {meta.get('format')}, this version reads {FORMAT}", where=folder
-        )
+        what = f"is of format {meta.get('format')}, this version reads {FORMAT}"
+        raise UserError(what, where=folder)
     return dict(meta)
-
-
-def _unreadable(folder: Path, error: Exception) -> UserError:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__  # Orbax wraps what the storage said in pages of its own
-    first = str(cause).strip().split("\n")[0][:200]
-    return UserError(
-        f"cannot be read ({first})",
-        where=folder,
-        hint="the checkpoint is damaged or of another run",
-    )

@@ -143,7 +143,7 @@ def test_override_sampling_keeps_values_that_are_none(generator: Generator):
 def test_changing_noise_levels_compiles_nothing(generator: Generator):
     generator.run("joint", CAPTIONS)
     compiled = generator._sample._cache_size()
-    options = override_sampling(generator.config, log2_alpha=-2.0, mu=0.3)
+    options = override_sampling(generator.config, log2_alpha=-2.0, timestep_shift=0.3)
     generator.run("joint", CAPTIONS, options=options)
     assert generator._sample._cache_size() == compiled
 

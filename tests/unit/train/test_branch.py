@@ -103,7 +103,7 @@ def test_the_last_checkpoint_before_either_cools_down_is_taken(trunk):
         ),
         (
             {"decay_fraction": 0.75},
-            r"no checkpoint up to step 2, where the cooldown begins; there is 3, 6, 9, 12; .*save_every",
+            r"no checkpoint up to step 2, where the decay begins; there is 3, 6, 9, 12; .*save_every",
         ),
     ],
 )
