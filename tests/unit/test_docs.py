@@ -18,6 +18,17 @@ from modality_forcing.config import Config
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "launch").glob("*.md")])
+SCRIPTS = (
+    "".join(
+        path.read_text()
+        for folder in ("modality_forcing/commands", "launch", "benchmarks")
+        for path in (ROOT / folder).glob("*.py")
+    )
+    + (ROOT / "modality_forcing/cli.py").read_text()
+)
+OTHER_OPTIONS = {  # of mkdocs, mforce itself, gcloud and xpk
+    *("--strict", "--help", "--version", "--update-addons", "--auto-mount", "--size")
+}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
@@ -66,6 +77,19 @@ def test_commands_in_the_documentation_are_accepted(page: Path):
         file = (getattr(options, "config", None) or "").partition(":")[0]
         if file.endswith(".py"):
             assert (ROOT / file).exists(), f"{page.name}: {file}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_options_and_keys_named_in_the_documentation_exist(page: Path):
+    if page.name == "CHANGELOG.md":
+        return  # names of earlier versions
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.S))
+    for span in spans:
+        for option in re.findall(r"(?<![\w-])--(?!config\.)[a-z][\w-]*", span):
+            assert f'"{option}"' in SCRIPTS or option in OTHER_OPTIONS, f"{page.name}: {span}"
+        for part, rest in re.findall(r"(?:^|config\.)([a-z]+)((?:\.[a-z_0-9]+)+)(?:=|$)", span):
+            if part in {field.name for field in dataclasses.fields(Config)}:
+                assert resolves(Config, [part, *rest[1:].split(".")]), f"{page.name}: {span}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
