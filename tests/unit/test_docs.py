@@ -46,7 +46,11 @@ def commands(page: Path) -> list[list[str]]:
     """The words after `mforce` of every command in the shell blocks of a page."""
     blocks = re.findall(r"```(?:bash|sh|shell)\n(.*?)```", page.read_text(), re.S)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    found = [shlex.split(line, comments=True) for line in lines if not line.startswith("#")]
+    found = [
+        shlex.split(line.partition(" > ")[0], comments=True)
+        for line in lines
+        if not line.startswith("#")
+    ]
     trained = [words[words.index("--") + 1 :] for words in found if "--" in words]
     return [words[1:] for words in found if words[:1] == ["mforce"]] + trained
 
