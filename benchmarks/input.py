@@ -36,7 +36,7 @@ import numpy as np
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.records import Record
-from modality_forcing.data.sparsity import thin
+from modality_forcing.data.sparsity import sparsify
 from modality_forcing.encoders.words import Words
 from modality_forcing.storage import codec, tf_example
 from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
@@ -85,7 +85,7 @@ def write(folder: Path, kind: str, count: int) -> Path:
     with ShardWriter(folder / shard_name(kind, "train", 0, 1)) as shard:
         for index in range(count):
             record = noisy(rendered[index % len(rendered)], rng)
-            shard.write(codec.encode(thin(record, rng, SPARSE) if kind == "sparse" else record))
+            shard.write(codec.encode(sparsify(record, rng, SPARSE) if kind == "sparse" else record))
     return folder
 
 
@@ -143,7 +143,7 @@ def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]
 
 
 def ours(folder: Path, workers: int, batch: int) -> Any:
-    augment = Augment(flip=FLIP)
+    augment = Augment(flip_prob=FLIP)
     return train_batches(
         Shards(folder),
         Words(),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from modality_forcing.data.in_memory import Cached
+from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.data.sparsity import DEFAULT_MIXTURE
@@ -79,7 +79,7 @@ def sources(resolution: int) -> dict[str, RecordSource]:
     return {
         "trivial": Trivial(resolution),
         "scenes": Scenes(resolution=resolution),
-        "cached": Cached(Scenes(count=256, resolution=resolution)),
+        "cached": InMemory(Scenes(count=256, resolution=resolution)),
     }
 
 
@@ -98,7 +98,7 @@ def measure(
         batch=batch,
         seed=0,
         resolution=resolution,
-        sparse=DEFAULT_MIXTURE,
+        sparsity=DEFAULT_MIXTURE,
         workers=workers,
     )
     start = time.perf_counter()

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.shrink import shorter_side, shrink
+from modality_forcing.data.resize import downscale, limit_shorter_side
 from modality_forcing.datasets import argoverse2
 from modality_forcing.storage import codec
 from modality_forcing.synthetic.source import Scenes
@@ -44,16 +44,16 @@ def main() -> None:
         write_log(Path(root) / "train/log", options.frames)
         records = argoverse2.DATASET.open(Path(root), "train")
         frames = range(len(records))
-        choose = partial(shorter_side, pixels=SIDE)
+        choose = partial(limit_shorter_side, pixels=SIDE)
         one = records[0]
-        small = [shrink(records[i], choose) for i in frames]
+        small = [downscale(records[i], choose) for i in frames]
         parts: dict[
             str, Callable[[int], Any]
         ] = {  # large frames are not kept, as prepare keeps none
             "read picture and sweep, project": records.__getitem__,
-            "shrink": lambda i: shrink(one, choose),
+            "shrink": lambda i: downscale(one, choose),
             "encode": lambda i: codec.encode(small[i]),
-            "all": lambda i: codec.encode(shrink(records[i], choose)),
+            "all": lambda i: codec.encode(downscale(records[i], choose)),
         }
         print(
             f"{len(frames)} frames of {COLUMNS} x {ROWS}, {POINTS} points, {one.valid.mean():.1%} of the pixels valid\n"

@@ -1,4 +1,4 @@
-"""A user's own pictures: a folder of images with optional depth, captions and intrinsics, as a source of records."""
+"""A folder of images with optional depth, captions and intrinsics, as a source of records."""
 
 from __future__ import annotations
 
@@ -18,12 +18,19 @@ from modality_forcing.data.files import (
     read_image,
 )
 from modality_forcing.data.records import Record, Unit
-from modality_forcing.data.resize import centre_square, place_depth, place_image, place_intrinsics
+from modality_forcing.data.resize import (
+    Size,
+    center_square,
+    crop_resize_depth,
+    crop_resize_image,
+    crop_resize_intrinsics,
+)
 from modality_forcing.errors import UserError
 
 _CAPTION_FILES = ("captions.txt", "captions.tsv", "captions.json")
-_DEPTH = ".depth"  # what ends the name of a depth map that lies beside its picture
-_LAYOUT = "put pictures (.jpg .jpeg .png .webp) into it, or into images/ with depth/NAME.png or .npy beside"
+_DEPTH = ".depth"  # ends the name of a depth map beside its image
+_LAYOUT = "add images (.jpg .jpeg .png .webp), or images/ with depth/NAME.png or .npy beside it"
+_INTRINSICS = 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...}'
 
 
 @dataclass(frozen=True)
@@ -34,20 +41,23 @@ class _Entry:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """Pictures and depth of one folder, cropped to their centre square at `resolution`, in the order of their names.
+class ImageFolder:
+    """Images and depth of one folder, center-cropped to `resolution`, sorted by name.
 
-    pictures    images/NAME.jpg (.jpeg .png .webp), or NAME.jpg where there is no images/
-    depth       depth/NAME.png or .npy, or NAME.depth.png or .npy beside the picture; sizes may differ
-    captions    captions.txt or .tsv (a line each: NAME, tab, caption), captions.json ({NAME: caption}),
-                captions/NAME.txt, or NAME.txt beside the picture
-    intrinsics  intrinsics.json with {"fx", "fy", "cx", "cy"} in pixels of the upright picture, one for all or by NAME;
-                the centre of the first pixel is at (0, 0)
-    All but the pictures may be absent: then nothing is valid, captions are empty, intrinsics NaN. Hidden files are
-    passed over.
+    images      images/NAME.jpg (.jpeg .png .webp), or NAME.jpg if there is no images/
+    depth       depth/NAME.png or .npy, or NAME.depth.png or .npy beside the image; sizes may differ
+    captions    captions.txt or .tsv (a line each: NAME, tab, caption), captions.json
+                ({NAME: caption}), captions/NAME.txt, or NAME.txt beside the image
+    intrinsics  intrinsics.json with {"fx", "fy", "cx", "cy"} in pixels of the upright image, one
+    for
+                all or by NAME; (0, 0) is the center of the first pixel
 
-    depth_scale: unit per stored number (`read_depth`). unit: what the scaled depth means. captions: a captions file
-    elsewhere. Raises UserError at once for a wrong listing, and for a wrong file, naming it, when that is read.
+    All but the images are optional: without them nothing is valid, captions are empty, intrinsics
+    NaN. Hidden files are ignored.
+
+    depth_scale: depth per stored number (`read_depth`). unit: of the scaled depth. captions: a
+    captions file elsewhere. Raises UserError at once for a wrong layout, and on reading a wrong
+    file.
     """
 
     root: Path
@@ -62,25 +72,17 @@ class Folder:
     def __post_init__(self) -> None:
         root = Path(self.root)
         if not root.is_dir():
-            raise UserError(
-                "no such folder", where=root, hint="give the folder that holds the pictures"
-            )
+            hint = "give the folder that holds the images"
+            raise UserError("no such folder", where=root, hint=hint)
         if self.resolution < 1:
             raise UserError(f"resolution is {self.resolution}", hint="it must be at least 1 pixel")
         if self.depth_scale is not None:
             check_scale(self.depth_scale)
-        entries = _entries(root)
-        counts = next(
-            (
-                entry.depth
-                for entry in entries
-                if entry.depth and entry.depth.suffix.lower() == ".png"
-            ),
-            None,
-        )
-        if counts and self.depth_scale is None:
-            hint = "state depth_scale, e.g. 0.001 for millimetres"
-            raise UserError("the unit of its counts is not known", where=counts, hint=hint)
+        entries = _find_entries(root)
+        pngs = (one.depth for one in entries if one.depth and one.depth.suffix.lower() == ".png")
+        if self.depth_scale is None and (png := next(pngs, None)):
+            hint = "state depth_scale, e.g. 0.001 for millimeters"
+            raise UserError("the unit of its counts is not known", where=png, hint=hint)
         names = {entry.name for entry in entries}
         set_once = object.__setattr__
         set_once(self, "root", root)
@@ -92,70 +94,69 @@ class Folder:
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Record:
-        entry = self._entries[index]
+        entry, resolution = self._entries[index], self.resolution
         image = read_image(entry.image)
-        size = image.shape[:2]
-        window = centre_square(size)
+        size = (image.shape[0], image.shape[1])
+        window = center_square(size)
         if entry.depth is None:
-            depth = np.zeros((self.resolution, self.resolution), np.float32)
-            valid = np.zeros_like(depth, np.bool_)
+            depth = np.zeros((resolution, resolution), np.float32)
+            valid = np.zeros((resolution, resolution), np.bool_)
         else:
             depth, valid = read_depth(entry.depth, self.depth_scale)
-            check_aspect(entry, size, depth.shape)
-            depth, valid = place_depth(
-                depth, valid, window.seen_from(size, depth.shape), self.resolution
-            )
+            depth_size = (depth.shape[0], depth.shape[1])
+            check_aspect(entry, size, depth_size)
+            in_depth = window.rescale(size, depth_size)
+            depth, valid = crop_resize_depth(depth, valid, in_depth, resolution)
         return Record(
-            image=place_image(image, window, self.resolution),
+            image=crop_resize_image(image, window, resolution),
             depth=depth,
             valid=valid,
-            intrinsics=place_intrinsics(self._intrinsics(entry.name), window, self.resolution),
+            intrinsics=crop_resize_intrinsics(self._intrinsics(entry.name), window, resolution),
             unit=self.unit,
             caption=self._captions(entry.name),
             source=self.root.resolve().name,
             id=entry.name,
         )
 
-    def validate(self) -> None:
-        """Reads every record, so that a wrong last file shows before a long run; raises the first one's UserError."""
-        for index in range(len(self)):
-            self[index]
+
+def check_aspect(entry: _Entry, image: Size, depth: Size) -> None:
+    """Raises UserError if a depth map's aspect is not its image's, to within a pixel's rounding."""
+    expected = depth[0] * image[1] / image[0]  # columns, for the rows of the depth map
+    # A scaled size is rounded to whole pixels on both axes, which matters in a small map.
+    rounding = 0.5 + 0.5 * image[1] / image[0]
+    if abs(depth[1] - expected) > max(0.01 * expected, rounding):
+        sizes = f"{depth[1]} x {depth[0]}, the upright image {image[1]} x {image[0]}"
+        hint = "crop or turn one like the other"
+        raise UserError(f"depth has another aspect ({sizes})", where=entry.depth, hint=hint)
 
 
-def _visible(folder: Path) -> list[Path]:
-    """Returns a folder's files by name; hidden ones, among them macOS's "._" twins, are nobody's pictures."""
-    try:
-        return sorted(
-            path for path in folder.iterdir() if not path.name.startswith(".") and path.is_file()
-        )
-    except OSError as error:
-        raise UserError(
-            f"cannot be listed ({error.strerror})", where=folder, hint="check its permissions"
-        ) from error
-
-
-def _entries(root: Path) -> tuple[_Entry, ...]:
-    beside: list[Path] = []
-    pictures: list[Path] = []
-    for path in _visible(_pictures_folder(root)):
-        (beside if path.stem.lower().endswith(_DEPTH) else pictures).append(path)
-    images = _by_name(pictures, IMAGE_SUFFIXES, "pictures")
+def _find_entries(root: Path) -> tuple[_Entry, ...]:
+    files = _visible_files(_image_folder(root))
+    beside = {path for path in files if path.stem.lower().endswith(_DEPTH)}
+    images = _by_name([path for path in files if path not in beside], IMAGE_SUFFIXES, "images")
     if (root / "depth").is_dir():
-        depths = _by_name(_visible(root / "depth"), DEPTH_SUFFIXES, "depth maps")
+        depths = _by_name(_visible_files(root / "depth"), DEPTH_SUFFIXES, "depth maps")
     else:
-        depths = _by_name(beside, DEPTH_SUFFIXES, "depth maps", ending=_DEPTH)
+        depths = _by_name(sorted(beside), DEPTH_SUFFIXES, "depth maps", ending=_DEPTH)
     for name in sorted(depths.keys() - images.keys()):
-        raise UserError(
-            f"no picture is named {name}",
-            where=depths[name],
-            hint="add the picture or remove the depth",
-        )
+        hint = "add the image or remove the depth"
+        raise UserError(f"no image is named {name}", where=depths[name], hint=hint)
     if not images:
-        raise UserError("no picture in this folder", where=root, hint=_LAYOUT)
+        raise UserError("no image in this folder", where=root, hint=_LAYOUT)
     return tuple(_Entry(name, images[name], depths.get(name)) for name in sorted(images))
 
 
-def _pictures_folder(root: Path) -> Path:
+def _visible_files(folder: Path) -> list[Path]:
+    """Returns a folder's files by name, without hidden ones such as macOS's "._" twins."""
+    try:
+        paths = sorted(folder.iterdir())
+        return [path for path in paths if not path.name.startswith(".") and path.is_file()]
+    except OSError as error:
+        what = f"cannot be listed ({error.strerror})"
+        raise UserError(what, where=folder, hint="check its permissions") from error
+
+
+def _image_folder(root: Path) -> Path:
     return root / "images" if (root / "images").is_dir() else root
 
 
@@ -168,32 +169,15 @@ def _by_name(
             continue
         name = path.stem[: len(path.stem) - len(ending)]
         if name in found:
-            raise UserError(
-                f"two {kind} named {name}", where=path, hint=f"keep this one or {found[name].name}"
-            )
+            hint = f"keep this one or {found[name].name}"
+            raise UserError(f"two {kind} named {name}", where=path, hint=hint)
         found[name] = path
     return found
 
 
-def check_aspect(entry: _Entry, image: tuple[int, int], depth: tuple[int, int]) -> None:
-    """Raises UserError if a depth map of (h, w) is not of the aspect of its picture, give or take a pixel's rounding."""
-    expected = (
-        depth[0] * image[1] / image[0]
-    )  # columns that the picture's aspect gives the depth map's rows
-    # A scaled size is rounded to whole pixels on both axes, which counts for much in a small map.
-    rounding = 0.5 + 0.5 * image[1] / image[0]
-    if abs(depth[1] - expected) > max(0.01 * expected, rounding):
-        sizes = f"{depth[1]} x {depth[0]}, the upright picture {image[1]} x {image[0]}"
-        raise UserError(
-            f"depth has another aspect ({sizes})",
-            where=entry.depth,
-            hint="crop or turn one like the other",
-        )
-
-
 @dataclass(frozen=True)
-class _Listed:
-    """Captions that stand in one file."""
+class _CaptionTable:
+    """Captions from one file."""
 
     captions: Mapping[str, str]
 
@@ -202,86 +186,65 @@ class _Listed:
 
 
 @dataclass(frozen=True)
-class _Beside:
-    """Captions that stand in a text file each."""
+class _CaptionFolder:
+    """Captions from a text file each."""
 
     folder: Path
 
     def __call__(self, name: str) -> str:
         path = self.folder / f"{name}.txt"
-        return " ".join(_text(path).split()) if path.is_file() else ""
+        return " ".join(_read_text(path).split()) if path.is_file() else ""
 
 
 def _find_captions(root: Path, elsewhere: Path | None, names: set[str]) -> Callable[[str], str]:
-    files = (
-        [Path(elsewhere)]
-        if elsewhere
-        else [root / name for name in _CAPTION_FILES if (root / name).is_file()]
-    )
-    if (root / "captions").is_dir() and not elsewhere:
-        files.append(root / "captions")
-    if len(files) > 1:
-        raise UserError(
-            f"captions stand in {files[0].name} and {files[1].name}",
-            where=root,
-            hint="keep one of them",
-        )
-    if not files:
-        return _Beside(_pictures_folder(root))
-    if files[0].is_dir():
-        return _Beside(files[0])
-    captions = _captions_of(files[0])
-    # "NAME.jpg" is what most tools write for NAME; names of pictures that are not here (or a heading) are no mistake.
-    known = {
-        _match(name, names): caption
-        for name, caption in captions.items()
-        if _match(name, names) in names
-    }
+    if elsewhere:
+        found = [Path(elsewhere)]
+    else:
+        found = [root / name for name in _CAPTION_FILES if (root / name).is_file()]
+        if (root / "captions").is_dir():
+            found.append(root / "captions")
+    if len(found) > 1:
+        what = f"has captions in {found[0].name} and in {found[1].name}"
+        raise UserError(what, where=root, hint="keep one of them")
+    path = found[0] if found else _image_folder(root)
+    if path.is_dir():
+        return _CaptionFolder(path)
+    captions = _read_captions(path)
+    # Most tools write NAME.jpg for NAME. Names of other images, or a heading, are ignored.
+    matched = {_match(name, names): caption for name, caption in captions.items()}
+    known = {name: caption for name, caption in matched.items() if name in names}
     if captions and not known:
-        first = next(iter(captions))
-        raise UserError(
-            f"names no picture here (first {first!r})",
-            where=files[0],
-            hint="use the pictures' file names",
-        )
-    return _Listed(known)
+        what = f"names no image here (first {next(iter(captions))!r})"
+        raise UserError(what, where=path, hint="use the images' file names")
+    return _CaptionTable(known)
 
 
 def _match(name: str, names: set[str]) -> str:
-    return (
-        Path(name).stem
-        if name not in names and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        else name
-    )
+    is_file_name = name not in names and Path(name).suffix.lower() in IMAGE_SUFFIXES
+    return Path(name).stem if is_file_name else name
 
 
-def _captions_of(path: Path) -> dict[str, str]:
+def _read_captions(path: Path) -> dict[str, str]:
     if path.suffix.lower() == ".json":
-        loaded = _json(path)
-        if not isinstance(loaded, dict) or not all(
-            isinstance(caption, str) for caption in loaded.values()
-        ):
-            raise UserError(
-                "is not an object of captions by name",
-                where=path,
-                hint='write {"NAME": "caption", ...}',
-            )
-        return loaded
-    captions: dict[str, str] = {}
-    for number, line in enumerate(_text(path).splitlines(), 1):
+        captions = _read_json(path)
+        if not isinstance(captions, dict) or not all(isinstance(c, str) for c in captions.values()):
+            hint = 'write {"NAME": "caption", ...}'
+            raise UserError("is not an object of captions by name", where=path, hint=hint)
+        return captions
+    captions = {}
+    for number, line in enumerate(_read_text(path).splitlines(), 1):
         name, tab, caption = line.partition("\t")
         if line.strip() and not tab:
-            raise UserError(
-                f"line {number} has no tab", where=path, hint="write NAME, a tab, and the caption"
-            )
+            hint = "write NAME, a tab, and the caption"
+            raise UserError(f"line {number} has no tab", where=path, hint=hint)
         if line.strip():
             captions[name.strip()] = caption.strip()
     return captions
 
 
 @dataclass(frozen=True)
-class _Pinholes:
-    """Intrinsics by name, or one for all, or none."""
+class _IntrinsicsTable:
+    """Intrinsics by name, with a default."""
 
     by_name: Mapping[str, np.ndarray]
     default: np.ndarray
@@ -294,51 +257,41 @@ def _find_intrinsics(root: Path, names: set[str]) -> Callable[[str], np.ndarray]
     path = root / "intrinsics.json"
     unknown = np.full((3, 3), np.nan, np.float32)
     if not path.is_file():
-        return _Pinholes({}, unknown)
-    loaded = _json(path)
+        return _IntrinsicsTable({}, unknown)
+    loaded = _read_json(path)
     if not isinstance(loaded, dict):
-        raise UserError(
-            "is not an object",
-            where=path,
-            hint='write {"fx": ..., "fy": ..., "cx": ..., "cy": ...}',
-        )
+        raise UserError("is not an object", where=path, hint=_INTRINSICS)
     if "fx" in loaded:
-        return _Pinholes({}, _pinhole(loaded, path))
-    return _Pinholes(
-        {_match(name, names): _pinhole(value, path) for name, value in loaded.items()}, unknown
-    )
+        return _IntrinsicsTable({}, _to_matrix(loaded, path))
+    by_name = {_match(name, names): _to_matrix(values, path) for name, values in loaded.items()}
+    return _IntrinsicsTable(by_name, unknown)
 
 
-def _pinhole(values: Any, path: Path) -> np.ndarray:
+def _to_matrix(values: Any, path: Path) -> np.ndarray:
     try:
         fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
     except (KeyError, TypeError, ValueError) as error:
-        hint = 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...}'
-        raise UserError(
-            "holds intrinsics without one of fx fy cx cy", where=path, hint=hint
-        ) from error
+        what = "holds intrinsics without one of fx fy cx cy"
+        raise UserError(what, where=path, hint=_INTRINSICS) from error
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
-        raise UserError(
-            "holds a focal length that is not positive", where=path, hint="give fx and fy in pixels"
-        )
+        what = "holds a focal length that is not positive"
+        raise UserError(what, where=path, hint="give fx and fy in pixels")
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise UserError(
-            f"cannot be read ({error.strerror})", where=path, hint="check the path"
-        ) from error
+        what = f"cannot be read ({error.strerror})"
+        raise UserError(what, where=path, hint="check the path") from error
     except UnicodeDecodeError as error:
         raise UserError("is not UTF-8 text", where=path, hint="save it as UTF-8") from error
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> object:
     try:
-        return json.loads(_text(path))
+        return json.loads(_read_text(path))
     except (ValueError, RecursionError) as error:
-        raise UserError(
-            "is not valid JSON", where=path, hint="check it with a JSON validator"
-        ) from error
+        hint = "check it with a JSON validator"
+        raise UserError("is not valid JSON", where=path, hint=hint) from error

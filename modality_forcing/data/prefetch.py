@@ -1,75 +1,79 @@
-"""The next batches, fetched and put on devices while the last one is computed with."""
+"""Fetches the next batches and copies them to devices while the current one is computed."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+_Host = TypeVar("_Host")
+_Host_co = TypeVar("_Host_co", covariant=True)
+_Device = TypeVar("_Device")
 
 
 @runtime_checkable
-class Batches(Protocol):
-    """What batches are taken from: `data.pipeline.BatchIterator`, which says what each of these does."""
+class BatchStream(Protocol[_Host_co]):
+    """Resumable batches, such as `data.pipeline.BatchIterator`."""
 
-    def __next__(self) -> Any: ...
-    def told(self) -> dict[str, float]: ...
+    def __next__(self) -> _Host_co: ...
+    def pop_stats(self) -> dict[str, float]: ...
     def get_state(self) -> dict[str, int]: ...
     def set_state(self, state: Mapping[str, int]) -> None: ...
 
 
-class Ahead:
-    """Batches that `put` has already brought where they are wanted, such as onto devices: `depth` of them wait there.
+class PrefetchToDevice(Generic[_Device]):
+    """Applies `put`, such as a copy to devices, to batches in a thread; keeps `depth` ready.
 
-    A thread takes the next batches and puts them while the caller computes. State, order and errors are those of the
-    batches beneath; a batch that waits counts as not delivered. Memory for `depth` more batches is taken on both sides.
+    Order, state and errors are those of the underlying batches; a batch counts as delivered when
+    the caller gets it. Takes memory for `depth` more batches on host and device.
     """
 
-    def __init__(self, batches: Batches, put: Callable[[Any], Any], depth: int = 2):
+    def __init__(
+        self, batches: BatchStream[_Host], put: Callable[[_Host], _Device], depth: int = 2
+    ):
         self._batches = batches
-        self._put = put
+        self._next = lambda: put(next(batches))
         self._depth = depth
         self._state = batches.get_state()
-        self._waiting: deque[Future[Any]] = deque()
+        self._ready: deque[Future[_Device]] = deque()
         self._thread: ThreadPoolExecutor | None = None
 
-    def __iter__(self) -> Ahead:
+    def __iter__(self) -> PrefetchToDevice[_Device]:
         return self
 
-    def __next__(self) -> Any:
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(
-                1, thread_name_prefix="ahead"
-            )  # one: two would take batches out of order
-        while len(self._waiting) < self._depth:
-            self._waiting.append(self._thread.submit(lambda: self._put(next(self._batches))))
+    def __next__(self) -> _Device:
+        if self._thread is None:  # a single thread: two would take batches out of order
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        while len(self._ready) < self._depth:
+            self._ready.append(self._thread.submit(self._next))
         try:
-            batch = self._waiting.popleft().result()
+            batch = self._ready.popleft().result()
         except BaseException:
             self.close()
             raise
-        self._waiting.append(self._thread.submit(lambda: self._put(next(self._batches))))
+        self._ready.append(self._thread.submit(self._next))
         self._state = {"batches": self._state["batches"] + 1}
         return batch
 
-    def told(self) -> dict[str, float]:
-        """Returns what the batches taken since the last call were like; the wait is the thread's, not the caller's."""
-        return self._batches.told()
+    def pop_stats(self) -> dict[str, float]:
+        """Returns the loader's statistics since the last call; its waits are the thread's."""
+        return self._batches.pop_stats()
 
     def get_state(self) -> dict[str, int]:
-        """Returns how many batches were delivered."""
+        """Returns the number of delivered batches."""
         return dict(self._state)
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes on after the batches of a saved state; raises UserError if it is none."""
+        """Continues after the batches of a saved state; raises UserError if it is not a state."""
         self.close()
         self._batches.set_state(state)
         self._state = dict(state)
 
     def close(self) -> None:
-        """Ends the thread and the loader; a later `next` starts them again where the caller left off."""
+        """Stops the thread and the loader; a later `next` continues after the last batch."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
             self._thread = None
-        self._waiting.clear()
+        self._ready.clear()
         self._batches.set_state(self._state)

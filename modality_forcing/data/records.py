@@ -1,4 +1,4 @@
-"""The record: what every source of pictures and depth yields, one example at a time, on the host."""
+"""The record: one image with its depth, on the host. Every source yields these."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ Unit = Literal["metric", "sfm", "relative"]
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One picture with what is known of its depth.
-
-    The mask is data: `valid` says where depth was measured, and `depth` holds anything at all elsewhere.
-    """
+    """One image and its depth. `valid` says where depth was measured; elsewhere it is arbitrary."""
 
     image: np.ndarray  # u8 [h w 3]
     depth: np.ndarray  # f32 [h w], distance along the optical axis
@@ -26,14 +23,14 @@ class Record:
     caption: str
     source: str
     id: str
-    # bf16 [2 y x c], what a frozen autoencoder makes of the picture and of its mirror image, where a cache has it; then
-    # `image` may hold anything.
+    # bf16 [2 y x c], cached autoencoder latents of the image and of its horizontal flip; where they
+    # are set, `image` is arbitrary.
     latents: np.ndarray | None = None
 
 
 @runtime_checkable
 class RecordSource(Protocol):
-    """A random-access collection of records; item i depends on nothing but i."""
+    """A random-access collection of records; record i depends on nothing but i."""
 
     def __len__(self) -> int: ...
 
@@ -41,7 +38,7 @@ class RecordSource(Protocol):
 
 
 def check(record: Record) -> Record:
-    """Returns the record unchanged, or raises ValueError naming the first broken promise (for tests and new readers)."""
+    """Returns the record unchanged; raises ValueError for the first field that breaks its type."""
     for problem in _problems(record):
         raise ValueError(f"record {record.id}: {problem}")
     return record
@@ -49,14 +46,15 @@ def check(record: Record) -> Record:
 
 def _problems(record: Record) -> Iterator[str]:
     size = record.depth.shape
-    if record.image.dtype != np.uint8 or record.image.shape != (*size, 3):
-        yield f"image is {record.image.dtype} {record.image.shape}, expected uint8 {(*size, 3)}"
+    image, valid, intrinsics = record.image, record.valid, record.intrinsics
+    if image.dtype != np.uint8 or image.shape != (*size, 3):
+        yield f"image is {image.dtype} {image.shape}, expected uint8 {(*size, 3)}"
     if record.depth.dtype != np.float32 or record.depth.ndim != 2:
         yield f"depth is {record.depth.dtype} {size}, expected float32 [h w]"
-    if record.valid.dtype != np.bool_ or record.valid.shape != size:
-        yield f"valid is {record.valid.dtype} {record.valid.shape}, expected bool {size}"
-    if record.intrinsics.dtype != np.float32 or record.intrinsics.shape != (3, 3):
-        yield f"intrinsics are {record.intrinsics.dtype} {record.intrinsics.shape}, expected float32 (3, 3)"
-    known = record.depth[record.valid]
-    if not np.all(np.isfinite(known)) or np.any(known <= 0):
+    if valid.dtype != np.bool_ or valid.shape != size:
+        yield f"valid is {valid.dtype} {valid.shape}, expected bool {size}"
+    if intrinsics.dtype != np.float32 or intrinsics.shape != (3, 3):
+        yield f"intrinsics are {intrinsics.dtype} {intrinsics.shape}, expected float32 (3, 3)"
+    measured = record.depth[valid]
+    if not np.all(np.isfinite(measured)) or np.any(measured <= 0):
         yield "depth is not finite and positive everywhere it is valid"

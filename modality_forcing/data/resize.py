@@ -1,7 +1,13 @@
-"""Brings pictures and depth to the square training size: the picture is filtered, depth is picked and never mixed."""
+"""Crops and resizes records: images are filtered, depth values are picked and never mixed.
+
+Training sees squares (`crop_resize`); `mforce prepare` stores whole frames (`downscale`), a third
+more bytes for a 4 : 3 image, so that training can still choose the crop. Cutting the center square
+out of a stored frame is exact.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -9,174 +15,227 @@ from PIL import Image
 
 from modality_forcing.data.records import Record
 
-DENSE = 0.5  # a map valid in at least this part of its pixels is sampled like a surface, any other is a set of points
+DENSE = 0.5  # depth valid in at least this fraction of pixels is a surface, else a set of points
+
+Size = tuple[int, int]  # rows, columns
 
 
 @dataclass(frozen=True)
 class Window:
-    """A rectangle in continuous pixel coordinates: pixel (row i, column j) covers [i, i + 1] x [j, j + 1]."""
+    """A rectangle in continuous pixel coordinates: pixel (i, j) covers [i, i + 1] x [j, j + 1]."""
 
     top: float
     left: float
     height: float
     width: float
 
-    def seen_from(self, size: tuple[int, int], other: tuple[int, int]) -> Window:
-        """Returns the same part of the view in another raster of it; `size` and `other` are the (h, w) of the two."""
+    def rescale(self, size: Size, other: Size) -> Window:
+        """Returns the same part of the view, in a raster of `other` instead of `size`."""
         rows, columns = other[0] / size[0], other[1] / size[1]
         return Window(
             self.top * rows, self.left * columns, self.height * rows, self.width * columns
         )
 
 
-def centre_square(size: tuple[int, int]) -> Window:
-    """Returns the largest centred square of an (h, w) raster."""
+def center_square(size: Size) -> Window:
+    """Returns the largest centered square of an (h, w) raster."""
     side = min(size)
     return Window((size[0] - side) / 2, (size[1] - side) / 2, side, side)
 
 
-def fit(record: Record, resolution: int) -> Record:
-    """Returns the record's centre square at resolution x resolution pixels; the record itself if that is its size.
-
-    The picture is antialiased, every depth is one of the input's (`place_depth`), and the intrinsics follow exactly.
-    """
-    return place(record, centre_square(record.depth.shape), resolution)
+def center_crop_resize(record: Record, resolution: int) -> Record:
+    """Returns the center square at resolution x resolution pixels; the record itself if equal."""
+    height, width = record.depth.shape
+    return crop_resize(record, center_square((height, width)), resolution)
 
 
-def place(record: Record, window: Window, resolution: int) -> Record:
-    """Returns the window of a record at resolution x resolution pixels; a window of just as many pixels is cut out."""
+def crop_resize(record: Record, window: Window, resolution: int) -> Record:
+    """Returns the window at resolution x resolution pixels, without resampling where possible."""
     if record.depth.shape == (resolution, resolution) == (window.height, window.width):
         return record
-    if (cut := _whole_pixels(window, record.depth.shape, resolution)) is not None:
-        image, valid = record.image[cut], record.valid[cut]
-        depth = np.where(valid, record.depth[cut], np.float32(0))
+    if (crop := _exact_crop(window, record.depth.shape, resolution)) is not None:
+        image, valid = record.image[crop], record.valid[crop]
+        depth = np.where(valid, record.depth[crop], np.float32(0))
     else:
-        image = place_image(record.image, window, resolution)
-        depth, valid = place_depth(record.depth, record.valid, window, resolution)
-    return replace(
-        record,
-        image=image,
-        depth=depth,
-        valid=valid,
-        intrinsics=place_intrinsics(record.intrinsics, window, resolution),
-    )
+        image = crop_resize_image(record.image, window, resolution)
+        depth, valid = crop_resize_depth(record.depth, record.valid, window, resolution)
+    intrinsics = crop_resize_intrinsics(record.intrinsics, window, resolution)
+    return replace(record, image=image, depth=depth, valid=valid, intrinsics=intrinsics)
 
 
-def place_image(image: np.ndarray, window: Window, resolution: int) -> np.ndarray:
-    """Returns the window of a u8 [h w 3] picture as u8 [resolution resolution 3], antialiased where it shrinks."""
+def crop_resize_image(image: np.ndarray, window: Window, resolution: int) -> np.ndarray:
+    """Returns the window of an image u8 [h w 3], antialiased, as u8 [resolution resolution 3]."""
     box = (window.left, window.top, window.left + window.width, window.top + window.height)
     shrinks = min(window.height, window.width) > resolution
-    # Lanczos keeps detail when shrinking, but rings visibly around the large blocks of an enlarged small picture.
+    # Lanczos keeps detail when shrinking, but rings visibly around the blocks of an enlarged image.
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-    shrunk = Image.fromarray(image).resize(
-        (resolution, resolution), kernel, box=box, reducing_gap=3.0
-    )
-    return np.asarray(shrunk)
+    size = (resolution, resolution)
+    return np.asarray(Image.fromarray(image).resize(size, kernel, box=box, reducing_gap=3.0))
 
 
-def place_depth(
+def crop_resize_depth(
     depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns depth f32 and valid bool [resolution resolution] of the window of depth [h w] and valid bool [h w].
+    """Returns depth f32 and valid bool [resolution resolution] of a window of depth [h w].
 
-    A surface (`DENSE`) and an enlarged map are read at the pixel under each cell's centre, so that holes stay holes and
-    nothing moves nearer. Sparse points are dropped into the cells they fall into and the nearest wins where several
-    meet: what it hides, the picture does not show. Interpolating would invent depths in mid-air at every edge. Cells
-    that nothing fell into are 0 and not valid.
+    A surface (`DENSE`) and an enlarged map are read at the pixel under each cell's center, so that
+    holes stay holes and edges stay in place. Sparse points go into the cell they fall into, and the
+    nearest wins: the image does not show what it hides. Interpolating would invent depths in
+    mid-air at every edge. Empty cells are 0 and not valid.
     """
     rows = _cells(depth.shape[0], window.top, window.height, resolution)
     columns = _cells(depth.shape[1], window.left, window.width, resolution)
     inside = valid[_span(rows), _span(columns)]
     enlarged = min(window.height, window.width) <= resolution
-    if enlarged or (inside.size and np.count_nonzero(inside) >= DENSE * inside.size):
-        return _sample(depth, valid, window, resolution)
-    return _scatter(depth, valid, rows, columns, resolution)
+    if not enlarged and not _is_dense(inside):
+        return _scatter(depth, valid, rows, columns, (resolution, resolution))
+    centers = (np.arange(resolution) + 0.5) / resolution
+    at = [window.top + centers * window.height, window.left + centers * window.width]
+    at = [
+        np.clip(np.floor(a).astype(np.int64), 0, n - 1)
+        for a, n in zip(at, depth.shape, strict=True)
+    ]
+    return _read(depth, valid, np.ix_(*at))
 
 
-def place_intrinsics(intrinsics: np.ndarray, window: Window, resolution: int) -> np.ndarray:
-    """Returns f32 [3 3] intrinsics of the resized window; the centre of the first pixel is at (0, 0), NaN stays NaN."""
-    rows, columns = resolution / window.height, resolution / window.width
-    # Edges scale, centres do not: a centre lies half a pixel from its edge before and after.
-    shift_x = (0.5 - window.left) * columns - 0.5
-    shift_y = (0.5 - window.top) * rows - 0.5
-    change = np.array([[columns, 0, shift_x], [0, rows, shift_y], [0, 0, 1]])
+def crop_resize_intrinsics(intrinsics: np.ndarray, window: Window, resolution: int) -> np.ndarray:
+    """Returns f32 [3 3] intrinsics of the resized window; (0, 0) is the center of its first pixel.
+
+    NaN stays NaN.
+    """
+    change = _pixel_transform(window, (resolution, resolution))
     return (change @ intrinsics.astype(np.float64)).astype(np.float32)
 
 
-def _whole_pixels(
-    window: Window, size: tuple[int, int], resolution: int
+def limit_shorter_side(size: Size, pixels: int) -> Size:
+    """Returns an (h, w) whose shorter side has `pixels`, or the size itself if it has fewer.
+
+    The sides differ by an even number, so that the center square begins on a whole pixel.
+    """
+    short = min(size)
+    if short <= pixels:
+        return size
+    longer = round(max(size) * pixels / short)
+    longer += (longer - pixels) % 2
+    return (pixels, longer) if size[0] == short else (longer, pixels)
+
+
+def limit_longer_side(size: Size, pixels: int) -> Size:
+    """Returns an (h, w) whose longer side has `pixels`, or the size itself if it has fewer."""
+    longest = max(size)
+    if longest <= pixels:
+        return size
+    rows, columns = (max(1, round(side * pixels / longest)) for side in size)
+    return rows, columns
+
+
+def downscale(record: Record, choose_size: Callable[[Size], Size]) -> Record:
+    """Returns the whole record at `choose_size` of its size; the record itself if that is equal."""
+    height, width = record.depth.shape
+    size = choose_size((height, width))
+    if size == (height, width):
+        return record
+    depth, valid = downscale_depth(record.depth, record.valid, size)
+    intrinsics = scale_intrinsics(record.intrinsics.astype(np.float64), (height, width), size)
+    return replace(
+        record,
+        image=downscale_image(record.image, size),
+        depth=depth,
+        valid=valid,
+        intrinsics=intrinsics.astype(np.float32),
+    )
+
+
+def downscale_image(image: np.ndarray, size: Size) -> np.ndarray:
+    """Returns an image u8 [h w 3] at another (h, w), antialiased."""
+    if image.shape[:2] == size:
+        return image
+    # By whole pixels to within a factor of two: hardly visible, in half the time.
+    columns_rows = (size[1], size[0])
+    kernel = Image.Resampling.LANCZOS
+    return np.asarray(Image.fromarray(image).resize(columns_rows, kernel, reducing_gap=2.0))
+
+
+def downscale_depth(
+    depth: np.ndarray, valid: np.ndarray, size: Size
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns depth f32 and valid bool at an (h, w) `size`, picked as by `crop_resize_depth`.
+
+    Raises ValueError if a side would grow.
+    """
+    if size[0] > depth.shape[0] or size[1] > depth.shape[1]:
+        raise ValueError(f"a map of {depth.shape} to {size}")
+    sides = list(zip(depth.shape, size, strict=True))
+    if _is_dense(valid):
+        # Rounds otherwise than `crop_resize_depth` where a center is on the edge of a pixel.
+        at = (np.floor((np.arange(m) + 0.5) * (n / m)).astype(np.int64) for n, m in sides)
+        return _read(depth, valid, np.ix_(*at))
+    rows, columns = (_cells(n, 0, n, m) for n, m in sides)
+    return _scatter(depth, valid, rows, columns, size)
+
+
+def scale_intrinsics(intrinsics: np.ndarray, size: Size, other: Size) -> np.ndarray:
+    """Returns the [3 3] intrinsics of a view in a raster of (h, w) `other` instead of `size`."""
+    return _pixel_transform(Window(0, 0, *size), other) @ intrinsics
+
+
+def _pixel_transform(window: Window, size: Size) -> np.ndarray:
+    """The matrix [3 3] from pixel centers of the raster to those of the window at another size."""
+    rows, columns = size[0] / window.height, size[1] / window.width
+    # Edges scale, centers do not: a center is half a pixel from its edge before and after.
+    shift_x = (0.5 - window.left) * columns - 0.5
+    shift_y = (0.5 - window.top) * rows - 0.5
+    return np.array([[columns, 0, shift_x], [0, rows, shift_y], [0, 0, 1]])
+
+
+def _exact_crop(
+    window: Window, size: tuple[int, ...], resolution: int
 ) -> tuple[slice, slice] | None:
-    """Returns which pixels of an (h, w) raster the cells of the resized window are, or None if they are not pixels."""
-    starts, extents = (window.top, window.left), (window.height, window.width)
-    if any(extent != resolution for extent in extents):
-        return None
-    if any(
-        start != int(start) or not 0 <= start <= n - resolution
-        for start, n in zip(starts, size, strict=True)
-    ):
+    """Returns the pixels of a window that needs no resampling, or None."""
+    if (window.height, window.width) != (resolution, resolution):
         return None
     top, left = int(window.top), int(window.left)
+    if (top, left) != (window.top, window.left):
+        return None
+    if not (0 <= top <= size[0] - resolution and 0 <= left <= size[1] - resolution):
+        return None
     return slice(top, top + resolution), slice(left, left + resolution)
 
 
-def _cells(length: int, start: float, extent: float, resolution: int) -> np.ndarray:
-    """Returns i64 [length], along one axis the target cell of each source pixel's centre, or -1 outside the window."""
-    cell = np.floor((np.arange(length) + 0.5 - start) * (resolution / extent)).astype(np.int64)
-    return np.where((cell >= 0) & (cell < resolution), cell, -1)
+def _cells(length: int, start: float, extent: float, count: int) -> np.ndarray:
+    """Returns i64 [length], the target cell of each pixel's center, -1 outside the window."""
+    cell = np.floor((np.arange(length) + 0.5 - start) * (count / extent)).astype(np.int64)
+    return np.where((cell >= 0) & (cell < count), cell, -1)
 
 
 def _span(cells: np.ndarray) -> slice:
-    """The source pixels inside the window, along one axis."""
+    """Returns the source pixels inside the window, along one axis."""
     inside = np.flatnonzero(cells >= 0)
     return slice(inside[0], inside[-1] + 1) if len(inside) else slice(0, 0)
 
 
-def _sample(
-    depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int
+def _is_dense(valid: np.ndarray) -> bool:
+    return valid.size > 0 and bool(np.count_nonzero(valid) >= DENSE * valid.size)
+
+
+def _read(
+    depth: np.ndarray, valid: np.ndarray, at: tuple[np.ndarray, ...]
 ) -> tuple[np.ndarray, np.ndarray]:
-    centres = (np.arange(resolution) + 0.5) / resolution
-    row = np.clip(
-        np.floor(window.top + centres * window.height).astype(np.int64), 0, depth.shape[0] - 1
-    )
-    column = np.clip(
-        np.floor(window.left + centres * window.width).astype(np.int64), 0, depth.shape[1] - 1
-    )
-    known = valid[np.ix_(row, column)]
-    return np.where(known, depth[np.ix_(row, column)], 0).astype(np.float32), known
+    picked = valid[at]
+    return np.where(picked, depth[at], 0).astype(np.float32), picked
 
 
 def _scatter(
-    depth: np.ndarray, valid: np.ndarray, rows: np.ndarray, columns: np.ndarray, resolution: int
+    depth: np.ndarray, valid: np.ndarray, rows: np.ndarray, columns: np.ndarray, size: Size
 ) -> tuple[np.ndarray, np.ndarray]:
-    known = np.flatnonzero(valid)  # much faster than both indices at once
-    z = depth.reshape(-1)[known]
-    row, column = np.divmod(known, valid.shape[1])
+    """Returns the nearest depth in each cell; rows [h] and columns [w] are the cells of pixels."""
+    pixels = np.flatnonzero(valid)  # much faster than both indices at once
+    z = depth.reshape(-1)[pixels]
+    row, column = np.divmod(pixels, valid.shape[1])
     row, column = rows[row], columns[column]
     inside = (row >= 0) & (column >= 0)
-    nearest = np.full(resolution * resolution, np.inf, np.float32)
-    np.minimum.at(nearest, row[inside] * resolution + column[inside], z[inside].astype(np.float32))
-    nearest = nearest.reshape(resolution, resolution)
-    known = np.isfinite(nearest)
-    return np.where(known, nearest, 0).astype(np.float32), known
-
-
-def shrink_picture(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns a picture u8 [h w 3] at another (h, w), antialiased."""
-    if image.shape[:2] == size:
-        return image
-    # To within a factor of two by means of whole pixels, which hardly shows and takes half the time.
-    return np.asarray(
-        Image.fromarray(image).resize(
-            (size[1], size[0]), Image.Resampling.LANCZOS, reducing_gap=2.0
-        )
-    )
-
-
-def resize_intrinsics(
-    intrinsics: np.ndarray, size: tuple[int, int], other: tuple[int, int]
-) -> np.ndarray:
-    """Returns the [3 3] intrinsics of the same view in a raster of (h, w) `other` instead of `size`."""
-    down, across = other[0] / size[0], other[1] / size[1]
-    # Edges scale, centres do not: a centre lies half a pixel from its edge before and after.
-    change = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2], [0, 0, 1]])
-    return change @ intrinsics
+    nearest = np.full(size[0] * size[1], np.inf, np.float32)
+    np.minimum.at(nearest, row[inside] * size[1] + column[inside], z[inside].astype(np.float32))
+    nearest = nearest.reshape(size)
+    found = np.isfinite(nearest)
+    return np.where(found, nearest, 0).astype(np.float32), found

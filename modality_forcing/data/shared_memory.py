@@ -1,8 +1,8 @@
-"""Memory that batches are stacked into again and again: a fresh page costs more than what is written into it.
+"""Pooled memory for batches: a fresh page costs more than writing into it.
 
-A slab holds one batch, and the next one once nobody holds an array that lies in it. Where a process loads for itself, slabs
-are memory of its own (`Stack`). Loader processes write into files in memory (`Send`) that the process which asked for the
-batches maps as well (`Received`), so that a batch crosses over without being copied.
+A slab is a buffer for one batch, and is reused when the batch's last array is freed. A process that
+loads for itself has private slabs (`BufferedStacker`). Loader processes write into files in memory
+(`SharedMemorySender`) which the main process maps too (`SharedMemoryReceiver`), without copying.
 """
 
 from __future__ import annotations
@@ -22,165 +22,163 @@ import numpy as np
 from modality_forcing.errors import UserError
 
 Batch = dict[str, Any]  # nested; arrays [b ...]
+ArraySpecs = dict[str, Any]  # nested as the batch is
 
-_LINE = 64  # bytes of a cache line: arrays begin at its multiples, the first behind the byte that says if a slab is held
-_HELD, _FREE = 1, 0
-_FILES = Path(
-    "/dev/shm"
-)  # files here are memory; elsewhere than on Linux a temporary folder serves
+# Bytes of a cache line. Arrays start at multiples; byte 0 of a slab says whether it is in use.
+_LINE = 64
+_IN_USE, _FREE = 1, 0
+_SHM = Path("/dev/shm")  # files here are memory; elsewhere than on Linux a temporary folder serves
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where an array lies in a slab."""
+class ArraySpec:
+    """The position of an array in a slab."""
 
-    at: int  # bytes
+    offset: int  # bytes
     shape: tuple[int, ...]
     dtype: np.dtype
 
 
 @dataclass(frozen=True)
-class Sent:
+class BatchHandle:
     """A batch in a slab of another process."""
 
     path: str
-    places: Mapping[str, Any]  # nested as the batch is
+    specs: ArraySpecs
 
 
-class Stack:
-    """Stacks equal nested dictionaries of arrays along a new leading axis. Threads may call it at once."""
+class BufferedStacker:
+    """Stacks nested dictionaries of arrays along a new leading axis. Thread-safe."""
 
     def __init__(self) -> None:
         self._free: list[mmap.mmap] = []
 
     def __call__(self, rows: Sequence[Batch]) -> Batch:
         """Returns the batch of these rows."""
-        places, size = _places(rows[0], len(rows))
+        specs, size = _layout(rows[0], len(rows))
         try:
             slab = self._free.pop()
         except IndexError:
             slab = None
         if slab is None or len(slab) < size:
             slab = mmap.mmap(-1, size)
-        whole = np.frombuffer(slab, np.uint8)
-        # Whatever is cut out of `whole` holds it, not the slab: NumPy looks for the owner among arrays only.
-        weakref.finalize(whole, self._free.append, slab).atexit = False
-        return _fill(_arrays(whole, places), rows)
+        buffer = np.frombuffer(slab, np.uint8)
+        # Views of `buffer` keep it alive and not the slab: NumPy's `base` is always an array.
+        weakref.finalize(buffer, self._free.append, slab).atexit = False
+        return _fill(_views(buffer, specs), rows)
 
 
-class Send:
-    """Stacks as `Stack` does, in a loader process, into files of `Received.folder`. Raises UserError where memory is full."""
+class SharedMemorySender:
+    """Stacks rows in a loader process, into files of `SharedMemoryReceiver.folder`.
+
+    Raises UserError if the memory is full.
+    """
 
     def __init__(self, folder: str):
         self._folder = folder
         self._slabs: dict[str, mmap.mmap] = {}
         self._lock = threading.Lock()
 
-    def __call__(self, rows: Sequence[Batch]) -> Sent:
-        """Returns where the batch of these rows is."""
-        places, size = _places(rows[0], len(rows))
-        path, slab = self._take(size)
-        _fill(_arrays(np.frombuffer(slab, np.uint8), places), rows)
-        return Sent(path, places)
+    def __call__(self, rows: Sequence[Batch]) -> BatchHandle:
+        """Returns a handle to the batch of these rows."""
+        specs, size = _layout(rows[0], len(rows))
+        path, slab = self._acquire(size)
+        _fill(_views(np.frombuffer(slab, np.uint8), specs), rows)
+        return BatchHandle(path, specs)
 
-    def _take(self, size: int) -> tuple[str, mmap.mmap]:
+    def _acquire(self, size: int) -> tuple[str, mmap.mmap]:
         with self._lock:
-            free = (
-                path for path, slab in self._slabs.items() if slab[0] == _FREE and len(slab) >= size
-            )
-            path = next(free, None) or self._add(size)
-            self._slabs[path][0] = _HELD
-            return path, self._slabs[path]
+            free = (path for path, slab in self._slabs.items() if slab[0] == _FREE)
+            path = next((path for path in free if len(self._slabs[path]) >= size), None)
+            if path is None:
+                path = os.path.join(self._folder, f"{os.getpid()}-{len(self._slabs)}")
+                self._slabs[path] = _create(path, size)
+            slab = self._slabs[path]
+            slab[0] = _IN_USE
+            return path, slab
 
-    def _add(self, size: int) -> str:
-        path = os.path.join(self._folder, f"{os.getpid()}-{len(self._slabs)}")
-        self._slabs[path] = _new(path, size)
-        return path
-
-    def __reduce__(self) -> tuple[type[Send], tuple[str]]:
-        return Send, (self._folder,)
+    def __reduce__(self) -> tuple[type[SharedMemorySender], tuple[str]]:
+        return SharedMemorySender, (self._folder,)
 
 
-class Received:
-    """What loader processes send, mapped here. An array may be kept as long as it is wanted."""
+class SharedMemoryReceiver:
+    """Maps batches of loader processes. Their arrays stay valid as long as they are referenced."""
 
     def __init__(self) -> None:
-        home = _FILES if _FILES.is_dir() else None
-        self._home = tempfile.TemporaryDirectory(
-            prefix="mforce-", dir=home, ignore_cleanup_errors=True
+        parent = _SHM if _SHM.is_dir() else None
+        self._directory = tempfile.TemporaryDirectory(
+            prefix="mforce-", dir=parent, ignore_cleanup_errors=True
         )
         self._slabs: dict[str, mmap.mmap] = {}
 
     @property
     def folder(self) -> str:
-        """Where loader processes put their slabs."""
-        return self._home.name
+        """The folder of the loader processes' slabs."""
+        return self._directory.name
 
-    def open(self, sent: Sent) -> Batch:
-        """Returns a batch; its slab is free again when the last array of it is gone."""
-        if (slab := self._slabs.get(sent.path)) is None:
-            with open(sent.path, "r+b") as file:
-                slab = self._slabs[sent.path] = mmap.mmap(file.fileno(), 0)
-            os.unlink(
-                sent.path
-            )  # both sides have it: a name would only outlive them if they are killed
-        whole = np.frombuffer(slab, np.uint8)
-        weakref.finalize(whole, slab.__setitem__, 0, _FREE).atexit = False
-        return _arrays(whole, sent.places)
+    def open(self, handle: BatchHandle) -> Batch:
+        """Returns a batch; its slab is free again when the last array is freed."""
+        if (slab := self._slabs.get(handle.path)) is None:
+            with open(handle.path, "r+b") as file:
+                slab = self._slabs[handle.path] = mmap.mmap(file.fileno(), 0)
+            os.unlink(handle.path)  # both sides map it; the name would outlive a killed process
+        buffer = np.frombuffer(slab, np.uint8)
+        weakref.finalize(buffer, slab.__setitem__, 0, _FREE).atexit = False
+        return _views(buffer, handle.specs)
 
     def close(self) -> None:
-        """Forgets the slabs, and removes those that were never opened. Batches that are still held stay as they are."""
+        """Drops the slabs and removes unopened ones. Batches that are still held stay valid."""
         self._slabs.clear()
-        self._home.cleanup()
+        self._directory.cleanup()
 
 
-def _new(path: str, size: int) -> mmap.mmap:
+def _create(path: str, size: int) -> mmap.mmap:
     with open(path, "x+b") as file:
         try:
-            if hasattr(
-                os, "posix_fallocate"
-            ):  # at once and now: a page that is not there later kills the process
+            if hasattr(os, "posix_fallocate"):  # all pages now: a missing one later is a SIGBUS
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 os.ftruncate(file.fileno(), size)
         except OSError as error:
             os.unlink(path)
-            what = (
-                f"no room for a batch of {size / 2**20:.0f} MiB in shared memory ({error.strerror})"
-            )
+            need = f"no room for a batch of {size / 2**20:.0f} MiB in shared memory"
+            where = os.path.dirname(os.path.dirname(path))
             hint = "give it more, with docker run --shm-size for one, or set data.workers=0"
-            raise UserError(
-                what, where=os.path.dirname(os.path.dirname(path)), hint=hint
-            ) from error
+            raise UserError(f"{need} ({error.strerror})", where=where, hint=hint) from error
         return mmap.mmap(file.fileno(), size)
 
 
-def _places(row: Batch, count: int, at: int = _LINE) -> tuple[dict[str, Any], int]:
-    """Where each array of a batch of `count` such rows goes, and the bytes it all takes."""
-    places: dict[str, Any] = {}
+def _layout(row: Batch, count: int, offset: int = _LINE) -> tuple[ArraySpecs, int]:
+    """Returns where each array of a batch of `count` such rows goes, and the size in bytes."""
+    specs: ArraySpecs = {}
     for name, value in row.items():
         if isinstance(value, dict):
-            places[name], at = _places(value, count, at)
+            specs[name], offset = _layout(value, count, offset)
             continue
         value = np.asarray(value)
-        places[name] = Place(at, (count, *value.shape), value.dtype)
-        at += -(-count * value.nbytes // _LINE) * _LINE
-    return places, at
+        specs[name] = ArraySpec(offset, (count, *value.shape), value.dtype)
+        offset += -(-count * value.nbytes // _LINE) * _LINE
+    return specs, offset
 
 
-def _arrays(whole: np.ndarray, places: Mapping[str, Any]) -> Batch:
-    def cut(place: Place) -> np.ndarray:
-        size = int(np.prod(place.shape)) * place.dtype.itemsize
-        return whole[place.at : place.at + size].view(place.dtype).reshape(place.shape)
-
-    return {
-        name: cut(place) if isinstance(place, Place) else _arrays(whole, place)
-        for name, place in places.items()
-    }
+def _views(buffer: np.ndarray, specs: Mapping[str, Any]) -> Batch:
+    """Returns the arrays in a buffer, nested as the specs are."""
+    batch: Batch = {}
+    for name, spec in specs.items():
+        if isinstance(spec, ArraySpec):
+            end = spec.offset + int(np.prod(spec.shape)) * spec.dtype.itemsize
+            batch[name] = buffer[spec.offset : end].view(spec.dtype).reshape(spec.shape)
+        else:
+            batch[name] = _views(buffer, spec)
+    return batch
 
 
 def _fill(batch: Batch, rows: Sequence[Batch]) -> Batch:
+    """Stacks rows into the arrays of a batch."""
     for name, value in batch.items():
         values = [row[name] for row in rows]
-        _fill(value, values) if isinstance(value, dict) else np.stack(values, out=value)
+        if isinstance(value, dict):
+            _fill(value, values)
+        else:
+            np.stack(values, out=value)
     return batch

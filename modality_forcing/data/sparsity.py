@@ -1,4 +1,4 @@
-"""Sparse depth as real sensors leave it: patterns that thin a dense record to what training may see."""
+"""Sparse depth as real sensors measure it: patterns that remove depth from a dense record."""
 
 from __future__ import annotations
 
@@ -12,38 +12,39 @@ from modality_forcing.errors import UserError
 
 Pattern = Callable[[Record, np.random.Generator], np.ndarray]
 
-MOST = 0.35  # no thinned map keeps more of its pixels than this
+MAX_DENSITY = 0.35  # largest fraction of pixels that a pattern keeps
 _FALLBACK_FOV = 60.0  # degrees, where a record has no intrinsics
-_FLAT = 2.0  # grey levels per pixel, of 255: a gradient that no feature detector would take
+_MIN_GRADIENT = 2.0  # gray levels (of 255) per pixel; feature detectors ignore less
 _TINY = 1e-6
 
 
 def uniform(record: Record, rng: np.random.Generator) -> np.ndarray:
-    """Pixels at random, 1% to 13% of the picture, bool [h w]."""
+    """Returns random pixels, 1% to 13% of the image, bool [h w]."""
     wanted = round(rng.uniform(0.01, 0.13) * record.valid.size)
-    return _best(rng.random(record.valid.shape), record.valid, wanted)
+    return _top(rng.random(record.valid.shape), record.valid, wanted)
 
 
 def lidar(record: Record, rng: np.random.Generator) -> np.ndarray:
-    """Scan lines of a spinning sensor, bool [h w]: rings of equal elevation below a level, with returns dropped.
+    """Returns scan lines of a spinning sensor, bool [h w]: rings of equal elevation with dropouts.
 
-    The rings follow the intrinsics (or a field of view of 60 degrees), tilted a little; the upper third stays empty.
+    The rings follow the intrinsics (or a field of view of 60 degrees), slightly tilted, below a
+    random elevation; the upper third of the image is empty.
     """
     height, width = record.valid.shape
-    focal_x, focal_y, centre_x, centre_y = _pinhole(record)
-    x = (np.arange(width) - centre_x) / focal_x
-    y = (np.arange(height)[:, None] - centre_y) / focal_y
-    lean = np.radians(rng.uniform(-3, 3))
-    x, y = np.cos(lean) * x + np.sin(lean) * y, np.cos(lean) * y - np.sin(lean) * x
+    focal_x, focal_y, center_x, center_y = _pinhole(record)
+    x = (np.arange(width) - center_x) / focal_x
+    y = (np.arange(height)[:, None] - center_y) / focal_y
+    roll = np.radians(rng.uniform(-3, 3))
+    x, y = np.cos(roll) * x + np.sin(roll) * y, np.cos(roll) * y - np.sin(roll) * x
     below = np.arctan2(y, np.hypot(x, 1))
-    top = np.arctan2((rng.uniform(0.35, 0.55) * height - centre_y) / focal_y, 1)
+    top = np.arctan2((rng.uniform(0.35, 0.55) * height - center_y) / focal_y, 1)
     pixel = 1 / focal_y
-    bottom = np.arctan2((height - 1 - centre_y) / focal_y, 1)
+    bottom = np.arctan2((height - 1 - center_y) / focal_y, 1)
     spacing = max(2.2 * pixel, (bottom - top) / rng.integers(6, 17))
     ring = (below - top) / spacing
     mask = (ring > -0.5) & (np.abs(ring - np.round(ring)) * spacing < 0.5 * pixel)
     mask &= rng.random(mask.shape) > rng.uniform(0.1, 0.5)
-    # Whole sectors go missing where the sensor is blocked or the surface swallows the pulse.
+    # A sector is missing where the sensor is blocked or the surface absorbs the pulse.
     start, extent = rng.integers(width), int(rng.uniform(0, 0.2) * width)
     mask[:, start : start + extent] = False
     mask[: height // 3 + 1] = False
@@ -51,60 +52,56 @@ def lidar(record: Record, rng: np.random.Generator) -> np.ndarray:
 
 
 def sfm(record: Record, rng: np.random.Generator) -> np.ndarray:
-    """Points as structure from motion finds them, bool [h w]: on image gradients, in clusters, at most 0.5% to 6%.
+    """Returns points as of structure from motion, bool [h w]: clusters on gradients, 0.5% to 6%.
 
     Strong gradients are preferred; a surface without texture gets no point.
     """
     height, width = record.valid.shape
-    grey = record.image.astype(np.float32).mean(axis=2)
-    down, across = np.gradient(grey)
+    gray = record.image.astype(np.float32).mean(axis=2)
+    down, across = np.gradient(gray)
     strength = np.hypot(down, across)
     rows, columns = np.mgrid[:height, :width].astype(np.float32)
-    favour = np.full((height, width), 0.05, np.float32)
+    density = np.full((height, width), 0.05, np.float32)
     for _ in range(int(rng.integers(2, 6))):
-        at, reach = (
-            rng.uniform(0, 1, 2) * (height, width),
-            rng.uniform(0.08, 0.3) * max(height, width),
-        )
-        favour += np.exp(-((rows - at[0]) ** 2 + (columns - at[1]) ** 2) / (2 * reach**2))
+        row, column = rng.uniform(0, 1, 2) * (height, width)
+        radius = rng.uniform(0.08, 0.3) * max(height, width)
+        density += np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * radius**2))
     wanted = round(rng.uniform(0.005, 0.06) * record.valid.size)
-    # The largest of log weight + Gumbel noise are a draw without replacement in proportion to the weights.
-    score = np.log(strength**1.5 * favour + _TINY) - np.log(
-        -np.log(rng.uniform(1e-12, 1, strength.shape))
-    )
-    return _best(score, record.valid & (strength > _FLAT), wanted)
+    # The largest log weights + Gumbel noise are a weighted sample without replacement.
+    gumbel = -np.log(-np.log(rng.uniform(1e-12, 1, strength.shape)))
+    score = np.log(strength**1.5 * density + _TINY) + gumbel
+    return _top(score, record.valid & (strength > _MIN_GRADIENT), wanted)
 
 
 def sensor(record: Record, rng: np.random.Generator) -> np.ndarray:
-    """What a structured-light or time-of-flight camera sees, bool [h w]: a dense part of the picture, with its holes.
+    """Returns what a structured-light or time-of-flight camera sees, bool [h w].
 
-    Its field of view is narrower than the colour camera's. Nothing at a depth edge (nor, at times, beside it, where the
-    projector casts no light), nothing beyond a maximum range, little on very dark surfaces.
+    A dense window with holes: none at a depth edge (nor, at times, beside it, in the shadow of the
+    projector), none beyond a maximum range, few on very dark surfaces.
     """
-    known, shape = record.valid, record.valid.shape
+    valid, shape = record.valid, record.valid.shape
     side = np.sqrt(rng.uniform(0.25, 0.5))
     height, width = (max(1, round(side * n)) for n in shape)
-    top, left = (
-        int(rng.integers(0, n - m + 1)) for n, m in zip(shape, (height, width), strict=True)
-    )
+    top = int(rng.integers(0, shape[0] - height + 1))
+    left = int(rng.integers(0, shape[1] - width + 1))
     mask = np.zeros(shape, bool)
     mask[top : top + height, left : left + width] = True
-    hole = depth_edges(record.depth, known)
-    # The projector stands beside the camera, so the strip next to an edge is in its shadow, always on the same side.
-    to, away = (
-        (np.s_[:, 1:], np.s_[:, :-1]) if rng.random() < 0.5 else (np.s_[:, :-1], np.s_[:, 1:])
-    )
+    hole = depth_edges(record.depth, valid)
+    # The projector is beside the camera: its shadow is always on the same side of an edge.
+    shadow, edge = np.s_[:, 1:], np.s_[:, :-1]
+    if rng.random() >= 0.5:
+        shadow, edge = edge, shadow
     if rng.random() < 0.5:
-        hole[to] |= hole[away].copy()
-    if known.any():
-        mask &= record.depth <= np.quantile(record.depth[known], rng.uniform(0.7, 1.0))
+        hole[shadow] |= hole[edge].copy()
+    if valid.any():
+        mask &= record.depth <= np.quantile(record.depth[valid], rng.uniform(0.7, 1.0))
     dark = record.image.max(axis=2) < 40
     mask &= ~(dark & (rng.random(shape) < 0.7))
-    return _capped(mask & known & ~hole, rng)
+    return _capped(mask & valid & ~hole, rng)
 
 
 def missing(record: Record, rng: np.random.Generator) -> np.ndarray:
-    """Nothing at all, bool [h w]."""
+    """Returns no pixel, bool [h w]."""
     return np.zeros(record.valid.shape, bool)
 
 
@@ -115,7 +112,7 @@ PATTERNS: dict[str, Pattern] = {
     "sensor": sensor,
     "missing": missing,
 }
-"""Each takes a record and a generator to bool [h w], a subset of record.valid, at most `MOST` of all pixels."""
+"""By name. Each returns bool [h w] within record.valid, at most `MAX_DENSITY` of the pixels."""
 
 DEFAULT_MIXTURE: Mapping[str, float] = {
     "uniform": 0.5,
@@ -124,39 +121,36 @@ DEFAULT_MIXTURE: Mapping[str, float] = {
     "sensor": 0.2,
     "missing": 0.08,
 }
-"""On the procedural scenes this keeps less than a tenth of the pixels on average."""
+"""Weights. On the procedural scenes they keep less than 10% of the pixels on average."""
 
 
-def thin(
+def sparsify(
     record: Record, rng: np.random.Generator, weights: Mapping[str, float] = DEFAULT_MIXTURE
 ) -> Record:
-    """Thins a record by one pattern drawn by weight; depth becomes 0 where it is no longer known.
+    """Applies one pattern, sampled by weight; depth is 0 where it is no longer valid.
 
-    Raises UserError for an unknown pattern, a negative weight, or weights that add up to nothing.
+    Raises UserError for an unknown pattern, a negative weight, or weights that sum to 0.
     """
     names = tuple(weights)
-    for name in names:
-        if name not in PATTERNS:
-            raise UserError(
-                f"unknown sparse pattern {name!r}", hint=f"known are {', '.join(PATTERNS)}"
-            )
-    shares = np.array([weights[name] for name in names], np.float64)
-    if not len(shares) or not np.all(np.isfinite(shares)) or shares.min() < 0 or shares.sum() <= 0:
-        raise UserError(
-            f"sparse pattern weights {dict(weights)}", hint="need numbers >= 0 that are not all 0"
-        )
-    pattern = names[int(rng.choice(len(names), p=shares / shares.sum()))]
-    mask = PATTERNS[pattern](record, rng)
+    if unknown := [name for name in names if name not in PATTERNS]:
+        hint = f"known are {', '.join(PATTERNS)}"
+        raise UserError(f"unknown sparse pattern {unknown[0]!r}", hint=hint)
+    p = np.array([weights[name] for name in names], np.float64)
+    if not len(p) or not np.all(np.isfinite(p)) or p.min() < 0 or p.sum() <= 0:
+        hint = "need numbers >= 0 that are not all 0"
+        raise UserError(f"sparse pattern weights {dict(weights)}", hint=hint)
+    pattern = PATTERNS[names[int(rng.choice(len(names), p=p / p.sum()))]]
+    mask = pattern(record, rng)
     return replace(record, valid=mask, depth=np.where(mask, record.depth, np.float32(0)))
 
 
-def depth_edges(depth: np.ndarray, known: np.ndarray, ratio: float = 1.1) -> np.ndarray:
-    """Pixels bool [h w] beside which (in the row or column) depth jumps by more than a ratio, or is unknown."""
-    log = np.log(np.where(known & (depth > 0), depth, np.float32(1)))
+def depth_edges(depth: np.ndarray, valid: np.ndarray, ratio: float = 1.1) -> np.ndarray:
+    """Returns pixels, bool [h w], with a neighbor of depth beyond a ratio, or not valid as they."""
+    log = np.log(np.where(valid & (depth > 0), depth, np.float32(1)))
     edges = np.zeros(depth.shape, bool)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         jump = np.abs(log[one] - log[other]) > np.log(ratio)
-        jump |= known[one] != known[other]
+        jump |= valid[one] != valid[other]
         edges[one] |= jump
         edges[other] |= jump
     return edges
@@ -171,17 +165,17 @@ def _pinhole(record: Record) -> tuple[float, float, float, float]:
     return focal, focal, (width - 1) / 2, (height - 1) / 2
 
 
-def _best(score: np.ndarray, known: np.ndarray, wanted: int) -> np.ndarray:
-    """The `wanted` known pixels of highest score (all of them if there are fewer; at least one is wanted)."""
-    candidates = np.flatnonzero(known)
-    wanted = min(max(wanted, 1), len(candidates))
-    mask = np.zeros(known.size, bool)
-    if wanted:
-        order = np.argpartition(-score.ravel()[candidates], wanted - 1)[:wanted]
+def _top(score: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:
+    """Returns the `count` valid pixels of highest score: at least one, all if there are fewer."""
+    candidates = np.flatnonzero(valid)
+    count = min(max(count, 1), len(candidates))
+    mask = np.zeros(valid.size, bool)
+    if count:
+        order = np.argpartition(-score.ravel()[candidates], count - 1)[:count]
         mask[candidates[order]] = True
-    return mask.reshape(known.shape)
+    return mask.reshape(valid.shape)
 
 
 def _capped(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    most = int(MOST * mask.size)
-    return _best(rng.random(mask.shape), mask, most) if np.count_nonzero(mask) > most else mask
+    most = int(MAX_DENSITY * mask.size)
+    return _top(rng.random(mask.shape), mask, most) if np.count_nonzero(mask) > most else mask

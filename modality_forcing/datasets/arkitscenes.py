@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import resize_intrinsics
+from modality_forcing.data.resize import scale_intrinsics
 from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_rgb,
@@ -147,7 +147,7 @@ def _camera(path: Path | None, size: tuple[int, int]) -> np.ndarray | None:
         raise UserError(
             "is for a picture without pixels", where=path, hint="unpack the video again"
         )
-    return resize_intrinsics(pinhole(fx, fy, cx, cy), (int(height), int(width)), size)
+    return scale_intrinsics(pinhole(fx, fy, cx, cy), (int(height), int(width)), size)
 
 
 def _read(info: DatasetInfo, frame: _Frame) -> Record:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import resize_intrinsics
+from modality_forcing.data.resize import scale_intrinsics
 from modality_forcing.datasets.common.formats import check_same_size, read_array, read_rgb
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
@@ -52,7 +52,7 @@ def _read(info: DatasetInfo, picture: Path) -> Record:
     image = read_rgb(picture)
     depth, mask = read_array(_beside(picture, "depth")), read_array(_beside(picture, "depth_mask"))
     check_same_size(image, mask, picture, _beside(picture, "depth_mask"))
-    camera = resize_intrinsics(_CAMERA, (768, 1024), image.shape[:2])
+    camera = scale_intrinsics(_CAMERA, (768, 1024), image.shape[:2])
     return make_record(info, picture, image, depth, mask != 0, camera)
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import shrink_picture
+from modality_forcing.data.resize import downscale_image
 from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
 from modality_forcing.datasets.common.formats import read_raw_floats, read_rgb
@@ -78,7 +78,7 @@ def _read(info: DatasetInfo, frame: tuple[Path, Camera]) -> Record:
     small = shrunk(camera, (camera.size[0] // smaller, camera.size[1] // smaller))
     to = pinhole_like(small, filled=True)
     nothing = np.zeros(small.size, np.float32)
-    picture, _, _ = undistort(shrink_picture(image, small.size), nothing, nothing > 0, small, to)
+    picture, _, _ = undistort(downscale_image(image, small.size), nothing, nothing > 0, small, to)
     _, depth, valid = undistort(np.zeros_like(image), depth, np.isfinite(depth), camera, to)
     return make_record(info, path, picture, depth, valid, to.matrix)
 

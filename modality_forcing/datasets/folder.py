@@ -1,4 +1,4 @@
-"""A folder of one's own pictures, as `data.folder.Folder` lays it out, whole instead of cropped to squares.
+"""A folder of one's own pictures, as `data.folder.ImageFolder` lays it out, whole instead of cropped to squares.
 
 Options, each `--option NAME=VALUE` of mforce prepare: depth_scale (unit per stored number, 0.001 for millimetres), unit
 (metric, sfm or relative), captions (a captions file elsewhere). Depth of another size than its picture is brought to the
@@ -17,9 +17,9 @@ from typing import cast, get_args
 import numpy as np
 
 from modality_forcing.data.files import check_scale, read_depth, read_image
-from modality_forcing.data.folder import Folder, check_aspect
+from modality_forcing.data.folder import ImageFolder, check_aspect
 from modality_forcing.data.records import Record, RecordSource, Unit
-from modality_forcing.data.shrink import shrink_depth
+from modality_forcing.data.resize import downscale_depth
 from modality_forcing.datasets.common.lazy import upsample_sparse
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
@@ -28,7 +28,7 @@ _OPTIONS = ("depth_scale", "unit", "captions")
 
 
 @dataclass(frozen=True)
-class WholeFolder(Folder):
+class WholeFolder(ImageFolder):
     """The pictures and depth of a folder in the raster of the upright picture; `resolution` is not used."""
 
     resolution: int = 1
@@ -108,7 +108,7 @@ def _in_raster(
     if finest != depth.shape:
         depth = upsample_sparse(np.where(valid, depth, np.float32(0)), finest)
         valid = depth > 0
-    return (depth, valid) if finest == size else shrink_depth(depth, valid, size)
+    return (depth, valid) if finest == size else downscale_depth(depth, valid, size)
 
 
 DATASET = FolderSet("folder", "a folder of one's own", "relative", ("train",), "one's own", _open)

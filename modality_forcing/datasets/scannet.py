@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import shrink_picture
+from modality_forcing.data.resize import downscale_image
 from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_matrix,
@@ -95,7 +95,7 @@ def _read(info: DatasetInfo, frame: str) -> Record:
     if (
         abs(width * rows - height * columns) < 0.02 * width * rows
     ):  # the sensor's 1296 x 968 are not quite 4 : 3
-        image = shrink_picture(image, (rows, columns))
+        image = downscale_image(image, (rows, columns))
     check_same_size(image, depth, picture, path)
     intrinsics = _camera(scene / "intrinsic" / "intrinsic_depth.txt")
     return make_record(info, path, image, depth, intrinsics=intrinsics)

@@ -16,8 +16,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from modality_forcing.atomic_io import write_file
-from modality_forcing.data.augment import mirror
-from modality_forcing.data.resize import fit
+from modality_forcing.data.augment import hflip
+from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.encoders.frozen import BATCH, Frozen
 from modality_forcing.errors import UserError
 from modality_forcing.progress import ProgressMeter
@@ -98,8 +98,8 @@ class Job:
         """Writes the latents of every picture and of its mirror image."""
 
         def read(index: int) -> tuple[np.ndarray, np.ndarray]:
-            record = fit(self.source[index], resolution)
-            return record.image, mirror(record).image
+            record = center_crop_resize(self.source[index], resolution)
+            return record.image, hflip(record).image
 
         def shard(part: range) -> Iterator[bytes]:
             with ThreadPoolExecutor(_READERS) as pool:

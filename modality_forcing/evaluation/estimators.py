@@ -19,8 +19,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.files import DAMAGE, SIXTEEN_BIT, read_depth, read_image
-from modality_forcing.data.resize import Window, place_depth
+from modality_forcing.data.files import DECODE_ERRORS, MODES_16_BIT, read_depth, read_image
+from modality_forcing.data.resize import Window, crop_resize_depth
 from modality_forcing.errors import UserError
 
 AT_ONCE = 32  # pictures of one call of somebody's function, whose memory is not known here
@@ -61,7 +61,7 @@ def from_folder(path: str | Path) -> Estimator:
     """Returns an estimator that reads maps made elsewhere: of picture `name`, `name.npy` or else a 16-bit `name.png`.
 
     0, NaN and inf mean unknown. A map may be of another size with the picture's aspect; it is then read at the pixel under
-    each cell's centre (`place_depth`) and never interpolated. Where `name.png` is a picture, it must be the one judged:
+    each cell's centre (`crop_resize_depth`) and never interpolated. Where `name.png` is a picture, it must be the one judged:
     maps of the pictures of another checkpoint are refused. Raises UserError if there is no such folder.
     """
     if not Path(path).is_dir():
@@ -212,15 +212,15 @@ def _placed(
     if height != width:  # pictures are square
         told = f"is a map of {height} x {width} pixels for a picture of {resolution} x {resolution}"
         raise UserError(told, where=where, hint="give depth of the whole picture in its aspect")
-    return place_depth(depth, known, Window(0, 0, height, width), resolution)
+    return crop_resize_depth(depth, known, Window(0, 0, height, width), resolution)
 
 
 def _is_picture(path: Path) -> bool:
     """Whether a PNG is a picture to look at and no map of counts; of a damaged one, reading it will tell."""
     try:
         with Image.open(path) as opened:
-            return opened.mode not in SIXTEEN_BIT
-    except (OSError, *DAMAGE):
+            return opened.mode not in MODES_16_BIT
+    except (OSError, *DECODE_ERRORS):
         return False
 
 

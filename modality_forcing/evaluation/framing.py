@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.resize import Window, place_image
+from modality_forcing.data.resize import Window, crop_resize_image
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
 from modality_forcing.evaluation.views import drop_far, warp
@@ -61,7 +61,7 @@ def scored(frame: Frame, benchmark: Benchmark, view: ViewName, resolution: int) 
     if view == "square":
         return Scored(frame.name, image, image, truth, valid, frame.intrinsics is not None)
     height, width = truth.shape
-    shown = place_image(image, Window(0, 0, height, width), resolution)
+    shown = crop_resize_image(image, Window(0, 0, height, width), resolution)
     return Scored(frame.name, shown, image, truth, valid, frame.intrinsics is not None)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config, SampleConfig
-from modality_forcing.data.resize import fit
+from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import depth_metrics as scores
 from modality_forcing.evaluation.colors import colour_word_score
@@ -48,7 +48,7 @@ def held_out(config: Config) -> HeldOut:
     """
     source = inputs.open_source(config, "eval")
     records = [
-        fit(source[i], config.data.resolution)
+        center_crop_resize(source[i], config.data.resolution)
         for i in range(min(config.eval.examples, len(source)))
     ]
     if not any(r.valid.any() for r in records):
@@ -67,7 +67,8 @@ def row_mean(config: Config) -> np.ndarray:
     """Returns the mean relative depth of each row over training records: the predictor to beat by looking."""
     source = inputs.open_source(config, "train")
     records = [
-        fit(source[i], config.data.resolution) for i in range(min(ROW_MEAN_SCENES, len(source)))
+        center_crop_resize(source[i], config.data.resolution)
+        for i in range(min(ROW_MEAN_SCENES, len(source)))
     ]
     return scores.row_mean_prediction(
         np.stack([r.depth for r in records]), np.stack([r.valid for r in records])

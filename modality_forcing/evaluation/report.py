@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing import __version__
-from modality_forcing.data.resize import Window, place_depth, place_image
+from modality_forcing.data.resize import Window, crop_resize_depth, crop_resize_image
 from modality_forcing.evaluation.benchmark import Scores
 from modality_forcing.evaluation.benchmarks.open import Opened
 from modality_forcing.evaluation.benchmarks.registry import find_benchmark
@@ -198,11 +198,11 @@ def sheet(
             frame, pred = look(index)
             laid = aligned(pred[None], frame.truth[None], frame.valid[None], protocol)[0]
             whole = Window(0, 0, *frame.truth.shape)
-            truth, known = place_depth(frame.truth, frame.valid, whole, _CELL)
+            truth, known = crop_resize_depth(frame.truth, frame.valid, whole, _CELL)
             laid = placed(laid, (_CELL, _CELL))
             limits = images.disparity_limits(truth, known)
             cells = [
-                place_image(frame.picture, whole, _CELL),
+                crop_resize_image(frame.picture, whole, _CELL),
                 images.disparity_colours(laid, None, limits),
                 images.disparity_colours(truth, known, limits),
                 images.value_colours(

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from modality_forcing.atomic_io import write_file
-from modality_forcing.data.shrink import Size, longer_side, shorter_side
+from modality_forcing.data.resize import Size, limit_longer_side, limit_shorter_side
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 from modality_forcing.storage import manifest, tfds_metadata
@@ -55,9 +55,9 @@ class Settings:
     def size(self) -> Callable[[Size], Size]:
         """From the (h, w) of a frame to that at which it is stored."""
         if self.resolution is not None:
-            return partial(shorter_side, pixels=self.resolution)
+            return partial(limit_shorter_side, pixels=self.resolution)
         assert self.max_side is not None
-        return partial(longer_side, pixels=self.max_side)
+        return partial(limit_longer_side, pixels=self.max_side)
 
     def indices(self, shard: int) -> range:
         """Returns the records that belong to a shard."""

@@ -21,7 +21,7 @@ from PIL import features
 
 import modality_forcing
 from modality_forcing.data.records import Record, RecordSource, check
-from modality_forcing.data.shrink import shrink
+from modality_forcing.data.resize import downscale
 from modality_forcing.errors import UserError
 from modality_forcing.prepare.job import Done, Place
 from modality_forcing.storage import codec, manifest
@@ -122,7 +122,7 @@ def write_shard(place: Place, source: RecordSource, index: int, counters: Counte
                 raise Stopped(bad)
             read = _read(source, number)
             if isinstance(read, Record):
-                record = shrink(read, settings.size)
+                record = downscale(read, settings.size)
                 tally.add(record)
                 writer.write(codec.encode(record, settings.image_format, settings.quality))
             else:

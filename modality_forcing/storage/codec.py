@@ -28,7 +28,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.files import DAMAGE, decode_jpeg
+from modality_forcing.data.files import DECODE_ERRORS, decode_jpeg
 from modality_forcing.data.records import Record, Unit
 from modality_forcing.storage import tf_example
 
@@ -100,7 +100,7 @@ def decode(content: bytes, pixels: bool = True) -> Record:
             source=_text(features, "source"),
             id=_text(features, "id"),
         )
-    except (OSError, *DAMAGE, TypeError) as error:
+    except (OSError, *DECODE_ERRORS, TypeError) as error:
         raise ValueError(f"not a prepared example ({error or type(error).__name__})") from error
 
 

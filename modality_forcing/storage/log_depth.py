@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 from modality_forcing.atomic_io import write_file
-from modality_forcing.data.files import SIXTEEN_BIT, decoding
+from modality_forcing.data.files import MODES_16_BIT, open_image
 from modality_forcing.errors import UserError
 
 _UNKNOWN, _SKY = 0, 65535
@@ -29,8 +29,8 @@ def read_log_depth(path: str | Path) -> tuple[np.ndarray, float | None]:
     The unit is what the file says one is worth, in metres; it is not multiplied in: MoGe's loader overrides it for each
     benchmark. Raises UserError if the file is missing or damaged, has not 16 bits, or no usable near, far and unit.
     """
-    with decoding(path, "depth map") as opened:
-        if opened.format != "PNG" or opened.mode not in SIXTEEN_BIT:
+    with open_image(path, "depth map") as opened:
+        if opened.format != "PNG" or opened.mode not in MODES_16_BIT:
             raise UserError(
                 f"is a {opened.format} of mode {opened.mode}, not a 16-bit grey PNG",
                 where=path,

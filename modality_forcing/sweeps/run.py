@@ -43,7 +43,7 @@ import modality_forcing
 from modality_forcing import distributed
 from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config, to_dict
-from modality_forcing.data.in_memory import Cached
+from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
 from modality_forcing.sweeps.price import columns
@@ -323,7 +323,7 @@ class _Work:
         if config.data.source != "scenes" or config.data.workers:
             return None
         key = json.dumps([config.seed, config.data.num_scenes, config.data.resolution])
-        return self._records.setdefault(key, Cached(inputs.open_source(config)))
+        return self._records.setdefault(key, InMemory(inputs.open_source(config)))
 
     def _row(self, cell: Cell) -> dict[str, Any]:
         versions = sorted(

@@ -237,7 +237,7 @@ def _batches(config: Config, count: int) -> tuple[list[Any], Any]:
         batch=config.train.batch,
         seed=config.seed,
         resolution=data.resolution,
-        sparse=data.sparsity_patterns or None,
+        sparsity=data.sparsity_patterns or None,
     )
     try:
         return [next(batches) for _ in range(count)], encoder.null()

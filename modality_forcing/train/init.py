@@ -16,7 +16,7 @@ from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
-from modality_forcing.data.prefetch import Ahead
+from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
@@ -38,7 +38,7 @@ class Run:
 
     step: Step
     start_step: int  # updates already done
-    batches: Ahead
+    batches: PrefetchToDevice
     checkpoints: checkpoint.Checkpoints
     metadata: Mapping[str, Any]  # of the checkpoint that the state is from
 
@@ -123,7 +123,7 @@ def _initial_state(
     return init_state(config, params, shardings(abstract)), {}
 
 
-def _open_batches(inputs: Inputs, mesh: Mesh) -> Ahead:
+def _open_batches(inputs: Inputs, mesh: Mesh) -> PrefetchToDevice:
     """Returns the batches of a run, encoded and on their devices."""
     config, data = inputs.config, inputs.config.data
     batches = train_batches(
@@ -132,14 +132,16 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> Ahead:
         batch=config.train.batch,
         seed=config.seed,
         resolution=data.resolution,
-        sparse=data.sparsity_patterns or None,
+        sparsity=data.sparsity_patterns or None,
         augment=Augment((data.min_crop, 1.0), data.crop_jitter, data.flip_prob),
         workers=data.workers,
-        part=(jax.process_index(), jax.process_count()),
+        shard=(jax.process_index(), jax.process_count()),
     )
     by_example = NamedSharding(mesh, spec("b"))
     to_global = partial(jax.make_array_from_process_local_data, by_example)
-    return Ahead(batches, lambda batch: inputs.encoders.encode(jax.tree.map(to_global, batch)))
+    return PrefetchToDevice(
+        batches, lambda batch: inputs.encoders.encode(jax.tree.map(to_global, batch))
+    )
 
 
 def _load_teacher(config: Config, shardings: Shardings) -> tuple[Any, Any]:

@@ -12,11 +12,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from modality_forcing.config import Config
-from modality_forcing.data.folder import Folder
-from modality_forcing.data.mixture import Part
+from modality_forcing.data.folder import ImageFolder
+from modality_forcing.data.mixture import MixtureComponent, RoundRobin
 from modality_forcing.data.records import RecordSource
-from modality_forcing.data.round_robin import Alternating
-from modality_forcing.data.sparsity import thin
+from modality_forcing.data.sparsity import sparsify
 from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.encoders.words import Words
@@ -33,7 +32,7 @@ class Inputs:
     """What a training run reads. `open_inputs` opens each file once."""
 
     config: Config
-    source: RecordSource | Mapping[str, Part]  # one source, or a mixture by name
+    source: RecordSource | Mapping[str, MixtureComponent]  # one source, or a mixture by name
     caches: Mapping[str, Cache]  # of each prepared data set, by name
     encoders: Frozen  # only those whose outputs no cache holds
     text_encoder: TextEncoder
@@ -86,15 +85,19 @@ def open_inputs(
     caches = _open_caches(config, shards)
     encoders = build_encoders(config, mesh, skip=_cached_parts(caches))
     text_encoder = build_text_encoder(config, encoders, caches)
-    source: RecordSource | Mapping[str, Part]
+    source: RecordSource | Mapping[str, MixtureComponent]
     if records is not None:
         source = records
     elif data.source != "prepared":
         source = open_source(config)
     else:
         sources = _read_latents(config, shards, caches)
-        sparse = data.sparsity_patterns or None
-        source = {n: Part(sources[n], data.mixture[n], sparse) for n in sources if data.mixture}
+        patterns = data.sparsity_patterns or None
+        source = {
+            n: MixtureComponent(sources[n], data.mixture[n], patterns)
+            for n in sources
+            if data.mixture
+        }
         source = source or next(iter(sources.values()))
     return Inputs(config, source, caches, encoders, text_encoder)
 
@@ -108,12 +111,14 @@ def open_source(config: Config, split: str = "train") -> RecordSource:
     data = config.data
     if data.source == "prepared":
         sets = open_shards(config, data.split if split == "train" else data.eval_split)
-        return Alternating(list(sets.values()))
+        return RoundRobin(list(sets.values()))
     if data.source == "folder":
         if not data.root:
             hint = "name the folder of images with --config.data.root=FOLDER"
             raise UserError("data.root is empty", hint=hint)
-        return Folder(Path(data.root), data.resolution, data.depth_scale or None, data.depth_unit)
+        return ImageFolder(
+            Path(data.root), data.resolution, data.depth_scale or None, data.depth_unit
+        )
     return Scenes(seed=config.seed, count=data.num_scenes, resolution=data.resolution, split=split)
 
 
@@ -249,13 +254,13 @@ def _read_latents(
 
 
 def _check_records(config: Config, records: RecordSource) -> None:
-    is_folder, has_depth = isinstance(records, Folder), False
+    is_folder, has_depth = isinstance(records, ImageFolder), False
     for i in range(len(records) if is_folder else 1):
         record = records[i]
         has_depth |= bool(record.valid.any())
         if config.data.sparsity_patterns and i == 0:
-            thin(record, np.random.default_rng(0), config.data.sparsity_patterns)
+            sparsify(record, np.random.default_rng(0), config.data.sparsity_patterns)
     needs_depth = any(m.kind == "depth" for m in config.modalities.values())
-    if isinstance(records, Folder) and needs_depth and not has_depth:
+    if isinstance(records, ImageFolder) and needs_depth and not has_depth:
         hint = "put depth/NAME.png or .npy beside the images, or train without depth: :phase=t2i"
         raise UserError("no image here has depth", where=records.root, hint=hint)

@@ -33,7 +33,7 @@ class TrainLogger:
     """
 
     def __init__(self, config: Config, workdir: Path, run: Run):
-        self._loader_stats = run.batches.told
+        self._loader_stats = run.batches.pop_stats
         self._every, self._steps = config.train.log_every, config.train.steps
         self._earlier_s = run.metadata.get("elapsed_s", 0.0)  # of the processes before this one
         primary = distributed.is_primary()

@@ -16,8 +16,7 @@ import pytest
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
-from modality_forcing.train import checkpoint
-from modality_forcing.train import init
+from modality_forcing.train import checkpoint, init
 from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics

@@ -56,12 +56,12 @@ SAMPLE = {
         r"mode i2d has no use for --depth-scale",
     ),
     "missing_image": ([*I2D, "--image={desk}/none.jpg"], r"none\.jpg: no such file"),
-    "image_is_a_folder": ([*I2D, "--image={desk}/empty"], r"empty: cannot be read as a picture"),
+    "image_is_a_folder": ([*I2D, "--image={desk}/empty"], r"empty: cannot be read as an image"),
     "truncated_image": (
         [*I2D, "--image={desk}/truncated.jpg"],
-        r"truncated\.jpg: cannot be read as a picture",
+        r"truncated\.jpg: cannot be read as an image",
     ),
-    "text_image": ([*I2D, "--image={desk}/text.jpg"], r"text\.jpg: cannot be read as a picture"),
+    "text_image": ([*I2D, "--image={desk}/text.jpg"], r"text\.jpg: cannot be read as an image"),
     "missing_depth": ([*D2I, "--depth={desk}/none.npy"], r"none\.npy: no such file"),
     "negative_depth": (
         [*D2I, "--depth={desk}/negative.npy"],
@@ -86,7 +86,7 @@ SAMPLE = {
     "wrong_scale": ([*D2I, "--depth={desk}/depth16.png", "--depth-scale=-1"], r"depth scale is -1"),
     "eight_bits": (
         [*D2I, "--depth={desk}/depth8.png", "--depth-scale=0.001"],
-        r"is an 8-bit picture, not 16-bit depth",
+        r"is an 8-bit image, not 16-bit depth",
     ),
     "png_of_zeros": (
         [*D2I, "--depth={desk}/zeros16.png", "--depth-scale=0.001"],

@@ -251,7 +251,7 @@ GOOD = np.ones((24, 32), np.float32)
 SPOILT = {
     "another_aspect": (
         np.ones((24, 24)),
-        r"last\.npy: depth has another aspect \(24 x 24, the upright picture 32 x 24\)",
+        r"last\.npy: depth has another aspect \(24 x 24, the upright image 32 x 24\)",
     ),
     "negative": (GOOD - 2, r"last\.npy: depth holds negative values \(down to -1\)"),
     "nothing_valid": (GOOD * np.nan, r"last\.npy: holds no valid depth \(all is 0, NaN or inf\)"),
@@ -286,7 +286,7 @@ def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
     train(r"data\.root is empty; name the folder", "")
     train(r"no such folder", desk / "nowhere")
     train(r"no such folder", desk / "file")
-    train(r"empty: no picture in this folder", desk / "empty")
+    train(r"empty: no image in this folder", desk / "empty")
     train(r"bare: no image here has depth; put depth/", lay_out(desk / "bare", one=GOOD[:0]))
     root = lay_out(desk / "counts", one=GOOD)
     (root / "depth/one.npy").unlink()
@@ -295,11 +295,11 @@ def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
     train(r"data\.depth_scale is -1", root, "--config.data.depth_scale=-1")
     shutil.copy(desk / "depth8.png", root / "depth/one.png")
     train(
-        r"one\.png: is an 8-bit picture, not 16-bit depth", root, "--config.data.depth_scale=0.001"
+        r"one\.png: is an 8-bit image, not 16-bit depth", root, "--config.data.depth_scale=0.001"
     )
     shutil.copy(desk / "truncated.jpg", root / "images/one.jpg")
     (root / "images/one.png").unlink()
-    train(r"one\.jpg: cannot be read as a picture", root, "--config.data.depth_scale=0.001")
+    train(r"one\.jpg: cannot be read as an image", root, "--config.data.depth_scale=0.001")
 
 
 def test_folder_spoilt_after_the_first_look(mforce: Command, tmp_path: Path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from modality_forcing.data.records import Record, RecordSource, check
-from modality_forcing.data.resize import fit
+from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.datasets import argoverse2, ddad, kitti_depth, kitti_raw
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.lazy import LazySource
@@ -107,7 +107,7 @@ def test_sparse_depth_grows_denser_where_a_picture_shrinks(real_data: Path):
         ddad.DATASET.open(real_data / "dgp_ddad_like", "every"),
     ):
         record = source[0]
-        small = check(fit(record, 64))
+        small = check(center_crop_resize(record, 64))
         assert small.valid.mean() > 4 * record.valid.mean()
         assert np.isin(small.depth[small.valid], record.depth[record.valid]).all()
 

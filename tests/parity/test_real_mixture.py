@@ -60,7 +60,7 @@ def test_every_frame_is_as_likely_as_any_other(prepared: Path):
     batches = train_batches(parts, Words(), batch=10, seed=0, resolution=64)
     for _ in range(6):
         next(batches)
-    told = batches.told()
+    told = batches.pop_stats()
     batches.close()
     counts = [told[f"share/{name}"] * 60 for name in FRAMES]
     np.testing.assert_allclose(counts, [6 * frames for frames in FRAMES.values()], atol=1e-3)

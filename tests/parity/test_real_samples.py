@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from modality_forcing.data.files import read_depth, read_image
-from modality_forcing.data.folder import Folder
-from modality_forcing.data.pipeline import example, train_batches
+from modality_forcing.data.folder import ImageFolder
+from modality_forcing.data.pipeline import to_example, train_batches
 from modality_forcing.data.records import check
-from modality_forcing.data.resize import centre_square, fit
-from modality_forcing.data.shared_memory import Stack
+from modality_forcing.data.resize import center_crop_resize, center_square
+from modality_forcing.data.shared_memory import BufferedStacker
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
 
@@ -98,7 +98,7 @@ def test_a_record_keeps_the_depth_of_its_crop(
     real_data: Path, tmp_path: Path, name: str, resolution: int
 ):
     sample = SAMPLES[name]
-    source = Folder(lay_out(tmp_path, real_data, [name]), resolution, sample.scale, "metric")
+    source = ImageFolder(lay_out(tmp_path, real_data, [name]), resolution, sample.scale, "metric")
     assert len(source) == 1
     record = check(source[0])
     assert (
@@ -107,7 +107,7 @@ def test_a_record_keeps_the_depth_of_its_crop(
 
     depth, valid = read_depth(real_data / sample.depth, sample.scale)
     picture = read_image(real_data / sample.image)
-    window = centre_square(picture.shape[:2]).seen_from(picture.shape[:2], depth.shape)
+    window = center_square(picture.shape[:2]).rescale(picture.shape[:2], depth.shape)
     rows = slice(round(window.top), round(window.top + window.height))
     columns = slice(round(window.left), round(window.left + window.width))
     depth, valid = depth[rows, columns], valid[rows, columns]
@@ -129,22 +129,22 @@ def test_a_record_keeps_the_depth_of_its_crop(
 
 
 def centre_rows(picture: np.ndarray) -> slice:
-    window = centre_square(picture.shape[:2])
+    window = center_square(picture.shape[:2])
     return slice(round(window.top), round(window.top + window.height))
 
 
 def centre_columns(picture: np.ndarray) -> slice:
-    window = centre_square(picture.shape[:2])
+    window = center_square(picture.shape[:2])
     return slice(round(window.left), round(window.left + window.width))
 
 
 def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path):
     """Millimetres of three sensors in rasters of three sizes, one batch; and the same batch again after a restart."""
     names = ["frame", "kinect", "phone"]
-    source = Folder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
+    source = ImageFolder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
     source.validate()
-    records = [fit(source[i], 32) for i in range(len(source))]
-    whole = Stack()([example(record, i, Words()) for i, record in enumerate(records)])
+    records = [center_crop_resize(source[i], 32) for i in range(len(source))]
+    whole = BufferedStacker()([to_example(record, i, Words()) for i, record in enumerate(records)])
     medians = [
         np.median(depth[valid]) for depth, valid in zip(whole["depth"], whole["valid"], strict=True)
     ]
@@ -152,7 +152,7 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
 
     def loader():
         return train_batches(
-            source, Words(), batch=4, seed=0, resolution=32, sparse={"uniform": 1.0}
+            source, Words(), batch=4, seed=0, resolution=32, sparsity={"uniform": 1.0}
         )
 
     running = loader()
@@ -178,7 +178,7 @@ def test_intrinsics_of_a_crop_project_as_before(real_data: Path, tmp_path: Path)
     root = lay_out(tmp_path, real_data, ["lidar"])
     values = {"fx": focal_x, "fy": focal_y, "cx": centre_x, "cy": centre_y}
     (root / "intrinsics.json").write_text(json.dumps(values))
-    intrinsics = Folder(root, 64, 1 / 256)[0].intrinsics
+    intrinsics = ImageFolder(root, 64, 1 / 256)[0].intrinsics
     assert read_image(real_data / SAMPLES["lidar"].image).shape == (375, 1242, 3)
     # The field of view of the crop: 375 of 1242 columns, all rows.
     np.testing.assert_allclose(64 / intrinsics[0, 0], 375 / focal_x, rtol=1e-6)
@@ -195,13 +195,13 @@ def test_traps_of_real_folders_are_told(real_data: Path, tmp_path: Path):
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["lidar"].depth)
     with pytest.raises(
         UserError,
-        match=r"tum\.png: depth has another aspect \(1242 x 375, the upright picture 640 x",
+        match=r"tum\.png: depth has another aspect \(1242 x 375, the upright image 640 x",
     ):
-        Folder(root, 32, 0.001)[0]
+        ImageFolder(root, 32, 0.001)[0]
     (root / "depth/tum.png").unlink()
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["tum"].image)
     with pytest.raises(UserError, match=r"a colour .* picture, not 16-bit depth"):
-        Folder(root, 32, 0.001)[0]
+        ImageFolder(root, 32, 0.001)[0]
     tartanair = real_data / "tartanair_P000"
     for junk in (
         tartanair / "image_left/._000036_left.png",
@@ -209,7 +209,7 @@ def test_traps_of_real_folders_are_told(real_data: Path, tmp_path: Path):
     ):
         with pytest.raises(UserError, match="cannot be read"):
             (read_image if junk.suffix == ".png" else read_depth)(junk)
-    assert [Folder(tartanair / "image_left", 32)[i].id for i in range(2)] == [
+    assert [ImageFolder(tartanair / "image_left", 32)[i].id for i in range(2)] == [
         "000036_left",
         "000180_left",
     ]

@@ -18,7 +18,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.files import DAMAGE, SIXTEEN_BIT, decode_jpeg, decoding, png_counts
+from modality_forcing.data.files import (
+    DECODE_ERRORS,
+    MODES_16_BIT,
+    decode_jpeg,
+    open_image,
+    read_png16,
+)
 from modality_forcing.errors import UserError
 
 _AGAIN = "unpack or download it again"
@@ -33,7 +39,7 @@ def wrap_read_errors(path: Path, kind: str) -> Iterator[None]:
     """Turns whatever reading a damaged file raises into a UserError that names it; kind: "a .npy"."""
     try:
         yield
-    except (OSError, RuntimeError, zipfile.BadZipFile, *DAMAGE) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile, *DECODE_ERRORS) as error:
         code = getattr(error, "errno", None)
         reason = (
             os.strerror(code) if code else "damaged, or another format"
@@ -48,15 +54,15 @@ def read_rgb(path: Path) -> np.ndarray:
             return decode_jpeg(
                 path.read_bytes(), 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
             )  # as many as Pillow takes
-    with decoding(path, "picture") as opened:
-        if opened.mode in (*SIXTEEN_BIT, "F"):
+    with open_image(path, "picture") as opened:
+        if opened.mode in (*MODES_16_BIT, "F"):
             raise UserError("is not a picture of 8 bits", where=path, hint=_AGAIN)
         return np.array(opened.convert("RGB"))
 
 
 def read_uint8(path: Path) -> np.ndarray:
     """Returns the numbers u8 [h w] of an 8-bit grey or palette PNG: masks and confidences, a palette's as its places."""
-    with decoding(path, "mask") as opened:
+    with open_image(path, "mask") as opened:
         if opened.mode not in ("L", "P"):
             raise UserError(
                 f"is a picture of mode {opened.mode}, not a mask of 8 bits", where=path, hint=_AGAIN
@@ -69,7 +75,7 @@ def read_uint16_depth(path: Path, per_unit: float, unknown: tuple[int, ...] = (0
 
     per_unit: 1000 for millimetres, 256 for KITTI, 512 for Taskonomy, 5000 for TUM.
     """
-    counts = png_counts(path)
+    counts = read_png16(path)
     return np.where(np.isin(counts, unknown), 0, counts / per_unit).astype(np.float32)
 
 
@@ -78,7 +84,7 @@ def read_sunrgbd_depth(path: Path) -> np.ndarray:
 
     Left as they are, the counts look like depth too. Source: read3dPoints.m of the SUN RGB-D toolbox.
     """
-    counts = png_counts(path).astype(np.uint16)
+    counts = read_png16(path).astype(np.uint16)
     return ((counts >> 3 | counts << 13) / 1000).astype(np.float32)
 
 
@@ -87,7 +93,7 @@ def read_packed_floats(path: Path) -> np.ndarray:
 
     TartanAir v2 writes and reads these with OpenCV, to which the first channel is blue. All values are passed on.
     """
-    with decoding(path, "depth map") as opened:
+    with open_image(path, "depth map") as opened:
         if opened.mode != "RGBA":
             raise UserError(
                 f"is a picture of mode {opened.mode}, not floats in RGBA", where=path, hint=_AGAIN
@@ -101,7 +107,7 @@ def read_base_255(path: Path) -> np.ndarray:
 
     The base is 255 and not 256: scripts/vis_dataset.py and Utils.py of NVlabs/FoundationStereo.
     """
-    with decoding(path, "disparity map") as opened:
+    with open_image(path, "disparity map") as opened:
         if opened.mode != "RGB":
             raise UserError(
                 f"is a picture of mode {opened.mode}, not disparity in RGB", where=path, hint=_AGAIN

@@ -31,7 +31,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.files import png_counts
+from modality_forcing.data.files import read_png16
 from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_array,
@@ -57,7 +57,7 @@ class _Set:
 
 
 def _read_nyuv2(files: Mapping[str, Path]) -> _Parts:
-    image, depth = read_rgb(files["image"]), png_counts(files["depth"]) / 1000
+    image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 1000
     check_same_size(image, depth, files["image"], files["depth"])
     with _naming(files["depth"]):
         scored = crops.nyu_eigen(*depth.shape)
@@ -65,7 +65,7 @@ def _read_nyuv2(files: Mapping[str, Path]) -> _Parts:
 
 
 def _read_kitti(files: Mapping[str, Path]) -> _Parts:
-    image, depth = read_rgb(files["image"]), png_counts(files["depth"]) / 256
+    image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 256
     check_same_size(image, depth, files["image"], files["depth"])
     with _naming(files["depth"]):
         image, depth = crops.kitti_benchmark(image), crops.kitti_benchmark(depth)
@@ -79,7 +79,7 @@ def _read_eth3d(files: Mapping[str, Path]) -> _Parts:
 
 
 def _read_scannet(files: Mapping[str, Path]) -> _Parts:
-    image, depth = read_rgb(files["image"]), png_counts(files["depth"]) / 1000
+    image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 1000
     (height, width), (rows, columns) = image.shape[:2], depth.shape
     if (
         abs(width * rows - height * columns) < 0.02 * width * rows

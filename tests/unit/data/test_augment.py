@@ -1,4 +1,4 @@
-"""Crops and flips: the 3-D points of a record stay where they were, to the stated part of a pixel, or are mirrored."""
+"""Crops and flips: 3-D points stay in place, to half a pixel, or are mirrored."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing.data.augment import Augment, mirror
+from modality_forcing.data.augment import Augment, hflip
 from modality_forcing.data.records import Record, check
-from modality_forcing.data.resize import fit
+from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.errors import UserError
 
 SQUARE = Augment()
@@ -20,7 +20,7 @@ SQUARE = Augment()
 def record(
     height: int, width: int, part: float = 1.0, seed: int = 0, caption: str = "a room"
 ) -> Record:
-    """A record of which every depth is another number and every pixel of the picture tells its row and column."""
+    """A record of distinct depths, and of an image whose pixels hold their row and column."""
     rng = np.random.default_rng(seed)
     rows, columns = np.mgrid[:height, :width]
     valid = rng.random((height, width)) < part
@@ -51,20 +51,20 @@ def rays(of: Record) -> tuple[np.ndarray, np.ndarray]:
 sides = st.integers(8, 60)
 crops = st.tuples(st.floats(0.1, 1), st.floats(0.1, 1)).map(lambda pair: (min(pair), max(pair)))
 augments = st.builds(
-    Augment, crop=crops, shift=st.floats(0, 1), flip=st.sampled_from([0.0, 0.5, 1.0])
+    Augment, crop_range=crops, crop_jitter=st.floats(0, 1), flip_prob=st.sampled_from([0.0, 0.5, 1.0])
 )
 
 
 @given(sides, sides, st.floats(0.02, 1), augments, st.integers(4, 40), st.integers(0, 999))
-def test_points_stay_where_they_were(height, width, part, augment, resolution, seed):
-    """Each point has the depth of a measured one, on a ray within half a pixel, of the coarser raster, of that one's."""
+def test_points_keep_their_depth_and_ray(height, width, part, augment, resolution, seed):
+    """Each point has a measured depth, within half a (coarser) pixel of its measured ray."""
     before = record(height, width, part, seed)
     draws = np.random.default_rng(seed).random(4)
-    mirrored = draws[3] < augment.flip
+    mirrored = draws[3] < augment.flip_prob
     after = check(augment(before, resolution, np.random.default_rng(seed)))
     assert after.depth.shape == (resolution, resolution) and after.caption == before.caption
     if mirrored:
-        after = mirror(after)
+        after = hflip(after)
     depth, _ = rays(after)
     if not len(depth):
         return
@@ -82,9 +82,9 @@ def test_points_stay_where_they_were(height, width, part, augment, resolution, s
 
 
 @given(sides, sides, st.integers(0, 999))
-def test_a_mirror_mirrors_the_points_exactly_and_twice_is_nothing(height, width, seed):
+def test_hflip_mirrors_points_exactly_and_inverts_itself(height, width, seed):
     before = record(height, width, 0.3, seed)
-    after = mirror(before)
+    after = hflip(before)
     points, mirrored = (
         dict(zip(d.tolist(), (r * d).T, strict=True)) for d, r in map(rays, (before, after))
     )
@@ -94,15 +94,15 @@ def test_a_mirror_mirrors_the_points_exactly_and_twice_is_nothing(height, width,
             mirrored[depth], point * [-1, 1, 1], rtol=1e-4, atol=1e-4 * depth
         )
     np.testing.assert_array_equal(after.image[..., 1], before.image[:, ::-1, 1])
-    twice = mirror(after)
+    twice = hflip(after)
     for name in ("image", "depth", "valid"):
         np.testing.assert_array_equal(getattr(twice, name), getattr(before, name))
     np.testing.assert_allclose(twice.intrinsics, before.intrinsics, atol=1e-4)
 
 
 @given(sides, sides, augments, st.integers(4, 40), st.integers(0, 999))
-def test_picture_and_depth_move_together(height, width, augment, resolution, seed):
-    """With depth that tells its place as the picture does, both tell the same place after the transform."""
+def test_image_and_depth_move_together(height, width, augment, resolution, seed):
+    """Where depth and image encode the same position, they still agree after the transform."""
     before = record(height, width, 1.0, seed)
     before = replace(
         before,
@@ -117,31 +117,34 @@ def test_picture_and_depth_move_together(height, width, augment, resolution, see
 
 
 @given(sides, sides, augments, st.integers(4, 40), st.integers(0, 999))
-def test_windows_stay_within_their_bounds(height, width, augment, resolution, seed):
+def test_window_sides_are_within_crop_range(height, width, augment, resolution, seed):
     before = record(height, width, 1.0, seed)
     after = augment(before, resolution, np.random.default_rng(seed))
     side, short = resolution * before.intrinsics[1, 1] / after.intrinsics[1, 1], min(height, width)
-    least, most = (short * part for part in augment.crop)
+    least, most = (short * part for part in augment.crop_range)
     assert (
         max(least, min(short, resolution)) - 0.51
         <= side
         <= max(most, min(short, resolution)) + 0.51
     )
-    if not augment.shift:
+    if not augment.crop_jitter:
         middle = (after.intrinsics[1, 2] + 0.5) * side / resolution - before.intrinsics[1, 2] - 0.5
         assert abs(side / 2 - middle - height / 2) <= 0.5 + 1e-2
 
 
-def test_nothing_is_varied_by_default():
+def test_default_is_the_center_crop():
     for size in ((20, 33), (12, 12)):
         before = record(*size, part=0.4)
-        after, expected = SQUARE(before, 12, np.random.default_rng(0)), fit(before, 12)
+        after, expected = (
+            SQUARE(before, 12, np.random.default_rng(0)),
+            center_crop_resize(before, 12),
+        )
         for name in ("image", "depth", "valid", "intrinsics"):
             np.testing.assert_array_equal(getattr(after, name), getattr(expected, name))
 
 
-def test_all_of_the_picture_is_seen_at_times():
-    augment, rng = Augment(crop=(0.25, 1), shift=1, flip=0.5), np.random.default_rng(0)
+def test_windows_cover_the_whole_image():
+    augment, rng = Augment(crop_range=(0.25, 1), crop_jitter=1, flip_prob=0.5), np.random.default_rng(0)
     before, seen, sizes, flips = record(48, 64), np.zeros((48, 64), int), [], 0
     for _ in range(400):
         after = augment(before, 12, rng)
@@ -157,8 +160,8 @@ def test_all_of_the_picture_is_seen_at_times():
     )  # the middle of 12 and 48 in logarithm
 
 
-def test_windows_stray_down_and_sideways_each_on_its_own():
-    augment, rng = Augment(crop=(0.5, 0.5), shift=1), np.random.default_rng(0)
+def test_vertical_and_horizontal_jitter_are_independent():
+    augment, rng = Augment(crop_range=(0.5, 0.5), crop_jitter=1), np.random.default_rng(0)
     corners = np.array(
         [augment(record(48, 48), 24, rng).image[0, 0, :2] for _ in range(200)], float
     )
@@ -166,17 +169,19 @@ def test_windows_stray_down_and_sideways_each_on_its_own():
     assert abs(np.corrcoef(corners.T)[0, 1]) < 0.25
 
 
-def test_a_window_of_as_many_pixels_is_cut_and_not_filtered():
+def test_window_of_the_target_size_is_not_filtered():
     before = record(40, 50)
-    after = Augment(crop=(0.1, 0.1), shift=1)(before, 16, np.random.default_rng(3))
+    after = Augment(crop_range=(0.1, 0.1), crop_jitter=1)(before, 16, np.random.default_rng(3))
     top, left = after.image[0, 0, :2]
     assert (top, left) != (12, 17)
     np.testing.assert_array_equal(after.image, before.image[top : top + 16, left : left + 16])
     np.testing.assert_array_equal(after.depth, before.depth[top : top + 16, left : left + 16])
 
 
-def test_small_pictures_are_not_cropped():
-    after = Augment(crop=(0.2, 0.2), shift=0)(record(10, 10), 20, np.random.default_rng(0))
+def test_small_images_are_not_cropped():
+    after = Augment(crop_range=(0.2, 0.2), crop_jitter=0)(
+        record(10, 10), 20, np.random.default_rng(0)
+    )
     assert after.intrinsics[0, 0] == pytest.approx(2 * record(10, 10).intrinsics[0, 0])
 
 
@@ -189,29 +194,31 @@ def test_small_pictures_are_not_cropped():
         ("", True),
     ],
 )
-def test_captions_stay_true(caption: str, flips: bool):
+def test_captions_with_sides_are_not_flipped(caption: str, flips: bool):
     before = record(12, 12, caption=caption)
-    after = Augment(flip=1)(before, 12, np.random.default_rng(0))
+    after = Augment(flip_prob=1)(before, 12, np.random.default_rng(0))
     assert (after.image[0, 0, 1] > 0) == flips and after.caption == caption
 
 
 def test_unknown_intrinsics_stay_unknown():
     before = replace(record(20, 30), intrinsics=np.full((3, 3), np.nan, np.float32))
     assert np.isnan(
-        Augment(crop=(0.5, 1), shift=1, flip=1)(before, 8, np.random.default_rng(0)).intrinsics
+        Augment(crop_range=(0.5, 1), crop_jitter=1, flip_prob=1)(
+            before, 8, np.random.default_rng(0)
+        ).intrinsics
     ).all()
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
-        ({"crop": (0.0, 1.0)}, "augment.crop is 0 to 1"),
-        ({"crop": (0.9, 0.5)}, "augment.crop is 0.9 to 0.5"),
-        ({"crop": (0.5, 1.5)}, "augment.crop is 0.5 to 1.5"),
-        ({"flip": 1.1}, "augment.flip is 1.1"),
-        ({"shift": float("nan")}, "augment.shift is nan"),
+        ({"crop_range": (0.0, 1.0)}, "augment.crop_range is 0 to 1"),
+        ({"crop_range": (0.9, 0.5)}, "augment.crop_range is 0.9 to 0.5"),
+        ({"crop_range": (0.5, 1.5)}, "augment.crop_range is 0.5 to 1.5"),
+        ({"flip_prob": 1.1}, "augment.flip_prob is 1.1"),
+        ({"crop_jitter": float("nan")}, "augment.crop_jitter is nan"),
     ],
 )
-def test_refuses_what_cannot_be(settings: dict, told: str):
-    with pytest.raises(UserError, match=told):
+def test_settings_out_of_range_are_refused(settings: dict, message: str):
+    with pytest.raises(UserError, match=message):
         Augment(**settings)

@@ -1,4 +1,4 @@
-"""Picture and depth files: what is read right, and that every wrong one is told in one line."""
+"""Image and depth files: what is read, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def one_line(caught: pytest.ExceptionInfo[UserError], path: Path) -> str:
     return message
 
 
-def test_colours_as_they_are(tmp_path: Path):
+def test_colors_are_unchanged(tmp_path: Path):
     image = read_image(save(RAMP, tmp_path / "a.png"))
     assert image.dtype == np.uint8 and image.flags.owndata
     np.testing.assert_array_equal(image, RAMP)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "LA", "RGBA"])
-def test_every_common_mode_becomes_rgb(tmp_path: Path, mode: str):
+def test_common_modes_become_rgb(tmp_path: Path, mode: str):
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     options = {"quality": 100, "subsampling": 0} if mode == "CMYK" else {}
     white = np.full((8, 8, 3), 255, np.uint8)
@@ -60,9 +60,9 @@ def test_transparent_parts_are_white(tmp_path: Path):
     np.testing.assert_array_equal(read_image(tmp_path / "p.png")[0], [[255] * 3, [40, 50, 60]])
 
 
-def test_sixteen_bit_grey_keeps_its_range(tmp_path: Path):
-    grey = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    image = read_image(save(grey, tmp_path / "a.png"))
+def test_16_bit_gray_keeps_its_range(tmp_path: Path):
+    gray = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
+    image = read_image(save(gray, tmp_path / "a.png"))
     np.testing.assert_array_equal(image[0, :, 1], [0, 0, 1, 1, 128, 255])
 
 
@@ -103,7 +103,7 @@ def test_missing_and_foreign_files(tmp_path: Path, read, content):
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_truncated_pictures(tmp_path: Path, kind: str):
+def test_truncated_images(tmp_path: Path, kind: str):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, kind)
@@ -120,8 +120,8 @@ def test_truncated_pictures(tmp_path: Path, kind: str):
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
     st.booleans(),
 )
-def test_damage_never_escapes_as_a_traceback(tmp_path_factory, length, flips, sixteen):
-    """Any truncation and any flipped bytes give a picture or one line."""
+def test_damage_never_raises_another_error(tmp_path_factory, length, flips, sixteen):
+    """Any truncation and any flipped bytes give an image or one line."""
     array = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0].astype(np.uint16) * 200 if sixteen else array).save(buffer, "PNG")
@@ -137,7 +137,7 @@ def test_damage_never_escapes_as_a_traceback(tmp_path_factory, length, flips, si
             assert "\n" not in str(error)
 
 
-def test_float_pictures_are_refused(tmp_path: Path):
+def test_float_images_are_refused(tmp_path: Path):
     path = save(np.ones((2, 2), np.float32), tmp_path / "a.tiff")
     with pytest.raises(UserError, match="floats"):
         read_image(path)
@@ -153,7 +153,7 @@ def test_counts_times_scale(tmp_path: Path):
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, ">f4", np.uint16, np.int32])
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1)])
-def test_arrays_of_any_number(tmp_path: Path, dtype, shape):
+def test_arrays_of_any_number_type(tmp_path: Path, dtype, shape):
     np.save(tmp_path / "a.npy", np.array([[0, 1, 2], [3, 4, 5]], dtype).reshape(shape))
     depth, valid = read_depth(tmp_path / "a.npy")
     np.testing.assert_array_equal(depth, [[0, 1, 2], [3, 4, 5]])
@@ -167,19 +167,19 @@ def test_valid_is_exactly_finite_and_positive(tmp_path_factory, stored: np.ndarr
     path = tmp_path_factory.getbasetemp() / "depth.npy"
     np.save(path, stored)
     with np.errstate(over="ignore", under="ignore"):
-        known = np.isfinite(stored.astype(np.float32)) & (stored.astype(np.float32) > 0)
-    if not known.any():
+        expected = np.isfinite(stored.astype(np.float32)) & (stored.astype(np.float32) > 0)
+    if not expected.any():
         with pytest.raises(UserError, match="no valid depth"):
             read_depth(path)
         return
     depth, valid = read_depth(path)
-    np.testing.assert_array_equal(valid, known)
-    np.testing.assert_array_equal(depth[valid], stored[known].astype(np.float32))
+    np.testing.assert_array_equal(valid, expected)
+    np.testing.assert_array_equal(depth[valid], stored[expected].astype(np.float32))
     assert not depth[~valid].any()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
-def test_a_picture_is_not_depth(tmp_path: Path, mode: str):
+def test_image_is_not_depth(tmp_path: Path, mode: str):
     path = save(np.full((4, 4, 3), 200, np.uint8), tmp_path / "a.png", mode)
     with pytest.raises(UserError, match=r"not 16-bit depth; save depth as a 16-bit") as caught:
         read_depth(path, 0.001)
@@ -214,7 +214,7 @@ def test_wrong_arrays(tmp_path: Path, stored: np.ndarray, reason: str):
 
 
 @pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY", b"PK\x03\x04", b"\x80\x04K\x01."])
-def test_files_that_are_no_array(tmp_path: Path, content: bytes | None):
+def test_files_that_are_not_arrays(tmp_path: Path, content: bytes | None):
     path = tmp_path / "a.npy"
     if content is not None:
         path.write_bytes(content)
@@ -234,7 +234,10 @@ def test_truncated_array(tmp_path: Path):
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), "0.001", True])
 def test_wrong_scales(tmp_path: Path, scale):
     with pytest.raises(UserError, match="positive number"):
-        read_depth(save(np.ones((2, 2), np.uint16), tmp_path / "a.png"), scale)
+        files.check_scale(scale)
+    if not isinstance(scale, str):
+        with pytest.raises(UserError, match="positive number"):
+            read_depth(save(np.ones((2, 2), np.uint16), tmp_path / "a.png"), scale)
 
 
 def test_counts_need_a_scale_and_a_known_kind(tmp_path: Path):
@@ -244,7 +247,7 @@ def test_counts_need_a_scale_and_a_known_kind(tmp_path: Path):
         read_depth(tmp_path / "a.exr")
 
 
-def test_sixteen_bit_modes_are_pillows():
+def test_16_bit_modes_are_those_of_pillow():
     buffer = io.BytesIO()
     Image.fromarray(np.ones((2, 2), np.uint16)).save(buffer, "PNG")
-    assert Image.open(buffer).mode in files.SIXTEEN_BIT
+    assert Image.open(buffer).mode in files.MODES_16_BIT

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from modality_forcing.data.in_memory import Cached
+from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
 
@@ -34,7 +34,7 @@ class Counting:
 
 def test_reads_each_record_once():
     source = Counting(5)
-    cached = Cached(source)
+    cached = InMemory(source)
     first = [cached[i] for i in (3, 1, 3, 0, 1)]
     assert source.reads == {3: 1, 1: 1, 0: 1}
     assert [record.id for record in first] == ["3", "1", "3", "0", "1"]
@@ -43,7 +43,7 @@ def test_reads_each_record_once():
 
 def test_keeps_what_fits_and_reads_the_rest_again():
     source = Counting(100)
-    cached = Cached(source, megabytes=1)
+    cached = InMemory(source, megabytes=1)
     for _ in range(3):
         for index in range(100):
             assert cached[index].depth[0, 0] == index + 1
@@ -53,7 +53,7 @@ def test_keeps_what_fits_and_reads_the_rest_again():
 
 
 def test_a_copy_for_another_process_starts_empty():
-    cached = Cached(Counting(3), megabytes=7)
+    cached = InMemory(Counting(3), megabytes=7)
     cached[0]
     other = copy.deepcopy(cached)
     assert other.megabytes == 7 and len(other) == 3
@@ -63,7 +63,7 @@ def test_a_copy_for_another_process_starts_empty():
 
 def test_mistakes_are_not_kept():
     source = Counting(1)
-    cached = Cached(source)
+    cached = InMemory(source)
     for _ in range(2):
         with pytest.raises(UserError):
             cached[1]

@@ -1,4 +1,4 @@
-"""Turns of the sources of a mixture: in proportion after any number of examples, and computed from the position alone."""
+"""Interleaved sources: in proportion after any number of examples, from the position alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modality_forcing.data.mixture import PERIOD, Schedule, schedule
+from modality_forcing.data.mixture import PERIOD, InterleaveSchedule, RoundRobin, interleave
+from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
 
 counts = st.lists(st.integers(1, 60), min_size=1, max_size=12)
 weights = st.lists(st.floats(1, 1e3), min_size=1, max_size=12)
 
 
-def turns(order: Schedule, first: int, count: int) -> np.ndarray:
+def turns(order: InterleaveSchedule, first: int, count: int) -> np.ndarray:
     """Source number and earlier turns of positions, i64 [count 2]."""
     return np.array([order[position] for position in range(first, first + count)])
 
@@ -28,7 +29,7 @@ def named(values: list) -> dict[str, float]:
 
 @given(counts)
 def test_counts_are_in_proportion_after_any_number_of_examples(slots):
-    order, total = schedule(named(slots)), sum(slots)
+    order, total = interleave(named(slots)), sum(slots)
     number = turns(order, 0, 2 * total)[:, 0]
     came = np.cumsum(number[:, None] == np.arange(len(slots)), axis=0)
     due = np.arange(1, 2 * total + 1)[:, None] * np.array(slots) / total
@@ -38,8 +39,8 @@ def test_counts_are_in_proportion_after_any_number_of_examples(slots):
 
 @settings(max_examples=10)
 @given(weights)
-def test_any_weights_are_kept_to_a_part_of_the_period(values):
-    order = schedule(named(values))
+def test_weights_are_rounded_to_the_period(values):
+    order = interleave(named(values))
     assert sum(order.slots) <= PERIOD
     shares = np.array([Fraction(value) / sum(map(Fraction, values)) for value in values], float)
     assert np.abs(np.array(order.slots) / sum(order.slots) - shares).max() <= 1 / PERIOD
@@ -49,9 +50,9 @@ def test_any_weights_are_kept_to_a_part_of_the_period(values):
 
 
 @given(counts, st.integers(0, 10**12))
-def test_each_source_counts_its_own_turns(slots, start):
-    """Every source is asked for its records 0, 1, 2, ... without a gap: what makes its epochs whole."""
-    order = schedule(named(slots))
+def test_turns_of_a_source_have_no_gap(slots, start):
+    """Every source is asked for its records 0, 1, 2, ..., so that its epochs are complete."""
+    order = interleave(named(slots))
     seen = turns(order, start, 3 * sum(slots))
     for number in range(len(slots)):
         mine = seen[seen[:, 0] == number, 1]
@@ -71,32 +72,24 @@ def test_each_source_counts_its_own_turns(slots, start):
         ([1, PERIOD - 1], (1, PERIOD - 1)),
     ],
 )
-def test_whole_multiples_are_kept_exactly(values, slots):
-    assert schedule(named(values)).slots == slots
+def test_integer_ratios_are_exact(values, slots):
+    assert interleave(named(values)).slots == slots
 
 
-def test_turns_are_mixed_and_not_in_blocks():
-    assert [number for number, _ in turns(schedule(named([3, 1])), 0, 8)] == [
-        0,
-        0,
-        1,
-        0,
-        0,
-        0,
-        1,
-        0,
-    ]
+def test_turns_are_interleaved():
+    order = turns(interleave(named([3, 1])), 0, 8)[:, 0]
+    assert order.tolist() == [0, 0, 1, 0, 0, 0, 1, 0]
 
 
-def test_is_sent_to_processes_as_it_is():
-    order = schedule(named([5, 2, 1]))
-    sent = pickle.loads(pickle.dumps(order))
+def test_schedule_is_picklable():
+    order = interleave(named([5, 2, 1]))
+    sent = pickle.loads(pickle.dumps(order))  # noqa: S301  # our own bytes
     assert sent == order
     np.testing.assert_array_equal(turns(sent, 3, 30), turns(order, 3, 30))
 
 
 @pytest.mark.parametrize(
-    ("weights", "told"),
+    ("weights", "message"),
     [
         ({}, "a mixture of nothing"),
         ({"a": 1.0, "b": 0.0}, "weight of b is 0.0"),
@@ -106,6 +99,25 @@ def test_is_sent_to_processes_as_it_is():
         ({"a": 1e-7, "b": 1.0}, f"weight of a is less than 1/{PERIOD} of all"),
     ],
 )
-def test_refuses_what_is_no_mixture(weights, told):
-    with pytest.raises(UserError, match=told):
-        schedule(weights)
+def test_invalid_weights_are_refused(weights, message):
+    with pytest.raises(UserError, match=message):
+        interleave(weights)
+
+
+def records(*ids: str) -> list[Record]:
+    image, depth = np.zeros((1, 1, 3), np.uint8), np.ones((1, 1), np.float32)
+    k = np.eye(3, dtype=np.float32)
+    return [Record(image, depth, depth > 0, k, "metric", "", "test", one) for one in ids]
+
+
+def test_round_robin_ends_with_the_shortest():
+    both = RoundRobin([records("a0", "a1", "a2"), records("b0", "b1")])
+    assert [both[i].id for i in range(len(both))] == ["a0", "b0", "a1", "b1"]
+    for index in (4, -1):
+        with pytest.raises(IndexError, match="of 4"):
+            both[index]
+
+
+def test_round_robin_of_one_source():
+    one = RoundRobin([records("a", "b", "c")])
+    assert [one[i].id for i in range(len(one))] == ["a", "b", "c"]

@@ -1,4 +1,4 @@
-"""The loader: batch k depends on the seed and k, not on workers, hosts, restarts, threads or the length of the source."""
+"""The loader: batch k depends on the seed and k, not on workers, hosts, threads or restarts."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 
 from modality_forcing.data import pipeline
 from modality_forcing.data.augment import Augment
-from modality_forcing.data.mixture import Part
-from modality_forcing.data.prefetch import Ahead
+from modality_forcing.data.mixture import MixtureComponent
+from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.data.records import Record
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
@@ -29,7 +29,7 @@ SPARSE = {"uniform": 1.0}
 
 @dataclass(frozen=True)
 class Numbered:
-    """Records whose every pixel tells their index, at their own size."""
+    """Records whose pixels all hold their index, at their own size."""
 
     length: int
     size: int = 16
@@ -56,20 +56,20 @@ class Numbered:
         )
 
 
-MIXED = {  # records 0 to 39, 100 to 105 and 200 to 224, of other sizes; one is thinned
-    "many": Part(Numbered(40), 2.0, {"uniform": 1.0}),
-    "few": Part(Numbered(6, size=24, first=100), 1.0),
-    "rare": Part(Numbered(25, size=20, first=200), 0.2),
+MIXED = {  # records 0 to 39, 100 to 105 and 200 to 224, of other sizes; one is sparsified
+    "many": MixtureComponent(Numbered(40), 2.0, {"uniform": 1.0}),
+    "few": MixtureComponent(Numbered(6, size=24, first=100), 1.0),
+    "rare": MixtureComponent(Numbered(25, size=20, first=200), 0.2),
 }
-MOVED = Augment(crop=(0.5, 1), shift=1, flip=0.5)
+MOVED = Augment(crop_range=(0.5, 1), crop_jitter=1, flip_prob=0.5)
 
 
 def batches(
-    source: Numbered | dict[str, Part] = Numbered(100), **changes
+    source: Numbered | dict[str, MixtureComponent] = Numbered(100), **changes
 ) -> pipeline.BatchIterator:
-    options = {"batch": 8, "seed": 3, "resolution": 16, "sparse": SPARSE, **changes}
+    options = {"batch": 8, "seed": 3, "resolution": 16, "sparsity": SPARSE, **changes}
     if isinstance(source, dict):
-        options["sparse"] = None
+        options["sparsity"] = None
     return pipeline.train_batches(source, Words(), **options)
 
 
@@ -79,7 +79,7 @@ def take(iterator: pipeline.BatchIterator, count: int) -> list[pipeline.Batch]:
     return taken
 
 
-def shown(taken: list[pipeline.Batch]) -> list[int]:
+def record_numbers(taken: list[pipeline.Batch]) -> list[int]:
     """The records in the order in which batches show them."""
     return [int(number) for batch in taken for number in batch["image"][:, 0, 0, 0]]
 
@@ -109,7 +109,7 @@ def test_shapes_and_types():
 
 def test_rows_belong_together():
     for batch in take(batches(), 3):
-        for row, index in enumerate(shown([batch])):
+        for row, index in enumerate(record_numbers([batch])):
             assert np.all(batch["image"][row] == index)
             assert np.all(batch["depth"][row][batch["valid"][row]] == index + 1)
             tokens = Words().encode(f"picture number {index}")["tokens"]
@@ -129,7 +129,7 @@ def test_resumed_batches_are_the_same():
     assert_equal(take(again, 4), first)
 
 
-def test_any_number_of_workers_gives_the_same_batches_and_state():
+def test_workers_do_not_change_batches_and_state():
     expected = take(batches(), 7)
     parallel = batches(workers=2)
     assert_equal(take(parallel, 5), expected[:5])
@@ -142,14 +142,15 @@ def test_any_number_of_workers_gives_the_same_batches_and_state():
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_leaves_quietly_when_nobody_closes(workers: int, tmp_path: Path):
+def test_process_exit_without_close_is_clean(workers: int, tmp_path: Path):
     program = tmp_path / "program.py"
     program.write_text(
         "from modality_forcing.data.pipeline import train_batches\n"
         "from modality_forcing.synthetic.source import Scenes\n"
         "from modality_forcing.encoders.words import Words\n"
         "if __name__ == '__main__':\n"
-        f"    loader = train_batches(Scenes(), Words(), batch=4, seed=0, resolution=64, workers={workers})\n"
+        f"    options = dict(batch=4, seed=0, resolution=64, workers={workers})\n"
+        "    loader = train_batches(Scenes(), Words(), **options)\n"
         "    kept = next(loader)\n"
         "    raise SystemExit(7)\n"
     )
@@ -160,17 +161,17 @@ def test_leaves_quietly_when_nobody_closes(workers: int, tmp_path: Path):
     assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
-def test_goes_on_after_close():
+def test_continues_after_close():
     iterator = batches()
     some = take(iterator, 2) + take(iterator, 2)
     assert_equal(some, take(batches(), 4))
 
 
 @pytest.mark.parametrize("few", [0, 4096])
-def test_every_record_once_an_epoch_and_patterns_anew(few: int, monkeypatch):
-    monkeypatch.setattr(pipeline, "_FEW", few)
+def test_epochs_are_complete_and_patterns_are_resampled(few: int, monkeypatch):
+    monkeypatch.setattr(pipeline, "_SMALL_SOURCE", few)
     seen = take(batches(Numbered(24)), 6)  # two epochs
-    order = shown(seen)
+    order = record_numbers(seen)
     assert Counter(order[:24]) == Counter(order[24:]) == Counter(range(24))
     assert order[:24] != order[24:] and order[:24] != list(range(24))
     masks, again = (
@@ -184,8 +185,8 @@ def valid(taken: list[pipeline.Batch]) -> np.ndarray:
     return np.concatenate([batch["valid"] for batch in taken])
 
 
-def test_the_index_counts_examples_and_not_records():
-    """What noise is keyed by: no two examples of a batch share it, though they show one record."""
+def test_index_counts_examples_and_not_records():
+    """Noise is keyed by it: no two examples of a batch share it, though they show one record."""
     for source in (Numbered(3), Numbered(100), MIXED):
         assert [int(i) for batch in take(batches(source), 3) for i in batch["index"]] == list(
             range(24)
@@ -200,18 +201,18 @@ def test_the_index_counts_examples_and_not_records():
 
 def test_seeds_differ_and_do_not_overlap_in_a_later_epoch():
     def orders(seed: int) -> list[tuple[int, ...]]:
-        rows = shown(take(batches(Numbered(24), seed=seed, batch=24), 3))
+        rows = record_numbers(take(batches(Numbered(24), seed=seed, batch=24), 3))
         return [tuple(rows[start : start + 24]) for start in (0, 24, 48)]
 
     assert len({order for seed in (0, 1, 2) for order in orders(seed)}) == 9
 
 
 def test_source_shorter_than_a_batch():
-    assert set(shown(take(batches(Numbered(3)), 1))) == {0, 1, 2}
+    assert set(record_numbers(take(batches(Numbered(3)), 1))) == {0, 1, 2}
 
 
-def test_sources_take_turns_and_keep_epochs_of_their_own():
-    order = shown(take(batches(MIXED), 60))
+def test_sources_of_a_mixture_have_complete_epochs():
+    order = record_numbers(take(batches(MIXED), 60))
     counts = Counter(number // 100 for number in order)
     assert [
         abs(counts[part] - 480 * share / 3.2) < 1 for part, share in enumerate((2, 1, 0.2))
@@ -227,11 +228,11 @@ def test_sources_take_turns_and_keep_epochs_of_their_own():
         assert len({tuple(epoch) for epoch in epochs}) == len(epochs) >= 1
 
 
-def test_a_source_keeps_its_order_beside_others():
-    def few(mixture: dict[str, Part]) -> list[int]:
+def test_order_of_a_source_does_not_depend_on_others():
+    def few(mixture: dict[str, MixtureComponent]) -> list[int]:
         return [
             number
-            for number in shown(take(batches(mixture), 6 if len(mixture) < 2 else 20))
+            for number in record_numbers(take(batches(mixture), 6 if len(mixture) < 2 else 20))
             if number // 100 == 1
         ][:24]
 
@@ -240,8 +241,11 @@ def test_a_source_keeps_its_order_beside_others():
         == few({"few": MIXED["few"]})
         == few({"rare": MIXED["rare"], "few": MIXED["few"]})
     )
-    twins = shown(
-        take(batches({"one": MIXED["few"], "other": Part(Numbered(6, first=200), 1.0)}), 3)
+    twins = record_numbers(
+        take(
+            batches({"one": MIXED["few"], "other": MixtureComponent(Numbered(6, first=200), 1.0)}),
+            3,
+        )
     )
     assert [number % 100 for number in twins if number < 200] != [
         number % 100 for number in twins if number >= 200
@@ -249,31 +253,34 @@ def test_a_source_keeps_its_order_beside_others():
     assert few(MIXED) != few({"few": replace(MIXED["few"], source=Numbered(5, first=100))})
 
 
-def test_parts_are_thinned_by_their_own_patterns():
+def test_components_have_their_own_sparsity():
     for batch in take(batches(MIXED), 3):
-        for number, mask in zip(shown([batch]), batch["valid"], strict=True):
+        for number, mask in zip(record_numbers([batch]), batch["valid"], strict=True):
             assert mask.all() if number >= 100 else 0 < mask.mean() < 0.14
 
 
-def test_any_hosts_workers_and_restarts_give_the_same_mixture():
-    """Example i of batch k, whoever makes it: 1, 2 and 4 hosts, 0, 1 and 4 loader processes, 3 threads, begun anywhere."""
+def test_hosts_workers_and_restarts_do_not_change_the_mixture():
+    """1, 2 and 4 hosts; 0, 1 and 4 loader processes; 3 threads; from any batch on."""
     expected = take(batches(MIXED, augment=MOVED), 6)
     for hosts, workers, threads, begin in ((2, 0, 1, 3), (4, 0, 3, 0), (1, 4, 1, 1), (2, 1, 2, 4)):
         parts = []
         for host in range(hosts):
             iterator = batches(
-                MIXED, augment=MOVED, workers=workers, threads=threads, part=(host, hosts)
+                MIXED, augment=MOVED, workers=workers, threads=threads, shard=(host, hosts)
             )
             iterator.set_state({"batches": begin})
             parts.append(take(iterator, 2))
         for k in range(2):
             for host in range(hosts):
-                one = {key: value[host::hosts] for key, value in flatten(expected[begin + k], ".").items()}
+                one = {
+                    key: value[host::hosts]
+                    for key, value in flatten(expected[begin + k], ".").items()
+                }
                 assert_equal([parts[host][k]], [one])
 
 
-def test_crops_and_flips_are_drawn_anew_by_example_and_leave_patterns_alone():
-    wide = {"wide": Part(Gradient(), 1.0, SPARSE)}
+def test_augmentation_is_resampled_and_does_not_change_patterns():
+    wide = {"wide": MixtureComponent(Gradient(), 1.0, SPARSE)}
     moved = take(batches(wide, augment=MOVED, batch=16), 2)
     assert_equal(moved, take(batches(wide, augment=MOVED, batch=16), 2))
     corners = np.concatenate([batch["image"][:, 0, 0, 1] for batch in moved])
@@ -284,7 +291,7 @@ def test_crops_and_flips_are_drawn_anew_by_example_and_leave_patterns_alone():
 
 @dataclass(frozen=True)
 class Gradient:
-    """One record, known all over, every column of which is lighter."""
+    """One record, valid everywhere, each column brighter than the last."""
 
     def __len__(self) -> int:
         return 1
@@ -295,28 +302,28 @@ class Gradient:
         return replace(record, image=image)
 
 
-def test_tells_what_batches_were_like():
+def test_loader_stats():
     iterator = batches(MIXED)
-    assert iterator.told() == {}
-    numbers = shown(take(iterator, 10))
-    told = iterator.told()
+    assert iterator.pop_stats() == {}
+    numbers = record_numbers(take(iterator, 10))
+    stats = iterator.pop_stats()
     names = dict(enumerate(MIXED))
     for part, count in Counter(number // 100 for number in numbers).items():
-        assert told[f"share/{names[part]}"] == pytest.approx(count / 80)
-        assert told[f"valid/{names[part]}"] == 1 if part else told["valid/many"] < 0.14
-        assert 0 < told[f"seconds/{names[part]}"] < 1
-    assert 0 < told["wait"] < 5 and iterator.told() == {}
+        assert stats[f"share/{names[part]}"] == pytest.approx(count / 80)
+        assert stats[f"valid/{names[part]}"] == 1 if part else stats["valid/many"] < 0.14
+        assert 0 < stats[f"seconds/{names[part]}"] < 1
+    assert 0 < stats["wait"] < 5 and iterator.pop_stats() == {}
     alone = batches(workers=1)
     take(alone, 1)
-    assert alone.told().keys() == {"wait", "share", "valid", "seconds"}
+    assert alone.pop_stats().keys() == {"wait", "share", "valid", "seconds"}
 
 
-def test_dense_without_patterns():
-    assert take(batches(sparse=None), 1)[0]["valid"].all()
+def test_depth_is_dense_without_patterns():
+    assert take(batches(sparsity=None), 1)[0]["valid"].all()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_users_mistake_arrives_as_itself(workers: int):
+def test_user_error_of_a_record_is_raised(workers: int):
     iterator = batches(Numbered(8, broken=5), workers=workers)
     with pytest.raises(UserError) as caught:
         take(iterator, 1)
@@ -326,23 +333,28 @@ def test_a_users_mistake_arrives_as_itself(workers: int):
 @pytest.mark.parametrize(
     "state", [{}, {"batches": -1}, {"batches": "4"}, {"batches": 1, "more": 2}]
 )
-def test_refuses_a_foreign_state(state: dict):
+def test_foreign_state_is_refused(state: dict):
     with pytest.raises(UserError, match="data state"):
         batches().set_state(state)
 
 
-def test_refuses_nothing_to_read():
+def test_empty_sources_are_refused():
     with pytest.raises(UserError, match="no record"):
         batches(Numbered(0))
     with pytest.raises(UserError, match="empty: no record"):
-        batches({"full": Part(Numbered(1), 1.0), "empty": Part(Numbered(0), 1.0)})
+        batches(
+            {
+                "full": MixtureComponent(Numbered(1), 1.0),
+                "empty": MixtureComponent(Numbered(0), 1.0),
+            }
+        )
     with pytest.raises(UserError, match="mixture of nothing"):
         batches({})
     with pytest.raises(UserError, match="batch size"):
         batches(batch=0)
 
 
-def test_memory_is_flat_and_nothing_is_left_behind():
+def test_memory_is_flat_and_nothing_is_left():
     process = psutil.Process()
     take(
         batches(workers=1), 1
@@ -350,17 +362,17 @@ def test_memory_is_flat_and_nothing_is_left_behind():
     threads, children = set(threading.enumerate()), set(process.children(recursive=True))
     files = set(Path("/dev/shm").glob("mforce-*"))
     mixture = {
-        "one": Part(Numbered(40, size=64), 1.0),
-        "other": Part(Numbered(7, size=64, first=100), 1.0),
+        "one": MixtureComponent(Numbered(40, size=64), 1.0),
+        "other": MixtureComponent(Numbered(7, size=64, first=100), 1.0),
     }
     for workers in (0, 1):
-        ahead = Ahead(
+        prefetched = PrefetchToDevice(
             batches(mixture, resolution=64, batch=16, workers=workers, threads=2),
             lambda batch: batch,
         )
         sizes = []
         for number in range(300):
-            next(ahead)
+            next(prefetched)
             if number % 50 == 49:
                 sizes.append(
                     sum(
@@ -369,7 +381,7 @@ def test_memory_is_flat_and_nothing_is_left_behind():
                     )
                     / 2**20
                 )
-        ahead.close()
+        prefetched.close()
         assert sizes[-1] - sizes[2] < 8, sizes  # MiB; the 150 batches between are 75
         for _ in range(100):  # Grain's threads end with what they were reading
             left = {thread.name for thread in set(threading.enumerate()) - threads}
@@ -380,10 +392,10 @@ def test_memory_is_flat_and_nothing_is_left_behind():
         assert set(Path("/dev/shm").glob("mforce-*")) <= files
 
 
-def test_our_data_modules_load_neither_jax_nor_grain():
+def test_data_modules_load_neither_jax_nor_grain():
+    modules = ("records", "resize", "folder", "sparsity", "mixture", "augment")
     program = (
-        "import sys, modality_forcing.data.records, modality_forcing.data.resize, modality_forcing.data.folder,"
-        "modality_forcing.data.sparsity, modality_forcing.data.mixture, modality_forcing.data.augment,"
+        f"import sys, {', '.join(f'modality_forcing.data.{name}' for name in modules)},"
         "modality_forcing.encoders.words;"
         "sys.exit(', '.join(sorted({'jax', 'grain', 'flax'} & set(sys.modules))) or 0)"
     )

@@ -1,4 +1,4 @@
-"""Batches fetched ahead: the same, in order, and counted when they are delivered."""
+"""Batches fetched batches: the same, in order, and counted when they are delivered."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from modality_forcing.data.prefetch import Ahead
+from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.errors import UserError
 
 
@@ -23,7 +23,7 @@ class Numbers:
         self.at += 1
         return self.at - 1
 
-    def told(self) -> dict[str, float]:
+    def pop_stats(self) -> dict[str, float]:
         return {"wait": 0.5}
 
     def get_state(self) -> dict[str, int]:
@@ -34,53 +34,53 @@ class Numbers:
         self.closed = True
 
 
-def test_they_are_put_in_order_by_one_thread_and_count_when_delivered():
+def test_one_thread_puts_batches_in_order():
     put, numbers = [], Numbers()
 
     def place(number: int) -> str:
         put.append(threading.current_thread().name)
         return f"on device: {number}"
 
-    ahead = Ahead(numbers, place)
-    assert put == [] and iter(ahead) is ahead  # nothing is fetched before it is asked for
-    assert [next(ahead) for _ in range(2)] == ["on device: 0", "on device: 1"]
-    assert ahead.get_state() == {"batches": 2}
+    batches = PrefetchToDevice(numbers, place)
+    assert put == [] and iter(batches) is batches  # nothing is fetched before it is asked for
+    assert [next(batches) for _ in range(2)] == ["on device: 0", "on device: 1"]
+    assert batches.get_state() == {"batches": 2}
     while len(put) < 4:  # two more wait, and no third is fetched
         time.sleep(0.01)
     time.sleep(0.1)
-    assert len(put) == 4 and all(name.startswith("ahead") for name in put) and len(set(put)) == 1
-    assert ahead.told() == {"wait": 0.5}
+    assert len(put) == 4 and all(name.startswith("prefetch") for name in put) and len(set(put)) == 1
+    assert batches.pop_stats() == {"wait": 0.5}
 
 
-def test_it_goes_on_where_the_caller_left_off():
+def test_close_and_set_state_resume_at_the_delivered_batch():
     numbers = Numbers()
-    ahead = Ahead(numbers, lambda number: number, depth=5)
-    assert [next(ahead) for _ in range(2)] == [0, 1]
-    ahead.close()
-    assert numbers.get_state() == ahead.get_state() == {"batches": 2}
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
-    assert [next(ahead) for _ in range(2)] == [2, 3]
-    ahead.set_state({"batches": 7})
-    assert ahead.get_state() == {"batches": 7} and next(ahead) == 7
-    ahead.close()
-    assert Ahead(numbers, lambda number: number).get_state() == {"batches": 8}
+    batches = PrefetchToDevice(numbers, lambda number: number, depth=5)
+    assert [next(batches) for _ in range(2)] == [0, 1]
+    batches.close()
+    assert numbers.get_state() == batches.get_state() == {"batches": 2}
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
+    assert [next(batches) for _ in range(2)] == [2, 3]
+    batches.set_state({"batches": 7})
+    assert batches.get_state() == {"batches": 7} and next(batches) == 7
+    batches.close()
+    assert PrefetchToDevice(numbers, lambda number: number).get_state() == {"batches": 8}
 
 
-def test_an_error_arrives_as_itself_and_in_its_place():
+def test_loader_error_is_raised_in_order():
     numbers = Numbers(broken=3)
-    ahead = Ahead(numbers, lambda number: number)
-    assert [next(ahead) for _ in range(3)] == [0, 1, 2]
+    batches = PrefetchToDevice(numbers, lambda number: number)
+    assert [next(batches) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(UserError, match="cannot be read"):
-        next(ahead)
-    assert ahead.get_state() == numbers.get_state() == {"batches": 3} and numbers.closed
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
+        next(batches)
+    assert batches.get_state() == numbers.get_state() == {"batches": 3} and numbers.closed
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def test_what_put_raises_arrives_too():
+def test_error_of_put_is_raised():
     def broken(number: int) -> None:
         raise ValueError(f"no room for {number}")
 
-    ahead = Ahead(Numbers(), broken)
+    batches = PrefetchToDevice(Numbers(), broken)
     with pytest.raises(ValueError, match="no room for 0"):
-        next(ahead)
-    assert ahead.get_state() == {"batches": 0}
+        next(batches)
+    assert batches.get_state() == {"batches": 0}

@@ -1,6 +1,9 @@
-"""Cropping and resizing: depth is only picked, the nearest point wins, picture and depth stay on top of each other."""
+"""Resizing: depth values are picked, the nearest point wins, image and depth stay aligned."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,13 +14,18 @@ from modality_forcing.data.records import Record, check
 from modality_forcing.data.resize import (
     DENSE,
     Window,
-    centre_square,
-    fit,
-    place,
-    place_depth,
-    place_image,
-    place_intrinsics,
+    center_crop_resize,
+    center_square,
+    crop_resize,
+    crop_resize_depth,
+    crop_resize_image,
+    crop_resize_intrinsics,
+    downscale,
+    downscale_depth,
+    limit_longer_side,
+    limit_shorter_side,
 )
+from modality_forcing.synthetic.source import Scenes
 
 NONE = np.full((3, 3), np.nan, np.float32)
 
@@ -46,15 +54,15 @@ def random_map(height: int, width: int, part: float, seed: int) -> tuple[np.ndar
     ) + 1, rng.random((height, width)) < part
 
 
-def test_right_size_is_left_alone():
+def test_record_of_the_target_size_is_unchanged():
     same = record(np.ones((8, 8)))
-    assert fit(same, 8) is same
+    assert center_crop_resize(same, 8) is same
 
 
-def test_windows():
-    assert centre_square((4, 10)) == Window(0, 3, 4, 4)
-    assert centre_square((10, 5)) == Window(2.5, 0, 5, 5)
-    assert centre_square((4, 10)).seen_from((4, 10), (8, 20)) == Window(0, 6, 8, 8)
+def test_window_arithmetic():
+    assert center_square((4, 10)) == Window(0, 3, 4, 4)
+    assert center_square((10, 5)) == Window(2.5, 0, 5, 5)
+    assert center_square((4, 10)).rescale((4, 10), (8, 20)) == Window(0, 6, 8, 8)
 
 
 sizes = st.integers(1, 40)
@@ -63,7 +71,7 @@ sizes = st.integers(1, 40)
 @given(sizes, sizes, st.integers(1, 24), st.floats(0, 1), st.integers(0, 999))
 def test_every_depth_is_one_of_the_inputs(height, width, resolution, part, seed):
     depth, valid = random_map(height, width, part, seed)
-    out = check(fit(record(depth, valid), resolution))
+    out = check(center_crop_resize(record(depth, valid), resolution))
     assert out.depth.shape == (resolution, resolution)
     assert np.isin(out.depth[out.valid], depth[valid]).all()
     if valid.all():
@@ -75,18 +83,18 @@ def test_nearest_of_the_sparse_points_in_each_cell(height, width, resolution, se
     depth, valid = random_map(height, width, 0.2, seed)
     side = min(height, width)
     assume(valid.sum() < DENSE * side * side)  # a tiny map may come out dense by chance
-    out = fit(record(depth, valid), resolution)
+    out = center_crop_resize(record(depth, valid), resolution)
     expected = np.full((resolution, resolution), np.inf)
     for i, j in zip(*np.nonzero(valid), strict=True):
-        row = (i + 0.5 - (height - side) / 2) * resolution / side
-        column = (j + 0.5 - (width - side) / 2) * resolution / side
+        row = (i + 0.5 - (height - side) / 2) * (resolution / side)
+        column = (j + 0.5 - (width - side) / 2) * (resolution / side)
         if 0 <= row < resolution and 0 <= column < resolution:
             expected[int(row), int(column)] = min(expected[int(row), int(column)], depth[i, j])
     np.testing.assert_array_equal(out.valid, np.isfinite(expected))
     np.testing.assert_array_equal(out.depth[out.valid], expected[np.isfinite(expected)])
 
 
-def test_all_points_survive_when_each_has_its_cell():
+def test_no_point_is_lost_with_a_cell_each():
     depth, valid = np.full((64, 64), 9, np.float32), np.zeros((64, 64), np.bool_)
     rng = np.random.default_rng(0)
     rows, columns = (
@@ -94,36 +102,36 @@ def test_all_points_survive_when_each_has_its_cell():
         np.arange(0, 64, 8) + rng.integers(0, 8, 8),
     )
     valid[np.ix_(rows, columns)] = True
-    assert fit(record(depth, valid), 8).valid.all()
+    assert center_crop_resize(record(depth, valid), 8).valid.all()
 
 
 def test_density_grows_as_the_cells_do():
     for factor, part in ((2, 0.05), (4, 0.05), (8, 0.02)):
         depth, valid = random_map(256, 256, part, factor)
-        out = fit(record(depth, valid), 256 // factor)
+        out = center_crop_resize(record(depth, valid), 256 // factor)
         expected = 1 - (1 - part) ** (factor * factor)
         spread = 4 * np.sqrt(expected * (1 - expected)) / (256 // factor)
         assert abs(out.valid.mean() - expected) < spread
 
 
-def test_a_dense_map_keeps_its_holes_and_does_not_move_nearer():
+def test_dense_map_keeps_holes_and_depth():
     height, width = 96, 128
     ramp = np.broadcast_to(np.arange(width, dtype=np.float32) + 1, (height, width))
     valid = np.ones((height, width), np.bool_)
     valid[:, 40:60] = False
-    out = fit(record(ramp, valid), 16)
-    centres = (
+    out = center_crop_resize(record(ramp, valid), 16)
+    centers = (
         16 + (np.arange(16) + 0.5) * 6 + 0.5
     )  # exact depth of the ramp under each cell's centre
-    hole = (centres > 40.5) & (centres <= 60.5)
+    hole = (centers > 40.5) & (centers <= 60.5)
     np.testing.assert_array_equal(out.valid, np.broadcast_to(~hole, (16, 16)))
-    assert np.abs(out.depth - centres)[out.valid].max() <= 0.5
+    assert np.abs(out.depth - centers)[out.valid].max() <= 0.5
 
 
-def test_enlarging_repeats_the_nearest():
+def test_enlarging_repeats_pixels():
     depth = np.array([[1, 2], [3, 4]], np.float32)
     valid = np.array([[True, False], [True, True]])
-    out = fit(record(depth, valid), 4)
+    out = center_crop_resize(record(depth, valid), 4)
     np.testing.assert_array_equal(out.valid, np.kron(valid, np.ones((2, 2))).astype(bool))
     np.testing.assert_array_equal(out.depth[out.valid], np.kron(depth, np.ones((2, 2)))[out.valid])
 
@@ -131,8 +139,8 @@ def test_enlarging_repeats_the_nearest():
 @pytest.mark.parametrize(
     ("height", "width", "factor"), [(60, 100, 0.5), (100, 60, 2.0), (121, 77, 1.5), (64, 48, 0.25)]
 )
-def test_picture_and_depth_of_other_size_see_the_same(height, width, factor):
-    """A bright block and the near block lie at the same place after the crop, whatever the sizes of the two rasters."""
+def test_image_and_depth_of_other_size_stay_aligned(height, width, factor):
+    """A bright block and a near block coincide after the crop, whatever the two sizes."""
     low_height, low_width = round(height * factor), round(width * factor)
     resolution = 16
 
@@ -142,10 +150,10 @@ def test_picture_and_depth_of_other_size_see_the_same(height, width, factor):
 
     image = np.repeat(block(height, width).astype(np.uint8)[..., None] * 255, 3, axis=2)
     near = block(low_height, low_width)
-    window = centre_square((height, width))
-    there = window.seen_from((height, width), near.shape)
-    small = place_image(image, window, resolution)[..., 0] > 127
-    depth, valid = place_depth(
+    window = center_square((height, width))
+    there = window.rescale((height, width), near.shape)
+    small = crop_resize_image(image, window, resolution)[..., 0] > 127
+    depth, valid = crop_resize_depth(
         np.where(near, 1, 9).astype(np.float32), np.ones(near.shape, np.bool_), there, resolution
     )
     assert valid.all()
@@ -160,11 +168,11 @@ def test_picture_and_depth_of_other_size_see_the_same(height, width, factor):
 @pytest.mark.parametrize(
     ("size", "resolution"), [((48, 64), 16), ((64, 48), 24), ((33, 50), 8), ((8, 12), 32)]
 )
-def test_intrinsics_point_where_the_picture_moved(size, resolution):
-    """A ray through the corner of a crop's pixel in the old raster goes through that corner in the new one."""
+def test_intrinsics_follow_the_crop(size, resolution):
+    """A ray through a corner of the window goes through that corner of the resized one."""
     intrinsics = np.array([[50, 0, 31.5], [0, 52, 20.25], [0, 0, 1]], np.float32)
-    window = centre_square(size)
-    moved = place_intrinsics(intrinsics, window, resolution).astype(np.float64)
+    window = center_square(size)
+    moved = crop_resize_intrinsics(intrinsics, window, resolution).astype(np.float64)
     for x, y in (
         (window.left, window.top),
         (window.left + window.width, window.top + window.height),
@@ -181,17 +189,122 @@ def test_intrinsics_point_where_the_picture_moved(size, resolution):
 
 
 def test_unknown_intrinsics_stay_unknown():
-    assert np.isnan(fit(record(np.ones((8, 12))), 4).intrinsics).all()
+    assert np.isnan(center_crop_resize(record(np.ones((8, 12))), 4).intrinsics).all()
 
 
-def test_pictures_are_antialiased():
+def test_images_are_antialiased():
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[:, ::2] = 255
-    small = place_image(stripes, centre_square((64, 64)), 16)
+    small = crop_resize_image(stripes, center_square((64, 64)), 16)
     assert np.abs(small.astype(int) - 127).max() < 20
 
 
-def test_a_window_outside_is_refused_and_not_taken_from_elsewhere():
+def test_window_outside_is_refused():
     for window in (Window(-1, 0, 4, 4), Window(0, 5, 4, 4)):
         with pytest.raises(ValueError):
-            place(record(np.ones((8, 8))), window, 4)
+            crop_resize(record(np.ones((8, 8))), window, 4)
+
+
+LONG_SIDES = st.integers(1, 4000)
+
+
+def frame(height: int, width: int, share: float = 1.0, seed: int = 0) -> Record:
+    rng = np.random.default_rng(seed)
+    valid = rng.random((height, width)) < share
+    return Record(
+        image=rng.integers(0, 256, (height, width, 3), np.uint8),
+        depth=np.where(valid, rng.uniform(1, 80, (height, width)), np.nan).astype(np.float32),
+        valid=valid,
+        intrinsics=np.array([[60, 0, 20], [0, 61, 14], [0, 0, 1]], np.float32),
+        unit="metric",
+        caption="",
+        source="",
+        id="",
+    )
+
+
+@given(size=st.tuples(LONG_SIDES, LONG_SIDES), pixels=st.integers(1, 600))
+def test_limit_shorter_side(size: tuple[int, int], pixels: int):
+    new = limit_shorter_side(size, pixels)
+    if min(size) <= pixels:
+        assert new == size
+        return
+    assert min(new) == pixels and (max(new) - pixels) % 2 == 0
+    assert new[0] <= size[0] and new[1] <= size[1]
+    assert abs(max(new) - max(size) * pixels / min(size)) <= 1.5
+    assert (new[0] <= new[1]) == (size[0] <= size[1]) or max(new) == min(new) or size[0] == size[1]
+
+
+@given(size=st.tuples(LONG_SIDES, LONG_SIDES), pixels=st.integers(1, 600))
+def test_limit_longer_side(size: tuple[int, int], pixels: int):
+    new = limit_longer_side(size, pixels)
+    if max(size) <= pixels:
+        assert new == size
+        return
+    assert max(new) == pixels and min(new) >= 1
+    assert min(new) == max(1, round(min(size) * pixels / max(size)))
+
+
+def test_known_sizes():
+    assert limit_shorter_side((375, 1242), 256) == (256, 848)
+    assert limit_shorter_side((640, 480), 256) == (342, 256)
+    assert limit_longer_side((1440, 1920), 512) == (384, 512)
+
+
+def test_small_frame_is_unchanged():
+    record = frame(20, 30)
+    assert downscale(record, partial(limit_shorter_side, pixels=20)) is record
+    assert downscale(record, partial(limit_longer_side, pixels=99)) is record
+
+
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.7, 1.0])
+def test_downscale_of_a_square_equals_crop_resize(share: float):
+    record = frame(37, 37, share)
+    small = check(downscale(record, partial(limit_shorter_side, pixels=16)))
+    depth, valid = crop_resize_depth(record.depth, record.valid, center_square((37, 37)), 16)
+    np.testing.assert_array_equal(small.depth, depth)
+    np.testing.assert_array_equal(small.valid, valid)
+    np.testing.assert_allclose(
+        small.intrinsics, center_crop_resize(record, 16).intrinsics, rtol=1e-6
+    )
+
+
+def test_downscale_keeps_the_nearest_point():
+    depth = np.full((4, 6), 9, np.float32)
+    valid = np.zeros((4, 6), np.bool_)
+    valid[0, 0], valid[1, 1], valid[3, 5] = True, True, True
+    depth[1, 1], depth[3, 5] = 5, 7
+    small, known = downscale_depth(depth, valid, (2, 3))
+    assert small.tolist() == [[5, 0, 0], [0, 0, 7]]
+    assert known.tolist() == [[True, False, False], [False, False, True]]
+
+
+def test_downscale_keeps_holes_and_edges():
+    depth = np.repeat(np.array([[2, 2, 2, 9, 9, 9]], np.float32), 6, axis=0)
+    valid = np.ones((6, 6), np.bool_)
+    valid[2:4, 2:4] = False
+    small, known = downscale_depth(depth, valid, (3, 3))
+    assert small.tolist() == [[2, 9, 9], [2, 0, 9], [2, 9, 9]]
+    assert known.tolist() == [[True, True, True], [True, False, True], [True, True, True]]
+
+
+def test_downscale_refuses_to_enlarge():
+    with pytest.raises(ValueError, match="to"):
+        downscale_depth(np.ones((4, 4), np.float32), np.ones((4, 4), np.bool_), (4, 5))
+
+
+def test_downscale_keeps_points_in_space():
+    """Unprojected pixels are where they were in the larger frame."""
+    record = Scenes(resolution=96)[5]
+    record = replace(
+        record, **{name: getattr(record, name)[:72] for name in ("image", "depth", "valid")}
+    )
+    small = check(downscale(record, partial(limit_shorter_side, pixels=24)))
+    assert small.depth.shape == (24, 32)
+    row, column = np.nonzero(small.valid)
+    back = np.linalg.inv(small.intrinsics) @ np.stack((column, row, np.ones(len(row))))
+    before = record.intrinsics @ back
+    source = record.depth[np.rint(before[1]).astype(int), np.rint(before[0]).astype(int)]
+    np.testing.assert_array_equal(
+        source, small.depth[row, column]
+    )  # 3 : 1, so that centers fall on centers

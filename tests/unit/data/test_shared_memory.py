@@ -1,4 +1,4 @@
-"""Memory of batches: written again only when nobody holds it, crossing over between processes, and leaving nothing."""
+"""Batch memory: reused only when nobody holds it, shared between processes, and cleaned up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ import numpy as np
 import pytest
 
 from modality_forcing.data import shared_memory
-from modality_forcing.data.shared_memory import Received, Send, Stack
+from modality_forcing.data.shared_memory import (
+    BufferedStacker,
+    SharedMemoryReceiver,
+    SharedMemorySender,
+)
 from modality_forcing.errors import UserError
 
 
@@ -62,13 +66,13 @@ def addresses(batch: shared_memory.Batch) -> list[int]:
     return [leaf.ctypes.data for leaf in leaves(batch)]
 
 
-def crossed(thing: Any) -> Any:
+def pickled(thing: Any) -> Any:
     """What another process gets."""
-    return pickle.loads(pickle.dumps(thing))  # our own
+    return pickle.loads(pickle.dumps(thing))  # noqa: S301  # our own bytes
 
 
-def test_a_slab_is_written_again_once_nobody_holds_it():
-    stack = Stack()
+def test_slab_is_reused_when_its_batch_is_freed():
+    stack = BufferedStacker()
     batch = stack(rows(0))
     check(batch, 0)
     was = addresses(batch)
@@ -86,8 +90,8 @@ def test_a_slab_is_written_again_once_nobody_holds_it():
     "keep",
     [lambda b: b["image"][1, 2:], lambda b: b["text"]["mask"], lambda b: memoryview(b["depth"])],
 )
-def test_a_part_of_a_batch_is_enough_to_hold_it(keep):
-    stack = Stack()
+def test_view_keeps_its_slab(keep):
+    stack = BufferedStacker()
     batch = stack(rows(0))
     was, kept = addresses(batch), keep(batch)
     before = np.array(kept)
@@ -99,22 +103,22 @@ def test_a_part_of_a_batch_is_enough_to_hold_it(keep):
     assert was in (addresses(stack(rows(20))), addresses(stack(rows(20))))
 
 
-def test_a_larger_batch_gets_a_larger_slab():
-    stack = Stack()
+def test_larger_batch_gets_a_larger_slab():
+    stack = BufferedStacker()
     stack(rows(0, 1))
     check(stack(rows(0, 9)), 0, 9)
     check(stack(rows(0, 2)), 0, 2)
 
 
-def test_rows_that_differ_are_refused():
+def test_unequal_rows_are_refused():
     with pytest.raises(ValueError):
-        Stack()([*rows(0, 1), *rows(1, 1, size=8)])
+        BufferedStacker()([*rows(0, 1), *rows(1, 1, size=8)])
 
 
-def test_sent_batches_lie_in_the_memory_they_were_written_to():
-    received = Received()
-    send = crossed(Send(received.folder))
-    sent = crossed(send(rows(0)))
+def test_sender_reuses_slabs_that_the_receiver_freed():
+    received = SharedMemoryReceiver()
+    send = pickled(SharedMemorySender(received.folder))
+    sent = pickled(send(rows(0)))
     assert len(os.listdir(received.folder)) == 1
     batch = received.open(sent)
     check(batch, 0)
@@ -138,17 +142,17 @@ def test_sent_batches_lie_in_the_memory_they_were_written_to():
     assert not Path(received.folder).exists()
 
 
-def test_slabs_that_nobody_opened_go_too():
-    received = Received()
-    Send(received.folder)(rows(0))
+def test_close_removes_unopened_slabs():
+    received = SharedMemoryReceiver()
+    SharedMemorySender(received.folder)(rows(0))
     received.close()
     assert not Path(received.folder).exists()
 
 
-def test_a_process_that_does_not_close_leaves_nothing_and_says_nothing(tmp_path):
+def test_process_exit_without_close_is_clean(tmp_path):
     program = (
         "from tests.unit.data.test_shared_memory import *\n"
-        "received = Received(); send = Send(received.folder)\n"
+        "received = SharedMemoryReceiver(); send = SharedMemorySender(received.folder)\n"
         "batch = received.open(send(rows(0))); send(rows(1)); print(received.folder)"
     )
     environment = {
@@ -166,10 +170,10 @@ def test_full_memory_is_one_line(monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    received = Received()
+    received = SharedMemoryReceiver()
     with pytest.raises(
         UserError,
-        match=r"no room for a batch of 0 MiB in shared memory \(No space left.*--shm-size.*data.workers=0",
+        match=r"no room for a batch of 0 MiB in shared memory \(No space left.*data.workers=0",
     ):
-        Send(received.folder)(rows(0))
+        SharedMemorySender(received.folder)(rows(0))
     received.close()

@@ -1,4 +1,4 @@
-"""Sparse patterns: parts of what is valid, as thin as promised, and shaped like the sensor they stand for."""
+"""Sparsity patterns: within the valid pixels, as sparse as stated, shaped like their sensor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modality_forcing.data.records import Record, check
-from modality_forcing.data.sparsity import DEFAULT_MIXTURE, MOST, PATTERNS, depth_edges, thin
+from modality_forcing.data.sparsity import (
+    DEFAULT_MIXTURE,
+    MAX_DENSITY,
+    PATTERNS,
+    depth_edges,
+    sparsify,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.synthetic.source import Scenes
 
@@ -49,7 +55,7 @@ def test_a_mask_is_part_of_what_is_valid(name: str, index: int, seed: int, resol
     mask = PATTERNS[name](one, np.random.default_rng(seed))
     assert mask.dtype == np.bool_ and mask.shape == one.valid.shape
     assert not np.any(mask & ~one.valid)
-    assert mask.mean() <= MOST
+    assert mask.mean() <= MAX_DENSITY
     np.testing.assert_array_equal(mask, PATTERNS[name](one, np.random.default_rng(seed)))
 
 
@@ -76,7 +82,7 @@ def test_density_on_average(name: str, resolution: int):
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_the_default_mixture_keeps_at_most_a_tenth(resolution: int):
     rng = np.random.default_rng(3)
-    density = np.array([thin(record(i % 60, resolution), rng).valid.mean() for i in range(600)])
+    density = np.array([sparsify(record(i % 60, resolution), rng).valid.mean() for i in range(600)])
     assert 0.03 < density.mean() <= 0.10
     assert 0.02 < np.mean(density == 0) < 0.15  # whole maps go missing, but not many
 
@@ -108,7 +114,8 @@ def test_lidar_rings_are_straight_in_a_long_lens_and_bend_in_a_wide_one():
             PATTERNS["lidar"](plain(64, 64, lens), np.random.default_rng(seed))
             for seed in range(30)
         ]
-        # Lines of equal elevation cross many rows of a wide view, and few of a narrow one (the sensor leans a little).
+        # Lines of equal elevation cross many rows of a wide view, and few of a narrow one (the
+        # sensor leans a little).
         untouched[focal] = np.mean([~mask[36:].any(axis=1) for mask in masks])
     assert untouched[20] < 0.05
     assert untouched[400] > untouched[20] + 0.1
@@ -162,7 +169,7 @@ def test_thin_returns_a_sound_record_and_leaves_the_old_one_alone():
     one = record(1)
     before = one.depth.copy()
     for seed in range(20):
-        thinned = check(thin(one, np.random.default_rng(seed)))
+        thinned = check(sparsify(one, np.random.default_rng(seed)))
         assert (thinned.depth[~thinned.valid] == 0).all()
         np.testing.assert_array_equal(thinned.depth[thinned.valid], one.depth[thinned.valid])
         assert thinned.caption == one.caption and thinned.image is one.image
@@ -171,10 +178,10 @@ def test_thin_returns_a_sound_record_and_leaves_the_old_one_alone():
 
 def test_weights_choose_the_pattern():
     one = record(1)
-    assert not thin(one, np.random.default_rng(0), {"missing": 1.0}).valid.any()
+    assert not sparsify(one, np.random.default_rng(0), {"missing": 1.0}).valid.any()
     shares = np.mean(
         [
-            thin(one, np.random.default_rng(i), {"missing": 3, "uniform": 1}).valid.any()
+            sparsify(one, np.random.default_rng(i), {"missing": 3, "uniform": 1}).valid.any()
             for i in range(400)
         ]
     )
@@ -186,12 +193,12 @@ def test_weights_choose_the_pattern():
 )
 def test_weights_that_choose_nothing_are_refused(weights: dict[str, float]):
     with pytest.raises(UserError, match="weights"):
-        thin(record(1), np.random.default_rng(0), weights)
+        sparsify(record(1), np.random.default_rng(0), weights)
 
 
 def test_an_unknown_pattern_is_told_with_the_known_ones():
     with pytest.raises(UserError, match=r"'radar'.*known are uniform, lidar, sfm, sensor, missing"):
-        thin(record(1), np.random.default_rng(0), {"radar": 1.0})
+        sparsify(record(1), np.random.default_rng(0), {"radar": 1.0})
 
 
 def test_the_default_mixture_names_every_pattern():

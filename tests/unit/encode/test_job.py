@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from modality_forcing.config import MeshConfig
-from modality_forcing.data.augment import mirror
-from modality_forcing.data.resize import fit
+from modality_forcing.data.augment import hflip
+from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.encode.job import Job
 from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.errors import UserError
@@ -81,15 +81,15 @@ def test_every_latent_is_that_of_its_picture_and_of_its_mirror_image(cache, froz
     records = Encoded(source, Cache(cache, "train"))
     assert len(records) == len(source) == 11
     for index in (0, 5, 10):
-        record, seen = records[index], fit(source[index], small.PIXELS)
-        both = np.stack([seen.image, mirror(seen).image])
+        record, seen = records[index], center_crop_resize(source[index], small.PIXELS)
+        both = np.stack([seen.image, hflip(seen).image])
         want = np.asarray(frozen.latents(both), np.float32)
         np.testing.assert_allclose(
             np.asarray(record.latents, np.float32), want, rtol=2**-7, atol=1e-4
         )
         assert not np.array_equal(record.latents[0], record.latents[1])
         np.testing.assert_array_equal(record.depth, source[index].depth)
-        np.testing.assert_array_equal(mirror(record).latents, record.latents[::-1])
+        np.testing.assert_array_equal(hflip(record).latents, record.latents[::-1])
 
 
 def test_every_caption_is_there_once(cache, frozen, source):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modality_forcing.data.folder import Folder
+from modality_forcing.data.folder import ImageFolder
 from modality_forcing.data.records import Record
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
@@ -49,7 +49,7 @@ def test_a_folder_needs_a_name(tmp_path):
     np.save(tmp_path / "a.depth.npy", np.full((20, 20), 2.0, np.float32))
     data = replace(config.data, root=str(tmp_path), depth_scale=0.5, depth_unit="metric")
     named = inputs.open_source(replace(config, data=data))
-    assert isinstance(named, Folder)
+    assert isinstance(named, ImageFolder)
     record = named[0]
     assert (
         record.image.shape == (16, 16, 3)
@@ -101,7 +101,7 @@ def test_prepared_sets_are_mixed_by_weight_and_evaluated_in_turns(tmp_path):
         "c": 1.0,
     }
     assert [len(part.source) for part in parts.values()] == [3, 4, 2] and all(
-        part.sparse for part in parts.values()
+        part.sparsity for part in parts.values()
     )
     held_out = inputs.open_source(config, "eval")
     depths = [float(np.median(held_out[i].depth)) for i in range(len(held_out))]

@@ -141,7 +141,7 @@ def test_coarse_depth_lies_at_single_pixels():
 
 
 def test_intrinsics_of_another_raster_see_the_same():
-    other = resize.resize_intrinsics(K, (4, 6), (8, 3))
+    other = resize.scale_intrinsics(K, (4, 6), (8, 3))
     # The left edge of the picture, x = -0.5, stays the left edge, and so does the right one.
     for edge, moved in ((-0.5, -0.5), (5.5, 2.5)):
         np.testing.assert_allclose((edge - K[0, 2]) / K[0, 0], (moved - other[0, 2]) / other[0, 0])
@@ -169,5 +169,5 @@ def test_turned_pixels_look_where_they_did(quarters: int):
 def test_pictures_shrink_antialiased():
     stripes = np.zeros((4, 8, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert 100 < resize.shrink_picture(stripes, (2, 4)).mean() < 155
-    assert resize.shrink_picture(stripes, (4, 8)) is stripes
+    assert 100 < resize.downscale_image(stripes, (2, 4)).mean() < 155
+    assert resize.downscale_image(stripes, (4, 8)) is stripes
