@@ -46,7 +46,7 @@ def main(options: argparse.Namespace) -> None:
     Writes under the workdir: `t2i/`, `forcing/` and, with --ablate, `no_pretraining/` with
     checkpoints and TensorBoard events, `images/`, `summary.json` and `report.html`.
     """
-    from modality_forcing.data.in_memory import Cached
+    from modality_forcing.data.in_memory import InMemory
     from modality_forcing.evaluation.heldout import Evaluator
     from modality_forcing.generator import Generator
     from modality_forcing.train import checkpoint, inputs
@@ -58,7 +58,7 @@ def main(options: argparse.Namespace) -> None:
     for config in (t2i, forcing):  # also where the phase is done and would only be read back
         check_resumable(workdir / config.name, config, ignore=("train.init_from",))
     phases = PhaseCache(workdir / "phases.json")
-    records = Cached(inputs.open_source(t2i))  # both phases see the same scenes
+    records = InMemory(inputs.open_source(t2i))  # both phases see the same scenes
 
     phases.run("t2i", lambda: _train(t2i, workdir / "t2i", records))
     phases.run("forcing", lambda: _train(forcing, workdir / "forcing", records))

@@ -122,16 +122,16 @@ def check_inputs(options: argparse.Namespace) -> None:
 def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.ndarray]:
     """Returns image u8 [h w 3], or depth f32 and valid bool [h w], at the model's resolution."""
     from modality_forcing.data.files import read_depth, read_image
-    from modality_forcing.data.resize import place_depth, place_image
+    from modality_forcing.data.resize import crop_resize_depth, crop_resize_image
 
     inputs = {}
     if options.image is not None:
         image = read_image(options.image)
-        inputs["image"] = place_image(image, window(image, options.resize_mode), resolution)
+        inputs["image"] = crop_resize_image(image, window(image, options.resize_mode), resolution)
     if options.depth is not None:
         depth, valid = read_depth(options.depth, options.depth_scale)
         square = window(depth, options.resize_mode)
-        depth, valid = place_depth(depth, valid, square, resolution)
+        depth, valid = crop_resize_depth(depth, valid, square, resolution)
         if not valid.any():
             what, hint = "its center square holds no valid depth", "use --resize-mode stretch"
             raise UserError(what, where=options.depth, hint=hint)
@@ -141,11 +141,11 @@ def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.nd
 
 def window(array: np.ndarray, resize_mode: str) -> Window:
     """Returns the part of an array [h w ...] that becomes the square input: its center, or all."""
-    from modality_forcing.data.resize import Window, centre_square
+    from modality_forcing.data.resize import Window, center_square
 
     height, width = array.shape[:2]
     whole = Window(0, 0, height, width)
-    return centre_square((height, width)) if resize_mode == "crop" else whole
+    return center_square((height, width)) if resize_mode == "crop" else whole
 
 
 def write_example(
