@@ -1,6 +1,9 @@
-"""The optimiser: AdamW with warm-up, clipping, weight decay on matrices only and rates by width; EMA of the weights."""
+"""AdamW with warm-up, clipping, weight decay on matrices, and learning rates scaled by width."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import optax
@@ -8,69 +11,74 @@ import optax
 from modality_forcing.config import TrainConfig
 from modality_forcing.errors import UserError
 
-EPS = 1e-8  # Adam's, at the width that the learning rate belongs to (Kingma & Ba 2015)
-SCALED = ("hidden", "output")  # groups whose learning rate falls with the width
+EPS = 1e-8  # Adam's, at the base width (Kingma & Ba 2015)
+WIDTH_SCALED = ("hidden", "output")  # groups whose learning rate falls with the width
 
 
 def schedule(c: TrainConfig) -> optax.Schedule:
     """Returns the learning rate as a function of the step.
 
-    "cosine" falls to a tenth; "wsd" stays, then cools down over the last `decay` share by 1 - sqrt (Hagele et al. 2024).
+    "cosine" decays to a tenth. "wsd" is constant, then decays over the last share of the steps
+    (train.decay_fraction) by 1 - sqrt (Hagele et al. 2024, arXiv 2405.18392).
     """
     warmup = warmup_steps(c)
     if c.schedule == "cosine":
-        end = max(c.steps, warmup + 1)  # a run of one step has nowhere to fall
+        end = max(c.steps, warmup + 1)  # a run of one step has no room to decay
         return optax.warmup_cosine_decay_schedule(
             0.0, c.learning_rate, warmup, end, 0.1 * c.learning_rate
         )
-    cooling = decay_start_step(c)
+    decay_start = decay_start_step(c)
 
     def wsd(step):
         rising = jax.numpy.minimum((step + 1) / warmup, 1.0)
-        done = jax.numpy.clip((step - cooling) / (c.steps - cooling), 0.0, 1.0)
+        done = jax.numpy.clip((step - decay_start) / (c.steps - decay_start), 0.0, 1.0)
         return c.learning_rate * rising * (1.0 - jax.numpy.sqrt(done) * 0.95)
 
     return wsd
 
 
 def warmup_steps(c: TrainConfig) -> int:
-    """Returns the steps over which the learning rate rises."""
+    """Returns the number of steps over which the learning rate rises."""
     return max(int(c.warmup_fraction * c.steps), 1)
 
 
 def decay_start_step(c: TrainConfig) -> int:
-    """Returns the first step at which "wsd" may be below its constant rate."""
+    """Returns the first step at which "wsd" may be below its constant learning rate."""
     return c.steps - max(int(c.decay_fraction * c.steps), 1)
 
 
 def branch_point(c: TrainConfig, trunk: TrainConfig) -> int:
-    """Returns the last step up to which two runs that differ in length alone are one run; raises UserError if there is none."""
+    """Returns the last step that two runs share which differ in length alone.
+
+    Raises UserError if they share no step.
+    """
     if c.schedule != "wsd" or c.schedule != trunk.schedule:
-        raise UserError(
-            "a cosine has no constant phase to branch off",
-            hint="set train.schedule=wsd in the trunk too",
-        )
-    if warmup_steps(c) != warmup_steps(trunk):
-        told = f"the trunk warms up for {warmup_steps(trunk)} steps, this run for {warmup_steps(c)}"
-        raise UserError(
-            told,
-            hint="set train.warmup_fraction so that they agree (train/width_scaling.py: horizon)",
-        )
+        hint = "set train.schedule=wsd in the trunk too"
+        raise UserError("a cosine has no constant phase to branch off", hint=hint)
+    ours, theirs = warmup_steps(c), warmup_steps(trunk)
+    if ours != theirs:
+        what = f"the trunk warms up for {theirs} steps, this run for {ours}"
+        hint = "set train.warmup_fraction so that they agree (train/width_scaling.py: with_horizon)"
+        raise UserError(what, hint=hint)
     return min(decay_start_step(c), decay_start_step(trunk))
 
 
 def make_optimizer(c: TrainConfig, width: int) -> optax.GradientTransformation:
-    """Returns the gradient transformation of a run of a network of this width.
+    """Returns the gradient transformation for a network of this width.
 
-    With c.base_width, a learning rate found at that width serves this one (muP for Adam: Yang et al. 2022, table 8; for
-    diffusion transformers: Zheng et al. 2025, arXiv 2505.15270). At m = width / base_width:
+    With c.base_width, a learning rate tuned at that width holds at this one (muP for Adam: Yang et
+    al. 2022, table 8; for diffusion transformers: Zheng et al. 2025, arXiv 2505.15270). With
+    m = width / base_width:
 
-    - Matrices that sum over the width learn at 1/m of the rate: their updates agree with what they multiply, so that a
-      step moves the sum by the width times the rate. Heads too: zero at first, they need no multiplier on the output.
-    - Weight decay acts by the unscaled rate, as if it were m times as strong where the rate is 1/m: rate times decay, the
-      share a step takes off, is what should not change with the width (Wang & Aitchison 2024, arXiv 2405.13698).
-    - Adam's epsilon falls by 1/m, as gradients do behind a head whose weights do, or it would swallow them (Everett et
-      al. 2024, arXiv 2407.05872). The head's own do not fall; a smaller epsilon does not hurt them.
+    - Matrices that sum over the width learn at 1/m of the rate. Their updates are correlated with
+      their inputs, so that a step changes the sum by the width times the rate. Heads too: they
+      start at zero and need no multiplier on the output.
+    - Weight decay uses the unscaled rate, as if it were m times as strong where the rate is 1/m.
+      The product of rate and decay, the share that a step removes, should not change with the
+      width (Wang & Aitchison 2024, arXiv 2405.13698).
+    - Adam's epsilon falls by 1/m, as gradients do behind a head whose weights fall so; otherwise it
+      would dominate them (Everett et al. 2024, arXiv 2407.05872). The head's own gradients do not
+      fall; a smaller epsilon does not hurt them.
     """
     m = width / c.base_width if c.base_width else 1.0
     return optax.chain(
@@ -87,18 +95,18 @@ def make_optimizer(c: TrainConfig, width: int) -> optax.GradientTransformation:
 def _scale_by_group(factor: float) -> optax.GradientTransformation:
     def update(updates, params=None):
         return jax.tree_util.tree_map_with_path(
-            lambda path, u: u * factor if param_group(_names(path)) in SCALED else u, updates
+            lambda path, u: u * factor if param_group(_names(path)) in WIDTH_SCALED else u, updates
         )
 
     return optax.stateless(update)
 
 
 def param_group(path: tuple[str, ...]) -> str:
-    """Returns what growing the width does to a parameter, from its path in the network.
+    """Returns how a parameter depends on the width, from its path in the network.
 
-    "input": a matrix from something of fixed size; "hidden": one that sums over channels of the width, of the FFN or of all
-    heads; "output": the same, to something of fixed size; "vector": a gain, offset or scalar.
-    Raises ValueError for a parameter that this table does not know: a new module must be given its place.
+    "input": a matrix from something of fixed size. "hidden": a matrix that sums over the width, the
+    MLP or all heads. "output": the same, to something of fixed size. "vector": a gain, offset or
+    scalar. Raises ValueError for an unknown parameter: add a new module to this table.
     """
     match path:
         case (
@@ -124,10 +132,11 @@ def param_group(path: tuple[str, ...]) -> str:
     raise ValueError(f"no group for the parameter {'/'.join(path)}")
 
 
-def weight_decay_mask(params):
-    """True for the leaves that weight decay acts on: matrices, stacked or not; vectors and scalars are left alone.
+def weight_decay_mask(params: Mapping[str, Any]) -> Any:
+    """Returns True for matrices, stacked or not, and False for vectors and scalars.
 
-    A leaf of the scanned stack has a leading axis of layers, so its rank alone would call a stacked vector a matrix.
+    Leaves of the scanned stack have a leading axis of layers, so that their rank alone would make
+    a stacked vector a matrix.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: leaf.ndim - ("layers" in _names(path)) >= 2, params

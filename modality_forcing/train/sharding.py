@@ -1,7 +1,7 @@
-"""How a run is laid out over devices: the mesh, and which of its axes split which dimension of what is kept between steps.
+"""The device mesh, and which of its axes shard which dimension of weights, moments and EMA.
 
-The batch is split over ("data", "fsdp"). Along "data" weights are repeated; along "fsdp" the weights, the optimiser's
-moments and the EMA are sharded; "tensor" splits heads and FFN. A preset says how weights are kept and gathered.
+The batch is sharded over ("data", "fsdp"). Weights, Adam's moments and the EMA are replicated along
+"data" and sharded along "fsdp". "tensor" shards heads and MLP. A preset is one set of rules.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from modality_forcing.config import MeshConfig, TrainConfig
 from modality_forcing.errors import UserError
 from modality_forcing.models.layout import spec
 
 AXES = ("data", "fsdp", "tensor")
-Spec = tuple[str | tuple[str, ...] | None, ...]
+AnyMesh = Mesh | AbstractMesh
+Axis = str | tuple[str, ...] | None
+Spec = tuple[Axis, ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardingRules:
-    """Mesh axes of each kind of weight, one per dimension; the letters after the underscore are the dimensions.
+    """Mesh axes of each kind of weight, one per dimension (the letters after the underscore).
 
-    Shards lie along the first of a matrix's two dimensions wherever that is possible: the last one is padded to 128 lanes
-    on a TPU. Stacked layers have one more dimension in front, never split: the scan takes it apart.
+    Matrices are sharded along the first of their two dimensions where possible, because a TPU pads
+    the last one to 128 lanes. Stacked layers have a leading dimension that is never sharded: the
+    scan runs over it.
 
-    Raises ValueError if one axis would split two dimensions of the same weight.
+    keep_gathered: keep gathered weights from forward to backward. Otherwise they are gathered twice
+    a step. Raises ValueError if one axis would shard two dimensions of a weight.
     """
 
     q_dh: Spec = ("fsdp", "tensor")
@@ -40,51 +44,44 @@ class ShardingRules:
     gate_up_df: Spec = ("fsdp", "tensor")
     down_fd: Spec = (("tensor", "fsdp"), None)
     linear_io: Spec = ("fsdp", None)
-    table_we: Spec = ("fsdp", None)  # rows of the word table
+    table_we: Spec = ("fsdp", None)  # word embeddings
     vector_e: Spec = (None,)
     scalar: Spec = ()
-    keep_gathered: bool = (
-        True  # for the backward pass; else weights are gathered twice a step and never stay
-    )
+    keep_gathered: bool = True
+
+    def specs(self) -> dict[str, Spec]:
+        """Returns the rules by name."""
+        return {name: rule for name, rule in vars(self).items() if name != "keep_gathered"}
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if field.name != "keep_gathered":
-                axes = [
-                    a
-                    for entry in getattr(self, field.name)
-                    for a in ((entry,) if isinstance(entry, str) else entry or ())
-                ]
-                if len(axes) != len(set(axes)):
-                    raise ValueError(
-                        f"{field.name} {getattr(self, field.name)} splits two dimensions by one axis"
-                    )
+        for name, rule in self.specs().items():
+            axes = [axis for entry in rule for axis in _axes(entry)]
+            if len(axes) != len(set(axes)):
+                raise ValueError(f"{name} {rule} splits two dimensions by one axis")
 
 
-def _whole(spec: Spec) -> Spec:
-    return tuple(
-        "tensor" if entry == "tensor" or (isinstance(entry, tuple) and "tensor" in entry) else None
-        for entry in spec
-    )
+def _axes(entry: Axis) -> tuple[str, ...]:
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
+def _tensor_only(rule: Spec) -> Spec:
+    return tuple("tensor" if "tensor" in _axes(entry) else None for entry in rule)
 
 
 _SHARDED = ShardingRules()
-_WEIGHTS = [
-    field.name for field in dataclasses.fields(ShardingRules) if field.name != "keep_gathered"
-]
-
 PRESETS: Mapping[str, ShardingRules] = {
-    # Data parallel, with weights, moments and EMA in shards; a block's whole bfloat16 weights stay from forward to backward.
+    # Data parallel with sharded weights, gradients, moments and EMA. A block's gathered bfloat16
+    # weights stay from forward to backward: PyTorch's SHARD_GRAD_OP, ZeRO stage 2.
     "zero2": _SHARDED,
-    # The same shards; weights are gathered again in the backward pass, so that a device holds those of few blocks only.
+    # The same shards. The backward pass gathers again, so that a device holds few blocks' weights.
     "fsdp": dataclasses.replace(_SHARDED, keep_gathered=False),
-    # Everything whole on every device: nothing to gather, nothing saved.
+    # Every device holds everything: nothing to gather, no memory saved.
     "replicated": ShardingRules(
-        **{name: _whole(getattr(_SHARDED, name)) for name in _WEIGHTS}, keep_gathered=False
+        **{name: _tensor_only(rule) for name, rule in _SHARDED.specs().items()}, keep_gathered=False
     ),
 }
 
-# Which rule a weight falls under, by the last part of its path; `w` belongs to a Linear.
+# The rule of a weight, by the last part of its path. `w` belongs to a Linear.
 PARAM_RULES = {
     "q": "q_dh",
     "k": "kv_dg",
@@ -103,20 +100,18 @@ PARAM_RULES = {
 
 
 def make_mesh(c: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
-    """Returns the mesh of a config over the given devices, by default all there are.
+    """Returns the mesh of a config over the given devices, by default over all.
 
-    Axes within a slice follow its interconnect; slices lie along "data", over the data-centre network.
-    Raises UserError if the axes do not multiply to the number of devices.
+    Axes within a slice follow its interconnect; "data" also runs over slices, across the
+    data-center network. Raises UserError if the axes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = _sizes(c, len(devices))
     if c.slices > 1:
         found = len({getattr(d, "slice_index", 0) for d in devices})
         if found != c.slices:
-            raise UserError(
-                f"mesh.slices is {c.slices}, the devices are of {found}",
-                hint="set it to the slices there are",
-            )
+            what = f"mesh.slices is {c.slices}, the devices are of {found}"
+            raise UserError(what, hint="set it to the slices there are")
         grid = mesh_utils.create_hybrid_device_mesh(
             sizes, (c.slices, 1, 1), devices=devices, allow_split_physical_axes=True
         )
@@ -132,39 +127,37 @@ def _sizes(c: MeshConfig, devices: int) -> tuple[int, int, int]:
     each, sizes = devices // c.slices, [c.data, c.fsdp, c.tensor]
     rest = sizes.count(-1)
     if rest > 1:
-        raise UserError(
-            "mesh.data and mesh.fsdp are both -1", hint="leave one of them to take what is left"
-        )
+        hint = "leave one of them to take what is left"
+        raise UserError("mesh.data and mesh.fsdp are both -1", hint=hint)
     known = math.prod(size for size in sizes if size != -1)
     if devices % c.slices or each % known or (not rest and each != known):
-        told = f"mesh data={c.data} fsdp={c.fsdp} tensor={c.tensor} slices={c.slices} does not fit {devices} devices"
-        raise UserError(told, hint="set mesh.fsdp=-1 to take all devices that are left")
+        axes = f"mesh data={c.data} fsdp={c.fsdp} tensor={c.tensor} slices={c.slices}"
+        hint = "set mesh.fsdp=-1 to take all devices that are left"
+        raise UserError(f"{axes} does not fit {devices} devices", hint=hint)
     data, fsdp, tensor = (each // known if size == -1 else size for size in sizes)
     return data, fsdp, tensor
 
 
 def check_batch(c: TrainConfig, mesh: Mesh) -> None:
-    """Raises UserError if the batch does not divide among the devices that share it and the micro-batches of a step."""
+    """Raises UserError if the batch does not divide among devices and micro-batches."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"] * c.grad_accum_steps
     if c.batch % parts:
-        told = f"train.batch {c.batch} does not divide among {parts} micro-batches"
-        hint = f"make it a multiple of {parts}: devices along mesh.data and mesh.fsdp, times train.grad_accum_steps"
-        raise UserError(told, hint=hint)
+        what = f"train.batch {c.batch} does not divide among {parts} micro-batches"
+        devices = "devices along mesh.data and mesh.fsdp, times train.grad_accum_steps"
+        raise UserError(what, hint=f"make it a multiple of {parts}: {devices}")
 
 
 def rule_for_param(path: tuple[str, ...], rank: int) -> str:
-    """Returns the name of the rule of a weight; raises KeyError for one that the table does not know."""
-    if rank == 0:
-        return "scalar"
-    return PARAM_RULES[path[-1]]
+    """Returns the name of a weight's rule; raises KeyError for an unknown weight."""
+    return PARAM_RULES[path[-1]] if rank else "scalar"
 
 
 def param_spec(
-    rules: ShardingRules, path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh
+    rules: ShardingRules, path: tuple[str, ...], shape: tuple[int, ...], mesh: AnyMesh
 ) -> PartitionSpec:
-    """Returns how a weight is kept, from its path in the network and its shape.
+    """Returns the partition of a weight, from its path in the network and its shape.
 
-    An axis that does not divide its dimension leaves it whole: `replicated_params` lists it.
+    A dimension that its axes do not divide stays unsharded: `replicated_params` lists it.
     """
     if not shape:
         return PartitionSpec()
@@ -173,35 +166,37 @@ def param_spec(
         entries = (None, *entries)
     if len(entries) != len(shape):
         raise ValueError(f"{'/'.join(path)} {shape} has not the dimensions of its rule {entries}")
-    count = lambda e: math.prod(mesh.shape[a] for a in ((e,) if isinstance(e, str) else e or ()))
-    fitting = [e if size % count(e) == 0 else None for e, size in zip(entries, shape, strict=True)]
+    fitting = [
+        entry if size % math.prod(mesh.shape[axis] for axis in _axes(entry)) == 0 else None
+        for entry, size in zip(entries, shape, strict=True)
+    ]
     while fitting and fitting[-1] is None:
         fitting.pop()
     return PartitionSpec(*fitting)
 
 
-def tree_shardings(tree: Any, rules: ShardingRules, mesh: Mesh) -> Any:
-    """Returns the sharding of every leaf of a tree of weights, or of anything that repeats it such as optimiser state.
+def tree_shardings(tree: Any, rules: ShardingRules, mesh: AnyMesh) -> Any:
+    """Returns the sharding of every leaf of a tree of weights, or of a tree with copies of it.
 
-    A leaf is known by the dictionary keys of its path; what has none (counters) is whole everywhere.
+    A leaf is identified by the dictionary keys in its path, so that optimizer moments are sharded
+    as their weights are. A leaf without such keys (a counter) is replicated.
     """
 
     def sharding(path: Any, leaf: Any) -> NamedSharding:
         names = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
-        return NamedSharding(
-            mesh, param_spec(rules, names, leaf.shape, mesh) if names else PartitionSpec()
-        )
+        found = param_spec(rules, names, leaf.shape, mesh) if names else PartitionSpec()
+        return NamedSharding(mesh, found)  # pyright: ignore[reportArgumentType]
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
 def batch_shardings(batch: Any, mesh: Mesh) -> Any:
-    """Returns the sharding of every leaf of a batch: examples over "data" and "fsdp"."""
+    """Returns the sharding of every leaf of a batch, examples over "data" and "fsdp"."""
     return jax.tree.map(lambda _: NamedSharding(mesh, spec("b")), batch)
 
 
-def replicated_params(params: Any, rules: ShardingRules, mesh: Mesh) -> dict[str, int]:
-    """Returns {path: bytes} of the weights that lie whole on every device of the "fsdp" axis, the largest first."""
+def replicated_params(params: Any, rules: ShardingRules, mesh: AnyMesh) -> dict[str, int]:
+    """Returns {path: bytes} of the weights that "fsdp" does not shard, the largest first."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = tuple(str(key.key) for key in path)

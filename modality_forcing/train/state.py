@@ -1,4 +1,4 @@
-"""What a run carries from step to step, and how it comes into being."""
+"""The train state and its initialization."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Params = dict[str, Any]  # nested dicts of arrays, by the network's attribute na
 
 
 class TrainState(NamedTuple):
-    """A pytree; nothing random is in it (see diffusion/rng.py)."""
+    """What a run carries from step to step; no random key (see diffusion/rng.py)."""
 
     step: Int[Array, ""]  # updates done
     params: Params
@@ -33,7 +33,7 @@ class TrainState(NamedTuple):
 
 
 def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT:
-    """Builds the network with fresh weights; call it under `jit` or `eval_shape`, so that nothing is made eagerly.
+    """Builds the network with fresh weights; to be called under `jit` or `eval_shape`.
 
     Raises UserError if the device's attention kernel does not take the config's shapes.
     """
@@ -49,7 +49,7 @@ def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT:
 
 
 def with_attention_kernel(config: Config, platform: str) -> Config:
-    """Returns the config with the attention kernel of a platform ("tpu", "gpu", "cpu") in the place of "auto".
+    """Returns the config with model.attention "auto" resolved for a platform: "tpu", "gpu", "cpu".
 
     Raises UserError if that kernel does not take the config's shapes.
     """
@@ -61,7 +61,7 @@ def with_attention_kernel(config: Config, platform: str) -> Config:
 def abstract_model(
     config: Config, modalities: Mapping[str, Modality]
 ) -> tuple[nnx.GraphDef, Params]:
-    """Returns the network's graph and the shapes of its weights; allocates nothing."""
+    """Returns the network's graph and the shapes of its weights, without allocating them."""
     graph, weights = nnx.split(nnx.eval_shape(lambda: build_model(config, modalities)), nnx.Param)
     return graph, nnx.to_pure_dict(weights)
 
@@ -69,47 +69,49 @@ def abstract_model(
 def init_params(
     config: Config, modalities: Mapping[str, Modality], shardings: Any = None
 ) -> Params:
-    """Returns fresh weights, a pure function of the config's seed; with shardings, no device ever holds them whole."""
-    make = lambda: nnx.to_pure_dict(nnx.split(build_model(config, modalities), nnx.Param)[1])
-    return jax.jit(make, out_shardings=shardings)()
+    """Returns fresh weights, a pure function of the seed; they are created in their shards."""
+
+    def init() -> Params:
+        return nnx.to_pure_dict(nnx.split(build_model(config, modalities), nnx.Param)[1])
+
+    return jax.jit(init, out_shardings=shardings)()
 
 
 def init_state(config: Config, params: Params, shardings: Any = None) -> TrainState:
-    """Returns the state of step 0 around some weights; the EMA starts as a copy of them."""
-    optimise = make_optimizer(config.train, config.model.width)
+    """Returns the state of step 0 for some weights; the EMA starts as a copy of them."""
+    optimizer = make_optimizer(config.train, config.model.width)
 
-    def make(p: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), p, optimise.init(p), jax.tree.map(jnp.copy, p))
+    def init(p: Params) -> TrainState:
+        return TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p), jax.tree.map(jnp.copy, p))
 
-    return jax.jit(make, out_shardings=shardings)(params)
+    return jax.jit(init, out_shardings=shardings)(params)
 
 
 def params_hash(params: Params) -> str:
-    """Returns a digest of weights: of every path, shape, type and bit, whatever devices they lie on.
+    """Returns a hash of the path, shape, dtype and bits of every weight, on any devices.
 
-    Sums of integers modulo 2^32, each bit pattern times its place, are the same in any order, so each device adds up what
-    it holds and no weight travels.
+    It sums each bit pattern times its position modulo 2^32. Such sums are equal in any order, so
+    that each device sums its own shards and no weight is moved.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
-    told = [
+    entries = [
         (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(s))
         for (path, leaf), s in zip(leaves, sums, strict=True)
     ]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:12]
+    return hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
 
 
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
     def one(x: jax.Array) -> jax.Array:
-        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).astype(
-            jnp.uint32
-        )
-        places = sum(
+        dtype = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
+        bits = jax.lax.bitcast_convert_type(x, dtype).astype(jnp.uint32)
+        position = sum(
             jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
             * jnp.uint32(2654435761 * 3**axis % 2**32)
             for axis in range(x.ndim)
         )
-        return jnp.sum(bits * (2 * jnp.asarray(places, jnp.uint32) + 1), dtype=jnp.uint32)
+        return jnp.sum(bits * (2 * jnp.asarray(position, jnp.uint32) + 1), dtype=jnp.uint32)
 
     return [one(x) for x in leaves]

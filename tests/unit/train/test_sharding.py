@@ -48,7 +48,7 @@ def test_the_family_is_laid_out_as_reviewed(size, name):
     """One line per weight: shape and spec. UPDATE_GOLDEN=1 writes what there is now, for the reviewer to see."""
     on = mesh(MESHES[name])
     table = flatten(weights(size))
-    spec = lambda path, leaf: param_spec(PRESETS["zero2"], tuple(path.split("/")), leaf.shape, on)  # pyright: ignore
+    spec = lambda path, leaf: param_spec(PRESETS["zero2"], tuple(path.split("/")), leaf.shape, on)
     text = "".join(
         f"{path} {leaf.shape} {tuple(spec(path, leaf))}\n" for path, leaf in sorted(table.items())
     )
@@ -75,11 +75,11 @@ def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole_and_is_told():
             param_spec(PRESETS["fsdp"], ("head", "image", "linear", "w"), (6, 4), mesh((1, 4, 1)))
         )
         == ()
-    )  # pyright: ignore
+    )
     assert replicated_params(params, PRESETS["fsdp"], mesh((1, 4, 1))) == {
         "head/image/linear/w": 6 * 4 * 4
-    }  # pyright: ignore
-    assert replicated_params(params, PRESETS["fsdp"], mesh((1, 3, 1))) == {}  # pyright: ignore
+    }
+    assert replicated_params(params, PRESETS["fsdp"], mesh((1, 3, 1))) == {}
 
 
 def test_an_axis_may_split_one_dimension_only():
@@ -104,7 +104,7 @@ def test_the_optimiser_lies_as_its_weights_do_and_counters_are_whole():
     _, shapes = abstract_model(config, base.build(config))
     state = jax.eval_shape(lambda p: init_state(config, p), shapes)
     on = mesh((1, 64, 1))
-    placed = tree_shardings(state, PRESETS["zero2"], on)  # pyright: ignore
+    placed = tree_shardings(state, PRESETS["zero2"], on)
     specs = lambda tree: {path: s.spec for path, s in flatten(tree).items()}
     adam = placed.opt_state[1][0]
     assert specs(adam.mu) == specs(adam.nu) == specs(placed.params) == specs(placed.ema)

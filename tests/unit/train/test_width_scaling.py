@@ -16,13 +16,7 @@ from modality_forcing.config_file import load
 from modality_forcing.errors import UserError
 from modality_forcing.models.presets import SIZES
 from modality_forcing.train.optim import decay_start_step, make_optimizer, schedule, warmup_steps
-from modality_forcing.train.width_scaling import (
-    RECIPE,
-    batch_for,
-    scale_batch,
-    scale_width,
-    with_horizon,
-)
+from modality_forcing.train.width_scaling import RECIPE, scale_batch, scale_width, with_horizon
 from modality_forcing.tree import flatten
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -122,11 +116,6 @@ def test_another_batch_sees_as_many_images_and_averages_over_as_many():
     )
     per_image = lambda c: c.learning_rate * c.weight_decay / c.batch
     assert per_image(told) == pytest.approx(per_image(DEMO.train))
-
-
-def test_the_batch_grows_with_the_data():
-    assert [batch_for(n * 1_000_000) for n in (128, 512, 1920)] == [512, 1024, 2048]
-    assert batch_for(1) >= 1
 
 
 def test_the_paper_s_config_is_the_recipe_s():
