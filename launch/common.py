@@ -1,4 +1,4 @@
-"""What the launchers share: the command line, refusals in one line, running or only printing, and what is tried again."""
+"""Shared by the launchers: command line, one-line errors, dry runs, retries."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "modality_forcing.cli"
-MISTAKE = 2  # the exit code of a mistake that the user can hint: trying again would only repeat it
+MISTAKE = 2  # exit code of a user's mistake: a retry would repeat it
 INTERRUPTED = 130  # Ctrl-C
-MOUNTS = "/gcs"  # where buckets are mounted, each under its name
-# What one host writes the others see at once, and a folder of a checkpoint can be renamed in a bucket of either kind.
-# The first are for the driver of GKE, the second say the same to gcsfuse.
+MOUNTS = "/gcs"  # buckets are mounted at MOUNTS/NAME
+# Writes of one host are visible to the others at once, and checkpoint folders can be renamed in
+# flat and hierarchical buckets. MOUNT_OPTIONS are for GKE's driver, MOUNT_FLAGS for gcsfuse.
 MOUNT_OPTIONS = (
     "implicit-dirs",
     "metadata-cache:ttl-secs:0",
@@ -34,11 +34,11 @@ MOUNT_FLAGS = (
 
 
 class Mistake(Exception):
-    """A mistake of the user, told in one line; the launcher ends with exit code 2."""
+    """A mistake of the user: printed in one line, exit code 2."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a mistake in one line, and keeps what stands after `--` as the command to run."""
+    """Reports errors in one line; everything after `--` is the command to run."""
 
     def __init__(self, description: str):
         super().__init__(
@@ -53,19 +53,19 @@ class Parser(argparse.ArgumentParser):
         self.exit(MISTAKE, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """Parses; `given` of what it returns is the command after `--`."""
+        """Parses the options; `argv` of the result is the command after `--`."""
         at = arguments.index("--") if "--" in arguments else len(arguments)
         options = self.parse_args(arguments[:at])
-        options.given = list(arguments[at + 1 :])
-        if not options.given:
+        options.argv = list(arguments[at + 1 :])
+        if not options.argv:
             self.error("nothing to run: give the arguments of mforce after --")
-        if any("\n" in argument for argument in options.given):
+        if any("\n" in argument for argument in options.argv):
             self.error("an argument has a line break in it")
         return options
 
 
 class Shell:
-    """Runs commands, or prints each as it could be pasted."""
+    """Runs commands, or prints them in a dry run, ready to paste."""
 
     def __init__(self, dry: bool):
         self.dry = dry
@@ -73,18 +73,18 @@ class Shell:
     def run(self, command: Sequence[str], stdin: str | None = None) -> int:
         """Runs a command and returns its exit code; 0 without running it in a dry run."""
         if self.dry:
-            print(pasteable(command, stdin))
+            print(to_shell(command, stdin))
             return 0
         print(f"+ {shlex.join(command)}", file=sys.stderr, flush=True)
         return exit_code(_started(command, input=stdin, text=True).returncode)
 
     def answer(self, command: Sequence[str]) -> tuple[int, str]:
-        """Runs a command and returns its exit code and what it wrote to stdout; what it tells on stderr is shown."""
+        """Runs a command and returns its exit code and its stdout; stderr is shown."""
         done = _started(command, stdout=subprocess.PIPE, text=True)
         return exit_code(done.returncode), done.stdout
 
-    def say(self, text: str) -> None:
-        """Tells what goes on; a comment in a dry run, so that all of it can be pasted."""
+    def log(self, text: str) -> None:
+        """Prints a line to stderr; in a dry run a comment, so that the output can be pasted."""
         if self.dry:
             print(f"# {text}")
         else:
@@ -98,7 +98,7 @@ def _started(command: Sequence[str], **how) -> subprocess.CompletedProcess[str]:
         raise Mistake(f"{command[0]} is not installed here, or not on PATH") from None
 
 
-def pasteable(command: Sequence[str], stdin: str | None = None) -> str:
+def to_shell(command: Sequence[str], stdin: str | None = None) -> str:
     """A command as a line of shell, its standard input as a here-document."""
     if stdin is None:
         return shlex.join(command)
@@ -109,25 +109,25 @@ def pasteable(command: Sequence[str], stdin: str | None = None) -> str:
 
 
 def exit_code(returncode: int) -> int:
-    """The exit code that a shell would tell: a process that signal n ended has 128 + n."""
+    """Returns the shell's exit code: 128 + n for a process ended by signal n."""
     return 128 - returncode if returncode < 0 else returncode
 
 
-def tries_again(code: int) -> bool:
-    """Whether a run that ended so may be started again: after a crash, not after a mistake of the user or Ctrl-C."""
+def is_retryable(code: int) -> bool:
+    """Whether a run may be restarted: after a crash, not after a user's mistake or Ctrl-C."""
     return code not in (0, MISTAKE, INTERRUPTED)
 
 
-def of_all(codes: Sequence[int]) -> int:
-    """The exit code of a run by those of its processes, in the order in which they ended.
+def run_exit_code(codes: Sequence[int]) -> int:
+    """Returns the exit code of a run from those of its processes, in the order they ended.
 
-    A mistake of the user anywhere makes it 2, as the others then end for want of that one. Else it is the first failure.
+    2 if any process ended with 2, as the others then fail for lack of it; else the first failure.
     """
     return MISTAKE if MISTAKE in codes else next((code for code in codes if code), 0)
 
 
 def run_name(text: str) -> str:
-    """Checks the name of a run: one that xpk, Kubernetes, Cloud TPU and SLURM all take."""
+    """Checks a run's name: it must be valid in xpk, Kubernetes, Cloud TPU and SLURM."""
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", text):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not a name of at most 40 of a-z, 0-9 and -, starting with a letter"
@@ -145,12 +145,12 @@ def bucket(text: str) -> str:
 
 
 def mount(name: str) -> str:
-    """Where a bucket is mounted."""
+    """Returns the path at which a bucket is mounted."""
     return f"{MOUNTS}/{name}"
 
 
-def above(least: int) -> Callable[[str], int]:
-    """The type of an option that is a whole number not below this one."""
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns the argparse type of an integer with a minimum."""
 
     def whole(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
@@ -161,7 +161,7 @@ def above(least: int) -> Callable[[str], int]:
 
 
 def variable(text: str) -> tuple[str, str]:
-    """The type of an option NAME=VALUE."""
+    """Parses an option NAME=VALUE."""
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) or "\n" in value:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
@@ -169,48 +169,48 @@ def variable(text: str) -> tuple[str, str]:
 
 
 def add_environment(parser: argparse.ArgumentParser) -> None:
-    """Adds --env, for variables of the processes that are launched."""
+    """Adds --env, environment variables of the launched processes."""
     parser.add_argument(
         "--env",
         action="append",
         type=variable,
         default=[],
         metavar="NAME=VALUE",
-        help="set a variable there",
+        help="environment variable of the launched processes; may be repeated",
     )
 
 
-def program(given: Sequence[str], python: str = "python", module: str = PROGRAM) -> list[str]:
-    """The command of one process: Python with the module of the command line, and what the user gave."""
-    return [python, "-m", module, *given]
+def program(argv: Sequence[str], python: str = "python", module: str = PROGRAM) -> list[str]:
+    """Returns the command of one process: `python -m module` and the user's arguments."""
+    return [python, "-m", module, *argv]
 
 
-def workdir(given: Sequence[str]) -> str | None:
-    """The --workdir of a command, if it names one."""
-    for i, argument in enumerate(given):
+def workdir(argv: Sequence[str]) -> str | None:
+    """Returns the --workdir of a command, if it has one."""
+    for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
         if name == "--workdir":
-            return value if equals else next(iter(given[i + 1 : i + 2]), None)
+            return value if equals else next(iter(argv[i + 1 : i + 2]), None)
     return None
 
 
-TRAINS = ("train", "sweep")  # commands that keep what they have done in a --workdir
+TRAINS = ("train", "sweep")  # commands that resume from their --workdir
 
 
-def check_workdir(given: Sequence[str], below: str | None, why: str = "") -> None:
-    """Refuses a workdir that is no path, or that would not be there for every process and every attempt.
+def check_workdir(argv: Sequence[str], below: str | None, why: str = "") -> None:
+    """Checks that the workdir is a path that every process sees in every attempt.
 
-    `below` is the mount it has to be in: None where it may be anywhere, empty where there is none. `why` tells what would
-    go wrong elsewhere.
+    Args:
+      below: the mount it must be in; None for anywhere, empty if there is no mount.
+      why: what would go wrong elsewhere, for the message.
 
-    Raises:
-      Mistake: the command trains, and has no workdir, or one that is not there.
+    Raises Mistake if the command needs a workdir and it is missing or elsewhere.
     """
-    if given[0] not in TRAINS:
+    if argv[0] not in TRAINS:
         return
-    where = workdir(given)
+    where = workdir(argv)
     if not where:
-        raise Mistake(f"{given[0]} has no --workdir; give it behind --")
+        raise Mistake(f"{argv[0]} has no --workdir; give it after --")
     if address := re.match(r"[A-Za-z][-+.A-Za-z0-9]+:/+([^/]*)(.*)", where):
         name, path = address.groups()
         if not where.startswith("gs:"):
@@ -227,7 +227,7 @@ def check_workdir(given: Sequence[str], below: str | None, why: str = "") -> Non
 
 
 def main(run: Callable[[list[str]], int]) -> NoReturn:
-    """Runs a launcher: exit code 2 and one line for a mistake of the user, 130 for Ctrl-C."""
+    """Runs a launcher. Exit code 2 and one line for a user's mistake, 130 for Ctrl-C."""
     try:
         code = run(sys.argv[1:])
     except Mistake as mistake:

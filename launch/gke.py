@@ -1,12 +1,14 @@
 """Runs a command on TPU slices of a GKE cluster, through xpk or as a plain JobSet.
 
-python launch/gke.py --name=run1 --topology=v5p:4x4x4 --image=IMAGE --cluster=C -- train --config=... --workdir=/gcs/B/...
-python launch/gke.py --via=jobset --bucket=B --name=run1 --topology=v6e:8x8 --image=IMAGE -- train ... --workdir=/gcs/B/...
+python launch/gke.py --cluster=C --name=run1 --topology=v5p:4x4x4 --image=IMAGE \\
+    -- train --config=... --workdir=/gcs/B/...
+python launch/gke.py --via=jobset --bucket=B --name=run1 --topology=v6e:8x8 --image=IMAGE \\
+    -- train --config=... --workdir=/gcs/B/...
 
-The workdir is a path in a bucket that is mounted at /gcs/NAME: a JobSet mounts --bucket by the Cloud Storage FUSE driver of
-GKE, and xpk what was attached to the cluster by `xpk storage attach`.
-Either way a run that crashed or was preempted is started again from its last checkpoint, and one that ended with exit
-code 2, a mistake of the user, never is.
+The workdir is a path in a bucket that is mounted at /gcs/NAME: a JobSet mounts --bucket by GKE's
+Cloud Storage FUSE driver, xpk mounts what `xpk storage attach` attached to the cluster.
+A run that crashed or was preempted is restarted from its last checkpoint; one that ended with exit
+code 2, a mistake of the user, is not.
 """
 
 from __future__ import annotations
@@ -22,29 +24,25 @@ CONTAINER = "train"
 
 
 def run(arguments: list[str]) -> int:
-    """Submits the run and returns the exit code of the tool that took it; what the run does is then the cluster's."""
+    """Submits the run and returns the exit code of xpk or kubectl."""
     parser = _parser()
     options = parser.read(arguments)
     if options.via == "xpk" and not options.cluster:
         parser.error("--via=xpk needs --cluster")
     if options.via == "jobset" and (options.cluster or options.project or options.zone):
         parser.error(
-            "--cluster, --project and --zone are for --via=xpk; kubectl uses its current context, or --context"
+            "--cluster, --project and --zone are for --via=xpk; "
+            "kubectl uses its current context, or --context"
         )
     if options.slices > 1 and options.topology.hosts == 1:
         parser.error(
             "GKE joins slices of several hosts only; take a larger --topology, or --slices=1"
         )
-    # What xpk mounts without being asked was decided when it was attached.
-    below = (
-        common.mount(options.bucket)
-        if options.bucket
-        else common.MOUNTS
-        if options.via == "xpk"
-        else ""
-    )
-    why = "a container that is started again has a new one"
-    common.check_workdir(options.given, None if options.shared_workdir else below, why)
+    # xpk may mount storage that was attached to the cluster, whatever the options are.
+    unnamed = common.MOUNTS if options.via == "xpk" else ""
+    below = common.mount(options.bucket) if options.bucket else unnamed
+    why = "a restarted container has a new one"
+    common.check_workdir(options.argv, None if options.shared_workdir else below, why)
     shell = common.Shell(options.dry_run)
     if options.via == "xpk":
         return shell.run(xpk(options))
@@ -60,22 +58,19 @@ def _parser() -> common.Parser:
         "--via",
         choices=("xpk", "jobset"),
         default="xpk",
-        help="the tool that takes it (%(default)s)",
+        help="the tool to submit with (%(default)s)",
     )
     parser.add_argument(
-        "--name",
-        type=common.run_name,
-        required=True,
-        help="of the run; the same name goes on with it",
+        "--name", type=common.run_name, required=True, help="of the run; the same name resumes it"
     )
     parser.add_argument(
         "--topology", type=tpu.topology, required=True, metavar="v5p:4x4x4", help="one slice"
     )
     parser.add_argument(
         "--slices",
-        type=common.above(1),
+        type=common.at_least(1),
         default=1,
-        help="joined over the data-centre network (%(default)s)",
+        help="joined over the data-center network (%(default)s)",
     )
     parser.add_argument(
         "--image",
@@ -84,14 +79,14 @@ def _parser() -> common.Parser:
     )
     parser.add_argument(
         "--retries",
-        type=common.above(0),
+        type=common.at_least(0),
         default=50,
         help="restarts after crashes and preemptions (%(default)s)",
     )
     parser.add_argument(
         "--bucket",
         type=common.bucket,
-        help="to be mounted at /gcs/NAME; with xpk the storage attached under that name",
+        help="mounted at /gcs/NAME; with xpk, the storage attached under that name",
     )
     parser.add_argument(
         "--shared-workdir",
@@ -119,19 +114,15 @@ def _parser() -> common.Parser:
 
 
 def xpk(options: argparse.Namespace) -> list[str]:
-    """The command of xpk (1.16).
+    """Returns the command of xpk (1.16).
 
-    By itself xpk restarts on exit codes 42 and 127 to 255 only, so not after a Python exception. All others are added,
-    but not 2: any code that is not named makes xpk's JobSet fail for good.
+    By default xpk restarts on exit codes 42 and 127 to 255, so not after a Python exception. All
+    other codes are added except 2: a code that is not listed makes xpk's JobSet fail for good.
     """
-    command = [
-        "xpk",
-        "workload",
-        "create",
+    command = ["xpk", "workload", "create"]
+    command += [
         f"--cluster={options.cluster}",
         f"--workload={options.name}",
-    ]
-    command += [
         f"--tpu-type={options.topology.xpk_type}",
         f"--num-slices={options.slices}",
         f"--docker-image={options.image}",
@@ -141,35 +132,32 @@ def xpk(options: argparse.Namespace) -> list[str]:
         for key in ("project", "zone", "priority")
         if (value := getattr(options, key))
     ]
-    command += (
-        [f"--storage={options.bucket}"] if options.bucket else []
-    )  # xpk refuses one that is not attached
+    if options.bucket:  # xpk refuses one that is not attached
+        command.append(f"--storage={options.bucket}")
     command += [
         f"--max-restarts={options.retries}",
         f"--restart-on-exit-codes=1,{common.MISTAKE + 1}-126",
     ]
     command += [f"--env={name}={value}" for name, value in options.env]
-    return [*command, f"--command={common.pasteable(common.program(options.given))}"]
+    return [*command, f"--command={common.to_shell(common.program(options.argv))}"]
 
 
 def jobset(options: argparse.Namespace) -> dict[str, Any]:
-    """The manifest of a JobSet: one indexed Job for each slice, one pod for each host, in JSON as kubectl takes it too.
+    """Returns the manifest of a JobSet: one indexed Job per slice, one pod per host.
 
-    JobSet gives the pods a headless service and stable names. GKE tells each pod its worker and its slice, by which
-    `modality_forcing.distributed` joins them. One failed pod fails its Job (backoffLimit 0) and so restarts all slices
-    together, except that exit code 2 fails the JobSet.
+    JobSet gives the pods a headless service and stable names. GKE sets each pod's worker and slice
+    ids, which `modality_forcing.distributed` reads. A failed pod fails its Job (backoffLimit 0) and
+    so restarts all slices together; exit code 2 fails the JobSet.
     """
     where = options.topology
     chips = {"google.com/tpu": where.chips // where.hosts}
     container: dict[str, Any] = {
         "name": CONTAINER,
         "image": options.image,
-        "command": [_literal(word) for word in common.program(options.given)],
+        "command": [_literal(word) for word in common.program(options.argv)],
         "env": [{"name": name, "value": _literal(value)} for name, value in options.env],
-        "ports": [
-            {"containerPort": 8471},
-            {"containerPort": 8080},
-        ],  # of the TPU runtime, and between slices
+        # Of the TPU runtime, and between slices.
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
         "resources": {"requests": chips, "limits": chips},
     }
     pod: dict[str, Any] = {
@@ -187,7 +175,7 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
         pod["tolerations"].append(
             {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
         )
-    if not options.autopilot:  # what xpk does: slices talk at full speed on the host's network
+    if not options.autopilot:  # as xpk does: full speed between slices on the host's network
         container["securityContext"] = {"privileged": True}
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}
     annotations = _mount(pod, container, options.bucket) if options.bucket else {}
@@ -230,14 +218,13 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _mount(pod: dict[str, Any], container: dict[str, Any], bucket: str) -> dict[str, str]:
-    """Mounts a bucket into the container of a pod, and returns the annotations by which GKE adds the sidecar that serves it."""
+    """Mounts a bucket into a pod's container; returns the annotations that add GKE's sidecar."""
     attributes = {"bucketName": bucket, "mountOptions": ",".join(common.MOUNT_OPTIONS)}
     annotations = {"gke-gcsfuse/volumes": "true"}
-    if pod.get(
-        "hostNetwork"
-    ):  # there the driver would else sign in as the node, not as the pod's service account
+    if pod.get("hostNetwork"):
+        # Else the driver authenticates as the node, not as the pod's service account.
         attributes["hostNetworkPodKSA"] = "true"
-        # No limits, which Autopilot insists on: what is written may be kept on the node's disk until the file is whole.
+        # No limits (Autopilot requires some): files stay on the node's disk until closed.
         annotations |= {
             f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")
         }
@@ -252,7 +239,7 @@ def _mount(pod: dict[str, Any], container: dict[str, Any], bucket: str) -> dict[
 
 
 def _literal(text: str) -> str:
-    """Text that Kubernetes leaves as it is: it would put the variable NAME in place of $(NAME)."""
+    """Escapes text for Kubernetes, which expands $(NAME)."""
     return text.replace("$(", "$$(")
 
 

@@ -1,8 +1,10 @@
-"""Runs one command in several processes on this machine, joined over loopback, each with simulated CPU devices.
+"""Runs one command in several processes on this machine, each with simulated CPU devices.
 
-python launch/local_multiprocess.py --processes=2 --devices-per-process=2 -- train --config=configs/demo.py --workdir=runs/x
+python launch/local_multiprocess.py --processes=2 --devices-per-process=2 \\
+    -- train --config=configs/demo.py --workdir=runs/x
 
-What each process says is shown behind its number. When one fails the others are stopped, and its exit code is the run's.
+Each line of output is prefixed with the number of its process. When one process fails, the others
+are stopped, and its exit code is the run's.
 """
 
 from __future__ import annotations
@@ -24,22 +26,23 @@ from typing import IO
 
 import common
 
-SETTLE = 0.3  # seconds after a failure in which others may tell theirs: who lost a peer ends as fast as who made the mistake
+# Seconds to wait for further exit codes after a failure: a process that lost its peer may exit
+# before the one that caused it.
+SETTLE = 0.3
 
 
 class Terminated(Exception):
-    """This launcher was asked to end by SIGTERM."""
+    """The launcher received SIGTERM."""
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command until it succeeds, may not be tried again, or was tried often enough; returns the exit code."""
+    """Runs the command with retries; returns the exit code."""
     options = _parser().read(arguments)
     if options.dry_run:
         variables = _variables(options.processes, options.devices_per_process)
         for each in variables:
-            print(
-                f"{shlex.join(['env', *(f'{k}={v}' for k, v in each.items()), *_command(options)])} &"
-            )
+            environment = (f"{name}={value}" for name, value in each.items())
+            print(f"{shlex.join(['env', *environment, *_command(options)])} &")
         print("wait")
         return 0
     signal.signal(signal.SIGTERM, _terminate)
@@ -47,14 +50,14 @@ def run(arguments: list[str]) -> int:
     code = 0
     for attempt in range(options.retries + 1):
         if attempt:
-            shell.say(
+            shell.log(
                 f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}"
             )
         try:
             code = _attempt(options)
         except Terminated:
             return 128 + signal.SIGTERM
-        if not common.tries_again(code):
+        if not common.is_retryable(code):
             break
     return code
 
@@ -64,40 +67,33 @@ def _parser() -> common.Parser:
         "Run one command in several processes on this machine, on simulated CPU devices."
     )
     parser.add_argument(
-        "--processes", type=common.above(1), default=2, help="how many (%(default)s)"
+        "--processes", type=common.at_least(1), default=2, help="how many (%(default)s)"
     )
     parser.add_argument(
         "--devices-per-process",
-        type=common.above(1),
+        type=common.at_least(1),
         default=1,
         help="simulated CPU devices (%(default)s)",
     )
     parser.add_argument(
-        "--retries",
-        type=common.above(0),
-        default=0,
-        help="start again after a crash, at most so often (0)",
+        "--retries", type=common.at_least(0), default=0, help="restarts after a crash (%(default)s)"
     )
     parser.add_argument(
         "--grace",
         type=float,
         default=3.0,
-        help="seconds between asking the others to end and killing them",
+        help="seconds from SIGTERM to SIGKILL for the remaining processes",
     )
-    parser.add_argument(
-        "--module",
-        default=common.PROGRAM,
-        help="run another module than the command line (%(default)s)",
-    )
+    parser.add_argument("--module", default=common.PROGRAM, help="module to run (%(default)s)")
     return parser
 
 
 def _command(options) -> list[str]:
-    return common.program(options.given, sys.executable, options.module)
+    return common.program(options.argv, sys.executable, options.module)
 
 
 def _variables(processes: int, devices: int) -> list[dict[str, str]]:
-    """For each process what it must be told: who it is, whom to call, and its devices."""
+    """Returns the environment of each process: its id, the coordinator and its devices."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -110,7 +106,7 @@ def _variables(processes: int, devices: int) -> list[dict[str, str]]:
             "MFORCE_PROCESS_COUNT": str(processes),
             "MFORCE_PROCESS_ID": str(i),
             "JAX_PLATFORMS": "cpu",
-            "PYTHONUNBUFFERED": "1",  # what was printed is not lost with a process that is killed
+            "PYTHONUNBUFFERED": "1",  # keeps the output of a killed process
             "XLA_FLAGS": " ".join([*others, f"--xla_force_host_platform_device_count={devices}"]),
             "PYTHONPATH": os.pathsep.join(
                 filter(None, [str(common.ROOT), os.environ.get("PYTHONPATH")])
@@ -121,7 +117,7 @@ def _variables(processes: int, devices: int) -> list[dict[str, str]]:
 
 
 def _attempt(options) -> int:
-    """Starts the processes, waits for them and returns the exit code of the run. None is left when this returns or raises."""
+    """Runs all processes once and returns the run's exit code; no process is left running."""
     children: list[subprocess.Popen[bytes]] = []
     pumps: list[threading.Thread] = []
     asked = signal.SIGTERM
@@ -134,15 +130,13 @@ def _attempt(options) -> int:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
-                    start_new_session=True,  # a group of its own, with its loader processes; Ctrl-C comes through us
+                    start_new_session=True,  # a group with its loaders; Ctrl-C goes through us
                     preexec_fn=_DIE_WITH_PARENT,
                 )
             )
         ended: queue.SimpleQueue[int] = queue.SimpleQueue()
         lock = threading.Lock()
-        for i, child in enumerate(
-            children
-        ):  # only now: no thread was running while processes were forked
+        for i, child in enumerate(children):  # only now: no threads during fork
             assert child.stdout and child.stderr
             pumps += [_thread(_pump, i, child.stdout, sys.stdout.buffer, lock)]
             pumps += [_thread(_pump, i, child.stderr, sys.stderr.buffer, lock)]
@@ -165,11 +159,11 @@ def _watch(ended: queue.SimpleQueue[int], count: int) -> int:
             codes.append(ended.get(timeout=0.05))
             if codes[-1]:
                 deadline = min(deadline, time.monotonic() + SETTLE)
-    return common.of_all(codes)
+    return common.run_exit_code(codes)
 
 
 def _stop(children: list[subprocess.Popen[bytes]], asked: signal.Signals, grace: float) -> None:
-    """Asks those still running to end, and kills what is left of every group after the grace or a second Ctrl-C."""
+    """Signals running processes; kills every group after the grace or a second Ctrl-C."""
     running = [child for child in children if child.poll() is None]
     for child in running:
         _signal(child, asked)
@@ -188,12 +182,12 @@ def _stop(children: list[subprocess.Popen[bytes]], asked: signal.Signals, grace:
 
 
 def _signal(child: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # nothing is left of the group
+    with contextlib.suppress(ProcessLookupError, PermissionError):  # the group is gone
         os.killpg(child.pid, number)
 
 
 def _pump(i: int, source: IO[bytes], sink: IO[bytes], lock: threading.Lock) -> None:
-    """Shows lines behind the number of the process that wrote them. Goes on reading when nobody looks, or it would block."""
+    """Copies lines with the process number; reads on if the sink is closed, or it would block."""
     for line in source:
         with lock, contextlib.suppress(OSError, ValueError):
             sink.write(b"[%d] %s\n" % (i, line.rstrip(b"\n")))
@@ -211,10 +205,10 @@ def _terminate(*_: object) -> None:
 
 
 def _die_with_parent() -> Callable[[], None] | None:
-    """What a child does on Linux before it starts: ask to be killed when this launcher is, even by SIGKILL."""
+    """Returns a function for the child (Linux): kill it when the launcher dies, even by SIGKILL."""
     if sys.platform != "linux":
         return None
-    library = ctypes.CDLL(None)  # loaded here, as little as possible happens between fork and exec
+    library = ctypes.CDLL(None)  # loaded here: as little as possible between fork and exec
     return lambda: library.prctl(1, signal.SIGKILL, 0, 0, 0)  # 1 is PR_SET_PDEATHSIG
 
 

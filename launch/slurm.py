@@ -1,9 +1,10 @@
 """Submits a command to a GPU cluster under SLURM: writes the script and hands it to sbatch.
 
-python launch/slurm.py --name=run1 --nodes=4 --gpus-per-node=8 --time=24:00:00 -- train --config=... --workdir=/nfs/...
+python launch/slurm.py --name=run1 --nodes=4 --gpus-per-node=8 --time=24:00:00 \\
+    -- train --config=... --workdir=/nfs/...
 
-The run is queued again when it is preempted, when its time is up and after a crash, and goes on from its last
-checkpoint. After exit code 2, a mistake of the user, it never is.
+The run is requeued after a preemption, at its time limit and after a crash, and resumes from its
+last checkpoint. After exit code 2, a mistake of the user, it is not requeued.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 
 import common
 
-# `srun` ends with the highest code of its tasks, and those that it stops because one failed tell 137 or 143: so a task
-# that ends with 2 leaves a file. The shell of a task outlives SIGTERM, which the program gets too, or its code were lost.
-# A trap runs as soon as `wait` is interrupted, and `wait` has to be called again.
+# `srun` exits with the highest code of its tasks, and tasks that it stops after a failure exit with
+# 137 or 143. A task that exits with 2 therefore leaves a file. The shell of a task ignores SIGTERM,
+# which the program also receives; otherwise the program's code would be lost.
+# A trap runs as soon as `wait` is interrupted, so `wait` is called again.
 SCRIPT = """\
 #!/bin/bash
 {directives}
@@ -24,8 +26,8 @@ SCRIPT = """\
 {setup}mistake="$PWD/.{name}-$SLURM_JOB_ID.mistake"
 rm -f "$mistake"
 stopped=
-trap 'stopped=time; kill -TERM "$step" 2>/dev/null' USR1  # the time is nearly up: the run may save
-trap 'stopped=asked; kill -TERM "$step" 2>/dev/null' TERM  # preempted (SLURM queues it again by itself) or cancelled
+trap 'stopped=time; kill -TERM "$step" 2>/dev/null' USR1  # near the time limit: the run may save
+trap 'stopped=asked; kill -TERM "$step" 2>/dev/null' TERM  # preempted or cancelled
 
 srun {srun} bash -c '
     trap : TERM
@@ -44,28 +46,28 @@ done
 
 if [ -e "$mistake" ]; then
     rm -f "$mistake"
-    echo "launch: a mistake that trying again would only repeat; not queued again"
+    echo "launch: a mistake that a retry would repeat; not requeued"
     exit {mistake}
 fi
 case "$stopped:$code" in
     :0 | asked:* | :130 | :143) exit "$code" ;;
 esac
 if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {retries} ]; then
-    echo "launch: exit code $code, and {retries} restarts were all"
+    echo "launch: exit code $code after {retries} restarts"
     exit "$code"
 fi
-echo "launch: ${{stopped:-exit code $code}}; queued again"
+echo "launch: ${{stopped:-exit code $code}}; requeued"
 scontrol requeue "$SLURM_JOB_ID"
 """
 
 
 def run(arguments: list[str]) -> int:
-    """Submits the run and returns sbatch's exit code; what the run does is then SLURM's."""
+    """Submits the run and returns sbatch's exit code."""
     options = _parser().read(arguments)
-    where = common.workdir(options.given)
-    if options.given[0] in common.TRAINS and not where:
+    where = common.workdir(options.argv)
+    if options.argv[0] in common.TRAINS and not where:
         raise common.Mistake(
-            f"{options.given[0]} has no --workdir; give it behind --, on a disk that all nodes share"
+            f"{options.argv[0]} has no --workdir; give it after --, on a disk that all nodes share"
         )
     return common.Shell(options.dry_run).run(["sbatch"], stdin=script(options))
 
@@ -73,15 +75,15 @@ def run(arguments: list[str]) -> int:
 def _parser() -> common.Parser:
     parser = common.Parser("Submit a command to a GPU cluster under SLURM.")
     parser.add_argument("--name", type=common.run_name, required=True, help="of the run")
-    parser.add_argument("--nodes", type=common.above(1), default=1, help="(%(default)s)")
-    parser.add_argument("--gpus-per-node", type=common.above(1), default=8, help="(%(default)s)")
+    parser.add_argument("--nodes", type=common.at_least(1), default=1, help="(%(default)s)")
+    parser.add_argument("--gpus-per-node", type=common.at_least(1), default=8, help="(%(default)s)")
     parser.add_argument(
         "--process-per",
         choices=("gpu", "node"),
         default="gpu",
         help="one process per GPU or node (%(default)s)",
     )
-    parser.add_argument("--cpus-per-process", type=common.above(1), help="CPU cores")
+    parser.add_argument("--cpus-per-process", type=common.at_least(1), help="CPU cores")
     parser.add_argument("--time", help="limit, as HH:MM:SS or DAYS-HH:MM:SS")
     parser.add_argument("--partition")
     parser.add_argument("--account")
@@ -90,25 +92,25 @@ def _parser() -> common.Parser:
         "--chdir",
         type=Path,
         default=Path.cwd(),
-        help="where it runs: a folder that all nodes share (here)",
+        help="working directory, a folder that all nodes share (here)",
     )
     parser.add_argument(
         "--setup",
         action="append",
         default=[],
         metavar="LINE",
-        help="of shell, before: module load, source ...",
+        help="shell line to run before, such as module load; may be repeated",
     )
     parser.add_argument("--python", default="python", help="(%(default)s)")
     parser.add_argument(
         "--notice",
-        type=common.above(1),
+        type=common.at_least(1),
         default=120,
-        help="seconds to save before the time is up (%(default)s)",
+        help="seconds for saving before the time limit (%(default)s)",
     )
     parser.add_argument(
         "--retries",
-        type=common.above(0),
+        type=common.at_least(0),
         default=20,
         help="restarts after crashes and time limits (%(default)s)",
     )
@@ -117,13 +119,14 @@ def _parser() -> common.Parser:
 
 
 def script(options: argparse.Namespace) -> str:
-    """The batch script."""
+    """Returns the batch script."""
     tasks = options.gpus_per_node if options.process_per == "gpu" else 1
     directives = {
         "job-name": options.name,
         "nodes": options.nodes,
         "ntasks-per-node": tasks,
-        "gpus-per-node": options.gpus_per_node,  # not per task: jax wants each task to see all and takes the one of its number
+        # Not per task: jax expects each task to see all GPUs and takes the one of its local rank.
+        "gpus-per-node": options.gpus_per_node,
         "cpus-per-task": options.cpus_per_process,
         "time": options.time,
         "partition": options.partition,
@@ -131,7 +134,7 @@ def script(options: argparse.Namespace) -> str:
         "qos": options.qos,
         "chdir": options.chdir.absolute(),
         "output": f"{options.name}-%j.out",
-        "open-mode": "append",  # a restart writes on
+        "open-mode": "append",  # for restarts
         "signal": f"B:USR1@{options.notice}",
     }
     lines = [
@@ -141,9 +144,8 @@ def script(options: argparse.Namespace) -> str:
     ]
     srun = ["--kill-on-bad-exit=1", "--label"]
     if options.cpus_per_process:
-        srun.append(
-            f"--cpus-per-task={options.cpus_per_process}"
-        )  # srun does not take it from sbatch
+        # srun does not inherit it from sbatch.
+        srun.append(f"--cpus-per-task={options.cpus_per_process}")
     setup = [
         *options.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in options.env),
@@ -153,7 +155,7 @@ def script(options: argparse.Namespace) -> str:
         setup="".join(f"{line}\n" for line in setup),
         name=options.name,
         srun=shlex.join(srun),
-        command=shlex.join(common.program(options.given, options.python)),
+        command=shlex.join(common.program(options.argv, options.python)),
         mistake=common.MISTAKE,
         retries=options.retries,
     )

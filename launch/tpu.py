@@ -6,9 +6,10 @@ import argparse
 import math
 from dataclasses import dataclass
 
-# Per generation: dimensions; GKE's label; prefix in the names of xpk and Cloud TPU; TensorCores a chip, which these
-# names count; runtime of a TPU VM, where there is one (tpu7x is to be had through GKE); most chips in a slice.
-# From xpk 1.16 (core/system_characteristics.py) and Google's tables of TPU topologies and runtime versions.
+# Per generation: dimensions; GKE's label; prefix of the names in xpk and Cloud TPU; TensorCores a
+# chip, which these names count; runtime of a TPU VM, if any (tpu7x is available through GKE only);
+# most chips in a slice. From xpk 1.16 (core/system_characteristics.py) and Google's tables of TPU
+# topologies and runtime versions.
 _GENERATIONS = {
     "v5e": (2, "tpu-v5-lite-podslice", "v5litepod", 1, "v2-alpha-tpuv5-lite", 256),
     "v5p": (3, "tpu-v5p-slice", "v5p", 2, "v2-alpha-tpuv5", 8960),
@@ -16,17 +17,12 @@ _GENERATIONS = {
     "tpu7x": (3, "tpu7x", "tpu7x", 2, "", 9216),
 }
 _FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SMALL = (
-    "2x2x1",
-    "2x2x2",
-    "2x2x4",
-    "2x4x4",
-)  # those of three dimensions that are not built of cubes of 4x4x4
+_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # 3D slices not built of 4x4x4 cubes
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Chips that are wired to each other, with the names that the tools have for them."""
+    """Chips connected to each other, with the names that the tools use."""
 
     generation: str
     shape: str  # "4x4x4"
@@ -37,12 +33,12 @@ class Slice:
 
     @property
     def hosts(self) -> int:
-        """Machines of a slice in GKE, four chips each; a lone chip has a machine of its own."""
+        """Hosts of a slice in GKE: four chips each, or a single chip."""
         return max(self.chips // 4, 1)
 
     @property
     def vm_hosts(self) -> int:
-        """Machines of a slice of TPU VMs: v5e and v6e have up to eight chips on one."""
+        """Hosts of a slice of TPU VMs: v5e and v6e have up to eight chips on one."""
         return 1 if _GENERATIONS[self.generation][0] == 2 and self.chips <= 8 else self.hosts
 
     @property
@@ -52,18 +48,18 @@ class Slice:
 
     @property
     def xpk_type(self) -> str:
-        """What xpk calls it: by shape, as several shapes may have the same number of chips."""
+        """The name in xpk: by shape, since several shapes may have the same number of chips."""
         return f"{_GENERATIONS[self.generation][2]}-{self.shape}"
 
     @property
     def accelerator_type(self) -> str:
-        """What Cloud TPU calls it: by the number of its TensorCores."""
+        """The name in Cloud TPU: by the number of TensorCores."""
         _, _, prefix, cores, _, _ = _GENERATIONS[self.generation]
         return f"{prefix}-{self.chips * cores}"
 
     @property
     def runtime(self) -> str:
-        """The software of a TPU VM; empty where there are none of this generation."""
+        """The software version of a TPU VM; empty if this generation has none."""
         return _GENERATIONS[self.generation][4]
 
 
@@ -93,6 +89,9 @@ def topology(text: str) -> Slice:
         and sides == sorted(sides)
     )
     if shape not in _SMALL and not (cubes and math.prod(sides) <= most):
-        rule = f"but {', '.join(_SMALL)}, and sides that are multiples of 4 in rising order, of at most {most} chips"
+        rule = (
+            f"but {', '.join(_SMALL)}, and sides that are multiples of 4 in rising order, "
+            f"of at most {most} chips"
+        )
         raise argparse.ArgumentTypeError(f"{generation} has no slice {shape!r}, {rule}")
     return Slice(generation, shape)

@@ -1,10 +1,12 @@
-"""Runs a command on Cloud TPU VMs: asks for them in a queue, installs, runs on all hosts, and begins anew after a preemption.
+"""Runs a command on Cloud TPU VMs: requests them, installs, runs on all hosts, retries.
 
-python launch/tpu_vm.py --name=run1 --zone=Z --topology=v6e:4x4 --bucket=B -- train --config=... --workdir=/gcs/B/...
+python launch/tpu_vm.py --name=run1 --zone=Z --topology=v6e:4x4 --bucket=B \\
+    -- train --config=... --workdir=/gcs/B/...
 
 The workdir is a path in the bucket, which every host mounts at /gcs/NAME by Cloud Storage FUSE.
-Stays until the run has ended, so start it where it can stay (tmux on a small VM). Started again with the same name it
-takes over what is there. gcloud reaches several hosts only with the key in the agent: ssh-add ~/.ssh/google_compute_engine
+The launcher runs until the run has ended, so start it where it can stay (tmux on a small VM).
+Started again with the same name, it takes over the existing machines. gcloud reaches several hosts
+only with the key in the agent: ssh-add ~/.ssh/google_compute_engine
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from pathlib import Path
 import common
 import tpu
 
-# As Google documents it, https://cloud.google.com/storage/docs/cloud-storage-fuse/install; a VM that has just started may still
-# be busy with updates of its own, which is waited for.
+# From https://cloud.google.com/storage/docs/cloud-storage-fuse/install. A VM that has just started
+# may still be installing updates, hence the lock timeout.
 KEY, PACKAGES = "/usr/share/keyrings/cloud.google.asc", "https://packages.cloud.google.com/apt"
 GCSFUSE = (
     f"sudo curl -fsSL -o {KEY} {PACKAGES}/doc/apt-key.gpg",
@@ -33,35 +35,27 @@ GCSFUSE = (
     "sudo apt-get -q -o DPkg::Lock::Timeout=600 install -y gcsfuse",
 )
 
-GONE = (
-    "FAILED",
-    "SUSPENDING",
-    "SUSPENDED",
-    "DELETING",
-)  # of the states of a queued resource, those from which none comes back
-NOT_FOUND = (
-    10  # times in a row that a state could not be had, after which nothing is waited for any more
-)
-MOST_HOSTS = 64  # gcloud's `queued-resources ssh` serves so many at a time and the rest after them
+GONE = ("FAILED", "SUSPENDING", "SUSPENDED", "DELETING")  # final states of a queued resource
+NOT_FOUND = 10  # failed queries of the state in a row before giving up
+MOST_HOSTS = 64  # gcloud's `queued-resources ssh` serves so many at a time, the rest afterwards
 
 
 class Lost(Exception):
-    """The machines are not there any more."""
+    """The machines are gone."""
 
 
 def run(arguments: list[str]) -> int:
-    """Runs the command until it succeeds, may not be tried again, or was tried often enough; returns the exit code."""
+    """Runs the command with retries; returns the exit code."""
     options = _parser().read(arguments)
     _check(options)
     machines = _Machines(options)
-    signal.signal(
-        signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM)
-    )  # so that the machines are deleted
+    # Exits normally, so that the machines are deleted.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     code = 1
     try:
         for attempt in range(options.retries + 1):
             if attempt:
-                machines.shell.say(
+                machines.shell.log(
                     f"ended with exit code {code}; attempt {attempt + 1} of {options.retries + 1}"
                 )
                 time.sleep(options.poll)
@@ -71,14 +65,15 @@ def run(arguments: list[str]) -> int:
                 machines.mount()
                 code = machines.work()
             except Lost as lost:
-                machines.shell.say(str(lost))
+                machines.shell.log(str(lost))
                 code = 1
-            if not common.tries_again(code):
+            if not common.is_retryable(code):
                 break
     finally:
         if options.keep:
-            machines.shell.say(
-                f"{options.name} was kept and costs money; delete it with: {shlex.join(machines.deletion)}"
+            deletion = shlex.join(machines.deletion)
+            machines.shell.log(
+                f"{options.name} was kept and costs money; delete it with: {deletion}"
             )
         else:
             machines.delete()
@@ -97,9 +92,9 @@ def _parser() -> common.Parser:
     )
     parser.add_argument(
         "--slices",
-        type=common.above(1),
+        type=common.at_least(1),
         default=1,
-        help="joined over the data-centre network (%(default)s)",
+        help="joined over the data-center network (%(default)s)",
     )
     parser.add_argument(
         "--capacity",
@@ -108,7 +103,7 @@ def _parser() -> common.Parser:
         help="(%(default)s)",
     )
     parser.add_argument(
-        "--runtime-version", help="software of the VM, instead of the one for the generation"
+        "--runtime-version", help="software version of the VM; by default that of the generation"
     )
     parser.add_argument(
         "--install",
@@ -121,16 +116,17 @@ def _parser() -> common.Parser:
     )
     parser.add_argument(
         "--retries",
-        type=common.above(0),
+        type=common.at_least(0),
         default=20,
         help="after crashes and preemptions (%(default)s)",
     )
     parser.add_argument(
-        "--poll", type=float, default=30.0, help="seconds between looks at the state (%(default)s)"
+        "--poll",
+        type=float,
+        default=30.0,
+        help="seconds between queries of the state (%(default)s)",
     )
-    parser.add_argument(
-        "--bucket", type=common.bucket, help="to be mounted at /gcs/NAME on every host"
-    )
+    parser.add_argument("--bucket", type=common.bucket, help="mounted at /gcs/NAME on every host")
     parser.add_argument(
         "--shared-workdir",
         action="store_true",
@@ -152,7 +148,8 @@ def _check(options: argparse.Namespace) -> None:
     hosts = options.topology.vm_hosts * options.slices
     if hosts > MOST_HOSTS:
         raise common.Mistake(
-            f"{hosts} hosts are more than the {MOST_HOSTS} that gcloud reaches at once; use launch/gke.py"
+            f"{hosts} hosts are more than the {MOST_HOSTS} that gcloud reaches at once; "
+            "use launch/gke.py"
         )
     if options.install.endswith(".whl") and not Path(options.install).is_file():
         raise common.Mistake(f"--install={options.install}: no such file")
@@ -164,22 +161,17 @@ def _check(options: argparse.Namespace) -> None:
         raise common.Mistake(
             f"--install={options.install} is not checkout, FILE.whl or git+URL[@REF]"
         )
-    stays = (
-        hosts == 1 and options.keep and not options.retries
-    )  # neither replaced nor deleted, so its own disk will do
-    below = (
-        None
-        if options.shared_workdir or stays
-        else common.mount(options.bucket)
-        if options.bucket
-        else ""
-    )
+    # A single host that is neither replaced nor deleted may use its own disk.
+    stays = hosts == 1 and options.keep and not options.retries
+    below = common.mount(options.bucket) if options.bucket else ""
+    if options.shared_workdir or stays:
+        below = None
     gone = "the machine is deleted after the run and after a preemption"
-    common.check_workdir(options.given, below, f"there are {hosts} hosts" if hosts > 1 else gone)
+    common.check_workdir(options.argv, below, f"there are {hosts} hosts" if hosts > 1 else gone)
 
 
 class _Machines:
-    """The hosts of one queued resource, and what is done with them through gcloud."""
+    """The hosts of one queued resource, controlled through gcloud."""
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -193,16 +185,8 @@ class _Machines:
         where = [f"--zone={self.options.zone}"] + (
             [f"--project={self.options.project}"] if self.options.project else []
         )
-        return [
-            "gcloud",
-            "compute",
-            "tpus",
-            "queued-resources",
-            verb,
-            *rest,
-            *where,
-            "--quiet",
-        ]  # no questions
+        command = ["gcloud", "compute", "tpus", "queued-resources", verb]
+        return [*command, *rest, *where, "--quiet"]
 
     def _everywhere(self, verb: str, *rest: str) -> list[str]:
         return self._gcloud(
@@ -214,28 +198,26 @@ class _Machines:
         )
 
     def _ssh(self, script: str) -> list[str]:
-        # Without the flags a connection to a host that was preempted may stay silent for hours.
+        # Without these flags a connection to a preempted host may hang for hours.
         alive = ["--ssh-flag=-o ServerAliveInterval=30", "--ssh-flag=-o ServerAliveCountMax=4"]
         return self._everywhere("ssh", self.options.name, *alive, f"--command={script}")
 
     def state(self) -> str:
-        """The state of the queued resource, empty where there is none."""
+        """Returns the state of the queued resource, or ""."""
         code, answer = self.shell.answer(
             self._gcloud("describe", self.options.name, "--format=value(state.state)")
         )
         return answer.strip() if code == 0 else ""
 
     def make(self) -> None:
-        """Waits until the machines are there, having asked for them if nobody has yet.
+        """Requests the machines if necessary and waits until they are active.
 
-        Raises:
-          Mistake: they cannot be asked for.
-          Lost: they were given up before they came.
+        Raises Mistake if they cannot be requested, Lost if the request failed.
         """
         create = self._gcloud("create", self.options.name, *_wanted(self.options))
         if self.shell.dry:
             self.shell.run(create)
-            self.shell.say(
+            self.shell.log(
                 "until this says ACTIVE; deleted and created again on " + ", ".join(GONE)
             )
             self.shell.run(
@@ -252,27 +234,23 @@ class _Machines:
             self.installed = False
             if self.shell.run(create):
                 raise common.Mistake("gcloud refuses to create the machines; it says above why")
-        told, unknown = "", 0
+        last, unknown = "", 0
         while (state := self.state()) != "ACTIVE":
             unknown = 0 if state else unknown + 1
             if state in GONE or unknown == NOT_FOUND:
                 raise Lost(f"{self.options.name} is {state or 'gone'}")
-            if state and state != told:
-                self.shell.say(f"{self.options.name} is {state}")
-                told = state
+            if state and state != last:
+                self.shell.log(f"{self.options.name} is {state}")
+                last = state
             time.sleep(self.options.poll)
 
     def install(self) -> None:
-        """Puts the package and its configs on every host.
-
-        Raises:
-          Lost: it did not succeed on all.
-        """
+        """Installs the package and its configs on every host; raises Lost if one fails."""
         if self.installed:
             return
         what, home = self.options.install, f"$HOME/{self.folder}"
         with tempfile.TemporaryDirectory() as scratch:
-            # The name in a dry run is one that can be pasted.
+            # A dry run prints a name that can be pasted.
             archive = (
                 f"/tmp/{self.options.name}.tar.gz"
                 if self.shell.dry
@@ -316,12 +294,13 @@ class _Machines:
         code, names = self.shell.answer(listing)
         if code or subprocess.run(packing, input=names, text=True, check=False).returncode:
             raise common.Mistake(
-                f"{common.ROOT} could not be packed; --install=checkout and FILE.whl need a git checkout"
+                f"{common.ROOT} could not be packed; "
+                "--install=checkout and FILE.whl need a git checkout"
             )
 
     def _setup(self, what: str, home: str) -> list[str]:
-        """The steps on a host. The Python of the images is older than ours, so uv brings one."""
-        # What an earlier run left on machines that were kept is not to be taken for this one's.
+        """Returns the shell commands for a host. Its Python is too old, so uv installs one."""
+        # Kept machines may hold the files of an earlier run.
         steps = [f'mkdir -p "{home}"', f'cd "{home}"', "rm -rf src code", "mkdir src"]
         if what.startswith("git+"):
             url, ref = what.removeprefix("git+"), "HEAD"
@@ -333,70 +312,73 @@ class _Machines:
             ]
         else:
             steps += [f'tar -xzf "$HOME/{self.options.name}.tar.gz" -C src']
+        python = shlex.quote(self.options.python)
         package = f'"$HOME"/{shlex.quote(Path(what).name)}' if what.endswith(".whl") else "./src"
         return [
             *steps,
             "python3 -m pip install -q --user uv",
-            f"python3 -m uv venv -q --allow-existing --python {shlex.quote(self.options.python)} venv",
-            f"python3 -m uv pip install -q --python venv --reinstall-package modality_forcing {package} 'jax[tpu]'",
+            f"python3 -m uv venv -q --allow-existing --python {python} venv",
+            "python3 -m uv pip install -q --python venv --reinstall-package modality_forcing "
+            f"{package} 'jax[tpu]'",
         ]
 
     def mount(self) -> None:
-        """Mounts the bucket on every host, before each attempt, since a host that has started anew has lost its mount.
+        """Mounts the bucket on every host before each attempt: a restarted host lost its mount.
 
-        Raises:
-          Lost: it did not succeed on all.
+        Raises Lost if one fails.
         """
         if self.options.bucket and self.shell.run(self._ssh(_mounting(self.options.bucket))):
             raise Lost("mounting the bucket did not succeed on all hosts")
 
     def work(self) -> int:
-        """Runs the command on all hosts at once, and returns the exit code of the run.
+        """Runs the command on all hosts and returns the run's exit code.
 
-        Raises:
-          Lost: the machines went while it ran.
+        Raises Lost if the machines disappeared meanwhile.
         """
-        command = ["../venv/bin/python", *common.program(self.options.given)[1:]]
+        command = ["../venv/bin/python", *common.program(self.options.argv)[1:]]
         variables = [f"{name}={value}" for name, value in self.options.env]
-        inner = f"echo $$ > ../pid; {shlex.join(['env', *variables, *command])}; echo $? > ../code; exit $(cat ../code)"
-        # gcloud runs the command again where a connection broke, and the process may have outlived it: one TPU, one process.
+        run = shlex.join(["env", *variables, *command])
+        inner = f"echo $$ > ../pid; {run}; echo $? > ../code; exit $(cat ../code)"
+        # gcloud repeats the command after a broken connection, and the first process may still be
+        # running. A TPU takes one process.
         steps = [
             f'cd "$HOME/{self.folder}/src" || exit 1',
-            'old=$(cat ../pid 2>/dev/null) && grep -qs modality_forcing "/proc/$old/cmdline" && kill -9 -- "-$old"',
+            'old=$(cat ../pid 2>/dev/null) && grep -qs modality_forcing "/proc/$old/cmdline" '
+            '&& kill -9 -- "-$old"',
             "rm -f ../code",
             f"exec setsid --wait bash -c {shlex.quote(inner)}",
         ]
-        told = self.shell.run(self._ssh("; ".join(steps)))
-        # What gcloud ends with is the code of any host; each has written its own.
+        code = self.shell.run(self._ssh("; ".join(steps)))
+        # gcloud exits with the code of any host; each host has written its own.
         reading = self._ssh(f'echo "code $(cat "$HOME/{self.folder}/code")"')
         if self.shell.dry:
-            self.shell.say(
-                "exit code 2 on any host ends the run; 0 on all is success; others are tried again"
+            self.shell.log(
+                "exit code 2 on any host ends the run; 0 on all is success; others are retried"
             )
             return self.shell.run(reading)
         _, answer = self.shell.answer(reading)
         codes = [int(code) for code in re.findall(r"^code (\d+)$", answer, re.MULTILINE)]
         if len(codes) == self.hosts or common.MISTAKE in codes:
-            return common.of_all(codes)
+            return common.run_exit_code(codes)
         if (state := self.state()) != "ACTIVE":
             raise Lost(f"{self.options.name} is {state or 'gone'}")
-        return told or 1
+        return code or 1
 
     def delete(self) -> None:
-        """Deletes the machines and the request for them, and waits until they are gone."""
+        """Deletes the queued resource and its machines, and waits until they are gone."""
         self.installed = False
         self.shell.run(self.deletion)
 
 
 def _mounting(bucket: str) -> str:
-    """The script by which a host mounts a bucket, as the user who runs the program, and does nothing where it is mounted."""
+    """Returns the script that mounts a bucket as the current user, unless it is mounted."""
     where = common.mount(bucket)
     return "; ".join(
         [
             "set -e",
             f"if mountpoint -q {where}; then exit 0; fi",
             f"if ! command -v gcsfuse > /dev/null; then {'; '.join(GCSFUSE)}; fi",
-            f"sudo umount -l {where} 2> /dev/null || true",  # what a gcsfuse that died has left
+            f"sudo umount -l {where} 2> /dev/null || true",  # left by a gcsfuse that died
             f"sudo mkdir -p {where}",
             f'sudo chown "$(id -u)" {where}',
             f"gcsfuse {' '.join(common.MOUNT_FLAGS)} {bucket} {where}",
