@@ -8,14 +8,14 @@ Its arguments are those of configs/t2i.py, whose checkpoint this starts from.
 
 from dataclasses import replace
 
-from configs import t2i
 from modality_forcing.config import Config, ModalityConfig, NoiseConfig
+from modality_forcing.config_file import load
 from modality_forcing.data.sparsity import DEFAULT_MIXTURE
 
 
 def get_config(arg: str = "") -> Config:
     """Takes size, encoders and head_dim, as configs/t2i.py."""
-    config = t2i.get_config(arg)
+    config = load(f"t2i:{arg}")
     depth = ModalityConfig(
         kind="depth",
         patch=16,

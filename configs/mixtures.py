@@ -12,9 +12,8 @@ paper has 17 million frames in 58 thousand scenes and does not say how many of t
 from dataclasses import replace
 from pathlib import Path
 
-from configs import folder, forcing
 from modality_forcing.config import Config
-from modality_forcing.config_file import choose, parse_arg
+from modality_forcing.config_file import choose, load, parse_arg
 from modality_forcing.storage.shards import Shards
 
 SETS = {
@@ -43,11 +42,7 @@ def get_config(arg: str = "") -> Config:
     a = parse_arg(arg, root="", sets="paper", size="370m")
     names = SETS[choose("sets", a["sets"], tuple(SETS))]
     small = a["size"] == "demo"
-    config = (
-        folder.get_config("distill=False")
-        if small
-        else forcing.get_config(f"size={a['size']},encoders=none")
-    )
+    config = load("folder:distill=False" if small else f"forcing:size={a['size']},encoders=none")
     weights = {
         name: float(len(Shards(Path(a["root"]) / name, "")) if a["root"] else 1) for name in names
     }

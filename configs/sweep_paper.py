@@ -12,9 +12,8 @@ ETH3D and ScanNet (Duisterhof et al. 2026, figure 4).
 
 from dataclasses import replace
 
-from configs import forcing, mixtures, t2i
 from modality_forcing.config import Config
-from modality_forcing.config_file import choose, parse_arg
+from modality_forcing.config_file import choose, load, parse_arg
 from modality_forcing.sweeps.spec import (
     Benchmarks,
     Run,
@@ -59,13 +58,13 @@ def get_sweep(arg: str = "") -> Sweep:
     def cell(width: int, images: int, seed: int) -> Run:
         before = None
         if images:
-            config = scale_width(t2i.get_config(f"size=370m,encoders={a['encoders']}"), width)
+            config = scale_width(load(f"t2i:size=370m,encoders={a['encoders']}"), width)
             before = horizons(
                 "pretraining", _reading(config, a["t2i"], a["t2i_cache"]), IMAGES[1:]
             )[images]
-        config = scale_width(forcing.get_config(f"size=370m,encoders={a['encoders']}"), width)
+        config = scale_width(load(f"forcing:size=370m,encoders={a['encoders']}"), width)
         if a["forcing"]:
-            config = replace(config, data=mixtures.get_config(f"root={a['forcing']}").data)
+            config = replace(config, data=load(f"mixtures:root={a['forcing']}").data)
         config = _reading(config, a["forcing"], a["forcing_cache"])
         train = replace(
             config.train,

@@ -17,9 +17,8 @@ billions of pictures; pretraining has 32,768, so that the largest run sees each 
 
 from dataclasses import replace
 
-from configs import demo
 from modality_forcing.config import Config
-from modality_forcing.config_file import parse_arg
+from modality_forcing.config_file import load, parse_arg
 from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
 from modality_forcing.train.width_scaling import scale_width
 
@@ -62,7 +61,7 @@ def get_sweep(arg: str = "") -> Sweep:
 
 
 def _config(phase: str, width: int, seed: int, examples: int) -> Config:
-    config = demo.get_config(f"phase={phase}")
+    config = load(f"demo:phase={phase}")
     model = replace(config.model, width=BASE, mlp_dim=3 * BASE, heads=4, kv_heads=2, head_dim=16)
     train = replace(config.train, log_every=100, save_every=1000)
     config = replace(

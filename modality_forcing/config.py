@@ -1,26 +1,27 @@
-"""Every knob there is, as frozen dataclasses, and the strict path from a config file with overrides to one of them."""
+"""Every setting, as frozen dataclasses, and strict conversion from and to nested dicts."""
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
-import difflib
 import math
-import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from modality_forcing.config_keys import unknown_key
 from modality_forcing.errors import UserError
+from modality_forcing.tree import flatten
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """A modality's noise levels in training: "logit_normal" or "plateau", shifted by timestep_shift in logit space (paper: 1.1)."""
+    """Distribution of a modality's noise levels in training (paper: shift 1.1 for latents)."""
 
     distribution: Literal["logit_normal", "plateau"] = "logit_normal"
-    timestep_shift: float = 1.1
-    sigma: float = 1.0
+    timestep_shift: float = 1.1  # in logit space
+    sigma: float = 1.0  # in logit space
 
     def __post_init__(self):
         if not self.sigma > 0:
@@ -29,35 +30,29 @@ class NoiseConfig:
 
 @dataclass(frozen=True)
 class ModalityConfig:
-    """One modality: which file of modalities/ it is, how it becomes tokens, and how it is trained."""
+    """One modality: its kind, its tokens, and how it is trained."""
 
     kind: str = "image"  # modality_forcing/modalities/<kind>.py
-    patch: int = 16  # pixels a side of one token
+    patch: int = 16  # pixels per side of a token
     prediction: Literal["x", "v"] = "x"
     noise: NoiseConfig = NoiseConfig()
-    loss_weight: float = 1.0  # of its loss in the sum
-    cond_prob: float = 0.0  # probability that training gives it clean, as conditioning (paper: 0.2)
+    loss_weight: float = 1.0
+    cond_prob: float = 0.0  # probability of being clean, as conditioning (paper: 0.2)
     position_id: int = 0  # first rotary axis: image 0, depth 1
-    detokenizer_layers: int = (
-        0  # blocks over its own tokens before its head (public code: 4 for depth)
-    )
-    latent_channels: int = (
-        0  # image: channels of a frozen autoencoder's latent per token; 0: pixels
-    )
-    autoencoder: str = (
-        ""  # image: "flux2:PATH" makes the latents, where no cache has them, and pictures of them
-    )
+    detokenizer_layers: int = 0  # on its own tokens, before its head (public code: 4 for depth)
+    latent_channels: int = 0  # image: of a frozen autoencoder's latents; 0: pixels
+    autoencoder: str = ""  # image: "flux2:PATH"; encodes where there is no cache, and decodes
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """Text conditioning: words hashed into a table learned in the model (vocabulary > 0), or a frozen encoder's states."""
+    """Text conditioning: hashed words in a learned table, or states of a frozen encoder."""
 
     tokens: int = 12
-    vocab_size: int = 2048  # rows of the learned table; 0: states come with the batch
-    channels: int = 64  # of a row, or of a frozen encoder's state (UMT5-XXL: 4096)
-    encoder: str = ""  # "umt5:PATH" makes the states, where no cache has them
-    text_dropout: float = 0.1  # probability that training replaces the caption by the empty one
+    vocab_size: int = 2048  # rows of the learned table; 0: a frozen encoder's states
+    channels: int = 64  # of a row or a state (UMT5-XXL: 4096)
+    encoder: str = ""  # "umt5:PATH"; encodes where there is no cache
+    text_dropout: float = 0.1  # probability of the empty caption in training
 
 
 @dataclass(frozen=True)
@@ -72,105 +67,80 @@ class ModelConfig:
     head_dim: int = 128
     rope_theta: float = 2000.0  # as in the public code
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
-    attention: Literal["auto", "einsum", "splash", "cudnn"] = (
-        "auto"  # auto: splash on TPU, cudnn on GPU, einsum on CPU
-    )
-    remat: Literal["none", "elementwise", "full"] = "none"  # what the backward pass computes again
-    unroll: int = 1  # blocks per iteration of the scan over blocks
+    # auto: splash on TPU, cudnn on GPU, einsum on CPU.
+    attention: Literal["auto", "einsum", "splash", "cudnn"] = "auto"
+    remat: Literal["none", "elementwise", "full"] = "none"  # what the backward pass recomputes
+    unroll: int = 1  # layers per iteration of the scan over layers
 
     def __post_init__(self):
-        if self.kv_heads < 1 or self.heads % self.kv_heads:
-            raise UserError(
-                f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}"
-            )
+        heads, kv_heads = self.heads, self.kv_heads
+        if kv_heads < 1 or heads % kv_heads:
+            raise UserError(f"model.heads {heads} is not a multiple of model.kv_heads {kv_heads}")
         if self.head_dim % 8:
-            raise UserError(
-                f"model.head_dim {self.head_dim} is not a multiple of 8 (four rotary axes, in pairs)"
-            )
+            hint = "there are four rotary axes, in pairs"
+            raise UserError(f"model.head_dim {self.head_dim} is not a multiple of 8", hint=hint)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where records come from and how much of their depth training sees."""
+    """Where records come from, and what training sees of them."""
 
     source: Literal["scenes", "folder", "prepared"] = "scenes"
     resolution: int = 32
-    num_scenes: int = 1_000_000  # scenes: how many there are
-    sparsity_patterns: Mapping[str, float] = field(
-        default_factory=dict
-    )  # weights of sparse patterns; empty: depth as it comes
+    num_scenes: int = 1_000_000
+    sparsity_patterns: Mapping[str, float] = field(default_factory=dict)  # weights; empty: all
     workers: int = 1  # loader processes
-    cache: str = (
-        ""  # prepared: what mforce encode wrote; with a mixture, the folder that holds one for each
-    )
-    root: str = (
-        ""  # folder, prepared: where it is; with a mixture, the folder that holds the prepared ones
-    )
-    mixture: Mapping[str, float] = field(
-        default_factory=dict
-    )  # prepared: weights of folders below root; empty: root itself
-    split: str = "train"  # prepared: to train on; of a folder that holds a single one, that one
-    eval_split: str = "val"  # prepared: to evaluate on, of those folders that have it
-    min_crop: float = 1.0  # least side of a random square window, as a part of the shorter side; 1: the centre square
-    crop_jitter: float = (
-        0.0  # how far a window may stray from the middle, as a part of the room there is
-    )
-    flip_prob: float = 0.0  # probability of mirroring left and right
-    depth_scale: float = (
-        0.0  # folder: units per stored number; 16-bit PNGs need one, .npy is 1 without
-    )
-    depth_unit: Literal["metric", "sfm", "relative"] = "relative"  # folder: of the depth
+    cache: str = ""  # prepared: written by mforce encode; with a mixture, the folder of the caches
+    root: str = ""  # folder, prepared: where it is; with a mixture, the folder of the prepared ones
+    mixture: Mapping[str, float] = field(default_factory=dict)  # weights of folders below root
+    split: str = "train"  # prepared; a folder's only split, whatever its name, will do
+    eval_split: str = "val"  # prepared; of those folders that have it
+    min_crop: float = 1.0  # least side of a random square, of the shorter side; 1: center square
+    crop_jitter: float = 0.0  # how far a square may be off center, of the room there is
+    flip_prob: float = 0.0  # of mirroring left and right
+    depth_scale: float = 0.0  # folder: units per count; needed by 16-bit PNG, 1 for .npy
+    depth_unit: Literal["metric", "sfm", "relative"] = "relative"  # folder
 
 
 @dataclass(frozen=True)
 class MeshConfig:
-    """How a run is spread over devices: train/sharding.py says what the axes and presets mean."""
+    """How a run is spread over devices; train/sharding.py defines the axes and presets."""
 
     data: int = 1  # replicas within a slice
-    fsdp: int = (
-        -1
-    )  # shards of the weights, the optimiser and the EMA; -1: all devices that are left
-    tensor: int = 1  # shards of heads and FFN; 1 is right for every size of the family
-    slices: int = 1  # TPU slices, joined by the data-centre network; each holds a whole copy
+    fsdp: int = -1  # shards of weights, optimizer state and EMA; -1: all devices that are left
+    tensor: int = 1  # shards of heads and MLP; 1 is right for every size of the family
+    slices: int = 1  # TPU slices, joined by the data-center network; each holds a full copy
     preset: Literal["zero2", "fsdp", "replicated"] = "zero2"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The optimiser and the loop."""
+    """The optimizer and the loop."""
 
     steps: int = 1000
     batch: int = 32
-    grad_accum_steps: int = 1  # micro-batches that a step adds up, in float32
+    grad_accum_steps: int = 1  # micro-batches per step, added in float32
     learning_rate: float = 1e-3
-    base_width: int = (
-        0  # width that it was found at: train/optim.py scales it to model.width; 0: as it stands
-    )
+    base_width: int = 0  # width it was tuned at; train/optim.py scales it to model.width. 0: no
     schedule: Literal["cosine", "wsd"] = "wsd"
-    warmup_fraction: float = 0.05  # share of the steps
-    decay_fraction: float = 0.2  # share of the steps, at the end (wsd)
-    weight_decay: float = 0.01  # on matrices only
+    warmup_fraction: float = 0.05  # of the steps
+    decay_fraction: float = 0.2  # of the steps, at the end (wsd)
+    weight_decay: float = 0.01  # of matrices only
     b1: float = 0.9
     b2: float = 0.95
-    grad_clip_norm: float = 1.0  # global gradient norm
+    grad_clip_norm: float = 1.0  # global
     ema_decay: float = 0.999
-    t_min: float = 0.05  # clamp of t in x-prediction's velocity (public code: 0.05; short runs learn faster with 0.3)
-    distill: bool = (
-        False  # self-distillation towards the initial text-to-image model (paper, eq. 8)
-    )
+    t_min: float = 0.05  # least t in x-prediction's velocity (public code: 0.05; short runs: 0.3)
+    distill: bool = False  # self-distillation to the initial text-to-image model (paper, eq. 8)
     distill_high: float = 1.0
     distill_low: float = 0.1
-    init_from: str = ""  # a checkpoint folder to start from; those of allow_missing_modalities are initialized instead
-    branch_from: str = ""  # a longer run of this config, to go on from (train/branch.py); such runs share its constant phase
-    allow_missing_modalities: tuple[
-        str, ...
-    ] = ()  # modalities whose own modules the initial checkpoint may lack
+    init_from: str = ""  # a checkpoint to start from
+    branch_from: str = ""  # a longer run of this config, whose constant phase this one shares
+    allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh
     log_every: int = 20
     save_every: int = 500
     max_to_keep: int = 1  # checkpoints
-    keep_at_steps: tuple[
-        int, ...
-    ] = ()  # steps whose checkpoints stay, however many are kept: where other runs branch off
+    keep_at_steps: tuple[int, ...] = ()  # checkpoints kept besides, for other runs to branch off
 
 
 @dataclass(frozen=True)
@@ -178,16 +148,12 @@ class SampleConfig:
     """Generation."""
 
     steps: int = 50
-    task_steps: Mapping[str, int] = field(
-        default_factory=dict
-    )  # of single tasks instead, such as {"i2d": 1}
+    task_steps: Mapping[str, int] = field(default_factory=dict)  # of single tasks, as {"i2d": 1}
     solver: Literal["euler", "heun"] = "euler"
-    guidance: Mapping[str, float] = field(
-        default_factory=dict
-    )  # per modality, 1 where absent (paper: image 4)
+    guidance: Mapping[str, float] = field(default_factory=dict)  # default 1 (paper: image 4)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
     spacing: Literal["uniform", "arc"] = "uniform"
-    timestep_shift: float = 1.1  # shift of the sampling grid
+    timestep_shift: float = 1.1  # of the sampling grid
 
 
 @dataclass(frozen=True)
@@ -200,7 +166,7 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """One run. Raises UserError for values that are out of range or do not go together."""
 
     name: str = "run"
     seed: int = 0
@@ -219,153 +185,125 @@ class Config:
         if not self.modalities:
             raise UserError("modalities is empty", hint="name at least one")
         _check_numbers(to_dict(self))
-        if self.seed >= 2**32:
-            raise UserError(
-                f"seed is {self.seed}", hint="it must be below 2**32"
-            )  # jax reads no more bits of it
-        given = {n: m.cond_prob for n, m in self.modalities.items()}
-        if len(given) < 2 and any(given.values()):
-            raise UserError(
-                f"modalities.{next(iter(given))}.cond_prob needs a second modality to be predicted from it"
-            )
-        if min(given.values()) < 0 or sum(given.values()) > 1:
-            raise UserError(
-                f"the modalities' cond_prob are {given}", hint="they must sum to at most 1"
-            )
-        if unknown := sorted(set(self.sample.guidance) - set(given)):
-            raise UserError(
-                f"sample.guidance names {unknown[0]!r}",
-                hint=f"the modalities are {', '.join(given)}",
-            )
+        if self.seed >= 2**32:  # jax reads no more bits of it
+            raise UserError(f"seed is {self.seed}", hint="it must be below 2**32")
+        self._check_modalities()
         self._check_encoders()
-        if self.train.distill and len(given) < 2:
-            raise UserError("train.distill needs a second modality to hold the first against")
-        if len({m.position_id for m in self.modalities.values()}) != len(given):
-            raise UserError("two modalities share a position_id")
-        if self.train.batch % self.train.grad_accum_steps:
-            raise UserError(
-                f"train.batch {self.train.batch} is not a multiple of train.grad_accum_steps {self.train.grad_accum_steps}"
-            )
-        if self.model.kv_heads % self.mesh.tensor:
-            raise UserError(
-                f"model.kv_heads {self.model.kv_heads} is not a multiple of mesh.tensor {self.mesh.tensor}"
-            )
-        if self.model.attention == "splash":
+        train, model = self.train, self.model
+        if train.batch % train.grad_accum_steps:
+            divisor = f"train.grad_accum_steps {train.grad_accum_steps}"
+            raise UserError(f"train.batch {train.batch} is not a multiple of {divisor}")
+        if model.kv_heads % self.mesh.tensor:
+            divisor = f"mesh.tensor {self.mesh.tensor}"
+            raise UserError(f"model.kv_heads {model.kv_heads} is not a multiple of {divisor}")
+        if model.attention == "splash":
             check_splash(self)
+
+    def _check_modalities(self) -> None:
+        names = list(self.modalities)
+        cond_prob = {name: m.cond_prob for name, m in self.modalities.items()}
+        if len(names) < 2 and any(cond_prob.values()):
+            raise UserError(
+                f"modalities.{names[0]}.cond_prob needs a second modality to be predicted from it"
+            )
+        if min(cond_prob.values()) < 0 or sum(cond_prob.values()) > 1:
+            hint = "they must sum to at most 1"
+            raise UserError(f"the modalities' cond_prob are {cond_prob}", hint=hint)
+        if unknown := sorted(set(self.sample.guidance) - set(names)):
+            hint = f"the modalities are {', '.join(names)}"
+            raise UserError(f"sample.guidance names {unknown[0]!r}", hint=hint)
+        if self.train.distill and len(names) < 2:
+            raise UserError("train.distill needs a second modality to hold the first against")
+        if len({m.position_id for m in self.modalities.values()}) != len(names):
+            raise UserError("two modalities share a position_id")
         for name, m in self.modalities.items():
-            if self.data.resolution % m.patch:
-                raise UserError(
-                    f"data.resolution {self.data.resolution} is not a multiple of modalities.{name}.patch {m.patch}"
-                )
+            if (resolution := self.data.resolution) % m.patch:
+                divisor = f"modalities.{name}.patch {m.patch}"
+                raise UserError(f"data.resolution {resolution} is not a multiple of {divisor}")
 
     def _check_encoders(self) -> None:
         if self.text.encoder and self.text.vocab_size:
-            raise UserError(
-                "text.encoder and text.vocab_size are two ways to read text",
-                hint="set text.vocab_size to 0",
-            )
+            what = "text.encoder and text.vocab_size are two ways to read text"
+            raise UserError(what, hint="set text.vocab_size to 0")
         for name, m in self.modalities.items():
             if m.autoencoder and not m.latent_channels:
-                raise UserError(
-                    f"modalities.{name}.autoencoder needs modalities.{name}.latent_channels, the channels of a latent"
-                )
+                what = f"modalities.{name}.autoencoder needs modalities.{name}.latent_channels"
+                raise UserError(what, hint="set it to the channels of a latent")
         if self.data.cache and self.data.source != "prepared":
-            raise UserError(
-                "data.cache goes with data.source=prepared",
-                hint="prepare the records first, and encode those",
-            )
+            hint = "prepare the records first, and encode those"
+            raise UserError("data.cache goes with data.source=prepared", hint=hint)
 
 
 def tokens(config: Config) -> dict[str, int]:
-    """Returns the tokens of one example by stream: the text's, then each modality's."""
+    """Returns the tokens of one example by stream: text, then each modality."""
     return {"text": config.text.tokens} | {
         n: (config.data.resolution // m.patch) ** 2 for n, m in config.modalities.items()
     }
 
 
 def check_splash(config: Config) -> None:
-    """Raises UserError where the TPU attention kernel does not take this config's shapes: it works in one block."""
+    """Raises UserError where the TPU attention kernel, which works in one block, does not fit."""
     lengths = tokens(config)
-    alone = {
-        n: lengths[n] for n, m in config.modalities.items() if m.detokenizer_layers
-    }  # detokenizers see their own tokens only
-    for name, n in {"all streams": sum(lengths.values()), **alone}.items():
+    # Detokenizers attend within their own modality.
+    own = {n: lengths[n] for n, m in config.modalities.items() if m.detokenizer_layers}
+    for name, n in {"all streams": sum(lengths.values()), **own}.items():
         if n % 128 or n > 1024:
-            hint = "pad with text.tokens, change data.resolution or patch, or set model.attention=einsum (slow on TPU)"
             raise UserError(
                 f"{n} tokens of {name}: the TPU attention kernel takes multiples of 128 up to 1024",
-                hint=hint,
+                hint="pad with text.tokens, change data.resolution or patch, "
+                "or set model.attention=einsum (slow on TPU)",
             )
-    if config.model.head_dim % 128:
-        hint = "set model.head_dim to 128 (or 256, for v6e and tpu7x), or model.attention=einsum"
+    if (head_dim := config.model.head_dim) % 128:
         raise UserError(
-            f"model.head_dim is {config.model.head_dim}: the TPU attention kernel takes multiples of 128",
-            hint=hint,
+            f"model.head_dim is {head_dim}: the TPU attention kernel takes multiples of 128",
+            hint="set model.head_dim to 128 (or 256, for v6e and tpu7x), or model.attention=einsum",
         )
 
 
-# All other integers count something of which there must be one.
-_MAY_BE_ZERO = (
-    "seed",
-    "vocab_size",
-    "workers",
-    "position_id",
-    "detokenizer_layers",
-    "latent_channels",
-    "base_width",
+# Ranges of floats, by the last part of their keys. NaN is in none. All other floats are finite.
+_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
+    ("above 0", lambda x: 0 < x < math.inf, "learning_rate grad_clip_norm rope_theta"),
+    (
+        "at least 0",
+        lambda x: 0 <= x < math.inf,
+        "loss_weight weight_decay distill_high distill_low depth_scale",
+    ),
+    (
+        "from 0 to 1",
+        lambda x: 0 <= x <= 1,
+        "cond_prob text_dropout warmup_fraction decay_fraction crop_jitter flip_prob",
+    ),
+    ("at least 0 and below 1", lambda x: 0 <= x < 1, "b1 b2 ema_decay"),
+    ("above 0 and at most 1", lambda x: 0 < x <= 1, "t_min min_crop"),
+    ("from -16 to 16", lambda x: -16 <= x <= 16, "timestep_shift"),
+    ("from -64 to 64", lambda x: -64 <= x <= 64, "log2_alpha"),
 )
-_REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are left
-
-# Where numbers of other keys make sense: least, most, whether these are allowed themselves, and how to say it.
-_RANGES: dict[str, tuple[float, float, bool, bool, str]] = {
-    **dict.fromkeys(
-        ("learning_rate", "grad_clip_norm", "rope_theta"), (0, math.inf, False, False, "above 0")
-    ),
-    **dict.fromkeys(
-        ("loss_weight", "weight_decay", "distill_high", "distill_low"),
-        (0, math.inf, True, False, "at least 0"),
-    ),
-    **dict.fromkeys(("depth_scale",), (0, math.inf, True, False, "at least 0")),
-    **dict.fromkeys(
-        (
-            "cond_prob",
-            "text_dropout",
-            "warmup_fraction",
-            "decay_fraction",
-            "crop_jitter",
-            "flip_prob",
-        ),
-        (0, 1, True, True, "from 0 to 1"),
-    ),
-    **dict.fromkeys(("b1", "b2", "ema_decay"), (0, 1, True, False, "at least 0 and below 1")),
-    **dict.fromkeys(("t_min", "min_crop"), (0, 1, False, True, "above 0 and at most 1")),
-    "timestep_shift": (-16, 16, True, True, "from -16 to 16"),
-    "log2_alpha": (-64, 64, True, True, "from -64 to 64"),
-}
+_RANGE_OF = {key: (text, holds) for text, holds, keys in _RANGES for key in keys.split()}
+# All other integers count something of which there must be at least one.
+_MAY_BE_ZERO = (
+    *("seed", "workers", "base_width", "vocab_size"),
+    *("position_id", "detokenizer_layers", "latent_channels"),
+)
+_MAY_BE_REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are left
 
 
-def _check_numbers(tree: Mapping[str, Any], path: str = "") -> None:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            _check_numbers(value, f"{path}{key}.")
-        elif key in _RANGES:
-            least, most, closed, closed_above, told = _RANGES[key]
-            if not (
-                least < value < most
-                or (closed and value == least)
-                or (closed_above and value == most)
-            ):  # NaN fails all
-                raise UserError(f"{path}{key} is {value}", hint=f"it must be {told}")
-        elif key in _REST and value == -1:
-            continue
-        elif type(value) is int and value < (least := int(key not in _MAY_BE_ZERO)):
-            raise UserError(f"{path}{key} is {value}", hint=f"it must be at least {least}")
+def _check_numbers(tree: Mapping[str, Any]) -> None:
+    for path, value in flatten(tree, ".").items():
+        key = path.rpartition(".")[2]
+        if key in _RANGE_OF:
+            text, holds = _RANGE_OF[key]
+            if not holds(value):
+                raise UserError(f"{path} is {value}", hint=f"it must be {text}")
+        elif type(value) is int and not (key in _MAY_BE_REST and value == -1):
+            least = int(key not in _MAY_BE_ZERO)
+            if value < least:
+                raise UserError(f"{path} is {value}", hint=f"it must be at least {least}")
         elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{path}{key} is {value}", hint="it must be a finite number")
+            raise UserError(f"{path} is {value}", hint="it must be a finite number")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a dataclass as nested plain dicts, lists and scalars: what is saved beside a checkpoint."""
+    """Returns a dataclass as nested plain dicts, lists and scalars, as saved with a checkpoint."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
 
 
@@ -378,7 +316,10 @@ def _plain(value: Any) -> Any:
 
 
 def from_dict(tree: Mapping[str, Any], kind: type = Config, path: str = "") -> Any:
-    """Builds a dataclass from nested dicts; raises UserError for an unknown key or a value of the wrong type."""
+    """Builds a dataclass from nested dicts.
+
+    Raises UserError for an unknown key and a value of the wrong type.
+    """
     hints = typing.get_type_hints(kind)
     for key in tree:
         if key not in hints:
@@ -394,10 +335,9 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
     elif origin is Literal:
         if value in arguments:
             return value
-        raise UserError(
-            f"{path} is {value!r}", hint=f"choose one of {', '.join(map(str, arguments))}"
-        )
-    elif origin in (Mapping, types.MappingProxyType) or origin is dict or hint is Mapping:
+        known = ", ".join(map(str, arguments))
+        raise UserError(f"{path} is {value!r}", hint=f"choose one of {known}")
+    elif origin is collections.abc.Mapping:
         if isinstance(value, Mapping):
             return {k: _typed(v, arguments[1], f"{path}.{k}") for k, v in value.items()}
     elif origin is tuple:
@@ -409,15 +349,3 @@ def _typed(value: Any, hint: Any, path: str) -> Any:
         return value
     wanted = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
     raise UserError(f"{path} is {value!r}", hint=f"it must be of type {wanted}")
-
-
-def unknown_key(key: str, path: str, known: Iterable[str]) -> UserError:
-    """Returns the error for a dotted key of which no key below `path` ("train.", or "") goes on, with the nearest that does."""
-    names = list(known)
-    near = difflib.get_close_matches(key.removeprefix(path).partition(".")[0], names, n=1)
-    told = (
-        f"did you mean {path}{near[0]}?"
-        if near
-        else f"known here: {', '.join(names) or 'nothing below this'}"
-    )
-    return UserError(f"unknown config key {key!r}", hint=told)

@@ -1,29 +1,43 @@
-"""The edge where configs come in: a Python file with an argument, dotted overrides, ml_collections in between."""
+"""Config files: a Python file with an argument, and dotted overrides."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modality_forcing.config import Config, from_dict, to_dict, unknown_key
+from modality_forcing.config import Config, from_dict, to_dict
+from modality_forcing.config_keys import RENAMED, unknown_key
 from modality_forcing.errors import UserError
 
 T = TypeVar("T")
+_PACKAGE = Path(__file__).parent
+
+
+def config_folder() -> Path:
+    """Returns the folder of the configs that come with the package.
+
+    A wheel holds them in the package, a checkout (also with `pip install -e`) beside it.
+    """
+    installed = _PACKAGE / "configs"
+    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
-    """Returns the config of `path.py` or `path.py:key=value,...`, with dotted overrides ("train.steps": "50") applied.
+    """Returns the config of a file, with dotted overrides ({"train.steps": "50"}) applied.
 
-    Raises UserError for a missing or broken file, an argument the file does not take, and an unknown or ill-typed key.
+    spec: "demo", "demo:phase=t2i" (a name in configs/) or "path/file.py:argument".
+    A config file may build on another one by calling this.
+    Raises UserError for a missing or broken file, an argument the file does not take, and an
+    unknown or ill-typed key.
     """
-    from ml_collections import (
-        ConfigDict,  # the edge: config files themselves need parse_arg and choose alone
-    )
+    from ml_collections import ConfigDict  # slow to import; config files need the rest alone
 
     written = to_dict(call(spec, "get_config", Config))
     tree = ConfigDict(written)
@@ -33,71 +47,87 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
 
 
 def call(spec: str, function: str, kind: type[T]) -> T:
-    """Returns what `function` of the Python file `path.py` makes of the argument in `path.py:argument`.
+    """Calls a function of a config file with the argument after the colon of `spec`.
 
-    function: "get_config" or "get_sweep"; kind: the type that it returns. Raises UserError for a missing or broken file,
-    one without the function, and a result of another type.
+    function: "get_config" or "get_sweep", which returns a `kind`.
+    Raises UserError for a missing or broken file, and one without the function.
     """
     name, _, argument = spec.partition(":")
-    path, what = Path(name), function.removeprefix("get_")
-    if not path.is_file():
-        raise UserError(
-            f"no such {what} file", where=path, hint="see configs/ for those that exist"
-        )
+    what = function.removeprefix("get_")
+    path = _find(name, what)
     found = importlib.util.spec_from_file_location(f"{what}_{path.stem}", path)
     if found is None or found.loader is None:
-        raise UserError(
-            "not a Python file", where=path, hint=f"name a .py file with a {function}(arg)"
-        )
+        hint = f"name a .py file with a {function}(arg)"
+        raise UserError("not a Python file", where=path, hint=hint)
     module = importlib.util.module_from_spec(found)
-    neighbours = str(path.absolute().parents[1])
-    sys.path.insert(
-        0, neighbours
-    )  # a file may build on another in its folder: `from configs import t2i`
-    try:
-        found.loader.exec_module(module)
-        if not callable(getattr(module, function, None)):
-            raise UserError(
-                f"has no {function}(arg)",
-                where=path,
-                hint=f"define one that returns a {kind.__name__}",
-            )
-        made = getattr(module, function)(argument)
-    except UserError:
-        raise
-    except (
-        Exception
-    ) as error:  # the file is the user's own code: whatever it raises is theirs to hint
-        lines = [
-            frame.lineno
-            for frame in traceback.extract_tb(error.__traceback__)
-            if Path(frame.filename) == path.absolute()
-        ]
-        where = f"{path}:{lines[-1]}" if lines else path
-        raise UserError(
-            f"{type(error).__name__}: {error}", where=where, hint=f"hint the {what} file"
-        ) from error
-    finally:
-        sys.path.remove(neighbours)
+    with _neighbors_importable(path):
+        try:
+            found.loader.exec_module(module)
+            if not callable(getattr(module, function, None)):
+                hint = f"define one that returns a {kind.__name__}"
+                raise UserError(f"has no {function}(arg)", where=path, hint=hint)
+            made = getattr(module, function)(argument)
+        except UserError:
+            raise
+        except Exception as error:  # the file is the user's own code
+            raise _error_in_file(error, path, what) from error
     if not isinstance(made, kind):
-        raise UserError(
-            f"{function} returned a {type(made).__name__}",
-            where=path,
-            hint=f"return a {kind.__name__}",
-        )
+        hint = f"return a {kind.__name__}"
+        raise UserError(f"{function} returned a {type(made).__name__}", where=path, hint=hint)
     return made
 
 
+def _find(name: str, what: str) -> Path:
+    """Returns the file of a path, or of a name in configs/."""
+    path, folder = Path(name), config_folder()
+    if path.is_file():
+        return path
+    if (folder / f"{name}.py").is_file() and path.name == name:
+        return folder / f"{name}.py"
+    names = [f.stem for f in sorted(folder.glob("*.py"))]
+    known = ", ".join(n for n in names if n.startswith("sweep_") == (what == "sweep"))
+    hint = f"name a .py file, or one of {known}"
+    raise UserError(f"no such {what} file", where=name, hint=hint)
+
+
+@contextmanager
+def _neighbors_importable(path: Path):
+    """Lets a user's file build on another in its folder: `from my_configs import base`."""
+    root = path.absolute().parents[1]
+    if root == _PACKAGE:  # its modules would hide others of the same names
+        yield
+        return
+    sys.path.insert(0, str(root))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(root))
+
+
+def _error_in_file(error: Exception, path: Path, what: str) -> UserError:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if Path(frame.filename) == path.absolute()]
+    hint = f"fix the {what} file"
+    unexpected = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+    for old, new in RENAMED.items():
+        if unexpected and old.endswith(f".{unexpected[1]}"):
+            hint = f"{unexpected[1]} is now {new}"
+    where = f"{path}:{lines[-1]}" if lines else path
+    return UserError(f"{type(error).__name__}: {error}", where=where, hint=hint)
+
+
 def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
-    """Reads "size=3b3,resolution=64" against typed defaults; raises UserError for a name that has none or a bad value."""
+    """Parses "size=3b3,resolution=64", with defaults that give names and types.
+
+    Raises UserError for an unknown name and a value of another type.
+    """
     values = dict(defaults)
     for item in filter(None, argument.split(",")):
         name, equals, text = item.partition("=")
         if name not in defaults or not equals:
-            raise UserError(
-                f"config argument {item!r} is not understood",
-                hint=f"it takes {_signature(defaults)}",
-            )
+            signature = ", ".join(f"{k}={v}" for k, v in defaults.items()) or "none"
+            what = f"config argument {item!r} is not understood"
+            raise UserError(what, hint=f"it takes {signature}")
         value = _literal(text)
         kind = type(defaults[name])
         if kind is str:
@@ -111,16 +141,11 @@ def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
 
 
 def choose(name: str, value: str, known: tuple[str, ...]) -> str:
-    """Returns a config argument's value if it is one of the known ones; raises UserError listing them otherwise."""
+    """Returns a config argument's value; raises UserError if it is not a known one."""
     if value not in known:
-        raise UserError(
-            f"config argument {name}={value!r} is unknown", hint=f"choose one of {', '.join(known)}"
-        )
+        hint = f"choose one of {', '.join(known)}"
+        raise UserError(f"config argument {name}={value!r} is unknown", hint=hint)
     return value
-
-
-def _signature(defaults: Mapping[str, Any]) -> str:
-    return ", ".join(f"{k}={v}" for k, v in defaults.items()) or "none"
 
 
 def _override(tree: Any, key: str, text: str) -> None:
@@ -145,7 +170,7 @@ def _override(tree: Any, key: str, text: str) -> None:
 
 
 def _in_order(tree: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts in the order of others: ConfigDict sorts its keys, but the first modality leads."""
+    """Restores the order of keys, which ConfigDict sorts: the first modality is the primary one."""
     ordered = {}
     for key in [*(key for key in like if key in tree), *(key for key in tree if key not in like)]:
         both = isinstance(tree[key], Mapping) and isinstance(like.get(key), Mapping)

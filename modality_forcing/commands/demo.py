@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from modality_forcing.data.records import RecordSource
     from modality_forcing.evaluation.heldout import Evaluator
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.py"
 EXAMPLES_PER_ROW = 3  # of a sheet
 
 
@@ -96,7 +95,7 @@ def configs(options: argparse.Namespace) -> tuple[Config, Config]:
 
     def load(phase: str, **changes: int | None) -> Config:
         overrides = {k.replace("_", ".", 1): str(v) for k, v in changes.items() if v is not None}
-        return config_file.load(f"{CONFIG}:phase={phase}", overrides)
+        return config_file.load(f"demo:phase={phase}", overrides)
 
     t2i = load("t2i", train_steps=options.t2i_steps)
     forcing = load("forcing", train_steps=options.forcing_steps, eval_examples=options.examples)

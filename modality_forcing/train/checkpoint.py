@@ -240,5 +240,5 @@ def _checked(meta: Any, folder: Path) -> Metadata:
         raise UserError("its description is damaged", where=folder)
     if meta.get("format") != FORMAT:
         what = f"is of format {meta.get('format')}, this version reads {FORMAT}"
-        raise UserError(what, where=folder)
+        raise UserError(what, where=folder, hint="train anew, or use the version that wrote it")
     return dict(meta)

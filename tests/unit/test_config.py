@@ -48,29 +48,6 @@ def test_a_config_cannot_be_changed():
 @pytest.mark.parametrize(
     ("tree", "told"),
     [
-        ({"trian": {}}, r"unknown config key 'trian'; did you mean train\?"),
-        (
-            {"train": {"stpes": 5}},
-            r"unknown config key 'train\.stpes'; did you mean train\.steps\?",
-        ),
-        (
-            {"modalities": {"image": {"pach": 8}}},
-            r"'modalities\.image\.pach'; did you mean modalities\.image\.patch\?",
-        ),
-        (
-            {"modalities": {"image": {"noise": {"xyzzy": 8}}}},
-            r"known here: distribution, timestep_shift, sigma",
-        ),
-    ],
-)
-def test_an_unknown_key_is_refused_with_the_nearest(tree, told):
-    with pytest.raises(UserError, match=told):
-        from_dict(tree)
-
-
-@pytest.mark.parametrize(
-    ("tree", "told"),
-    [
         ({"train": {"steps": "many"}}, r"train\.steps is 'many'; it must be of type int"),
         ({"train": {"steps": 5.0}}, r"train\.steps is 5\.0; it must be of type int"),
         ({"train": {"steps": True}}, r"train\.steps is True"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from modality_forcing.config import Config, to_dict
-from modality_forcing.config_file import choose, load, parse_arg
+from modality_forcing.config_file import call, choose, load, parse_arg
 from modality_forcing.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -159,11 +159,29 @@ def test_a_broken_file_is_one_line(tmp_path, text, told):
         load(str(path))
 
 
-def test_a_missing_file_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"none\.py: no such config file"):
+def test_missing_file_is_one_line_that_lists_the_names(tmp_path):
+    with pytest.raises(UserError, match=r"none\.py: no such config file; .* one of demo, folder,"):
         load(str(tmp_path / "none.py"))
     with pytest.raises(UserError, match="no such config file"):
         load(str(tmp_path))
+    with pytest.raises(UserError, match=r"^dmeo: no such config file; .* one of (?!.*sweep_)"):
+        load("dmeo:phase=t2i")
+    with pytest.raises(
+        UserError, match=r"no such sweep file; .* one of sweep_paper, sweep_scenes$"
+    ):
+        call("scenes", "get_sweep", object)
+
+
+def test_config_is_found_by_name_or_path(tmp_path, monkeypatch):
+    assert load("demo:phase=t2i") == load(DEMO)
+    monkeypatch.chdir(tmp_path)
+    assert load("demo") == load(str(CONFIGS / "demo.py"))
+    text = "from my_configs import base\n\nget_config = base.get_config"
+    base = "from modality_forcing.config_file import load\n\nget_config = lambda arg: load('demo')"
+    (tmp_path / "my_configs").mkdir()
+    (tmp_path / "my_configs/base.py").write_text(base)
+    (tmp_path / "my_configs/mine.py").write_text(text)
+    assert load("my_configs/mine.py") == load("demo")
 
 
 def test_a_wrong_argument_is_one_line():
