@@ -1,14 +1,16 @@
-"""Our block beside the same block in plain PyTorch, on the CPU of a Linux machine: forward and backward, in one run.
+"""A block next to the same block in plain PyTorch on a Linux CPU: forward and backward.
 
     python benchmarks/block.py                # torch comes with the parity extra
-    python benchmarks/block.py --keep-freed   # both with the allocator told to keep freed memory
-    python benchmarks/block.py --threads=1 --cpu-time   # on a machine that others use
+    python benchmarks/block.py --keep-freed   # both with an allocator that keeps freed memory
+    python benchmarks/block.py --threads=1 --cpu-time   # on a shared machine
 
-Gradients are of the input, the modulation and every weight, in float32. Outputs and gradients must agree before anything
-is timed. The two take turns, so that a neighbour on the machine disturbs both alike; a turn's first call is not timed. One
-row per shape: median and fastest milliseconds of each, and torch's median over ours: above 1, ours is the faster.
+Gradients are of the input, the modulation and every weight, in float32. Outputs and gradients must
+agree before anything is timed. The two alternate, so that other load disturbs both alike; the first
+call of a turn is not timed. One row per shape: median and fastest milliseconds of each, and torch's
+median over ours: above 1, ours is faster.
 
-With more busy threads than cores, torch's wait for each other and its times say nothing: look at the load that is printed.
+With more busy threads than cores, torch's threads wait for each other and its times mean nothing:
+check the load that is printed.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +93,7 @@ def main() -> None:
     if options.cpu_time and options.threads != 1:
         parser.error("--cpu-time needs --threads=1")
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
-    os.sched_setaffinity(
-        0, cores
-    )  # the size of XLA's pool of threads is the number of cores it may use
+    os.sched_setaffinity(0, cores)  # sets the size of XLA's thread pool
     torch.set_num_threads(len(cores))
     if options.keep_freed:
         keep_freed()
@@ -102,13 +103,11 @@ def main() -> None:
     clock, unit = (
         (time.process_time, "ms of CPU") if options.cpu_time else (time.perf_counter, "ms")
     )
-    print(
-        f"jax {jax.__version__}, torch {torch.__version__}, threads: {len(cores)}, freed memory {kept}; {unit}"
-    )
+    versions = f"jax {jax.__version__}, torch {torch.__version__}"
+    print(f"{versions}, threads: {len(cores)}, freed memory {kept}; {unit}")
     print(f"load before: {os.getloadavg()[0]:.1f} of {os.cpu_count()} cores")
-    print(
-        f"{'':<22}{'batch':>6}{'tokens':>7}{'blocks':>7}{'torch':>9}{'best':>8}{'ours':>9}{'best':>8}{'ratio':>8}  differ"
-    )
+    times = f"{'torch':>9}{'best':>8}{'ours':>9}{'best':>8}{'ratio':>8}  differ"
+    print(f"{'':<22}{'batch':>6}{'tokens':>7}{'blocks':>7}{times}")
     for case in CASES:
         inputs = draw(case)
         (theirs, expected), (ours, found) = in_torch(case, *inputs), in_jax(case, *inputs)
@@ -125,10 +124,10 @@ def main() -> None:
 
 
 def keep_freed() -> None:
-    """Has glibc serve large requests from one heap that never shrinks; must run before XLA starts its threads.
+    """Makes glibc serve large requests from one heap that never shrinks; call before XLA starts.
 
-    XLA asks for all temporaries of a program in one piece at every call. By default glibc maps such a piece anew and unmaps
-    it after, and the first touch of each of its pages is a page fault.
+    XLA requests all temporaries of a program in one piece at every call. By default glibc maps and
+    unmaps that piece each time, and the first touch of each of its pages is a page fault.
     """
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
     for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
@@ -148,9 +147,12 @@ def take_turns(runs: tuple[Run, ...], rounds: int, clock: Callable[[], float]) -
 
 
 def draw(case: Case) -> tuple[Arrays, Arrays]:
-    """Returns weights, stacked over blocks, and arrays: x, levels (the modulation), angles, dy (the output's gradient)."""
+    """Returns weights, stacked over blocks, and arrays x, modulation, angles, dy."""
     c, random = case.model, np.random.default_rng(0)
-    normal = lambda *shape: random.normal(size=shape).astype(np.float32)
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.normal(size=shape).astype(np.float32)
+
     stack = nnx.to_pure_dict(nnx.state(Stack(c, c.num_layers, rngs=nnx.Rngs(0))))["layers"]
     weights = {
         name: np.asarray(w) + 0.1 * normal(*w.shape) for name, w in stack.items()
@@ -162,7 +164,7 @@ def draw(case: Case) -> tuple[Arrays, Arrays]:
 
 
 def in_jax(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
-    """Returns a call of forward and backward, and what comes out: y, and a gradient under each input's or weight's name."""
+    """Returns a call of forward and backward, and its results: y, and gradients by name."""
     c = case.model
     graph, state = nnx.split(Stack(c, c.num_layers, rngs=nnx.Rngs(0)))
     nnx.replace_by_pure_dict(state, {"layers": {n: jnp.asarray(w) for n, w in weights.items()}})
@@ -188,7 +190,7 @@ def in_jax(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
 
 def in_torch(case: Case, weights: Arrays, arrays: Arrays) -> tuple[Run, Arrays]:
     """The same in PyTorch, as one would write it there without a compiler."""
-    leaf = lambda a: torch.tensor(a, requires_grad=True)
+    leaf = partial(torch.tensor, requires_grad=True)
     blocks = [
         {name: leaf(w[i]) for name, w in weights.items()} for i in range(case.model.num_layers)
     ]

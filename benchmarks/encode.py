@@ -1,13 +1,14 @@
-"""The frozen encoders: on a CPU beside diffusers and transformers in one run, on an accelerator by themselves.
+"""Frozen encoders: on a CPU next to diffusers and transformers, on an accelerator alone.
 
-    python benchmarks/encode.py                       # torch, diffusers and transformers come with the parity extra
-    python benchmarks/encode.py --threads=1           # on a machine that others use
-    python benchmarks/encode.py --batch=32 --tokens=128 --json=encode.json     # a GPU or TPU: rates and MFU
+    python benchmarks/encode.py                  # torch and the others come with the parity extra
+    python benchmarks/encode.py --threads=1      # on a shared machine
+    python benchmarks/encode.py --batch=32 --tokens=128 --json=encode.json   # GPU or TPU: MFU
 
-Random weights of the published sizes: the whole autoencoder of FLUX.2 at 256 pixels, and layers of UMT5-XXL. On a CPU, in
-float32, the two take turns, so that a neighbour on the machine disturbs both alike; `ratio` is theirs over ours, the median
-of the turns: above 1, ours is the faster. On an accelerator, in bfloat16, all 24 layers; MFU counts the FLOPs of products
-and convolutions (analytic for UMT5, XLA's for the autoencoder) against the device's peak.
+Random weights of the published sizes: the whole FLUX.2 autoencoder at 256 pixels, and layers of
+UMT5-XXL. On a CPU, in float32, the two alternate, so that other load disturbs both alike; `ratio`
+is theirs over ours, the median of the turns: above 1, ours is faster. On an accelerator: bfloat16,
+all 24 layers; MFU counts the FLOPs of products and convolutions (analytic for UMT5, XLA's for the
+autoencoder) against the device's peak.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -123,9 +125,9 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
         .permute(0, 3, 1, 4, 2, 5)
         .reshape(batch, 32, SIDE // 8, SIDE // 8)
     )
-    encoder = lambda: Encoder(c, rngs=nnx.Rngs(0))
-    decoder = lambda: Decoder(c, rngs=nnx.Rngs(0))
-    text = lambda: UMT5(small, rngs=nnx.Rngs(0), dtype=jnp.float32)
+    encoder = partial(Encoder, c, rngs=nnx.Rngs(0))
+    decoder = partial(Decoder, c, rngs=nnx.Rngs(0))
+    text = partial(UMT5, small, rngs=nnx.Rngs(0), dtype=jnp.float32)
     cases: dict[str, tuple[Run, Run]] = {
         f"VAE encode, {batch} x {SIDE} px": (
             program(encoder, image)[0],
@@ -192,11 +194,9 @@ def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
             else compiled.cost_analysis()["flops"]
         )
         mfu = work / each / peak if peak else None
-        told = f"{mfu:.2f}" if mfu else "-"
-        print(
-            f"| {name} | {batch} | {1e3 * each:.1f} | {count / each:.0f} {unit} | {work / each / 1e12:.0f} | {told} |",
-            flush=True,
-        )
+        rates = f"{count / each:.0f} {unit} | {work / each / 1e12:.0f}"
+        utilization = f"{mfu:.2f}" if mfu else "-"
+        print(f"| {name} | {batch} | {1e3 * each:.1f} | {rates} | {utilization} |", flush=True)
         rows.append(
             {
                 "name": name,

@@ -20,17 +20,17 @@ from modality_forcing.planning.encoders import PARTS, plan
 from modality_forcing.planning.search import GIB
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
-EACH = 16  # captions or pictures a device: more gains nothing
+EACH = 16  # captions or images a device; more gains nothing
 NAMES = {
     "text": "UMT5-XXL, 128 tokens",
     "encoder": "FLUX.2 encoder, 256 px",
     "decoder": "FLUX.2 decoder, 256 px",
 }
-HEAD = """Written by `python benchmarks/encode_plan_table.py` on {date}, {cores} cores of {machine}, jax {jax}.
-
-| encoder | topology | batch | GiB a chip | of | bound, ms | ICI, ms | a second | MFU bound | compile, s |
-|---|---|---|---|---|---|---|---|---|---|
-"""
+HEAD = "Written by `python benchmarks/encode_plan_table.py` on {date}, {machine}, jax {jax}.\n\n"
+COLUMNS = (
+    *("encoder", "topology", "batch", "GiB a chip", "of", "bound, ms", "ICI, ms", "a second"),
+    *("MFU bound", "compile, s"),
+)
 
 
 def main() -> None:
@@ -39,16 +39,16 @@ def main() -> None:
     options = parser.parse_args()
     about = {
         "date": datetime.date.today(),
-        "cores": os.cpu_count(),
-        "machine": platform.machine(),
+        "machine": f"{os.cpu_count()} cores of {platform.machine()}",
         "jax": jax.__version__,
     }
     page = HEAD.format(**about)
+    page += f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
     for part in PARTS:
         for topology in TOPOLOGIES:
             p = plan(part, target(topology), EACH)
             print(part, topology, f"{p.compile_seconds:.0f} s", flush=True)
-            m, unit = p.at.chip.devices, "tokens" if part == "text" else "pictures"
+            m, unit = p.at.chip.devices, "tokens" if part == "text" else "images"
             assert p.bound and p.rate and p.mfu_bound
             cells = (
                 *(

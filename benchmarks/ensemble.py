@@ -1,8 +1,11 @@
-"""Time of one ensemble of ten maps, beside Marigold's way of aligning: `python benchmarks/ensemble.py` prints a table.
+"""Time of an ensemble of ten maps, next to Marigold's alignment; prints a table.
 
-Marigold's way: SciPy's BFGS with numeric gradients, each evaluation over all pixels of all pairs, in NumPy's float32; up
-to 50 iterations, tolerance 1e-6. Torch, which Marigold uses, is not needed. How far that search gets before rounding stops
-it differs from ensemble to ensemble, so the row is the median of several, with the number of evaluations.
+    python benchmarks/ensemble.py
+
+Marigold's method: SciPy's BFGS with numeric gradients, each evaluation over all pixels of all
+pairs, in NumPy float32; up to 50 iterations, tolerance 1e-6. PyTorch, which Marigold uses, is not
+needed. How far that search gets before rounding stops it differs between ensembles, so the row is
+the median of several, with the number of evaluations.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -23,7 +27,7 @@ SCENES = 5  # of the search
 
 
 def samples(seed: int, height: int, width: int) -> np.ndarray:
-    """Ten noisy maps of one smooth scene, each with a scale and shift of its own, within [0, 1.3] or so."""
+    """Ten noisy maps of one smooth scene, each with its own scale and shift, in about [0, 1.3]."""
     rng = np.random.default_rng(seed)
     y, x = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)
     scene = 0.5 + 0.3 * y + 0.2 * np.sin(9 * x + rng.uniform(0, 6)) * np.cos(7 * y)
@@ -68,16 +72,15 @@ def seconds(call: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    print(
-        f"{MEMBERS} maps, affine, median; {jax.devices()[0].platform}, {os.cpu_count()} cores; ours best of 9, theirs once\n"
-    )
-    print("| | size | first call, s | s | evaluations | depth apart, max | ratio |")
+    device = f"{jax.devices()[0].platform}, {os.cpu_count()} cores"
+    print(f"{MEMBERS} maps, affine, median; {device}; ours best of 9, theirs once\n")
+    print("| | size | first call, s | s | evaluations | difference in depth, max | ratio |")
     print("|---|---|---|---|---|---|---|")
     ours = 0.0
     for size in ((480, 640), (256, 256), (64, 64)):
         members = samples(0, *size)
-        first = seconds(lambda: ensemble(members), 1)
-        ours = seconds(lambda: ensemble(members), 9)
+        run = partial(ensemble, members)
+        first, ours = seconds(run, 1), seconds(run, 9)
         print(f"| ours | {size[0]}x{size[1]} | {first:.2f} | {ours:.4f} | | | |")
     runs = []
     for seed in range(SCENES):
@@ -90,13 +93,11 @@ def main() -> None:
         )
     runs.sort()
     for name, run in (("fastest", runs[0]), ("median", runs[SCENES // 2]), ("slowest", runs[-1])):
-        elapsed, evaluations, apart = run
-        row = f"| 64x64 | | {elapsed:.2f} | {evaluations} | {apart:.3f} | {elapsed / ours:.0f} |"
+        elapsed, evaluations, error = run
+        row = f"| 64x64 | | {elapsed:.2f} | {evaluations} | {error:.3f} | {elapsed / ours:.0f} |"
         print(f"| numeric gradients, {name} of {SCENES} {row}")
     each = statistics.median(elapsed / evaluations for elapsed, evaluations, _ in runs)
-    print(
-        f"\none evaluation over pixels: {1e3 * each:.2f} ms; one whole ensemble of ours: {1e3 * ours:.2f} ms"
-    )
+    print(f"\none evaluation over pixels: {1e3 * each:.2f} ms; our ensemble: {1e3 * ours:.2f} ms")
 
 
 if __name__ == "__main__":

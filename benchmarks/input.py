@@ -1,16 +1,17 @@
-"""From prepared shards to training batches: this loader beside a PyTorch DataLoader over the same files, in one run.
+"""From prepared shards to training batches, next to a PyTorch DataLoader over the same files.
 
     python benchmarks/input.py --workers 0 2 --memory 10000
 
-Examples are 256 pixels a side: rendered scenes with the noise of a camera and of a depth sensor, as JPEG of quality 95,
-with depth everywhere ("dense") or at scan lines and scattered points ("sparse"). Both loaders read the same ArrayRecord
-file, decode picture and depth, mirror every other example, look up the caption's words and stack 64 of them. The other
-one decodes and mirrors by OpenCV, wants torch and opencv-python-headless, and shows a dash where they are absent.
+Examples are 256 pixels a side: rendered scenes with the noise of a camera and of a depth sensor, as
+JPEG of quality 95, with depth everywhere ("dense") or at scan lines and scattered points
+("sparse"). Both loaders read the same ArrayRecord file, decode image and depth, mirror every other
+example, look up the caption's words and stack 64 of them. The other one decodes and mirrors with
+OpenCV; it needs torch and opencv-python-headless, and shows a dash without them.
 
-One Markdown table. Per second: examples by the clock. Per core: examples per second of processor time, of this process
-and its loader processes together, which other programs on the machine disturb less. Both loaders take turns; numbers are
-medians over the turns, `ratio` that of the examples per core of one turn. With --memory so many small batches, and the
-memory of all processes on the way.
+One Markdown table. Per second: examples by the clock. Per core: examples per second of processor
+time of this process and its loader processes, which other load disturbs less. The loaders
+alternate; numbers are medians over the turns, `ratio` that of the examples per core of one turn.
+--memory N reads N small batches and reports the memory of all processes.
 """
 
 from __future__ import annotations
@@ -160,7 +161,7 @@ class Torch:
 
     def __init__(self, folder: Path, workers: int, batch: int):
         import torch  # pyright: ignore[reportMissingImports]
-        from torch.utils.data import DataLoader, RandomSampler  # pyright: ignore[reportMissingImports]
+        from torch.utils.data import DataLoader, RandomSampler  # pyright: ignore
 
         torch.set_num_threads(1)
         examples: Any = OpenCV(Shards(folder), Words())
@@ -178,7 +179,7 @@ class Torch:
 
     def close(self) -> None:
         stop = getattr(self._batches, "_shutdown_workers", None)
-        # A process that has read ArrayRecord may abort while it exits, after its last batch; torch takes that for a failure.
+        # A process that has read ArrayRecord may abort at exit, which torch reports as a failure.
         with suppress(RuntimeError):
             if stop:
                 stop()
@@ -215,7 +216,8 @@ class OpenCV:
         import cv2  # pyright: ignore[reportMissingImports]
 
         features = tf_example.decode(self.shards.example(index))
-        image = cv2.imdecode(np.frombuffer(features["image"][0], np.uint8), cv2.IMREAD_COLOR_RGB)  # pyright: ignore
+        encoded = np.frombuffer(features["image"][0], np.uint8)  # pyright: ignore
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB)  # pyright: ignore
         depth, valid = codec._decode_depth(features, image.shape[:2])  # pyright: ignore
         return image, depth, valid, features["caption"][0].decode()  # pyright: ignore
 

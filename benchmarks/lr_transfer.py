@@ -1,12 +1,13 @@
-"""Whether the best learning rate stays where it is when the width grows: a sweep of rates at several widths, with and without.
+"""Whether the best learning rate stays the same as the width grows.
 
-    python benchmarks/lr_transfer.py                                          # 5 rates x 2 widths, scaled and not
+    python benchmarks/lr_transfer.py               # 5 rates x 2 widths, by width and with one rate
     python benchmarks/lr_transfer.py --widths 64 128 256 --steps 1000 --seeds 3 --json lr.json
 
-Text-to-image at the demo's length on procedural scenes, the same batches for every run: the demo's network with heads of
-16 channels at other widths (train/width_scaling.py). Rates are those at the demo's width of 96; `one rate` gives every weight the
-rate as it stands at every width. The numbers are losses on held-out scenes, at the same levels and noise for all runs,
-averaged over seeds; `best` is the vertex of a parabola in log rate through the lowest and its neighbours.
+Text-to-image at the demo's length on procedural scenes, the same batches for every run: the demo's
+network with heads of 16 channels at other widths (train/width_scaling.py). Rates are those at the
+demo's width of 96; `one rate` gives every weight the same rate at every width. The numbers are
+losses on held-out scenes, at the same noise levels and noise for all runs, averaged over seeds;
+`best` is the vertex of a parabola in log rate through the lowest loss and its neighbors.
 """
 
 from __future__ import annotations
@@ -145,11 +146,9 @@ def one(
     loss = float(
         np.mean([float(score(state.params, batch, jnp.int32(k))) for k, batch in enumerate(held)])
     )
-    print(
-        f"width {width}, rate {rate:g}, seed {seed}: {loss:.5f}, {time.monotonic() - started:.0f} s",
-        file=sys.stderr,
-        flush=True,
-    )
+    elapsed = f"{time.monotonic() - started:.0f} s"
+    line = f"width {width}, rate {rate:g}, seed {seed}: {loss:.5f}, {elapsed}"
+    print(line, file=sys.stderr, flush=True)
     return loss
 
 

@@ -1,10 +1,11 @@
-"""How many examples a second the loader makes, and how long a training step would wait for them.
+"""Examples per second of the loader, and how long a training step would wait for them.
 
     python benchmarks/pipeline.py
 
-One table: pixels a side; the source (`trivial` costs nothing, so its row is the loader's own overhead, sparse patterns
-included; `scenes` renders; `cached` has rendered before); loader processes (0 is a thread of the main process); seconds
-to the first batch; examples a second; and the share of the time that a jax step of --step-ms waits for its batch.
+One table: pixels a side; the source (`trivial` costs nothing, so its row is the loader's own
+overhead, sparse patterns included; `scenes` renders; `cached` has rendered before); loader
+processes (0 is a thread of the main process); seconds to the first batch; examples a second; and
+the share of time that a jax step of --step-ms waits for its batch.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def measure(
     count: int,
     step: Callable[[], None] | None,
 ) -> tuple[float, float, float]:
-    """Returns seconds to the first batch, examples a second after a warm-up, and the share of waiting beside steps."""
+    """Returns seconds to the first batch, examples a second, and the share of waiting."""
     loader = train_batches(
         source,
         Words(),
@@ -124,7 +125,7 @@ def measure(
 
 
 def step_of(milliseconds: float) -> Callable[[], None]:
-    """Returns a stand-in for a training step: jitted products of matrices that alone take about this long."""
+    """Returns a mock training step: jitted matrix products that take about this long."""
     import jax  # here, because --help should not wait for it
     import jax.numpy as jnp
 

@@ -1,4 +1,4 @@
-"""Writes docs/plan/family.md: plans of the family on common topologies (hours; finished rows are kept).
+"""Writes docs/plan/family.md: the family on common topologies (takes hours; keeps finished rows).
 
 python benchmarks/plan_table.py --out docs/plan/family.md --rows docs/plan
 """
@@ -34,7 +34,7 @@ CELLS = [
     ("forcing", "3b3", "v5e:16x16", 1),
     ("forcing", "3b3", "v5p:4x4x4", 2),
 ]
-HEAD = """Written by `python benchmarks/plan_table.py` on {date}, {machine}, jax {jax}, libtpu {libtpu}.
+HEAD = """Written by `python benchmarks/plan_table.py` on {date}, {machine}, {versions}.
 Other work ran on the machine, so compile times are upper bounds.
 One JSON file per row, with collectives, is in `docs/plan/`.
 
@@ -48,10 +48,10 @@ def main() -> None:
     options = parser.parse_args()
     options.rows.mkdir(parents=True, exist_ok=True)
     for phase, size, topology, slices in CELLS:
-        path = (
-            options.rows
-            / f"{phase}-{size}-{topology.replace(':', '-')}{f'-x{slices}' if slices > 1 else ''}.json"
-        )
+        name = f"{phase}-{size}-{topology.replace(':', '-')}"
+        path = options.rows / f"{name}-x{slices}.json"
+        if slices == 1:
+            path = options.rows / f"{name}.json"
         if not path.exists():
             print(path.stem, flush=True)
             p = search(
@@ -77,8 +77,7 @@ def write(out: Path, rows: Path) -> None:
     head = HEAD.format(
         date=datetime.date.today(),
         machine=f"{os.cpu_count()} cores of {platform.machine()}",
-        jax=jax.__version__,
-        libtpu=version("libtpu"),
+        versions=f"jax {jax.__version__}, libtpu {version('libtpu')}",
     )
     columns = f"| {' | '.join(report.COLUMNS)} |\n|{'---|' * len(report.COLUMNS)}\n"
     out.write_text(head + columns + "".join(f["row"] + "\n" for f in found))

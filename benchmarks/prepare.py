@@ -1,11 +1,11 @@
-"""How fast `mforce prepare` makes examples of camera pictures and LiDAR sweeps, per core.
+"""Frames per second and core of `mforce prepare`, for camera images and LiDAR scans.
 
     python benchmarks/prepare.py
 
-One log in the layout of Argoverse 2 is written: JPEGs of 1920 x 1080 pixels, an upscaled rendered scene with the noise of a
-camera, and sweeps of 100 000 points. Each frame is read, its points are brought to the time of the picture, projected,
-tested for occlusion and dropped into pixels, all is brought to 256 pixels on the shorter side and encoded: what prepare does
-of a record. Processor time; medians over the turns.
+Writes one log in the layout of Argoverse 2: JPEGs of 1920 x 1080 pixels, an upscaled rendered scene
+with the noise of a camera, and scans of 100 000 points. Each frame is read, its points are moved to
+the time of the image, projected, tested for occlusion and rasterized, everything is resized to 256
+pixels on the shorter side and encoded. Processor time; medians over the turns.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def main() -> None:
             "all": lambda i: codec.encode(downscale(records[i], choose)),
         }
         print(
-            f"{len(frames)} frames of {COLUMNS} x {ROWS}, {POINTS} points, {one.valid.mean():.1%} of the pixels valid\n"
+            f"{len(frames)} frames of {COLUMNS} x {ROWS}, {POINTS} points, "
+            f"{one.valid.mean():.1%} of the pixels valid\n"
         )
         print("| part | ms a frame | frames/s a core |\n|---|---|---|")
         for name, work in parts.items():

@@ -1,12 +1,12 @@
-"""How fast the procedural world renders, and how much of its depth can be guessed without looking at the picture.
+"""Rendering speed of the procedural world, and how well depth is predicted without the image.
 
     OMP_NUM_THREADS=1 python benchmarks/scenes.py
 
-Prints a table of images a second of one core (captions included) and the AbsRel of blind depth predictors:
-- constant: one value for the whole picture;
-- row mean: the mean, over training scenes, of each row's normalised depth; the same profile for every picture;
-- oracle rows: each row's own best value, which needs the true depth: what no blind guess by rows can beat.
-The first two are aligned to each picture by the scale and shift that minimise its AbsRel, so that they get every help.
+Prints images a second of one core (captions included) and the AbsRel of three reference predictors:
+- constant: one value for the whole image;
+- row mean: the mean, over training scenes, of each row's normalized depth;
+- oracle rows: each row's own best value from the true depth, the limit of any guess by rows.
+The first two are aligned to each image by the scale and shift that minimize its AbsRel.
 """
 
 from __future__ import annotations
@@ -37,15 +37,14 @@ def main() -> None:
     profile = row_profile(Scenes(resolution=options.resolution), 4 * options.scenes)
     held_out = Scenes(resolution=options.resolution, split="test")
     scores = np.array([blind(held_out[i], profile) for i in range(options.scenes)]).mean(axis=0)
-    print(
-        f"\nblind predictor  AbsRel  of constant   ({options.scenes} held-out scenes, {options.resolution} px)"
-    )
+    about = f"({options.scenes} held-out scenes, {options.resolution} px)"
+    print(f"\npredictor        AbsRel  of constant   {about}")
     for name, score in zip(("constant", "row mean", "oracle rows"), scores, strict=True):
         print(f"{name:15s}  {score:6.3f}  {score / scores[0]:11.2f}")
 
 
 def rate(source: Scenes, count: int) -> float:
-    """Images a second of processor time (all threads), the best of three runs over the same scenes."""
+    """Images a second of processor time (all threads), the best of three runs."""
     best = float("inf")
     for _ in range(3):
         start = time.process_time()
@@ -56,7 +55,7 @@ def rate(source: Scenes, count: int) -> float:
 
 
 def row_profile(source: Scenes, count: int) -> np.ndarray:
-    """Mean over scenes of depth / (mean depth of its scene), per row, f64 [h]; only valid pixels count."""
+    """Mean over scenes of depth / (the scene's mean depth), per row, f64 [h]; valid pixels only."""
     total, seen = np.zeros(source.resolution), np.zeros(source.resolution)
     for index in range(count):
         record = source[index]
@@ -93,7 +92,7 @@ def weighted_median(depth: np.ndarray) -> float:
 
 
 def align(guess: np.ndarray, depth: np.ndarray, rounds: int = 40) -> np.ndarray:
-    """scale·guess + shift of least AbsRel, by reweighted least squares, and never worse than the constant."""
+    """scale·guess + shift of least AbsRel by reweighted least squares, or the constant."""
     design = np.stack((guess, np.ones_like(guess)), axis=1)
     best, score = (
         np.full_like(depth, weighted_median(depth)),

@@ -1,15 +1,15 @@
-"""How long a train step takes on the device that is there, and what share of the device's peak that is.
+"""Time of a train step on the available devices, and its share of their peak.
 
-    python benchmarks/step.py                                                 # the demo's size, on anything
+    python benchmarks/step.py                      # the demo's size, on any device
     python benchmarks/step.py --size=370m,3b3 --phase=t2i,forcing --batch=16,32 --json=step.json
     python benchmarks/step.py --config=configs/folder.py --batch=8
 
-One table, a row for every combination. The step is the real one: noise, loss, gradient, AdamW, EMA, metrics, over all
-devices by the config's mesh, on one random batch that stays on the devices; no data is loaded. Each row runs in a process
-of its own, so that none finds another's memory in use. `step ms` is the median of five blocks of steps, each timed from
-an idle device to an idle device, with the fastest and the slowest block; `MFU` counts FLOPs as models/flops.py does and
-is blank where the device's peak is not known; `peak GiB` is what the device reports of one device, or `~` and what the
-compiler planned where it reports nothing.
+One table, a row for every combination. The step is the real one: noise, loss, gradient, AdamW, EMA
+and metrics, over all devices by the config's mesh, on one random batch that stays on the devices;
+no data is loaded. Each row runs in its own process, so that none sees another's memory. `step ms`
+is the median of five blocks of steps, each timed from idle device to idle device, with the fastest
+and the slowest block. `MFU` counts FLOPs as models/flops.py does and is blank if the device's peak
+is unknown. `peak GiB` is what one device reports, or `~` and the compiler's plan.
 """
 
 from __future__ import annotations
@@ -103,17 +103,14 @@ def load(row: dict[str, str], encoders: str) -> Any:
 
 
 def outcome(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
-    """Measures one row in this process, or tells why that is not possible: the other rows must not fall with it."""
+    """Measures one row in this process; an error becomes a row, so that the others still run."""
     try:
         return measure(row, encoders, steps)
     except Exception as error:
-        told = str(error).splitlines()[0] if str(error) else ""
-        return {
-            **row,
-            "error": "out of memory"
-            if "RESOURCE_EXHAUSTED" in told
-            else f"{type(error).__name__}: {told}",
-        }
+        message = str(error).splitlines()[0] if str(error) else ""
+        if "RESOURCE_EXHAUSTED" in message:
+            return {**row, "error": "out of memory"}
+        return {**row, "error": f"{type(error).__name__}: {message}"}
 
 
 def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
@@ -139,12 +136,14 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
     )
     compile_seconds = time.perf_counter() - started
 
-    placed = lambda tree: jax.tree.map(lambda leaf: leaf.sharding, tree)
-    # In one program, so that no weight is ever there twice.
+    def shardings(tree: Any) -> Any:
+        return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+    # In one program, so that no weight is in memory twice.
     state = jax.jit(
-        lambda: init_state(config, init_params(config, modalities)), out_shardings=placed(shapes)
+        lambda: init_state(config, init_params(config, modalities)), out_shardings=shardings(shapes)
     )()
-    batch = jax.device_put(random_batch(batch_shapes), placed(batch_shapes))
+    batch = jax.device_put(random_batch(batch_shapes), shardings(batch_shapes))
 
     def run(count: int) -> float:
         nonlocal state
