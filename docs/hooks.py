@@ -96,8 +96,9 @@ def config_page() -> str:
     parts = [
         "# Configs",
         "Generated from `modality_forcing/config.py` and the files of `configs/`.",
-        "Every key can be set on the command line, such as `--config.train.steps=50`; "
-        "an unknown key is an error that names the nearest known one.",
+        "`--config=demo:phase=t2i` takes the name of a file in `configs/`, or the path of "
+        "your own, and its arguments. Every key can be set on the command line, such as "
+        "`--config.train.steps=50`; an unknown key is an error that names the nearest known one.",
         "## Keys",
     ]
     for path, kind in _sections(config.Config, ""):
