@@ -79,8 +79,8 @@ def table(found: Manifest, verified: bool = False) -> str:
     depth = told["depth"]
     rows = {
         "data set": f"{found.title} ({found.name}), split {found.split}",
-        "licence": found.licence,
-        "records": f"{told['records']:,}, {found.bad:,} more could not be read".replace(
+        "licence": found.license,
+        "records": f"{told['records']:,}, {found.failed:,} more could not be read".replace(
             ", 0 more could not be read", ""
         ),
         "shards": f"{len(found.files)}, {_size(told['bytes'])}{', checksums verified' if verified else ''}",
@@ -97,7 +97,7 @@ def table(found: Manifest, verified: bool = False) -> str:
             f"{told['valid_fraction']:.1%} of all; quantiles of records: {by_record}"
         )
         rows["depth"] = (
-            f"{found.unit}, {depth['least']:.4g} to {depth['most']:.4g}, median {depth['median']:.4g}"
+            f"{found.unit}, {depth['min']:.4g} to {depth['max']:.4g}, median {depth['median']:.4g}"
         )
         rows["quantiles"] = ", ".join(
             f"{float(q):.0%} {value:.4g}" for q, value in depth["quantiles"].items()

@@ -66,8 +66,8 @@ class Job:
         """Writes the states of every caption once."""
         captions = self._captions()
         kept = io.BytesIO()
-        np.save(kept, latent_cache.places_of(captions))
-        write_file(latent_cache.places_path(self.out, self.split), kept.getvalue())
+        np.save(kept, latent_cache.build_caption_index(captions))
+        write_file(latent_cache.caption_index_path(self.out, self.split), kept.getvalue())
         sentences = self.frozen.sentences(tokens)
 
         def shard(part: range) -> Iterator[bytes]:
@@ -125,7 +125,7 @@ class Job:
         totals = {}
         if self.frozen.has_text:
             totals["text"] = np.load(
-                latent_cache.places_path(self.out, self.split), mmap_mode="r"
+                latent_cache.caption_index_path(self.out, self.split), mmap_mode="r"
             ).shape[1]
         if self.frozen.has_image:
             totals["latents"] = len(self.source)

@@ -28,7 +28,7 @@ from modality_forcing.storage import manifest, tfds_metadata
 from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shards import shard_name
-from modality_forcing.storage.stats import Tally
+from modality_forcing.storage.stats import DatasetStats
 from modality_forcing.tree import differences
 
 
@@ -79,7 +79,7 @@ class Done:
     settings: str  # digest
     file: ShardFile
     bad: tuple[tuple[int, str], ...]  # index and reason
-    tally: Tally
+    tally: DatasetStats
     versions: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
@@ -129,7 +129,7 @@ class Place:
                 settings=str(content["settings"]),
                 file=ShardFile.from_json(content["file"]),
                 bad=tuple((int(number), str(reason)) for number, reason in content["bad"]),
-                tally=Tally.from_json(content["tally"]),
+                tally=DatasetStats.from_json(content["tally"]),
                 versions=dict(content["versions"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -152,7 +152,7 @@ class Place:
         alone: no other process may be doing the same, so that half-written files are those of killed runs.
         """
         finished = list(finished)
-        tally, versions = Tally(), dict[str, set[str]]()
+        tally, versions = DatasetStats(), dict[str, set[str]]()
         for done in finished:
             tally.merge(done.tally)
             for name, version in done.versions.items():
@@ -163,9 +163,9 @@ class Place:
             title=self.dataset.title,
             split=self.settings.split,
             unit=self.dataset.unit,
-            licence=self.dataset.licence,
+            license=self.dataset.licence,
             files=tuple(done.file for done in finished),
-            holds=tally.summary(),
+            stats=tally.summary(),
             settings=self.settings.to_json(),
             versions={
                 name: ", ".join(sorted(several)) for name, several in sorted(versions.items())

@@ -27,7 +27,7 @@ from modality_forcing.prepare.job import Done, Place
 from modality_forcing.storage import codec, manifest
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shards import ShardWriter
-from modality_forcing.storage.stats import Tally
+from modality_forcing.storage.stats import DatasetStats
 
 Bad = tuple[tuple[int, str], ...]
 _TELL_EVERY = 10.0  # seconds between lines of progress
@@ -115,7 +115,7 @@ def prepare(
 def write_shard(place: Place, source: RecordSource, index: int, counters: Counters) -> Done:
     """Writes one shard and puts down that it is done; raises Stopped if told to leave off, UserError if it cannot be written."""
     settings, path = place.settings, place.shard(index)
-    tally, bad = Tally(), []
+    tally, bad = DatasetStats(), []
     with ShardWriter(path) as writer:
         for number in settings.indices(index):
             if counters.stop.value:

@@ -1,20 +1,21 @@
-"""One prepared example: a record as a tf.train.Example of a few tens of kilobytes, and back in a millisecond.
+"""Prepared examples: a record as a tf.train.Example of tens of kilobytes, decoded in 1 ms.
 
 Features, by name:
 
 image       a JPEG, WebP or PNG
 size        int, rows and columns
-valid       zlib of the mask's bits, row by row, first pixel in the highest bit; nothing where no pixel is valid
+valid       zlib of the mask's bits, row by row, first pixel in the highest bit; empty without depth
 depth       zlib of the depths of the valid pixels, row by row: see `coding`
-coding      "floats": little-endian f32 to the bit; "log": u16 codes (`STEP`), each less the one before it, in two streams of
-            zlib, low bytes and high bytes; "none": no pixel is valid
-nearest     float, the depth that code 0 stands for; 0 for other codings
+coding      "floats": little-endian f32, exact; "log": u16 codes (`STEP`), as differences modulo
+            65536 in two zlib streams, low bytes and high bytes; "none": no pixel is valid
+nearest     float, the depth of code 0; 0 for other codings
 intrinsics  9 floats, row by row; NaN where unknown
 caption, unit, source, id   text
 
-Up to a fifth of valid pixels (`SPARSE`) depth is kept as floats, to the bit: these are single measurements. Above that it
-is a surface, and kept as even steps of its logarithm to 0.01% of itself (`STEP` / 2), which no sensor comes near, in a
-third of the bytes; unless its range is too wide for 65536 steps (1 : 490 000), when it is floats again.
+With up to 20% of valid pixels (`SPARSE`), depth is single measurements and stored exactly. Above
+that it is a surface, stored as even steps of its logarithm: to 0.01% (`STEP` / 2), better than any
+sensor, in a third of the bytes; or as floats if its range is too wide for 65536 steps (1 : 490
+000).
 """
 
 from __future__ import annotations
@@ -33,33 +34,33 @@ from modality_forcing.data.records import Record, Unit
 from modality_forcing.storage import tf_example
 
 ImageFormat = Literal["jpeg", "webp", "png"]
+_Features = Mapping[str, tf_example.Feature]
 
-SPARSE = 0.2  # part of the pixels: up to here depth is kept to the bit
+SPARSE = 0.2  # fraction of pixels up to which depth is exact
 STEP = 2e-4  # between codes, in the natural logarithm of depth
 _CODES = 65536
-_LEAST, _MOST = 1e-30, 1e30
-_LEVEL = 4  # of zlib: 6 takes twice to four times as long, for bytes that are fewer by a fiftieth
-_PAYS = 0.7  # of its size, which a plane must be packed to
+_MIN_DEPTH, _MAX_DEPTH = 1e-30, 1e30
+_LEVEL = 4  # of zlib: 6 takes two to four times as long for 2% fewer bytes
+_WORTHWHILE = 0.7  # ratio that compression of a byte plane must reach
 _FLOATS, _LOG, _NONE = b"floats", b"log", b"none"
-_JPEG = b"\xff\xd8"  # what one begins with
+_JPEG_MAGIC = b"\xff\xd8"
 
 
 def encode(record: Record, image_format: ImageFormat = "jpeg", quality: int = 95) -> bytes:
-    """Returns an Example of the record; quality is for JPEG and WebP, and PNG keeps the picture to the bit.
+    """Returns an Example of the record; quality is for JPEG and WebP, PNG is lossless.
 
     The same record gives the same bytes with the same versions of Pillow and zlib.
     """
     height, width = record.depth.shape
     coding, depth, nearest = _encode_depth(record.depth, record.valid)
+    valid = b""
+    if coding != _NONE:
+        valid = zlib.compress(np.packbits(record.valid).tobytes(), _LEVEL)
     return tf_example.encode(
         {
             "image": [_encode_image(record.image, image_format, quality)],
             "size": [height, width],
-            "valid": [
-                zlib.compress(np.packbits(record.valid).tobytes(), _LEVEL)
-                if coding != _NONE
-                else b""
-            ],
+            "valid": [valid],
             "depth": [depth],
             "coding": [coding],
             "nearest": [nearest],
@@ -73,17 +74,15 @@ def encode(record: Record, image_format: ImageFormat = "jpeg", quality: int = 95
 
 
 def decode(content: bytes, pixels: bool = True) -> Record:
-    """Returns the record of an Example, depth 0 where it is not valid; raises ValueError for anything but an Example of ours.
+    """Returns the record of an Example, depth 0 where not valid; raises ValueError for other bytes.
 
-    pixels: if false, the picture is left black and not decoded, which takes most of the time.
+    pixels: if false, the image is black and not decoded, which takes most of the time.
     """
     try:
         features = tf_example.decode(content)
         height, width = (int(number) for number in features["size"])
-        if pixels:
-            image = _decode_image(
-                _bytes(features, "image"), (height, width)
-            )  # first: it vouches for the size
+        if pixels:  # first: it confirms the size
+            image = _decode_image(_bytes(features, "image"), (height, width))
         else:
             image = np.broadcast_to(np.uint8(0), (height, width, 3))
         depth, valid = _decode_depth(features, (height, width))
@@ -105,7 +104,7 @@ def decode(content: bytes, pixels: bool = True) -> Record:
 
 
 def caption(content: bytes) -> str:
-    """Returns the caption of an Example and looks at nothing else of it; raises ValueError as `decode` does."""
+    """Returns the caption of an Example, decoding nothing else; raises ValueError as `decode`."""
     try:
         return _text(tf_example.decode(content), "caption")
     except (LookupError, ValueError, TypeError) as error:
@@ -113,53 +112,52 @@ def caption(content: bytes) -> str:
 
 
 def _encode_image(image: np.ndarray, image_format: ImageFormat, quality: int) -> bytes:
-    options: Mapping[str, int] = {}
-    if image_format != "png":
-        # At a few hundred pixels, colours at half resolution can be seen.
-        options = {"quality": quality, **({"subsampling": 0} if image_format == "jpeg" else {})}
+    options = {} if image_format == "png" else {"quality": quality}
+    if image_format == "jpeg":
+        options["subsampling"] = 0  # at a few hundred pixels, half the color resolution shows
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, image_format.upper(), **options)
     return buffer.getvalue()
 
 
 def _decode_image(content: bytes, size: tuple[int, int]) -> np.ndarray:
-    if content.startswith(_JPEG):
+    if content.startswith(_JPEG_MAGIC):
         image = decode_jpeg(content)
         if image.shape != (*size, 3):
-            raise ValueError(f"picture {image.shape}")
+            raise ValueError(f"image {image.shape}")
         return image
     with Image.open(io.BytesIO(content), formats=("JPEG", "WEBP", "PNG")) as opened:
         if opened.mode != "RGB" or opened.size != (size[1], size[0]):
-            raise ValueError(f"picture {opened.mode} {opened.size}")
+            raise ValueError(f"image {opened.mode} {opened.size}")
         return np.asarray(opened)
 
 
 def _encode_depth(depth: np.ndarray, valid: np.ndarray) -> tuple[bytes, bytes, float]:
     """Returns coding, content and the nearest depth."""
-    known = depth[valid].astype(np.float32)
-    if not known.size:
+    values = depth[valid].astype(np.float32)
+    if not values.size:
         return _NONE, b"", 0.0
-    nearest = float(known.min())
-    steps = np.rint(np.log(known.astype(np.float64) / nearest) / STEP)
-    extreme = (
-        nearest < _LEAST or known.max() > _MOST
-    )  # where float32 itself is coarse, or a rounded step is infinite
-    if known.size <= SPARSE * valid.size or steps.max() >= _CODES or extreme:
-        return _FLOATS, zlib.compress(known.astype("<f4").tobytes(), _LEVEL), 0.0
+    nearest = float(values.min())
+    steps = np.rint(np.log(values.astype(np.float64) / nearest) / STEP)
+    # Beyond these, float32 itself is coarse, or a rounded step is infinite.
+    extreme = nearest < _MIN_DEPTH or values.max() > _MAX_DEPTH
+    if values.size <= SPARSE * valid.size or steps.max() >= _CODES or extreme:
+        return _FLOATS, zlib.compress(values.astype("<f4").tobytes(), _LEVEL), 0.0
     differences = np.diff(steps.astype(np.uint16), prepend=np.uint16(0))  # modulo 65536
-    planes = (differences & 255, differences >> 8)
-    return _LOG, b"".join(_packed(plane.astype(np.uint8).tobytes()) for plane in planes), nearest
+    low, high = (differences & 255).astype(np.uint8), (differences >> 8).astype(np.uint8)
+    return _LOG, _compress(low.tobytes()) + _compress(high.tobytes()), nearest
 
 
-def _packed(plane: bytes) -> bytes:
-    """A stream of zlib, which takes no time to read where the bytes are as good as random: a sensor's last bits are."""
-    packed = zlib.compress(plane, _LEVEL)
-    return packed if len(packed) < _PAYS * len(plane) else zlib.compress(plane, 0)
+def _compress(plane: bytes) -> bytes:
+    """Returns a zlib stream, stored if the bytes are nearly random, as a sensor's lowest bits are.
+
+    A stored stream takes no time to read.
+    """
+    compressed = zlib.compress(plane, _LEVEL)
+    return compressed if len(compressed) < _WORTHWHILE * len(plane) else zlib.compress(plane, 0)
 
 
-def _decode_depth(
-    features: Mapping[str, tf_example.Feature], size: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray]:
+def _decode_depth(features: _Features, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 [h w] and valid bool [h w]."""
     depth, coding = np.zeros(size, np.float32), _bytes(features, "coding")
     if coding == _NONE:
@@ -167,42 +165,47 @@ def _decode_depth(
     bits = np.frombuffer(zlib.decompress(_bytes(features, "valid")), np.uint8)
     valid = np.unpackbits(bits, count=depth.size).reshape(size).view(np.bool_)
     if coding == _FLOATS:
-        known = np.frombuffer(zlib.decompress(_bytes(features, "depth")), "<f4")
+        values = np.frombuffer(zlib.decompress(_bytes(features, "depth")), "<f4")
     elif coding == _LOG:
-        first = zlib.decompressobj()
-        low = np.frombuffer(first.decompress(_bytes(features, "depth")), np.uint8)
-        high = np.frombuffer(zlib.decompress(first.unused_data), np.uint8)
-        differences = high.astype(np.uint16)
-        differences <<= 8
-        differences |= low
-        # Not summed as u16, which takes three times as long.
-        known = _steps().take(differences.cumsum(dtype=np.uint32).astype(np.uint16))
-        known *= np.float32(features["nearest"][0])
+        values = _decode_log(_bytes(features, "depth"), np.float32(features["nearest"][0]))
     else:
         raise ValueError(f"coding {coding!r}")
-    if np.count_nonzero(valid) != known.size:
-        raise ValueError(f"{known.size} depths for {np.count_nonzero(valid)} pixels")
-    if known.size and not (known.min() > 0 and known.max() < np.inf):  # false of NaN as well
+    if np.count_nonzero(valid) != values.size:
+        raise ValueError(f"{values.size} depths for {np.count_nonzero(valid)} pixels")
+    if values.size and not (values.min() > 0 and values.max() < np.inf):  # false for NaN as well
         raise ValueError("a depth that is not finite and positive")
-    if known.size == depth.size:
-        return known.astype(np.float32, copy=False).reshape(size), valid
-    depth.reshape(-1)[np.flatnonzero(valid)] = known  # quicker than by the mask
+    if values.size == depth.size:
+        return values.astype(np.float32, copy=False).reshape(size), valid
+    depth.reshape(-1)[np.flatnonzero(valid)] = values  # faster than by the mask
     return depth, valid
 
 
+def _decode_log(content: bytes, nearest: np.float32) -> np.ndarray:
+    first = zlib.decompressobj()
+    low = np.frombuffer(first.decompress(content), np.uint8)
+    high = np.frombuffer(zlib.decompress(first.unused_data), np.uint8)
+    differences = high.astype(np.uint16)
+    differences <<= 8
+    differences |= low
+    # A sum in u16 takes three times as long.
+    values = _code_factors().take(differences.cumsum(dtype=np.uint32).astype(np.uint16))
+    values *= nearest
+    return values
+
+
 @lru_cache(1)
-def _steps() -> np.ndarray:
-    """What each code multiplies the nearest depth by, f32 [65536]."""
+def _code_factors() -> np.ndarray:
+    """Returns the ratio of each code's depth to the nearest depth, f32 [65536]."""
     with np.errstate(over="ignore"):
         return np.exp(np.arange(_CODES) * STEP).astype(np.float32)
 
 
-def _bytes(features: Mapping[str, tf_example.Feature], name: str) -> bytes:
+def _bytes(features: _Features, name: str) -> bytes:
     value = features[name][0]
     if not isinstance(value, bytes):
         raise ValueError(f"{name} is not bytes")
     return value
 
 
-def _text(features: Mapping[str, tf_example.Feature], name: str) -> str:
+def _text(features: _Features, name: str) -> str:
     return _bytes(features, name).decode()

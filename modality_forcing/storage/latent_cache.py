@@ -1,12 +1,14 @@
-"""What `mforce encode` keeps of frozen encoders beside prepared records: latents of pictures, states of captions.
+"""Outputs of frozen encoders, cached beside prepared records: image latents and caption states.
 
-In the folder of a cache, for each split of the prepared folder it was made of:
+Written by `mforce encode` into the folder of a cache, for each split of the prepared folder:
 
-encoded-<split>.json                 what everything here depends on: records, size, weights and settings of the encoders
-latents/latents-<split>.array_record-00000-of-00012   of each record in order, a tf.train.Example {size, latents}: bf16
-                                     [2 y x c] of the picture's centre square and of its mirror image
-text/text-<split>.array_record-...   of each caption once, {caption, size, states}: bf16 [k c], one state for each token
-captions-<split>.npy                 u64 [2 n], the captions' hashes in order, and the place of each
+encoded-<split>.json    what the cache depends on: records, size, weights and settings of the
+encoders latents/latents-<split>.array_record-00000-of-00012   of each record in order, a
+tf.train.Example
+                        {size, latents}: bf16 [2 y x c] of its center square and of that flipped
+text/text-<split>.array_record-...                    of each distinct caption, {caption, size,
+                        states}: bf16 [k c], one state for each token
+captions-<split>.npy    u64 [2 n], the sorted hashes of the captions, and the index of each
 
 The caption "" is always there, first.
 """
@@ -17,7 +19,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,100 +29,97 @@ from modality_forcing.storage import manifest, tf_example
 from modality_forcing.storage.shards import Shards
 
 FORMAT = 1
-_HALF = np.dtype(ml_dtypes.bfloat16)
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _AGAIN = "run the same mforce encode again"
+_ELSEWHERE = "encode again, into another folder"
 
 
 def settings_path(folder: Path, split: str) -> Path:
-    """Returns where the settings of a split's cache are."""
+    """Returns the path of the settings of a split's cache."""
     return folder / f"encoded-{split}.json"
 
 
-def places_path(folder: Path, split: str) -> Path:
-    """Returns where the places of the captions are."""
+def caption_index_path(folder: Path, split: str) -> Path:
+    """Returns the path of the caption index of a split's cache."""
     return folder / f"captions-{split}.npy"
 
 
 def source_digest(folder: Path, split: str) -> str:
-    """Returns a checksum of all that a prepared split holds; raises UserError where it is not complete."""
-    known = manifest.read(folder, split)
-    if known is None:
-        raise UserError(
-            f"has no manifest of {split}",
-            where=folder,
-            hint="run mforce prepare, or its last part, first",
-        )
-    return hashlib.sha256("".join(file.sha256 for file in known.files).encode()).hexdigest()[:16]
+    """Returns a checksum of a prepared split; raises UserError if it is not complete."""
+    found = manifest.read(folder, split)
+    if found is None:
+        hint = "run mforce prepare, or its last part, first"
+        raise UserError(f"has no manifest of {split}", where=folder, hint=hint)
+    return hashlib.sha256("".join(file.sha256 for file in found.files).encode()).hexdigest()[:16]
 
 
-def key(caption: str) -> int:
-    """Returns the hash by which a caption is found."""
+def caption_key(caption: str) -> int:
+    """Returns the hash of a caption, of 64 bits."""
     return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "little")
 
 
+def build_caption_index(captions: Sequence[str]) -> np.ndarray:
+    """Returns u64 [2 n]: the sorted keys of captions, and the position of each in the sequence."""
+    keys = np.array([caption_key(caption) for caption in captions], np.uint64)
+    order = np.argsort(keys)
+    return np.stack([keys[order], order.astype(np.uint64)])
+
+
 def pack(array: np.ndarray, name: str, **more: bytes) -> bytes:
-    """Returns an Example that holds an array of bfloat16."""
-    features = {name: [np.ascontiguousarray(array, _HALF).tobytes()], "size": list(array.shape)}
-    return tf_example.encode({**features, **{key: [value] for key, value in more.items()}})
+    """Returns an Example with an array of bfloat16 and other features."""
+    content = np.ascontiguousarray(array, _BFLOAT16).tobytes()
+    others = {key: [value] for key, value in more.items()}
+    return tf_example.encode({name: [content], "size": list(array.shape), **others})
 
 
-def unpack(content: bytes, name: str) -> tuple[np.ndarray, Mapping[str, Any]]:
-    """Inverts `pack`; returns the array and all features. Raises ValueError for anything else."""
+def unpack(content: bytes, name: str) -> tuple[np.ndarray, Mapping[str, tf_example.Feature]]:
+    """Inverts `pack`: returns the array and all features. Raises ValueError for anything else."""
     try:
         features = tf_example.decode(content)
         size = [int(number) for number in features["size"]]
         (stored,) = features[name]
         if not isinstance(stored, bytes):
             raise ValueError(f"{name} is not bytes")
-        return np.frombuffer(stored, _HALF).reshape(size), features
+        return np.frombuffer(stored, _BFLOAT16).reshape(size), features
     except (LookupError, ValueError, TypeError) as error:
         raise ValueError(f"holds no {name} ({error or type(error).__name__})") from error
 
 
 @dataclass(frozen=True)
 class Cache:
-    """The cache of one split of a prepared folder. Raises UserError where there is none or it is another format's."""
+    """The cache of one split. Raises UserError if there is none or it has another format."""
 
     folder: Path
     split: str
-    settings: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    settings: Mapping[str, object] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         path = settings_path(self.folder, self.split)
         if not path.is_file():
-            raise UserError(
-                f"holds no cache of {self.split}",
-                where=self.folder,
-                hint="make it with mforce encode",
-            )
-        read = manifest.read_json(path)
-        if read.get("format") != FORMAT:
-            what = f"is of format {read.get('format')!r}, and this version reads {FORMAT}"
-            raise UserError(what, where=path, hint="encode again, into another folder")
-        object.__setattr__(self, "settings", read)
+            what = f"holds no cache of {self.split}"
+            raise UserError(what, where=self.folder, hint="make it with mforce encode")
+        settings = manifest.read_json(path)
+        if settings.get("format") != FORMAT:
+            what = f"is of format {settings.get('format')!r}, and this version reads {FORMAT}"
+            raise UserError(what, where=path, hint=_ELSEWHERE)
+        object.__setattr__(self, "settings", settings)
 
-    def check(self, part: str, **wanted: Any) -> None:
-        """Raises UserError, naming what differs, unless the encoder of a part, "text" or "image", was used in this way."""
-        have = self.settings.get(part)
-        if have is None:
-            raise UserError(
-                f"holds nothing of {part}",
-                where=self.folder,
-                hint=f"run mforce encode with --{part} too",
-            )
-        for name, want in wanted.items():
-            if have.get(name) != want:
-                what = f"was made with {part} {name} {have.get(name)}, and the config has {want}"
-                raise UserError(
-                    what,
-                    where=self.folder,
-                    hint="encode again, into another folder, or change the config",
-                )
+    def check(self, part: str, **expected: object) -> None:
+        """Raises UserError unless the encoder of "text" or "image" had these settings."""
+        settings = self.settings.get(part)
+        if not isinstance(settings, Mapping):
+            hint = f"run mforce encode with --{part} too"
+            raise UserError(f"holds nothing of {part}", where=self.folder, hint=hint)
+        for name, value in expected.items():
+            if settings.get(name) != value:
+                what = f"was made with {part} {name} {settings.get(name)}"
+                hint = f"{_ELSEWHERE}, or change the config"
+                raise UserError(f"{what}, and the config has {value}", where=self.folder, hint=hint)
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """Prepared records, each with the latents of its picture from a cache in the place of its pixels.
+class LatentSource:
+    """Prepared records with the cached latents of their images.
 
     Raises UserError if the cache is of other records, is not complete, or holds no latents.
     """
@@ -131,22 +129,17 @@ class Encoded:
     _latents: Shards = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        self.cache.check("image")
-        if self.cache.settings.get("source") != source_digest(
-            self.source.folder, self.source.split
-        ):
+        cache, source = self.cache, self.source
+        cache.check("image")
+        if cache.settings.get("source") != source_digest(source.folder, source.split):
+            what = f"was made of other records than {source.folder}"
             hint = "encode them again, into another folder"
-            raise UserError(
-                f"was made of other records than {self.source.folder}",
-                where=self.cache.folder,
-                hint=hint,
-            )
-        held = Shards(self.cache.folder / "latents", self.cache.split)
-        if len(held) != len(self.source):
-            raise UserError(
-                f"holds {len(held)} of {len(self.source)} latents", where=held.folder, hint=_AGAIN
-            )
-        object.__setattr__(self, "_latents", held)
+            raise UserError(what, where=cache.folder, hint=hint)
+        latents = Shards(cache.folder / "latents", cache.split)
+        if len(latents) != len(source):
+            what = f"holds {len(latents)} of {len(source)} latents"
+            raise UserError(what, where=latents.folder, hint=_AGAIN)
+        object.__setattr__(self, "_latents", latents)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -155,73 +148,64 @@ class Encoded:
         try:
             latents, _ = unpack(self._latents.example(index), "latents")
         except ValueError as error:
-            raise UserError(
-                f"record {index} {error}", where=self._latents.folder, hint=_AGAIN
-            ) from error
+            what = f"record {index} {error}"
+            raise UserError(what, where=self._latents.folder, hint=_AGAIN) from error
         return replace(self.source[index], latents=latents)
 
 
 @dataclass(frozen=True)
-class States:
-    """The text encoder of a run that reads states from caches: a caption is looked up in one after the other.
+class CachedTextStates:
+    """A text encoder that looks captions up in caches, one after the other.
 
-    tokens: l, to which states are cut or filled with zeros. Raises UserError for a caption that no cache has.
+    tokens: l, to which states are truncated or zero-padded. Raises UserError for a caption that is
+    in no cache.
     """
 
     tokens: int
     caches: tuple[Cache, ...]
-    _texts: list[_Texts] = field(init=False, repr=False, compare=False)
+    _texts: list[_TextCache] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_texts", [_Texts(cache) for cache in self.caches])
+        object.__setattr__(self, "_texts", [_TextCache(cache) for cache in self.caches])
 
     def encode(self, caption: str) -> dict[str, np.ndarray]:
         """Returns {"tokens": bf16 [l c], "mask": bool [l]}; padding is 0."""
         for texts in self._texts:
             if (states := texts.find(caption)) is not None:
-                tokens = np.zeros((self.tokens, states.shape[1]), _HALF)
+                tokens = np.zeros((self.tokens, states.shape[1]), _BFLOAT16)
                 tokens[: len(states)] = states[: self.tokens]
                 return {"tokens": tokens, "mask": np.arange(self.tokens) < len(states)}
-        raise UserError(
-            f"no cache has the caption {caption!r}", where=self.caches[0].folder, hint=_AGAIN
-        )
+        what = f"no cache has the caption {caption!r}"
+        raise UserError(what, where=self.caches[0].folder, hint=_AGAIN)
 
     def null(self) -> dict[str, np.ndarray]:
         """Returns the states of the empty caption."""
         return self.encode("")
 
-    def __reduce__(self) -> tuple[type[States], tuple[int, tuple[Cache, ...]]]:
-        return States, (self.tokens, self.caches)
+    def __reduce__(self) -> tuple[type[CachedTextStates], tuple[int, tuple[Cache, ...]]]:
+        return CachedTextStates, (self.tokens, self.caches)
 
 
-class _Texts:
-    """The states of one cache."""
+class _TextCache:
+    """The caption states of one cache."""
 
     def __init__(self, cache: Cache):
         cache.check("text")
-        path = places_path(cache.folder, cache.split)
+        path = caption_index_path(cache.folder, cache.split)
         try:
-            self._places = np.load(path, mmap_mode="r")  # shared by all processes of a machine
+            self._index = np.load(path, mmap_mode="r")  # shared by all processes of a machine
         except (OSError, ValueError, EOFError) as error:
             raise UserError("cannot be read", where=path, hint=_AGAIN) from error
-        self._held = Shards(cache.folder / "text", cache.split)
-        if self._places.shape != (2, len(self._held)):
-            raise UserError(
-                "does not list the captions beside it", where=path, hint=f"delete it and {_AGAIN}"
-            )
+        self._shards = Shards(cache.folder / "text", cache.split)
+        if self._index.shape != (2, len(self._shards)):
+            what = "does not list the captions beside it"
+            raise UserError(what, where=path, hint=f"delete it and {_AGAIN}")
 
     def find(self, caption: str) -> np.ndarray | None:
-        keys, rows = self._places
-        wanted = np.uint64(key(caption))
-        at = int(np.searchsorted(keys, wanted))
-        if at == len(keys) or keys[at] != wanted:
+        keys, rows = self._index
+        key = np.uint64(caption_key(caption))
+        at = int(np.searchsorted(keys, key))
+        if at == len(keys) or keys[at] != key:
             return None
-        states, features = unpack(self._held.example(int(rows[at])), "states")
+        states, features = unpack(self._shards.example(int(rows[at])), "states")
         return states if features["caption"] == [caption.encode()] else None
-
-
-def places_of(captions: Sequence[str]) -> np.ndarray:
-    """Returns u64 [2 n], where captions are that are stored in this order, as a cache keeps it."""
-    keys = np.array([key(caption) for caption in captions], np.uint64)
-    order = np.argsort(keys)
-    return np.stack([keys[order], order.astype(np.uint64)])

@@ -1,4 +1,4 @@
-"""What a prepared folder holds, `manifest-<split>.json`: its shards with their checksums, what is in them, how it was made."""
+"""`manifest-<split>.json` of a prepared folder: shards, checksums, statistics, settings."""
 
 from __future__ import annotations
 
@@ -12,60 +12,63 @@ from typing import Any
 from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
 
-FORMAT = 1  # of the manifest and of the examples; a reader of another refuses
+# Of the manifest and of the examples. Format 2 renamed keys (licence, bad, and those of
+# statistics).
+FORMAT = 2
 _AGAIN = "run the same mforce prepare again"
+_TEXTS = ("name", "title", "split", "unit", "license")
+_KEYS = {"format", *_TEXTS, "failed", "bytes", "shards", "settings", "versions", "files"}
 
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One shard: its file name, its records, the records that could not be read and are not in it, bytes, SHA-256."""
+    """One shard."""
 
-    name: str
+    name: str  # of the file
     records: int
-    bad: int
+    failed: int  # records that could not be read and are not in it
     bytes: int
     sha256: str
 
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> ShardFile:
         """Raises KeyError, TypeError or ValueError for anything but a shard's entry."""
-        numbers = {name: int(content[name]) for name in ("records", "bad", "bytes")}
+        numbers = {name: int(content[name]) for name in ("records", "failed", "bytes")}
         return ShardFile(name=str(content["name"]), sha256=str(content["sha256"]), **numbers)
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """One split of a prepared data set. Written when all shards are there, and the same whoever wrote them in whatever order."""
+    """One split of a prepared data set.
+
+    Written once all shards exist, and equal whichever processes wrote them in whatever order.
+    """
 
     path: Path
     name: str
     title: str
     split: str
     unit: str
-    licence: str  # in a word: its terms are to be read at the source
+    license: str  # a short name; the terms are at the source
     files: tuple[ShardFile, ...]
-    holds: Mapping[str, Any]  # data.tally.Tally.summary
+    stats: Mapping[str, Any]  # `DatasetStats.summary`
     settings: Mapping[str, Any]
-    versions: Mapping[str, str]  # of what encoded them
+    versions: Mapping[str, str]  # of the libraries that encoded the records
 
     @property
-    def bad(self) -> int:
-        """The records that could not be read."""
-        return sum(file.bad for file in self.files)
+    def failed(self) -> int:
+        """The number of records that could not be read."""
+        return sum(file.failed for file in self.files)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the manifest as it is written."""
         return {
             "format": FORMAT,
-            "name": self.name,
-            "title": self.title,
-            "split": self.split,
-            "unit": self.unit,
-            "licence": self.licence,
-            "bad": self.bad,
+            **{name: getattr(self, name) for name in _TEXTS},
+            "failed": self.failed,
             "bytes": sum(file.bytes for file in self.files),
             "shards": len(self.files),
-            **self.holds,
+            **self.stats,
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "files": [vars(file) for file in self.files],
@@ -73,17 +76,17 @@ class Manifest:
 
 
 def manifest_path(folder: Path, split: str) -> Path:
-    """Returns where the manifest of a split is."""
+    """Returns the path of a split's manifest."""
     return folder / f"manifest-{split}.json"
 
 
 def write(manifest: Manifest) -> None:
-    """Puts a manifest in its place; raises UserError if it cannot be written."""
+    """Writes a manifest; raises UserError if that fails."""
     write_file(manifest.path, json.dumps(manifest.to_json(), indent=1) + "\n")
 
 
 def read(folder: Path, split: str) -> Manifest | None:
-    """Returns the manifest of a split, None where there is none; raises UserError for a damaged one or another format."""
+    """Returns the manifest of a split, or None; raises UserError for a damaged or older one."""
     path = manifest_path(folder, split)
     if not path.is_file():
         return None
@@ -91,51 +94,35 @@ def read(folder: Path, split: str) -> Manifest | None:
     if content.get("format") != FORMAT:
         what = f"is of format {content.get('format')!r}, and this version reads {FORMAT}"
         raise UserError(what, where=path, hint="prepare the data set again, into another folder")
-    about = (
-        "format",
-        "name",
-        "title",
-        "split",
-        "unit",
-        "licence",
-        "bad",
-        "bytes",
-        "shards",
-        "settings",
-        "versions",
-        "files",
-    )
     try:
         return Manifest(
             path=path,
-            **{name: str(content[name]) for name in ("name", "title", "split", "unit", "licence")},
+            **{name: str(content[name]) for name in _TEXTS},
             files=tuple(ShardFile.from_json(file) for file in content["files"]),
-            holds={name: value for name, value in content.items() if name not in about},
+            stats={name: value for name, value in content.items() if name not in _KEYS},
             settings=dict(content["settings"]),
             versions=dict(content["versions"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"is no manifest ({error})", where=path, hint=f"delete it and {_AGAIN}"
-        ) from error
+        hint = f"delete it and {_AGAIN}"
+        raise UserError(f"is not a manifest ({error})", where=path, hint=hint) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Returns the object in a file that prepare wrote; raises UserError if it cannot be read or holds none."""
+    """Returns the object in a file of prepare; raises UserError if there is none."""
+    hint = f"delete it and {_AGAIN}"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "damaged"
-        raise UserError(
-            f"cannot be read ({reason})", where=path, hint=f"delete it and {_AGAIN}"
-        ) from error
+        raise UserError(f"cannot be read ({reason})", where=path, hint=hint) from error
     if not isinstance(content, dict):
-        raise UserError("is damaged", where=path, hint=f"delete it and {_AGAIN}")
+        raise UserError("is damaged", where=path, hint=hint)
     return content
 
 
 def sha256(path: Path) -> str:
-    """Returns the checksum of a file, in hexadecimal digits; raises UserError if it cannot be read."""
+    """Returns the checksum of a file in hexadecimal; raises UserError if it cannot be read."""
     try:
         with open(path, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
@@ -144,12 +131,9 @@ def sha256(path: Path) -> str:
 
 
 def verify(manifest: Manifest) -> None:
-    """Reads every shard; raises UserError for the first that is missing or not the one that was written."""
+    """Reads every shard; raises UserError for the first that is missing or has changed."""
     for file in manifest.files:
         path = manifest.path.parent / file.name
         if sha256(path) != file.sha256:
-            raise UserError(
-                "is not what was written: its checksum differs",
-                where=path,
-                hint=f"delete it and {_AGAIN}",
-            )
+            what = "is not what was written: its checksum differs"
+            raise UserError(what, where=path, hint=f"delete it and {_AGAIN}")

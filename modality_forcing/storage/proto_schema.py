@@ -1,4 +1,4 @@
-"""Protocol Buffers messages from a schema written in Python, without generated code or TensorFlow."""
+"""Protocol Buffers messages from a schema in Python, without generated code or TensorFlow."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ MessageClass = Any
 def define_messages(schema: str) -> dict[str, MessageClass]:
     """Returns the classes of the messages in a schema, by name.
 
-    schema: proto2 messages of optional and repeated fields; a type is a scalar or a message of the schema. The classes
-    are in a pool of their own, so a process may also load TensorFlow's or Waymo's definitions.
+    schema: proto2 messages of optional and repeated fields; a type is a scalar or a message of the
+    schema. The classes are in a pool of their own, so a process may also load TensorFlow's or
+    Waymo's definitions.
     """
     file = FileDescriptorProto(name="schema.proto", syntax="proto2")
     for name, body in _MESSAGE.findall(schema):

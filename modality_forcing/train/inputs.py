@@ -20,7 +20,7 @@ from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.encoders.words import Words
 from modality_forcing.errors import UserError
-from modality_forcing.storage.latent_cache import Cache, Encoded, States
+from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
 from modality_forcing.storage.shards import Shards, splits
 from modality_forcing.synthetic.source import Scenes
 
@@ -195,7 +195,7 @@ def build_text_encoder(
             caches = _open_caches(config, open_shards(config, config.data.split))
         for cache in caches.values():
             cache.check("text", width=c.channels, tokens=c.tokens)
-        return States(c.tokens, tuple(caches.values()))
+        return CachedTextStates(c.tokens, tuple(caches.values()))
     raise UserError(
         "text.vocab_size is 0, and nothing says where states of a frozen text encoder come from",
         hint="set text.encoder=umt5:PATH (sampling: --text-encoder) or data.cache, or learn words: "
@@ -250,7 +250,7 @@ def _read_latents(
         raise UserError(what, hint="set 1 and 0, or encode captions alone")
     for cache in caches.values():
         cache.check("image", resolution=config.data.resolution)
-    return {n: Encoded(replace(one, pixels=False), caches[n]) for n, one in shards.items()}
+    return {n: LatentSource(replace(one, pixels=False), caches[n]) for n, one in shards.items()}
 
 
 def _check_records(config: Config, records: RecordSource) -> None:

@@ -17,7 +17,7 @@ from modality_forcing.encode.job import Job
 from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.errors import UserError
 from modality_forcing.storage import latent_cache
-from modality_forcing.storage.latent_cache import Cache, Encoded, States
+from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
 from modality_forcing.storage.shards import Shards
 from modality_forcing.train import sharding
 from tests import frozen as small
@@ -78,7 +78,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 
 def test_every_latent_is_that_of_its_picture_and_of_its_mirror_image(cache, frozen, source):
-    records = Encoded(source, Cache(cache, "train"))
+    records = LatentSource(source, Cache(cache, "train"))
     assert len(records) == len(source) == 11
     for index in (0, 5, 10):
         record, seen = records[index], center_crop_resize(source[index], small.PIXELS)
@@ -94,7 +94,7 @@ def test_every_latent_is_that_of_its_picture_and_of_its_mirror_image(cache, froz
 
 def test_every_caption_is_there_once(cache, frozen, source):
     states, sentences = (
-        States(small.TOKENS, (Cache(cache, "train"),)),
+        CachedTextStates(small.TOKENS, (Cache(cache, "train"),)),
         frozen.sentences(small.TOKENS),
     )
     captions = {source[index].caption for index in range(len(source))}
@@ -145,7 +145,7 @@ def test_a_part_says_what_is_missing(frozen, source, tmp_path):
     encode(first)
     assert first.told() == "this part is done; 1 of 2 shards of text, 2 of 4 shards of latents"
     with pytest.raises(UserError, match="lacks 2 of 4 shards"):
-        Encoded(source, Cache(tmp_path, "train"))
+        LatentSource(source, Cache(tmp_path, "train"))
 
 
 def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_path):
@@ -170,7 +170,7 @@ def test_pictures_may_be_added_to_a_cache_of_text(cache, frozen, source, tmp_pat
     with pytest.raises(
         UserError, match="holds nothing of image; run mforce encode with --image too"
     ):
-        Encoded(source, Cache(tmp_path, "train"))
+        LatentSource(source, Cache(tmp_path, "train"))
     encode(job(frozen, source, tmp_path))
     have, want = (
         json.loads((folder / "encoded-train.json").read_text()) for folder in (tmp_path, cache)

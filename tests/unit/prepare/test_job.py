@@ -13,7 +13,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.prepare.job import Done, Place, Settings
 from modality_forcing.storage import manifest
 from modality_forcing.storage.manifest import ShardFile
-from modality_forcing.storage.stats import Tally
+from modality_forcing.storage.stats import DatasetStats
 
 SETTINGS = Settings("folder", "train", 20, 64, None, "jpeg", 95, 8)
 
@@ -26,7 +26,7 @@ def finish(
     at: Place, index: int, *, bad: tuple[tuple[int, str], ...] = (), version: str = "1"
 ) -> Done:
     at.shard(index).write_bytes(b"x" * (index + 5))
-    tally = Tally(records=len(at.settings.indices(index)) - len(bad))
+    tally = DatasetStats(records=len(at.settings.indices(index)) - len(bad))
     file = ShardFile(at.shard(index).name, tally.records, len(bad), index + 5, "abc")
     done = Done(at.settings.digest(), file, bad, tally, {"pillow": version})
     at.mark(index, done)
@@ -116,7 +116,7 @@ def test_the_manifest_sums_up(tmp_path: Path):
     assert written == manifest.read(tmp_path, "train")
     told = json.loads(written.path.read_text())
     assert (
-        told["records"] == 17 and told["bad"] == 3 and told["shards"] == 3 and told["bytes"] == 18
+        told["records"] == 17 and told["failed"] == 3 and told["shards"] == 3 and told["bytes"] == 18
     )
     assert told["name"] == "folder" and told["versions"] == {"pillow": "1, 2"}
     assert told["settings"]["resolution"] == 64 and told["settings"]["format"] == manifest.FORMAT

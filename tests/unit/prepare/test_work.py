@@ -73,7 +73,7 @@ def test_records_are_resized_and_stored(tmp_path: Path):
     found = manifest.read(tmp_path, "train")
     assert found and [file.records for file in found.files] == [3, 3, 3, 2]
     manifest.verify(found)
-    assert found.holds["records"] == COUNT and found.holds["sizes"] == {"16 x 16": COUNT}
+    assert found.stats["records"] == COUNT and found.stats["sizes"] == {"16 x 16": COUNT}
     assert (
         len(told) == 1 and "folder train: 11 of 11 records, " in told[0] and "left" not in told[0]
     )
@@ -102,7 +102,7 @@ def test_bad_records_move_no_other(tmp_path: Path):
     ids = [Shards(tmp_path / "torn")[i].id for i in range(COUNT - 2)]
     assert ids == [Torn()[i].id for i in range(COUNT) if i not in (0, 4)]
     found = manifest.read(tmp_path / "torn", "train")
-    assert found and found.bad == 2 and [file.bad for file in found.files] == [1, 1, 0, 0]
+    assert found and found.failed == 2 and [file.failed for file in found.files] == [1, 1, 0, 0]
     lines = (tmp_path / "torn/bad-train.txt").read_text().splitlines()
     assert lines[0].startswith("0\trecord ") and "not finite and positive" in lines[0]
     assert lines[1] == "4\t4.png: cannot be read"

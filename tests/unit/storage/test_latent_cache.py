@@ -1,4 +1,4 @@
-"""The format of caches: arrays to the bit, captions found by what they say, and what is told of a damaged one."""
+"""Caches: exact arrays, captions found by their hash, and one line for a damaged one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from modality_forcing.errors import UserError
 from modality_forcing.storage import latent_cache
-from modality_forcing.storage.latent_cache import Cache, States
+from modality_forcing.storage.latent_cache import Cache, CachedTextStates
 from modality_forcing.storage.shards import ShardWriter, shard_name
 
 WIDTH = 4
@@ -33,15 +33,17 @@ def write(folder: Path, captions: tuple[str, ...] = CAPTIONS, **settings) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     told = {"format": latent_cache.FORMAT, "text": {"width": WIDTH, "tokens": 8}, **settings}
     latent_cache.settings_path(folder, "train").write_text(json.dumps(told))
-    np.save(latent_cache.places_path(folder, "train"), latent_cache.places_of(captions))
+    np.save(
+        latent_cache.caption_index_path(folder, "train"), latent_cache.build_caption_index(captions)
+    )
     with ShardWriter(folder / "text" / shard_name("text", "train", 0, 1)) as writer:
         for caption in captions:
             writer.write(latent_cache.pack(states(caption), "states", caption=caption.encode()))
     return folder
 
 
-def found(tokens: int, *folders: Path) -> States:
-    return States(tokens, tuple(Cache(folder, "train") for folder in folders))
+def found(tokens: int, *folders: Path) -> CachedTextStates:
+    return CachedTextStates(tokens, tuple(Cache(folder, "train") for folder in folders))
 
 
 @given(
@@ -51,7 +53,7 @@ def found(tokens: int, *folders: Path) -> States:
         elements=st.floats(-(2.0**99), 2.0**99, width=32),
     )
 )
-def test_arrays_come_back_to_the_bit(array):
+def test_unpack_inverts_pack(array):
     half = array.astype(ml_dtypes.bfloat16)
     back, features = latent_cache.unpack(
         latent_cache.pack(half, "latents", caption=b"more"), "latents"
@@ -60,7 +62,7 @@ def test_arrays_come_back_to_the_bit(array):
     assert features["caption"] == [b"more"] and back.dtype == half.dtype
 
 
-def test_other_examples_are_no_arrays():
+def test_other_examples_are_a_value_error():
     packed = latent_cache.pack(np.zeros((2, 3)), "latents")
     for content, name in (
         (packed, "states"),
@@ -72,7 +74,7 @@ def test_other_examples_are_no_arrays():
             latent_cache.unpack(content, name)
 
 
-def test_captions_are_found_cut_and_padded(tmp_path):
+def test_states_are_truncated_and_padded(tmp_path):
     texts = found(11, write(tmp_path))
     for caption in CAPTIONS:
         text, want = texts.encode(caption), states(caption)[:11]
@@ -85,11 +87,11 @@ def test_captions_are_found_cut_and_padded(tmp_path):
     np.testing.assert_array_equal(texts.null()["tokens"], texts.encode("")["tokens"])
 
 
-def test_caches_are_asked_one_after_the_other_in_every_process(tmp_path):
+def test_second_cache_is_used_in_every_process(tmp_path):
     texts = found(
         5, write(tmp_path / "one", ("", "first")), write(tmp_path / "other", ("", "second"))
     )
-    for each in (texts, pickle.loads(pickle.dumps(texts))):
+    for each in (texts, pickle.loads(pickle.dumps(texts))):  # noqa: S301
         assert each.encode("first")["mask"].all() and each.encode("second")["mask"].all()
         with pytest.raises(
             UserError, match="no cache has the caption 'third'; run the same mforce encode again"
@@ -98,14 +100,14 @@ def test_caches_are_asked_one_after_the_other_in_every_process(tmp_path):
 
 
 @given(st.lists(st.text(max_size=6), unique=True, min_size=1, max_size=40))
-def test_places_are_in_the_order_of_the_hashes(captions):
-    keys, rows = latent_cache.places_of(
+def test_caption_index_is_sorted_by_key(captions):
+    keys, rows = latent_cache.build_caption_index(
         [caption.encode("utf-8", "ignore").decode() for caption in captions]
     )
     assert np.all(keys[:-1] <= keys[1:]) and sorted(rows) == list(range(len(captions)))
 
 
-def test_what_is_no_cache_is_one_line(tmp_path):
+def test_missing_cache_is_one_line(tmp_path):
     with pytest.raises(UserError, match="holds no cache of train; make it with mforce encode"):
         Cache(tmp_path, "train")
     with pytest.raises(UserError, match="is of format 9, and this version reads 1"):
@@ -118,12 +120,12 @@ def test_what_is_no_cache_is_one_line(tmp_path):
         cache.check("text", width=WIDTH, tokens=9)
 
 
-def test_a_damaged_index_is_one_line(tmp_path):
-    path = latent_cache.places_path(write(tmp_path), "train")
+def test_damaged_index_is_one_line(tmp_path):
+    path = latent_cache.caption_index_path(write(tmp_path), "train")
     path.write_bytes(path.read_bytes()[:20])
     with pytest.raises(UserError, match="cannot be read; run the same mforce encode again"):
         found(5, tmp_path)
-    np.save(path, latent_cache.places_of(CAPTIONS[:2]))
+    np.save(path, latent_cache.build_caption_index(CAPTIONS[:2]))
     with pytest.raises(UserError, match="does not list the captions beside it"):
         found(5, tmp_path)
     path.unlink()

@@ -1,4 +1,4 @@
-"""Log-depth PNGs: what is read back is what was written, to half a code, and what is wrong with a file is told."""
+"""Log-depth PNGs: decoding inverts encoding to half a code; errors name the file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from modality_forcing.storage.log_depth import decode, encode, read_log_depth, w
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1.0, 1e6), st.integers(0, 2**32 - 1))
-def test_half_a_code_is_all_that_is_lost(near, ratio, seed):
+def test_error_is_at_most_half_a_code(near, ratio, seed):
     far = near * ratio
     depth = near * ratio ** np.random.default_rng(seed).random((5, 7))
     depth = np.clip(depth, near, far).astype(np.float32)
@@ -27,7 +27,7 @@ def test_half_a_code_is_all_that_is_lost(near, ratio, seed):
     assert np.isnan(again[0, 0]) and again[0, 1] == np.inf
 
 
-def test_every_code_is_decoded_as_defined_and_encoded_to_itself():
+def test_codes_encode_to_themselves():
     codes = np.arange(65536, dtype=np.uint16).reshape(256, 256)
     depth = decode(codes, 0.5, 80.0)
     u = (codes.astype(np.float64) - 1) / 65533
@@ -38,7 +38,7 @@ def test_every_code_is_decoded_as_defined_and_encoded_to_itself():
     np.testing.assert_array_equal(encode(depth, 0.5, 80.0), codes)
 
 
-def test_files_keep_sky_unknown_and_unit_apart(tmp_path):
+def test_files_keep_sky_unknown_and_unit(tmp_path):
     depth = np.array([[1.0, 2.5, np.nan], [np.inf, 30.0, 7.0]], np.float32)
     write_log_depth(tmp_path / "d.png", depth)
     again, unit = read_log_depth(tmp_path / "d.png")
@@ -59,7 +59,7 @@ def save(path, codes=None, **chunks):
 
 
 @pytest.mark.parametrize(
-    "chunks, told",
+    "chunks, message",
     [
         ({"near": "1"}, "no text chunk far"),
         ({}, "near and far"),
@@ -68,9 +68,9 @@ def save(path, codes=None, **chunks):
         ({"near": "2", "far": "1"}, "far must not be below near"),
     ],
 )
-def test_text_chunks_that_make_no_sense(tmp_path, chunks, told):
+def test_invalid_text_chunks(tmp_path, chunks, message):
     save(tmp_path / "d.png", **chunks)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read_log_depth(tmp_path / "d.png")
 
 

@@ -1,4 +1,4 @@
-"""The manifest: written and read alike, and a line for one that is damaged, of another format, or not of its shards."""
+"""The manifest: read as written, and one line for one that is damaged or of another format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from modality_forcing.errors import UserError
 from modality_forcing.storage import manifest
 from modality_forcing.storage.manifest import Manifest, ShardFile
-from modality_forcing.storage.stats import Tally
+from modality_forcing.storage.stats import DatasetStats
 
 
 def written(folder: Path, contents: tuple[bytes, ...] = (b"one", b"two")) -> Manifest:
@@ -33,9 +33,9 @@ def written(folder: Path, contents: tuple[bytes, ...] = (b"one", b"two")) -> Man
         title="TUM RGB-D",
         split="val",
         unit="metric",
-        licence="CC BY 4.0",
+        license="CC BY 4.0",
         files=tuple(files),
-        holds=Tally().summary(),
+        stats=DatasetStats().summary(),
         settings={"resolution": 256},
         versions={"pillow": "13"},
     )
@@ -43,14 +43,14 @@ def written(folder: Path, contents: tuple[bytes, ...] = (b"one", b"two")) -> Man
     return found
 
 
-def test_what_was_written_is_read(tmp_path: Path):
+def test_read_inverts_write(tmp_path: Path):
     before = written(tmp_path)
     after = manifest.read(tmp_path, "val")
     assert after == before
     content = json.loads((tmp_path / "manifest-val.json").read_text())
     assert content == before.to_json()
     assert (
-        content["bad"] == 1
+        content["failed"] == 1
         and content["bytes"] == 6
         and content["shards"] == 2
         and content["unit"] == "metric"
@@ -80,24 +80,24 @@ def change(folder: Path, **changes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
-        ({"format": 2}, "is of format 2, and this version reads 1; prepare the data set again"),
-        ({"files": None}, "is no manifest"),
-        ({"files": [{"name": "x"}]}, "is no manifest"),
-        ({"files": 3}, "is no manifest"),
-        ({"settings": [1]}, "is no manifest"),
+        ({"format": 1}, "is of format 1, and this version reads 2; prepare the data set again"),
+        ({"files": None}, "is not a manifest"),
+        ({"files": [{"name": "x"}]}, "is not a manifest"),
+        ({"files": 3}, "is not a manifest"),
+        ({"settings": [1]}, "is not a manifest"),
     ],
 )
-def test_another_content_is_told(tmp_path: Path, changes: dict, told: str):
+def test_other_content_is_refused(tmp_path: Path, changes: dict, message: str):
     written(tmp_path)
     change(tmp_path, **changes)
-    with pytest.raises(UserError, match=f"manifest-val.json: {told}"):
+    with pytest.raises(UserError, match=f"manifest-val.json: {message}"):
         manifest.read(tmp_path, "val")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
-def test_damage_is_told(tmp_path: Path, content: bytes):
+def test_damaged_manifest_is_refused(tmp_path: Path, content: bytes):
     manifest.manifest_path(tmp_path, "val").write_bytes(content)
     with pytest.raises(
         UserError,

@@ -1,4 +1,4 @@
-"""Shards: what was written is read in order, from any process; a damaged or foreign one is named in a line."""
+"""Shards: records in order, from any process; errors name the damaged file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def write(
     return paths
 
 
-def test_records_come_in_order(tmp_path: Path):
+def test_records_are_in_order(tmp_path: Path):
     write(tmp_path / "new", (3, 0, 4, 1, 0))
     source = Shards(tmp_path / "new", "train")
     assert len(source) == 8
@@ -50,7 +50,7 @@ def test_names_are_those_of_tensorflow_datasets():
     assert shard_name("kitti", "val", 3, 12) == "kitti-val.array_record-00003-of-00012"
 
 
-def test_one_split_needs_no_name_and_several_do(tmp_path: Path):
+def test_split_is_required_if_there_are_several(tmp_path: Path):
     write(tmp_path, (2,), name="my-set")
     assert Shards(tmp_path).split == "train"
     write(tmp_path, (1, 1), name="my-set", split="val")
@@ -65,11 +65,11 @@ def first_id(source: Shards) -> str:
     return source[0].id
 
 
-def test_a_source_travels_to_other_processes_and_threads(tmp_path: Path):
+def test_shards_are_picklable_and_thread_safe(tmp_path: Path):
     write(tmp_path, (3, 3))
     source = Shards(tmp_path)
     assert source[0].id == SCENES[0].id  # opened here, before it is sent
-    copy = pickle.loads(pickle.dumps(source))
+    copy = pickle.loads(pickle.dumps(source))  # noqa: S301
     assert copy == source and copy[5].id == SCENES[5].id
     with ThreadPoolExecutor(8) as pool:
         ids = list(pool.map(lambda index: source[index % 6].id, range(60)))
@@ -78,16 +78,16 @@ def test_a_source_travels_to_other_processes_and_threads(tmp_path: Path):
         assert pool.apply(first_id, (source,)) == SCENES[0].id
 
 
-def test_only_so_many_shards_are_open_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(shards, "_MOST_OPEN", 2)
+def test_number_of_open_shards_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shards, "_MAX_OPEN", 2)
     write(tmp_path, (1, 1, 1, 1))
     source = Shards(tmp_path)
     for index in (0, 1, 2, 3, 0, 2):
         assert source[index].id == SCENES[index].id
-    assert len(source._opened) == 2
+    assert len(source._readers) == 2
 
 
-def test_half_a_shard_is_never_there(tmp_path: Path):
+def test_unfinished_shard_does_not_appear(tmp_path: Path):
     path = tmp_path / shard_name("scenes", "train", 0, 1)
     with pytest.raises(RuntimeError, match="on the way"), ShardWriter(path) as writer:
         writer.write(b"x" * 200_000)
@@ -98,7 +98,7 @@ def test_half_a_shard_is_never_there(tmp_path: Path):
         Shards(tmp_path)
 
 
-def test_where_nothing_can_be_written(tmp_path: Path):
+def test_unwritable_folder_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(
         UserError, match=r"train\.array_record-00000-of-00001: cannot be written \(File exists"
@@ -106,10 +106,10 @@ def test_where_nothing_can_be_written(tmp_path: Path):
         write(tmp_path / "file", (1,))
 
 
-def test_a_full_disk_is_told(tmp_path: Path):
+def test_full_disk_is_one_line(tmp_path: Path):
     path = tmp_path / "full"
     writer = ShardWriter(path)
-    writer._beside.symlink_to("/dev/full")
+    writer._temporary.symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"full: cannot be written \(.*No space left"), writer:
         for _ in range(20):
             writer.write(np.random.default_rng(0).bytes(200_000))
@@ -117,17 +117,17 @@ def test_a_full_disk_is_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize("cut", [1, 5000, 100_000])
-def test_a_truncated_shard_is_named(tmp_path: Path, cut: int):
+def test_truncated_shard_is_named(tmp_path: Path, cut: int):
     path = write(tmp_path, (2, 3))[1]
     path.write_bytes(path.read_bytes()[:-cut])
     with pytest.raises(
         UserError,
-        match=r"00001-of-00002: is truncated, or no ArrayRecord; delete .*00001-of-00002 and run",
+        match=r"00001-of-00002: is truncated, or not an ArrayRecord; delete .*00002 and run",
     ):
         Shards(tmp_path)
 
 
-def test_a_damaged_record_is_named(tmp_path: Path):
+def test_damaged_record_is_named(tmp_path: Path):
     path = write(tmp_path, (3,))[0]
     content = bytearray(path.read_bytes())
     at = content.index(SCENES[1].caption.encode())
@@ -140,14 +140,14 @@ def test_a_damaged_record_is_named(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def test_examples_of_others_are_named(tmp_path: Path):
+def test_foreign_examples_are_named(tmp_path: Path):
     with ShardWriter(tmp_path / shard_name("other", "train", 0, 1)) as writer:
         writer.write(b"something else")
     with pytest.raises(UserError, match=r"00000-of-00001: record 0 is not a prepared example"):
         Shards(tmp_path)[0]
 
 
-def test_missing_shards_and_mixed_runs_are_told(tmp_path: Path):
+def test_missing_shards_and_mixed_runs_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"none: no such folder"):
         Shards(tmp_path / "none")
     paths = write(tmp_path, (1, 1, 1))

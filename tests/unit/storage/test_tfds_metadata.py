@@ -1,4 +1,4 @@
-"""What tensorflow-datasets opens a folder by: complete, and where it is installed, opened by it."""
+"""Metadata of tensorflow-datasets: complete, and read by it where it is installed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_every_feature_is_described():
             assert len(stored[name]) == int(n)
 
 
-def test_splits_tell_their_shards():
+def test_splits_list_their_shards():
     info = json.loads(info_json([manifest("train", (3, 0)), manifest("val", (2,))]))
     assert info["name"] == "scenes" and info["fileFormat"] == "array_record"
     assert [(split["name"], split["shardLengths"]) for split in info["splits"]] == [
