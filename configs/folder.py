@@ -1,12 +1,13 @@
-"""Your own folder of pictures, with sparse or dense depth beside them and optional captions (layout: data/folder.py).
+"""Your own folder of images, with sparse or dense depth and optional captions.
 
-    mforce train --config=configs/folder.py:phase=t2i --config.data.root=photos --workdir=runs/photos_t2i
-    mforce train --config=configs/folder.py --config.data.root=photos --config.data.depth_scale=0.001 \
+    mforce train --config=folder:phase=t2i --config.data.root=photos --workdir=runs/photos_t2i
+    mforce train --config=folder --config.data.root=photos --config.data.depth_scale=0.001 \
         --config.train.init_from=runs/photos_t2i --workdir=runs/photos
     mforce sample --checkpoint runs/photos --mode i2d --image photo.jpg --out out
 
-Depth is .npy, or 16-bit PNG times data.depth_scale; 0 or NaN is unknown; any size of the picture's aspect, any sparsity. The
-second phase stays near the first by self-distillation (paper, eq. 8); without a first phase pass `:distill=False`.
+data/folder.py describes the layout. Depth is .npy, or 16-bit PNG times data.depth_scale; 0 and NaN
+are unknown. It may have any size of the image's aspect, and any sparsity. The second phase stays
+near the first by self-distillation (paper, eq. 8); without a first phase pass `:distill=False`.
 """
 
 from dataclasses import replace

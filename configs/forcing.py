@@ -1,9 +1,10 @@
-"""Post-training of the family on image + sparse depth at 256 px: the paper's second phase, 640 tokens an example.
+"""Post-training of the family on images and sparse depth at 256 px: the paper's second phase.
 
-mforce plan --config=configs/forcing.py:size=3b3 --topology=v5p:4x4x4              # does it fit, and how fast can it be?
-mforce train --config=configs/forcing.py:size=370m,encoders=none --config.train.init_from=runs/t2i --workdir=runs/forcing
+    mforce plan --config=forcing:size=3b3 --topology=v5p:4x4x4    # does it fit, and how fast?
+    mforce train --config=forcing:size=370m,encoders=none --config.train.init_from=runs/t2i \
+        --workdir=runs/forcing
 
-Its arguments are those of configs/t2i.py, whose checkpoint this starts from.
+An example has 640 tokens. The arguments are those of `t2i`, whose checkpoint this starts from.
 """
 
 from dataclasses import replace

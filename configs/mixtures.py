@@ -1,12 +1,14 @@
-"""Post-training on prepared data sets, mixed by weight: the paper's twelve, or a few for which small samples do.
+"""Post-training on prepared data sets, mixed by weight.
 
-    mforce prepare --dataset=scannet --root=data/scannet --out=prepared/scannet --workers=16     # and so on, into one folder
-    mforce train --config=configs/mixtures.py:root=prepared,size=370m --config.train.init_from=runs/t2i --workdir=runs/forcing
-    mforce train --config=configs/mixtures.py:root=prepared,sets=offline,size=demo --workdir=runs/offline
+    mforce prepare --dataset=scannet --root=data/scannet --out=prepared/scannet --workers=16
+    mforce train --config=mixtures:root=prepared,size=370m --config.train.init_from=runs/t2i \
+        --workdir=runs/forcing
+    mforce train --config=mixtures:root=prepared,sets=offline,size=demo --workdir=runs/offline
 
-The weight of a set is the number of frames that were prepared of it, so that every frame is as likely as any other. (The
-paper has 17 million frames in 58 thousand scenes and does not say how many of them each set gives.) Other weights:
---config.data.mixture.scannet=2.5, of any scale. Without root, to look at or to plan, all weights are 1.
+`sets=paper` are the paper's twelve, `sets=offline` a few for which small samples do. The weight of
+a set is its number of prepared frames, so every frame is equally likely. (The paper has 17 million
+frames in 58 thousand scenes and does not give the shares.) Set other weights, of any scale, with
+--config.data.mixture.scannet=2.5. Without root, to look at or to plan, all weights are 1.
 """
 
 from dataclasses import replace
@@ -32,25 +34,24 @@ SETS = {
         "taskonomy",
         "waymo",
     ),
-    # One of each kind of depth: scanner, accumulated scans, sensor, points of a reconstruction, rendered.
+    # One of each kind of depth: scanner, accumulated scans, sensor, reconstruction, rendered.
     "offline": ("kitti_raw", "kitti_depth", "seven_scenes", "colmap", "tartanair"),
 }
 
 
 def get_config(arg: str = "") -> Config:
-    """Takes root (the folder that holds the prepared ones), sets (paper or offline) and size (a name of the family, or demo)."""
+    """Takes root (the folder of the prepared sets), sets (paper or offline) and size."""
     a = parse_arg(arg, root="", sets="paper", size="370m")
     names = SETS[choose("sets", a["sets"], tuple(SETS))]
-    small = a["size"] == "demo"
-    config = load("folder:distill=False" if small else f"forcing:size={a['size']},encoders=none")
-    weights = {
-        name: float(len(Shards(Path(a["root"]) / name, "")) if a["root"] else 1) for name in names
-    }
-    # Depth of these sets is as sparse as their sensors made it; crops and mirroring are ours.
+    root, size = a["root"], a["size"]
+    base = "folder:distill=False" if size == "demo" else f"forcing:size={size},encoders=none"
+    config = load(base)
+    weights = {name: float(len(Shards(Path(root) / name, "")) if root else 1) for name in names}
+    # Their depth is as sparse as the sensors made it. Crops and mirroring are our choice.
     data = replace(
         config.data,
         source="prepared",
-        root=a["root"],
+        root=root,
         mixture=weights,
         sparsity_patterns={},
         min_crop=0.6,

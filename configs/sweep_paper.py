@@ -1,13 +1,14 @@
-"""The paper's scaling study: none, 128M, 640M or 1.92B pretraining images at three widths, then forcing, all alike.
+"""The paper's scaling study: 0, 128M, 640M or 1.92B pretraining images, then equal post-training.
 
-mforce plan --sweep=configs/sweep_paper.py                                        # what it costs
-mforce sweep --config=configs/sweep_paper.py:t2i=/gcs/b/t2i,forcing=/gcs/b/forcing,benchmarks=/gcs/b/eval --workdir=/gcs/b/paper \
-    --launcher=gke --jobs=12 --launcher-options='--cluster=C --topology=v5p:4x4x4 --image=IMAGE'
+    mforce plan --sweep=sweep_paper                                             # what it costs
+    mforce sweep --config=sweep_paper:t2i=/gcs/b/t2i,forcing=/gcs/b/forcing,benchmarks=/gcs/b/eval \
+        --workdir=/gcs/b/paper --launcher=gke --jobs=12 \
+        --launcher-options='--cluster=C --topology=v5p:4x4x4 --image=IMAGE'
 
-The paper has three sizes, which no law can be told from; `widths=all` adds the interpolating ones, at the same depth and
-by the same recipe. The shorter pretraining runs branch off the longest one. Two more seeds of post-training at the smallest
-width say how far single cells can be trusted: they start from the same pretraining runs. Scores are means over NYUv2, DIODE,
-ETH3D and ScanNet (Duisterhof et al. 2026, figure 4).
+The paper has three widths, too few to fit a law; `widths=all` adds interpolating ones, at the same
+depth and by the same recipe. The shorter pretraining runs branch off the longest. Two more seeds of
+post-training at the smallest width, from the same pretraining runs, show the noise of single cells.
+Scores are means over NYUv2, DIODE, ETH3D and ScanNet (Duisterhof et al. 2026, figure 4).
 """
 
 from dataclasses import replace
@@ -32,10 +33,10 @@ IMAGES = (0, 128_000_000, 640_000_000, 1_920_000_000)
 
 
 def get_sweep(arg: str = "") -> Sweep:
-    """Takes widths (paper or all), encoders (as configs/t2i.py), and where things are.
+    """Takes widths (paper or all), encoders (as t2i) and paths.
 
-    t2i and forcing are prepared data, of one set and a folder of sets; t2i_cache and forcing_cache what mforce encode made
-    of them; benchmarks the folder that they are unpacked in.
+    t2i: a prepared set. forcing: a folder of prepared sets. t2i_cache, forcing_cache: their caches
+    by mforce encode. benchmarks: the folder of the benchmarks.
     """
     a = parse_arg(
         arg,
@@ -47,9 +48,8 @@ def get_sweep(arg: str = "") -> Sweep:
         forcing_cache="",
         benchmarks="data/eval",
     )
-    widths = {"paper": PAPER, "all": tuple(sorted((*PAPER, *BETWEEN)))}[
-        choose("widths", a["widths"], ("paper", "all"))
-    ]
+    all_widths = choose("widths", a["widths"], ("paper", "all")) == "all"
+    widths = sorted((*PAPER, *BETWEEN)) if all_widths else PAPER
     points = chain(
         product(axis("width", *widths), axis("images", *IMAGES), axis("seed", 0)),
         product(axis("width", min(PAPER)), axis("images", *IMAGES), axis("seed", 1, 2)),
@@ -59,24 +59,21 @@ def get_sweep(arg: str = "") -> Sweep:
         before = None
         if images:
             config = scale_width(load(f"t2i:size=370m,encoders={a['encoders']}"), width)
-            before = horizons(
-                "pretraining", _reading(config, a["t2i"], a["t2i_cache"]), IMAGES[1:]
-            )[images]
+            config = _with_data(config, a["t2i"], a["t2i_cache"])
+            before = horizons("pretraining", config, IMAGES[1:])[images]
         config = scale_width(load(f"forcing:size=370m,encoders={a['encoders']}"), width)
         if a["forcing"]:
             config = replace(config, data=load(f"mixtures:root={a['forcing']}").data)
-        config = _reading(config, a["forcing"], a["forcing_cache"])
-        train = replace(
-            config.train,
-            allow_missing_modalities=config.train.allow_missing_modalities if before else (),
-        )
-        return Run("forcing", replace(config, seed=seed, train=train), after=before)
+        config = replace(_with_data(config, a["forcing"], a["forcing_cache"]), seed=seed)
+        if not before:
+            config = replace(config, train=replace(config.train, allow_missing_modalities=()))
+        return Run("forcing", config, after=before)
 
     return sweep("paper", points, cell, Benchmarks("nyuv2,diode,eth3d,scannet", a["benchmarks"]))
 
 
-def _reading(config: Config, root: str, cache: str) -> Config:
-    """The config on prepared data; where a cache holds pictures encoded, they are not cropped any more."""
+def _with_data(config: Config, root: str, cache: str) -> Config:
+    """Returns the config on prepared data. Cached latents cannot be cropped."""
     if not root:
         return config
     data = replace(config.data, source="prepared", root=root, cache=cache)

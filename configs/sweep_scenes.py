@@ -1,18 +1,21 @@
-"""The scaling study in miniature: the paper's question on the procedural world, for a CPU of two cores.
+"""The scaling study in miniature: the paper's question on procedural scenes, on a CPU of two cores.
 
-mforce sweep --config=configs/sweep_scenes.py --workdir=runs/scenes
-mforce plan --sweep=configs/sweep_scenes.py
+    mforce sweep --config=sweep_scenes --workdir=runs/scenes
+    mforce plan --sweep=sweep_scenes
 
-Widths at a fixed depth of 4 blocks (9-fold in N, as the paper's), pretraining sizes in steps of four, post-training lengths
-in steps of four too, and seeds. A seed is one of everything that is drawn in training: scenes, weights, noise. Of each width
-and seed there is one pretraining run, off which the shorter ones branch, and one post-training run after each of them, off
-which in turn the shorter ones branch. All cells are scored on the same 256 scenes, by one step from pure noise
-(configs/demo.py). The first seed comes first, so that a sweep that is stopped has it whole.
+The axes are width at a fixed depth of 4 layers (9-fold in N, as in the paper), pretraining images
+and post-training frames in steps of four, and seeds of scenes, weights and noise. Each width and
+seed has one pretraining run, off which the shorter ones branch, and one post-training run after
+each of them, off which in turn the shorter ones branch. All cells are scored on the same 256
+scenes, by one step from pure noise (configs/demo.py). A sweep that is stopped has done the first
+seed first.
 
-Post-training has few scenes with depth (4,096, the longest run sees each 19 times) as the paper has 58 thousand beside
-billions of pictures; pretraining has 32,768, so that the largest run sees each two or three times.
+Post-training has few scenes with depth (4,096; the longest run sees each 19 times), as the paper
+has 58 thousand beside billions of images. Pretraining has 32,768; the largest run sees each two or
+three times.
 
-96 cells of 24 + 96 training runs, of which 16 + 64 are branches; about an hour and a half on two idle cores, estimated.
+96 cells of 24 + 96 training runs, of which 16 + 64 are branches: an estimated hour and a half on
+two idle cores.
 """
 
 from dataclasses import replace
@@ -22,7 +25,7 @@ from modality_forcing.config_file import load, parse_arg
 from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
 from modality_forcing.train.width_scaling import scale_width
 
-BASE = 64  # the width that the demo's learning rate is taken to be right for
+BASE = 64  # width at which the demo's learning rate is assumed to be right
 WIDTHS = (32, 48, 64, 96)
 IMAGES = (0, 5_000, 20_000, 80_000)
 FRAMES = (4_800, 19_200, 76_800)
@@ -30,7 +33,7 @@ SCENES_WITH_DEPTH = 4096
 
 
 def get_sweep(arg: str = "") -> Sweep:
-    """Takes shorter (by which images and frames are divided), seeds and examples (held-out scenes)."""
+    """Takes shorter (divides images and frames), seeds and examples (held-out scenes)."""
     a = parse_arg(arg, shorter=1, seeds=2, examples=256)
     images, frames = (tuple(n // a["shorter"] for n in each) for each in (IMAGES, FRAMES))
     points = product(
@@ -43,17 +46,12 @@ def get_sweep(arg: str = "") -> Sweep:
     def cell(seed: int, width: int, images: int, frames: int) -> Run:
         before = None
         if images:
-            before = horizons(
-                "pretraining", _config("t2i", width, seed, a["examples"]), pretraining
-            )[images]
+            config = _config("t2i", width, seed, a["examples"])
+            before = horizons("pretraining", config, pretraining)[images]
         config = _config("forcing", width, seed, a["examples"])
-        train = replace(
-            config.train,
-            allow_missing_modalities=config.train.allow_missing_modalities if before else (),
-        )
-        config = replace(
-            config, train=train, data=replace(config.data, num_scenes=SCENES_WITH_DEPTH)
-        )
+        config = replace(config, data=replace(config.data, num_scenes=SCENES_WITH_DEPTH))
+        if not before:
+            config = replace(config, train=replace(config.train, allow_missing_modalities=()))
         return horizons("forcing", config, lengths, after=before)[frames]
 
     pretraining, lengths = images[1:], frames

@@ -1,11 +1,12 @@
-"""Text-to-image pretraining of the family at 256 px: the paper's first phase, 384 tokens an example.
+"""Text-to-image pretraining of the family at 256 px: the paper's first phase.
 
-mforce plan --config=configs/t2i.py:size=3b3 --topology=v5p:4x4x4                  # does it fit, and how fast can it be?
-mforce train --config=configs/t2i.py:size=370m,encoders=none --workdir=runs/t2i   # pixels and words: runs as it stands
+    mforce plan --config=t2i:size=3b3 --topology=v5p:4x4x4        # does it fit, and how fast?
+    mforce train --config=t2i:size=370m,encoders=none --workdir=runs/t2i    # pixels and words
 
-encoders=frozen is the paper's: latents of the FLUX.2 autoencoder (128 channels at 1/16) and states of UMT5-XXL (4096
-channels), from a cache of mforce encode (data.cache) or computed while training (text.encoder=umt5:PATH and
-modalities.image.autoencoder=flux2:PATH). encoders=none takes patches of pixels and a learned table of words instead.
+An example has 384 tokens. encoders=frozen is the paper's: latents of the FLUX.2 autoencoder (128
+channels at 1/16) and states of UMT5-XXL (4096 channels), from a cache of mforce encode (data.cache)
+or computed while training (text.encoder=umt5:PATH, modalities.image.autoencoder=flux2:PATH).
+encoders=none takes patches of pixels and a learned table of words, and needs no weights.
 """
 
 from modality_forcing.config import (
@@ -28,7 +29,7 @@ ENCODERS = {
 
 
 def get_config(arg: str = "") -> Config:
-    """Takes size (370m, 800m or 3b3), encoders (frozen or none) and head_dim (128, or 256 for v6e and tpu7x)."""
+    """Takes size (370m, 800m, 3b3), encoders (frozen, none), head_dim (128; 256 for v6e, tpu7x)."""
     a = parse_arg(arg, size="370m", encoders="frozen", head_dim=128)
     text, latents = ENCODERS[choose("encoders", a["encoders"], tuple(ENCODERS))]
     return Config(
@@ -44,7 +45,8 @@ def get_config(arg: str = "") -> Config:
                 noise=NoiseConfig("logit_normal", timestep_shift=1.1),
             )
         },
-        # Learning rates are not published: 3e-4 at width 1024; for matrices it falls with the width (train/width_scaling.py).
+        # Learning rates are not published: 3e-4 at width 1024, for matrices less at larger widths
+        # (train/width_scaling.py).
         train=TrainConfig(
             steps=500_000,
             batch=1024,
