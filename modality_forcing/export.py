@@ -1,4 +1,4 @@
-"""`mforce export`: the EMA weights alone, for people without this package, with a manifest and a check that they load."""
+"""Export of the EMA weights alone, with a manifest, for use without this package."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -22,10 +21,11 @@ from modality_forcing.tree import flatten, unflatten
 
 
 def export(source: Path, out: Path, kind: str = "orbax") -> Path:
-    """Writes `out/weights` (an Orbax folder) or `out/weights.safetensors`, and `out/manifest.json`; returns `out`.
+    """Writes `out/weights` (Orbax) or `out/weights.safetensors`, and `out/manifest.json`.
 
-    The manifest holds the config and, for every weight, its path, shape, dtype and sha256. What was written is read back
-    and compared bit for bit before the folder gets its name, so a folder that exists is whole.
+    The manifest holds the config and the path, shape, dtype and sha256 of every weight. The files
+    are read back and compared bit for bit before the folder gets its name, so that a folder that
+    exists is complete.
 
     Raises UserError if `out` exists, the checkpoint cannot be read, or the disk is full.
     """
@@ -39,10 +39,7 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     shutil.rmtree(unfinished, ignore_errors=True)
     try:
         unfinished.mkdir(parents=True)
-        write, read = {
-            "orbax": (_write_orbax, _read_orbax),
-            "safetensors": (_write_safetensors, _read_safetensors),
-        }[kind]
+        write, read = _FORMATS[kind]
         write(unfinished, flat)
         manifest = {
             "format": f"modality_forcing {__version__}, {kind}",
@@ -53,27 +50,21 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
         again = read(unfinished)
         changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
         if changed or set(again) != set(flat):
-            raise UserError(
-                f"what was written does not read back ({changed[:3]})",
-                where=out,
-                hint="check the disk",
-            )
+            what = f"what was written does not read back ({changed[:3]})"
+            raise UserError(what, where=out, hint="check the disk")
         unfinished.rename(out)
     except Exception as error:  # a full disk comes through several types of Orbax and safetensors
         if not isinstance(error, OSError) and not checkpoint.disk_full(error):
             raise
-        told = (
-            error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full"
-        )
-        raise UserError(
-            f"cannot be written ({told})", where=out, hint="check space and permissions"
-        ) from error
+        reason = getattr(error, "strerror", None) or "the disk is full"
+        what = f"cannot be written ({reason})"
+        raise UserError(what, where=out, hint="check space and permissions") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out
 
 
-def _entry(leaf: np.ndarray) -> dict[str, Any]:
+def _entry(leaf: np.ndarray) -> dict[str, object]:
     digest = hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
     return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
 
@@ -84,7 +75,7 @@ def _write_orbax(folder: Path, flat: dict[str, np.ndarray]) -> None:
 
 
 def _read_orbax(folder: Path) -> dict[str, np.ndarray]:
-    """Reads with Orbax alone, as someone without this package would."""
+    """Reads with Orbax alone, as users without this package do."""
     with ocp.StandardCheckpointer() as reader:
         return {
             path: np.asarray(jax.device_get(leaf))
@@ -95,14 +86,18 @@ def _read_orbax(folder: Path) -> dict[str, np.ndarray]:
 def _write_safetensors(folder: Path, flat: dict[str, np.ndarray]) -> None:
     from safetensors.numpy import save_file
 
-    # Not ascontiguousarray, which makes a vector of a scalar.
-    save_file(
-        {path: np.asarray(leaf, order="C") for path, leaf in flat.items()},
-        folder / "weights.safetensors",
-    )
+    # Not ascontiguousarray, which turns a scalar into a vector.
+    arrays = {path: np.asarray(leaf, order="C") for path, leaf in flat.items()}
+    save_file(arrays, folder / "weights.safetensors")
 
 
 def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     return load_file(folder / "weights.safetensors")
+
+
+_FORMATS = {
+    "orbax": (_write_orbax, _read_orbax),
+    "safetensors": (_write_safetensors, _read_safetensors),
+}

@@ -1,4 +1,4 @@
-"""The shapes of a batch, from a config alone: what a step can be compiled for before there is any data."""
+"""The shapes of a batch from a config alone, to compile a step without data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def abstract_batch(
 
 
 def abstract_text(c: TextConfig, b: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes of encoded captions: word ids, or a frozen encoder's states in bfloat16."""
+    """Returns the shapes of encoded captions: word ids, or text encoder states in bfloat16."""
     tokens = (
         ((b, c.tokens), jnp.int32) if c.vocab_size else ((b, c.tokens, c.channels), jnp.bfloat16)
     )
@@ -39,10 +39,10 @@ def abstract_text(c: TextConfig, b: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def random_batch(shapes: Any, seed: int = 0) -> Any:
-    """Returns NumPy arrays of these shapes, such that every example has something to learn: for benchmarks and tests."""
+    """Returns NumPy arrays of these shapes with a target in every example (benchmarks, tests)."""
     rng = np.random.default_rng(seed)
 
-    def draw(path: Any, s: jax.ShapeDtypeStruct) -> np.ndarray:
+    def sample(path: tuple[Any, ...], s: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
         if name == "index":
             return np.arange(s.shape[0], dtype=np.int32)
@@ -52,4 +52,4 @@ def random_batch(shapes: Any, seed: int = 0) -> Any:
             return rng.integers(1, 16, s.shape).astype(s.dtype)
         return rng.uniform(0.5, 2.0, s.shape).astype(s.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(sample, shapes)

@@ -1,12 +1,13 @@
-"""The coordinate check: whether what flows through the network keeps its scale as the width grows, over the first train steps."""
+"""The coordinate check: whether activations keep their scale as the network grows wider."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from modality_forcing.config import (
 from modality_forcing.diffusion import flow, rng
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
+from modality_forcing.modalities.base import Batch
 from modality_forcing.models.blocks import Segments, Stack
 from modality_forcing.train import inputs
 from modality_forcing.train.state import Params, abstract_model, init_params, init_state
@@ -40,24 +42,25 @@ if TYPE_CHECKING:
 
 WIDTHS = (128, 256, 512, 1024)
 STEPS = 5
-BLOCKS = 4  # looked at after each quarter of them
-HEAD_DIM = 32  # so that the narrowest has several heads
-TOLERANCE = 0.1  # of a slope: from 128 to 1024 a scale may change by a factor of 1.23. Unscaled rates give about 1.
+BLOCKS = 4  # the residual stream is measured after each quarter of them
+HEAD_DIM = 32  # so that the narrowest network has several heads
+TOLERANCE = 0.1  # of a slope: 1.23 times from width 128 to 1024. Unscaled rates give about 1.
 KINDS = ("tokens", "modulation", "stream", "attention", "mlp", "prediction")
-DRAWN = (0, 1, STEPS)  # steps that are drawn
+PLOTTED_STEPS = (0, 1, STEPS)
 
 DEFAULT = Config(
     modalities={"image": ModalityConfig(patch=8, noise=NoiseConfig(timestep_shift=0.0))},
     model=ModelConfig(width=96, mlp_dim=288, heads=4, kv_heads=2, head_dim=24),
     train=TrainConfig(learning_rate=3e-3, t_min=0.3),
 )
+Probe = tuple[dict[str, jax.Array], dict[str, jax.Array], dict[str, jax.Array]]  # x_t, t, text
 
 
 @dataclass(frozen=True)
 class Row:
-    """The scale of one quantity after some steps: the root of its mean square over a batch and all seeds."""
+    """The root mean square of one quantity after some steps, over a batch and all seeds."""
 
-    transfer: bool  # whether learning rates went with the width
+    transfer: bool  # whether learning rates scale with the width
     width: int
     step: int
     quantity: str
@@ -66,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Slope:
-    """How a scale goes with the width after some steps: as width^slope; 0 where it is zero at every width."""
+    """The power of the width by which a scale grows; 0 where the scale is 0 at every width."""
 
     transfer: bool
     step: int
@@ -75,7 +78,7 @@ class Slope:
 
     @property
     def flat(self) -> bool:
-        """Whether it does not go with the width (NaN does)."""
+        """Whether the scale does not depend on the width (NaN is not flat)."""
         return abs(self.slope) <= TOLERANCE
 
 
@@ -85,7 +88,7 @@ def run(
     widths: Sequence[int] = WIDTHS,
     seeds: int = 2,
 ) -> bool:
-    """Measures, prints a table and a verdict, draws <out>/coord_check.png and .svg, and returns whether all is flat."""
+    """Prints a table, plots <out>/coord_check.png and .svg, and returns whether all is flat."""
     rows = measure(config, widths, seeds)
     found = slopes(rows)
     print(table(rows, found))
@@ -97,60 +100,69 @@ def run(
 
 
 def measure(config: Config = DEFAULT, widths: Sequence[int] = WIDTHS, seeds: int = 2) -> list[Row]:
-    """Takes real train steps at every width, with rates that go with the width and without, and returns all scales.
+    """Trains at every width, with learning rates scaled and unscaled, and returns all scales.
 
-    Of the config count the modalities and the optimiser, at the rate of its matrices at the narrowest width, where both
-    kinds of runs are the same. The network is small: 4 blocks of 32-channel heads, some 16 tokens a modality of scenes.
-    Raises UserError for widths that make no whole heads, or fewer than two of them.
+    The config gives the modalities and the optimizer, at the learning rate of matrices at the
+    narrowest width, where both kinds of runs are equal. The network is small: 4 blocks of
+    32-channel heads, about 16 tokens a modality of synthetic scenes.
+    Raises UserError for widths that make no whole heads, or fewer than two widths.
     """
     widths = sorted(set(widths))
     if len(widths) < 2:
-        raise UserError(
-            "one width shows no slope", hint=f"take several, such as {', '.join(map(str, WIDTHS))}"
-        )
+        hint = f"take several, such as {', '.join(map(str, WIDTHS))}"
+        raise UserError("one width shows no slope", hint=hint)
     narrow, rows = _small(config, widths[0]), []
     configs = [scale_width(narrow, width) for width in widths]
     batches, null_text = _batches(narrow, seeds * STEPS + 1)
     for width, wide in zip(widths, configs, strict=True):
-        modalities = base.build(wide)
-        graph = abstract_model(wide, modalities)[0]
-        look = jax.jit(lambda p, noisy, t, text, graph=graph: squares(graph, p, noisy, t, text))
-        probe = _probe(wide, batches[-1])
-        runs = {True: wide, False: replace(wide, train=replace(wide.train, base_width=0))}
-        steps = {
-            transfer: make_step(c, modalities, graph, null_text) for transfer, c in runs.items()
-        }
-        seen: dict[tuple[bool, int], list[dict[str, Any]]] = {}
-        for seed in range(seeds):
-            fresh = init_params(replace(wide, seed=seed), modalities)
-            for transfer, c in runs.items():
-                state = init_state(c, fresh)
-                seen.setdefault((transfer, 0), []).append(look(state.params, *probe))
-                for k in range(STEPS):
-                    state, _ = steps[transfer](state, batches[seed * STEPS + k])
-                    seen.setdefault((transfer, k + 1), []).append(look(state.params, *probe))
-        for (transfer, step), told in seen.items():
-            mean = jax.tree.map(lambda *x: math.sqrt(np.mean(x)), *told)
+        squares = _mean_squares(wide, batches, null_text, seeds)
+        for (transfer, step), values in squares.items():
+            rms = jax.tree.map(lambda *x: math.sqrt(np.mean(x)), *values)
             rows += [
-                Row(transfer, width, step, name, mean[name]) for name in sorted(mean, key=_place)
+                Row(transfer, width, step, name, rms[name]) for name in sorted(rms, key=_order)
             ]
     return rows
 
 
+def _mean_squares(
+    config: Config, batches: Sequence[Batch], null_text: dict[str, np.ndarray], seeds: int
+) -> dict[tuple[bool, int], list[dict[str, jax.Array]]]:
+    """The mean squares of each seed, by whether rates are scaled and by step."""
+    modalities = base.build(config)
+    graph = abstract_model(config, modalities)[0]
+    probe = _probe(config, batches[-1])
+    look = jax.jit(partial(squares, graph))
+    unscaled = replace(config, train=replace(config.train, base_width=0))
+    runs = {True: config, False: unscaled}
+    steps = {transfer: make_step(c, modalities, graph, null_text) for transfer, c in runs.items()}
+    found = {(transfer, k): [] for transfer in runs for k in range(STEPS + 1)}
+    for seed in range(seeds):
+        fresh = init_params(replace(config, seed=seed), modalities)
+        for transfer, c in runs.items():
+            state = init_state(c, fresh)
+            found[transfer, 0].append(look(state.params, *probe))
+            for k in range(STEPS):
+                state, _ = steps[transfer](state, batches[seed * STEPS + k])
+                found[transfer, k + 1].append(look(state.params, *probe))
+    return found
+
+
 def squares(
-    graph: nnx.GraphDef, params: Params, noisy: Any, t: Any, text: Any
+    graph: nnx.GraphDef,
+    params: Params,
+    noisy: dict[str, jax.Array],
+    t: dict[str, jax.Array],
+    text: dict[str, jax.Array],
 ) -> dict[str, Float[Array, ""]]:
-    """Returns the mean square of everything that is looked at in one pass through a network."""
+    """Returns the mean square of every quantity in one pass through a network."""
     network, seen = nnx.merge(graph, params), {}
-    # The network's own pass, with a trunk that looks at what it is given and goes through its blocks one by one.
-    object.__setattr__(network, "trunk", _captured(network.trunk, seen))
+    # The network's own pass, with a trunk that runs its blocks one by one and records them.
+    object.__setattr__(network, "trunk", _recording(network.trunk, seen))
     seen |= {f"prediction: {name}": y for name, y in network(noisy, t, text).items()}
     return {name: jnp.mean(jnp.square(x)) for name, x in seen.items()}
 
 
-def _captured(stack: Stack, seen: dict[str, Array]) -> Callable[..., Array]:
-    """The stack's blocks one by one, with what flows through them put into `seen`."""
-
+def _recording(stack: Stack, seen: dict[str, Array]) -> Callable[..., Array]:
     def trunk(x: Array, modulation: Array, segments: Segments, angles: Array) -> Array:
         graph, weights = nnx.split(stack.layers)
         seen["tokens"], seen["modulation"] = x, modulation
@@ -167,41 +179,24 @@ def _captured(stack: Stack, seen: dict[str, Array]) -> Callable[..., Array]:
     return trunk
 
 
-def _place(quantity: str) -> tuple[int, str]:
-    """Where a quantity comes in a table: in the order of the network's pass."""
+def _order(quantity: str) -> tuple[int, str]:
+    """Sorts quantities in the order of the network's pass."""
     return KINDS.index(quantity.partition(":")[0]), quantity
 
 
 def _small(config: Config, width: int) -> Config:
-    """The config with a small network of this width, few tokens, scenes, and a rate that is constant from the first step."""
-    c, rate = (
-        config.model,
-        config.train.learning_rate * (config.train.base_width or config.model.width) / width,
-    )
+    """The config with a small network, few tokens, scenes, and a constant learning rate."""
+    c = config.model
+    rate = config.train.learning_rate * (config.train.base_width or c.width) / width
     modalities = {
         name: replace(
             m, latent_channels=0, autoencoder="", detokenizer_layers=min(m.detokenizer_layers, 1)
         )
         for name, m in config.modalities.items()
     }
-    model = replace(
-        c,
-        width=HEAD_DIM * c.heads,
-        head_dim=HEAD_DIM,
-        num_layers=BLOCKS,
-        dtype="float32",
-        attention="einsum",
-        remat="none",
-    )
-    train = {
-        "steps": 1000,
-        "batch": 16,
-        "grad_accum_steps": 1,
-        "schedule": "wsd",
-        "warmup_fraction": 0.0,
-        "base_width": width,
-        "distill": False,
-    }
+    model = replace(c, width=HEAD_DIM * c.heads, head_dim=HEAD_DIM, num_layers=BLOCKS, unroll=1)
+    train = replace(config.train, steps=1000, batch=16, grad_accum_steps=1, base_width=width)
+    train = replace(train, learning_rate=rate, schedule="wsd", warmup_fraction=0.0, distill=False)
     small = replace(
         config,
         data=DataConfig(
@@ -211,22 +206,15 @@ def _small(config: Config, width: int) -> Config:
         ),
         text=TextConfig(text_dropout=config.text.text_dropout),
         modalities=modalities,
-        model=replace(model, unroll=1),
+        model=replace(model, dtype="float32", attention="einsum", remat="none"),
         mesh=MeshConfig(),
-        train=replace(
-            config.train,
-            learning_rate=rate,
-            init_from="",
-            branch_from="",
-            allow_missing_modalities=(),
-            **train,
-        ),
+        train=replace(train, init_from="", branch_from="", allow_missing_modalities=()),
     )
     return scale_width(small, width)
 
 
-def _batches(config: Config, count: int) -> tuple[list[Any], Any]:
-    """Returns batches of scenes, and the text of no caption."""
+def _batches(config: Config, count: int) -> tuple[list[Batch], dict[str, np.ndarray]]:
+    """Batches of scenes, and the text of an empty caption."""
     from modality_forcing.data.pipeline import train_batches  # loads grain
 
     encoder = inputs.build_text_encoder(config)
@@ -245,8 +233,8 @@ def _batches(config: Config, count: int) -> tuple[list[Any], Any]:
         batches.close()
 
 
-def _probe(config: Config, batch: Any) -> tuple[Any, Any, Any]:
-    """Returns what the network is looked at with, the same at every width and step: noisy tokens, their levels, text."""
+def _probe(config: Config, batch: Batch) -> Probe:
+    """The network's inputs, equal at every width and step: noisy tokens, noise levels, text."""
     noisy, t = {}, {}
     for i, (name, modality) in enumerate(base.build(config).items()):
         x0, observed = modality.encode(batch)
@@ -259,13 +247,13 @@ def _probe(config: Config, batch: Any) -> tuple[Any, Any, Any]:
 
 
 def slopes(rows: Sequence[Row]) -> list[Slope]:
-    """Returns the slope of log scale over log width, by least squares, for each quantity and step."""
+    """Returns the slope of log scale over log width for each quantity and step (least squares)."""
     found: dict[tuple[bool, int, str], list[Row]] = {}
     for row in rows:
         found.setdefault((row.transfer, row.step, row.quantity), []).append(row)
     return [
-        Slope(*key, _slope([r.width for r in told], [r.scale for r in told]))
-        for key, told in found.items()
+        Slope(*key, _slope([r.width for r in group], [r.scale for r in group]))
+        for key, group in found.items()
     ]
 
 
@@ -278,55 +266,42 @@ def _slope(widths: Sequence[int], scales: Sequence[float]) -> float:
 
 
 def table(rows: Sequence[Row], found: Sequence[Slope]) -> str:
-    """Returns a Markdown table of slopes with a verdict: each quantity after each step, rates scaled and not."""
-    names, widths = (
-        list(dict.fromkeys(s.quantity for s in found)),
-        sorted({row.width for row in rows}),
-    )
-    told = {(s.transfer, s.step, s.quantity): s for s in found}
+    """Returns a Markdown table of slopes after each step, with a verdict on each quantity."""
+    names = list(dict.fromkeys(s.quantity for s in found))
+    widths = sorted({row.width for row in rows})
+    by_key = {(s.transfer, s.step, s.quantity): s for s in found}
     scale = {(r.transfer, r.width, r.step, r.quantity): r.scale for r in rows}
-    head = [
-        "quantity",
-        f"scale at {widths[0]}",
-        f"at {widths[-1]}",
-        *(f"slope, step {k}" for k in range(STEPS + 1)),
-        "verdict",
-    ]
-    lines = ["| " + " | ".join(head) + " |", "|---" + "|--:" * (STEPS + 3) + "|---|"]
-    for transfer in (True, False):
-        lines.append(
-            f"| *rates {'by width' if transfer else 'as at ' + str(widths[0])}*{' |' * (STEPS + 4)} |"
-        )
+    steps = [f"slope, step {k}" for k in range(STEPS + 1)]
+    head = ["quantity", f"scale at {widths[0]}", f"at {widths[-1]}", *steps, "verdict"]
+    lines = [_cells(head), "|---" + "|--:" * (STEPS + 3) + "|---|"]
+    for transfer, title in ((True, "by width"), (False, f"as at {widths[0]}")):
+        lines.append(f"| *rates {title}*{' |' * (STEPS + 4)} |")
         for name in names:
-            each = [told[transfer, k, name] for k in range(STEPS + 1)]
-            ends = [
-                f"{scale[transfer, width, STEPS, name]:.3g}" for width in (widths[0], widths[-1])
-            ]
+            each = [by_key[transfer, k, name] for k in range(STEPS + 1)]
+            ends = [scale[transfer, width, STEPS, name] for width in (widths[0], widths[-1])]
             verdict = "flat" if all(s.flat for s in each) else "not flat"
-            lines.append(
-                "| " + " | ".join([name, *ends, *(f"{s.slope:+.2f}" for s in each), verdict]) + " |"
-            )
-    bad = [s for s in found if s.transfer and not s.flat]
-    worst = max(
-        (s for s in found if s.transfer),
-        key=lambda s: abs(s.slope) if math.isfinite(s.slope) else math.inf,
-    )
-    verdict = (
-        f"all slopes within {TOLERANCE}" if not bad else f"{len(bad)} slopes beyond {TOLERANCE}"
-    )
-    lines += [
-        "",
-        f"{'NOT ' * bool(bad)}FLAT: {verdict}; the steepest is {worst.quantity} at step {worst.step}, {worst.slope:+.3f}",
-    ]
-    return "\n".join(lines)
+            values = [*(f"{end:.3g}" for end in ends), *(f"{s.slope:+.2f}" for s in each)]
+            lines.append(_cells([name, *values, verdict]))
+    scaled = [s for s in found if s.transfer]
+    steep = [s for s in scaled if not s.flat]
+    worst = max(scaled, key=lambda s: abs(s.slope) if math.isfinite(s.slope) else math.inf)
+    verdict = f"FLAT: all slopes within {TOLERANCE}"
+    if steep:
+        verdict = f"NOT FLAT: {len(steep)} slopes beyond {TOLERANCE}"
+    steepest = f"the steepest is {worst.quantity} at step {worst.step}, {worst.slope:+.3f}"
+    return "\n".join([*lines, "", f"{verdict}; {steepest}"])
+
+
+def _cells(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
 
 
 def draw(rows: Sequence[Row]) -> Figure:
-    """Returns the figure: scale over width at the first steps, rates by width above and unscaled below."""
+    """Returns the figure: scale over width, with scaled rates above and unscaled ones below."""
     drawn = figures.figure(2, height=3.7)
-    panels = drawn.subplots(2, len(DRAWN), sharex=True, sharey=True)
+    panels = drawn.subplots(2, len(PLOTTED_STEPS), sharex=True, sharey=True)
     for transfer, line in zip((True, False), panels, strict=True):
-        for step, axes in zip(DRAWN, line, strict=True):
+        for step, axes in zip(PLOTTED_STEPS, line, strict=True):
             _panel(axes, [r for r in rows if (r.transfer, r.step) == (transfer, step)])
             how = "rates by width" if transfer else "one rate for all widths"
             axes.set_title(
@@ -341,14 +316,14 @@ def draw(rows: Sequence[Row]) -> Figure:
 
 
 def _panel(axes: Axes, rows: Sequence[Row]) -> None:
-    """A line a quantity; those of one kind share a colour, later ones are darker."""
+    """One line per quantity; those of one kind share a color, later ones are darker."""
     kinds: dict[str, list[str]] = {}
     for name in dict.fromkeys(row.quantity for row in rows):
         kinds.setdefault(name.partition(":")[0], []).append(name)
     for i, (kind, names) in enumerate(kinds.items()):
         for j, name in enumerate(names):
-            told = [(r.width, r.scale) for r in rows if r.quantity == name and r.scale > 0]
-            x, y = zip(*told, strict=True) if told else ((), ())
+            points = [(r.width, r.scale) for r in rows if r.quantity == name and r.scale > 0]
+            x, y = zip(*points, strict=True) if points else ((), ())
             label = kind if j == len(names) - 1 else None
             alpha = (j + 1) / len(names)
             axes.plot(
