@@ -1,4 +1,4 @@
-"""Commands as a person gives them, in this process or one of their own, and the checkpoints they start from."""
+"""Commands run as a user runs them, and the checkpoints that they start from."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def attempt(mforce: Command, desk: Path, told: str, *arguments: object) -> None:
 
 
 def killed(*arguments: object, when: Callable[[], bool]) -> Done:
-    """Starts mforce in a process of its own and kills it as soon as something is so, as a crash of the machine would."""
+    """Starts mforce in a process and kills it as soon as `when()` is true, as a crash would."""
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         running = subprocess.Popen(command(*arguments), env=environment(), stdout=out, stderr=err)
         while not when() and running.poll() is None:
@@ -85,7 +85,7 @@ def killed(*arguments: object, when: Callable[[], bool]) -> Done:
 def save(
     workdir: Path, config: Config, params: Params | None = None, ema: Params | None = None
 ) -> Path:
-    """Makes a workdir with one checkpoint, of random weights that are nowhere zero unless others are given."""
+    """Makes a workdir with one checkpoint, by default of random weights that are nowhere zero."""
     write_config(workdir, config)
     state: TrainState = init_state(config, tiny.network(config)[1] if params is None else params)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -107,7 +107,7 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def refused(done: Done, told: str) -> None:
-    """Checks that a command was refused as a user's mistake is: one line that says what was wrong, and code 2."""
+    """Checks that a command failed with exit code 2 and one line that matches `told`."""
     assert "Traceback" not in done.err, done.err
     assert done.code == 2, (done.code, done.err)
     assert done.err.count("\n") == 1 and done.err.endswith("\n"), done.err

@@ -1,4 +1,4 @@
-"""A run that was interrupted is the run that was not: to the bit, across phases, and past a full disk."""
+"""Resumed runs equal uninterrupted ones to the bit, across phases and after a full disk."""
 
 from __future__ import annotations
 
@@ -77,22 +77,22 @@ def broken(tmp_path_factory) -> tuple[TrainState, Path]:
     return train(T2I, workdir), workdir
 
 
-def test_an_interrupted_run_is_the_whole_one_to_the_bit(whole, broken):
+def test_resumed_run_equals_uninterrupted_run_to_the_bit(whole, broken):
     equal(broken[0], whole[0])
     assert int(whole[0].step) == 6
 
 
-def test_its_next_batch_is_the_same(whole, broken):
+def test_resumed_run_has_the_same_next_batch(whole, broken):
     assert extras(broken[1]) == extras(whole[1])
     assert extras(whole[1])["data_state"] == {"batches": 6}
 
 
-def test_its_curves_are_the_same(whole, broken):
+def test_resumed_run_writes_the_same_metrics(whole, broken):
     assert rows(broken[1]) == rows(whole[1])
     assert [row["step"] for row in rows(whole[1])] == [2, 4, 6]
 
 
-def test_a_row_is_the_mean_of_its_steps(whole, tmp_path):
+def test_metric_row_is_the_mean_of_its_steps(whole, tmp_path):
     """Told one by one, the steps of another run of the same seed give the rows of this one."""
     each = replace(T2I, train=replace(T2I.train, log_every=1, save_every=4))
     train(each, tmp_path)
@@ -103,13 +103,13 @@ def test_a_row_is_the_mean_of_its_steps(whole, tmp_path):
     )
 
 
-def test_training_moved_the_weights_and_the_average_lags_behind(whole):
+def test_training_moves_the_weights_and_the_ema_lags(whole):
     state, _ = whole
     moved = jax.tree.map(lambda p, e: bool(np.any(p != e)), state.params, state.ema)
     assert sum(jax.tree.leaves(moved)) > 0.8 * len(jax.tree.leaves(moved))
 
 
-def test_what_is_on_disk_is_the_state_that_was_returned(whole):
+def test_last_checkpoint_equals_the_returned_state(whole):
     state, workdir = whole
     checkpoints = Checkpoints(workdir / "checkpoints")
     back, _ = checkpoints.restore(state)
@@ -117,7 +117,7 @@ def test_what_is_on_disk_is_the_state_that_was_returned(whole):
     equal(back, state)
 
 
-def test_a_finished_run_stays_as_it_is(whole, capsys):
+def test_finished_run_is_not_changed_by_a_second_call(whole, capsys):
     state, workdir = whole
     before = (workdir / "metrics.jsonl").read_text()
     equal(train(T2I, workdir), state)
@@ -131,7 +131,7 @@ def handed_over(whole, tmp_path_factory) -> tuple[TrainState, Path]:
     return train(forcing(whole[1]), workdir), workdir
 
 
-def test_post_training_from_an_interrupted_run_interrupted_itself_is_the_same(
+def test_interrupted_post_training_from_an_interrupted_run_is_equal(
     broken, handed_over, tmp_path, capsys
 ):
     config = forcing(broken[1])
@@ -143,7 +143,7 @@ def test_post_training_from_an_interrupted_run_interrupted_itself_is_the_same(
     assert extras(tmp_path) == extras(handed_over[1])
 
 
-def test_post_training_starts_from_the_average_of_the_first_phase(whole, tmp_path):
+def test_post_training_starts_from_the_ema_of_the_first_phase(whole, tmp_path):
     started = train(forcing(whole[1]), tmp_path, stop_after=0)
     _, pretrained = checkpoint.load(whole[1])
     np.testing.assert_array_equal(
@@ -154,7 +154,7 @@ def test_post_training_starts_from_the_average_of_the_first_phase(whole, tmp_pat
     )
 
 
-def test_post_training_needs_leave_for_what_is_new(whole, tmp_path):
+def test_post_training_needs_new_modalities_to_be_named(whole, tmp_path):
     config = forcing(whole[1])
     config = replace(config, train=replace(config.train, allow_missing_modalities=()))
     with pytest.raises(UserError, match=r"missing: head/depth/.*train\.allow_missing_modalities"):
@@ -174,39 +174,37 @@ def test_post_training_needs_leave_for_what_is_new(whole, tmp_path):
         (tiny.forcing(**LOOP), r"the workdir holds a run with "),
     ],
 )
-def test_the_workdir_of_another_config_is_refused(whole, changed, told):
+def test_workdir_of_another_config_is_refused(whole, changed, told):
     before = {p: p.stat().st_mtime_ns for p in whole[1].rglob("*")}
     with pytest.raises(UserError, match=rf"{whole[1].name}.*{told}.*--workdir"):
         train(changed, whole[1])
     assert {p: p.stat().st_mtime_ns for p in whole[1].rglob("*")} == before
 
 
-def test_what_changes_nothing_may_change(whole):
+def test_non_identity_keys_may_change_on_resume(whole):
     watched = replace(T2I, train=replace(T2I.train, log_every=1, save_every=5, max_to_keep=2))
     equal(train(watched, whole[1]), whole[0])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "5"])
-def test_a_workdir_whose_config_cannot_be_read_is_refused(tmp_path, text):
+def test_workdir_with_unreadable_config_is_refused(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="--workdir"):
         write_config(tmp_path, T2I)
 
 
-def test_checkpoints_without_a_config_are_refused(tmp_path):
+def test_workdir_with_checkpoints_but_no_config_is_refused(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UserError, match=r"without a config\.json"):
         write_config(tmp_path, T2I)
 
 
-def test_an_initial_checkpoint_that_is_not_there_is_one_line(tmp_path):
+def test_missing_initial_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such checkpoint"):
         train(forcing(tmp_path / "nowhere"), tmp_path / "run")
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(
-    tmp_path, monkeypatch
-):
+def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     made = init.make_step
 
     def poisoned(*arguments):
@@ -240,12 +238,13 @@ LIMITED = """
 import resource, sys
 from modality_forcing.cli import main
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # Python ignores the signal, so that writing just fails
+# Python ignores the signal, so that writing just fails.
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_a_full_disk_is_one_line_and_the_last_good_checkpoint_goes_on(whole, tmp_path):
+def test_full_disk_is_reported_and_the_last_checkpoint_resumes(whole, tmp_path):
     """A file size limit stands for the full disk: the same calls fail, with another errno."""
     config, workdir = tmp_path / "config.py", tmp_path / "run"
     config.write_text(CONFIG_FILE)

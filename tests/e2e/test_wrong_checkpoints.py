@@ -124,7 +124,7 @@ def test_sample(mforce: Command, desk: Path, forcing_run: Path, arguments, told)
 
 
 @pytest.mark.parametrize("mode", ["joint", "i2d", "d2i", "partial"])
-def test_sample_without_depth_in_the_checkpoint(
+def test_sample_needs_depth_in_the_checkpoint(
     mforce: Command, desk: Path, t2i_run: Path, mode: str
 ):
     given = {
@@ -132,7 +132,8 @@ def test_sample_without_depth_in_the_checkpoint(
         "d2i": ["--depth", desk / "depth.npy"],
         "partial": ["--depth", desk / "depth.npy"],
     }
-    told = rf"mode {mode} needs (depth|a second modality), this checkpoint has image only; use a checkpoint of the forcing phase"
+    needs = rf"mode {mode} needs (depth|a second modality), this checkpoint has image only"
+    told = f"{needs}; use a checkpoint of the forcing phase"
     attempt(
         mforce,
         desk,
@@ -165,7 +166,7 @@ def read_refused(
         attempt(mforce, desk, told, *arguments, "--checkpoint", run)
 
 
-def test_checkpoint_that_is_none(mforce: Command, desk: Path):
+def test_missing_checkpoint_is_refused(mforce: Command, desk: Path):
     read_refused(mforce, desk, r"nowhere: no such checkpoint; give a workdir", desk / "nowhere")
     read_refused(mforce, desk, r"empty: holds no checkpoint; give a workdir", desk / "empty")
     read_refused(mforce, desk, r"file: holds no checkpoint", desk / "file")
@@ -185,7 +186,7 @@ def changed(weights: dict, change: str) -> dict:
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "misshaped"])
-def test_checkpoint_of_other_weights(mforce: Command, desk: Path, change: str):
+def test_checkpoint_of_another_network_is_refused(mforce: Command, desk: Path, change: str):
     weights = changed(tiny.network(tiny.forcing())[1], change)
     run = save(
         desk / "run",
@@ -211,9 +212,7 @@ def test_checkpoint_of_other_weights(mforce: Command, desk: Path, change: str):
         attempt(mforce, desk, r"run: the weights do not fit", *again)
 
 
-def test_checkpoint_of_text_to_image_needs_its_new_modalities_named(
-    mforce: Command, desk: Path, t2i_run: Path
-):
+def test_t2i_checkpoint_needs_its_new_modalities_named(mforce: Command, desk: Path, t2i_run: Path):
     arguments = [
         "train",
         FORCING,
@@ -266,7 +265,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("damage", "told"), DAMAGE.values(), ids=DAMAGE)
-def test_checkpoint_that_is_damaged(mforce: Command, desk: Path, forcing_run: Path, damage, told):
+def test_damaged_checkpoint_is_refused(
+    mforce: Command, desk: Path, forcing_run: Path, damage, told
+):
     run = shutil.copytree(forcing_run, desk / "run")
     damage(run / "checkpoints/0")
     read_refused(mforce, desk, told, run, readers=("sample",))
@@ -275,7 +276,7 @@ def test_checkpoint_that_is_damaged(mforce: Command, desk: Path, forcing_run: Pa
 # ---- Export and evaluate
 
 
-def test_export_over_something(mforce: Command, desk: Path, forcing_run: Path):
+def test_export_over_an_existing_folder_is_refused(mforce: Command, desk: Path, forcing_run: Path):
     for out in ("file", "empty"):
         attempt(
             mforce,
@@ -299,7 +300,9 @@ def test_export_over_something(mforce: Command, desk: Path, forcing_run: Path):
     )
 
 
-def test_evaluate_what_cannot_be(mforce: Command, desk: Path, forcing_run: Path, t2i_run: Path):
+def test_impossible_evaluations_are_refused(
+    mforce: Command, desk: Path, forcing_run: Path, t2i_run: Path
+):
     attempt(mforce, desk, r"mode i2d needs a second modality", "evaluate", "--checkpoint", t2i_run)
     attempt(
         mforce,
@@ -358,7 +361,7 @@ def test_evaluate(mforce: Command, desk: Path, forcing_run: Path, arguments, tol
 # ---- As a person sees it: in a process of its own, where libraries may have a word too
 
 
-def test_the_line_is_alone_in_a_process_of_its_own(desk: Path, forcing_run: Path):
+def test_error_is_one_line_in_a_real_process(desk: Path, forcing_run: Path):
     before = contents(desk)
     refused(
         process("train", FORCING, "--config.train.stpes=5", "--workdir", desk / "new"),
@@ -385,7 +388,7 @@ def test_the_line_is_alone_in_a_process_of_its_own(desk: Path, forcing_run: Path
     assert not (desk / "out").exists()
 
 
-def test_unknown_pixels_are_no_mistake(mforce: Command, desk: Path, forcing_run: Path):
+def test_invalid_pixels_are_accepted(mforce: Command, desk: Path, forcing_run: Path):
     done = mforce(
         "sample",
         "--checkpoint",

@@ -1,4 +1,4 @@
-"""What tests/sharded/test_meshes.py looks at, computed in a process of its own with eight simulated devices.
+"""Computes what tests/sharded/test_meshes.py compares, on eight simulated devices.
 
 python -m tests.sharded.meshes FOLDER
 """
@@ -50,7 +50,7 @@ def config(data: int, fsdp: int, tensor: int, preset: str, accumulate: int, rema
 
 
 def draws(c: Config, batch) -> dict[str, jax.Array]:
-    """The levels, the noise and the text of a step, as the network and the noising are given them."""
+    """The noise levels, the noise and the text of a step."""
     seen, names = {}, iter(c.modalities)
 
     def model(x_t, t, text):
@@ -80,7 +80,9 @@ def run(name: str, folder: Path) -> dict[str, object]:
         jax.eval_shape(lambda p: init_state(c, p), shapes), rules, mesh
     )
     whole = NamedSharding(mesh, spec("b"))
-    on_devices = lambda k: jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)
+
+    def on_devices(k):
+        return jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)
 
     fresh = init_params(c, modalities, placed.params)
     params = jax.device_put(tiny.shaken(jax.device_get(fresh)), placed.params)

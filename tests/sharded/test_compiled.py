@@ -1,4 +1,4 @@
-"""The train step as the real TPU compiler makes it, for a slice that is not there: a small width on v5e:2x2."""
+"""The train step compiled by the real TPU compiler for v5e:2x2, without a TPU."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def monkeypatch_module():
         yield patch
 
 
-def test_the_program_contains_the_attention_kernel_forward_and_backward(compiled):
+def test_program_contains_the_attention_kernel_forward_and_backward(compiled):
     kernels = roofline.kernels(compiled.text)
     assert any("fwd" in name for name in kernels) and any("dkv" in name for name in kernels), (
         kernels
@@ -74,19 +74,20 @@ def test_the_program_contains_the_attention_kernel_forward_and_backward(compiled
     assert all(name.startswith("splash") for name in kernels)
 
 
-def test_nothing_travels_that_should_not(compiled):
+def test_program_has_only_the_expected_collectives(compiled):
     found = roofline.collectives(compiled.text)
     assert complaints(found, batch=8) == []
     gathers = [c for c in found if c.kind == "all-gather" and c.bytes > 2**16]
     sums = [c for c in found if c.kind in ("reduce-scatter", "all-reduce") and c.bytes > 2**16]
-    # zero2: each of a block's seven matrices once a step and block, in the trunk's two blocks and the detokenizer's one
+    # zero2: each of a block's seven matrices once a step and block, in the two blocks of the trunk
+    # and the one of the detokenizer
     in_blocks = [c for c in gathers if "while" in c.op_name or "closed_call" in c.op_name]
     assert sum(c.count for c in in_blocks) >= 3 * 5  # k and v may be below 64 KiB
     assert {c.dtype for c in gathers} == {"bf16"} and {c.dtype for c in sums} == {"f32"}
     assert max(c.count for c in gathers) == 2  # blocks of the trunk: the loop was counted
 
 
-def test_the_plan_says_all_it_should(planned):
+def test_plan_report_is_complete(planned):
     told = json.loads(json.dumps(report.to_json(planned)))
     assert set(told) >= KEYS and set(told["bytes_per_chip"]) == {
         "arguments",
@@ -103,7 +104,7 @@ def test_the_plan_says_all_it_should(planned):
     assert report.row(planned, "small").count("|") == len(report.COLUMNS) + 1
 
 
-def test_the_state_is_in_shards_and_updated_in_place(planned):
+def test_state_is_sharded_and_donated(planned):
     weights = 4 * planned.params
     assert planned.state_bytes == pytest.approx(
         4 * weights / 4, rel=0.05
@@ -112,13 +113,13 @@ def test_the_state_is_in_shards_and_updated_in_place(planned):
     assert planned.bytes.output - planned.bytes.alias < 2**16
 
 
-def test_the_estimate_that_saves_compiling_is_of_the_right_size(planned):
-    """At this size loops and buffers weigh more than in the family, where it is good to some 10%."""
+def test_memory_estimate_is_close_to_the_compiled_program(planned):
+    """Loops and buffers weigh more here than in the family, where the error is about 10%."""
     weights = abstract_model(planned.config, base.build(planned.config))[1]
     assert 0.3 < estimate(planned.config, planned.at, weights) / planned.bytes.total < 2
 
 
-def test_what_does_not_fit_is_told_with_the_part_that_does_not(planned):
+def test_plan_that_does_not_fit_names_the_cause(planned):
     huge = replace(planned, state_bytes=2**35, fits=False, roofline=None)
     assert "the state alone, 32.0 GiB a chip: shard it over more devices" in report.to_text(huge)
     wide = replace(
@@ -149,5 +150,5 @@ def test_what_does_not_fit_is_told_with_the_part_that_does_not(planned):
         ),
     ],
 )
-def test_wrong_inputs_are_one_line(arguments, told):
+def test_wrong_inputs_are_refused(arguments, told):
     refused(process("plan", "--config=configs/forcing.py", *arguments), told)

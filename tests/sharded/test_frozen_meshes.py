@@ -1,6 +1,6 @@
 """Frozen encoders over eight devices: in shards or whole, the same latents and states as on one.
 
-python -m tests.sharded.test_frozen_meshes FOLDER   on eight devices, compares with one what FOLDER holds
+python -m tests.sharded.test_frozen_meshes FOLDER   compares FOLDER's outputs on eight devices
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests import frozen as small
 from tests.runs import ROOT, environment
 
 
-def test_eight_devices_encode_what_one_does(tmp_path):
+def test_encoders_agree_on_eight_devices_and_one(tmp_path):
     small.text_folder(tmp_path / "text")
     small.image_folder(tmp_path / "image")
     flags = {**environment(), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}

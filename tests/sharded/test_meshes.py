@@ -1,6 +1,6 @@
-"""The same step on one device and on eight: the same draws exactly, the same losses and gradients, the layout that was asked for.
+"""The same step on one device and on eight: equal noise, losses, gradients; the right layout.
 
-Simulated devices need a process that was started with them: tests/sharded/meshes.py computes, this file looks.
+Simulated devices need a process that was started with them: tests/sharded/meshes.py.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_levels_noise_and_text_are_exactly_the_same(folder, name):
+def test_noise_levels_noise_and_text_are_equal_on_every_mesh(folder, name):
     ours, one = arrays(folder, f"{name}-draws"), arrays(folder, "1-draws")
     assert set(ours) == {"t_image", "t_depth", "eps_image", "eps_depth", "text"}
     for key in one:
@@ -55,14 +55,14 @@ def test_levels_noise_and_text_are_exactly_the_same(folder, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_fresh_weights_do_not_depend_on_the_mesh(folder, name):
+def test_initial_weights_do_not_depend_on_the_mesh(folder, name):
     ours, one = arrays(folder, f"{name}-fresh"), arrays(folder, "1-fresh")
     for key in one:
         np.testing.assert_array_equal(ours[key], one[key], err_msg=key)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_five_steps_have_the_same_losses(told, name):
+def test_losses_of_five_steps_agree_on_every_mesh(told, name):
     for ours, one in zip(told[name]["losses"], told["1"]["losses"], strict=True):
         assert ours == pytest.approx(one, rel=1e-5)
     first, last = told["1"]["losses"][0]["loss"], told["1"]["losses"][-1]["loss"]
@@ -70,7 +70,7 @@ def test_five_steps_have_the_same_losses(told, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_gradient_is_the_same(folder, name):
+def test_gradient_agrees_on_every_mesh(folder, name):
     ours, one = arrays(folder, f"{name}-moment"), arrays(folder, "1-moment")
     for key in one:
         np.testing.assert_allclose(
@@ -78,7 +78,7 @@ def test_the_gradient_is_the_same(folder, name):
         )
 
 
-def test_the_state_stays_laid_out_as_it_was(told):
+def test_step_keeps_the_shardings_of_the_state(told):
     assert all(run["kept"] for run in told.values())
 
 
@@ -91,7 +91,7 @@ def test_no_device_holds_more_than_its_shard(told):
 
 
 @pytest.mark.parametrize("devices", [2, 1])
-def test_a_checkpoint_of_eight_devices_goes_on_with_fewer(folder, devices):
+def test_checkpoint_of_eight_devices_resumes_on_fewer(folder, devices):
     saved, restored = arrays(folder, "saved"), arrays(folder, f"restored-{devices}")
     assert set(saved) == set(restored)
     for key in saved:

@@ -1,4 +1,4 @@
-"""One run in 1, 2 and 4 processes, and from 4 to 2 in the middle: the same rows, the same weights, the right next batch."""
+"""One run in 1, 2 and 4 processes, and from 4 to 2 in the middle: equal rows, weights, batches."""
 
 from __future__ import annotations
 
@@ -57,14 +57,14 @@ def same(workdir: Path, said: str, one: tuple[Path, str]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_run(tmp_path, one):
+def test_two_processes_equal_one_process(tmp_path, one):
     said = run(tmp_path / "run", 2)
     assert said.count("ended at step 6") == 2 and "over 2 devices" in said
     same(tmp_path / "run", said, one)
 
 
 @pytest.mark.slow
-def test_four_processes_that_are_killed_go_on_as_two(tmp_path, one):
+def test_killed_run_of_four_processes_resumes_with_two(tmp_path, one):
     said = run(tmp_path / "run", 4, stop_after=5)
     assert said.count("ended at step 5") == 4 and "over 4 devices" in said
     said = run(tmp_path / "run", 2)

@@ -1,4 +1,4 @@
-"""One process of a run in several, ended early as a kill would: python -m tests.sharded.train_for WORKDIR [STOP_AFTER]."""
+"""One process of a run: python -m tests.sharded.train_for WORKDIR [STOP_AFTER]."""
 
 from __future__ import annotations
 

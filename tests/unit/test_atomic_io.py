@@ -12,7 +12,7 @@ from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.errors import UserError
 
 
-def test_write_file_replaces_whole_and_readable(tmp_path):
+def test_write_file_replaces_the_file_with_default_permissions(tmp_path):
     path = tmp_path / "a"
     write_file(path, b"old")
     write_file(path, b"new")
@@ -22,7 +22,7 @@ def test_write_file_replaces_whole_and_readable(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
 
 
-def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path, monkeypatch):
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a"
     write_file(path, b"old")
 
@@ -37,7 +37,7 @@ def test_a_full_disk_leaves_the_old_file_and_one_line(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_where_a_folder_can_be_is_known_before_it_is_made(tmp_path):
+def test_check_folder_creates_nothing(tmp_path):
     check_folder(tmp_path, "--out")
     check_folder(tmp_path / "new" / "below", "--out")
     assert os.listdir(tmp_path) == []
@@ -50,7 +50,7 @@ def test_where_a_folder_can_be_is_known_before_it_is_made(tmp_path):
 @pytest.mark.parametrize(
     "address", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run", Path("gs://bucket/run")]
 )
-def test_an_address_is_not_a_folder(address, tmp_path, monkeypatch):
+def test_url_is_refused_as_a_folder(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
         UserError, match=r"is an address.*mount the bucket.* --workdir below the mount"
@@ -59,14 +59,14 @@ def test_an_address_is_not_a_folder(address, tmp_path, monkeypatch):
     assert "\n" not in str(caught.value)
 
 
-def test_a_colon_makes_no_address(tmp_path, monkeypatch):
+def test_path_with_a_colon_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ("run:1/below", "a/gs:/b", tmp_path / "gs:" / "b"):
         check_folder(path, "--workdir")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_folder_that_may_not_be_written_to_is_told(tmp_path):
+def test_read_only_folder_is_refused(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(UserError, match="may not be written to"):
         check_folder(tmp_path / "new", "--workdir")

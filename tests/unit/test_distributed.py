@@ -1,4 +1,4 @@
-"""Tests of finding out whether, and as which, a process joins others. That it really does: tests/e2e/test_launch_local.py."""
+"""How a process detects the others of its run (e2e/test_launch_local.py: joining them)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STEP = {
 
 @pytest.fixture
 def started(monkeypatch, tmp_path) -> Callable[[dict[str, str]], list[dict[str, Any]]]:
-    """Starts under these variables alone, and returns what jax.distributed.initialize was called with."""
+    """Initializes under these variables and returns the calls of jax.distributed.initialize."""
     monkeypatch.setattr(distributed, "DEVICES", tmp_path)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     calls: list[dict[str, Any]] = []
@@ -54,7 +54,7 @@ def started(monkeypatch, tmp_path) -> Callable[[dict[str, str]], list[dict[str, 
         {},
         {"MFORCE_COORDINATOR": "", "MFORCE_PROCESS_COUNT": "", "MFORCE_PROCESS_ID": ""},
         {**EXPLICIT, "MFORCE_PROCESS_COUNT": "1", "MFORCE_PROCESS_ID": "0"},
-        SLURM,  # the batch script, or a shell of salloc: one process, although the job has room for eight
+        SLURM,  # the batch script, or a shell of salloc: one process in a job of eight
         {**STEP, "SLURM_STEP_NUM_TASKS": "1"},  # the shell of an interactive step
         {"TPU_WORKER_HOSTNAMES": "localhost", "TPU_WORKER_ID": "0"},
         {"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"},
@@ -69,7 +69,7 @@ def started(monkeypatch, tmp_path) -> Callable[[dict[str, str]], list[dict[str, 
         "TPU host without the TPU",
     ],
 )
-def test_one_process_starts_nothing(variables: dict[str, str], started):
+def test_single_process_does_not_start_jax_distributed(variables: dict[str, str], started):
     assert started(variables) == []
     assert distributed.process_count() == 1 and distributed.is_primary()
 
@@ -96,7 +96,7 @@ def test_explicit_variables_come_first_and_bind_to_all_for_another_host(started)
     [
         (
             {"MFORCE_PROCESS_ID": "1"},
-            "MFORCE_PROCESS_ID set without MFORCE_COORDINATOR and MFORCE_PROCESS_COUNT; set all three",
+            "set without MFORCE_COORDINATOR and MFORCE_PROCESS_COUNT; set all three",
         ),
         ({**EXPLICIT, "MFORCE_PROCESS_ID": ""}, "without MFORCE_PROCESS_ID"),
         ({**EXPLICIT, "MFORCE_PROCESS_ID": "4"}, "MFORCE_PROCESS_ID: '4' is not one of 0 to 3"),
@@ -112,18 +112,18 @@ def test_explicit_variables_come_first_and_bind_to_all_for_another_host(started)
         ),
     ],
 )
-def test_half_set_and_senseless_variables_are_refused(
+def test_incomplete_and_invalid_variables_are_refused(
     variables: dict[str, str], told: str, started
 ):
     with pytest.raises(UserError, match=told):
         started(variables)
 
 
-def test_a_slurm_step_with_a_task_for_each_gpu_is_left_to_jax(started):
+def test_slurm_step_with_one_task_per_gpu_uses_jax_defaults(started):
     assert started(STEP) == [{}]
 
 
-def test_a_slurm_task_that_has_its_node_to_itself_sees_all_gpus(started):
+def test_slurm_task_alone_on_its_node_sees_all_gpus(started):
     alone = {**STEP, "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x2)"}
     assert started(alone) == [
         {},
@@ -132,7 +132,7 @@ def test_a_slurm_task_that_has_its_node_to_itself_sees_all_gpus(started):
     ]
 
 
-def test_gpus_that_were_named_are_kept(started):
+def test_named_local_devices_are_kept(started):
     assert started(
         {**STEP, "SLURM_STEP_TASKS_PER_NODE": "1(x8)", "JAX_LOCAL_DEVICE_IDS": "2,3"}
     ) == [{}]
@@ -196,14 +196,14 @@ ENDPOINTS = "unknown:unknown:10.0.0.2,unknown:unknown:10.0.0.3"
     ],
     ids=["two hosts", "two slices", "one host", "no answer"],
 )
-def test_a_tpu_vm_asks_its_metadata_server(answers, calls, started, metadata, tmp_path):
+def test_tpu_vm_asks_its_metadata_server(answers, calls, started, metadata, tmp_path):
     (tmp_path / "accel0").touch()
     metadata[1].update(answers)
     assert started({"GCE_METADATA_IP": metadata[0], "http_proxy": "http://127.0.0.1:9"}) == calls
 
 
 @pytest.mark.parametrize("why", ["no chips", "told not to"])
-def test_nobody_else_asks(why: str, started, metadata, tmp_path):
+def test_other_machines_do_not_ask_the_metadata_server(why: str, started, metadata, tmp_path):
     metadata[1]["worker-network-endpoints"] = ENDPOINTS
     if why == "told not to":
         (tmp_path / "accel0").touch()
@@ -218,7 +218,7 @@ def test_nobody_else_asks(why: str, started, metadata, tmp_path):
     )
 
 
-def test_a_server_that_never_answers_is_not_waited_for(started, tmp_path):
+def test_metadata_server_that_does_not_answer_times_out(started, tmp_path):
     (tmp_path / "vfio").mkdir()
     (tmp_path / "vfio/0").touch()
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -228,15 +228,18 @@ def test_a_server_that_never_answers_is_not_waited_for(started, tmp_path):
 
 
 def test_jax_is_not_imported_for_one_process():
-    code = "import sys; from modality_forcing import distributed as d; d.initialize(); d.exit_process(3); sys.exit('jax' in sys.modules)"
+    code = (
+        "import sys; from modality_forcing import distributed as d; d.initialize(); "
+        "d.exit_process(3); sys.exit('jax' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_leaving_alone_returns_the_code():
+def test_exit_process_returns_the_code_of_a_single_process():
     assert [distributed.exit_process(code) for code in (0, 2)] == [0, 2]
 
 
-def test_leaving_with_a_failure_waits_for_nobody(monkeypatch):
+def test_exit_process_ends_a_failed_process_at_once(monkeypatch):
     left: list[int] = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed.os, "_exit", left.append)
@@ -245,7 +248,7 @@ def test_leaving_with_a_failure_waits_for_nobody(monkeypatch):
     assert left == [2]
 
 
-def test_an_exception_nobody_catches_is_shown_and_waits_for_nobody(started, monkeypatch, capsys):
+def test_uncaught_exception_is_printed_and_ends_the_process(started, monkeypatch, capsys):
     left: list[int] = []
     started(EXPLICIT)
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)

@@ -1,4 +1,4 @@
-"""Exported weights: whole, described, and readable by someone who has never heard of this package."""
+"""Exported weights: complete, described, readable without this package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 import orbax.checkpoint as ocp
 def flat(tree, prefix=""):
     for key, value in tree.items():
-        yield from flat(value, f"{prefix}{key}/") if isinstance(value, dict) else [(prefix + key, np.asarray(value))]
+        if isinstance(value, dict):
+            yield from flat(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, np.asarray(value)
 weights = dict(flat(ocp.StandardCheckpointer().restore(folder / "weights")))
 """,
 }
@@ -52,7 +55,7 @@ def exported(request, tmp_path_factory, forcing_run: Path) -> tuple[str, Path]:
     return request.param, out
 
 
-def test_the_manifest_is_complete(exported, forcing_run: Path):
+def test_manifest_lists_every_weight(exported, forcing_run: Path):
     kind, out = exported
     manifest = json.loads((out / "manifest.json").read_text())
     config, ema = checkpoint.load(forcing_run)
@@ -65,7 +68,7 @@ def test_the_manifest_is_complete(exported, forcing_run: Path):
         assert entry == {"shape": list(weights[name].shape), "dtype": "float32", "sha256": digest}
 
 
-def test_another_program_reads_the_averaged_weights(exported, forcing_run: Path, tmp_path: Path):
+def test_export_is_read_without_this_package(exported, forcing_run: Path, tmp_path: Path):
     kind, folder = exported
     places = f"folder, out = Path({str(folder)!r}), {str(tmp_path / 'w.npz')!r}"
     head = f"import json, sys\nfrom pathlib import Path\nimport numpy as np\n{places}\n"
@@ -86,7 +89,7 @@ def test_another_program_reads_the_averaged_weights(exported, forcing_run: Path,
             np.testing.assert_array_equal(read[name], ema[name])
 
 
-def test_nothing_else_is_left(exported):
+def test_export_leaves_no_temporary_files(exported):
     kind, out = exported
     assert {path.name for path in out.iterdir()} == {
         "manifest.json",
@@ -95,7 +98,7 @@ def test_nothing_else_is_left(exported):
     assert [path.name for path in out.parent.iterdir()] == [kind]
 
 
-def test_what_does_not_read_back_gets_no_name(forcing_run: Path, tmp_path: Path, monkeypatch):
+def test_export_that_does_not_read_back_is_deleted(forcing_run: Path, tmp_path: Path, monkeypatch):
     def worse(folder: Path) -> dict[str, np.ndarray]:
         read = right(folder)
         name = next(iter(read))

@@ -11,7 +11,8 @@ from modality_forcing.progress import ProgressMeter, format_duration, format_tab
 
 
 def clock(monkeypatch, *times: float) -> None:
-    monkeypatch.setattr(progress.time, "monotonic", lambda it=iter(times): next(it))
+    remaining = iter(times)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(remaining))
 
 
 def test_meter_reports_rate_and_remaining_time(capsys, monkeypatch):

@@ -13,7 +13,7 @@ from modality_forcing.train.batch_shapes import abstract_batch, random_batch
 from tests import tiny
 
 
-def test_they_are_those_of_a_real_batch():
+def test_abstract_batch_has_the_shapes_of_a_real_batch():
     config = tiny.forcing()
     shapes = abstract_batch(config, base.build(config))
     real = tiny.batch(config, config.train.batch)
@@ -23,19 +23,19 @@ def test_they_are_those_of_a_real_batch():
     assert told == jax.tree.map(lambda x: (x.shape, x.dtype), real)
 
 
-def test_a_run_without_depth_reads_none():
+def test_t2i_batch_has_no_depth():
     config = tiny.t2i()
     assert set(abstract_batch(config, base.build(config), batch=2)) == {"image", "text", "index"}
 
 
-def test_the_family_reads_latents_and_states_of_frozen_encoders():
+def test_batch_of_the_family_has_latents_and_text_states():
     config = forcing.get_config("size=800m")
     batch = abstract_batch(config, base.build(config), batch=3)
     assert batch["latent"].shape == (3, 16, 16, 128) and batch["latent"].dtype == jax.numpy.bfloat16
     assert batch["text"]["tokens"].shape == (3, 128, 4096) and batch["depth"].shape == (3, 256, 256)
 
 
-def test_random_batches_can_be_learned_from():
+def test_random_batch_has_targets_in_every_example():
     config = replace(tiny.forcing(), seed=1)
     batch = random_batch(abstract_batch(config, base.build(config)))
     assert 0.2 < batch["valid"].mean() < 0.8 and (batch["depth"] > 0).all()

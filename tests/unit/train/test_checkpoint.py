@@ -1,4 +1,4 @@
-"""Checkpoints: what was saved comes back to the bit, and what is damaged or foreign is told in one line."""
+"""Checkpoints are restored to the bit; damaged and foreign ones are refused in one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ EXTRA = {"data_state": {"batches": 12}, "elapsed_s": 1.5, "pending_metrics": [{"
 def state() -> TrainState:
     """A state whose weights, average and moments all differ."""
     made = init_state(CONFIG, tiny.network(CONFIG)[1])
-    fill = lambda tree, seed: jax.tree.map(jnp.asarray, tiny.shaken({"": tree}, seed)[""])
+
+    def fill(tree, seed):
+        return jax.tree.map(jnp.asarray, tiny.shaken({"": tree}, seed)[""])
+
     moments = jax.tree.map(lambda x: x if x.ndim == 0 else x + 0.25, made.opt_state)
     return TrainState(jnp.int32(3), made.params, moments, fill(made.ema, 1))
 
@@ -66,7 +69,7 @@ def restore(workdir: Path, like: TrainState):
         checkpoints.close()
 
 
-def test_a_state_comes_back_to_the_bit(saved, state, abstract):
+def test_restored_state_equals_the_saved_one_to_the_bit(saved, state, abstract):
     back, extra = restore(saved, abstract)
     assert jax.tree.structure(back) == jax.tree.structure(state)
     jax.tree.map(np.testing.assert_array_equal, back, state)
@@ -74,7 +77,7 @@ def test_a_state_comes_back_to_the_bit(saved, state, abstract):
     assert {k: extra[k] for k in EXTRA} == EXTRA
 
 
-def test_numbers_of_the_extras_keep_every_bit(tmp_path, state, abstract):
+def test_metadata_numbers_keep_every_bit(tmp_path, state, abstract):
     numbers = np.random.default_rng(0).standard_normal(50).astype(np.float32)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     checkpoints.save(state, CONFIG, {"pending": [float(x) for x in numbers]})
@@ -82,20 +85,20 @@ def test_numbers_of_the_extras_keep_every_bit(tmp_path, state, abstract):
     np.testing.assert_array_equal(np.float32(restore(tmp_path, abstract)[1]["pending"]), numbers)
 
 
-def test_evaluation_reads_the_average_and_the_config(saved, state):
+def test_load_returns_config_and_ema(saved, state):
     for path in (saved, saved / "checkpoints", saved / "checkpoints" / "3"):
         config, params = checkpoint.load(path)
         assert config == CONFIG
         jax.tree.map(np.testing.assert_array_equal, params, state.ema)
 
 
-def test_without_a_checkpoint_there_is_no_step(tmp_path):
+def test_latest_is_none_without_a_checkpoint(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest() is None
     checkpoints.close()
 
 
-def test_old_checkpoints_go_but_for_those_of_branches_and_the_newest_is_found(tmp_path, state):
+def test_old_checkpoints_are_deleted_except_keep_steps(tmp_path, state):
     for keep, also, left in ((1, (), [12]), (2, (), [9, 12]), (1, (3, 4), [3, 12])):
         folder = tmp_path / f"{keep}{len(also)}" / "checkpoints"
         checkpoints = Checkpoints(folder, keep, also)
@@ -107,7 +110,7 @@ def test_old_checkpoints_go_but_for_those_of_branches_and_the_newest_is_found(tm
         assert checkpoint.resolve_checkpoint(folder.parent).name == "12"
 
 
-def test_a_step_saved_twice_is_saved_once(copy, state):
+def test_saving_a_step_twice_writes_it_once(copy, state):
     checkpoints = Checkpoints(copy / "checkpoints")
     meta = copy / "checkpoints" / "3" / "meta"
     before = {p: p.stat().st_mtime_ns for p in meta.rglob("*")}
@@ -116,7 +119,7 @@ def test_a_step_saved_twice_is_saved_once(copy, state):
     assert {p: p.stat().st_mtime_ns for p in meta.rglob("*")} == before
 
 
-def test_what_an_interrupted_save_left_is_no_checkpoint_and_goes(copy, state, abstract):
+def test_unfinished_save_is_ignored_and_deleted(copy, state, abstract):
     half = copy / "checkpoints" / "7.orbax-checkpoint-tmp-123"
     shutil.copytree(copy / "checkpoints" / "3", half)
     assert checkpoint.resolve_checkpoint(copy).name == "3"
@@ -152,14 +155,14 @@ DAMAGE = {
 
 @pytest.mark.parametrize("item", ["params", "ema", "optimizer"])
 @pytest.mark.parametrize("damage", list(DAMAGE))
-def test_a_damaged_checkpoint_is_one_line_when_training_goes_on(copy, abstract, damage, item):
+def test_damaged_checkpoint_is_refused_on_resume(copy, abstract, damage, item):
     DAMAGE[damage](copy / "checkpoints" / "3", item)
     with pytest.raises(UserError, match=r"checkpoints/3: cannot be read"):
         restore(copy, abstract)
 
 
 @pytest.mark.parametrize("damage", list(DAMAGE))
-def test_a_damaged_checkpoint_is_one_line_when_it_is_used(copy, damage):
+def test_damaged_checkpoint_is_refused_on_load(copy, damage):
     DAMAGE[damage](copy / "checkpoints" / "3", "ema")
     with pytest.raises(UserError, match=r"checkpoints/3: cannot be read"):
         checkpoint.load(copy)
@@ -169,7 +172,7 @@ def test_a_damaged_checkpoint_is_one_line_when_it_is_used(copy, damage):
     "text",
     ["", "{", "[]", "{}", '{"format": 99}', '{"format": 2, "config": {"trian": {}}}', "\0\0"],
 )
-def test_a_damaged_or_foreign_description_is_one_line(copy, abstract, text):
+def test_damaged_metadata_is_refused(copy, abstract, text):
     (description,) = (
         p
         for p in (copy / "checkpoints" / "3" / "meta").rglob("*")
@@ -183,7 +186,7 @@ def test_a_damaged_or_foreign_description_is_one_line(copy, abstract, text):
             restore(copy, abstract)
 
 
-def test_another_format_is_told(copy, abstract):
+def test_checkpoint_of_another_format_is_refused(copy, abstract):
     (description,) = (
         p
         for p in (copy / "checkpoints" / "3" / "meta").rglob("*")
@@ -195,7 +198,7 @@ def test_another_format_is_told(copy, abstract):
             read(copy)
 
 
-def test_nothing_where_a_checkpoint_should_be_is_one_line(tmp_path):
+def test_missing_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"none: no such checkpoint"):
         checkpoint.load(tmp_path / "none")
     with pytest.raises(UserError, match="holds no checkpoint"):
@@ -205,7 +208,7 @@ def test_nothing_where_a_checkpoint_should_be_is_one_line(tmp_path):
         checkpoint.load(tmp_path / "file")
 
 
-def test_the_weights_of_another_network_do_not_fit(saved):
+def test_weights_of_another_network_are_refused(saved):
     wider = replace(CONFIG, model=replace(CONFIG.model, width=64))
     _, fresh = tiny.network(wider)
     with pytest.raises(UserError, match=r"run.*the weights do not fit \(misshaped: .*and \d+ more"):
@@ -223,7 +226,7 @@ def test_the_weights_of_another_network_do_not_fit(saved):
         restore(saved, like)
 
 
-def test_initial_weights_are_the_average_in_a_larger_network(saved, state):
+def test_init_from_checkpoint_puts_the_ema_into_a_larger_network(saved, state):
     _, fresh = tiny.network(tiny.forcing(), seed=8)
     out = checkpoint.init_from_checkpoint(saved, fresh, ("depth",))
     np.testing.assert_array_equal(out["trunk"]["layers"]["q"], state.ema["trunk"]["layers"]["q"])
@@ -232,7 +235,7 @@ def test_initial_weights_are_the_average_in_a_larger_network(saved, state):
         checkpoint.init_from_checkpoint(saved, fresh, ())
 
 
-def test_what_a_full_disk_says_is_known():
+def test_messages_of_a_full_disk_are_recognized():
     # The words of errno 28, 27 and 122, and of gRPC's name for them.
     for said in (
         "[Errno 28] No space left on device",
@@ -243,7 +246,7 @@ def test_what_a_full_disk_says_is_known():
         assert any(word in said.lower() for word in FULL)
 
 
-def test_another_failure_of_saving_is_not_called_a_full_disk(copy, state, monkeypatch):
+def test_other_save_errors_are_not_reported_as_a_full_disk(copy, state, monkeypatch):
     checkpoints = Checkpoints(copy / "checkpoints")
 
     def fail(*_, **__):

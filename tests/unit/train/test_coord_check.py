@@ -1,4 +1,4 @@
-"""The coordinate check: it looks at the network's own pass, and tells rates that go with the width from those that do not."""
+"""The coordinate check measures the network's own pass and finds unscaled learning rates."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def rows() -> list[Row]:
     return measure(widths=WIDTHS, seeds=1)
 
 
-def test_looking_changes_nothing():
+def test_squares_are_those_of_the_network_s_own_pass():
     config = tiny.forcing()
     graph, params = tiny.network(config)
     draw = np.random.default_rng(0)
@@ -75,7 +75,7 @@ def test_every_width_and_step_is_measured(rows):
     assert at[True, 32, 0, "prediction: image"] == 0 < at[True, 32, 1, "prediction: image"]
 
 
-def test_the_first_update_of_a_head_is_flat_or_grows_by_the_width(rows):
+def test_first_update_of_a_head_grows_with_width_only_without_scaling(rows):
     told = {(s.transfer, s.step, s.quantity): s.slope for s in slopes(rows)}
     assert told[True, 1, "prediction: image"] == pytest.approx(0.0, abs=0.05)
     assert told[False, 1, "prediction: image"] == pytest.approx(1.0, abs=0.05)
@@ -84,8 +84,8 @@ def test_the_first_update_of_a_head_is_flat_or_grows_by_the_width(rows):
     assert told[False, STEPS, "modulation"] > 0.3
 
 
-def test_fresh_weights_are_those_of_the_table():
-    """Variance 1 / fan-in of what a matrix sums over, and zero for heads and gates; a lookup table and gains of scale 1."""
+def test_initial_weights_have_the_documented_variance():
+    """Matrices have variance 1 / fan-in, tables and gains scale 1, heads and gates are zero."""
     config = scale_width(DEFAULT, 192)
     params = init_params(config, base.build(config))
     flat = {path: np.asarray(w) for path, w in flatten(params).items()}
@@ -104,7 +104,7 @@ def test_fresh_weights_are_those_of_the_table():
             assert w.std() == pytest.approx(wanted, rel=0.02), path
 
 
-def test_a_slope_is_the_power_of_the_width():
+def test_slope_is_the_power_of_the_width():
     made = [Row(True, w, 0, "a", 3 * w**0.5) for w in (64, 128, 256)] + [
         Row(True, w, 0, "b", 0.0) for w in (64, 128)
     ]
@@ -115,7 +115,7 @@ def test_a_slope_is_the_power_of_the_width():
     assert math.isnan(c.slope) and not c.flat
 
 
-def test_the_table_says_what_is_not_flat(rows):
+def test_table_names_quantities_that_are_not_flat(rows):
     exact = [
         Row(r.transfer, r.width, r.step, r.quantity, 0.5 if r.transfer else r.width / 64)
         for r in rows
@@ -131,7 +131,7 @@ def test_the_table_says_what_is_not_flat(rows):
     )
 
 
-def test_it_is_drawn(rows, tmp_path):
+def test_figure_is_saved(rows, tmp_path):
     with figures.style():
         png, svg = figures.save(draw(rows), tmp_path / "coord_check")
     assert png.stat().st_size > 10_000 and "prediction" in svg.read_text()
@@ -141,6 +141,6 @@ def test_it_is_drawn(rows, tmp_path):
     ("widths", "told"),
     [((64,), "one width shows no slope"), ((64, 100), "width 100 does not divide")],
 )
-def test_widths_that_show_nothing_are_one_line(widths, told):
+def test_useless_widths_are_refused(widths, told):
     with pytest.raises(UserError, match=told):
         measure(widths=widths)

@@ -22,18 +22,18 @@ from tests import tiny
 CONFIG = tiny.t2i()
 
 
-def test_words_are_encoded_as_the_config_says():
+def test_text_encoder_hashes_words_by_default():
     assert inputs.open_inputs(CONFIG).text_encoder == Words(
         CONFIG.text.tokens, CONFIG.text.vocab_size
     )
 
 
-def test_states_of_a_frozen_encoder_are_refused_while_there_is_none():
+def test_missing_text_encoder_is_refused():
     with pytest.raises(UserError, match=r"text\.vocab_size is 0"):
         inputs.open_inputs(replace(CONFIG, text=replace(CONFIG.text, vocab_size=0)))
 
 
-def test_scenes_come_at_the_config_s_size_and_held_out_ones_are_others():
+def test_scenes_have_the_config_resolution_and_eval_scenes_differ():
     train, held_out = inputs.open_source(CONFIG), inputs.open_source(CONFIG, "eval")
     assert isinstance(train, Scenes) and len(train) == CONFIG.data.num_scenes
     assert train[0].image.shape == (16, 16, 3)
@@ -41,7 +41,7 @@ def test_scenes_come_at_the_config_s_size_and_held_out_ones_are_others():
     assert not np.array_equal(train[0].image, inputs.open_source(replace(CONFIG, seed=4))[0].image)
 
 
-def test_a_folder_needs_a_name(tmp_path):
+def test_folder_source_needs_a_root(tmp_path):
     config = replace(CONFIG, data=replace(CONFIG.data, source="folder"))
     with pytest.raises(UserError, match=r"data\.root is empty; .*--config\.data\.root"):
         inputs.open_source(config)
@@ -81,7 +81,7 @@ def prepared_config(root: Path, **data):
     return replace(CONFIG, data=replace(CONFIG.data, source="prepared", root=str(root), **data))
 
 
-def test_prepared_sets_are_mixed_by_weight_and_evaluated_in_turns(tmp_path):
+def test_prepared_sets_are_mixed_by_weight_and_evaluated_round_robin(tmp_path):
     for name, splits in {
         "a": {"train": 3, "val": 2},
         "b": {"train": 4, "val": 3},
@@ -112,7 +112,7 @@ def test_prepared_sets_are_mixed_by_weight_and_evaluated_in_turns(tmp_path):
         inputs.open_source(prepared_config(tmp_path / "c"), "eval")
 
 
-def test_a_prepared_set_that_is_not_there_is_one_line(tmp_path):
+def test_missing_prepared_set_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"data\.root is empty"):
         inputs.open_inputs(replace(CONFIG, data=replace(CONFIG.data, source="prepared")))
     with pytest.raises(UserError, match="no such folder"):

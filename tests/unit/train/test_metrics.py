@@ -16,7 +16,7 @@ def write(folder, first: int, *rows: tuple[int, dict[str, float]]) -> None:
     writer.close()
 
 
-def test_rows_come_back(tmp_path):
+def test_rows_are_read_back(tmp_path):
     assert read_metrics(tmp_path) == []
     write(tmp_path / "new", 0, (1, {"loss": 0.1}), (2, {"loss": 1 / 3, "extra": 2.0}))
     assert read_metrics(tmp_path / "new") == [
@@ -25,26 +25,26 @@ def test_rows_come_back(tmp_path):
     ]
 
 
-def test_rows_are_on_disk_at_once(tmp_path):
+def test_rows_are_on_disk_before_close(tmp_path):
     writer = MetricWriter(tmp_path, 0)
     writer.write(1, {"loss": 0.1})
     assert read_metrics(tmp_path) == [{"step": 1, "loss": 0.1}]
     writer.close()
 
 
-def test_a_run_that_goes_on_tells_no_step_twice(tmp_path):
+def test_resumed_run_writes_no_step_twice(tmp_path):
     write(tmp_path, 0, *((k, {"loss": float(k)}) for k in (1, 2, 3, 4, 5)))
     write(tmp_path, 3, (4, {"loss": 40.0}))
     assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
 
 
-def test_a_run_that_starts_anew_forgets_the_old_one(tmp_path):
+def test_restarted_run_removes_old_rows(tmp_path):
     write(tmp_path, 0, (1, {"loss": 1.0}))
     write(tmp_path, 0)
     assert read_metrics(tmp_path) == []
 
 
-def test_a_line_cut_short_by_a_kill_is_left_out_and_mended(tmp_path):
+def test_truncated_last_line_is_ignored_and_repaired(tmp_path):
     write(tmp_path, 0, (1, {"loss": 1.0}), (2, {"loss": 2.0}))
     path = tmp_path / "metrics.jsonl"
     path.write_text(path.read_text()[:-7])
@@ -53,7 +53,7 @@ def test_a_line_cut_short_by_a_kill_is_left_out_and_mended(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
 
 
-def test_tensorboard_can_read_it(tmp_path):
+def test_tensorboard_events_hold_the_scalars(tmp_path):
     write(tmp_path, 0, (7, {"loss_depth": 0.25}))
     (events,) = (tmp_path / "events").iterdir()
     assert "tfevents" in events.name and b"loss_depth" in events.read_bytes()

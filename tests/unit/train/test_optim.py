@@ -23,7 +23,7 @@ def rates(c: TrainConfig) -> np.ndarray:
     return np.array([float(schedule(c)(jnp.int32(k))) for k in range(c.steps)])
 
 
-def test_wsd_warms_up_stays_and_cools_down():
+def test_wsd_warms_up_stays_constant_and_decays():
     told = rates(C)
     np.testing.assert_allclose(told[:10], 0.1 * (np.arange(10) + 1) / 10, rtol=1e-5)
     np.testing.assert_allclose(told[10:81], 0.1, rtol=1e-5)
@@ -32,7 +32,7 @@ def test_wsd_warms_up_stays_and_cools_down():
     assert float(schedule(C)(jnp.int32(1000))) == pytest.approx(0.005)
 
 
-def test_cosine_warms_up_and_falls_to_a_tenth():
+def test_cosine_warms_up_and_decays_to_a_tenth():
     told = rates(TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.1, schedule="cosine"))
     assert np.all(np.diff(told[:11]) > 0) and np.all(np.diff(told[10:]) < 0)
     assert told.max() == pytest.approx(0.1) and told[-1] == pytest.approx(0.01, rel=0.02)
@@ -40,7 +40,7 @@ def test_cosine_warms_up_and_falls_to_a_tenth():
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_the_shortest_runs_have_a_schedule(kind, steps):
+def test_schedule_is_finite_for_the_shortest_runs(kind, steps):
     assert np.all(
         np.isfinite(
             rates(TrainConfig(steps=steps, schedule=kind, warmup_fraction=1.0, decay_fraction=1.0))
@@ -48,7 +48,7 @@ def test_the_shortest_runs_have_a_schedule(kind, steps):
     )
 
 
-def test_decay_is_on_matrices_only():
+def test_weight_decay_acts_on_matrices_only():
     told = {path for path, on in flatten(weight_decay_mask(SHAPES)).items() if on}
     assert told == {path for path in flatten(SHAPES) if path.split("/")[-1] in tiny.MATRICES}
     vectors = set(flatten(SHAPES)) - told
@@ -61,7 +61,7 @@ def test_decay_is_on_matrices_only():
     assert {"text/padding", "mixing/image_from_depth"} <= vectors
 
 
-def test_without_a_gradient_only_what_decays_moves():
+def test_zero_gradient_moves_only_decayed_weights():
     c = TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.5)
     optimise = make_optimizer(c, 32)
     nothing = jax.tree.map(np.zeros_like, SHAPES)
@@ -73,7 +73,7 @@ def test_without_a_gradient_only_what_decays_moves():
         )
 
 
-def test_the_gradient_is_clipped_by_its_global_norm():
+def test_gradient_is_clipped_by_its_global_norm():
     c = TrainConfig(steps=100, warmup_fraction=0.0, weight_decay=0.0, grad_clip_norm=1.0)
     params = {"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)}
     grads = {"a": jnp.full((2, 2), 1e4), "b": jnp.full(3, -1e4)}
@@ -95,7 +95,7 @@ def test_the_gradient_is_clipped_by_its_global_norm():
     )
 
 
-def test_the_betas_are_the_config_s():
+def test_adam_uses_the_config_betas():
     params, grad = {"w": jnp.zeros((1, 1))}, {"w": jnp.full((1, 1), 0.5)}
     optimise = make_optimizer(TrainConfig(b1=0.7, b2=0.8), 32)
     state = optimise.update(grad, optimise.init(params), params)[1]
@@ -110,7 +110,7 @@ def three() -> Config:
     return replace(config, modalities={**config.modalities, "normals": third})
 
 
-def test_each_parameter_of_three_modalities_is_in_one_group():
+def test_every_parameter_has_one_group():
     found: dict[str, set[str]] = {}
     for path in flatten(tiny.network(three())[1]):
         found.setdefault(param_group(tuple(path.split("/"))), set()).add(path)
@@ -142,8 +142,8 @@ def test_each_parameter_of_three_modalities_is_in_one_group():
 @pytest.mark.parametrize(
     "changes", [{"mlp_dim": 96}, {"width": 64, "heads": 8, "kv_heads": 4, "mlp_dim": 96}]
 )
-def test_groups_are_what_grows_with_the_width(changes):
-    """What a matrix sums over is the last dimension but one: in "hidden" and "output" it grows, elsewhere it does not."""
+def test_groups_match_the_dimensions_that_grow_with_width(changes):
+    """A matrix sums over its last dimension but one, which grows in "hidden" and "output" only."""
     narrow, wide = tiny.forcing(), replace(tiny.forcing(), model=replace(tiny.MODEL, **changes))
     ours, theirs = (flatten(tiny.network(config)[1]) for config in (narrow, wide))
     for path, w in ours.items():
@@ -156,7 +156,7 @@ def test_groups_are_what_grows_with_the_width(changes):
             assert theirs[path].shape[-1] == w.shape[-1]
 
 
-def test_an_unknown_parameter_has_no_group():
+def test_unknown_parameter_raises():
     with pytest.raises(ValueError, match="no group for the parameter trunk/layers/bias"):
         param_group(("trunk", "layers", "bias"))
 
@@ -186,7 +186,7 @@ def walk(optimise, params, steps=3):
     return params, state
 
 
-def test_without_a_base_width_it_is_adamw():
+def test_without_base_width_the_optimizer_is_adamw():
     c = TrainConfig(steps=10, learning_rate=0.1, weight_decay=0.1)
     plain = optax.chain(
         optax.clip_by_global_norm(c.grad_clip_norm),
@@ -202,18 +202,24 @@ def test_without_a_base_width_it_is_adamw():
     jax.tree.map(np.testing.assert_array_equal, at_its_own, theirs[0])
 
 
-def test_each_group_is_adamw_at_its_own_rate():
-    """The same as one optax.adamw per group, matrices over the width with 1/m of the rate and m times the decay."""
+def test_each_group_is_adamw_at_its_own_learning_rate():
+    """One optax.adamw per group; sums over the width have 1/m of the rate, m times the decay."""
     c, m = TrainConfig(steps=10, learning_rate=0.1, weight_decay=0.1, base_width=8), 4
-    slow = lambda k: schedule(c)(k) / m
+
+    def slow(k):
+        return schedule(c)(k) / m
+
     options = {"b1": c.b1, "b2": c.b2, "eps": 1e-8 / m, "mask": weight_decay_mask}
     fast = optax.adamw(schedule(c), weight_decay=c.weight_decay, **options)
     by_group = {"input": fast, "vector": fast} | dict.fromkeys(
         ("hidden", "output"), optax.adamw(slow, weight_decay=m * c.weight_decay, **options)
     )
-    labels = lambda p: jax.tree_util.tree_map_with_path(
-        lambda path, _: param_group(tuple(k.key for k in path)), p
-    )
+
+    def labels(p):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: param_group(tuple(k.key for k in path)), p
+        )
+
     theirs, _ = walk(
         optax.chain(optax.clip_by_global_norm(c.grad_clip_norm), optax.partition(by_group, labels)),
         FEW,

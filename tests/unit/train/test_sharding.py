@@ -1,4 +1,4 @@
-"""How weights are laid out: golden specs per size and mesh, rules that refuse collisions, nothing forgotten."""
+"""Shardings: golden specs per size and mesh, rules that refuse collisions, no weight forgotten."""
 
 from __future__ import annotations
 
@@ -44,11 +44,14 @@ def weights(size: str) -> dict:
 
 @pytest.mark.parametrize("name", MESHES)
 @pytest.mark.parametrize("size", SIZES)
-def test_the_family_is_laid_out_as_reviewed(size, name):
-    """One line per weight: shape and spec. UPDATE_GOLDEN=1 writes what there is now, for the reviewer to see."""
+def test_shardings_of_the_family_equal_the_golden_files(size, name):
+    """One line per weight: shape and spec. UPDATE_GOLDEN=1 writes the files anew, for review."""
     on = mesh(MESHES[name])
     table = flatten(weights(size))
-    spec = lambda path, leaf: param_spec(PRESETS["zero2"], tuple(path.split("/")), leaf.shape, on)
+
+    def spec(path, leaf):
+        return param_spec(PRESETS["zero2"], tuple(path.split("/")), leaf.shape, on)
+
     text = "".join(
         f"{path} {leaf.shape} {tuple(spec(path, leaf))}\n" for path, leaf in sorted(table.items())
     )
@@ -59,7 +62,7 @@ def test_the_family_is_laid_out_as_reviewed(size, name):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_only_small_vectors_lie_whole_on_every_device(size):
+def test_only_small_vectors_are_replicated(size):
     whole = replicated_params(weights(size), PRESETS["zero2"], mesh((4, 16, 1)))
     assert next(iter(whole)).endswith("offset") and sum(whole.values()) < 2e6
     assert all(
@@ -68,7 +71,7 @@ def test_only_small_vectors_lie_whole_on_every_device(size):
     )
 
 
-def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole_and_is_told():
+def test_dimension_that_an_axis_does_not_divide_is_replicated_and_listed():
     params = {"head": {"image": {"linear": {"w": jax.ShapeDtypeStruct((6, 4), np.float32)}}}}
     assert (
         tuple(
@@ -82,7 +85,7 @@ def test_an_axis_that_does_not_divide_a_dimension_leaves_it_whole_and_is_told():
     assert replicated_params(params, PRESETS["fsdp"], mesh((1, 3, 1))) == {}
 
 
-def test_an_axis_may_split_one_dimension_only():
+def test_rule_that_uses_an_axis_twice_is_refused():
     with pytest.raises(ValueError, match=r"down_fd .* splits two dimensions by one axis"):
         ShardingRules(down_fd=("fsdp", ("tensor", "fsdp")))
 
@@ -99,20 +102,23 @@ def test_every_weight_has_exactly_one_rule_of_its_rank():
         rule_for_param(("trunk", "layers", "invented"), 3)
 
 
-def test_the_optimiser_lies_as_its_weights_do_and_counters_are_whole():
+def test_moments_are_sharded_as_their_weights_and_counters_are_replicated():
     config = forcing.get_config("size=370m")
     _, shapes = abstract_model(config, base.build(config))
     state = jax.eval_shape(lambda p: init_state(config, p), shapes)
     on = mesh((1, 64, 1))
     placed = tree_shardings(state, PRESETS["zero2"], on)
-    specs = lambda tree: {path: s.spec for path, s in flatten(tree).items()}
+
+    def specs(tree):
+        return {path: s.spec for path, s in flatten(tree).items()}
+
     adam = placed.opt_state[1][0]
     assert specs(adam.mu) == specs(adam.nu) == specs(placed.params) == specs(placed.ema)
     assert tuple(placed.step.spec) == tuple(adam.count.spec) == ()
     assert tuple(placed.params["trunk"]["layers"]["q"].spec) == (None, "fsdp", "tensor")
 
 
-def test_presets_differ_in_what_they_say_they_do():
+def test_presets_differ_only_as_documented():
     assert PRESETS["zero2"].keep_gathered and not PRESETS["fsdp"].keep_gathered
     assert replace(PRESETS["fsdp"], keep_gathered=True) == PRESETS["zero2"]
     whole = PRESETS["replicated"]
@@ -130,7 +136,7 @@ def test_presets_differ_in_what_they_say_they_do():
         (MeshConfig(data=2, tensor=2), (2, 2, 2)),
     ],
 )
-def test_a_mesh_takes_the_devices_that_are_left(config, sizes):
+def test_mesh_axis_of_minus_one_takes_the_remaining_devices(config, sizes):
     assert tuple(make_mesh(config, [jax.devices()[0]] * 8).devices.shape) == sizes
 
 
@@ -144,6 +150,6 @@ def test_a_mesh_takes_the_devices_that_are_left(config, sizes):
         (MeshConfig(slices=2), "mesh.slices is 2, the devices are of 1"),
     ],
 )
-def test_a_mesh_that_does_not_fit_is_one_line(config, told):
+def test_mesh_that_does_not_fit_the_devices_is_refused(config, told):
     with pytest.raises(UserError, match=told):
         make_mesh(config, [jax.devices()[0]] * 8)

@@ -23,7 +23,7 @@ def params():
     return init_params(CONFIG, MODALITIES)
 
 
-def test_weights_are_a_function_of_the_seed():
+def test_initial_weights_depend_only_on_the_seed():
     config = tiny.t2i()
     params, again, other = (
         init_params(replace(config, seed=seed), base.build(config)) for seed in (3, 3, 4)
@@ -32,23 +32,26 @@ def test_weights_are_a_function_of_the_seed():
     assert not np.allclose(other["trunk"]["layers"]["q"], params["trunk"]["layers"]["q"])
 
 
-def test_the_abstract_network_has_the_shapes_of_the_real_one(params):
+def test_abstract_model_has_the_shapes_of_the_real_one(params):
     graph, shapes = abstract_model(CONFIG, MODALITIES)
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(shapes))
-    described = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+    def described(tree):
+        return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
     assert described(shapes) == described(params)
     assert np.any(params["tokenizer"]["depth"]["w"])
     assert isinstance(nnx.merge(graph, params), DiT)
 
 
-def test_all_weights_are_kept_in_float32_whatever_the_model_computes_in():
+def test_weights_are_float32_for_every_compute_dtype():
     config = replace(CONFIG, model=replace(CONFIG.model, dtype="bfloat16"))
     assert {leaf.dtype for leaf in jax.tree.leaves(abstract_model(config, MODALITIES)[1])} == {
         np.dtype("float32")
     }
 
 
-def test_a_fresh_state_has_done_nothing_and_averages_its_own_weights(params):
+def test_initial_state_has_step_zero_and_an_ema_equal_to_its_weights(params):
     state = init_state(CONFIG, params)
     assert int(state.step) == 0 and state.step.dtype == np.int32
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
@@ -56,14 +59,17 @@ def test_a_fresh_state_has_done_nothing_and_averages_its_own_weights(params):
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(state.opt_state))
 
 
-def test_the_average_shares_no_memory_with_the_weights(params):
+def test_ema_shares_no_memory_with_the_weights(params):
     # The step consumes its input state: one buffer in two places could not be given away twice.
     state = init_state(CONFIG, params)
-    where = lambda tree: {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+
+    def where(tree):
+        return {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(tree)}
+
     assert not where(state.params) & where(state.ema)
 
 
-def test_a_fingerprint_is_of_every_bit_path_and_shape(params):
+def test_params_hash_depends_on_every_bit_path_and_shape(params):
     plain = params_hash(params)
     assert params_hash(jax.tree.map(np.asarray, params)) == plain and len(plain) == 12
     leaves, treedef = jax.tree.flatten(params)

@@ -62,7 +62,7 @@ def capture(batch=BATCH, config=CONFIG, step=0, answer=0.0, teacher=None):
 
 @pytest.fixture(scope="module")
 def graded():
-    """(weights, batch) -> (metrics, gradient) of the real network, compiled once; and weights away from the start."""
+    """batch -> (metrics, gradient) of the real network, compiled once."""
     graph, params = tiny.network(CONFIG)
 
     def run(params, batch):
@@ -108,7 +108,10 @@ def test_noise_differs_between_examples_modalities_steps_and_seeds():
     assert eps.mean() == pytest.approx(0, abs=4 / np.sqrt(eps.size)) and eps.std() == pytest.approx(
         1, abs=0.06
     )
-    alike = lambda x, y: len(np.intersect1d(x, y)) > 0.01 * min(x.size, y.size)
+
+    def alike(x, y):
+        return len(np.intersect1d(x, y)) > 0.01 * min(x.size, y.size)
+
     assert len(np.unique(eps)) > 0.99 * eps.size
     seen, _ = capture(empty, with_given(0.0, 1.0))
     t, (x0, _) = seen["t"]["image"][:, None, None], MODALITIES["image"].encode(BATCH)
@@ -166,7 +169,7 @@ def test_example_without_valid_pixels_has_zero_loss_and_finite_gradient(graded):
 
 
 def test_condition_and_invalid_tokens_have_exactly_zero_gradient():
-    """With either modality given in half of the examples: the gradient of the loss by every value of the answer."""
+    """The gradient by every output, with each modality given in half of the examples."""
     config = with_given(0.5, 0.5)
     answers = {n: jnp.full((B, *m.shape), 0.3) for n, m in MODALITIES.items()}
 

@@ -1,4 +1,4 @@
-"""The recipe: other widths, batches and horizons of a config, and the rules that the optimiser is held to."""
+"""Other widths, batches and horizons of a config, and the powers that the optimizer follows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PAPER = load(f"{CONFIGS}/t2i.py:size=370m")
 
 
 @pytest.mark.parametrize("name", ["370m", "800m", "3b3"])
-def test_the_family_is_the_recipe_of_its_narrowest(name):
+def test_scaling_the_narrowest_config_gives_the_family(name):
     assert scale_width(PAPER, SIZES[name].width) == load(f"{CONFIGS}/t2i.py:size={name}")
 
 
@@ -33,14 +33,14 @@ def test_the_family_is_the_recipe_of_its_narrowest(name):
     ("width", "heads", "kv_heads"),
     [(384, 3, 1), (640, 5, 1), (1280, 10, 2), (1792, 14, 2), (2048, 16, 4), (2560, 20, 5)],
 )
-def test_widths_between_and_below_the_family(width, heads, kv_heads):
+def test_kv_heads_of_widths_outside_the_family(width, heads, kv_heads):
     told = scale_width(PAPER, width)
     model = replace(PAPER.model, width=width, mlp_dim=3 * width, heads=heads, kv_heads=kv_heads)
     assert told == replace(PAPER, model=model)
 
 
 @pytest.mark.parametrize("head_dim", [16, 24])
-def test_the_demo_takes_every_width_of_whole_heads(head_dim):
+def test_demo_scales_to_every_width_of_whole_heads(head_dim):
     demo = replace(
         DEMO,
         model=replace(DEMO.model, head_dim=head_dim, heads=96 // head_dim, kv_heads=48 // head_dim),
@@ -56,7 +56,7 @@ def test_the_demo_takes_every_width_of_whole_heads(head_dim):
         assert c.kv_heads == c.heads // 2 or c.heads % 2
 
 
-def test_a_learning_rate_belongs_to_the_width_it_was_found_at():
+def test_scale_width_keeps_the_base_width():
     once = scale_width(DEMO, 192).train
     assert once == replace(DEMO.train, base_width=96)
     assert scale_width(scale_width(DEMO, 192), 384) == scale_width(DEMO, 384)
@@ -66,14 +66,14 @@ def test_a_learning_rate_belongs_to_the_width_it_was_found_at():
     ("width", "hint"),
     [(100, "multiple of 24, such as 96 or 120"), (10, "such as 24 or 48"), (0, "24 or 48")],
 )
-def test_a_width_of_broken_heads_is_one_line(width, hint):
+def test_width_that_is_no_multiple_of_the_head_size_is_refused(width, hint):
     with pytest.raises(
         UserError, match=f"width {width} does not divide into heads of 24 channels.*{hint}"
     ):
         scale_width(DEMO, width)
 
 
-def test_a_horizon_is_whole_steps():
+def test_horizon_is_rounded_up_to_whole_steps():
     told = with_horizon(PAPER, 128_000_000).train
     assert (told.steps, told.schedule, told.warmup_fraction, told.decay_fraction) == (
         125_000,
@@ -89,7 +89,7 @@ def test_a_horizon_is_whole_steps():
 
 @pytest.mark.parametrize("images", [16_000, 20_000, 33_333, 61_000, 64_001])
 @pytest.mark.parametrize("warmup", [0.0, 0.001, 0.03, 0.049, 0.1])
-def test_a_horizon_beside_a_trunk_has_its_rate_until_it_cools_down(images, warmup):
+def test_branch_has_the_learning_rate_of_its_trunk_until_it_decays(images, warmup):
     trunk = replace(DEMO, train=replace(DEMO.train, steps=8000, warmup_fraction=warmup))
     c = with_horizon(DEMO, images, trunk=trunk).train
     assert warmup_steps(c) == warmup_steps(trunk.train)
@@ -99,7 +99,7 @@ def test_a_horizon_beside_a_trunk_has_its_rate_until_it_cools_down(images, warmu
     )
 
 
-def test_a_horizon_shorter_than_the_trunk_s_warm_up_is_refused():
+def test_horizon_shorter_than_the_trunk_warmup_is_refused():
     with pytest.raises(
         UserError,
         match="1600 images are 100 steps of 16, too few beside the trunk's 200 of warm-up",
@@ -107,18 +107,21 @@ def test_a_horizon_shorter_than_the_trunk_s_warm_up_is_refused():
         with_horizon(DEMO, 1600, trunk=DEMO)
 
 
-def test_another_batch_sees_as_many_images_and_averages_over_as_many():
+def test_scale_batch_keeps_images_and_averaging_horizons():
     told = scale_batch(DEMO, 64).train
     assert told.steps * told.batch == DEMO.train.steps * DEMO.train.batch
     assert told.learning_rate == pytest.approx(2 * DEMO.train.learning_rate)
     assert np.log(0.5) / np.log(told.b2) * 64 == pytest.approx(
         np.log(0.5) / np.log(DEMO.train.b2) * 16
     )
-    per_image = lambda c: c.learning_rate * c.weight_decay / c.batch
+
+    def per_image(c):
+        return c.learning_rate * c.weight_decay / c.batch
+
     assert per_image(told) == pytest.approx(per_image(DEMO.train))
 
 
-def test_the_paper_s_config_is_the_recipe_s():
+def test_paper_config_equals_the_recipe():
     c = PAPER.train
     told = {
         "learning_rate",
@@ -136,7 +139,7 @@ def test_the_paper_s_config_is_the_recipe_s():
     assert PAPER.model.mlp_dim == RECIPE.mlp_ratio * PAPER.model.width
 
 
-def test_the_optimiser_keeps_to_the_recipe_s_powers():
+def test_optimizer_follows_the_powers_of_the_recipe():
     """Rates, decay and epsilon of one step from nothing, at base width and four times it."""
     params = {
         "trunk": {"layers": {"q": jnp.ones((1, 2, 2)), "offset": jnp.ones((1, 2))}},
@@ -164,7 +167,7 @@ def test_the_optimiser_keeps_to_the_recipe_s_powers():
     np.testing.assert_allclose(
         moved(decaying, 256, 0.0), np.array([-0.1, 0, -0.1]) * 4**RECIPE.rate_times_decay, rtol=1e-5
     )
-    # A gradient of epsilon's size is halved: it must be so at both widths if the gradient falls as the recipe says.
+    # A gradient of epsilon's size is halved, at both widths if it falls as the recipe says.
     assert (
         moved(c, 256, 1e-8 * 4**RECIPE.eps)[1]
         == pytest.approx(moved(c, 64, 1e-8)[1], rel=1e-3)
@@ -172,7 +175,7 @@ def test_the_optimiser_keeps_to_the_recipe_s_powers():
     )
 
 
-def test_each_constant_has_its_reason():
+def test_every_recipe_constant_has_a_comment():
     lines = Path(scale_width.__code__.co_filename).read_text().splitlines()
     for field in fields(RECIPE):
         (line,) = [line for line in lines if line.startswith(f"    {field.name}: ")]
