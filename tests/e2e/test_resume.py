@@ -207,17 +207,16 @@ def test_missing_initial_checkpoint_is_refused(tmp_path):
 def test_non_finite_loss_stops_the_run_and_keeps_the_last_checkpoint(tmp_path, monkeypatch):
     made = init.make_step
 
-    def poisoned(*arguments):
-        step = made(*arguments)
+    def poisoned(*arguments, **options):
+        step = made(*arguments, **options)
 
         def run(state, batch):
             count = int(jax.device_get(state.step))
             with jax.transfer_guard("allow"):
                 state, metrics = step(state, batch)
-                return state, {
-                    **metrics,
-                    "loss": metrics["loss"] * np.nan,
-                } if count >= 3 else metrics
+                if count >= 3:
+                    metrics["loss"] *= np.nan
+                return state, metrics
 
         return run
 

@@ -104,8 +104,8 @@ def test_export_that_does_not_read_back_is_deleted(forcing_run: Path, tmp_path: 
         name = next(iter(read))
         return read | {name: read[name] + 1}
 
-    right = exporting._read_safetensors
-    monkeypatch.setattr(exporting, "_read_safetensors", worse)
+    write, right = exporting._FORMATS["safetensors"]
+    monkeypatch.setitem(exporting._FORMATS, "safetensors", (write, worse))
     with pytest.raises(UserError, match="does not read back"):
         exporting.export(forcing_run, tmp_path / "out", "safetensors")
     assert contents(tmp_path) == {}
