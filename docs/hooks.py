@@ -137,7 +137,7 @@ def _keys(kind: type, path: str) -> str:
             f"| `{path}{field.name}` | {_cell(_type_name(hint))} | `{_default(field)}` "
             f"| {_cell(notes.get(field.name, ''))} |"
         )
-    return "\n".join(rows) if len(rows) > 2 else ""
+    return "\n".join(rows) if len(rows) > 2 else ""  # a section may have sections only
 
 
 def _type_name(hint: object) -> str:
