@@ -1,4 +1,4 @@
-"""The one exception that means "the user can fix this": the command line prints it as one line and exits with 2."""
+"""The exception for mistakes of the user, which the command line prints as one line."""
 
 
 class UserError(Exception):

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 MAX_EXAMPLES = 64  # more are refused: memory could run out half way
 
 EXAMPLES = """examples:
-  mforce sample --checkpoint runs/demo/forcing --mode joint --caption 'a red ball on grass' --out out
-  mforce sample --checkpoint runs/demo/forcing --mode i2d --image photo.jpg --out out
-  mforce sample --checkpoint runs/demo/forcing --mode d2i --depth depth.png --depth-scale 0.001 --out out"""
+  mforce sample --checkpoint runs/mf --mode joint --caption 'a red ball on grass' --out out
+  mforce sample --checkpoint runs/mf --mode i2d --image photo.jpg --out out
+  mforce sample --checkpoint runs/mf --mode d2i --depth depth.png --depth-scale 0.001 --out out"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Generates, then writes the files and prints their paths.
 
-    Raises UserError for a mode that the checkpoint cannot do, and for an input that is missing, unreadable or unused.
+    Raises UserError for a mode that the checkpoint cannot do, and for an input that is missing,
+    unreadable or unused.
     """
     import numpy as np
 

@@ -9,7 +9,7 @@ from modality_forcing import distributed
 
 EXAMPLES = """examples:
   mforce train --config=demo:phase=t2i --workdir=runs/t2i
-  mforce train --config=my_config.py --workdir=runs/mine --config.train.steps=50 --config.model.width=128
+  mforce train --config=my_config.py --workdir=runs/mine --config.train.steps=50
 
 Any value of the config can be set with --config.KEY=VALUE."""
 

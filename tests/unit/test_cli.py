@@ -1,4 +1,4 @@
-"""The command line's own part: parsing, overrides, exit codes, and help that answers at once."""
+"""The command line: help that answers at once, and exit codes."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from tests.runs import environment, refused
 
 HELP = """
 import contextlib, io, json, sys
-from modality_forcing import __version__, cli
-told = {}
+from modality_forcing import cli
+texts = {}
 for arguments in ([], ["demo"], ["train"], ["sample"], ["evaluate"], ["export"]):
     with contextlib.redirect_stdout(io.StringIO()) as out:
         try:
             cli.main([*arguments, "--help"])
         except SystemExit as left:
-            told[" ".join(arguments)] = [left.code, out.getvalue()]
-heavy = [name for name in ("jax", "flax", "orbax", "grain", "numpy", "ml_collections") if name in sys.modules]
-print(json.dumps([told, heavy]))
+            texts[" ".join(arguments)] = [left.code, out.getvalue()]
+slow = ("jax", "flax", "orbax", "grain", "numpy", "ml_collections")
+heavy = [name for name in slow if name in sys.modules]
+print(json.dumps([texts, heavy]))
 """
 
 
 @pytest.fixture(scope="module")
 def helps() -> tuple[dict, list]:
-    done = subprocess.run(
-        [sys.executable, "-c", HELP], env=environment(), capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", HELP]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return tuple(json.loads(done.stdout))
 
 
-def test_help_loads_nothing_that_takes_long(helps):
+def test_help_imports_nothing_slow(helps):
     assert helps[1] == []
 
 
@@ -54,29 +54,14 @@ def test_help_names_every_command(helps):
 @pytest.mark.parametrize(
     ("command", "words"),
     {
-        "demo": (
-            "--workdir",
-            "--ablate",
-            "--t2i-steps",
-            "--forcing-steps",
-            "--examples",
-            "report.html",
-        ),
+        "demo": ("--workdir", "--ablate", "--t2i-steps", "--forcing-steps", "report.html"),
         "train": ("--config FILE[:ARG]", "--workdir", "--config.train.steps=50"),
-        "sample": (
-            "--checkpoint",
-            "joint, i2d, d2i, partial or t2i",
-            "--depth-scale",
-            "0.001",
-            "--caption",
-            "--refine",
-            "mforce sample --",
-        ),
+        "sample": ("joint, i2d, d2i, partial or t2i", "--depth-scale", "mforce sample --"),
         "evaluate": ("--checkpoint", "--examples", "--out"),
         "export": ("--checkpoint", "--out", "{orbax,safetensors}"),
     }.items(),
 )
-def test_help_says_how(helps, command, words):
+def test_help_names_options_and_examples(helps, command, words):
     code, text = helps[0][command]
     assert code == 0
     for word in words:
@@ -97,32 +82,29 @@ def raising(monkeypatch):
     return make
 
 
-def test_a_users_mistake_is_one_line_and_two(mforce, raising):
+def test_user_error_is_one_line_and_exit_code_2(mforce, raising):
     raising("export", UserError("is wrong", where="here", hint="hint\nit"))
     done = mforce("export", "--checkpoint", "c", "--out", "o")
     refused(done, r"^mforce export: here: is wrong; hint it\n$")
 
 
-def test_a_loss_that_is_not_finite_is_one_line_and_two(mforce, raising):
+def test_diverged_training_is_one_line_and_exit_code_2(mforce, raising):
     raising("train", FloatingPointError("loss not finite between steps 20 and 40"))
     done = mforce("train", "--config", "c", "--workdir", "w")
-    refused(
-        done,
-        r"^mforce train: loss not finite between steps 20 and 40; lower train\.learning_rate, in another --workdir\n$",
-    )
+    message = r"loss not finite between steps 20 and 40; lower train\.learning_rate, in another"
+    refused(done, rf"^mforce train: {message} --workdir\n$")
 
 
-@pytest.mark.parametrize(("command", "goes_on"), [("demo", True), ("export", False)])
-def test_an_interruption_is_130_and_says_whether_it_can_go_on(mforce, raising, command, goes_on):
+@pytest.mark.parametrize(("command", "resumable"), [("demo", True), ("export", False)])
+def test_interruption_is_exit_code_130_and_says_how_to_resume(mforce, raising, command, resumable):
     raising(command, KeyboardInterrupt())
     done = mforce(command, *(["--checkpoint", "c", "--out", "o"] if command == "export" else []))
     assert done.code == 130
-    assert ("run the same command again to resume" in done.err) == goes_on and done.err.count(
-        "\n"
-    ) == 1
+    assert ("run the same command again to resume" in done.err) == resumable
+    assert done.err.count("\n") == 1
 
 
-def test_a_bug_is_not_hidden(mforce, raising):
+def test_other_exceptions_pass(mforce, raising):
     raising("export", ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
         mforce("export", "--checkpoint", "c", "--out", "o")
@@ -135,17 +117,13 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_that_has_seen_enough_is_no_mistake(unbuffered):
+def test_closed_pipe_is_exit_code_141(unbuffered):
     read, write = os.pipe()
     os.close(read)  # as `| head` does
     try:
-        listing, variables = (
-            runs.command("prepare", "--list"),
-            {**environment(), "PYTHONUNBUFFERED": unbuffered},
-        )
-        done = subprocess.run(
-            listing, env=variables, stdout=write, stderr=subprocess.PIPE, text=True
-        )
+        env = {**environment(), "PYTHONUNBUFFERED": unbuffered}
+        listing = runs.command("prepare", "--list")
+        done = subprocess.run(listing, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
     finally:
         os.close(write)
     assert (done.returncode, done.stderr) == (141, "")

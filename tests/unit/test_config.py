@@ -1,4 +1,4 @@
-"""Configs: strict keys and types on the way in, the same dataclass back, and what makes no sense refused."""
+"""Configs: conversion to and from dicts, types, and values that make no sense."""
 
 from __future__ import annotations
 
@@ -25,28 +25,26 @@ from tests import tiny
 @pytest.mark.parametrize(
     "config", [Config(), tiny.t2i(), tiny.forcing(distill=True, init_from="runs/t2i")]
 )
-def test_a_config_survives_json(config):
+def test_config_survives_json(config):
     again = from_dict(json.loads(json.dumps(to_dict(config))))
     assert again == config
     assert list(again.modalities) == list(config.modalities)
-    assert (
-        type(again.train.allow_missing_modalities) is tuple
-        and type(again.modalities["image"]) is ModalityConfig
-    )
+    assert type(again.train.allow_missing_modalities) is tuple
+    assert type(again.modalities["image"]) is ModalityConfig
 
 
-def test_what_is_left_out_takes_its_default():
+def test_missing_keys_take_their_defaults():
     assert from_dict({}) == Config()
     assert from_dict({"train": {"steps": 7}}).train == replace(TrainConfig(), steps=7)
 
 
-def test_a_config_cannot_be_changed():
+def test_config_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().seed = 1  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "message"),
     [
         ({"train": {"steps": "many"}}, r"train\.steps is 'many'; it must be of type int"),
         ({"train": {"steps": 5.0}}, r"train\.steps is 5\.0; it must be of type int"),
@@ -79,12 +77,12 @@ def test_a_config_cannot_be_changed():
         ),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_refused_by_its_path(tree, told):
-    with pytest.raises(UserError, match=told):
+def test_value_of_the_wrong_type_is_refused(tree, message):
+    with pytest.raises(UserError, match=message):
         from_dict(tree)
 
 
-def test_a_whole_number_will_do_for_a_real_one():
+def test_float_accepts_an_integer():
     rate = from_dict({"train": {"learning_rate": 1}}).train.learning_rate
     assert rate == 1.0 and type(rate) is float
 
@@ -92,8 +90,12 @@ def test_a_whole_number_will_do_for_a_real_one():
 IMAGE, DEPTH = ModalityConfig(patch=8), ModalityConfig(kind="depth", patch=8, position_id=1)
 
 
+def both(image: float, depth: float) -> dict[str, ModalityConfig]:
+    return {"image": replace(IMAGE, cond_prob=image), "depth": replace(DEPTH, cond_prob=depth)}
+
+
 @pytest.mark.parametrize(
-    ("make", "told"),
+    ("make", "message"),
     [
         (lambda: ModelConfig(heads=6, kv_heads=4), "heads 6 is not a multiple of model.kv_heads 4"),
         (lambda: ModelConfig(kv_heads=0), "kv_heads 0"),
@@ -104,24 +106,8 @@ IMAGE, DEPTH = ModalityConfig(patch=8), ModalityConfig(kind="depth", patch=8, po
             lambda: Config(modalities={"image": replace(IMAGE, cond_prob=0.2)}),
             "image.cond_prob needs a second modality",
         ),
-        (
-            lambda: Config(
-                modalities={
-                    "image": replace(IMAGE, cond_prob=0.6),
-                    "depth": replace(DEPTH, cond_prob=0.6),
-                }
-            ),
-            "at most 1",
-        ),
-        (
-            lambda: Config(
-                modalities={
-                    "image": replace(IMAGE, cond_prob=-0.1),
-                    "depth": replace(DEPTH, cond_prob=0.6),
-                }
-            ),
-            "-0.1",
-        ),
+        (lambda: Config(modalities=both(0.6, 0.6)), "at most 1"),
+        (lambda: Config(modalities=both(-0.1, 0.6)), "-0.1"),
         (
             lambda: Config(modalities={"image": IMAGE, "depth": replace(DEPTH, position_id=0)}),
             "share a position_id",
@@ -151,6 +137,6 @@ IMAGE, DEPTH = ModalityConfig(patch=8), ModalityConfig(kind="depth", patch=8, po
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, told):
-    with pytest.raises(UserError, match=told):
+def test_invalid_values_are_refused(make, message):
+    with pytest.raises(UserError, match=message):
         make()

@@ -56,9 +56,9 @@ def test_present_keys_are_not_renamed():
 
 
 def test_renamed_key_in_a_config_file_is_one_line(tmp_path: Path):
-    text = "from modality_forcing.config import *\n\ndef get_config(arg):\n  return TrainConfig(init='x')"
+    text = "from modality_forcing.config import *\n\nget_config = lambda _: TrainConfig(init='x')"
     (tmp_path / "old.py").write_text(text)
-    with pytest.raises(UserError, match=r"old\.py:4: TypeError: .*; init is now init_from"):
+    with pytest.raises(UserError, match=r"old\.py:3: TypeError: .*; init is now init_from"):
         load(str(tmp_path / "old.py"))
 
 

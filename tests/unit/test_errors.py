@@ -1,4 +1,4 @@
-"""UserError says what, where and how to hint it, always in one line."""
+"""UserError says where, what and a hint, always in one line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def test_says_what():
     assert str(UserError("no such config")) == "no such config"
 
 
-def test_says_where_before_what_and_the_mend_last():
+def test_says_where_then_what_then_the_hint():
     error = UserError(
         "unknown key 'stpes'", where=Path("configs/demo.py"), hint="did you mean 'steps'?"
     )
     assert str(error) == "configs/demo.py: unknown key 'stpes'; did you mean 'steps'?"
 
 
-def test_a_falsy_place_is_a_place():
+def test_falsy_where_counts():
     assert str(UserError("not a picture", where=0)) == "0: not a picture"
 
 
@@ -35,14 +35,14 @@ def test_lines_of_a_nested_message_become_one():
 
 
 @given(what=TEXT, where=TEXT, hint=st.text())
-def test_is_one_line_and_loses_no_word(what: str, where: str, hint: str):
+def test_is_one_line_without_losing_words(what: str, where: str, hint: str):
     message = str(UserError(what, where=where, hint=hint))
     assert len(message.splitlines()) <= 1
     for part in (what, hint):
         assert " ".join(part.split()) in message
 
 
-def test_is_an_exception_that_can_be_caught_alone():
+def test_is_no_builtin_error():
     with pytest.raises(UserError, match=r"^what$"):
         raise UserError("what")
     assert not issubclass(UserError, ValueError | OSError | KeyError)
