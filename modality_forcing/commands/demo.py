@@ -69,7 +69,10 @@ def main(options: argparse.Namespace) -> None:
     evaluator = functools.cache(lambda: Evaluator(forcing))
     numbers = phases.run("evaluate", lambda: _evaluate(evaluator(), workdir))
     if options.ablate:
-        ablation = lambda: evaluator().i2d(Generator.from_checkpoint(workdir / "no_pretraining"))[0]
+
+        def ablation() -> dict[str, Any]:
+            return evaluator().i2d(Generator.from_checkpoint(workdir / "no_pretraining"))[0]
+
         numbers |= {"no_pretraining": phases.run("evaluate_no_pretraining", ablation)}
 
     summary = numbers | {

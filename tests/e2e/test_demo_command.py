@@ -1,4 +1,4 @@
-"""`mforce demo`, tiny but whole: what it writes, that a kill does not stop it, and that a second run changes nothing."""
+"""`mforce demo` end to end with few steps: its files, its resumption after a kill, a second run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from modality_forcing.generator import Generator
 from modality_forcing.train.metrics import read_metrics
-from tests.runs import CONFIGS, SMALL, TINY_DEMO, contents, killed, process, refused
+from tests.runs import SMALL, TINY_DEMO, contents, killed, process, refused
 
 pytestmark = pytest.mark.slow
 
@@ -30,39 +30,31 @@ def summary(workdir: Path) -> dict:
     return json.loads((workdir / "summary.json").read_text())
 
 
-def test_a_kill_does_not_stop_it(demo_run):
+def test_killed_demo_resumes(demo_run):
     _, first, second = demo_run
     assert first.code == -9, first.err
-    assert (
-        "t2i: started" in first.err
-        and "forcing: started" in first.err
-        and "evaluate" not in first.err
-    )
+    assert "t2i: started" in first.err and "forcing: started" in first.err
+    assert "evaluate" not in first.err
     assert second.code == 0, second.err
     assert "t2i: already done" in second.err and "t2i: started" not in second.err
     assert "forcing: started" in second.err and "evaluate: started" in second.err
 
 
-def test_it_says_only_what_is_its_own(demo_run):
+def test_stderr_has_only_its_own_lines(demo_run):
     """No warning of a library on the way."""
+    own = r"(t2i|forcing|evaluate): (started|already done)$|(t2i|forcing)  \d+/4  "
     for line in demo_run[2].err.splitlines():
-        assert re.match(
-            r"(t2i|forcing|evaluate): (started|already done)$|(t2i|forcing)  \d+/4  ", line
-        ), line
+        assert re.match(own, line), line
 
 
-def test_progress_tells_phase_step_rate_time_left_and_losses(demo_run):
-    assert re.search(
-        r"^forcing  4/4  [\d.]+/s  ETA \S+  loss \S+  loss_depth \S+  loss_image \S+",
-        demo_run[2].err,
-        re.MULTILINE,
-    )
-    assert re.search(
-        r"^forcing: \d+\.\d\d M parameters in \d+ arrays$", demo_run[2].out, re.MULTILINE
-    )
+def test_progress_has_phase_step_rate_time_left_and_losses(demo_run):
+    losses = r"loss \S+  loss_depth \S+  loss_image \S+"
+    assert re.search(rf"^forcing  4/4  [\d.]+/s  ETA \S+  {losses}", demo_run[2].err, re.M)
+    parameters = r"^forcing: \d+\.\d\d M parameters in \d+ arrays$"
+    assert re.search(parameters, demo_run[2].out, re.M)
 
 
-def test_the_summary_has_its_numbers(summary: dict):
+def test_summary_is_complete(summary: dict):
     asked = {
         "i2d": ("absrel", "delta1"),
         "constant": ("absrel",),
@@ -74,9 +66,7 @@ def test_the_summary_has_its_numbers(summary: dict):
     for name, keys in asked.items():
         for key in keys:
             value = summary[name][key]
-            assert type(value) is float and math.isfinite(value) and value > 0, (
-                f"{name}.{key} is {value!r}"
-            )
+            assert type(value) is float and 0 < value < math.inf, f"{name}.{key} is {value!r}"
     assert summary["i2d"]["delta1"] <= 1
     assert summary["i2d"]["images"] + summary["i2d"]["skipped"] == 8
     phases = [seconds for phase, seconds in summary["seconds"].items() if phase != "total"]
@@ -84,13 +74,13 @@ def test_the_summary_has_its_numbers(summary: dict):
     assert 100 < summary["peak_rss_mb"] < 6000
 
 
-def test_the_checkpoint_of_the_summary_generates(summary: dict):
+def test_checkpoint_of_the_summary_generates(summary: dict):
     generator = Generator.from_checkpoint(Path(summary["checkpoint"]))
     assert list(generator.modalities) == ["image", "depth"] and generator.config.train.steps == 4
 
 
 def events(folder: Path) -> list[tuple[int, str, float]]:
-    """(step, tag, value) of every scalar in a folder's event files, read by the format's own rules."""
+    """(step, tag, value) of every scalar in a folder's event files."""
     found = []
     for path in sorted(folder.glob("events.out.tfevents.*")):
         data, at = path.read_bytes(), 0
@@ -104,15 +94,15 @@ def events(folder: Path) -> list[tuple[int, str, float]]:
 
 
 @pytest.mark.parametrize("phase", ["t2i", "forcing"])
-def test_events_hold_what_the_rows_hold(workdir: Path, phase: str):
-    told = {(step, tag): value for step, tag, value in events(workdir / phase / "events")}
+def test_events_equal_the_rows(workdir: Path, phase: str):
+    logged = {(step, tag): value for step, tag, value in events(workdir / phase / "events")}
     rows = {
         (row["step"], name): value
         for row in read_metrics(workdir / phase)
         for name, value in row.items()
         if name != "step"
     }
-    assert rows and told == pytest.approx(rows, rel=1e-6)
+    assert rows and logged == pytest.approx(rows, rel=1e-6)
     names = {name for _, name in rows}
     assert {"loss", "loss_image", "grad_norm", "data_wait_fraction", "elapsed_s"} <= names
     assert ("loss_depth" in names) == (phase == "forcing")
@@ -128,37 +118,30 @@ class References(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append(tag)
-        self.fetched += [
-            value or "" for name, value in attrs if name in ("src", "srcset", "poster", "data")
-        ]
-        self.fetched += [
-            value or ""
-            for name, value in attrs
-            if name == "href" and not (value or "").startswith("#")
-        ]
+        for name, value in ((name, value or "") for name, value in attrs):
+            inner = name == "href" and value.startswith("#")
+            if name in ("src", "srcset", "poster", "data", "href") and not inner:
+                self.fetched.append(value)
 
 
-def test_the_report_needs_no_other_file(workdir: Path):
+def test_report_is_self_contained(workdir: Path):
     html = (workdir / "report.html").read_text()
     page = References()
     page.feed(html)
     assert len(page.fetched) >= 4, "a grid for each mode"
-    assert all(value.startswith("data:image/") for value in page.fetched), [
-        value[:40] for value in page.fetched
-    ]
+    assert all(value.startswith("data:image/") for value in page.fetched)
     assert not {"link", "iframe", "object", "embed", "base"} & set(page.tags)
     assert not re.search(r"@import|url\(\s*['\"]?(?!data:|#)", html)
     for word in ("loss_image", "loss_depth", "Image to depth", "Depth to image", "Joint"):
         assert word in html, word
 
 
-def test_a_second_run_changes_nothing(workdir: Path, mforce, tmp_path: Path):
+def test_second_run_changes_nothing(workdir: Path, mforce, tmp_path: Path):
     before = contents(workdir)
     done = mforce("demo", "--workdir", workdir, *TINY_DEMO)
     assert done.code == 0, done.err
-    assert done.err.splitlines() == [
-        f"{phase}: already done" for phase in ("t2i", "forcing", "evaluate")
-    ]
+    phases = ("t2i", "forcing", "evaluate")
+    assert done.err.splitlines() == [f"{phase}: already done" for phase in phases]
     after = contents(workdir)
     assert after.keys() == before.keys()
     assert [name for name in after if after[name] != before[name]] == []
@@ -188,35 +171,24 @@ def test_ablation_adds_the_run_without_pretraining(
         assert told[name] == summary[name]
     own = json.loads((copy / "no_pretraining/config.json").read_text())
     forcing = json.loads((copy / "forcing/config.json").read_text())
-    assert own["train"].pop("init_from") == "" and forcing["train"].pop("init_from").endswith("t2i")
-    assert own["train"].pop("allow_missing_modalities") == [] and forcing["train"].pop(
-        "allow_missing_modalities"
-    ) == ["depth"]
+    assert own["train"].pop("init_from") == ""
+    assert forcing["train"].pop("init_from").endswith("t2i")
+    assert own["train"].pop("allow_missing_modalities") == []
+    assert forcing["train"].pop("allow_missing_modalities") == ["depth"]
     assert own.pop("name") != forcing.pop("name")
     assert own == forcing
 
 
-def test_a_killed_training_goes_on_and_says_so(tmp_path: Path):
+def test_killed_training_resumes_and_says_so(tmp_path: Path):
     workdir = tmp_path / "run"
-    settings = {
-        "train.steps": 40,
-        "train.save_every": 2,
-        "train.log_every": 2,
-        "train.batch": 2,
-        "data.resolution": 16,
-    }
-    overrides = [f"--config.{key}={value}" for key, value in settings.items()]
-    arguments = [
-        "train",
-        f"--config={CONFIGS / 'demo.py'}:phase=t2i",
-        "--workdir",
-        workdir,
-        *SMALL,
-        *overrides,
-    ]
-    first = killed(
-        *arguments, when=lambda: any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
-    )
+    steps = [f"--config.train.{k}" for k in ("steps=40", "save_every=2", "log_every=2", "batch=2")]
+    size = [*SMALL, "--config.data.resolution=16"]
+    arguments = ["train", "--config=demo:phase=t2i", "--workdir", workdir, *size, *steps]
+
+    def has_checkpoint() -> bool:
+        return any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+
+    first = killed(*arguments, when=has_checkpoint)
     assert first.code == -9, first.err
     second = process(*arguments)
     assert second.code == 0, second.err

@@ -1,4 +1,4 @@
-"""Every mistake a person can make before there is a checkpoint: one line, exit code 2, and nothing written."""
+"""Mistakes before there is a checkpoint: one line, exit code 2, and nothing written."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from modality_forcing import config_file
 from modality_forcing.train.workdir import write_config
 from tests.runs import CONFIGS, SMALL, Command, attempt, refused
 
-T2I = f"--config={CONFIGS / 'demo.py'}:phase=t2i"
-FORCING = f"--config={CONFIGS / 'demo.py'}:phase=forcing"
-FOLDER = f"--config={CONFIGS / 'folder.py'}:phase=forcing,distill=False"
+T2I = "--config=demo:phase=t2i"
+FORCING = "--config=demo:phase=forcing"
+FOLDER = "--config=folder:phase=forcing,distill=False"
+OTHER = "; choose another --workdir"
 
 
 # ---- The command itself
@@ -57,10 +58,10 @@ COMMAND = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "told"), COMMAND.values(), ids=COMMAND)
-def test_command(mforce: Command, tmp_path: Path, monkeypatch, arguments, told):
+@pytest.mark.parametrize(("arguments", "message"), COMMAND.values(), ids=COMMAND)
+def test_command(mforce: Command, tmp_path: Path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    attempt(mforce, tmp_path, told, *arguments)
+    attempt(mforce, tmp_path, message, *arguments)
 
 
 # ---- Configs
@@ -76,10 +77,9 @@ CONFIG = {
         [f"{T2I},colour=red"],
         r"config argument 'colour=red' is not understood; it takes phase=",
     ),
-    "unknown_phase": (
-        [f"--config={CONFIGS / 'demo.py'}:phase=t3i"],
-        r"phase='t3i' is unknown; choose one of t2i, forcing",
-    ),
+    "unknown_phase": (["--config=demo:phase=t3i"], r"'t3i' is unknown; choose one of t2i, forcing"),
+    "unknown_name": (["--config=dmeo"], r"dmeo: no such config file; .* one of demo, folder"),
+    "renamed_key": ([T2I, "--config.train.init=x"], r"train\.init is now train\.init_from"),
     "no_such_file": (["--config=configs/none.py"], r"configs/none\.py: no such config file"),
     "a_folder": ([f"--config={CONFIGS}"], r"no such config file"),
     "wrong_type": (
@@ -149,10 +149,10 @@ CONFIG = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "told"), CONFIG.values(), ids=CONFIG)
-def test_config(mforce: Command, tmp_path: Path, monkeypatch, arguments, told):
+@pytest.mark.parametrize(("arguments", "message"), CONFIG.values(), ids=CONFIG)
+def test_config(mforce: Command, tmp_path: Path, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
-    attempt(mforce, tmp_path, told, "train", *arguments, *SMALL, "--workdir", tmp_path / "new")
+    attempt(mforce, tmp_path, message, "train", *arguments, *SMALL, "--workdir", tmp_path / "new")
 
 
 # ---- Workdirs
@@ -160,31 +160,14 @@ def test_config(mforce: Command, tmp_path: Path, monkeypatch, arguments, told):
 
 def test_workdir_of_another_run(mforce: Command, tmp_path: Path, t2i_run: Path):
     shutil.copytree(t2i_run, tmp_path / "run")
-    attempt(
-        mforce,
-        tmp_path,
-        r"run: the workdir holds a run with .*; choose another --workdir",
-        "train",
-        T2I,
-        "--workdir",
-        tmp_path / "run",
-    )
+    message = rf"run: the workdir holds a run with .*{OTHER}"
+    attempt(mforce, tmp_path, message, "train", T2I, "--workdir", tmp_path / "run")
 
 
 def test_workdir_that_is_a_file(mforce: Command, desk: Path):
     for workdir in (desk / "file", desk / "file" / "below"):
-        attempt(
-            mforce,
-            desk,
-            r"file: is a file; choose another --workdir",
-            "train",
-            T2I,
-            "--workdir",
-            workdir,
-        )
-        attempt(
-            mforce, desk, r"file: is a file; choose another --workdir", "demo", "--workdir", workdir
-        )
+        for command in (["train", T2I], ["demo"]):
+            attempt(mforce, desk, rf"file: is a file{OTHER}", *command, "--workdir", workdir)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -196,48 +179,28 @@ def test_workdir_without_permission(mforce: Command, tmp_path: Path):
 def test_workdir_with_a_broken_config(mforce: Command, tmp_path: Path):
     for text in ("{", "[1, 2]", "5", "\xff"):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
-        attempt(
-            mforce,
-            tmp_path,
-            r"config\.json: is not the config of a run",
-            "train",
-            T2I,
-            "--workdir",
-            tmp_path,
-        )
+        message = r"config\.json: is not the config of a run"
+        attempt(mforce, tmp_path, message, "train", T2I, "--workdir", tmp_path)
 
 
-def test_workdir_with_checkpoints_of_nobody(mforce: Command, tmp_path: Path):
+def test_workdir_with_checkpoints_but_no_config(mforce: Command, tmp_path: Path):
     (tmp_path / "checkpoints").mkdir()
-    attempt(
-        mforce,
-        tmp_path,
-        r"holds checkpoints without a config\.json",
-        "train",
-        T2I,
-        "--workdir",
-        tmp_path,
-    )
+    message = r"holds checkpoints without a config\.json"
+    attempt(mforce, tmp_path, message, "train", T2I, "--workdir", tmp_path)
 
 
 def test_demo_workdir_with_broken_phases(mforce: Command, tmp_path: Path):
     for text in ("{", "[1, 2]"):
         (tmp_path / "phases.json").write_text(text)
-        attempt(
-            mforce,
-            tmp_path,
-            r"phases\.json: is not a record of phases",
-            "demo",
-            "--workdir",
-            tmp_path,
-        )
+        message = r"phases\.json: is not a record of phases"
+        attempt(mforce, tmp_path, message, "demo", "--workdir", tmp_path)
 
 
 # ---- Folders of one's own
 
 
 def lay_out(root: Path, **depth: np.ndarray) -> Path:
-    """A folder of pictures named as the depth maps given, 24 x 32; an empty array stands for no depth."""
+    """Writes images of 24 x 32 named as the depth maps; an empty array means no depth."""
     (root / "images").mkdir(parents=True)
     (root / "depth").mkdir()
     for name, array in depth.items():
@@ -248,7 +211,7 @@ def lay_out(root: Path, **depth: np.ndarray) -> Path:
 
 
 GOOD = np.ones((24, 32), np.float32)
-SPOILT = {
+DAMAGED = {
     "another_aspect": (
         np.ones((24, 24)),
         r"last\.npy: depth has another aspect \(24 x 24, the upright image 32 x 24\)",
@@ -260,28 +223,18 @@ SPOILT = {
 }
 
 
-@pytest.mark.parametrize(("array", "told"), SPOILT.values(), ids=SPOILT)
+@pytest.mark.parametrize(("array", "message"), DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize("workers", [0, 1])
-def test_folder_with_a_wrong_last_file(mforce: Command, tmp_path: Path, array, told, workers):
+def test_folder_with_a_wrong_last_file(mforce: Command, tmp_path: Path, array, message, workers):
     root = lay_out(tmp_path / "mine", first=GOOD, last=np.asarray(array, np.float32))
     here = ["--workdir", tmp_path / "new", f"--config.data.workers={workers}", *SMALL]
-    attempt(mforce, tmp_path, told, "train", FOLDER, f"--config.data.root={root}", *here)
+    attempt(mforce, tmp_path, message, "train", FOLDER, f"--config.data.root={root}", *here)
 
 
-def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
-    def train(told: str, root: object, *more: str) -> None:
-        attempt(
-            mforce,
-            desk,
-            told,
-            "train",
-            FOLDER,
-            f"--config.data.root={root}",
-            *more,
-            *SMALL,
-            "--workdir",
-            desk / "new",
-        )
+def test_wrong_folder(mforce: Command, desk: Path):
+    def train(message: str, root: object, *more: str) -> None:
+        options = [f"--config.data.root={root}", *more, *SMALL, "--workdir", desk / "new"]
+        attempt(mforce, desk, message, "train", FOLDER, *options)
 
     train(r"data\.root is empty; name the folder", "")
     train(r"no such folder", desk / "nowhere")
@@ -294,29 +247,19 @@ def test_folder_that_is_wrong_as_a_whole(mforce: Command, desk: Path):
     train(r"one\.png: the unit of its counts is not known; state depth_scale", root)
     train(r"data\.depth_scale is -1", root, "--config.data.depth_scale=-1")
     shutil.copy(desk / "depth8.png", root / "depth/one.png")
-    train(
-        r"one\.png: is an 8-bit image, not 16-bit depth", root, "--config.data.depth_scale=0.001"
-    )
+    train(r"one\.png: is an 8-bit image, not 16-bit depth", root, "--config.data.depth_scale=0.001")
     shutil.copy(desk / "truncated.jpg", root / "images/one.jpg")
     (root / "images/one.png").unlink()
     train(r"one\.jpg: cannot be read as an image", root, "--config.data.depth_scale=0.001")
 
 
-def test_folder_spoilt_after_the_first_look(mforce: Command, tmp_path: Path):
-    """The line then comes out of a loader process; the run goes on once the file is mended."""
+def test_file_damaged_after_the_first_check(mforce: Command, tmp_path: Path):
+    """The error then comes from a loader process; the run resumes once the file is repaired."""
     root = lay_out(tmp_path / "mine", first=GOOD, last=GOOD)
-    spec, small = (
-        f"{CONFIGS / 'folder.py'}:phase=forcing,distill=False",
-        [text.removeprefix("--config.") for text in SMALL],
-    )
-    overrides = {
-        "data.root": str(root),
-        "train.batch": "2",
-        **dict(text.split("=") for text in small),
-    }
-    write_config(
-        tmp_path / "run", config_file.load(spec, overrides)
-    )  # as killed before its first checkpoint
+    overrides = dict(text.removeprefix("--config.").split("=") for text in SMALL)
+    overrides |= {"data.root": str(root), "train.batch": "2"}
+    config = config_file.load(FOLDER.removeprefix("--config="), overrides)
+    write_config(tmp_path / "run", config)  # as if killed before its first checkpoint
     np.save(root / "depth/last.npy", -GOOD)
     arguments = [f"--config.{key}={value}" for key, value in overrides.items()]
     done = mforce("train", FOLDER, *arguments, "--workdir", tmp_path / "run")

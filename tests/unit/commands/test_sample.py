@@ -1,4 +1,4 @@
-"""`mforce sample` on a checkpoint of random weights: the files of every mode, and on what they depend."""
+"""`mforce sample` on a checkpoint of random weights: the files of every mode."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sparse(tmp_path: Path) -> Path:
 
 
 def make(mforce, checkpoint: Path, out: Path, mode: str, *more: object) -> dict[str, bytes]:
-    """Samples, and returns the files written by name, checked against what the command said it wrote."""
+    """Samples and returns the files by name; checks them against the paths printed."""
     done = mforce("sample", "--checkpoint", checkpoint, "--mode", mode, "--out", out, *more)
     assert (done.code, done.err) == (0, ""), done.err
     files = {path.name: path.read_bytes() for path in out.iterdir()}
@@ -48,14 +48,11 @@ def names(mode: str, n: int, *kinds: str) -> set[str]:
 
 
 def depth_of(out: Path, stem: str) -> np.ndarray:
-    """The .npy of an example, checked against its 16-bit PNG and the two places where that one's scale stands."""
+    """Returns an example's .npy after comparing it with the 16-bit PNG and its scale."""
     depth = np.load(out / f"{stem}.npy", allow_pickle=False)
     coded, valid, scale = load_depth_png(out / f"{stem}.png")
-    assert json.loads((out / f"{stem}.json").read_text()) == {
-        "scale": scale,
-        "unit": "relative",
-        "invalid": 0,
-    }
+    sidecar = json.loads((out / f"{stem}.json").read_text())
+    assert sidecar == {"scale": scale, "unit": "relative", "invalid": 0}
     with Image.open(out / f"{stem}.png") as opened:
         assert opened.mode.startswith("I") and float(opened.info["scale"]) == scale
     np.testing.assert_array_equal(valid, np.isfinite(depth))
@@ -70,26 +67,22 @@ def test_joint(mforce, forcing_run: Path, tmp_path: Path):
     files = make(mforce, forcing_run, tmp_path / "out", "joint", *captions)
     assert set(files) == names("joint", 4, "_image.png", *DEPTH)
     depths = [depth_of(tmp_path / "out", f"joint_{i:03d}_depth") for i in range(4)]
-    assert all(
-        depth.shape == (16, 16) and depth.dtype == np.float32 and (depth > 0).all()
-        for depth in depths
-    )
-    assert len({files[f"joint_{i:03d}_image.png"] for i in range(4)}) == 4, (
-        "examples of one caption differ"
-    )
+    for depth in depths:
+        assert depth.shape == (16, 16) and depth.dtype == np.float32 and (depth > 0).all()
+    images = {files[f"joint_{i:03d}_image.png"] for i in range(4)}
+    assert len(images) == 4, "examples of one caption differ"
 
     again = make(mforce, forcing_run, tmp_path / "again", "joint", *captions)
     assert again == files
     other = make(mforce, forcing_run, tmp_path / "other", "joint", *captions, "--seed", 1)
-    assert not any(
-        other[name] == files[name] for name in files if name.endswith((".npy", "image.png"))
-    )
+    generated = [name for name in files if name.endswith((".npy", "image.png"))]
+    assert not any(other[name] == files[name] for name in generated)
 
     refined = make(mforce, forcing_run, tmp_path / "refined", "joint", *captions, "--refine")
     assert refined["joint_000_image.png"] == files["joint_000_image.png"]
     assert refined["joint_000_depth.npy"] != files["joint_000_depth.npy"]
 
-    # The first example alone: the same, but for what rounding makes of another batch size.
+    # The first example alone differs only by the rounding of another batch size.
     make(mforce, forcing_run, tmp_path / "one", "joint", "--caption", "a red ball", "--steps", 2)
     np.testing.assert_allclose(depth_of(tmp_path / "one", "joint_000_depth"), depths[0], rtol=1e-3)
 
@@ -98,52 +91,23 @@ def test_image_to_depth(mforce, forcing_run: Path, photo: Path, tmp_path: Path):
     files = make(mforce, forcing_run, tmp_path / "out", "i2d", "--image", photo)
     assert set(files) == names("i2d", 1, "_image.png", *DEPTH)
     cropped = depth_of(tmp_path / "out", "i2d_000_depth")
-    make(
-        mforce,
-        forcing_run,
-        tmp_path / "stretched",
-        "i2d",
-        "--image",
-        photo,
-        "--resize-mode",
-        "stretch",
-    )
+    stretch = ["--image", photo, "--resize-mode", "stretch"]
+    make(mforce, forcing_run, tmp_path / "stretched", "i2d", *stretch)
     assert not np.array_equal(depth_of(tmp_path / "stretched", "i2d_000_depth"), cropped)
     assert cropped.shape == (16, 16) and np.isfinite(cropped).all()
 
 
 def test_depth_to_image(mforce, forcing_run: Path, sparse: Path, tmp_path: Path):
-    files = make(
-        mforce,
-        forcing_run,
-        tmp_path / "out",
-        "d2i",
-        "--depth",
-        sparse,
-        "--depth-scale",
-        0.001,
-        "--n",
-        2,
-    )
+    options = ["--depth", sparse, "--n", 2, "--depth-scale"]
+    files = make(mforce, forcing_run, tmp_path / "out", "d2i", *options, 0.001)
     assert set(files) == names("d2i", 2, "_image.png", *DEPTH)
-    given = depth_of(tmp_path / "out", "d2i_000_depth")
-    assert 0 < np.isfinite(given).mean() < 1, "what was unknown stays unknown"
-    np.testing.assert_array_equal(given, depth_of(tmp_path / "out", "d2i_001_depth"))
+    depth = depth_of(tmp_path / "out", "d2i_000_depth")
+    assert 0 < np.isfinite(depth).mean() < 1, "unknown pixels stay unknown"
+    np.testing.assert_array_equal(depth, depth_of(tmp_path / "out", "d2i_001_depth"))
     assert files["d2i_000_image.png"] != files["d2i_001_image.png"]
     # Depth is relative: the unit of the file does not matter.
-    metres = make(
-        mforce,
-        forcing_run,
-        tmp_path / "metres",
-        "d2i",
-        "--depth",
-        sparse,
-        "--depth-scale",
-        1,
-        "--n",
-        2,
-    )
-    assert metres["d2i_000_image.png"] == files["d2i_000_image.png"]
+    meters = make(mforce, forcing_run, tmp_path / "meters", "d2i", *options, 1)
+    assert meters["d2i_000_image.png"] == files["d2i_000_image.png"]
 
 
 def test_partial(mforce, forcing_run: Path, sparse: Path, tmp_path: Path):
@@ -156,37 +120,27 @@ def test_partial(mforce, forcing_run: Path, sparse: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("run", ["t2i_run", "forcing_run"])
 def test_text_to_image(mforce, request, run: str, tmp_path: Path):
-    files = make(
-        mforce,
-        request.getfixturevalue(run),
-        tmp_path / "out",
-        "t2i",
-        "--caption",
-        "a red ball",
-        "--guidance",
-        3,
-    )
+    options = ["--caption", "a red ball", "--guidance", 3]
+    files = make(mforce, request.getfixturevalue(run), tmp_path / "out", "t2i", *options)
     assert set(files) == names("t2i", 1, "_image.png")
     with Image.open(tmp_path / "out/t2i_000_image.png") as opened:
         assert (opened.mode, opened.size) == ("RGB", (16, 16))
 
 
-def test_a_checkpoint_may_be_named_at_three_places(mforce, t2i_run: Path, tmp_path: Path):
-    made = [
-        make(mforce, place, tmp_path / str(i), "t2i")
-        for i, place in enumerate((t2i_run, t2i_run / "checkpoints", t2i_run / "checkpoints/0"))
-    ]
+def test_checkpoint_is_a_workdir_its_checkpoints_or_a_step(mforce, t2i_run: Path, tmp_path: Path):
+    paths = (t2i_run, t2i_run / "checkpoints", t2i_run / "checkpoints/0")
+    made = [make(mforce, path, tmp_path / str(i), "t2i") for i, path in enumerate(paths)]
     assert made[0] == made[1] == made[2]
 
 
-def test_a_picture_becomes_square_by_its_centre_or_as_a_whole():
+def test_resize_modes():
     wide = np.zeros((24, 40, 3))
     assert sample.window(wide, "stretch") == Window(0, 0, 24, 40)
     crop = sample.window(wide, "crop")
     assert (crop.top, crop.left, crop.height, crop.width) == (0, 8, 24, 24)
 
 
-def test_inputs_come_at_the_models_resolution(photo: Path, sparse: Path):
+def test_inputs_have_the_resolution_of_the_model(photo: Path, sparse: Path):
     options = cli.build_parser().parse_args(
         ["sample", "--checkpoint", "c", "--mode", "i2d", "--out", "o", "--image", str(photo)]
     )
