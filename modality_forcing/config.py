@@ -152,7 +152,6 @@ class SampleConfig:
     solver: Literal["euler", "heun"] = "euler"
     guidance: Mapping[str, float] = field(default_factory=dict)  # default 1 (paper: image 4)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
-    spacing: Literal["uniform", "arc"] = "uniform"
     timestep_shift: float = 1.1  # of the sampling grid
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
-from modality_forcing.diffusion.sampler import Solver, sample
+from modality_forcing.diffusion.sampler import Cond, Solver, sample
 from modality_forcing.diffusion.trajectories import Trajectory
 from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.encoders.text import TextEncoder
@@ -33,8 +33,6 @@ TASKS: dict[str, tuple[str, ...]] = {
     "d2i": ("depth",),
     "partial": ("depth",),
 }
-
-Cond = Mapping[str, tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]]  # x0 and mask by modality
 
 
 @dataclass(frozen=True)
@@ -57,8 +55,8 @@ class Generator:
         self.primary = next(iter(self.modalities))
         self.graph, self._param_shapes = abstract_model(config, self.modalities)
         self.frozen = inputs.build_encoders(config) if frozen is None else frozen
-        self._to_tokens = {name: jax.jit(m.encode) for name, m in self.modalities.items()}
-        self._to_images = {name: jax.jit(m.decode) for name, m in self.modalities.items()}
+        self._to_tokens = {name: jax.jit(m.to_tokens) for name, m in self.modalities.items()}
+        self._to_images = {name: jax.jit(m.from_tokens) for name, m in self.modalities.items()}
         self._sample = jax.jit(self._trace_sampler, static_argnames=("guidance", "solver"))
 
     @classmethod
@@ -106,17 +104,15 @@ class Generator:
             what = f"mode {task} needs {needs}, this checkpoint has {', '.join(names)} only"
             raise UserError(what, hint="use a checkpoint of the forcing phase, or mode t2i")
         free = tuple(n for n in names if n not in cond)
-        steps, alpha = num_steps(task, c), 2.0**c.log2_alpha
+        steps, alpha, mu = num_steps(task, c), 2.0**c.log2_alpha, c.timestep_shift
         if task == "t2i":
-            return trajectories.joint(self.primary, (), steps, 1.0, c.timestep_shift), cond
+            return trajectories.joint(self.primary, (), steps, mu=mu), cond
         if task == "joint":
             others = names[1:]
-            return trajectories.joint(
-                self.primary, others, steps, alpha, c.timestep_shift, c.spacing
-            ), cond
+            return trajectories.joint(self.primary, others, steps, alpha=alpha, mu=mu), cond
         if task == "partial":
-            return trajectories.partial(free[0], cond[0], steps, alpha, c.timestep_shift), cond
-        return trajectories.conditional(free, cond, steps, c.timestep_shift), cond
+            return trajectories.partial(free[0], cond[0], steps, alpha, mu=mu), cond
+        return trajectories.conditional(free, cond, steps, mu), cond
 
     def run(
         self,
@@ -144,16 +140,16 @@ class Generator:
         Raises UserError where the network needs frozen encoders and the config names none.
         """
         c = options or self.config.sample
-        if any(m.latents for m in self.modalities.values()) and not self.frozen.has_image:
+        if any(m.latent_channels for m in self.modalities.values()) and not self.frozen.has_image:
             hint = "name their autoencoder with --autoencoder flux2:PATH"
             raise UserError("this network makes latents", hint=hint)
         trajectory, names = self.trajectory(task, c)
         cond = {name: self._encode(name, batch or {}) for name in names}
         index = np.arange(len(captions)) if index is None else index
-        stream = rng.stream(seed, "sample", sample_index)
+        stream = rng.named_key(seed, "sample", sample_index)
         keys = rng.per_example(stream, jnp.asarray(index, jnp.int32))
         tokens = self._run_sampler(trajectory, cond, captions, keys, options=c)
-        others = tuple(n for n in trajectory.levels if n != self.primary)
+        others = tuple(n for n in trajectory.schedule if n != self.primary)
         if refine and task == "joint" and others:
             again = trajectories.conditional(
                 others, (self.primary,), num_steps("i2d", c), c.timestep_shift
@@ -165,13 +161,13 @@ class Generator:
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
         read = {k: jnp.asarray(v) for k, v in batch.items() if k in ("image", "depth", "valid")}
-        if self.modalities[name].latents:
+        if self.modalities[name].latent_channels:
             read = {"latent": self.frozen.latents(read["image"])}
         return self._to_tokens[name](read)
 
     def _decode(self, name: str, x0: jax.Array) -> jax.Array:
         decoded = self._to_images[name](x0)
-        return self.frozen.pictures(decoded) if self.modalities[name].latents else decoded
+        return self.frozen.pictures(decoded) if self.modalities[name].latent_channels else decoded
 
     def _run_sampler(
         self,
@@ -188,28 +184,28 @@ class Generator:
         null = {k: jnp.broadcast_to(jnp.asarray(v), text[k].shape) for k, v in null}
         if self.frozen.has_text:
             text, null = self.frozen.states(text), self.frozen.states(null)
-        levels = {name: jnp.asarray(t) for name, t in trajectory.levels.items()}
+        schedule = {name: jnp.asarray(t) for name, t in trajectory.schedule.items()}
         guidance = tuple(sorted(options.guidance.items()))
         # Noise levels are data: what is compiled depends only on their names and their number.
         return self._sample(
-            self.params, levels, cond, text, null, keys, guidance=guidance, solver=options.solver
+            self.params, schedule, cond, text, null, keys, guidance=guidance, solver=options.solver
         )
 
     def _trace_sampler(
-        self, params, levels, cond, text, null_text, keys, *, guidance: tuple, solver: Solver
+        self, params, schedule, cond, text, null_text, keys, *, guidance: tuple, solver: Solver
     ) -> dict[str, jax.Array]:
         return sample(
             nnx.merge(self.graph, params),
-            levels,
-            text,
+            schedule,
             keys,
-            {name: m.shape for name, m in self.modalities.items()},
-            {name: m.prediction for name, m in self.modalities.items()},
-            cond,
-            dict(guidance),
-            null_text,
-            solver,
-            self.config.train.t_min,
+            shapes={name: m.shape for name, m in self.modalities.items()},
+            prediction_types={name: m.prediction for name, m in self.modalities.items()},
+            text=text,
+            null_text=null_text,
+            cond=cond,
+            guidance=dict(guidance),
+            solver=solver,
+            t_min=self.config.train.t_min,
         )
 
 

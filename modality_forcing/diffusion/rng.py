@@ -1,4 +1,4 @@
-"""Randomness as a pure function of (seed, stream name, step, example index): nothing random is carried in any state."""
+"""Random keys as a pure function of (seed, name, step, example index); no state carries a key."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import jax
 from jaxtyping import Array, Int, Key
 
 
-def stream(seed: int, name: str, step: int | Array) -> Key[Array, ""]:
-    """Returns the key of one named stream ("noise", "levels", ...) at one step.
+def named_key(seed: int, name: str, step: int | Int[Array, ""]) -> Key[Array, ""]:
+    """Returns the key of one named random stream ("noise", "levels", ...) at one step.
 
     The name is hashed with crc32, which unlike `hash` is the same in every process.
     """
@@ -20,6 +20,7 @@ def stream(seed: int, name: str, step: int | Array) -> Key[Array, ""]:
 def per_example(key: Key[Array, ""], index: Int[Array, " b"]) -> Key[Array, " b"]:
     """Returns a key per example, from its index in the data set.
 
-    Keyed by example and not by batch slot, so that draws do not depend on how a batch is laid out over hosts and chips.
+    Keyed by example and not by position in the batch, so that random numbers do not depend on how
+    a batch is divided among hosts and chips.
     """
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)

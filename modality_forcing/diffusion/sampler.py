@@ -1,4 +1,4 @@
-"""The sampler: follows noise levels per modality with one model; knows no task by name."""
+"""The sampler: follows a schedule of noise levels per modality with one model; knows no task by name."""
 
 from __future__ import annotations
 
@@ -7,115 +7,119 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from modality_forcing.diffusion.flow import T_MIN, Prediction, corrupt, to_velocity, to_x0
+from modality_forcing.diffusion.flow import T_MIN, Prediction, add_noise, to_velocity, to_x0
 
-Tokens = dict[str, Float[Array, "b n c"]]
-Model = Callable[[Tokens, dict[str, Float[Array, " b"]], Any], Tokens]
+Tokens = dict[str, Float[Array, "b _ _"]]  # [b n c], with n and c of each modality
+Times = dict[str, Float[Array, " b"]]
+Cond = Mapping[str, tuple[Float[Array, "b _ _"], Bool[Array, "b _ _"]]]  # x0 and its mask
+Text = Any  # a pytree of arrays with a leading b
+Model = Callable[[Tokens, Times, Text], Mapping[str, Array]]
 Solver = Literal["euler", "heun"]
 
 
 def sample(
     model: Model,
-    levels: Mapping[str, Float[Array, " s"]],
-    text: Any,
+    schedule: Mapping[str, Float[Array, " s"]],
     keys: Key[Array, " b"],
+    *,
     shapes: Mapping[str, tuple[int, int]],
-    predictions: Mapping[str, Prediction],
-    given: Mapping[str, tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]] | None = None,
+    prediction_types: Mapping[str, Prediction],
+    text: Text,
+    null_text: Text = None,
+    cond: Cond | None = None,
     guidance: Mapping[str, float] | None = None,
-    null_text: Any = None,
     solver: Solver = "euler",
     t_min: float = T_MIN,
 ) -> Tokens:
-    """Generates every modality that is not given.
+    """Generates every modality of the schedule that is not a condition.
 
     Args:
-      model: (noisy {name: [b n c]}, t {name: [b]}, text) -> prediction {name: [b n c]}.
-      levels: noise levels of each modality from the first step to t = 0 (see trajectories.py), all of one length; its
-        modalities are those the model is run with.
-      text, null_text: conditioning pytrees with a leading b; null_text is needed where any guidance is not 1.
-      keys: one per example; a picture depends on its own key only, not on its neighbours.
+      model: (x_t {name: [b n c]}, t {name: [b]}, text) -> prediction {name: [b n c]}.
+      schedule: noise levels of each modality from the first step to t = 0 (see trajectories.py),
+        all of one length; the model is run with these modalities.
+      keys: one per example; an example depends on its own key only, not on its neighbors.
       shapes: (n, c) of each modality.
-      predictions: "x" or "v" of each modality.
-      given: clean tokens and where they are observed; re-noised to the trajectory's level at every step (none at t = 0).
-      guidance: classifier-free guidance scale on a modality's velocity, 1 where absent. The image's scale must never
-        reach the depth: guided depth is sharper than the truth.
-      solver: "euler", or "heun" (second order; the last step, to t = 0, is always Euler's, which returns x0_hat itself).
+      prediction_types: "x" or "v" of each modality.
+      text, null_text: conditioning; null_text is needed where any guidance is not 1.
+      cond: clean tokens and which of them are observed; noised to the schedule's level at every
+        step (not at all at t = 0).
+      guidance: classifier-free guidance scale on a modality's velocity, 1 where absent. The
+        image's scale must never reach the depth: guided depth is sharper than the truth.
+      solver: "euler", or "heun" (second order). The last step, to t = 0, is always Euler's, which
+        returns x0_hat itself.
 
     Returns:
-      clean tokens {name: [b n c]} in float32; the given ones as they were given.
+      clean tokens {name: [b n c]} in float32; conditions unchanged.
     """
-    given, guidance = dict(given or {}), dict(guidance or {})
-    names = tuple(levels)
-    free = [name for name in names if name not in given]
+    cond, guidance, names = dict(cond or {}), dict(guidance or {}), tuple(schedule)
+    free = [name for name in names if name not in cond]
     guided = any(guidance.get(name, 1.0) != 1.0 for name in free)
     if guided and null_text is None:
         raise ValueError("guidance needs null_text")
-    if unknown := set(given) - set(names):
-        raise ValueError(f"given {sorted(unknown)} not among the levels")
+    if unknown := set(cond) - set(names):
+        raise ValueError(f"conditions {sorted(unknown)} are not in the schedule")
     b = keys.shape[0]
 
-    def gaussian(name: str) -> Array:
-        position = sorted(shapes).index(
-            name
-        )  # not the trajectory's order: a mode change must not change the noise
-        draw = lambda key: jax.random.normal(jax.random.fold_in(key, position), shapes[name])
-        return jax.vmap(draw)(keys)
+    def gaussian(name: str) -> Float[Array, "b n c"]:
+        # By position in sorted names, not in the schedule: another task must not change the noise.
+        stream = sorted(shapes).index(name)
+
+        def normal(key: Key[Array, ""]) -> Float[Array, "n c"]:
+            return jax.random.normal(jax.random.fold_in(key, stream), shapes[name])
+
+        return jax.vmap(normal)(keys)
 
     noise = {name: gaussian(name) for name in names}
 
-    def inputs(x: Tokens, step) -> tuple[Tokens, dict[str, Array]]:
-        t = {name: jnp.full((b,), levels[name][step]) for name in names}
-        fixed = {
-            name: corrupt(x0, noise[name], t[name], observed)
-            for name, (x0, observed) in given.items()
-        }
-        return {name: fixed[name] if name in given else x[name] for name in names}, t
-
-    def predict(noisy: Tokens, t: dict[str, Array]) -> Tokens:
-        """Returns the network's guided outputs; linear in the output, so guiding x0 or v is the same at t >= t_min."""
+    def predict(x_t: Tokens, t: Times) -> Mapping[str, Array]:
+        """Returns guided outputs; linear in the output, so x0 and v agree for t >= t_min."""
         if not guided:
-            return model(noisy, t, text)
-        twice = lambda a, z: jnp.concatenate([a, z])
+            return model(x_t, t, text)
+
+        def concat(a: Array, z: Array) -> Array:
+            return jnp.concatenate([a, z])
+
         both = model(
-            jax.tree.map(twice, noisy, noisy),
-            jax.tree.map(twice, t, t),
-            jax.tree.map(twice, text, null_text),
+            jax.tree.map(concat, x_t, x_t),
+            jax.tree.map(concat, t, t),
+            jax.tree.map(concat, text, null_text),
         )
         scale = {name: guidance.get(name, 1.0) for name in names}
-        return {name: y[b:] + scale[name] * (y[:b] - y[b:]) for name, y in both.items()}
+        return {n: y[b:] + scale[n] * (y[:b] - y[b:]) for n, y in both.items()}
 
-    def evaluate(x: Tokens, step) -> tuple[Tokens, Tokens]:
-        """Returns the velocity and the clean estimate of every free modality."""
-        noisy, t = inputs(x, step)
-        out = {name: y.astype(jnp.float32) for name, y in predict(noisy, t).items()}
-        v = {n: to_velocity(out[n], noisy[n], t[n], predictions[n], t_min) for n in free}
-        return v, {n: to_x0(out[n], noisy[n], t[n], predictions[n]) for n in free}
+    def evaluate(x: Tokens, i: int | Int[Array, ""]) -> tuple[Tokens, Tokens]:
+        """Returns the velocity and the clean estimate of every free modality at level i."""
+        t = {name: jnp.full((b,), schedule[name][i]) for name in names}
+        fixed = {n: add_noise(x0, noise[n], t[n], mask) for n, (x0, mask) in cond.items()}
+        x_t = {name: fixed[name] if name in cond else x[name] for name in names}
+        out = {name: y.astype(jnp.float32) for name, y in predict(x_t, t).items()}
+        args = {n: (out[n], x_t[n], t[n], prediction_types[n]) for n in free}
+        v = {n: to_velocity(*a, t_min=t_min) for n, a in args.items()}
+        return v, {n: to_x0(*a) for n, a in args.items()}
 
-    def advance(x: Tokens, v: Tokens, x0: Tokens, step) -> Tokens:
-        def one(name: str) -> Array:
-            now, then = levels[name][step], levels[name][step + 1]
-            # v = x_0 - eps points at the data, so falling t moves x along +v. The step that reaches t = 0 takes x0_hat
-            # itself, since stepping by t / max(t, t_min) stops short of it for t < t_min; what has arrived stays put.
-            moved = jnp.where(then == 0.0, x0[name], x[name] + (now - then) * v[name])
-            return jnp.where(now == 0.0, x[name], moved)
+    def step(x: Tokens, v: Tokens, x0: Tokens, i: int | Int[Array, ""]) -> Tokens:
+        """Moves every free modality from level i to level i + 1."""
+        moved = {}
+        for n in free:
+            t, t_next = schedule[n][i], schedule[n][i + 1]
+            # v = x_0 - eps points at the data, so falling t moves x along +v. The step to t = 0
+            # takes x0_hat itself: stepping by t / max(t, t_min) stops short of it for t < t_min.
+            # What has arrived does not move.
+            y = jnp.where(t_next == 0.0, x0[n], x[n] + (t - t_next) * v[n])
+            moved[n] = jnp.where(t == 0.0, x[n], y)
+        return moved
 
-        return {name: one(name) for name in free}
+    def euler_step(i: int | Int[Array, ""], x: Tokens) -> Tokens:
+        return step(x, *evaluate(x, i), i)
 
-    def euler_step(step, x: Tokens) -> Tokens:
-        return advance(x, *evaluate(x, step), step)
+    def heun_step(i: int | Int[Array, ""], x: Tokens) -> Tokens:
+        v, x0 = evaluate(x, i)
+        v_next, _ = evaluate(step(x, v, x0, i), i + 1)
+        return step(x, {n: 0.5 * (v[n] + v_next[n]) for n in free}, x0, i)
 
-    def heun_step(step, x: Tokens) -> Tokens:
-        v, x0 = evaluate(x, step)
-        ahead, _ = evaluate(advance(x, v, x0, step), step + 1)
-        return advance(x, {n: 0.5 * (v[n] + ahead[n]) for n in free}, x0, step)
-
-    last = (
-        len(next(iter(levels.values()))) - 2
-    )  # always Euler's: there is no second slope to take at t = 0
-    x = jax.lax.fori_loop(
-        0, last, heun_step if solver == "heun" else euler_step, {n: noise[n] for n in free}
-    )
-    return euler_step(last, x) | {n: jnp.asarray(x0, jnp.float32) for n, (x0, _) in given.items()}
+    last = len(next(iter(schedule.values()))) - 2  # always Euler's: there is no slope at t = 0
+    solver_step = heun_step if solver == "heun" else euler_step
+    x = jax.lax.fori_loop(0, last, solver_step, {n: noise[n] for n in free})
+    return euler_step(last, x) | {n: jnp.asarray(x0, jnp.float32) for n, (x0, _) in cond.items()}

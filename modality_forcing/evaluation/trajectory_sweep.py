@@ -127,7 +127,6 @@ def settings(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
         "seed": config.seed,
         "steps": num_steps("joint", sample),
         "solver": sample.solver,
-        "spacing": sample.spacing,
         "mu": sample.timestep_shift,
         "guidance": dict(sample.guidance),
         "estimator": "self" if evaluator.estimator is None else evaluator.estimator.name,
@@ -216,7 +215,7 @@ def table(result: dict[str, Any]) -> str:
     seen = "" if known == 1 else f", where it is known (at least {known:.0%} of the pixels)"
     lines = [
         f"Joint generation for {config['examples']} held-out captions at {config['resolution']} px with the same noise in every "
-        f"row: {config['steps']} {config['solver']} steps, {config['spacing']} spacing, shift {config['mu']:g}, guidance "
+        f"row: {config['steps']} {config['solver']} steps, shift {config['mu']:g}, guidance "
         f"{guided}, seed {config['seed']}, checkpoint {config['checkpoint'] or config['weights']}. log2 alpha > 0: image first. "
         f"AbsRel (± standard error) and delta1: depth estimated from the generated picture by {estimator}, laid over the "
         f"generated depth under protocol moge, affine{seen}; unrelated: the "

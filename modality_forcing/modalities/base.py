@@ -1,4 +1,4 @@
-"""What a modality is: a name, a place in the token sequence, a way in and a way out, and how it is noised."""
+"""The interface of a modality: its tokens, how they are made and read, and how they are noised."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from modality_forcing import modalities
 from modality_forcing.config import Config, ModalityConfig
 from modality_forcing.diffusion.flow import Prediction
-from modality_forcing.diffusion.noise_levels import LogitNormal, NoiseLevels, PlateauLogitNormal
+from modality_forcing.diffusion.noise_levels import (
+    LogitNormal,
+    NoiseDistribution,
+    PlateauLogitNormal,
+)
 from modality_forcing.errors import UserError
 
 Batch = Mapping[
     str, Any
-]  # what data/pipeline.py yields: arrays with a leading b, text a mapping of them
+]  # of data/pipeline.py: arrays with a leading b; "text" is a mapping of them
+Spec = tuple[tuple[int, ...], DTypeLike]  # shape without the leading b, dtype
+
+_DISTRIBUTIONS = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}
 
 
 @dataclass(frozen=True)
 class Modality(ABC):
-    """One thing the model generates or is given; a subclass says how it becomes tokens and back.
+    """One thing the model generates or is conditioned on; a subclass defines its tokens.
 
     Both directions run inside jit and are shared by training, sampling and evaluation.
     """
 
     name: str
-    resolution: int  # pixels a side of the picture
-    patch: int  # pixels a side of a token
+    resolution: int  # pixels along a side of the image
+    patch: int  # pixels along a side of a token
     position_id: int
-    detokenizer: int
+    detokenizer_layers: int
     prediction: Prediction
-    levels: NoiseLevels
-    weight: float
-    given: float
-    latents: int = (
-        0  # channels of the latents that a batch brings, for a modality that can take them
-    )
+    noise_distribution: NoiseDistribution
+    loss_weight: float
+    cond_prob: float
+    latent_channels: int = 0  # of the latents in a batch, for a modality that can read them
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -60,44 +66,39 @@ class Modality(ABC):
 
     @property
     @abstractmethod
-    def inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """What `encode` reads of a batch: shape without the leading b, and dtype, by name."""
+    def inputs(self) -> dict[str, Spec]:
+        """What `to_tokens` reads of a batch, by name."""
 
     @abstractmethod
-    def encode(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
-        """Returns clean tokens x0, and which of their values were observed; the others may hold anything."""
+    def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
+        """Returns clean tokens x0 and which of their values are observed; others may be anything."""
 
     @abstractmethod
-    def decode(self, x0: Float[Array, "b n c"]) -> Array:
-        """Returns what a person would look at: the inverse of `encode` where everything was observed."""
+    def from_tokens(self, x0: Float[Array, "b n c"]) -> Array:
+        """Returns what a person would look at: the inverse of `to_tokens` where all is observed."""
 
 
 def build(config: Config) -> dict[str, Modality]:
-    """Returns the modalities of a config, in its order; the first leads."""
+    """Returns the modalities of a config in its order; the first is the primary one."""
     return {name: _build(name, m, config.data.resolution) for name, m in config.modalities.items()}
 
 
 def _build(name: str, m: ModalityConfig, resolution: int) -> Modality:
-    known = sorted(
-        info.name for info in pkgutil.iter_modules(modalities.__path__) if info.name != "base"
-    )
-    if m.kind not in known:
-        raise UserError(
-            f"modalities.{name}.kind is {m.kind!r}", hint=f"choose one of {', '.join(known)}"
-        )
+    kinds = {info.name for info in pkgutil.iter_modules(modalities.__path__)} - {"base"}
+    if m.kind not in kinds:
+        hint = f"choose one of {', '.join(sorted(kinds))}"
+        raise UserError(f"modalities.{name}.kind is {m.kind!r}", hint=hint)
     module = importlib.import_module(f"{modalities.__name__}.{m.kind}")
-    levels = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}[m.noise.distribution](
-        m.noise.timestep_shift, m.noise.sigma
-    )
+    distribution = _DISTRIBUTIONS[m.noise.distribution]
     return module.MODALITY(
         name=name,
         resolution=resolution,
         patch=m.patch,
         position_id=m.position_id,
-        detokenizer=m.detokenizer_layers,
+        detokenizer_layers=m.detokenizer_layers,
         prediction=m.prediction,
-        levels=levels,
-        weight=m.loss_weight,
-        given=m.cond_prob,
-        latents=m.latent_channels,
+        noise_distribution=distribution(m.noise.timestep_shift, m.noise.sigma),
+        loss_weight=m.loss_weight,
+        cond_prob=m.cond_prob,
+        latent_channels=m.latent_channels,
     )

@@ -1,59 +1,56 @@
-"""The image modality: colours in [-1, 1] through an autoencoder, or latents made before; every value is observed."""
+"""The image modality: colors in [-1, 1] through an autoencoder, or precomputed latents."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from modality_forcing.encoders.pixels import Autoencoder, Pixels, from_u8
-from modality_forcing.modalities.base import Batch, Modality
+from modality_forcing.modalities.base import Batch, Modality, Spec
 
 
 @dataclass(frozen=True)
 class Image(Modality):
-    """Reads batch["image"], u8 [b h w 3]; decodes to float [b h w 3] in [0, 1].
+    """Reads batch["image"], u8 [b h w 3]; returns float [b h w 3] in [0, 1].
 
-    With `latents`, reads what a frozen autoencoder made of the pictures instead, batch["latent"], and decodes to such
-    latents [b y x c]: its weights are no part of the network (`encoders.frozen`).
+    With `latent_channels`, reads a frozen autoencoder's latents instead, batch["latent"], and
+    returns latents [b y x c]: its weights are no part of the network (`encoders.frozen`).
     """
 
     @property
     def autoencoder(self) -> Autoencoder:
-        """What turns pixels into latents: pixels themselves, by default."""
+        """Pixels to latents and back; by default latents are patches of pixels."""
         return Pixels(self.patch)
 
     @property
     def channels(self) -> int:
         """Channels of a latent."""
-        return self.latents or self.autoencoder.channels
+        return self.latent_channels or self.autoencoder.channels
 
     @property
-    def inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Pictures, or their latents."""
-        if self.latents:
-            return {"latent": ((*self.grid, self.latents), jnp.bfloat16)}
+    def inputs(self) -> dict[str, Spec]:
+        """Images, or their latents."""
+        if self.latent_channels:
+            return {"latent": ((*self.grid, self.latent_channels), jnp.bfloat16)}
         return {"image": ((self.resolution, self.resolution, 3), jnp.uint8)}
 
-    def encode(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
-        """Scales colours to [-1, 1] and encodes them."""
-        if self.latents:
+    def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
+        """Encodes colors scaled to [-1, 1], or takes latents; every value is observed."""
+        if self.latent_channels:
             x0 = batch["latent"].astype(jnp.float32)
         else:
             x0 = self.autoencoder.encode(from_u8(batch["image"]))
         x0 = x0.reshape(len(x0), *self.shape)
         return x0, jnp.ones_like(x0, bool)
 
-    def decode(self, x0: Float[Array, "b n c"]) -> Float[Array, "b y x c"]:
-        """Returns colours [b h w 3] in [0, 1], clipped, or latents."""
-        grid = x0.reshape(len(x0), *self.grid, self.channels)
-        return (
-            grid
-            if self.latents
-            else jnp.clip((self.autoencoder.decode(grid) + 1.0) / 2.0, 0.0, 1.0)
-        )
+    def from_tokens(self, x0: Float[Array, "b n c"]) -> Float[Array, "b y x e"]:
+        """Returns colors [b h w 3] clipped to [0, 1], or latents."""
+        latents = x0.reshape(len(x0), *self.grid, self.channels)
+        if self.latent_channels:
+            return latents
+        return jnp.clip((self.autoencoder.decode(latents) + 1.0) / 2.0, 0.0, 1.0)
 
 
 MODALITY = Image

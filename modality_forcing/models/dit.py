@@ -29,7 +29,7 @@ class Stream(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def detokenizer(
+    def detokenizer_layers(
         self,
     ) -> int: ...  # blocks that refine this modality's tokens alone before its head
 
@@ -41,11 +41,11 @@ class Head(nnx.Module):
         self, c: ModelConfig, stream: Stream, *, rngs: nnx.Rngs, keep_gathered: bool = False
     ):
         self.blocks = (
-            Stack(c, stream.detokenizer, rngs=rngs, keep_gathered=keep_gathered)
-            if stream.detokenizer
+            Stack(c, stream.detokenizer_layers, rngs=rngs, keep_gathered=keep_gathered)
+            if stream.detokenizer_layers
             else None
         )
-        self.block_modulation = modulation(c, rngs) if stream.detokenizer else None
+        self.block_modulation = modulation(c, rngs) if stream.detokenizer_layers else None
         self.modulation = Linear(c.width, 2 * c.width, rngs=rngs)
         self.linear = Linear(c.width, stream.channels, rngs=rngs, init=zeros)
 

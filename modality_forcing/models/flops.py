@@ -70,7 +70,7 @@ def forward_flops(
     m, n = len(streams), tokens(config, modalities, only)
     attention = c.num_layers * _attention(c, n)
     detokenizers = sum(
-        s.detokenizer * (2 * _length(s) * block_parameters(c) + _attention(c, _length(s)))
+        s.detokenizer_layers * (2 * _length(s) * block_parameters(c) + _attention(c, _length(s)))
         for s in streams
     )
 
@@ -80,7 +80,7 @@ def forward_flops(
         m * m * 2 * (SINUSOID * d + d * d)
     )  # a level's own, and a mixer for every other modality
     modulation = (
-        2 * d * d * sum(3 + 2 + (3 if s.detokenizer else 0) for s in streams)
+        2 * d * d * sum(3 + 2 + (3 if s.detokenizer_layers else 0) for s in streams)
     )  # of trunk, head and own blocks
     return Flops(
         trunk=2 * c.num_layers * n * block_parameters(c),

@@ -237,12 +237,12 @@ def _probe(config: Config, batch: Batch) -> Probe:
     """The network's inputs, equal at every width and step: noisy tokens, noise levels, text."""
     noisy, t = {}, {}
     for i, (name, modality) in enumerate(base.build(config).items()):
-        x0, observed = modality.encode(batch)
+        x0, observed = modality.to_tokens(batch)
         t[name] = jnp.roll(jnp.linspace(0.1, 0.9, len(x0)), 3 * i)
         noise = jax.random.normal(
-            jax.random.fold_in(rng.stream(config.seed, "probe", 0), i), x0.shape
+            jax.random.fold_in(rng.named_key(config.seed, "probe", 0), i), x0.shape
         )
-        noisy[name] = flow.corrupt(x0, noise, t[name], observed)
+        noisy[name] = flow.add_noise(x0, noise, t[name], observed)
     return noisy, t, jax.tree.map(jnp.asarray, batch["text"])
 
 

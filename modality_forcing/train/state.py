@@ -43,7 +43,7 @@ def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT:
         c.model,
         c.text,
         modalities,
-        rngs=nnx.Rngs(rng.stream(c.seed, "init", 0)),
+        rngs=nnx.Rngs(rng.named_key(c.seed, "init", 0)),
         keep_gathered=keep,
     )
 

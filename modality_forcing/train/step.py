@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from modality_forcing.config import Config
 from modality_forcing.diffusion import distillation, flow, losses, noise_levels, rng
+from modality_forcing.diffusion.flow import NoisyTokens
 from modality_forcing.modalities.base import Batch, Modality
 from modality_forcing.models.layout import constrain
 from modality_forcing.train.optim import make_optimizer
@@ -26,17 +27,6 @@ Model = Callable[[dict[str, Array], dict[str, Array], dict[str, Array]], Mapping
 Metrics = dict[str, Float[Array, ""]]
 Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # a metric's sum and its divisor
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-
-class NoisyTokens(NamedTuple):
-    """One modality of a batch on its way from data to loss."""
-
-    x0: Float[Array, "b n c"]  # clean tokens
-    mask: Bool[Array, "b n c"]  # which values of x0 were observed
-    eps: Float[Array, "b n c"]
-    t: Float[Array, " b"]
-    x_t: Float[Array, "b n c"]  # what the network sees
-    is_cond: Bool[Array, " b"]  # given clean as a condition, not predicted
 
 
 def compute_loss(
@@ -57,17 +47,15 @@ def compute_loss(
     c = config.train
     tokens = add_noise(modalities, batch, config.seed, step)
     x_t, t = {n: x.x_t for n, x in tokens.items()}, {n: x.t for n, x in tokens.items()}
-    keys = rng.per_example(rng.stream(config.seed, "text", step), batch["index"])
+    keys = rng.per_example(rng.named_key(config.seed, "text", step), batch["index"])
     text = text_dropout(keys, batch["text"], null_text, config.text.text_dropout)
     prediction = model(x_t, t, text)
 
     total, sums = jnp.zeros(()), {}
     for name, m in modalities.items():
         x = tokens[name]
-        loss = losses.velocity_loss(
-            prediction[name], x.x0, x.eps, x.t, x.mask, x.is_cond, m.prediction, c.t_min
-        )  # [b]
-        total += m.weight * jnp.mean(loss)
+        loss = losses.velocity_loss(prediction[name], x, m.prediction, t_min=c.t_min)  # [b]
+        total += m.loss_weight * jnp.mean(loss)
         # Divided by the number of examples with a target, so that the mix of tasks does not scale
         # the curve.
         has_target = jnp.any(x.mask, axis=(1, 2)) & ~x.is_cond
@@ -79,13 +67,13 @@ def compute_loss(
         x, m = tokens[primary], modalities[primary]
         frozen = jax.lax.stop_gradient(teacher({primary: x.x_t}, {primary: x.t}, text)[primary])
         student_v, teacher_v = (
-            flow.to_velocity(y.astype(jnp.float32), x.x_t, x.t, m.prediction, c.t_min)
+            flow.to_velocity(y.astype(jnp.float32), x.x_t, x.t, m.prediction, t_min=c.t_min)
             for y in (prediction[primary], frozen)
         )
         t_others = jnp.mean(jnp.stack([t[name] for name in others]), axis=0)
         distilled = jnp.mean(
             distillation.distillation_loss(
-                student_v, teacher_v, t_others, x.is_cond, c.distill_high, c.distill_low
+                student_v, teacher_v, t_others, x.is_cond, high=c.distill_high, low=c.distill_low
             )
         )
         total += distilled
@@ -98,19 +86,19 @@ def add_noise(
 ) -> dict[str, NoisyTokens]:
     """Returns the tokens of a batch at random noise levels, by modality."""
     keys = {
-        name: rng.per_example(rng.stream(seed, name, step), batch["index"])
+        name: rng.per_example(rng.named_key(seed, name, step), batch["index"])
         for name in ("levels", "noise")
     }
-    t, is_cond = noise_levels.draw(
+    t, is_cond = noise_levels.sample_timesteps(
         keys["levels"],
-        {n: m.levels for n, m in modalities.items()},
-        {n: m.given for n, m in modalities.items()},
+        {n: m.noise_distribution for n, m in modalities.items()},
+        {n: m.cond_prob for n, m in modalities.items()},
     )
     tokens = {}
     for i, (name, m) in enumerate(modalities.items()):
-        x0, mask = m.encode(batch)
+        x0, mask = m.to_tokens(batch)
         eps = jax.vmap(partial(_normal, i, m.shape))(keys["noise"])
-        x_t = flow.corrupt(x0, eps, t[name], mask)
+        x_t = flow.add_noise(x0, eps, t[name], mask)
         tokens[name] = NoisyTokens(x0, mask, eps, t[name], x_t, is_cond[name])
     return tokens
 

@@ -57,12 +57,12 @@ def draws(c: Config, batch) -> dict[str, jax.Array]:
         seen.update({f"t_{n}": v for n, v in t.items()} | {"text": text["tokens"]})
         return x_t
 
-    def corrupt(x0, eps, t, observed):
+    def add_noise(x0, eps, t, observed):
         seen[f"eps_{next(names)}"] = eps
-        return flow.corrupt(x0, eps, t, observed)
+        return flow.add_noise(x0, eps, t, observed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_module, "flow", SimpleNamespace(**{**vars(flow), "corrupt": corrupt}))
+        patch.setattr(step_module, "flow", SimpleNamespace(**{**vars(flow), "add_noise": add_noise}))
         compute_loss(
             model, base.build(c), batch, jnp.int32(3), config=c, null_text=tiny.null_text(c)
         )  # pyright: ignore[reportArgumentType]

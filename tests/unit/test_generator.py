@@ -33,16 +33,16 @@ def test_trajectory_of_each_task_has_its_condition_and_order(generator: Generato
     for task, given in TASKS.items():
         trajectory, told = generator.trajectory(task, options)
         assert told == given and trajectory.steps == 4
-        assert set(trajectory.levels) == ({"image"} if task == "t2i" else {"image", "depth"})
+        assert set(trajectory.schedule) == ({"image"} if task == "t2i" else {"image", "depth"})
     joint, _ = generator.trajectory("joint", options)
     assert (
-        np.all(joint.levels["image"] <= joint.levels["depth"])
-        and joint.levels["image"][2] < joint.levels["depth"][2]
+        np.all(joint.schedule["image"] <= joint.schedule["depth"])
+        and joint.schedule["image"][2] < joint.schedule["depth"][2]
     )
     depth_first, _ = generator.trajectory("joint", replace(options, log2_alpha=-3.0))
-    assert depth_first.levels["depth"][2] < depth_first.levels["image"][2]
+    assert depth_first.schedule["depth"][2] < depth_first.schedule["image"][2]
     for task, given in (("i2d", "image"), ("d2i", "depth")):
-        assert not generator.trajectory(task, options)[0].levels[given].any()
+        assert not generator.trajectory(task, options)[0].schedule[given].any()
 
 
 def test_model_of_one_modality_does_only_t2i():

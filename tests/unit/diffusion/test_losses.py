@@ -1,4 +1,4 @@
-"""The masked loss: exactly zero, gradient included, wherever nothing was observed or nothing is to be predicted."""
+"""The masked loss: exactly zero, gradient included, for unobserved values and conditions."""
 
 from __future__ import annotations
 
@@ -7,39 +7,41 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modality_forcing.diffusion.flow import corrupt, to_velocity
+from modality_forcing.diffusion.flow import NoisyTokens, add_noise, to_velocity
 from modality_forcing.diffusion.losses import masked_mean, velocity_loss
 
 SHAPE = (4, 6, 5)
 T = jnp.array([0.02, 0.3, 0.7, 1.0])
-NONE_GIVEN = jnp.zeros(4, bool)
+NO_COND = jnp.zeros(4, bool)
+PREDICTION, X0, EPS = jax.random.normal(jax.random.key(0), (3, *SHAPE))
+MASK = jax.random.bernoulli(jax.random.key(1), 0.4, SHAPE)
+TOKENS = NoisyTokens(X0, MASK, EPS, T, add_noise(X0, EPS, T, MASK), NO_COND)
+
+both_types = pytest.mark.parametrize("prediction_type", ["x", "v"])
 
 
-@pytest.fixture
-def arrays() -> dict[str, jax.Array]:
-    y, x0, eps = jax.random.normal(jax.random.key(0), (3, *SHAPE))
-    return {
-        "prediction": y,
-        "x0": x0,
-        "eps": eps,
-        "observed": jax.random.bernoulli(jax.random.key(1), 0.4, SHAPE),
-    }
+def value_and_grad(tokens: NoisyTokens, prediction_type) -> tuple[np.ndarray, np.ndarray]:
+    """The loss of each example, and the gradient of their sum with respect to the prediction."""
+
+    def loss(prediction):
+        return velocity_loss(prediction, tokens, prediction_type)
+
+    grad = jax.grad(lambda y: loss(y).sum())(PREDICTION)
+    return np.asarray(loss(PREDICTION)), np.asarray(grad)
 
 
-def test_masked_mean_averages_what_is_observed(arrays):
-    x, mask = np.asarray(arrays["x0"], np.float64), np.asarray(arrays["observed"])
+def test_masked_mean_averages_true_positions():
+    x, mask = np.asarray(X0, np.float64), np.asarray(MASK)
     expected = [x[i][mask[i]].mean() for i in range(4)]
-    np.testing.assert_allclose(masked_mean(arrays["x0"], arrays["observed"]), expected, rtol=1e-5)
+    np.testing.assert_allclose(masked_mean(X0, MASK), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fill", [np.nan, np.inf, 1e38])
 def test_masked_mean_of_nothing_is_zero_with_zero_gradient(fill):
-    values = jnp.full(SHAPE, fill)
-    mask = jnp.zeros(SHAPE, bool)
+    values, mask = jnp.full(SHAPE, fill), jnp.zeros(SHAPE, bool)
     np.testing.assert_array_equal(masked_mean(values, mask), np.zeros(4))
-    np.testing.assert_array_equal(
-        jax.grad(lambda v: masked_mean(v, mask).sum())(values), np.zeros(SHAPE)
-    )
+    grad = jax.grad(lambda v: masked_mean(v, mask).sum())(values)
+    np.testing.assert_array_equal(grad, np.zeros(SHAPE))
 
 
 def test_masked_mean_sums_in_float32():
@@ -48,93 +50,63 @@ def test_masked_mean_sums_in_float32():
     assert mean.dtype == jnp.float32 and float(mean[0]) == 1.0
 
 
-def test_x_prediction_loss_is_the_squared_error_over_the_clamped_level_squared(arrays):
-    a = {k: np.asarray(v) for k, v in arrays.items()}
-    for t_min in (0.05, 0.5):
-        loss = velocity_loss(**arrays, t=T, given=NONE_GIVEN, kind="x", t_min=t_min)
-        for i in range(4):
-            squares = (a["prediction"][i] - a["x0"][i])[a["observed"][i]] ** 2
-            assert float(loss[i]) == pytest.approx(
-                squares.mean() / max(float(T[i]), t_min) ** 2, rel=1e-5
-            )
-
-
-def test_v_prediction_loss_is_the_squared_error_of_the_velocity(arrays):
-    a = {k: np.asarray(v) for k, v in arrays.items()}
-    loss = velocity_loss(**arrays, t=T, given=NONE_GIVEN, kind="v")
+@pytest.mark.parametrize("t_min", [0.05, 0.5])
+def test_x_prediction_loss_is_squared_error_over_clamped_level_squared(t_min):
+    loss = velocity_loss(PREDICTION, TOKENS, "x", t_min=t_min)
     for i in range(4):
-        squares = (a["prediction"][i] - (a["x0"][i] - a["eps"][i]))[a["observed"][i]] ** 2
+        squares = np.square(PREDICTION - X0)[i][MASK[i]]
+        expected = squares.mean() / max(float(T[i]), t_min) ** 2
+        assert float(loss[i]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_v_prediction_loss_is_squared_error_of_velocity():
+    loss = velocity_loss(PREDICTION, TOKENS, "v")
+    for i in range(4):
+        squares = np.square(PREDICTION - (X0 - EPS))[i][MASK[i]]
         assert float(loss[i]) == pytest.approx(squares.mean(), rel=1e-5)
 
 
-def test_both_kinds_are_the_same_loss_of_the_same_velocity(arrays):
-    t = jnp.array([0.1, 0.3, 0.7, 1.0])
-    everything = jnp.ones(SHAPE, bool)
-    x_t = corrupt(arrays["x0"], arrays["eps"], t, everything)
-    as_v = to_velocity(arrays["prediction"], x_t, t, "x")
-    of = lambda y, kind: velocity_loss(
-        y, arrays["x0"], arrays["eps"], t, everything, NONE_GIVEN, kind
+def test_both_prediction_types_give_the_same_loss_for_the_same_velocity():
+    t, mask = jnp.array([0.1, 0.3, 0.7, 1.0]), jnp.ones(SHAPE, bool)
+    tokens = NoisyTokens(X0, mask, EPS, t, add_noise(X0, EPS, t, mask), NO_COND)
+    velocity = to_velocity(PREDICTION, tokens.x_t, t, "x")
+    np.testing.assert_allclose(
+        velocity_loss(PREDICTION, tokens, "x"), velocity_loss(velocity, tokens, "v"), rtol=1e-4
     )
-    np.testing.assert_allclose(of(arrays["prediction"], "x"), of(as_v, "v"), rtol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["x", "v"])
-def test_what_is_masked_or_given_has_exactly_no_loss_and_no_gradient(arrays, kind):
-    given = jnp.array([True, False, True, False])
-    t = jnp.where(given, 0.0, T)
-
-    def total(y):
-        return velocity_loss(y, arrays["x0"], arrays["eps"], t, arrays["observed"], given, kind)
-
-    np.testing.assert_array_equal(total(arrays["prediction"])[given], [0.0, 0.0])
-    grad = np.asarray(jax.grad(lambda y: total(y).sum())(arrays["prediction"]))
-    scored = np.asarray(arrays["observed"] & ~given[:, None, None])
+@both_types
+def test_masked_values_and_conditions_have_exactly_no_loss_and_no_gradient(prediction_type):
+    is_cond = jnp.array([True, False, True, False])
+    tokens = TOKENS._replace(t=jnp.where(is_cond, 0.0, T), is_cond=is_cond)
+    loss, grad = value_and_grad(tokens, prediction_type)
+    np.testing.assert_array_equal(loss[is_cond], [0.0, 0.0])
+    scored = np.asarray(MASK & ~is_cond[:, None, None])
     assert np.all(grad[~scored] == 0.0)
     assert np.all(grad[scored] != 0.0)
 
 
-@pytest.mark.parametrize("kind", ["x", "v"])
+@both_types
 @pytest.mark.parametrize("fill", [np.nan, np.inf, -1e30, 7.0])
-def test_the_fill_of_unknown_values_changes_no_bit(arrays, kind, fill):
-    def value_and_grad(x0):
-        def total(y):
-            return velocity_loss(
-                y, x0, arrays["eps"], T, arrays["observed"], NONE_GIVEN, kind
-            ).sum()
-
-        return jax.value_and_grad(total)(arrays["prediction"])
-
-    clean = value_and_grad(arrays["x0"])
-    filled = value_and_grad(jnp.where(arrays["observed"], arrays["x0"], fill))
+def test_fill_of_unobserved_values_changes_no_bit(prediction_type, fill):
+    clean = value_and_grad(TOKENS, prediction_type)
+    filled = value_and_grad(TOKENS._replace(x0=jnp.where(MASK, X0, fill)), prediction_type)
     jax.tree.map(np.testing.assert_array_equal, clean, filled)
     assert np.all(np.isfinite(clean[1]))
 
 
-@pytest.mark.parametrize("kind", ["x", "v"])
-def test_an_example_without_a_valid_value_counts_zero_and_leaves_the_others_alone(arrays, kind):
-    observed = arrays["observed"].at[1].set(False)
-
-    def total(y, mask):
-        return velocity_loss(
-            y, arrays["x0"].at[1].set(jnp.nan), arrays["eps"], T, mask, NONE_GIVEN, kind
-        )
-
-    loss = total(arrays["prediction"], observed)
-    assert float(loss[1]) == 0.0 and np.all(np.isfinite(loss))
-    grad = jax.grad(lambda y: total(y, observed).sum())(arrays["prediction"])
-    assert np.all(np.isfinite(grad)) and np.all(np.asarray(grad[1]) == 0.0)
-    whole = velocity_loss(**arrays, t=T, given=NONE_GIVEN, kind=kind)
+@both_types
+def test_example_without_a_valid_value_counts_zero_and_changes_no_other(prediction_type):
+    empty = TOKENS._replace(x0=X0.at[1].set(jnp.nan), mask=MASK.at[1].set(False))
+    loss, grad = value_and_grad(empty, prediction_type)
+    assert loss[1] == 0.0 and np.all(np.isfinite(loss))
+    assert np.all(np.isfinite(grad)) and np.all(grad[1] == 0.0)
+    whole, _ = value_and_grad(TOKENS, prediction_type)
     np.testing.assert_array_equal(np.delete(loss, 1), np.delete(whole, 1))
 
 
-def test_a_prediction_in_bfloat16_is_scored_in_float32(arrays):
-    arrays["prediction"] = arrays["prediction"].astype(jnp.bfloat16)
-    loss = velocity_loss(**arrays, t=T, given=NONE_GIVEN, kind="x")
-    wide = velocity_loss(
-        **arrays | {"prediction": arrays["prediction"].astype(jnp.float32)},
-        t=T,
-        given=NONE_GIVEN,
-        kind="x",
-    )
+def test_bfloat16_predictions_are_scored_in_float32():
+    narrow = PREDICTION.astype(jnp.bfloat16)
+    loss = velocity_loss(narrow, TOKENS, "x")
     assert loss.dtype == jnp.float32
-    np.testing.assert_array_equal(loss, wide)
+    np.testing.assert_array_equal(loss, velocity_loss(narrow.astype(jnp.float32), TOKENS, "x"))

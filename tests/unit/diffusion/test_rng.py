@@ -1,4 +1,4 @@
-"""Draws are a function of (seed, stream, step, example) and of nothing else."""
+"""Random keys depend on (seed, name, step, example) and on nothing else."""
 
 from __future__ import annotations
 
@@ -18,32 +18,32 @@ def bits(key) -> tuple[int, ...]:
 
 
 def test_the_same_name_and_step_give_the_same_key():
-    assert bits(rng.stream(3, "noise", 7)) == bits(rng.stream(3, "noise", 7))
+    assert bits(rng.named_key(3, "noise", 7)) == bits(rng.named_key(3, "noise", 7))
 
 
 @pytest.mark.parametrize("other", [(4, "noise", 7), (3, "levels", 7), (3, "noise", 8)])
-def test_seed_stream_and_step_each_change_the_key(other):
-    assert bits(rng.stream(3, "noise", 7)) != bits(rng.stream(*other))
+def test_seed_name_and_step_each_change_the_key(other):
+    assert bits(rng.named_key(3, "noise", 7)) != bits(rng.named_key(*other))
 
 
 def test_a_traced_step_gives_the_key_of_the_number():
-    traced = jax.jit(lambda step: jax.random.key_data(rng.stream(3, "noise", step)))(np.int32(7))
-    assert tuple(np.asarray(traced).tolist()) == bits(rng.stream(3, "noise", 7))
+    traced = jax.jit(lambda step: jax.random.key_data(rng.named_key(3, "noise", step)))(np.int32(7))
+    assert tuple(np.asarray(traced).tolist()) == bits(rng.named_key(3, "noise", 7))
 
 
 def test_the_key_is_the_same_in_another_process():
     # `hash` of a name is salted anew in each process: a resumed run would draw other noise.
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", "import jax; from modality_forcing.diffusion import rng\n"
-         "print(jax.random.key_data(rng.stream(3, 'noise', 7)).tolist())"],
+         "print(jax.random.key_data(rng.named_key(3, 'noise', 7)).tolist())"],
         env={**os.environ, "PYTHONHASHSEED": "12345", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert told.stdout.strip() == str(list(bits(rng.stream(3, "noise", 7))))
+    assert result.stdout.strip() == str(list(bits(rng.named_key(3, "noise", 7))))
 
 
-def test_an_example_keeps_its_key_wherever_it_stands():
-    key = rng.stream(0, "noise", 0)
+def test_keys_do_not_depend_on_the_position_in_the_batch():
+    key = rng.named_key(0, "noise", 0)
     index = np.array([5, 0, 9, 123_456], np.int32)
     keys = jax.random.key_data(rng.per_example(key, index))
     order = np.array([2, 3, 1, 0])
@@ -55,6 +55,6 @@ def test_an_example_keeps_its_key_wherever_it_stands():
 
 def test_examples_have_different_keys():
     keys = np.asarray(
-        jax.random.key_data(rng.per_example(rng.stream(0, "noise", 0), np.arange(1000)))
+        jax.random.key_data(rng.per_example(rng.named_key(0, "noise", 0), np.arange(1000)))
     )
     assert len(np.unique(keys, axis=0)) == 1000

@@ -1,4 +1,4 @@
-"""The sampler: arrives exactly, keeps what it was given, guides what it was told to, and treats each picture alone."""
+"""The sampler: exact arrival, conditions, guidance, solvers, independence of examples."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ SOLVERS = ["euler", "heun"]
 
 
 def run(model, path, **options):
-    options = {"text": None, "keys": KEYS, "shapes": SHAPES, "predictions": X, **options}
-    return sample(model, {n: jnp.asarray(t) for n, t in path.levels.items()}, **options)
+    options = {"text": None, "keys": KEYS, "shapes": SHAPES, "prediction_types": X, **options}
+    return sample(model, {n: jnp.asarray(t) for n, t in path.schedule.items()}, **options)
 
 
 def noise_of(name: str, keys=KEYS) -> np.ndarray:
-    """The noise the sampler starts from: what comes out of a model that says "stay where you are"."""
+    """The noise the sampler starts from: what comes out of a model that prompt "stay where you are"."""
     stay = lambda noisy, t, text: noisy
     return np.asarray(run(stay, trajectories.joint(name, (), 1), keys=keys)[name])
 
@@ -35,7 +35,7 @@ def oracle(noisy, t, text):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 59, 200])
-def test_the_last_step_arrives_exactly(steps, solver):
+def test_last_step_arrives_exactly(steps, solver):
     # From 59 steps on, the last one starts below the clamp; stepping by the velocity would stop short.
     out = run(
         oracle, trajectories.joint("image", ("depth",), steps, alpha=32.0, mu=1.1), solver=solver
@@ -45,21 +45,20 @@ def test_the_last_step_arrives_exactly(steps, solver):
         assert out[name].dtype == jnp.float32
 
 
-@pytest.mark.parametrize("spacing", ["uniform", "arc"])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_v_prediction_arrives_too(solver, spacing):
+def test_v_prediction_arrives(solver):
     def model(noisy, t, text):
         level = {n: jnp.maximum(t[n], 1e-6)[:, None, None] for n in noisy}
         return {n: (X0[n] - noisy[n]) / level[n] for n in noisy}  # = x0 - eps on a straight path
 
-    path = trajectories.joint("image", ("depth",), 20, alpha=4.0, mu=1.1, spacing=spacing)
-    out = run(model, path, solver=solver, predictions={"image": "v", "depth": "v"})
+    path = trajectories.joint("image", ("depth",), 20, alpha=4.0, mu=1.1)
+    out = run(model, path, solver=solver, prediction_types={"image": "v", "depth": "v"})
     for name in SHAPES:
         np.testing.assert_allclose(out[name], X0[name], atol=1e-5)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_the_model_sees_the_path_it_was_promised(solver):
+def test_model_is_called_along_the_schedule(solver):
     """On the straight path of an oracle, x_t is (1 - t) x0 + t eps at every level the model is called with."""
     seen = []
 
@@ -76,9 +75,9 @@ def test_the_model_sees_the_path_it_was_promised(solver):
         np.testing.assert_allclose(
             x_t, (1 - t[:, None, None]) * X0["image"] + t[:, None, None] * eps, atol=2e-5
         )
-    expected = list(zip(path.levels["image"][:-1], path.levels["depth"][:-1], strict=True))
+    expected = list(zip(path.schedule["image"][:-1], path.schedule["depth"][:-1], strict=True))
     if solver == "heun":  # two slopes a step but the last: here and at the next level
-        ahead = list(zip(path.levels["image"][1:], path.levels["depth"][1:], strict=True))
+        ahead = list(zip(path.schedule["image"][1:], path.schedule["depth"][1:], strict=True))
         expected = [
             pair for both in zip(expected[:-1], ahead, strict=False) for pair in both
         ] + expected[-1:]
@@ -87,97 +86,99 @@ def test_the_model_sees_the_path_it_was_promised(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("path", [trajectories.conditional(("depth",), ("image",), 4, 1.1),
-                                  trajectories.partial("depth", "image", 4, 8.0, 1.1)])  # fmt: skip
-def test_given_tokens_come_back_unchanged(path, solver):
-    observed = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
-    given = {"image": (X0["image"], observed)}
+                                  trajectories.partial("depth", "image", 4, 8.0, mu=1.1)])  # fmt: skip
+def test_conditions_are_returned_unchanged(path, solver):
+    mask = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
+    cond = {"image": (X0["image"], mask)}
     model = lambda noisy, t, text: {n: noisy[n] * 0.3 for n in noisy}
-    out = run(model, path, given=given, solver=solver)
+    out = run(model, path, cond=cond, solver=solver)
     np.testing.assert_array_equal(out["image"], X0["image"])
     assert not np.allclose(out["depth"], X0["depth"])
 
 
 @pytest.mark.parametrize("alpha", [None, 8.0])
-def test_what_is_given_is_fed_at_its_level_and_as_noise_where_unknown(alpha):
+def test_conditions_are_noised_to_their_level_and_pure_noise_where_unobserved(alpha):
     seen = []
 
     def model(noisy, t, text):
         jax.debug.callback(lambda *a: seen.append(a), noisy["image"], t["image"], ordered=True)
         return {n: jnp.zeros_like(noisy[n]) for n in noisy}
 
-    observed = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
+    mask = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
     path = trajectories.conditional(("depth",), ("image",), 4)
     if alpha is not None:
         path = trajectories.partial("depth", "image", 4, alpha)
-    x0 = jnp.where(observed, X0["image"], jnp.nan)
-    out = run(model, path, given={"image": (x0, observed)})
+    x0 = jnp.where(mask, X0["image"], jnp.nan)
+    out = run(model, path, cond={"image": (x0, mask)})
     assert np.all(np.isfinite(out["depth"]))
     eps = noise_of("image")
     assert len(seen) == 4
-    for (x_t, t), level in zip(seen, path.levels["image"], strict=False):
+    for (x_t, t), level in zip(seen, path.schedule["image"], strict=False):
         np.testing.assert_array_equal(t, np.full(3, level))
-        np.testing.assert_array_equal(x_t[~observed], eps[~observed])
+        np.testing.assert_array_equal(x_t[~mask], eps[~mask])
         np.testing.assert_allclose(
-            x_t[observed], ((1 - level) * X0["image"] + level * eps)[observed], atol=1e-6
+            x_t[mask], ((1 - level) * X0["image"] + level * eps)[mask], atol=1e-6
         )
 
 
-TEXT = {"says": jnp.ones((3, 1))}
-NULL = {"says": jnp.zeros((3, 1))}
+TEXT = {"prompt": jnp.ones((3, 1))}
+NULL = {"prompt": jnp.zeros((3, 1))}
 
 
-def listening(noisy, t, text):
+def text_model(noisy, t, text):
     """Answers 2 to a text and 1 to none, in every modality."""
-    return {n: jnp.broadcast_to(1.0 + text["says"][:, :, None], x.shape) for n, x in noisy.items()}
+    return {
+        n: jnp.broadcast_to(1.0 + text["prompt"][:, :, None], x.shape) for n, x in noisy.items()
+    }
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_guidance_on_the_image_leaves_the_depth_unguided(solver):
     path = trajectories.joint("image", ("depth",), 6, alpha=4.0)
     options = {"text": TEXT, "solver": solver}
-    plain = run(listening, path, **options)
-    guided = run(listening, path, guidance={"image": 4.0}, null_text=NULL, **options)
+    plain = run(text_model, path, **options)
+    guided = run(text_model, path, guidance={"image": 4.0}, null_text=NULL, **options)
     np.testing.assert_array_equal(guided["depth"], plain["depth"])
     np.testing.assert_allclose(plain["image"], 2.0, atol=1e-6)
     np.testing.assert_allclose(guided["image"], 1.0 + 4.0 * (2.0 - 1.0), atol=1e-6)
 
 
-def test_a_modality_can_be_guided_while_the_other_is_given():
+def test_guidance_with_a_condition():
     path = trajectories.conditional(("image",), ("depth",), 3)
-    given = {"depth": (X0["depth"], jnp.ones(X0["depth"].shape, bool))}
-    out = run(listening, path, text=TEXT, null_text=NULL, guidance={"image": 3.0}, given=given)
+    cond = {"depth": (X0["depth"], jnp.ones(X0["depth"].shape, bool))}
+    out = run(text_model, path, text=TEXT, null_text=NULL, guidance={"image": 3.0}, cond=cond)
     np.testing.assert_allclose(out["image"], 4.0, atol=1e-6)
     np.testing.assert_array_equal(out["depth"], X0["depth"])
 
 
-def test_guidance_of_what_is_given_costs_no_second_call():
+def test_guidance_of_a_condition_alone_runs_the_model_once():
     sizes = []
 
     def model(noisy, t, text):
         sizes.append(noisy["image"].shape[0])
-        return listening(noisy, t, text)
+        return text_model(noisy, t, text)
 
-    given = {"image": (X0["image"], jnp.ones(X0["image"].shape, bool))}
+    cond = {"image": (X0["image"], jnp.ones(X0["image"].shape, bool))}
     run(
         model,
         trajectories.conditional(("depth",), ("image",), 3),
         text=TEXT,
         guidance={"image": 4.0},
-        given=given,
+        cond=cond,
     )
     assert set(sizes) == {3}
 
 
-def test_guidance_without_a_null_text_and_unknown_givens_are_refused():
+def test_guidance_without_null_text_and_unknown_conditions_are_refused():
     path = trajectories.joint("image", (), 2)
     with pytest.raises(ValueError, match="null_text"):
-        run(listening, path, text=TEXT, guidance={"image": 4.0})
+        run(text_model, path, text=TEXT, guidance={"image": 4.0})
     with pytest.raises(ValueError, match="depth"):
         run(
-            listening,
+            text_model,
             path,
             text=TEXT,
-            given={"depth": (X0["depth"], jnp.ones(X0["depth"].shape, bool))},
+            cond={"depth": (X0["depth"], jnp.ones(X0["depth"].shape, bool))},
         )
 
 
@@ -203,13 +204,13 @@ def test_heun_follows_a_linear_flow_better_than_euler():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_a_picture_does_not_depend_on_its_neighbours(solver):
+def test_examples_do_not_depend_on_their_batch(solver):
     path = trajectories.joint("image", ("depth",), 5, alpha=4.0)
     options = {"solver": solver, "guidance": {"image": 2.0}}
 
     def model(noisy, t, text):
         return {
-            n: jnp.tanh(x) * t[n][:, None, None] + text["says"][:, :, None]
+            n: jnp.tanh(x) * t[n][:, None, None] + text["prompt"][:, :, None]
             for n, x in noisy.items()
         }
 
@@ -221,14 +222,14 @@ def test_a_picture_does_not_depend_on_its_neighbours(solver):
             np.testing.assert_allclose(alone[name], whole[name][rows], rtol=1e-6, atol=1e-6)
 
 
-def test_each_picture_and_modality_starts_from_its_own_noise():
+def test_each_example_and_modality_has_its_own_noise():
     eps = noise_of("image")
     assert len(np.unique(eps)) == eps.size
     np.testing.assert_array_equal(noise_of("image", KEYS[1:]), eps[1:])
     assert not np.intersect1d(eps, noise_of("depth")).size
 
 
-def test_the_noise_does_not_depend_on_the_order_of_generation():
+def test_noise_does_not_depend_on_the_order_of_generation():
     stay = lambda noisy, t, text: noisy
     eps = noise_of("image")
     for path in (
@@ -239,7 +240,7 @@ def test_the_noise_does_not_depend_on_the_order_of_generation():
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_what_has_arrived_holds_still(solver):
+def test_tokens_at_level_0_do_not_move(solver):
     def model(noisy, t, text):  # at t = 0 it has nothing sensible to say
         return {n: jnp.where(t[n][:, None, None] > 0, X0[n], 1e3) for n in noisy}
 
@@ -253,7 +254,7 @@ def test_what_has_arrived_holds_still(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_it_runs_under_jit(solver):
+def test_sampling_under_jit(solver):
     path = trajectories.joint("image", ("depth",), 3, alpha=2.0)
     jitted = jax.jit(lambda keys: run(wiener, path, keys=keys, solver=solver))(KEYS)
     plain = run(wiener, path, solver=solver)

@@ -1,4 +1,4 @@
-"""Trajectories: the tilt as a group, every path from noise to data, and what is not a path refused."""
+"""Trajectories: the tilt, schedules from noise to data, refused schedules."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing.diffusion.noise_levels import shift
+from modality_forcing.diffusion.noise_levels import timestep_shift
 from modality_forcing.diffusion.trajectories import (
     Trajectory,
-    arc_grid,
     conditional,
-    grid,
+    timesteps,
     joint,
     partial,
     tilt,
@@ -38,99 +37,62 @@ def test_tilt_is_the_published_curve():
 
 
 @given(t=st.floats(0.001, 0.999), alpha=ALPHA, mu=MU)
-def test_tilt_after_shift_is_a_shift_by_ln_alpha_more(t, alpha, mu):
+def test_tilt_adds_ln_alpha_to_the_shift(t, alpha, mu):
     np.testing.assert_allclose(
-        tilt(shift(jnp.float32(t), mu), alpha),
-        shift(jnp.float32(t), mu + math.log(alpha)),
+        tilt(timestep_shift(jnp.float32(t), mu), alpha),
+        timestep_shift(jnp.float32(t), mu + math.log(alpha)),
         rtol=2e-5,
     )
 
 
 @given(alpha=ALPHA, steps=STEPS, mu=MU)
 def test_tilt_keeps_the_ends_and_stays_inside(alpha, steps, mu):
-    tilted = np.asarray(tilt(grid(steps, mu), alpha))
+    tilted = np.asarray(tilt(timesteps(steps, mu), alpha))
     assert tilted[0] == 1.0 and tilted[-1] == 0.0
     assert np.all(np.diff(tilted) < 0)
 
 
-def test_the_paper_s_setting_leaves_depth_far_from_clean_before_its_last_step():
-    t = grid(50, 1.1)
+def test_paper_setting_leaves_depth_noisy_before_its_last_step():
+    t = timesteps(50, 1.1)
     assert t[-2] == pytest.approx(0.0578, abs=5e-5)
     assert tilt(t, 32.0)[-2] == pytest.approx(0.662, abs=5e-4)
     # 59 steps are the fewest whose last one starts below the clamp of x-prediction's velocity.
-    assert grid(58, 1.1)[-2] >= 0.05 > grid(59, 1.1)[-2]
+    assert timesteps(58, 1.1)[-2] >= 0.05 > timesteps(59, 1.1)[-2]
 
 
-def test_an_unshifted_grid_is_uniform():
-    np.testing.assert_allclose(grid(4), [1, 0.75, 0.5, 0.25, 0])
+def test_unshifted_timesteps_are_uniform():
+    np.testing.assert_allclose(timesteps(4), [1, 0.75, 0.5, 0.25, 0])
+
+
+def test_joint_tilts_all_but_the_primary():
+    path = joint("image", ("depth", "normals"), 10, alpha=4.0, mu=1.1)
+    assert list(path.schedule) == ["image", "depth", "normals"] and path.steps == 10
+    np.testing.assert_array_equal(path.schedule["image"], timesteps(10, 1.1))
+    for name in ("depth", "normals"):
+        np.testing.assert_allclose(path.schedule[name], tilt(timesteps(10, 1.1), 4.0), rtol=1e-6)
+    assert np.all(
+        path.schedule["depth"][1:-1] > path.schedule["image"][1:-1]
+    )  # the image comes first
+    depth_first = joint("image", ("depth",), 10, alpha=0.25, mu=1.1)
+    assert np.all(depth_first.schedule["depth"][1:-1] < depth_first.schedule["image"][1:-1])
 
 
 @given(alpha=ALPHA, steps=STEPS, mu=MU)
-def test_an_arc_runs_from_noise_to_data_and_only_falls(alpha, steps, mu):
-    for t in arc_grid(steps, alpha, mu):
-        assert len(t) == steps + 1
-        assert t[0] == 1.0 and t[-1] == 0.0
-        assert np.all(np.diff(t) <= 0) and np.all((t >= 0) & (t <= 1))
-
-
-@given(alpha=ALPHA, mu=MU)
-def test_an_arc_stays_on_the_tilted_path(alpha, mu):
-    lead, other = arc_grid(40, alpha, mu)
-    on = (
-        (lead > 0) & (lead < 1) & (other > 0) & (other < 1)
-    )  # between the ends, where one may wait for the other
-    np.testing.assert_allclose(other[on], tilt(lead[on], alpha), rtol=1e-4)
-
-
-def test_an_arc_spends_its_steps_where_either_modality_moves():
-    uniform = tilt(grid(50, 1.1), 32.0)
-    lead, other = arc_grid(50, 32.0, 1.1)
-    assert other[-2] < 0.1 < uniform[-2]
-    assert np.abs(np.diff(other)).max() < 0.2 < np.abs(np.diff(uniform)).max()
-    # Equal steps in log-SNR, both modalities counted together.
-    with np.errstate(divide="ignore"):
-        logits = [
-            np.clip(np.log(t) - np.log1p(-t), -5, 5)
-            for t in (lead.astype(np.float64), other.astype(np.float64))
-        ]
-    lengths = np.linalg.norm(np.diff(logits, axis=1), axis=0)
-    assert lengths.max() / lengths.min() < 1.3  # a step that turns a corner of the path cuts it
-
-
-def test_joint_is_one_lead_and_the_others_tilted():
-    path = joint("image", ("depth", "normals"), 10, alpha=4.0, mu=1.1)
-    assert list(path.levels) == ["image", "depth", "normals"] and path.steps == 10
-    np.testing.assert_array_equal(path.levels["image"], grid(10, 1.1))
-    for name in ("depth", "normals"):
-        np.testing.assert_allclose(path.levels[name], tilt(grid(10, 1.1), 4.0), rtol=1e-6)
-    assert np.all(path.levels["depth"][1:-1] > path.levels["image"][1:-1])  # the image comes first
-    depth_first = joint("image", ("depth",), 10, alpha=0.25, mu=1.1)
-    assert np.all(depth_first.levels["depth"][1:-1] < depth_first.levels["image"][1:-1])
-
-
-def test_joint_can_be_spaced_by_arc():
-    path = joint("image", ("depth",), 10, alpha=32.0, mu=1.1, spacing="arc")
-    lead, other = arc_grid(10, 32.0, 1.1)
-    np.testing.assert_array_equal(path.levels["image"], lead)
-    np.testing.assert_array_equal(path.levels["depth"], other)
-
-
-@given(alpha=ALPHA, steps=STEPS, mu=MU, spacing=st.sampled_from(["uniform", "arc"]))
-def test_every_joint_path_is_valid(alpha, steps, mu, spacing):
-    assert joint("image", ("depth",), steps, alpha, mu, spacing).steps == steps
+def test_every_joint_path_is_valid(alpha, steps, mu):
+    assert joint("image", ("depth",), steps, alpha=alpha, mu=mu).steps == steps
 
 
 def test_conditional_holds_the_given_clean():
     path = conditional(("depth",), ("image",), 5, 1.1)
-    np.testing.assert_array_equal(path.levels["depth"], grid(5, 1.1))
-    np.testing.assert_array_equal(path.levels["image"], np.zeros(6))
+    np.testing.assert_array_equal(path.schedule["depth"], timesteps(5, 1.1))
+    np.testing.assert_array_equal(path.schedule["image"], np.zeros(6))
 
 
 @pytest.mark.parametrize("alpha", [1 / 32, 1.0, 3.3, 32.0])
-def test_partial_lets_the_given_follow_the_target(alpha):
-    path = partial("image", "depth", 7, alpha, 1.1)
-    np.testing.assert_array_equal(path.levels["image"], grid(7, 1.1))
-    np.testing.assert_allclose(path.levels["depth"], tilt(grid(7, 1.1), alpha), rtol=1e-6)
+def test_partial_tilts_the_condition(alpha):
+    path = partial("image", "depth", 7, alpha, mu=1.1)
+    np.testing.assert_array_equal(path.schedule["image"], timesteps(7, 1.1))
+    np.testing.assert_allclose(path.schedule["depth"], tilt(timesteps(7, 1.1), alpha), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +109,6 @@ def test_partial_lets_the_given_follow_the_target(alpha):
     ],
     ids=["nothing", "one level", "two lengths", "rising", "not to 0", "above 1", "below 0", "NaN"],
 )
-def test_what_is_not_a_path_is_refused(levels):
+def test_invalid_schedules_are_refused(levels):
     with pytest.raises(ValueError, match="level"):
         Trajectory(levels)

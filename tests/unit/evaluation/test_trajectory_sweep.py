@@ -133,7 +133,7 @@ def test_rows_say_how_well_depth_and_picture_agree(evaluator, tmp_path):
         assert row["found"] == row["truth"] and 0 <= row["absrel_se"] < row["constant"]
     assert result["config"]["checkpoint"] == "runs/x" and result["config"]["estimator"] == "self"
     assert (
-        result["config"] | {"seed": 3, "steps": 4, "spacing": "uniform", "examples": 6}
+        result["config"] | {"seed": 3, "steps": 4, "examples": 6}
         == result["config"]
     )
     assert len(lines) == 3 and all("examples/s" in line and "ETA" in line for line in lines)
@@ -215,7 +215,6 @@ def test_other_settings_make_other_rows_and_lose_none(evaluator, tmp_path):
     assert run(evaluator, tmp_path, values, other_weights)[1] == [0]
     for change in (
         {"steps": 3},
-        {"spacing": "arc"},
         {"guidance": {"image": 2.0}},
         {"task_steps": {"i2d": 1}},
     ):

@@ -36,8 +36,11 @@ def test_every_field_arrives():
     image, far = base.build(config).values()
     assert isinstance(image, Image) and isinstance(far, Depth)
     assert (far.name, far.resolution, far.patch, far.prediction) == ("far", 32, 4, "v")
-    assert (far.weight, far.given, far.position_id, far.detokenizer) == (0.25, 0.3, 5, 2)
-    assert far.levels == PlateauLogitNormal(0.3, 1.2) and image.levels == LogitNormal(0.7, 0.9)
+    assert (far.loss_weight, far.cond_prob, far.position_id) == (0.25, 0.3, 5)
+    assert far.detokenizer_layers == 2
+    assert far.noise_distribution == PlateauLogitNormal(
+        0.3, 1.2
+    ) and image.noise_distribution == LogitNormal(0.7, 0.9)
     assert (far.grid, far.shape, image.grid, image.shape) == ((8, 8), (64, 16), (4, 4), (16, 192))
 
 

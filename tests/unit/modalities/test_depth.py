@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing.diffusion.flow import corrupt
+from modality_forcing.diffusion.flow import add_noise
 from modality_forcing.modalities import base
 from modality_forcing.modalities.depth import MARGIN, contract, expand, unit_mean
 from tests import tiny
@@ -18,9 +18,9 @@ DEPTH = base.build(tiny.forcing())["depth"]
 BATCH = {k: v for k, v in tiny.batch(tiny.forcing()).items() if k in ("depth", "valid")}
 
 
-def encode(depth=BATCH["depth"], valid=BATCH["valid"]):
+def to_tokens(depth=BATCH["depth"], valid=BATCH["valid"]):
     return jax.tree.map(
-        np.asarray, DEPTH.encode({"depth": jnp.asarray(depth), "valid": jnp.asarray(valid)})
+        np.asarray, DEPTH.to_tokens({"depth": jnp.asarray(depth), "valid": jnp.asarray(valid)})
     )
 
 
@@ -58,38 +58,40 @@ def test_the_mean_is_over_the_valid_pixels_of_one_example():
 
 
 def test_tokens_do_not_depend_on_the_neighbours():
-    x0, observed = encode()
+    x0, observed = to_tokens()
     for i in range(len(x0)):
-        alone, seen = encode(BATCH["depth"][i : i + 1], BATCH["valid"][i : i + 1])
+        alone, seen = to_tokens(BATCH["depth"][i : i + 1], BATCH["valid"][i : i + 1])
         np.testing.assert_array_equal(alone[0], x0[i])
         np.testing.assert_array_equal(seen[0], observed[i])
 
 
 @pytest.mark.parametrize("scale", [2.0**-20, 0.25, 1024.0, 2.0**40])
 def test_a_unit_that_is_a_power_of_two_changes_no_bit(scale):
-    np.testing.assert_array_equal(encode(BATCH["depth"] * np.float32(scale))[0], encode()[0])
+    np.testing.assert_array_equal(to_tokens(BATCH["depth"] * np.float32(scale))[0], to_tokens()[0])
 
 
 @given(scale=st.floats(1e-12, 1e12))
 def test_no_unit_changes_the_tokens(scale):
     np.testing.assert_allclose(
-        encode(BATCH["depth"] * np.float32(scale))[0], encode()[0], rtol=1e-6, atol=1e-7
+        to_tokens(BATCH["depth"] * np.float32(scale))[0], to_tokens()[0], rtol=1e-6, atol=1e-7
     )
 
 
 def test_metres_and_millimetres_are_the_same_tokens():
-    np.testing.assert_allclose(encode(BATCH["depth"] * np.float32(1000))[0], encode()[0], rtol=1e-6)
+    np.testing.assert_allclose(
+        to_tokens(BATCH["depth"] * np.float32(1000))[0], to_tokens()[0], rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("fill", [0.0, -5.0, np.nan, np.inf, 1e38])
 def test_the_fill_of_unknown_pixels_changes_no_bit(fill):
     filled = np.where(BATCH["valid"], BATCH["depth"], np.float32(fill))
-    (x0, observed), (x0_filled, observed_filled) = encode(), encode(filled)
+    (x0, observed), (x0_filled, observed_filled) = to_tokens(), to_tokens(filled)
     np.testing.assert_array_equal(observed, observed_filled)
     np.testing.assert_array_equal(x0, x0_filled)
     eps, t = jax.random.normal(jax.random.key(0), x0.shape), jnp.full(len(x0), 0.3)
     np.testing.assert_array_equal(
-        corrupt(x0, eps, t, observed), corrupt(x0_filled, eps, t, observed)
+        add_noise(x0, eps, t, observed), add_noise(x0_filled, eps, t, observed)
     )
     assert np.all(np.isfinite(x0_filled))
 
@@ -98,7 +100,7 @@ def test_the_mask_is_cut_as_the_picture_is():
     valid = np.zeros_like(BATCH["valid"])
     valid[:, 5, 14] = True
     depth = np.where(valid, 3.0, np.nan).astype(np.float32)
-    x0, observed = encode(depth, valid)
+    x0, observed = to_tokens(depth, valid)
     assert observed.shape == x0.shape == (4, *DEPTH.shape) == (4, 16, 16)
     for i in range(4):
         assert np.argwhere(observed[i]).tolist() == [[4 + 3, 1 * 4 + 2]]
@@ -106,13 +108,13 @@ def test_the_mask_is_cut_as_the_picture_is():
 
 
 def test_a_map_without_a_valid_pixel_is_finite_and_unobserved():
-    x0, observed = encode(np.full_like(BATCH["depth"], np.nan), np.zeros_like(BATCH["valid"]))
+    x0, observed = to_tokens(np.full_like(BATCH["depth"], np.nan), np.zeros_like(BATCH["valid"]))
     assert np.all(x0 == 0.0) and not observed.any()
 
 
 def test_decode_inverts_encode_up_to_scale():
     everywhere = np.ones_like(BATCH["valid"])
-    x0, _ = encode(valid=everywhere)
-    out = np.asarray(DEPTH.decode(jnp.asarray(x0)))
+    x0, _ = to_tokens(valid=everywhere)
+    out = np.asarray(DEPTH.from_tokens(jnp.asarray(x0)))
     truth = BATCH["depth"] / BATCH["depth"].mean(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(out, truth, rtol=1e-4)

@@ -128,7 +128,7 @@ def test_noise_differs_between_examples_modalities_steps_and_seeds():
 def test_model_input_is_the_interpolation_of_data_and_noise():
     seen, _ = capture()
     empty, _ = capture({**BATCH, "valid": jnp.zeros_like(BATCH["valid"])})
-    x0, observed = MODALITIES["depth"].encode(BATCH)
+    x0, observed = MODALITIES["depth"].to_tokens(BATCH)
     eps, t = empty["x_t"]["depth"], seen["t"]["depth"][:, None, None]
     np.testing.assert_allclose(
         seen["x_t"]["depth"], jnp.where(observed, (1 - t) * x0 + t * eps, eps), atol=1e-5
@@ -187,7 +187,7 @@ def test_condition_and_invalid_tokens_have_exactly_zero_gradient():
     given = {n: np.asarray(t[n]) == 0 for n in MODALITIES}
     assert np.all(given["image"] ^ given["depth"]) and 0 < given["image"].sum() < B
     for name, modality in MODALITIES.items():
-        scored = np.asarray(modality.encode(BATCH)[1]) & ~given[name][:, None, None]
+        scored = np.asarray(modality.to_tokens(BATCH)[1]) & ~given[name][:, None, None]
         np.testing.assert_array_equal(np.asarray(gradient[name]) != 0, scored)
 
 
@@ -209,7 +209,7 @@ def test_modality_weight_scales_its_loss():
 def test_logged_loss_is_divided_by_examples_with_a_target():
     """Half the depth maps missing and some given: the curve stays that of what is predicted."""
     seen, metrics = capture()
-    x0, observed = MODALITIES["depth"].encode(BATCH)
+    x0, observed = MODALITIES["depth"].to_tokens(BATCH)
     t = np.asarray(seen["t"]["depth"])
     squares = [
         np.mean(np.asarray(x0[i])[np.asarray(observed[i])] ** 2) / max(t[i], 0.05) ** 2
