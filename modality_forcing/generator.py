@@ -21,7 +21,7 @@ from modality_forcing.encoders.frozen import Frozen
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
-from modality_forcing.models.restore import graft
+from modality_forcing.models.restore import merge_params
 from modality_forcing.train import checkpoint, inputs
 from modality_forcing.train.state import Params, abstract_model
 
@@ -82,7 +82,7 @@ class Generator:
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed
         generator = cls(replace(config, seed=seed, sample=options), params)
-        graft(params, generator._param_shapes, where=path)  # raises where they do not fit
+        merge_params(params, generator._param_shapes, where=path)  # raises where they do not fit
         return generator
 
     @cached_property

@@ -14,7 +14,7 @@ from modality_forcing.modalities.base import Batch, Modality
 
 @dataclass(frozen=True)
 class Edges(Modality):
-    """Reads batch["image"], u8 [b h w 3]; decodes to edge strength [b h w] in [0, 1]."""
+    """Reads batch["image"], u8 [b h w 3]; returns edge strength [b h w] in [0, 1]."""
 
     @property
     def channels(self) -> int:
@@ -26,7 +26,7 @@ class Edges(Modality):
         """The images of the batch."""
         return {"image": ((self.resolution, self.resolution, 3), jnp.uint8)}
 
-    def encode(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
+    def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
         """Returns edge strength in [-1, 1] as tokens; every value is known."""
         gray = jnp.mean(batch["image"].astype(jnp.float32), axis=-1) / 255.0
         dy, dx = jnp.gradient(gray, axis=(1, 2))
@@ -35,7 +35,7 @@ class Edges(Modality):
         x0 = x0.reshape(len(x0), *self.shape)
         return x0, jnp.ones_like(x0, bool)
 
-    def decode(self, x0: Float[Array, "b n c"]) -> Float[Array, "b h w"]:
+    def from_tokens(self, x0: Float[Array, "b n c"]) -> Float[Array, "b h w"]:
         """Returns edge strength [b h w] in [0, 1]."""
         grid = x0.reshape(len(x0), *self.grid, self.channels)
         return jnp.clip((unpatchify(grid, self.patch)[..., 0] + 1.0) / 2.0, 0.0, 1.0)

@@ -114,7 +114,7 @@ def network(config: Config, seed: int = 0, scale: float = 0.3) -> tuple[Any, dic
     return graph, jax.tree_util.tree_map_with_path(weight, shapes)
 
 
-def shaken(params: Mapping[str, Any], seed: int = 0, scale: float = 0.3) -> dict[str, Any]:
+def perturbed(params: Mapping[str, Any], seed: int = 0, scale: float = 0.3) -> dict[str, Any]:
     """Weights with Gaussian noise of this deviation added to each."""
     draw = np.random.default_rng(seed)
     return jax.tree.map(

@@ -1,1 +1,1 @@
-"""The method itself, as pure functions of arrays: noise levels, flow, losses, distillation, trajectories, sampler."""
+"""The method as pure functions of arrays: noise, losses, trajectories, sampler."""

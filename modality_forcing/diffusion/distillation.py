@@ -1,4 +1,4 @@
-"""Self-distillation (paper, eq. 8): the image velocity stays near the frozen text-to-image model's."""
+"""Self-distillation (paper, eq. 8): image velocities stay near the frozen text-to-image model."""
 
 from __future__ import annotations
 

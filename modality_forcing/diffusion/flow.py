@@ -1,4 +1,4 @@
-"""Rectified flow: x_t = (1 - t) x_0 + t eps, velocity v = x_0 - eps; t = 0 is data, t = 1 is noise."""
+"""Rectified flow: x_t = (1 - t) x_0 + t eps and v = x_0 - eps; t = 0 is data, t = 1 is noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 Prediction = Literal["x", "v"]
 
-# Clamp of t in (x0_hat - x_t) / t, as in the public sampler. Short runs learn faster with a larger one.
+# Clamp of t in (x0_hat - x_t) / t, from the public sampler. Short runs learn faster with more.
 T_MIN = 0.05
 
 
@@ -56,7 +56,10 @@ def to_velocity(
     *,
     t_min: float = T_MIN,
 ) -> Float[Array, "b n c"]:
-    """Returns the velocity that a network's output stands for: (x0_hat - x_t) / max(t, t_min) for "x"."""
+    """Returns the velocity that a network's output stands for.
+
+    For "x" this is (x0_hat - x_t) / max(t, t_min).
+    """
     if prediction_type == "v":
         return prediction
     return (prediction - x_t) / jnp.maximum(t, t_min)[:, None, None]

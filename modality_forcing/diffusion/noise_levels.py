@@ -25,7 +25,10 @@ class NoiseDistribution(Protocol):
 
 
 def timestep_shift(t: Float[Array, "*s"], mu: float, sigma: float = 1.0) -> Float[Array, "*s"]:
-    """Shifts levels by mu in logit space: t' = e^mu / (e^mu + (1/t - 1)^sigma). The mu of shifts add up."""
+    """Shifts levels by mu in logit space: t' = e^mu / (e^mu + (1/t - 1)^sigma).
+
+    The mu of successive shifts add up.
+    """
     a = jnp.exp(mu)
     t = jnp.clip(t, 1e-30, 1.0)
     return jnp.where(t <= 1e-30, 0.0, a / (a + (1.0 / t - 1.0) ** sigma))
@@ -53,7 +56,7 @@ class LogitNormal:
 
 @dataclass(frozen=True)
 class PlateauLogitNormal(LogitNormal):
-    """A logit-normal whose density stays at its maximum from the mode t* up to t = 1: the depth's levels.
+    """A logit-normal whose density is constant from its mode t* to t = 1: the depth's levels.
 
     p(t) = p_ln(min(t, t*)) / Z with Z = P_ln(t*) + (1 - t*) p_ln(t*). t* is the mode of the
     *density*, logit t* = mu + sigma^2 (2 t* - 1), not sigmoid(mu). Source: Black Forest Labs,

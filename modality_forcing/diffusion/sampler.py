@@ -1,4 +1,4 @@
-"""The sampler: follows a schedule of noise levels per modality with one model; knows no task by name."""
+"""The sampler: one model along a schedule of noise levels per modality; knows no task."""
 
 from __future__ import annotations
 

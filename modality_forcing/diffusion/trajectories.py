@@ -1,4 +1,4 @@
-"""Trajectories: each modality's noise levels over a sampling run. The order of generation is data."""
+"""Trajectories: each modality's noise levels in a sampling run, so that order is data."""
 
 from __future__ import annotations
 

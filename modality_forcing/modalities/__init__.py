@@ -1,1 +1,1 @@
-"""Modalities: what can be generated or given. One file each; the rest of the package never asks which one it has."""
+"""What the model generates or is conditioned on: one file a kind, found by its name."""

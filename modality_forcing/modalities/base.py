@@ -71,7 +71,7 @@ class Modality(ABC):
 
     @abstractmethod
     def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
-        """Returns clean tokens x0 and which of their values are observed; others may be anything."""
+        """Returns clean tokens x0 and the mask of observed values; others may be anything."""
 
     @abstractmethod
     def from_tokens(self, x0: Float[Array, "b n c"]) -> Array:

@@ -18,7 +18,7 @@ MARGIN = 1e-3
 
 
 def contract(z: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """Returns z up to 1 and 2 - 1/z beyond (mip-NeRF 360), so that far depth counts like disparity."""
+    """Returns z up to 1, 2 - 1/z beyond (mip-NeRF 360): far depth counts like disparity."""
     return jnp.where(z <= 1.0, z, 2.0 - 1.0 / jnp.maximum(z, 1.0))
 
 

@@ -1,1 +1,1 @@
-"""The network: a flat-token diffusion transformer over text and any number of modalities, each at its own noise level."""
+"""The network: a flat-token diffusion transformer over text and any number of modalities."""

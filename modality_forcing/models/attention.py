@@ -1,4 +1,4 @@
-"""Full bidirectional grouped-query attention, one interface over the kernel of each kind of device."""
+"""Full bidirectional grouped-query attention: one interface over one kernel per kind of device."""
 
 from __future__ import annotations
 
@@ -9,26 +9,22 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from modality_forcing.models.layout import spec, spread_out
+from modality_forcing.models.layout import is_sharded, spec
 
-ATTENTION = (
-    "attention"  # the name under which remat policies know what attention's own backward pass reads
-)
+ATTENTION = "attention"  # remat policies know what attention's backward pass reads by this name
 CACHE = 2**21  # bytes
 KERNELS = {"cpu": "einsum", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # by platform
-LETTERS = {
-    "einsum": "hn",
-    "splash": "hn",
-    "cudnn": "nh",
-}  # order of heads and tokens that each takes without a transpose
+# Order of heads (h) and tokens (n) that each kernel takes without a transpose.
+HEAD_AXIS_ORDER = {"einsum": "hn", "splash": "hn", "cudnn": "nh"}
 
 
 def attend(
-    kernel: str, q: Float[Array, "b *hn k"], k: Float[Array, "b *gn k"], v: Float[Array, "b *gn k"]
-) -> Array:
+    kernel: str, q: Float[Array, "b _ _ k"], k: Float[Array, "b _ _ k"], v: Float[Array, "b _ _ k"]
+) -> Float[Array, "b _ _ k"]:
     """Attention of scaled queries; query head i reads kv head i // (h / g); softmax in float32.
 
-    q [b h n k] and k, v [b g n k], or with heads after tokens where `LETTERS` says so; returns q's shape and dtype.
+    q [b h n k] and k, v [b g n k], or heads after tokens where `HEAD_AXIS_ORDER` has "nh"; returns
+    q's shape and dtype.
     """
     return {"einsum": einsum, "splash": splash, "cudnn": cudnn}[kernel](q, k, v)
 
@@ -36,64 +32,64 @@ def attend(
 def einsum(
     q: Float[Array, "b h n k"], k: Float[Array, "b g n k"], v: Float[Array, "b g n k"]
 ) -> Float[Array, "b h n k"]:
-    """Runs anywhere; of all that is [n n], keeps one array for the backward pass and writes no other that XLA can avoid.
+    """Runs anywhere; keeps one [n n] array for the backward pass and writes no other if XLA allows.
 
-    On a single CPU takes as many examples at a time as leave that array in its cache.
+    On a single CPU it processes as many examples at a time as keep that array in the cache.
     """
     b, h, n, _ = q.shape
-    most = max(CACHE // (4 * h * n * n), 1)
-    alone = jax.default_backend() == "cpu" and not spread_out()
-    few = b if not alone else next(i for i in range(min(b, most), 0, -1) if b % i == 0)
+    if jax.default_backend() != "cpu" or is_sharded():
+        return cast(Array, _einsum(q, k, v))
+    limit = max(CACHE // (4 * h * n * n), 1)
+    few = next(i for i in range(min(b, limit), 0, -1) if b % i == 0)
     if few == b:
-        return cast(Array, _einsum_by_hand(q, k, v))
+        return cast(Array, _einsum(q, k, v))
     parts = tuple(x.reshape(b // few, few, *x.shape[1:]) for x in (q, k, v))
-    return jax.lax.map(lambda part: cast(Array, _einsum_by_hand(*part)), parts).reshape(q.shape)
+    return jax.lax.map(lambda part: cast(Array, _einsum(*part)), parts).reshape(q.shape)
 
 
 @jax.custom_vjp
-def _einsum_by_hand(q: Array, k: Array, v: Array) -> Array:
-    return _einsum(q, k, v)[0]
+def _einsum(q: Array, k: Array, v: Array) -> Array:
+    return _forward(q, k, v)[0]
 
 
-def _einsum(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
+def _forward(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, ...]]:
     b, h, n, c = q.shape
     g = k.shape[1]
-    q = q.reshape(
-        b, g, h // g * n, c
-    )  # the queries that share a kv head become rows of one larger product
+    # Queries that share a kv head become rows of one larger product.
+    q = q.reshape(b, g, h // g * n, c)
     logits = jnp.einsum("bgqk,bgsk->bgqs", q, k, preferred_element_type=jnp.float32)
     weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
     weights = weights.astype(v.dtype)
-    # What divides the mixed values need not divide the [n n] weights. Of the rounded ones, or they would not add up to 1.
+    # Dividing the mixed values saves dividing the [n n] weights. The total is that of the rounded
+    # weights, or they would not add up to 1.
     total = jnp.sum(weights, axis=-1, keepdims=True, dtype=jnp.float32)
     mixed = jnp.einsum("bgqs,bgsk->bgqk", weights, v, preferred_element_type=jnp.float32) / total
     weights, total, mixed = (checkpoint_name(x, ATTENTION) for x in (weights, total, mixed))
     return mixed.astype(v.dtype).reshape(b, h, n, c), (q, k, v, weights, total, mixed)
 
 
-def _einsum_back(kept: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
-    q, k, v, weights, total, mixed = kept
-    dmixed = (dy.reshape(mixed.shape) / total).astype(
-        v.dtype
-    )  # rounded first: dweights and along may nearly cancel
-    along = jnp.sum(
-        dmixed * mixed, axis=-1, keepdims=True
-    )  # the part that only scales all weights of a row
+def _backward(residuals: tuple[Array, ...], dy: Array) -> tuple[Array, Array, Array]:
+    q, k, v, weights, total, mixed = residuals
+    # Rounded first: dweights and `common` may nearly cancel.
+    dmixed = (dy.reshape(mixed.shape) / total).astype(v.dtype)
+    # The part of the gradient that only scales all weights of a row.
+    common = jnp.sum(dmixed * mixed, axis=-1, keepdims=True)
     dv = jnp.einsum("bgqs,bgqk->bgsk", weights, dmixed)
     dweights = jnp.einsum("bgqk,bgsk->bgqs", dmixed, v, preferred_element_type=jnp.float32)
-    dlogits = (weights * (dweights - along)).astype(v.dtype)
+    dlogits = (weights * (dweights - common)).astype(v.dtype)
     dq = jnp.einsum("bgqs,bgsk->bgqk", dlogits, k)
     dk = jnp.einsum("bgqs,bgqk->bgsk", dlogits, q)
     return dq.reshape(dy.shape), dk, dv
 
 
-_einsum_by_hand.defvjp(_einsum, _einsum_back)
+_einsum.defvjp(_forward, _backward)
 
 
 def splash(
     q: Float[Array, "b h n k"],
     k: Float[Array, "b g n k"],
     v: Float[Array, "b g n k"],
+    *,
     interpret: bool = False,
 ) -> Float[Array, "b h n k"]:
     """Pallas kernel for TPUs, all tokens in one block: n up to 1024 and k are multiples of 128.
@@ -109,18 +105,13 @@ def splash(
     def local(q: Array, k: Array, v: Array) -> Array:
         h, n = q.shape[1:3]
         mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((n, n))] * h)
-        sizes = splash_attention_kernel.BlockSizes(
-            block_q=n,
-            block_kv=n,
-            block_kv_compute=n,
-            block_q_dkv=n,
-            block_kv_dkv=n,
-            block_kv_dkv_compute=n,
-            use_fused_bwd_kernel=True,
-        )
+        names = ("block_q", "block_kv", "block_kv_compute")
+        backward = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
         kernel = splash_attention_kernel.make_splash_mha(
             mask,
-            block_sizes=sizes,
+            block_sizes=splash_attention_kernel.BlockSizes(
+                **dict.fromkeys(names + backward, n), use_fused_bwd_kernel=True
+            ),
             head_shards=1,
             q_seq_shards=1,
             residual_checkpoint_name=ATTENTION,
@@ -128,16 +119,15 @@ def splash(
         )
         return cast(Array, jax.vmap(kernel)(q, k, v))
 
-    if not spread_out():
+    if not is_sharded():
         return local(q, k, v)
     split = spec("bh")
-    return jax.shard_map(local, in_specs=(split, split, split), out_specs=split, check_vma=False)(
-        q, k, v
-    )
+    on_mesh = jax.shard_map(local, in_specs=(split,) * 3, out_specs=split, check_vma=False)
+    return on_mesh(q, k, v)
 
 
 def cudnn(
     q: Float[Array, "b n h k"], k: Float[Array, "b n g k"], v: Float[Array, "b n g k"]
 ) -> Float[Array, "b n h k"]:
-    """NVIDIA's fused kernel, by name: left to choose, jax.nn never takes it."""
+    """NVIDIA's fused kernel, requested by name: jax.nn never chooses it by itself."""
     return jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation="cudnn")

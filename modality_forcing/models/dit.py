@@ -1,9 +1,9 @@
-"""The diffusion transformer: [text | modality | ...] in one flat sequence, every token at its own modality's noise level."""
+"""The diffusion transformer: text and modalities in one sequence, each at its own noise level."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,13 @@ from jaxtyping import Array, Float
 
 from modality_forcing.config import ModelConfig, TextConfig
 from modality_forcing.models.blocks import Stack
-from modality_forcing.models.embeddings import LevelEmbedder, TextIn
-from modality_forcing.models.layers import Linear, rms_norm, zeros
+from modality_forcing.models.layers import Linear, TextEmbedder, TimestepEmbedder, rms_norm, zeros
 from modality_forcing.models.rope import image_positions, rotary_angles, text_positions
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """What the network must know of a modality; modality objects fit without being known here."""
+    """What the network needs of a modality; `modalities.Modality` fits without being imported."""
 
     @property
     def position_id(self) -> int: ...
@@ -29,49 +28,61 @@ class Stream(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def detokenizer_layers(
-        self,
-    ) -> int: ...  # blocks that refine this modality's tokens alone before its head
+    def detokenizer_layers(self) -> int: ...  # blocks on this modality's tokens before its head
+
+
+class StreamSpec(NamedTuple):
+    """Where the tokens of a modality are."""
+
+    position_id: int
+    grid: tuple[int, int]
 
 
 class Head(nnx.Module):
-    """Trunk tokens -> patches, in float32: (own blocks,) norm, shift and scale by the noise level, zero-initialised linear."""
+    """Trunk tokens -> patches, in float32: (blocks,) norm, shift and scale, zero-init linear."""
 
     def __init__(
         self, c: ModelConfig, stream: Stream, *, rngs: nnx.Rngs, keep_gathered: bool = False
     ):
-        self.blocks = (
-            Stack(c, stream.detokenizer_layers, rngs=rngs, keep_gathered=keep_gathered)
-            if stream.detokenizer_layers
-            else None
-        )
-        self.block_modulation = modulation(c, rngs) if stream.detokenizer_layers else None
+        layers = stream.detokenizer_layers
+        kwargs = {"rngs": rngs, "keep_gathered": keep_gathered}
+        self.blocks = Stack(c, layers, **kwargs) if layers else None
+        self.block_modulation = block_modulation(c, rngs) if layers else None
         self.modulation = Linear(c.width, 2 * c.width, rngs=rngs)
         self.linear = Linear(c.width, stream.channels, rngs=rngs, init=zeros)
 
     def __call__(
-        self, x: Float[Array, "b n d"], level: Float[Array, "b d"], angles: Float[Array, "n a"]
+        self,
+        x: Float[Array, "b n d"],
+        conditioning: Float[Array, "b d"],
+        angles: Float[Array, "n a"],
     ) -> Float[Array, "b n c"]:
-        level = jax.nn.silu(level)
+        conditioning = jax.nn.silu(conditioning)
         if self.blocks is not None and self.block_modulation is not None:
-            own = self.block_modulation(level)[:, None]  # [b 1 3d]
-            x = self.blocks(x, own, (0,), angles)
-        shift, scale = jnp.split(self.modulation(level)[:, None], 2, axis=-1)  # [b 1 d]
+            rows = self.block_modulation(conditioning)[:, None]  # [b 1 3d]
+            x = self.blocks(x, rows, (0,), angles)
+        shift, scale = jnp.split(self.modulation(conditioning)[:, None], 2, axis=-1)  # [b 1 d]
         return self.linear(rms_norm(x.astype(jnp.float32)) * (1.0 + scale) + shift)
 
 
-def modulation(c: ModelConfig, rngs: nnx.Rngs) -> Linear:
-    """Returns a map from a level's vector to a stack's (shift, scale, gate); zero at first: blocks start as identities."""
+def block_modulation(c: ModelConfig, rngs: nnx.Rngs) -> Linear:
+    """Returns the map from conditioning to a stack's (shift, scale, gate).
+
+    Zero at the start: blocks start as identities.
+    """
     return Linear(c.width, 3 * c.width, rngs=rngs, init=zeros)
 
 
 class DiT(nnx.Module):
-    """Predicts every modality it is given from all of them, their noise levels and a text.
+    """Predicts every modality in its input from all of them, their noise levels and a text.
 
-    A model built for several modalities can be run on any of them: what is absent from `noisy` takes no tokens and leaves
-    no trace. The first modality it was built with leads: text is modulated by the lead's noise level.
+    A model of several modalities runs on any subset: absent ones take no tokens and leave no trace.
+    The first modality in the input is the primary one: text is modulated by its noise level.
 
-    keep_gathered: where weights are sharded, keep each block's whole copy for the backward pass.
+    Attributes are created in an order, and named in an alphabetical order, that fix the random
+    initial weights and the sums over all weights (the gradient's norm) to the bit.
+
+    keep_gathered: where weights are sharded, keep each block's full copy for the backward pass.
     """
 
     def __init__(
@@ -85,19 +96,22 @@ class DiT(nnx.Module):
     ):
         self.c, self.names = c, tuple(streams)
         self.dtype = jnp.dtype(c.dtype)
-        self.places = tuple((n, s.position_id, s.grid) for n, s in streams.items())
-        self.text = TextIn(text, c.width, rngs=rngs)
+        self.stream_specs = tuple(StreamSpec(s.position_id, s.grid) for s in streams.values())
+
+        def embedders(names: list[str]) -> nnx.Dict:
+            return nnx.Dict({name: TimestepEmbedder(c.width, rngs=rngs) for name in names})
+
+        self.text_embedder = TextEmbedder(text, c.width, rngs=rngs)
         self.tokenizer = nnx.Dict(
             {n: Linear(s.channels, c.width, rngs=rngs) for n, s in streams.items()}
         )
-        self.level = nnx.Dict({n: LevelEmbedder(c.width, rngs=rngs) for n in streams})
-        # Cross-stream mixing: how strongly, and what, a modality hears of another's noise level. Zero at the start.
-        pairs = [(n, o) for n in streams for o in streams if n != o]
-        self.mixer = nnx.Dict(
-            {f"{n}_from_{o}": LevelEmbedder(c.width, rngs=rngs) for n, o in pairs}
-        )
-        self.mixing = nnx.Dict({f"{n}_from_{o}": nnx.Param(jnp.zeros(())) for n, o in pairs})
-        self.modulation = modulation(c, rngs)
+        self.level_embedder = embedders(list(streams))
+        # How strongly (the gate, zero at the start), and how, the noise level of one modality
+        # conditions another.
+        pairs = [f"{n}_from_{o}" for n in streams for o in streams if n != o]
+        self.level_embedder_cross = embedders(pairs)
+        self.level_gate_cross = nnx.Dict({pair: nnx.Param(jnp.zeros(())) for pair in pairs})
+        self.modulation = block_modulation(c, rngs)
         self.trunk = Stack(c, c.num_layers, rngs=rngs, keep_gathered=keep_gathered)
         self.head = nnx.Dict(
             {n: Head(c, s, rngs=rngs, keep_gathered=keep_gathered) for n, s in streams.items()}
@@ -105,40 +119,39 @@ class DiT(nnx.Module):
 
     def __call__(
         self,
-        noisy: Mapping[str, Float[Array, "b n c"]],
+        x_t: Mapping[str, Float[Array, "b _ _"]],
         t: Mapping[str, Float[Array, " b"]],
         text: Mapping[str, Array],
-    ) -> dict[str, Float[Array, "b n c"]]:
-        names = [n for n in self.names if n in noisy]
-        level = {n: self._level(n, t) for n in names}  # [b d], float32
-        tokens = {n: self.tokenizer[n](noisy[n].astype(self.dtype)) for n in names}  # [b n d]
-
-        parts = [self.text(text, self.dtype), *tokens.values()]
+    ) -> dict[str, Float[Array, "b _ _"]]:
+        """Returns predictions {name: [b n c]} for noisy tokens x_t at noise levels t."""
+        specs = {n: s for n, s in zip(self.names, self.stream_specs, strict=True) if n in x_t}
+        conditioning = {n: self.conditioning(n, t) for n in specs}  # [b d], float32
+        tokens = [self.tokenizer[n](x_t[n].astype(self.dtype)) for n in specs]  # [b n d] each
+        parts = [self.text_embedder(text, self.dtype), *tokens]
         lengths = [part.shape[1] for part in parts]
-        x = jnp.concatenate(parts, axis=1)  # [b n d]
-        levels = jnp.stack(
-            [self.modulation(jax.nn.silu(level[n])) for n in names], axis=1
-        )  # [b m 3d]
-        segments = (0, *np.cumsum(lengths)[1:-1].tolist())  # text follows the lead
-        positions = [
-            text_positions(lengths[0]),
-            *(image_positions(i, grid) for n, i, grid in self.places if n in noisy),
-        ]
-        angles = [
-            rotary_angles(p, self.c.head_dim, self.c.rope_theta) for p in positions
-        ]  # [n k/2] each
-        x = self.trunk(x, levels, segments, jnp.asarray(np.concatenate(angles)))
+        starts = np.cumsum(lengths)[:-1].tolist()  # first token of each modality
+        x = jnp.concatenate(parts, axis=1)  # [b n d], n over all parts
 
-        own = jnp.split(x, np.cumsum(lengths[:-1]), axis=1)[1:]  # [b n d] each, text left out
+        rows = [self.modulation(jax.nn.silu(vector)) for vector in conditioning.values()]
+        modulation = jnp.stack(rows, axis=1)  # [b m 3d]
+        segments = (0, *starts[1:])  # text shares the primary modality's row
+        positions = [text_positions(lengths[0])]
+        positions += [image_positions(s.position_id, s.grid) for s in specs.values()]
+        angles = [rotary_angles(p, self.c.head_dim, self.c.rope_theta) for p in positions]
+        x = self.trunk(x, modulation, segments, jnp.asarray(np.concatenate(angles)))
+
+        _, *outputs = jnp.split(x, starts, axis=1)  # [b n d] each, text left out
         return {
-            n: self.head[n](y, level[n], jnp.asarray(a))
-            for n, y, a in zip(names, own, angles[1:], strict=True)
+            n: self.head[n](y, conditioning[n], jnp.asarray(a))
+            for n, y, a in zip(specs, outputs, angles[1:], strict=True)
         }
 
-    def _level(self, name: str, t: Mapping[str, Float[Array, " b"]]) -> Float[Array, "b d"]:
-        vector = self.level[name](t[name])
+    def conditioning(self, name: str, t: Mapping[str, Float[Array, " b"]]) -> Float[Array, "b d"]:
+        """Embeds a modality's noise level, plus the gated levels of the other modalities in t."""
+        vector = self.level_embedder[name](t[name])
         for other in self.names:
             if other != name and other in t:
                 pair = f"{name}_from_{other}"
-                vector = vector + self.mixing[pair][...] * self.mixer[pair](t[other])
+                cross = self.level_embedder_cross[pair](t[other])
+                vector = vector + self.level_gate_cross[pair][...] * cross
         return vector

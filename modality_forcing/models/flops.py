@@ -1,12 +1,15 @@
-"""FLOPs of the network and of a train step, counted from the config: what MFU is a share of.
+"""FLOPs of the network and of a train step, counted from the config: the basis of MFU.
 
-The convention, here and wherever a table says MFU:
+The convention, here and wherever a table has MFU:
 
-- a multiply-add is 2; a backward pass is twice its forward pass, also where an input needs no gradient;
-- attention is bidirectional and counted in full: 4 n² h k per block and example, the two products of n x n weights;
-- only products count: no norms, softmax, rotations, activations, look-ups, optimiser;
-- what a policy computes again in the backward pass does not count, nor do padding and masked text, which are not cheaper;
-- modulation and level embedders act once per example, not per token.
+- A multiply-add is 2 FLOPs. A backward pass is twice its forward pass, even where an input needs
+  no gradient.
+- Attention is bidirectional and counted in full: 4 n² h k per block and example, the two products
+  of n x n weights.
+- Only matrix products count: no norms, softmax, RoPE, activations, look-ups, optimizer.
+- Recomputation in the backward pass does not count. Padding and masked text count: they are not
+  cheaper.
+- Modulation and timestep embedders act once per example, not per token.
 
 XLA's own count is no substitute: it counts a loop's body once and a kernel as nothing.
 """
@@ -15,29 +18,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from modality_forcing.config import Config, ModelConfig
 from modality_forcing.models.dit import Stream
 from modality_forcing.models.presets import block_parameters
 
-SINUSOID = 256  # channels into a level embedder
+SINUSOID = 256  # input channels of a timestep embedder
 
 
 @dataclass(frozen=True)
 class Flops:
-    """FLOPs by where they are spent."""
+    """FLOPs by part of the network."""
 
-    trunk: int  # products of tokens with the weights of the trunk's blocks
-    attention: int  # products of tokens with tokens in the trunk
+    trunk: int  # tokens times weights of the trunk's blocks
+    attention: int  # tokens times tokens in the trunk
     detokenizers: int  # both, in the blocks of single modalities
     ends: int  # tokenizers, text, noise levels, modulation, heads
 
     @property
     def total(self) -> int:
-        """Everything that counts."""
+        """All parts together."""
         return sum(getattr(self, f.name) for f in fields(self))
 
     def __add__(self, other: Flops) -> Flops:
@@ -57,31 +60,28 @@ class Parameters:
 
     @property
     def total(self) -> int:
-        """All there are."""
+        """All parts together."""
         return self.trunk + self.detokenizers + self.rest
 
 
 def forward_flops(
     config: Config, modalities: Mapping[str, Stream], only: Iterable[str] | None = None
 ) -> Flops:
-    """Returns the FLOPs of one example's forward pass; only: the modalities given to the network, by default all."""
+    """Returns the FLOPs of one example's forward pass; only: the modalities in the input."""
     c, d = config.model, config.model.width
     streams = [m for name, m in modalities.items() if only is None or name in set(only)]
     m, n = len(streams), tokens(config, modalities, only)
     attention = c.num_layers * _attention(c, n)
-    detokenizers = sum(
-        s.detokenizer_layers * (2 * _length(s) * block_parameters(c) + _attention(c, _length(s)))
-        for s in streams
-    )
+    detokenizers = 0
+    for s in streams:
+        layer = 2 * _length(s) * block_parameters(c) + _attention(c, _length(s))
+        detokenizers += s.detokenizer_layers * layer
 
     text = 2 * config.text.tokens * config.text.channels * d
     tokenizers_and_heads = sum(2 * 2 * _length(s) * s.channels * d for s in streams)
-    embedders = (
-        m * m * 2 * (SINUSOID * d + d * d)
-    )  # a level's own, and a mixer for every other modality
-    modulation = (
-        2 * d * d * sum(3 + 2 + (3 if s.detokenizer_layers else 0) for s in streams)
-    )  # of trunk, head and own blocks
+    embedders = m * m * 2 * (SINUSOID * d + d * d)  # of each modality, and of each ordered pair
+    # Of trunk, head and detokenizer.
+    modulation = 2 * d * d * sum(3 + 2 + (3 if s.detokenizer_layers else 0) for s in streams)
     return Flops(
         trunk=2 * c.num_layers * n * block_parameters(c),
         attention=attention,
@@ -91,7 +91,10 @@ def forward_flops(
 
 
 def step_flops(config: Config, modalities: Mapping[str, Stream], batch: int | None = None) -> Flops:
-    """Returns the FLOPs of a train step, by default of train.batch examples: 3 forward passes, and a distilling teacher's."""
+    """Returns the FLOPs of a train step: 3 forward passes, and one of a distillation teacher.
+
+    batch: examples; by default train.batch.
+    """
     each = forward_flops(config, modalities) * 3
     if config.train.distill:
         each += forward_flops(config, modalities, only=[next(iter(modalities))])
@@ -106,8 +109,8 @@ def tokens(
     return config.text.tokens + sum(_length(s) for name, s in modalities.items() if name in names)
 
 
-def parameters(params: Any) -> Parameters:
-    """Counts a tree of weights or of their shapes, as train.state.abstract_model gives it."""
+def parameters(params: PyTree) -> Parameters:
+    """Counts a tree of weights, or of their shapes as returned by train.state.abstract_model."""
     counts = {"trunk": 0, "detokenizers": 0, "rest": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         names = [key.key for key in path]

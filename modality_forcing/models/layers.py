@@ -1,8 +1,9 @@
-"""What everything is made of: a product with a weight, a bias-free linear map and an RMS norm."""
+"""Primitives and embeddings: einsum with a weight, linear map, RMS norm, noise levels and text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
@@ -10,65 +11,117 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from modality_forcing.config import TextConfig
 from modality_forcing.models.layout import constrain
 
 fan_in = nnx.initializers.lecun_normal()
 zeros = nnx.initializers.zeros_init()
 
-GATHERED = "gathered"  # the name under which remat policies know weights gathered from their shards
+GATHERED = "gathered"  # remat policies know weights gathered from their shards by this name
 
 
-def project(equation: str, x: Array, w: Array) -> Array:
-    """Einsum of activations and a float32 weight, computed in x's dtype: project("bnd,df->bnf", x, w).
+def sharded_einsum(equation: str, x: Array, w: Array) -> Array:
+    """Einsum of activations and a float32 weight in x's dtype: sharded_einsum("bnd,df->bnf", x, w).
 
-    The weight is cast on its shard and only then gathered. Its gradient leaves the product in float32, so that sums over
-    devices and micro-batches are float32 too: XLA would round the gradient to x's dtype before it adds up the devices.
+    The weight is cast on its shard and only then gathered. Its gradient leaves the einsum in
+    float32, so that sums over devices and micro-batches are float32 too: XLA would round the
+    gradient to x's dtype before it adds up the devices.
     """
-    return cast(Array, _with_wide_gradient(equation, x, w))
+    return cast(Array, _sharded_einsum(equation, x, w))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _with_wide_gradient(equation: str, x: Array, w: Array) -> Array:
-    return _project(equation, x, w)[0]
+def _sharded_einsum(equation: str, x: Array, w: Array) -> Array:
+    return _forward(equation, x, w)[0]
 
 
-def _project(equation: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    _, of_w, of_y = _letters(equation)
-    w = checkpoint_name(constrain(w.astype(x.dtype), of_w), GATHERED)
-    return constrain(jnp.einsum(equation, x, w), of_y), (x, w)
+def _forward(equation: str, x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+    _, w_axes, y_axes = _axes(equation)
+    w = checkpoint_name(constrain(w.astype(x.dtype), w_axes), GATHERED)
+    return constrain(jnp.einsum(equation, x, w), y_axes), (x, w)
 
 
-def _project_back(equation: str, kept: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    of_x, of_w, of_y = _letters(equation)
-    x, w = kept
-    dx = jnp.einsum(f"{of_y},{of_w}->{of_x}", dy, w)
-    dw = jnp.einsum(f"{of_x},{of_y}->{of_w}", x, dy, preferred_element_type=jnp.float32)
-    return constrain(dx, of_x), dw
+def _backward(equation: str, residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x_axes, w_axes, y_axes = _axes(equation)
+    x, w = residuals
+    dx = jnp.einsum(f"{y_axes},{w_axes}->{x_axes}", dy, w)
+    dw_equation = f"{x_axes},{y_axes}->{w_axes}"
+    dw = jnp.einsum(dw_equation, x, dy, preferred_element_type=jnp.float32)
+    return constrain(dx, x_axes), dw
 
 
-_with_wide_gradient.defvjp(_project, _project_back)
+_sharded_einsum.defvjp(_forward, _backward)
 
 
-def _letters(equation: str) -> list[str]:
+def _axes(equation: str) -> list[str]:
+    """Splits "bnd,df->bnf" into the axes of both operands and of the result."""
     return equation.replace("->", ",").split(",")
 
 
 def rms_norm(
-    x: Float[Array, "*s d"], scale: Array | None = None, eps: float = 1e-6
+    x: Float[Array, "*s d"], scale: Float[Array, " d"] | None = None, eps: float = 1e-6
 ) -> Float[Array, "*s d"]:
-    """X / rms(x) over the last axis in float32, times a learned scale if there is one; the result in x's dtype."""
-    wide = x.astype(jnp.float32)
-    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return (wide if scale is None else wide * scale).astype(x.dtype)
+    """X / rms(x) over the last axis in float32, times a learned scale if any; returns x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + eps)
+    return (y if scale is None else y * scale).astype(x.dtype)
 
 
 class Linear(nnx.Module):
-    """x @ w without a bias, computed in x's dtype; the weight is kept in float32."""
+    """x @ w without a bias, computed in x's dtype; the weight is stored in float32."""
 
-    def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, init: Callable = fan_in):
+    def __init__(
+        self, inputs: int, outputs: int, *, rngs: nnx.Rngs, init: Callable[..., Array] = fan_in
+    ):
         self.w = nnx.Param(init(rngs.params(), (inputs, outputs), jnp.float32))
 
     def __call__(self, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:
-        return project({2: "bi,io->bo", 3: "bni,io->bno"}[x.ndim], x, self.w[...])
+        equation = "bi,io->bo" if x.ndim == 2 else "bni,io->bno"
+        return sharded_einsum(equation, x, self.w[...])
+
+
+def sinusoid(
+    t: Float[Array, " b"], channels: int = 256, period: float = 10_000.0
+) -> Float[Array, "b c"]:
+    """Embeds 1000 t as [cos | sin], in float32: bfloat16 does not separate 0.99 from 0.991."""
+    half = channels // 2
+    frequency = jnp.exp(-math.log(period) * jnp.arange(half, dtype=jnp.float32) / half)
+    angle = 1000.0 * t.astype(jnp.float32)[:, None] * frequency  # [b c/2]
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+class TimestepEmbedder(nnx.Module):
+    """Noise level [b] -> vector [b d] of the model's width: sinusoid, two-layer MLP, in float32."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, in_channels: int = 256):
+        self.in_channels = in_channels
+        self.inner = Linear(in_channels, width, rngs=rngs)
+        self.outer = Linear(width, width, rngs=rngs)
+
+    def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
+        return self.outer(jax.nn.silu(self.inner(sinusoid(t, self.in_channels))))
+
+
+class TextEmbedder(nnx.Module):
+    """Text -> tokens: RMS norm, linear map; padding is one learned vector, so shapes are static.
+
+    Reads the states [b l e] of a frozen encoder, or word ids [b l] into a table learned here.
+    """
+
+    def __init__(self, config: TextConfig, width: int, *, rngs: nnx.Rngs):
+        self.config = config
+        normal = nnx.initializers.normal(1.0)
+        if config.vocab_size:
+            self.table = nnx.Param(normal(rngs.params(), (config.vocab_size, config.channels)))
+        self.linear = Linear(config.channels, width, rngs=rngs)
+        self.padding = nnx.Param(normal(rngs.params(), (width,)) * 0.02)
+
+    def __call__(self, text: Mapping[str, Array], dtype: DTypeLike) -> Float[Array, "b l d"]:
+        states = text["tokens"]
+        if self.config.vocab_size:
+            states = self.table[...][states]  # [b l e]
+        states = self.linear(rms_norm(states.astype(jnp.float32)).astype(dtype))  # [b l d]
+        return jnp.where(text["mask"][:, :, None], states, self.padding[...].astype(dtype))

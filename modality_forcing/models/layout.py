@@ -1,4 +1,4 @@
-"""Which mesh axes split which dimension of a tensor in flight, by the letter of the dimension."""
+"""Which mesh axes split which dimension of an activation, by the dimension's letter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-# Every other dimension is whole on each device. How weights are kept between steps is train/sharding.py's business.
+# Other dimensions are not split. train/sharding.py decides how weights are stored between steps.
 AXES = {"b": ("data", "fsdp"), "h": "tensor", "g": "tensor", "f": "tensor"}
 
 
@@ -15,16 +15,16 @@ def spec(letters: str) -> PartitionSpec:
     return PartitionSpec(*(AXES.get(letter) for letter in letters))
 
 
-def spread_out() -> bool:
-    """Says whether a mesh of more than one device is set."""
+def is_sharded() -> bool:
+    """Returns True if a mesh of more than one device is set."""
     return jax.sharding.get_abstract_mesh().size > 1
 
 
 def devices(axis: str) -> int:
-    """Returns the number of devices along an axis of the mesh that is set, 1 where there is none."""
+    """Returns the number of devices along an axis of the mesh, 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
 
 
 def constrain(x: Array, letters: str) -> Array:
-    """Lays an array out over the mesh that is set; does nothing where there is one device."""
-    return jax.lax.with_sharding_constraint(x, spec(letters)) if spread_out() else x
+    """Splits an array over the mesh; does nothing on one device."""
+    return jax.lax.with_sharding_constraint(x, spec(letters)) if is_sharded() else x

@@ -1,4 +1,4 @@
-"""Weight surgery: from a text-to-image checkpoint to a model of more modalities, with an explicit list of what may be new."""
+"""Weights of a checkpoint in a model of more modalities, of which the new ones are listed."""
 
 from __future__ import annotations
 
@@ -8,50 +8,55 @@ from typing import Any
 from modality_forcing.errors import UserError
 from modality_forcing.tree import flatten, unflatten
 
+_OWN = ("tokenizer", "level_embedder", "head")  # modules that each modality has
+_CROSS = ("level_embedder_cross", "level_gate_cross")  # modules of a pair, A_from_B
+
 
 def new_modules(params: Mapping[str, Any], modality: str) -> tuple[str, ...]:
-    """Returns the path prefixes of the modules that exist for one modality alone: the allow-list of its surgery.
+    """Returns the path prefixes of the modules that exist for one modality only.
 
-    They are its tokenizer, level embedder, head (with its detokenizer) and the mixers that it speaks or listens through.
+    These are its tokenizer, its noise level's embedder, its head (with the detokenizer), and the
+    cross embedders from or to it.
     """
-    own = tuple(f"{module}/{modality}/" for module in ("tokenizer", "level", "head"))
-    mixers = (
-        f"{m}/{pair}/"
-        for m in ("mixer", "mixing")
-        for pair in params.get(m, {})
-        if modality in pair.split("_from_")
-    )
-    return own + tuple(mixers)
+    own = [f"{module}/{modality}/" for module in _OWN]
+    pairs = [(module, pair) for module in _CROSS for pair in params.get(module, {})]
+    cross = [f"{module}/{pair}/" for module, pair in pairs if modality in pair.split("_from_")]
+    return (*own, *cross)
 
 
-def graft(
+def merge_params(
     source: Mapping[str, Any],
     target: Mapping[str, Any],
     new: tuple[str, ...] = (),
     where: object = None,
 ) -> Any:
-    """Returns the target's tree with the source's leaves, keeping the target's own under the modules of `new` modalities.
+    """Returns the target's tree with the source's leaves.
 
-    Every other leaf must be in both with the same shape. Raises UserError naming the paths that are missing, extra or
-    misshaped; nothing is ever filled in silently.
+    Modules of the `new` modalities keep the target's leaves if the source lacks them. Every other
+    leaf must be in both with the same shape: nothing is filled in silently.
+
+    Raises UserError naming the paths that are missing, extra or misshaped.
     """
     allowed = tuple(prefix for modality in new for prefix in new_modules(target, modality))
     have, want = flatten(source), flatten(target)
     is_new = {path for path in want if f"{path}/".startswith(allowed)} if allowed else set()
-    missing = sorted(set(want) - set(have) - is_new)
-    extra = sorted(set(have) - set(want))
-    misshaped = [
-        f"{path} {tuple(have[path].shape)} instead of {tuple(want[path].shape)}"
-        for path in sorted(set(have) & set(want))
-        if have[path].shape != want[path].shape
-    ]
-    problems = {"missing": missing, "extra": extra, "misshaped": misshaped}
+    problems = {
+        "missing": sorted(set(want) - set(have) - is_new),
+        "extra": sorted(set(have) - set(want)),
+        "misshaped": [
+            f"{path} {tuple(have[path].shape)} instead of {tuple(want[path].shape)}"
+            for path in sorted(set(have) & set(want))
+            if have[path].shape != want[path].shape
+        ],
+    }
     if any(problems.values()):
-        told = "; ".join(f"{kind}: {_some(paths)}" for kind, paths in problems.items() if paths)
-        hint = "use a checkpoint of this config, or name the new modalities in train.allow_missing_modalities"
-        raise UserError(f"the weights do not fit ({told})", where=where, hint=hint)
+        what = "; ".join(f"{kind}: {_some(paths)}" for kind, paths in problems.items() if paths)
+        hint = "use a checkpoint of this config, or name the new modalities in "
+        hint += "train.allow_missing_modalities"
+        raise UserError(f"the weights do not fit ({what})", where=where, hint=hint)
     return unflatten({path: have.get(path, leaf) for path, leaf in want.items()})
 
 
-def _some(paths: list[str], most: int = 4) -> str:
-    return ", ".join(paths[:most]) + (f" and {len(paths) - most} more" if len(paths) > most else "")
+def _some(paths: list[str], limit: int = 4) -> str:
+    more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
+    return ", ".join(paths[:limit]) + more

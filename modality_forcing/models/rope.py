@@ -1,27 +1,29 @@
-"""Rotary positions over four axes: modality id, row, column, place in the text."""
+"""Rotary positions along four axes: modality id, row, column, text position."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 AXES = 4
 
 
-def image_positions(position_id: int, grid: tuple[int, int]) -> np.ndarray:
-    """Positions [n 4] of a modality's tokens: (modality, row, column, 0), rows first."""
+def image_positions(position_id: int, grid: tuple[int, int]) -> Int[np.ndarray, "n 4"]:
+    """Positions of a modality's tokens: (modality, row, column, 0), row by row."""
     rows, columns = np.mgrid[: grid[0], : grid[1]].reshape(2, -1)
     return np.stack([np.full_like(rows, position_id), rows, columns, np.zeros_like(rows)], axis=1)
 
 
-def text_positions(tokens: int) -> np.ndarray:
-    """Positions [l 4] of the text: (0, 0, 0, place)."""
+def text_positions(tokens: int) -> Int[np.ndarray, "l 4"]:
+    """Positions of text tokens: (0, 0, 0, position)."""
     return np.concatenate([np.zeros((tokens, 3), int), np.arange(tokens)[:, None]], axis=1)
 
 
-def rotary_angles(positions: np.ndarray, head_dim: int, theta: float) -> np.ndarray:
-    """Angles [n k/2] by which pairs of a head's channels turn; each of the four axes owns a quarter of the head.
+def rotary_angles(
+    positions: Int[np.ndarray, "n 4"], head_dim: int, theta: float
+) -> Float[np.ndarray, "n a"]:
+    """Angles [n k/2] of the channel pairs of a head; each of the four axes owns a quarter of it.
 
     Frequencies per axis are theta^(-2i / (k/4)), as in FLUX.2 (theta 2000).
     """
@@ -30,13 +32,13 @@ def rotary_angles(positions: np.ndarray, head_dim: int, theta: float) -> np.ndar
     return (positions[:, :, None] * frequency).reshape(len(positions), -1).astype(np.float32)
 
 
-def rotate(x: Float[Array, "*s k"], angles: Float[Array, "*t c"]) -> Float[Array, "*s k"]:
-    """Turns channel i of the first half with channel i of the second by angle i, in float32.
+def apply_rope(x: Float[Array, "*s k"], angles: Float[Array, "*t a"]) -> Float[Array, "*s k"]:
+    """Rotates channel i of the first half with channel i of the second by angle i, in float32.
 
-    Halves and not neighbours: a strided access costs a TPU a relayout, and the pairing is only a permutation of q and k.
+    Halves and not neighbors: a strided access costs a TPU a relayout, and the pairing is only a
+    permutation of q and k.
     """
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    return jnp.concatenate(
-        [first * cos - second * sin, first * sin + second * cos], axis=-1
-    ).astype(x.dtype)
+    rotated = [first * cos - second * sin, first * sin + second * cos]
+    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)

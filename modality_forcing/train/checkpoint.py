@@ -19,7 +19,7 @@ from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSt
 from modality_forcing import distributed
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.models.restore import graft
+from modality_forcing.models.restore import merge_params
 from modality_forcing.train.state import Params, TrainState
 
 FORMAT = 2  # of the folder; other formats are refused
@@ -177,7 +177,7 @@ def init_from_checkpoint(
 ) -> Params:
     """Returns a checkpoint's weights; modules of the modalities in `allow_missing` stay `fresh`."""
     _, params = load(path, shardings)
-    return graft(params, fresh, allow_missing, where=path)
+    return merge_params(params, fresh, allow_missing, where=path)
 
 
 def _silence_orbax() -> None:

@@ -111,15 +111,15 @@ def param_group(path: tuple[str, ...]) -> str:
     match path:
         case (
             ("tokenizer", _, "w")
-            | ("text", "table")
-            | ("text", "linear", "w")
-            | ("level" | "mixer", _, "inner", "w")
+            | ("text_embedder", "table")
+            | ("text_embedder", "linear", "w")
+            | ("level_embedder" | "level_embedder_cross", _, "inner", "w")
         ):
             return "input"
         case ("head", _, "linear", "w"):
             return "output"
         case (*_, "layers", "q" | "k" | "v" | "gate" | "up" | "out" | "down") | (
-            "level" | "mixer",
+            "level_embedder" | "level_embedder_cross",
             _,
             "outer",
             "w",
@@ -127,7 +127,11 @@ def param_group(path: tuple[str, ...]) -> str:
             return "hidden"
         case ("modulation", "w") | ("head", _, "modulation" | "block_modulation", "w"):
             return "hidden"
-        case (*_, "layers", "q_scale" | "k_scale" | "offset") | ("text", "padding") | ("mixing", _):
+        case (
+            (*_, "layers", "q_scale" | "k_scale" | "offset")
+            | ("text_embedder", "padding")
+            | ("level_gate_cross", _)
+        ):
             return "vector"
     raise ValueError(f"no group for the parameter {'/'.join(path)}")
 

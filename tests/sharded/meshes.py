@@ -85,7 +85,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
         return jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)
 
     fresh = init_params(c, modalities, placed.params)
-    params = jax.device_put(tiny.shaken(jax.device_get(fresh)), placed.params)
+    params = jax.device_put(tiny.perturbed(jax.device_get(fresh)), placed.params)
     state = init_state(c, params, placed)
     seen = jax.jit(lambda b: draws(c, b))(on_devices(0))
     np.savez(folder / f"{name}-draws.npz", **jax.device_get(seen))

@@ -1,4 +1,4 @@
-"""Self-distillation: weight by the other modality's noise, no loss where the image is the condition."""
+"""Self-distillation: weight by the other modality's noise, no loss on conditions."""
 
 from __future__ import annotations
 

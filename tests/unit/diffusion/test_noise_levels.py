@@ -1,4 +1,4 @@
-"""Noise levels: the plateau against published numbers and its closed form, the shift, the task mix."""
+"""Noise levels: the plateau against published numbers, the shift, the task mix."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from modality_forcing.diffusion.noise_levels import (
     timestep_shift,
 )
 
-# mu, mode t*, p_ln(t*), P_ln(t*), Z, mass of the plateau, E[t]; the first of the shifts FLUX.2's report sweeps is 0.
+# mu, mode t*, p_ln(t*), P_ln(t*), Z, mass of the plateau, E[t], for the shifts of FLUX.2's report.
 PUBLISHED = [
     (0.0, 0.500000, 1.595769, 0.500000, 1.297885, 0.6148, 0.5863),
     (math.log(1.78), 0.743307, 1.857414, 0.686734, 1.163519, 0.4098, 0.6627),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,7 +45,7 @@ def test_the_key_is_the_same_in_another_process():
 
 def test_keys_do_not_depend_on_the_position_in_the_batch():
     key = rng.named_key(0, "noise", 0)
-    index = np.array([5, 0, 9, 123_456], np.int32)
+    index = jnp.array([5, 0, 9, 123_456], jnp.int32)
     keys = jax.random.key_data(rng.per_example(key, index))
     order = np.array([2, 3, 1, 0])
     np.testing.assert_array_equal(
@@ -55,6 +56,6 @@ def test_keys_do_not_depend_on_the_position_in_the_batch():
 
 def test_examples_have_different_keys():
     keys = np.asarray(
-        jax.random.key_data(rng.per_example(rng.named_key(0, "noise", 0), np.arange(1000)))
+        jax.random.key_data(rng.per_example(rng.named_key(0, "noise", 0), jnp.arange(1000)))
     )
     assert len(np.unique(keys, axis=0)) == 1000

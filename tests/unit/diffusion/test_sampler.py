@@ -22,10 +22,13 @@ def run(model, path, **options):
     return sample(model, {n: jnp.asarray(t) for n, t in path.schedule.items()}, **options)
 
 
+def identity(noisy, t, text):
+    return noisy
+
+
 def noise_of(name: str, keys=KEYS) -> np.ndarray:
     """The noise the sampler starts from: what comes out of a model that prompt "stay where you are"."""
-    stay = lambda noisy, t, text: noisy
-    return np.asarray(run(stay, trajectories.joint(name, (), 1), keys=keys)[name])
+    return np.asarray(run(identity, trajectories.joint(name, (), 1), keys=keys)[name])
 
 
 def oracle(noisy, t, text):
@@ -36,7 +39,7 @@ def oracle(noisy, t, text):
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 59, 200])
 def test_last_step_arrives_exactly(steps, solver):
-    # From 59 steps on, the last one starts below the clamp; stepping by the velocity would stop short.
+    # From 59 steps on, the last one starts below the clamp: a step by the velocity stops short.
     out = run(
         oracle, trajectories.joint("image", ("depth",), steps, alpha=32.0, mu=1.1), solver=solver
     )
@@ -59,7 +62,7 @@ def test_v_prediction_arrives(solver):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_model_is_called_along_the_schedule(solver):
-    """On the straight path of an oracle, x_t is (1 - t) x0 + t eps at every level the model is called with."""
+    """On the straight path of an oracle, x_t is (1 - t) x0 + t eps at every level."""
     seen = []
 
     def model(noisy, t, text):
@@ -85,12 +88,20 @@ def test_model_is_called_along_the_schedule(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("path", [trajectories.conditional(("depth",), ("image",), 4, 1.1),
-                                  trajectories.partial("depth", "image", 4, 8.0, mu=1.1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        trajectories.conditional(("depth",), ("image",), 4, 1.1),
+        trajectories.partial("depth", "image", 4, 8.0, mu=1.1),
+    ],
+)
 def test_conditions_are_returned_unchanged(path, solver):
     mask = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
     cond = {"image": (X0["image"], mask)}
-    model = lambda noisy, t, text: {n: noisy[n] * 0.3 for n in noisy}
+
+    def model(noisy, t, text):
+        return {n: 0.3 * x for n, x in noisy.items()}
+
     out = run(model, path, cond=cond, solver=solver)
     np.testing.assert_array_equal(out["image"], X0["image"])
     assert not np.allclose(out["depth"], X0["depth"])
@@ -183,7 +194,7 @@ def test_guidance_without_null_text_and_unknown_conditions_are_refused():
 
 
 def wiener(noisy, t, text, deviation=0.5):
-    """The best guess of Gaussian data of this deviation, for which the flow is known: x(t) = eps std(t)."""
+    """The optimal prediction of Gaussian data, whose flow is known: x(t) = eps std(t)."""
     s2, level = deviation**2, {n: t[n][:, None, None] for n in noisy}
     return {
         n: (1 - level[n]) * s2 / ((1 - level[n]) ** 2 * s2 + level[n] ** 2) * noisy[n]
@@ -230,13 +241,12 @@ def test_each_example_and_modality_has_its_own_noise():
 
 
 def test_noise_does_not_depend_on_the_order_of_generation():
-    stay = lambda noisy, t, text: noisy
     eps = noise_of("image")
     for path in (
         trajectories.joint("image", ("depth",), 1),
         trajectories.joint("depth", ("image",), 1),
     ):
-        np.testing.assert_array_equal(run(stay, path)["image"], eps)
+        np.testing.assert_array_equal(run(identity, path)["image"], eps)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

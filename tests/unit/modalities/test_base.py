@@ -1,4 +1,4 @@
-"""Modalities are built from the config alone, in its order, each by the file its kind names."""
+"""Modalities are built from the config alone, in its order, by the file of their kind."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from modality_forcing.modalities.image import Image
 from tests import tiny
 
 
-def test_the_config_s_order_is_kept_and_the_first_leads():
+def test_modalities_keep_the_order_of_the_config():
     config = tiny.forcing()
     assert list(base.build(config)) == ["image", "depth"]
-    turned = replace(config, modalities=dict(reversed(config.modalities.items())))
-    assert list(base.build(turned)) == ["depth", "image"]
+    reordered = replace(config, modalities=dict(reversed(config.modalities.items())))
+    assert list(base.build(reordered)) == ["depth", "image"]
 
 
-def test_every_field_arrives():
+def test_every_config_value_reaches_the_modality():
     config = Config(
         modalities={
             "image": ModalityConfig(
@@ -44,7 +44,7 @@ def test_every_field_arrives():
     assert (far.grid, far.shape, image.grid, image.shape) == ((8, 8), (64, 16), (4, 4), (16, 192))
 
 
-def test_a_kind_that_has_no_file_is_refused_with_those_that_have():
+def test_unknown_kind_is_refused_with_the_known_ones():
     config = Config(modalities={"image": ModalityConfig(kind="picture", patch=8)})
     with pytest.raises(
         UserError, match=r"modalities\.image\.kind is 'picture'; choose one of depth, image"
@@ -54,6 +54,6 @@ def test_a_kind_that_has_no_file_is_refused_with_those_that_have():
         base.build(Config(modalities={"image": ModalityConfig(kind="base", patch=8)}))
 
 
-def test_the_abstract_modality_cannot_be_made():
+def test_abstract_modality_cannot_be_built():
     with pytest.raises(TypeError, match="abstract"):
         base.Modality("image", 16, 8, 0, 0, "x", LogitNormal(), 1.0, 0.0)  # pyright: ignore[reportAbstractUsage]

@@ -1,4 +1,4 @@
-"""The depth modality: tokens that know neither the unit nor what unknown pixels hold."""
+"""The depth modality: tokens depend neither on the unit nor on the fill of invalid pixels."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ BATCH = {k: v for k, v in tiny.batch(tiny.forcing()).items() if k in ("depth", "
 
 
 def to_tokens(depth=BATCH["depth"], valid=BATCH["valid"]):
-    return jax.tree.map(
-        np.asarray, DEPTH.to_tokens({"depth": jnp.asarray(depth), "valid": jnp.asarray(valid)})
-    )
+    batch = {"depth": jnp.asarray(depth), "valid": jnp.asarray(valid)}
+    return jax.tree.map(np.asarray, DEPTH.to_tokens(batch))
 
 
 @pytest.mark.parametrize(("z", "y"), [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (2.0, 1.5), (10.0, 1.9)])
@@ -37,7 +36,7 @@ def test_expand_inverts_contract(z):
 
 
 @given(y=st.floats(-1e3, 1e3))
-def test_whatever_a_network_says_becomes_a_positive_finite_depth(y):
+def test_any_prediction_becomes_a_positive_finite_depth(y):
     z = float(expand(jnp.float32(y)))
     assert 0 < z <= 1001 and float(expand(jnp.float32(2.0))) == pytest.approx(1 / MARGIN, rel=1e-3)
 
@@ -57,12 +56,12 @@ def test_the_mean_is_over_the_valid_pixels_of_one_example():
         assert np.all(out[i][~valid[i]] == 0.0)
 
 
-def test_tokens_do_not_depend_on_the_neighbours():
-    x0, observed = to_tokens()
+def test_tokens_do_not_depend_on_the_batch():
+    x0, mask = to_tokens()
     for i in range(len(x0)):
-        alone, seen = to_tokens(BATCH["depth"][i : i + 1], BATCH["valid"][i : i + 1])
+        alone, mask_alone = to_tokens(BATCH["depth"][i : i + 1], BATCH["valid"][i : i + 1])
         np.testing.assert_array_equal(alone[0], x0[i])
-        np.testing.assert_array_equal(seen[0], observed[i])
+        np.testing.assert_array_equal(mask_alone[0], mask[i])
 
 
 @pytest.mark.parametrize("scale", [2.0**-20, 0.25, 1024.0, 2.0**40])
@@ -77,42 +76,41 @@ def test_no_unit_changes_the_tokens(scale):
     )
 
 
-def test_metres_and_millimetres_are_the_same_tokens():
+def test_meters_and_millimeters_give_the_same_tokens():
     np.testing.assert_allclose(
         to_tokens(BATCH["depth"] * np.float32(1000))[0], to_tokens()[0], rtol=1e-6
     )
 
 
 @pytest.mark.parametrize("fill", [0.0, -5.0, np.nan, np.inf, 1e38])
-def test_the_fill_of_unknown_pixels_changes_no_bit(fill):
+def test_fill_of_invalid_pixels_changes_no_bit(fill):
     filled = np.where(BATCH["valid"], BATCH["depth"], np.float32(fill))
-    (x0, observed), (x0_filled, observed_filled) = to_tokens(), to_tokens(filled)
-    np.testing.assert_array_equal(observed, observed_filled)
+    (x0, mask), (x0_filled, mask_filled) = to_tokens(), to_tokens(filled)
+    np.testing.assert_array_equal(mask, mask_filled)
     np.testing.assert_array_equal(x0, x0_filled)
     eps, t = jax.random.normal(jax.random.key(0), x0.shape), jnp.full(len(x0), 0.3)
-    np.testing.assert_array_equal(
-        add_noise(x0, eps, t, observed), add_noise(x0_filled, eps, t, observed)
-    )
+    x_t = [add_noise(jnp.asarray(x), eps, t, jnp.asarray(mask)) for x in (x0, x0_filled)]
+    np.testing.assert_array_equal(*x_t)
     assert np.all(np.isfinite(x0_filled))
 
 
-def test_the_mask_is_cut_as_the_picture_is():
+def test_mask_is_cut_like_the_image():
     valid = np.zeros_like(BATCH["valid"])
     valid[:, 5, 14] = True
     depth = np.where(valid, 3.0, np.nan).astype(np.float32)
-    x0, observed = to_tokens(depth, valid)
-    assert observed.shape == x0.shape == (4, *DEPTH.shape) == (4, 16, 16)
+    x0, mask = to_tokens(depth, valid)
+    assert mask.shape == x0.shape == (4, *DEPTH.shape) == (4, 16, 16)
     for i in range(4):
-        assert np.argwhere(observed[i]).tolist() == [[4 + 3, 1 * 4 + 2]]
-    np.testing.assert_array_equal(x0[observed], np.ones(4))  # a single pixel is its own mean
+        assert np.argwhere(mask[i]).tolist() == [[4 + 3, 1 * 4 + 2]]
+    np.testing.assert_array_equal(x0[mask], np.ones(4))  # a single pixel is its own mean
 
 
 def test_a_map_without_a_valid_pixel_is_finite_and_unobserved():
-    x0, observed = to_tokens(np.full_like(BATCH["depth"], np.nan), np.zeros_like(BATCH["valid"]))
-    assert np.all(x0 == 0.0) and not observed.any()
+    x0, mask = to_tokens(np.full_like(BATCH["depth"], np.nan), np.zeros_like(BATCH["valid"]))
+    assert np.all(x0 == 0.0) and not mask.any()
 
 
-def test_decode_inverts_encode_up_to_scale():
+def test_from_tokens_inverts_to_tokens_up_to_scale():
     everywhere = np.ones_like(BATCH["valid"])
     x0, _ = to_tokens(valid=everywhere)
     out = np.asarray(DEPTH.from_tokens(jnp.asarray(x0)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.models import attention
-from modality_forcing.models.attention import KERNELS, LETTERS, attend, einsum, splash
+from modality_forcing.models.attention import KERNELS, HEAD_AXIS_ORDER, attend, einsum, splash
 
 B, N, K = 2, 6, 16
 
@@ -47,11 +47,11 @@ def test_the_gradient_by_hand_is_that_of_softmax(h, g):
         return jax.nn.softmax(q @ k.swapaxes(-1, -2), axis=-1) @ v
 
     a = arrays(h, g)
-    told, expected = (
+    grads, expected = (
         jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(*a)
         for f in (einsum, plain)
     )
-    for ours, theirs in zip(told, expected, strict=True):
+    for ours, theirs in zip(grads, expected, strict=True):
         assert np.abs(np.asarray(theirs)).max() > 1e-2
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-6)
 
@@ -116,11 +116,11 @@ def test_the_tpu_kernel_is_the_same_function_with_the_same_gradients(h, g, n, k)
     a = arrays(h, g, n, k)
     kernel = partial(splash, interpret=True)
     np.testing.assert_allclose(kernel(*a), reference(*a), rtol=1e-4, atol=1e-5)
-    told, plain = (
+    grads, plain = (
         jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argnums=(0, 1, 2))(*a)
         for f in (kernel, einsum)
     )
-    for ours, theirs in zip(told, plain, strict=True):
+    for ours, theirs in zip(grads, plain, strict=True):
         assert np.abs(np.asarray(theirs)).max() > 1e-2
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
 
@@ -133,6 +133,6 @@ def test_the_gpu_kernel_is_the_same_function():
 
 
 def test_each_platform_has_its_kernel_and_each_kernel_its_layout():
-    assert {KERNELS[platform] for platform in ("cpu", "gpu", "tpu")} == set(LETTERS)
+    assert {KERNELS[platform] for platform in ("cpu", "gpu", "tpu")} == set(HEAD_AXIS_ORDER)
     with pytest.raises(KeyError):
         attend("flash", *arrays(4, 2))

@@ -1,4 +1,4 @@
-"""The network: any subset of its modalities, each at its own level, and exact identities where training starts."""
+"""The network: any subset of modalities, each at its own level, and exact identities at the start."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from modality_forcing.modalities import base
-from modality_forcing.models.blocks import spread
-from modality_forcing.models.restore import graft
+from modality_forcing.models.blocks import broadcast_modulation
+from modality_forcing.models.restore import merge_params
 from modality_forcing.train.state import init_params
 from tests import tiny
 
@@ -39,7 +39,7 @@ def only(*names: str, of=NOISY):
     return {n: of[n] for n in names}
 
 
-def test_the_answer_has_the_shapes_of_the_question_in_float32(joint):
+def test_predictions_have_the_input_shapes_in_float32(joint):
     run, params = joint
     out = run(params, NOISY, T, TEXT)
     assert {n: y.shape for n, y in out.items()} == {n: x.shape for n, x in NOISY.items()}
@@ -47,12 +47,12 @@ def test_the_answer_has_the_shapes_of_the_question_in_float32(joint):
 
 
 @pytest.mark.parametrize("names", [("image",), ("depth",)])
-def test_any_subset_can_be_run_and_what_is_absent_leaves_no_trace(joint, names):
+def test_absent_modalities_leave_no_trace(joint, names):
     run, params = joint
     out = run(params, only(*names), only(*names, of=T), TEXT)
     assert set(out) == set(names)
     absent = next(n for n in BOTH if n not in names)
-    for module in ("tokenizer", "level", "head"):
+    for module in ("tokenizer", "level_embedder", "head"):
         params = {
             **params,
             module: {
@@ -64,7 +64,7 @@ def test_any_subset_can_be_run_and_what_is_absent_leaves_no_trace(joint, names):
     np.testing.assert_array_equal(moved[names[0]], out[names[0]])
 
 
-def test_each_modality_hears_the_other(joint):
+def test_each_modality_depends_on_the_other(joint):
     run, params = joint
     out = run(params, NOISY, T, TEXT)
     for name, other in (BOTH, BOTH[::-1]):
@@ -72,14 +72,14 @@ def test_each_modality_hears_the_other(joint):
         assert not np.allclose(moved[name], out[name], atol=1e-3)
 
 
-def test_the_order_of_the_question_does_not_matter(joint):
+def test_order_of_the_inputs_does_not_matter(joint):
     run, params = joint
-    turned = run(params, dict(reversed(NOISY.items())), dict(reversed(T.items())), TEXT)
-    jax.tree.map(np.testing.assert_array_equal, turned, run(params, NOISY, T, TEXT))
+    reordered = run(params, dict(reversed(NOISY.items())), dict(reversed(T.items())), TEXT)
+    jax.tree.map(np.testing.assert_array_equal, reordered, run(params, NOISY, T, TEXT))
 
 
 @pytest.mark.parametrize("name", BOTH)
-def test_a_level_belongs_to_its_example_and_modality(joint, name):
+def test_noise_level_acts_on_its_own_example_only(joint, name):
     run, params = joint
     out = run(params, NOISY, T, TEXT)
     moved = run(params, NOISY, {**T, name: T[name].at[1].set(0.65)}, TEXT)
@@ -88,17 +88,17 @@ def test_a_level_belongs_to_its_example_and_modality(joint, name):
         assert np.abs(moved[n][1] - out[n][1]).max() > 1e-3
 
 
-def test_examples_do_not_see_each_other(joint):
+def test_examples_are_independent(joint):
     run, params = joint
     out = run(params, NOISY, T, TEXT)
     order = np.array([2, 0, 1])
-    turned = run(params, *tiny.take((NOISY, T, TEXT), order))
+    reordered = run(params, *tiny.take((NOISY, T, TEXT), order))
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b[order], rtol=1e-5, atol=1e-5), turned, out
+        lambda a, b: np.testing.assert_allclose(a, b[order], rtol=1e-5, atol=1e-5), reordered, out
     )
 
 
-def test_text_counts_where_it_is_not_padding(joint):
+def test_text_matters_where_it_is_not_padding(joint):
     run, params = joint
     tokens, mask = TEXT["tokens"], TEXT["mask"].at[0].set(jnp.array([True, True, False]))
     of = lambda tokens, mask=mask: np.asarray(
@@ -114,32 +114,33 @@ def test_text_counts_where_it_is_not_padding(joint):
     )  # and its order
 
 
-def test_text_follows_the_lead_s_level():
-    """With every level map but the modulation's silenced, only the lead's level can reach the depth through text."""
-    turned = replace(CONFIG, modalities=dict(reversed(CONFIG.modalities.items())))
-    for config, lead in ((CONFIG, "image"), (turned, "depth")):
+def test_text_is_modulated_by_the_primary_level():
+    reordered = replace(CONFIG, modalities=dict(reversed(CONFIG.modalities.items())))
+    for config, primary in ((CONFIG, "image"), (reordered, "depth")):
         graph, params = tiny.network(config)
         model = nnx.merge(graph, params)
         seen = []
         model.trunk = lambda x, m, segments, angles, seen=seen: (
-            seen.append(spread(m, segments, x)) or x
+            seen.append(broadcast_modulation(m, segments, x.shape[1])) or x
         )
         model(NOISY, T, TEXT)
         m, l = seen[0], TEXT["tokens"].shape[1]
-        own = model.modulation(jax.nn.silu(model._level(lead, T)))
+        own = model.modulation(jax.nn.silu(model.conditioning(primary, T)))
         np.testing.assert_array_equal(
             m[:, :l], np.broadcast_to(own[:, None], (B, l, own.shape[-1]))
         )
 
 
-def test_every_token_is_modulated_by_its_own_modality(joint):
+def test_tokens_are_modulated_by_their_own_modality(joint):
     graph, params = tiny.network(CONFIG)
     model, seen = nnx.merge(graph, params), []
-    model.trunk = lambda x, m, segments, angles: seen.append((spread(m, segments, x), angles)) or x
+    model.trunk = lambda x, m, segments, angles: (
+        seen.append((broadcast_modulation(m, segments, x.shape[1]), angles)) or x
+    )
     model(NOISY, T, TEXT)
     (m, angles), start = seen[0], 3
     for name, modality in MODALITIES.items():
-        own = model.modulation(jax.nn.silu(model._level(name, T)))[:, None]
+        own = model.modulation(jax.nn.silu(model.conditioning(name, T)))[:, None]
         n = modality.shape[0]
         np.testing.assert_array_equal(
             m[:, start : start + n], np.broadcast_to(own, (B, n, own.shape[-1]))
@@ -153,13 +154,13 @@ def fresh() -> dict:
     return init_params(CONFIG, MODALITIES)
 
 
-def test_at_the_start_the_answer_is_exactly_zero(joint, fresh):
+def test_fresh_network_predicts_exactly_zero(joint, fresh):
     run, _ = joint
     for out in run(fresh, NOISY, T, TEXT).values():
         np.testing.assert_array_equal(out, np.zeros_like(out))
 
 
-def test_at_the_start_every_block_is_the_identity(fresh):
+def test_fresh_blocks_are_identities(fresh):
     graph, _ = tiny.network(CONFIG)
     model = nnx.merge(graph, fresh)
     x = jax.random.normal(jax.random.key(0), (B, 5, CONFIG.model.width))
@@ -168,33 +169,36 @@ def test_at_the_start_every_block_is_the_identity(fresh):
         (model.trunk, model.modulation),
         (model.head["depth"].blocks, model.head["depth"].block_modulation),
     ):
-        m = modulation(jax.nn.silu(model._level("image", T)))[:, None]
+        m = modulation(jax.nn.silu(model.conditioning("image", T)))[:, None]
         np.testing.assert_array_equal(stack(x, m, (0,), angles), x)
 
 
-def test_mixing_starts_as_the_identity_and_then_listens(fresh):
+def test_cross_conditioning_is_gated_and_starts_at_zero(fresh):
     graph, _ = tiny.network(CONFIG)
     for name, other in (BOTH, BOTH[::-1]):
         model = nnx.merge(graph, fresh)
-        alone, both = model._level(name, only(name, of=T)), model._level(name, T)
+        alone, both = model.conditioning(name, only(name, of=T)), model.conditioning(name, T)
         np.testing.assert_array_equal(both, alone)
-        model.mixing[f"{name}_from_{other}"][...] = jnp.float32(0.5)
-        heard = model._level(name, T)
+        model.level_gate_cross[f"{name}_from_{other}"][...] = jnp.float32(0.5)
+        mixed = model.conditioning(name, T)
         np.testing.assert_allclose(
-            heard, alone + 0.5 * model.mixer[f"{name}_from_{other}"](T[other]), rtol=1e-5, atol=1e-6
+            mixed,
+            alone + 0.5 * model.level_embedder_cross[f"{name}_from_{other}"](T[other]),
+            rtol=1e-5,
+            atol=1e-6,
         )
-        assert np.abs(heard - alone).max() > 1e-2
+        assert np.abs(mixed - alone).max() > 1e-2
 
 
-def test_the_joint_model_without_depth_is_the_text_to_image_model_bit_for_bit(fresh):
-    """What post-training starts from: a grafted checkpoint, run on the image alone."""
+def test_joint_model_without_depth_equals_the_text_to_image_model_bitwise(fresh):
+    """The start of post-training: a merged checkpoint, run on the image alone."""
     config = tiny.t2i()
     graph, pretrained = tiny.network(config, seed=5)
     joint_graph, _ = tiny.network(CONFIG)
-    grafted = graft(pretrained, fresh, ("depth",))
-    question = (only("image"), only("image", of=T), TEXT)
-    one = jax.jit(lambda p, *q: nnx.merge(graph, p)(*q))(pretrained, *question)
-    both = jax.jit(lambda p, *q: nnx.merge(joint_graph, p)(*q))(grafted, *question)
+    merged = merge_params(pretrained, fresh, ("depth",))
+    inputs = (only("image"), only("image", of=T), TEXT)
+    one = jax.jit(lambda p, *q: nnx.merge(graph, p)(*q))(pretrained, *inputs)
+    both = jax.jit(lambda p, *q: nnx.merge(joint_graph, p)(*q))(merged, *inputs)
     assert float(one["image"].std()) > 0.1
     np.testing.assert_array_equal(both["image"], one["image"])
 
@@ -204,14 +208,14 @@ def test_noise_levels_stay_float32_in_a_bfloat16_model():
     graph, params = tiny.network(config)
     model = nnx.merge(graph, params)
     close = {"image": jnp.array([0.99, 0.991]), "depth": jnp.array([0.5, 0.5])}
-    level = model._level("image", close)
+    level = model.conditioning("image", close)
     assert level.dtype == jnp.float32
     assert np.linalg.norm(level[0] - level[1]) > 0.01 * np.linalg.norm(level[0])
     out = model(NOISY, T, TEXT)
     assert all(y.dtype == jnp.float32 for y in out.values())
 
 
-def test_a_modality_s_place_is_its_id_whoever_else_is_there(joint):
+def test_positions_depend_on_the_modality_id_alone(joint):
     run, params = joint
     graph, _ = tiny.network(CONFIG)
     model, seen = nnx.merge(graph, params), []

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from modality_forcing.models.layout import constrain, devices, spec, spread_out
+from modality_forcing.models.layout import constrain, devices, spec, is_sharded
 from modality_forcing.train.sharding import AXES
 
 
@@ -18,7 +18,7 @@ def test_examples_are_split_over_two_axes_and_heads_over_tensor():
 
 def test_without_a_mesh_nothing_is_laid_out():
     x = jnp.ones((2, 3))
-    assert constrain(x, "bd") is x and not spread_out() and devices("fsdp") == 1
+    assert constrain(x, "bd") is x and not is_sharded() and devices("fsdp") == 1
 
 
 def test_a_mesh_that_is_set_is_seen_while_tracing():
@@ -26,7 +26,7 @@ def test_a_mesh_that_is_set_is_seen_while_tracing():
         with jax.sharding.use_abstract_mesh(
             AbstractMesh((2, 4, 1), AXES, axis_types=(AxisType.Auto,) * 3)
         ):
-            assert spread_out() and devices("fsdp") == 4
+            assert is_sharded() and devices("fsdp") == 4
             return constrain(x, "bd")
 
     assert "sharding_constraint" in str(jax.make_jaxpr(traced)(jnp.ones((8, 3))))

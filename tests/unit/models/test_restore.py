@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.models.restore import graft, new_modules
+from modality_forcing.models.restore import merge_params, new_modules
 from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 
@@ -27,12 +27,16 @@ def source(trees) -> dict:
 
 def test_shared_weights_come_from_the_checkpoint_and_the_depth_s_own_stay(trees):
     source, target = trees
-    out, have, want = flatten(graft(source, target, ("depth",))), flatten(source), flatten(target)
+    out, have, want = (
+        flatten(merge_params(source, target, ("depth",))),
+        flatten(source),
+        flatten(target),
+    )
     assert out.keys() == want.keys()
     new = {path for path in out if path not in have}
     assert {path.split("/")[0] + "/" + path.split("/")[1] for path in new} == {
-        "tokenizer/depth", "level/depth", "head/depth",
-        "mixer/image_from_depth", "mixer/depth_from_image", "mixing/image_from_depth", "mixing/depth_from_image",
+        "tokenizer/depth", "level_embedder/depth", "head/depth",
+        "level_embedder_cross/image_from_depth", "level_embedder_cross/depth_from_image", "level_gate_cross/image_from_depth", "level_gate_cross/depth_from_image",
     }  # fmt: skip
     for path, leaf in out.items():
         np.testing.assert_array_equal(leaf, want[path] if path in new else have[path])
@@ -41,14 +45,16 @@ def test_shared_weights_come_from_the_checkpoint_and_the_depth_s_own_stay(trees)
 def test_a_tree_onto_itself_needs_no_list(trees):
     source, _ = trees
     jax.tree.map(
-        np.testing.assert_array_equal, graft(source, tiny.network(tiny.t2i(), seed=9)[1]), source
+        np.testing.assert_array_equal,
+        merge_params(source, tiny.network(tiny.t2i(), seed=9)[1]),
+        source,
     )
 
 
 def test_a_checkpoint_that_has_the_new_modality_already_gives_it_too(trees):
     _, target = trees
     other = tiny.network(tiny.forcing(), seed=7)[1]
-    jax.tree.map(np.testing.assert_array_equal, graft(other, target, ("depth",)), other)
+    jax.tree.map(np.testing.assert_array_equal, merge_params(other, target, ("depth",)), other)
 
 
 def test_new_modules_without_permission_are_missing(trees):
@@ -57,26 +63,26 @@ def test_new_modules_without_permission_are_missing(trees):
         UserError,
         match=r"missing: head/depth/\S+, .* and \d+ more.*train\.allow_missing_modalities",
     ):
-        graft(source, target)
+        merge_params(source, target)
     with pytest.raises(UserError, match="missing: head/depth/"):
-        graft(source, target, ("normals",))
+        merge_params(source, target, ("normals",))
 
 
 def test_a_missing_shared_weight_is_named(trees, source):
     del source["trunk"]["layers"]["k_scale"]
     with pytest.raises(UserError, match=r"where: .*missing: trunk/layers/k_scale\)"):
-        graft(source, trees[1], ("depth",), where="where")
+        merge_params(source, trees[1], ("depth",), where="where")
 
 
 def test_an_extra_weight_is_named(trees, source):
     source["head"]["image"]["bias"] = np.zeros(3)
     with pytest.raises(UserError, match=r"extra: head/image/bias\)"):
-        graft(source, trees[1], ("depth",))
+        merge_params(source, trees[1], ("depth",))
 
 
 def test_a_modality_the_target_lacks_is_extra(trees):
     with pytest.raises(UserError, match="extra: head/depth/"):
-        graft(trees[1], trees[0])
+        merge_params(trees[1], trees[0])
 
 
 def test_a_misshaped_weight_is_named_with_both_shapes(trees, source):
@@ -84,30 +90,30 @@ def test_a_misshaped_weight_is_named_with_both_shapes(trees, source):
     with pytest.raises(
         UserError, match=r"misshaped: tokenizer/image/w \(7, 32\) instead of \(192, 32\)"
     ):
-        graft(source, trees[1], ("depth",))
+        merge_params(source, trees[1], ("depth",))
 
 
 def test_a_new_module_of_another_shape_is_misshaped_not_replaced(trees):
     other = copy.deepcopy(trees[1])
-    other["level"]["depth"]["inner"]["w"] = np.zeros((3, 3), np.float32)
-    with pytest.raises(UserError, match=r"misshaped: level/depth/inner/w"):
-        graft(other, trees[1], ("depth",))
+    other["level_embedder"]["depth"]["inner"]["w"] = np.zeros((3, 3), np.float32)
+    with pytest.raises(UserError, match=r"misshaped: level_embedder/depth/inner/w"):
+        merge_params(other, trees[1], ("depth",))
 
 
 def test_a_weight_where_a_module_should_be_is_a_misfit(trees, source):
     source["trunk"] = np.zeros(3)
     with pytest.raises(UserError, match=r"missing: trunk/layers/.*extra: trunk"):
-        graft(source, trees[1], ("depth",))
+        merge_params(source, trees[1], ("depth",))
 
 
 def test_all_problems_are_told_at_once(trees, source):
     del source["modulation"]
     source["stray"] = np.zeros(1)
-    source["text"]["table"] = np.zeros((1, 8), np.float32)
+    source["text_embedder"]["table"] = np.zeros((1, 8), np.float32)
     with pytest.raises(
-        UserError, match=r"missing: modulation/w; extra: stray; misshaped: text/table"
+        UserError, match=r"missing: modulation/w; extra: stray; misshaped: text_embedder/table"
     ):
-        graft(source, trees[1], ("depth",))
+        merge_params(source, trees[1], ("depth",))
 
 
 def test_a_new_modality_opens_no_module_whose_name_only_starts_alike():
@@ -118,18 +124,19 @@ def test_a_new_modality_opens_no_module_whose_name_only_starts_alike():
         "depth_from_depth2": 0,
     }
     target = {
-        "mixing": {pair: np.zeros(()) for pair in pairs},
-        "mixer": {pair: {"w": np.zeros(1)} for pair in pairs},
-        "level": {"depth": {"w": np.zeros(1)}, "depth2": {"w": np.zeros(1)}},
+        "level_gate_cross": {pair: np.zeros(()) for pair in pairs},
+        "level_embedder_cross": {pair: {"w": np.zeros(1)} for pair in pairs},
+        "level_embedder": {"depth": {"w": np.zeros(1)}, "depth2": {"w": np.zeros(1)}},
     }
     source = unflatten(
         {path: x for path, x in flatten(target).items() if "image_from_depth2" not in path}
     )
     with pytest.raises(
-        UserError, match=r"missing: mixer/image_from_depth2/w, mixing/image_from_depth2\)"
+        UserError,
+        match=r"missing: level_embedder_cross/image_from_depth2/w, level_gate_cross/image_from_depth2\)",
     ):
-        graft(source, target, ("depth",))
+        merge_params(source, target, ("depth",))
     assert set(new_modules(target, "depth")) == {
-        "tokenizer/depth/", "level/depth/", "head/depth/",
-        *(f"{m}/{pair}/" for m in ("mixer", "mixing") for pair in ("image_from_depth", "depth_from_depth2")),
+        "tokenizer/depth/", "level_embedder/depth/", "head/depth/",
+        *(f"{m}/{pair}/" for m in ("level_embedder_cross", "level_gate_cross") for pair in ("image_from_depth", "depth_from_depth2")),
     }  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modality_forcing.encoders.pixels import patchify
-from modality_forcing.models.rope import image_positions, rotary_angles, rotate, text_positions
+from modality_forcing.models.rope import image_positions, rotary_angles, apply_rope, text_positions
 
 K, THETA = 32, 2000.0
 Q, KEY = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, K))
@@ -19,7 +19,7 @@ POSITION = st.lists(st.integers(0, 40), min_size=4, max_size=4).map(np.array)
 
 def logit(p: np.ndarray, s: np.ndarray) -> float:
     """What attention makes of a query at p and a key at s."""
-    turn = lambda x, at: rotate(x, jnp.asarray(rotary_angles(at[None], K, THETA)))
+    turn = lambda x, at: apply_rope(x, jnp.asarray(rotary_angles(at[None], K, THETA)))
     return float(jnp.sum(turn(Q, p) * turn(KEY, s)))
 
 
@@ -52,17 +52,19 @@ def test_rotation_keeps_lengths_and_the_zero_position():
     x = jax.random.normal(jax.random.key(1), (2, 3, 5, K))
     angles = jnp.asarray(rotary_angles(np.arange(20).reshape(5, 4), K, THETA))
     np.testing.assert_allclose(
-        jnp.linalg.norm(rotate(x, angles), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5
+        jnp.linalg.norm(apply_rope(x, angles), axis=-1), jnp.linalg.norm(x, axis=-1), rtol=1e-5
     )
-    np.testing.assert_array_equal(rotate(x, jnp.zeros((5, K // 2))), x)
+    np.testing.assert_array_equal(apply_rope(x, jnp.zeros((5, K // 2))), x)
 
 
 def test_rotation_of_bfloat16_happens_in_float32():
     x = jax.random.normal(jax.random.key(1), (1, 1, 5, K)).astype(jnp.bfloat16)
     angles = jnp.asarray(rotary_angles(np.arange(20).reshape(5, 4), K, THETA))
-    out = rotate(x, angles)
+    out = apply_rope(x, angles)
     assert out.dtype == jnp.bfloat16
-    np.testing.assert_array_equal(out, rotate(x.astype(jnp.float32), angles).astype(jnp.bfloat16))
+    np.testing.assert_array_equal(
+        out, apply_rope(x.astype(jnp.float32), angles).astype(jnp.bfloat16)
+    )
 
 
 def test_image_positions_follow_the_patches():

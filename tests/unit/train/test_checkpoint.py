@@ -33,7 +33,7 @@ def state() -> TrainState:
     made = init_state(CONFIG, tiny.network(CONFIG)[1])
 
     def fill(tree, seed):
-        return jax.tree.map(jnp.asarray, tiny.shaken({"": tree}, seed)[""])
+        return jax.tree.map(jnp.asarray, tiny.perturbed({"": tree}, seed)[""])
 
     moments = jax.tree.map(lambda x: x if x.ndim == 0 else x + 0.25, made.opt_state)
     return TrainState(jnp.int32(3), made.params, moments, fill(made.ema, 1))

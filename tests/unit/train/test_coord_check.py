@@ -92,10 +92,10 @@ def test_initial_weights_have_the_documented_variance():
     for path, w in flat.items():
         last = path.split("/")[-1]
         gate = path.endswith(("modulation/w", "linear/w")) and path not in (
-            "text/linear/w",
+            "text_embedder/linear/w",
             "head/image/modulation/w",
         )
-        if gate or last == "offset" or path.startswith("mixing/"):
+        if gate or last == "offset" or path.startswith("level_gate_cross/"):
             assert not w.any(), path
         elif last in ("q_scale", "k_scale"):
             assert np.all(w == 1), path

@@ -58,7 +58,7 @@ def test_weight_decay_acts_on_matrices_only():
         "trunk/layers/offset",
         "head/depth/blocks/layers/k_scale",
     } <= vectors
-    assert {"text/padding", "mixing/image_from_depth"} <= vectors
+    assert {"text_embedder/padding", "level_gate_cross/image_from_depth"} <= vectors
 
 
 def test_zero_gradient_moves_only_decayed_weights():
@@ -116,18 +116,18 @@ def test_every_parameter_has_one_group():
         found.setdefault(param_group(tuple(path.split("/"))), set()).add(path)
     names = ("image", "depth", "normals")
     pairs = [f"{a}_from_{b}" for a in names for b in names if a != b]
-    embedders = [f"level/{n}" for n in names] + [f"mixer/{p}" for p in pairs]
+    embedders = [f"level_embedder/{n}" for n in names] + [f"level_embedder_cross/{p}" for p in pairs]
     stacks = ("trunk/layers", "head/depth/blocks/layers")
     assert found["input"] == {
-        "text/table",
-        "text/linear/w",
+        "text_embedder/table",
+        "text_embedder/linear/w",
         *(f"tokenizer/{n}/w" for n in names),
         *(f"{e}/inner/w" for e in embedders),
     }
     assert found["output"] == {f"head/{n}/linear/w" for n in names}
     assert found["vector"] == {
-        "text/padding",
-        *(f"mixing/{p}" for p in pairs),
+        "text_embedder/padding",
+        *(f"level_gate_cross/{p}" for p in pairs),
         *(f"{s}/{v}" for s in stacks for v in ("q_scale", "k_scale", "offset")),
     }
     assert found["hidden"] == {
@@ -166,8 +166,8 @@ FEW = unflatten(
     {
         path: flatten(SHAPES)[path]
         for path in (
-            "text/table",
-            "text/padding",
+            "text_embedder/table",
+            "text_embedder/padding",
             "trunk/layers/q",
             "trunk/layers/offset",
             "head/image/linear/w",

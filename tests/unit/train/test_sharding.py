@@ -66,7 +66,7 @@ def test_only_small_vectors_are_replicated(size):
     whole = replicated_params(weights(size), PRESETS["zero2"], mesh((4, 16, 1)))
     assert next(iter(whole)).endswith("offset") and sum(whole.values()) < 2e6
     assert all(
-        path.rsplit("/", 1)[-1] in ("offset", "q_scale", "k_scale", "padding") or "mixing" in path
+        path.rsplit("/", 1)[-1] in ("offset", "q_scale", "k_scale", "padding") or "level_gate_cross" in path
         for path in whole
     )
 

@@ -13,7 +13,7 @@ from flax import nnx
 
 from modality_forcing.config import Config
 from modality_forcing.modalities import base
-from modality_forcing.models.restore import graft
+from modality_forcing.models.restore import merge_params
 from modality_forcing.train.state import init_params, init_state
 from modality_forcing.train.step import compute_loss, make_step, normalize_metrics, text_dropout
 from modality_forcing.tree import flatten
@@ -275,7 +275,7 @@ def test_distillation_weights_the_velocity_error_by_the_depth_noise_level():
 def test_distillation_loss_starts_at_zero_without_depth_tokens():
     teacher_config = tiny.t2i()
     teacher_graph, teacher = tiny.network(teacher_config)
-    student = graft(teacher, init_params(CONFIG, MODALITIES), ("depth",))
+    student = merge_params(teacher, init_params(CONFIG, MODALITIES), ("depth",))
     config = replace(CONFIG, train=replace(CONFIG.train, distill=True))
     graph, _ = tiny.network(CONFIG)
 
