@@ -1,4 +1,4 @@
-"""The smallest run that is still whole: a config, a batch, and weights that are nowhere zero."""
+"""The smallest complete run: a config, a batch, and weights none of which is zero."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from modality_forcing.config import (
@@ -29,7 +30,7 @@ MODEL = ModelConfig(
 MATRICES = ("w", "q", "k", "v", "gate", "up", "out", "down", "table")
 TEXT = TextConfig(tokens=3, vocab_size=16, channels=8)
 IMAGE = ModalityConfig(kind="image", patch=8)
-# Patches of another size than the image's: nothing may take two modalities' token counts for equal.
+# Other patches than the image's, so that no code can take the token counts for equal.
 DEPTH = ModalityConfig(
     kind="depth",
     patch=4,
@@ -41,7 +42,7 @@ DEPTH = ModalityConfig(
 
 
 def t2i(**train: Any) -> Config:
-    """A text-to-image run of 16-px pictures: 4 image tokens and 3 of text."""
+    """A text-to-image run at 16 px: 4 image tokens and 3 of text."""
     return Config(
         name="t2i",
         seed=3,
@@ -56,7 +57,7 @@ def t2i(**train: Any) -> Config:
 
 
 def forcing(**train: Any) -> Config:
-    """The run after it: the same with 16 depth tokens, and either modality given in a fifth of the examples."""
+    """The post-training run: 16 depth tokens more; each modality is the condition in 20%."""
     config = t2i()
     modalities = {"image": replace(IMAGE, cond_prob=0.2), "depth": DEPTH}
     return replace(
@@ -68,16 +69,16 @@ def forcing(**train: Any) -> Config:
 
 
 def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str, Any]:
-    """A batch of noise with about half of the depth known; example i has index first + i."""
-    draw = np.random.default_rng(seed)
+    """A batch of noise, half of the depth valid; example i has index first + i."""
+    rng = np.random.default_rng(seed)
     r, l = config.data.resolution, config.text.tokens
     return {
-        "image": draw.integers(0, 256, (b, r, r, 3), np.uint8),
-        "depth": draw.uniform(0.5, 9.0, (b, r, r)).astype(np.float32),
-        "valid": draw.random((b, r, r)) < 0.5,
+        "image": rng.integers(0, 256, (b, r, r, 3), np.uint8),
+        "depth": rng.uniform(0.5, 9.0, (b, r, r)).astype(np.float32),
+        "valid": rng.random((b, r, r)) < 0.5,
         "text": {
-            "tokens": draw.integers(0, config.text.vocab_size, (b, l), np.int32),
-            "mask": np.arange(l)[None] < draw.integers(1, l + 1, (b, 1)),
+            "tokens": rng.integers(0, config.text.vocab_size, (b, l), np.int32),
+            "mask": np.arange(l)[None] < rng.integers(1, l + 1, (b, 1)),
         },
         "index": np.arange(first, first + b, dtype=np.int32),
     }
@@ -92,31 +93,31 @@ def null_text(config: Config) -> dict[str, np.ndarray]:
 
 
 def take(tree: Any, rows: Any) -> Any:
-    """The same rows of every array of a batch."""
+    """Selects rows of every array of a batch."""
     return jax.tree.map(lambda x: x[rows], tree)
 
 
 def network(config: Config, seed: int = 0, scale: float = 0.3) -> tuple[Any, dict[str, Any]]:
-    """A network's graph, and weights of which none is zero: at the start it answers 0 to everything."""
+    """A network's graph and weights without zeros, since a fresh network always predicts 0."""
     graph, shapes = abstract_model(config, base.build(config))
-    draw = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
-    def weight(path, leaf) -> np.ndarray:
-        noise = draw.standard_normal(leaf.shape, np.float32)
+    def weight(path, leaf) -> jax.Array:
+        noise = jnp.asarray(rng.standard_normal(leaf.shape, np.float32))
         if path[-1].key in ("q_scale", "k_scale"):
             return 1 + scale * noise
-        return (
-            noise / np.sqrt(leaf.shape[-2], dtype=np.float32)
-            if path[-1].key in MATRICES
-            else scale * noise
-        )
+        if path[-1].key in MATRICES:
+            return noise / np.sqrt(leaf.shape[-2], dtype=np.float32)
+        return scale * noise
 
     return graph, jax.tree_util.tree_map_with_path(weight, shapes)
 
 
 def perturbed(params: Mapping[str, Any], seed: int = 0, scale: float = 0.3) -> dict[str, Any]:
-    """Weights with Gaussian noise of this deviation added to each."""
-    draw = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda w: np.asarray(w) + scale * draw.standard_normal(w.shape, np.float32), dict(params)
-    )
+    """Weights plus Gaussian noise with standard deviation `scale`."""
+    rng = np.random.default_rng(seed)
+
+    def perturb(w) -> jax.Array:
+        return jnp.asarray(np.asarray(w) + scale * rng.standard_normal(w.shape, np.float32))
+
+    return jax.tree.map(perturb, dict(params))

@@ -95,9 +95,12 @@ def sample(
         fixed = {n: add_noise(x0, noise[n], t[n], mask) for n, (x0, mask) in cond.items()}
         x_t = {name: fixed[name] if name in cond else x[name] for name in names}
         out = {name: y.astype(jnp.float32) for name, y in predict(x_t, t).items()}
-        args = {n: (out[n], x_t[n], t[n], prediction_types[n]) for n in free}
-        v = {n: to_velocity(*a, t_min=t_min) for n, a in args.items()}
-        return v, {n: to_x0(*a) for n, a in args.items()}
+        v, x0 = {}, {}
+        for n in free:
+            kind = prediction_types[n]
+            v[n] = to_velocity(out[n], x_t[n], t[n], kind, t_min=t_min)
+            x0[n] = to_x0(out[n], x_t[n], t[n], kind)
+        return v, x0
 
     def step(x: Tokens, v: Tokens, x0: Tokens, i: int | Int[Array, ""]) -> Tokens:
         """Moves every free modality from level i to level i + 1."""

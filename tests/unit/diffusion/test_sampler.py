@@ -27,7 +27,7 @@ def identity(noisy, t, text):
 
 
 def noise_of(name: str, keys=KEYS) -> np.ndarray:
-    """The noise the sampler starts from: what comes out of a model that prompt "stay where you are"."""
+    """The noise the sampler starts from, returned by a model that moves nothing."""
     return np.asarray(run(identity, trajectories.joint(name, (), 1), keys=keys)[name])
 
 

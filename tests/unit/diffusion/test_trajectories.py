@@ -14,10 +14,10 @@ from modality_forcing.diffusion.noise_levels import timestep_shift
 from modality_forcing.diffusion.trajectories import (
     Trajectory,
     conditional,
-    timesteps,
     joint,
     partial,
     tilt,
+    timesteps,
 )
 
 ALPHA = st.floats(-5.0, 5.0).map(lambda x: 2.0**x)

@@ -68,7 +68,7 @@ def test_block_equals_its_formula(perturbed):
 
 
 def test_block_with_a_zero_gate_is_the_identity(perturbed):
-    layers = {**perturbed["layers"], "offset": np.zeros_like(perturbed["layers"]["offset"])}
+    layers = {**perturbed["layers"], "offset": jnp.zeros_like(perturbed["layers"]["offset"])}
     modulation = M.at[..., 2 * D :].set(0.0)  # (shift, scale, gate)
     np.testing.assert_array_equal(run({"layers": layers}, modulation), X)
 
@@ -81,8 +81,8 @@ def test_fresh_stack_adds_no_modulation():
 
 
 def test_each_layer_has_its_own_offset(perturbed):
-    moved = {**perturbed["layers"], "offset": perturbed["layers"]["offset"].copy()}
-    moved["offset"][1] += 1.0
+    offset = perturbed["layers"]["offset"].at[1].add(1.0)
+    moved = {**perturbed["layers"], "offset": offset}
     assert not np.allclose(run({"layers": moved}), run(perturbed))
 
 

@@ -1,4 +1,4 @@
-"""The network: any subset of modalities, each at its own level, and exact identities at the start."""
+"""The network: any subset of modalities, each at its level, and exact identities at the start."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TEXT = jax.tree.map(jnp.asarray, tiny.batch(CONFIG, B)["text"])
 
 @pytest.fixture(scope="module")
 def joint():
-    """A network of both modalities away from its start, as one compiled function of (weights, noisy, t, text)."""
+    """A perturbed network of both modalities, compiled as (weights, noisy, t, text) -> out."""
     graph, params = tiny.network(CONFIG)
     return jax.jit(lambda p, noisy, t, text: nnx.merge(graph, p)(noisy, t, text)), params
 
@@ -53,13 +53,8 @@ def test_absent_modalities_leave_no_trace(joint, names):
     assert set(out) == set(names)
     absent = next(n for n in BOTH if n not in names)
     for module in ("tokenizer", "level_embedder", "head"):
-        params = {
-            **params,
-            module: {
-                **params[module],
-                absent: jax.tree.map(lambda w: w + 1, params[module][absent]),
-            },
-        }
+        changed = jax.tree.map(lambda w: w + 1, params[module][absent])
+        params = {**params, module: {**params[module], absent: changed}}
     moved = run(params, only(*names), only(*names, of=T), TEXT)
     np.testing.assert_array_equal(moved[names[0]], out[names[0]])
 
@@ -101,17 +96,18 @@ def test_examples_are_independent(joint):
 def test_text_matters_where_it_is_not_padding(joint):
     run, params = joint
     tokens, mask = TEXT["tokens"], TEXT["mask"].at[0].set(jnp.array([True, True, False]))
-    of = lambda tokens, mask=mask: np.asarray(
-        run(params, NOISY, T, {"tokens": tokens, "mask": mask})["image"]
-    )
-    out = of(tokens)
-    np.testing.assert_array_equal(of(tokens.at[0, 2].add(1)), out)
-    assert np.abs(of(tokens.at[0, 1].set((tokens[0, 1] + 1) % 16)) - out)[0].max() > 1e-4
-    assert np.abs(of(tokens, mask.at[0, 2].set(True)) - out)[0].max() > 1e-4
-    swapped = tokens.at[0, :2].set(jnp.array([5, 9]))
-    assert (
-        np.abs(of(swapped) - of(swapped.at[0, :2].set(jnp.array([9, 5]))))[0].max() > 1e-4
-    )  # and its order
+
+    def image(tokens, mask=mask):
+        return np.asarray(run(params, NOISY, T, {"tokens": tokens, "mask": mask})["image"])
+
+    def moves(tokens, other, **changes):
+        return np.abs(image(tokens, **changes) - image(other))[0].max() > 1e-4
+
+    np.testing.assert_array_equal(image(tokens.at[0, 2].add(1)), image(tokens))
+    assert moves(tokens.at[0, 1].set((tokens[0, 1] + 1) % 16), tokens)
+    assert moves(tokens, tokens, mask=mask.at[0, 2].set(True))
+    ordered, swapped = (tokens.at[0, :2].set(jnp.array(pair)) for pair in ([5, 9], [9, 5]))
+    assert moves(ordered, swapped)
 
 
 def test_text_is_modulated_by_the_primary_level():

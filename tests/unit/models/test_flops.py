@@ -23,7 +23,7 @@ from modality_forcing.models.presets import block_parameters, size
 from modality_forcing.train.state import abstract_model
 from tests import tiny
 
-# Wide and short, so that what is no product weighs little; two blocks in one iteration, so that no loop hides one.
+# Wide, so that only products weigh; two blocks per iteration, so that no loop hides one.
 MODEL = ModelConfig(
     width=512,
     mlp_dim=1536,
@@ -50,7 +50,7 @@ def config(*names: str) -> Config:
 
 
 def counted(c: Config, backward: bool) -> float:
-    """FLOPs that XLA counts in the network alone: no loss, no optimiser."""
+    """FLOPs that XLA counts in the network alone: no loss, no optimizer."""
     modalities = base.build(c)
     graph, params = abstract_model(c, modalities)
     noisy = {n: jax.ShapeDtypeStruct((B, *m.shape), jnp.float32) for n, m in modalities.items()}
@@ -72,13 +72,13 @@ def counted(c: Config, backward: bool) -> float:
 
 @pytest.mark.parametrize("names", [("image",), ("image", "depth")])
 @pytest.mark.parametrize("backward", [False, True])
-def test_xla_counts_the_same_within_two_percent(names, backward):
+def test_flops_agree_with_xla_within_two_percent(names, backward):
     c = config(*names)
     ours = forward_flops(c, base.build(c)).total * B * (3 if backward else 1)
     assert counted(c, backward) == pytest.approx(ours, rel=0.02)
 
 
-def test_xla_does_not_see_the_blocks_of_a_loop():
+def test_xla_counts_a_loop_body_once():
     c = config("image")
     looped = replace(c, model=replace(MODEL, unroll=1))
     assert counted(looped, backward=False) < 0.6 * forward_flops(c, base.build(c)).total * B
@@ -86,8 +86,8 @@ def test_xla_does_not_see_the_blocks_of_a_loop():
 
 @pytest.mark.parametrize(("name", "share"), [("370m", 0.02), ("800m", 0.02), ("3b3", 0.02)])
 @pytest.mark.parametrize("n", [384, 640])
-def test_the_family_costs_what_its_widths_say(name, share, n):
-    """The trunk is 345 d² weights and 120 n d of attention, each 2 FLOPs, three times; the ends are little beside it."""
+def test_flops_of_the_family(name, share, n):
+    """Trunk: 345 d² weights and 120 n d of attention, 2 FLOPs each, three times."""
     c = Config(
         data=DataConfig(resolution=256),
         text=TextConfig(tokens=n - 256, vocab_size=0, channels=64),
@@ -98,7 +98,7 @@ def test_the_family_costs_what_its_widths_say(name, share, n):
     assert 0 < flops.ends < share * flops.total
 
 
-def test_a_step_is_three_forward_passes_of_a_batch_and_the_teachers():
+def test_step_is_three_forward_passes_and_the_teacher():
     c = config("image", "depth")
     modalities = base.build(c)
     student, teacher = forward_flops(c, modalities), forward_flops(c, modalities, only=["image"])
@@ -116,12 +116,12 @@ def test_attention_grows_with_the_square_of_all_tokens_together():
     assert tokens(c, base.build(c), only=["depth"]) == 48 + 16
 
 
-def test_the_total_is_the_sum_of_its_parts():
+def test_total_is_the_sum_of_the_parts():
     assert Flops(1, 2, 3, 4).total == 10
     assert Flops(1, 2, 3, 4) * 2 + Flops(1, 0, 0, 0) == Flops(3, 4, 6, 8)
 
 
-def test_weights_are_counted_by_where_they_are():
+def test_weights_are_counted_by_part():
     c = tiny.forcing()
     shapes = abstract_model(c, base.build(c))[1]
     found = parameters(shapes)
@@ -132,7 +132,7 @@ def test_weights_are_counted_by_where_they_are():
 
 
 @pytest.mark.parametrize(("name", "billions"), [("370m", 0.373), ("800m", 0.835), ("3b3", 3.327)])
-def test_the_family_has_the_parameters_it_is_known_for(name, billions):
+def test_parameter_counts_of_the_family(name, billions):
     c = Config(
         data=DataConfig(resolution=256),
         text=TextConfig(tokens=128, vocab_size=0, channels=4096),

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from modality_forcing.models.layout import constrain, devices, spec, is_sharded
+from modality_forcing.models.layout import constrain, devices, is_sharded, spec
 from modality_forcing.train.sharding import AXES
 
 

@@ -23,7 +23,7 @@ class Latents:
     position_id: int = 0
     grid: tuple[int, int] = (16, 16)
     channels: int = 128
-    detokenizer: int = 0
+    detokenizer_layers: int = 0
 
 
 def counted(tree) -> int:

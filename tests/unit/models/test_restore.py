@@ -1,4 +1,4 @@
-"""Weight surgery: all that is shared comes along, only what is listed may be new, and every misfit is named."""
+"""Weights of a checkpoint in a larger model: only listed modules may be new, misfits are named."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def trees() -> tuple[dict, dict]:
-    """Weights of a text-to-image network and of one that also has depth, all different from each other."""
+    """Weights of a text-to-image network and of one with depth, all different."""
     return tiny.network(tiny.t2i(), seed=1)[1], tiny.network(tiny.forcing(), seed=2)[1]
 
 
@@ -25,7 +25,7 @@ def source(trees) -> dict:
     return copy.deepcopy(trees[0])
 
 
-def test_shared_weights_come_from_the_checkpoint_and_the_depth_s_own_stay(trees):
+def test_shared_weights_come_from_the_checkpoint_and_new_ones_stay(trees):
     source, target = trees
     out, have, want = (
         flatten(merge_params(source, target, ("depth",))),
@@ -34,15 +34,20 @@ def test_shared_weights_come_from_the_checkpoint_and_the_depth_s_own_stay(trees)
     )
     assert out.keys() == want.keys()
     new = {path for path in out if path not in have}
-    assert {path.split("/")[0] + "/" + path.split("/")[1] for path in new} == {
-        "tokenizer/depth", "level_embedder/depth", "head/depth",
-        "level_embedder_cross/image_from_depth", "level_embedder_cross/depth_from_image", "level_gate_cross/image_from_depth", "level_gate_cross/depth_from_image",
-    }  # fmt: skip
+    assert {"/".join(path.split("/")[:2]) for path in new} == {
+        "tokenizer/depth",
+        "level_embedder/depth",
+        "head/depth",
+        "level_embedder_cross/image_from_depth",
+        "level_embedder_cross/depth_from_image",
+        "level_gate_cross/image_from_depth",
+        "level_gate_cross/depth_from_image",
+    }
     for path, leaf in out.items():
         np.testing.assert_array_equal(leaf, want[path] if path in new else have[path])
 
 
-def test_a_tree_onto_itself_needs_no_list(trees):
+def test_equal_trees_need_no_list(trees):
     source, _ = trees
     jax.tree.map(
         np.testing.assert_array_equal,
@@ -51,13 +56,13 @@ def test_a_tree_onto_itself_needs_no_list(trees):
     )
 
 
-def test_a_checkpoint_that_has_the_new_modality_already_gives_it_too(trees):
+def test_checkpoint_with_the_new_modality_replaces_it_too(trees):
     _, target = trees
     other = tiny.network(tiny.forcing(), seed=7)[1]
     jax.tree.map(np.testing.assert_array_equal, merge_params(other, target, ("depth",)), other)
 
 
-def test_new_modules_without_permission_are_missing(trees):
+def test_unlisted_new_modules_are_missing(trees):
     source, target = trees
     with pytest.raises(
         UserError,
@@ -68,24 +73,24 @@ def test_new_modules_without_permission_are_missing(trees):
         merge_params(source, target, ("normals",))
 
 
-def test_a_missing_shared_weight_is_named(trees, source):
+def test_missing_shared_weight_is_named(trees, source):
     del source["trunk"]["layers"]["k_scale"]
     with pytest.raises(UserError, match=r"where: .*missing: trunk/layers/k_scale\)"):
         merge_params(source, trees[1], ("depth",), where="where")
 
 
-def test_an_extra_weight_is_named(trees, source):
+def test_extra_weight_is_named(trees, source):
     source["head"]["image"]["bias"] = np.zeros(3)
     with pytest.raises(UserError, match=r"extra: head/image/bias\)"):
         merge_params(source, trees[1], ("depth",))
 
 
-def test_a_modality_the_target_lacks_is_extra(trees):
+def test_modality_absent_from_the_target_is_extra(trees):
     with pytest.raises(UserError, match="extra: head/depth/"):
         merge_params(trees[1], trees[0])
 
 
-def test_a_misshaped_weight_is_named_with_both_shapes(trees, source):
+def test_misshaped_weight_is_named_with_both_shapes(trees, source):
     source["tokenizer"]["image"]["w"] = np.zeros((7, 32), np.float32)
     with pytest.raises(
         UserError, match=r"misshaped: tokenizer/image/w \(7, 32\) instead of \(192, 32\)"
@@ -93,20 +98,20 @@ def test_a_misshaped_weight_is_named_with_both_shapes(trees, source):
         merge_params(source, trees[1], ("depth",))
 
 
-def test_a_new_module_of_another_shape_is_misshaped_not_replaced(trees):
+def test_new_module_of_another_shape_is_misshaped(trees):
     other = copy.deepcopy(trees[1])
     other["level_embedder"]["depth"]["inner"]["w"] = np.zeros((3, 3), np.float32)
     with pytest.raises(UserError, match=r"misshaped: level_embedder/depth/inner/w"):
         merge_params(other, trees[1], ("depth",))
 
 
-def test_a_weight_where_a_module_should_be_is_a_misfit(trees, source):
+def test_weight_in_place_of_a_module_is_refused(trees, source):
     source["trunk"] = np.zeros(3)
     with pytest.raises(UserError, match=r"missing: trunk/layers/.*extra: trunk"):
         merge_params(source, trees[1], ("depth",))
 
 
-def test_all_problems_are_told_at_once(trees, source):
+def test_all_problems_are_in_one_message(trees, source):
     del source["modulation"]
     source["stray"] = np.zeros(1)
     source["text_embedder"]["table"] = np.zeros((1, 8), np.float32)
@@ -116,7 +121,7 @@ def test_all_problems_are_told_at_once(trees, source):
         merge_params(source, trees[1], ("depth",))
 
 
-def test_a_new_modality_opens_no_module_whose_name_only_starts_alike():
+def test_new_modality_does_not_match_names_that_only_start_alike():
     pairs = {
         "image_from_depth": 0,
         "image_from_depth2": 0,
@@ -128,15 +133,12 @@ def test_a_new_modality_opens_no_module_whose_name_only_starts_alike():
         "level_embedder_cross": {pair: {"w": np.zeros(1)} for pair in pairs},
         "level_embedder": {"depth": {"w": np.zeros(1)}, "depth2": {"w": np.zeros(1)}},
     }
-    source = unflatten(
-        {path: x for path, x in flatten(target).items() if "image_from_depth2" not in path}
-    )
-    with pytest.raises(
-        UserError,
-        match=r"missing: level_embedder_cross/image_from_depth2/w, level_gate_cross/image_from_depth2\)",
-    ):
-        merge_params(source, target, ("depth",))
-    assert set(new_modules(target, "depth")) == {
-        "tokenizer/depth/", "level_embedder/depth/", "head/depth/",
-        *(f"{m}/{pair}/" for m in ("level_embedder_cross", "level_gate_cross") for pair in ("image_from_depth", "depth_from_depth2")),
-    }  # fmt: skip
+    source = flatten(target)
+    source = {path: x for path, x in source.items() if "image_from_depth2" not in path}
+    missing = "level_embedder_cross/image_from_depth2/w, level_gate_cross/image_from_depth2"
+    with pytest.raises(UserError, match=rf"missing: {missing}\)"):
+        merge_params(unflatten(source), target, ("depth",))
+    cross = ("level_embedder_cross", "level_gate_cross")
+    own = {"tokenizer/depth/", "level_embedder/depth/", "head/depth/"}
+    pairs = ("image_from_depth", "depth_from_depth2")
+    assert set(new_modules(target, "depth")) == own | {f"{m}/{p}/" for m in cross for p in pairs}

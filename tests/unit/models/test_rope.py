@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modality_forcing.encoders.pixels import patchify
-from modality_forcing.models.rope import image_positions, rotary_angles, apply_rope, text_positions
+from modality_forcing.models.rope import apply_rope, image_positions, rotary_angles, text_positions
 
 K, THETA = 32, 2000.0
 Q, KEY = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, K))
@@ -18,9 +18,12 @@ POSITION = st.lists(st.integers(0, 40), min_size=4, max_size=4).map(np.array)
 
 
 def logit(p: np.ndarray, s: np.ndarray) -> float:
-    """What attention makes of a query at p and a key at s."""
-    turn = lambda x, at: apply_rope(x, jnp.asarray(rotary_angles(at[None], K, THETA)))
-    return float(jnp.sum(turn(Q, p) * turn(KEY, s)))
+    """The attention logit of a query at p and a key at s."""
+
+    def rotate(x, position):
+        return apply_rope(x, jnp.asarray(rotary_angles(position[None], K, THETA)))
+
+    return float(jnp.sum(rotate(Q, p) * rotate(KEY, s)))
 
 
 @given(p=POSITION, s=POSITION, by=POSITION)
