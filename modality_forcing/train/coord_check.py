@@ -243,7 +243,7 @@ def _probe(config: Config, batch: Batch) -> Probe:
             jax.random.fold_in(rng.named_key(config.seed, "probe", 0), i), x0.shape
         )
         noisy[name] = flow.add_noise(x0, noise, t[name], observed)
-    return noisy, t, jax.tree.map(jnp.asarray, batch["text"])
+    return noisy, t, batch["text"]
 
 
 def slopes(rows: Sequence[Row]) -> list[Slope]:

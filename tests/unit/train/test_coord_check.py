@@ -48,7 +48,7 @@ def test_squares_are_those_of_the_network_s_own_pass():
     }
     t, text = (
         dict.fromkeys(modalities, jnp.full(2, 0.5)),
-        jax.tree.map(lambda x: x[:2], tiny.batch(config)["text"]),
+        jax.tree.map(lambda x: jnp.asarray(x[:2]), tiny.batch(config)["text"]),
     )
     told = jax.jit(lambda p: squares(graph, p, noisy, t, text))(params)
     whole = jax.jit(lambda p: nnx.merge(graph, p)(noisy, t, text))(params)

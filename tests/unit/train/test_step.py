@@ -114,7 +114,7 @@ def test_noise_differs_between_examples_modalities_steps_and_seeds():
 
     assert len(np.unique(eps)) > 0.99 * eps.size
     seen, _ = capture(empty, with_given(0.0, 1.0))
-    t, (x0, _) = seen["t"]["image"][:, None, None], MODALITIES["image"].encode(BATCH)
+    t, (x0, _) = seen["t"]["image"][:, None, None], MODALITIES["image"].to_tokens(BATCH)
     image = np.asarray((seen["x_t"]["image"] - (1 - t) * x0) / t).reshape(B, -1)[:, : eps[0].size]
     assert np.mean(np.abs(image - eps.reshape(B, -1)) < 1e-3) < 0.01
     for other in (capture(empty, step=1), capture(empty, replace(CONFIG, seed=9))):
