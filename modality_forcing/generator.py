@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Key
 
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
