@@ -1,7 +1,7 @@
-"""Stand-ins for the tools that the launchers call.
+"""Fakes of the tools that the launchers call.
 
-A stand-in writes down how it was called. What it was called with can so be compared with what a dry run prints, and the
-batch script and the commands for other hosts really run, as far as a shell is concerned.
+A fake records its calls, which tests compare with the output of a dry run. The batch script and the
+commands for other hosts run in a real shell.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests import runs
 from tests.runs import Done
 
-ODD = '--config.name=it\'s $HOME; "x" $(id) #1'  # what a shell, or Kubernetes, would take for something else
+ODD = '--config.name=it\'s $HOME; "x" $(id) #1'  # a shell, or Kubernetes, would expand this
 TRAIN = ["train", "--config=configs/forcing.py:size=3b3", "--workdir=/gcs/bucket/run1", ODD]
 PROGRAM = ["python", "-m", "modality_forcing.cli", *TRAIN]
 

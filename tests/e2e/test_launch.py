@@ -136,12 +136,12 @@ def test_a_jobset_restarts_after_a_crash_and_fails_after_a_mistake(tools: Tools)
         "action": "FailJob",
         "onExitCodes": {"containerName": container, "operator": "In", "values": [2]},
     }
-    # A pod failure policy asks for Never; backoffLimit 0 makes any other failed pod the JobSet's affair.
+    # A pod failure policy requires Never; with backoffLimit 0 other failed pods fail the Job.
     assert job["template"]["spec"]["restartPolicy"] == "Never" and job["backoffLimit"] == 0
 
 
 def bucket_of(pod: dict[str, Any]) -> dict[str, str]:
-    """What a pod tells the driver of its one volume, which its one container mounts where TRAIN writes."""
+    """The attributes of a pod's one volume, which its one container mounts where TRAIN writes."""
     (volume,), (container,) = pod["volumes"], pod["containers"]
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/gcs/bucket"}]
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
@@ -298,16 +298,22 @@ SLURM = [
 # Runs the command of srun as two tasks, and ends with the highest code, as srun does.
 SRUN = """
 at = arguments.index("bash")
-tasks = [subprocess.Popen(arguments[at:], env={**os.environ, "SLURM_PROCID": str(i)}) for i in range(2)]
+environments = [{**os.environ, "SLURM_PROCID": str(i)} for i in range(2)]
+tasks = [subprocess.Popen(arguments[at:], env=environment) for environment in environments]
 import signal
-signal.signal(signal.SIGTERM, lambda *_: [os.system(f"pkill -TERM -P {t.pid}; kill -TERM {t.pid}") for t in tasks])
+
+def terminate(*_):
+    for t in tasks:
+        os.system(f"pkill -TERM -P {t.pid}; kill -TERM {t.pid}")
+
+signal.signal(signal.SIGTERM, terminate)
 sys.exit(max(t.wait() for t in tasks))
 """
 
 
 @pytest.fixture
 def batch(tools: Tools) -> Callable[..., tuple[int, str, list[list[str]]]]:
-    """Runs the batch script; `program` is the shell code of a task. Returns its exit code, output and calls of scontrol."""
+    """Runs the batch script with a task's shell code; returns exit code, output, scontrol calls."""
     tools.add("srun", SRUN)
     tools.add("scontrol")
 
@@ -369,7 +375,10 @@ def test_what_slurm_queues_again(program: str, restarts: int, code: int, requeue
 
 
 # A program that is told to end, saves, and ends well.
-SAVES = 'trap "touch saved.$SLURM_PROCID; exit 0" TERM; touch started; for i in $(seq 100); do sleep 0.1; done; exit 1'
+SAVES = (
+    'trap "touch saved.$SLURM_PROCID; exit 0" TERM; touch started; '
+    "for i in $(seq 100); do sleep 0.1; done; exit 1"
+)
 
 
 @pytest.mark.parametrize(

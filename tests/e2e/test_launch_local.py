@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,8 @@ def test_processes_are_joined_over_one_mesh(processes: int, devices: int, total:
         MFORCE_PROCESS_ID="7",
     )
     assert done.code == 0, done.err
-    same = f"devices {devices} of {processes * devices}, sum {total}, ids {[float(i) for i in range(processes)]}"
+    ids = [float(i) for i in range(processes)]
+    same = f"devices {devices} of {processes * devices}, sum {total}, ids {ids}"
     for i in range(processes):
         assert f"[{i}] process {i} of {processes}, first {i == 0}, {same}" in done.out
 
@@ -150,16 +152,16 @@ def test_the_exit_code_and_the_number_of_attempts(codes: str, code: int, tried: 
 def test_when_the_launcher_is_stopped_nothing_is_left(sent: signal.Signals, code: int, tmp_path):
     if sent == signal.SIGKILL and sys.platform != "linux":
         pytest.skip("a parent's death is told to its children on Linux only")
-    # Whoever runs the tests in the background of a script ignores Ctrl-C, and so would the launcher.
-    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Tests in the background of a script ignore Ctrl-C, and the launcher would inherit that.
     launcher = subprocess.Popen(
-        command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path), preexec_fn=heed
+        command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path),
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     until(lambda: all((tmp_path / str(i)).exists() for i in range(2)))
     pids = [[int(pid) for pid in (tmp_path / str(i)).read_text().split()] for i in range(2)]
     launcher.send_signal(sent)
     assert launcher.wait(timeout=10) == code
-    # Nobody can end the processes of processes after a SIGKILL: these are left for their own parents to end.
+    # After a SIGKILL nothing ends the grandchildren: their own parents do.
     expected = [pid for group in pids for pid in (group[:1] if sent == signal.SIGKILL else group)]
     until(lambda: not any(map(alive, expected)), 5)
     for group in pids:

@@ -24,9 +24,9 @@ def tools(tmp_path) -> Tools:
 VM = ["--name=run1", "--zone=z", "--topology=v6e:4x4", "--bucket=bucket", "--poll=0.01"]
 VM += ["--install=git+https://host/repository@v1"]
 
-# Answers as gcloud does: `describe` takes one state after the other from a file, and each of the four hosts has a home
-# folder in which commands really run. Only installing does not happen; a stand-in for Python stands where uv would put it.
-# Mounting runs too, among shell that stands for what it calls.
+# A fake gcloud: `describe` returns one state after the other from a file, commands really run in
+# a home folder for each of the four hosts. Installation is skipped; a fake Python is where uv would
+# put it. Mounting runs with fakes of what it calls.
 GCLOUD = """
 home = pathlib.Path(os.environ["HOME"])
 
@@ -55,7 +55,8 @@ if "uv pip install" in command:
 if "setsid" in command:
     for host, code in zip(hosts, following("codes").split(",")):
         (host / "code").write_text(code)
-running = [subprocess.Popen(["bash", "-c", command], env={**os.environ, "HOME": str(host)}) for host in hosts]
+environments = [{**os.environ, "HOME": str(host)} for host in hosts]
+running = [subprocess.Popen(["bash", "-c", command], env=each) for each in environments]
 sys.exit(next((code for code in [each.wait() for each in running] if code), 0))
 """
 ON_A_HOST = {
@@ -74,7 +75,7 @@ exit "$code"
 
 @pytest.fixture
 def cloud(tools: Tools) -> Callable[..., tuple[Done, list[str]]]:
-    """Runs tpu_vm with these states of the machines and exit codes on the hosts; returns what gcloud was asked for, in order."""
+    """Runs tpu_vm with these machine states and host exit codes; returns the calls of gcloud."""
     tools.add("gcloud", GCLOUD)
     for name, script in ON_A_HOST.items():
         (tools.folder / name).write_text(f"#!/bin/bash\n{script}\n")
@@ -120,10 +121,8 @@ def test_a_crash_on_tpu_vms_is_run_again_where_it_was(cloud):
 def test_tries_on_tpu_vms_are_bounded(cloud):
     done, asked = cloud("ABSENT ACTIVE", "1,1,1,1", "--retries=2", "--keep")
     assert (done.code, asked) == (1, ["create", "install", *["mount", "run"] * 3]), done.err
-    assert (
-        "run1 was kept and costs money; delete it with: gcloud compute tpus queued-resources delete run1"
-        in done.err
-    )
+    deletion = "gcloud compute tpus queued-resources delete run1"
+    assert f"run1 was kept and costs money; delete it with: {deletion}" in done.err
 
 
 def test_preempted_tpu_vms_are_made_anew_under_the_same_name(cloud):
@@ -152,7 +151,7 @@ def test_machines_that_are_there_are_taken_over(cloud):
 
 
 def test_what_still_runs_on_a_host_is_killed_first(cloud, tools: Tools):
-    # The connection broke, or the launcher was killed, and the program went on; a chip takes one process.
+    # A program that survived a broken connection or a killed launcher: a chip takes one process.
     left = subprocess.Popen(["bash", "-c", "sleep 60; : modality_forcing"], start_new_session=True)
     pid = tools.folder / "host0/mforce/run1/pid"
     pid.parent.mkdir(parents=True)
@@ -181,7 +180,7 @@ def test_a_dry_run_for_tpu_vms_prints_what_runs(cloud, tools: Tools):
 
 
 def mount(tools: Tools) -> tuple[int, list[list[str]]]:
-    """Runs the script that mounts on a host, among nothing but stand-ins; returns its exit code and what it called."""
+    """Runs the mount script on a host with fakes only; returns its exit code and its calls."""
     printed = tools.launch("tpu_vm", "--dry-run", *VM, "--", *TRAIN).out
     (script,) = (
         text
