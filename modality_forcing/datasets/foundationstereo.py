@@ -1,74 +1,59 @@
-"""FoundationStereo's rendered stereo pairs, the left picture with depth from its disparity.
+"""FoundationStereo: rendered stereo pairs, the left image with depth from its disparity.
 
-Layout: SCENE/dataset/data/left/rgb/NNNN.jpg and left/disparity/NNNN.png, three digits to the base 255 (`read_base_255`),
-0 where unknown. Neither focal length nor baseline were kept (NVlabs/FoundationStereo, issue 62): depth is the inverse of the
-disparity, right up to a factor that differs with the picture ("relative"). Disparities near 0, of sky and far ground, give
-depths without bound; the farthest hundredth of a picture's pixels is taken for unknown, but for those as far as the
-rest of it ends. Source: NVlabs/FoundationStereo, scripts/vis_dataset.py.
+Layout: SCENE/dataset/data/left/rgb/NNNN.jpg and left/disparity/NNNN.png, three digits to the base
+255 (`read_base_255`), 0 where invalid. Neither focal length nor baseline were kept
+(NVlabs/FoundationStereo, issue 62): depth is the inverse of the disparity, up to a factor that
+differs between images ("relative"). Disparities near 0, of sky and far ground, give unbounded
+depths. The farthest hundredth of an image's pixels is therefore invalid, except for those at the
+distance of the cut.
+Source: NVlabs/FoundationStereo, scripts/vis_dataset.py.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_base_255, read_rgb
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    LazySource,
-    glob_paths,
-    make_record,
-    require_dir,
-    require_nonempty,
-)
-from modality_forcing.datasets.registry import Dataset
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.registry import FrameDataset
 
-NEAREST = 0.99  # the part of a picture's known pixels that is kept, from the nearest on
-_TITLE = "the FoundationStereo dataset"
+KEPT_FRACTION = 0.99  # of the valid pixels of an image, from the nearest on
 
 
-def _open(root: Path, split: str) -> LazySource[Path]:
-    root = require_dir(root, _TITLE)
-    pictures = [
-        path
-        for path in glob_paths(root, "*/dataset/data/left/rgb/*.jpg")
-        if _disparity(path).is_file()
-    ]
-    layout = "SCENE/dataset/data/left/{rgb/NNNN.jpg, disparity/NNNN.png}"
-    return LazySource(
-        require_nonempty(pictures, root, _TITLE, layout),
-        partial(_read, DatasetInfo("foundationstereo", "relative", root)),
-    )
+def _list_frames(root: Path, split: str) -> list[Path]:
+    images = glob_paths(root, "*/dataset/data/left/rgb/*.jpg")
+    return [path for path in images if _disparity_path(path).is_file()]
 
 
-def _disparity(picture: Path) -> Path:
-    return picture.parents[1] / "disparity" / f"{picture.stem}.png"
+def _disparity_path(image: Path) -> Path:
+    return image.parents[1] / "disparity" / f"{image.stem}.png"
 
 
-def depth_of(disparity: np.ndarray) -> np.ndarray:
-    """Returns depth f32 [h w], 1 / disparity, 0 where that is unknown or among the farthest."""
-    known = disparity > 0
-    if not known.any():
+def to_depth(disparity: np.ndarray) -> np.ndarray:
+    """Returns depth f32 [h w], 1 / disparity, 0 where invalid or among the farthest."""
+    valid = disparity > 0
+    if not valid.any():
         return np.zeros_like(disparity)
-    least = np.quantile(disparity[known], 1 - NEAREST, method="lower")
-    kept = known & (disparity >= least)
+    least = np.quantile(disparity[valid], 1 - KEPT_FRACTION, method="lower")
+    kept = valid & (disparity >= least)
     return np.where(kept, 1 / np.where(kept, disparity, 1), 0).astype(np.float32)
 
 
-def _read(info: DatasetInfo, picture: Path) -> Record:
-    return make_record(
-        info, picture, read_rgb(picture), depth_of(read_base_255(_disparity(picture)))
-    )
+def _read_frame(info: DatasetInfo, path: Path) -> Record:
+    disparity = read_base_255(_disparity_path(path))
+    return make_record(info, path, read_rgb(path), to_depth(disparity))
 
 
-DATASET = Dataset(
-    "foundationstereo",
-    "FoundationStereo",
-    "relative",
-    ("train",),
-    "NVIDIA's, non-commercial",
-    _open,
+DATASET = FrameDataset(
+    name="foundationstereo",
+    title="FoundationStereo",
+    unit="relative",
+    splits=("train",),
+    license="NVIDIA's, non-commercial",
+    layout="SCENE/dataset/data/left/{rgb/NNNN.jpg, disparity/NNNN.png}",
+    list_frames=_list_frames,
+    read_frame=_read_frame,
 )

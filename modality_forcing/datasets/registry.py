@@ -1,49 +1,36 @@
-"""Which data sets are known, and the description that each module of this folder gives of its own."""
+"""The known data sets. Each module of this folder describes one, as its DATASET."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Generic, TypeVar
 
-from modality_forcing.data.records import RecordSource, Unit
+from modality_forcing.data.records import Record, RecordSource, Unit
+from modality_forcing.datasets.common.lazy import (
+    DatasetInfo,
+    LazySource,
+    require_dir,
+    require_nonempty,
+)
 from modality_forcing.errors import UserError
 
-# modality_forcing/datasets/<name>.py, which holds DATASET; imported when asked for.
+T = TypeVar("T")
+
+# Each is a module modality_forcing/datasets/<name>.py, imported on demand.
 NAMES = (
-    "argoverse2",
-    "aria_synthetic",
-    "arkitscenes",
-    "blendedmvs",
-    "colmap",
-    "ddad",
-    "diode",
-    "eth3d",
-    "folder",
-    "foundationstereo",
-    "hypersim",
-    "kitti_depth",
-    "kitti_raw",
-    "megadepth",
-    "middlebury",
-    "nyuv2",
-    "parallel_domain",
-    "redwood",
-    "scannet",
-    "seven_scenes",
-    "sunrgbd",
-    "tartanair",
-    "taskonomy",
-    "tfds_images",
-    "tum",
-    "waymo",
-    "webdataset",
+    *("argoverse2", "aria_synthetic", "arkitscenes", "blendedmvs", "colmap", "ddad", "diode"),
+    *("eth3d", "folder", "foundationstereo", "hypersim", "kitti_depth", "kitti_raw", "megadepth"),
+    *("middlebury", "nyuv2", "parallel_domain", "redwood", "scannet", "seven_scenes", "sunrgbd"),
+    *("tartanair", "taskonomy", "tfds_images", "tum", "waymo", "webdataset"),
 )
-# Packages that the base installation does not bring, and the extra that does.
-_NEEDS: Mapping[str, tuple[str, str]] = {
+# Packages that the base installation lacks, and the extra that installs them.
+_REQUIRES: Mapping[str, tuple[str, str]] = {
     "argoverse2": ("pyarrow", "datasets"),
     "hypersim": ("h5py", "datasets"),
     "megadepth": ("h5py", "datasets"),
@@ -51,46 +38,81 @@ _NEEDS: Mapping[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """One data set as its authors distribute it. Its module's docstring tells layout, unit, invalid values and source.
+    """A data set as its authors distribute it.
 
-    open: from the folder of the set and one of `splits` to its records, each of which depends on its index alone and may
-    be read in any process. Raises UserError for a folder that does not hold the set and for a missing list of a split;
-    reading a record raises UserError, naming the file, for one that is damaged or missing.
+    The docstring of its module states layout, unit, invalid values and source.
+
+    name: on the command line, and the `source` of every record.
+    unit: of the depth. splits: the first one is the default. license: a short name.
     """
 
-    name: str  # on the command line, and of every record as `source`
+    name: str
     title: str
-    unit: Unit  # of the depth of its records
-    splits: tuple[str, ...]  # the first one is taken where none is named
-    licence: str  # in a word: its terms are to be read at the source
-    open: Callable[[Path, str], RecordSource]
+    splits: tuple[str, ...]
+    license: str
+    unit: Unit = "metric"
+
+    def open(self, root: Path, split: str) -> RecordSource:
+        """Returns the records of a split. Record i depends only on i, in any process.
+
+        Raises UserError if the folder does not hold the data set or lacks the list of a split.
+        Reading a record raises UserError if one of its files is damaged or missing.
+        """
+        raise NotImplementedError
+
+    def with_options(self, options: Mapping[str, str]) -> Dataset:
+        """Returns the data set with options. Raises UserError for an unknown or invalid one."""
+        if options:
+            raise UserError(f"{self.title} has no options", hint="leave --option out")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameDataset(Dataset, Generic[T]):
+    """A data set whose frames are listed first and read on demand.
+
+    layout: the expected files, for errors; "SPLIT" stands for the name of the split.
+    list_frames: from root and split to the frames. read_frame: makes a record of one frame.
+    """
+
+    layout: str
+    list_frames: Callable[[Path, str], Iterable[T]]
+    read_frame: Callable[[DatasetInfo, T], Record]
+
+    def open(self, root: Path, split: str) -> LazySource[T]:
+        """Returns the records of a split, see `Dataset.open`."""
+        root = require_dir(root, self.title)
+        title = f"{self.title}'s {split} split" if len(self.splits) > 1 else self.title
+        layout = self.layout.replace("SPLIT", split)
+        frames = require_nonempty(self.list_frames(root, split), root, title, layout)
+        return LazySource(
+            frames, partial(self.read_frame, DatasetInfo(self.name, self.unit, root))
+        )
 
 
 def find_dataset(name: str) -> Dataset:
-    """Returns the data set of that name, or raises UserError with the nearest and all known names, or the missing extra."""
+    """Returns the data set of that name.
+
+    Raises UserError with the nearest and all names, or with the extra that it needs.
+    """
     if name not in NAMES:
         near = difflib.get_close_matches(name.lower(), NAMES, n=1)
         guess = f"did you mean {near[0]}? " if near else ""
-        raise UserError(
-            f"no data set is called {name!r}", hint=f"{guess}Known are {', '.join(NAMES)}"
-        )
-    package, extra = _NEEDS.get(name, ("", ""))
+        hint = f"{guess}Known are {', '.join(NAMES)}"
+        raise UserError(f"no data set is called {name!r}", hint=hint)
+    package, extra = _REQUIRES.get(name, ("", ""))
     if package and importlib.util.find_spec(package) is None:
-        raise UserError(
-            f"data set {name} needs the package {package}",
-            hint=f"pip install 'modality_forcing[{extra}]'",
-        )
+        hint = f"pip install 'modality_forcing[{extra}]'"
+        raise UserError(f"data set {name} needs the package {package}", hint=hint)
     return importlib.import_module(f"modality_forcing.datasets.{name}").DATASET
 
 
 def check_split(dataset: Dataset, split: str) -> str:
-    """Returns the split, the first one for "", or raises UserError with those there are."""
+    """Returns the split, or the first one for "". Raises UserError for an unknown split."""
     chosen = split or dataset.splits[0]
     if chosen not in dataset.splits:
-        raise UserError(
-            f"{dataset.title} has no split {split!r}",
-            hint=f"choose one of {', '.join(dataset.splits)}",
-        )
+        hint = f"choose one of {', '.join(dataset.splits)}"
+        raise UserError(f"{dataset.title} has no split {split!r}", hint=hint)
     return chosen

@@ -1,17 +1,19 @@
-"""ScanNet v2: rooms walked through with a depth sensor on a tablet.
+"""ScanNet v2: rooms recorded by walking through them with a depth sensor on a tablet.
 
-Layout: scans/SCENE/ (or SCENE/) as the authors' reader of .sens files unpacks it: color/N.jpg (1296 x 968), depth/N.png
-(640 x 480, 16 bits, millimetres along the axis, 0 where unknown), pose/N.txt and intrinsic/intrinsic_depth.txt; beside the
-scans scannetv2_train.txt, scannetv2_val.txt and scannetv2_test.txt, a scene a line. The picture is brought to the raster of
-its depth, and the camera is that of the depth. A frame whose pose is not finite was lost by the tracker, and its depth may
-be of another moment: it is refused, as is a scene whose camera is not finite.
-Rooms that evaluation scores (their list is in datasets/lists) are in no split, whichever scan of them it is.
+Layout: scans/SCENE/ (or SCENE/) as the authors' reader of .sens files unpacks it: color/N.jpg
+(1296 x 968), depth/N.png (640 x 480, 16 bits, millimeters along the axis, 0 where invalid),
+pose/N.txt and intrinsic/intrinsic_depth.txt; beside the scans scannetv2_train.txt,
+scannetv2_val.txt and scannetv2_test.txt, one scene per line. The image is resized to its depth, and
+the camera is that of the depth. If a pose is not finite, tracking was lost and depth may be of
+another moment: the frame is refused, as is a scene whose camera is not finite.
+Rooms that the benchmark scores (datasets/lists) are in no split, whichever scan of them it is.
 Source: ScanNet/ScanNet, SensReader/python and Tasks/Benchmark.
 """
 
 from __future__ import annotations
 
-from functools import cache, lru_cache, partial
+from collections.abc import Iterator
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,45 +30,33 @@ from modality_forcing.datasets.common.formats import (
 from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
-    LazySource,
     glob_paths,
     make_record,
     read_split_list,
-    require_dir,
-    require_nonempty,
 )
-from modality_forcing.datasets.registry import Dataset
-
-_TITLE = "ScanNet"
+from modality_forcing.datasets.registry import FrameDataset
 
 
-def _open(root: Path, split: str) -> LazySource[str]:
-    root = require_dir(root, _TITLE)
-    places = [f"scannetv2_{split}.txt", f"splits/scannetv2_{split}.txt"]
-    scenes = read_split_list(root, places, _TITLE, "Tasks/Benchmark of ScanNet/ScanNet has it")
-    kept = [scene for scene in sorted(scenes) if room_of(scene) not in evaluation_rooms()]
-    frames = [frame for scene in kept for frame in _frames(root, scene)]
-    layout = "scans/SCENE/{color/N.jpg, depth/N.png, pose/N.txt, intrinsic/intrinsic_depth.txt}"
-    return LazySource(
-        require_nonempty(frames, root, f"{_TITLE}'s {split} split", layout),
-        partial(_read, DatasetInfo("scannet", "metric", root)),
-    )
+def _list_frames(root: Path, split: str) -> Iterator[str]:
+    lists = [f"scannetv2_{split}.txt", f"splits/scannetv2_{split}.txt"]
+    source = "Tasks/Benchmark of ScanNet/ScanNet has it"
+    for scene in sorted(read_split_list(root, lists, "ScanNet", source)):
+        if room_of(scene) not in evaluation_rooms():
+            yield from _scene_frames(root, scene)
 
 
-def _frames(root: Path, scene: str) -> list[str]:
-    """The depth maps of a scene that have a picture, below the root; none where the scene is not here."""
-    folder = next(
-        (place for place in (root / "scans" / scene, root / scene) if place.is_dir()), None
-    )
-    if folder is None:
-        return []
-    pictures = {path.stem for path in glob_paths(folder, "color/*.jpg")}
-    depths = [path for path in glob_paths(folder, "depth/*.png") if path.stem in pictures]
-    # Without zeros before it, 10 sorts before 2. Strings: a whole set has 2.5 million frames.
-    return [
-        path.relative_to(root).as_posix()
-        for path in sorted(depths, key=lambda path: (len(path.stem), path.stem))
-    ]
+def _scene_frames(root: Path, scene: str) -> Iterator[str]:
+    """Yields the depth maps of a scene that have an image, relative to the root.
+
+    There are none if the scene was not downloaded.
+    """
+    folders = (root / "scans" / scene, root / scene)
+    folder = next((folder for folder in folders if folder.is_dir()), root / scene)
+    images = {path.stem for path in glob_paths(folder, "color/*.jpg")}
+    maps = [path for path in glob_paths(folder, "depth/*.png") if path.stem in images]
+    # Numbers are not padded with zeros. Strings, since the whole data set has 2.5 million frames.
+    for path in sorted(maps, key=lambda path: (len(path.stem), path.stem)):
+        yield path.relative_to(root).as_posix()
 
 
 def room_of(scene: str) -> str:
@@ -76,31 +66,36 @@ def room_of(scene: str) -> str:
 
 @cache
 def evaluation_rooms() -> frozenset[str]:
-    """Returns the rooms of which evaluation scores a frame."""
+    """Returns the rooms with a frame that the benchmark scores."""
     return frozenset(room_of(name) for name in official_names("scannet"))
 
 
 @lru_cache(maxsize=64)
-def _camera(path: Path) -> np.ndarray:
+def _read_intrinsics(path: Path) -> np.ndarray:
     return read_matrix(path)
 
 
-def _read(info: DatasetInfo, frame: str) -> Record:
+def _read_frame(info: DatasetInfo, frame: str) -> Record:
     path = info.root / frame
     scene, name = path.parents[1], path.stem
-    picture = scene / "color" / f"{name}.jpg"
+    image_path = scene / "color" / f"{name}.jpg"
     read_pose(scene / "pose" / f"{name}.txt")
-    image, depth = read_rgb(picture), read_uint16_depth(path, 1000)
+    image, depth = read_rgb(image_path), read_uint16_depth(path, 1000)
     (height, width), (rows, columns) = image.shape[:2], depth.shape
-    if (
-        abs(width * rows - height * columns) < 0.02 * width * rows
-    ):  # the sensor's 1296 x 968 are not quite 4 : 3
-        image = downscale_image(image, (rows, columns))
-    check_same_size(image, depth, picture, path)
-    intrinsics = _camera(scene / "intrinsic" / "intrinsic_depth.txt")
+    # The sensor's 1296 x 968 are not quite 4 : 3.
+    if abs(width * rows - height * columns) < 0.02 * width * rows:
+        image = shrink_picture(image, (rows, columns))
+    check_same_size(image, depth, image_path, path)
+    intrinsics = _read_intrinsics(scene / "intrinsic" / "intrinsic_depth.txt")
     return make_record(info, path, image, depth, intrinsics=intrinsics)
 
 
-DATASET = Dataset(
-    "scannet", _TITLE, "metric", ("train", "val", "test"), "ScanNet's terms, non-commercial", _open
+DATASET = FrameDataset(
+    name="scannet",
+    title="ScanNet",
+    splits=("train", "val", "test"),
+    license="ScanNet's terms, non-commercial",
+    layout="scans/SCENE/{color/N.jpg, depth/N.png, pose/N.txt, intrinsic/intrinsic_depth.txt}",
+    list_frames=_list_frames,
+    read_frame=_read_frame,
 )

@@ -1,17 +1,17 @@
-"""7-Scenes, and other sets whose frames are named like its own (3DMatch): a Kinect's pictures, depth and poses.
+"""7-Scenes, and other sets with its file names (3DMatch): images, depth and poses of a Kinect.
 
-Layout, in the folder given or up to two folders below: frame-NNNNNN.color.png, .depth.png and .pose.txt (camera to world),
-for 7-Scenes in SCENE/seq-01, ... Depth is 16-bit PNG in millimetres along the axis, 0 and 65535 where unknown. The camera
-stands in camera-intrinsics.txt beside the frames or above them; without one it is the depth camera of 7-Scenes. Splits
-are those of SCENE/TrainSplit.txt and TestSplit.txt (a line each: sequence1, ...). Trap: 7-Scenes's depth is not registered
-to its pictures, but as its own camera saw it, which is a few pixels off.
+Layout, in the root or up to two folders below: frame-NNNNNN.color.png, .depth.png and .pose.txt
+(camera to world), for 7-Scenes in SCENE/seq-01, ... Depth is 16-bit PNG in millimeters along the
+axis, 0 and 65535 where invalid. The camera is in camera-intrinsics.txt beside the frames or above
+them; without one it is the depth camera of 7-Scenes. Splits are those of SCENE/TrainSplit.txt and
+TestSplit.txt (one per line: sequence1, ...). Pitfall: depth of 7-Scenes is not registered to its
+images but as seen by its own camera, a few pixels off.
 Source: microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes.
 """
 
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,52 +20,38 @@ from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_matrix, read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
-    LazySource,
     glob_paths,
     make_record,
     pinhole,
     read_split_list,
-    require_dir,
-    require_nonempty,
 )
-from modality_forcing.datasets.registry import Dataset
+from modality_forcing.datasets.registry import FrameDataset
 
-_TITLE = "7-Scenes"
 _LISTS = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
 _KINECT = pinhole(585.0, 585.0, 320.0, 240.0)
 
 
-def _open(root: Path, split: str) -> LazySource[Path]:
-    root = require_dir(root, _TITLE)
-    frames = [
-        path
-        for above in ("", "*/", "*/*/")
-        for path in glob_paths(root, f"{above}frame-*.color.png")
-    ]
+def _list_frames(root: Path, split: str) -> list[Path]:
+    images = glob_paths(root, "frame-*.color.png", max_depth=2)
     if split in _LISTS:
-        scenes = {path.parents[1] for path in frames}
+        scenes = {path.parents[1] for path in images}
         kept = {scene / name for scene in scenes for name in _sequences(scene, split)}
-        frames = [path for path in frames if path.parent in kept]
-    frames = [path for path in frames if _depth(path).is_file()]
-    layout = "SCENE/seq-01/frame-NNNNNN.{color.png,depth.png,pose.txt}"
-    return LazySource(
-        require_nonempty(frames, root, _TITLE, layout),
-        partial(_read, DatasetInfo("seven_scenes", "metric", root)),
-    )
+        images = [path for path in images if path.parent in kept]
+    return [path for path in images if _depth_path(path).is_file()]
 
 
 def _sequences(scene: Path, split: str) -> set[str]:
-    """The folders of a scene's sequences that belong to a split: sequence1 is seq-01."""
-    lines = read_split_list(scene, [_LISTS[split]], _TITLE, "it comes with each scene")
+    """Returns the folders of a scene's sequences of a split: sequence1 is seq-01."""
+    lines = read_split_list(scene, [_LISTS[split]], "7-Scenes", "it comes with each scene")
     return {f"seq-{int(number):02}" for line in lines for number in re.findall(r"\d+", line)[:1]}
 
 
-def _depth(picture: Path) -> Path:
-    return picture.with_name(picture.name.replace(".color.", ".depth."))
+def _depth_path(image: Path) -> Path:
+    return image.with_name(image.name.replace(".color.", ".depth."))
 
 
-def camera_of(folder: Path, root: Path) -> np.ndarray:
-    """Returns the [3 3] intrinsics of camera-intrinsics.txt in a folder or the nearest one above it, down from `root`."""
+def _read_intrinsics(folder: Path, root: Path) -> np.ndarray:
+    """Returns [3 3] of camera-intrinsics.txt in a folder or the nearest one above, up to `root`."""
     for place in (folder, *folder.parents):
         if (place / "camera-intrinsics.txt").is_file():
             return read_matrix(place / "camera-intrinsics.txt")
@@ -74,18 +60,20 @@ def camera_of(folder: Path, root: Path) -> np.ndarray:
     return _KINECT
 
 
-def _read(info: DatasetInfo, picture: Path) -> Record:
-    depth = read_uint16_depth(_depth(picture), 1000, unknown=(0, 65535))
-    camera = camera_of(picture.parent, info.root)
-    return make_record(
-        info,
-        picture.with_name(picture.name.replace(".color", "")),
-        read_rgb(picture),
-        depth,
-        intrinsics=camera,
-    )
+def _read_frame(info: DatasetInfo, path: Path) -> Record:
+    image = read_rgb(path)
+    depth = read_uint16_depth(_depth_path(path), 1000, invalid=(0, 65535))
+    intrinsics = _read_intrinsics(path.parent, info.root)
+    name = path.with_name(path.name.replace(".color", ""))
+    return make_record(info, name, image, depth, intrinsics=intrinsics)
 
 
-DATASET = Dataset(
-    "seven_scenes", _TITLE, "metric", ("every", "train", "test"), "non-commercial research", _open
+DATASET = FrameDataset(
+    name="seven_scenes",
+    title="7-Scenes",
+    splits=("every", "train", "test"),
+    license="non-commercial research",
+    layout="SCENE/seq-01/frame-NNNNNN.{color.png,depth.png,pose.txt}",
+    list_frames=_list_frames,
+    read_frame=_read_frame,
 )

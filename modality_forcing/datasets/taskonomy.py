@@ -1,10 +1,11 @@
-"""Taskonomy: views of scanned buildings, rendered from their meshes and from the scanner's panoramas.
+"""Taskonomy: views of scanned buildings, rendered from their meshes and panoramas.
 
-Layout, TASK being rgb, depth_zbuffer and point_info: TASK/BUILDING/, TASK/taskonomy/BUILDING/ (omnidata-tools) or
-BUILDING/TASK/, in it point_P_view_V_domain_TASK.png (point_info: .json). depth_zbuffer is depth along the axis (not
-depth_euclidean, which is along the ray), 16-bit PNG, 1/512 metres, 0 and 65535 where the mesh has a hole. Views are
-square; their field of view is in point_info, where that was downloaded. The split stands in
-splits_taskonomy/train_val_test_fullplus.csv (full, medium, tiny where that is absent): id, train, val, test, 1 for yes.
+Layout, where TASK is rgb, depth_zbuffer or point_info: TASK/BUILDING/, TASK/taskonomy/BUILDING/
+(omnidata-tools) or BUILDING/TASK/, each with point_P_view_V_domain_TASK.png (point_info: .json).
+depth_zbuffer is depth along the axis (depth_euclidean is along the ray), 16-bit PNG, 1/512 meters,
+0 and 65535 where the mesh has a hole. Views are square. Their field of view is in point_info, if it
+was downloaded. The split is in splits_taskonomy/train_val_test_fullplus.csv (else full, medium,
+tiny): id, train, val, test, 1 for yes.
 Source: StanfordVL/taskonomy, data/README.md and data/assets/splits_taskonomy.zip.
 """
 
@@ -12,97 +13,92 @@ from __future__ import annotations
 
 import json
 import math
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_rgb, read_text, read_uint16_depth
+from modality_forcing.datasets.common.formats import (
+    read_rgb,
+    read_text,
+    read_uint16_depth,
+    wrap_parse_errors,
+)
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
-    LazySource,
+    first_file,
     glob_paths,
     make_record,
     pinhole,
     read_csv,
-    require_dir,
-    require_nonempty,
 )
-from modality_forcing.datasets.registry import Dataset
+from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
-_TITLE = "Taskonomy"
-_PLACES = ("{task}/{building}", "{task}/taskonomy/{building}", "{building}/{task}")
+_FOLDERS = ("{task}/{building}", "{task}/taskonomy/{building}", "{building}/{task}")
+_AGAIN = "unpack it again"
+_Frame = tuple[str, str, str]  # pattern of the folder, building, view
 
 
-def _open(root: Path, split: str) -> LazySource[tuple[str, str, str]]:
-    root = require_dir(root, _TITLE)
-    names = [f"train_val_test_{part}.csv" for part in ("fullplus", "full", "medium", "tiny")]
-    places = [root / folder / name for name in names for folder in ("splits_taskonomy", "")]
-    path = next((place for place in places if place.is_file()), places[0])
-    rows = read_csv(
-        path, ("id", split), "it is in splits_taskonomy.zip of StanfordVL/taskonomy, data/assets"
-    )
-    buildings = sorted(row["id"] for row in rows if row[split].strip() in ("1", "True", "true"))
-    views = [view for building in buildings for view in _views(root, building)]
-    layout = "rgb/BUILDING/point_P_view_V_domain_rgb.png and the same of depth_zbuffer"
-    return LazySource(
-        require_nonempty(views, root, f"{_TITLE}'s {split} split", layout),
-        partial(_read, DatasetInfo("taskonomy", "metric", root)),
-    )
+def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+    names = [f"train_val_test_{size}.csv" for size in ("fullplus", "full", "medium", "tiny")]
+    lists = [root / folder / name for name in names for folder in ("splits_taskonomy", "")]
+    source = "it is in splits_taskonomy.zip of StanfordVL/taskonomy, data/assets"
+    rows = read_csv(first_file(lists) or lists[0], ("id", split), source)
+    chosen = (row["id"] for row in rows if row[split].strip() in ("1", "True", "true"))
+    for building in sorted(chosen):
+        yield from _list_views(root, building)
 
 
-def _views(root: Path, building: str) -> list[tuple[str, str, str]]:
-    """Place, building and view of every picture of a building that has depth; none where it is not here."""
-    for place in _PLACES:
-        pictures, depths = (
-            {
-                path.name.partition("_domain_")[0]
-                for path in glob_paths(root / place.format(task=task, building=building), pattern)
-            }
-            for task, pattern in (
-                ("rgb", "point_*_domain_rgb.png"),
-                ("depth_zbuffer", "point_*_domain_depth_zbuffer.png"),
-            )
-        )
-        if pictures & depths:
-            return [(place, building, view) for view in sorted(pictures & depths)]
+def _list_views(root: Path, building: str) -> list[_Frame]:
+    """Returns the views of a building with image and depth, none if it was not downloaded."""
+    for folder in _FOLDERS:
+        images = _views_of_task(root / folder.format(task="rgb", building=building), "rgb")
+        place = root / folder.format(task="depth_zbuffer", building=building)
+        views = images & _views_of_task(place, "depth_zbuffer")
+        if views:
+            return [(folder, building, view) for view in sorted(views)]
     return []
 
 
-def _camera(path: Path, size: tuple[int, int]) -> np.ndarray | None:
-    """The intrinsics by the field of view that a point_info tells, or None without that file."""
+def _views_of_task(folder: Path, task: str) -> set[str]:
+    paths = glob_paths(folder, f"point_*_domain_{task}.png")
+    return {path.name.partition("_domain_")[0] for path in paths}
+
+
+def _read_intrinsics(path: Path, size: tuple[int, int]) -> np.ndarray | None:
+    """Returns the intrinsics by the field of view in a point_info, None without that file."""
     if not path.is_file():
         return None
-    try:
+    with wrap_parse_errors(path, "states no field_of_view_rads", _AGAIN):
         angle = float(json.loads(read_text(path))["field_of_view_rads"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            "does not tell field_of_view_rads", where=path, hint="unpack it again"
-        ) from error
     if not 0 < angle < math.pi:
-        raise UserError(f"tells a field of view of {angle:g}", where=path, hint="unpack it again")
+        raise UserError(f"states a field of view of {angle:g}", where=path, hint=_AGAIN)
     height, width = size
     focal = width / 2 / math.tan(angle / 2)
     return pinhole(focal, focal, (width - 1) / 2, (height - 1) / 2)
 
 
-def _read(info: DatasetInfo, frame: tuple[str, str, str]) -> Record:
-    place, building, view = frame
+def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
+    folder, building, view = frame
 
-    def path(task: str, ending: str = "png") -> Path:
-        return (
-            info.root
-            / place.format(task=task, building=building)
-            / f"{view}_domain_{task}.{ending}"
-        )
+    def path(task: str, suffix: str) -> Path:
+        place = info.root / folder.format(task=task, building=building)
+        return place / f"{view}_domain_{task}.{suffix}"
 
-    depth = read_uint16_depth(path("depth_zbuffer"), 512, unknown=(0, 65535))
-    camera = _camera(path("point_info", "json"), depth.shape)
-    return make_record(info, path("rgb"), read_rgb(path("rgb")), depth, intrinsics=camera)
+    image_path = path("rgb", "png")
+    depth = read_uint16_depth(path("depth_zbuffer", "png"), 512, invalid=(0, 65535))
+    intrinsics = _read_intrinsics(path("point_info", "json"), depth.shape)
+    return make_record(info, image_path, read_rgb(image_path), depth, intrinsics=intrinsics)
 
 
-DATASET = Dataset(
-    "taskonomy", _TITLE, "metric", ("train", "val", "test"), "non-commercial research", _open
+DATASET = FrameDataset(
+    name="taskonomy",
+    title="Taskonomy",
+    splits=("train", "val", "test"),
+    license="non-commercial research",
+    layout="rgb/BUILDING/point_P_view_V_domain_rgb.png and the same of depth_zbuffer",
+    list_frames=_list_frames,
+    read_frame=_read_frame,
 )

@@ -1,20 +1,23 @@
-"""Waymo Open, perception data set: five cameras and five laser scanners of a car, in TFRecord files of Frame messages.
+"""Waymo Open Perception: five cameras and five laser scanners of a car, in TFRecord files.
 
-Layout: {training, validation}/*.tfrecord, a file a drive of 20 s, ten frames a second, of each the cameras FRONT,
-FRONT_LEFT, FRONT_RIGHT (1920 x 1280 pixels), SIDE_LEFT and SIDE_RIGHT (1920 x 886). Version 1 of the format, where cameras'
-pictures and scans lie in one message; version 2, in Parquet files, is not read.
+Layout: {training, validation}/*.tfrecord, a file per drive of 20 s, ten Frame messages per second,
+each with the cameras FRONT, FRONT_LEFT, FRONT_RIGHT (1920 x 1280 pixels), SIDE_LEFT and SIDE_RIGHT
+(1920 x 886). This is version 1 of the format, with images and scans in one message; version 2, in
+Parquet files, is not read.
 
-Scans are range images. Of a cell's first return, the second is passed over, range, direction (from its row's inclination
-and its column's azimuth), the scanner's place on the car and the car's pose (that of the cell for the scanner on the roof,
-else the frame's) make a point in the world. The message also has the pixel at which each camera saw that point, found with
-the lens and the rolling shutter taken into account: depth is put there. It is metres along the camera's axis, from where the
-car was when the picture was taken; Waymo's cameras have x ahead. Of points in a pixel the nearest is kept, and points that
-only the scanner sees are left out.
+Scans are range images. Only the first return of a cell is used. Its range, its direction (from the
+inclination of its row and the azimuth of its column), the scanner's pose on the car and the car's
+pose (that of the cell for the roof scanner, else that of the frame) give a point in the world. The
+message also has the pixel at which each camera saw the point, computed with lens and rolling
+shutter: depth is put there. It is in meters along the camera's axis, from the car's pose when the
+image was taken; Waymo's cameras have x forward. The nearest point of a pixel is kept, and points
+that only the scanner sees are left out.
 
-Pictures keep the distortion of their lens. Intrinsics are those of the pinhole in the middle, off by up to 2% of the radius
-in the corners; since pixels count from their corner in this set, half a pixel is taken from the axis (inferred for
-intrinsics, stated for projections).
-Source: waymo-research/waymo-open-dataset, dataset.proto, utils/{frame_utils, range_image_utils, transform_utils}.py.
+Images keep the distortion of their lens. Intrinsics are those of the pinhole in the middle, off by
+up to 2% of the radius in the corners. Since this data set counts pixels from their corner, half a
+pixel is subtracted from the principal point (inferred for intrinsics, stated for projections).
+Source: waymo-research/waymo-open-dataset, dataset.proto, utils/{frame_utils, range_image_utils,
+transform_utils}.py.
 """
 
 from __future__ import annotations
@@ -22,40 +25,27 @@ from __future__ import annotations
 import io
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import wrap_read_errors
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    LazySource,
-    glob_paths,
-    make_record,
-    pinhole,
-    require_dir,
-    require_nonempty,
-)
-from modality_forcing.datasets.common.lidar import (
-    NEAREST,
-    invert_pose,
-    make_pose,
-    rasterize_points,
-    transform_points,
-)
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, pinhole
+from modality_forcing.datasets.common.lidar import MIN_DEPTH, rasterize_points
+from modality_forcing.datasets.common.poses import invert_pose, make_pose, transform_points
 from modality_forcing.datasets.common.tfrecord import index_records, read_record
-from modality_forcing.datasets.registry import Dataset
+from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.storage.proto_schema import MessageClass, define_messages, parse
 
 CAMERAS = {1: "FRONT", 2: "FRONT_LEFT", 3: "FRONT_RIGHT", 4: "SIDE_LEFT", 5: "SIDE_RIGHT"}
 
-_TITLE = "Waymo Open"
 _ROOF = 1  # the scanner whose cells have poses of their own
 # The fields used here of dataset.proto and label.proto; enumerations are read as their numbers.
 _MESSAGES = define_messages("""
@@ -110,11 +100,10 @@ message Frame {
 """)
 
 
-@dataclass(frozen=True)
-class _Frame:
+class _Frame(NamedTuple):
     file: Path
     number: int
-    place: tuple[int, int]
+    span: tuple[int, int]  # offset and length of the record
     camera: int
 
 
@@ -127,71 +116,64 @@ class _Decoded:
     cameras: dict[int, MessageClass]  # their calibrations
 
 
-def _open(root: Path, split: str) -> LazySource[_Frame]:
-    root = require_dir(root, _TITLE)
-    frames = (
-        _Frame(path, number, place, camera)
-        for path in glob_paths(root, f"{split}/*.tfrecord")
-        for number, place in enumerate(index_records(path))
-        for camera in CAMERAS
-    )
-    kept = require_nonempty(frames, root, f"{_TITLE}'s split {split}", f"{split}/*.tfrecord")
-    return LazySource(kept, partial(_read, DatasetInfo("waymo", "metric", root)))
+def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+    for path in glob_paths(root, f"{split}/*.tfrecord"):
+        for number, span in enumerate(index_records(path)):
+            yield from (_Frame(path, number, span, camera) for camera in CAMERAS)
 
 
-def _read(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:
+def _read_frame(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:
     name = CAMERAS[frame.camera]
-    with wrap_read_errors(frame.file, f"frames of {_TITLE}"):
-        decoded = _decode(frame.file, frame.place)
+    with wrap_read_errors(frame.file, "frames of Waymo Open"):
+        decoded = _decode(frame.file, frame.span)
         if frame.camera not in decoded.images or frame.camera not in decoded.cameras:
-            raise UserError(
-                f"frame {frame.number} has no picture of {name}",
-                where=frame.file,
-                hint="leave the frame out",
-            )
+            what = f"frame {frame.number} has no image of {name}"
+            raise UserError(what, where=frame.file, hint="leave the frame out")
         taken, calibration = decoded.images[frame.camera], decoded.cameras[frame.camera]
         with Image.open(io.BytesIO(taken.image)) as opened:
             image = np.array(opened.convert("RGB"))
         size = (calibration.height, calibration.width)
         if image.shape[:2] != size:
-            raise ValueError(f"a picture of {image.shape} where {size} is calibrated")
+            raise ValueError(f"an image of {image.shape}, and the calibration is for {size}")
         fx, fy, cx, cy = calibration.intrinsic[:4]
         car = _pose(taken.pose) if taken.HasField("pose") else decoded.pose
         camera = car @ _pose(calibration.extrinsic)
     z = transform_points(decoded.points, invert_pose(camera))[:, 0]
     pixels, which = _seen_by(decoded.projections, frame.camera)
-    ahead = z[which] >= NEAREST
+    ahead = z[which] >= MIN_DEPTH
     depth, valid = rasterize_points(
-        pixels[ahead], z[which][ahead], image.shape[:2], drop_occluded=drop_occluded
+        pixels[ahead], z[which][ahead], size, drop_occluded=drop_occluded
     )
-    # A path that there is not: a frame is known by its file, its number and its camera.
+    # A path that does not exist: file, number and camera identify a frame.
     path = frame.file.with_suffix("") / f"{frame.number:03d}" / f"{name}.jpg"
-    return make_record(info, path, image, depth, valid, pinhole(fx, fy, cx - 0.5, cy - 0.5))
+    intrinsics = pinhole(fx, fy, cx - 0.5, cy - 0.5)
+    return make_record(info, path, image, depth, valid=valid, intrinsics=intrinsics)
 
 
 def _seen_by(projections: np.ndarray, camera: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels i64 [k 2] at which a camera sees points, and which of the n points these are; two cameras may see one."""
+    """Returns the pixels i64 [k 2] of the points a camera sees, and their indices i64 [k].
+
+    Two cameras may see one point.
+    """
     first, second = (np.flatnonzero(projections[:, column] == camera) for column in (0, 3))
-    return np.concatenate([projections[first, 1:3], projections[second, 4:6]]), np.concatenate(
-        [first, second]
-    )
+    pixels = np.concatenate([projections[first, 1:3], projections[second, 4:6]])
+    return pixels, np.concatenate([first, second])
 
 
-@lru_cache(maxsize=1)  # the cameras of a frame are read one after the other
-def _decode(path: Path, place: tuple[int, int]) -> _Decoded:
-    frame = parse(_MESSAGES["Frame"], read_record(path, place))
+@lru_cache(maxsize=1)  # the cameras of a frame are read in turn
+def _decode(path: Path, span: tuple[int, int]) -> _Decoded:
+    frame = parse(_MESSAGES["Frame"], read_record(path, span))
     pose = _pose(frame.pose)
     lasers = _by_name(frame.context.laser_calibrations)
     scans = _by_name(frame.lasers)
-    parts = [
-        _points(name, scans[name], lasers[name], pose)
-        for name in sorted(scans.keys() & lasers.keys())
-    ]
+    points, projections = [np.zeros((0, 3))], [np.zeros((0, 6), np.int64)]
+    for name in sorted(scans.keys() & lasers.keys()):
+        scanned = _points(name, scans[name], lasers[name], pose)
+        points.append(scanned[0])
+        projections.append(scanned[1])
     return _Decoded(
-        points=np.concatenate([np.zeros((0, 3)), *(points for points, _ in parts)]),
-        projections=np.concatenate(
-            [np.zeros((0, 6), np.int64), *(projections for _, projections in parts)]
-        ),
+        points=np.concatenate(points),
+        projections=np.concatenate(projections),
         pose=pose,
         images=_by_name(frame.images),
         cameras=_by_name(frame.context.camera_calibrations),
@@ -201,7 +183,7 @@ def _decode(path: Path, place: tuple[int, int]) -> _Decoded:
 def _points(
     name: int, scan: MessageClass, laser: MessageClass, car: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Points f64 [n 3] in the world and their projections i64 [n 6], of the returns of a scanner that a camera sees."""
+    """Returns points f64 [n 3] in the world and projections i64 [n 6] of what a camera sees."""
     first = scan.ri_return1
     if not first.HasField("range_image_compressed"):
         return np.zeros((0, 3)), np.zeros((0, 6), np.int64)
@@ -211,25 +193,24 @@ def _points(
         raise ValueError(f"projections of {projections.shape} for ranges of {ranges.shape}")
     row, column = np.nonzero((ranges > 0) & (projections[..., 0] > 0))
     mounted = _pose(laser.extrinsic)
-    inclination, azimuth = (
-        _inclinations(laser, ranges.shape[0])[row],
-        _azimuths(mounted, ranges.shape[1])[column],
-    )
+    inclination = _inclinations(laser, ranges.shape[0])[row]
+    azimuth = _azimuths(mounted, ranges.shape[1])[column]
     level = np.cos(inclination)
     directions = np.stack(
         [np.cos(azimuth) * level, np.sin(azimuth) * level, np.sin(inclination)], axis=1
     )
-    points = transform_points(directions * ranges[row, column].astype(np.float64)[:, None], mounted)
+    distances = ranges[row, column].astype(np.float64)[:, None]
+    points = transform_points(directions * distances, mounted)
     if name == _ROOF and first.HasField("range_image_pose_compressed"):
         poses = _matrix("MatrixFloat", first.range_image_pose_compressed)
-        points = _move_each(points, poses[row, column].astype(np.float64))
+        points = _transform_each(points, poses[row, column].astype(np.float64))
     else:
         points = transform_points(points, car)
     return points, projections[row, column]
 
 
 def _inclinations(laser: MessageClass, rows: int) -> np.ndarray:
-    """The angle f64 [h] above the scanner's horizon of each row, the highest first."""
+    """Returns the angle f64 [h] of each row above the scanner's horizon, the highest first."""
     if not laser.beam_inclinations:
         if not (laser.HasField("beam_inclination_min") and laser.HasField("beam_inclination_max")):
             raise ValueError("a scanner without inclinations")
@@ -241,13 +222,16 @@ def _inclinations(laser: MessageClass, rows: int) -> np.ndarray:
 
 
 def _azimuths(mounted: np.ndarray, columns: int) -> np.ndarray:
-    """The angle f64 [w] of each column about the scanner's axis; the middle one looks ahead of the car, not of the scanner."""
-    turned = np.arctan2(mounted[1, 0], mounted[0, 0])
-    return np.pi * (1 - (2 * np.arange(columns) + 1) / columns) - turned
+    """Returns the angle f64 [w] of each column about the scanner's axis.
+
+    The middle column points ahead of the car, not of the scanner.
+    """
+    yaw = np.arctan2(mounted[1, 0], mounted[0, 0])
+    return np.pi * (1 - (2 * np.arange(columns) + 1) / columns) - yaw
 
 
-def _move_each(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Points [n 3], each under a pose of its own [n 6]: roll, pitch and yaw, applied in this order, and a translation."""
+def _transform_each(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
+    """Returns points [n 3], each under its own pose [n 6]: roll, then pitch, then yaw, then x y z."""
     (cr, cp, cy), (sr, sp, sy) = np.cos(poses[:, :3].T), np.sin(poses[:, :3].T)
     x, y, z = points.T
     y, z = cr * y - sr * z, sr * y + cr * z
@@ -257,7 +241,7 @@ def _move_each(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
 
 
 def _matrix(kind: str, compressed: bytes) -> np.ndarray:
-    """A compressed MatrixFloat (f32) or MatrixInt32 (i64), [h w c]."""
+    """Returns a compressed MatrixFloat (f32) or MatrixInt32 (i64), [h w c]."""
     stored = parse(_MESSAGES[kind], zlib.decompress(compressed))
     numbers = np.array(stored.data, np.float32 if kind == "MatrixFloat" else np.int64)
     shape = tuple(stored.shape.dims)
@@ -269,7 +253,7 @@ def _matrix(kind: str, compressed: bytes) -> np.ndarray:
 def _pose(message: MessageClass) -> np.ndarray:
     pose = np.array(message.transform, np.float64)
     if len(pose) != 16 or not np.isfinite(pose).all():
-        raise ValueError("a pose that is none")
+        raise ValueError("an invalid pose")
     pose = pose.reshape(4, 4)
     return make_pose(pose[:3, :3], pose[:3, 3])
 
@@ -278,6 +262,12 @@ def _by_name(messages: Iterable[MessageClass]) -> dict[int, MessageClass]:
     return {message.name: message for message in messages}
 
 
-DATASET = Dataset(
-    "waymo", _TITLE, "metric", ("training", "validation"), "Waymo Open non-commercial", _open
+DATASET = FrameDataset(
+    name="waymo",
+    title="Waymo Open",
+    splits=("training", "validation"),
+    license="Waymo Open non-commercial",
+    layout="SPLIT/*.tfrecord",
+    list_frames=_list_frames,
+    read_frame=_read_frame,
 )

@@ -1,16 +1,19 @@
-"""Cameras with their lenses: where a point of the scene falls in the picture, what a pixel looks at, and straight pictures.
+"""Camera models: projection, unprojection and undistortion of images.
 
-Pixels are (x, y), right and down, and the centre of the first pixel is at (0, 0): calibrations that count from its corner
-(COLMAP, ETH3D) are to be moved by half a pixel before. Axes of a camera: x right, y down, z ahead.
+Pixels are (x, y), right and down, and the center of the first pixel is at (0, 0): calibrations that
+count from its corner (COLMAP, ETH3D) must be shifted by half a pixel. Camera axes: x right, y down,
+z forward.
 
-Models and the order of their distortion numbers, after J. Brown 1971 (tangential) and J. Weng 1992 (thin prism):
+Models and the order of their distortion terms, after J. Brown 1971 (tangential) and J. Weng 1992
+(thin prism):
 
 pinhole             none
 radial              k1 [k2], COLMAP's SIMPLE_RADIAL and RADIAL
 brown               k1 k2 p1 p2 [k3], OpenCV's default
 opencv_fisheye      k1 k2 k3 k4 of the angle off the axis, OpenCV's fisheye
 thin_prism_fisheye  k1 k2 p1 p2 k3 k4 sx1 sy1, COLMAP's THIN_PRISM_FISHEYE, which ETH3D uses
-fisheye624          k0..k5 p0 p1 s0..s3, Aria's: as above, but prism and tangential terms of the distorted point
+fisheye624          k0..k5 p0 p1 s0..s3, Aria's: as above, but prism and tangential terms are
+                    functions of the distorted point
 """
 
 from __future__ import annotations
@@ -32,14 +35,14 @@ _COUNTS: dict[str, tuple[int, ...]] = {
     "fisheye624": (12,),
 }
 _FISHEYES = ("opencv_fisheye", "thin_prism_fisheye", "fisheye624")
-_WIDEST = np.radians(89.9)  # of a fisheye off its axis: beyond, a direction has no x/z and y/z
+_MAX_ANGLE = np.radians(89.9)  # of a fisheye off its axis: beyond, x / z and y / z do not exist
 _TINY = 1e-12
-_CLOSE = 1e-9  # how well an unprojected direction must project again, in focal lengths
+_TOLERANCE = 1e-9  # of an unprojected direction that is projected again, in focal lengths
 
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera; raises ValueError for a number of distortion terms that its model does not have.
+    """One camera. Raises ValueError for a wrong number of distortion terms.
 
     size: (h, w). fx, fy, cx, cy: in pixels.
     """
@@ -64,25 +67,25 @@ class Camera:
 
     @property
     def matrix(self) -> np.ndarray:
-        """The f32 [3 3] matrix of its straight part: all of it for a pinhole camera."""
+        """The f32 [3 3] intrinsics without the distortion."""
         return np.array([[self.fx, 0, self.cx], [0, self.fy, self.cy], [0, 0, 1]], np.float32)
 
     @property
-    def straight(self) -> bool:
-        """Whether lines stay lines in its picture."""
+    def is_pinhole(self) -> bool:
+        """Whether the camera has no distortion."""
         return self.model not in _FISHEYES and not any(self.distortion)
 
     def project(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the pixels f64 [n 2] of points [n 3], and bool [n] where these are meant.
+        """Returns the pixels f64 [n 2] of points [n 3], and bool [n], which of them are valid.
 
-        Not meant are points that do not lie ahead and those so far off the axis that the polynomial of the lens folds
-        back, which would put them among the others. A pixel may lie outside the picture.
+        Invalid are points behind the camera and those so far off the axis that the polynomial of
+        the lens folds back, which would mix them with others. Pixels may be outside of the image.
         """
         points = np.asarray(points, np.float64)
         ok = points[:, 2] > 0
         z = np.where(ok, points[:, 2], 1.0)
         x, y = points[:, 0] / z, points[:, 1] / z
-        if not self.straight:
+        if not self.is_pinhole:
             lens = _lens(self.model, self.distortion)
             if lens.fisheye:
                 x, y = _distort_angle(x, y)
@@ -91,10 +94,10 @@ class Camera:
         return np.stack([x * self.fx + self.cx, y * self.fy + self.cy], axis=1), ok
 
     def unproject(self, pixels: np.ndarray) -> np.ndarray:
-        """Returns the directions f64 [n 2], (x / z, y / z), of pixels [n 2]; NaN where the lens sees nothing."""
+        """Returns directions f64 [n 2], (x / z, y / z), of pixels [n 2]; NaN outside the lens."""
         pixels = np.asarray(pixels, np.float64)
         x, y = (pixels[:, 0] - self.cx) / self.fx, (pixels[:, 1] - self.cy) / self.fy
-        if not self.straight:
+        if not self.is_pinhole:
             lens = _lens(self.model, self.distortion)
             x, y = lens.undistort(x, y)
             if lens.fisheye:
@@ -109,45 +112,47 @@ def pinhole_like(
     focal: float | None = None,
     filled: bool = False,
 ) -> Camera:
-    """Returns a straight camera with the same axis, for `undistort`.
+    """Returns a pinhole camera with the same axis, for `undistort`.
 
-    size: its (h, w), with the axis in the middle; None keeps size and centre. focal: pixels, for x and y alike; None keeps
-    those of the camera. filled: raises the focal length as far as it takes to see nothing beyond the camera's picture.
+    size: its (h, w), with the principal point in the middle; None keeps size and principal point.
+    focal: in pixels, for x and y alike; None keeps those of the camera. filled: raises the focal
+    length until nothing outside the camera's image is seen.
     """
     (height, width), cx, cy = camera.size, camera.cx, camera.cy
     if size:
         (height, width), cx, cy = size, (size[1] - 1) / 2, (size[0] - 1) / 2
     fx, fy = (focal, focal) if focal else (camera.fx, camera.fy)
-    straight = Camera("pinhole", (height, width), fx, fy, cx, cy)
+    pinhole = Camera("pinhole", (height, width), fx, fy, cx, cy)
     if not filled:
-        return straight
+        return pinhole
     h, w = camera.size
     rows, columns = np.arange(h, dtype=np.float64), np.arange(w, dtype=np.float64)
-    sides = {  # of the picture, as directions seen by the camera
+    sides = {  # of the image, as directions
         "left": camera.unproject(np.stack([0 * rows, rows], 1))[:, 0],
         "right": camera.unproject(np.stack([0 * rows + w - 1, rows], 1))[:, 0],
         "top": camera.unproject(np.stack([columns, 0 * columns], 1))[:, 1],
         "bottom": camera.unproject(np.stack([columns, 0 * columns + h - 1], 1))[:, 1],
     }
     zoom = max(
-        1.0 if focal else 0.0,  # a focal length that was asked for is raised only
+        1.0 if focal else 0.0,  # a given focal length is only raised
         cx / fx / -np.nanmax(sides["left"]),
         (width - 1 - cx) / fx / np.nanmin(sides["right"]),
         cy / fy / -np.nanmax(sides["top"]),
         (height - 1 - cy) / fy / np.nanmin(sides["bottom"]),
     )
-    return replace(straight, fx=fx * float(zoom), fy=fy * float(zoom))
+    return replace(pinhole, fx=fx * float(zoom), fy=fy * float(zoom))
 
 
 def undistort(
-    image: np.ndarray, depth: np.ndarray, valid: np.ndarray, camera: Camera, to: Camera
+    image: np.ndarray, depth: np.ndarray, valid: np.ndarray, camera: Camera, *, to: Camera
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns image u8 [h w 3], depth f32 [h w] and valid bool [h w] as the straight camera `to` sees them.
+    """Returns image u8 [h w 3], depth f32 [h w] and valid bool [h w] as the pinhole `to` sees them.
 
-    The picture is interpolated, depth is picked at the nearest pixel and never mixed; where the camera saw nothing the
-    picture is black and nothing valid. Depth along the axis stays what it is, since the axis does; ranges are to be
-    brought to depth before (`z_from_range`). For surfaces: lone points are better projected anew.
-    Raises ValueError if the arrays are not of the camera's size.
+    The image is interpolated bilinearly, depth is that of the nearest pixel. Outside the camera's
+    image the result is black and invalid. Depth along the axis keeps its value, since the axis is
+    the same; convert ranges to depth first (`z_from_range`). For dense depth: sparse points should
+    be projected again instead.
+    Raises ValueError if the arrays do not have the camera's size.
     """
     if {image.shape[:2], depth.shape, valid.shape} != {camera.size}:
         raise ValueError(
@@ -173,28 +178,31 @@ def undistort(
 
 
 def z_from_range(distance: np.ndarray, camera: Camera) -> np.ndarray:
-    """Returns depth f32 [h w] along the axis of distances [h w] along each pixel's ray; NaN where the lens sees nothing."""
+    """Returns depth f32 [h w] of ranges [h w] along the rays; NaN outside the lens."""
     if distance.shape != camera.size:
         raise ValueError(f"distances of {distance.shape} for a camera of {camera.size}")
     return (distance / _lengths(camera)).astype(np.float32)
 
 
 def pixel_grid(size: tuple[int, int]) -> np.ndarray:
-    """Returns the centres f64 [h w 2] of all pixels of an (h, w) raster."""
+    """Returns the centers f64 [h w 2], (x, y), of all pixels of an (h, w) raster."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     return np.stack([columns, rows], axis=-1).astype(np.float64)
 
 
 @lru_cache(maxsize=8)
 def _lengths(camera: Camera) -> np.ndarray:
-    """How far f32 [h w] one goes along each pixel's ray to get ahead by 1."""
+    """Returns the length f32 [h w] of each pixel's ray per unit of depth."""
     directions = camera.unproject(pixel_grid(camera.size).reshape(-1, 2))
     return np.sqrt(1 + (directions**2).sum(axis=1)).reshape(camera.size).astype(np.float32)
 
 
 @lru_cache(maxsize=4)
 def _remap_grid(camera: Camera, to: Camera) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixel x, y f32 [h w] of `camera` that each pixel of `to` looks at, within its picture, and bool [h w] where it does."""
+    """Returns the pixels x, y f32 [h w] of `camera` seen by each pixel of `to`, and bool [h w].
+
+    The mask is False outside of the camera's image.
+    """
     directions = to.unproject(pixel_grid(to.size).reshape(-1, 2))
     pixels, ok = camera.project(np.concatenate([directions, np.ones((len(directions), 1))], axis=1))
     x, y = pixels.T.reshape(2, *to.size)
@@ -209,23 +217,23 @@ def _remap_grid(camera: Camera, to: Camera) -> tuple[np.ndarray, np.ndarray, np.
 
 @dataclass(frozen=True)
 class _Lens:
-    """What a lens does to points of the plane at distance 1 (of a fisheye: to points as far out as their angle)."""
+    """The distortion of points in the plane z = 1, for a fisheye at a radius equal to the angle."""
 
     fisheye: bool
     radial: np.ndarray  # 1 + k1 q + k2 q^2 ..., of q = r^2, constant first
     tangential: tuple[float, float]  # that of 2 x^2 + r^2 in x, that of 2 y^2 + r^2 in y
     prism: tuple[float, float, float, float]  # of r^2 and r^4 in x, the same in y
-    late: bool  # tangential and prism terms are of the radially distorted point
-    limit: float  # radius from which on the radial part falls back
+    after_radial: bool  # tangential and prism terms are functions of the radially distorted point
+    limit: float  # the radius from which on the radial part decreases
 
     def distort(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         s = _polynomial(self.radial, x * x + y * y)
         far_x, far_y = x * s, y * s
-        shift = self._shift(far_x, far_y) if self.late else self._shift(x, y)
+        shift = self._shift(far_x, far_y) if self.after_radial else self._shift(x, y)
         return far_x + shift[0], far_y + shift[1]
 
     def undistort(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The points that `distort` takes to (x, y): by a table of the radial part, then Newton's method for the rest."""
+        """Inverts `distort` by a table of the radial part, then Newton's method for the rest."""
         guess_x, guess_y = self._radially_undistorted(x, y)
         for _ in range(20):
             got_x, got_y = self.distort(guess_x, guess_y)
@@ -237,16 +245,14 @@ class _Lens:
             determinant = np.where(np.abs(determinant) < _TINY, np.inf, determinant)
             guess_x = guess_x + (d * miss_x - b * miss_y) / determinant
             guess_y = guess_y + (a * miss_y - c * miss_x) / determinant
-            out = (
-                np.hypot(guess_x, guess_y) / self.limit
-            )  # steps beyond the fold would come down on its other side
+            # Steps beyond the fold would converge on its other side.
+            out = np.hypot(guess_x, guess_y) / self.limit
             shorten = np.where(out > 1, out, 1)
             guess_x, guess_y = guess_x / shorten, guess_y / shorten
         got_x, got_y = self.distort(guess_x, guess_y)
-        lost = (np.abs(x - got_x) + np.abs(y - got_y) > _CLOSE) | (
-            np.hypot(guess_x, guess_y) >= self.limit
-        )
-        return np.where(lost, np.nan, guess_x), np.where(lost, np.nan, guess_y)
+        error = np.abs(x - got_x) + np.abs(y - got_y)
+        failed = (error > _TOLERANCE) | (np.hypot(guess_x, guess_y) >= self.limit)
+        return np.where(failed, np.nan, guess_x), np.where(failed, np.nan, guess_y)
 
     def _radially_undistorted(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         radius = np.hypot(x, y)
@@ -268,11 +274,11 @@ class _Lens:
         )
 
     def _slopes(self, x: np.ndarray, y: np.ndarray) -> tuple[tuple, tuple]:
-        """The derivatives of distorted x and distorted y, each by x and by y."""
+        """Returns the derivatives of distorted x and distorted y, each by x and by y."""
         q = x * x + y * y
         s, rise = _polynomial(self.radial, q), _polynomial(_derivative(self.radial), q)
         a, b, d = s + 2 * x * x * rise, 2 * x * y * rise, s + 2 * y * y * rise
-        if not self.late:
+        if not self.after_radial:
             (e, f), (g, h) = self._shift_slopes(x, y)
             return (a + e, b + f), (b + g, d + h)
         (e, f), (g, h) = self._shift_slopes(x * s, y * s)
@@ -304,12 +310,12 @@ def _lens(model: Model, terms: tuple[float, ...]) -> _Lens:
         prism = (terms[8], terms[9], terms[10], terms[11])
     series = np.array([1.0, *radial])
     fisheye = model in _FISHEYES
-    limit = min(_fold(series), _WIDEST if fisheye else np.inf)
+    limit = min(_fold(series), _MAX_ANGLE if fisheye else np.inf)
     return _Lens(fisheye, series, tangential, prism, model == "fisheye624", limit)
 
 
 def _fold(series: np.ndarray) -> float:
-    """The least r at which r (1 + k1 r^2 + ...) stops to rise, or inf."""
+    """Returns the least r at which r (1 + k1 r^2 + ...) stops increasing, or inf."""
     slope = np.trim_zeros(series * (2 * np.arange(len(series)) + 1), "b")
     roots = np.polynomial.polynomial.polyroots(slope) if len(slope) > 1 else np.zeros(0)
     turns = [
@@ -320,8 +326,8 @@ def _fold(series: np.ndarray) -> float:
     return float(np.sqrt(min(turns))) if turns else np.inf
 
 
-def _polynomial(coefficients: np.ndarray, q):
-    """The sum of coefficients[i] q^i."""
+def _polynomial(coefficients: np.ndarray, q: np.ndarray | float) -> np.ndarray:
+    """Returns the sum of coefficients[i] q^i."""
     total = coefficients[-1] if len(coefficients) else 0.0
     for coefficient in coefficients[-2::-1]:
         total = total * q + coefficient
@@ -333,7 +339,7 @@ def _derivative(coefficients: np.ndarray) -> np.ndarray:
 
 
 def _distort_angle(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points of the plane at distance 1, moved to be as far out as the angle they are seen at."""
+    """Moves points of the plane z = 1 to a radius equal to their angle off the axis."""
     radius = np.hypot(x, y)
     ratio = np.where(radius > _TINY, np.arctan(radius) / np.maximum(radius, _TINY), 1.0)
     return x * ratio, y * ratio

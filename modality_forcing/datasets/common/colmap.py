@@ -1,9 +1,9 @@
-"""Reads COLMAP's models: cameras, posed images and their points, as text or binary.
+"""Reads COLMAP models: cameras, posed images and their points, as text or binary.
 
-A model is a folder with cameras, images and points3D, all .txt or all .bin. Pixels are given here as everywhere in this
-package, the centre of the first pixel at (0, 0); COLMAP has it at (0.5, 0.5). Poses are world to camera.
-Format: colmap.github.io/format.html. SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, OPENCV_FISHEYE and
-THIN_PRISM_FISHEYE cameras are known (`data.cameras`).
+A model is a folder with cameras, images and points3D, all .txt or all .bin. As everywhere in this
+package, the center of the first pixel is at (0, 0); COLMAP has it at (0.5, 0.5). Poses are world to
+camera. Camera models: SIMPLE_PINHOLE, PINHOLE, SIMPLE_RADIAL, RADIAL, OPENCV, OPENCV_FISHEYE and
+THIN_PRISM_FISHEYE (`cameras`). Format: colmap.github.io/format.html.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 
 from modality_forcing.datasets.common.cameras import Camera, Model
 from modality_forcing.datasets.common.formats import read_text, wrap_read_errors
+from modality_forcing.datasets.common.poses import rotation_from_quaternion
 from modality_forcing.errors import UserError
 
 # Name, number of parameters and model here, by COLMAP's number of it.
@@ -37,12 +38,13 @@ _BY_NAME: dict[str, tuple[int, Model | None]] = {
     name: (count, model) for name, count, model in _MODELS.values()
 }
 _ONE_FOCAL = ("SIMPLE_PINHOLE", "SIMPLE_RADIAL", "RADIAL")
+_FILES = ("cameras", "images", "points3D")
 _AGAIN = "export the model again with colmap model_converter"
 
 
 @dataclass(frozen=True, eq=False)
 class Image:
-    """One posed image and where it saw points."""
+    """One posed image and the pixels of the points it saw."""
 
     name: str  # its path below the folder of the images
     camera: int
@@ -61,71 +63,57 @@ class Model3D:
     points: Mapping[int, np.ndarray]
 
     def depths(self, image: Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns, for the points that an image saw, points f64 [n 3] in its axes, pixels f64 [n 2] and miss f64 [n].
+        """Returns points f64 [n 3], pixels f64 [n 2] and errors f64 [n] of an image's points.
 
-        pixels: where the camera with its lens has them. miss: how far that is from where the image saw them, in pixels;
-        inf for a point behind the camera.
+        points: in the axes of the image. pixels: their projections. errors: the distance of these
+        from the observed pixels, inf for a point behind the camera.
         """
         known = np.array([number in self.points for number in image.points], bool)
         world = np.array([self.points[number] for number in image.points[known]]).reshape(-1, 3)
-        ours = world @ image.rotation.T + image.translation
-        pixels, ok = self.cameras[image.camera].project(ours)
-        miss = np.where(ok, np.linalg.norm(pixels - image.pixels[known], axis=1), np.inf)
-        return ours, pixels, miss
+        points = world @ image.rotation.T + image.translation
+        pixels, ok = self.cameras[image.camera].project(points)
+        errors = np.where(ok, np.linalg.norm(pixels - image.pixels[known], axis=1), np.inf)
+        return points, pixels, errors
 
 
 def find_model(root: Path) -> Path | None:
-    """Returns the folder of the model in or below a folder: where COLMAP puts it, else the first folder that has one."""
-    usual = (
-        root / place for place in ("sparse/0", "sparse", "dense/sparse", "dense/0/sparse", ".")
-    )
-    others = sorted(
-        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
-    )
-    return next((place for place in (*usual, *others) if kind_of(place)), None)
+    """Returns the folder of the model: where COLMAP puts it, else the first folder with one."""
+    names = ("sparse/0", "sparse", "dense/sparse", "dense/0/sparse", ".")
+    others = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    folders = (*(root / name for name in names), *others)
+    return next((folder for folder in folders if format_of(folder)), None)
 
 
-def kind_of(folder: Path) -> str:
-    """Returns "bin" or "txt", by the files of a model in a folder, or "" where there is none."""
-    whole = ("cameras", "images", "points3D")
-    return next(
-        (
-            kind
-            for kind in ("bin", "txt")
-            if all((folder / f"{name}.{kind}").is_file() for name in whole)
-        ),
-        "",
-    )
+def format_of(folder: Path) -> str:
+    """Returns "bin" or "txt" for a folder with a model, else ""."""
+    for suffix in ("bin", "txt"):
+        if all((folder / f"{name}.{suffix}").is_file() for name in _FILES):
+            return suffix
+    return ""
 
 
 def read_model(folder: Path) -> Model3D:
-    """Returns the model in a folder; raises UserError for a missing or damaged file and for a camera not known here."""
-    kind = kind_of(folder)
-    if not kind:
-        raise UserError(
-            "holds no model",
-            where=folder,
-            hint="it needs cameras, images and points3D, all .txt or all .bin",
-        )
-    cameras, images, points = (
-        folder / f"{name}.{kind}" for name in ("cameras", "images", "points3D")
-    )
-    if kind == "bin":
-        model = Model3D(
-            _binary_cameras(cameras), _in_order(_binary_images(images)), _binary_points(points)
-        )
+    """Returns the model in a folder.
+
+    Raises UserError for a missing or damaged file and for an unknown camera model.
+    """
+    suffix = format_of(folder)
+    if not suffix:
+        hint = "it needs cameras, images and points3D, all .txt or all .bin"
+        raise UserError("holds no model", where=folder, hint=hint)
+    paths = [folder / f"{name}.{suffix}" for name in _FILES]
+    if suffix == "bin":
+        cameras, images = _binary_cameras(paths[0]), _binary_images(paths[1])
+        points = _binary_points(paths[2])
     else:
-        model = Model3D(
-            read_cameras(cameras), _in_order(_text_images(images)), _text_points(points)
-        )
-    for image in model.images:
-        if image.camera not in model.cameras:
-            raise UserError(
-                f"image {image.name} has camera {image.camera}, which is not there",
-                where=cameras,
-                hint=_AGAIN,
-            )
-    return model
+        cameras, images = read_cameras(paths[0]), _text_images(paths[1])
+        points = _text_points(paths[2])
+    in_order = tuple(sorted(images, key=lambda image: image.name))
+    for image in in_order:
+        if image.camera not in cameras:
+            what = f"image {image.name} has camera {image.camera}, which is not there"
+            raise UserError(what, where=paths[0], hint=_AGAIN)
+    return Model3D(cameras, in_order, points)
 
 
 def read_cameras(path: Path) -> dict[int, Camera]:
@@ -134,63 +122,47 @@ def read_cameras(path: Path) -> dict[int, Camera]:
     with wrap_read_errors(path, "COLMAP's cameras"):
         for line in _lines(path):
             number, name, width, height, *numbers = line.split()
-            cameras[int(number)] = _camera(
-                name, int(width), int(height), [float(text) for text in numbers], path
-            )
+            size = int(width), int(height)
+            cameras[int(number)] = _camera(name, size, [float(text) for text in numbers], path)
     return cameras
 
 
 def cameras_of_images(folder: Path) -> dict[str, Camera]:
-    """Returns the camera of each image, by its name, of the cameras.txt and images.txt in a folder; points are not read."""
+    """Returns the camera of each image of a text model by name, without reading the points."""
     cameras = read_cameras(folder / "cameras.txt")
     with wrap_read_errors(folder / "images.txt", "COLMAP's images"):
         return {image.name: cameras[image.camera] for image in _text_images(folder / "images.txt")}
 
 
-def _in_order(images: Iterator[Image]) -> tuple[Image, ...]:
-    return tuple(sorted(images, key=lambda image: image.name))
-
-
-def _camera(name: str, width: int, height: int, numbers: list[float], path: Path) -> Camera:
+def _camera(name: str, size: tuple[int, int], numbers: list[float], path: Path) -> Camera:
+    width, height = size
     count, model = _BY_NAME.get(name, (0, None))
     if model is None:
         known = ", ".join(name for name, (_, model) in _BY_NAME.items() if model)
-        raise UserError(
-            f"camera model {name} is not known here",
-            where=path,
-            hint=f"known are {known}; undistort first",
-        )
+        what = f"camera model {name} is not known here"
+        raise UserError(what, where=path, hint=f"known are {known}; undistort first")
     if len(numbers) != count:
-        raise UserError(
-            f"a {name} camera has {len(numbers)} numbers, not {count}", where=path, hint=_AGAIN
-        )
-    focals, rest = (
-        (numbers[:1] * 2, numbers[1:]) if name in _ONE_FOCAL else (numbers[:2], numbers[2:])
-    )
-    fx, fy = focals
+        what = f"a {name} camera has {len(numbers)} numbers, not {count}"
+        raise UserError(what, where=path, hint=_AGAIN)
+    if name in _ONE_FOCAL:
+        numbers = [numbers[0], *numbers]
+    fx, fy, cx, cy, *distortion = numbers
     with wrap_read_errors(path, "COLMAP's cameras"):
-        return Camera(model, (height, width), fx, fy, rest[0] - 0.5, rest[1] - 0.5, tuple(rest[2:]))
-
-
-def _pose(numbers: list[float]) -> tuple[np.ndarray, np.ndarray]:
-    """Rotation and translation of a quaternion w x y z and a vector."""
-    w, x, y, z = np.array(numbers[:4]) / np.linalg.norm(numbers[:4])
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    return rotation, np.array(numbers[4:7])
+        return Camera(
+            model, (height, width), fx, fy, cx=cx - 0.5, cy=cy - 0.5, distortion=tuple(distortion)
+        )
 
 
 def _image(name: str, camera: int, pose: list[float], seen: np.ndarray) -> Image:
-    """seen: f64 [m 3] of x, y and the id of the point, -1 for none."""
+    """Returns an image. seen: f64 [m 3] of x, y and the id of the point, -1 for none."""
     seen = seen[seen[:, 2] >= 0]
-    rotation, translation = _pose(pose)
     return Image(
-        name, camera, rotation, translation, seen[:, :2] - 0.5, seen[:, 2].astype(np.int64)
+        name=name,
+        camera=camera,
+        rotation=rotation_from_quaternion(*pose[:4]),
+        translation=np.array(pose[4:7]),
+        pixels=seen[:, :2] - 0.5,
+        points=seen[:, 2].astype(np.int64),
     )
 
 
@@ -202,7 +174,7 @@ def _lines(path: Path) -> list[str]:
 
 def _text_images(path: Path) -> Iterator[Image]:
     with wrap_read_errors(path, "COLMAP's images"):
-        # An image without points has an empty second line: only lines of comments may be passed over.
+        # Only comments are skipped: the second line of an image without points is empty.
         lines = [line for line in read_text(path).splitlines() if not line.startswith("#")]
         while lines and not lines[-1].strip():
             lines.pop()
@@ -222,7 +194,7 @@ def _text_points(path: Path) -> dict[int, np.ndarray]:
 
 @dataclass
 class _Bytes:
-    """A binary file, read from its beginning on: little-endian, nothing between numbers."""
+    """A binary file, read from the start: little-endian, without padding."""
 
     content: bytes
     at: int = 0
@@ -232,11 +204,11 @@ class _Bytes:
         self.at += struct.calcsize(f"<{form}")
         return values
 
-    def count(self, least: int) -> int:
-        """A number of things of at least so many bytes each; raises ValueError where the file has no room for them."""
+    def count(self, min_bytes: int) -> int:
+        """Reads a number of items of at least so many bytes. Raises ValueError if they do not fit."""
         (count,) = self.take("Q")
-        if count * least > len(self.content) - self.at:
-            raise ValueError(f"{count} things in {len(self.content)} bytes")
+        if count * min_bytes > len(self.content) - self.at:
+            raise ValueError(f"{count} items in {len(self.content)} bytes")
         return count
 
     def rows(self, kind: list[tuple[str, str]], count: int) -> np.ndarray:
@@ -258,7 +230,7 @@ def _binary_cameras(path: Path) -> dict[int, Camera]:
         for _ in range(stored.count(24)):
             number, kind, width, height = stored.take("iiQQ")
             name, count, _ = _MODELS.get(kind, (str(kind), 0, None))
-            cameras[number] = _camera(name, width, height, list(stored.take(f"{count}d")), path)
+            cameras[number] = _camera(name, (width, height), [*stored.take(f"{count}d")], path)
     return cameras
 
 
@@ -283,7 +255,7 @@ def _binary_points(path: Path) -> dict[int, np.ndarray]:
         stored = _Bytes(path.read_bytes())
         for _ in range(stored.count(51)):
             number, x, y, z = stored.take("Q3d")
-            stored.at += 3 + 8  # colour and error
+            stored.at += 3 + 8  # color and error
             track = stored.count(8)
             stored.at += 8 * track
             points[number] = np.array([x, y, z])

@@ -1,17 +1,18 @@
-"""The kinds of file that data sets store, decoded bit for bit: counts, packed floats, PFM, HDF5, arrays, pictures, matrices.
+"""Decodes the file formats of data sets, bit for bit.
 
-Unlike the readers of a user's own pictures (`data.files`), nothing is turned upright or mended: truth lies in the raster
-of its picture as stored, and a file that is not what its set says is refused in one line. Every reader raises UserError,
-naming the file, for one that is missing, damaged or of another kind. What values mean unknown is told by each.
+Unlike the readers of a user's own images (`data.files`), nothing is rotated upright or repaired:
+ground truth is in the raster of the stored image. Every reader raises UserError with the name of a
+file that is missing, damaged or of another format.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -27,8 +28,8 @@ from modality_forcing.data.files import (
 )
 from modality_forcing.errors import UserError
 
-_AGAIN = "unpack or download it again"
-# A PFM's width, height and scale; some writers leave blanks at the ends of lines. One line break ends the header.
+UNPACK_AGAIN = "unpack or download it again"
+# Width, height and scale of a PFM. Some writers pad lines with blanks. One line break ends it.
 _PFM = re.compile(
     rb"Pf[ \t]*\r?\n\s*(\d{1,6})\s+(\d{1,6})\s+([-+]?[0-9.]+(?:[eE][-+]?\d+)?)[ \t]*\r?\n"
 )
@@ -36,209 +37,212 @@ _PFM = re.compile(
 
 @contextmanager
 def wrap_read_errors(path: Path, kind: str) -> Iterator[None]:
-    """Turns whatever reading a damaged file raises into a UserError that names it; kind: "a .npy"."""
+    """Turns any error of reading a damaged file into a UserError. kind: e.g. "a .npy"."""
     try:
         yield
-    except (OSError, RuntimeError, zipfile.BadZipFile, *DECODE_ERRORS) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile, *DAMAGE) as error:
+        # Not strerror, which is a paragraph in HDF5.
         code = getattr(error, "errno", None)
-        reason = (
-            os.strerror(code) if code else "damaged, or another format"
-        )  # not strerror: HDF5's is a paragraph
-        raise UserError(f"cannot be read as {kind} ({reason})", where=path, hint=_AGAIN) from error
+        reason = os.strerror(code) if code else "damaged, or another format"
+        what = f"cannot be read as {kind} ({reason})"
+        raise UserError(what, where=path, hint=UNPACK_AGAIN) from error
+
+
+@contextmanager
+def wrap_parse_errors(path: Path, what: str, hint: str = UNPACK_AGAIN) -> Iterator[None]:
+    """Turns any error of interpreting the content of a file into a UserError."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise UserError(what, where=path, hint=hint) from error
+
+
+def format_size(shape: Sequence[int]) -> str:
+    """Returns "width x height" of an array [h w ...]."""
+    return f"{shape[1]} x {shape[0]}"
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Returns a picture as u8 [h w 3] in the raster it is stored in, whatever its EXIF orientation says."""
-    with suppress(OSError, ValueError):  # of what is wrong Pillow tells more
+    """Returns an image as u8 [h w 3] in its stored raster, whatever its EXIF orientation."""
+    with suppress(OSError, ValueError):  # Pillow reports errors better
         if path.suffix.lower() in (".jpg", ".jpeg"):
-            return decode_jpeg(
-                path.read_bytes(), 2 * (Image.MAX_IMAGE_PIXELS or math.inf)
-            )  # as many as Pillow takes
-    with open_image(path, "picture") as opened:
-        if opened.mode in (*MODES_16_BIT, "F"):
-            raise UserError("is not a picture of 8 bits", where=path, hint=_AGAIN)
+            # The limit is Pillow's.
+            return decode_jpeg(path.read_bytes(), 2 * (Image.MAX_IMAGE_PIXELS or math.inf))
+    with decoding(path, "picture") as opened:
+        if opened.mode in (*SIXTEEN_BIT, "F"):
+            raise UserError("is not an image of 8 bits", where=path, hint=UNPACK_AGAIN)
         return np.array(opened.convert("RGB"))
 
 
-def read_uint8(path: Path) -> np.ndarray:
-    """Returns the numbers u8 [h w] of an 8-bit grey or palette PNG: masks and confidences, a palette's as its places."""
-    with open_image(path, "mask") as opened:
-        if opened.mode not in ("L", "P"):
-            raise UserError(
-                f"is a picture of mode {opened.mode}, not a mask of 8 bits", where=path, hint=_AGAIN
-            )
+def _decode(path: Path, kind: str, modes: tuple[str, ...], expected: str) -> np.ndarray:
+    with decoding(path, kind) as opened:
+        if opened.mode not in modes:
+            what = f"is an image of mode {opened.mode}, not {expected}"
+            raise UserError(what, where=path, hint=UNPACK_AGAIN)
         return np.array(opened)
 
 
-def read_uint16_depth(path: Path, per_unit: float, unknown: tuple[int, ...] = (0,)) -> np.ndarray:
-    """Returns depth f32 [h w] of a 16-bit grey PNG, count / per_unit, 0 where the count is one of `unknown`.
+def read_uint8(path: Path) -> np.ndarray:
+    """Returns the values u8 [h w] of an 8-bit gray or palette PNG, of a palette the indices."""
+    return _decode(path, "mask", ("L", "P"), "a mask of 8 bits")
 
-    per_unit: 1000 for millimetres, 256 for KITTI, 512 for Taskonomy, 5000 for TUM.
+
+def read_uint16_depth(path: Path, per_unit: float, invalid: tuple[int, ...] = (0,)) -> np.ndarray:
+    """Returns depth f32 [h w] of a 16-bit gray PNG: count / per_unit, 0 for `invalid` counts.
+
+    per_unit: 1000 for millimeters, 256 for KITTI, 512 for Taskonomy, 5000 for TUM.
     """
-    counts = read_png16(path)
-    return np.where(np.isin(counts, unknown), 0, counts / per_unit).astype(np.float32)
+    counts = png_counts(path)
+    return np.where(np.isin(counts, invalid), 0, counts / per_unit).astype(np.float32)
 
 
 def read_sunrgbd_depth(path: Path) -> np.ndarray:
-    """Returns depth f32 [h w] in metres of SUN RGB-D's 16-bit PNG, whose millimetres are turned left by 3 bits; 0 is unknown.
+    """Returns depth f32 [h w] in meters of a 16-bit PNG of SUN RGB-D, 0 where invalid.
 
-    Left as they are, the counts look like depth too. Source: read3dPoints.m of the SUN RGB-D toolbox.
+    The counts are millimeters rotated left by 3 bits; undecoded, they look like depth too.
+    Source: read3dPoints.m of the SUN RGB-D toolbox.
     """
     counts = read_png16(path).astype(np.uint16)
     return ((counts >> 3 | counts << 13) / 1000).astype(np.float32)
 
 
 def read_packed_floats(path: Path) -> np.ndarray:
-    """Returns the f32 [h w] whose four bytes, least first, are the B, G, R and A of a PNG of 8-bit colour and alpha.
+    """Returns f32 [h w] of an RGBA PNG whose B, G, R, A are the bytes of a little-endian float.
 
-    TartanAir v2 writes and reads these with OpenCV, to which the first channel is blue. All values are passed on.
+    TartanAir v2 reads and writes these with OpenCV, whose first channel is blue. All values are
+    returned as stored.
     """
-    with open_image(path, "depth map") as opened:
-        if opened.mode != "RGBA":
-            raise UserError(
-                f"is a picture of mode {opened.mode}, not floats in RGBA", where=path, hint=_AGAIN
-            )
-        stored = np.asarray(opened)
+    stored = _decode(path, "depth map", ("RGBA",), "floats in RGBA")
     return np.ascontiguousarray(stored[..., [2, 1, 0, 3]]).view("<f4")[..., 0].astype(np.float32)
 
 
 def read_base_255(path: Path) -> np.ndarray:
-    """Returns the disparity f32 [h w] in pixels of FoundationStereo's RGB PNG: (255² R + 255 G + B) / 1000; 0 is unknown.
+    """Returns disparity f32 [h w] in pixels of FoundationStereo's RGB PNG, 0 where invalid.
 
-    The base is 255 and not 256: scripts/vis_dataset.py and Utils.py of NVlabs/FoundationStereo.
+    It is (255² R + 255 G + B) / 1000. The base is 255 and not 256: scripts/vis_dataset.py and
+    Utils.py of NVlabs/FoundationStereo.
     """
-    with open_image(path, "disparity map") as opened:
-        if opened.mode != "RGB":
-            raise UserError(
-                f"is a picture of mode {opened.mode}, not disparity in RGB", where=path, hint=_AGAIN
-            )
-        digits = np.asarray(opened).astype(np.float64)
+    digits = _decode(path, "disparity map", ("RGB",), "disparity in RGB").astype(np.float64)
     return (digits @ [255 * 255, 255, 1] / 1000).astype(np.float32)
 
 
 def read_pfm(path: Path) -> np.ndarray:
-    """Returns f32 [h w] of a grey PFM: rows from the bottom up, little-endian if its scale is negative; all values as stored."""
+    """Returns f32 [h w] of a gray PFM: rows from the bottom up, little-endian for scale < 0."""
     with wrap_read_errors(path, "a PFM"):
         stored = path.read_bytes()
     header = _PFM.match(stored)
     if not header:
-        raise UserError("is not a PFM of one channel", where=path, hint=_AGAIN)
+        raise UserError("is not a PFM of one channel", where=path, hint=UNPACK_AGAIN)
     width, height = int(header[1]), int(header[2])
-    kind = "<f4" if header[3].startswith(b"-") else ">f4"
-    return np.flipud(_samples(stored[header.end() :], kind, (height, width), path)).astype(
-        np.float32
-    )
+    samples, expected = stored[header.end() :], 4 * width * height
+    if not 0 < expected <= len(samples):
+        what = f"holds {len(samples)} bytes after its header, not {expected}"
+        raise UserError(what, where=path, hint=UNPACK_AGAIN)
+    dtype = "<f4" if header[3].startswith(b"-") else ">f4"
+    rows = np.frombuffer(samples[:expected], dtype).reshape(height, width)
+    return np.flipud(rows).astype(np.float32)
 
 
 def read_hdf5(path: Path, key: str) -> np.ndarray:
-    """Returns the numbers of one data set of an HDF5 file, in the shape and type stored; needs h5py."""
+    """Returns one numeric data set of an HDF5 file, as stored. Needs h5py."""
     import h5py
 
     with wrap_read_errors(path, "HDF5"), h5py.File(path, "r") as opened:
         found = opened.get(key)
         if isinstance(found, h5py.Dataset):
-            return _numbers(np.asarray(found[()]), path)
-    raise UserError(f"holds no data set {key!r}", where=path, hint=_AGAIN)
+            return _check_numeric(np.asarray(found[()]), path)
+    raise UserError(f"holds no data set {key!r}", where=path, hint=UNPACK_AGAIN)
 
 
 def read_npz(path: Path, key: str) -> np.ndarray:
-    """Returns the numbers of one array of a .npz, in the shape and type stored."""
+    """Returns one numeric array of a .npz, as stored."""
     found = None
     with wrap_read_errors(path, "a .npz"):
-        opened = np.load(path)  # an array, where the file is a .npy
+        opened = np.load(path)  # an array if the file is a .npy
         if isinstance(opened, np.lib.npyio.NpzFile):
             with opened:
                 found = opened[key] if key in opened.files else None
     if found is None:
-        raise UserError(f"holds no array {key!r}", where=path, hint=_AGAIN)
-    return _numbers(found, path)
+        raise UserError(f"holds no array {key!r}", where=path, hint=UNPACK_AGAIN)
+    return _check_numeric(found, path)
 
 
 def read_array(path: Path) -> np.ndarray:
-    """Returns the numbers of a .npy of [h w] or [h w 1] as stored, [h w]."""
+    """Returns the numbers [h w] of a .npy of [h w] or [h w 1], as stored."""
     with wrap_read_errors(path, "a .npy"), open(path, "rb") as opened:
         stored = np.lib.format.read_array(opened, allow_pickle=False)
     if stored.ndim == 3 and stored.shape[-1] == 1:
         stored = stored[..., 0]
     if stored.ndim != 2 or stored.dtype.kind not in "fiub":
-        raise UserError(
-            f"holds {stored.dtype} {stored.shape}, not a map of numbers", where=path, hint=_AGAIN
-        )
+        what = f"holds {stored.dtype} {stored.shape}, not a map of numbers"
+        raise UserError(what, where=path, hint=UNPACK_AGAIN)
     return stored
 
 
 def read_raw_floats(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Returns f32 [h w] of a file that is nothing but little-endian floats, row by row; size: its (h, w)."""
+    """Returns f32 [h w] of a file of little-endian floats without a header. size: its (h, w)."""
     with wrap_read_errors(path, "raw depth"):
         stored = path.read_bytes()
     expected = 4 * size[0] * size[1]
     if len(stored) != expected:
-        what = f"holds {len(stored)} bytes, not {expected}: 4 for each of {size[0]} x {size[1]} pixels of its picture"
-        raise UserError(what, where=path, hint=_AGAIN)
+        pixels = f"4 for each of {size[0]} x {size[1]} pixels of its image"
+        what = f"holds {len(stored)} bytes, not {expected}: {pixels}"
+        raise UserError(what, where=path, hint=UNPACK_AGAIN)
     return np.frombuffer(stored, "<f4").astype(np.float32).reshape(size)
 
 
-def read_matrix(path: Path) -> np.ndarray:
-    """Returns the upper left f64 [3 3] of a matrix written as text, a row a line."""
-    return _matrix(path, 3)[:3, :3]
+def read_matrix(path: Path, size: int = 3) -> np.ndarray:
+    """Returns the upper left f64 [size size] of a matrix written as text, one row per line."""
+    with wrap_read_errors(path, "a matrix"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        matrix = np.array([line.split() for line in lines if line.strip()], np.float64)
+    if matrix.ndim != 2 or min(matrix.shape) < size:
+        what = f"holds numbers of shape {matrix.shape}, not a camera matrix"
+        raise UserError(what, where=path, hint=UNPACK_AGAIN)
+    return matrix[:size, :size]
 
 
 def read_pose(path: Path) -> np.ndarray:
-    """Returns f64 [4 4] written as text, a row a line; raises UserError if a number is not finite, as where tracking was lost."""
-    pose = _matrix(path, 4)[:4, :4]
+    """Returns f64 [4 4] written as text. Raises UserError if tracking was lost (not finite)."""
+    pose = read_matrix(path, 4)
     if not np.isfinite(pose).all():
-        raise UserError(
-            "the pose is not finite: tracking was lost", where=path, hint="leave the frame out"
-        )
+        what = "the pose is not finite: tracking was lost"
+        raise UserError(what, where=path, hint="leave the frame out")
     return pose
 
 
 def read_text(path: Path, kind: str = "text") -> str:
-    """Returns a UTF-8 text file whole."""
+    """Returns the content of a UTF-8 text file."""
     with wrap_read_errors(path, kind):
         return path.read_text(encoding="utf-8-sig")
+
+
+def read_json(path: Path) -> object:
+    """Returns the content of a JSON file."""
+    with wrap_parse_errors(path, "is not valid JSON"):
+        return json.loads(read_text(path, "JSON"))
 
 
 def check_same_size(
     image: np.ndarray, depth: np.ndarray, image_path: Path, depth_path: Path
 ) -> None:
-    """Raises UserError if depth [h w] does not lie in the raster of its picture [h w 3]."""
+    """Raises UserError unless depth [h w] has the size of its image [h w 3]."""
     if image.shape[:2] != depth.shape:
-        (height, width), (rows, columns) = image.shape[:2], depth.shape
-        what = f"is {columns} x {rows} pixels, but its picture {image_path.name} {width} x {height}"
-        raise UserError(
-            what, where=depth_path, hint="both must come from the same download: unpack it again"
-        )
+        size, other = format_size(depth.shape), format_size(image.shape)
+        what = f"is {size} pixels, but its image {image_path.name} {other}"
+        hint = "both must come from the same download: unpack it again"
+        raise UserError(what, where=depth_path, hint=hint)
 
 
-def _matrix(path: Path, least: int) -> np.ndarray:
-    with wrap_read_errors(path, "a matrix"):
-        matrix = np.array(
-            [
-                line.split()
-                for line in path.read_text(encoding="utf-8").splitlines()
-                if line.strip()
-            ],
-            np.float64,
-        )
-    if matrix.ndim != 2 or min(matrix.shape) < least:
-        raise UserError(
-            f"holds numbers of shape {matrix.shape}, not a camera matrix", where=path, hint=_AGAIN
-        )
-    return matrix
+def check_camera_size(depth: np.ndarray, size: tuple[int, int], path: Path) -> None:
+    """Raises UserError unless depth [h w] has the only size for which the camera is known."""
+    if depth.shape != size:
+        sizes = f"{format_size(depth.shape)} pixels, not {format_size(size)}"
+        what = f"is {sizes}, for which its camera is known"
+        raise UserError(what, where=path, hint="unpack the original again")
 
 
-def _numbers(stored: np.ndarray, path: Path) -> np.ndarray:
+def _check_numeric(stored: np.ndarray, path: Path) -> np.ndarray:
     if stored.dtype.kind not in "fiub":
-        raise UserError(f"holds {stored.dtype}, not numbers", where=path, hint=_AGAIN)
+        raise UserError(f"holds {stored.dtype}, not numbers", where=path, hint=UNPACK_AGAIN)
     return stored
-
-
-def _samples(stored: bytes, kind: str, size: tuple[int, int], path: Path) -> np.ndarray:
-    """Returns the first h w samples of the bytes after a header, [h w]."""
-    expected = np.dtype(kind).itemsize * size[0] * size[1]
-    if not 0 < expected <= len(stored):
-        raise UserError(
-            f"holds {len(stored)} bytes after its header, not {expected}", where=path, hint=_AGAIN
-        )
-    return np.frombuffer(stored[:expected], kind).reshape(size)
