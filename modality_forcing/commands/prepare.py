@@ -6,13 +6,9 @@ import argparse
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
-
-if TYPE_CHECKING:
-    from modality_forcing.datasets.registry import Dataset
 
 EXAMPLES = """examples:
   mforce prepare --list
@@ -102,7 +98,7 @@ def main(options: argparse.Namespace) -> None:
     from modality_forcing.prepare.job import Place, Settings
     from modality_forcing.prepare.work import prepare
 
-    dataset = _adjusted(find_dataset(options.dataset), options.option)
+    dataset = find_dataset(options.dataset).with_options(dict(map(_pair, options.option)))
     split = check_split(dataset, options.split)
     check_folder(options.out, "--out")
     source = dataset.open(options.root, split)
@@ -121,7 +117,7 @@ def main(options: argparse.Namespace) -> None:
         image_format=options.image_format,
         quality=options.quality,
         shard_size=options.shard_size,
-        options=dict(_pair(option) for option in options.option),
+        options=dict(map(_pair, options.option)),
     )
     place = Place(options.out.absolute(), dataset, settings)
     written = prepare(
@@ -145,7 +141,7 @@ def table() -> str:
         try:
             dataset = find_dataset(name)
             rows.append(
-                (name, dataset.title, dataset.unit, ", ".join(dataset.splits), dataset.licence)
+                (name, dataset.title, dataset.unit, ", ".join(dataset.splits), dataset.license)
             )
         except UserError as error:
             rows.append((name, str(error), "", "", ""))
@@ -154,15 +150,6 @@ def table() -> str:
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
-
-
-def _adjusted(dataset: Dataset, options: list[str]) -> Dataset:
-    if not options:
-        return dataset
-    adjusted = getattr(dataset, "adjusted", None)
-    if adjusted is None:
-        raise UserError(f"{dataset.title} has no options", hint="leave --option out")
-    return adjusted(dict(_pair(option) for option in options))
 
 
 def _pair(option: str) -> tuple[str, str]:

@@ -8,6 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ _SAVE_IMAGE = "save it as an 8-bit JPEG or PNG"
 _CHECK_PATH = "check the path"
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path | BytesIO) -> np.ndarray:
     """Returns an image as u8 [h w 3], upright by its EXIF orientation, on white, 16 bits as 8.
 
     Raises UserError if the file is missing, damaged, too large, or not an image.
@@ -95,7 +96,7 @@ def check_scale(scale: object) -> float:
 
 
 @contextmanager
-def open_image(path: str | Path, kind: str) -> Iterator[Image.Image]:
+def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
     """Opens and decodes an image file; decoder errors name its kind ("depth map")."""
     try:
         with warnings.catch_warnings():
@@ -142,7 +143,7 @@ def read_png16(path: Path) -> np.ndarray:
         return np.asarray(opened).astype(np.float64)
 
 
-def _gray_from_16_bits(image: Image.Image, path: str | Path) -> np.ndarray:
+def _gray_from_16_bits(image: Image.Image, path: str | Path | BytesIO) -> np.ndarray:
     counts = np.asarray(image).astype(np.int64)
     if counts.min() < 0 or counts.max() > 65535:
         raise UserError("holds more than 16 bits, not an image", where=path, hint=_SAVE_IMAGE)

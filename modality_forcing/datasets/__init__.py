@@ -1,1 +1,1 @@
-"""The data sets of the field, each in its authors' own layout, opened as sources of records: one module a set."""
+"""Readers of data sets in the layouts that their authors distribute, one module per data set."""

@@ -1,4 +1,4 @@
-"""ARKitScenes: rooms seen by a tablet with a depth sensor, its own depth and that of a laser scanner.
+"""ARKitScenes: rooms seen by a tablet, with depth of its sensor or of a survey laser scanner.
 
 Layout, in the root or in its folder raw (highres splits: upsampling, then raw): metadata.csv and
 Training|Validation/VIDEO/, in which each file is VIDEO_SECONDS.png (or .pincam):
@@ -108,7 +108,7 @@ def _read_intrinsics(path: Path, size: tuple[int, int]) -> np.ndarray:
         width, height, fx, fy, cx, cy = map(float, read_text(path, "a camera").split())
     if min(width, height) <= 0:
         raise UserError("is for an image without pixels", where=path, hint=_AGAIN)
-    return resize_intrinsics(pinhole(fx, fy, cx, cy), (int(height), int(width)), size)
+    return scale_intrinsics(pinhole(fx, fy, cx, cy), (int(height), int(width)), size)
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:

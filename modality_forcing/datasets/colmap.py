@@ -42,7 +42,9 @@ def _read_frame(info: DatasetInfo, frame: tuple[Model3D, Image]) -> Record:
     camera = model.cameras[posed.camera]
     image = read_rgb(path)
     if image.shape[:2] != camera.size:
-        sizes = f"{format_size(image.shape)} pixels, but the model's camera {format_size(camera.size)}"
+        sizes = (
+            f"{format_size(image.shape)} pixels, but the model's camera {format_size(camera.size)}"
+        )
         hint = "put the images there that the model was made of"
         raise UserError(f"is {sizes}", where=path, hint=hint)
     points, _, errors = model.depths(posed)

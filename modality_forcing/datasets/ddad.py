@@ -1,7 +1,7 @@
 """DDAD: six cameras around a car and long-range laser scanners, in TRI's DGP format.
 
-`parallel_domain` has the same format. Layout: ddad.json, whose `scene_splits` name the scenes of the
-splits (0 train, 1 val), and a folder per scene:
+`parallel_domain` has the same format. Layout: ddad.json, whose `scene_splits` name the scenes of
+the splits (0 train, 1 val), and a folder per scene:
   scene_HASH.json: `data`, each datum with a key and an `image` or a `point_cloud` (file name, and
     pose of the sensor in the world when it measured), and `samples`, the keys of the datums of one
     moment and the key of their calibration;
@@ -104,8 +104,10 @@ def read_samples(scene: Path) -> Iterator[tuple[list[Datum], Path]]:
     with wrap_parse_errors(scene, "is not a scene of the DGP format"):
         read = {datum["key"]: _parse_datum(datum, scene.parent) for datum in loaded["data"]}
         samples = [
-            ([datum for key in sample["datum_keys"] if (datum := read.get(key))],
-             scene.parent / "calibration" / f"{sample['calibration_key']}.json")
+            (
+                [datum for key in sample["datum_keys"] if (datum := read.get(key))],
+                scene.parent / "calibration" / f"{sample['calibration_key']}.json",
+            )
             for sample in loaded["samples"]
         ]
     yield from samples

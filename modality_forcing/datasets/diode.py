@@ -38,7 +38,7 @@ def _read_frame(info: DatasetInfo, path: Path) -> Record:
     mask_path = _sibling(path, "depth_mask")
     depth, mask = read_array(_sibling(path, "depth")), read_array(mask_path)
     check_same_size(image, mask, path, mask_path)
-    intrinsics = resize_intrinsics(_INTRINSICS, (768, 1024), image.shape[:2])
+    intrinsics = scale_intrinsics(_INTRINSICS, (768, 1024), image.shape[:2])
     return make_record(info, path, image, depth, valid=mask != 0, intrinsics=intrinsics)
 
 

@@ -25,7 +25,9 @@ from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
-MIN_SHORT_SIDE = 1008  # pixels of the shorter side after the reduction, unless the original has fewer
+MIN_SHORT_SIDE = (
+    1008  # pixels of the shorter side after the reduction, unless the original has fewer
+)
 
 
 def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Camera]]:
@@ -62,11 +64,9 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Camera]) -> Record:
     small = scale_camera(camera, (height // factor, width // factor))
     pinhole = pinhole_like(small, filled=True)
     empty = np.zeros(small.size, np.float32)
-    reduced = shrink_picture(image, small.size)
+    reduced = downscale_image(image, small.size)
     rectified, _, _ = undistort(reduced, empty, empty > 0, small, to=pinhole)
-    _, depth, valid = undistort(
-        np.zeros_like(image), depth, np.isfinite(depth), camera, to=pinhole
-    )
+    _, depth, valid = undistort(np.zeros_like(image), depth, np.isfinite(depth), camera, to=pinhole)
     return make_record(info, path, rectified, depth, valid=valid, intrinsics=pinhole.matrix)
 
 

@@ -1,16 +1,15 @@
-"""A folder of one's own pictures, as `data.folder.ImageFolder` lays it out, whole instead of cropped to squares.
+"""A folder of a user's own images, in the layout of `data.folder.ImageFolder` but uncropped.
 
-Options, each `--option NAME=VALUE` of mforce prepare: depth_scale (unit per stored number, 0.001 for millimetres), unit
-(metric, sfm or relative), captions (a captions file elsewhere). Depth of another size than its picture is brought to the
-raster of the picture: a coarser map as points, never interpolated, a finer one picked. Pictures without depth are
-text-to-image records.
+Options, each `--option NAME=VALUE` of mforce prepare: depth_scale (unit per stored number, 0.001
+for millimeters), unit (metric, sfm or relative), captions (a captions file elsewhere). Depth of
+another size than its image is resampled to the image: a coarser map as points, never interpolated,
+a finer one picked. Images without depth are text-to-image records.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import cast, get_args
 
@@ -18,7 +17,7 @@ import numpy as np
 
 from modality_forcing.data.files import check_scale, read_depth, read_image
 from modality_forcing.data.folder import ImageFolder, check_aspect
-from modality_forcing.data.records import Record, RecordSource, Unit
+from modality_forcing.data.records import Record, Unit
 from modality_forcing.data.resize import downscale_depth
 from modality_forcing.datasets.common.lazy import upsample_sparse
 from modality_forcing.datasets.registry import Dataset, check_split
@@ -29,7 +28,7 @@ _OPTIONS = ("depth_scale", "unit", "captions")
 
 @dataclass(frozen=True)
 class WholeFolder(ImageFolder):
-    """The pictures and depth of a folder in the raster of the upright picture; `resolution` is not used."""
+    """Uncropped images and depth of a folder; `resolution` is unused."""
 
     resolution: int = 1
 
@@ -40,8 +39,8 @@ class WholeFolder(ImageFolder):
         depth, valid = np.zeros(size, np.float32), np.zeros(size, np.bool_)
         if entry.depth is not None:
             depth, valid = read_depth(entry.depth, self.depth_scale)
-            check_aspect(entry, size, depth.shape)
-            depth, valid = _in_raster(depth, valid, size)
+            check_aspect(entry, size, (depth.shape[0], depth.shape[1]))
+            depth, valid = _to_raster(depth, valid, size)
         return Record(
             image=image,
             depth=depth,
@@ -54,54 +53,48 @@ class WholeFolder(ImageFolder):
         )
 
 
-@dataclass(frozen=True)
-class FolderSet(Dataset):
-    """The data set of a folder, which its options make another."""
+@dataclass(frozen=True, kw_only=True)
+class FolderDataset(Dataset):
+    """The data set of a folder. depth_scale, captions: see `ImageFolder`."""
 
-    def adjusted(self, options: Mapping[str, str]) -> Dataset:
-        """Returns the data set with options; raises UserError for one that is not known or makes no sense."""
+    depth_scale: float | None = None
+    captions: Path | None = None
+
+    def with_options(self, options: Mapping[str, str]) -> Dataset:
+        """Returns the data set with options. Raises UserError for an unknown or invalid one."""
         for name in options:
             if name not in _OPTIONS:
-                raise UserError(
-                    f"a folder has no option {name!r}", hint=f"known are {', '.join(_OPTIONS)}"
-                )
+                hint = f"known are {', '.join(_OPTIONS)}"
+                raise UserError(f"a folder has no option {name!r}", hint=hint)
         unit = options.get("unit", self.unit)
         if unit not in get_args(Unit):
-            raise UserError(
-                f"no unit is called {unit!r}", hint=f"choose one of {', '.join(get_args(Unit))}"
-            )
+            hint = f"choose one of {', '.join(get_args(Unit))}"
+            raise UserError(f"no unit is called {unit!r}", hint=hint)
         scale = options.get("depth_scale")
-        captions = Path(options["captions"]) if "captions" in options else None
-        opened = partial(
-            _open,
-            scale=None if scale is None else _number(scale),
+        return replace(
+            self,
             unit=cast(Unit, unit),
-            captions=captions,
+            depth_scale=None if scale is None else _parse_scale(scale),
+            captions=Path(options["captions"]) if "captions" in options else None,
         )
-        return replace(self, unit=cast(Unit, unit), open=opened)
+
+    def open(self, root: Path, split: str) -> WholeFolder:
+        """Returns the records of the folder, see `Dataset.open`."""
+        check_split(self, split)
+        return WholeFolder(
+            root, depth_scale=self.depth_scale, unit=self.unit, captions=self.captions
+        )
 
 
-def _open(
-    root: Path,
-    split: str,
-    scale: float | None = None,
-    unit: Unit = "relative",
-    captions: Path | None = None,
-) -> RecordSource:
-    check_split(DATASET, split)
-    return WholeFolder(root, depth_scale=scale, unit=unit, captions=captions)
-
-
-def _number(text: str) -> float:
+def _parse_scale(text: str) -> float:
     try:
         return check_scale(float(text))
     except ValueError as error:
-        raise UserError(
-            f"depth_scale is {text!r}", hint="it must be a positive number, e.g. 0.001"
-        ) from error
+        hint = "it must be a positive number, e.g. 0.001"
+        raise UserError(f"depth_scale is {text!r}", hint=hint) from error
 
 
-def _in_raster(
+def _to_raster(
     depth: np.ndarray, valid: np.ndarray, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray]:
     finest = (max(size[0], depth.shape[0]), max(size[1], depth.shape[1]))
@@ -111,4 +104,10 @@ def _in_raster(
     return (depth, valid) if finest == size else downscale_depth(depth, valid, size)
 
 
-DATASET = FolderSet("folder", "a folder of one's own", "relative", ("train",), "one's own", _open)
+DATASET = FolderDataset(
+    name="folder",
+    title="a folder of your own",
+    unit="relative",
+    splits=("train",),
+    license="your own",
+)

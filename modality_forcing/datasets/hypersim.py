@@ -2,8 +2,8 @@
 
 Layout: ai_VVV_NNN/images/scene_cam_XX_final_hdf5/frame.IIII.color.hdf5 (linear light) and, in
 scene_cam_XX_geometry_hdf5, frame.IIII.depth_meters.hdf5 and frame.IIII.render_entity_id.hdf5, each
-with the key "dataset"; beside the scenes metadata_images_split_scene_v1.csv, with split and release,
-and metadata_camera_parameters.csv.
+with the key "dataset"; beside the scenes metadata_images_split_scene_v1.csv, with split and
+release, and metadata_camera_parameters.csv.
 
 depth_meters is the distance along each pixel's ray, NaN where there is none; an entity of -1 is no
 surface either. Depth here is along the normal of the image plane. That is the camera's axis unless

@@ -7,8 +7,8 @@ Layouts, recognized by what the root holds:
     others `train`;
   object: training/{image_2, velodyne, calib}/NNNNNN.{png, bin, txt}, the split `train`. Its frames
     are from the same drives in another order, some of them from test drives.
-Scans are little-endian f32 x y z reflectance, x ahead and z up. Depth is in meters along the axis of
-the rectified left color camera: P_rect_02 R_rect_00 (R | T), or P2 R0_rect Tr_velo_to_cam. It is
+Scans are little-endian f32 x y z reflectance, x ahead and z up. Depth is in meters along the axis
+of the rectified left color camera: P_rect_02 R_rect_00 (R | T), or P2 R0_rect Tr_velo_to_cam. It is
 sparse, with nothing in the upper third. Neither the duration of a scan (100 ms) nor moving objects
 are compensated. Points that only the scanner sees are left out.
 Frames without a scan are skipped. Calibrations differ between days, and so do the sizes of images;

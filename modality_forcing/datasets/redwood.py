@@ -2,8 +2,8 @@
 
 Layout, in the root or in folders of it: color/NAME.jpg or .png and depth/NAME.png, 16 bits in
 millimeters along the axis, 0 where invalid. The camera is in camera_primesense.json or
-intrinsic.json, beside these folders or above them: its intrinsic_matrix is a list of nine numbers in
-column-major order. Without such a file it is 525, 525, 319.5, 239.5.
+intrinsic.json, beside these folders or above them: its intrinsic_matrix is a list of nine numbers
+in column-major order. Without such a file it is 525, 525, 319.5, 239.5.
 Source: redwood-data.org/indoor, isl-org/Open3D.
 """
 

@@ -87,9 +87,7 @@ class FrameDataset(Dataset, Generic[T]):
         title = f"{self.title}'s {split} split" if len(self.splits) > 1 else self.title
         layout = self.layout.replace("SPLIT", split)
         frames = require_nonempty(self.list_frames(root, split), root, title, layout)
-        return LazySource(
-            frames, partial(self.read_frame, DatasetInfo(self.name, self.unit, root))
-        )
+        return LazySource(frames, partial(self.read_frame, DatasetInfo(self.name, self.unit, root)))
 
 
 def find_dataset(name: str) -> Dataset:

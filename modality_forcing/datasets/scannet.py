@@ -84,7 +84,7 @@ def _read_frame(info: DatasetInfo, frame: str) -> Record:
     (height, width), (rows, columns) = image.shape[:2], depth.shape
     # The sensor's 1296 x 968 are not quite 4 : 3.
     if abs(width * rows - height * columns) < 0.02 * width * rows:
-        image = shrink_picture(image, (rows, columns))
+        image = downscale_image(image, (rows, columns))
     check_same_size(image, depth, image_path, path)
     intrinsics = _read_intrinsics(scene / "intrinsic" / "intrinsic_depth.txt")
     return make_record(info, path, image, depth, intrinsics=intrinsics)

@@ -23,12 +23,7 @@ from modality_forcing.datasets.common.formats import (
     read_text,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    glob_paths,
-    make_record,
-    parts_below,
-)
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, parts_below
 from modality_forcing.datasets.registry import FrameDataset
 
 

@@ -1,38 +1,38 @@
-"""Pictures and captions of any data set that tensorflow-datasets has prepared: coco_captions, laion400m and others.
+"""Images and captions of any data set prepared by tensorflow-datasets, such as coco_captions.
 
-The folder is that of one version, as coco_captions/2014/1.1.0, prepared for random access:
+The root is the folder of one version, as coco_captions/2014/1.1.0, prepared for random access:
 
     tfds.builder("coco_captions").download_and_prepare(file_format="array_record")
 
-The picture is the first Image feature and the caption the first Text feature, in the order of their names, those whose
-name speaks of a caption or a text before others; of several captions of a picture the first. Options of mforce prepare
-name others: `--option image=photo --option caption=captions/text`. There is no depth. Needs tensorflow-datasets, but not
-TensorFlow. Source: tensorflow/datasets, docs on as_data_source.
+The image is the first Image feature, and the caption the first Text feature, in the order of their
+names, where names with "caption" or "text" come first; of several captions of an image the first is
+used. Options of mforce prepare name others: `--option image=photo --option caption=captions/text`.
+There is no depth. Needs tensorflow-datasets, but not TensorFlow.
+Source: tensorflow/datasets, docs on as_data_source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from modality_forcing.data.records import Record, RecordSource
+from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.lazy import require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 
 _TITLE = "a data set of tensorflow-datasets"
 _OPTIONS = ("image", "caption")
-_SPEAKING = ("caption", "text")
+_PREFERRED = ("caption", "text")
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """One split of a prepared data set, opened by each process when it first reads."""
+    """One split of a prepared data set. Each process opens it when it first reads."""
 
     folder: Path
     split: str
@@ -54,10 +54,9 @@ class Prepared:
             raise UserError(what, where=self.folder, hint="prepare the data set again") from error
         image = np.asarray(_at(example, self.image))
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
-            what = f"example {index} of {self.split} has {image.dtype} {image.shape} for a picture"
-            raise UserError(
-                what, where=self.folder, hint="choose another feature with --option image=NAME"
-            )
+            what = f"example {index} of {self.split} has {image.dtype} {image.shape} for an image"
+            hint = "choose another feature with --option image=NAME"
+            raise UserError(what, where=self.folder, hint=hint)
         size = image.shape[:2]
         return Record(
             image=np.ascontiguousarray(np.broadcast_to(image, (*size, 3))),
@@ -74,69 +73,64 @@ class Prepared:
         return Prepared, (self.folder, self.split, self.image, self.caption, self.count)
 
 
-@dataclass(frozen=True)
-class TfdsSet(Dataset):
-    """The data set of a folder, of which options name other features."""
+@dataclass(frozen=True, kw_only=True)
+class TfdsDataset(Dataset):
+    """The data set of a folder. image, caption: names of features, "" for the default."""
 
-    def adjusted(self, options: Mapping[str, str]) -> Dataset:
-        """Returns the data set with options; raises UserError for one that is not known."""
+    image: str = ""
+    caption: str = ""
+
+    def with_options(self, options: Mapping[str, str]) -> Dataset:
+        """Returns the data set with other features. Raises UserError for an unknown option."""
         for name in options:
             if name not in _OPTIONS:
-                raise UserError(
-                    f"{_TITLE} has no option {name!r}", hint=f"known are {', '.join(_OPTIONS)}"
-                )
-        return replace(self, open=partial(_open, **options))
+                hint = f"known are {', '.join(_OPTIONS)}"
+                raise UserError(f"{self.title} has no option {name!r}", hint=hint)
+        return replace(self, **options)
 
-
-def _open(root: Path, split: str, image: str = "", caption: str = "") -> RecordSource:
-    check_split(DATASET, split)
-    folder = require_dir(root, _TITLE)
-    builder = _builder(folder)
-    splits = builder.info.splits
-    if split not in splits:
-        raise UserError(
-            f"has no split {split!r}",
-            where=folder,
-            hint=f"choose one of {', '.join(sorted(splits))}",
+    def open(self, root: Path, split: str) -> Prepared:
+        """Returns the records of a split, see `Dataset.open`."""
+        check_split(self, split)
+        folder = require_dir(root, self.title)
+        builder = _builder(folder)
+        splits = builder.info.splits
+        if split not in splits:
+            hint = f"choose one of {', '.join(sorted(splits))}"
+            raise UserError(f"has no split {split!r}", where=folder, hint=hint)
+        images, texts = _features(builder)
+        caption = ""
+        if self.caption or texts:
+            caption = _choose("caption", self.caption, texts, folder)
+        return Prepared(
+            folder=folder,
+            split=split,
+            image=_choose("image", self.image, images, folder),
+            caption=caption,
+            count=splits[split].num_examples,
         )
-    images, texts = _features(builder)
-    return Prepared(
-        folder=folder,
-        split=split,
-        image=_chosen("image", image, images, folder),
-        caption=_chosen("caption", caption, texts, folder) if caption or texts else "",
-        count=splits[split].num_examples,
-    )
 
 
 def _tfds() -> Any:
     try:
         import tensorflow_datasets  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"{_TITLE} needs the package {error.name}", hint="pip install 'modality_forcing[tfds]'"
-        ) from error
+        what = f"{_TITLE} needs the package {error.name}"
+        raise UserError(what, hint="pip install 'modality_forcing[tfds]'") from error
     return tensorflow_datasets
 
 
 def _builder(folder: Path) -> Any:
-    """The builder of a folder, which must be stored for random access."""
+    """Returns the builder of a folder, which must be stored for random access."""
     tfds = _tfds()
     if not (folder / "dataset_info.json").is_file():
-        raise UserError(
-            "has no dataset_info.json",
-            where=folder,
-            hint="give the folder of a version, e.g. coco_captions/2014/1.1.0",
-        )
+        hint = "give the folder of a version, e.g. coco_captions/2014/1.1.0"
+        raise UserError("has no dataset_info.json", where=folder, hint=hint)
     try:
         builder = tfds.builder_from_directory(folder)
         kind = builder.info.file_format.value
-    except Exception as error:  # whatever parsing damaged files raises, in another's code
-        raise UserError(
-            "is not prepared as this version reads it",
-            where=folder,
-            hint="prepare the data set again",
-        ) from error
+    except Exception as error:  # tensorflow-datasets raises many kinds for damaged files
+        what = "is not prepared as this version reads it"
+        raise UserError(what, where=folder, hint="prepare the data set again") from error
     if kind != "array_record":
         hint = 'prepare it with download_and_prepare(file_format="array_record")'
         raise UserError(f"is stored as {kind}, which has no random access", where=folder, hint=hint)
@@ -144,14 +138,14 @@ def _builder(folder: Path) -> Any:
 
 
 def _features(builder: Any) -> tuple[list[str], list[str]]:
-    """The paths of the picture and of the text features, the likeliest first."""
+    """Returns the paths of the image and of the text features, the preferred ones first."""
     features, images, texts = _tfds().features, [], []
     for path, feature in _leaves(builder.info.features, features):
         if isinstance(feature, features.Image):
             images.append(path)
         elif isinstance(feature, features.Text):
             texts.append(path)
-    return images, sorted(texts, key=lambda path: not any(word in path for word in _SPEAKING))
+    return images, sorted(texts, key=lambda path: not any(word in path for word in _PREFERRED))
 
 
 def _leaves(feature: Any, features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -164,15 +158,12 @@ def _leaves(feature: Any, features: Any, path: str = "") -> Iterator[tuple[str, 
         yield path, feature
 
 
-def _chosen(option: str, wanted: str, there: list[str], folder: Path) -> str:
-    if not there or (wanted and wanted not in there):
-        what = f"has no {option} feature" + (f" {wanted!r}" if wanted else "")
-        raise UserError(
-            what,
-            where=folder,
-            hint=f"choose one of {', '.join(there)}" if there else "choose another data set",
-        )
-    return wanted or there[0]
+def _choose(option: str, name: str, features: list[str], folder: Path) -> str:
+    if not features or (name and name not in features):
+        what = f"has no {option} feature" + (f" {name!r}" if name else "")
+        hint = f"choose one of {', '.join(features)}" if features else "choose another data set"
+        raise UserError(what, where=folder, hint=hint)
+    return name or features[0]
 
 
 def _at(example: Any, path: str) -> Any:
@@ -182,7 +173,7 @@ def _at(example: Any, path: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """The first text of one or a list."""
+    """Returns the first text of a text or a list."""
     while not isinstance(value, str | bytes):
         if not len(value):
             return ""
@@ -191,11 +182,10 @@ def _text(value: Any) -> str:
     return " ".join(text.split())
 
 
-DATASET = TfdsSet(
-    "tfds_images",
-    _TITLE,
-    "relative",
-    ("train", "validation", "test", "val"),
-    "that of the data set",
-    _open,
+DATASET = TfdsDataset(
+    name="tfds_images",
+    title=_TITLE,
+    unit="relative",
+    splits=("train", "validation", "test", "val"),
+    license="that of the data set",
 )

@@ -66,8 +66,7 @@ DATASET = FrameDataset(
     title="TUM RGB-D",
     splits=("train",),
     license="CC BY 4.0",
-    layout="SEQUENCE/{rgb.txt, depth.txt, rgb/TIME.png, depth/TIME.png}, "
-    "times at most 20 ms apart",
+    layout="SEQUENCE/{rgb.txt, depth.txt, rgb/TIME.png, depth/TIME.png}, times at most 20 ms apart",
     list_frames=_list_frames,
     read_frame=_read_frame,
 )

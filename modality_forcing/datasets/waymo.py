@@ -231,7 +231,7 @@ def _azimuths(mounted: np.ndarray, columns: int) -> np.ndarray:
 
 
 def _transform_each(points: np.ndarray, poses: np.ndarray) -> np.ndarray:
-    """Returns points [n 3], each under its own pose [n 6]: roll, then pitch, then yaw, then x y z."""
+    """Returns points [n 3], each under its own pose [n 6]: roll, pitch, yaw, then x y z."""
     (cr, cp, cy), (sr, sp, sy) = np.cos(poses[:, :3].T), np.sin(poses[:, :3].T)
     x, y, z = points.T
     y, z = cr * y - sr * z, sr * y + cr * z

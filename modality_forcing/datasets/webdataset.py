@@ -1,11 +1,13 @@
-"""Pictures and captions in tar files as WebDataset has them: LAION, DataComp and whatever else img2dataset writes.
+"""Images and captions in tar files of WebDataset: LAION, DataComp and other img2dataset output.
 
-Layout: *.tar in the folder or below it, not compressed. Files of one name up to the first dot, one after the other, are an
-example: .jpg, .jpeg, .png or .webp with .txt, or with .json that has "caption"; the .txt is taken where there are both.
-Examples without a picture are passed over; without text the caption is empty. There is no depth.
+Layout: uncompressed *.tar in the root or below. Consecutive files of the same name up to the first
+dot are one example: .jpg, .jpeg, .png or .webp with .txt, or with .json that has "caption"; the
+.txt is used if there are both. Examples without an image are skipped. Without text
+the caption is empty. There is no depth.
 
-The heads of all members are read once, when the set is opened; records are then read at random by their offset.
-Source: webdataset/webdataset, docs on the format; rom1504/img2dataset, README.
+The headers of all members are read once, when the data set is opened. Records are then read at
+random by their offset. Source: webdataset/webdataset, docs on the format; rom1504/img2dataset,
+README.
 """
 
 from __future__ import annotations
@@ -16,17 +18,16 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 
 from modality_forcing.data.files import IMAGE_SUFFIXES, read_image
-from modality_forcing.data.records import Record, RecordSource
+from modality_forcing.data.records import Record
+from modality_forcing.datasets.common.formats import wrap_parse_errors
 from modality_forcing.datasets.common.lazy import glob_paths, require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 
-_TITLE = "WebDataset"
 _TEXT, _JSON = ".txt", ".json"
 
 
@@ -41,7 +42,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its text in one tar."""
+    """An image and its text in one tar."""
 
     tar: Path
     key: str
@@ -51,7 +52,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Tars:
-    """The pictures of many tars, in the order of the tars' names and as they lie in each."""
+    """The images of many tars, sorted by tar, in the order of each tar."""
 
     root: Path
     pairs: tuple[Pair, ...]
@@ -62,26 +63,27 @@ class Tars:
     def __getitem__(self, index: int) -> Record:
         pair = self.pairs[index]
         where = f"{pair.tar}:{pair.key}"
-        image = read_image(
-            cast(Path, _Named(_content(pair.tar, pair.image), f"{where}{pair.image.suffix}"))
-        )
+        content = _read_bytes(pair.tar, pair.image)
+        image = read_image(_NamedBytes(content, f"{where}{pair.image.suffix}"))
         size = image.shape[:2]
+        caption = ""
+        if pair.text:
+            content = _read_bytes(pair.tar, pair.text)
+            caption = _parse_caption(content, pair.text.suffix, where)
         return Record(
             image=image,
             depth=np.zeros(size, np.float32),
             valid=np.zeros(size, np.bool_),
             intrinsics=np.full((3, 3), np.nan, np.float32),
             unit="relative",
-            caption=_caption(_content(pair.tar, pair.text), pair.text.suffix, where)
-            if pair.text
-            else "",
+            caption=caption,
             source=DATASET.name,
             id=f"{pair.tar.relative_to(self.root).with_suffix('').as_posix()}/{pair.key}",
         )
 
 
 def pairs(tar: Path) -> Iterator[Pair]:
-    """Yields the examples of a tar; raises UserError for one that is compressed or damaged, or ends within a file."""
+    """Yields the examples of a tar. Raises UserError if it is compressed, damaged or truncated."""
     key, image, text = "", None, None
     for name, member in _members(tar):
         if name != key:
@@ -96,8 +98,8 @@ def pairs(tar: Path) -> Iterator[Pair]:
         yield Pair(tar, key, image, text)
 
 
-class _Named(io.BytesIO):
-    """Bytes for Pillow, with the name that an error tells."""
+class _NamedBytes(io.BytesIO):
+    """Bytes for Pillow, with a name for errors."""
 
     def __init__(self, content: bytes, name: str):
         super().__init__(content)
@@ -108,67 +110,70 @@ class _Named(io.BytesIO):
 
 
 def _members(tar: Path) -> Iterator[tuple[str, Member]]:
-    """The files of a tar by the part of their path before the first dot of its last name."""
+    """Yields the files of a tar with their path up to the first dot of the file name."""
     try:
         with tarfile.open(tar, "r:") as opened:
             for entry in opened:
                 folder, slash, name = entry.name.rpartition("/")
                 stem, dot, suffix = name.partition(".")
-                if entry.isreg() and stem:  # nothing before the dot: macOS's "._" twins
-                    yield (
-                        f"{folder}{slash}{stem}",
-                        Member(f"{dot}{suffix}".lower(), entry.offset_data, entry.size),
-                    )
-                opened.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # else all heads are kept
+                if entry.isreg() and stem:  # macOS's "._" twins have no stem
+                    member = Member(f"{dot}{suffix}".lower(), entry.offset_data, entry.size)
+                    yield f"{folder}{slash}{stem}", member
+                # Frees the headers.
+                opened.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or "compressed, damaged or cut short"
-        raise UserError(
-            f"cannot be read as a plain tar ({reason})",
-            where=tar,
-            hint="unpack its compression, or get it again",
-        ) from error
+        what = f"cannot be read as a plain tar ({reason})"
+        hint = "decompress it, or download it again"
+        raise UserError(what, where=tar, hint=hint) from error
 
 
-def _content(tar: Path, member: Member) -> bytes:
+def _read_bytes(tar: Path, member: Member) -> bytes:
     try:
         with open(tar, "rb") as opened:
             opened.seek(member.offset)
             content = opened.read(member.size)
     except OSError as error:
-        raise UserError(
-            f"cannot be read ({error.strerror})", where=tar, hint="check the path"
-        ) from error
+        what = f"cannot be read ({error.strerror})"
+        raise UserError(what, where=tar, hint="check the path") from error
     if len(content) != member.size:
-        raise UserError("has become shorter", where=tar, hint="get it again")
+        raise UserError("has become shorter", where=tar, hint="download it again")
     return content
 
 
-def _caption(content: bytes, suffix: str, where: str) -> str:
-    try:
+def _parse_caption(content: bytes, suffix: str, where: str) -> str:
+    path, hint = Path(f"{where}{suffix}"), "leave the example out"
+    with wrap_parse_errors(path, "its text cannot be read", hint):
         text = content.decode("utf-8-sig")
         if suffix == _JSON:
-            about = json.loads(text)
-            text = (about.get("caption") if isinstance(about, dict) else None) or ""
+            loaded = json.loads(text)
+            text = (loaded.get("caption") if isinstance(loaded, dict) else None) or ""
         if not isinstance(text, str):
-            raise ValueError("a caption that is no text")
-    except (ValueError, RecursionError) as error:
-        raise UserError(
-            "its text cannot be read", where=f"{where}{suffix}", hint="leave the example out"
-        ) from error
+            raise ValueError("a caption that is not text")
     return " ".join(text.split())
 
 
-def _open(root: Path, split: str) -> RecordSource:
-    check_split(DATASET, split)
-    root = require_dir(root, _TITLE)
-    tars = glob_paths(root, "**/*.tar")
-    found = tuple(pair for tar in tars for pair in pairs(tar))
-    if not found:
-        what = f"holds no picture in {len(tars)} tars" if tars else "holds no .tar"
-        raise UserError(
-            what, where=root, hint="its layout is NAME.tar with KEY.jpg and KEY.txt in it"
-        )
-    return Tars(root, found)
+@dataclass(frozen=True, kw_only=True)
+class WebDataset(Dataset):
+    """The data set of a folder of tars."""
+
+    def open(self, root: Path, split: str) -> Tars:
+        """Returns the records of all tars, see `Dataset.open`."""
+        check_split(self, split)
+        root = require_dir(root, self.title)
+        tars = glob_paths(root, "**/*.tar")
+        found = tuple(pair for tar in tars for pair in pairs(tar))
+        if not found:
+            what = f"holds no image in {len(tars)} tars" if tars else "holds no .tar"
+            hint = "its layout is NAME.tar with KEY.jpg and KEY.txt in it"
+            raise UserError(what, where=root, hint=hint)
+        return Tars(root, found)
 
 
-DATASET = Dataset("webdataset", _TITLE, "relative", ("train",), "that of its pictures", _open)
+DATASET = WebDataset(
+    name="webdataset",
+    title="WebDataset",
+    unit="relative",
+    splits=("train",),
+    license="that of its images",
+)

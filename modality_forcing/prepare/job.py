@@ -163,7 +163,7 @@ class Place:
             title=self.dataset.title,
             split=self.settings.split,
             unit=self.dataset.unit,
-            license=self.dataset.licence,
+            license=self.dataset.license,
             files=tuple(done.file for done in finished),
             stats=tally.summary(),
             settings=self.settings.to_json(),

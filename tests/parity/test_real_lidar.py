@@ -14,7 +14,8 @@ from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.datasets import argoverse2, ddad, kitti_depth, kitti_raw
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.lazy import LazySource
-from modality_forcing.datasets.common.lidar import invert_pose, project_points, transform_points
+from modality_forcing.datasets.common.lidar import project_points
+from modality_forcing.datasets.common.poses import invert_pose, transform_points
 from modality_forcing.errors import UserError
 
 
@@ -120,7 +121,7 @@ def test_a_calibration_of_the_other_day_is_refused(real_data: Path, tmp_path: Pa
     (tmp_path / "training/calib").mkdir()
     (tmp_path / "training/calib/000001.txt").symlink_to(here / "calib/000000.txt")
     with pytest.raises(
-        UserError, match=r"is of pictures of 1224 x 370 pixels, but 000001\.png has 1242 x 375"
+        UserError, match=r"is of images of 1224 x 370 pixels, but 000001\.png has 1242 x 375"
     ):
         kitti_raw.DATASET.open(tmp_path, "train")[0]
 
@@ -151,14 +152,14 @@ SWEEP = 315973157959879000
 def test_argoverse_sweeps(real_data: Path, name: str, size: tuple[int, int], points: int):
     """The calibration is another log's, so that only numbers of points can be compared."""
     pytest.importorskip("pyarrow")
-    sweep = argoverse2.read_sweep(real_data / AV2 / f"sensors/lidar/{SWEEP}.feather")
+    sweep = argoverse2.read_scan(real_data / AV2 / f"sensors/lidar/{SWEEP}.feather")
     assert sweep.shape == (100_660, 3)
     distance = np.linalg.norm(sweep, axis=1)
     np.testing.assert_allclose(
         [distance.min(), np.median(distance), distance.max()], [3.10, 16.10, 218.8], rtol=2e-3
     )
     camera, extrinsics = argoverse2.read_camera(real_data / "av2_lidar_only/test_log", name)
-    assert camera.size == size and camera.straight
+    assert camera.size == size and camera.is_pinhole
     pixels, ok = camera.project(transform_points(sweep, invert_pose(extrinsics)))
     inside = ok & ((pixels >= 0) & (pixels < [size[1], size[0]])).all(axis=1)
     assert inside.sum() == points

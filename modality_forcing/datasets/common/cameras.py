@@ -20,10 +20,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
+Q = TypeVar("Q", np.ndarray, float)
 Model = Literal["pinhole", "radial", "brown", "opencv_fisheye", "thin_prism_fisheye", "fisheye624"]
 
 _COUNTS: dict[str, tuple[int, ...]] = {
@@ -326,7 +327,7 @@ def _fold(series: np.ndarray) -> float:
     return float(np.sqrt(min(turns))) if turns else np.inf
 
 
-def _polynomial(coefficients: np.ndarray, q: np.ndarray | float) -> np.ndarray:
+def _polynomial(coefficients: np.ndarray, q: Q) -> Q:
     """Returns the sum of coefficients[i] q^i."""
     total = coefficients[-1] if len(coefficients) else 0.0
     for coefficient in coefficients[-2::-1]:

@@ -205,7 +205,7 @@ class _Bytes:
         return values
 
     def count(self, min_bytes: int) -> int:
-        """Reads a number of items of at least so many bytes. Raises ValueError if they do not fit."""
+        """Reads a number of items of `min_bytes` or more. Raises ValueError if they do not fit."""
         (count,) = self.take("Q")
         if count * min_bytes > len(self.content) - self.at:
             raise ValueError(f"{count} items in {len(self.content)} bytes")

@@ -40,7 +40,7 @@ def wrap_read_errors(path: Path, kind: str) -> Iterator[None]:
     """Turns any error of reading a damaged file into a UserError. kind: e.g. "a .npy"."""
     try:
         yield
-    except (OSError, RuntimeError, zipfile.BadZipFile, *DAMAGE) as error:
+    except (OSError, RuntimeError, zipfile.BadZipFile, *DECODE_ERRORS) as error:
         # Not strerror, which is a paragraph in HDF5.
         code = getattr(error, "errno", None)
         reason = os.strerror(code) if code else "damaged, or another format"
@@ -68,14 +68,14 @@ def read_rgb(path: Path) -> np.ndarray:
         if path.suffix.lower() in (".jpg", ".jpeg"):
             # The limit is Pillow's.
             return decode_jpeg(path.read_bytes(), 2 * (Image.MAX_IMAGE_PIXELS or math.inf))
-    with decoding(path, "picture") as opened:
-        if opened.mode in (*SIXTEEN_BIT, "F"):
+    with open_image(path, "image") as opened:
+        if opened.mode in (*MODES_16_BIT, "F"):
             raise UserError("is not an image of 8 bits", where=path, hint=UNPACK_AGAIN)
         return np.array(opened.convert("RGB"))
 
 
 def _decode(path: Path, kind: str, modes: tuple[str, ...], expected: str) -> np.ndarray:
-    with decoding(path, kind) as opened:
+    with open_image(path, kind) as opened:
         if opened.mode not in modes:
             what = f"is an image of mode {opened.mode}, not {expected}"
             raise UserError(what, where=path, hint=UNPACK_AGAIN)
@@ -92,7 +92,7 @@ def read_uint16_depth(path: Path, per_unit: float, invalid: tuple[int, ...] = (0
 
     per_unit: 1000 for millimeters, 256 for KITTI, 512 for Taskonomy, 5000 for TUM.
     """
-    counts = png_counts(path)
+    counts = read_png16(path)
     return np.where(np.isin(counts, invalid), 0, counts / per_unit).astype(np.float32)
 
 

@@ -1,4 +1,4 @@
-"""Lists of frame names: the official ones that come with this package, in a compact form, and a user's own."""
+"""Lists of frame names: the official ones of this package, in a compact form, and a user's own."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ _RANGE = re.compile(r"(\d+)-(\d+)")
 
 
 def official_names(benchmark: str) -> tuple[str, ...]:
-    """Returns the frame names of a set's official list, in its order (lists/<benchmark>.txt; its head says the source)."""
+    """Returns the names of an official list, in its order.
+
+    lists/<benchmark>.txt starts with its source.
+    """
     lists = resources.files("modality_forcing.datasets") / "lists"
     text = (lists / f"{benchmark}.txt").read_text(encoding="utf-8")
     return read_list(text)
 
 
 def read_list(text: str) -> tuple[str, ...]:
-    """Returns the frame names that a compact list stands for.
+    """Returns the frame names of a compact list.
 
-    A line `prefix: a b c-d` stands for prefix + a, prefix + b and prefix + each whole number from c to d, which must be
-    written with as many digits, padded with zeros. Lines that start with # and empty lines are passed over.
-    Raises ValueError for a line that is not of this form: lists are part of the package, not a user's.
+    A line `prefix: a b c-d` stands for prefix + a, prefix + b and prefix + each number from c to d,
+    padded with zeros to the width of c, which is that of d. Lines that start with # and empty lines
+    are skipped. Raises ValueError for any other line, since lists are part of the package.
     """
     names: list[str] = []
     for line in text.splitlines():
@@ -47,27 +50,21 @@ def _expand(item: str) -> list[str]:
 
 
 def read_name_list(path: Path) -> tuple[str, ...]:
-    """Returns the names of a file with one name a line; empty lines and lines that start with # are passed over.
+    """Returns the names of a file with one name per line, without empty lines and # comments.
 
-    Raises UserError if the file cannot be read, names nothing, or names a frame twice.
+    Raises UserError if the file cannot be read, has no names, or has a name twice.
     """
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text in UTF-8"
-        raise UserError(
-            f"cannot be read ({reason})",
-            where=path,
-            hint="give a text file with one frame name a line",
-        ) from error
+        hint = "give a text file with one frame name a line"
+        raise UserError(f"cannot be read ({reason})", where=path, hint=hint) from error
     names = tuple(line for line in lines if line and not line.startswith("#"))
     if not names:
         raise UserError("names no frames", where=path, hint="write one frame name a line")
     if len(set(names)) < len(names):
-        twice = next(name for place, name in enumerate(names) if name in names[:place])
-        raise UserError(
-            f"names {twice!r} twice",
-            where=path,
-            hint="a frame counts once: remove one of the lines",
-        )
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        hint = "a frame counts once: remove one of the lines"
+        raise UserError(f"names {twice!r} twice", where=path, hint=hint)
     return names

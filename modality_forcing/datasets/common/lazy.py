@@ -37,7 +37,7 @@ class LazySource(Generic[T]):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """The name of a data set, the unit of its depth, and the root that record ids are relative to."""
+    """Name of a data set, unit of its depth, and the root that record ids are relative to."""
 
     name: str
     unit: Unit
@@ -61,9 +61,9 @@ def make_record(
     Raises UserError for unequal sizes, for no valid pixel and for impossible intrinsics.
     """
     if image.shape[:2] != depth.shape or (valid is not None and valid.shape != depth.shape):
-        what = f"its image is {format_size(image.shape)} pixels and its depth {format_size(depth.shape)}"
+        sizes = f"{format_size(image.shape)} pixels and its depth {format_size(depth.shape)}"
         hint = "both must come from the same download: unpack it again"
-        raise UserError(what, where=path, hint=hint)
+        raise UserError(f"its image is {sizes}", where=path, hint=hint)
     with np.errstate(over="ignore", invalid="ignore"):
         depth = depth.astype(np.float32, copy=False)
     known = (depth > 0) & (depth < np.inf)  # False for NaN

@@ -85,9 +85,7 @@ def rasterize_points(
     return depth.reshape(height, width), valid.reshape(height, width)
 
 
-def occlusion_mask(
-    pixels: np.ndarray, z: np.ndarray, image_size: tuple[int, int]
-) -> np.ndarray:
+def occlusion_mask(pixels: np.ndarray, z: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """Returns bool [n], which points of depth z [n] at pixels [n 2] the camera cannot see.
 
     A scanner is not where the camera is, and sees behind objects. Such points have nearer ones (by

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modality_forcing.datasets.aria_synthetic import CAMERA, DATASET, STRAIGHT
+from modality_forcing.datasets.aria_synthetic import CAMERA, DATASET, PINHOLE
 from modality_forcing.datasets.common.cameras import pixel_grid
 from tests import layouts
 
@@ -44,7 +44,7 @@ def test_a_wall_stays_flat_and_comes_upright(tmp_path: Path):
 
 
 def test_the_corners_are_within_the_lens():
-    corners = STRAIGHT.unproject(np.array([[0, 0], [703, 0], [0, 703], [703, 703]]))
+    corners = PINHOLE.unproject(np.array([[0, 0], [703, 0], [0, 703], [703, 703]]))
     angles = np.arctan(np.hypot(*corners.T))
     assert angles.max() < 1.005  # radians, to which the calibration is good
     pixels, ok = CAMERA.project(np.concatenate([corners, np.ones((4, 1))], axis=1))

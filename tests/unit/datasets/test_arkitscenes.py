@@ -173,9 +173,9 @@ def test_sizes_that_do_not_go_together(tmp_path: Path):
     folder = tmp_path / "Training" / VIDEO
     video(folder, size=(10, 16))
     meta(tmp_path, f"{VIDEO},1,Training,Up")
-    assert "is 4 x 3 pixels, but its picture" in layouts.refused(DATASET, tmp_path)
+    assert "is 4 x 3 pixels, but its image" in layouts.refused(DATASET, tmp_path)
     layouts.stored(folder / f"confidence/{VIDEO}_6790.105.png", np.ones((2, 2), np.uint8))
-    assert "is 4 x 3 pixels, but its picture" in layouts.refused(DATASET, tmp_path)
+    assert "is 4 x 3 pixels, but its image" in layouts.refused(DATASET, tmp_path)
     layouts.counts(folder / f"confidence/{VIDEO}_6790.105.png", 3, 4)
     assert "not a mask of 8 bits" in layouts.refused(DATASET, tmp_path)
 

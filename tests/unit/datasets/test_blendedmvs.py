@@ -55,7 +55,7 @@ def test_frames_that_are_of_no_use_are_told(tmp_path: Path):
         assert f"its nearest depth is {nearest}" in layouts.refused(DATASET, tmp_path)
     frame(folder)
     layouts.pfm(folder / "rendered_depth_maps/00000000.pfm", np.zeros((6, 8)))
-    assert "no pixel of its depth is known" in layouts.refused(DATASET, tmp_path)
+    assert "its depth has no valid pixel" in layouts.refused(DATASET, tmp_path)
     for wrong in ("", "intrinsic\n1 2 3", CAMERA.format("x")):
         layouts.text(folder / "cams/00000000_cam.txt", wrong)
         assert "is not a camera as MVSNet writes it" in layouts.refused(DATASET, tmp_path)

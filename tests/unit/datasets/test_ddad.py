@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from modality_forcing.data.records import check
-from modality_forcing.datasets.common.lidar import (
+from modality_forcing.datasets.common.poses import (
     invert_pose,
     make_pose,
     rotation_from_quaternion,
@@ -124,7 +124,7 @@ def test_splits_are_those_of_the_index(tmp_path: Path):
         scene(tmp_path / name)
     with pytest.raises(
         UserError,
-        match=r"no ddad\.json, which names the scenes of split train; put it there, or take all",
+        match=r"no ddad\.json, which names the scenes of split train; put it there, or use --split=every",
     ):
         DATASET.open(tmp_path, "train")
     index = {
@@ -148,7 +148,7 @@ def test_a_folder_of_something_else_is_told(tmp_path: Path):
         DATASET.open(tmp_path / "none", "every")
     (tmp_path / "._scene_1.json").write_bytes(b"\x00\x05\x16\x07")
     with pytest.raises(
-        UserError, match=r"holds no frame of DDAD's split every; its layout is ddad\.json"
+        UserError, match=r"holds no frame of DDAD's every split; its layout is ddad\.json"
     ):
         DATASET.open(tmp_path, "every")
 
@@ -192,7 +192,7 @@ def test_a_damaged_scene_is_named(tmp_path: Path, change):
         (
             "rgb/CAMERA_01/1560.jpg",
             lambda path: path.write_bytes(b"\xff\xd8"),
-            "1560.jpg: cannot be read as a picture",
+            "1560.jpg: cannot be read as an image",
         ),
         (
             "point_cloud/LIDAR/1561.npz",
@@ -212,7 +212,7 @@ def test_a_damaged_scene_is_named(tmp_path: Path, change):
         (
             "point_cloud/LIDAR/1561.npz",
             lambda path: np.savez(path, data=np.zeros((0, 4))),
-            "no pixel of its depth is known",
+            "its depth has no valid pixel",
         ),
         (
             "calibration/c0ffee.json",
@@ -229,7 +229,7 @@ def test_a_damaged_scene_is_named(tmp_path: Path, change):
             lambda path: path.write_text(
                 json.dumps({"names": ["CAMERA_01"], "intrinsics": [{**K, "cx": 928.0}]})
             ),
-            "camera CAMERA_01 is not one of pictures of 100 x 60 pixels",
+            "camera CAMERA_01 is not one of images of 100 x 60 pixels",
         ),
     ],
 )

@@ -55,7 +55,7 @@ def test_the_camera_of_the_size_of_the_set(tmp_path: Path):
 def test_sizes_that_differ_are_told(tmp_path: Path):
     write(tmp_path / "train")
     layouts.array(tmp_path / f"train/{SCAN}_depth.npy", np.ones((5, 8, 1), np.float32))
-    assert "its picture is 8 x 6 pixels and its depth 8 x 5" in layouts.refused(DATASET, tmp_path)
+    assert "its image is 8 x 6 pixels and its depth 8 x 5" in layouts.refused(DATASET, tmp_path)
     layouts.array(tmp_path / f"train/{SCAN}_depth_mask.npy", np.ones((5, 8), np.float32))
     assert "depth_mask.npy: is 8 x 5 pixels" in layouts.refused(DATASET, tmp_path)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from modality_forcing.datasets import eth3d
 from modality_forcing.datasets.common.cameras import Camera, pixel_grid
-from modality_forcing.datasets.eth3d import DATASET, shrunk
+from modality_forcing.datasets.eth3d import DATASET, scale_camera
 from tests import layouts
 
 # Numbers like those of a scene, for 60 x 40 pixels instead of 6048 x 4032.
@@ -62,7 +62,7 @@ def test_a_wall_stays_flat(tmp_path: Path):
 
 
 def test_what_shines_lies_where_its_depth_does(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(eth3d, "SHORT_SIDE", 20)  # 40 rows are brought to half
+    monkeypatch.setattr(eth3d, "MIN_SHORT_SIDE", 20)  # 40 rows are brought to half
     depth = np.full((40, 60), 10, np.float32)
     image = np.zeros((40, 60, 3), np.uint8)
     depth[26:32, 44:50], image[26:32, 44:50] = 5, 255
@@ -80,7 +80,7 @@ def test_what_shines_lies_where_its_depth_does(tmp_path: Path, monkeypatch):
 
 
 def test_a_camera_of_fewer_pixels_sees_the_same():
-    small = shrunk(BENT, (20, 30))
+    small = scale_camera(BENT, (20, 30))
     directions = np.array([[0.3, -0.2, 1.0], [-0.5, 0.4, 1.0]])
     (pixels, _), (fewer, _) = BENT.project(directions), small.project(directions)
     np.testing.assert_allclose((fewer + 0.5) * 2, pixels + 0.5, rtol=1e-12)

@@ -31,7 +31,7 @@ MILLIMETRES = {"depth_scale": "0.001", "unit": "metric"}
 
 def test_frames_are_whole(tmp_path: Path):
     counts = np.arange(12 * 16).reshape(12, 16) * 10
-    source = DATASET.adjusted(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")
+    source = DATASET.with_options(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")
     assert len(source) == 1
     record = check(pickle.loads(pickle.dumps(source))[0])
     assert record.image.shape == (12, 16, 3) and record.caption == "a wall" and record.id == "a"
@@ -46,7 +46,7 @@ def test_frames_are_whole(tmp_path: Path):
 def test_a_coarser_map_is_put_at_pixels(tmp_path: Path):
     counts = np.arange(1, 13).reshape(3, 4) * 1000
     record = check(
-        DATASET.adjusted(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")[0]
+        DATASET.with_options(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")[0]
     )
     assert record.depth.shape == (12, 16) and record.valid.sum() == 12
     assert sorted(record.depth[record.valid].tolist()) == list(range(1, 13))
@@ -56,7 +56,7 @@ def test_a_coarser_map_is_put_at_pixels(tmp_path: Path):
 def test_a_finer_map_is_picked(tmp_path: Path):
     counts = np.repeat(np.repeat(np.arange(1, 13).reshape(3, 4) * 1000, 4, 0), 4, 1)
     record = check(
-        DATASET.adjusted(MILLIMETRES).open(lay_out(tmp_path, (3, 4), counts), "train")[0]
+        DATASET.with_options(MILLIMETRES).open(lay_out(tmp_path, (3, 4), counts), "train")[0]
     )
     np.testing.assert_array_equal(record.depth, np.arange(1, 13).reshape(3, 4))
 
@@ -77,12 +77,12 @@ def test_a_picture_without_depth_is_one_of_text_to_image(tmp_path: Path):
 )
 def test_wrong_options_are_told(options: dict[str, str], told: str):
     with pytest.raises(UserError, match=told):
-        DATASET.adjusted(options)
+        DATASET.with_options(options)
 
 
 def test_another_aspect_and_split_are_told(tmp_path: Path):
     root = lay_out(tmp_path, (12, 16), np.ones((12, 12)))
-    source = DATASET.adjusted(MILLIMETRES).open(root, "train")
+    source = DATASET.with_options(MILLIMETRES).open(root, "train")
     with pytest.raises(UserError, match="depth has another aspect"):
         source[0]
     with pytest.raises(UserError, match="has no split 'val'; choose one of train"):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from modality_forcing.datasets.foundationstereo import DATASET, depth_of
+from modality_forcing.datasets.foundationstereo import DATASET, to_depth
 from tests import layouts
 
 
@@ -40,16 +40,16 @@ def test_the_farthest_are_unknown_but_a_wall_stays():
     disparity = np.full((10, 100), 20, np.float32)
     disparity[0, :5] = 0.001  # sky
     disparity[1, :5] = 0
-    depth = depth_of(disparity)
+    depth = to_depth(disparity)
     assert not depth[0, :5].any() and not depth[1, :5].any()
     np.testing.assert_array_equal(depth[2:], np.float32(0.05))
     assert np.count_nonzero(depth) == 990
-    assert not depth_of(np.zeros((2, 2), np.float32)).any()
+    assert not to_depth(np.zeros((2, 2), np.float32)).any()
 
 
 def test_nothing_known(tmp_path: Path):
     write(tmp_path / "a/dataset/data/left", np.zeros((4, 4), int))
-    assert "no pixel of its depth is known" in layouts.refused(DATASET, tmp_path)
+    assert "its depth has no valid pixel" in layouts.refused(DATASET, tmp_path)
 
 
 def test_other_folders(tmp_path: Path):

@@ -162,7 +162,7 @@ def test_sizes_and_calibrations_differ_from_frame_to_frame(tmp_path: Path):
     )
     with pytest.raises(
         UserError,
-        match=r"000000\.txt: is of pictures of 1224 x 370 pixels, but 000000\.png has 1242 x 375",
+        match=r"000000\.txt: is of images of 1224 x 370 pixels, but 000000\.png has 1242 x 375",
     ):
         DATASET.open(tmp_path, "train")[0]
 
@@ -171,14 +171,14 @@ def test_a_calibration_of_another_size_is_refused(tmp_path: Path):
     raw(tmp_path, PIXELS, DEPTH, size=(375, 1242))
     with pytest.raises(
         UserError,
-        match=r"calib_cam_to_cam\.txt: is of pictures of 1242 x 375 pixels, but .* has 100 x 60",
+        match=r"calib_cam_to_cam\.txt: is of images of 1242 x 375 pixels, but .* has 100 x 60",
     ):
         DATASET.open(tmp_path, "train")[0]
     objects(
         tmp_path, PIXELS, DEPTH, size=(60, 140)
     )  # the axis would go through far from the middle
     with pytest.raises(
-        UserError, match=r"000003\.txt: is of other pictures, but 000003\.png has 140 x 60"
+        UserError, match=r"000003\.txt: is of other images, but 000003\.png has 140 x 60"
     ):
         DATASET.open(tmp_path, "train")[1]
 
@@ -187,7 +187,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder"):
         DATASET.open(tmp_path / "none", "train")
     with pytest.raises(
-        UserError, match=r"holds no frame of KITTI's split test; its layout is 2011_09_26/"
+        UserError, match=r"holds no frame of KITTI's test split; its layout is 2011_09_26/"
     ):
         DATASET.open(tmp_path, "test")
 
@@ -200,9 +200,9 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path):
         (
             "velodyne/000003.bin",
             np.full((4, 4), np.nan, "<f4").tobytes(),
-            "no pixel of its depth is known",
+            "its depth has no valid pixel",
         ),
-        ("image_2/000003.png", b"\x89PNG", "cannot be read as a picture"),
+        ("image_2/000003.png", b"\x89PNG", "cannot be read as an image"),
         ("calib/000003.txt", b"\xff\xfe", "cannot be read as a calibration"),
         ("calib/000003.txt", b"P2: 1 2 3\n", "holds no P2 of 12 numbers"),
         ("calib/000003.txt", b"R0_rect: 1\n", "holds no P2 of 12 numbers"),

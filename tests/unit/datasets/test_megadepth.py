@@ -36,8 +36,8 @@ def test_depth(tmp_path: Path, above: str):
 @pytest.mark.parametrize(
     ("depth", "told"),
     [
-        (np.float32([[1, -1], [0, 2]]), "tells only what lies before what"),
-        (np.zeros((2, 2), np.float32), "no pixel of its depth is known"),
+        (np.float32([[1, -1], [0, 2]]), "holds only the order of depths"),
+        (np.zeros((2, 2), np.float32), "its depth has no valid pixel"),
         (np.ones((2, 2, 1), np.float32), "depth of shape (2, 2, 1), not [h w]"),
         (np.zeros((0, 2), np.float32), "depth of shape (0, 2), not [h w]"),
     ],

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modality_forcing.datasets.middlebury import DATASET, depth_of
+from modality_forcing.datasets.middlebury import DATASET, to_depth
 from tests import layouts
 
 CALIBRATION = """cam0=[3997.684 0 1176.728; 0 3997.684 1011.728; 0 0 1]
@@ -29,7 +29,7 @@ dymax=1.516
     ("place", "name"),
     [("Adirondack-perfect", "disp0.pfm"), ("trainingQ/Adirondack", "disp0GT.pfm")],
 )
-def test_depth_of_disparity(tmp_path: Path, place: str, name: str):
+def test_to_depth_disparity(tmp_path: Path, place: str, name: str):
     scene = tmp_path / place
     disparity = layouts.RNG.uniform(31, 257, (4, 6)).astype(np.float32)
     disparity[0, :3] = np.inf, 0, -131.111
@@ -60,7 +60,7 @@ def test_one_map_of_a_scene_that_has_two(tmp_path: Path):
 def test_what_is_not_finite_or_lies_behind_is_unknown():
     disparity = np.float32([[10, np.inf, -np.inf, np.nan, -5, -6]])
     np.testing.assert_array_equal(
-        depth_of(disparity, 100, 2, 5), np.float32([[200 / 15, 0, 0, 0, 0, 0]])
+        to_depth(disparity, 100, 2, 5), np.float32([[200 / 15, 0, 0, 0, 0, 0]])
     )
 
 

@@ -138,7 +138,7 @@ def test_a_folder_of_something_else_is_told(tmp_path: Path):
         (
             f"depth/camera3/{NAME}.npz",
             lambda path: np.savez(path, data=np.ones(7)),
-            "not a map of depth",
+            "not a depth map",
         ),
         (
             f"depth/camera3/{NAME}.npz",
@@ -148,12 +148,12 @@ def test_a_folder_of_something_else_is_told(tmp_path: Path):
         (
             f"depth/camera3/{NAME}.npz",
             lambda path: np.savez(path, data=np.full(SIZE, 600.0)),
-            "no pixel of its depth is known",
+            "its depth has no valid pixel",
         ),
         (
             f"rgb/camera3/{NAME}.png",
             lambda path: path.write_bytes(b"\x89PNG"),
-            "cannot be read as a picture",
+            "cannot be read as an image",
         ),
         ("calibration/c0ffee.json", lambda path: path.write_text("{"), "is not valid JSON"),
         (

@@ -34,7 +34,7 @@ def test_a_data_set_says_what_it_is(name: str, tmp_path: Path):
         return
     dataset = find_dataset(name)
     assert (
-        dataset.name == name and dataset.title and dataset.licence and "all" not in dataset.splits
+        dataset.name == name and dataset.title and dataset.license and "all" not in dataset.splits
     )
     assert check_split(dataset, "") == dataset.splits[0]
     for root in (tmp_path / "none", tmp_path):

@@ -48,7 +48,7 @@ def test_a_picture_comes_to_the_raster_of_its_depth(tmp_path: Path):
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.image.shape == (480, 640, 3) and np.abs(record.image.astype(int) - 90).max() < 3
     layouts.picture(folder / "color/0.jpg", 480, 480)
-    assert "0.png: is 640 x 480 pixels, but its picture 0.jpg 480 x 480" in layouts.refused(
+    assert "0.png: is 640 x 480 pixels, but its image 0.jpg 480 x 480" in layouts.refused(
         DATASET, tmp_path
     )
 

@@ -56,7 +56,7 @@ def test_depth_that_is_none_is_told(tmp_path: Path, write):
 def test_nothing_but_sky(tmp_path: Path):
     layouts.picture(tmp_path / "image_left/0_left.png", 2, 2)
     layouts.array(tmp_path / "depth_left/0_left_depth.npy", np.full((2, 2), 1e4, np.float32))
-    assert "no pixel of its depth is known" in layouts.refused(DATASET, tmp_path)
+    assert "its depth has no valid pixel" in layouts.refused(DATASET, tmp_path)
 
 
 def test_other_folders(tmp_path: Path):

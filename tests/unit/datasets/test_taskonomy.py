@@ -74,8 +74,8 @@ def test_a_view_without_its_camera(tmp_path: Path):
     split(tmp_path, "allensville,1,0,0")
     path = tmp_path / "point_info/allensville/point_3_view_1_domain_point_info.json"
     for content, told in (
-        ("{", "does not tell"),
-        ("{}", "does not tell"),
+        ("{", "states no field"),
+        ("{}", "states no field"),
         ('{"field_of_view_rads": 4}', "a field of view of 4"),
     ):
         layouts.text(path, content)

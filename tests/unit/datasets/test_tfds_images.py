@@ -66,16 +66,16 @@ def test_pictures_with_their_first_caption(tmp_path: Path):
 def test_features_may_be_named(tmp_path: Path):
     folder = prepared(tmp_path)
     assert (
-        DATASET.adjusted({"caption": "image/filename"}).open(folder, "train").caption
+        DATASET.with_options({"caption": "image/filename"}).open(folder, "train").caption
         == "image/filename"
     )  # pyright: ignore
     with pytest.raises(
         UserError,
         match="has no caption feature 'title'; choose one of captions/text, image/filename",
     ):
-        DATASET.adjusted({"caption": "title"}).open(folder, "train")
+        DATASET.with_options({"caption": "title"}).open(folder, "train")
     with pytest.raises(UserError, match="has no image feature 'photo'; choose one of image"):
-        DATASET.adjusted({"image": "photo"}).open(folder, "train")
+        DATASET.with_options({"image": "photo"}).open(folder, "train")
 
 
 def test_what_is_not_there_is_told(tmp_path: Path):
@@ -111,4 +111,4 @@ def test_without_the_package_one_line_tells_it(tmp_path: Path, monkeypatch: pyte
 
 def test_other_options_are_refused():
     with pytest.raises(UserError, match="has no option 'x'; known are image, caption"):
-        DATASET.adjusted({"x": "y"})
+        DATASET.with_options({"x": "y"})

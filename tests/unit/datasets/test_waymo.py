@@ -256,13 +256,11 @@ def test_frames_are_counted_through_and_junk_is_passed_over(tmp_path: Path, writ
     )
     source = DATASET.open(tmp_path, "validation")
     assert len(source) == 10 and source[6].id.endswith("/001/FRONT_LEFT")
-    with pytest.raises(
-        UserError, match=r"frame 1 has no picture of SIDE_RIGHT; leave the frame out"
-    ):
+    with pytest.raises(UserError, match=r"frame 1 has no image of SIDE_RIGHT; leave the frame out"):
         source[9]
     with pytest.raises(
         UserError,
-        match=r"holds no frame of Waymo Open's split training; its layout is training/\*\.tfrecord",
+        match=r"holds no frame of Waymo Open's training split; its layout is training/\*\.tfrecord",
     ):
         DATASET.open(tmp_path, "training")
 
@@ -309,7 +307,7 @@ def test_points_that_only_the_scanners_see_are_left_out(tmp_path: Path):
         ),
         (
             lambda record: record + counted(5, number(1, 1)) + counted(5, number(1, 5)),
-            "no pixel of its depth is known",
+            "its depth has no valid pixel",
         ),
     ],
 )

@@ -110,10 +110,10 @@ def test_offsets_are_those_of_the_content(tmp_path: Path):
 @pytest.mark.parametrize(
     ("members", "told"),
     [
-        ([("a.png", b"junk"), ("a.txt", b"x")], r"0\.tar:a\.png: cannot be read as a picture"),
+        ([("a.png", b"junk"), ("a.txt", b"x")], r"0\.tar:a\.png: cannot be read as an image"),
         (
             [("a.png", picture(3)[:50]), ("a.txt", b"x")],
-            r"0\.tar:a\.png: cannot be read as a picture",
+            r"0\.tar:a\.png: cannot be read as an image",
         ),
         (
             [("a.png", picture(3)), ("a.txt", b"\xff\xfe")],
@@ -161,7 +161,7 @@ def test_what_is_not_there_is_told(tmp_path: Path):
     with pytest.raises(UserError, match=r"holds no \.tar; its layout is"):
         DATASET.open(tmp_path, "train")
     write(tmp_path / "0.tar", [("a.txt", b"x")])
-    with pytest.raises(UserError, match="holds no picture in 1 tars"):
+    with pytest.raises(UserError, match="holds no image in 1 tars"):
         DATASET.open(tmp_path, "train")
     with pytest.raises(UserError, match="has no split 'val'"):
         DATASET.open(tmp_path, "val")

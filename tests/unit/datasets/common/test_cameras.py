@@ -169,8 +169,8 @@ def test_a_picture_comes_out_straight(name: str):
     valid = np.ones(SIZE, bool)
     valid[20:24, 30:36] = False
     straight = pinhole_like(lens, filled=True)
-    assert straight.straight and straight.size == SIZE
-    picture, z, known = undistort(image, depth, valid, lens, straight)
+    assert straight.is_pinhole and straight.size == SIZE
+    picture, z, known = undistort(image, depth, valid, lens, to=straight)
     expected = straight.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
     assert np.abs(picture - wave(expected)).max() < 4
     assert 0.97 < known.mean() < 1 and (z[~known] == 0).all()
@@ -188,7 +188,7 @@ def test_beyond_the_picture_is_black():
         np.ones(SIZE, np.float32),
         np.ones(SIZE, bool),
         lens,
-        straight,
+        to=straight,
     )
     assert known.shape == (30, 80) and known[15, 40] and not known[:, 0].any()
     assert (picture[known] == 200).all() and (picture[~known] == 0).all()
@@ -199,12 +199,12 @@ def test_a_straight_camera_changes_nothing():
     image, depth = rng.integers(0, 256, (*SIZE, 3), np.uint8), rng.random(SIZE, np.float32)
     valid = rng.random(SIZE) < 0.5
     lens = camera("pinhole")
-    picture, z, known = undistort(image, depth, valid, lens, pinhole_like(lens))
+    picture, z, known = undistort(image, depth, valid, lens, to=pinhole_like(lens))
     np.testing.assert_array_equal(picture, image)
     np.testing.assert_array_equal(known, valid)
     np.testing.assert_array_equal(z, np.where(valid, depth, 0))
     with pytest.raises(ValueError, match="for a camera of"):
-        undistort(image, depth[1:], valid[1:], lens, lens)
+        undistort(image, depth[1:], valid[1:], lens, to=lens)
 
 
 def test_distance_along_the_ray_becomes_depth():
@@ -234,8 +234,8 @@ def test_the_matrix_is_a_records():
     matrix = camera("pinhole").matrix
     assert matrix.dtype == np.float32
     np.testing.assert_allclose(matrix, [[50, 0, 31], [0, 55, 24.5], [0, 0, 1]])
-    assert camera("pinhole").straight and not camera("brown").straight
-    assert Camera("brown", SIZE, 50, 50, 31, 24, (0.0, 0.0, 0.0, 0.0)).straight
+    assert camera("pinhole").is_pinhole and not camera("brown").is_pinhole
+    assert Camera("brown", SIZE, 50, 50, 31, 24, (0.0, 0.0, 0.0, 0.0)).is_pinhole
 
 
 def test_wrong_numbers_are_refused():

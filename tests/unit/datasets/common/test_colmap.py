@@ -12,7 +12,7 @@ from modality_forcing.datasets.common.colmap import (
     Model3D,
     cameras_of_images,
     find_model,
-    kind_of,
+    format_of,
     read_cameras,
     read_model,
 )
@@ -79,7 +79,7 @@ def test_cameras_count_from_the_centre_of_the_first_pixel(model: Model3D):
     radial, straight = model.cameras[1], model.cameras[7]
     assert (radial.model, radial.size, radial.distortion) == ("radial", (40, 60), (-0.05,))
     np.testing.assert_array_equal(radial.matrix, [[50, 0, 29.5], [0, 50, 19.5], [0, 0, 1]])
-    assert straight.model == "pinhole" and straight.straight
+    assert straight.model == "pinhole" and straight.is_pinhole
     np.testing.assert_array_equal(straight.matrix, [[50, 0, 30], [0, 51, 20], [0, 0, 1]])
 
 
@@ -209,10 +209,10 @@ def test_where_a_model_is_found(tmp_path: Path, place: str):
 
 def test_a_model_is_whole(tmp_path: Path):
     folder = text(tmp_path)
-    assert kind_of(folder) == "txt"
+    assert format_of(folder) == "txt"
     (folder / "points3D.txt").unlink()
-    assert kind_of(folder) == "" and find_model(tmp_path) is None
+    assert format_of(folder) == "" and find_model(tmp_path) is None
     with pytest.raises(UserError, match="holds no model"):
         read_model(folder)
     binary(folder)
-    assert kind_of(folder) == "bin"
+    assert format_of(folder) == "bin"

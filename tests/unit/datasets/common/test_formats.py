@@ -38,7 +38,7 @@ def test_counts_by_their_unit(tmp_path: Path, per_unit: float):
 
 def test_counts_that_mean_unknown(tmp_path: Path):
     counts = np.array([[0, 1, 65535], [256, 5000, 65534]], np.uint16)
-    depth = formats.read_uint16_depth(png(tmp_path / "d.png", counts), 1000, unknown=(0, 65535))
+    depth = formats.read_uint16_depth(png(tmp_path / "d.png", counts), 1000, invalid=(0, 65535))
     np.testing.assert_array_equal(depth, np.float32([[0, 0.001, 0], [0.256, 5, 65.534]]))
 
 

@@ -113,6 +113,6 @@ def test_another_file_is_one_line(
 
 
 def test_two_sizes_are_told():
-    with pytest.raises(UserError, match=r"d.png: is 3 x 2 pixels, but its picture i.jpg 4 x 2"):
+    with pytest.raises(UserError, match=r"d.png: is 3 x 2 pixels, but its image i.jpg 4 x 2"):
         stored.check_same_size(RAMP, np.zeros((2, 3)), Path("x/i.jpg"), Path("x/d.png"))
     stored.check_same_size(RAMP, np.zeros((2, 4)), Path("i"), Path("d"))

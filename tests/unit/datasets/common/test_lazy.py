@@ -30,7 +30,9 @@ def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
     np.testing.assert_array_equal(record.intrinsics, [[10, 0, 1], [0, 20, 0.5], [0, 0, 1]])
     depth = np.array([[1, 2, 3], [4, 5, 6]])
     record = check(
-        make_record(DatasetInfo("x", "sfm", tmp_path), tmp_path / "a.png", IMAGE, depth, depth > 3)
+        make_record(
+            DatasetInfo("x", "sfm", tmp_path), tmp_path / "a.png", IMAGE, depth, valid=depth > 3
+        )
     )
     np.testing.assert_array_equal(record.depth, [[0, 0, 0], [4, 5, 6]])
     assert np.isnan(record.intrinsics).all()
@@ -39,10 +41,10 @@ def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
 @pytest.mark.parametrize(
     ("depth", "valid", "intrinsics", "told"),
     [
-        (np.ones((3, 2)), None, None, "picture is 3 x 2 pixels and its depth 2 x 3"),
-        (np.ones((2, 3)), np.ones((3, 2), bool), None, "picture is 3 x 2"),
-        (np.zeros((2, 3)), None, None, "no pixel of its depth is known"),
-        (np.ones((2, 3)), np.zeros((2, 3), bool), None, "no pixel of its depth is known"),
+        (np.ones((3, 2)), None, None, "image is 3 x 2 pixels and its depth 2 x 3"),
+        (np.ones((2, 3)), np.ones((3, 2), bool), None, "image is 3 x 2"),
+        (np.zeros((2, 3)), None, None, "its depth has no valid pixel"),
+        (np.ones((2, 3)), np.zeros((2, 3), bool), None, "its depth has no valid pixel"),
         (np.ones((2, 3)), None, np.full((3, 3), np.inf), "intrinsics are not those of a camera"),
         (np.ones((2, 3)), None, np.zeros((3, 3)), "intrinsics are not those of a camera"),
     ],
@@ -54,8 +56,8 @@ def test_what_makes_no_record_is_told(tmp_path: Path, depth, valid, intrinsics, 
             tmp_path / "a.png",
             IMAGE,
             depth,
-            valid,
-            intrinsics,
+            valid=valid,
+            intrinsics=intrinsics,
         )
 
 

@@ -10,63 +10,20 @@ from hypothesis import strategies as st
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.lidar import (
     finite_points,
-    invert_pose,
-    make_pose,
     occlusion_mask,
     project_points,
     rasterize_points,
-    rotation_from_quaternion,
     to_camera,
-    transform_points,
 )
+from modality_forcing.datasets.common.poses import make_pose, rotation_from_quaternion
 
 CAMERA = Camera("pinhole", (100, 200), 100, 100, 99.5, 49.5)
-number = st.floats(-1, 1, allow_subnormal=False)
 
 
 def seen_at(pixels: np.ndarray, z: np.ndarray, camera: Camera = CAMERA) -> np.ndarray:
     """Points [n 3] that a pinhole camera sees at pixels [n 2]."""
     directions = camera.unproject(pixels)
     return np.concatenate([directions, np.ones((len(z), 1))], axis=1) * np.asarray(z)[:, None]
-
-
-@given(number, number, number, number)
-def test_a_quaternion_is_a_rotation(w: float, x: float, y: float, z: float):
-    if np.linalg.norm([w, x, y, z]) < 1e-3:
-        return
-    rotation = rotation_from_quaternion(w, x, y, z)
-    np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
-    np.testing.assert_allclose(np.linalg.det(rotation), 1)
-    np.testing.assert_allclose(
-        rotation_from_quaternion(-3 * w, -3 * x, -3 * y, -3 * z), rotation, atol=1e-12
-    )
-    np.testing.assert_allclose(rotation @ [x, y, z], [x, y, z], atol=1e-12)  # its axis
-
-
-def test_quaternions_turn_the_right_way():
-    half = np.sqrt(0.5)
-    np.testing.assert_allclose(
-        rotation_from_quaternion(half, 0, 0, half) @ [1, 0, 0], [0, 1, 0], atol=1e-12
-    )
-    np.testing.assert_allclose(
-        rotation_from_quaternion(half, half, 0, 0) @ [0, 1, 0], [0, 0, 1], atol=1e-12
-    )
-    np.testing.assert_allclose(
-        rotation_from_quaternion(half, 0, half, 0) @ [0, 0, 1], [1, 0, 0], atol=1e-12
-    )
-    for wrong in ((0, 0, 0, 0), (np.nan, 0, 0, 1)):
-        with pytest.raises(ValueError, match="no rotation"):
-            rotation_from_quaternion(*wrong)
-
-
-def test_poses_lead_there_and_back():
-    pose = make_pose(rotation_from_quaternion(0.1, 0.5, -0.3, 0.8), np.array([1, 2, 3]))
-    points = np.random.default_rng(0).normal(size=(5, 3))
-    np.testing.assert_allclose(transform_points(points, pose), points @ pose[:3, :3].T + [1, 2, 3])
-    np.testing.assert_allclose(
-        transform_points(transform_points(points, pose), invert_pose(pose)), points, atol=1e-12
-    )
-    np.testing.assert_allclose(pose @ invert_pose(pose), np.eye(4), atol=1e-12)
 
 
 def test_points_without_a_place_are_left_out():
@@ -114,7 +71,7 @@ def test_what_the_camera_does_not_see_lands_nowhere():
     z = np.array([5, 5, 5, 5, -5, 0.4])
     _, valid = project_points(seen_at(pixels, z), CAMERA)
     assert not valid.any()
-    _, valid = project_points(seen_at(pixels, z), CAMERA, nearest=0.3)
+    _, valid = project_points(seen_at(pixels, z), CAMERA, min_depth=0.3)
     assert valid.sum() == 1
     depth, valid = project_points(np.zeros((0, 3), np.float32), CAMERA)
     assert not valid.any() and not depth.any()

@@ -119,7 +119,7 @@ def test_depth_of_another_size_is_one_line(tmp_path: Path):
     path = tmp_path / "val" / "a" / "depth.png"
     write_depth(path, CODES[:, :2])
     with pytest.raises(
-        UserError, match=r"is 2 x 2 pixels, but its picture image\.jpg 3 x 2"
+        UserError, match=r"is 2 x 2 pixels, but its image image\.jpg 3 x 2"
     ) as caught:
         opened(tmp_path).read("val/a")
     assert str(caught.value).startswith(f"{path}: ")

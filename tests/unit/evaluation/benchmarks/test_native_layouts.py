@@ -150,7 +150,7 @@ def test_scannet_brings_colour_to_the_raster_of_depth(tmp_path: Path):
 def test_scannet_does_not_squeeze_another_view(tmp_path: Path):
     picture(tmp_path / "scene0406_02/color/000300.jpg", 54, 96)
     counts(tmp_path / "scene0406_02/depth/000300.png", 48, 64)
-    with pytest.raises(UserError, match=r"is 64 x 48 pixels, but its picture 000300\.jpg 96 x 54"):
+    with pytest.raises(UserError, match=r"is 64 x 48 pixels, but its image 000300\.jpg 96 x 54"):
         read("scannet", tmp_path, SCANNET)
 
 
@@ -199,7 +199,7 @@ def test_two_sizes_are_one_line(
     tmp_path: Path, name: str, frame: str, write: Callable[[Path], None]
 ):
     write(tmp_path)
-    with pytest.raises(UserError, match=r"pixels, but its picture") as caught:
+    with pytest.raises(UserError, match=r"pixels, but its image") as caught:
         read(name, tmp_path, frame)
     assert "\n" not in str(caught.value)
 
