@@ -136,7 +136,7 @@ def table() -> str:
     """Returns the data sets as a table; those that need a package that is not here say so."""
     from modality_forcing.datasets.registry import NAMES, find_dataset
 
-    rows = [("name", "title", "unit", "splits", "licence")]
+    rows = [("name", "title", "unit", "splits", "license")]
     for name in NAMES:
         try:
             dataset = find_dataset(name)

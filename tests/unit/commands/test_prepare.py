@@ -13,7 +13,9 @@ import pytest
 from PIL import Image
 
 from modality_forcing.commands import prepare
+from modality_forcing.data.records import RecordSource
 from modality_forcing.datasets import registry
+from modality_forcing.datasets.common.lazy import LazySource
 from modality_forcing.errors import UserError
 from modality_forcing.storage.shards import Shards
 
@@ -90,8 +92,8 @@ def test_data_sets_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: p
     monkeypatch.setattr(registry, "find_dataset", find)
     run("--list")
     heading, folder, lacking = capsys.readouterr().out.splitlines()
-    assert heading.split() == ["name", "title", "unit", "splits", "licence"]
-    assert folder.startswith("folder   a folder of one's own ") and "relative" in folder
+    assert heading.split() == ["name", "title", "unit", "splits", "license"]
+    assert folder.startswith("folder   a folder of your own ") and "relative" in folder
     assert lacking == "lacking  data set lacking needs the package h5py; pip install it"
 
 
@@ -131,9 +133,11 @@ def test_what_makes_no_sense_is_told(
 def test_options_are_for_sets_that_have_some(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    plain = registry.Dataset(
-        "folder", "Some set", "metric", ("train",), "free", lambda root, split: []
-    )  # pyright: ignore
+    class Empty(registry.Dataset):
+        def open(self, root: Path, split: str) -> RecordSource:
+            return LazySource((), list)  # pyright: ignore[reportReturnType]
+
+    plain = Empty(name="folder", title="Some set", splits=("train",), license="free")
     monkeypatch.setattr(registry, "find_dataset", lambda name: plain)
     with pytest.raises(UserError, match="Some set has no options; leave --option out"):
         run(*FOLDER, f"--root={root}", f"--out={tmp_path / 'out'}")
