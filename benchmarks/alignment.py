@@ -8,17 +8,17 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from modality_forcing.evaluation.alignment import fit_affine_l1, fit_affine_l2, fit_scale_l1
+from modality_forcing.evaluation.alignment import align_affine_l1, align_affine_l2, align_scale_l1
 from modality_forcing.evaluation.depth_metrics import score
 
 
 def scenes(images: int, *size: int) -> tuple[np.ndarray, np.ndarray]:
-    """A prediction that is affine in the truth but for noise and a tenth of outliers."""
+    """A prediction that is affine in the target but for noise and a tenth of outliers."""
     rng = np.random.default_rng(0)
     pred = rng.gamma(2.0, 1.0, (images, *size))
-    truth = (2.5 * pred + 0.7) * np.exp(0.2 * rng.normal(size=pred.shape))
-    truth = np.where(rng.random(pred.shape) < 0.1, rng.uniform(0.1, 30, pred.shape), truth)
-    return pred.astype(np.float32), truth.astype(np.float32)
+    target = (2.5 * pred + 0.7) * np.exp(0.2 * rng.normal(size=pred.shape))
+    target = np.where(rng.random(pred.shape) < 0.1, rng.uniform(0.1, 30, pred.shape), target)
+    return pred.astype(np.float32), target.astype(np.float32)
 
 
 def milliseconds(call: Callable[[], object], repeats: int = 5) -> float:
@@ -35,20 +35,20 @@ def main() -> None:
     print(f"{jax.devices()[0].platform}, best of 5, milliseconds per image")
     print(f"{'alignment':<22}{'samples':>9}{'batch':>7}{'ms':>9}")
     for name, solve in (
-        ("affine L1", fit_affine_l1),
-        ("scale L1", fit_scale_l1),
-        ("affine L2", fit_affine_l2),
+        ("affine L1", align_affine_l1),
+        ("scale L1", align_scale_l1),
+        ("affine L2", align_affine_l2),
     ):
         run = jax.jit(solve)
         for samples in (256, 1024, 4096):
             for batch in (1, 32):
-                pred, truth = scenes(batch, samples)
-                weight = 1 / truth
-                elapsed = milliseconds(lambda: run(pred, truth, weight)) / batch
+                pred, target = scenes(batch, samples)
+                weight = 1 / target
+                elapsed = milliseconds(lambda: run(pred, target, weight)) / batch
                 print(f"{name:<22}{samples:>9}{batch:>7}{elapsed:>9.3f}")
     for height, width in ((32, 32), (64, 64), (480, 640)):
-        pred, truth = scenes(32, height, width)
-        elapsed = milliseconds(lambda: score(pred, truth, truth > 0), repeats=2) / 32
+        pred, target = scenes(32, height, width)
+        elapsed = milliseconds(lambda: score(pred, target, target > 0), repeats=2) / 32
         print(f"{'whole score ' + f'{width}x{height}':<31}{32:>7}{elapsed:>9.3f}")
 
 

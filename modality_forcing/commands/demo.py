@@ -156,15 +156,15 @@ def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, fl
 
 
 def _evaluate(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
-    from modality_forcing.evaluation.heldout import SHOWN
+    from modality_forcing.evaluation.heldout import EXAMPLES
     from modality_forcing.generator import Generator
     from modality_forcing.viz import images
 
     result = evaluator(Generator.from_checkpoint(workdir / "forcing"))
-    for name, shown in result.pictures.items():
+    for name, shown in result.images.items():
         write_file(workdir / "images" / f"{name}.png", images.png_bytes(_sheet(shown)))
-    write_file(workdir / "images" / "captions.json", json.dumps(evaluator.data.captions[:SHOWN]))
-    return result.numbers
+    write_file(workdir / "images" / "captions.json", json.dumps(evaluator.data.captions[:EXAMPLES]))
+    return result.metrics
 
 
 def _sheet(shown: dict[str, np.ndarray]) -> np.ndarray:
@@ -178,7 +178,7 @@ def _sheet(shown: dict[str, np.ndarray]) -> np.ndarray:
 
     def cell(x: np.ndarray, i: int) -> np.ndarray:
         if x.ndim == 3:
-            color = images.disparity_colours(x[i], None if valid is None else valid[i])
+            color = images.colorize_disparity(x[i], None if valid is None else valid[i])
         else:
             color = x[i] if x.dtype == np.uint8 else images.to_u8(x[i])
         return images.upscale(color, 96 // color.shape[0] or 1)
@@ -238,7 +238,7 @@ def format_summary(summary: dict[str, Any], workdir: Path) -> str:
         f"image to depth: AbsRel {i2d['absrel']:.3f}, delta1 {i2d['delta1']:.3f} "
         f"(constant {constant['absrel']:.3f}, row mean {rows['absrel']:.3f})\n"
         f"depth to image: AbsRel {d2i['absrel']:.3f} "
-        f"(another scene's image {d2i['absrel_unrelated']:.3f})\n"
+        f"(another scene's image {d2i['absrel_shuffled']:.3f})\n"
         f"{summary['seconds']['total']:.0f} s, {summary['peak_rss_mb']:.0f} MB peak\n"
         f"{workdir / 'report.html'}"
     )

@@ -1,229 +1,208 @@
-"""`mforce evaluate`: which of the four things that are scored was asked for, and which options it takes."""
+"""`mforce evaluate`: scores arrays, benchmarks, trajectories, or held-out records."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
+from modality_forcing.progress import print_stderr
+
+if TYPE_CHECKING:
+    from modality_forcing.evaluation.heldout import Evaluator
+    from modality_forcing.evaluation.protocols import Protocol
+    from modality_forcing.generator import Generator
 
 EXAMPLES = """examples:
   mforce evaluate --checkpoint runs/demo/forcing
-  mforce evaluate --checkpoint runs/demo/forcing --benchmark nyuv2 --root data/eval --protocol moge --ensemble 10
-  mforce evaluate --checkpoint runs/demo/forcing --sweep log2_alpha:-5..5
-  mforce evaluate --pred p.npz --truth g.npz --protocol moge --json
-arrays: `depth` [n h w] in both, `valid` bool [n h w] in the truth; with --align disparity, `disparity` in the first"""
+  mforce evaluate --checkpoint runs/demo/forcing --benchmark nyuv2 --root data/eval --ensemble 10
+  mforce evaluate --checkpoint runs/demo/forcing --trajectory-sweep log2_alpha:-5..5
+  mforce evaluate --pred pred.npz --target target.npz --protocol moge --json
+arrays: `depth` [n h w] in both files and `valid` bool [n h w] in the target;
+  with --align disparity, `disparity` in the prediction"""
 
-_MODEL = ("checkpoint", "text_encoder", "autoencoder", "steps", "solver", "seed")
-
-# What each use takes, besides --out and --json.
-_USES = {
-    "arrays (--pred, --truth)": ("pred", "truth", "protocol", "align", "depth_range", "strict"),
-    "a benchmark (--benchmark)": (
-        *(*_MODEL, "benchmark", "root", "list", "view", "ensemble", "ensemble_mode"),
-        *("protocol", "align", "depth_range", "strict"),
-    ),
-    "a sweep (--sweep)": (*_MODEL, "sweep", "examples", "estimator", "pictures"),
-    "a checkpoint's own records (--checkpoint alone)": (
-        *_MODEL,
-        "examples",
-        "estimator",
-        "pictures",
-    ),
-}
-_ARRAYS, _BENCHMARK, _SWEEP, _RECORDS = _USES
 _OUT = Path("runs/evaluation")
+_MODEL = ("checkpoint", "text_encoder", "autoencoder", "steps", "solver", "seed")
+_PROTOCOL = ("protocol", "align", "depth_range", "strict")
+_BENCHMARK = ("benchmark", "root", "frame_list", "view", "ensemble", "ensemble_mode")
+_RECORDS = ("examples", "estimator", "save_images")
+
+
+class Mode(NamedTuple):
+    """What is evaluated: its name in messages, its options besides --out and --json, its main."""
+
+    name: str
+    options: tuple[str, ...]
+    main: Callable[[argparse.Namespace], None]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a workdir, its checkpoints/ or one step of it")
-    add("--text-encoder", metavar="umt5:PATH", help="frozen, if not where the config says")
-    add("--autoencoder", metavar="flux2:PATH", help="frozen, if not where the config says")
+    add("--text-encoder", metavar="umt5:PATH", help="frozen, if not at the config's path")
+    add("--autoencoder", metavar="flux2:PATH", help="frozen, if not at the config's path")
     add("--examples", type=positive_int, help="held-out records, instead of the config's")
-    add(
-        "--estimator",
-        help="judge of generated pictures: self (default), a folder of maps, or package.module:function",
-    )
-    add(
-        "--pictures",
-        type=Path,
-        help="write the generated pictures here, for an estimator of another program",
-    )
-    add(
-        "--sweep",
-        metavar="log2_alpha:FROM..TO",
-        help="joint generation along tilted trajectories, e.g. log2_alpha:-5..5",
-    )
-    add(
-        "--benchmark",
-        help="nyuv2, kitti, eth3d, scannet, diode, ibims1, sintel, ddad...; several with commas",
-    )
-    add("--root", type=Path, help="the folder that the benchmark is unpacked in")
-    add("--list", type=Path, help="frames to score, a name a line, instead of the official list")
-    add(
-        "--view",
-        help="what is scored: square (default, the model's own), moge (its published view) or frame (as stored)",
-    )
+    help = "depth of generated images: self (default), a folder of maps, package.module:function"
+    add("--estimator", help=help)
+    help = "write the generated images to this folder, for an external estimator"
+    add("--save-images", type=Path, help=help)
+    help = "joint generation along trajectories, e.g. log2_alpha:-5..5"
+    add("--trajectory-sweep", metavar="log2_alpha:FROM..TO", help=help)
+    help = "nyuv2, kitti, eth3d, scannet, diode, ibims1, sintel, ddad...; several with commas"
+    add("--benchmark", help=help)
+    add("--root", type=Path, help="the folder with the unpacked benchmark")
+    help = "frames to score, one name a line, instead of the official list"
+    add("--frame-list", type=Path, help=help)
+    help = "square (default, the model's own), moge (as published) or frame (as stored)"
+    add("--view", help=help)
     add("--ensemble", type=positive_int, help="samples of each frame, merged into one map (1)")
-    add("--ensemble-mode", choices=("scale", "affine"), help="what differs between samples (scale)")
+    help = "what may differ between samples (scale)"
+    add("--ensemble-mode", choices=("scale", "affine"), help=help)
     add("--seed", type=int, help="of the samples (benchmarks: 0; others: the config's)")
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--solver", choices=("euler", "heun"))
     add("--pred", type=Path, help="predicted depth, .npz")
-    add("--truth", type=Path, help="true depth and where it is known, .npz")
+    add("--target", type=Path, help="ground-truth depth and its valid mask, .npz")
     add("--protocol", help="moge (default), marigold or metric")
-    add("--align", help="affine, scale, disparity or none: what the prediction is known up to")
-    add("--depth-range", help="LEAST:MOST depth that is scored, e.g. 0.001:10")
-    add(
-        "--strict",
-        action="store_true",
-        default=None,
-        help="an aligned depth of 0 or less never counts as close",
-    )
-    add("--json", action="store_true", help="print JSON, with a row per image, not a table")
-    add(
-        "--out",
-        type=Path,
-        help=f"arrays and records: also write the JSON here; others: a folder ({_OUT})",
-    )
+    add("--align", help="what is unknown of the prediction: affine, scale, disparity or none")
+    add("--depth-range", metavar="MIN:MAX", help="range of scored depth, e.g. 0.001:10")
+    help = "an aligned depth of 0 or less never counts as an inlier"
+    add("--strict", action="store_true", default=None, help=help)
+    add("--json", action="store_true", help="print JSON with a row per image, not a table")
+    help = f"arrays and records: also write the JSON to this file; others: a folder ({_OUT})"
+    add("--out", type=Path, help=help)
 
 
 def main(options: argparse.Namespace) -> None:
-    """Scores what was asked for and prints it; raises UserError before any work for options that do not go together."""
-    use = which(options)
-    idle = sorted({name for names in _USES.values() for name in names} - set(_USES[use]))
-    for name in idle:
+    """Scores and prints the result; raises UserError first for options that do not combine."""
+    mode = parse_mode(options)
+    unused = sorted({name for other in MODES for name in other.options} - set(mode.options))
+    for name in unused:
         if getattr(options, name) is not None:
             raise UserError(
-                f"--{name.replace('_', '-')} is not for {use}",
+                f"--{name.replace('_', '-')} is not for {mode.name}",
                 hint="leave it out; see mforce evaluate --help",
             )
-    {_ARRAYS: _arrays, _BENCHMARK: _benchmarks, _SWEEP: _sweep, _RECORDS: _records}[use](options)
+    mode.main(options)
 
 
-def which(options: argparse.Namespace) -> str:
-    """Returns the use that the options name; raises UserError where they name none or lack what it needs."""
-    arrays = options.pred is not None or options.truth is not None
+def parse_mode(options: argparse.Namespace) -> Mode:
+    """Returns the mode that the options select; raises UserError for none or for two."""
+    arrays = options.pred is not None or options.target is not None
     if arrays == (options.checkpoint is not None):
         raise UserError(
             "nothing to score, or two things",
-            hint="give either --checkpoint, or --pred and --truth",
+            hint="give either --checkpoint, or --pred and --target",
         )
+    if options.benchmark is not None and options.trajectory_sweep is not None:
+        what = "--benchmark and --trajectory-sweep are two runs"
+        raise UserError(what, hint="give one of them")
     if arrays:
-        return _ARRAYS
-    if options.benchmark is not None and options.sweep is not None:
-        raise UserError("--benchmark and --sweep are two runs", hint="give one of them")
-    return (
-        _BENCHMARK
-        if options.benchmark is not None
-        else _SWEEP
-        if options.sweep is not None
-        else _RECORDS
+        return ARRAYS
+    if options.benchmark is not None:
+        return BENCHMARK
+    return RECORDS if options.trajectory_sweep is None else TRAJECTORY_SWEEP
+
+
+def _parse_protocol(options: argparse.Namespace) -> Protocol:
+    from modality_forcing.evaluation import arrays
+    from modality_forcing.evaluation.protocols import get_protocol
+
+    depth_range = options.depth_range and arrays.parse_depth_range(options.depth_range)
+    return get_protocol(
+        options.protocol or "moge",
+        options.align,
+        strict=bool(options.strict),
+        depth_range=depth_range,
     )
 
 
-def tell(line: str) -> None:
-    """Prints progress, apart from results."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def _protocol(options: argparse.Namespace):
-    from modality_forcing.evaluation import arrays
-    from modality_forcing.evaluation.protocols import protocol
-
-    bounds = None if options.depth_range is None else arrays.depth_range(options.depth_range)
-    return protocol(options.protocol or "moge", options.align, bool(options.strict), bounds)
-
-
-def _arrays(options: argparse.Namespace) -> None:
+def _evaluate_arrays(options: argparse.Namespace) -> None:
     from modality_forcing.evaluation import arrays
 
-    _check_file(options.out)
-    result = arrays.evaluate(options.pred, options.truth, _protocol(options))
-    _print(options, result, arrays.table(result))
+    _check_out_file(options.out)
+    result = arrays.evaluate_arrays(options.pred, options.target, _parse_protocol(options))
+    _print_result(options, result, arrays.to_text(result))
 
 
-def _records(options: argparse.Namespace) -> None:
-    _check_file(options.out)
-    generator, evaluator = _own_records(options, "i2d")
-    numbers = evaluator(generator).numbers
+def _evaluate_records(options: argparse.Namespace) -> None:
+    _check_out_file(options.out)
+    generator, evaluator = _load_evaluator(options, "i2d")
+    metrics: dict[str, object] = {**evaluator(generator).metrics}
     if evaluator.estimator is not None:
-        numbers["estimator"] = evaluator.estimator.name
-    _print(options, numbers, json.dumps(numbers, indent=1))
+        metrics["estimator"] = evaluator.estimator.name
+    _print_result(options, metrics, json.dumps(metrics, indent=1))
 
 
-def _sweep(options: argparse.Namespace) -> None:
+def _evaluate_trajectories(options: argparse.Namespace) -> None:
     from modality_forcing.atomic_io import check_folder
     from modality_forcing.evaluation import trajectory_sweep
-    from modality_forcing.train import checkpoint
+    from modality_forcing.train.checkpoint import resolve_checkpoint
 
-    values, out = trajectory_sweep.parse_range(options.sweep), options.out or _OUT
+    values, out = trajectory_sweep.parse_values(options.trajectory_sweep), options.out or _OUT
     check_folder(out, "--out")
-    generator, evaluator = _own_records(options, "joint")
-    result = trajectory_sweep.run(
-        generator, evaluator, values, out, checkpoint.resolve_checkpoint(options.checkpoint), tell
-    )
-    print(json.dumps(result, indent=1) if options.json else trajectory_sweep.table(result))
+    generator, evaluator = _load_evaluator(options, "joint")
+    checkpoint = resolve_checkpoint(options.checkpoint)
+    result = trajectory_sweep.run(generator, evaluator, values, out=out, checkpoint=checkpoint)
+    text = json.dumps(result, indent=1) if options.json else trajectory_sweep.to_markdown(result)
+    print(text)
 
 
-def _own_records(options: argparse.Namespace, task: str) -> tuple[Any, Any]:
-    """A generator and an evaluator of the records in its config; what cannot work is refused before records are made."""
-    from modality_forcing.evaluation import estimators
-    from modality_forcing.evaluation.heldout import Evaluator, with_examples
+def _load_evaluator(options: argparse.Namespace, task: str) -> tuple[Generator, Evaluator]:
+    """Returns a generator and the evaluator of its config; checks options before loading data."""
+    from modality_forcing.evaluation.estimators import parse_estimator
+    from modality_forcing.evaluation.heldout import Evaluator, with_num_examples
 
-    judge = estimators.parse(options.estimator or "self")
-    generator = _generator(options, options.seed)
-    config = (
-        with_examples(generator.config, options.examples) if options.examples else generator.config
-    )
+    estimator = parse_estimator(options.estimator or "self")
+    generator = _load_generator(options, options.seed)
+    config = generator.config
+    if options.examples:
+        config = with_num_examples(config, options.examples)
     generator.trajectory(task, config.sample)
-    return generator, Evaluator(config, judge, options.pictures)
+    return generator, Evaluator(config, estimator, options.save_images)
 
 
-def _benchmarks(options: argparse.Namespace) -> None:
+def _evaluate_benchmarks(options: argparse.Namespace) -> None:
     from modality_forcing.atomic_io import check_folder
-    from modality_forcing.evaluation import benchmark_run
-    from modality_forcing.evaluation.benchmark import Setup
-    from modality_forcing.evaluation.framing import view_name
+    from modality_forcing.evaluation.benchmark import (
+        InferenceOptions,
+        open_benchmarks,
+        run_benchmarks,
+    )
     from modality_forcing.evaluation.report import to_markdown
-    from modality_forcing.train import checkpoint
+    from modality_forcing.evaluation.views import parse_view
+    from modality_forcing.train.checkpoint import resolve_checkpoint
 
     if options.root is None:
-        raise UserError(
-            "--root is missing", hint="name the folder that the benchmark is unpacked in"
-        )
+        raise UserError("--root is missing", hint="name the folder with the unpacked benchmark")
     if options.ensemble_mode is not None and (options.ensemble or 1) == 1:
         raise UserError("--ensemble-mode is for several samples", hint="give --ensemble 10 as well")
-    chosen, out = _protocol(options), options.out or _OUT
+    protocol, out = _parse_protocol(options), options.out or _OUT
     check_folder(out, "--out")
-    setup = Setup(
-        view_name(options.view or "square"),
+    inference = InferenceOptions(
+        parse_view(options.view or "square"),
         options.ensemble or 1,
         options.ensemble_mode or "scale",
         options.seed or 0,
     )
-    opened = benchmark_run.open_all(options.benchmark, options.root, options.list)
-    generator = _generator(options, setup.seed)
-    results = benchmark_run.run(
-        generator,
-        checkpoint.resolve_checkpoint(options.checkpoint).name,
-        opened,
-        chosen,
-        setup,
-        out,
-        tell,
+    opened = open_benchmarks(options.benchmark, options.root, options.frame_list)
+    generator = _load_generator(options, inference.seed)
+    step = resolve_checkpoint(options.checkpoint).name
+    results = run_benchmarks(
+        generator, opened, protocol, inference, step=step, out=out, log=print_stderr
     )
-    told = results if len(results) > 1 else results[0]
-    print(json.dumps(told, indent=1) if options.json else to_markdown(results))
+    if options.json:
+        print(json.dumps(results if len(results) > 1 else results[0], indent=1))
+    else:
+        print(to_markdown(results))
 
 
-def _generator(options: argparse.Namespace, seed: int | None) -> Any:
+def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
     from modality_forcing.generator import Generator
 
     return Generator.from_checkpoint(
@@ -235,15 +214,30 @@ def _generator(options: argparse.Namespace, seed: int | None) -> Any:
     )
 
 
-def _check_file(out: Path | None) -> None:
+def _check_out_file(out: Path | None) -> None:
     if out is not None and out.is_dir():
         raise UserError("is a folder", where=out, hint="name a file with --out")
 
 
-def _print(options: argparse.Namespace, result: Any, table: str) -> None:
+def _print_result(options: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:
     from modality_forcing.atomic_io import write_file
 
-    text = json.dumps(result, indent=1)
+    json_text = json.dumps(result, indent=1)
     if options.out:
-        write_file(options.out, text)
-    print(text if options.json else table)
+        write_file(options.out, json_text)
+    print(json_text if options.json else text)
+
+
+ARRAYS = Mode("arrays (--pred, --target)", ("pred", "target", *_PROTOCOL), _evaluate_arrays)
+BENCHMARK = Mode(
+    "a benchmark (--benchmark)", (*_MODEL, *_BENCHMARK, *_PROTOCOL), _evaluate_benchmarks
+)
+TRAJECTORY_SWEEP = Mode(
+    "a trajectory sweep (--trajectory-sweep)",
+    (*_MODEL, "trajectory_sweep", *_RECORDS),
+    _evaluate_trajectories,
+)
+RECORDS = Mode(
+    "a checkpoint's own records (--checkpoint alone)", (*_MODEL, *_RECORDS), _evaluate_records
+)
+MODES = (ARRAYS, BENCHMARK, TRAJECTORY_SWEEP, RECORDS)

@@ -112,7 +112,7 @@ def table(found: Manifest, verified: bool = False) -> str:
 
 def sheet(source: RecordSource, records: int) -> np.ndarray:
     """Returns u8 [h w 3]: of each of a few records the picture, its depth over it, and its depth, with its name below."""
-    from modality_forcing.viz.images import captioned, grid
+    from modality_forcing.viz.images import add_caption, grid
 
     count = min(records, len(source))
     rows = []
@@ -122,7 +122,7 @@ def sheet(source: RecordSource, records: int) -> np.ndarray:
         name = f"{record.id}  {known:.1%} valid" + (f"  {record.caption}" if record.caption else "")
         picture = framed(record.image)
         rows.append(
-            [captioned(picture, name), overlay(record, over=True), overlay(record, over=False)]
+            [add_caption(picture, name), overlay(record, over=True), overlay(record, over=False)]
         )
     return grid(rows, labels=("picture", "depth over it", "depth"))
 
@@ -134,17 +134,17 @@ def overlay(record: Record, over: bool) -> np.ndarray:
     """
     import numpy as np
 
-    from modality_forcing.viz.images import UNKNOWN, disparity_colours
+    from modality_forcing.viz.images import INVALID_COLOR, colorize_disparity
 
     picture = framed(record.image)
-    canvas = (picture * 0.45).astype(np.uint8) if over else np.full_like(picture, UNKNOWN)
+    canvas = (picture * 0.45).astype(np.uint8) if over else np.full_like(picture, INVALID_COLOR)
     if not record.valid.any():
         return canvas
     (height, width), scale, (top, left) = record.depth.shape, *_fitting(record.depth.shape)
     row, column = np.nonzero(record.valid)
     order = np.argsort(-record.depth[row, column], kind="stable")  # the nearest is drawn last
     row, column = row[order], column[order]
-    colours = disparity_colours(record.depth, record.valid)[row, column]
+    colours = colorize_disparity(record.depth, record.valid)[row, column]
     lone = record.valid.mean() < _POINTS
     extent = max(int(np.ceil(scale)), _DOT if lone else 1)
     drawn = np.zeros(canvas.shape[:2], np.bool_)

@@ -1,1 +1,1 @@
-"""Evaluation of depth: protocols, alignment, metrics, benchmarks, ensembles, and a checkpoint's held-out scores."""
+"""Depth metrics and protocols, benchmarks, held-out evaluation and reports."""

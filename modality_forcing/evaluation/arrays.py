@@ -1,4 +1,4 @@
-"""`mforce evaluate --pred --truth`: scores arrays of depth, whoever made them, under a protocol."""
+"""`mforce evaluate --pred --target`: scores depth arrays of any origin under a protocol."""
 
 from __future__ import annotations
 
@@ -13,21 +13,26 @@ from modality_forcing.errors import UserError
 from modality_forcing.evaluation.depth_metrics import METRICS, mean_scores, score
 from modality_forcing.evaluation.protocols import Protocol
 
-_SAVE = "write it with numpy.savez_compressed(file, depth=...)"
+_SAVE = "write it with numpy.savez_compressed(file, {}=...)"
 
 
-def evaluate(pred: Path | None, truth: Path | None, protocol: Protocol) -> dict[str, Any]:
-    """Scores the `depth` (or `disparity`, where that is aligned) of one .npz against `depth` and `valid` of another.
+def evaluate_arrays(pred: Path | None, target: Path | None, protocol: Protocol) -> dict[str, Any]:
+    """Scores `depth` (or `disparity`) of one .npz against `depth` and `valid` of another.
 
-    Returns the protocol, the mean of each metric, the number of images scored and of those skipped because they have
-    nothing to score, and one row per image; what is not a number is None. Raises UserError for files that do not fit.
+    Returns the protocol, the mean of each metric, the number of images scored and skipped, and one
+    row per image; NaN becomes None. Raises UserError for invalid files.
     """
     key = "disparity" if protocol.align == "disparity" else "depth"
-    predicted, known = read(pred, "--pred", (key,))[key], read(truth, "--truth", ("depth", "valid"))
-    true, valid = known["depth"], known["valid"]
-    if not predicted.shape == true.shape == valid.shape:
-        told = f"{key} {predicted.shape} of the prediction, depth {true.shape} and valid {valid.shape} of the truth differ"
-        raise UserError(told, where=pred, hint="resize and order the prediction like the truth")
+    predicted = read_npz(pred, "--pred", (key,))[key]
+    arrays = read_npz(target, "--target", ("depth", "valid"))
+    depth, valid = arrays["depth"], arrays["valid"]
+    if not predicted.shape == depth.shape == valid.shape:
+        raise UserError(
+            f"the shapes of the prediction's {key} {predicted.shape}, the target's depth "
+            f"{depth.shape} and its valid {valid.shape} differ",
+            where=pred,
+            hint="resize and order the prediction like the target",
+        )
     if predicted.ndim != 3 or not predicted.size:
         raise UserError(
             f"{key} has shape {predicted.shape}, not [n h w]",
@@ -35,85 +40,75 @@ def evaluate(pred: Path | None, truth: Path | None, protocol: Protocol) -> dict[
             hint="stack the images along the first axis",
         )
     if valid.dtype != np.bool_ and not np.isin(valid, (0, 1)).all():
-        raise UserError(
-            "`valid` holds other values than true and false", where=truth, hint="save a mask"
-        )
+        raise UserError("`valid` has values other than 0 and 1", where=target, hint="save a mask")
     valid = valid.astype(bool)
     if not valid.any():
-        raise UserError(
-            "no pixel of it is valid", where=truth, hint="nothing can be scored; check `valid`"
-        )
-    if not (np.isfinite(true) & (true > 0))[valid].all():
+        raise UserError("no pixel is valid", where=target, hint="check `valid`")
+    if not (np.isfinite(depth) & (depth > 0))[valid].all():
         raise UserError(
             "depth is not finite and positive everywhere it is valid",
-            where=truth,
-            hint="take such pixels out of `valid`",
+            where=target,
+            hint="set `valid` to False there",
         )
 
-    scores = score(predicted, true, valid, protocol)
+    scores = score(predicted, depth, valid, protocol)
     rows = [
-        {"image": i, "pixels": int(valid[i].sum())}
-        | {name: _number(float(x[i])) for name, x in scores._asdict().items()}
-        for i in range(len(true))
+        {"index": i, "valid_pixels": int(valid[i].sum())}
+        | {name: _finite(x[i].item()) for name, x in scores._asdict().items()}
+        for i in range(len(depth))
     ]
-    means = {
-        name: _number(x) if isinstance(x, float) else x for name, x in mean_scores(scores).items()
-    }
+    means = {name: _finite(x) for name, x in mean_scores(scores).items()}
     return {"protocol": protocol.to_dict(), **means, "rows": rows}
 
 
-def table(result: dict[str, Any]) -> str:
+def to_text(result: dict[str, Any]) -> str:
     """Returns the means as lines for a terminal."""
-    settings = Protocol.from_dict(result["protocol"])
-    lines = [
-        f"protocol {settings}; {result['images']} images scored, {result['skipped']} with nothing to score"
-    ]
-    lines += [
-        f"{name:<7} {'-' if result[name] is None else format(result[name], '.6f')}"
-        for name in METRICS
-    ]
+    counts = f"{result['images']} images scored, {result['skipped']} with nothing to score"
+    lines = [f"protocol {Protocol.from_dict(result['protocol'])}; {counts}"]
+    for name in METRICS:
+        value = result[name]
+        lines.append(f"{name:<7} {'-' if value is None else format(value, '.6f')}")
     return "\n".join(lines)
 
 
-def depth_range(text: str) -> tuple[float, float]:
-    """Reads LEAST:MOST; raises UserError if it is not two numbers."""
-    least, _, most = text.partition(":")
+def parse_depth_range(text: str) -> tuple[float, float]:
+    """Parses MIN:MAX; raises UserError if it is not two numbers."""
+    low, _, high = text.partition(":")
     try:
-        return float(least), float(most)
+        return float(low), float(high)
     except ValueError as error:
         raise UserError(
-            f"depth range {text!r} is not LEAST:MOST", hint="e.g. --depth-range 0.001:10"
+            f"depth range {text!r} is not MIN:MAX", hint="e.g. --depth-range 0.001:10"
         ) from error
 
 
-def read(path: Path | None, option: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Returns arrays of an .npz by name; raises UserError if the file or one of them is missing or not of numbers."""
+def read_npz(path: Path | None, option: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Returns arrays of an .npz by name; raises UserError if one is missing or not numeric."""
     if path is None:
         raise UserError(
-            f"{option} is missing", hint="give both --pred FILE.npz and --truth FILE.npz"
+            f"{option} is missing", hint="give both --pred FILE.npz and --target FILE.npz"
         )
+    save = _SAVE.format(keys[0])
     try:
-        with open(path, "rb") as opened:  # np.load would leave a damaged file open
-            archive = np.load(opened, allow_pickle=False)
+        with open(path, "rb") as file:  # np.load would leave a damaged file open
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError("is one bare array, not an .npz", where=path, hint=_SAVE)
-            if missing := [key for key in keys if key not in archive]:
-                has = ", ".join(archive.files) or "nothing"
-                raise UserError(
-                    f"has no array `{missing[0]}`, but {has}",
-                    where=path,
-                    hint=_SAVE.replace("depth", missing[0]),
-                )
+                raise UserError("is a single array, not an .npz", where=path, hint=save)
+            for key in keys:
+                if key not in archive:
+                    has = ", ".join(archive.files) or "nothing"
+                    what = f"has no array `{key}`, but {has}"
+                    raise UserError(what, where=path, hint=_SAVE.format(key))
             arrays = {key: archive[key] for key in keys}
     except FileNotFoundError as error:
         raise UserError("no such file", where=path, hint=f"check {option}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError("cannot be read as an .npz of numbers", where=path, hint=_SAVE) from error
+        raise UserError("cannot be read as an .npz of numbers", where=path, hint=save) from error
     for key, array in arrays.items():
         if array.dtype.kind not in "fiub":
-            raise UserError(f"`{key}` holds {array.dtype}, not numbers", where=path, hint=_SAVE)
+            raise UserError(f"`{key}` has type {array.dtype}, not numbers", where=path, hint=save)
     return arrays
 
 
-def _number(value: float) -> float | None:
+def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None

@@ -1,63 +1,144 @@
-"""A checkpoint's image-to-depth on a benchmark: every frame predicted once, kept, and scored under a protocol."""
+"""Image-to-depth of a checkpoint on benchmarks: frames are predicted once, stored and scored."""
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-import time
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from modality_forcing.atomic_io import write_file
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation.benchmarks.open import Opened
+from modality_forcing.evaluation import report
+from modality_forcing.evaluation.benchmarks.open import OpenedBenchmark, open_benchmark
 from modality_forcing.evaluation.benchmarks.registry import Benchmark
 from modality_forcing.evaluation.depth_metrics import DepthScores, concatenate, score
 from modality_forcing.evaluation.ensemble import ensemble
-from modality_forcing.evaluation.framing import Scored, ViewName, placed, scored
-from modality_forcing.evaluation.predictions import Predictions, names_digest
+from modality_forcing.evaluation.predictions import PredictionStore, names_digest
 from modality_forcing.evaluation.protocols import Protocol
+from modality_forcing.evaluation.report import BenchmarkScores
+from modality_forcing.evaluation.resample import resize_prediction
+from modality_forcing.evaluation.views import EvalFrame, ViewName, make_eval_frame
 from modality_forcing.generator import Generator, num_steps
+from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.state import params_hash
+from modality_forcing.viz import images
 
 T = TypeVar("T")
 U = TypeVar("U")
+Log = Callable[[str], None]
 
 _READERS = 4  # threads that read and warp frames ahead of the device
-_PIXELS_AT_ONCE = 2**24  # of truth kept in memory beside a batch
+_PIXELS_PER_BATCH = 2**24  # of targets in memory beside a batch
 
 
 @dataclass(frozen=True)
-class Setup:
-    """How frames are shown to the model and its samples made one map; predictions depend on nothing else of the options."""
+class InferenceOptions:
+    """How frames are shown to the model and its samples are merged into one map."""
 
     view: ViewName = "square"
-    samples: int = 1  # of each frame, ensembled where there are more than one
-    known_up_to: Literal["scale", "affine"] = (
-        "scale"  # what the ensemble takes to differ between samples
-    )
+    samples: int = 1  # of each frame; several are ensembled
+    ensemble_mode: Literal["scale", "affine"] = "scale"  # what may differ between samples
     seed: int = 0
 
 
-class Scores(NamedTuple):
-    """What a benchmark gave, frame by frame."""
+def open_benchmarks(
+    names: str, root: Path, frame_list: Path | None = None
+) -> list[OpenedBenchmark]:
+    """Opens the benchmarks of a comma-separated list, each checked to be complete.
 
-    each: DepthScores  # [n]
-    pixels: np.ndarray  # i64 [n], of known truth in the view
-    uncertainty: (
-        np.ndarray
-    )  # f32 [n], the mean over the view, in parts of the greatest depth; 0 of a single sample
-    cameras: int  # frames that came with intrinsics
-    predicted: int  # frames that had no kept prediction
+    frame_list: a file of frame names, instead of the official list. Raises UserError as
+    `open_benchmark` does, for an empty list, a repeated name, or several names with one frame list.
+    """
+    each = [name.strip() for name in names.split(",") if name.strip()]
+    if not each or len(set(each)) < len(each):
+        raise UserError(
+            f"--benchmark {names!r} names no set, or one twice", hint="e.g. --benchmark nyuv2,diode"
+        )
+    if frame_list is not None and len(each) > 1:
+        raise UserError("--frame-list is for a single set", hint="evaluate the sets one by one")
+    return [open_benchmark(name, root, frame_list) for name in each]
 
 
-def for_benchmark(protocol: Protocol, benchmark: Benchmark) -> Protocol:
-    """Returns the protocol with what it fixes for this set: Marigold's range of depth and size of the fit.
+def run_benchmarks(
+    generator: Generator,
+    opened: Sequence[OpenedBenchmark],
+    protocol: Protocol,
+    options: InferenceOptions,
+    *,
+    step: str,
+    out: Path,
+    log: Log = lambda line: None,
+) -> list[dict[str, Any]]:
+    """Evaluates a model, saved at training step `step`, and returns one result per benchmark.
 
-    A range that was asked for stays. Raises UserError where the set's truth has no metres and the protocol needs them.
+    Writes <out>/<set>_<protocol>_<digest>.json, .md and .png as each benchmark ends, and stores
+    predictions in <out>/predictions. Raises UserError before the first prediction if a benchmark
+    does not suit the model or the protocol.
+    """
+    protocols = [resolve_protocol(protocol, one.benchmark) for one in opened]
+    check_supported(generator, options, protocol)
+    results = []
+    for one, resolved in zip(opened, protocols, strict=True):
+        identity = prediction_identity(generator, one, options)
+        store = PredictionStore(out / "predictions", identity, generator.config.data.resolution)
+        scores = evaluate_benchmark(generator, one, resolved, options, store=store, log=log)
+        checkpoint = {"name": generator.config.name, "step": step, "weights": identity["weights"]}
+        about = {
+            "view": identity["view"],
+            "sampling": identity["sampling"],
+            "checkpoint": checkpoint,
+            "predictions_digest": store.digest,
+        }
+        result = report.make_result(one, scores, resolved, about)
+        stem = _result_path(out, one.benchmark, resolved, store.digest)
+        write_file(stem.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
+        write_file(stem.with_suffix(".md"), report.to_markdown([result]))
+        if result["images"]:
+            load = _example_loader(generator, one, resolved, options, store)
+            sheet = report.example_sheet(scores.per_image, load, resolved)
+            write_file(stem.with_suffix(".png"), images.png_bytes(sheet))
+        log(f"{stem}.json, .md, .png")
+        results.append(result)
+    return results
+
+
+def _result_path(out: Path, benchmark: Benchmark, protocol: Protocol, digest: str) -> Path:
+    text = json.dumps([digest, protocol.to_dict()], sort_keys=True)
+    suffix = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return out / f"{benchmark.name}_{protocol.name}-{protocol.align}_{suffix}"
+
+
+def _example_loader(
+    generator: Generator,
+    opened: OpenedBenchmark,
+    protocol: Protocol,
+    options: InferenceOptions,
+    store: PredictionStore,
+) -> report.ExampleLoader:
+    resolution = generator.config.data.resolution
+
+    def load(index: int) -> tuple[EvalFrame, np.ndarray]:
+        frame = make_eval_frame(opened[index], opened.benchmark, options.view, resolution)
+        stored = store.get(index)
+        assert stored is not None, "predicted a moment ago"
+        return frame, to_alignment_space(resize_prediction(stored[0], frame.target.shape), protocol)
+
+    return load
+
+
+def resolve_protocol(protocol: Protocol, benchmark: Benchmark) -> Protocol:
+    """Returns the protocol with the benchmark's depth range and alignment size (Marigold's).
+
+    A range given by the user takes precedence. Raises UserError if the protocol needs meters and
+    the benchmark has none.
     """
     if protocol.align == "none" and not benchmark.metric:
         raise UserError(
@@ -66,155 +147,160 @@ def for_benchmark(protocol: Protocol, benchmark: Benchmark) -> Protocol:
         )
     if protocol.name == "moge" or protocol.depth_range is not None or benchmark.depth_range is None:
         return protocol
-    fit_side = benchmark.fit_side if protocol.name == "marigold" else None
     return replace(
         protocol,
         depth_range=benchmark.depth_range,
-        masks_truth=benchmark.range_masks_truth,
-        fit_side=fit_side,
+        masks_target=benchmark.range_masks_target,
+        align_max_side=benchmark.align_max_side if protocol.name == "marigold" else None,
     )
 
 
-def check(generator: Generator, setup: Setup, protocol: Protocol) -> None:
-    """Raises UserError for a model without image-to-depth and for an alignment that its depth does not allow."""
+def check_supported(generator: Generator, options: InferenceOptions, protocol: Protocol) -> None:
+    """Raises UserError for a model without image-to-depth, or an unsupported alignment."""
     generator.trajectory("i2d", generator.config.sample)
     if protocol.align == "none":
-        hint = "choose --protocol moge or marigold; metric scores are for arrays (--pred, --truth)"
-        raise UserError("the model's depth has no unit, so it cannot be scored as it is", hint=hint)
-    if setup.samples > 1 and setup.known_up_to == "affine" and protocol.align != "affine":
-        hint = "use --ensemble-mode scale, or --align affine"
         raise UserError(
-            f"an affine ensemble has no zero, which alignment {protocol.align!r} needs", hint=hint
+            "the model's depth has no unit, so it cannot be scored without alignment",
+            hint="choose --protocol moge or marigold; metric is for arrays (--pred, --target)",
+        )
+    if options.samples > 1 and options.ensemble_mode == "affine" and protocol.align != "affine":
+        raise UserError(
+            f"an affine ensemble has no zero, which alignment {protocol.align!r} needs",
+            hint="use --ensemble-mode scale, or --align affine",
         )
 
 
-def identity(generator: Generator, opened: Opened, setup: Setup) -> dict[str, Any]:
-    """Returns all that predictions depend on: weights, network, frames, view, sampling."""
-    config = to_dict(generator.config)
-    ensembled = setup.known_up_to if setup.samples > 1 else None
+def prediction_identity(
+    generator: Generator, opened: OpenedBenchmark, options: InferenceOptions
+) -> dict[str, Any]:
+    """Returns everything that predictions depend on: weights, network, frames, view, sampling."""
+    config = generator.config
+    network = {k: v for k, v in to_dict(config).items() if k in ("model", "text", "modalities")}
+    sampling = sampling_options(generator) | {
+        "samples": options.samples,
+        "ensemble": options.ensemble_mode if options.samples > 1 else None,
+        "seed": options.seed,
+    }
     return {
         "weights": params_hash(generator.params),
-        "network": {k: config[k] for k in ("model", "text", "modalities")}
-        | {"t_min": generator.config.train.t_min},
+        "network": network | {"t_min": config.train.t_min},
         "frames": {
             "benchmark": opened.benchmark.name,
             "layout": opened.layout,
             "names": names_digest(opened.names),
         },
-        "view": {"name": setup.view, "resolution": generator.config.data.resolution},
-        "sampling": sampling(generator)
-        | {"samples": setup.samples, "ensemble": ensembled, "seed": setup.seed},
+        "view": {"name": options.view, "resolution": config.data.resolution},
+        "sampling": sampling,
     }
 
 
-def sampling(generator: Generator) -> dict[str, Any]:
+def sampling_options(generator: Generator) -> dict[str, Any]:
     """Returns the options that image-to-depth depends on."""
     options = generator.config.sample
-    given = generator.trajectory("i2d", options)[1]
+    cond = generator.trajectory("i2d", options)[1]
     return {
         "steps": num_steps("i2d", options),
         "solver": options.solver,
-        "mu": options.timestep_shift,
-        "guidance": {name: x for name, x in options.guidance.items() if name not in given},
+        "timestep_shift": options.timestep_shift,
+        "guidance": {name: x for name, x in options.guidance.items() if name not in cond},
     }
 
 
-def evaluate(
+def evaluate_benchmark(
     generator: Generator,
-    opened: Opened,
+    opened: OpenedBenchmark,
     protocol: Protocol,
-    setup: Setup,
-    kept: Predictions,
-    tell: Callable[[str], None] = lambda line: None,
-) -> Scores:
-    """Scores every frame of an opened benchmark; what `kept` lacks is predicted and kept, batch by batch.
+    options: InferenceOptions,
+    *,
+    store: PredictionStore,
+    log: Log = lambda line: None,
+) -> BenchmarkScores:
+    """Scores every frame; frames missing from the store are predicted and stored, by batches.
 
-    Frames are read by threads, ahead of the device. A frame's prediction depends on its index and the setup, not on the
-    batch it came in. Raises UserError for a damaged frame or if predictions cannot be written.
+    Threads read frames ahead of the device. A prediction depends on its frame index and the
+    options, not on its batch. Raises UserError for a damaged frame, or if a prediction cannot be
+    written.
     """
     parts: list[DepthScores] = []
-    pixels, uncertainty, cameras, predicted = [], [], 0, 0
-    progress = _Progress(opened.benchmark.title, len(opened), tell)
+    pixels, uncertainty, num_with_intrinsics, num_predicted = [], [], 0, 0
+    progress = ProgressMeter(opened.benchmark.title, len(opened), write=log)
+    progress.report(0)
     resolution = generator.config.data.resolution
 
-    def read(index: int) -> tuple[int, Scored]:
-        return index, scored(opened[index], opened.benchmark, setup.view, resolution)
+    def read(index: int) -> tuple[int, EvalFrame]:
+        return index, make_eval_frame(opened[index], opened.benchmark, options.view, resolution)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        frames = ahead(pool, read, range(len(opened)), 2 * _READERS)
-        for batch in batches(frames, generator.config.eval.batch):
-            found = {i: kept.get(i) for i, _ in batch}
-            missing = [(i, frame.image) for i, frame in batch if found[i] is None]
+        frames = prefetch_map(pool, read, range(len(opened)), 2 * _READERS)
+        for batch in batch_frames(frames, generator.config.eval.batch):
+            stored = {i: map_ for i, _ in batch if (map_ := store.get(i)) is not None}
+            missing = [(i, frame.model_image) for i, frame in batch if i not in stored]
             if missing:
-                found |= predict(generator, missing, setup, kept)
-            maps = [found[i] for i, _ in batch]
-            pred = np.stack(
-                [
-                    placed(both[0], frame.truth.shape)  # pyright: ignore[reportOptionalSubscript]
-                    for both, (_, frame) in zip(maps, batch, strict=True)
-                ]
-            )
-            truth, valid = (
-                np.stack([getattr(frame, name) for _, frame in batch])
-                for name in ("truth", "valid")
-            )
-            parts.append(score(as_aligned(pred, protocol), truth, valid, protocol))
+                stored |= predict(generator, missing, options, store)
+            maps = [stored[i] for i, _ in batch]
+            size = batch[0][1].target.shape
+            pred = np.stack([resize_prediction(depth, size) for depth, _ in maps])
+            target = np.stack([frame.target for _, frame in batch])
+            valid = np.stack([frame.valid for _, frame in batch])
+            parts.append(score(to_alignment_space(pred, protocol), target, valid, protocol))
             pixels += valid.sum(axis=(1, 2)).tolist()
-            uncertainty += [float(both[1].mean()) for both in maps]  # pyright: ignore[reportOptionalSubscript]
-            cameras += sum(frame.camera for _, frame in batch)
-            predicted += len(missing)
-            progress(len(batch), predicted)
-    return Scores(
-        concatenate(parts), np.array(pixels), np.array(uncertainty, np.float32), cameras, predicted
+            uncertainty += [float(spread.mean()) for _, spread in maps]
+            num_with_intrinsics += sum(frame.has_intrinsics for _, frame in batch)
+            num_predicted += len(missing)
+            progress.report(len(pixels), predicted=num_predicted)
+    return BenchmarkScores(
+        concatenate(parts),
+        np.array(pixels),
+        np.array(uncertainty, np.float32),
+        num_with_intrinsics,
+        num_predicted,
     )
 
 
-def as_aligned(pred: np.ndarray, protocol: Protocol) -> np.ndarray:
-    """Returns predicted depth as what the protocol aligns: itself, or its inverse."""
+def to_alignment_space(pred: np.ndarray, protocol: Protocol) -> np.ndarray:
+    """Returns predicted depth as what the protocol aligns: depth or disparity."""
     return 1 / np.maximum(pred, 1e-6) if protocol.align == "disparity" else pred
 
 
 def predict(
-    generator: Generator, frames: Sequence[tuple[int, np.ndarray]], setup: Setup, kept: Predictions
+    generator: Generator,
+    frames: Sequence[tuple[int, np.ndarray]],
+    options: InferenceOptions,
+    store: PredictionStore,
 ) -> dict[int, np.ndarray]:
-    """Returns depth and uncertainty f32 [2 r r] by index of frames (index, image u8 [r r 3]), and keeps them.
+    """Predicts and stores frames (index, image u8 [r r 3]) with empty captions.
 
-    One sample: its depth, no uncertainty. Several: their ensemble (evaluation/ensemble.py). Captions are empty.
+    Returns depth and uncertainty f32 [2 r r] by index. Several samples are ensembled
+    (`ensemble.ensemble`); the uncertainty of a single one is 0.
     """
     size = generator.config.eval.batch
     index = np.array([i for i, _ in frames])
-    at = np.minimum(
-        np.arange(size), len(frames) - 1
-    )  # one size, one compilation: the last frame is repeated
-    images = np.stack([image for _, image in frames])[at]
-    samples = [
-        generator.run(
-            "i2d",
-            [""] * size,
-            batch={"image": images},
-            seed=setup.seed,
-            index=index[at],
-            sample_index=k,
-        ).images["depth"]
-        for k in range(setup.samples)
+    # One batch size, one compilation: the last frame is repeated.
+    rows = np.minimum(np.arange(size), len(frames) - 1)
+    batch = {"image": np.stack([image for _, image in frames])[rows]}
+    inputs = {"batch": batch, "index": index[rows], "seed": options.seed}
+    outputs = [
+        generator.run("i2d", [""] * size, **inputs, sample_index=k) for k in range(options.samples)
     ]
-    maps = np.stack(samples, axis=1)[: len(frames)]  # [b e h w]
-    if setup.samples > 1:
-        merged = ensemble(maps, setup.known_up_to)
+    maps = np.stack([output.images["depth"] for output in outputs], axis=1)[
+        : len(frames)
+    ]  # [b e h w]
+    if options.samples > 1:
+        merged = ensemble(maps, options.ensemble_mode)
         depth, uncertainty = merged.depth, merged.uncertainty
     else:
         depth, uncertainty = maps[:, 0], np.zeros_like(maps[:, 0])
     return {
-        int(i): kept.put(int(i), d, u) for i, d, u in zip(index, depth, uncertainty, strict=True)
+        int(i): store.put(int(i), d, u) for i, d, u in zip(index, depth, uncertainty, strict=True)
     }
 
 
-def ahead(
-    pool: ThreadPoolExecutor, call: Callable[[T], U], items: Iterable[T], most: int
+def prefetch_map(
+    pool: ThreadPoolExecutor, call: Callable[[T], U], items: Iterable[T], depth: int
 ) -> Iterator[U]:
-    """Yields call(item) for each item in order, with at most `most` of them computed ahead."""
+    """Yields call(item) for each item in order, with at most `depth` of them computed ahead."""
     todo = iter(items)
-    running = [pool.submit(call, item) for item in itertools.islice(todo, most)]
+    running = [pool.submit(call, item) for item in itertools.islice(todo, depth)]
     try:
         while running:
             done = running.pop(0).result()
@@ -225,28 +311,16 @@ def ahead(
             future.cancel()
 
 
-def batches(frames: Iterator[tuple[int, Scored]], size: int) -> Iterator[list[tuple[int, Scored]]]:
-    """Yields frames in lists of one size of truth, of at most `size` and about sixteen million pixels."""
-    batch: list[tuple[int, Scored]] = []
+def batch_frames(
+    frames: Iterator[tuple[int, EvalFrame]], size: int
+) -> Iterator[list[tuple[int, EvalFrame]]]:
+    """Yields lists of at most `size` frames of one shape and about sixteen million pixels."""
+    batch: list[tuple[int, EvalFrame]] = []
     for index, frame in frames:
-        full = len(batch) >= min(size, max(1, _PIXELS_AT_ONCE // frame.truth.size))
-        if batch and (full or batch[0][1].truth.shape != frame.truth.shape):
+        full = len(batch) >= min(size, max(1, _PIXELS_PER_BATCH // frame.target.size))
+        if batch and (full or batch[0][1].target.shape != frame.target.shape):
             yield batch
             batch = []
         batch.append((index, frame))
     if batch:
         yield batch
-
-
-class _Progress:
-    def __init__(self, title: str, total: int, tell: Callable[[str], None]):
-        self.title, self.total, self.tell = title, total, tell
-        self.done, self.started = 0, time.monotonic()
-
-    def __call__(self, more: int, predicted: int) -> None:
-        self.done += more
-        rate = self.done / max(time.monotonic() - self.started, 1e-9)
-        left = int((self.total - self.done) / rate)
-        self.tell(
-            f"{self.title}  {self.done}/{self.total}  {rate:.1f}/s  ETA {left // 60}:{left % 60:02d}  predicted {predicted}"
-        )

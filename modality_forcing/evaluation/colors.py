@@ -1,4 +1,4 @@
-"""Does a picture show the colours that its caption names? A plain measure of whether generation heeds the text."""
+"""Color recall: how many of a caption's color words its image shows. Measures text following."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# Hue in degrees (from, to), for strong colours: hue survives light and shadow where lightness does not.
+# Hue in degrees (from, to), for saturated colors: hue is robust to lighting, lightness is not.
 _HUES = {
     "red": (345, 15),
     "orange": (18, 43),
@@ -18,75 +18,76 @@ _HUES = {
     "purple": (258, 305),
     "magenta": (285, 325),
 }
-_STRONG, _LIT = (
-    0.55,
-    0.12,
-)  # least saturation (skies and walls stay below) and value (hue of the nearly black is noise)
-_AREA = 0.006  # share of the picture: six pixels of 32 x 32, a small thing with every other stripe in another tone
-_SAME = {"violet": "purple", "grey": "gray"}
-COLOURS = (*_HUES, "pink", "brown", "white", "black", "gray")
-_WORDS = re.compile(rf"\b({'|'.join((*COLOURS, *_SAME))})\b", re.IGNORECASE)
+_MIN_SATURATION = 0.55  # skies and walls are below
+_MIN_VALUE = 0.12  # the hue of the nearly black is noise
+# Share of the image: six pixels of 32 x 32, a small object with every other stripe in another tone.
+_MIN_AREA = 0.006
+_SYNONYMS = {"violet": "purple", "grey": "gray"}
+COLORS = (*_HUES, "pink", "brown", "white", "black", "gray")
+_WORDS = re.compile(rf"\b({'|'.join((*COLORS, *_SYNONYMS))})\b", re.IGNORECASE)
 
 
-def named_colours(caption: str) -> set[str]:
-    """The colours a caption names in English, under one name each."""
+def named_colors(caption: str) -> set[str]:
+    """Returns the colors that an English caption names, synonyms merged."""
     words: list[str] = [word.lower() for word in _WORDS.findall(caption)]
-    return {_SAME.get(word, word) for word in words}
+    return {_SYNONYMS.get(word, word) for word in words}
 
 
-def colour_present(image: np.ndarray, colour: str) -> bool:
-    """Whether enough pixels of a picture u8 [h w 3] have a colour; raises KeyError for a name not in COLOURS."""
-    return bool(_shows(image, colour).mean() >= _AREA)
+def color_recall(images: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
+    """Returns the share of color words found in the caption's own image, and in other images.
 
+    `chance` compares each caption with every image whose caption names a different set of colors.
+    Each of the `words` counts alike. NaN where no caption names a color, or no two captions differ.
 
-def colour_word_score(images: np.ndarray, captions: Sequence[str]) -> dict[str, float]:
-    """Of the colour words in captions, the share `found` in the caption's own picture, and by `chance` in the others.
-
-    images u8 [n h w 3], one per caption. Chance is each caption against every picture whose caption names another set
-    of colours. Every word counts alike, `words` of them; NaN where no caption names a colour, or no two differ.
+    images: u8 [n h w 3], one per caption.
     """
-    named = [named_colours(caption) for caption in captions]
+    named = [named_colors(caption) for caption in captions]
     shown = {
-        colour: _shows(images, colour).mean(axis=(1, 2)) >= _AREA for colour in set().union(*named)
+        color: _color_mask(images, color).mean(axis=(1, 2)) >= _MIN_AREA
+        for color in set().union(*named)
     }
-    found, chance = [], []
-    for i, colours in enumerate(named):
-        others = [j for j, theirs in enumerate(named) if theirs != colours]
-        for colour in colours:
-            found.append(shown[colour][i])
+    recall, chance = [], []
+    for i, colors in enumerate(named):
+        others = [j for j, theirs in enumerate(named) if theirs != colors]
+        for color in colors:
+            recall.append(float(shown[color][i]))
             if others:
-                chance.append(shown[colour][others].mean())
-    return {"found": _mean(found), "chance": _mean(chance), "words": len(found)}
+                chance.append(float(shown[color][others].mean()))
+    return {"color_recall": _mean(recall), "chance": _mean(chance), "words": len(recall)}
 
 
 def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
-def _shows(image: np.ndarray, colour: str) -> np.ndarray:
-    """The pixels that have a colour: u8 [... 3] -> bool [...]."""
-    hue, saturation, value = _hsv(image)
-    if colour in _HUES:
-        return _between(hue, *_HUES[colour]) & (saturation >= _STRONG) & (value >= _LIT)
-    return {
-        "pink": (_between(hue, 305, 360) | (hue <= 15))
-        & (saturation >= 0.2)
-        & (saturation < 0.6)
-        & (value >= 0.75),
-        "brown": _between(hue, 10, 43) & (saturation >= 0.4) & (value >= 0.2) & (value < 0.6),
-        "white": (saturation <= 0.08)
-        & (value >= 0.75),  # pale walls and clouds are that too: a weak word
-        "black": value <= 0.12,
-        "gray": (saturation <= 0.12) & (value > 0.2) & (value < 0.8),
-    }[colour]
+def _color_mask(image: np.ndarray, color: str) -> np.ndarray:
+    """Returns which pixels have a color: u8 [... 3] -> bool [...]."""
+    hue, saturation, value = _to_hsv(image)
+    if color in _HUES:
+        strong = (saturation >= _MIN_SATURATION) & (value >= _MIN_VALUE)
+        return _in_hue_range(hue, *_HUES[color]) & strong
+    match color:
+        case "pink":
+            pale = (saturation >= 0.2) & (saturation < 0.6) & (value >= 0.75)
+            return (_in_hue_range(hue, 305, 360) | (hue <= 15)) & pale
+        case "brown":
+            dark = (saturation >= 0.4) & (value >= 0.2) & (value < 0.6)
+            return _in_hue_range(hue, 10, 43) & dark
+        case "white":  # pale walls and clouds are white too: a weak word
+            return (saturation <= 0.08) & (value >= 0.75)
+        case "black":
+            return value <= 0.12
+        case "gray":
+            return (saturation <= 0.12) & (value > 0.2) & (value < 0.8)
+    raise KeyError(color)
 
 
-def _between(hue: np.ndarray, start: float, stop: float) -> np.ndarray:
+def _in_hue_range(hue: np.ndarray, start: float, stop: float) -> np.ndarray:
     return (hue >= start) & (hue <= stop) if start <= stop else (hue >= start) | (hue <= stop)
 
 
-def _hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Hue in degrees, saturation and value in [0, 1] of u8 [... 3]."""
+def _to_hsv(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns hue in degrees, saturation and value in [0, 1] of u8 [... 3]."""
     red, green, blue = np.moveaxis(image.astype(np.float32) / 255, -1, 0)
     value = np.maximum(np.maximum(red, green), blue)
     span = value - np.minimum(np.minimum(red, green), blue)

@@ -1,8 +1,8 @@
-"""Scores of predicted depth against ground truth: per image under a protocol, then the mean of a set, then over sets."""
+"""Depth metrics: per image under a protocol, then the mean of a set, then the mean over sets."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import NamedTuple
 
@@ -13,104 +13,103 @@ from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from modality_forcing.evaluation.alignment import (
-    Fit,
-    fit_affine_l1,
-    fit_affine_l2,
-    fit_scale_l1,
-    subsample,
+    Alignment,
+    align_affine_l1,
+    align_affine_l2,
+    align_scale_l1,
 )
-from modality_forcing.evaluation.crops import within
 from modality_forcing.evaluation.protocols import MOGE, Protocol
+from modality_forcing.evaluation.resample import subsample
 
-_PIXELS_AT_ONCE = 2**20
-_IMAGES_AT_ONCE = 32
-FLOOR = (
-    1e-6  # least depth of a clipped prediction (Marigold's), and of one whose logarithm is taken
-)
+_PIXELS_PER_CHUNK = 2**20
+_IMAGES_PER_CHUNK = 32
+# Least depth of a clipped prediction (Marigold's), and of one whose logarithm is taken.
+MIN_DEPTH = 1e-6
 
 
 class DepthScores(NamedTuple):
-    """One entry per image, f32 [n]; all NaN where there is nothing to score: fewer than two known pixels to fit, or none."""
+    """One entry per image, f32 [n]. All are NaN for an image without enough valid pixels.
+
+    That is fewer than two valid pixels to align on, or none to score.
+    """
 
     absrel: np.ndarray  # mean |p - g| / g, as a fraction (tables print it times 100)
-    delta1: np.ndarray  # share of pixels within a factor 1.25
+    delta1: np.ndarray  # share of pixels within a factor of 1.25
     delta2: np.ndarray  # ... 1.25^2
     delta3: np.ndarray  # ... 1.25^3
-    rmse: np.ndarray  # root of the mean squared error, in the unit of the truth
+    rmse: np.ndarray  # root mean squared error, in the unit of the target
     log10: np.ndarray  # mean |log10 p - log10 g|
     silog: np.ndarray  # standard deviation of ln p - ln g (KITTI prints it times 100)
-    scale: np.ndarray  # of the alignment; in disparity where that is aligned
+    scale: np.ndarray  # of the alignment; of disparity where that is aligned
     shift: np.ndarray
-    constant: np.ndarray  # 1 where the prediction was constant over what it was fitted to: any scale would have done, 0 was taken
+    constant_pred: np.ndarray  # 1 where the prediction was constant, so that scale 0 was taken
 
 
 METRICS = ("absrel", "delta1", "delta2", "delta3", "rmse", "log10", "silog")
 
 
 def score(
-    pred: np.ndarray, truth: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE
+    pred: np.ndarray, target: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE
 ) -> DepthScores:
-    """Scores each image over all its pixels of known truth, after the protocol's alignment.
+    """Scores each image over all its valid pixels, after the protocol's alignment.
 
-    pred, truth f32 [n h w] (pred: disparity where the protocol aligns that), valid bool [n h w]; truth must be positive
-    where valid. Images are spread over the local devices; no score depends on how, nor on the other images.
-    A prediction that is not finite at a known pixel scores infinity and 0: it must not pass for an image to skip.
+    Args:
+      pred: f32 [n h w]; disparity where the protocol aligns that.
+      target: f32 [n h w], positive where valid.
+      valid: bool [n h w].
+
+    Images are distributed over the local devices; no score depends on how, nor on other images.
+    A prediction that is not finite at a valid pixel scores infinity and 0: it must not pass for an
+    image to skip.
     """
     count, height, width = pred.shape
     devices = len(jax.local_devices())
-    chunk = max(1, min(_IMAGES_AT_ONCE, _PIXELS_AT_ONCE // (height * width)))
+    chunk = max(1, min(_IMAGES_PER_CHUNK, _PIXELS_PER_CHUNK // (height * width)))
     chunk = -(-min(chunk, max(count, 1)) // devices) * devices
-    run, place = _compiled(protocol)
+    compiled, sharding = _compile(protocol)
     parts = []
     for start in range(0, count, chunk):
         rows = slice(start, start + chunk)
-        part = (
+        n = len(pred[rows])
+        padding = ((0, chunk - n), (0, 0), (0, 0))  # one shape, one compilation
+        arrays = (
             np.asarray(pred[rows], np.float32),
-            np.asarray(truth[rows], np.float32),
+            np.asarray(target[rows], np.float32),
             np.asarray(valid[rows], bool),
         )
-        missing = chunk - len(part[0])  # one size, one compilation
-        part = (jax.device_put(np.pad(x, ((0, missing), (0, 0), (0, 0))), place) for x in part)
-        parts.append([np.asarray(x)[: chunk - missing] for x in run(*part)])
-    if not parts:
-        return DepthScores(*(np.zeros(0, np.float32) for _ in DepthScores._fields))
-    return DepthScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        sharded = [jax.device_put(np.pad(x, padding), sharding) for x in arrays]
+        parts.append(DepthScores(*(np.asarray(x)[:n] for x in compiled(*sharded))))
+    return concatenate(parts)
 
 
 @cache
-def _compiled(protocol: Protocol):
-    """The scores of a protocol over the local devices, each with its own images, and where to put the images."""
+def _compile(protocol: Protocol):
+    """Returns the jitted scores of a protocol over the local devices, and the image sharding."""
     mesh = Mesh(np.array(jax.local_devices()), ("image",))
     spec = PartitionSpec("image")
-    each = jax.shard_map(
-        partial(_scores, protocol=protocol),
-        mesh=mesh,
-        in_specs=spec,
-        out_specs=spec,
-        check_vma=False,
-    )
-    return jax.jit(each), NamedSharding(mesh, spec)
+    scores = partial(_scores, protocol=protocol)
+    mapped = jax.shard_map(scores, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    return jax.jit(mapped), NamedSharding(mesh, spec)
 
 
-def _scores(pred: Array, truth: Array, valid: Array, *, protocol: Protocol) -> DepthScores:
-    valid = _within(truth, valid, protocol)
+def _scores(pred: Array, target: Array, valid: Array, *, protocol: Protocol) -> DepthScores:
+    valid = _mask_range(target, valid, protocol)
     broken = jnp.any(valid & ~jnp.isfinite(pred), axis=(1, 2))
     pred = jnp.where(valid & jnp.isfinite(pred), pred, 1)
-    truth = jnp.where(valid, truth, 1)
-    fit, constant = _fit(pred, truth, valid, protocol)
-    laid = _lay(pred, truth, valid, fit, protocol)
+    target = jnp.where(valid, target, 1)
+    alignment, constant = _align(pred, target, valid, protocol)
+    depth = _apply_alignment(pred, target, valid, alignment, protocol)
 
-    error = jnp.abs(laid - truth)
-    ratio = jnp.maximum(truth / laid, laid / truth)
+    error = jnp.abs(depth - target)
+    ratio = jnp.maximum(target / depth, depth / target)
     if protocol.strict:
-        ratio = jnp.where(laid > 0, ratio, jnp.inf)
-    logs = jnp.log(jnp.maximum(laid, FLOOR)) - jnp.log(
-        truth
-    )  # a depth that is not positive has no logarithm of its own
+        ratio = jnp.where(depth > 0, ratio, jnp.inf)
+    # A depth that is not positive has no logarithm of its own.
+    logs = jnp.log(jnp.maximum(depth, MIN_DEPTH)) - jnp.log(target)
     bias = _mean(logs, valid)
-    bound = 1e-6 if protocol.name == "moge" else 0.0  # as there: it matters in the seventh digit
+    epsilon = 1e-6 if protocol.name == "moge" else 0.0  # as in MoGe: matters in the seventh digit
     scores = [
-        _mean(error / (truth + bound), valid),
+        _mean(error / (target + epsilon), valid),
         *(_mean(ratio < 1.25**k, valid) for k in (1, 2, 3)),
         jnp.sqrt(_mean(error**2, valid)),
         _mean(jnp.abs(logs), valid) / jnp.log(10.0),
@@ -118,142 +117,148 @@ def _scores(pred: Array, truth: Array, valid: Array, *, protocol: Protocol) -> D
     ]
     worst = (jnp.inf, 0.0, 0.0, 0.0, jnp.inf, jnp.inf, jnp.inf)
     scores = [jnp.where(broken, bad, x) for x, bad in zip(scores, worst, strict=True)]
-    scores += [fit.scale, fit.shift, constant.astype(jnp.float32)]
-    return DepthScores(*(jnp.where(fit.ok, x, jnp.nan) for x in scores))  # pyright: ignore[reportArgumentType]
+    scores += [alignment.scale, alignment.shift, constant.astype(jnp.float32)]
+    return DepthScores(*(jnp.where(alignment.ok, x, jnp.nan) for x in scores))  # pyright: ignore[reportArgumentType]
 
 
-def aligned(
-    pred: np.ndarray, truth: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE
+def align_prediction(
+    pred: np.ndarray, target: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE
 ) -> np.ndarray:
-    """Returns predictions as depth f32 [n h w] in the unit of the truth, all pixels of them, as `score` compares them."""
+    """Returns all pixels of predictions as depth f32 [n h w] in the unit of the target."""
 
-    def lay(pred, truth, valid):
-        valid = _within(truth, valid, protocol)
-        known = jnp.where(valid & jnp.isfinite(pred), pred, 1), jnp.where(valid, truth, 1), valid
-        return _lay(pred, *known[1:], _fit(*known, protocol)[0], protocol)
+    @jax.jit
+    def align(pred, target, valid):
+        valid = _mask_range(target, valid, protocol)
+        clean = jnp.where(valid & jnp.isfinite(pred), pred, 1)
+        target = jnp.where(valid, target, 1)
+        alignment, _ = _align(clean, target, valid, protocol)
+        return _apply_alignment(pred, target, valid, alignment, protocol)
 
-    return np.asarray(
-        jax.jit(lay)(jnp.asarray(pred, jnp.float32), jnp.asarray(truth, jnp.float32), valid)
-    )
+    pred, target = np.asarray(pred, np.float32), np.asarray(target, np.float32)
+    return np.asarray(align(pred, target, valid))
 
 
-def _within(truth: Array, valid: Array, protocol: Protocol) -> Array:
-    if protocol.depth_range is None or not protocol.masks_truth:
+def _mask_range(target: Array, valid: Array, protocol: Protocol) -> Array:
+    if protocol.depth_range is None or not protocol.masks_target:
         return valid
-    return within(truth, valid, *protocol.depth_range)
+    low, high = protocol.depth_range
+    return valid & (target > low) & (target < high)  # ends excluded, as in Marigold and BTS
 
 
-def _fit(pred: Array, truth: Array, valid: Array, protocol: Protocol) -> tuple[Fit, Array]:
-    """What brings each prediction over its truth, and whether it was fitted to a constant."""
+def _align(pred: Array, target: Array, valid: Array, protocol: Protocol) -> tuple[Alignment, Array]:
+    """Returns the alignment, and whether the prediction was constant where it was aligned."""
     count = pred.shape[0]
     if protocol.align == "none":
         one, zero = jnp.ones(count, jnp.float32), jnp.zeros(count, jnp.float32)
-        return Fit(one, zero, zero, zero, jnp.any(valid, axis=(1, 2))), jnp.zeros(count, bool)
+        ok = jnp.any(valid, axis=(1, 2))
+        return Alignment(one, zero, zero, zero, ok), jnp.zeros(count, bool)
 
     disparity = protocol.align == "disparity"
     if protocol.name == "moge" and not disparity:
-        p, g, known = subsample(pred, truth, valid)  # [b n]
-        solve = fit_affine_l1 if protocol.align == "affine" else fit_scale_l1
-        fit = solve(p, g, jnp.where(known, 1 / g, 0))
+        p, g, used = subsample(pred, target, valid)  # [b n]
+        solve = align_affine_l1 if protocol.align == "affine" else align_scale_l1
+        alignment = solve(p, g, jnp.where(used, 1 / g, 0))
     else:
-        p, g, known = (
-            _picked(x, protocol.fit_side).reshape(count, -1) for x in (pred, truth, valid)
+        p, g, used = (
+            _downsample(x, protocol.align_max_side).reshape(count, -1)
+            for x in (pred, target, valid)
         )
         if protocol.name == "marigold" and disparity:
-            known = known & (p > 0)
-        fit = fit_affine_l2(p, 1 / g if disparity else g, known.astype(jnp.float32))
-    return fit, _spread(p, known) == 0 if protocol.align != "scale" else fit.scale == 0
+            used = used & (p > 0)
+        alignment = align_affine_l2(p, 1 / g if disparity else g, used.astype(jnp.float32))
+    if protocol.align == "scale":
+        return alignment, alignment.scale == 0
+    high = jnp.max(jnp.where(used, p, -jnp.inf), axis=-1)
+    return alignment, high - jnp.min(jnp.where(used, p, jnp.inf), axis=-1) == 0
 
 
-def _lay(pred: Array, truth: Array, valid: Array, fit: Fit, protocol: Protocol) -> Array:
-    """The prediction as depth [n h w], fitted and clipped."""
-    laid = (
-        pred
-        if protocol.align == "none"
-        else fit.scale[:, None, None] * pred + fit.shift[:, None, None]
-    )
+def _apply_alignment(
+    pred: Array, target: Array, valid: Array, alignment: Alignment, protocol: Protocol
+) -> Array:
+    """Returns the prediction as depth [n h w], aligned and clipped."""
+    depth = pred
+    if protocol.align != "none":
+        depth = alignment.scale[:, None, None] * pred + alignment.shift[:, None, None]
     if protocol.align == "disparity":
-        # Disparity below that of the farthest truth (MoGe), or below Marigold's constant, has no depth worth the name.
-        farthest = jnp.max(jnp.where(valid, truth, 0), axis=(1, 2), keepdims=True)
-        laid = 1 / jnp.maximum(
-            laid, 1 / jnp.maximum(farthest, FLOOR) if protocol.name == "moge" else 1e-3
-        )
+        # Disparity below that of the farthest target (MoGe) or below a constant (Marigold) is
+        # clipped: it has no meaningful depth.
+        least = 1e-3
+        if protocol.name == "moge":
+            farthest = jnp.max(jnp.where(valid, target, 0), axis=(1, 2), keepdims=True)
+            least = 1 / jnp.maximum(farthest, MIN_DEPTH)
+        depth = 1 / jnp.maximum(depth, least)
     if protocol.clips:
-        least, most = protocol.depth_range or (0.0, jnp.inf)
-        laid = jnp.clip(laid, max(least, FLOOR), most)
-    return laid
+        low, high = protocol.depth_range or (0.0, jnp.inf)
+        depth = jnp.clip(depth, max(low, MIN_DEPTH), high)
+    return depth
 
 
-def _picked(maps: Array, side: int | None) -> Array:
-    """Maps [n h w] at a longer side of at most `side`, each pixel one of theirs: torch's "nearest", as in Marigold's fit."""
+def _downsample(maps: Array, side: int | None) -> Array:
+    """Returns maps [n h w] at a longer side of at most `side`, by torch's "nearest" (Marigold)."""
     height, width = maps.shape[1:]
     if side is None or max(height, width) <= side:
         return maps
-    part = side / max(height, width)
+    factor = side / max(height, width)
     rows, columns = (
-        np.floor(np.arange(int(n * part)) * np.float32(1 / part)).astype(int)
+        np.floor(np.arange(int(n * factor)) * np.float32(1 / factor)).astype(int)
         for n in (height, width)
     )
     return maps[:, rows[:, None], columns]
 
 
-def _spread(values: Array, known: Array) -> Array:
-    return jnp.max(jnp.where(known, values, -jnp.inf), axis=-1) - jnp.min(
-        jnp.where(known, values, jnp.inf), axis=-1
-    )
-
-
 def _mean(values: Array, valid: Array) -> Array:
-    return jnp.sum(jnp.where(valid, values, 0), axis=(1, 2)) / jnp.maximum(
-        jnp.sum(valid, axis=(1, 2)), 1
-    )
+    total = jnp.sum(jnp.where(valid, values, 0), axis=(1, 2))
+    return total / jnp.maximum(jnp.sum(valid, axis=(1, 2)), 1)
 
 
-def concatenate(parts: list[DepthScores]) -> DepthScores:
-    """The scores of several batches as those of one."""
+def concatenate(parts: Sequence[DepthScores]) -> DepthScores:
+    """Returns the scores of several batches as those of one."""
+    if not parts:
+        return DepthScores(*(np.zeros(0, np.float32) for _ in DepthScores._fields))
     return DepthScores(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 def mean_scores(scores: DepthScores) -> dict[str, float]:
-    """The plain mean of each metric over the images, with the number of `images` in it and of those `skipped`."""
+    """Returns the mean of each metric over images, and how many `images` counted or `skipped`."""
     scored = ~np.isnan(scores.absrel)
-    means = {
-        m: float(np.mean(getattr(scores, m)[scored], dtype=np.float64))
-        if scored.any()
-        else float("nan")
-        for m in METRICS
-    }
+    means = {name: _mean_or_nan(getattr(scores, name)[scored]) for name in METRICS}
     return means | {"images": int(scored.sum()), "skipped": int((~scored).sum())}
 
 
 def mean_over_sets(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The plain mean of each metric over sets, each counting once whatever its size; sets with nothing scored are left out."""
+    """Returns the mean of each metric over sets, each weighted alike; empty sets are left out."""
     scored = [numbers for numbers in sets.values() if numbers["images"]]
-    means = {
-        m: float(np.mean([numbers[m] for numbers in scored])) if scored else float("nan")
-        for m in METRICS
-    }
-    return means | {
-        "sets": len(scored),
-        "images": sum(int(numbers["images"]) for numbers in scored),
-    }
+    means = {name: _mean_or_nan([numbers[name] for numbers in scored]) for name in METRICS}
+    images = sum(int(numbers["images"]) for numbers in scored)
+    return means | {"sets": len(scored), "images": images}
 
 
-def constant_scores(truth: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE) -> DepthScores:
-    """What the best constant per image scores: the bar for a model that has seen nothing of the picture."""
-    return score(np.ones_like(truth, np.float32), truth, valid, protocol)
+def _mean_or_nan(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.mean(values, dtype=np.float64)) if len(values) else float("nan")
+
+
+def constant_scores(
+    target: np.ndarray, valid: np.ndarray, protocol: Protocol = MOGE
+) -> DepthScores:
+    """Returns the scores of the best constant per image: the baseline that ignores the image."""
+    return score(np.ones_like(target, np.float32), target, valid, protocol)
 
 
 def row_mean_prediction(train_depth: np.ndarray, train_valid: np.ndarray) -> np.ndarray:
-    """The depth of each image row over training scenes, each scene divided by its own mean: a prediction f32 [h w].
+    """Returns the mean relative depth f32 [h w] of each image row over training scenes.
 
-    train_depth f32 [n h w], train_valid bool [n h w]. It knows that the ground is below and near, and nothing of the
-    picture. A row never seen valid takes the value of the nearest row that was. Raises ValueError if nothing is valid.
+    Each scene is divided by its own mean. The baseline captures that the ground is near and low,
+    and ignores the image. A row without valid pixels takes the nearest row's value. Raises
+    ValueError if no pixel is valid.
+
+    Args:
+      train_depth: f32 [n h w].
+      train_valid: bool [n h w].
     """
-    known = np.where(train_valid, train_depth, 0).astype(np.float64)
+    depth = np.where(train_valid, train_depth, 0).astype(np.float64)
     per_scene = train_valid.sum(axis=(1, 2))
-    scene_mean = known.sum(axis=(1, 2)) / np.maximum(per_scene, 1)
-    relative = known / np.where(per_scene > 0, scene_mean, 1)[:, None, None]
+    scene_mean = depth.sum(axis=(1, 2)) / np.maximum(per_scene, 1)
+    relative = depth / np.where(per_scene > 0, scene_mean, 1)[:, None, None]
     per_row = train_valid.sum(axis=(0, 2))
     seen = np.flatnonzero(per_row)
     if not len(seen):

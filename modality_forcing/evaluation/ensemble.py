@@ -1,19 +1,21 @@
-"""Several samples of one picture's depth to one map and its uncertainty, after Marigold (Ke et al., CVPR 2024).
+"""Ensembling of depth samples into one map and its uncertainty, after Marigold (Ke et al. 2024).
 
-Each member d_i may be scaled and shifted, a_i = s_i d_i + t_i. Marigold minimises
+Each member d_i may be scaled and shifted, a_i = s_i d_i + t_i. Marigold minimizes
 
-    J = sum_{i<j} sqrt(mean_pixels (a_i - a_j)^2) + 0.02 (|min M| + |1 - max M|),  M the pixelwise median or mean of a,
+    J = sum_{i<j} sqrt(mean_pixels (a_i - a_j)^2) + 0.02 (|min M| + |1 - max M|),
 
-and normalises M to [0, 1]. The pairwise sum is proportional to a common scale, so J has its minimum where M spans [0, 1]
-only while that sum is below 0.02; above it, as for any real ensemble, the minimum is J = 0.02 at constant maps, which hold
-no depth. Rounding keeps Marigold from there: parameters are float32, and a difference of 2^-26, SciPy's, does not change
-a scale of 0.5 or more. So from its start, each member's own normalisation, the scale alone does not move at all while maps
-stay below 2 (given in a unit 100 times smaller, they do collapse), and scale and shift move a little, to where the order
-in which pixels are added decides. tests/parity/test_marigold_ensemble.py has the numbers.
+with M the pixelwise median or mean of a, and normalizes M to [0, 1]. The pairwise sum is
+proportional to a common scale, so the minimum of J has M spanning [0, 1] only while that sum is
+below 0.02. Above it, as for any real ensemble, the minimum is J = 0.02 at constant maps, which hold
+no depth. Rounding keeps Marigold from there: parameters are float32, and SciPy's difference of
+2^-26 does not change a scale of 0.5 or more. From its start, each member's own normalization, the
+scale alone does not move at all while maps stay below 2 (in a unit 100 times smaller, they do
+collapse). Scale and shift move a little, to where the order of summation decides.
+tests/parity/test_marigold_ensemble.py has the numbers.
 
-What the second term is there for, a common scale and shift, the last normalisation does anyway. So here the pairwise sum
-alone is minimised, with the mean of the members' standard deviations kept. That is convex, takes no pixels but the
-members' correlations, has equal means as its shifts, and no need of a line search.
+The second term only fixes a common scale and shift, which the last normalization does anyway. So
+the pairwise sum alone is minimized here, at a fixed mean of the members' standard deviations. That
+is convex, needs only the members' correlations, has equal means as its shifts, and no line search.
 """
 
 from __future__ import annotations
@@ -27,100 +29,110 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-_ROUNDS = 200  # of the reweighting; samples of one picture take about five, unrelated maps twenty, maps turned round more
-_STILL = 1e-9  # change of the deviations, whose mean is 1, at which it ends
-_COINCIDE = 1e-7  # distance below which two members count as this far apart: 1/distance stays finite; float32 is no finer
-_CONSTANT = 1e-30  # range up to which a member counts as constant: one over it must be a float32
+Mode = Literal["affine", "scale"]
+Reduction = Literal["median", "mean"]
+
+# Reweighting steps: samples of one image take about five, unrelated maps twenty.
+_MAX_ITERATIONS = 200
+_CONVERGED = 1e-9  # change of the deviations, whose mean is 1
+_MIN_DISTANCE = 1e-7  # keeps 1 / distance finite; float32 is no finer
+_MIN_RANGE = 1e-30  # range of a constant member: its inverse must be a float32
 
 
 class Ensemble(NamedTuple):
-    """One map per ensemble; with a batch, every field has it in front."""
+    """One map per ensemble; with a batch, every field has a leading axis."""
 
-    depth: np.ndarray  # f32 [h w]; affine: 0 to 1; scale: at most 1, zero stays zero; 0 everywhere if no member is usable
-    uncertainty: (
-        np.ndarray
-    )  # f32 [h w], in the unit of depth: median |member - depth|, or the standard deviation
-    scale: (
-        np.ndarray
-    )  # f64 [e]: scale * member + shift is the member in the unit of depth; 0 for one left out
+    # f32 [h w]. affine: 0 to 1. scale: at most 1, zero stays zero. 0 if no member is used.
+    depth: np.ndarray
+    # f32 [h w], in the unit of depth: median |member - depth|, or the standard deviation.
+    uncertainty: np.ndarray
+    # f64 [e]: scale * member + shift is the member in the unit of depth; 0 if not used.
+    scale: np.ndarray
     shift: np.ndarray  # f64 [e]
-    loss: (
-        np.ndarray
-    )  # f64 []: the sum over pairs of root mean squared differences, in the unit of depth
-    used: np.ndarray  # bool [e]: False for a member left out: not finite, constant (affine) or nowhere positive (scale)
+    loss: np.ndarray  # f64 []: the pairwise sum of root mean squared differences
+    # bool [e]: False if not finite, constant (affine) or nowhere positive (scale).
+    used: np.ndarray
 
 
 def ensemble(
     maps: ArrayLike,
-    mode: Literal["affine", "scale"] = "affine",
-    reduction: Literal["median", "mean"] = "median",
+    mode: Mode = "affine",
+    *,
+    reduction: Reduction = "median",
     align: bool = True,
     max_side: int = 1024,
 ) -> Ensemble:
-    """The consensus of e depth maps [e h w], or of each of a batch [b e h w].
+    """Returns the consensus of e depth maps [e h w], or of each of a batch [b e h w].
 
-    mode: what is unknown of a member, scale and shift or the scale alone. The median of an even number is the lower
-    middle one, as torch has it; of two members that is the lesser, and their median uncertainty is 0. The affine result is
-    normalised by its least and greatest value, the other by its greatest. The scale of a member, if positive, and its
-    shift change nothing; a member against the trend of the others may get a negative scale.
+    The median of an even number is the lower middle one, as in torch; of two members that is the
+    lesser, and their median uncertainty is 0. A positive scale and a shift of a member change
+    nothing; a member against the trend of the others may get a negative scale.
 
-    align=False leaves members at their own normalisation, by least and greatest value or by the greatest: what Marigold
-    starts from and, for the scale alone of maps below 2, returns. Maps with a side above max_side are aligned on their
-    nearest-exact subsample of that side.
+    Args:
+      maps: depth [e h w] or [b e h w].
+      mode: what is unknown of a member: scale and shift, or the scale alone. The affine result is
+        normalized by its minimum and maximum, the other by its maximum.
+      reduction: median or mean over members.
+      align: False keeps each member's own normalization: Marigold's start, and its result for the
+        scale alone of maps below 2.
+      max_side: members with a longer side are aligned on a nearest-exact subsample of that side.
 
     Raises ValueError for another mode, reduction or shape.
     """
     members = np.asarray(maps, np.float32)
-    if mode not in ("affine", "scale") or reduction not in ("median", "mean"):
-        raise ValueError(
-            f"mode {mode!r} is affine or scale, reduction {reduction!r} is median or mean"
-        )
+    if mode not in ("affine", "scale"):
+        raise ValueError(f"mode {mode!r} is not affine or scale")
+    if reduction not in ("median", "mean"):
+        raise ValueError(f"reduction {reduction!r} is not median or mean")
     if members.ndim not in (3, 4) or 0 in members.shape[-3:]:
-        raise ValueError(f"an ensemble has shape [e h w] or [b e h w], this one {members.shape}")
+        raise ValueError(f"an ensemble has shape [e h w] or [b e h w], not {members.shape}")
+    merge = partial(
+        _ensemble,
+        affine=mode == "affine",
+        median=reduction == "median",
+        align=align,
+        max_side=max_side,
+    )
     if members.ndim == 3:
-        return _one(members, mode, reduction, align, max_side)
-    # One at a time: ten maps in double precision are large enough, and the solve is a small part of the time.
-    results = [_one(x, mode, reduction, align, max_side) for x in members]
-    if not results:
+        return merge(members)
+    if not len(members):
         b, e, h, w = members.shape
-        shapes = ((b, h, w), (b, h, w), (b, e), (b, e), (b,), (b, e))
-        return Ensemble(
-            *(
-                np.zeros(s, t)
-                for s, t in zip(shapes, ("f4", "f4", "f8", "f8", "f8", "?"), strict=True)
-            )
-        )
+        maps, params = np.zeros((b, h, w), np.float32), np.zeros((b, e))
+        return Ensemble(maps, maps.copy(), params, params.copy(), np.zeros(b), params.astype(bool))
+    # One at a time: ten maps in double precision are large, and the solve takes little of the time.
+    results = [merge(x) for x in members]
     return Ensemble(*(np.stack(column) for column in zip(*results, strict=True)))
 
 
-def _one(members: np.ndarray, mode: str, reduction: str, align: bool, max_side: int) -> Ensemble:
-    affine = mode == "affine"
+def _ensemble(
+    members: np.ndarray, *, affine: bool, median: bool, align: bool, max_side: int
+) -> Ensemble:
     finite = np.isfinite(members).all(axis=(1, 2))
-    flat = _subsampled(members, max_side).reshape(len(members), -1)
+    flat = _subsample(members, max_side).reshape(len(members), -1)
     # Range 0 where a pixel is not finite, as if constant: such a member is left out too.
     low, high = (
         np.where(finite, x, 0).astype(np.float64) for x in (flat.min(axis=1), flat.max(axis=1))
     )
     extent = high - low if affine else high
-    used = extent > _CONSTANT
+    used = extent > _MIN_RANGE
     scale, shift = np.zeros((2, len(members)))
     if not used.any():
         nothing = np.zeros(members.shape[1:], np.float32)
         return Ensemble(nothing, nothing.copy(), scale, shift, np.zeros(()), used)
-    mean, deviation, cosine = moments(flat[used], centred=affine)
+    mean, deviation, cosine = moments(flat[used], centered=affine)
     if align:
-        deviations, offsets = balance(cosine), np.zeros(len(mean))
+        deviations, offsets = minimize_pair_sum(cosine), np.zeros(len(mean))
     else:
         deviations = deviation / extent[used]
         offsets = (mean - low[used]) / extent[used] if affine else np.zeros(len(mean))
     factor = deviations / deviation
-    # Around the mean: of a member far from 0 in its own unit, float32 would lose digits in scale * member + shift.
-    around = mean.astype(np.float32)
-    placed = (x.astype(np.float32) for x in (factor, offsets + factor * (around - mean)))
-    depth, uncertainty = (
-        np.asarray(x) for x in _reduce(members[used], around, *placed, median=reduction == "median")
-    )
-    # Not in the jitted part: it may compute depth twice with two roundings, and the greatest would be 1.0000001.
+    # Around the mean: far from 0 in a member's own unit, float32 would lose digits.
+    center = mean.astype(np.float32)
+    shifted = (offsets + factor * (center - mean)).astype(np.float32)
+    reduced = _reduce(members[used], center, factor.astype(np.float32), shifted, median=median)
+    depth, uncertainty = (np.asarray(x) for x in reduced)
+    # Not in the jitted part: it may compute depth twice with two roundings, and the maximum would
+    # be 1.0000001.
     start = depth.min() if affine else np.float32(0)
     span = depth.max() - start
     span = span if span > 0 else np.float32(1)
@@ -130,26 +142,26 @@ def _one(members: np.ndarray, mode: str, reduction: str, align: bool, max_side: 
     return Ensemble((depth - start) / span, uncertainty / span, scale, shift, loss, used)
 
 
-def _subsampled(members: np.ndarray, max_side: int) -> np.ndarray:
-    """Members [e h w] by nearest-exact (the pixel under each centre) to at most max_side rows and columns."""
+def _subsample(members: np.ndarray, max_side: int) -> np.ndarray:
+    """Returns members [e h w] with at most max_side rows and columns, by nearest-exact."""
     size = members.shape[1:]
     if max(size) <= max_side:
         return members
-    rows, cols = (_centres(n, max(1, int(n * max_side / max(size)))) for n in size)
-    return members[:, rows[:, None], cols]
+    counts = [max(1, int(n * max_side / max(size))) for n in size]
+    rows, columns = (
+        ((np.arange(count) + 0.5) * n / count).astype(int)
+        for n, count in zip(size, counts, strict=True)
+    )
+    return members[:, rows[:, None], columns]
 
 
-def _centres(size: int, count: int) -> np.ndarray:
-    return ((np.arange(count) + 0.5) * size / count).astype(int)
+def moments(members: np.ndarray, *, centered: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns mean [e], deviation [e] and correlation [e e] of members [e n], in float64.
 
-
-def moments(members: np.ndarray, centred: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean [e], deviation [e] and correlation [e e] of members [e n] in double precision: all an alignment needs of them.
-
-    They are the Gram matrix of the members and 1. Not centred: mean 0, root mean square, and cosine.
+    Not centered: mean 0, root mean square and cosine. An alignment depends on nothing else.
     """
     values = members.astype(np.float64)
-    mean = values.mean(axis=1) if centred else np.zeros(len(values))
+    mean = values.mean(axis=1) if centered else np.zeros(len(values))
     values -= mean[:, None]
     gram = values @ values.T / values.shape[1]
     deviation = np.sqrt(np.diag(gram))
@@ -159,81 +171,79 @@ def moments(members: np.ndarray, centred: bool) -> tuple[np.ndarray, np.ndarray,
 def pair_sum(
     deviations: np.ndarray, cosine: np.ndarray, offsets: np.ndarray | float = 0.0
 ) -> tuple[float, np.ndarray]:
-    """The sum over pairs of root mean squared differences, and its gradient in the deviations [e].
+    """Returns the pairwise sum of root mean squared differences and its gradient [e].
 
-    Members have these deviations, these correlations [e e] and offsets as their means. Two that coincide add nothing to
-    the gradient, which is then a subgradient.
+    The gradient is in the deviations [e]; `cosine` [e e] are the correlations and `offsets` the
+    means. Two equal members add nothing to the gradient, which is then a subgradient.
     """
-    apart = _distances(deviations, cosine, offsets)
+    distance = _distances(deviations, cosine, offsets)
     i, j = np.triu_indices(len(deviations), 1)
-    return float(apart[i, j].sum()), _weighted(apart, cosine) @ deviations
+    return float(distance[i, j].sum()), _quadratic_form(distance, cosine) @ deviations
 
 
 def _distances(
     deviations: np.ndarray, cosine: np.ndarray, offsets: np.ndarray | float = 0.0
 ) -> np.ndarray:
     offsets = np.broadcast_to(offsets, deviations.shape)
-    # Not u^2 + v^2 - 2uvc: members are near each other, and all that is lost of the difference is the rounding of 1 - c.
-    squares = np.subtract.outer(deviations, deviations) ** 2 + 2 * (1 - cosine) * np.outer(
-        deviations, deviations
-    )
+    # Not u^2 + v^2 - 2uvc: members are close, and this form loses only the rounding of 1 - c.
+    squares = np.subtract.outer(deviations, deviations) ** 2
+    squares = squares + 2 * (1 - cosine) * np.outer(deviations, deviations)
     squares = np.maximum(squares + np.subtract.outer(offsets, offsets) ** 2, 0)
     np.fill_diagonal(squares, 0)
     return np.sqrt(squares)
 
 
-def _weighted(apart: np.ndarray, cosine: np.ndarray) -> np.ndarray:
-    """The matrix whose quadratic form in the deviations is the sum over pairs of squared distance / distance held fixed."""
-    weight = 1 / np.maximum(apart, _COINCIDE)
+def _quadratic_form(distance: np.ndarray, cosine: np.ndarray) -> np.ndarray:
+    """Returns the quadratic form of the pairwise sum of squared distance / fixed distance."""
+    weight = 1 / np.maximum(distance, _MIN_DISTANCE)
     np.fill_diagonal(weight, 0)
     return np.diag(weight.sum(axis=1)) - weight * cosine
 
 
-def balance(cosine: np.ndarray) -> np.ndarray:
-    """The deviations [e] of mean 1 with the least sum over pairs, given the correlations [e e].
+def minimize_pair_sum(cosine: np.ndarray) -> np.ndarray:
+    """Returns the deviations [e] of mean 1 with the least pairwise sum, given correlations [e e].
 
-    A sum of norms is convex. Weiszfeld's method: a quadratic above it that touches it here, minimised in closed form, again
-    and again; the sum never rises. Negative deviations are members turned round.
+    Weiszfeld's method on a sum of norms, which is convex: minimize a quadratic upper bound that is
+    tight at the current point, and repeat; the sum never rises. Negative deviations are members of
+    opposite sign.
     """
     count = len(cosine)
     deviations, ones = np.ones(count), np.ones(count)
-    for _ in range(_ROUNDS):
-        quadratic = _weighted(_distances(deviations, cosine), cosine)
-        # The mean is kept, so a penalty on it moves nothing, and copies of one map leave a matrix to invert.
+    for _ in range(_MAX_ITERATIONS):
+        quadratic = _quadratic_form(_distances(deviations, cosine), cosine)
+        # The mean is fixed, so a penalty on it moves nothing and makes copies of one map regular.
         quadratic += 1 + np.trace(quadratic) / count
-        # Not solve: of a map and its negative any two deviations are as good, and the least are taken.
+        # Not solve: for a map and its negative many deviations are optimal; take the least ones.
         step = np.linalg.lstsq(quadratic, ones, rcond=None)[0]
         step *= count / step.sum()
         change = np.abs(step - deviations).max()
         deviations = step
-        if change < _STILL:
+        if change < _CONVERGED:
             break
     return deviations
 
 
 @partial(jax.jit, static_argnames="median")
 def _reduce(
-    members: Array, around: Array, scale: Array, offset: Array, *, median: bool
+    members: Array, center: Array, scale: Array, offset: Array, *, median: bool
 ) -> tuple[Array, Array]:
-    """Middle and spread [h w] of members [e h w] so placed."""
-    around, scale, offset = (x[:, None, None] for x in (around, scale, offset))
-    aligned = scale * (members - around) + offset
+    """Returns consensus and uncertainty [h w] of scale * (members [e h w] - center) + offset."""
+    center, scale, offset = (x[:, None, None] for x in (center, scale, offset))
+    aligned = scale * (members - center) + offset
     if median:
         depth = _lower_median(aligned)
         return depth, _lower_median(jnp.abs(aligned - depth))
     depth = jnp.mean(aligned, axis=0)
-    # Of a sample, as torch has it; 0 for one member.
+    # The sample standard deviation, as in torch; 0 for one member.
     return depth, jnp.sqrt(jnp.sum((aligned - depth) ** 2, axis=0) / max(len(members) - 1, 1))
 
 
 def _lower_median(values: Array) -> Array:
-    """The lower middle [h w] of values [e h w]."""
+    """Returns the lower median [h w] of values [e h w]."""
     rows = list(values)
-    # Neighbours in turn: for a dozen members many times faster than a sort along an axis.
+    # Odd-even transposition: for a dozen members many times faster than a sort along an axis.
     for turn in range(len(rows)):
         for i in range(turn % 2, len(rows) - 1, 2):
-            rows[i], rows[i + 1] = (
-                jnp.minimum(rows[i], rows[i + 1]),
-                jnp.maximum(rows[i], rows[i + 1]),
-            )
+            pair = rows[i], rows[i + 1]
+            rows[i], rows[i + 1] = jnp.minimum(*pair), jnp.maximum(*pair)
     return rows[(len(rows) - 1) // 2]

@@ -1,7 +1,7 @@
-"""Depth estimators from outside: a judge of generated pictures that is not the model itself.
+"""External depth estimators: judges of generated images other than the model itself.
 
-An estimator's depth is laid over the model's by scale and shift, like any prediction under protocol moge. So it may have
-any unit and any offset, but must be depth: disparity, also up to scale and shift, would be judged as something it is not.
+An estimator's depth is aligned to the model's by scale and shift, as under protocol moge, so it may
+have any unit and offset. It must be depth: disparity would be scored as something it is not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -23,30 +23,37 @@ from modality_forcing.data.files import DECODE_ERRORS, MODES_16_BIT, read_depth,
 from modality_forcing.data.resize import Window, crop_resize_depth
 from modality_forcing.errors import UserError
 
-AT_ONCE = 32  # pictures of one call of somebody's function, whose memory is not known here
-_ROUNDING = 1.0  # mean difference in codes of 255 up to which two pictures are one, made on other devices: bfloat16 moves by 0.3
+BATCH_SIZE = 32  # images per call of a user's function, whose memory use is unknown
+# Mean difference in u8 codes up to which two images count as equal. The same weights on another
+# device move bfloat16 results by 0.3.
+_TOLERANCE = 1.0
+
+DepthMap = tuple[np.ndarray, np.ndarray]  # depth f32 [... h w] and valid bool [... h w]
 
 
 @runtime_checkable
 class Estimator(Protocol):
-    """Depth of pictures, by whatever means."""
+    """Estimates the depth of images."""
 
     @property
     def name(self) -> str:
-        """What results call it."""
+        """The name in results."""
         ...
 
-    def version(self, names: Sequence[str]) -> str:
-        """What its depth of pictures of these names depends on, besides the pictures; UserError where it will have none."""
+    def fingerprint(self, names: Sequence[str]) -> str:
+        """Returns what the depth of these images depends on, besides the images.
+
+        Raises UserError if there will be no depth for one of them.
+        """
         ...
 
-    def __call__(self, pictures: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Depth f32 [n h w], up to scale and shift, and where it is known bool [n h w], of pictures u8 [n h w 3]."""
+    def __call__(self, images: np.ndarray, names: Sequence[str]) -> DepthMap:
+        """Returns depth f32, up to scale and shift, and valid bool [n h w] of images [n h w 3]."""
         ...
 
 
-def parse(text: str) -> Estimator | None:
-    """Reads what a person names: a folder of maps, `module:function`, or `self`, which is None: the model's own i2d."""
+def parse_estimator(text: str) -> Estimator | None:
+    """Parses `self` (None: the model's own i2d), a folder of maps, or `module:function`."""
     if text == "self":
         return None
     if text and Path(text).is_dir():  # "" would be the current folder
@@ -58,165 +65,143 @@ def parse(text: str) -> Estimator | None:
 
 
 def from_folder(path: str | Path) -> Estimator:
-    """Returns an estimator that reads maps made elsewhere: of picture `name`, `name.npy` or else a 16-bit `name.png`.
+    """Returns an estimator that reads `name.npy`, or else a 16-bit `name.png`, of image `name`.
 
-    0, NaN and inf mean unknown. A map may be of another size with the picture's aspect; it is then read at the pixel under
-    each cell's centre (`crop_resize_depth`) and never interpolated. Where `name.png` is a picture, it must be the one judged:
-    maps of the pictures of another checkpoint are refused. Raises UserError if there is no such folder.
+    0, NaN and inf mean invalid. A map may have another size with the image's aspect ratio; it is
+    sampled at cell centers (crop_resize_depth) and never interpolated. If `name.png` is an image, it
+    must equal the judged one: maps of another checkpoint's images are refused. Raises UserError if
+    there is no such folder.
     """
     if not Path(path).is_dir():
         raise UserError("no such folder", where=path, hint="check --estimator")
-    return _Folder(Path(path))
+    return _FolderEstimator(Path(path))
 
 
 def from_callable(text: str) -> Estimator:
-    """Imports `package.module:function`, from the current folder too: pictures u8 [n h w 3] to depth [n h w], at most 32.
+    """Imports `package.module:function`, also from the current folder.
 
-    Its depth is read as that of a file is: 0, NaN and inf mean unknown, and its maps may have another size.
-    Raises UserError if it cannot be imported or is no function.
+    The function maps at most `BATCH_SIZE` images u8 [n h w 3] to depth [n h w]. 0, NaN and inf mean
+    invalid, and the maps may have another size. Raises UserError if it cannot be imported.
     """
     module, _, path = text.partition(":")
     if os.getcwd() not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # an installed command does not have it; last, so that it hides nothing
+        # Missing for an installed command; appended, so that it shadows nothing.
+        sys.path.append(os.getcwd())
     try:
-        found: Any = importlib.import_module(module)
+        imported = importlib.import_module(module)
     except Exception as error:  # whatever the file does when it is imported
+        what = f"cannot be imported ({_describe(error)})"
         hint = "check its name, and run where it can be imported"
-        raise UserError(f"cannot be imported ({_told(error)})", where=module, hint=hint) from error
-    source = getattr(found, "__file__", None)
+        raise UserError(what, where=module, hint=hint) from error
+    function: object = imported
     for part in path.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
-        raise UserError(
-            f"has no function {path}",
-            where=module,
-            hint="name one that takes pictures u8 [n h w 3]",
-        )
-    return _Function(text, found, source)
+        function = getattr(function, part, None)
+    if not callable(function):
+        hint = "name one that takes images u8 [n h w 3]"
+        raise UserError(f"has no function {path}", where=module, hint=hint)
+    return _FunctionEstimator(text, function, getattr(imported, "__file__", None))
 
 
-class _Folder:
+class _FolderEstimator:
     def __init__(self, path: Path):
         self.path, self.name = path, str(path)
 
-    def version(self, names: Sequence[str]) -> str:
-        maps = {name: self._map(name) for name in names}
-        missing = [name for name, path in maps.items() if path is None]
+    def fingerprint(self, names: Sequence[str]) -> str:
+        lines, missing = [], []
+        for name in names:
+            path = self._map_path(name)
+            if path is None:
+                missing.append(name)
+            else:
+                stat = path.stat()
+                lines.append(f"{name}{path.suffix} {stat.st_size} {stat.st_mtime_ns}")
         if missing:
-            told = f"{len(missing)} of {len(maps)} maps are missing, the first is {missing[0]}.npy (or .png of 16 bits)"
             raise UserError(
-                told,
+                f"{len(missing)} of {len(names)} maps are missing, "
+                f"the first is {missing[0]}.npy (or .png of 16 bits)",
                 where=self.path,
-                hint="write the pictures with --pictures, and a map for each under its name",
+                hint="write the images with --save-images, and a map for each under its name",
             )
-        stats = [
-            (name, path.suffix, path.stat()) for name, path in maps.items() if path is not None
-        ]
-        told = [f"{name}{suffix} {stat.st_size} {stat.st_mtime_ns}" for name, suffix, stat in stats]
-        return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
-    def __call__(self, pictures: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        self.version(names)
-        return _stacked(
-            [self._one(picture, name) for picture, name in zip(pictures, names, strict=True)]
-        )
+    def __call__(self, images: np.ndarray, names: Sequence[str]) -> DepthMap:
+        self.fingerprint(names)
+        return _stack([self._read(x, name) for x, name in zip(images, names, strict=True)])
 
-    def _one(self, picture: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, image: np.ndarray, name: str) -> DepthMap:
         beside = self.path / f"{name}.png"
-        if beside.is_file() and _is_picture(beside):
-            theirs = read_image(beside)
-            apart = (
-                np.inf
-                if theirs.shape != picture.shape
-                else np.abs(theirs.astype(np.float32) - picture).mean()
-            )
-            if apart > _ROUNDING:
-                hint = "write the pictures again with --pictures, and their maps"
-                raise UserError(
-                    "is not the picture that this checkpoint makes now", where=beside, hint=hint
-                )
-        path = self._map(name)
+        if beside.is_file() and _is_image(beside) and not _same_image(read_image(beside), image):
+            hint = "write the images again with --save-images, and their maps"
+            raise UserError("differs from this checkpoint's image", where=beside, hint=hint)
+        path = self._map_path(name)
         assert path is not None
-        depth, known = read_depth(path, scale=1.0)  # whatever the unit, it is aligned
-        return _placed(depth, known, picture, path)
+        depth, valid = read_depth(path, scale=1.0)  # the unit cancels in the alignment
+        return _resize(depth, valid, image, path)
 
-    def _map(self, name: str) -> Path | None:
+    def _map_path(self, name: str) -> Path | None:
         array, coded = self.path / f"{name}.npy", self.path / f"{name}.png"
         if array.is_file():
             return array
-        return coded if coded.is_file() and not _is_picture(coded) else None
+        return coded if coded.is_file() and not _is_image(coded) else None
 
 
-class _Function:
-    def __init__(self, name: str, function: Callable[[np.ndarray], Any], source: str | None):
+class _FunctionEstimator:
+    def __init__(self, name: str, function: Callable[..., object], source: str | None):
         self.name, self._function, self._source = name, function, source
 
-    def version(self, names: Sequence[str]) -> str:
-        source = Path(self._source) if self._source else None
-        return (
-            hashlib.sha256(source.read_bytes()).hexdigest()[:16]
-            if source and source.is_file()
-            else ""
-        )
+    def fingerprint(self, names: Sequence[str]) -> str:
+        source = Path(self._source or "")
+        return hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
 
-    def __call__(self, pictures: np.ndarray, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, images: np.ndarray, names: Sequence[str]) -> DepthMap:
         maps = []
-        for start in range(0, len(pictures), AT_ONCE):
-            part = pictures[start : start + AT_ONCE]
-            maps += [self._read(z, x) for z, x in zip(self._answer(part), part, strict=True)]
-        return _stacked(maps)
+        for start in range(0, len(images), BATCH_SIZE):
+            batch = images[start : start + BATCH_SIZE]
+            depths = self._call(batch)
+            maps += [self._check(z, x) for z, x in zip(depths, batch, strict=True)]
+        return _stack(maps)
 
-    def _answer(self, pictures: np.ndarray) -> np.ndarray:
+    def _call(self, images: np.ndarray) -> np.ndarray:
         try:
-            depth = np.asarray(self._function(pictures.copy()))  # its own: it may write into them
-        except (
-            Exception
-        ) as error:  # somebody's code, and their line of it is what they need to know
+            depth = np.asarray(self._function(images.copy()))  # a copy: it may write into it
+        except Exception as error:  # the user's code: report the failing line
             frame = traceback.extract_tb(error.__traceback__)[-1]
-            told = f"failed ({_told(error)}, {Path(frame.filename).name}:{frame.lineno})"
-            raise UserError(
-                told, where=self.name, hint="hint it, or name another estimator"
-            ) from error
-        if depth.ndim != 3 or len(depth) != len(pictures) or depth.dtype.kind not in "fiu":
-            told = f"returned {depth.dtype} {depth.shape} for pictures {pictures.shape}, not depth [n h w]"
-            raise UserError(told, where=self.name, hint="return one map of numbers per picture")
+            line = f"{Path(frame.filename).name}:{frame.lineno}"
+            what = f"failed ({_describe(error)}, {line})"
+            raise UserError(what, where=self.name, hint="fix it, or name another one") from error
+        if depth.ndim != 3 or len(depth) != len(images) or depth.dtype.kind not in "fiu":
+            shapes = f"{depth.dtype} {depth.shape} for images {images.shape}"
+            hint = "return one map of numbers per image"
+            raise UserError(f"returned {shapes}, not depth [n h w]", where=self.name, hint=hint)
         return depth
 
-    def _read(self, depth: np.ndarray, picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _check(self, depth: np.ndarray, image: np.ndarray) -> DepthMap:
         if np.any(depth < 0):
-            told = f"depth holds negative values (down to {np.nanmin(depth):g})"
-            raise UserError(
-                told, where=self.name, hint="return depth, and 0 or NaN where it is unknown"
-            )
+            what = f"depth has negative values (down to {np.nanmin(depth):g})"
+            raise UserError(what, where=self.name, hint="return depth, and 0 or NaN where invalid")
         with np.errstate(over="ignore"):
             depth = depth.astype(np.float32)
-        known = np.isfinite(depth) & (depth > 0)
-        if not known.any():
-            raise UserError(
-                "a map holds no valid depth (all is 0, NaN or inf)",
-                where=self.name,
-                hint="return depth above 0",
-            )
-        return _placed(np.where(known, depth, np.float32(0)), known, picture, self.name)
+        valid = np.isfinite(depth) & (depth > 0)
+        if not valid.any():
+            what = "a map has no valid depth (all is 0, NaN or inf)"
+            raise UserError(what, where=self.name, hint="return depth above 0")
+        return _resize(np.where(valid, depth, np.float32(0)), valid, image, self.name)
 
 
-def _placed(
-    depth: np.ndarray, known: np.ndarray, picture: np.ndarray, where: object
-) -> tuple[np.ndarray, np.ndarray]:
-    """Depth and known [h w] on the raster of a square picture [h w 3]."""
-    resolution, (height, width) = len(picture), depth.shape
-    if (height, width) == picture.shape[:2]:
-        return depth, known
-    if height != width:  # pictures are square
-        told = f"is a map of {height} x {width} pixels for a picture of {resolution} x {resolution}"
-        raise UserError(told, where=where, hint="give depth of the whole picture in its aspect")
-    return crop_resize_depth(depth, known, Window(0, 0, height, width), resolution)
+def _resize(depth: np.ndarray, valid: np.ndarray, image: np.ndarray, where: str | Path) -> DepthMap:
+    """Returns depth and valid [h w] at the size of a square image [h w 3]."""
+    resolution, (height, width) = len(image), depth.shape
+    if (height, width) == image.shape[:2]:
+        return depth, valid
+    if height != width:  # images are square
+        what = f"has {height} x {width} pixels for an image of {resolution} x {resolution}"
+        hint = "give depth of the whole image in its aspect ratio"
+        raise UserError(what, where=where, hint=hint)
+    return crop_resize_depth(depth, valid, Window(0, 0, height, width), resolution)
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether a PNG is a picture to look at and no map of counts; of a damaged one, reading it will tell."""
+def _is_image(path: Path) -> bool:
+    """Returns whether a PNG is an image and not a map of counts; read errors come later."""
     try:
         with Image.open(path) as opened:
             return opened.mode not in MODES_16_BIT
@@ -224,10 +209,16 @@ def _is_picture(path: Path) -> bool:
         return False
 
 
-def _stacked(maps: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    depth, known = zip(*maps, strict=True)
-    return np.stack(depth), np.stack(known)
+def _same_image(one: np.ndarray, other: np.ndarray) -> bool:
+    if one.shape != other.shape:
+        return False
+    return bool(np.abs(one.astype(np.float32) - other).mean() <= _TOLERANCE)
 
 
-def _told(error: Exception) -> str:
+def _stack(maps: list[DepthMap]) -> DepthMap:
+    depth, valid = zip(*maps, strict=True)
+    return np.stack(depth), np.stack(valid)
+
+
+def _describe(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

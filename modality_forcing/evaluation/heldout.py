@@ -1,8 +1,8 @@
-"""Held-out evaluation of one set of weights on every task it can do, against predictors that have not seen the picture."""
+"""Held-out evaluation of a checkpoint on all its tasks, against baselines that ignore the image."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,20 +12,28 @@ from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation import depth_metrics as scores
-from modality_forcing.evaluation.colors import colour_word_score
-from modality_forcing.evaluation.estimators import Estimator
+from modality_forcing.evaluation.colors import color_recall
+from modality_forcing.evaluation.depth_metrics import (
+    DepthScores,
+    constant_scores,
+    mean_scores,
+    row_mean_prediction,
+    score,
+)
+from modality_forcing.evaluation.estimators import DepthMap, Estimator
 from modality_forcing.generator import Generator
 from modality_forcing.train import inputs
 from modality_forcing.viz.images import png_bytes, to_u8
 
-ROW_MEAN_SCENES = 1024  # training records behind the row-mean predictor
-SHOWN = 12  # examples kept for pictures: the first ones, unpicked
+ROW_MEAN_SCENES = 1024  # training records of the row-mean baseline
+EXAMPLES = 12  # whose images are kept: the first ones, not selected
+
+Arrays = dict[str, np.ndarray]
 
 
 @dataclass
-class HeldOut:
-    """The evaluation examples, whole: image u8 [n h w 3], dense depth f32 and valid bool [n h w], captions."""
+class HeldOutData:
+    """All evaluation examples: image u8 [n h w 3], depth f32 and valid bool [n h w], captions."""
 
     image: np.ndarray
     depth: np.ndarray
@@ -35,27 +43,36 @@ class HeldOut:
 
 @dataclass
 class Evaluation:
-    """Numbers, and the pictures of the first examples behind them."""
+    """Metrics by task, and the images and maps of the first examples."""
 
-    numbers: dict[str, dict[str, float]] = field(default_factory=dict)
-    pictures: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    images: dict[str, Arrays] = field(default_factory=dict)
 
 
-def held_out(config: Config) -> HeldOut:
-    """Returns the records of the evaluation split at the model's resolution, with all the depth they have.
+def load_held_out(config: Config) -> HeldOutData:
+    """Returns the evaluation split at the model's resolution, with its full depth.
 
-    Raises UserError if none of them has any.
+    Raises UserError if no record has depth.
     """
-    source = inputs.open_source(config, "eval")
-    records = [
-        center_crop_resize(source[i], config.data.resolution)
-        for i in range(min(config.eval.examples, len(source)))
-    ]
-    if not any(r.valid.any() for r in records):
+    data = _load(config, "eval", config.eval.examples)
+    if not data.valid.any():
         raise UserError(
             "no held-out record has depth to compare with", where=config.data.root or None
         )
-    return HeldOut(
+    return data
+
+
+def row_mean_baseline(config: Config) -> np.ndarray:
+    """Returns the mean relative depth of each image row over training records, f32 [h w]."""
+    data = _load(config, "train", ROW_MEAN_SCENES)
+    return row_mean_prediction(data.depth, data.valid)
+
+
+def _load(config: Config, split: str, count: int) -> HeldOutData:
+    source = inputs.open_source(config, split)
+    resolution = config.data.resolution
+    records = [center_crop_resize(source[i], resolution) for i in range(min(count, len(source)))]
+    return HeldOutData(
         np.stack([r.image for r in records]),
         np.stack([r.depth for r in records]),
         np.stack([r.valid for r in records]),
@@ -63,202 +80,208 @@ def held_out(config: Config) -> HeldOut:
     )
 
 
-def row_mean(config: Config) -> np.ndarray:
-    """Returns the mean relative depth of each row over training records: the predictor to beat by looking."""
-    source = inputs.open_source(config, "train")
-    records = [
-        center_crop_resize(source[i], config.data.resolution)
-        for i in range(min(ROW_MEAN_SCENES, len(source)))
-    ]
-    return scores.row_mean_prediction(
-        np.stack([r.depth for r in records]), np.stack([r.valid for r in records])
-    )
-
-
-def with_examples(config: Config, count: int) -> Config:
-    """Returns the config with so many held-out records; raises UserError if there are fewer."""
+def with_num_examples(config: Config, count: int) -> Config:
+    """Returns the config with `count` held-out records; raises UserError if there are fewer."""
     available = len(inputs.open_source(config, "eval"))
     if count > available:
         raise UserError(
-            f"{count} held-out examples asked for, there are {available}",
+            f"{count} held-out examples requested, {available} available",
             hint=f"ask for at most {available}",
         )
     return replace(config, eval=replace(config.eval, examples=count))
 
 
 def joint_set(log2_alpha: float) -> str:
-    """Returns what the pictures of joint generation under one trajectory are called, `joint_log2alpha+5`."""
+    """Returns the name of the images of one trajectory's joint generation: joint_log2alpha+5."""
     return f"joint_log2alpha{log2_alpha + 0.0:+.12g}"  # + 0.0: no -0
 
 
 class Evaluator:
-    """Scores weights on held-out records; built once, used for any number of checkpoints of one config.
+    """Scores checkpoints of one config on its held-out records, loaded once.
 
-    estimator: judges generated pictures in d2i and joint; by default the model's own i2d does.
-    pictures: a folder into which each picture that d2i and joint generate is written, as <set>/<index>.png, for an
-    estimator of another program. The same weights, config and index make the same picture again, up to a device's rounding.
+    Args:
+      estimator: judges generated images in d2i and joint; by default the model's own i2d.
+      save_images: a folder for the images that d2i and joint generate, as <set>/<index>.png, for an
+        external estimator. Equal weights, config and index give the same image, up to the rounding
+        of the device.
     """
 
     def __init__(
-        self, config: Config, estimator: Estimator | None = None, pictures: Path | None = None
+        self, config: Config, estimator: Estimator | None = None, save_images: Path | None = None
     ):
-        if pictures is not None:
-            check_folder(pictures, "--pictures")
-        self.config, self.estimator, self.pictures = config, estimator, pictures
-        self.data = held_out(config)
-        self.row_mean = row_mean(config)
+        if save_images is not None:
+            check_folder(save_images, "--save-images")
+        self.config, self.estimator, self.save_images = config, estimator, save_images
+        self.data = load_held_out(config)
+        self.row_mean = row_mean_baseline(config)
 
-    def names(self, of: str) -> list[str]:
-        """Returns the name of each example's picture in a set, "d2i" or a `joint_set`: `d2i/0000` and so on."""
-        return [f"{of}/{i:04d}" for i in range(len(self.data.captions))]
+    def image_names(self, image_set: str) -> list[str]:
+        """Returns the names of a set's images ("d2i" or a `joint_set`): `d2i/0000` and so on."""
+        return [f"{image_set}/{i:04d}" for i in range(len(self.data.captions))]
 
-    def version(self, *sets: str) -> str:
-        """Returns what the estimator's depth of these sets of pictures depends on, besides them; UserError if it has none."""
-        return (
-            ""
-            if self.estimator is None
-            else self.estimator.version([name for of in sets for name in self.names(of)])
-        )
+    def fingerprint(self, *image_sets: str) -> str:
+        """Returns the state of the estimator for these images; UserError if it lacks a map."""
+        if self.estimator is None:
+            return ""
+        return self.estimator.fingerprint([n for s in image_sets for n in self.image_names(s)])
 
-    def references(self) -> dict[str, dict[str, float]]:
-        """Scores the predictors that see nothing of the picture: the best constant, and the best row profile."""
-        truth, valid = self.data.depth, self.data.valid
-        profile = np.broadcast_to(self.row_mean, truth.shape)
+    def baselines(self) -> dict[str, dict[str, float]]:
+        """Scores the predictors that ignore the image: best constant and best row profile."""
+        target, valid = self.data.depth, self.data.valid
+        profile = np.broadcast_to(self.row_mean, target.shape)
         return {
-            "constant": _means(scores.constant_scores(truth, valid)),
-            "row_mean": _means(scores.score(profile, truth, valid)),
+            "constant": _means(constant_scores(target, valid)),
+            "row_mean": _means(score(profile, target, valid)),
         }
 
     def i2d(self, generator: Generator) -> tuple[dict[str, float], np.ndarray]:
-        """Image to depth against the truth; returns scores and depth [n h w]."""
-        depth = self._run(generator, "i2d", {"image": self.data.image})["depth"]
-        return _means(scores.score(depth, self.data.depth, self.data.valid)), depth
+        """Scores image to depth against the target; returns metrics and depth [n h w]."""
+        depth = self._generate(generator, "i2d", {"image": self.data.image})["depth"]
+        return _means(score(depth, self.data.depth, self.data.valid)), depth
 
-    def d2i(self, generator: Generator) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Depth to image: the depth given against that estimated from the picture made of it, and of another's picture."""
-        data = self.data
-        self.version("d2i")
-        image = self._run(generator, "d2i", {"depth": data.depth, "valid": data.valid})["image"]
-        again, known = self._estimate(generator, image, "d2i")
-        own = _means(scores.score(again, data.depth, data.valid & known))
-        other = _unrelated(again, known, data.depth, data.valid)
-        pictures = {"image": image, "depth": data.depth, "again": again}
-        return {
-            "absrel": own["absrel"],
-            "delta1": own["delta1"],
-            "absrel_unrelated": other,
-        }, pictures
+    def d2i(self, generator: Generator) -> tuple[dict[str, float], Arrays]:
+        """Scores depth to image: the input depth against that estimated from the generated image.
 
-    def joint(
-        self, generator: Generator, log2_alpha: float
-    ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """Joint generation: the generated depth against that estimated from the generated picture, and from another's.
-
-        Depth that says little is easy to agree with: `constant` is what the best constant scores. `absrel_se` is the
-        standard error of AbsRel's mean over the examples, `known` the share of pixels that the estimator knew.
+        `absrel_shuffled` uses another example's image instead.
         """
+        data = self.data
+        self.fingerprint("d2i")
+        batch = {"depth": data.depth, "valid": data.valid}
+        image = self._generate(generator, "d2i", batch)["image"]
+        estimate = self._estimate(generator, image, "d2i")
+        means = _means(_score_estimate(estimate, data.depth, data.valid))
+        metrics = {
+            "absrel": means["absrel"],
+            "delta1": means["delta1"],
+            "absrel_shuffled": _shuffled_absrel(estimate, data.depth, data.valid),
+        }
+        return metrics, {"image": image, "depth": data.depth, "reestimated": estimate[0]}
+
+    def joint(self, generator: Generator, log2_alpha: float) -> tuple[dict[str, float], Arrays]:
+        """Scores joint generation: the generated depth against that of the generated image.
+
+        Flat depth is easy to agree with: `constant_absrel` is the score of the best constant.
+        `absrel_shuffled` uses another example's image, `absrel_stderr` is the standard error of
+        `absrel` over examples, `coverage` the share of pixels with an estimate.
+        """
+        image_set = joint_set(log2_alpha)
         options = replace(self.config.sample, log2_alpha=log2_alpha)
-        self.version(joint_set(log2_alpha))
-        made = self._run(generator, "joint", {}, options)
-        again, known = self._estimate(generator, made["image"], joint_set(log2_alpha))
-        scored = scores.score(again, made["depth"], known)
-        own, each = _means(scored), scored.absrel[~np.isnan(scored.absrel)]
-        constant = _means(scores.constant_scores(made["depth"], known))
-        numbers = {"absrel": own["absrel"], "delta1": own["delta1"], "constant": constant["absrel"]}
-        numbers["absrel_unrelated"] = _unrelated(again, known, made["depth"], np.ones_like(known))
-        numbers["absrel_se"] = (
-            float(np.std(each, ddof=1) / np.sqrt(len(each))) if len(each) > 1 else float("nan")
-        )
-        numbers["known"] = float(known.mean())
-        return numbers, {"image": made["image"], "depth": made["depth"], "again": again}
+        self.fingerprint(image_set)
+        generated = self._generate(generator, "joint", {}, options)
+        depth = generated["depth"]
+        estimate = self._estimate(generator, generated["image"], image_set)
+        valid = estimate[1]
+        scores = score(estimate[0], depth, valid)
+        means, each = _means(scores), scores.absrel[~np.isnan(scores.absrel)]
+        stderr = float("nan")
+        if len(each) > 1:
+            stderr = float(np.std(each, ddof=1) / np.sqrt(len(each)))
+        metrics = {
+            "absrel": means["absrel"],
+            "delta1": means["delta1"],
+            "constant_absrel": _means(constant_scores(depth, valid))["absrel"],
+            "absrel_shuffled": _shuffled_absrel(estimate, depth, np.ones_like(valid)),
+            "absrel_stderr": stderr,
+            "coverage": float(valid.mean()),
+        }
+        return metrics, {"image": generated["image"], "depth": depth, "reestimated": estimate[0]}
 
     def text(self, images: np.ndarray) -> dict[str, float]:
-        """Colour words of the captions found in generated pictures [n h w 3], against chance and the true pictures."""
-        made = colour_word_score(to_u8(images), self.data.captions)
-        truth = colour_word_score(self.data.image, self.data.captions)
-        return {"found": made["found"], "chance": made["chance"], "truth": truth["found"]}
+        """Returns the color recall of generated images [n h w 3], by chance and of the dataset."""
+        generated = color_recall(to_u8(images), self.data.captions)
+        dataset = color_recall(self.data.image, self.data.captions)
+        return {
+            "color_recall": generated["color_recall"],
+            "color_recall_chance": generated["chance"],
+            "color_recall_dataset": dataset["color_recall"],
+        }
 
     def __call__(self, generator: Generator) -> Evaluation:
-        """Runs everything the demo reports."""
-        first = abs(self.config.sample.log2_alpha)
-        self.version(
-            "d2i", joint_set(first), joint_set(-first)
-        )  # tells what is missing before anything is generated
+        """Runs all tasks of the demo's report."""
+        log2_alpha = abs(self.config.sample.log2_alpha)
+        # Report missing maps before anything is generated.
+        self.fingerprint("d2i", joint_set(log2_alpha), joint_set(-log2_alpha))
         i2d, depth = self.i2d(generator)
-        d2i, d2i_pictures = self.d2i(generator)
-        image_first, joint_pictures = self.joint(generator, first)
-        depth_first, depth_first_pictures = self.joint(generator, -first)
-        numbers = {"i2d": i2d, **self.references(), "d2i": d2i}
-        numbers["joint"] = {
-            "image_first": image_first["absrel"],
-            "depth_first": depth_first["absrel"],
-            "image_first_constant": image_first["constant"],
-            "depth_first_constant": depth_first["constant"],
-            "log2_alpha": first,
+        d2i, d2i_images = self.d2i(generator)
+        image_first, image_first_images = self.joint(generator, log2_alpha)
+        depth_first, depth_first_images = self.joint(generator, -log2_alpha)
+        metrics = {
+            "i2d": i2d,
+            **self.baselines(),
+            "d2i": d2i,
+            "joint": {
+                "image_first_absrel": image_first["absrel"],
+                "depth_first_absrel": depth_first["absrel"],
+                "image_first_constant_absrel": image_first["constant_absrel"],
+                "depth_first_constant_absrel": depth_first["constant_absrel"],
+                "log2_alpha": log2_alpha,
+            },
+            "text": self.text(image_first_images["image"]),
         }
-        numbers["text"] = self.text(joint_pictures["image"])
         data = self.data
-        pictures = {
-            "i2d": {"image": data.image, "depth": depth, "truth": data.depth, "valid": data.valid},
-            "d2i": d2i_pictures | {"valid": data.valid},
-            "joint_image_first": joint_pictures,
-            "joint_depth_first": depth_first_pictures,
+        target = {"image": data.image, "depth": depth, "target": data.depth, "valid": data.valid}
+        images = {
+            "i2d": target,
+            "d2i": d2i_images | {"valid": data.valid},
+            "joint_image_first": image_first_images,
+            "joint_depth_first": depth_first_images,
         }
-        shown = {k: {n: x[:SHOWN] for n, x in p.items()} for k, p in pictures.items()}
-        return Evaluation(numbers, shown)
+        first = {k: {name: x[:EXAMPLES] for name, x in maps.items()} for k, maps in images.items()}
+        return Evaluation(metrics, first)
 
-    def _estimate(
-        self, generator: Generator, images: np.ndarray, of: str
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Depth f32 and known bool [n h w] of generated pictures f32 [n h w 3], which are also written if they should be."""
-        pictures, names = to_u8(images), self.names(of)
+    def _estimate(self, generator: Generator, images: np.ndarray, image_set: str) -> DepthMap:
+        """Estimates the depth of generated images f32 [n h w 3], and saves these if configured."""
+        pixels, names = to_u8(images), self.image_names(image_set)
         if self.estimator is None:
-            depth = self._run(generator, "i2d", {"image": pictures})["depth"]
-            known = np.ones_like(self.data.valid)
+            depth = self._generate(generator, "i2d", {"image": pixels})["depth"]
+            estimate = depth, np.ones_like(self.data.valid)
         else:
-            depth, known = self.estimator(pictures, names)
-        # After the estimate: pictures of other weights beside a folder's maps are found out, not written over.
-        if self.pictures is not None:
-            write_pictures(self.pictures, pictures, names)
-        return depth, known
+            estimate = self.estimator(pixels, names)
+        # After the estimate: a folder's images of other weights are detected, not overwritten.
+        if self.save_images is not None:
+            write_images(self.save_images, pixels, names)
+        return estimate
 
-    def _run(
+    def _generate(
         self,
         generator: Generator,
         task: str,
-        batch: dict[str, np.ndarray],
+        batch: Mapping[str, np.ndarray],
         options: SampleConfig | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Generates for every held-out example, in batches of one size; examples keep their noise whatever the batch."""
-        n, size = len(self.data.captions), min(self.config.eval.batch, len(self.data.captions))
+    ) -> Arrays:
+        """Runs a task for every example in batches of one size; noise depends on the index."""
+        captions, seed = self.data.captions, self.config.seed
+        n = len(captions)
+        size = min(self.config.eval.batch, n)
         parts = []
         for start in range(0, n, size):
-            at = np.minimum(
-                np.arange(start, start + size), n - 1
-            )  # the last batch repeats its last example
-            rows = {k: v[at] for k, v in batch.items()}
-            captions = [self.data.captions[i] for i in at]
-            parts.append(
-                generator.run(
-                    task, captions, batch=rows, seed=self.config.seed, index=at, options=options
-                ).images
-            )
-        return {k: np.concatenate([p[k] for p in parts])[:n] for k in parts[0]}
+            # The last batch repeats the last example.
+            index = np.minimum(np.arange(start, start + size), n - 1)
+            rows = {k: v[index] for k, v in batch.items()}
+            texts = [captions[i] for i in index]
+            noise = {"seed": seed, "index": index}
+            output = generator.run(task, texts, batch=rows, options=options, **noise)
+            parts.append(output.images)
+        return {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
 
 
-def write_pictures(folder: Path, pictures: np.ndarray, names: Sequence[str]) -> None:
-    """Writes pictures u8 [n h w 3] as folder/<name>.png; raises UserError if one cannot be written."""
-    for picture, name in zip(pictures, names, strict=True):
-        write_file(folder / f"{name}.png", png_bytes(picture))
+def write_images(folder: Path, images: np.ndarray, names: Sequence[str]) -> None:
+    """Writes images u8 [n h w 3] as folder/<name>.png; raises UserError on failure."""
+    for image, name in zip(images, names, strict=True):
+        write_file(folder / f"{name}.png", png_bytes(image))
 
 
-def _unrelated(again: np.ndarray, known: np.ndarray, depth: np.ndarray, valid: np.ndarray) -> float:
-    """AbsRel of the depth estimated from another example's picture: what knowing the kind of scene is worth."""
-    scored = scores.score(np.roll(again, 1, axis=0), depth, valid & np.roll(known, 1, axis=0))
-    return _means(scored)["absrel"]
+def _score_estimate(estimate: DepthMap, depth: np.ndarray, valid: np.ndarray) -> DepthScores:
+    return score(estimate[0], depth, valid & estimate[1])
 
 
-def _means(scored: scores.DepthScores) -> dict[str, float]:
-    """What is told of relative depth: errors in a unit would mean nothing."""
-    numbers = scores.mean_scores(scored)
-    return {name: numbers[name] for name in ("absrel", "delta1", "images", "skipped")}
+def _shuffled_absrel(estimate: DepthMap, depth: np.ndarray, valid: np.ndarray) -> float:
+    """Returns the AbsRel of another example's estimate: the value of knowing the kind of scene."""
+    shifted = np.roll(estimate[0], 1, axis=0), np.roll(estimate[1], 1, axis=0)
+    return _means(_score_estimate(shifted, depth, valid))["absrel"]
+
+
+def _means(scores: DepthScores) -> dict[str, float]:
+    """Returns the metrics of relative depth; errors in a unit would be meaningless."""
+    means = mean_scores(scores)
+    return {name: means[name] for name in ("absrel", "delta1", "images", "skipped")}

@@ -1,4 +1,4 @@
-"""Predicted depth kept on disk, a file a frame, so that a second protocol, or an interrupted run, costs no second inference."""
+"""Predicted depth on disk, one file per frame: another protocol or a restart costs no inference."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,44 +16,41 @@ from modality_forcing.errors import UserError
 FORMAT = 1  # of the files
 
 
-class Predictions:
-    """The predictions of one model, set up one way, for one list of frames, below `folder`.
+class PredictionStore:
+    """The predictions of one model with one set of options for one list of frames.
 
-    identity: whatever they depend on, as JSON-able values. Its digest names the subfolder and the whole of it is written
-    there, so two setups never share a file and a person can see what a file is.
+    identity: everything they depend on, as JSON-able values. Its digest names the subfolder of
+    `folder`, and about.json there holds all of it, so two settings never share a file.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], resolution: int):
-        self.identity = {"format": FORMAT, **identity}
-        self.digest = hashlib.sha256(
-            json.dumps(self.identity, sort_keys=True).encode()
-        ).hexdigest()[:12]
+    def __init__(self, folder: Path, identity: Mapping[str, object], resolution: int):
+        identity = {"format": FORMAT, **identity}
+        canonical = json.dumps(identity, sort_keys=True)
+        self.digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
         self.folder, self.resolution = folder / self.digest, resolution
-        if not (self.folder / "about.json").is_file():
-            write_file(
-                self.folder / "about.json",
-                json.dumps(self.identity, indent=1, sort_keys=True) + "\n",
-            )
+        about = self.folder / "about.json"
+        if not about.is_file():
+            write_file(about, json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
     def get(self, index: int) -> np.ndarray | None:
-        """Returns depth and uncertainty f32 [2 r r] of a frame, or None where there is no (whole) file."""
+        """Returns depth and uncertainty f32 [2 r r] of a frame; None if not stored completely."""
         try:
-            with open(self._path(index), "rb") as opened:
-                stored = np.lib.format.read_array(opened, allow_pickle=False)
+            with open(self._path(index), "rb") as file:
+                stored = np.lib.format.read_array(file, allow_pickle=False)
         except (OSError, ValueError, EOFError):
             return None
         fits = stored.shape == (2, self.resolution, self.resolution) and stored.dtype == np.float32
         return stored if fits else None
 
     def put(self, index: int, depth: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
-        """Keeps depth and uncertainty [r r] of a frame and returns them as `get` does; raises UserError if it cannot.
+        """Stores depth and uncertainty [r r] and returns them as `get` does.
 
-        A prediction that is not finite is kept as it is: it scores as the worst, and recomputing would not hint it.
+        A prediction that is not finite is stored as it is: it scores as the worst, and a second
+        inference would not change it. Raises UserError if the file cannot be written.
         """
         if depth.shape != (self.resolution, self.resolution) or uncertainty.shape != depth.shape:
-            raise ValueError(
-                f"depth {depth.shape} and uncertainty {uncertainty.shape} of {self.resolution} pixels a side"
-            )
+            shapes = f"depth {depth.shape} and uncertainty {uncertainty.shape}"
+            raise ValueError(f"{shapes} of {self.resolution} pixels a side")
         both, content = np.stack([depth, uncertainty]).astype(np.float32), io.BytesIO()
         np.lib.format.write_array(content, both, allow_pickle=False)
         write_file(self._path(index), content.getvalue())
@@ -65,7 +61,7 @@ class Predictions:
 
 
 def names_digest(names: tuple[str, ...]) -> str:
-    """Returns a digest of a list of frames; raises UserError if it is empty, since then nothing can be scored."""
+    """Returns a digest of a list of frames; raises UserError if it is empty."""
     if not names:
         raise UserError("no frames to score", hint="list at least one")
     return hashlib.sha256("\n".join(names).encode()).hexdigest()[:12]

@@ -1,171 +1,176 @@
-"""What is told of a benchmark: JSON with a row per frame, Markdown beside published numbers, a sheet of pictures."""
+"""Benchmark reports: JSON with a row per frame, Markdown with published numbers, image sheets."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from modality_forcing import __version__
 from modality_forcing.data.resize import Window, crop_resize_depth, crop_resize_image
-from modality_forcing.evaluation.benchmark import Scores
-from modality_forcing.evaluation.benchmarks.open import Opened
+from modality_forcing.evaluation.benchmarks.open import OpenedBenchmark
 from modality_forcing.evaluation.benchmarks.registry import find_benchmark
 from modality_forcing.evaluation.depth_metrics import (
     METRICS,
     DepthScores,
-    aligned,
+    align_prediction,
     mean_over_sets,
     mean_scores,
 )
-from modality_forcing.evaluation.framing import Scored, placed, view_size
-from modality_forcing.evaluation.protocols import Protocol
-from modality_forcing.evaluation.published import SOURCE, Reported, reported, reported_study
+from modality_forcing.evaluation.protocols import MOGE, Protocol
+from modality_forcing.evaluation.resample import resize_prediction
+from modality_forcing.evaluation.views import EvalFrame, view_size
 from modality_forcing.viz import images
 
-SHOWN = 3  # frames of each kind: best, median, worst
-_CELL = 192  # pixels a side of one picture on the sheet
-_WORST = 0.25  # relative error at the top of the colours
+EXAMPLES = 3  # frames of each kind on the sheet: best, median, worst
+_CELL = 192  # pixels a side of an image on the sheet
+_MAX_ERROR = 0.25  # relative error at the top of the color map
+
+Result = Mapping[str, Any]  # of `make_result`, or as read from its JSON
+ExampleLoader = Callable[[int], tuple[EvalFrame, np.ndarray]]
 
 
-def to_json(
-    opened: Opened,
-    scores: Scores,
-    protocol: Protocol,
-    identity: Mapping[str, Any],
-    digest: str,
-    checkpoint: Mapping[str, Any],
+class BenchmarkScores(NamedTuple):
+    """The scores of a benchmark, frame by frame."""
+
+    per_image: DepthScores  # [n]
+    pixels: np.ndarray  # i64 [n], valid pixels in the view
+    uncertainty: np.ndarray  # f32 [n], mean over the view, over the greatest depth; 0: one sample
+    num_with_intrinsics: int
+    num_predicted: int  # frames whose prediction was not stored before
+
+
+def make_result(
+    opened: OpenedBenchmark, scores: BenchmarkScores, protocol: Protocol, about: Result
 ) -> dict[str, Any]:
-    """Returns everything as JSON-able values; what is not a number (an image with nothing to score) is None."""
-    resolution = identity["view"]["resolution"]
-    size = view_size(opened.benchmark, identity["view"]["name"], resolution)
+    """Returns all numbers as JSON-able values, None for NaN.
+
+    about: the `view`, `sampling`, `checkpoint` and `predictions_digest` of the predictions.
+    """
+    name, resolution = about["view"]["name"], about["view"]["resolution"]
+    columns = {
+        "valid_pixels": scores.pixels.tolist(),
+        "uncertainty": _finite(scores.uncertainty),
+        **{key: _finite(values) for key, values in scores.per_image._asdict().items()},
+    }
     rows = [
-        {
-            "image": i,
-            "name": name,
-            "pixels": int(scores.pixels[i]),
-            "uncertainty": _number(scores.uncertainty[i]),
-        }
-        | {key: _number(values[i]) for key, values in scores.each._asdict().items()}
-        for i, name in enumerate(opened.names)
+        {"index": i, "name": frame} | {key: values[i] for key, values in columns.items()}
+        for i, frame in enumerate(opened.names)
     ]
+    means = mean_scores(scores.per_image)
     return {
         "benchmark": opened.benchmark.name,
         "title": opened.benchmark.title,
-        "official": opened.official,
+        "official_list": opened.official_list,
         "layout": opened.layout,
         "protocol": protocol.to_dict(),
         "view": {
-            "name": identity["view"]["name"],
-            "size": size,
-            "model": resolution,
-            "cameras": scores.cameras,
+            "name": name,
+            "size": view_size(opened.benchmark, name, resolution),
+            "model_resolution": resolution,
+            "frames_with_intrinsics": scores.num_with_intrinsics,
         },
-        "sampling": identity["sampling"],
-        "checkpoint": dict(checkpoint) | {"weights": identity["weights"]},
-        "predictions": digest,
+        "sampling": about["sampling"],
+        "checkpoint": about["checkpoint"],
+        "predictions_digest": about["predictions_digest"],
         "version": __version__,
-        **{
-            key: _number(x) if isinstance(x, float) else x
-            for key, x in mean_scores(scores.each).items()
-        },
+        **{key: value if math.isfinite(value) else None for key, value in means.items()},
         "rows": rows,
     }
 
 
-def _number(value: Any) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def _finite(values: np.ndarray) -> list[float | None]:
+    return [float(x) if math.isfinite(x) else None for x in values]
 
 
-def header(result: Mapping[str, Any]) -> str:
-    """Returns the one line without which its numbers mean nothing: protocol, view, resolution, steps, ensemble, seed, weights."""
+def describe_settings(result: Result) -> str:
+    """Returns one line with everything that the numbers depend on, from protocol to weights."""
     view, sampling, checkpoint = result["view"], result["sampling"], result["checkpoint"]
-    size = "native size" if view["size"] is None else f"{view['size'][0]}x{view['size'][1]}"
-    ensemble = (
-        f"{sampling['samples']} samples ({sampling['ensemble']})"
-        if sampling["samples"] > 1
-        else "1 sample"
-    )
-    solver = f"{sampling['steps']} {sampling['solver']} step{'s' if sampling['steps'] > 1 else ''}"
-    told = [
+    size = "native size" if view["size"] is None else "{}x{}".format(*view["size"])
+    model, samples, steps = view["model_resolution"], sampling["samples"], sampling["steps"]
+    ensemble = f"{samples} samples ({sampling['ensemble']})" if samples > 1 else "1 sample"
+    parts = [
         f"protocol {Protocol.from_dict(result['protocol'])}",
-        f"view {view['name']} at {size}, model at {view['model']}x{view['model']}",
-        solver,
+        f"view {view['name']} at {size}, model at {model}x{model}",
+        f"{steps} {sampling['solver']} step{'s' if steps > 1 else ''}",
         f"ensemble {ensemble}",
         f"seed {sampling['seed']}",
-        f"checkpoint {checkpoint['name']} step {checkpoint['step']} (weights {checkpoint['weights']})",
+        "checkpoint {name} step {step} (weights {weights})".format(**checkpoint),
     ]
-    return "; ".join(told)
+    return "; ".join(parts)
 
 
-def to_markdown(results: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a table per benchmark under its header, beside published numbers of the same protocol, and the mean over sets."""
-    parts = [_of_one(result) for result in results]
+def to_markdown(results: Sequence[Result]) -> str:
+    """Returns a table per benchmark beside published numbers, then the mean over benchmarks."""
+    parts = [_one_table(result) for result in results]
     if len(results) > 1:
-        parts.append(_over_sets(results))
+        parts.append(_mean_table(results))
     return "\n".join(parts)
 
 
-def _of_one(result: Mapping[str, Any]) -> str:
+def _one_table(result: Result) -> str:
     protocol = Protocol.from_dict(result["protocol"])
     notes = [f"{result['images']} images scored, {result['skipped']} with nothing to score."]
-    if not result["official"]:
-        notes.append("A list of one's own, not the official one: this mean is not the benchmark's.")
-    missing = result["images"] + result["skipped"] - result["view"]["cameras"]
-    if result["view"]["size"] and missing:
+    if not result["official_list"]:
+        notes.append("The frame list is not the official one: the mean is not the benchmark's.")
+    view = result["view"]
+    missing = result["images"] + result["skipped"] - view["frames_with_intrinsics"]
+    if view["size"] and missing:
         notes.append(
-            f"{missing} frames came without a camera; its axis was taken to pass through their middle."
+            f"{missing} frames had no intrinsics; their principal point was assumed at the center."
         )
-    others = reported(result["benchmark"], protocol)
-    lines = [f"# {result['title']}: image to depth", "", header(result), "", *_HEAD]
-    lines.append(_row("**this model**", _view(result), {m: result[m] for m in METRICS}))
-    published = "{}x{}".format(*find_benchmark(result["benchmark"]).size)
-    lines += [_row(other.method, published, _metrics(other)) for other in others]
+    published_view = "{}x{}".format(*find_benchmark(result["benchmark"]).size)
+    lines = [f"# {result['title']}: image to depth", "", describe_settings(result), "", *_HEAD]
+    lines.append(_row("**this model**", _format_size(result), result))
+    others = published_scores(result["benchmark"], protocol)
+    lines += [_row(other.method, published_view, other._asdict()) for other in others]
     if others:
-        apart = (
-            ""
-            if _view(result) == published
-            else "; at another view than ours, so on other pixels: for orientation only"
-        )
-        notes.append(f"Rows below the first: {SOURCE}{apart}.")
+        same = _format_size(result) == published_view
+        note = "" if same else "; another view, so other pixels than ours: for orientation only"
+        notes.append(f"Rows below the first: {SOURCE}{note}.")
     else:
-        notes.append("No numbers published under this protocol are known here.")
+        notes.append("No published numbers under this protocol are known.")
     return "\n".join([*lines, "", *notes, ""])
 
 
-def _view(result: Mapping[str, Any]) -> str:
+def _format_size(result: Result) -> str:
     size = result["view"]["size"]
-    return "as stored" if size is None else f"{size[0]}x{size[1]}"
+    return "as stored" if size is None else "{}x{}".format(*size)
 
 
-def _over_sets(results: Sequence[Mapping[str, Any]]) -> str:
-    nan = lambda result: {
-        k: math.nan if result[k] is None else result[k] for k in (*METRICS, "images")
+def _mean_table(results: Sequence[Result]) -> str:
+    sets = {
+        result["benchmark"]: {
+            key: math.nan if result[key] is None else result[key] for key in (*METRICS, "images")
+        }
+        for result in results
     }
-    mean = mean_over_sets({result["benchmark"]: nan(result) for result in results})
     first = results[0]
-    name, resolution = first["view"]["name"], first["view"]["model"]
-    names = tuple(result["benchmark"] for result in results)
-    # The range of depth differs from set to set; the study's protocol has none.
-    others = reported_study(names, Protocol.from_dict(first["protocol"]), name, resolution)
+    view, resolution = first["view"]["name"], first["view"]["model_resolution"]
+    # The depth range differs between sets; the study's protocol has none.
+    protocol = Protocol.from_dict(first["protocol"])
+    others = published_study(tuple(sets), protocol, view, resolution)
     lines = [f"# Mean over {', '.join(result['title'] for result in results)}", "", *_HEAD]
-    lines.append(_row("**this model**", _view(first), mean))
-    lines += [_row(other.method, f"{resolution}x{resolution}", _metrics(other)) for other in others]
-    note = (
-        f"Each set counts once. Rows below the first: the scaling study of {SOURCE}."
-        if others
-        else "Each set counts once."
-    )
-    return "\n".join([*lines, "", note, ""])
+    lines.append(_row("**this model**", _format_size(first), mean_over_sets(sets)))
+    size = f"{resolution}x{resolution}"
+    lines += [_row(other.method, size, other._asdict()) for other in others]
+    note = f" Rows below the first: the scaling study of {SOURCE}." if others else ""
+    return "\n".join([*lines, "", f"Each set counts once.{note}", ""])
 
 
 _HEAD = (
-    "| | view | AbsRel x100 | delta1 x100 | delta2 x100 | delta3 x100 | RMSE | log10 | SI-log x100 |",
+    "| | view | AbsRel x100 | delta1 x100 | delta2 x100 | delta3 x100 "
+    "| RMSE | log10 | SI-log x100 |",
     "|---|---|---|---|---|---|---|---|---|",
 )
-_PLACES = {"absrel": (100, 2), "delta1": (100, 1), "delta2": (100, 1), "delta3": (100, 1)} | {
+# By metric, the factor and the number of decimals in a table.
+_FORMATS = {
+    "absrel": (100, 2),
+    "delta1": (100, 1),
+    "delta2": (100, 1),
+    "delta3": (100, 1),
     "rmse": (1, 3),
     "log10": (1, 4),
     "silog": (100, 2),
@@ -174,50 +179,108 @@ _PLACES = {"absrel": (100, 2), "delta1": (100, 1), "delta2": (100, 1), "delta3":
 
 def _row(name: str, view: str, numbers: Mapping[str, Any]) -> str:
     cells = []
-    for metric, (factor, places) in _PLACES.items():
+    for metric, (factor, decimals) in _FORMATS.items():
         value = numbers.get(metric)
-        cells.append("-" if value is None or math.isnan(value) else f"{factor * value:.{places}f}")
+        cells.append(
+            "-" if value is None or math.isnan(value) else f"{factor * value:.{decimals}f}"
+        )
     return f"| {name} | {view} | {' | '.join(cells)} |"
 
 
-def _metrics(other: Reported) -> dict[str, float]:
-    return {"absrel": other.absrel, "delta1": other.delta1}
+def example_sheet(scores: DepthScores, load: ExampleLoader, protocol: Protocol) -> np.ndarray:
+    """Returns an image u8 [h w 3] of the best, median and worst frames by AbsRel.
 
+    Columns: image, prediction, target, error. Prediction and target share a color scale; the target
+    and the error are gray where not valid.
 
-def sheet(
-    scores: DepthScores, look: Callable[[int], tuple[Scored, np.ndarray]], protocol: Protocol
-) -> np.ndarray:
-    """Returns one picture u8 [h w 3] of the best, median and worst frames by AbsRel: picture, prediction, truth, error.
-
-    look: from a frame's index to the frame and its prediction f32 at the truth's size, as the protocol aligns it.
-    Prediction and truth of a frame share their colours; where truth is not known, it and the error are gray.
+    load: returns a frame by index with its prediction f32 [h w], in the protocol's space.
     """
-    rows, names = [], ("best", "median", "worst")
-    for name, chosen in zip(names, extremes(scores.absrel), strict=True):
-        for index in chosen:
-            frame, pred = look(index)
-            laid = aligned(pred[None], frame.truth[None], frame.valid[None], protocol)[0]
-            whole = Window(0, 0, *frame.truth.shape)
-            truth, known = crop_resize_depth(frame.truth, frame.valid, whole, _CELL)
-            laid = placed(laid, (_CELL, _CELL))
-            limits = images.disparity_limits(truth, known)
-            cells = [
-                crop_resize_image(frame.picture, whole, _CELL),
-                images.disparity_colours(laid, None, limits),
-                images.disparity_colours(truth, known, limits),
-                images.value_colours(
-                    np.abs(laid - truth) / np.where(known, truth, 1), known, (0, _WORST)
-                ),
+    rows = []
+    kinds = zip(("best", "median", "worst"), best_median_worst(scores.absrel), strict=True)
+    for kind, index in ((kind, index) for kind, indices in kinds for index in indices):
+        frame, pred = load(index)
+        pred = align_prediction(pred[None], frame.target[None], frame.valid[None], protocol)[0]
+        window = Window(0, 0, *frame.target.shape)
+        target, valid = crop_resize_depth(frame.target, frame.valid, window, _CELL)
+        pred = resize_prediction(pred, (_CELL, _CELL))
+        limits = images.disparity_limits(target, valid)
+        error = np.abs(pred - target) / np.where(valid, target, 1)
+        label = f"{kind} {index}: AbsRel {scores.absrel[index]:.3f}"
+        rows.append(
+            [
+                images.add_caption(crop_resize_image(frame.image, window, _CELL), label),
+                images.colorize_disparity(pred, None, limits),
+                images.colorize_disparity(target, valid, limits),
+                images.colorize(error, valid, (0, _MAX_ERROR)),
             ]
-            told = f"{name} {index}: AbsRel {scores.absrel[index]:.3f}"
-            rows.append([images.captioned(cells[0], told), *cells[1:]])
-    return images.grid(rows, labels=("picture", "prediction", "truth", f"error, 0 to {_WORST:.0%}"))
+        )
+    labels = ("image", "prediction", "target", f"error, 0 to {_MAX_ERROR:.0%}")
+    return images.grid(rows, labels=labels)
 
 
-def extremes(absrel: np.ndarray) -> tuple[list[int], list[int], list[int]]:
-    """Returns the indices of the best, median and worst images of those scored, up to SHOWN each and no image twice."""
+def best_median_worst(absrel: np.ndarray) -> tuple[list[int], list[int], list[int]]:
+    """Returns the indices of up to `EXAMPLES` images each, none twice and none unscored."""
     order = [int(i) for i in np.argsort(absrel, kind="stable") if not np.isnan(absrel[i])]
-    best, order = order[:SHOWN], order[SHOWN:]
-    worst, order = order[max(0, len(order) - SHOWN) :][::-1], order[: max(0, len(order) - SHOWN)]
-    start = max(0, (len(order) - SHOWN) // 2)
-    return best, order[start : start + SHOWN], worst
+    best, order = order[:EXAMPLES], order[EXAMPLES:]
+    split = max(0, len(order) - EXAMPLES)
+    worst, order = order[split:][::-1], order[:split]
+    start = max(0, (len(order) - EXAMPLES) // 2)
+    return best, order[start : start + EXAMPLES], worst
+
+
+# --- published numbers -------------------------------------------------------------------------
+
+SOURCE = "arXiv 2606.13676, under MoGe's protocol, affine-invariant depth"
+
+
+class PublishedScore(NamedTuple):
+    """One method on one set, as fractions."""
+
+    method: str
+    absrel: float
+    delta1: float
+
+
+_PUBLISHED_SETS = ("nyuv2", "kitti", "eth3d", "scannet", "diode")
+# AbsRel and delta1, both times 100, in the order of _PUBLISHED_SETS.
+_PUBLISHED: dict[str, tuple[tuple[float, float] | None, ...]] = {
+    "MoGe-2 (discriminative)": ((2.89, 98.6), (3.75, 98.1), (2.80, 99.1), None, (3.14, 97.4)),
+    "Pixel-Perfect Depth": ((3.82, 97.7), (6.57, 95.1), (4.02, 98.3), (4.04, 97.8), (4.97, 95.6)),
+    "Marigold": ((4.88, 96.8), (9.05, 90.3), (4.90, 97.2), (5.89, 95.2), (6.13, 94.5)),
+    "JointNet": ((11.92, 86.7), (13.74, 81.3), (12.63, 87.1), (14.81, 81.8), (20.02, 82.7)),
+    "UniCon": ((8.75, 91.7), (18.67, 73.0), (8.77, 92.9), (9.23, 91.0), (13.57, 90.8)),
+    "JointDiT": ((5.12, 96.9), (10.90, 88.4), (5.32, 97.0), (5.76, 96.3), (10.22, 93.9)),
+    "Modality Forcing (FLUX.2)": (
+        *((2.52, 98.9), (5.37, 96.6), (2.37, 99.3)),
+        *((2.32, 98.9), (3.35, 97.7)),
+    ),
+}
+
+# The paper's scaling study: the mean over these sets, at 256 px, of its from-scratch models.
+STUDY_SETS = ("nyuv2", "diode", "eth3d", "scannet")
+_STUDY = {"370M": (0.057, 0.958), "800M": (0.051, 0.963), "3.3B": (0.044, 0.971)}
+
+
+def published_scores(benchmark: str, protocol: Protocol) -> list[PublishedScore]:
+    """Returns the published scores of a benchmark; none under any other protocol than theirs."""
+    if protocol != MOGE or benchmark not in _PUBLISHED_SETS:
+        return []
+    column = _PUBLISHED_SETS.index(benchmark)
+    return [
+        PublishedScore(name, numbers[0] / 100, numbers[1] / 100)
+        for name, row in _PUBLISHED.items()
+        if (numbers := row[column])
+    ]
+
+
+def published_study(
+    benchmarks: tuple[str, ...], protocol: Protocol, view: str, resolution: int
+) -> list[PublishedScore]:
+    """Returns the scaling study's means, if benchmarks, protocol and view are the study's."""
+    same = sorted(benchmarks) == sorted(STUDY_SETS) and protocol == MOGE
+    if not same or (view, resolution) != ("square", 256):
+        return []
+    return [
+        PublishedScore(f"Modality Forcing {size}, 1.92B images", *numbers)
+        for size, numbers in _STUDY.items()
+    ]

@@ -1,19 +1,16 @@
-"""`mforce evaluate --sweep`: joint generation along a range of trajectories, from depth first to image first."""
+"""`mforce evaluate --trajectory-sweep`: joint generation from depth-first to image-first."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-import sys
 import time
-from collections.abc import Callable, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from modality_forcing import __version__
 from modality_forcing.atomic_io import check_folder, write_file
@@ -21,25 +18,31 @@ from modality_forcing.data.files import read_image
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.heldout import Evaluator, joint_set
 from modality_forcing.generator import Generator, num_steps
+from modality_forcing.progress import ProgressMeter, print_stderr
 from modality_forcing.train.state import params_hash
-from modality_forcing.viz import figures
-from modality_forcing.viz import images as pictures
+from modality_forcing.viz import figures, images
 
-SHOWN = 4  # captions of the contact sheet: the first ones, unpicked
-MOST = 65  # values of a sweep
-REACH = 64.0  # of log2 alpha, as in a config
-_KINDS = ("image", "depth", "again")  # what is shown of each example, under one another
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXAMPLES = 4  # captions on the sample sheet: the first ones, not selected
+MAX_VALUES = 65
+MAX_LOG2_ALPHA = 64.0  # as in a config
+_KINDS = ("image", "depth", "reestimated")  # shown of each example, one below the other
 _SYNTAX = "give log2_alpha:-5..5, log2_alpha:-5..5:0.5 or log2_alpha:-3,0,3"
 
+Row = dict[str, float | None]
 
-def parse_range(text: str) -> tuple[float, ...]:
-    """Reads `log2_alpha:FIRST..LAST`, `log2_alpha:FIRST..LAST:STEP` or `log2_alpha:A,B,C`; returns rising values.
 
-    The step is 1 where none is given; the last value is LAST where steps arrive there. Raises UserError for anything else.
+def parse_values(text: str) -> tuple[float, ...]:
+    """Parses log2_alpha:FIRST..LAST, log2_alpha:FIRST..LAST:STEP or log2_alpha:A,B,C.
+
+    Returns rising values. The default step is 1; LAST is included if a step reaches it. Raises
+    UserError for anything else.
     """
     name, colon, rest = text.partition(":")
     if not colon or name != "log2_alpha":
-        raise UserError(f"sweep of {name!r} is not known", hint=_SYNTAX)
+        raise UserError(f"cannot sweep {name!r}", hint=_SYNTAX)
     first, dots, last = rest.partition("..")
     try:
         if not dots:
@@ -48,74 +51,85 @@ def parse_range(text: str) -> tuple[float, ...]:
             last, _, step = last.partition(":")
             values = _spaced(float(first), float(last), float(step or 1))
     except ValueError as error:
-        raise UserError(f"sweep {text!r} holds no such numbers", hint=_SYNTAX) from error
-    if beyond := [x for x in values if not -REACH <= x <= REACH]:  # NaN is one
         raise UserError(
-            f"log2_alpha is {beyond[0]:g}", hint=f"it must be from {-REACH:g} to {REACH:g}"
-        )
-    if len(values) > MOST:
-        raise UserError(f"sweep {text!r} has {len(values)} values", hint=f"ask for at most {MOST}")
+            f"sweep {text!r} is not a range or list of numbers", hint=_SYNTAX
+        ) from error
+    outside = [x for x in values if not abs(x) <= MAX_LOG2_ALPHA]  # NaN is one
+    if outside:
+        limits = f"{-MAX_LOG2_ALPHA:g} to {MAX_LOG2_ALPHA:g}"
+        raise UserError(f"log2_alpha is {outside[0]:g}", hint=f"it must be from {limits}")
+    if len(values) > MAX_VALUES:
+        what = f"sweep {text!r} has {len(values)} values"
+        raise UserError(what, hint=f"ask for at most {MAX_VALUES}")
     return tuple(sorted({x + 0.0 for x in values}))  # + 0.0: no -0
 
 
 def _spaced(first: float, last: float, step: float) -> list[float]:
     if not (first <= last and step > 0 and math.isfinite(last - first) and math.isfinite(step)):
         raise ValueError
-    count = math.floor((last - first) / step * (1 + 1e-12)) + 1  # 0.1 * 3 is a little more than 0.3
-    return [round(first + i * step, 9) for i in range(min(count, MOST + 1))]
+    # 0.1 * 3 is a little more than 0.3
+    count = math.floor((last - first) / step * (1 + 1e-12)) + 1
+    return [round(first + i * step, 9) for i in range(min(count, MAX_VALUES + 1))]
 
 
 def run(
     generator: Generator,
     evaluator: Evaluator,
     values: Sequence[float],
+    *,
     out: Path,
     checkpoint: str | Path = "",
-    tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    log: Callable[[str], None] = print_stderr,
 ) -> dict[str, Any]:
-    """Generates image and depth for every held-out caption at each log2 alpha, with the same noise, and scores them.
+    """Scores joint generation for every held-out caption at each log2 alpha, with equal noise.
 
-    Writes into `out`: sweep.json (what is returned: `config` and `rows`), sweep.md (its `table`), sweep.png and sweep.svg
-    (`draw`), sheet.png (the first captions), and below rows/ each value's row as soon as it is done. Rows of equal weights,
-    data and settings are read back, not made again, unless the evaluator is to write pictures.
-    checkpoint: how the result names the weights. tell: takes a line after each value.
-    Raises UserError if `out` cannot be a folder, or the estimator lacks pictures: before any is made.
+    Writes into `out`: trajectory_sweep.json (the returned `config` and `rows`), .md
+    (`to_markdown`), .png and .svg (`plot`), samples.png (the first captions), and the row of each
+    value in rows/ as soon as it is done. Rows of equal weights, data and settings are reused,
+    unless the evaluator saves images.
+
+    checkpoint: the name of the weights in the result. log: receives a line after each value.
+    Raises UserError before generating if `out` cannot be a folder or the estimator lacks maps.
     """
     check_folder(out, "--out")
-    versions = {x: evaluator.version(joint_set(x)) for x in values}
-    same = settings(generator, evaluator)
-    folder = (
-        out / "rows" / hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
-    )
-    rows, cells, spent = {}, {}, []
-    for done, x in enumerate(values, 1):
-        stem = folder / joint_set(x)
-        found = None if evaluator.pictures is not None else _read(stem, versions[x])
-        if found is None:
-            started = time.monotonic()
-            row, cells[x] = _row(generator, evaluator, x)
-            spent.append(time.monotonic() - started)
-            rows[x] = row | {"seconds": round(spent[-1], 2)}
-            _write(stem, versions[x], rows[x], cells[x])
-        else:
-            rows[x], cells[x] = found
-        tell(
-            _progress(rows[x], done, len(values), spent, same["examples"], reused=found is not None)
-        )
-    result = {"config": {"checkpoint": str(checkpoint), **same}, "rows": [rows[x] for x in values]}
-    write_file(out / "sweep.json", json.dumps(result, indent=1) + "\n")
-    write_file(out / "sweep.md", table(result))
+    fingerprints = {x: evaluator.fingerprint(joint_set(x)) for x in values}
+    config = sweep_config(generator, evaluator)
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+    stems = {x: out / "rows" / digest / joint_set(x) for x in values}
+
+    rows: dict[float, Row] = {}
+    cells: dict[float, np.ndarray] = {}
+    for x in values:
+        stored = None if evaluator.save_images else _read_row(stems[x], fingerprints[x])
+        if stored is not None:
+            rows[x], cells[x] = stored
+    if rows:
+        log(f"trajectory sweep  {len(rows)}/{len(values)} already done")
+    progress = ProgressMeter("trajectory sweep", len(values), done=len(rows), write=log)
+    for x in values:
+        if x in rows:
+            continue
+        start = time.monotonic()
+        row, cells[x] = _evaluate_row(generator, evaluator, x)
+        rows[x] = row | {"seconds": round(time.monotonic() - start, 2)}
+        _write_row(stems[x], fingerprints[x], rows[x], cells[x])
+        shown = {name: _format(row[name]) for name in ("absrel", "constant_absrel", "delta1")}
+        progress.report(len(rows), log2_alpha=f"{x:+g}", **shown)
+
+    config = {"checkpoint": str(checkpoint), **config}
+    result = {"config": config, "rows": [rows[x] for x in values]}
+    write_file(out / "trajectory_sweep.json", json.dumps(result, indent=1) + "\n")
+    write_file(out / "trajectory_sweep.md", to_markdown(result))
     with figures.style():
-        figures.save(draw(result), out / "sweep")
-    captions = evaluator.data.captions[:SHOWN]
-    write_file(
-        out / "sheet.png", pictures.png_bytes(sheet(captions, {x: cells[x] for x in values}))
-    )
+        figures.save(plot(result), out / "trajectory_sweep")
+    captions = evaluator.data.captions[:EXAMPLES]
+    sheet = sample_sheet(captions, {x: cells[x] for x in values})
+    write_file(out / "samples.png", images.png_bytes(sheet))
     return result
 
 
-def settings(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
-    """Returns all that a row depends on besides its value and the estimator's own state, JSON-able."""
+def sweep_config(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
+    """Returns all settings that a row depends on besides its value, JSON-able."""
     config, sample, data = evaluator.config, evaluator.config.sample, evaluator.data
     records = hashlib.sha256(json.dumps(data.captions).encode() + data.image.tobytes()).hexdigest()
     return {
@@ -127,201 +141,159 @@ def settings(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
         "seed": config.seed,
         "steps": num_steps("joint", sample),
         "solver": sample.solver,
-        "mu": sample.timestep_shift,
+        "timestep_shift": sample.timestep_shift,
         "guidance": dict(sample.guidance),
         "estimator": "self" if evaluator.estimator is None else evaluator.estimator.name,
         "estimator_steps": num_steps("i2d", sample) if evaluator.estimator is None else None,
     }
 
 
-def _row(
+def _evaluate_row(
     generator: Generator, evaluator: Evaluator, log2_alpha: float
-) -> tuple[dict[str, Any], np.ndarray]:
-    """One value's numbers, None where there is none, and its cells u8 [e k h w 3] of the first e examples."""
-    numbers, made = evaluator.joint(generator, log2_alpha)
-    text = evaluator.text(made["image"])
-    row = {
-        "log2_alpha": log2_alpha,
-        **numbers,
-        "ratio": numbers["absrel"] / (numbers["constant"] or math.nan),
-        **text,
-    }
-    shown = {k: x[:SHOWN] for k, x in made.items()}
-    images = pictures.to_u8(shown["image"])
-    depths = [[pictures.disparity_colours(z) for z in shown[k]] for k in _KINDS[1:]]
-    return {k: x if math.isfinite(x) else None for k, x in row.items()}, np.stack(
-        [images, *map(np.stack, depths)], axis=1
-    )
+) -> tuple[Row, np.ndarray]:
+    """Returns one value's metrics, None for NaN, and cells u8 [e k h w 3] of e examples."""
+    metrics, maps = evaluator.joint(generator, log2_alpha)
+    ratio = metrics["absrel"] / (metrics["constant_absrel"] or math.nan)
+    row = {"log2_alpha": log2_alpha, **metrics, "absrel_over_constant": ratio}
+    row |= evaluator.text(maps["image"])
+    columns = [images.to_u8(maps["image"][:EXAMPLES])]
+    for kind in _KINDS[1:]:
+        columns.append(np.stack([images.colorize_disparity(z) for z in maps[kind][:EXAMPLES]]))
+    finite = {k: x if math.isfinite(x) else None for k, x in row.items()}
+    return finite, np.stack(columns, axis=1)
 
 
-def _write(stem: Path, version: str, row: dict[str, Any], cells: np.ndarray) -> None:
-    """The numbers come last: where they are, the pictures are."""
-    write_file(
-        _with(stem, ".png"),
-        pictures.png_bytes(pictures.grid([list(example) for example in cells], pad=0)),
-    )
-    write_file(_with(stem, ".json"), json.dumps({"version": version, "row": row}, indent=1) + "\n")
+def _write_row(stem: Path, fingerprint: str, row: Row, cells: np.ndarray) -> None:
+    """Writes the metrics last: where they exist, the images do."""
+    sheet = images.grid([list(example) for example in cells], pad=0)
+    write_file(_with_suffix(stem, ".png"), images.png_bytes(sheet))
+    stored = {"fingerprint": fingerprint, "row": row}
+    write_file(_with_suffix(stem, ".json"), json.dumps(stored, indent=1) + "\n")
 
 
-def _read(stem: Path, version: str) -> tuple[dict[str, Any], np.ndarray] | None:
-    """A row that was finished, unless the estimator has changed since."""
+def _read_row(stem: Path, fingerprint: str) -> tuple[Row, np.ndarray] | None:
+    """Returns a finished row, None if it is missing, damaged or of another estimator state."""
     try:
-        stored = json.loads(_with(stem, ".json").read_text())
-        if stored["version"] != version:
+        stored = json.loads(_with_suffix(stem, ".json").read_text())
+        if stored["fingerprint"] != fingerprint:
             return None
-        shown = read_image(_with(stem, ".png"))
-        side = shown.shape[1] // len(_KINDS)
-        cells = shown.reshape(-1, side, len(_KINDS), side, 3).swapaxes(1, 2)
+        sheet = read_image(_with_suffix(stem, ".png"))
+        side = sheet.shape[1] // len(_KINDS)
+        cells = sheet.reshape(-1, side, len(_KINDS), side, 3).swapaxes(1, 2)
         return dict(stored["row"]), cells
-    except (
-        OSError,
-        KeyError,
-        TypeError,
-        ValueError,
-        UserError,
-    ):  # not there, or damaged: it is made again
+    except (OSError, KeyError, TypeError, ValueError, UserError):
         return None
 
 
-def _with(stem: Path, suffix: str) -> Path:
+def _with_suffix(stem: Path, suffix: str) -> Path:
     return stem.with_name(stem.name + suffix)  # a value like 0.5 has a dot of its own
 
 
-def _progress(
-    row: dict[str, Any], done: int, total: int, spent: list[float], examples: int, reused: bool
-) -> str:
-    line = (
-        f"sweep  {done}/{total}  log2_alpha {row['log2_alpha']:+g}  AbsRel {_told(row['absrel'])}"
-    )
-    line += f"  constant {_told(row['constant'])}  delta1 {_told(row['delta1'])}"
-    if reused:
-        return line + "  already done"
-    usual = float(np.mean(spent[1:] or spent))  # the first one compiles
-    left = timedelta(seconds=round(usual * (total - done)))
-    return line + f"  {examples / max(usual, 1e-9):.1f} examples/s  ETA {left}"
+def _format(value: float | None, digits: int = 4) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
-# --- what is shown -----------------------------------------------------------------------------------------------
+# --- table, figure and sheet -------------------------------------------------------------------
+
+# Header and number of decimals by column.
+_COLUMNS = {
+    "absrel_shuffled": ("AbsRel, shuffled", 4),
+    "constant_absrel": ("AbsRel, constant", 4),
+    "absrel_over_constant": ("AbsRel / constant", 3),
+    "delta1": ("delta1", 3),
+    "color_recall": ("color recall", 3),
+    "color_recall_chance": ("by chance", 3),
+    "color_recall_dataset": ("dataset", 3),
+}
 
 
-def table(result: dict[str, Any]) -> str:
-    """Returns the rows as Markdown under a line that says how they came about."""
-    config = result["config"]
-    guided = ", ".join(f"{name} {scale:g}" for name, scale in config["guidance"].items()) or "none"
+def to_markdown(result: Mapping[str, Any]) -> str:
+    """Returns the rows as a Markdown table below the settings."""
+    config, rows = result["config"], result["rows"]
+    guidance = ", ".join(f"{name} {w:g}" for name, w in config["guidance"].items()) or "none"
     estimator = config["estimator"]
     if estimator == "self":
         estimator = f"the model's own image-to-depth (steps: {config['estimator_steps']})"
-    known = min((row["known"] for row in result["rows"]), default=1)
-    seen = "" if known == 1 else f", where it is known (at least {known:.0%} of the pixels)"
-    lines = [
-        f"Joint generation for {config['examples']} held-out captions at {config['resolution']} px with the same noise in every "
-        f"row: {config['steps']} {config['solver']} steps, shift {config['mu']:g}, guidance "
-        f"{guided}, seed {config['seed']}, checkpoint {config['checkpoint'] or config['weights']}. log2 alpha > 0: image first. "
-        f"AbsRel (± standard error) and delta1: depth estimated from the generated picture by {estimator}, laid over the "
-        f"generated depth under protocol moge, affine{seen}; unrelated: the "
-        f"same of another example's picture; constant: the best constant of each example. found: colour words of the caption in "
-        f"the picture; chance: in pictures of other captions; truth: in the true pictures.",
-        "",
-        "| log2 alpha | AbsRel | unrelated | constant | AbsRel / constant | delta1 | found | chance | truth |",
-        "|---|---|---|---|---|---|---|---|---|",
+    coverage = min((row["coverage"] for row in rows), default=1)
+    valid = "" if coverage == 1 else f" on valid pixels (at least {coverage:.0%})"
+    settings = [
+        f"Joint generation for {config['examples']} held-out captions at {config['resolution']} px "
+        f"with the same noise in every row: {config['steps']} {config['solver']} steps, "
+        f"shift {config['timestep_shift']:g}, guidance {guidance}, "
+        f"seed {config['seed']}, checkpoint {config['checkpoint'] or config['weights']}.",
+        "log2 alpha > 0: image first.",
+        f"AbsRel (± standard error) and delta1: depth estimated from the generated image by "
+        f"{estimator}, against the generated depth, aligned by protocol moge, affine{valid}.",
+        "Shuffled: the same of another example's image.",
+        "Constant: the best constant of each example.",
+        "Color recall: share of the caption's color words that the generated image shows; "
+        "by chance: images of other captions; dataset: the images of the data set.",
     ]
-    for row in result["rows"]:
-        error = "" if row["absrel_se"] is None else f" ± {row['absrel_se']:.4f}"
-        cells = [f"{row['log2_alpha']:g}", f"{_told(row['absrel'])}{error}"]
-        cells += [_told(row[name]) for name in ("absrel_unrelated", "constant")]
-        cells += [_told(row[name], 3) for name in ("ratio", "delta1", "found", "chance", "truth")]
+    header = ["log2 alpha", "AbsRel", *(title for title, _ in _COLUMNS.values())]
+    lines = [" ".join(settings), "", f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        stderr = "" if row["absrel_stderr"] is None else f" ± {row['absrel_stderr']:.4f}"
+        cells = [f"{row['log2_alpha']:g}", f"{_format(row['absrel'])}{stderr}"]
+        cells += [_format(row[name], digits) for name, (_, digits) in _COLUMNS.items()]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _told(value: float | None, digits: int = 4) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def draw(result: dict[str, Any]):
-    """Returns the figure of a sweep: agreement of image and depth, and of image and caption, over log2 alpha."""
+def plot(result: Mapping[str, Any]) -> Figure:
+    """Returns the figure: agreement of image and depth, and of image and caption."""
     rows = result["rows"]
     x = [row["log2_alpha"] for row in rows]
-    column = {
+    columns = {
         k: np.array([math.nan if row[k] is None else row[k] for row in rows]) for k in rows[0]
     }
-    worded = not np.isnan(column["found"]).all()
-    drawn = figures.figure(height=3.9 if worded else 2.8)
-    panels = drawn.subplots(3 if worded else 2, 1, sharex=True)
-    blue, red, green, _, orange, *_ = figures.COLOURS
-
+    has_colors = not np.isnan(columns["color_recall"]).all()
+    figure = figures.new_figure(height=3.9 if has_colors else 2.8)
+    panels = figure.subplots(3 if has_colors else 2, 1, sharex=True)
+    blue, red, green, _, orange, *_ = figures.COLORS
+    dashed = {"color": figures.GRAY, "ls": "--"}
     margin = 0.05 * (x[-1] - x[0]) or 0.5
-    above = {
-        "loc": "lower left",
-        "bbox_to_anchor": (-0.01, 1),
-        "borderaxespad": 0,
-        "ncols": 3,
-    }  # where no line passes
+    # Above the panel, where no line passes.
+    legend = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "borderaxespad": 0, "ncols": 3}
 
-    error, share = panels[0], panels[1]
-    spread = np.nan_to_num(column["absrel_se"])
-    error.plot(x, column["absrel"], color=blue, marker="o", label="re-estimate")
-    error.fill_between(
-        x, column["absrel"] - spread, column["absrel"] + spread, color=blue, alpha=0.2, lw=0
-    )
-    error.plot(x, column["absrel_unrelated"], color=orange, marker="v", label="another picture's")
-    error.plot(x, column["constant"], color=figures.SOFT, ls="--", marker="s", label="constant")
-    error.set_ylabel("AbsRel")
-    error.legend(**above)
-    share.plot(x, column["ratio"], color=red, marker="^")
-    share.axhline(1, color=figures.SOFT, ls="--", lw=0.8)
-    share.set_ylabel("AbsRel / constant")
-    if worded:
-        words = panels[2]
-        words.plot(x, column["found"], color=green, marker="D", label="generated pictures")
-        words.axhline(column["truth"][0], color=figures.SOFT, ls="--", lw=0.8, label="true ones")
-        chance = np.pad(column["chance"], 1, mode="edge")
-        words.fill_between(
-            [x[0] - margin, *x, x[-1] + margin],
-            0,
-            chance,
-            color=figures.LINE,
-            lw=0,
-            label="by chance",
-        )
-        words.set_ylabel("colour words found")
-        words.set_ylim(top=1)
-        words.legend(**above)
+    absrel, stderr = columns["absrel"], np.nan_to_num(columns["absrel_stderr"])
+    panels[0].plot(x, absrel, color=blue, marker="o", label="re-estimated")
+    panels[0].fill_between(x, absrel - stderr, absrel + stderr, color=blue, alpha=0.2, lw=0)
+    panels[0].plot(x, columns["absrel_shuffled"], color=orange, marker="v", label="shuffled")
+    panels[0].plot(x, columns["constant_absrel"], marker="s", label="constant", **dashed)
+    panels[0].set_ylabel("AbsRel")
+    panels[0].legend(**legend)
+    panels[1].plot(x, columns["absrel_over_constant"], color=red, marker="^")
+    panels[1].axhline(1, lw=0.8, **dashed)
+    panels[1].set_ylabel("AbsRel / constant")
+    if has_colors:
+        recall, chance = columns["color_recall"], np.pad(columns["color_recall_chance"], 1, "edge")
+        wide = [x[0] - margin, *x, x[-1] + margin]
+        panels[2].plot(x, recall, color=green, marker="D", label="generated")
+        panels[2].axhline(columns["color_recall_dataset"][0], lw=0.8, label="dataset", **dashed)
+        panels[2].fill_between(wide, 0, chance, color=figures.LIGHT_GRAY, lw=0, label="by chance")
+        panels[2].set_ylabel("color recall")
+        panels[2].set_ylim(top=1)
+        panels[2].legend(**legend)
     for panel in panels:
         panel.set_ylim(bottom=0)
     panels[-1].set_xlim(x[0] - margin, x[-1] + margin)
     panels[-1].xaxis.get_major_locator().set_params(integer=True, nbins=11)
     panels[-1].set_xlabel("depth first  ←  log₂ α  →  image first")
-    return drawn
+    return figure
 
 
-def sheet(captions: Sequence[str], cells: dict[float, np.ndarray]) -> np.ndarray:
-    """Returns a picture u8 [h w 3] with a column per value: of each caption the picture, its depth, and that estimated.
+def sample_sheet(captions: Sequence[str], cells: Mapping[float, np.ndarray]) -> np.ndarray:
+    """Returns an image u8 [h w 3] with a column per value and three rows per caption.
 
+    The rows are the image, its depth, and the depth estimated from it.
     cells: u8 [e k h w 3] by log2 alpha, of e captions and k kinds.
     """
     side = next(iter(cells.values())).shape[-2]
     factor = max(1, 96 // side)
-    rows: list[list[np.ndarray | None]] = []
+    rows = []
     for i, caption in enumerate(captions):
-        for k, kind in enumerate(
-            (caption, "depth, generated with it", "depth, estimated from the picture")
-        ):
-            made = [pictures.upscale(of[i, k], factor) for of in cells.values()]
-            rows.append([_written(kind, side * factor), *made])
-    return pictures.grid(rows, labels=["log2 alpha", *(f"{x:+g}" for x in cells)])
-
-
-def _written(text: str, side: int) -> np.ndarray:
-    """A cell u8 [side side 3] that holds text, as much of it as fits."""
-    cell = Image.new("RGB", (side, side), (24, 24, 27))
-    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(size=max(11, side // 12))
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if draw.textlength(longer, font=font) <= side - 6 or not lines[-1]:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    draw.multiline_text((3, 3), "\n".join(lines), fill=(228, 228, 231), font=font, spacing=2)
-    return np.asarray(cell)
+        titles = (caption, "depth, generated jointly", "depth, estimated from the image")
+        for k, title in enumerate(titles):
+            samples = [images.upscale(column[i, k], factor) for column in cells.values()]
+            rows.append([images.text_cell(title, side * factor), *samples])
+    return images.grid(rows, labels=["log2 alpha", *(f"{x:+g}" for x in cells)])

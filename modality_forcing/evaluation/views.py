@@ -1,33 +1,94 @@
-"""The view that MoGe's benchmarks are scored in: the raw frame seen by a camera that looks through its middle.
+"""Views: the part of a benchmark's frame that is scored, and the square that the model sees of it.
 
-Facts from microsoft/MoGe, moge/test/dataloader.py: raw frames have any size and a principal point anywhere; the camera
-is turned until its axis passes through the middle of the frame, and sees the largest rectangle of the asked shape that
-lies in the frame. Cameras here are normalised intrinsics: coordinates (u, v) run from 0 to 1 over the frame, pixel j of
-w is centred at (j + 0.5) / w, and a focal length of 1 / e sees an extent of e at distance 1.
+Source: microsoft/MoGe, moge/test/dataloader.py. Raw frames have any size and a principal point
+anywhere. The camera is rotated until its axis passes through the center of the frame, and sees the
+largest rectangle of the requested aspect ratio that lies in the frame. Intrinsics are normalized:
+coordinates (u, v) run from 0 to 1 over the frame, pixel j of w is centered at (j + 0.5) / w, and a
+focal length of 1 / e sees an extent of e at distance 1.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
+from modality_forcing.data.resize import Window, crop_resize_image
 from modality_forcing.errors import UserError
+from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
+from modality_forcing.evaluation.resample import nearest_valid
 
-_CORNERS = np.array(
-    [[0, 0, 1], [0, 1, 1], [1, 1, 1], [1, 0, 1]]
-)  # of a frame, (u, v, 1), in order around it
+# square: the largest square view around the center, at the model's resolution.
+# moge: MoGe's view of the set, at its published size. frame: the frame as stored.
+# For the last two, the model sees the whole view resized to its square.
+ViewName = Literal["square", "moge", "frame"]
+
+_CORNERS = np.array([[0, 0, 1], [0, 1, 1], [1, 1, 1], [1, 0, 1]])  # (u, v, 1), around the frame
+
+
+class EvalFrame(NamedTuple):
+    """A frame as it is scored: h x w pixels, which the model sees at r x r."""
+
+    name: str
+    model_image: np.ndarray  # u8 [r r 3], the input of the model
+    image: np.ndarray  # u8 [h w 3], the same at the size of the target
+    target: np.ndarray  # f32 [h w]
+    valid: np.ndarray  # bool [h w]
+    has_intrinsics: bool  # if not, the principal point is assumed at the center
 
 
 class View(NamedTuple):
-    """A frame as a benchmark scores it."""
+    """A warped frame."""
 
     image: np.ndarray  # u8 [h w 3]
-    depth: np.ndarray  # f32 [h w], along the axis of this view's camera; 0 where it is not known
+    depth: np.ndarray  # f32 [h w], along the axis of this view's camera; 0 where not valid
     valid: np.ndarray  # bool [h w]
-    intrinsics: np.ndarray  # f32 [3 3], normalised, principal point (0.5, 0.5)
+    intrinsics: np.ndarray  # f32 [3 3], normalized, principal point (0.5, 0.5)
+
+
+def parse_view(text: str) -> ViewName:
+    """Returns the name of a view; raises UserError with the known ones."""
+    names = get_args(ViewName)
+    if text not in names:
+        raise UserError(f"unknown view {text!r}", hint=f"choose one of {', '.join(names)}")
+    return text  # pyright: ignore[reportReturnType]
+
+
+def view_size(benchmark: Benchmark, view: ViewName, resolution: int) -> tuple[int, int] | None:
+    """Returns (width, height) of the view, or None where every frame keeps its own size."""
+    return {"square": (resolution, resolution), "moge": benchmark.size, "frame": None}[view]
+
+
+def make_eval_frame(
+    frame: Frame, benchmark: Benchmark, view: ViewName, resolution: int
+) -> EvalFrame:
+    """Returns a frame as a view shows it; the model has resolution x resolution pixels.
+
+    "square" and "moge" equal MoGe's benchmark loader at those sizes, its limit on far depth
+    included. Without intrinsics the principal point is assumed at the center and nothing is
+    rotated. Raises UserError for invalid intrinsics.
+    """
+    size = view_size(benchmark, view, resolution)
+    image, target, valid = frame.image, frame.depth, frame.valid
+    if size is not None:
+        intrinsics = frame.intrinsics
+        if intrinsics is None:
+            intrinsics = _centered_intrinsics(*target.shape)
+        warped = warp(image, target, valid, intrinsics, size)
+        image, target = warped.image, warped.depth
+        valid = drop_far(warped.depth, warped.valid)
+    model_image = image
+    if view != "square":
+        model_image = crop_resize_image(image, Window(0, 0, *target.shape), resolution)
+    has_intrinsics = frame.intrinsics is not None
+    return EvalFrame(frame.name, model_image, image, target, valid, has_intrinsics)
+
+
+def _centered_intrinsics(height: int, width: int) -> np.ndarray:
+    """Returns normalized intrinsics of square pixels; without rotation the focal length cancels."""
+    return np.array([[1, 0, 0.5], [0, width / height, 0.5], [0, 0, 1]], np.float32)
 
 
 def warp(
@@ -37,183 +98,137 @@ def warp(
     intrinsics: np.ndarray,
     width_height: tuple[int, int],
 ) -> View:
-    """Returns the view of width_height pixels through the middle of a raw frame, as MoGe's benchmark loader takes it.
+    """Returns the view of width_height pixels around the center of a frame, as MoGe's loader.
 
-    image u8 [h w 3], depth f32 [h w] along the raw axis, valid bool [h w], intrinsics [3 3] normalised. The image is
-    brought to the pitch of the view by a Lanczos filter and read bilinearly, black beyond the frame. Depth is picked,
-    never mixed: at that pitch the nearest known pixel (`masked_nearest`), whose distance from the camera is then that
-    of the pixel of the view. Depth is in the unit it came in; far pixels stay (`drop_far`).
-    Raises ValueError if the arrays do not fit together and UserError if the intrinsics are no camera's.
+    The image is Lanczos-filtered to the pixel pitch of the view and sampled bilinearly, black
+    beyond the frame. Depth is never interpolated: it is the nearest valid pixel's at that pitch
+    (`nearest_valid`), whose distance from the camera becomes that of the view's pixel. Far pixels
+    are kept (`drop_far`).
+
+    Args:
+      image: u8 [h w 3].
+      depth: f32 [h w] along the raw camera axis, in any unit.
+      valid: bool [h w].
+      intrinsics: f32 [3 3], normalized.
+      width_height: size of the view.
+
+    Raises ValueError if the arrays do not match, UserError for invalid intrinsics.
     """
     height, width = depth.shape
     if image.shape != (height, width, 3) or image.dtype != np.uint8 or valid.shape != depth.shape:
-        raise ValueError(
-            f"image {image.dtype} {image.shape}, depth {depth.shape} and valid {valid.shape} are not one frame"
-        )
+        shapes = f"{image.dtype} {image.shape}, depth {depth.shape} and valid {valid.shape}"
+        raise ValueError(f"image {shapes} are not one frame")
     if min(width_height) < 1:
         raise ValueError(f"a view of {width_height} pixels")
-    raw = _camera(intrinsics)
-    turn = _turn(raw)
-    new = _inscribed(raw, turn, width_height[0] / width_height[1])
+    raw = _check_intrinsics(intrinsics)
+    rotation = _center_rotation(raw)
+    new = _inscribed_camera(raw, rotation, width_height[0] / width_height[1])
 
-    # The raw frame at the pitch of the view. A frame of just that size must not lose a column to rounding.
-    scaled = [
+    # The raw frame at the pitch of the view. A frame of just that size must not lose a column to
+    # rounding.
+    columns, rows = (
         max(1, math.floor(size * new[i, i] / raw[i, i] * (1 + 1e-6)))
         for i, size in enumerate(width_height)
-    ]
-    x, y = _positions(raw, turn, new, width_height, scaled)
-    shrunk = Image.fromarray(image).resize((scaled[0], scaled[1]), Image.Resampling.LANCZOS)
-
-    rows, columns, known = masked_nearest(valid, (scaled[1], scaled[0]))
-    row, column = np.rint(y).astype(np.int64), np.rint(x).astype(np.int64)
-    inside = (row >= 0) & (row < scaled[1]) & (column >= 0) & (column < scaled[0])
-    row, column = np.clip(row, 0, scaled[1] - 1), np.clip(column, 0, scaled[0] - 1)
-    seen = inside & known[row, column]
-    picked = np.where(seen, depth[rows[row, column], columns[row, column]], 0).astype(np.float64)
-    ray = _length(raw, (column + 0.5) / scaled[0], (row + 0.5) / scaled[1])
-    z = picked * ray / _length(new, *_centres(width_height, np.float64))
-    return View(
-        _bilinear(np.asarray(shrunk), x, y), z.astype(np.float32), seen, new.astype(np.float32)
     )
+    # Float32 throughout decides as the reference does which of two pixels is nearer.
+    f32 = np.float32
+    homography = raw.astype(f32) @ rotation.T.astype(f32) @ np.linalg.inv(new.astype(f32))
+    u, v = _pixel_centers(width_height, f32)
+    x, y, z = (row[0] * u + row[1] * v + row[2] for row in homography)
+    x, y = x / z * f32(columns) - f32(0.5), y / z * f32(rows) - f32(0.5)
+
+    resized = Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS)
+    source_row, source_column, source_valid = nearest_valid(valid, (rows, columns))
+    row, column = np.rint(y).astype(np.int64), np.rint(x).astype(np.int64)
+    inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+    row, column = np.clip(row, 0, rows - 1), np.clip(column, 0, columns - 1)
+    seen = inside & source_valid[row, column]
+    picked = depth[source_row[row, column], source_column[row, column]]
+    picked = np.where(seen, picked, 0).astype(np.float64)
+    ray = _ray_length(raw, (column + 0.5) / columns, (row + 0.5) / rows)
+    z_depth = picked * ray / _ray_length(new, *_pixel_centers(width_height, np.float64))
+    warped = _sample_bilinear(np.asarray(resized), x, y)
+    return View(warped, z_depth.astype(np.float32), seen, new.astype(np.float32))
 
 
 def drop_far(depth: np.ndarray, valid: np.ndarray, factor: float = 1000) -> np.ndarray:
-    """Returns valid bool [h w] without the depths above `factor` times the 1% quantile of the valid ones.
+    """Returns valid bool [h w] without depths above `factor` times the 1% quantile.
 
-    MoGe's benchmark loader does so in the view, with factor 1000, against what its maps hold of sky.
+    MoGe's benchmark loader does so, with factor 1000, against sky in its maps.
     """
     if not valid.any():
         return valid
     return valid & (depth <= factor * np.quantile(depth[valid], 0.01))
 
 
-def masked_nearest(
-    valid: np.ndarray, height_width: tuple[int, int]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns which pixel of a map stands for each cell of another size: rows i64, columns i64, known bool, all [h w].
-
-    It is the valid pixel nearest to the cell's centre, among those about the cell's own size around it, the first in
-    reading order where several are; at least one pixel is looked at, so an enlarged map repeats pixels. Where none is
-    valid, known is False and the indices mean nothing. The rule is `masked_nearest_resize` of
-    EasternJournalist/utils3d, which MoGe uses; borders between pixels are decided in float32, as there.
-    """
-    row_of, row_distance = _windows(valid.shape[0], height_width[0])
-    column_of, column_distance = _windows(valid.shape[1], height_width[1])
-    nearest = np.full(height_width, np.inf, np.float32)
-    rows, columns = np.zeros((2, *height_width), np.int64)
-    for i in range(
-        row_of.shape[1]
-    ):  # over the pixels in a window: all windows at once would not fit large maps
-        for j in range(column_of.shape[1]):
-            distance = row_distance[:, i, None] + column_distance[None, :, j]
-            closer = valid[row_of[:, i, None], column_of[None, :, j]] & (distance < nearest)
-            np.copyto(nearest, distance, where=closer)
-            np.copyto(rows, row_of[:, i, None], where=closer)
-            np.copyto(columns, column_of[None, :, j], where=closer)
-    return rows, columns, np.isfinite(nearest)
-
-
-def _windows(size: int, cells: int) -> tuple[np.ndarray, np.ndarray]:
-    """Per cell along one axis: the pixels that may stand for it and their squared distance from its centre, [cells k]."""
-    f32 = np.float32
-    extent = f32(max(1.0, size / cells))
-    centre = (np.arange(cells, dtype=f32) + f32(0.5)) / f32(cells) * f32(size)
-    first = np.rint(centre - extent / f32(2)).astype(np.int64)  # half to even
-    pixel = first[:, None] + np.arange(math.ceil(extent))
-    distance = (pixel.astype(f32) + f32(0.5) - centre[:, None]) ** 2
-    return np.clip(pixel, 0, size - 1), np.where(
-        (pixel >= 0) & (pixel < size), distance, f32(np.inf)
-    )
-
-
-def _camera(intrinsics: np.ndarray) -> np.ndarray:
+def _check_intrinsics(intrinsics: np.ndarray) -> np.ndarray:
     camera = np.asarray(intrinsics, np.float64)
     if camera.shape != (3, 3):
         raise ValueError(f"intrinsics have shape {camera.shape}, expected (3, 3)")
-    if (
-        not np.all(np.isfinite(camera))
-        or camera[0, 0] <= 0
-        or camera[1, 1] <= 0
-        or np.any(camera[2] != (0, 0, 1))
-    ):
+    focal = camera[0, 0] > 0 and camera[1, 1] > 0
+    if not focal or not np.all(np.isfinite(camera)) or np.any(camera[2] != (0, 0, 1)):
         raise UserError(
-            f"intrinsics {camera.tolist()} are no camera's",
+            f"intrinsics {camera.tolist()} are not a pinhole camera",
             hint="write [[fx 0 cx] [0 fy cy] [0 0 1]], fx, fy > 0",
         )
     return camera
 
 
-def _turn(raw: np.ndarray) -> np.ndarray:
-    """The smallest rotation, f64 [3 3], that takes the ray through the middle of the frame to the axis (Rodrigues)."""
-    middle = np.linalg.inv(raw) @ (0.5, 0.5, 1)
-    middle /= np.linalg.norm(middle)
-    x, y, cosine = (
-        middle  # its cross product with the axis is (y, -x, 0); cosine > 0: cameras look forward
-    )
+def _center_rotation(raw: np.ndarray) -> np.ndarray:
+    """Returns the least rotation f64 [3 3] from the central ray to the axis (Rodrigues)."""
+    center = np.linalg.inv(raw) @ (0.5, 0.5, 1)
+    center /= np.linalg.norm(center)
+    # The cross product with the axis is (y, -x, 0); cosine > 0, as cameras look forward.
+    x, y, cosine = center
     cross = np.array([[0, 0, -x], [0, 0, -y], [x, y, 0]])
     return np.eye(3) + cross + cross @ cross / (1 + cosine)
 
 
-def _inscribed(raw: np.ndarray, turn: np.ndarray, aspect: float) -> np.ndarray:
-    """The camera, f64 [3 3], of the largest view of that width : height around the turned axis inside the raw frame."""
-    corners = _CORNERS @ (turn @ np.linalg.inv(raw)).T
+def _inscribed_camera(raw: np.ndarray, rotation: np.ndarray, aspect: float) -> np.ndarray:
+    """Returns the camera f64 [3 3] of the largest view of that aspect ratio in the frame."""
+    corners = _CORNERS @ (rotation @ np.linalg.inv(raw)).T
     if np.any(corners[:, 2] <= 0):
         raise UserError(
-            "the middle of the frame is more than 90 degrees from a corner",
+            "the center of the frame is more than 90 degrees from a corner",
             hint="check the intrinsics",
         )
-    # Each edge and the camera span a plane n; it meets a diagonal (+-aspect, +-1) s of the view at this s at the nearest.
+    # Each edge and the camera span a plane n, which meets a diagonal (+-aspect, +-1) s of the view
+    # at this s at the nearest.
     n = np.cross(corners, np.roll(corners, -1, axis=0))
     reach = np.min(np.abs(n[:, 2]) / (aspect * np.abs(n[:, 0]) + np.abs(n[:, 1])))
-    # No more than the unturned frame holds around its middle: the rule of the benchmark, though a turned one may see more.
+    # No more than the unrotated frame holds around its center: the benchmark's rule, although a
+    # rotated camera may see more.
     extent = min(2 * aspect * reach, 1 / raw[0, 0], aspect / raw[1, 1])
     return np.array([[1 / extent, 0, 0.5], [0, aspect / extent, 0.5], [0, 0, 1]])
 
 
-def _positions(
-    raw, turn, new, width_height: tuple[int, int], scaled: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where in the scaled raw frame each pixel of the view looks: column and row f32 [h w], whole at pixel centres.
-
-    In float32 throughout: it decides alike here and in the reference which of two pixels is the nearer.
-    """
-    f32 = np.float32
-    homography = raw.astype(f32) @ turn.T.astype(f32) @ np.linalg.inv(new.astype(f32))
-    u, v = _centres(width_height, f32)
-    x, y, z = (row[0] * u + row[1] * v + row[2] for row in homography)
-    return x / z * f32(scaled[0]) - f32(0.5), y / z * f32(scaled[1]) - f32(0.5)
-
-
-def _centres(
+def _pixel_centers(
     width_height: tuple[int, int], dtype: type[np.floating]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the centres of pixels are: u [1 w], v [h 1]."""
-    width, height = width_height
-    return ((np.arange(width) + 0.5) / width).astype(dtype)[None], (
-        (np.arange(height) + 0.5) / height
-    ).astype(dtype)[:, None]
+    """Returns the normalized coordinates of pixel centers: u [1 w], v [h 1]."""
+    u, v = (((np.arange(size) + 0.5) / size).astype(dtype) for size in width_height)
+    return u[None], v[:, None]
 
 
-def _length(camera: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The distance from the camera, in units of depth, of what is seen at (u, v)."""
+def _ray_length(camera: np.ndarray, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Returns the distance from the camera over the depth of points seen at (u, v)."""
     y = (v - camera[1, 2]) / camera[1, 1]
     x = (u - camera[0, 2] - camera[0, 1] * y) / camera[0, 0]
     return np.sqrt(x * x + y * y + 1)
 
 
-def _bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """The picture u8 [h w 3] at positions x, y f32 [m n], whole at pixel centres, black around it -> u8 [m n 3]."""
+def _sample_bilinear(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Samples an image u8 [h w 3] at positions x, y f32 [m n], black outside: u8 [m n 3]."""
     height, width = image.shape[0] + 2, image.shape[1] + 2
     pixels = np.pad(image, ((1, 1), (1, 1), (0, 0))).reshape(-1, 3)
     left, top = np.floor(x), np.floor(y)
-    across, down = (x - left)[..., None], (y - top)[..., None]
-    column, row = (
-        np.clip(left.astype(np.int64) + 1, 0, width - 2),
-        np.clip(top.astype(np.int64) + 1, 0, height - 2),
-    )
+    right_weight, lower_weight = (x - left)[..., None], (y - top)[..., None]
+    column = np.clip(left.astype(np.int64) + 1, 0, width - 2)
+    row = np.clip(top.astype(np.int64) + 1, 0, height - 2)
     first = row * width + column
 
-    def between(start):
-        return (1 - across) * pixels[start] + across * pixels[start + 1]
+    def blend_row(start):
+        return (1 - right_weight) * pixels[start] + right_weight * pixels[start + 1]
 
-    return np.rint((1 - down) * between(first) + down * between(first + width)).astype(np.uint8)
+    upper, lower = blend_row(first), blend_row(first + width)
+    return np.rint((1 - lower_weight) * upper + lower_weight * lower).astype(np.uint8)

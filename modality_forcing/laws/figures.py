@@ -27,7 +27,7 @@ _BAND = 0.2  # opacity
 def draw(fit: Fit, table: Table, view: compute_optimal.IsoFlop | None = None) -> Figure:
     """Returns the figure, over two columns of a page; draw it, and save it, inside `figures.style()`."""
     lines = view is not None and bool(view.lines)
-    figure = figures.figure(2, height=2.3)
+    figure = figures.new_figure(2, height=2.3)
     panels = figure.subplots(
         1, 3 if lines else 2, width_ratios=(1.1, 0.8, 1.1) if lines else (1.2, 1)
     )
@@ -48,7 +48,7 @@ def _frontier(axes: Axes, fit: Fit, table: Table, k: float) -> None:
         flops,
         table.loss,
         "o",
-        color=figures.SOFT,
+        color=figures.GRAY,
         markersize=1.8,
         alpha=0.5,
         markeredgewidth=0,
@@ -59,12 +59,12 @@ def _frontier(axes: Axes, fit: Fit, table: Table, k: float) -> None:
     axes.plot(
         x,
         [row.loss.value or np.nan for row in best],
-        color=figures.COLOURS[0],
+        color=figures.COLORS[0],
         label="law at the best N",
     )
     low, high = ([getattr(row.loss, end) for row in best] for end in ("low", "high"))
-    axes.fill_between(x, low, high, color=figures.COLOURS[0], alpha=_BAND, linewidth=0, label="95%")
-    axes.axvline(flops.max(), color=figures.SOFT, linewidth=0.6, linestyle=":")
+    axes.fill_between(x, low, high, color=figures.COLORS[0], alpha=_BAND, linewidth=0, label="95%")
+    axes.axvline(flops.max(), color=figures.GRAY, linewidth=0.6, linestyle=":")
     _logarithmic(axes, "training FLOPs, C", "loss")
     axes.set_title("Law and runs")
     axes.legend(loc="upper right")
@@ -84,11 +84,11 @@ def _law(axes: Axes, fit: Fit, table: Table) -> None:
     for i, (value, there) in enumerate(
         _groups(None if by is None else table.variables[by], len(table))
     ):
-        colour, part = figures.COLOURS[i], table.keep(there)
+        colour, part = figures.COLORS[i], table.keep(there)
         fixed = {name: part.variables[name].max() for name in names if name not in (along, by)} | (
             {by: value} if by else {}
         )
-        label = f"{by} = {figures.short(value)}" if by else "runs"
+        label = f"{by} = {figures.format_count(value)}" if by else "runs"
         x = np.where(part.variables[along] > 0, part.variables[along], none_at)
         axes.plot(x, part.loss, figures.MARKERS[i], color=colour, label=label, markeredgewidth=0)
         _line_and_band(axes, fit, along, fixed, part.variables[along], none_at, colour)
@@ -96,7 +96,7 @@ def _law(axes: Axes, fit: Fit, table: Table) -> None:
     if np.any(table.variables[along] == 0):
         _mark_none(axes, table.variables[along], none_at)
     rest = ", ".join(
-        f"{name} = {figures.short(table.variables[name].max())}"
+        f"{name} = {figures.format_count(table.variables[name].max())}"
         for name in names
         if name not in (along, by)
     )
@@ -148,7 +148,7 @@ def _mark_none(axes: Axes, x: Array, none_at: float) -> None:
         else ()
     )
     ticks = {10.0**power: f"$10^{{{power}}}$" for power in powers} or {
-        v: figures.short(v) for v in np.unique(x[x > 0]).tolist()
+        v: figures.format_count(v) for v in np.unique(x[x > 0]).tolist()
     }
     axes.set_xticks([none_at, *ticks], ["none", *ticks.values()])
     axes.xaxis.set_minor_locator(NullLocator())
@@ -171,10 +171,10 @@ def _groups(values: Array | None, rows: int) -> list[tuple[float, NDArray[np.boo
 
 def _residuals(axes: Axes, fit: Fit, table: Table) -> None:
     law = np.exp(fit.predict(table.variables))
-    axes.axhline(0, color=figures.INK, linewidth=0.8)
+    axes.axhline(0, color=figures.BLACK, linewidth=0.8)
     percent = 100 * (table.loss / law - 1)
     axes.plot(
-        law, percent, "o", color=figures.COLOURS[0], markersize=2.2, alpha=0.6, markeredgewidth=0
+        law, percent, "o", color=figures.COLORS[0], markersize=2.2, alpha=0.6, markeredgewidth=0
     )
     _logarithmic(axes, "loss by the law", "run over law, %", loss="x")
     axes.set_title("Residuals")
@@ -183,7 +183,7 @@ def _residuals(axes: Axes, fit: Fit, table: Table) -> None:
 def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) -> None:
     """Loss against N at each budget: runs, the law with its minimum, and the parabola through the runs."""
     for i, line in enumerate(view.lines):
-        colour, rows = figures.COLOURS[i], list(line.rows)
+        colour, rows = figures.COLORS[i], list(line.rows)
         size, loss = table.variables["N"][rows], table.loss[rows]
         axes.plot(size, loss, figures.MARKERS[i], color=colour, markersize=2.2, markeredgewidth=0)
         x = np.geomspace(size.min(), size.max(), _SMOOTH)
@@ -197,7 +197,7 @@ def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) 
             linewidth=0.7,
         )
         axes.plot(
-            line.law, law(np.array([line.law])), "*", color=figures.INK, markersize=5, zorder=3
+            line.law, law(np.array([line.law])), "*", color=figures.BLACK, markersize=5, zorder=3
         )
         axes.annotate(
             f"{line.flops:.1e}",
@@ -215,7 +215,7 @@ def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) 
     told = "dashed: parabolas through the runs"
     if biases := [100 * (line.bias - 1) for line in view.lines if line.bias is not None]:
         told += f"\nthrough the law they miss its N\nby {min(biases):+.2f} to {max(biases):+.2f}%"
-    axes.text(0.03, 0.03, told, transform=axes.transAxes, fontsize=6, color=figures.SOFT)
+    axes.text(0.03, 0.03, told, transform=axes.transAxes, fontsize=6, color=figures.GRAY)
     axes.set_title("IsoFLOP view; star: the law's best N")
 
 

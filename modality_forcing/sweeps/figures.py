@@ -45,9 +45,9 @@ def draw(rows: Sequence[Row]) -> Figure:
     drawn = [(name, told, last, "params", "weights in the trunk, N") for name, told in panels]
     if len({row["frames"] for row in scored}) > 1:
         drawn.append(
-            (*panels[0], wide, "frames", f"post-training frames, N = {figures.short(largest)}")
+            (*panels[0], wide, "frames", f"post-training frames, N = {figures.format_count(largest)}")
         )
-    figure = figures.figure(2, height=2.4)
+    figure = figures.new_figure(2, height=2.4)
     for axes, (name, told, shown, along, label) in zip(
         figure.subplots(1, len(drawn)), drawn, strict=True
     ):
@@ -55,7 +55,7 @@ def draw(rows: Sequence[Row]) -> Figure:
         _reference(axes, shown, name)
         axes.set(xscale="log", xlabel=label, ylabel=told)
         ticks = sorted({row[along] for row in shown})
-        axes.set_xticks(ticks, [figures.short(tick) for tick in ticks])
+        axes.set_xticks(ticks, [figures.format_count(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
     lines, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
@@ -78,7 +78,7 @@ def write(rows: Sequence[Row], stem: Path) -> list[Path]:
 def _curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
     for i, images in enumerate(sorted({row["images"] for row in rows})):
         colour, marker = (
-            figures.COLOURS[i % len(figures.COLOURS)],
+            figures.COLORS[i % len(figures.COLORS)],
             figures.MARKERS[i % len(figures.MARKERS)],
         )
         mine = [row for row in rows if row["images"] == images and row.get(name) is not None]
@@ -97,7 +97,7 @@ def _curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
             means,
             f"{marker}-",
             color=colour,
-            label=figures.short(images) if images else "none",
+            label=figures.format_count(images) if images else "none",
         )
 
 
@@ -112,7 +112,7 @@ def _reference(axes: Axes, rows: Sequence[Row], name: str) -> None:
             continue
         level = float(np.mean(known))
         if min(values) - 0.5 * np.ptp(values) <= level <= max(values) + 0.5 * np.ptp(values):
-            axes.axhline(level, color=figures.SOFT, linewidth=0.8, linestyle=":")
+            axes.axhline(level, color=figures.GRAY, linewidth=0.8, linestyle=":")
             axes.annotate(
                 told,
                 (1, level),

@@ -17,7 +17,7 @@ from modality_forcing.models.flops import Parameters
 from modality_forcing.planning.hardware import CHIPS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep, load
 from modality_forcing.train.state import abstract_model
-from modality_forcing.viz.figures import short
+from modality_forcing.viz.figures import format_count
 
 # Model FLOPs utilisation that a price assumes: what tuned dense models of this size reach on such chips as published (about
 # 60% on v5e, 50% on v5p, 45% on v6e and Hopper), 40% where nothing comparable is. `mforce plan --config` bounds a real one.
@@ -157,7 +157,7 @@ def to_text(p: Price) -> str:
     lines = [f"{p.sweep}: {p.cells} cells of {len(p.runs)} training runs", "", head]
     for (phase, width, params, examples, cells), runs in kinds.items():
         spent, used = sum(run.flops for run in runs), f"{cells} cell{'s' * (cells > 1)}"
-        sizes = f"{width:>6} {short(params):>9} {short(examples):>9}"
+        sizes = f"{width:>6} {format_count(params):>9} {format_count(examples):>9}"
         lines.append(
             f"{phase:12} {sizes} {len(runs):>5} {used:>8} {spent:9.2e} {spent / p.flops:6.1%}"
         )

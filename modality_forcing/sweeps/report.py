@@ -122,7 +122,7 @@ def _lead(rows: Sequence[Row]) -> str:
     sizes, images, frames = ({row[key] for row in rows} for key in ("params", "images", "frames"))
     seeds = len({row["seed"] for row in rows})
     spans = [
-        f"{figures.short(min(span))} to {figures.short(max(span))}"
+        f"{figures.format_count(min(span))} to {figures.format_count(max(span))}"
         for span in (sizes, images, frames)
     ]
     told = f"{len(sizes)} sizes ({spans[0]} weights), {len(images)} amounts of pretraining ({spans[1]} images)"
@@ -159,7 +159,7 @@ def _cell(value: Any) -> str:
     return (
         ""
         if value is None
-        else figures.short(value)
+        else figures.format_count(value)
         if isinstance(value, int) and value >= 10_000
         else str(value)
     )

@@ -14,10 +14,9 @@ import numpy as np
 from flax import nnx
 
 from modality_forcing.config import Config, to_dict
-from modality_forcing.evaluation import benchmark_run
-from modality_forcing.evaluation.benchmark import Setup
-from modality_forcing.evaluation.heldout import Evaluator, HeldOut
-from modality_forcing.evaluation.protocols import MOGE, protocol
+from modality_forcing.evaluation import benchmark
+from modality_forcing.evaluation.heldout import Evaluator, HeldOutData
+from modality_forcing.evaluation.protocols import MOGE, get_protocol
 from modality_forcing.generator import Generator
 from modality_forcing.sweeps.spec import Benchmarks, Cell, Records
 from modality_forcing.train.step import compute_loss
@@ -52,7 +51,7 @@ class Scorer:
         evaluator = self._evaluator(replace(cell.run.config, seed=how.seed))
         metrics: dict[str, float] = {}
         if "depth" in last.modalities:
-            numbers = {"i2d": evaluator.i2d(last)[0], **evaluator.references()}
+            numbers = {"i2d": evaluator.i2d(last)[0], **evaluator.baselines()}
             metrics |= {
                 f"{task}_{name}": value
                 for task, told in numbers.items()
@@ -80,13 +79,11 @@ class Scorer:
         return kept
 
     def _benchmarks(self, cell: Cell, how: Benchmarks, last: Generator) -> Score:
-        chosen = protocol(how.protocol)
-        opened = benchmark_run.open_all(how.names, Path(how.root))
-        setup = Setup(samples=how.samples, seed=how.seed)
-        step = str(cell.run.config.train.steps)
-        results = benchmark_run.run(
-            last, step, opened, chosen, setup, self.folder / "benchmarks" / cell.name
-        )
+        chosen = get_protocol(how.protocol)
+        opened = benchmark.open_benchmarks(how.names, Path(how.root))
+        options = benchmark.InferenceOptions(samples=how.samples, seed=how.seed)
+        step, out = str(cell.run.config.train.steps), self.folder / "benchmarks" / cell.name
+        results = benchmark.run_benchmarks(last, opened, chosen, options, step=step, out=out)
         metrics = {
             f"{result['benchmark']}_{name}": float("nan") if value is None else value
             for result in results
@@ -105,7 +102,9 @@ def _generator(workdir: Path, config: Config) -> Generator:
     return Generator.from_checkpoint(workdir, sample=vars(config.sample))
 
 
-def held_out_loss(generator: Generator, data: HeldOut, seed: int, draws: int) -> dict[str, float]:
+def held_out_loss(
+    generator: Generator, data: HeldOutData, seed: int, draws: int
+) -> dict[str, float]:
     """Returns the training loss of weights on whole held-out records: `loss` and `loss_<modality>`, means over all of them.
 
     Levels and noise are functions of (seed, draw, record) alone, so that two networks are compared at the same ones; text

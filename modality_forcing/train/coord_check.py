@@ -298,7 +298,7 @@ def _cells(cells: Sequence[str]) -> str:
 
 def draw(rows: Sequence[Row]) -> Figure:
     """Returns the figure: scale over width, with scaled rates above and unscaled ones below."""
-    drawn = figures.figure(2, height=3.7)
+    drawn = figures.new_figure(2, height=3.7)
     panels = drawn.subplots(2, len(PLOTTED_STEPS), sharex=True, sharey=True)
     for transfer, line in zip((True, False), panels, strict=True):
         for step, axes in zip(PLOTTED_STEPS, line, strict=True):
@@ -329,7 +329,7 @@ def _panel(axes: Axes, rows: Sequence[Row]) -> None:
             axes.plot(
                 x,
                 y,
-                color=figures.COLOURS[i],
+                color=figures.COLORS[i],
                 marker=figures.MARKERS[i],
                 alpha=alpha,
                 label=label,

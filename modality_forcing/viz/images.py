@@ -1,10 +1,11 @@
-"""Arrays into things to look at and files to keep: disparity colours, grids, depth as .npy and 16-bit PNG."""
+"""Images and maps as files and sheets: color-mapped disparity, grids, depth as .npy and PNG."""
 
 from __future__ import annotations
 
 import io
 import json
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,145 +13,144 @@ from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
 from modality_forcing.atomic_io import write_file
 
-UNKNOWN = (128, 128, 128)  # no colour of the map is a gray
+# Perceptually uniform: lightness rises evenly, also in a gray print and for the color-blind. The
+# maps of most depth papers are "Spectral_r" of disparity (near is red).
+COLORMAP = "plasma"
+INVALID_COLOR = (128, 128, 128)  # no color of the map is gray
 _BACKGROUND = (24, 24, 27)
-_INK = (228, 228, 231)
-_CODES = 65535  # 16 bits; code 0 says unknown
+_TEXT_COLOR = (228, 228, 231)
+_MAX_CODE = 65535  # 16 bits; code 0 means invalid
+
+Limits = tuple[float, float]
 
 
-def disparity_colours(
-    depth: np.ndarray, valid: np.ndarray | None = None, limits: tuple[float, float] | None = None
+def colorize_disparity(
+    depth: np.ndarray,
+    valid: np.ndarray | None = None,
+    limits: Limits | None = None,
+    *,
+    colormap: str = COLORMAP,
 ) -> np.ndarray:
-    """Colours u8 [h w 3] of depth [h w] by its inverse: near is bright yellow, far is dark blue, unknown is gray.
+    """Returns depth [h w] as colors u8 [h w 3] of its inverse: near is yellow, far is dark blue.
 
-    Depth that is not finite and positive is unknown too. limits: the inverse depths at the far and the near end, by
-    default `disparity_limits` of this map; give those of another map to make the two comparable.
+    Invalid pixels are gray; depth that is not finite and positive is invalid too.
+
+    Args:
+      depth: in any unit.
+      valid: bool [h w].
+      limits: inverse depth at the far and the near end of the map, by default `disparity_limits`;
+        give those of another map to make two maps comparable.
+      colormap: the name of a matplotlib colormap.
     """
-    known = _known(depth, valid)
-    far, near = disparity_limits(depth, valid) if limits is None else limits
-    return value_colours(1 / np.where(known, depth, 1).astype(np.float64), known, (far, near))
+    valid = _valid_mask(depth, valid)
+    disparity = 1 / np.where(valid, depth, 1).astype(np.float64)
+    limits = disparity_limits(depth, valid) if limits is None else limits
+    return colorize(disparity, valid, limits, colormap=colormap)
 
 
-def value_colours(values: np.ndarray, known: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Colours u8 [h w 3] of numbers [h w] from dark blue at limits[0] to bright yellow at limits[1], gray where not known."""
-    least, most = limits
-    # All of one value: the middle of the map, which claims neither end.
-    place = (values - least) / (most - least) if most > least else np.full(values.shape, 0.5)
-    place = np.where(known, place, 0)  # what is not known may be no number
-    colours = _COLOURS[np.rint(np.clip(place, 0, 1) * (len(_COLOURS) - 1)).astype(int)]
-    return np.where(known[..., None], colours, np.array(UNKNOWN, np.uint8))
+def colorize(
+    values: np.ndarray, valid: np.ndarray, limits: Limits, *, colormap: str = COLORMAP
+) -> np.ndarray:
+    """Returns values [h w] as colors u8 [h w 3] between the limits, gray where not valid."""
+    low, high = limits
+    # If all values are equal: the middle of the map, which suggests neither end.
+    scaled = (values - low) / (high - low) if high > low else np.full(values.shape, 0.5)
+    scaled = np.clip(np.where(valid, scaled, 0), 0, 1)  # invalid values may be NaN
+    table = _color_table(colormap)
+    colors = table[np.rint(scaled * (len(table) - 1)).astype(int)]
+    return np.where(valid[..., None], colors, np.array(INVALID_COLOR, np.uint8))
 
 
-def disparity_limits(depth: np.ndarray, valid: np.ndarray | None = None) -> tuple[float, float]:
-    """The 2nd and 98th percentile of inverse depth over known pixels, (0, 0) if there are none: robust to outliers."""
-    known = _known(depth, valid)
-    if not known.any():
+@cache
+def _color_table(colormap: str) -> np.ndarray:
+    """Returns the colors of a map, u8 [256 3]."""
+    import matplotlib  # here: most commands need no colors
+
+    return matplotlib.colormaps[colormap](np.linspace(0, 1, 256), bytes=True)[:, :3]
+
+
+def disparity_limits(depth: np.ndarray, valid: np.ndarray | None = None) -> Limits:
+    """Returns the 2nd and 98th percentile of valid inverse depth; (0, 0) if none is valid."""
+    valid = _valid_mask(depth, valid)
+    if not valid.any():
         return 0.0, 0.0
-    far, near = np.percentile(1 / depth[known].astype(np.float64), (2, 98))
+    far, near = np.percentile(1 / depth[valid].astype(np.float64), (2, 98))
     return float(far), float(near)
 
 
-def _known(depth: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
-    known = np.isfinite(depth) & (depth > 0)
-    return known if valid is None else known & valid
-
-
-def _colour_table(steps: int = 256) -> np.ndarray:
-    """Far to near, u8 [steps 3]: the hue runs from blue by red to yellow while lightness, to the eye, rises evenly.
-
-    Laid out in OKLab (Ottosson 2020), so it stays ordered in a gray print and for the colour-blind.
-    """
-    along = np.linspace(0, 1, steps)
-    lightness = 0.24 + 0.70 * along
-    hue = np.deg2rad(272 + 195 * along)
-    colours = np.zeros((steps, 3))
-    # The largest chroma up to 0.2 that the screen can show, at each step.
-    for chroma in np.linspace(0, 0.2, 81):
-        linear = _oklab_to_linear(lightness, chroma * np.cos(hue), chroma * np.sin(hue))
-        fits = np.all((linear >= 0) & (linear <= 1), axis=1)
-        colours[fits] = linear[fits]
-    encoded = np.where(colours <= 0.0031308, 12.92 * colours, 1.055 * colours ** (1 / 2.4) - 0.055)
-    return np.rint(255 * encoded).astype(np.uint8)
-
-
-def _oklab_to_linear(lightness: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Linear sRGB [n 3] of OKLab coordinates; the constants are those of Ottosson (2020)."""
-    cone = np.stack(
-        [
-            lightness + 0.3963377774 * a + 0.2158037573 * b,
-            lightness - 0.1055613458 * a - 0.0638541728 * b,
-            lightness - 0.0894841775 * a - 1.2914855480 * b,
-        ]
-    )
-    to_rgb = np.array(
-        [
-            [4.0767416621, -3.3077115913, 0.2309699292],
-            [-1.2684380046, 2.6097574011, -0.3413193965],
-            [-0.0041960863, -0.7034186147, 1.7076147010],
-        ]
-    )
-    return (to_rgb @ cone**3).T
-
-
-_COLOURS = _colour_table()
+def _valid_mask(depth: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
+    positive = np.isfinite(depth) & (depth > 0)
+    return positive if valid is None else positive & valid
 
 
 def to_u8(image: np.ndarray) -> np.ndarray:
-    """Rounds pictures in [0, 1] to bytes."""
+    """Rounds images in [0, 1] to bytes."""
     return np.round(np.clip(image, 0.0, 1.0) * 255.0).astype(np.uint8)
 
 
 def upscale(image: np.ndarray, factor: int) -> np.ndarray:
-    """The picture with each pixel as a factor x factor block."""
+    """Repeats each pixel as a factor x factor block."""
     return image.repeat(factor, axis=0).repeat(factor, axis=1)
 
 
 def grid(
     rows: Sequence[Sequence[np.ndarray | None]], *, pad: int = 4, labels: Sequence[str] = ()
 ) -> np.ndarray:
-    """One picture u8 [h w 3] of rows of pictures u8 [h w 3] of one size; None leaves a gap, labels head the columns.
+    """Returns one image u8 [h w 3] of rows of equally large images u8 [h w 3].
 
-    Raises ValueError if the pictures differ in size or there is none.
+    None leaves a gap; labels head the columns. Raises ValueError if sizes differ or all are None.
     """
     cells = [cell for row in rows for cell in row if cell is not None]
     if len({cell.shape for cell in cells}) != 1:
-        raise ValueError(
-            f"a grid needs pictures of one size, not {sorted({cell.shape for cell in cells})}"
-        )
+        shapes = sorted({cell.shape for cell in cells})
+        raise ValueError(f"a grid needs images of one size, not {shapes}")
     height, width, _ = cells[0].shape
     columns = max(len(row) for row in rows)
-    head = 22 if labels else 0
-    canvas = np.empty(
-        (head + pad + len(rows) * (height + pad), pad + columns * (width + pad), 3), np.uint8
-    )
-    canvas[:] = _BACKGROUND
+    header = 22 if labels else 0
+    size = header + pad + len(rows) * (height + pad), pad + columns * (width + pad)
+    canvas = np.full((*size, 3), _BACKGROUND, np.uint8)
     for y, row in enumerate(rows):
         for x, cell in enumerate(row):
             if cell is not None:
-                top, left = head + pad + y * (height + pad), pad + x * (width + pad)
+                top, left = header + pad + y * (height + pad), pad + x * (width + pad)
                 canvas[top : top + height, left : left + width] = cell
     if not labels:
         return canvas
     sheet = Image.fromarray(canvas)
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=13)
     for x, label in enumerate(labels):
-        middle = pad + x * (width + pad) + width / 2
-        draw.text((middle, head / 2 + pad / 2), label, fill=_INK, font=font, anchor="mm")
+        center = pad + x * (width + pad) + width / 2, (header + pad) / 2
+        draw.text(center, label, fill=_TEXT_COLOR, font=font, anchor="mm")
     return np.asarray(sheet)
 
 
-def captioned(image: np.ndarray, text: str) -> np.ndarray:
-    """The picture u8 [h w 3] with a line of text over its lower edge."""
-    picture = Image.fromarray(image)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=12)
+def add_caption(image: np.ndarray, text: str) -> np.ndarray:
+    """Returns the image u8 [h w 3] with a line of text over its lower edge."""
     height, width = image.shape[:2]
+    captioned = Image.fromarray(image)
+    draw, font = ImageDraw.Draw(captioned), ImageFont.load_default(size=12)
     draw.rectangle((0, height - 17, width, height), fill=_BACKGROUND)
-    draw.text((4, height - 3), text, fill=_INK, font=font, anchor="ls")
-    return np.asarray(picture)
+    draw.text((4, height - 3), text, fill=_TEXT_COLOR, font=font, anchor="ls")
+    return np.asarray(captioned)
+
+
+def text_cell(text: str, side: int) -> np.ndarray:
+    """Returns an image u8 [side side 3] of wrapped text; what does not fit is cut off."""
+    cell = Image.new("RGB", (side, side), _BACKGROUND)
+    draw, font = ImageDraw.Draw(cell), ImageFont.load_default(size=max(11, side // 12))
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if draw.textlength(longer, font=font) <= side - 6 or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    draw.multiline_text((3, 3), "\n".join(lines), fill=_TEXT_COLOR, font=font, spacing=2)
+    return np.asarray(cell)
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """A PNG of u8 [h w 3] or u8 [h w]."""
+    """Returns the PNG of an image u8 [h w 3] or u8 [h w]."""
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -159,41 +159,34 @@ def png_bytes(image: np.ndarray) -> bytes:
 def save_depth(
     stem: str | Path, depth: np.ndarray, valid: np.ndarray | None = None, unit: str = "relative"
 ) -> list[Path]:
-    """Writes depth [h w] as <stem>.npy, <stem>.png with <stem>.json, and <stem>_colour.png; returns the four paths.
+    """Writes depth [h w] as <stem>.npy, .png, .json and _color.png; returns the four paths.
 
-    .npy: float32, NaN where unknown. .png: 16 bits, depth = code * scale with 0 for unknown; the scale, in `unit`,
-    spends all codes on the largest depth, so an error is at most half a scale (a whole one for depth below half a
-    scale). It stands in the .json and in the PNG's text chunk `scale`. Depth not finite and positive is unknown.
-    Raises UserError if a file cannot be written; each file is whole or not there.
+    .npy: float32, NaN where invalid. .png: 16 bits, depth = code * scale, 0 where invalid. The
+    scale assigns the largest code to the largest depth, so the error is at most half the scale (the
+    whole scale for depth below half a scale). It is stored in the .json and in the PNG's text chunk
+    `scale`, with the unit. Depth that is not finite and positive is invalid. Raises UserError if a
+    file cannot be written; files are written atomically.
     """
-    stem, known = Path(stem), _known(depth, valid)
-    clean = np.where(known, depth, np.nan).astype(np.float32)
-    scale = float(np.max(clean[known], initial=0)) / _CODES or 1.0
-    codes = np.where(
-        known, np.clip(np.rint(np.where(known, clean, 0) / scale), 1, _CODES), 0
-    ).astype(np.uint16)
+    stem, valid = Path(stem), _valid_mask(depth, valid)
+    clean = np.where(valid, depth, np.nan).astype(np.float32)
+    scale = float(np.max(clean[valid], initial=0)) / _MAX_CODE or 1.0
+    codes = np.clip(np.rint(np.where(valid, clean, 0) / scale), 1, _MAX_CODE)
+    codes = np.where(valid, codes, 0).astype(np.uint16)
 
-    array, coded = io.BytesIO(), io.BytesIO()
+    array, png = io.BytesIO(), io.BytesIO()
     np.lib.format.write_array(array, clean, allow_pickle=False)
     text = PngImagePlugin.PngInfo()
     text.add_text("scale", repr(scale))
     text.add_text("unit", unit)
-    Image.fromarray(codes).save(coded, "PNG", pnginfo=text)
+    Image.fromarray(codes).save(png, "PNG", pnginfo=text)
     about = json.dumps({"scale": scale, "unit": unit, "invalid": 0}, indent=2) + "\n"
     contents = {
         ".npy": array.getvalue(),
-        ".png": coded.getvalue(),
+        ".png": png.getvalue(),
         ".json": about.encode(),
-        "_colour.png": png_bytes(disparity_colours(depth, known)),
+        "_color.png": png_bytes(colorize_disparity(depth, valid)),
     }
     paths = [stem.with_name(stem.name + ending) for ending in contents]
     for path, content in zip(paths, contents.values(), strict=True):
         write_file(path, content)
     return paths
-
-
-def load_depth_png(path: str | Path) -> tuple[np.ndarray, np.ndarray, float]:
-    """Depth f32 [h w], valid bool [h w] and the scale of a PNG that `save_depth` wrote."""
-    with Image.open(path) as opened:
-        codes, scale = np.asarray(opened).astype(np.float64), float(opened.info["scale"])
-    return (codes * scale).astype(np.float32), codes > 0, scale

@@ -51,15 +51,15 @@ def test_a_second_protocol_reads_what_the_first_predicted(tmp_path: Path):
 def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path):
     run, out = save(tmp_path / "run", tiny.forcing()), tmp_path / "out"
     arguments = ("evaluate", "--checkpoint", run, "--examples", "4", "--out", out)
-    assert process(*arguments, "--sweep", "log2_alpha:0,2").code == 0
-    done = process(*arguments, "--sweep", "log2_alpha:-2..2:2", "--json")
-    assert done.code == 0 and done.err.count("already done") == 2
+    assert process(*arguments, "--trajectory-sweep", "log2_alpha:0,2").code == 0
+    done = process(*arguments, "--trajectory-sweep", "log2_alpha:-2..2:2", "--json")
+    assert done.code == 0 and "2/3 already done" in done.err
     assert [row["log2_alpha"] for row in json.loads(done.out)["rows"]] == [-2, 0, 2]
     assert {path.name for path in out.iterdir()} == {
         "rows",
-        "sheet.png",
-        "sweep.json",
-        "sweep.md",
-        "sweep.png",
-        "sweep.svg",
+        "samples.png",
+        "trajectory_sweep.json",
+        "trajectory_sweep.md",
+        "trajectory_sweep.png",
+        "trajectory_sweep.svg",
     }

@@ -85,7 +85,7 @@ def test_both_phases_and_depth_of_a_photo(photos: Path, tmp_path: Path, mforce):
     assert (done.code, done.err) == (0, ""), done.err
     assert {path.name for path in out.iterdir()} == {
         f"i2d_000_{n}"
-        for n in ("image.png", "depth.npy", "depth.png", "depth.json", "depth_colour.png")
+        for n in ("image.png", "depth.npy", "depth.png", "depth.json", "depth_color.png")
     }
     assert np.load(out / "i2d_000_depth.npy", allow_pickle=False).shape == (16, 16)
 

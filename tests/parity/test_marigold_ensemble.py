@@ -31,7 +31,7 @@ class Search(NamedTuple):
 
     depth: np.ndarray  # [h w]
     pairs: float  # the pairwise sum, in the unit of depth
-    extent: float  # of the median before it was normalised
+    extent: float  # of the median before it was normalized
     found: OptimizeResult
 
 
@@ -151,7 +151,7 @@ def test_the_order_of_additions_decides_where_their_search_ends(golden, case, se
 
 
 def test_our_pair_sum_is_below_that_of_every_end_of_their_search(golden, case, searches):
-    """By 2.7 to 7.8 in a hundred, in the unit of depth. All are below, or about at, the normalisation they start from."""
+    """By 2.7 to 7.8 in a hundred, in the unit of depth. All are below, or about at, the normalization they start from."""
     maps = golden[f"case{case}/maps"]
     assert ensemble(maps).loss < 0.98 * min(x.pairs for x in searches)
     assert ensemble(maps, align=False).loss > min(x.pairs for x in searches)
@@ -160,7 +160,7 @@ def test_our_pair_sum_is_below_that_of_every_end_of_their_search(golden, case, s
 def test_affine_depth_and_uncertainty(golden, case):
     """Depth is at most 0.046, 0.027 and 0.027 off, two to four times the spread of their search, and 0.008 on average.
 
-    The median of the maps as they come is 0.10 to 0.17 off, that of the normalised ones, where their search starts and
+    The median of the maps as they come is 0.10 to 0.17 off, that of the normalized ones, where their search starts and
     does not get far, 0.015, 0.011 and 0.031. So this says that ours is no other depth, not that it is theirs.
     """
     ours = ensemble(golden[f"case{case}/maps"])
@@ -177,7 +177,7 @@ def test_affine_depth_and_uncertainty(golden, case):
 
 @pytest.mark.parametrize("case", [1, 2])
 def test_in_double_precision_their_objective_is_least_at_no_depth(golden, case):
-    """Why it is not minimised: 0.02, the regulariser, is left when all members are one constant."""
+    """Why it is not minimized: 0.02, the regulariser, is left when all members are one constant."""
     maps = golden[f"case{case}/maps"]
     found = search(maps, dtype=np.float64)
     assert found.found.fun < 0.05

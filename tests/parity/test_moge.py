@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from modality_forcing.evaluation.alignment import fit_affine_l1, fit_scale_l1, subsample
+from modality_forcing.evaluation.alignment import align_affine_l1, align_scale_l1
 from modality_forcing.evaluation.depth_metrics import score
-from modality_forcing.evaluation.protocols import Protocol, protocol
+from modality_forcing.evaluation.protocols import Protocol, get_protocol
+from modality_forcing.evaluation.resample import subsample
 
 ARCHIVE = Path(__file__).parent / "data" / "moge_metrics.npz"
 WHOLE = (1, 3, 4)
@@ -28,7 +29,7 @@ def golden():
 
 
 def images(golden, case):
-    """pred, truth, valid [h w] of a case, NaN where the value was not kept."""
+    """pred, target, valid [h w] of a case, NaN where the value was not kept."""
     height, width = golden[f"case{case}/size"].astype(int)
     valid, kept = (
         np.unpackbits(golden[f"case{case}/{name}"], count=height * width)
@@ -36,19 +37,19 @@ def images(golden, case):
         .reshape(height, width)
         for name in ("valid", "kept")
     )
-    pred, truth = np.full((2, height, width), np.nan, np.float32)
-    pred[kept], truth[kept] = golden[f"case{case}/pred"], golden[f"case{case}/truth"]
-    return pred, truth, valid
+    pred, target = np.full((2, height, width), np.nan, np.float32)
+    pred[kept], target[kept] = golden[f"case{case}/pred"], golden[f"case{case}/truth"]
+    return pred, target, valid
 
 
 def cells_of(golden, case):
-    pred, truth, valid = images(golden, case)
-    return subsample(pred[None], truth[None], valid[None])
+    pred, target, valid = images(golden, case)
+    return subsample(pred[None], target[None], valid[None])
 
 
-def objective(fit, pred, truth):
-    pred, truth = pred.astype(np.float64), truth.astype(np.float64)
-    return np.sum(np.abs(fit[0] * pred + fit[1] - truth) / truth)
+def objective(fit, pred, target):
+    pred, target = pred.astype(np.float64), target.astype(np.float64)
+    return np.sum(np.abs(fit[0] * pred + fit[1] - target) / target)
 
 
 @pytest.mark.parametrize("case", range(5))
@@ -64,13 +65,13 @@ def test_subsample_takes_the_same_pixels(golden, case):
 
 @pytest.mark.parametrize("case", range(5))
 def test_affine_alignment(golden, case):
-    pred, truth, known = (np.asarray(x) for x in cells_of(golden, case))
-    fit = jax.jit(fit_affine_l1)(pred, truth, np.where(known, 1 / truth, 0))
+    pred, target, known = (np.asarray(x) for x in cells_of(golden, case))
+    fit = jax.jit(align_affine_l1)(pred, target, np.where(known, 1 / target, 0))
     scale, shift, loss = golden[f"case{case}/affine"]
     assert float(fit.loss[0]) == pytest.approx(loss, rel=1e-6)
-    theirs = objective((scale, shift), pred[known], truth[known])
+    theirs = objective((scale, shift), pred[known], target[known])
     assert objective(
-        (float(fit.scale[0]), float(fit.shift[0])), pred[known], truth[known]
+        (float(fit.scale[0]), float(fit.shift[0])), pred[known], target[known]
     ) <= theirs * (1 + 2e-7)
     # The valley is flat, so parameters agree to fewer digits than the loss.
     np.testing.assert_allclose((fit.scale[0], fit.shift[0]), (scale, shift), rtol=1e-4)
@@ -78,8 +79,8 @@ def test_affine_alignment(golden, case):
 
 @pytest.mark.parametrize("case", range(5))
 def test_scale_alignment(golden, case):
-    pred, truth, known = (np.asarray(x) for x in cells_of(golden, case))
-    fit = jax.jit(fit_scale_l1)(pred, truth, np.where(known, 1 / truth, 0))
+    pred, target, known = (np.asarray(x) for x in cells_of(golden, case))
+    fit = jax.jit(align_scale_l1)(pred, target, np.where(known, 1 / target, 0))
     scale, loss = golden[f"case{case}/scale"]
     assert float(fit.scale[0]) == pytest.approx(scale, rel=1e-6)
     assert float(fit.loss[0]) == pytest.approx(loss, rel=1e-6)
@@ -87,8 +88,8 @@ def test_scale_alignment(golden, case):
 
 @pytest.mark.parametrize("case", WHOLE)
 def test_affine_scores_at_full_resolution(golden, case):
-    pred, truth, valid = images(golden, case)
-    scores = score(pred[None], truth[None], valid[None])
+    pred, target, valid = images(golden, case)
+    scores = score(pred[None], target[None], valid[None])
     np.testing.assert_allclose(
         (scores.absrel[0], scores.delta1[0]), golden[f"case{case}/rel_delta1"], atol=1e-6
     )
@@ -96,8 +97,8 @@ def test_affine_scores_at_full_resolution(golden, case):
 
 @pytest.mark.parametrize("case", WHOLE)
 def test_strict_mode_fails_exactly_the_depths_that_are_not_positive(golden, case):
-    pred, truth, valid = (x[None] for x in images(golden, case))
-    parity, strict = score(pred, truth, valid), score(pred, truth, valid, Protocol(strict=True))
+    pred, target, valid = (x[None] for x in images(golden, case))
+    parity, strict = score(pred, target, valid), score(pred, target, valid, Protocol(strict=True))
     aligned = parity.scale[0] * pred[valid] + parity.shift[0]
     assert parity.delta1[0] - strict.delta1[0] == pytest.approx(np.mean(aligned <= 0), abs=1e-6)
     if (
@@ -116,11 +117,11 @@ def test_predictions_of_disparity_and_of_metric_depth(case, align, key):
         pred = archive[f"case{case}/{'pred_disparity' if align == 'disparity' else 'pred'}"][
             None, None
         ]
-        truth, (absrel, delta1) = (
+        target, (absrel, delta1) = (
             archive[f"case{case}/truth"][None, None],
             archive[f"case{case}/{key}"],
         )
-    scores = score(pred, truth, truth > 0, protocol("moge", align))
+    scores = score(pred, target, target > 0, get_protocol("moge", align))
     # Six decimals of numbers below 1. Theirs is float32 too, and up to 0.7e-6 from the same fit in float64.
     assert float(scores.absrel[0]) == pytest.approx(absrel, abs=1.2e-6)
     assert float(scores.delta1[0]) == pytest.approx(delta1, abs=1e-6)

@@ -16,11 +16,11 @@ from tests.runs import ROOT, environment
 @pytest.mark.parametrize("name", ("moge", "marigold"))
 def test_scores_do_not_depend_on_the_number_of_devices(tmp_path, name):
     rng = np.random.default_rng(0)
-    truth = rng.gamma(2.0, 1.0, (11, 70, 90)).astype("f4") + 0.2  # 11 images over 8 devices
+    target = rng.gamma(2.0, 1.0, (11, 70, 90)).astype("f4") + 0.2  # 11 images over 8 devices
     np.savez(
-        tmp_path / "p.npz", depth=truth * np.exp(0.2 * rng.normal(size=truth.shape)).astype("f4")
+        tmp_path / "p.npz", depth=target * np.exp(0.2 * rng.normal(size=target.shape)).astype("f4")
     )
-    np.savez(tmp_path / "g.npz", depth=truth, valid=rng.random(truth.shape) < 0.6)
+    np.savez(tmp_path / "g.npz", depth=target, valid=rng.random(target.shape) < 0.6)
     told = []
     for devices in (1, 8):
         flags = (
@@ -32,7 +32,7 @@ def test_scores_do_not_depend_on_the_number_of_devices(tmp_path, name):
             "modality_forcing.cli",
             "evaluate",
             "--pred=p.npz",
-            "--truth=g.npz",
+            "--target=g.npz",
             "--json",
         ]
         env = {**environment(), "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}

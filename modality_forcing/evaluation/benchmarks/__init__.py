@@ -1,1 +1,1 @@
-"""Benchmarks on disk: which frames a set consists of, and each of them as picture, true depth, mask and intrinsics."""
+"""Public depth benchmarks: registry, layouts on disk, and opening them."""

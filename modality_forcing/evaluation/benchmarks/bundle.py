@@ -1,7 +1,8 @@
-"""A benchmark as MoGe bundles it: an index, and for each frame a folder with picture, log-coded depth and camera.
+"""A benchmark as MoGe bundles it: an index, and per frame a folder with image, depth and camera.
 
-Names are the lines of the index, paths of frame folders below it (for DIODE val/indoors/scene_00019/...). Format:
-microsoft/MoGe, moge/test/dataloader.py and moge/utils/io.py; data: Ruicheng/monocular-geometry-evaluation.
+Names are the lines of the index, paths of frame folders below it (for DIODE
+val/indoors/scene_00019/...). Format: microsoft/MoGe, moge/test/dataloader.py and moge/utils/io.py;
+data: Ruicheng/monocular-geometry-evaluation.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from modality_forcing.storage.log_depth import read_log_depth
 
 @dataclass(frozen=True)
 class Bundle:
-    """One set's bundle, unpacked. A frame's mask is where its depth is finite: neither unknown nor sky."""
+    """One set's unpacked bundle. Pixels of finite depth are valid: neither unknown nor sky."""
 
     index: Path
-    expected: int | None  # frames of the official list
+    num_expected: int | None  # frames of the official list
     kind: Literal["bundle"] = "bundle"
 
     def names(self) -> tuple[str, ...]:
-        """Returns the frames that the index lists; raises UserError if it cannot be read or lists one twice or none."""
+        """Returns the frames in the index; raises UserError if unreadable, empty or repeating."""
         with wrap_read_errors(self.index, "an index"):
             lines = [line.strip() for line in self.index.read_text(encoding="utf-8").splitlines()]
         names = tuple(line for line in lines if line)
@@ -39,49 +40,43 @@ class Bundle:
         return names
 
     def files(self, name: str) -> Mapping[str, Path]:
-        """Returns where the files of a frame are, or would be, by role."""
+        """Returns the expected paths of a frame's files by role."""
         folder = self.index.parent / name
-        pictures = [folder / "image.jpg", folder / "image.png"]
-        image = next((path for path in pictures if path.is_file()), pictures[0])
+        candidates = [folder / "image.jpg", folder / "image.png"]
+        image = next((path for path in candidates if path.is_file()), candidates[0])
         return {"image": image, "depth": folder / "depth.png", "meta": folder / "meta.json"}
 
     def read(self, name: str) -> Frame:
-        """Returns one frame; raises UserError for a damaged file, or depth and picture of different sizes."""
+        """Reads a frame; raises UserError for a damaged file or different sizes."""
         files = self.files(name)
         image = read_rgb(files["image"])
         depth, unit = read_log_depth(files["depth"])
         check_same_size(image, depth, files["image"], files["depth"])
         valid = np.isfinite(depth)
-        # Bundles of an older format keep their unit in the file.
+        # Bundles of an older format store their unit in the file.
         depth = np.where(valid, depth * np.float32(1 if unit is None else unit), np.float32(0))
-        return Frame(name, image, depth, valid, _intrinsics(files["meta"]))
+        return Frame(name, image, depth, valid, _read_intrinsics(files["meta"]))
 
 
 def find_bundle(benchmark: Benchmark, root: Path) -> Bundle | None:
-    """Returns the bundle that lies in `root` or in its folder of the bundle's name; None if there is no index."""
-    indexes = (
-        folder / index for folder in (root, root / benchmark.folder) for index in benchmark.indexes
-    )
-    return next(
-        (Bundle(index, benchmark.bundle_images) for index in indexes if index.is_file()), None
-    )
+    """Returns the bundle in `root` or in its subfolder for the set; None if there is no index."""
+    for folder in (root, root / benchmark.folder):
+        for index in benchmark.indexes:
+            if (folder / index).is_file():
+                return Bundle(folder / index, benchmark.num_bundle_images)
+    return None
 
 
-def _intrinsics(path: Path) -> np.ndarray:
-    """Returns f32 [3 3] in parts of the picture, from the `intrinsics` of a meta.json."""
+def _read_intrinsics(path: Path) -> np.ndarray:
+    """Returns the normalized `intrinsics` f32 [3 3] of a meta.json."""
     with wrap_read_errors(path, "JSON"):
         meta = json.loads(path.read_text(encoding="utf-8"))
     try:
         matrix = np.array(meta["intrinsics"], np.float32)
     except (KeyError, TypeError, ValueError):
         matrix = np.zeros(0, np.float32)
-    if (
-        matrix.shape != (3, 3)
-        or not np.all(np.isfinite(matrix))
-        or matrix[0, 0] <= 0
-        or matrix[1, 1] <= 0
-    ):
-        raise UserError(
-            "has no 'intrinsics' of 3 x 3 numbers", where=path, hint="unpack the bundle again"
-        )
+    usable = matrix.shape == (3, 3) and bool(np.all(np.isfinite(matrix)))
+    if not usable or matrix[0, 0] <= 0 or matrix[1, 1] <= 0:
+        what = "has no 'intrinsics' of 3 x 3 numbers"
+        raise UserError(what, where=path, hint="unpack the bundle again")
     return matrix

@@ -1,22 +1,27 @@
-"""The five benchmarks of Marigold's evaluation as their authors, or Marigold's archives of them, lay them out.
+"""The native layouts of the five benchmarks of Marigold's evaluation, or of Marigold's archives.
 
-Names of frames, as the lists have them, and what is read for each, below the folder given:
+The names of frames in the lists, and the files of each, below the folder:
 
-nyuv2    test/kitchen_0004/rgb_0001   that .png and depth_0001.png beside it: millimetres in 16 bits, the raw depth; the
-         filled depth is for training. Scored inside Eigen's crop, which leaves out the white border.
-kitti    2011_09_26/2011_09_26_drive_0002_sync/image_02/data/0000000069   that .png and
-         [train/ or val/]2011_09_26_drive_0002_sync/proj_depth/groundtruth/image_02/0000000069.png: 1/256 metres in 16 bits.
-         Picture and depth are cropped to the benchmark's 352 x 1216 and scored inside Eigen's crop of that.
-eth3d    courtyard/DSC_0286   rgb/courtyard/images/dslr_images/DSC_0286.JPG and depth/courtyard_dslr_depth/courtyard/
-         ground_truth_depth/dslr_images/DSC_0286.JPG, which is raw floats in metres, inf where nothing is known. The same
-         without rgb/ and depth/courtyard_dslr_depth/, as eth3d.net packs it. Pictures are distorted: no pinhole camera.
-scannet  scene0406_02/000300   scene0406_02/color/000300.jpg and depth/000300.png, millimetres in 16 bits, or both as 300;
-         a larger colour picture is brought to the raster of its depth. The camera is that of intrinsic/intrinsic_depth.txt.
-diode    indoors/scene_00021/scan_00189/00021_00189_indoors_200_010   that .png, _depth.npy in metres and _depth_mask.npy,
-         also below val/. Scored where the mask says so.
+nyuv2    test/kitchen_0004/rgb_0001: that .png, and depth_0001.png beside it in millimeters, 16
+         bits: the raw depth, since the filled depth is for training. Masked by Eigen's crop, which
+         excludes the white border.
+kitti    2011_09_26/2011_09_26_drive_0002_sync/image_02/data/0000000069: that .png, and
+         [train/ or val/]2011_09_26_drive_0002_sync/proj_depth/groundtruth/image_02/0000000069.png
+         in 1/256 meters, 16 bits. Both are cropped to the benchmark's 352 x 1216, and masked by
+         Eigen's crop of that.
+eth3d    courtyard/DSC_0286: rgb/courtyard/images/dslr_images/DSC_0286.JPG, and
+         depth/courtyard_dslr_depth/courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG: raw
+         floats in meters, inf where unknown. Also without rgb/ and depth/courtyard_dslr_depth/, as
+         eth3d.net packs it. Images are distorted: no pinhole camera.
+scannet  scene0406_02/000300: scene0406_02/color/000300.jpg, and depth/000300.png in millimeters, 16
+         bits, or both as 300. A larger color image is resized to its depth. The camera is
+         intrinsic/intrinsic_depth.txt.
+diode    indoors/scene_00021/scan_00189/00021_00189_indoors_200_010: that .png, _depth.npy in
+         meters, and _depth_mask.npy, also below val/.
 
-0 is unknown everywhere, and so is whatever is not finite and positive. Source: prs-eth/Marigold, src/dataset/*.py and
-data_split/; Eigen et al. 2014. Depth ranges are not applied here: they belong to the protocol.
+Depth that is 0 or not finite and positive is invalid everywhere. Source: prs-eth/Marigold,
+src/dataset/*.py and data_split/; Eigen et al. 2014. Depth ranges are not applied here: they belong
+to the protocol.
 """
 
 from __future__ import annotations
@@ -44,30 +49,30 @@ from modality_forcing.errors import UserError
 from modality_forcing.evaluation import crops
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
 
-# Picture, depth, mask and intrinsics (or None) of one frame, from its files by role.
+# Image, depth, mask and intrinsics (or None) of one frame.
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class _Set:
-    marks: tuple[str, ...]  # patterns of which one matches if this layout is here
-    form: str  # of a name, with the groups that `files` uses
-    files: Mapping[str, tuple[str, ...]]  # by role, the places where it may be
+    patterns: tuple[str, ...]  # one of these globs matches if the layout is present
+    name_pattern: str  # regular expression of a frame name, with the groups that `files` uses
+    files: Mapping[str, tuple[str, ...]]  # by role, the candidate paths
     read: Callable[[Mapping[str, Path]], _Parts]
 
 
 def _read_nyuv2(files: Mapping[str, Path]) -> _Parts:
     image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 1000
     check_same_size(image, depth, files["image"], files["depth"])
-    with _naming(files["depth"]):
+    with _errors_name(files["depth"]):
         scored = crops.nyu_eigen(*depth.shape)
-    return image, depth, scored, _camera(518.8579, 519.4696, 325.5825, 253.7362, (480, 640))
+    return image, depth, scored, _NYUV2_CAMERA
 
 
 def _read_kitti(files: Mapping[str, Path]) -> _Parts:
     image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 256
     check_same_size(image, depth, files["image"], files["depth"])
-    with _naming(files["depth"]):
+    with _errors_name(files["depth"]):
         image, depth = crops.kitti_benchmark(image), crops.kitti_benchmark(depth)
     return image, depth, crops.kitti_eigen(*depth.shape), None
 
@@ -81,46 +86,47 @@ def _read_eth3d(files: Mapping[str, Path]) -> _Parts:
 def _read_scannet(files: Mapping[str, Path]) -> _Parts:
     image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 1000
     (height, width), (rows, columns) = image.shape[:2], depth.shape
-    if (
-        abs(width * rows - height * columns) < 0.02 * width * rows
-    ):  # the sensor's 1296 x 968 are not quite 4 : 3
+    # The sensor's 1296 x 968 are not quite 4 : 3.
+    if abs(width * rows - height * columns) < 0.02 * width * rows:
         image = np.array(Image.fromarray(image).resize((columns, rows), Image.Resampling.LANCZOS))
     check_same_size(image, depth, files["image"], files["depth"])
     camera = files["depth"].parents[1] / "intrinsic" / "intrinsic_depth.txt"
     intrinsics = None
     if camera.is_file():
         matrix = read_matrix(camera)
-        intrinsics = _camera(matrix[0, 0], matrix[1, 1], matrix[0, 2], matrix[1, 2], depth.shape)
+        focal, center = (matrix[0, 0], matrix[1, 1]), (matrix[0, 2], matrix[1, 2])
+        intrinsics = _normalize_camera(focal, center, depth.shape)
     return image, depth, np.ones(depth.shape, bool), intrinsics
 
 
 def _read_diode(files: Mapping[str, Path]) -> _Parts:
-    image, depth, mask = (
-        read_rgb(files["image"]),
-        read_array(files["depth"]),
-        read_array(files["mask"]),
-    )
+    image = read_rgb(files["image"])
+    depth, mask = read_array(files["depth"]), read_array(files["mask"])
     check_same_size(image, depth, files["image"], files["depth"])
     check_same_size(image, mask, files["image"], files["mask"])
-    return image, depth, mask != 0, _camera(886.81, 927.06, 512, 384, (768, 1024))
+    return image, depth, mask != 0, _DIODE_CAMERA
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Says of which file a crop complains."""
+def _errors_name(path: Path) -> Iterator[None]:
+    """Adds the path to the errors of a crop."""
     try:
         yield
     except UserError as error:
         raise UserError(str(error), where=path) from error
 
 
-def _camera(fx: float, fy: float, cx: float, cy: float, size: tuple[int, ...]) -> np.ndarray:
-    """Returns f32 [3 3] in parts of a picture of (h, w) pixels."""
+def _normalize_camera(
+    focal: tuple[float, float], center: tuple[float, float], size: tuple[int, ...]
+) -> np.ndarray:
+    """Returns normalized intrinsics f32 [3 3] of an image of (h, w) pixels."""
     height, width = size
-    return np.array(
-        [[fx / width, 0, cx / width], [0, fy / height, cy / height], [0, 0, 1]], np.float32
-    )
+    x, y = (focal[0] / width, 0, center[0] / width), (0, focal[1] / height, center[1] / height)
+    return np.array([x, y, (0, 0, 1)], np.float32)
 
+
+_NYUV2_CAMERA = _normalize_camera((518.8579, 519.4696), (325.5825, 253.7362), (480, 640))
+_DIODE_CAMERA = _normalize_camera((886.81, 927.06), (512, 384), (768, 1024))
 
 _SETS: Mapping[str, _Set] = {
     "nyuv2": _Set(
@@ -181,59 +187,55 @@ _SETS: Mapping[str, _Set] = {
 
 
 @dataclass(frozen=True)
-class Original:
-    """One set in its original layout; which pixels of a frame are scored is said in the head of this module."""
+class NativeLayout:
+    """One set in its native layout; the module docstring documents its masks."""
 
     benchmark: Benchmark
     root: Path
-    kind: Literal["original"] = "original"
+    kind: Literal["native"] = "native"
 
     @property
-    def expected(self) -> int | None:
-        """How many frames the official list has."""
-        return self.benchmark.images
+    def num_expected(self) -> int | None:
+        """The number of frames of the official list."""
+        return self.benchmark.num_images
 
     def names(self) -> tuple[str, ...]:
         """Returns the frames of the official list."""
         return official_names(self.benchmark.name)
 
     def files(self, name: str) -> Mapping[str, Path]:
-        """Returns where the files of a frame are, or would be, by role; raises UserError for a name of another form."""
-        parts = _SETS[self.benchmark.name]
-        groups = re.fullmatch(parts.form, name)
-        if not groups:
-            like = self.names()[0]
+        """Returns the expected paths of a frame's files by role; UserError for a malformed name."""
+        layout = _SETS[self.benchmark.name]
+        match = re.fullmatch(layout.name_pattern, name)
+        if not match:
             raise UserError(
                 f"{name!r} is not the name of a frame of {self.benchmark.title}",
-                hint=f"write names like {like}",
+                hint=f"write names like {self.names()[0]}",
             )
-        found = {}
-        for role, places in parts.files.items():
-            paths = [self.root / place.format(**groups.groupdict()) for place in places]
-            found[role] = next((path for path in paths if path.is_file()), paths[0])
-        return found
+        files = {}
+        for role, candidates in layout.files.items():
+            paths = [self.root / path.format(**match.groupdict()) for path in candidates]
+            files[role] = next((path for path in paths if path.is_file()), paths[0])
+        return files
 
     def read(self, name: str) -> Frame:
-        """Returns one frame; raises UserError for a damaged file, or depth and picture of different sizes."""
-        image, depth, scored, intrinsics = _SETS[self.benchmark.name].read(self.files(name))
+        """Reads a frame; raises UserError for a damaged file or different sizes."""
+        image, depth, mask, intrinsics = _SETS[self.benchmark.name].read(self.files(name))
         with np.errstate(over="ignore"):
             depth = depth.astype(np.float32)
-        valid = scored & np.isfinite(depth) & (depth > 0)
+        valid = mask & np.isfinite(depth) & (depth > 0)
         return Frame(name, image, np.where(valid, depth, np.float32(0)), valid, intrinsics)
 
 
-def marks_of(benchmark: str) -> tuple[str, ...]:
-    """Returns the patterns by which a set's original layout is known; none for a set that is read as a bundle only."""
-    return _SETS[benchmark].marks if benchmark in _SETS else ()
+def layout_patterns(benchmark: str) -> tuple[str, ...]:
+    """Returns the globs of a set's native layout; none for a set that is read as a bundle only."""
+    return _SETS[benchmark].patterns if benchmark in _SETS else ()
 
 
-def find_original(benchmark: Benchmark, root: Path) -> Original | None:
-    """Returns the set in its original layout if that lies in `root` or in its folder of the set's name; None if not."""
-    folders = [root, root / benchmark.name, root / benchmark.folder]
-    here = (
-        folder
-        for folder in folders
-        for mark in marks_of(benchmark.name)
-        if next(folder.glob(mark), None)
-    )
-    return next((Original(benchmark, folder) for folder in here), None)
+def find_native_layout(benchmark: Benchmark, root: Path) -> NativeLayout | None:
+    """Returns the native layout in `root` or in its subfolder for the set; None if absent."""
+    for folder in (root, root / benchmark.name, root / benchmark.folder):
+        for pattern in layout_patterns(benchmark.name):
+            if next(folder.glob(pattern), None):
+                return NativeLayout(benchmark, folder)
+    return None

@@ -1,4 +1,4 @@
-"""Opens a benchmark: finds out how it is laid out on disk and makes sure that all of it is there, before anything is scored."""
+"""Opens a benchmark: detects its layout on disk and checks that it is complete before scoring."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from typing import Literal, Protocol, runtime_checkable
 from modality_forcing.datasets.common.frame_names import read_name_list
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.bundle import find_bundle
-from modality_forcing.evaluation.benchmarks.native_layouts import find_original, marks_of
+from modality_forcing.evaluation.benchmarks.native_layouts import (
+    find_native_layout,
+    layout_patterns,
+)
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame, find_benchmark
 
-LayoutName = Literal["bundle", "original"]
+LayoutName = Literal["bundle", "native"]
+_UNPACK = "unpack the whole set again, or give a --frame-list of the frames to score"
 
 
 @runtime_checkable
@@ -21,27 +25,27 @@ class _Layout(Protocol):
     @property
     def kind(self) -> LayoutName: ...
     @property
-    def expected(self) -> int | None: ...
+    def num_expected(self) -> int | None: ...
     def names(self) -> tuple[str, ...]: ...
     def files(self, name: str) -> Mapping[str, Path]: ...
     def read(self, name: str) -> Frame: ...
 
 
 @dataclass(frozen=True, eq=False)
-class Opened:
-    """A benchmark of which every file is there: frames are read when asked for, and frame i depends on i alone.
+class OpenedBenchmark:
+    """A complete benchmark on disk, whose frames are read on demand by index.
 
-    Masks are those of the layout (`bundle`, `originals`); `benchmark.depth_range` is the protocol's to apply.
+    The masks are those of the layout; `benchmark.depth_range` is applied by the protocol.
     """
 
     benchmark: Benchmark
     names: tuple[str, ...]
-    official: bool  # False for a user's own list: its mean is not the benchmark's
+    official_list: bool  # False for a user's frame list: its mean is not the benchmark's
     _layout: _Layout
 
     @property
     def layout(self) -> LayoutName:
-        """How the set lies on disk; the same set masks other pixels in each, so a report should say it."""
+        """The layout on disk; reports name it, because each layout masks other pixels."""
         return self._layout.kind
 
     def __len__(self) -> int:
@@ -51,71 +55,68 @@ class Opened:
         return self._layout.read(self.names[index])
 
 
-def open_benchmark(name: str, root: str | Path, names: str | Path | None = None) -> Opened:
-    """Returns the benchmark that lies in the folder `root`, with its official frames or those of the file `names`.
+def open_benchmark(
+    name: str, root: str | Path, frame_list: str | Path | None = None
+) -> OpenedBenchmark:
+    """Opens the benchmark in the folder `root`, with its official frames or those of a file.
 
-    name: a key of `BENCHMARKS`. names: a text file with one frame name a line, in the form of the layout's module.
-    Raises UserError if the name is not known, the folder holds no layout of the set or more than one, the official list
-    there has another length, or a file of any listed frame is missing: a set that is not whole has no mean.
+    Args:
+      name: a key of `BENCHMARKS`.
+      root: the folder that it is unpacked in.
+      frame_list: a text file with one frame name per line, in the form of the layout's module.
+
+    Raises UserError for an unknown name, a folder without a layout of the set or with two, an
+    official list of another length, or a missing file: an incomplete set has no mean.
     """
-    benchmark = find_benchmark(name)
-    layout = _find_layout(benchmark, Path(root))
-    listed = layout.names() if names is None else read_name_list(Path(names))
-    if names is None and layout.expected not in (None, len(listed)):
+    benchmark, root = find_benchmark(name), Path(root)
+    layout = _find_layout(benchmark, root)
+    names = layout.names() if frame_list is None else read_name_list(Path(frame_list))
+    if frame_list is None and layout.num_expected not in (None, len(names)):
         raise UserError(
-            f"{benchmark.title} has {layout.expected} images, but {len(listed)} are listed here",
+            f"{benchmark.title} has {layout.num_expected} images, but {len(names)} are listed here",
             where=root,
-            hint="unpack the whole set again, or list in a file of your own what is to be scored",
+            hint=_UNPACK,
         )
-    _check_files(layout, listed, Path(root))
-    return Opened(benchmark, listed, names is None, layout)
+    _check_files(layout, names, root)
+    return OpenedBenchmark(benchmark, names, frame_list is None, layout)
 
 
 def _find_layout(benchmark: Benchmark, root: Path) -> _Layout:
+    title = benchmark.title
+    hint = f"give the folder that {title} is unpacked in"
     if not root.is_dir():
-        raise UserError(
-            "no such folder",
-            where=root,
-            hint=f"give the folder that {benchmark.title} is unpacked in",
-        )
-    bundle, original = find_bundle(benchmark, root), find_original(benchmark, root)
-    marks = ", ".join(marks_of(benchmark.name))
-    if bundle and original:
+        raise UserError("no such folder", where=root, hint=hint)
+    bundle, native = find_bundle(benchmark, root), find_native_layout(benchmark, root)
+    patterns = ", ".join(layout_patterns(benchmark.name))
+    if bundle and native:
         index = bundle.index.relative_to(root)
-        what = f"holds {benchmark.title} twice, as MoGe's bundle ({index}) and in its original layout ({marks})"
-        raise UserError(what, where=root, hint="give a folder that holds one of them")
-    layout = bundle or original
+        what = f"contains {title} twice, as MoGe's bundle ({index}) and in its native layout"
+        hint = "give a folder that contains one of them"
+        raise UserError(f"{what} ({patterns})", where=root, hint=hint)
+    layout = bundle or native
     if layout is None:
-        sought = ", ".join(
+        indexes = ", ".join(
             f"{folder}{index}"
             for folder in ("", f"{benchmark.folder}/")
             for index in benchmark.indexes
         )
-        sought = f"{sought} of MoGe's bundle" + (
-            f", nor {marks} of the original layout" if marks else ""
-        )
-        # h5py would be a dependency for one file.
-        hint = (
-            " (the .mat is not read: take Marigold's or MoGe's files)"
-            if benchmark.name == "nyuv2"
-            else ""
-        )
-        raise UserError(
-            f"holds no {sought}",
-            where=root,
-            hint=f"give the folder that {benchmark.title} is unpacked in{hint}",
-        )
+        what = f"contains no {indexes} of MoGe's bundle"
+        what += f", nor {patterns} of the native layout" if patterns else ""
+        if benchmark.name == "nyuv2":  # h5py would be a dependency for one file
+            hint += " (the .mat is not read: take Marigold's or MoGe's files)"
+        raise UserError(what, where=root, hint=hint)
     return layout
 
 
 def _check_files(layout: _Layout, names: tuple[str, ...], root: Path) -> None:
-    missing = [
-        [path for path in layout.files(name).values() if not path.is_file()] for name in names
-    ]
-    gaps = [paths for paths in missing if paths]
-    if gaps:
+    first, incomplete = None, 0
+    for name in names:
+        missing = [path for path in layout.files(name).values() if not path.is_file()]
+        if missing:
+            incomplete, first = incomplete + 1, first or missing[0]
+    if incomplete:
         raise UserError(
-            f"files of {len(gaps)} of {len(names)} images are missing, the first is {gaps[0][0]}",
+            f"files of {incomplete} of {len(names)} images are missing, the first is {first}",
             where=root,
-            hint="unpack the whole set again, or list in a file of your own what is to be scored",
+            hint=_UNPACK,
         )

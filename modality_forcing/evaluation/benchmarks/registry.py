@@ -1,4 +1,4 @@
-"""The benchmarks that are known here: how many images, how large, in which unit, and where they are found on disk."""
+"""The known benchmarks: number of images, size, unit, and where they are found on disk."""
 
 from __future__ import annotations
 
@@ -14,48 +14,45 @@ from modality_forcing.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Frame:
-    """One image of a benchmark with its true depth; image, depth and mask lie in the same raster, as stored on disk."""
+    """One image of a benchmark with ground truth; all arrays have the size stored on disk."""
 
     name: str
     image: np.ndarray  # u8 [h w 3]
-    depth: np.ndarray  # f32 [h w], along the optical axis in the set's unit; 0 where not valid
-    valid: (
-        np.ndarray
-    )  # bool [h w], where the truth is known and, in an original layout, scored by its protocol
-    # f32 [3 3] in parts of the picture: fx / w, fy / h, cx / w, cy / h; None where the layout does not tell. Pixel
-    # counts are divided as the source gives them: half a pixel between "first centre at 0" and "at 0.5" is left alone.
+    depth: np.ndarray  # f32 [h w], z-depth in the set's unit; 0 where not valid
+    # bool [h w], where the depth is known and, in a native layout, scored by its protocol.
+    valid: np.ndarray
+    # f32 [3 3], normalized: fx / w, fy / h, cx / w, cy / h; None if the layout has none. Pixel
+    # values are divided as the source gives them: the half pixel between "first center at 0" and
+    # "at 0.5" is ignored.
     intrinsics: np.ndarray | None
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What is fixed about one set, whoever scores it.
+    """The fixed properties of a benchmark.
 
-    Sizes, folders and units are those of MoGe's evaluation (microsoft/MoGe, configs/eval/all_benchmarks.json, and its
-    bundles Ruicheng/monocular-geometry-evaluation); ranges and original counts those of Marigold's (prs-eth/Marigold,
-    src/dataset). Each set comes under its own terms, several of them for research only: read them at the source.
+    Sizes, folders and units are those of MoGe's evaluation (microsoft/MoGe,
+    configs/eval/all_benchmarks.json, and its bundles Ruicheng/monocular-geometry-evaluation); depth
+    ranges and native counts those of Marigold's (prs-eth/Marigold, src/dataset). Each set has its
+    own license, several for research only: see the source.
     """
 
     name: str
     title: str
-    source: str  # who made the set
-    folder: str  # the name that its bundle unpacks to
-    size: tuple[int, int]  # (width, height) at which MoGe's evaluation looks at it
-    metric: bool  # depth is in metres; otherwise in a unit of its own
-    images: int | None  # of the official list; None where no count could be confirmed
-    # What the bundle's index must count. None: not confirmed (for ETH3D and DIODE sources differ by one), and the
-    # index alone says what belongs to the set.
-    bundle_images: int | None
-    indexes: tuple[str, ...] = (
-        ".index.txt",
-    )  # the first of these that the bundle holds lists its frames
-    # (least, most) metres of Marigold's protocol, between which it clips predictions. The adapters do not apply it.
+    source: str  # the authors
+    folder: str  # the folder that its bundle unpacks to
+    size: tuple[int, int]  # (width, height) of MoGe's evaluation
+    metric: bool  # depth is in meters; otherwise in a unit of its own
+    num_images: int | None  # of the official list; None where no count could be confirmed
+    # Lines of the bundle's index. None: not confirmed (for ETH3D and DIODE sources differ by one),
+    # and the index alone defines the set.
+    num_bundle_images: int | None
+    indexes: tuple[str, ...] = (".index.txt",)  # the first one in the bundle lists its frames
+    # Meters to which Marigold's protocol clips predictions. The readers do not apply it.
     depth_range: tuple[float, float] | None = None
-    # Marigold also leaves out truth that is not strictly inside the range; for DIODE the set's own mask decides alone.
-    range_masks_truth: bool = False
-    fit_side: int | None = (
-        None  # Marigold fits its pictures picked down to this longer side (--alignment_max_res)
-    )
+    # Marigold also masks depth outside the range; for DIODE only the set's own mask counts.
+    range_masks_target: bool = False
+    align_max_side: int | None = None  # Marigold's --alignment_max_res
 
 
 _KNOWN = (
@@ -64,16 +61,16 @@ _KNOWN = (
         (".test.txt", ".index.txt"), (1e-3, 10.0), True,
     ),
     Benchmark(
-        "kitti", "KITTI", "Geiger et al. 2013, Uhrig et al. 2017; test split of Eigen et al. 2014", "KITTI", (750, 375), True,
-        652, 652, depth_range=(1e-5, 80.0), range_masks_truth=True,
+        "kitti", "KITTI", "Geiger et al. 2013, Uhrig et al. 2017; test split of Eigen et al. 2014",
+        "KITTI", (750, 375), True, 652, 652, depth_range=(1e-5, 80.0), range_masks_target=True,
     ),
     Benchmark(
         "eth3d", "ETH3D", "Schöps et al. 2017", "ETH3D", (2048, 1365), True,
-        454, None, depth_range=(1e-5, float("inf")), range_masks_truth=True, fit_side=1024,
+        454, None, depth_range=(1e-5, float("inf")), range_masks_target=True, align_max_side=1024,
     ),
     Benchmark(
-        "scannet", "ScanNet", "Dai et al. 2017; 800 frames of Ke et al. 2024", "ScanNet", (640, 480), True,
-        800, 800, depth_range=(1e-3, 10.0), range_masks_truth=True,
+        "scannet", "ScanNet", "Dai et al. 2017; 800 frames of Ke et al. 2024", "ScanNet",
+        (640, 480), True, 800, 800, depth_range=(1e-3, 10.0), range_masks_target=True,
     ),
     Benchmark(
         "diode", "DIODE", "Vasiljevic et al. 2019", "DIODE", (1024, 768), True,
@@ -93,11 +90,10 @@ BENCHMARKS: Mapping[str, Benchmark] = MappingProxyType(
 
 
 def find_benchmark(name: str) -> Benchmark:
-    """Returns the benchmark of that name, or raises UserError with the nearest and all known names."""
+    """Returns a benchmark by name; raises UserError with the nearest and all known names."""
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     near = difflib.get_close_matches(name.lower(), BENCHMARKS, n=1)
     guess = f"did you mean {near[0]}? " if near else ""
-    raise UserError(
-        f"no benchmark is called {name!r}", hint=f"{guess}Known are {', '.join(BENCHMARKS)}"
-    )
+    known = ", ".join(BENCHMARKS)
+    raise UserError(f"no benchmark is called {name!r}", hint=f"{guess}Known are {known}")

@@ -74,7 +74,7 @@ def test_the_last_lines_tell_the_numbers(tmp_path: Path):
         name: {"absrel": absrel, "delta1": delta1} for name, (absrel, delta1) in scores.items()
     }
     summary |= {
-        "d2i": {"absrel": 0.15, "absrel_unrelated": 0.45},
+        "d2i": {"absrel": 0.15, "absrel_shuffled": 0.45},
         "seconds": {"total": 61.0},
         "peak_rss_mb": 900.0,
     }

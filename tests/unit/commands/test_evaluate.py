@@ -19,14 +19,14 @@ def parsed(*arguments: str) -> argparse.Namespace:
 @pytest.mark.parametrize(
     "arguments, use",
     [
-        (("--pred", "p", "--truth", "g"), "arrays"),
+        (("--pred", "p", "--target", "g"), "arrays"),
         (("--checkpoint", "c"), "own records"),
         (("--checkpoint", "c", "--benchmark", "nyuv2"), "a benchmark"),
-        (("--checkpoint", "c", "--sweep", "log2_alpha:0..1"), "a sweep"),
+        (("--checkpoint", "c", "--trajectory-sweep", "log2_alpha:0..1"), "a trajectory sweep"),
     ],
 )
 def test_what_is_given_says_what_is_scored(arguments, use):
-    assert use in evaluate.which(parsed(*arguments))
+    assert use in evaluate.parse_mode(parsed(*arguments)).name
 
 
 @pytest.mark.parametrize(
@@ -35,21 +35,24 @@ def test_what_is_given_says_what_is_scored(arguments, use):
         ((), "nothing to score"),
         (("--checkpoint", "c", "--pred", "p"), "two things"),
         (("--benchmark", "nyuv2"), "nothing to score"),
-        (("--checkpoint", "c", "--benchmark", "nyuv2", "--sweep", "log2_alpha:0..1"), "two runs"),
+        (
+            ("--checkpoint", "c", "--benchmark", "nyuv2", "--trajectory-sweep", "log2_alpha:0..1"),
+            "two runs",
+        ),
         (
             ("--checkpoint", "c", "--benchmark", "nyuv2", "--examples", "3"),
             "--examples is not for a benchmark",
         ),
         (
-            ("--checkpoint", "c", "--sweep", "log2_alpha:0..1", "--protocol", "moge"),
-            "--protocol is not for a sweep",
+            ("--checkpoint", "c", "--trajectory-sweep", "log2_alpha:0..1", "--protocol", "moge"),
+            "--protocol is not for a trajectory sweep",
         ),
         (("--checkpoint", "c", "--strict"), "--strict is not for a checkpoint's own records"),
         (
             ("--checkpoint", "c", "--ensemble", "3"),
             "--ensemble is not for a checkpoint's own records",
         ),
-        (("--pred", "p", "--truth", "g", "--seed", "0"), "--seed is not for arrays"),
+        (("--pred", "p", "--target", "g", "--seed", "0"), "--seed is not for arrays"),
         (("--checkpoint", "c", "--benchmark", "nyuv2"), "--root is missing"),
         (
             (
@@ -73,4 +76,4 @@ def test_what_does_not_go_together_is_refused(arguments, told):
 
 def test_every_option_belongs_to_a_use():
     options = set(vars(parsed())) - {"json", "out"}
-    assert options == {name for names in evaluate._USES.values() for name in names}
+    assert options == {name for mode in evaluate.MODES for name in mode.options}

@@ -18,7 +18,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.prepare import work
 from modality_forcing.prepare.job import Place, Settings
 from modality_forcing.synthetic.source import Scenes
-from modality_forcing.viz.images import UNKNOWN
+from modality_forcing.viz.images import INVALID_COLOR
 
 
 def prepared(folder: Path, count: int = 5) -> Path:
@@ -104,7 +104,7 @@ def lone(size: tuple[int, int], points: dict[tuple[int, int], float]) -> Record:
 def test_a_lone_point_is_seen_where_it_is(over: bool):
     """A frame larger than the cell: a pixel of it is less than one of the sheet, and still drawn as several."""
     cell = inspect.overlay(lone((480, 640), {(120, 400): 2.0, (300, 8): 5.0}), over)
-    ground = np.array([90, 90, 90] if over else UNKNOWN)
+    ground = np.array([90, 90, 90] if over else INVALID_COLOR)
     drawn = np.any(cell != ground, axis=2)
     assert drawn.sum() == 2 * 9
     assert drawn[59:62, 199:202].all() and drawn[149:152, 3:6].all()
@@ -128,7 +128,7 @@ def test_near_lies_over_far():
 def test_a_surface_fills_the_frame_and_no_more():
     record = lone((48, 48), {})
     record = replace(record, depth=np.ones((48, 48), np.float32), valid=np.ones((48, 48), np.bool_))
-    drawn = np.any(inspect.overlay(record, False) != UNKNOWN, axis=2)
+    drawn = np.any(inspect.overlay(record, False) != INVALID_COLOR, axis=2)
     assert drawn[:, 40:280].all() and not drawn[:, :40].any() and not drawn[:, 280:].any()
 
 

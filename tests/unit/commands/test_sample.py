@@ -12,7 +12,6 @@ from PIL import Image
 from modality_forcing import cli
 from modality_forcing.commands import sample
 from modality_forcing.data.resize import Window
-from modality_forcing.viz.images import load_depth_png
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def make(mforce, checkpoint: Path, out: Path, mode: str, *more: object) -> dict[
     return files
 
 
-DEPTH = ("_depth.npy", "_depth.png", "_depth.json", "_depth_colour.png")
+DEPTH = ("_depth.npy", "_depth.png", "_depth.json", "_depth_color.png")
 
 
 def names(mode: str, n: int, *kinds: str) -> set[str]:
@@ -50,14 +49,14 @@ def names(mode: str, n: int, *kinds: str) -> set[str]:
 def depth_of(out: Path, stem: str) -> np.ndarray:
     """Returns an example's .npy after comparing it with the 16-bit PNG and its scale."""
     depth = np.load(out / f"{stem}.npy", allow_pickle=False)
-    coded, valid, scale = load_depth_png(out / f"{stem}.png")
     sidecar = json.loads((out / f"{stem}.json").read_text())
-    assert sidecar == {"scale": scale, "unit": "relative", "invalid": 0}
     with Image.open(out / f"{stem}.png") as opened:
-        assert opened.mode.startswith("I") and float(opened.info["scale"]) == scale
-    np.testing.assert_array_equal(valid, np.isfinite(depth))
-    assert np.abs(coded - depth)[valid].max() <= scale
-    with Image.open(out / f"{stem}_colour.png") as opened:
+        codes, scale = np.asarray(opened), float(opened.info["scale"])
+        assert opened.mode.startswith("I")
+    assert sidecar == {"scale": scale, "unit": "relative", "invalid": 0}
+    np.testing.assert_array_equal(codes > 0, np.isfinite(depth))
+    assert np.abs(codes * scale - depth)[codes > 0].max() <= scale
+    with Image.open(out / f"{stem}_color.png") as opened:
         assert (opened.mode, opened.size) == ("RGB", depth.shape[::-1])
     return depth
 

@@ -9,23 +9,23 @@ import pytest
 
 from modality_forcing import cli
 from modality_forcing.evaluation.depth_metrics import METRICS, score
-from modality_forcing.evaluation.protocols import Protocol, protocol
+from modality_forcing.evaluation.protocols import Protocol, get_protocol
 
 
 @pytest.fixture
 def arrays(tmp_path):
     rng = np.random.default_rng(0)
-    truth = rng.gamma(2.0, 1.0, (4, 20, 30)).astype("f4") + 0.2
-    pred = (0.5 * truth * np.exp(0.1 * rng.normal(size=truth.shape)) + 1).astype("f4")
-    valid = rng.random(truth.shape) < 0.5
+    target = rng.gamma(2.0, 1.0, (4, 20, 30)).astype("f4") + 0.2
+    pred = (0.5 * target * np.exp(0.1 * rng.normal(size=target.shape)) + 1).astype("f4")
+    valid = rng.random(target.shape) < 0.5
     valid[3] = False
     np.savez(tmp_path / "p.npz", depth=pred, disparity=1 / pred)
-    np.savez(tmp_path / "g.npz", depth=np.where(valid, truth, np.nan), valid=valid)
-    return tmp_path, pred, truth, valid
+    np.savez(tmp_path / "g.npz", depth=np.where(valid, target, np.nan), valid=valid)
+    return tmp_path, pred, target, valid
 
 
-def command(folder, *more, pred="p.npz", truth="g.npz"):
-    return cli.main(["evaluate", f"--pred={folder / pred}", f"--truth={folder / truth}", *more])
+def command(folder, *more, pred="p.npz", target="g.npz"):
+    return cli.main(["evaluate", f"--pred={folder / pred}", f"--target={folder / target}", *more])
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def command(folder, *more, pred="p.npz", truth="g.npz"):
     [("moge", "affine"), ("marigold", "affine"), ("metric", "none"), ("moge", "disparity")],
 )
 def test_json_holds_the_means_and_a_row_per_image(arrays, capsys, name, align):
-    folder, pred, truth, valid = arrays
+    folder, pred, target, valid = arrays
     assert (
         command(
             folder,
@@ -48,10 +48,10 @@ def test_json_holds_the_means_and_a_row_per_image(arrays, capsys, name, align):
     result = json.loads(printed)
     assert json.loads((folder / "scores.json").read_text()) == result
     expected = score(
-        1 / pred if align == "disparity" else pred, truth, valid, protocol(name, align)
+        1 / pred if align == "disparity" else pred, target, valid, get_protocol(name, align)
     )
     assert result["images"] == 3 and result["skipped"] == 1 and len(result["rows"]) == 4
-    assert Protocol.from_dict(result["protocol"]) == protocol(name, align)
+    assert Protocol.from_dict(result["protocol"]) == get_protocol(name, align)
     for metric in METRICS:
         assert result[metric] == pytest.approx(
             float(getattr(expected, metric)[:3].mean()), rel=1e-6
@@ -59,8 +59,8 @@ def test_json_holds_the_means_and_a_row_per_image(arrays, capsys, name, align):
         assert [row[metric] for row in result["rows"][:3]] == pytest.approx(
             list(map(float, getattr(expected, metric)[:3]))
         )
-    assert result["rows"][3] == {"image": 3, "pixels": 0} | dict.fromkeys(
-        (*METRICS, "scale", "shift", "constant")
+    assert result["rows"][3] == {"index": 3, "valid_pixels": 0} | dict.fromkeys(
+        (*METRICS, "scale", "shift", "constant_pred")
     )
 
 
@@ -92,14 +92,14 @@ def test_a_prediction_that_is_not_finite_is_no_json_number(arrays, capsys):
         ("negative", "not finite and positive"),
         ("damaged", "cannot be read"),
         ("text", "not numbers"),
-        ("bare", "bare array"),
-        ("none_valid", "no pixel of it is valid"),
-        ("mask", "other values than true and false"),
+        ("bare", "single array"),
+        ("none_valid", "no pixel is valid"),
+        ("mask", "values other than 0 and 1"),
     ],
 )
 def test_files_that_do_not_fit_are_told_in_one_line(arrays, capsys, case, told):
-    folder, pred, truth, valid = arrays
-    names = {"pred": "p.npz", "truth": "g.npz"}
+    folder, pred, target, valid = arrays
+    names = {"pred": "p.npz", "target": "g.npz"}
     if case in ("missing", "shape", "flat", "damaged", "text", "bare"):
         names["pred"] = "q.npz"
         with open(folder / "q.npz", "wb") as file:
@@ -114,15 +114,15 @@ def test_files_that_do_not_fit_are_told_in_one_line(arrays, capsys, case, told):
         if case == "missing":
             (folder / "q.npz").unlink()
         if case == "flat":
-            names["truth"] = "h.npz"
-            np.savez(folder / "h.npz", depth=truth[0], valid=valid[0])
+            names["target"] = "h.npz"
+            np.savez(folder / "h.npz", depth=target[0], valid=valid[0])
     else:
-        names["truth"] = "h.npz"
+        names["target"] = "h.npz"
         content = {
-            "no_valid": {"depth": truth},
-            "negative": {"depth": -truth, "valid": valid},
-            "none_valid": {"depth": truth, "valid": np.zeros_like(valid)},
-            "mask": {"depth": truth, "valid": 255 * valid.astype("u1")},
+            "no_valid": {"depth": target},
+            "negative": {"depth": -target, "valid": valid},
+            "none_valid": {"depth": target, "valid": np.zeros_like(valid)},
+            "mask": {"depth": target, "valid": 255 * valid.astype("u1")},
         }[case]
         np.savez(folder / "h.npz", **content)
     assert command(folder, **names) == 2
@@ -134,12 +134,12 @@ def test_files_that_do_not_fit_are_told_in_one_line(arrays, capsys, case, told):
     "arguments, told",
     [
         ([], "nothing to score"),
-        (["--pred=p.npz"], "--truth is missing"),
+        (["--pred=p.npz"], "--target is missing"),
         (["--checkpoint=x", "--pred=p.npz"], "nothing to score"),
         (["--checkpoint=x", "--protocol=moge"], "--protocol is not for a checkpoint"),
-        (["--pred=p.npz", "--truth=g.npz", "--examples=3"], "--examples is not for arrays"),
-        (["--pred=p.npz", "--truth=g.npz", "--protocol=mogel"], "unknown protocol"),
-        (["--pred=p.npz", "--truth=g.npz", "--depth-range=5"], "LEAST:MOST"),
+        (["--pred=p.npz", "--target=g.npz", "--examples=3"], "--examples is not for arrays"),
+        (["--pred=p.npz", "--target=g.npz", "--protocol=mogel"], "unknown protocol"),
+        (["--pred=p.npz", "--target=g.npz", "--depth-range=5"], "MIN:MAX"),
     ],
 )
 def test_options_that_do_not_go_together(arrays, capsys, monkeypatch, arguments, told):

@@ -2,64 +2,76 @@
 
 from __future__ import annotations
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from modality_forcing.config import SampleConfig
+from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import benchmark
 from modality_forcing.evaluation.benchmark import (
-    Setup,
-    ahead,
-    batches,
-    evaluate,
-    for_benchmark,
-    identity,
+    InferenceOptions,
+    batch_frames,
+    evaluate_benchmark,
+    open_benchmarks,
+    prediction_identity,
+    prefetch_map,
+    resolve_protocol,
+    run_benchmarks,
 )
+from modality_forcing.evaluation.benchmarks.open import OpenedBenchmark
 from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, Frame
 from modality_forcing.evaluation.depth_metrics import score
-from modality_forcing.evaluation.predictions import Predictions
-from modality_forcing.evaluation.protocols import MOGE, Protocol, protocol
+from modality_forcing.evaluation.predictions import PredictionStore
+from modality_forcing.evaluation.protocols import MOGE, Protocol, get_protocol
+from modality_forcing.evaluation.views import make_eval_frame
 from modality_forcing.generator import Generator
 from tests import tiny
+from tests.bundles import write_bundle
 
 NYU = BENCHMARKS["nyuv2"]
-PLAIN = Setup()
+PLAIN = InferenceOptions()
 R = 16
 
 
-class Set:
-    """Seven frames of random depth, the third without a valid pixel, of two sizes."""
+class FakeLayout:
+    """Seven frames of random depth in two sizes, the third without a valid pixel."""
 
-    benchmark, layout, official = NYU, "bundle", True
-    names = tuple(f"scene/{i}" for i in range(7))
+    kind, num_expected = "bundle", None
 
     def __init__(self):
-        self.read: list[int] = []
+        self.reads: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self.names)
+    def names(self) -> tuple[str, ...]:
+        return tuple(f"scene/{i}" for i in range(7))
 
-    def __getitem__(self, index: int) -> Frame:
-        self.read.append(index)
+    def files(self, name: str) -> dict[str, Path]:
+        return {}
+
+    def read(self, name: str) -> Frame:
+        index = int(name.removeprefix("scene/"))
+        self.reads.append(index)
         rng = np.random.default_rng(index)
         size = (24, 24) if index < 5 else (24, 40)
         valid = rng.random(size) < 0.7 if index != 2 else np.zeros(size, bool)
         depth = np.where(valid, rng.uniform(1, 9, size), 0).astype("f4")
         image = np.full((*size, 3), 10 * index, np.uint8)
-        return Frame(
-            self.names[index],
-            image,
-            depth,
-            valid,
-            np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], "f4"),
-        )
+        intrinsics = np.array([[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]], "f4")
+        return Frame(name, image, depth, valid, intrinsics)
+
+
+def opened_benchmark() -> Any:
+    layout: Any = FakeLayout()
+    return OpenedBenchmark(NYU, layout.names(), True, layout)
 
 
 class Known(Generator):
@@ -98,56 +110,62 @@ class Known(Generator):
 
 
 def evaluated(
-    tmp_path: Path, chosen: Protocol = MOGE, setup: Setup = PLAIN, told: list[str] | None = None
+    tmp_path: Path,
+    chosen: Protocol = MOGE,
+    setup: InferenceOptions = PLAIN,
+    told: list[str] | None = None,
 ):
-    generator, frames = Known(), Set()
-    kept = Predictions(tmp_path, identity(generator, frames, setup), R)  # pyright: ignore[reportArgumentType]
+    generator, frames = Known(), opened_benchmark()
+    kept = PredictionStore(tmp_path, prediction_identity(generator, frames, setup), R)
     tell = (lambda line: None) if told is None else told.append
-    return evaluate(generator, frames, chosen, setup, kept, tell), generator, frames, kept  # pyright: ignore[reportArgumentType]
+    scores = evaluate_benchmark(generator, frames, chosen, setup, store=kept, log=tell)
+    return scores, generator, frames, kept
 
 
 def test_every_frame_is_predicted_once_and_scored_against_its_view(tmp_path: Path):
     told: list[str] = []
     scores, generator, frames, kept = evaluated(tmp_path, told=told)
-    assert sorted(frames.read) == list(range(7))
+    assert sorted(frames._layout.reads) == list(range(7))
     assert [i for call in generator.calls for i in dict.fromkeys(call[0])] == list(range(7))
     assert (
-        scores.predicted == 7
-        and scores.cameras == 7
-        and np.isnan(scores.each.absrel[2])
+        scores.num_predicted == 7
+        and scores.num_with_intrinsics == 7
+        and np.isnan(scores.per_image.absrel[2])
         and scores.pixels[2] == 0
     )
     for i in (0, 1, 6):
-        seen = benchmark.scored(Set()[i], NYU, "square", R)
+        seen = make_eval_frame(opened_benchmark()[i], NYU, "square", R)
         both = kept.get(i)
         assert both is not None and both[1].max() == 0  # a single sample is not uncertain
-        expected = score(both[:1], seen.truth[None], seen.valid[None])
-        assert float(scores.each.absrel[i]) == pytest.approx(float(expected.absrel[0]), rel=1e-6)
+        expected = score(both[:1], seen.target[None], seen.valid[None])
+        assert float(scores.per_image.absrel[i]) == pytest.approx(
+            float(expected.absrel[0]), rel=1e-6
+        )
     assert told[-1].startswith("NYUv2  7/7") and "predicted 7" in told[-1]
 
 
 def test_a_second_protocol_predicts_nothing(tmp_path: Path):
     _, first, *_ = evaluated(tmp_path)
-    scores, second, *_ = evaluated(tmp_path, protocol("marigold"))
-    assert first.calls and not second.calls and scores.predicted == 0
+    scores, second, *_ = evaluated(tmp_path, get_protocol("marigold"))
+    assert first.calls and not second.calls and scores.num_predicted == 0
 
 
 def test_an_interrupted_run_predicts_only_what_it_lacks(tmp_path: Path):
     whole, _, _, kept = evaluated(tmp_path)
     (kept.folder / "000004.npy").unlink()
     again, generator, *_ = evaluated(tmp_path)
-    assert [call[0] for call in generator.calls] == [[4, 4, 4]] and again.predicted == 1
-    np.testing.assert_array_equal(again.each.absrel, whole.each.absrel)
+    assert [call[0] for call in generator.calls] == [[4, 4, 4]] and again.num_predicted == 1
+    np.testing.assert_array_equal(again.per_image.absrel, whole.per_image.absrel)
 
 
 def test_another_seed_view_or_ensemble_is_another_prediction(tmp_path: Path):
     digests = set()
     for setup in (
-        Setup(),
-        Setup(seed=1),
-        Setup(view="frame"),
-        Setup(samples=3),
-        Setup(samples=3, known_up_to="affine"),
+        InferenceOptions(),
+        InferenceOptions(seed=1),
+        InferenceOptions(view="frame"),
+        InferenceOptions(samples=3),
+        InferenceOptions(samples=3, ensemble_mode="affine"),
     ):
         *_, kept = evaluated(tmp_path, setup=setup)
         digests.add(kept.digest)
@@ -155,7 +173,7 @@ def test_another_seed_view_or_ensemble_is_another_prediction(tmp_path: Path):
 
 
 def test_samples_are_merged_and_their_spread_is_kept(tmp_path: Path):
-    scores, generator, _, kept = evaluated(tmp_path, setup=Setup(samples=4))
+    scores, generator, _, kept = evaluated(tmp_path, setup=InferenceOptions(samples=4))
     assert [call[1] for call in generator.calls[:4]] == [0, 1, 2, 3]
     both = kept.get(0)
     members = np.stack(
@@ -168,61 +186,65 @@ def test_samples_are_merged_and_their_spread_is_kept(tmp_path: Path):
 
 
 def test_disparity_is_scored_as_the_inverse_of_depth(tmp_path: Path):
-    scores, _, _, kept = evaluated(tmp_path, protocol("moge", "disparity"))
-    seen, both = benchmark.scored(Set()[0], NYU, "square", R), kept.get(0)
+    scores, _, _, kept = evaluated(tmp_path, get_protocol("moge", "disparity"))
+    seen, both = make_eval_frame(opened_benchmark()[0], NYU, "square", R), kept.get(0)
     assert both is not None
     expected = score(
-        1 / both[:1], seen.truth[None], seen.valid[None], protocol("moge", "disparity")
+        1 / both[:1], seen.target[None], seen.valid[None], get_protocol("moge", "disparity")
     )
-    assert float(scores.each.absrel[0]) == pytest.approx(float(expected.absrel[0]), rel=1e-6)
+    assert float(scores.per_image.absrel[0]) == pytest.approx(float(expected.absrel[0]), rel=1e-6)
 
 
 def test_a_protocol_takes_from_the_set_what_it_fixes():
-    assert for_benchmark(MOGE, NYU) == MOGE
-    assert for_benchmark(protocol("marigold"), NYU) == Protocol(
+    assert resolve_protocol(MOGE, NYU) == MOGE
+    assert resolve_protocol(get_protocol("marigold"), NYU) == Protocol(
         "marigold", depth_range=(1e-3, 10.0)
     )
     diode, eth3d = BENCHMARKS["diode"], BENCHMARKS["eth3d"]
-    assert for_benchmark(protocol("marigold"), diode) == Protocol(
-        "marigold", depth_range=(0.6, 350.0), masks_truth=False
+    assert resolve_protocol(get_protocol("marigold"), diode) == Protocol(
+        "marigold", depth_range=(0.6, 350.0), masks_target=False
     )
-    assert for_benchmark(protocol("marigold"), eth3d).fit_side == 1024
-    asked = protocol("marigold", depth_range=(1.0, 2.0))
-    assert for_benchmark(asked, NYU) == asked
+    assert resolve_protocol(get_protocol("marigold"), eth3d).align_max_side == 1024
+    asked = get_protocol("marigold", depth_range=(1.0, 2.0))
+    assert resolve_protocol(asked, NYU) == asked
     with pytest.raises(UserError, match="unit of its own"):
-        for_benchmark(protocol("metric"), BENCHMARKS["sintel"])
+        resolve_protocol(get_protocol("metric"), BENCHMARKS["sintel"])
 
 
 def test_what_the_models_depth_cannot_be_scored_as_is_refused():
     with pytest.raises(UserError, match="no unit"):
-        benchmark.check(Known(), Setup(), protocol("metric"))
+        benchmark.check_supported(Known(), InferenceOptions(), get_protocol("metric"))
     with pytest.raises(UserError, match="no zero"):
-        benchmark.check(Known(), Setup(samples=2, known_up_to="affine"), protocol("moge", "scale"))
-    benchmark.check(Known(), Setup(samples=2, known_up_to="affine"), MOGE)
+        benchmark.check_supported(
+            Known(),
+            InferenceOptions(samples=2, ensemble_mode="affine"),
+            get_protocol("moge", "scale"),
+        )
+    benchmark.check_supported(Known(), InferenceOptions(samples=2, ensemble_mode="affine"), MOGE)
 
 
 def test_guidance_of_what_is_given_changes_no_prediction():
     generator = Known()
-    plain = benchmark.sampling(generator)
+    plain = benchmark.sampling_options(generator)
     generator.config = replace(
         generator.config, sample=replace(SampleConfig(steps=4), guidance={"image": 4.0})
     )
-    assert benchmark.sampling(generator) == plain
+    assert benchmark.sampling_options(generator) == plain
     generator.config = replace(
         generator.config, sample=replace(SampleConfig(steps=4), guidance={"depth": 2.0})
     )
-    assert benchmark.sampling(generator) != plain
+    assert benchmark.sampling_options(generator) != plain
 
 
 def test_batches_hold_frames_of_one_size_and_no_more_pixels_than_fit(monkeypatch):
-    frames = [(i, benchmark.scored(Set()[i], NYU, "frame", R)) for i in range(7)]
-    assert [[i for i, _ in batch] for batch in batches(iter(frames), 3)] == [
+    frames = [(i, make_eval_frame(opened_benchmark()[i], NYU, "frame", R)) for i in range(7)]
+    assert [[i for i, _ in batch] for batch in batch_frames(iter(frames), 3)] == [
         [0, 1, 2],
         [3, 4],
         [5, 6],
     ]
-    monkeypatch.setattr(benchmark, "_PIXELS_AT_ONCE", 2 * 24 * 24)
-    assert [[i for i, _ in batch] for batch in batches(iter(frames), 3)] == [
+    monkeypatch.setattr(benchmark, "_PIXELS_PER_BATCH", 2 * 24 * 24)
+    assert [[i for i, _ in batch] for batch in batch_frames(iter(frames), 3)] == [
         [0, 1],
         [2, 3],
         [4],
@@ -241,8 +263,70 @@ def test_work_ahead_is_bounded_in_order_and_its_errors_arrive():
         return item
 
     with ThreadPoolExecutor(1) as pool:
-        results = ahead(pool, call, range(100), 3)
+        results = prefetch_map(pool, call, range(100), 3)
         assert [next(results) for _ in range(5)] == [0, 1, 2, 3, 4]
         with pytest.raises(UserError, match="damaged"):
             next(results)
     assert max(started) <= 8
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    config = tiny.forcing()
+    return Generator(config, tiny.network(config)[1])
+
+
+def test_a_run_leaves_json_markdown_a_sheet_and_predictions(tmp_path: Path, generator: Generator):
+    opened = open_benchmarks("spring", write_bundle(tmp_path / "data"))
+    out, lines = tmp_path / "out", []
+    options = InferenceOptions(samples=2)
+    run = partial(run_benchmarks, generator, opened, step="6", out=out, log=lines.append)
+    (told,) = run(MOGE, options)
+    assert (told["images"], told["skipped"], told["title"]) == (2, 1, "Spring")
+    (stored,) = out.glob("spring_moge-affine_*.json")
+    assert json.loads(stored.read_text()) == json.loads(json.dumps(told))
+    assert stored.with_suffix(".md").read_text().startswith("# Spring: image to depth\n")
+    with Image.open(stored.with_suffix(".png")) as sheet:
+        assert sheet.size[1] > 2 * 192
+    assert len(list((out / "predictions" / told["predictions_digest"]).glob("*.npy"))) == 3
+
+    (again,) = run(get_protocol("moge", "scale"), options)
+    assert (
+        again["predictions_digest"] == told["predictions_digest"]
+        and len(list(out.glob("*.json"))) == 2
+    )
+    assert "predicted 0" in [line for line in lines if line.startswith("Spring")][-1]
+
+
+def test_a_frame_scores_alike_in_a_list_of_ones_own(tmp_path: Path, generator: Generator):
+    root = write_bundle(tmp_path / "data")
+    (tmp_path / "mine.txt").write_text("x/a\n")
+    whole = open_benchmarks("spring", root)
+    opened = open_benchmarks("spring", root, tmp_path / "mine.txt")
+    whole, mine = (
+        run_benchmarks(generator, x, MOGE, InferenceOptions(), step="6", out=tmp_path)[0]
+        for x in (whole, opened)
+    )
+    assert (
+        not mine["official_list"]
+        and whole["official_list"]
+        and mine["predictions_digest"] != whole["predictions_digest"]
+    )
+    assert mine["rows"][0]["absrel"] == pytest.approx(whole["rows"][0]["absrel"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "names, told",
+    [("", "names no set"), ("spring,spring", "one twice"), ("spring,nyuv2", "for a single set")],
+)
+def test_lists_of_sets(tmp_path: Path, names: str, told: str):
+    with pytest.raises(UserError, match=told):
+        open_benchmarks(names, tmp_path, tmp_path / "list.txt")
+
+
+def test_a_set_that_is_not_whole_stops_before_the_first_prediction(tmp_path: Path):
+    root = write_bundle(tmp_path)
+    (root / "Spring" / "c" / "depth.png").unlink()
+    with pytest.raises(UserError, match="files of 1 of 3 images are missing"):
+        open_benchmarks("spring", root)
+    assert len(official_names("nyuv2")) == 654  # what a whole set is elsewhere

@@ -17,12 +17,6 @@ def box(mask):
 
 def test_boxes_are_the_published_ones():
     assert box(crops.nyu_eigen(480, 640)) == (45, 471, 41, 601)
-    assert box(crops.kitti_garg(375, 1242)) == (
-        153,
-        371,
-        44,
-        1197,
-    )  # the numbers of Garg's own code
     assert box(crops.kitti_eigen(352, 1216)) == (117, 321, 43, 1172)
 
 
@@ -34,20 +28,12 @@ def test_the_benchmark_crop_is_the_bottom_middle():
     assert crops.kitti_benchmark(np.zeros((370, 1224, 3))).shape == (352, 1216, 3)
 
 
-def test_caps_leave_out_their_ends():
-    depth = np.array([[0.5, 1.0, 2.0, 3.0, 9.0]])
-    valid = np.array([[True, True, True, True, False]])
-    np.testing.assert_array_equal(
-        crops.within(depth, valid, 0.5, 3.0), [[False, True, True, False, False]]
-    )
-
-
 @pytest.mark.parametrize(
     "call",
     [
         lambda: crops.nyu_eigen(240, 320),
         lambda: crops.kitti_benchmark(np.zeros((100, 100))),
-        lambda: crops.kitti_garg(1, 1),
+        lambda: crops.kitti_eigen(1, 1),
     ],
 )
 def test_frames_of_another_size_are_refused(call):

@@ -17,14 +17,14 @@ from modality_forcing.evaluation.protocols import Protocol
 
 def scenes(count=5, height=20, width=24, seed=0, share=0.7):
     rng = np.random.default_rng(seed)
-    truth = rng.gamma(2.0, 1.0, (count, height, width)).astype("f4") + 0.2
-    pred = (truth * np.exp(0.3 * rng.normal(size=truth.shape))).astype("f4")
-    return pred, truth, rng.random(truth.shape) < share
+    target = rng.gamma(2.0, 1.0, (count, height, width)).astype("f4") + 0.2
+    pred = (target * np.exp(0.3 * rng.normal(size=target.shape))).astype("f4")
+    return pred, target, rng.random(target.shape) < share
 
 
 def test_an_affine_copy_of_the_truth_scores_perfectly():
-    _, truth, valid = scenes()
-    scores = score(-3 * truth + 5, truth, valid)
+    _, target, valid = scenes()
+    scores = score(-3 * target + 5, target, valid)
     assert np.all(scores.absrel < 1e-5)
     assert np.all(scores.delta1 == 1)
     np.testing.assert_allclose(scores.scale, -1 / 3, rtol=1e-4)
@@ -32,62 +32,62 @@ def test_an_affine_copy_of_the_truth_scores_perfectly():
 
 @pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (1e3, 5.0), (-0.5, 1.0), (1e-3, 0.0)])
 def test_affine_maps_of_the_prediction_change_nothing(scale, shift):
-    pred, truth, valid = scenes()
-    plain, moved = score(pred, truth, valid), score(scale * pred + shift, truth, valid)
+    pred, target, valid = scenes()
+    plain, moved = score(pred, target, valid), score(scale * pred + shift, target, valid)
     np.testing.assert_allclose(moved.absrel, plain.absrel, rtol=2e-4)
     np.testing.assert_allclose(moved.delta1, plain.delta1, atol=0.01)
 
 
 def test_the_unit_of_the_truth_changes_nothing():
-    pred, truth, valid = scenes()
-    plain, scaled = score(pred, truth, valid), score(pred, 1000 * truth, valid)
+    pred, target, valid = scenes()
+    plain, scaled = score(pred, target, valid), score(pred, 1000 * target, valid)
     np.testing.assert_allclose(scaled.absrel, plain.absrel, rtol=2e-4)
 
 
 def test_what_stands_in_unknown_pixels_changes_nothing():
-    pred, truth, valid = scenes()
-    plain = score(pred, truth, valid)
-    dirty = score(np.where(valid, pred, np.nan), np.where(valid, truth, -1).astype("f4"), valid)
+    pred, target, valid = scenes()
+    plain = score(pred, target, valid)
+    dirty = score(np.where(valid, pred, np.nan), np.where(valid, target, -1).astype("f4"), valid)
     for a, b in zip(plain, dirty, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_neither_batch_order_nor_chunking_nor_padding_matters(monkeypatch):
-    pred, truth, valid = scenes(count=7)
-    plain = score(pred, truth, valid)
+    pred, target, valid = scenes(count=7)
+    plain = score(pred, target, valid)
     order = np.random.default_rng(1).permutation(7)
-    for a, b in zip(plain, score(pred[order], truth[order], valid[order]), strict=True):
+    for a, b in zip(plain, score(pred[order], target[order], valid[order]), strict=True):
         np.testing.assert_array_equal(a[order], b)
-    monkeypatch.setattr(depth_metrics, "_IMAGES_AT_ONCE", 3)
-    for a, b in zip(plain, score(pred, truth, valid), strict=True):
+    monkeypatch.setattr(depth_metrics, "_IMAGES_PER_CHUNK", 3)
+    for a, b in zip(plain, score(pred, target, valid), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
 def test_absrel_and_delta1_by_hand():
     # The constant 1 is the weighted median of six ones against 1.2 and 2, whatever the slope of a constant prediction.
-    truth = np.array([[[1, 1, 1, 1], [1, 1, 1.2, 2.0]]], "f4")
-    scores = constant_scores(truth, np.ones_like(truth, bool))
+    target = np.array([[[1, 1, 1, 1], [1, 1, 1.2, 2.0]]], "f4")
+    scores = constant_scores(target, np.ones_like(target, bool))
     assert scores.absrel[0] == pytest.approx((0.2 / 1.2 + 1.0 / 2.0) / 8, rel=1e-5)
     assert scores.delta1[0] == pytest.approx(7 / 8)
 
 
 def test_negative_aligned_depth_passes_delta1_only_in_parity_mode():
-    truth = np.tile(np.array([1, 2, 3, 4, 5], "f4"), (1, 4, 1))
-    pred = truth.copy()
+    target = np.tile(np.array([1, 2, 3, 4, 5], "f4"), (1, 4, 1))
+    pred = target.copy()
     pred[0, 0, 0] = -1.0  # the other nineteen make the alignment the identity, and -1 stays -1
-    valid = np.ones_like(truth, bool)
-    parity, strict = score(pred, truth, valid), score(pred, truth, valid, Protocol(strict=True))
+    valid = np.ones_like(target, bool)
+    parity, strict = score(pred, target, valid), score(pred, target, valid, Protocol(strict=True))
     assert parity.scale[0] == pytest.approx(1, rel=1e-4)
     assert (parity.delta1[0], strict.delta1[0]) == (1.0, pytest.approx(19 / 20))
     assert parity.absrel[0] == strict.absrel[0] == pytest.approx(2 / 20, rel=1e-4)
 
 
 def test_images_with_nothing_to_score_are_nan_and_counted():
-    pred, truth, valid = scenes(count=4)
+    pred, target, valid = scenes(count=4)
     valid[1] = False
     valid[2] = False
     valid[2, 3, 3] = True
-    scores = score(pred, truth, valid)
+    scores = score(pred, target, valid)
     assert (
         np.isnan(scores.absrel).tolist()
         == np.isnan(scores.delta1).tolist()
@@ -97,37 +97,37 @@ def test_images_with_nothing_to_score_are_nan_and_counted():
     assert (mean["images"], mean["skipped"]) == (2, 2)
     assert mean["absrel"] == pytest.approx(float(scores.absrel[[0, 3]].mean()))
     assert mean["delta1"] == pytest.approx(float(scores.delta1[[0, 3]].mean()))
-    assert np.isnan(mean_scores(score(pred[1:3], truth[1:3], valid[1:3]))["absrel"])
-    assert mean_scores(score(pred[:0], truth[:0], valid[:0]))["images"] == 0
+    assert np.isnan(mean_scores(score(pred[1:3], target[1:3], valid[1:3]))["absrel"])
+    assert mean_scores(score(pred[:0], target[:0], valid[:0]))["images"] == 0
 
 
 def test_a_prediction_that_is_not_finite_is_not_skipped():
-    pred, truth, valid = scenes(count=2, share=1.0)
+    pred, target, valid = scenes(count=2, share=1.0)
     pred[0, 4, 4] = np.nan
-    scores = score(pred, truth, valid)
+    scores = score(pred, target, valid)
     assert (scores.absrel[0], scores.delta1[0]) == (np.inf, 0)
     assert np.isfinite(scores.absrel[1])
     assert mean_scores(scores)["absrel"] == np.inf
 
 
 def test_a_constant_is_worse_than_a_prediction_and_better_than_any_other_constant():
-    pred, truth, valid = scenes()
-    constant = constant_scores(truth, valid)
-    assert np.all(constant.absrel > score(pred, truth, valid).absrel)
+    pred, target, valid = scenes()
+    constant = constant_scores(target, valid)
+    assert np.all(constant.absrel > score(pred, target, valid).absrel)
     for value in (0.9, 1.0, 1.1):
         guess = value * constant.shift[:, None, None]
-        error = np.where(valid, np.abs(guess - truth) / truth, 0).sum((1, 2)) / valid.sum((1, 2))
+        error = np.where(valid, np.abs(guess - target) / target, 0).sum((1, 2)) / valid.sum((1, 2))
         assert np.all(error >= constant.absrel - 1e-5)
 
 
 def test_images_larger_than_the_subsample_are_scored_on_all_pixels():
-    pred, truth, valid = scenes(count=2, height=70, width=90, share=1.0)
-    scores = score(pred, truth, valid)
+    pred, target, valid = scenes(count=2, height=70, width=90, share=1.0)
+    scores = score(pred, target, valid)
     aligned = scores.scale[:, None, None] * pred + scores.shift[:, None, None]
     np.testing.assert_allclose(
-        scores.absrel, np.mean(np.abs(aligned - truth) / truth, axis=(1, 2)), rtol=1e-4
+        scores.absrel, np.mean(np.abs(aligned - target) / target, axis=(1, 2)), rtol=1e-4
     )
-    ratio = np.maximum(truth / aligned, aligned / truth)
+    ratio = np.maximum(target / aligned, aligned / target)
     np.testing.assert_allclose(scores.delta1, np.mean(ratio < 1.25, axis=(1, 2)), atol=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""The ensemble against plain NumPy over pixels and direct minimisation, what must not change it, and where it is degenerate."""
+"""The ensemble against plain NumPy over pixels and direct minimization, what must not change it, and where it is degenerate."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ import pytest
 from hypothesis import given, settings
 from scipy.optimize import minimize
 
-from modality_forcing.evaluation.ensemble import Ensemble, balance, ensemble, moments, pair_sum
+from modality_forcing.evaluation.ensemble import (
+    Ensemble,
+    ensemble,
+    minimize_pair_sum,
+    moments,
+    pair_sum,
+)
 
 SIZE = (12, 16)
 MODES = ("affine", "scale")
@@ -58,7 +64,7 @@ def unit(members, mode):
 
 
 def correlations(members, mode):
-    return moments(members.reshape(len(members), -1), centred=mode == "affine")[2]
+    return moments(members.reshape(len(members), -1), centered=mode == "affine")[2]
 
 
 @settings(max_examples=30)
@@ -84,7 +90,7 @@ def test_the_pair_sum_is_that_over_pixels_and_so_is_its_gradient(seed, count, mo
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make", [samples, unrelated, alike])
 @pytest.mark.parametrize("count", range(2, 11))
-def test_the_sum_is_that_of_direct_minimisation(count, make, mode):
+def test_the_sum_is_that_of_direct_minimization(count, make, mode):
     members = make(count, count, mode=mode)
     maps = unit(members, mode)
 
@@ -96,7 +102,7 @@ def test_the_sum_is_that_of_direct_minimisation(count, make, mode):
         minimize(lambda free: apart(whole(free) * maps), start[:-1], tol=1e-9).fun
         for start in starts
     ]
-    best = apart(balance(correlations(members, mode))[:, None, None] * maps)
+    best = apart(minimize_pair_sum(correlations(members, mode))[:, None, None] * maps)
     assert best == pytest.approx(min(found), rel=1e-6)
     assert best <= min(found) * (1 + 1e-9)
     # A ruler for the above: members as they come, each with deviation 1, are not yet the answer.
@@ -107,7 +113,7 @@ def test_the_sum_is_that_of_direct_minimisation(count, make, mode):
 @given(seeds, counts, modes, st.sampled_from([samples, unrelated, alike]))
 def test_no_change_that_keeps_the_mean_lowers_the_sum(seed, count, mode, make):
     cosine = correlations(make(seed, count, mode=mode), mode)
-    deviations = balance(cosine)
+    deviations = minimize_pair_sum(cosine)
     change = np.random.default_rng(seed).normal(size=count)
     change -= change.mean()
     assert deviations.mean() == pytest.approx(1, abs=1e-12)
@@ -124,7 +130,7 @@ def test_members_turned_round_and_copies_of_members_are_no_obstacle(turned):
     maps[:turned] *= -1
     maps[4] = maps[5]
     cosine = maps.reshape(6, -1) @ maps.reshape(6, -1).T / maps[0].size
-    sums = pair_sum(balance(cosine), cosine)[0]
+    sums = pair_sum(minimize_pair_sum(cosine), cosine)[0]
     starts = np.random.default_rng(0).normal(size=(4, 5))
     found = [
         minimize(
@@ -161,7 +167,7 @@ def test_order_scale_and_shift_of_members_change_nothing(seed, count, mode, alig
 @given(seeds, counts, modes, st.booleans(), st.sampled_from(["median", "mean"]))
 def test_the_result_is_the_middle_of_the_members_in_its_unit(seed, count, mode, align, reduction):
     members = samples(seed, count, mode=mode)
-    result = ensemble(members, mode, reduction, align)
+    result = ensemble(members, mode, reduction=reduction, align=align)
     maps = placed(members, result)
     middle = lower_median(maps) if reduction == "median" else maps.mean(axis=0)
     spread = (
@@ -192,15 +198,17 @@ def test_unaligned_members_stand_at_their_own_least_and_greatest_value(mode):
         np.testing.assert_allclose(least, least[0], atol=1e-6)
 
 
-def test_alignment_is_nearer_to_the_truth_than_normalisation_where_a_pixel_is_off():
-    truth = np.random.default_rng(1).uniform(0, 1, SIZE)
-    members = np.float32(truth + 0.01 * np.random.default_rng(2).normal(size=(10, *SIZE)))
+def test_alignment_is_nearer_to_the_truth_than_normalization_where_a_pixel_is_off():
+    target = np.random.default_rng(1).uniform(0, 1, SIZE)
+    members = np.float32(target + 0.01 * np.random.default_rng(2).normal(size=(10, *SIZE)))
     for k in range(10):  # every other member has a pixel that spoils its range
         members[k].flat[7 * k] += 2.0 * (k % 2)
 
     def error(align):
         depth = ensemble(members, align=align).depth.ravel()
-        return np.abs(np.polyval(np.polyfit(depth, truth.ravel(), 1), depth) - truth.ravel()).mean()
+        return np.abs(
+            np.polyval(np.polyfit(depth, target.ravel(), 1), depth) - target.ravel()
+        ).mean()
 
     assert error(True) < 0.5 * error(False)
 
@@ -210,11 +218,11 @@ def test_alignment_is_nearer_to_the_truth_than_normalisation_where_a_pixel_is_of
 def test_a_batch_is_its_ensembles_one_by_one(mode, reduction):
     members = np.stack([samples(seed, 4, mode=mode) for seed in range(3)])
     members[1, 2] = np.nan
-    batch = ensemble(members, mode, reduction)
+    batch = ensemble(members, mode, reduction=reduction)
     for i, one in enumerate(members):
-        for ours, alone in zip(batch, ensemble(one, mode, reduction), strict=True):
+        for ours, alone in zip(batch, ensemble(one, mode, reduction=reduction), strict=True):
             np.testing.assert_array_equal(ours[i], alone)
-    empty = ensemble(members[:0], mode, reduction)
+    empty = ensemble(members[:0], mode, reduction=reduction)
     assert [(x.shape[1:], x.dtype) for x in empty] == [(x.shape[1:], x.dtype) for x in batch]
     assert all(len(x) == 0 for x in empty)
 
@@ -228,7 +236,7 @@ def test_copies_of_one_map_give_the_map_and_no_uncertainty(count, mode):
     scaled = copies * np.linspace(0.5, 3, count, dtype="f4")[:, None, None]
     for members in (copies, scaled, scaled + np.float32(mode == "affine")):
         for reduction in ("median", "mean"):
-            result = ensemble(members, mode, reduction)
+            result = ensemble(members, mode, reduction=reduction)
             np.testing.assert_allclose(result.depth, wanted, atol=2e-6)
             np.testing.assert_allclose(result.uncertainty, 0, atol=2e-6)
             assert result.loss < 1e-5
@@ -341,7 +349,9 @@ def test_a_pixel_outside_the_subsample_that_is_not_finite_counts():
     ],
 )
 def test_other_shapes_modes_and_reductions_are_refused(shape, options):
-    with pytest.raises(ValueError, match=r"ensemble has shape|is affine or scale"):
+    with pytest.raises(
+        ValueError, match=r"ensemble has shape|is not affine or scale|is not median or mean"
+    ):
         ensemble(np.ones(shape, np.float32), **options)
 
 

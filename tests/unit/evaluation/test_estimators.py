@@ -13,7 +13,12 @@ from PIL import Image
 from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import estimators
-from modality_forcing.evaluation.estimators import AT_ONCE, from_callable, from_folder, parse
+from modality_forcing.evaluation.estimators import (
+    BATCH_SIZE,
+    from_callable,
+    from_folder,
+    parse_estimator,
+)
 from modality_forcing.viz.images import png_bytes, save_depth
 
 SIDE = 8
@@ -97,12 +102,12 @@ def test_a_larger_or_smaller_map_is_picked_from_and_never_mixed(folder):
     [
         (
             "missing",
-            r"1 of 2 maps are missing, the first is d2i/0001.npy \(or .png of 16 bits\); write the pictures with --pict",
+            r"1 of 2 maps are missing, the first is d2i/0001.npy \(or .png of 16 bits\); write the images with --save",
         ),
         ("picture", "1 of 2 maps are missing, the first is d2i/0001"),
         (
             "aspect",
-            "0000.npy: is a map of 8 x 10 pixels for a picture of 8 x 8; give depth of the whole picture",
+            "0000.npy: has 8 x 10 pixels for an image of 8 x 8; give depth of the whole image",
         ),
         ("flat", r"0000.npy: has shape \(8,\), not \[h w\]"),
         ("negative", "0000.npy: depth holds negative values"),
@@ -140,18 +145,20 @@ def test_maps_beside_their_pictures_belong_to_them(tmp_path):
     )
     for same in (PICTURES, rounded):
         np.testing.assert_array_equal(estimator(same, NAMES)[0], MAPS)
-    told = "0000.png: is not the picture that this checkpoint makes now; write the pictures again"
+    told = "0000.png: differs from this checkpoint's image; write the images again"
     refused(told, lambda: estimator(PICTURES[::-1], NAMES))
     refused(told, lambda: estimator(np.zeros((2, 16, 16, 3), np.uint8), NAMES))
 
 
 def test_a_version_changes_with_the_maps_and_only_with_those_asked_for(folder):
     estimator = from_folder(folder)
-    before = estimator.version(NAMES), estimator.version(NAMES[1:])
-    assert before == (estimator.version(NAMES), estimator.version(NAMES[1:]))
+    before = estimator.fingerprint(NAMES), estimator.fingerprint(NAMES[1:])
+    assert before == (estimator.fingerprint(NAMES), estimator.fingerprint(NAMES[1:]))
     write_npy(folder / "d2i" / "0000.npy", MAPS[0] + 1)
     os.utime(folder / "d2i" / "0000.npy", ns=(1, 1))  # however coarse the clock of the file system
-    assert estimator.version(NAMES) != before[0] and estimator.version(NAMES[1:]) == before[1]
+    assert (
+        estimator.fingerprint(NAMES) != before[0] and estimator.fingerprint(NAMES[1:]) == before[1]
+    )
 
 
 def test_a_function_gets_a_few_pictures_at_a_time(module):
@@ -159,9 +166,9 @@ def test_a_function_gets_a_few_pictures_at_a_time(module):
         "sizes = []\ndef near(x):\n    sizes.append(x.shape)\n    x[:, 0] = 0\n    return x[..., 0] + 1.0\n"
     )
     estimator = from_callable(f"{name}:near")
-    many = np.broadcast_to(PICTURES[:1], (AT_ONCE + 3, SIDE, SIDE, 3))
+    many = np.broadcast_to(PICTURES[:1], (BATCH_SIZE + 3, SIDE, SIDE, 3))
     depth, known = estimator(many, [""] * len(many))
-    assert sys.modules[name].sizes == [(AT_ONCE, SIDE, SIDE, 3), (3, SIDE, SIDE, 3)]
+    assert sys.modules[name].sizes == [(BATCH_SIZE, SIDE, SIDE, 3), (3, SIDE, SIDE, 3)]
     expected = PICTURES[0, ..., 0] + 1.0
     expected[0] = 1
     assert depth.dtype == np.float32 and known.all()
@@ -186,18 +193,18 @@ def test_a_function_s_maps_are_read_as_those_of_files_are(module):
 @pytest.mark.parametrize(
     "answer, told",
     [
-        ("x[..., 0]", "a map holds no valid depth"),
-        ("-np.ones(x.shape[:3])", r"depth holds negative values \(down to -1\)"),
+        ("x[..., 0]", "a map has no valid depth"),
+        ("-np.ones(x.shape[:3])", r"depth has negative values \(down to -1\)"),
         (
             "np.ones((1, 8, 8))",
-            r"returned float64 \(1, 8, 8\) for pictures \(2, 8, 8, 3\), not depth",
+            r"returned float64 \(1, 8, 8\) for images \(2, 8, 8, 3\), not depth",
         ),
         ("np.ones((2, 8, 8, 1))", r"returned float64 \(2, 8, 8, 1\)"),
-        ("np.ones((2, 8, 9))", "is a map of 8 x 9 pixels for a picture of 8 x 8"),
-        ("None", r"returned object \(\) for pictures"),
+        ("np.ones((2, 8, 9))", "has 8 x 9 pixels for an image of 8 x 8"),
+        ("None", r"returned object \(\) for images"),
         ("[['a'] * 8] * 2", "returned <U1"),
         ("[[1], [1, 2]]", "failed .ValueError"),
-        ("1 // 0", r"failed \(ZeroDivisionError: .*, estimator_.*\.py:3\); hint it"),
+        ("1 // 0", r"failed \(ZeroDivisionError: .*, estimator_.*\.py:3\); fix it"),
         ("open('/nowhere\\n/at all')", "failed .FileNotFoundError"),
     ],
 )
@@ -233,23 +240,26 @@ def test_a_function_is_found_in_the_current_folder(tmp_path, monkeypatch):
         "def depth(x):\n    return x[..., 0] + 1\n"
     )
     estimator = from_callable("found_in_the_current_folder:depth")
-    version = estimator.version(NAMES)
-    assert version and version == estimator.version([])
+    version = estimator.fingerprint(NAMES)
+    assert version and version == estimator.fingerprint([])
     (tmp_path / "found_in_the_current_folder.py").write_text(
         "def depth(x):\n    return x[..., 1] + 1\n"
     )
-    assert estimator.version(NAMES) != version
-    assert from_callable("math:sqrt").version(NAMES) == from_callable("math:sqrt").version(NAMES)
+    assert estimator.fingerprint(NAMES) != version
+    assert from_callable("math:sqrt").fingerprint(NAMES) == from_callable("math:sqrt").fingerprint(
+        NAMES
+    )
 
 
 def test_what_a_person_names(folder, module):
-    assert parse("self") is None
-    assert isinstance(parse(str(folder)), estimators._Folder)
+    assert parse_estimator("self") is None
+    assert isinstance(parse_estimator(str(folder)), estimators._FolderEstimator)
     name = module("def f(x):\n    return x\n")
-    function = parse(f"{name}:f")
+    function = parse_estimator(f"{name}:f")
     assert function is not None and function.name == f"{name}:f"
     for text in ("", "maps", str(folder / "no"), "module:", ":f", "a b:f", "C:\\maps"):
         refused(
-            "is neither a folder nor a function; give self, a folder", lambda text=text: parse(text)
+            "is neither a folder nor a function; give self, a folder",
+            lambda text=text: parse_estimator(text),
         )
     refused("no such folder", lambda: from_folder(folder / "no"))

@@ -12,12 +12,17 @@ from modality_forcing.config import Config, DataConfig
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import heldout as module
 from modality_forcing.evaluation.estimators import from_folder
-from modality_forcing.evaluation.heldout import Evaluator, held_out, joint_set, with_examples
+from modality_forcing.evaluation.heldout import (
+    Evaluator,
+    joint_set,
+    load_held_out,
+    with_num_examples,
+)
 from modality_forcing.generator import Generator
 from tests import runs, tiny
 
 
-class Known:
+class Known(Generator):
     """A generator that answers with arrays of the held-out data: of example i, what `answers` holds at i."""
 
     def __init__(self, **answers: np.ndarray):
@@ -42,7 +47,7 @@ class Judge:
         )
         self.name, self.asked = "judge", []
 
-    def version(self, names):
+    def fingerprint(self, names):
         if self.missing in names:
             raise UserError(f"{self.missing} is missing")
         return ""
@@ -88,15 +93,15 @@ def test_truth_up_to_scale_and_shift_scores_perfectly(evaluator: Evaluator):
     scored, depth = evaluator.i2d(perfect(evaluator))
     assert scored["absrel"] < 1e-3 and scored["delta1"] > 0.999 and depth.shape == (7, 16, 16)
     d2i, _ = evaluator.d2i(perfect(evaluator))
-    assert d2i["absrel"] < 1e-3 < 0.1 < d2i["absrel_unrelated"]
+    assert d2i["absrel"] < 1e-3 < 0.1 < d2i["absrel_shuffled"]
     joint, _ = evaluator.joint(perfect(evaluator), 3.0)
-    assert joint["absrel"] < 1e-3 < min(joint["constant"], joint["absrel_unrelated"])
-    assert joint["absrel_se"] < 1e-3 and joint["known"] == 1
+    assert joint["absrel"] < 1e-3 < min(joint["constant_absrel"], joint["absrel_shuffled"])
+    assert joint["absrel_stderr"] < 1e-3 and joint["coverage"] == 1
 
 
 def test_a_model_that_sees_nothing_scores_like_the_constant(evaluator: Evaluator):
     blind = Known(depth=np.ones((7, 16, 16)), image=evaluator.data.image / 255.0)
-    assert evaluator.i2d(blind)[0] == pytest.approx(evaluator.references()["constant"], rel=1e-4)
+    assert evaluator.i2d(blind)[0] == pytest.approx(evaluator.baselines()["constant"], rel=1e-4)
 
 
 def test_each_example_is_asked_for_under_its_own_index(evaluator: Evaluator):
@@ -120,15 +125,15 @@ def test_d2i_reads_its_depth_back_from_the_picture_it_made(evaluator: Evaluator)
 def test_everything_the_demo_reports(evaluator: Evaluator):
     known = perfect(evaluator)
     result = evaluator(known)
-    assert set(result.numbers) == {"i2d", "constant", "row_mean", "d2i", "joint", "text"}
-    assert set(result.pictures) == {"i2d", "d2i", "joint_image_first", "joint_depth_first"}
+    assert set(result.metrics) == {"i2d", "constant", "row_mean", "d2i", "joint", "text"}
+    assert set(result.images) == {"i2d", "d2i", "joint_image_first", "joint_depth_first"}
     assert [call.options.log2_alpha for call in known.calls if call.task == "joint"] == [
         5.0
     ] * 3 + [-5.0] * 3
     assert (
-        result.numbers["text"]["found"]
-        == result.numbers["text"]["truth"]
-        >= result.numbers["text"]["chance"]
+        result.metrics["text"]["color_recall"]
+        == result.metrics["text"]["color_recall_dataset"]
+        >= result.metrics["text"]["color_recall_chance"]
     )
 
 
@@ -138,11 +143,11 @@ def test_another_judge_takes_the_model_s_place(evaluator: Evaluator):
     joint, made = evaluator.joint(known, 3.0)
     d2i, _ = evaluator.d2i(known)
     assert (
-        joint["absrel"] < 1e-3 < joint["constant"]
-        and d2i["absrel"] < 1e-3 < d2i["absrel_unrelated"]
+        joint["absrel"] < 1e-3 < joint["constant_absrel"]
+        and d2i["absrel"] < 1e-3 < d2i["absrel_shuffled"]
     )
     assert {call.task for call in known.calls} == {"joint", "d2i"}
-    np.testing.assert_array_equal(made["again"], judge.depth)
+    np.testing.assert_array_equal(made["reestimated"], judge.depth)
     for (pictures, names), folder in zip(judge.asked, ("joint_log2alpha+3", "d2i"), strict=True):
         np.testing.assert_array_equal(pictures, data.image)
         assert names == [f"{folder}/{i:04d}" for i in range(7)]
@@ -157,7 +162,7 @@ def test_what_the_judge_does_not_know_is_not_scored(evaluator: Evaluator):
     joint, _ = evaluator.joint(known, 3.0)
     d2i, _ = evaluator.d2i(known)
     assert joint["absrel"] < 1e-3 and d2i["absrel"] < 1e-3
-    assert joint["known"] == pytest.approx(seen.mean())
+    assert joint["coverage"] == pytest.approx(seen.mean())
 
 
 def test_what_the_judge_lacks_is_told_before_anything_is_generated(evaluator: Evaluator):
@@ -178,7 +183,7 @@ def test_sets_of_pictures_have_names_that_tell_them_apart():
 def test_the_same_pictures_are_made_again_and_maps_beside_them_are_read(tmp_path):
     """The workflow with a program of its own: pictures out, maps beside them, scores."""
     generator = Generator(config(), tiny.network(config())[1])
-    first = Evaluator(config(), pictures=tmp_path / "a")
+    first = Evaluator(config(), save_images=tmp_path / "a")
     own, _ = first.d2i(generator)
     written = runs.contents(tmp_path / "a")
     assert set(written) == {"d2i", *(f"d2i/{i:04d}.png" for i in range(7))}
@@ -189,25 +194,25 @@ def test_the_same_pictures_are_made_again_and_maps_beside_them_are_read(tmp_path
     judged, _ = second.d2i(generator)
     assert runs.contents(tmp_path / "b") == written
     assert judged.keys() == own.keys() and judged["absrel"] == pytest.approx(
-        judged["absrel_unrelated"]
+        judged["absrel_shuffled"]
     )  # one map for all
 
     other = Evaluator(replace(config(), seed=9), from_folder(tmp_path / "a"), tmp_path / "a")
-    with pytest.raises(UserError, match="is not the picture that this checkpoint makes now"):
+    with pytest.raises(UserError, match="differs from this checkpoint's image"):
         other.d2i(generator)
     assert written.items() <= runs.contents(tmp_path / "a").items()
 
 
 def test_a_folder_of_pictures_that_cannot_be_is_told_first(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file; choose another --pictures"):
-        Evaluator(config(), pictures=tmp_path / "file")
+    with pytest.raises(UserError, match="is a file; choose another --save-images"):
+        Evaluator(config(), save_images=tmp_path / "file")
 
 
 def test_more_examples_than_there_are_is_refused():
-    assert with_examples(config(), 64).eval.examples == 64
-    with pytest.raises(UserError, match="65 held-out examples asked for, there are 64"):
-        with_examples(config(), 65)
+    assert with_num_examples(config(), 64).eval.examples == 64
+    with pytest.raises(UserError, match="65 held-out examples requested, 64 available"):
+        with_num_examples(config(), 65)
 
 
 def test_nothing_to_compare_with_is_refused(tmp_path):
@@ -216,4 +221,4 @@ def test_nothing_to_compare_with_is_refused(tmp_path):
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")
     data = DataConfig(source="folder", root=str(tmp_path), resolution=16)
     with pytest.raises(UserError, match="no held-out record has depth"):
-        held_out(replace(tiny.forcing(), data=data))
+        load_held_out(replace(tiny.forcing(), data=data))

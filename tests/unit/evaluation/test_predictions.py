@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation.predictions import Predictions, names_digest
+from modality_forcing.evaluation.predictions import PredictionStore, names_digest
 
 IDENTITY = {"weights": "abc", "sampling": {"steps": 4, "seed": 0}}
 DEPTH, SPREAD = np.arange(16, dtype="f4").reshape(4, 4), np.ones((4, 4), "f4")
 
 
 def test_what_is_put_is_got_in_another_process_and_order_of_keys(tmp_path: Path):
-    put = Predictions(tmp_path, IDENTITY, 4).put(3, DEPTH, SPREAD)
-    again = Predictions(tmp_path, dict(reversed(IDENTITY.items())), 4)
+    put = PredictionStore(tmp_path, IDENTITY, 4).put(3, DEPTH, SPREAD)
+    again = PredictionStore(tmp_path, dict(reversed(IDENTITY.items())), 4)
     got = again.get(3)
     assert got is not None and got.dtype == np.float32
     np.testing.assert_array_equal(got, put)
@@ -27,8 +27,8 @@ def test_what_is_put_is_got_in_another_process_and_order_of_keys(tmp_path: Path)
 
 
 def test_another_setup_has_another_folder(tmp_path: Path):
-    Predictions(tmp_path, IDENTITY, 4).put(0, DEPTH, SPREAD)
-    other = Predictions(tmp_path, {**IDENTITY, "sampling": {"steps": 5, "seed": 0}}, 4)
+    PredictionStore(tmp_path, IDENTITY, 4).put(0, DEPTH, SPREAD)
+    other = PredictionStore(tmp_path, {**IDENTITY, "sampling": {"steps": 5, "seed": 0}}, 4)
     assert other.get(0) is None
 
 
@@ -36,7 +36,7 @@ def test_another_setup_has_another_folder(tmp_path: Path):
     "damage", [lambda raw: raw[:-9], lambda raw: b"", lambda raw: b"\x93NUMPY" + raw[20:]]
 )
 def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage):
-    kept = Predictions(tmp_path, IDENTITY, 4)
+    kept = PredictionStore(tmp_path, IDENTITY, 4)
     kept.put(0, DEPTH, SPREAD)
     path = kept.folder / "000000.npy"
     path.write_bytes(damage(path.read_bytes()))
@@ -46,7 +46,7 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage):
 
 
 def test_a_map_of_another_size_is_none_and_is_not_put(tmp_path: Path):
-    kept = Predictions(tmp_path, IDENTITY, 4)
+    kept = PredictionStore(tmp_path, IDENTITY, 4)
     np.save(kept.folder / "000000.npy", np.zeros((2, 3, 4), "f4"))
     assert kept.get(0) is None
     with pytest.raises(ValueError, match="4 pixels a side"):

@@ -8,19 +8,19 @@ import pytest
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.depth_metrics import (
     METRICS,
-    aligned,
+    align_prediction,
     mean_over_sets,
     mean_scores,
     score,
 )
-from modality_forcing.evaluation.protocols import ALIGNMENTS, MOGE, Protocol, protocol
+from modality_forcing.evaluation.protocols import ALIGNMENTS, MOGE, Protocol, get_protocol
 
 
 def scenes(count=3, height=40, width=50, seed=0):
     rng = np.random.default_rng(seed)
-    truth = rng.gamma(2.0, 1.5, (count, height, width)).astype("f4") + 0.3
-    pred = (0.4 * truth * np.exp(0.2 * rng.normal(size=truth.shape)) - 0.05).astype("f4")
-    return pred, truth, rng.random(truth.shape) < 0.6
+    target = rng.gamma(2.0, 1.5, (count, height, width)).astype("f4") + 0.3
+    pred = (0.4 * target * np.exp(0.2 * rng.normal(size=target.shape)) - 0.05).astype("f4")
+    return pred, target, rng.random(target.shape) < 0.6
 
 
 def plain_metrics(p, g):
@@ -39,8 +39,8 @@ def line(x, y):
     return np.linalg.lstsq(np.stack([x, np.ones_like(x)], axis=1), y, rcond=None)[0]
 
 
-def marigold(pred, truth, align, least, most):
-    p, g = pred.astype(np.float64), truth.astype(np.float64)
+def marigold(pred, target, align, least, most):
+    p, g = pred.astype(np.float64), target.astype(np.float64)
     if align == "affine":
         scale, shift = line(p, g)
         depth = scale * p + shift
@@ -52,24 +52,24 @@ def marigold(pred, truth, align, least, most):
 
 @pytest.mark.parametrize("align", ("affine", "disparity"))
 def test_marigold_is_least_squares_over_all_pixels_then_clipped(align):
-    pred, truth, valid = scenes()
+    pred, target, valid = scenes()
     pred = 1 / (pred + 0.5) if align == "disparity" else pred
-    scores = score(pred, truth, valid, protocol("marigold", align, depth_range=(0.5, 6.0)))
+    scores = score(pred, target, valid, get_protocol("marigold", align, depth_range=(0.5, 6.0)))
     for i in range(len(pred)):
-        inside = valid[i] & (truth[i] >= 0.5) & (truth[i] <= 6)
+        inside = valid[i] & (target[i] >= 0.5) & (target[i] <= 6)
         expected = plain_metrics(
-            marigold(pred[i][inside], truth[i][inside], align, 0.5, 6.0),
-            truth[i][inside].astype("f8"),
+            marigold(pred[i][inside], target[i][inside], align, 0.5, 6.0),
+            target[i][inside].astype("f8"),
         )
         got = [float(getattr(scores, m)[i]) for m in METRICS]
         np.testing.assert_allclose(got, expected, rtol=2e-5)
 
 
 def test_metric_takes_the_prediction_as_it_is():
-    pred, truth, valid = scenes()
-    scores = score(pred, truth, valid, protocol("metric"))
+    pred, target, valid = scenes()
+    scores = score(pred, target, valid, get_protocol("metric"))
     for i in range(len(pred)):
-        p, g = np.maximum(pred[i][valid[i]], 1e-6).astype("f8"), truth[i][valid[i]].astype("f8")
+        p, g = np.maximum(pred[i][valid[i]], 1e-6).astype("f8"), target[i][valid[i]].astype("f8")
         np.testing.assert_allclose(
             [float(getattr(scores, m)[i]) for m in METRICS], plain_metrics(p, g), rtol=2e-5
         )
@@ -81,21 +81,21 @@ def test_metric_takes_the_prediction_as_it_is():
     [("moge", "affine"), ("moge", "scale"), ("moge", "disparity"), ("marigold", "affine")],
 )
 def test_what_a_prediction_is_known_up_to_changes_nothing(name, align):
-    pred, truth, valid = scenes()
-    chosen = protocol(name, align)
+    pred, target, valid = scenes()
+    chosen = get_protocol(name, align)
     moved = 3 * pred + (0 if align == "scale" else 2)
     plain, other = (
-        score(pred, truth, valid, chosen),
-        score(moved.astype("f4"), truth, valid, chosen),
+        score(pred, target, valid, chosen),
+        score(moved.astype("f4"), target, valid, chosen),
     )
     np.testing.assert_allclose(other.absrel, plain.absrel, rtol=1e-3)
     np.testing.assert_allclose(other.delta1, plain.delta1, atol=0.01)
 
 
 def test_protocols_give_different_numbers_of_the_same_arrays():
-    pred, truth, valid = scenes()
+    pred, target, valid = scenes()
     found = {
-        (name, align): float(score(pred, truth, valid, protocol(name, align)).absrel.mean())
+        (name, align): float(score(pred, target, valid, get_protocol(name, align)).absrel.mean())
         for name, aligns in ALIGNMENTS.items()
         for align in aligns
     }
@@ -106,33 +106,33 @@ def test_protocols_give_different_numbers_of_the_same_arrays():
 
 
 def test_a_constant_prediction_is_flagged_and_gets_scale_0():
-    _, truth, valid = scenes()
-    for chosen in (MOGE, protocol("marigold")):
-        scores = score(np.full_like(truth, 7), truth, valid, chosen)
+    _, target, valid = scenes()
+    for chosen in (MOGE, get_protocol("marigold")):
+        scores = score(np.full_like(target, 7), target, valid, chosen)
         assert (
-            np.all(scores.constant == 1)
+            np.all(scores.constant_pred == 1)
             and np.all(scores.scale == 0)
             and np.all(np.isfinite(scores.absrel))
         )
-    assert not score(truth, truth, valid).constant.any()
+    assert not score(target, target, valid).constant_pred.any()
 
 
 def test_one_known_pixel_is_nothing_to_fit_but_something_to_compare():
-    truth = np.full((1, 4, 4), 2.0, "f4")
+    target = np.full((1, 4, 4), 2.0, "f4")
     valid = np.zeros((1, 4, 4), bool)
     valid[0, 1, 1] = True
-    assert np.isnan(score(truth, truth, valid).absrel[0])
-    assert float(score(truth, truth, valid, protocol("metric")).absrel[0]) == 0
+    assert np.isnan(score(target, target, valid).absrel[0])
+    assert float(score(target, target, valid, get_protocol("metric")).absrel[0]) == 0
 
 
 def test_truth_outside_the_range_is_not_scored():
-    pred, truth, valid = scenes()
-    far = np.where(truth > 3, np.where(truth > 4, 1000, 3), truth).astype(
+    pred, target, valid = scenes()
+    far = np.where(target > 3, np.where(target > 4, 1000, 3), target).astype(
         "f4"
     )  # 3 itself is out too, as published
     chosen = Protocol(depth_range=(0.0, 3.0))
     np.testing.assert_array_equal(
-        score(pred, far, valid, chosen).absrel, score(pred, truth, valid, chosen).absrel
+        score(pred, far, valid, chosen).absrel, score(pred, target, valid, chosen).absrel
     )
 
 
@@ -154,20 +154,23 @@ def test_sets_count_once_whatever_their_size():
         ("marigold", "scale"),
         ("metric", "affine"),
         ("moge", "sideways"),
-        ("moge", None, False, (5.0, 1.0)),
+        ("moge", None, (5.0, 1.0)),
     ],
 )
 def test_what_there_is_not_is_refused(arguments):
+    name, align, depth_range = (*arguments, None, None)[:3]
     with pytest.raises(UserError):
-        protocol(*arguments)
+        get_protocol(name, align, depth_range=depth_range)
 
 
 def test_a_range_may_clip_alone():
-    pred, truth, valid = scenes()
+    pred, target, valid = scenes()
     bounds = (0.5, 3.0)
-    clipped = score(pred, truth, valid, Protocol("marigold", depth_range=bounds, masks_truth=False))
+    clipped = score(
+        pred, target, valid, Protocol("marigold", depth_range=bounds, masks_target=False)
+    )
     for i in range(len(pred)):
-        p, g = pred[i][valid[i]].astype("f8"), truth[i][valid[i]].astype("f8")
+        p, g = pred[i][valid[i]].astype("f8"), target[i][valid[i]].astype("f8")
         expected = plain_metrics(marigold(p, g, "affine", *bounds), g)
         np.testing.assert_allclose(
             [float(getattr(clipped, m)[i]) for m in METRICS], expected, rtol=2e-5
@@ -175,34 +178,38 @@ def test_a_range_may_clip_alone():
 
 
 def test_marigold_fits_large_maps_on_picked_pixels_and_scores_all():
-    pred, truth, valid = scenes(height=40, width=64)
-    scores = score(pred, truth, valid, Protocol("marigold", fit_side=24))
+    pred, target, valid = scenes(height=40, width=64)
+    scores = score(pred, target, valid, Protocol("marigold", align_max_side=24))
     rows, columns = (np.floor(np.arange(n) * np.float32(64 / 24)).astype(int) for n in (15, 24))
     for i in range(len(pred)):
         inside = valid[i][rows[:, None], columns]
-        p, g = (x[i][rows[:, None], columns][inside].astype("f8") for x in (pred, truth))
+        p, g = (x[i][rows[:, None], columns][inside].astype("f8") for x in (pred, target))
         scale, shift = line(p, g)
         depth = np.maximum(scale * pred[i][valid[i]].astype("f8") + shift, 1e-6)
-        expected = plain_metrics(depth, truth[i][valid[i]].astype("f8"))
+        expected = plain_metrics(depth, target[i][valid[i]].astype("f8"))
         np.testing.assert_allclose(
             [float(getattr(scores, m)[i]) for m in METRICS], expected, rtol=2e-5
         )
-    whole = score(pred, truth, valid, Protocol("marigold", fit_side=64))
+    whole = score(pred, target, valid, Protocol("marigold", align_max_side=64))
     np.testing.assert_array_equal(
-        whole.absrel, score(pred, truth, valid, Protocol("marigold")).absrel
+        whole.absrel, score(pred, target, valid, Protocol("marigold")).absrel
     )
 
 
 @pytest.mark.parametrize(
-    "chosen", [MOGE, protocol("moge", "disparity"), protocol("marigold", depth_range=(0.5, 6.0))]
+    "chosen",
+    [MOGE, get_protocol("moge", "disparity"), get_protocol("marigold", depth_range=(0.5, 6.0))],
 )
 def test_what_is_compared_can_be_looked_at(chosen):
-    pred, truth, valid = scenes()
-    laid, scores = aligned(pred, truth, valid, chosen), score(pred, truth, valid, chosen)
+    pred, target, valid = scenes()
+    aligned, scores = (
+        align_prediction(pred, target, valid, chosen),
+        score(pred, target, valid, chosen),
+    )
     for i in range(len(pred)):
-        inside = valid[i] & ((truth[i] > 0.5) & (truth[i] < 6) | (chosen.depth_range is None))
-        found = np.mean(np.abs(laid[i] - truth[i])[inside] / truth[i][inside])
+        inside = valid[i] & ((target[i] > 0.5) & (target[i] < 6) | (chosen.depth_range is None))
+        found = np.mean(np.abs(aligned[i] - target[i])[inside] / target[i][inside])
         assert found == pytest.approx(float(scores.absrel[i]), rel=1e-5)
-    if chosen is MOGE:  # also where there is no truth
+    if chosen is MOGE:  # also where there is no target
         scale, shift = scores.scale[:, None, None], scores.shift[:, None, None]
-        np.testing.assert_allclose(laid, scale * pred + shift, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(aligned, scale * pred + shift, rtol=1e-4, atol=1e-5)

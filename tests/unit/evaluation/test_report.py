@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from modality_forcing.evaluation import report
-from modality_forcing.evaluation.benchmark import Scores
-from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS
+from modality_forcing.evaluation.benchmarks.open import OpenedBenchmark
+from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, Frame
 from modality_forcing.evaluation.depth_metrics import METRICS, DepthScores
-from modality_forcing.evaluation.framing import Scored
-from modality_forcing.evaluation.protocols import MOGE, Protocol, protocol
+from modality_forcing.evaluation.protocols import MOGE, Protocol, get_protocol
+from modality_forcing.evaluation.report import (
+    STUDY_SETS,
+    BenchmarkScores,
+    published_scores,
+    published_study,
+)
+from modality_forcing.evaluation.views import EvalFrame
 
 
 def result(
@@ -25,28 +33,28 @@ def result(
 ) -> Any:
     """A set of three images, of which the second has nothing to score."""
     values = {field: np.array([0.1, np.nan, 0.3], "f4") for field in DepthScores._fields}
-    scores = Scores(
+    scores = BenchmarkScores(
         DepthScores(**values), np.array([5, 0, 7]), np.array([0.0, 0.1, 0.2], "f4"), 2, 3
     )
-    opened: Any = SimpleNamespace(
-        benchmark=BENCHMARKS[name], names=("a", "b", "c"), official=official, layout="bundle"
+    layout: Any = SimpleNamespace(
+        kind="bundle", num_expected=None, names=tuple, files=dict, read=Frame
     )
-    identity = {
-        "weights": "f00d",
+    opened = OpenedBenchmark(BENCHMARKS[name], ("a", "b", "c"), official, layout)
+    about = {
+        "checkpoint": {"name": "mf", "step": "1200", "weights": "f00d"},
+        "predictions_digest": "d1ge57",
         "view": {"name": view, "resolution": resolution},
         "sampling": {
             "steps": 50,
             "solver": "heun",
-            "mu": 1.1,
+            "timestep_shift": 1.1,
             "guidance": {},
             "samples": 10,
             "ensemble": "scale",
             "seed": 7,
         },
     }
-    return report.to_json(
-        opened, scores, chosen, identity, "d1ge57", {"name": "mf", "step": "1200"}
-    )
+    return report.make_result(opened, scores, chosen, about)
 
 
 def test_json_has_a_row_per_image_and_the_mean_of_those_that_count():
@@ -54,12 +62,12 @@ def test_json_has_a_row_per_image_and_the_mean_of_those_that_count():
     assert (told["images"], told["skipped"]) == (2, 1)
     assert told["absrel"] == np.float32([0.1, 0.3]).mean(dtype="f8")
     assert [row["name"] for row in told["rows"]] == ["a", "b", "c"]
-    assert told["rows"][1]["absrel"] is None and told["rows"][2]["pixels"] == 7
+    assert told["rows"][1]["absrel"] is None and told["rows"][2]["valid_pixels"] == 7
     assert set(METRICS) <= set(told["rows"][0]) and Protocol.from_dict(told["protocol"]) == MOGE
 
 
 def test_the_header_says_what_a_number_depends_on():
-    header = report.header(result())
+    header = report.describe_settings(result())
     for part in (
         "protocol moge, affine",
         "view square at 256x256",
@@ -70,7 +78,7 @@ def test_the_header_says_what_a_number_depends_on():
         assert part in header
     for part in ("seed 7", "checkpoint mf step 1200 (weights f00d)"):
         assert part in header
-    assert "\n" not in header and "native size" in report.header(result(view="frame"))
+    assert "\n" not in header and "native size" in report.describe_settings(result(view="frame"))
 
 
 def table(text: str) -> dict[str, list[str]]:
@@ -84,16 +92,16 @@ def test_published_rows_stand_beside_ours_with_their_view():
     assert rows["this model"][:3] == ["256x256", "20.00", "20.0"]
     assert rows["Modality Forcing (FLUX.2)"] == ["640x480", "2.52", "98.9", *"-----"]
     assert "for orientation only" in text and "1 with nothing to score" in text
-    assert "1 frames came without a camera" in text
+    assert "1 frames had no intrinsics" in text
     assert "for orientation only" not in report.to_markdown([result(view="moge")])
 
 
 def test_under_another_protocol_our_row_stands_alone():
-    for chosen in (protocol("marigold"), protocol("moge", "scale")):
+    for chosen in (get_protocol("marigold"), get_protocol("moge", "scale")):
         text = report.to_markdown([result(chosen=chosen)])
         assert (
             list(table(text)) == ["this model"]
-            and "No numbers published under this protocol" in text
+            and "No published numbers under this protocol" in text
         )
 
 
@@ -105,37 +113,39 @@ def test_the_mean_over_the_studys_sets_meets_the_study_and_no_other_does():
     four = [result(name) for name in ("nyuv2", "scannet", "eth3d", "diode")]
     text = report.to_markdown(four).split("# Mean over")[1]
     rows = table(text)
-    assert rows["this model"][1] == "20.00" and rows["Modality Forcing 3.3B, 1.92B pictures"][
-        :3
-    ] == ["256x256", "4.40", "97.1"]
+    assert rows["this model"][1] == "20.00" and rows["Modality Forcing 3.3B, 1.92B images"][:3] == [
+        "256x256",
+        "4.40",
+        "97.1",
+    ]
     assert list(table(report.to_markdown(four[:3]).split("# Mean over")[1])) == ["this model"]
     assert "Mean over" not in report.to_markdown(four[:1])
 
 
 def test_extremes_take_no_image_twice_and_none_that_has_no_score():
     absrel = np.array([0.5, 0.1, np.nan, 0.9, 0.3, 0.2, 0.7, 0.6, 0.4, 0.8], "f4")
-    best, median, worst = report.extremes(absrel)
+    best, median, worst = report.best_median_worst(absrel)
     assert best == [1, 5, 4] and worst == [3, 9, 6] and median == [8, 0, 7]
-    few = report.extremes(np.array([0.2, 0.1], "f4"))
+    few = report.best_median_worst(np.array([0.2, 0.1], "f4"))
     assert sorted(i for part in few for i in part) == [0, 1]
-    assert report.extremes(np.full(3, np.nan, "f4")) == ([], [], [])
+    assert report.best_median_worst(np.full(3, np.nan, "f4")) == ([], [], [])
 
 
 def test_the_sheet_shows_a_row_a_frame_and_error_where_truth_is_known():
     valid = np.zeros((32, 48), bool)
     valid[:, :24] = True
-    truth = np.where(valid, 2.0, 0).astype("f4")
-    frame = Scored(
-        "a", np.zeros((16, 16, 3), "u1"), np.full((32, 48, 3), 200, "u1"), truth, valid, True
+    target = np.where(valid, 2.0, 0).astype("f4")
+    frame = EvalFrame(
+        "a", np.zeros((16, 16, 3), "u1"), np.full((32, 48, 3), 200, "u1"), target, valid, True
     )
     each = DepthScores(**{field: np.linspace(0, 1, 5, dtype="f4") for field in DepthScores._fields})
     asked: list[int] = []
 
-    def look(index: int) -> tuple[Scored, np.ndarray]:
+    def look(index: int) -> tuple[EvalFrame, np.ndarray]:
         asked.append(index)
         return frame, np.where(valid, 3.0, 5.0).astype("f4")
 
-    sheet = report.sheet(each, look, protocol("moge", "scale"))
+    sheet = report.example_sheet(each, look, get_protocol("moge", "scale"))
     assert asked == [0, 1, 2, 4, 3] and sheet.dtype == np.uint8
     cell = (sheet.shape[1] - 4) // 4
     error = sheet[40 : 40 + cell // 2, 3 * cell + 8 : 4 * cell]
@@ -143,3 +153,42 @@ def test_the_sheet_shows_a_row_a_frame_and_error_where_truth_is_known():
         np.unique(error[:, -cell // 4 :].reshape(-1, 3), axis=0)
     ) == 1
     assert (error[0, -1] == 128).all() and not (error[0, 0] == 128).all()
+
+
+def test_the_papers_own_row():
+    found = {row.method: row for row in published_scores("nyuv2", MOGE)}
+    assert len(found) == 7
+    assert found["Modality Forcing (FLUX.2)"][1:] == pytest.approx((0.0252, 0.989))
+    assert "MoGe-2 (discriminative)" not in {
+        row.method for row in published_scores("scannet", MOGE)
+    }  # it reports none
+    assert published_scores("sintel", MOGE) == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        get_protocol("marigold"),
+        get_protocol("moge", "scale"),
+        replace(MOGE, strict=True),
+        replace(MOGE, depth_range=(0.1, 10.0)),
+    ],
+)
+def test_another_protocol_gets_none(other):
+    assert published_scores("nyuv2", other) == []
+    assert published_study(STUDY_SETS, other, "square", 256) == []
+
+
+def test_the_study_is_of_four_sets_at_256():
+    rows = published_study(STUDY_SETS[::-1], MOGE, "square", 256)
+    assert [(row.absrel, row.delta1) for row in rows] == [
+        (0.057, 0.958),
+        (0.051, 0.963),
+        (0.044, 0.971),
+    ]
+    assert published_study((*STUDY_SETS, "kitti"), MOGE, "square", 256) == []
+    assert (
+        published_study(STUDY_SETS, MOGE, "moge", 256)
+        == []
+        == published_study(STUDY_SETS, MOGE, "square", 128)
+    )

@@ -15,30 +15,31 @@ from modality_forcing.errors import UserError
 from modality_forcing.evaluation import heldout as module
 from modality_forcing.evaluation import trajectory_sweep
 from modality_forcing.evaluation.heldout import Evaluator
-from modality_forcing.evaluation.trajectory_sweep import parse_range
+from modality_forcing.evaluation.trajectory_sweep import parse_values
+from modality_forcing.generator import Generator
 from tests import tiny
 
 VALUES = (-1.0, 0.0, 0.5)
 
 
-class Known:
-    """A generator whose depth is the truth and more of a constant the higher log2 alpha; it counts, and can be stopped."""
+class Known(Generator):
+    """A generator whose depth is the target and more of a constant the higher log2 alpha; it counts, and can be stopped."""
 
     def __init__(self, evaluator: Evaluator, stop_at: float | None = None):
         self.data, self.stop_at, self.asked = evaluator.data, stop_at, []
         self.params = {"w": np.arange(3, dtype=np.float32)}
 
     def run(self, task, captions, batch, seed, index, options):
-        truth = np.where(self.data.valid, self.data.depth, 1.0)[index]
+        target = np.where(self.data.valid, self.data.depth, 1.0)[index]
         if task == "i2d":
-            return SimpleNamespace(images={"depth": truth})
+            return SimpleNamespace(images={"depth": target})
         assert task == "joint"
         if options.log2_alpha == self.stop_at:
             raise KeyboardInterrupt
         self.asked.append(options.log2_alpha)
-        noise = np.random.default_rng(0).uniform(-0.1, 0.1, truth.shape) * (1 + options.log2_alpha)
+        noise = np.random.default_rng(0).uniform(-0.1, 0.1, target.shape) * (1 + options.log2_alpha)
         return SimpleNamespace(
-            images={"image": self.data.image[index] / 255.0, "depth": truth + noise}
+            images={"image": self.data.image[index] / 255.0, "depth": target + noise}
         )
 
 
@@ -48,7 +49,7 @@ class Judge:
     def __init__(self, answer: np.ndarray):
         self.answer, self.name, self.state = answer, "judge", "1"
 
-    def version(self, names):
+    def fingerprint(self, names):
         return self.state
 
     def __call__(self, pictures, names):
@@ -74,7 +75,9 @@ def evaluator(built: Evaluator) -> Evaluator:
 def run(evaluator, out, values=VALUES, known=None):
     """Returns the result, which values were generated, and the lines told."""
     known, lines = known or Known(evaluator), []
-    result = trajectory_sweep.run(known, evaluator, values, out, "runs/x", lines.append)  # pyright: ignore[reportArgumentType]
+    result = trajectory_sweep.run(
+        known, evaluator, values, out=out, checkpoint="runs/x", log=lines.append
+    )
     return result, known.asked, lines
 
 
@@ -91,22 +94,22 @@ def run(evaluator, out, values=VALUES, known=None):
     ],
 )
 def test_ranges_and_lists_rise(text, values):
-    assert parse_range(text) == values
-    assert str(parse_range(text)[len(values) // 2]) != "-0.0"
+    assert parse_values(text) == values
+    assert str(parse_values(text)[len(values) // 2]) != "-0.0"
 
 
 @pytest.mark.parametrize(
     "text, told",
     [
-        ("alpha:1..2", "sweep of 'alpha' is not known; give log2_alpha:-5..5"),
-        ("log2_alpha", "sweep of 'log2_alpha' is not known"),
-        ("", "sweep of '' is not known"),
+        ("alpha:1..2", "cannot sweep 'alpha'; give log2_alpha:-5..5"),
+        ("log2_alpha", "cannot sweep 'log2_alpha'"),
+        ("", "cannot sweep ''"),
         *(
-            (f"log2_alpha:{rest}", "holds no such numbers; give")
+            (f"log2_alpha:{rest}", "is not a range or list of numbers; give")
             for rest in ("", "5..-5", "1..", "..1", "a..b", "1,,2", "1..2:0")
         ),
         *(
-            (f"log2_alpha:{rest}", "holds no such numbers")
+            (f"log2_alpha:{rest}", "is not a range or list of numbers")
             for rest in ("1..2:-1", "1..2:nan", "nan..1", "-inf..1", "1...2", "1:2")
         ),
         ("log2_alpha:-65..5", "log2_alpha is -65; it must be from -64 to 64"),
@@ -117,7 +120,7 @@ def test_ranges_and_lists_rise(text, values):
 )
 def test_anything_else_is_refused_in_one_line(text, told):
     with pytest.raises(UserError) as caught:
-        parse_range(text)
+        parse_values(text)
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -125,49 +128,60 @@ def test_rows_say_how_well_depth_and_picture_agree(evaluator, tmp_path):
     result, asked, lines = run(evaluator, tmp_path)
     rows = result["rows"]
     assert asked == [row["log2_alpha"] for row in rows] == list(VALUES)
-    assert rows[0]["absrel"] < 1e-4 < rows[1]["absrel"] < rows[2]["absrel"] < rows[2]["constant"]
-    assert rows[0]["delta1"] > 0.999 and rows[0]["known"] == 1
+    assert (
+        rows[0]["absrel"]
+        < 1e-4
+        < rows[1]["absrel"]
+        < rows[2]["absrel"]
+        < rows[2]["constant_absrel"]
+    )
+    assert rows[0]["delta1"] > 0.999 and rows[0]["coverage"] == 1
     for row in rows:
-        assert row["ratio"] == pytest.approx(row["absrel"] / row["constant"])
-        assert row["absrel"] < row["absrel_unrelated"]
-        assert row["found"] == row["truth"] and 0 <= row["absrel_se"] < row["constant"]
+        assert row["absrel_over_constant"] == pytest.approx(row["absrel"] / row["constant_absrel"])
+        assert row["absrel"] < row["absrel_shuffled"]
+        assert (
+            row["color_recall"] == row["color_recall_dataset"]
+            and 0 <= row["absrel_stderr"] < row["constant_absrel"]
+        )
     assert result["config"]["checkpoint"] == "runs/x" and result["config"]["estimator"] == "self"
     assert (
         result["config"] | {"seed": 3, "steps": 4, "examples": 6}
         == result["config"]
     )
-    assert len(lines) == 3 and all("examples/s" in line and "ETA" in line for line in lines)
-    assert lines[0].startswith("sweep  1/3  log2_alpha -1  AbsRel 0.0000") and lines[2].endswith(
-        "ETA 0:00:00"
+    assert len(lines) == 3 and all("ETA" in line for line in lines)
+    assert (
+        lines[0].startswith("trajectory sweep  1/3  ")
+        and "log2_alpha -1  absrel 0.0000" in lines[0]
+        and lines[2].endswith("delta1 " + f"{rows[2]['delta1']:.4f}")
     )
 
 
 def test_what_it_leaves(evaluator, tmp_path):
     result, _, _ = run(evaluator, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "sweep.json",
-        "sweep.md",
-        "sweep.png",
-        "sweep.svg",
-        "sheet.png",
+        "trajectory_sweep.json",
+        "trajectory_sweep.md",
+        "trajectory_sweep.png",
+        "trajectory_sweep.svg",
+        "samples.png",
         "rows",
     }
-    text = (tmp_path / "sweep.json").read_text()
+    text = (tmp_path / "trajectory_sweep.json").read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == result
-    told = (tmp_path / "sweep.md").read_text()
+    told = (tmp_path / "trajectory_sweep.md").read_text()
     assert (
-        told == trajectory_sweep.table(result)
+        told == trajectory_sweep.to_markdown(result)
         and told.count("\n| ") == 4
         and "the model's own image-to-depth" in told
     )
     texts = [
         node.text
-        for node in ElementTree.parse(tmp_path / "sweep.svg").iter()
+        for node in ElementTree.parse(tmp_path / "trajectory_sweep.svg").iter()
         if node.tag.endswith("}text")
     ]
-    assert {"AbsRel", "AbsRel / constant", "colour words found"} <= set(texts)
+    assert {"AbsRel", "AbsRel / constant", "color recall"} <= set(texts)
     with Image.open(
-        tmp_path / "sheet.png"
+        tmp_path / "samples.png"
     ) as opened:  # a column of text and three of 96 px; four captions with three rows each
         assert opened.size == (4 + 4 * 100, 22 + 4 + 12 * 100)
 
@@ -176,10 +190,16 @@ def test_a_second_run_reads_its_rows_back(evaluator, tmp_path):
     first, _, _ = run(evaluator, tmp_path)
     files = {
         name: (tmp_path / name).read_bytes()
-        for name in ("sweep.json", "sweep.md", "sweep.png", "sweep.svg", "sheet.png")
+        for name in (
+            "trajectory_sweep.json",
+            "trajectory_sweep.md",
+            "trajectory_sweep.png",
+            "trajectory_sweep.svg",
+            "samples.png",
+        )
     }
     again, asked, lines = run(evaluator, tmp_path)
-    assert again == first and asked == [] and all("already done" in line for line in lines)
+    assert again == first and asked == [] and lines == ["trajectory sweep  3/3 already done"]
     assert files == {name: (tmp_path / name).read_bytes() for name in files}
     more, asked, _ = run(evaluator, tmp_path, (-1.0, 0.25))
     assert (
@@ -232,9 +252,9 @@ def test_another_judge_or_another_state_of_it_makes_other_rows(evaluator, tmp_pa
     evaluator.estimator = judge = Judge(np.where(evaluator.data.valid, evaluator.data.depth, 1.0))
     result, asked, _ = run(evaluator, tmp_path, (0.0,))
     assert asked == [0] and result["config"]["estimator"] == "judge"
-    assert "by judge" in trajectory_sweep.table(
+    assert "by judge" in trajectory_sweep.to_markdown(
         result
-    ) and "where it is known (at least 75% of the pixels)" in trajectory_sweep.table(result)
+    ) and "on valid pixels (at least 75%)" in trajectory_sweep.to_markdown(result)
     assert run(evaluator, tmp_path, (0.0,))[1] == []
     judge.state = "2"
     assert run(evaluator, tmp_path, (0.0,))[1] == [0]
@@ -242,10 +262,11 @@ def test_another_judge_or_another_state_of_it_makes_other_rows(evaluator, tmp_pa
 
 def test_pictures_asked_for_are_made_though_the_rows_are_there(evaluator, tmp_path):
     run(evaluator, tmp_path)
-    evaluator.pictures = tmp_path / "pictures"
+    evaluator.save_images = tmp_path / "pictures"
     assert run(evaluator, tmp_path)[1] == list(VALUES)
     written = {
-        str(path.relative_to(evaluator.pictures)) for path in evaluator.pictures.rglob("*.png")
+        str(path.relative_to(evaluator.save_images))
+        for path in evaluator.save_images.rglob("*.png")
     }
     assert written == {
         f"joint_log2alpha{x}/{i:04d}.png" for x in ("-1", "+0", "+0.5") for i in range(6)
@@ -254,7 +275,7 @@ def test_pictures_asked_for_are_made_though_the_rows_are_there(evaluator, tmp_pa
 
 def test_maps_that_are_missing_are_told_before_anything_is_made(evaluator, tmp_path):
     class Missing(Judge):
-        def version(self, names):
+        def fingerprint(self, names):
             if names[0].startswith("joint_log2alpha+0.5"):
                 raise UserError("1 of 6 maps are missing")
             return ""
@@ -271,13 +292,16 @@ def test_maps_that_are_missing_are_told_before_anything_is_made(evaluator, tmp_p
 def test_captions_without_colours_have_no_panel_of_them(evaluator, tmp_path):
     evaluator.data = replace(evaluator.data, captions=["a room"] * 6)
     result, _, _ = run(evaluator, tmp_path, (1.0,))
-    assert result["rows"][0]["found"] is None and result["rows"][0]["truth"] is None
-    assert "| - | - | - |" in trajectory_sweep.table(result)
-    assert "colour words" not in (tmp_path / "sweep.svg").read_text()
+    assert (
+        result["rows"][0]["color_recall"] is None
+        and result["rows"][0]["color_recall_dataset"] is None
+    )
+    assert "| - | - | - |" in trajectory_sweep.to_markdown(result)
+    assert "color recall" not in (tmp_path / "trajectory_sweep.svg").read_text()
 
 
 def test_long_captions_and_large_pictures_fit_the_sheet():
     cells = np.zeros((2, 3, 128, 128, 3), np.uint8)
-    drawn = trajectory_sweep.sheet(["word " * 200, "w" * 500], {0.0: cells, 1.0: cells})
+    drawn = trajectory_sweep.sample_sheet(["word " * 200, "w" * 500], {0.0: cells, 1.0: cells})
     assert drawn.shape == (22 + 4 + 6 * 132, 4 + 3 * 132, 3)
     assert (drawn[:130, :132] > 200).any() and not (drawn[26:, 132 + 4 :][:128, :128]).any()

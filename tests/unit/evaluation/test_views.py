@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation.views import drop_far, masked_nearest, warp
+from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, Frame
+from modality_forcing.evaluation.views import (
+    ViewName,
+    drop_far,
+    make_eval_frame,
+    parse_view,
+    view_size,
+    warp,
+)
 
 
 def camera(fx=1.0, fy=1.0, cx=0.5, cy=0.5):
@@ -86,17 +96,75 @@ def test_far_pixels_are_dropped_by_quantile():
     assert not drop_far(depth, none).any()
 
 
-def test_the_nearest_valid_pixel_stands_for_a_cell():
-    valid = np.zeros((6, 6), bool)
-    valid[1, 2] = valid[4, 4] = True
-    rows, columns, known = masked_nearest(valid, (2, 2))
-    np.testing.assert_array_equal(known, [[True, False], [False, True]])
-    assert (rows[0, 0], columns[0, 0], rows[1, 1], columns[1, 1]) == (1, 2, 4, 4)
-
-
 def test_what_is_no_camera_is_refused():
     image, depth, valid = frame(8, 8)
-    with pytest.raises(UserError, match="no camera"):
+    with pytest.raises(UserError, match="not a pinhole camera"):
         warp(image, depth, valid, camera(0.0), (8, 8))
     with pytest.raises(ValueError):
         warp(image[:4], depth, valid, camera(), (8, 8))
+
+
+NYU = BENCHMARKS["nyuv2"]
+CAMERA = np.array([[0.9, 0, 0.52], [0, 1.2, 0.47], [0, 0, 1]], np.float32)
+
+
+def benchmark_frame(height: int = 48, width: int = 64, camera: np.ndarray | None = CAMERA) -> Frame:
+    rng = np.random.default_rng(0)
+    ramp = np.linspace(0, 255, width)[None, :, None] * np.ones((height, 1, 3))
+    depth = rng.uniform(1, 9, (height, width)).astype("f4")
+    valid = rng.random((height, width)) < 0.8
+    return Frame("a", ramp.astype("u1"), np.where(valid, depth, 0).astype("f4"), valid, camera)
+
+
+def test_square_is_the_view_of_moges_loader_at_the_models_size():
+    one = benchmark_frame()
+    seen = make_eval_frame(one, NYU, "square", 32)
+    expected = warp(one.image, one.depth, one.valid, CAMERA, (32, 32))
+    np.testing.assert_array_equal(seen.model_image, expected.image)
+    np.testing.assert_array_equal(seen.image, expected.image)
+    np.testing.assert_array_equal(seen.target, expected.depth)
+    np.testing.assert_array_equal(seen.valid, expected.valid)
+    assert seen.has_intrinsics and seen.name == "a"
+
+
+def test_moges_view_has_its_published_size_and_the_model_sees_all_of_it():
+    seen = make_eval_frame(benchmark_frame(), NYU, "moge", 32)
+    assert seen.image.shape == (480, 640, 3) and seen.target.shape == seen.valid.shape == (480, 640)
+    assert seen.model_image.shape == (32, 32, 3)
+    # The ramp runs from edge to edge in both.
+    np.testing.assert_allclose(
+        seen.model_image.mean(axis=(0, 2))[[0, -1]], seen.image.mean(axis=(0, 2))[[10, -11]], atol=4
+    )
+
+
+def test_a_frame_as_stored_is_scored_as_stored():
+    one = benchmark_frame()
+    seen = make_eval_frame(one, NYU, "frame", 16)
+    np.testing.assert_array_equal(seen.target, one.depth)
+    np.testing.assert_array_equal(seen.image, one.image)
+    assert seen.model_image.shape == (16, 16, 3)
+
+
+def test_far_depth_is_left_out_of_views_as_the_loader_does_and_kept_in_frames():
+    one = benchmark_frame()
+    one.depth[0, 0], one.valid[0, 0] = 1e6, True
+    one.depth[24, 32], one.valid[24, 32] = 1e6, True
+    assert make_eval_frame(one, NYU, "frame", 16).valid.sum() == one.valid.sum()
+    seen = make_eval_frame(one, NYU, "moge", 16)
+    assert seen.target[seen.valid].max() < 10
+
+
+def test_without_a_camera_a_view_is_a_centred_crop():
+    one = benchmark_frame(camera=None)
+    seen = make_eval_frame(one, NYU, "square", 48)
+    assert not seen.has_intrinsics
+    crop = one.depth[:, 8:56]
+    np.testing.assert_array_equal(seen.valid, one.valid[:, 8:56])
+    np.testing.assert_allclose(seen.target, crop, rtol=1e-6)
+
+
+def test_names_and_sizes():
+    assert [view_size(NYU, name, 32) for name in get_args(ViewName)] == [(32, 32), (640, 480), None]
+    assert parse_view("moge") == "moge"
+    with pytest.raises(UserError, match="choose one of square, moge, frame"):
+        parse_view("crop")

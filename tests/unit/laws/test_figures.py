@@ -64,7 +64,7 @@ def test_panels(drawn):
 
 def test_two_numbers_of_images_without_a_power_of_ten_between_are_the_ticks():
     with figures.style():
-        axes = figures.figure(1).subplots()
+        axes = figures.new_figure(1).subplots()
         fit_figures._mark_none(axes, np.array([0, 20_000, 80_000, 80_000.0]), 5000.0)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "20 k", "80 k"]
 

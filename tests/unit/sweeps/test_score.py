@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from modality_forcing.evaluation import benchmark_run, heldout
+from modality_forcing.evaluation import benchmark, heldout
 from modality_forcing.generator import Generator
 from modality_forcing.sweeps.score import Scorer, held_out_loss
 from modality_forcing.sweeps.spec import Benchmarks, Records, Run, axis, sweep
@@ -29,7 +29,7 @@ def generator() -> Generator:
 
 @pytest.fixture(scope="module")
 def data(generator):
-    return heldout.held_out(generator.config)
+    return heldout.load_held_out(generator.config)
 
 
 def test_a_loss_is_the_same_in_any_batch(generator, data):
@@ -75,8 +75,8 @@ def test_a_cell_without_depth_has_losses_alone(t2i_run, tmp_path):
 
 
 def test_benchmarks_are_told_by_name_and_as_the_mean_over_sets(forcing_run, tmp_path, monkeypatch):
-    def run(generator, step, opened, protocol, setup, out):
-        assert (step, opened, str(protocol), setup.samples) == (
+    def run(generator, opened, protocol, options, *, step, out):
+        assert (step, opened, str(protocol), options.samples) == (
             "6",
             ["a", "b"],
             "marigold, affine",
@@ -87,8 +87,8 @@ def test_benchmarks_are_told_by_name_and_as_the_mean_over_sets(forcing_run, tmp_
             told | {"benchmark": n, "absrel": x, "delta1": 0.9} for n, x in (("a", 0.1), ("b", 0.3))
         ]
 
-    monkeypatch.setattr(benchmark_run, "open_all", lambda names, root: names.split(","))
-    monkeypatch.setattr(benchmark_run, "run", run)
+    monkeypatch.setattr(benchmark, "open_benchmarks", lambda names, root: names.split(","))
+    monkeypatch.setattr(benchmark, "run_benchmarks", run)
     how = Benchmarks("a,b", "data", protocol="marigold", samples=3)
     (cell,) = sweep("tiny", axis("seed", 0), lambda seed: Run("forcing", tiny.forcing()), how).cells
     score = Scorer(tmp_path)(cell, {"forcing": forcing_run})

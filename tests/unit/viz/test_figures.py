@@ -17,7 +17,7 @@ from tests import runs
 
 def drawn(columns: int = 1):
     with figures.style():
-        figure = figures.figure(columns, height=1.5)
+        figure = figures.new_figure(columns, height=1.5)
         axes = figure.subplots()
         axes.plot([0, 1, 2], [1, 3, 2], marker="o", label="a line")
         axes.fill_between([0, 2], [0, 1], alpha=0.2)
@@ -69,8 +69,8 @@ def test_the_reader_s_own_settings_stay_out_and_are_left_alone(tmp_path):
 
 def test_pyplot_is_never_loaded_and_matplotlib_only_to_draw(tmp_path):
     code = (
-        "import sys; from modality_forcing import figures; assert 'matplotlib' not in sys.modules\n"
-        "with figures.style(): figure = figures.figure(); figure.subplots()\n"
+        "import sys; from modality_forcing.viz import figures; assert 'matplotlib' not in sys.modules\n"
+        "with figures.style(): figure = figures.new_figure(); figure.subplots()\n"
         f"figures.save(figure, {str(tmp_path / 'a')!r}); assert 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run(
@@ -98,4 +98,4 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
     ],
 )
 def test_counts_are_short(n, told):
-    assert figures.short(n) == told
+    assert figures.format_count(n) == told

@@ -1,4 +1,4 @@
-"""The report is one safe, whole file that shows every number it was given, and only those."""
+"""The report is one safe, complete file that shows exactly the given numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import base64
 import io
 import math
 import os
-import re
 from html.parser import HTMLParser
 
 import hypothesis.strategies as st
@@ -25,10 +24,10 @@ SUMMARY = {
     "i2d": {"absrel": 0.126, "delta1": 0.82},
     "constant": {"absrel": 0.42},
     "row_mean": {"absrel": 0.18},
-    "d2i": {"absrel": 0.15, "absrel_unrelated": 0.45},
-    "joint": {"image_first": 0.161, "depth_first": 0.143},
+    "d2i": {"absrel": 0.15, "absrel_shuffled": 0.45},
+    "joint": {"image_first_absrel": 0.161, "depth_first_absrel": 0.143},
     "checkpoint": "runs/demo/3000",
-    "text": {"found": 0.61, "chance": 0.33, "truth": 0.88},
+    "text": {"color_recall": 0.61, "color_recall_chance": 0.33, "color_recall_dataset": 0.88},
     "no_pretraining": {"absrel": 0.167},
 }
 CURVES = {
@@ -36,7 +35,6 @@ CURVES = {
     "forcing/loss_image": [(step, 0.1) for step in range(0, 100, 10)],
     "forcing/loss_depth": [(step, 0.5) for step in range(0, 100, 10)],
 }
-VOID = {"meta", "img", "polyline", "path", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -70,7 +68,7 @@ def page(tmp_path, summary=SUMMARY, curves=CURVES, grids=()):
     return Page((tmp_path / "report.html").read_text())
 
 
-def test_the_headline_comes_first_with_its_comparisons(tmp_path):
+def test_headline_compares_with_baselines(tmp_path):
     text = page(tmp_path).text
     assert text.index("0.126") < text.index("0.82")
     assert (
@@ -82,22 +80,22 @@ def test_the_headline_comes_first_with_its_comparisons(tmp_path):
 @pytest.mark.parametrize(
     "said",
     [
-        "off by 12.6% on average",
-        "0.30 of its error",
-        "0.70 of its error",
-        "the pretrained one makes 0.75 of its error",
-        "off by 14.3%",
-        "off by 16.1%",
+        "mean error 12.6%",
+        "the model has 0.30 of its error",
+        "the model has 0.70 of its error",
+        "the pretrained one has 0.75 of its error",
+        "depth first: the depth differs by 14.3%",
+        "image first: the depth differs by 16.1%",
         "3.00 times as much",
-        "61.0% are found in the picture made from it",
-        "33.0% are found",
-        "88.0% are found in the true picture",
+        "its generated image shows: 61.0%",
+        "other captions show: 33.0%",
+        "its dataset image shows: 88.0%",
         "1,934",
         "runs/demo/3000",
-        "300 in all",
+        "300 in total",
     ],
 )
-def test_each_number_has_its_sentence(tmp_path, said):
+def test_known_numbers_are_explained(tmp_path, said):
     assert said in page(tmp_path).text
 
 
@@ -108,15 +106,15 @@ def test_any_part_of_the_summary_may_be_missing(tmp_path, gone):
     assert "nan" not in text
 
 
-def test_an_empty_run_says_so(tmp_path):
+def test_empty_summary_is_reported_as_such(tmp_path):
     text = page(tmp_path, {}, {}).text
-    assert "No image-to-depth score" in text
+    assert "no image-to-depth score" in text
     assert "Loss" not in text
 
 
 def test_numbers_that_are_none_are_not_shown_as_scores(tmp_path):
     text = page(tmp_path, {"i2d": {"absrel": math.nan, "delta1": None}, "seconds": 12.0}).text
-    assert "No image-to-depth score" in text
+    assert "no image-to-depth score" in text
     assert "Not a number in this run." in text
     assert "12.0" in text
 
@@ -127,7 +125,7 @@ def test_unknown_keys_are_listed(tmp_path):
     assert "flag true" in text
 
 
-def test_nothing_is_fetched_and_nothing_runs(tmp_path):
+def test_page_fetches_nothing_and_runs_no_script(tmp_path):
     shown = page(tmp_path, grids=[("a", "b", np.zeros((2, 2, 3), np.uint8))])
     assert not shown.all("script") and not shown.all("link")
     for _, attributes in shown.tags:
@@ -137,21 +135,21 @@ def test_nothing_is_fetched_and_nothing_runs(tmp_path):
     assert any("default-src 'none'" in str(meta.get("content")) for meta in shown.all("meta"))
 
 
-def test_pictures_are_embedded_unchanged(tmp_path):
+def test_images_are_embedded_unchanged(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
     shown = page(tmp_path, grids=[("array", "", image), ("file", "", buffer.getvalue())])
-    for attributes in shown.all("img"):
+    for attributes in shown.all("img")[-2:]:  # after the charts
         png = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), image)
-    assert len(shown.all("img")) == 2
+    assert len(shown.all("img")) == 2 + 2
 
 
 HOSTILE = "<script>alert('x')</script> & \"red\" 'cone' </table>"
 
 
-def test_text_is_escaped_wherever_it_stands(tmp_path):
+def test_all_text_is_escaped(tmp_path):
     summary = {
         "checkpoint": HOSTILE,
         HOSTILE: [HOSTILE],
@@ -169,17 +167,26 @@ def test_text_is_escaped_wherever_it_stands(tmp_path):
     shown = Page((tmp_path / "r.html").read_text())
     assert not shown.all("script")
     assert shown.text.count("alert(") >= 8
-    assert shown.all("img")[0]["alt"] == HOSTILE
+    assert shown.all("img")[-1]["alt"] == HOSTILE
 
 
-def test_one_chart_a_phase_with_a_raw_and_a_smooth_line_each(tmp_path):
-    shown = page(tmp_path)
-    assert [attributes["aria-label"].split(":")[0] for attributes in shown.all("svg")] == [
-        "t2i",
-        "forcing",
-    ]
-    assert len(shown.all("polyline")) == 2 * len(CURVES)
-    assert "loss_depth 0.500" in shown.text
+def test_one_chart_per_phase(tmp_path):
+    charts = [image for image in page(tmp_path).all("img") if image.get("class") == "chart"]
+    alts = [str(image["alt"]) for image in charts]
+    assert [alt.split(":")[0] for alt in alts] == ["t2i", "forcing"]
+    assert "loss_image, loss_depth" in alts[1]
+    for chart in charts:
+        source = str(chart["src"]).removeprefix("data:image/svg+xml;base64,")
+        svg = base64.b64decode(source).decode()
+        assert "<svg" in svg and "loss_" in svg and "<script" not in svg
+
+
+def test_chart_has_a_raw_and_a_smoothed_line_per_loss():
+    lines = {"one": np.array([[0, 1.0], [1, 2.0]]), "$x": np.array([[0, 0.5]])}
+    figure = html_report.loss_figure(lines)
+    (axes,) = figure.axes
+    assert len(axes.lines) == 2 * len(lines) and axes.get_yscale() == "log"
+    assert [text.get_text() for text in figure.legends[0].texts] == ["one 2.000", r"\$x 0.500"]
 
 
 curve = st.lists(
@@ -188,20 +195,12 @@ curve = st.lists(
 ).map(lambda points: sorted(points, key=lambda point: point[0]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(curve, curve)
-def test_any_curve_is_drawn_inside_its_frame(one, other):
-    drawn = "".join(html_report._charts({"p/one": one, "p/other": other}))
-    lines = re.findall(r"points='([^']*)'", drawn)
-    shown = [
-        points for points in (one, other) if any(math.isfinite(v) and v > 0 for _, v in points)
-    ]
-    assert len(lines) == 2 * len(shown)
-    for line in lines:
-        for point in line.split():
-            x, y = map(float, point.split(","))
-            assert html_report._LEFT <= x <= html_report._WIDTH - html_report._RIGHT
-            assert html_report._TOP <= y <= html_report._HEIGHT - html_report._BOTTOM
+def test_any_curve_can_be_plotted(one, other):
+    charts = html_report._loss_charts({"p/one": one, "p/other": other})
+    positive = [any(math.isfinite(v) and v > 0 for _, v in points) for points in (one, other)]
+    assert len(charts) == any(positive)
 
 
 @settings(deadline=None)
@@ -215,29 +214,7 @@ def test_smoothing_stays_within_the_values_and_keeps_a_constant(values):
     np.testing.assert_allclose(html_report._smooth(np.full(len(values), 3.0), at), 3.0)
 
 
-@pytest.mark.parametrize("last", [4000.0, 500_000.0, 1_000_000.0])
-def test_the_last_tick_is_not_cut_off(last):
-    drawn = html_report._axes(0.0, last, -1.0, 1.0)
-    labels = [
-        (float(x), text)
-        for x, text in re.findall(r"<text x=([\d.]+) y=\d+ text-anchor=middle>([\d,]+)<", drawn)
-    ]
-    assert len(labels) > 2
-    assert all(
-        x + 3.5 * len(text) <= html_report._WIDTH for x, text in labels
-    )  # a digit is about 7 wide
-
-
-@pytest.mark.parametrize(
-    "low, high", [(0.9, 1.1), (0.01, 1.0), (1e-6, 1e6), (3.0, 4.0), (0.301, 0.302)]
-)
-def test_ticks_are_round_few_and_inside(low, high):
-    ticks = html_report._log_ticks(low, high)
-    assert 2 <= len(ticks) <= 14
-    assert all(low <= tick <= high for tick in ticks)
-
-
-def test_a_failed_write_leaves_the_old_report(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_report(tmp_path, monkeypatch):
     page(tmp_path)
     before = (tmp_path / "report.html").read_text()
 

@@ -75,7 +75,7 @@ def test_it_is_found_in_its_own_folder(tmp_path: Path):
     (tmp_path / "iBims-1").mkdir()
     (tmp_path / "iBims-1" / ".index.txt").write_text("a/é\r\nb\n\n")
     bundle = find_bundle(BENCHMARKS["ibims1"], tmp_path)
-    assert bundle and bundle.names() == ("a/é", "b") and bundle.expected == 100
+    assert bundle and bundle.names() == ("a/é", "b") and bundle.num_expected == 100
     assert bundle.files("a/é")["depth"] == tmp_path / "iBims-1" / "a" / "é" / "depth.png"
     assert find_bundle(replace(BENCHMARKS["ibims1"], folder="x"), tmp_path) is None
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation.benchmarks.native_layouts import Original, find_original
+from modality_forcing.evaluation.benchmarks.native_layouts import NativeLayout, find_native_layout
 from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, Frame
 
 RNG = np.random.default_rng(7)
@@ -24,7 +24,7 @@ DIODE = "indoors/scene_00021/scan_00189/00021_00189_indoors_200_010"
 
 
 def picture(path: Path, height: int, width: int) -> np.ndarray:
-    """Writes a picture of noise, except for .jpg and .JPG one colour, and returns it."""
+    """Writes a picture of noise, except for .jpg and .JPG one color, and returns it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = RNG.integers(0, 256, (height, width, 3), np.uint8)
     image = noise if path.suffix == ".png" else np.full_like(noise, 90)
@@ -41,7 +41,7 @@ def counts(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def read(name: str, root: Path, frame: str) -> Frame:
-    found = find_original(BENCHMARKS[name], root)
+    found = find_native_layout(BENCHMARKS[name], root)
     assert found
     return found.read(frame)
 
@@ -206,11 +206,11 @@ def test_two_sizes_are_one_line(
 
 @pytest.mark.parametrize("name", ["nyuv2", "kitti", "eth3d", "scannet", "diode"])
 def test_each_official_name_leads_to_files_of_its_own(tmp_path: Path, name: str):
-    original = Original(BENCHMARKS[name], tmp_path)
+    layout = NativeLayout(BENCHMARKS[name], tmp_path)
     names = official_names(name)
-    files = [path for frame in names for path in original.files(frame).values()]
+    files = [path for frame in names for path in layout.files(frame).values()]
     assert len(set(files)) == len(files) == len(names) * (3 if name == "diode" else 2)
-    assert original.names() == names and original.expected == len(names)
+    assert layout.names() == names and layout.num_expected == len(names)
 
 
 @pytest.mark.parametrize(
@@ -219,8 +219,8 @@ def test_each_official_name_leads_to_files_of_its_own(tmp_path: Path, name: str)
 )
 def test_a_name_of_another_form_is_told_with_one_of_this(tmp_path: Path, wrong: str):
     with pytest.raises(UserError, match="write names like test/kitchen_0004/rgb_0001"):
-        Original(BENCHMARKS["nyuv2"], tmp_path).files(wrong)
+        NativeLayout(BENCHMARKS["nyuv2"], tmp_path).files(wrong)
 
 
-def test_sets_of_bundles_have_no_original(tmp_path: Path):
-    assert find_original(BENCHMARKS["ibims1"], tmp_path) is None
+def test_sets_of_bundles_have_no_native_layout(tmp_path: Path):
+    assert find_native_layout(BENCHMARKS["ibims1"], tmp_path) is None

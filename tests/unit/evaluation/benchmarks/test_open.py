@@ -23,7 +23,9 @@ def small_sets(monkeypatch: pytest.MonkeyPatch):
     """Sets of three images, so that a fixture can be whole."""
     small = {
         name: replace(
-            benchmark, images=benchmark.images and 3, bundle_images=benchmark.bundle_images and 3
+            benchmark,
+            num_images=benchmark.num_images and 3,
+            num_bundle_images=benchmark.num_bundle_images and 3,
         )
         for name, benchmark in registry.BENCHMARKS.items()
     }
@@ -31,7 +33,7 @@ def small_sets(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native_layouts, "official_names", lambda name: {"scannet": SCANNET}[name])
 
 
-def write_original(root: Path) -> Path:
+def write_native(root: Path) -> Path:
     for place, frame in enumerate(SCANNET):
         scene, number = frame.split("/")
         for part in ("color", "depth"):
@@ -63,9 +65,9 @@ def message(caught: pytest.ExceptionInfo[UserError], where: Path) -> str:
 
 
 def test_an_original_in_the_order_of_its_list(tmp_path: Path):
-    opened = open_benchmark("scannet", write_original(tmp_path))
-    assert (opened.layout, opened.official, opened.names, len(opened)) == (
-        "original",
+    opened = open_benchmark("scannet", write_native(tmp_path))
+    assert (opened.layout, opened.official_list, opened.names, len(opened)) == (
+        "native",
         True,
         SCANNET,
         3,
@@ -81,7 +83,11 @@ def test_an_original_in_the_order_of_its_list(tmp_path: Path):
 def test_a_bundle_in_the_order_of_its_index(tmp_path: Path, inner: str):
     write_bundle(tmp_path / inner)
     opened = open_benchmark("scannet", str(tmp_path))
-    assert (opened.layout, opened.official, opened.names) == ("bundle", True, ("c", "x/a", "b"))
+    assert (opened.layout, opened.official_list, opened.names) == (
+        "bundle",
+        True,
+        ("c", "x/a", "b"),
+    )
     assert [float(frame.depth[2, 3]) for frame in opened] == [1, 2, 3]
 
 
@@ -96,11 +102,14 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path):
 def test_a_list_of_ones_own_is_not_official(tmp_path: Path):
     names = tmp_path / "names.txt"
     names.write_text(f"{SCANNET[1]}\n")
-    opened = open_benchmark("scannet", write_original(tmp_path / "set"), names)
-    assert (opened.official, opened.names) == (False, SCANNET[1:2])
+    opened = open_benchmark("scannet", write_native(tmp_path / "set"), names)
+    assert (opened.official_list, opened.names) == (False, SCANNET[1:2])
     names.write_text("b\nc\n")
     opened = open_benchmark("scannet", write_bundle(tmp_path / "bundle"), str(names))
-    assert (opened.official, [float(opened[i].depth[0, 0]) for i in range(2)]) == (False, [3, 1])
+    assert (opened.official_list, [float(opened[i].depth[0, 0]) for i in range(2)]) == (
+        False,
+        [3, 1],
+    )
 
 
 def test_names_of_frames_that_are_not_there(tmp_path: Path):
@@ -115,7 +124,7 @@ def test_names_of_frames_that_are_not_there(tmp_path: Path):
 
 @pytest.mark.parametrize("lost", ["color/000300.jpg", "depth/000300.png"])
 def test_a_missing_file_is_an_error_not_a_smaller_mean(tmp_path: Path, lost: str):
-    path = write_original(tmp_path) / "scene0406_02" / lost
+    path = write_native(tmp_path) / "scene0406_02" / lost
     path.unlink()
     (tmp_path / "scene0011_00/depth/000000.png").unlink()
     with pytest.raises(UserError) as caught:
@@ -144,11 +153,11 @@ def test_an_index_of_another_length(tmp_path: Path):
 def test_a_list_of_another_length_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native_layouts, "official_names", lambda _: SCANNET[:2])
     with pytest.raises(UserError, match="ScanNet has 3 images, but 2"):
-        open_benchmark("scannet", write_original(tmp_path))
+        open_benchmark("scannet", write_native(tmp_path))
 
 
 def test_two_layouts_in_one_folder(tmp_path: Path):
-    write_bundle(write_original(tmp_path) / "ScanNet")
+    write_bundle(write_native(tmp_path) / "ScanNet")
     with pytest.raises(UserError, match=r"ScanNet/.index.txt.*scene\?\?\?\?_\?\?/color") as caught:
         open_benchmark("scannet", tmp_path)
     message(caught, tmp_path)
@@ -163,7 +172,7 @@ def test_no_layout_in_a_folder(tmp_path: Path):
         for part in (".test.txt", "NYUv2/.index.txt", "test/*/rgb_*.png", ".mat is not read")
     )
     with pytest.raises(
-        UserError, match=r"holds no .index.txt, HAMMER/.index.txt of MoGe's bundle; "
+        UserError, match=r"contains no .index.txt, HAMMER/.index.txt of MoGe's bundle; "
     ) as caught:
         open_benchmark("hammer", tmp_path)
     message(caught, tmp_path)

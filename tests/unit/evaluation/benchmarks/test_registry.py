@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation.benchmarks.native_layouts import marks_of
+from modality_forcing.evaluation.benchmarks.native_layouts import layout_patterns
 from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, find_benchmark
 
 FIVE = ("nyuv2", "kitti", "eth3d", "scannet", "diode")
@@ -13,7 +13,7 @@ FIVE = ("nyuv2", "kitti", "eth3d", "scannet", "diode")
 
 def test_the_sets_of_the_two_suites_are_there():
     assert set(BENCHMARKS) == {*FIVE, "ibims1", "gso", "sintel", "ddad", "spring", "hammer"}
-    assert {name for name in BENCHMARKS if marks_of(name)} == set(FIVE)
+    assert {name for name in BENCHMARKS if layout_patterns(name)} == set(FIVE)
     assert all(name == benchmark.name for name, benchmark in BENCHMARKS.items())
     assert len({benchmark.folder for benchmark in BENCHMARKS.values()}) == len(BENCHMARKS)
 
@@ -22,7 +22,7 @@ def test_the_sets_of_the_two_suites_are_there():
 def test_a_range_goes_with_an_original_layout(name: str):
     least, most = BENCHMARKS[name].depth_range or (0, 0)
     assert 0 < least < most
-    assert BENCHMARKS[name].range_masks_truth == (name != "diode")
+    assert BENCHMARKS[name].range_masks_target == (name != "diode")
 
 
 def test_sets_without_metres_are_marked():
