@@ -1,13 +1,19 @@
-"""The things of a procedural scene: of which kind and colour, and where each stands, floats or lies on another."""
+"""The objects of a procedural scene: kind, color, and position on the ground, in air, stacked."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from modality_forcing.synthetic.raycast import Camera, Shell, Thing, Triple
-from modality_forcing.synthetic.scene_rng import WALL, Draw, patterned, surface_paint
+from modality_forcing.synthetic.raycast import Axes, Camera, Room, SceneObject, Triple
+from modality_forcing.synthetic.scene_rng import (
+    WALL,
+    SceneRng,
+    patterned_material,
+    surface_material,
+)
 
-COLOURS: dict[str, Triple] = {
+COLORS: dict[str, Triple] = {
     "red": (0.92, 0.10, 0.10),
     "orange": (1.00, 0.52, 0.04),
     "yellow": (0.98, 0.90, 0.10),
@@ -19,163 +25,164 @@ COLOURS: dict[str, Triple] = {
     "black": (0.07, 0.07, 0.08),
 }
 KINDS = ("sphere", "egg", "dome", "cylinder", "disc", "cone", "box", "pyramid", "prism")
-_LEVEL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
+_UP = (0.0, 0.0, 1.0)
 _FLAT_TOPPED = ("box", "cylinder")
 
 
-def partitions(draw: Draw, camera: Camera, shell: Shell) -> list[Thing]:
-    """Returns at most one free-standing partition or pillar, part of the setting, to break up the view."""
-    things: list[Thing] = []
-    for _ in range(int(draw.between(0, 1.5))):
-        z, across = draw.spread(1.6, 12), draw.between(-1.2, 1.2)
+def sample_partitions(rng: SceneRng, camera: Camera, room: Room) -> list[SceneObject]:
+    """Returns at most one free-standing wall or pillar, which breaks up the view."""
+    partitions: list[SceneObject] = []
+    for _ in range(int(rng.uniform(0, 1.5))):
+        z, across = rng.log_uniform(1.6, 12), rng.uniform(-1.2, 1.2)
         x, y = _ahead(camera, z, across * math.tan(math.radians(camera.fov) / 2) * z)
-        wide, high = draw.spread(0.25, 2.4), draw.spread(0.7, 4.5) / 2
-        half = (wide, draw.between(0.08, 0.3), min(high, shell.high[2] / 2))
-        paint = surface_paint(draw, half, draw.pick(("plain", "checks", "stripes", "blots")), WALL)
-        away = math.hypot(x - camera.position[0], y - camera.position[1])
-        inside = all(
-            low < at < high for at, low, high in zip((x, y), shell.low, shell.high, strict=False)
-        )
-        if inside and away > math.hypot(*half[:2]) + 0.6:
-            things.append(
-                Thing("wall", "", (x, y, half[2]), half, _yaw_axes(draw.between(0, math.pi)), paint)
-            )
-    return things
+        wide, high = rng.log_uniform(0.25, 2.4), rng.log_uniform(0.7, 4.5) / 2
+        half = (wide, rng.uniform(0.08, 0.3), min(high, room.high[2] / 2))
+        pattern = rng.choice(("plain", "checks", "stripes", "blots"))
+        material = surface_material(rng, half, pattern, WALL)
+        distance = math.hypot(x - camera.position[0], y - camera.position[1])
+        is_inside = room.low[0] < x < room.high[0] and room.low[1] < y < room.high[1]
+        if is_inside and distance > math.hypot(*half[:2]) + 0.6:
+            axes = _yaw_axes(rng.uniform(0, math.pi))
+            partitions.append(SceneObject("wall", "", (x, y, half[2]), half, axes, material))
+    return partitions
 
 
-def furnish(draw: Draw, camera: Camera, shell: Shell, things: list[Thing], wanted: int) -> None:
-    """Adds up to so many things, as far as there is room for them in view: on the ground, in the air, or on another."""
-    start = len(things)
-    for _ in range(6 * wanted):
-        if len(things) - start == wanted:
+def place_objects(
+    rng: SceneRng, camera: Camera, room: Room, *, objects: list[SceneObject], count: int
+) -> None:
+    """Adds up to `count` objects in view, as room permits: on the ground, floating or stacked."""
+    start = len(objects)
+    for _ in range(6 * count):
+        if len(objects) - start == count:
             return
-        bearers = [
-            i
-            for i in range(start, len(things))
-            if things[i].kind in _FLAT_TOPPED and things[i].on < 0
-        ]
-        bearers = [
-            i for i in bearers if things[i].axes[2] == _LEVEL[2] and min(things[i].half[:2]) > 0.12
-        ]
-        if bearers and draw.chance(0.4):
-            _stack(draw, things, draw.pick(bearers))
+        supports = [i for i in range(start, len(objects)) if _can_support(objects[i])]
+        if supports and rng.bernoulli(0.4):
+            _try_stacking(rng, objects, rng.choice(supports))
         else:
-            _stand(draw, camera, shell, things)
+            _try_placing(rng, camera, room, objects)
 
 
-def _thing(draw: Draw, size: float, tumble: bool) -> Thing:
-    """A thing of a diameter in metres, centred at the origin; only one that floats may be tumbled."""
-    kind, colour = draw.pick(KINDS), draw.pick(tuple(COLOURS))
-    r, tall = size / 2, draw.between(0.7, 1.5)
-    turn = _yaw_axes(draw.between(0, 2 * math.pi))
+def _can_support(obj: SceneObject) -> bool:
+    is_level = obj.kind in _FLAT_TOPPED and obj.axes[2] == _UP
+    return is_level and obj.support < 0 and min(obj.half[:2]) > 0.12
+
+
+def _sample_object(rng: SceneRng, size: float, tumble: bool) -> SceneObject:
+    """Returns an object at the origin, `size` meters across; `tumble` turns one that floats."""
+    kind, color = rng.choice(KINDS), rng.choice(tuple(COLORS))
+    r, tall = size / 2, rng.uniform(0.7, 1.5)
+    axes = _yaw_axes(rng.uniform(0, 2 * math.pi))
     half = (r, r, r * tall)
     if kind == "sphere":
         half = (r, r, r)
     elif kind == "egg":
         half = (r * 0.65, r * 0.65, r)
     elif kind == "dome":
-        half = (r, r, r * draw.between(0.35, 0.5))
+        half = (r, r, r * rng.uniform(0.35, 0.5))
     elif kind == "disc":
-        half = (r, r, r * draw.between(0.08, 0.2))
+        half = (r, r, r * rng.uniform(0.08, 0.2))
     elif kind in ("box", "prism"):
-        half = (r * draw.between(0.55, 1), r * draw.between(0.55, 1), r * draw.between(0.5, 1.3))
-    if tumble or (kind in ("egg", "disc", "cylinder") and draw.chance(0.5)):
-        lean = draw.between(-1.2, 1.2) if tumble or kind == "egg" else math.pi / 2
-        (x, y, z), s, c = turn, math.sin(lean), math.cos(lean)
-        turn = (
-            x,
-            tuple(c * a + s * b for a, b in zip(y, z, strict=True)),
-            tuple(c * b - s * a for a, b in zip(y, z, strict=True)),
-        )
-    rgb = tuple(channel * draw.between(0.93, 1) for channel in COLOURS[colour])
-    pattern = draw.pick(("plain", "plain", "checks", "stripes", "blots", "shade"))
-    paint = patterned(draw, rgb, half, pattern, draw.between(1.5, 4) / size)  # pyright: ignore[reportArgumentType]
-    return Thing(kind, colour, (0.0, 0.0, 0.0), half, turn, paint)  # pyright: ignore[reportArgumentType]
+        half = (r * rng.uniform(0.55, 1), r * rng.uniform(0.55, 1), r * rng.uniform(0.5, 1.3))
+    if tumble or (kind in ("egg", "disc", "cylinder") and rng.bernoulli(0.5)):
+        axes = _lean(axes, rng.uniform(-1.2, 1.2) if tumble or kind == "egg" else math.pi / 2)
+    red, green, blue = (channel * rng.uniform(0.93, 1) for channel in COLORS[color])
+    pattern = rng.choice(("plain", "plain", "checks", "stripes", "blots", "shade"))
+    material = patterned_material(
+        rng,
+        rgb=(red, green, blue),
+        half=half,
+        pattern=pattern,
+        cells_per_meter=rng.uniform(1.5, 4) / size,
+    )
+    return SceneObject(kind, color, (0.0, 0.0, 0.0), half, axes, material)
 
 
-def _rise(thing: Thing) -> float:
-    """Height of the centre above the ground it rests on."""
-    parts = [extent * abs(axis[2]) for extent, axis in zip(thing.half, thing.axes, strict=True)]
-    if thing.kind in ("sphere", "egg"):
+def _lean(axes: Axes, angle: float) -> Axes:
+    """Rotates about the first axis."""
+    (x, y, z), s, c = axes, math.sin(angle), math.cos(angle)
+    new_y = (c * y[0] + s * z[0], c * y[1] + s * z[1], c * y[2] + s * z[2])
+    new_z = (c * z[0] - s * y[0], c * z[1] - s * y[1], c * z[2] - s * y[2])
+    return x, new_y, new_z
+
+
+def _rest_height(obj: SceneObject) -> float:
+    """Returns the height of the center above the ground the object rests on."""
+    parts = [extent * abs(axis[2]) for extent, axis in zip(obj.half, obj.axes, strict=True)]
+    if obj.kind in ("sphere", "egg"):
         return math.hypot(*parts)
-    if thing.kind in ("cylinder", "disc"):
+    if obj.kind in ("cylinder", "disc"):
         return math.hypot(parts[0], parts[1]) + parts[2]
     return sum(parts)
 
 
-def _moved(thing: Thing, position: Triple, on: int = -1) -> Thing:
-    return Thing(thing.kind, thing.colour, position, thing.half, thing.axes, thing.paint, on)
-
-
-def _stand(draw: Draw, camera: Camera, shell: Shell, things: list[Thing]) -> None:
-    """Puts one more thing on the ground, or in the air, where the camera sees it; gives up where there is no room."""
+def _try_placing(rng: SceneRng, camera: Camera, room: Room, objects: list[SceneObject]) -> None:
+    """Adds an object on the ground or in the air where the camera sees it, if there is room."""
     spread = math.tan(math.radians(camera.fov) / 2)
-    slope = camera.axes[2][2] / math.hypot(*camera.axes[2][:2])
+    forward = camera.axes[2]
+    slope = forward[2] / math.hypot(*forward[:2])
     near, far = _ground_in_view(camera.position[2] - 0.3, slope, 0.85 * spread)
-    heading = math.atan2(camera.axes[2][1], camera.axes[2][0])
-    near, far = (
-        max(near, 1.2),
-        min(far, 9.0, max(1.5, clearance(shell, camera.position[:2], heading))),
-    )
-    floats = near >= far or draw.chance(0.12)
-    z = draw.spread(1.2, max(2.0, far)) if floats else draw.spread(near, far)
-    thing = _thing(draw, min(max(z * draw.spread(0.15, 0.7), 0.2), 2.0), tumble=floats)
-    across, upward = draw.between(-0.85, 0.85), draw.between(-0.7, 0.6)
+    wall = clearance(room, camera.position[:2], math.atan2(forward[1], forward[0]))
+    near, far = max(near, 1.2), min(far, 9.0, max(1.5, wall))
+    floats = near >= far or rng.bernoulli(0.12)
+    z = rng.log_uniform(1.2, max(2.0, far)) if floats else rng.log_uniform(near, far)
+    size = min(max(z * rng.log_uniform(0.15, 0.7), 0.2), 2.0)
+    obj = _sample_object(rng, size, tumble=floats)
+    across, upward = rng.uniform(-0.85, 0.85), rng.uniform(-0.7, 0.6)
     x, y = _ahead(camera, z, across * spread * z)
-    reach, height = math.hypot(*thing.half[:2]), _rise(thing)
+    reach, height = math.hypot(*obj.half[:2]), _rest_height(obj)
     if floats:
         aim = camera.position[2] + z * (slope + upward * spread)
-        height = max(height, min(aim, shell.high[2] - height - 0.05))
+        height = max(height, min(aim, room.high[2] - height - 0.05))
     for axis, at in enumerate((x, y)):
-        if not shell.low[axis] + reach < at < shell.high[axis] - reach:
+        if not room.low[axis] + reach < at < room.high[axis] - reach:
             return
-    if math.dist((x, y, height), camera.position) < max(thing.half) * 1.75 + 0.5:
+    position = (x, y, height)
+    if math.dist(position, camera.position) < max(obj.half) * 1.75 + 0.5:
         return
-    for other in things:
-        gap = math.dist((x, y, height), other.position)
-        if gap < 0.75 * (max(thing.half) + max(other.half)):
+    for other in objects:
+        if math.dist(position, other.position) < 0.75 * (max(obj.half) + max(other.half)):
             return
-    things.append(_moved(thing, (x, y, height)))
+    objects.append(replace(obj, position=position))
 
 
 def _ground_in_view(height: float, slope: float, spread: float) -> tuple[float, float]:
-    """Nearest and farthest distance at which the middle column sees what lies `height` below the camera."""
+    """Returns the distances between which the middle column sees the ground, `height` below."""
     lower, upper = spread - slope, -slope - spread
     near = height / lower if lower > 0 else math.inf
     far = height / upper if upper > 0 else math.inf
     return max(near, 0.0), max(far, 0.0)
 
 
-def _stack(draw: Draw, things: list[Thing], bearer: int) -> None:
-    below = things[bearer]
-    if any(thing.on == bearer for thing in things):
+def _try_stacking(rng: SceneRng, objects: list[SceneObject], support: int) -> None:
+    """Adds an object on another, unless that already has one."""
+    below = objects[support]
+    if any(obj.support == support for obj in objects):
         return
-    room = min(below.half[:2])
-    thing = _thing(draw, room * draw.between(0.9, 1.6), tumble=False)
-    x, y = (at + room * draw.between(-0.25, 0.25) for at in below.position[:2])
-    top = below.position[2] + below.half[2]
-    things.append(_moved(thing, (x, y, top + _rise(thing)), on=bearer))
+    extent = min(below.half[:2])
+    obj = _sample_object(rng, extent * rng.uniform(0.9, 1.6), tumble=False)
+    x, y = (at + extent * rng.uniform(-0.25, 0.25) for at in below.position[:2])
+    z = below.position[2] + below.half[2] + _rest_height(obj)
+    objects.append(replace(obj, position=(x, y, z), support=support))
 
 
 def _ahead(camera: Camera, z: float, aside: float) -> tuple[float, float]:
-    """The level position z metres ahead of the camera and `aside` to its right, as if it stood upright."""
+    """Returns the (x, y) z meters ahead of a level camera and `aside` to its right."""
     forward = camera.axes[2]
     level = math.hypot(forward[0], forward[1])
     fx, fy = forward[0] / level, forward[1] / level
     return camera.position[0] + fx * z + fy * aside, camera.position[1] + fy * z - fx * aside
 
 
-def clearance(shell: Shell, at: tuple[float, float], yaw: float) -> float:
-    """Returns the level distance to the shell's wall in a direction, metres; yaw in radians from x towards y."""
-    heading = (math.cos(yaw), math.sin(yaw))
-    ways = [
-        ((shell.high[axis] if step > 0 else shell.low[axis]) - at[axis]) / step
-        for axis, step in enumerate(heading)
-        if abs(step) > 1e-6
-    ]
-    return min(ways)
+def clearance(room: Room, at: tuple[float, float], yaw: float) -> float:
+    """Returns the horizontal distance to the room's wall, meters; yaw in radians from x to y."""
+    distances = []
+    for axis, step in enumerate((math.cos(yaw), math.sin(yaw))):
+        if abs(step) > 1e-6:
+            wall = room.high[axis] if step > 0 else room.low[axis]
+            distances.append((wall - at[axis]) / step)
+    return min(distances)
 
 
-def _yaw_axes(yaw: float) -> tuple[Triple, Triple, Triple]:
+def _yaw_axes(yaw: float) -> Axes:
     s, c = math.sin(yaw), math.cos(yaw)
-    return (c, s, 0.0), (-s, c, 0.0), (0.0, 0.0, 1.0)
+    return (c, s, 0.0), (-s, c, 0.0), _UP

@@ -1,4 +1,4 @@
-"""What chance decides of one scene: uniform numbers, all from its index, and paints by the tones of their place."""
+"""The random numbers of one scene, and materials in the muted colors of their surfaces."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import TypeVar
 
 import numpy as np
 
-from modality_forcing.synthetic.raycast import Paint, Triple
+from modality_forcing.synthetic.raycast import Material, Triple
 
 _T = TypeVar("_T")
+_Range = tuple[float, float]
+Tones = tuple[_Range, _Range, _Range]  # of hue, saturation, value
 
-Tones = tuple[
-    tuple[float, float], tuple[float, float], tuple[float, float]
-]  # ranges of hue, saturation, value
-
-# As in most places, floors are warm and dark, ceilings pale, grounds green to brown. All are muted, so that a strong
-# colour always belongs to a thing that the caption may name.
+# Floors are warm and dark, ceilings pale, grounds green to brown. All are muted, so that a strong
+# color always belongs to an object that the caption may name.
 FLOOR: Tones = ((0.02, 0.12), (0.2, 0.3), (0.4, 0.65))
 WALL: Tones = ((0.45, 0.8), (0.0, 0.2), (0.6, 0.85))
 CEILING: Tones = ((0.1, 0.2), (0.0, 0.08), (0.88, 0.98))
@@ -27,8 +25,8 @@ GROUND: Tones = ((0.1, 0.32), (0.15, 0.3), (0.4, 0.65))
 FENCE: Tones = ((0.45, 0.8), (0.0, 0.2), (0.5, 0.75))
 
 
-class Draw:
-    """Uniform numbers for one scene, drawn in one call, with the few distributions the world needs."""
+class SceneRng:
+    """The random numbers of scene (seed, split, index), generated in blocks for speed."""
 
     def __init__(self, seed: int, split: str, index: int):
         entropy = np.random.SeedSequence((seed, zlib.crc32(split.encode()), index))
@@ -41,44 +39,48 @@ class Draw:
         self._numbers = iter(self._rng.random(512).tolist())
         return next(self._numbers)
 
-    def between(self, low: float, high: float) -> float:
+    def uniform(self, low: float, high: float) -> float:
         """Uniform in [low, high)."""
         return low + (high - low) * self._next()
 
-    def spread(self, low: float, high: float) -> float:
+    def log_uniform(self, low: float, high: float) -> float:
         """Uniform in the logarithm."""
         return low * (high / low) ** self._next()
 
-    def chance(self, probability: float) -> bool:
+    def bernoulli(self, probability: float) -> bool:
         """True with a probability."""
         return self._next() < probability
 
-    def pick(self, options: Sequence[_T]) -> _T:
-        """One of the options, each as likely; one given twice is twice as likely."""
+    def choice(self, options: Sequence[_T]) -> _T:
+        """One of equally likely options; an option listed twice is twice as likely."""
         return options[int(self._next() * len(options))]
 
 
-def surface_paint(draw: Draw, half: Triple, pattern: str, tones: Tones) -> Paint:
-    """Returns a paint of a colour within the tones, for a surface of half its extents in metres."""
-    hue, saturation, value = (draw.between(*span) for span in tones)
-    tone = colorsys.hsv_to_rgb(hue, saturation, value)
-    return patterned(draw, tone, half, pattern, draw.spread(0.6, 2.5))
+def surface_material(rng: SceneRng, half: Triple, pattern: str, tones: Tones) -> Material:
+    """Returns a material of a color within the tones; half: the surface's half extents, meters."""
+    hue, saturation, value = (rng.uniform(*span) for span in tones)
+    rgb = colorsys.hsv_to_rgb(hue, saturation, value)
+    return patterned_material(
+        rng, rgb=rgb, half=half, pattern=pattern, cells_per_meter=rng.log_uniform(0.6, 2.5)
+    )
 
 
-def patterned(draw: Draw, rgb: Triple, half: Triple, pattern: str, per_metre: float) -> Paint:
-    """Returns a paint of a colour in a pattern: plain, checks, stripes, blots or shade, so many cells a metre."""
-    contrast = draw.between(0.2, 0.45)
-    x, y, z = (max(1.0, round(extent * per_metre)) for extent in half)
+def patterned_material(
+    rng: SceneRng, *, rgb: Triple, half: Triple, pattern: str, cells_per_meter: float
+) -> Material:
+    """Returns a material with a pattern: plain, checks, stripes, blots or shade."""
+    contrast = rng.uniform(0.2, 0.45)
+    x, y, z = (max(1.0, round(extent * cells_per_meter)) for extent in half)
     if pattern == "checks":
-        return Paint(rgb, contrast, 5.0, (x, y, z), per_metre=per_metre)
+        return Material(rgb, contrast, 5.0, (x, y, z), cells_per_meter=cells_per_meter)
     if pattern == "stripes":
-        cells = ((x, 0.0, 0.0), (0.0, y, 0.0), (0.0, 0.0, z))[int(draw.between(0, 2.99))]
-        return Paint(rgb, contrast, 4.0, cells, per_metre=per_metre)
+        cells = ((x, 0.0, 0.0), (0.0, y, 0.0), (0.0, 0.0, z))[int(rng.uniform(0, 2.99))]
+        return Material(rgb, contrast, 4.0, cells, cells_per_meter=cells_per_meter)
     if pattern == "blots":
-        cells = (0.7 * half[0] * per_metre, 0.7 * half[1] * per_metre, 0.7 * half[2] * per_metre)
-        return Paint(
-            rgb, 0.7 * contrast, 0.6, cells, draw.between(0, 6), draw.between(0.8, 2.0), per_metre
-        )
+        density = 0.7 * half[0] * cells_per_meter, 0.7 * half[1] * cells_per_meter
+        cells = (*density, 0.7 * half[2] * cells_per_meter)
+        phase, warp = rng.uniform(0, 6), rng.uniform(0.8, 2.0)
+        return Material(rgb, 0.7 * contrast, 0.6, cells, phase, warp, cells_per_meter)
     if pattern == "shade":
-        return Paint(rgb, contrast, 0.5, (0.0, 0.0, 0.5), -math.pi / 2)
-    return Paint(rgb)
+        return Material(rgb, contrast, 0.5, (0.0, 0.0, 0.5), -math.pi / 2)
+    return Material(rgb)

@@ -1,9 +1,10 @@
-"""The picture of a scene: patterns that fade before they alias, one light with cast shadows, haze out of doors."""
+"""The image of a scene: patterns that fade before aliasing, a light with shadows, outdoor haze."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from modality_forcing.synthetic.raycast import (
     PANELS,
     ROUND,
     SKY,
-    Paint,
+    Material,
     Scene,
     Solids,
     cast,
@@ -21,22 +22,33 @@ from modality_forcing.synthetic.raycast import (
 
 # Columns of the table of surfaces, one row per surface number.
 _LOCAL, _RGB, _CELLS, _NORMAL = slice(0, 12), slice(12, 15), slice(15, 18), slice(18, 21)
-_CONTRAST, _SHARPNESS, _PHASE, _WARP, _PER_METRE = 21, 22, 23, 24, 25
+_CONTRAST, _SHARPNESS, _PHASE, _WARP, _CELLS_PER_METER = 21, 22, 23, 24, 25
 _NORMALS = ((0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 0))
-_SKIN = 2e-4  # a caster must be this part of the way to the light off the surface: what rounding may feign
+_SKIN = 2e-4  # fraction of the way to the light by which an occluder must clear the surface
+
+
+class Hits(NamedTuple):
+    """What the rays of the camera hit."""
+
+    rays: np.ndarray  # f32 [3 n], of unit depth
+    depth: np.ndarray  # f32 [n]
+    surface: np.ndarray  # [n], its number
+    focal: float  # length in pixels
 
 
 def render(
     scene: Scene, resolution: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Renders a square picture of the scene.
+    """Renders a square image of the scene.
 
-    Returns (image u8 [h w 3], depth f32 [h w] along the optical axis in metres and 0 at the sky, valid bool [h w] False
-    at the sky, intrinsics f32 [3 3], visible i16 [h w]: index into scene.things, or -1 for the setting).
+    Returns image u8 [h w 3]; depth f32 [h w] along the optical axis in meters, 0 at the sky; valid
+    bool [h w], False at the sky; intrinsics f32 [3 3]; visible i16 [h w], the index into
+    scene.objects or -1 for the setting.
     """
     solids = Solids(scene)
     rays, depth, surface = cast(scene, solids, resolution)
-    image = shade(scene, solids, rays, depth, surface, scene.camera.focal(resolution))
+    hits = Hits(rays, depth, surface, scene.camera.focal(resolution))
+    image = shade(scene, solids, hits)
     valid = surface != SKY
     size = (resolution, resolution)
     return (
@@ -48,80 +60,73 @@ def render(
     )
 
 
-def shade(
-    scene: Scene,
-    solids: Solids,
-    rays: np.ndarray,
-    depth: np.ndarray,
-    surface: np.ndarray,
-    focal: float,
-) -> np.ndarray:
-    """Colours u8 [n 3] of the surfaces [n] that the rays f32 [3 n] from the camera meet at the depths f32 [n]."""
+def shade(scene: Scene, solids: Solids, hits: Hits) -> np.ndarray:
+    """Returns the colors u8 [n 3] of what rays hit."""
+    rays, depth, surface, focal = hits
     table = _table(scene)
     look = table.take(surface, axis=1)
     points = rays * depth
     points += np.array(scene.camera.position, np.float32)[:, None]
     local = _to_local(look[_LOCAL].reshape(3, 4, -1), points)
     normal = look[_NORMAL]
-    _thing_normals(scene, surface, local, look, normal)
+    _object_normals(scene, surface, local, look, normal)
 
-    colour = look[_RGB]
+    color = look[_RGB]
     pattern = _pattern(local, look)
-    # A pattern finer than a pixel shows as its mean, so its contrast fades with the pixel's size on the surface.
+    # A pattern finer than a pixel shows as its mean: contrast fades with the pixel's footprint.
     slant = np.einsum("in,in->n", normal, rays)
     np.abs(slant, out=slant)
     slant += 0.05
-    blur = depth * look[_PER_METRE]
+    blur = depth * look[_CELLS_PER_METER]
     blur *= 1.6 / focal
     blur /= slant
     fade = np.clip(1.6 - blur, 0, 1, out=blur)
     fade *= look[_CONTRAST]
     fade *= pattern
-    colour *= np.subtract(1, fade, out=fade)
-    colour *= _brightness(scene, solids, points, normal, surface)
-    if scene.shell.fence is not None:
-        _air(scene, rays, depth, surface, colour)
-    colour *= 255
-    colour += 0.5
-    np.clip(colour, 0, 255, out=colour)
-    image = np.empty((colour.shape[1], 3), np.uint8)
-    image[:] = colour.T
+    color *= np.subtract(1, fade, out=fade)
+    color *= _brightness(scene, solids, points, normal, surface)
+    if scene.room.fence is not None:
+        _add_haze(scene, hits, color)
+    color *= 255
+    color += 0.5
+    np.clip(color, 0, 255, out=color)
+    image = np.empty((color.shape[1], 3), np.uint8)
+    image[:] = color.T
     return image
 
 
 def _table(scene: Scene) -> np.ndarray:
-    shell = scene.shell
-    middle = [(h + l) / 2 for l, h in zip(shell.low, shell.high, strict=True)]
-    half = [(h - l) / 2 for l, h in zip(shell.low, shell.high, strict=True)]
-    level = _affine(((1, 0, 0), (0, 1, 0), (0, 0, 1)), half, middle)
-    rows = [
-        _row(level, paint, normal)
-        for paint, normal in zip(_shell_paints(scene), _NORMALS, strict=True)
-    ]
-    rows += [_row(level, panel.paint, _NORMALS[panel.wall]) for panel in shell.panels]
-    rows += [_row(_affine(t.axes, t.half, t.position), t.paint, (0, 0, 0)) for t in scene.things]
+    """Returns what shading needs of each surface, f32 [columns surfaces]."""
+    room = scene.room
+    center = [(h + l) / 2 for l, h in zip(room.low, room.high, strict=True)]
+    half = [(h - l) / 2 for l, h in zip(room.low, room.high, strict=True)]
+    level = _affine(((1, 0, 0), (0, 1, 0), (0, 0, 1)), half, center)
+    sky = Material(scene.sky[1])
+    materials = (room.floor, room.ceiling, *(room.walls,) * 4, sky)
+    rows = [_row(level, one, normal) for one, normal in zip(materials, _NORMALS, strict=True)]
+    for panel in room.panels:
+        rows.append(_row(level, panel.material, _NORMALS[panel.wall]))
+    for obj in scene.objects:
+        affine = _affine(obj.axes, obj.half, obj.position)
+        rows.append(_row(affine, obj.material, (0, 0, 0)))
     return np.array(rows, np.float32).T.copy()
 
 
-def _shell_paints(scene: Scene) -> list[Paint]:
-    shell = scene.shell
-    return [shell.floor, shell.ceiling, *(shell.walls,) * 4, Paint(scene.sky[1])]
-
-
 def _affine(
-    axes: Sequence[Sequence[float]], half: Sequence[float], centre: Sequence[float]
+    axes: Sequence[Sequence[float]], half: Sequence[float], center: Sequence[float]
 ) -> list[float]:
     rows = []
     for axis, extent in zip(axes, half, strict=True):
         x, y, z = axis[0] / extent, axis[1] / extent, axis[2] / extent
-        rows += [x, y, z, -(x * centre[0] + y * centre[1] + z * centre[2])]
+        rows += [x, y, z, -(x * center[0] + y * center[1] + z * center[2])]
     return rows
 
 
-def _row(affine: list[float], paint: Paint, normal: tuple[int, int, int]) -> list[float]:
-    cells = [math.pi * count for count in paint.cells]
-    look = [paint.contrast, paint.sharpness, paint.phase, paint.warp, paint.per_metre]
-    return [*affine, *paint.rgb, *cells, *normal, *look]
+def _row(affine: list[float], material: Material, normal: tuple[int, int, int]) -> list[float]:
+    m = material
+    cells = [math.pi * count for count in m.cells]
+    look = [m.contrast, m.sharpness, m.phase, m.warp, m.cells_per_meter]
+    return [*affine, *m.rgb, *cells, *normal, *look]
 
 
 def _to_local(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -133,7 +138,7 @@ def _to_local(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 
 def _pattern(local: np.ndarray, look: np.ndarray) -> np.ndarray:
-    """How dark the pattern is, 0 to 1, f32 [n]: a product of waves, sharpened into cells or bent into blots."""
+    """Returns the darkness of patterns, 0 to 1, f32 [n]: waves, sharpened to cells or distorted."""
     wave = local * look[_CELLS]
     warp = look[_WARP]
     if warp.any():
@@ -149,19 +154,17 @@ def _pattern(local: np.ndarray, look: np.ndarray) -> np.ndarray:
     return np.clip(pattern, 0, 1, out=pattern)
 
 
-def _thing_normals(
+def _object_normals(
     scene: Scene, surface: np.ndarray, local: np.ndarray, look: np.ndarray, normal: np.ndarray
 ) -> None:
-    """Writes the outward unit normals of the pixels [n] that show a thing into normal [3 n]."""
-    first = PANELS + len(scene.shell.panels)
+    """Writes the outward unit normals of pixels that show an object into normal [3 n]."""
+    first = PANELS + len(scene.room.panels)
     pixels = np.flatnonzero(surface >= first)
     if not len(pixels):
         return
     which = surface[pixels] - first
-    is_round = np.array([thing.kind in ROUND for thing in scene.things])
-    form = np.array(
-        [ROUND.get(thing.kind) or FLAT[thing.kind] for thing in scene.things], np.float32
-    ).T
+    is_round = np.array([obj.kind in ROUND for obj in scene.objects])
+    form = np.array([ROUND.get(obj.kind) or FLAT[obj.kind] for obj in scene.objects], np.float32).T
     inside = local[:, pixels]
     bent = is_round[which]
     outward = np.empty_like(inside)
@@ -183,7 +186,7 @@ def _round_gradient(local: np.ndarray, form: np.ndarray) -> np.ndarray:
     on_cap = cap != 0
     side[:, on_cap] = 0
     side[2, on_cap] = cap[on_cap]
-    # The tip of a cone has no gradient: call it up.
+    # The tip of a cone has no gradient: use up.
     side[2] += 1e-6
     return side
 
@@ -217,7 +220,7 @@ def _brightness(
     shadowed = _shadowed(scene, solids, to_light[:, lit], surface[lit])
     facing[lit[shadowed]] = 0
     np.maximum(facing, 0, out=facing)
-    # The sky and the walls light from above a little more than from below.
+    # The sky and the walls give slightly more light from above than from below.
     facing += light.ambient + 0.25 * light.ambient * normal[2]
     return facing
 
@@ -225,28 +228,26 @@ def _brightness(
 def _shadowed(
     scene: Scene, solids: Solids, to_light: np.ndarray, surface: np.ndarray
 ) -> np.ndarray:
-    """Indices of the points whose way to the light another solid cuts; seen from the light, one origin serves all."""
+    """Returns the indices of points in shadow, by rays from the light: one origin serves all."""
     if not solids.n or not to_light.shape[1]:
         return np.empty(0, np.int64)
     blocked = solids.entries(scene.light.position, np.negative(to_light, out=to_light)) < 1 - _SKIN
-    first = PANELS + len(scene.shell.panels)
+    first = PANELS + len(scene.room.panels)
     for row, index in zip(blocked, solids.order, strict=True):
-        # Solids are convex, so none shades its own lit side.
+        # Solids are convex: none shades its own lit side.
         row &= surface != first + index
     return np.flatnonzero(blocked.any(axis=0))
 
 
-def _air(
-    scene: Scene, rays: np.ndarray, depth: np.ndarray, surface: np.ndarray, colour: np.ndarray
-) -> None:
+def _add_haze(scene: Scene, hits: Hits, color: np.ndarray) -> None:
     zenith, horizon = (np.array(rgb, np.float32)[:, None] for rgb in scene.sky)
     if math.isfinite(scene.haze):
-        clear = np.exp(depth * (-1 / scene.haze))
-        colour -= horizon
-        colour *= clear
-        colour += horizon
-    pixels = np.flatnonzero(surface == SKY)
+        clear = np.exp(hits.depth * (-1 / scene.haze))
+        color -= horizon
+        color *= clear
+        color += horizon
+    pixels = np.flatnonzero(hits.surface == SKY)
     if len(pixels):
-        seen = rays[:, pixels]
-        height = np.clip(2 * seen[2] / np.sqrt(np.einsum("in,in->n", seen, seen)), 0, 1)
-        colour[:, pixels] = horizon + (zenith - horizon) * height
+        rays = hits.rays[:, pixels]
+        height = np.clip(2 * rays[2] / np.sqrt(np.einsum("in,in->n", rays, rays)), 0, 1)
+        color[:, pixels] = horizon + (zenith - horizon) * height

@@ -13,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from modality_forcing.evaluation import colors
 from modality_forcing.evaluation.colors import COLORS, color_recall, named_colors
-from modality_forcing.synthetic.objects import COLOURS as PAINTS
+from modality_forcing.synthetic.objects import COLORS as PAINTS
 from modality_forcing.synthetic.source import Scenes
 
 

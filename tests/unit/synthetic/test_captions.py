@@ -1,4 +1,4 @@
-"""Every caption is read back, word by word, and held against the scene and what is visible of it."""
+"""Every caption is parsed word by word and compared with the scene and what is visible."""
 
 from __future__ import annotations
 
@@ -10,47 +10,45 @@ import numpy as np
 import pytest
 
 from modality_forcing.synthetic.captions import BIG, CLEAR, SMALL, VIEW, caption
-from modality_forcing.synthetic.objects import COLOURS, KINDS
-from modality_forcing.synthetic.raycast import Scene, Thing
+from modality_forcing.synthetic.objects import COLORS, KINDS
+from modality_forcing.synthetic.raycast import Scene, SceneObject
 from modality_forcing.synthetic.shading import render
-from modality_forcing.synthetic.source import scene
+from modality_forcing.synthetic.source import sample_scene
 
-COLOUR, KIND = "|".join(COLOURS), "|".join(KINDS)
-ONE = rf"an? (?:(?:big|small) )?(?:{COLOUR}) (?:{KIND})"
+COLOR, KIND = "|".join(COLORS), "|".join(KINDS)
+ONE = rf"an? (?:(?:big|small) )?(?:{COLOR}) (?:{KIND})"
 PLACES = {"in a room": "room", "indoors": "room", "outdoors": "outdoors", "outside": "outdoors"}
 NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8}
-DRAWN = 300
+COUNT = 300
 
 
 class Truth:
-    """What a picture shows, measured from its ids in a way of its own."""
+    """What an image shows, measured independently."""
 
-    def __init__(self, drawn: Scene):
-        self.drawn = drawn
-        visible = render(drawn, VIEW)[4]
+    def __init__(self, scene: Scene):
+        self.scene = scene
+        visible = render(scene, VIEW)[4]
         self.where = {
             n: np.argwhere(visible == n)
-            for n, thing in enumerate(drawn.things)
-            if thing.kind != "wall"
+            for n, obj in enumerate(scene.objects)
+            if obj.kind != "wall"
         }
         self.clear = [n for n, pixels in self.where.items() if len(pixels) >= CLEAR]
-        self.doubtful = [n for n, pixels in self.where.items() if 0 < len(pixels) < CLEAR]
+        self.unclear = [n for n, pixels in self.where.items() if 0 < len(pixels) < CLEAR]
 
-    def thing(self, n: int) -> Thing:
-        return self.drawn.things[n]
+    def obj(self, n: int) -> SceneObject:
+        return self.scene.objects[n]
 
     def depth(self, n: int) -> float:
-        camera = self.drawn.camera
-        return float(
-            (np.array(self.thing(n).position) - camera.position) @ np.array(camera.axes[2])
-        )
+        camera = self.scene.camera
+        return float((np.array(self.obj(n).position) - camera.position) @ np.array(camera.axes[2]))
 
     def called(self, words: str) -> list[int]:
-        """The clear things of which "a big red box" (or "red box", "red thing", "box") is true."""
+        """The clear objects of which "a big red box" (or "red box", "red thing", "box") is true."""
         found = []
         for n in self.clear:
-            thing, across = self.thing(n), 2 * max(self.thing(n).half)
-            facts = {thing.colour, thing.kind, "thing", "a", "an"}
+            obj, across = self.obj(n), 2 * max(self.obj(n).half)
+            facts = {obj.color, obj.kind, "thing", "a", "an"}
             facts |= {"big"} if across >= BIG else {"small"} if across <= SMALL else set()
             if set(words.split()) <= facts:
                 found.append(n)
@@ -74,7 +72,7 @@ class Truth:
             case "behind":
                 return self.depth(other) * 1.25 < self.depth(one)
             case "on":
-                above, below = self.thing(one), self.thing(other)
+                above, below = self.obj(one), self.obj(other)
                 apart = np.hypot(*np.subtract(above.position, below.position)[:2])
                 return above.position[2] > below.position[2] + below.half[2] and apart < max(
                     below.half
@@ -85,10 +83,10 @@ class Truth:
 def holds(said: str, truth: Truth) -> str:
     """The form of a caption, after asserting that all it says is true."""
     if not truth.clear:
-        assert said in ("a room", "open ground") if truth.doubtful else said.startswith("nothing ")
+        assert said in ("a room", "open ground") if truth.unclear else said.startswith("nothing ")
         return "empty"
     place = next(place for place in PLACES if said.endswith(" " + place))
-    assert PLACES[place] == truth.drawn.setting
+    assert PLACES[place] == truth.scene.setting
     said = said.removesuffix(" " + place)
     if found := re.fullmatch(rf"({ONE}) (left of|right of|in front of|behind|on) ({ONE})", said):
         first, words, second = found.groups()
@@ -96,7 +94,7 @@ def holds(said: str, truth: Truth) -> str:
         assert any(truth.related(a, words, b) for a, b in pairs)
         return words
     if found := re.fullmatch(rf"({ONE}) nearest, (\w+) things", said):
-        assert NUMBERS[found[2]] == len(truth.clear) and not truth.doubtful
+        assert NUMBERS[found[2]] == len(truth.clear) and not truth.unclear
         assert min(truth.clear, key=truth.depth) in truth.called(found[1])
         return "nearest"
     if re.fullmatch(rf"({ONE})(, {ONE})?( and {ONE})?", said):
@@ -106,22 +104,20 @@ def holds(said: str, truth: Truth) -> str:
     assert " " in said
     number, rest = said.split(maxsplit=1)
     single = rest.removesuffix("s").replace("boxe", "box")
-    assert re.fullmatch(rf"(?:{COLOUR}) (?:{KIND})|{KIND}|(?:{COLOUR}) thing|thing", single), said
+    assert re.fullmatch(rf"(?:{COLOR}) (?:{KIND})|{KIND}|(?:{COLOR}) thing|thing", single), said
     assert len(truth.called(single)) == NUMBERS[number]
-    half_seen = [truth.thing(n) for n in truth.doubtful]
-    assert not any(
-        {thing.colour, thing.kind, "thing"} >= set(single.split()) for thing in half_seen
-    )
+    half_seen = [truth.obj(n) for n in truth.unclear]
+    assert not any({obj.color, obj.kind, "thing"} >= set(single.split()) for obj in half_seen)
     return "count"
 
 
-def test_every_caption_is_true_short_and_of_a_known_form():
+def test_captions_are_true_short_and_of_a_known_form():
     forms, lengths, agreed = Counter(), [], set()
-    for index in range(DRAWN):
-        drawn = scene(11, "captions", index)
-        truth = Truth(drawn)
-        for wording in (drawn.wording, 0.05, 0.3, 0.55, 0.7, 0.95):
-            said = caption(replace(drawn, wording=wording))
+    for index in range(COUNT):
+        scene = sample_scene(11, "captions", index)
+        truth = Truth(scene)
+        for wording in (scene.wording, 0.05, 0.3, 0.55, 0.7, 0.95):
+            said = caption(replace(scene, wording=wording))
             forms[holds(said, truth)] += 1
             lengths.append(len(said.split()))
         agreed.add(index)
@@ -141,34 +137,36 @@ def test_every_caption_is_true_short_and_of_a_known_form():
     assert forms["empty"] < 0.1 * sum(forms.values())
 
 
-def test_the_reader_of_this_test_notices_lies():
+def test_false_captions_are_detected():
     truth = next(
         t
-        for t in (Truth(scene(11, "captions", i)) for i in range(50))
-        if len(t.clear) > 2 and not t.doubtful
+        for t in (Truth(sample_scene(11, "captions", i)) for i in range(50))
+        if len(t.clear) > 2 and not t.unclear
     )
-    place = "indoors" if truth.drawn.setting == "room" else "outdoors"
-    absent = next(c for c in COLOURS if c not in {thing.colour for thing in truth.drawn.things})
-    for lie in (f"a {absent} box {place}", f"eight things {place}", "nothing indoors"):
+    place = "indoors" if truth.scene.setting == "room" else "outdoors"
+    absent = next(c for c in COLORS if c not in {obj.color for obj in truth.scene.objects})
+    for lie in (f"a {absent} box {place}", f"eight objects {place}", "nothing indoors"):
         with pytest.raises(AssertionError):
             holds(lie, truth)
 
 
-def test_the_caption_is_the_same_at_every_resolution():
+def test_caption_does_not_depend_on_resolution():
     for index in range(25):
-        drawn = scene(0, "train", index)
-        said = {caption(drawn)} | {caption(drawn, render(drawn, size)[4]) for size in (16, 32, 40)}
+        scene = sample_scene(0, "train", index)
+        said = {caption(scene)} | {caption(scene, render(scene, size)[4]) for size in (16, 32, 40)}
         assert len(said) == 1
 
 
-def test_wordings_differ():
+def test_wordings_vary():
     crowded = next(
-        drawn for drawn in (scene(0, "train", i) for i in range(50)) if len(Truth(drawn).clear) > 3
+        scene
+        for scene in (sample_scene(0, "train", i) for i in range(50))
+        if len(Truth(scene).clear) > 3
     )
     assert len({caption(replace(crowded, wording=w)) for w in np.linspace(0, 0.999, 60)}) > 8
 
 
-def test_what_cannot_be_seen_is_not_named():
-    empty = replace(scene(0, "train", 0), things=())
+def test_hidden_objects_are_not_named():
+    empty = replace(sample_scene(0, "train", 0), objects=())
     assert caption(empty).startswith("nothing ")
     assert re.search(r"\d", caption(empty)) is None

@@ -1,4 +1,4 @@
-"""The ray caster against an independent answer: each ray searched in float64 for the solid's implicit function."""
+"""The ray caster against a search along each ray for the solid's implicit function, in float64."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from modality_forcing.synthetic.objects import KINDS
 from modality_forcing.synthetic.raycast import (
     Camera,
     Light,
-    Paint,
+    Material,
     Panel,
+    Room,
     Scene,
-    Shell,
-    Thing,
+    SceneObject,
     Triple,
     trace,
 )
 from modality_forcing.synthetic.shading import render
-from modality_forcing.synthetic.source import camera_axes, scene
+from modality_forcing.synthetic.source import camera_axes, sample_scene
 
 SIZE = 24
-GREY = Paint((0.6, 0.6, 0.6))
-CLOSED = Shell((-6, -5, 0), (7, 8, 4), GREY, GREY, GREY)
+GREY = Material((0.6, 0.6, 0.6))
+CLOSED = Room((-6, -5, 0), (7, 8, 4), GREY, GREY, GREY)
 LAMP = Light((0.5, 0.3, 3.9), 0.8, 0.4, 10)
 
 
 def signed(kind: str, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray:
-    """Negative inside the solid in the cube [-1, 1]^3: from the shapes' definitions, not the caster's table."""
+    """Negative inside the solid in the cube [-1, 1]^3, by the definition of its shape."""
     r, lid = np.hypot(x, y), np.abs(z) - 1
     match kind:
         case "sphere" | "egg":
@@ -56,10 +56,10 @@ def signed(kind: str, x: np.ndarray, y: np.ndarray, z: np.ndarray) -> np.ndarray
 def one_thing(
     kind: str, turn: tuple[float, float, float], half: Triple = (0.7, 0.55, 0.8)
 ) -> Scene:
-    """A thing in any attitude (no camera's axes are special) before a camera that looks down on it."""
-    thing = Thing(kind, "red", (2.5, 0.4, 1.4), half, camera_axes(*turn), GREY)
+    """An object in any attitude, before a camera that looks down on it."""
+    obj = SceneObject(kind, "red", (2.5, 0.4, 1.4), half, camera_axes(*turn), GREY)
     camera = Camera((-0.8, 0.1, 1.9), camera_axes(0.05, -0.1, 0.2), 55.0)
-    return Scene(camera, (thing,), CLOSED, LAMP, "room")
+    return Scene(camera, (obj,), CLOSED, LAMP, "room")
 
 
 def unproject(drawn: Scene, depth: np.ndarray) -> np.ndarray:
@@ -75,17 +75,17 @@ def unproject(drawn: Scene, depth: np.ndarray) -> np.ndarray:
     return seen @ np.array(drawn.camera.axes) + np.array(drawn.camera.position)
 
 
-def in_own_axes(thing: Thing, points: np.ndarray) -> np.ndarray:
-    return (points - np.array(thing.position)) @ np.array(thing.axes).T / np.array(thing.half)
+def in_own_axes(obj: SceneObject, points: np.ndarray) -> np.ndarray:
+    return (points - np.array(obj.position)) @ np.array(obj.axes).T / np.array(obj.half)
 
 
 def searched_depth(drawn: Scene) -> np.ndarray:
-    """First depth at which each pixel's ray is inside the only thing, inf if never: 2000 steps, then bisection."""
-    thing = drawn.things[0]
+    """First depth of each ray inside the only object, or inf: 2000 steps, then bisection."""
+    obj = drawn.objects[0]
 
     def value(depth: np.ndarray) -> np.ndarray:
-        x, y, z = np.moveaxis(in_own_axes(thing, unproject(drawn, depth)), -1, 0)
-        return signed(thing.kind, x, y, z)
+        x, y, z = np.moveaxis(in_own_axes(obj, unproject(drawn, depth)), -1, 0)
+        return signed(obj.kind, x, y, z)
 
     outside = np.full((SIZE, SIZE), 0.5)
     inside = np.full((SIZE, SIZE), np.inf)
@@ -104,9 +104,7 @@ def searched_depth(drawn: Scene) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", [*KINDS, "wall"])
 @pytest.mark.parametrize("turn", [(0.4, 0.3, -0.5), (2.0, -1.1, 0.9), (3.1, 0.2, 0.2)])
-def test_the_depth_of_each_solid_is_that_found_by_search(
-    kind: str, turn: tuple[float, float, float]
-):
+def test_depth_of_solids_equals_a_search(kind: str, turn: tuple[float, float, float]):
     drawn = one_thing(kind, turn)
     depth, visible = trace(drawn, SIZE)
     wanted = searched_depth(drawn)
@@ -119,12 +117,12 @@ def test_the_depth_of_each_solid_is_that_found_by_search(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_solid_seen_along_its_own_axes_has_no_holes(kind: str):
+def test_solid_seen_along_its_axes_has_no_holes(kind: str):
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
-    thing = Thing(
+    obj = SceneObject(
         kind, "red", (3.0, 0, 1.0), (0.8, 0.8, 0.8), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), GREY
     )
-    drawn = Scene(level, (thing,), CLOSED, LAMP, "room")
+    drawn = Scene(level, (obj,), CLOSED, LAMP, "room")
     depth, visible = trace(drawn, 33)  # the middle pixel looks exactly along the x axis
     assert np.isfinite(depth).all()
     half_way = {"cone": 0.4, "pyramid": 0.4, "prism": 0.4, "dome": 0.8 * math.sqrt(0.75)}
@@ -132,7 +130,7 @@ def test_a_solid_seen_along_its_own_axes_has_no_holes(kind: str):
     assert depth[16, 16] == pytest.approx(3.0 - half_way.get(kind, 0.8), rel=1e-4)
 
 
-def test_the_shell_is_at_its_planes():
+def test_room_is_at_its_planes():
     drawn = Scene(Camera((1, 2, 1.5), camera_axes(0.7, -0.2, 0.1), 80.0), (), CLOSED, LAMP, "room")
     depth, visible = trace(drawn, SIZE)
     points = unproject(drawn, depth.astype(np.float64))
@@ -145,36 +143,36 @@ def test_the_shell_is_at_its_planes():
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 100_000))
-def test_depth_reprojects_onto_what_is_seen(index: int):
-    drawn = scene(7, "points", index)
+def test_depth_reprojects_onto_surfaces(index: int):
+    drawn = sample_scene(7, "points", index)
     depth, visible = trace(drawn, SIZE)
     points = unproject(drawn, depth.astype(np.float64))
-    for number, thing in enumerate(drawn.things):
-        x, y, z = in_own_axes(thing, points[visible == number]).T
-        assert np.all(np.abs(signed(thing.kind, x, y, z)) * min(thing.half) < 5e-3)
+    for number, obj in enumerate(drawn.objects):
+        x, y, z = in_own_axes(obj, points[visible == number]).T
+        assert np.all(np.abs(signed(obj.kind, x, y, z)) * min(obj.half) < 5e-3)
 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 100_000))
-def test_nothing_nearer_is_overlooked(index: int):
-    drawn = scene(8, "points", index)
+def test_nearest_surface_is_found(index: int):
+    drawn = sample_scene(8, "points", index)
     depth, _ = trace(drawn, SIZE)
     for part in (0.35, 0.6, 0.85, 0.97):
         points = unproject(drawn, part * depth.astype(np.float64))
-        for thing in drawn.things:
-            x, y, z = np.moveaxis(in_own_axes(thing, points), -1, 0)
-            assert not np.any(signed(thing.kind, x, y, z) < -1e-2)
+        for obj in drawn.objects:
+            x, y, z = np.moveaxis(in_own_axes(obj, points), -1, 0)
+            assert not np.any(signed(obj.kind, x, y, z) < -1e-2)
 
 
-def test_depth_is_along_the_axis_not_along_the_ray():
-    wall = Shell((-9, -9, 0), (4, 9, 6), GREY, GREY, GREY)
+def test_depth_is_along_the_optical_axis():
+    wall = Room((-9, -9, 0), (4, 9, 6), GREY, GREY, GREY)
     level = Camera((0, 0, 3.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     depth, _ = trace(Scene(level, (), wall, LAMP, "room"), 16)
     np.testing.assert_allclose(depth, 4.0, rtol=1e-5)
 
 
-def test_the_sky_begins_above_the_fence():
-    yard = Shell((-9, -9, 0), (10, 9, 200), GREY, GREY, GREY, fence=2.0)
+def test_sky_is_above_the_fence():
+    yard = Room((-9, -9, 0), (10, 9, 200), GREY, GREY, GREY, fence=2.0)
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     _, depth, valid, intrinsics, _ = render(Scene(level, (), yard, LAMP, "outdoors"), 64)
     rows = np.arange(64)
@@ -185,11 +183,11 @@ def test_the_sky_begins_above_the_fence():
     assert (depth[~valid] == 0).all()
 
 
-def test_a_panel_changes_the_colour_but_not_the_depth():
+def test_panel_changes_color_but_not_depth():
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     bare = Scene(level, (), CLOSED, LAMP, "room")
-    door = Panel(3, (-0.5, 0.6), (0.0, 2.0), Paint((0.9, 0.1, 0.1)))
-    hung = Scene(level, (), Shell(CLOSED.low, CLOSED.high, GREY, GREY, GREY, (door,)), LAMP, "room")
+    door = Panel(3, (-0.5, 0.6), (0.0, 2.0), Material((0.9, 0.1, 0.1)))
+    hung = Scene(level, (), Room(CLOSED.low, CLOSED.high, GREY, GREY, GREY, (door,)), LAMP, "room")
     before, after = render(bare, 48), render(hung, 48)
     np.testing.assert_array_equal(before[1], after[1])
     changed = (before[0] != after[0]).any(axis=2)

@@ -1,4 +1,4 @@
-"""Colour: shadows where the light is cut off, and only there; patterns that do not depend on luck."""
+"""Shading: shadows exactly where light is blocked, and patterns that do not alias."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from dataclasses import replace
 
 import numpy as np
 
-from modality_forcing.synthetic.objects import COLOURS
-from modality_forcing.synthetic.raycast import Camera, Light, Paint, Scene, Shell, Thing
+from modality_forcing.synthetic.objects import COLORS
+from modality_forcing.synthetic.raycast import Camera, Light, Material, Room, Scene, SceneObject
 from modality_forcing.synthetic.shading import render
 from modality_forcing.synthetic.source import camera_axes
 
-GREY = Paint((0.6, 0.6, 0.6))
-CLOSED = Shell((-6, -6, 0), (6, 6, 4), GREY, GREY, GREY)
+GREY = Material((0.6, 0.6, 0.6))
+CLOSED = Room((-6, -6, 0), (6, 6, 4), GREY, GREY, GREY)
 LAMP = Light((2.5, 0.0, 3.5), 0.8, 0.4, 10)
 LEVEL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
-BALL = Thing("sphere", "red", (2.5, 0.0, 1.5), (0.5, 0.5, 0.5), LEVEL, Paint((0.9, 0.1, 0.1)))
+BALL = SceneObject(
+    "sphere", "red", (2.5, 0.0, 1.5), (0.5, 0.5, 0.5), LEVEL, Material((0.9, 0.1, 0.1))
+)
 CAMERA = Camera((-0.5, 0.2, 2.6), camera_axes(0.0, -0.6, 0.0), 70.0)
 
 
-def test_a_shadow_lies_exactly_where_the_ball_hides_the_lamp():
+def test_shadow_is_where_the_ball_hides_the_lamp():
     without = render(Scene(CAMERA, (), CLOSED, LAMP, "room"), 64)
     image, depth, _, intrinsics, visible = render(Scene(CAMERA, (BALL,), CLOSED, LAMP, "room"), 64)
     darker = image.astype(int).sum(axis=2) < without[0].astype(int).sum(axis=2) - 20
@@ -43,7 +45,7 @@ def test_a_shadow_lies_exactly_where_the_ball_hides_the_lamp():
     )
 
 
-def test_the_side_towards_the_light_is_brighter():
+def test_lit_side_is_brighter():
     side = Light((2.5, 3.0, 1.5), 0.8, 0.4, 10)
     image, _, _, _, visible = render(Scene(CAMERA, (BALL,), CLOSED, side, "room"), 64)
     columns = np.nonzero(visible == 0)[1]
@@ -53,7 +55,7 @@ def test_the_side_towards_the_light_is_brighter():
     assert red[:, : middle - 2].max() > red[:, middle + 3 :].max() + 20
 
 
-def test_nothing_shades_its_own_lit_side():
+def test_no_object_shades_its_own_lit_side():
     """The sun is far away, where rounding is worst, and the ball is small and close."""
     sun = Light((-30.0, 20.0, 70.0), 0.8, 0.4, 1e4)
     small = replace(BALL, position=(0.3, 0.2, 2.0), half=(0.1, 0.1, 0.1))
@@ -74,34 +76,34 @@ def test_nothing_shades_its_own_lit_side():
 
 
 def test_each_colour_word_can_be_found_in_the_picture():
-    for name, rgb in COLOURS.items():
-        ball = replace(BALL, colour=name, paint=Paint(rgb))
+    for name, rgb in COLORS.items():
+        ball = replace(BALL, color=name, material=Material(rgb))
         image, _, _, _, visible = render(Scene(CAMERA, (ball,), CLOSED, LAMP, "room"), 32)
         seen = np.median(image[visible == 0].astype(float), axis=0) / 255
-        told = min(COLOURS, key=lambda other: _apart(np.array(COLOURS[other]), seen))
+        told = min(COLORS, key=lambda other: _apart(np.array(COLORS[other]), seen))
         assert told == name
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
-    """Distance of colours that brightness hardly enters."""
+    """Distance of colors that brightness hardly enters."""
     chroma = [(c - c.mean()) / (np.linalg.norm(c) + 0.15) for c in (one, other)]
     return float(np.linalg.norm(chroma[0] - chroma[1]) + 0.1 * abs(one.mean() - other.mean()))
 
 
-def test_a_fine_pattern_fades_instead_of_aliasing():
-    fine = Paint((0.8, 0.8, 0.8), 0.5, 5.0, (600.0, 600.0, 1.0), per_metre=100.0)
-    coarse = Paint((0.8, 0.8, 0.8), 0.5, 5.0, (6.0, 6.0, 1.0), per_metre=1.0)
+def test_fine_pattern_fades_instead_of_aliasing():
+    fine = Material((0.8, 0.8, 0.8), 0.5, 5.0, (600.0, 600.0, 1.0), cells_per_meter=100.0)
+    coarse = Material((0.8, 0.8, 0.8), 0.5, 5.0, (6.0, 6.0, 1.0), cells_per_meter=1.0)
     spreads = []
-    for paint in (fine, coarse):
-        shell = Shell(CLOSED.low, CLOSED.high, paint, GREY, GREY)
-        image = render(Scene(CAMERA, (), shell, replace(LAMP, strength=0.0), "room"), 32)[0]
+    for material in (fine, coarse):
+        room = Room(CLOSED.low, CLOSED.high, material, GREY, GREY)
+        image = render(Scene(CAMERA, (), room, replace(LAMP, strength=0.0), "room"), 32)[0]
         spreads.append(np.ptp(image[20:].astype(int)))
     assert spreads[0] <= 2
     assert spreads[1] > 20
 
 
 def test_haze_turns_far_ground_to_the_colour_of_the_horizon():
-    yard = Shell((-9, -9, 0), (45, 9, 200), GREY, GREY, GREY, fence=0.0)
+    yard = Room((-9, -9, 0), (45, 9, 200), GREY, GREY, GREY, fence=0.0)
     camera = Camera((0, 0, 1.5), camera_axes(0.0, 0.0, 0.0), 60.0)
     sun = Light((0, 0, 80.0), 0.0, 0.4, 1e4)
     hazy = Scene(camera, (), yard, sun, "outdoors", ((0.2, 0.3, 0.9), (0.9, 0.9, 0.9)), haze=20.0)

@@ -1,4 +1,4 @@
-"""The procedural world as a source: pure in its index, honest in its depth, and varied."""
+"""The procedural scenes: a function of the index, correct in depth, and varied."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from modality_forcing.evaluation.depth_metrics import (
     row_mean_prediction,
     score,
 )
-from modality_forcing.synthetic.captions import look
-from modality_forcing.synthetic.objects import COLOURS, KINDS
-from modality_forcing.synthetic.source import Scenes, scene
+from modality_forcing.synthetic.captions import find_visible
+from modality_forcing.synthetic.objects import COLORS, KINDS
+from modality_forcing.synthetic.source import Scenes, sample_scene
 
 DIGEST = """
 import hashlib
@@ -41,7 +41,7 @@ print(digest.hexdigest())
 """
 
 
-def test_another_process_draws_the_same():
+def test_scenes_are_equal_in_other_processes():
     root = Path(__file__).parents[3]
     seen = set()
     for salt in ("1", "2"):
@@ -61,13 +61,18 @@ def test_another_process_draws_the_same():
     assert seen == {digest.hexdigest()}
 
 
-def test_seed_split_and_index_each_matter():
-    drawn = [scene(0, "train", 0), scene(1, "train", 0), scene(0, "test", 0), scene(0, "train", 1)]
-    assert len({repr(one) for one in drawn}) == 4
+def test_seed_split_and_index_change_the_scene():
+    scenes = [
+        sample_scene(0, "train", 0),
+        sample_scene(1, "train", 0),
+        sample_scene(0, "test", 0),
+        sample_scene(0, "train", 1),
+    ]
+    assert len({repr(one) for one in scenes}) == 4
 
 
-def test_it_is_a_picklable_sequence():
-    source = pickle.loads(pickle.dumps(Scenes(count=3, resolution=16)))
+def test_source_is_a_picklable_sequence():
+    source = pickle.loads(pickle.dumps(Scenes(count=3, resolution=16)))  # noqa: S301
     assert len(source) == 3
     assert [record.id for record in source] == ["train-0-0", "train-0-1", "train-0-2"]
     for outside in (3, -1):
@@ -77,14 +82,14 @@ def test_it_is_a_picklable_sequence():
 
 
 @pytest.mark.parametrize("wrong", [{"count": 0}, {"resolution": 0}, {"seed": -1}])
-def test_a_size_that_is_none_is_refused(wrong: dict[str, Any]):
+def test_invalid_settings_are_refused(wrong: dict[str, Any]):
     with pytest.raises(UserError, match="need count"):
         Scenes(**wrong)
 
 
 @settings(max_examples=40, deadline=None)
 @given(index=st.integers(0, 999_999), resolution=st.sampled_from((16, 32, 50)))
-def test_every_record_keeps_the_promises(index: int, resolution: int):
+def test_records_are_valid(index: int, resolution: int):
     record = check(Scenes(resolution=resolution)[index])
     assert record.unit == "metric"
     assert record.valid.any()
@@ -95,7 +100,7 @@ def test_every_record_keeps_the_promises(index: int, resolution: int):
 
 
 @pytest.mark.parametrize("index", range(12))
-def test_the_content_does_not_depend_on_the_resolution(index: int):
+def test_content_does_not_depend_on_resolution(index: int):
     coarse, fine = Scenes(resolution=32)[index], Scenes(resolution=96)[index]
     assert coarse.caption == fine.caption
     # 96 = 3 * 32, so that the middle of each block of nine is the coarse pixel's very ray.
@@ -105,28 +110,25 @@ def test_the_content_does_not_depend_on_the_resolution(index: int):
     assert np.mean(np.isclose(coarse.depth, fine.depth[1::3, 1::3], rtol=1e-4)) > 0.995
 
 
-def test_the_world_is_varied():
-    drawn = [scene(0, "variety", index) for index in range(400)]
-    named = [thing for one in drawn for thing in one.things if thing.named]
-    kinds, colours = (
-        Counter(thing.kind for thing in named),
-        Counter(thing.colour for thing in named),
-    )
+def test_scenes_are_varied():
+    scenes = [sample_scene(0, "variety", index) for index in range(400)]
+    named = [obj for one in scenes for obj in one.objects if obj.nameable]
+    kinds, colors = (Counter(obj.kind for obj in named), Counter(obj.color for obj in named))
     assert set(kinds) == set(KINDS) and min(kinds.values()) > 0.05 * len(named)
-    assert set(colours) == set(COLOURS) and min(colours.values()) > 0.05 * len(named)
-    rooms = np.mean([one.setting == "room" for one in drawn])
+    assert set(colors) == set(COLORS) and min(colors.values()) > 0.05 * len(named)
+    rooms = np.mean([one.setting == "room" for one in scenes])
     assert 0.4 < rooms < 0.7
-    heights = [one.camera.position[2] for one in drawn]
+    heights = [one.camera.position[2] for one in scenes]
     assert min(heights) < 0.6 and max(heights) > 2.8
-    pitch = np.degrees(np.arcsin([one.camera.axes[2][2] for one in drawn]))
+    pitch = np.degrees(np.arcsin([one.camera.axes[2][2] for one in scenes]))
     assert pitch.min() < -30 and pitch.max() > 8
-    assert any(thing.on >= 0 for thing in named)
-    seen = [len(look(one).clear) for one in drawn]
+    assert any(obj.support >= 0 for obj in named)
+    seen = [len(find_visible(one).clear) for one in scenes]
     assert np.mean(np.array(seen) >= 2) > 0.75
 
 
-def test_depth_cannot_be_told_from_the_row():
-    """The mean depth of each row, however well aligned, leaves over two thirds of what the best constant gets wrong."""
+def test_rows_do_not_predict_depth():
+    """The mean depth of rows has over two thirds of the error of the best constant."""
     train, held_out = Scenes(resolution=24), Scenes(resolution=24, split="rows")
     records = [train[i] for i in range(300)]
     profile = row_mean_prediction(
@@ -141,7 +143,7 @@ def test_depth_cannot_be_told_from_the_row():
     assert rows > 0.67 * constant
 
 
-def test_importing_the_source_loads_no_framework():
+def test_import_loads_no_framework():
     code = "import sys, modality_forcing.synthetic.source; print(*sorted(sys.modules))"
     there = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
