@@ -132,8 +132,8 @@ class TrainConfig:
     ema_decay: float = 0.999
     t_min: float = 0.05  # least t in x-prediction's velocity (public code: 0.05; short runs: 0.3)
     distill: bool = False  # self-distillation to the initial text-to-image model (paper, eq. 8)
-    distill_high: float = 1.0
-    distill_low: float = 0.1
+    distill_high: float = 1.0  # weight of that loss where the other modality is pure noise
+    distill_low: float = 0.1  # and where it is clean
     init_from: str = ""  # a checkpoint to start from
     branch_from: str = ""  # a longer run of this config, whose constant phase this one shares
     allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh

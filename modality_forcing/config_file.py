@@ -84,7 +84,7 @@ def _find(name: str, what: str) -> Path:
         return path
     if (folder / f"{name}.py").is_file() and path.name == name:
         return folder / f"{name}.py"
-    names = [f.stem for f in sorted(folder.glob("*.py"))]
+    names = [f.stem for f in sorted(folder.glob("[!_]*.py"))]
     known = ", ".join(n for n in names if n.startswith("sweep_") == (what == "sweep"))
     hint = f"name a .py file, or one of {known}"
     raise UserError(f"no such {what} file", where=name, hint=hint)

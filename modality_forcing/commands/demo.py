@@ -138,8 +138,8 @@ class PhaseCache:
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds per phase, and their sum."""
-        each = {phase: entry["seconds"] for phase, entry in self._done.items()}
-        return each | {"total": round(sum(each.values()), 2)}
+        each: dict[str, float] = {k: entry["seconds"] for k, entry in self._done.items()}
+        return each | {"total": round(sum(each.values(), 0.0), 2)}
 
     @property
     def peak_rss_mb(self) -> float:

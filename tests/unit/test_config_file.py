@@ -25,7 +25,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "mixtures": {"sets": ("paper", "offline"), "size": ("370m", "demo")},
     "t2i": {"size": ("370m", "800m", "3b3"), "encoders": ("frozen", "none")},
 }
-STEMS = sorted(path.stem for path in CONFIGS.glob("*.py"))
+STEMS = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
 EXISTING = [stem for stem in STEMS if not stem.startswith("sweep_")]  # sweeps: sweeps/test_spec.py
 
 
