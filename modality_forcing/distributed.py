@@ -19,6 +19,7 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType, TracebackType
 from typing import Any
 
 from modality_forcing.errors import UserError
@@ -26,6 +27,7 @@ from modality_forcing.errors import UserError
 COORDINATOR, COUNT, ID = "MFORCE_COORDINATOR", "MFORCE_PROCESS_COUNT", "MFORCE_PROCESS_ID"
 LOOPBACK = ("127.0.0.1", "localhost")
 DEVICES = Path("/dev")
+Arguments = dict[str, Any]  # of jax.distributed.initialize
 
 
 def initialize() -> None:
@@ -53,9 +55,11 @@ def initialize() -> None:
         jax.config.update("jax_rocm_visible_devices", "all")
     print_exception = sys.excepthook
 
-    def print_and_exit(*caught: Any) -> None:
-        print_exception(*caught)
-        exit_process(130 if issubclass(caught[0], KeyboardInterrupt) else 1)
+    def print_and_exit(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        print_exception(kind, error, trace)
+        exit_process(130 if issubclass(kind, KeyboardInterrupt) else 1)
 
     sys.excepthook = print_and_exit
 
@@ -83,7 +87,7 @@ def is_primary() -> bool:
     return not _joined() or _jax().process_index() == 0
 
 
-def _jax() -> Any:
+def _jax() -> ModuleType:
     import jax
 
     return jax
@@ -93,7 +97,7 @@ def _joined() -> bool:
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
 
 
-def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
+def _arguments(environment: Mapping[str, str]) -> Arguments | None:
     """The arguments for jax: {} where it detects them by itself, None for one process."""
     names = (COORDINATOR, COUNT, ID)
     if explicit := {name: environment[name] for name in names if environment.get(name)}:
@@ -103,7 +107,7 @@ def _arguments(environment: Mapping[str, str]) -> dict[str, Any] | None:
     return None
 
 
-def _explicit(given: dict[str, str]) -> dict[str, Any] | None:
+def _explicit(given: dict[str, str]) -> Arguments | None:
     if missing := [name for name in (COORDINATOR, COUNT, ID) if name not in given]:
         what = f"{', '.join(given)} set without {' and '.join(missing)}"
         raise UserError(what, hint="set all three, or none")
@@ -116,7 +120,7 @@ def _explicit(given: dict[str, str]) -> dict[str, Any] | None:
         raise UserError(f"{given[ID]!r} is not one of 0 to {int(given[COUNT]) - 1}", where=ID)
     if int(given[COUNT]) == 1:
         return None
-    arguments: dict[str, Any] = {
+    arguments: Arguments = {
         "coordinator_address": given[COORDINATOR],
         "num_processes": int(given[COUNT]),
         "process_id": int(given[ID]),

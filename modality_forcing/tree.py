@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+Tree = Mapping[str, Any]
 
-def flatten(tree: Mapping[str, Any], separator: str = "/", prefix: str = "") -> dict[str, Any]:
+
+def flatten(tree: Tree, separator: str = "/", prefix: str = "") -> dict[str, Any]:
     """Returns {"a/b/c": value} of nested mappings. An empty mapping is a value."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
@@ -18,7 +20,7 @@ def flatten(tree: Mapping[str, Any], separator: str = "/", prefix: str = "") -> 
     return flat
 
 
-def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+def unflatten(flat: Tree, separator: str = "/") -> dict[str, Any]:
     """Inverts `flatten`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
@@ -30,7 +32,7 @@ def unflatten(flat: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     return tree
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(before: Tree, now: Tree) -> str:
     """Returns the differences in the order of names, such as "a.b 1, now 2"; "" if there are none.
 
     An empty mapping counts as None.

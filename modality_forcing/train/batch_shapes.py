@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import PyTree
 
 from modality_forcing.config import Config, TextConfig
 from modality_forcing.modalities.base import Modality
@@ -15,7 +15,7 @@ from modality_forcing.modalities.base import Modality
 
 def abstract_batch(
     config: Config, modalities: Mapping[str, Modality], batch: int | None = None
-) -> dict[str, Any]:
+) -> dict[str, PyTree]:
     """Returns a batch of `jax.ShapeDtypeStruct`s, by default of train.batch examples."""
     b = config.train.batch if batch is None else batch
     arrays = {"index": ((), jnp.int32)}
@@ -38,11 +38,11 @@ def abstract_text(c: TextConfig, b: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
-def random_batch(shapes: Any, seed: int = 0) -> Any:
+def random_batch(shapes: PyTree, seed: int = 0) -> PyTree:
     """Returns NumPy arrays of these shapes with a target in every example (benchmarks, tests)."""
     rng = np.random.default_rng(seed)
 
-    def sample(path: tuple[Any, ...], s: jax.ShapeDtypeStruct) -> np.ndarray:
+    def sample(path: PyTree, s: jax.ShapeDtypeStruct) -> np.ndarray:
         name = path[-1].key
         if name == "index":
             return np.arange(s.shape[0], dtype=np.int32)

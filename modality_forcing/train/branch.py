@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
@@ -14,7 +13,9 @@ from modality_forcing.train.state import TrainState
 from modality_forcing.train.workdir import SCHEDULE_KEYS, check_resumable
 
 
-def restore_branch_point(config: Config, like: TrainState) -> tuple[TrainState, dict[str, Any]]:
+def restore_branch_point(
+    config: Config, like: TrainState
+) -> tuple[TrainState, checkpoint.Metadata]:
     """Returns the trunk's last state that this run shares bit for bit, and its metadata.
 
     train.branch_from is the trunk's workdir. Its config may differ in schedule length and in

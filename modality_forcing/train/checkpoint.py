@@ -7,26 +7,28 @@ import logging
 import shutil
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from modality_forcing import distributed
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models.restore import merge_params
+from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState
 
 FORMAT = 2  # of the folder; other formats are refused
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 FULL = ("no space left", "disk quota", "file too large", "resource_exhausted", "enospc", "efbig")
 _HINT = "give a workdir, its checkpoints/ or one step in it"
-Metadata = dict[str, Any]  # JSON: the config, the data position, metrics not written yet
+Metadata = Mapping[str, Any]  # JSON: the config, the data position, metrics not written yet
 
 
 class Checkpoints:
@@ -50,7 +52,7 @@ class Checkpoints:
         """Returns the last complete step, or None."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, config: Config, metadata: Mapping[str, Any]) -> None:
+    def save(self, state: TrainState, config: Config, metadata: Metadata) -> None:
         """Saves a state and JSON metadata, the data position among it, under the state's step.
 
         Raises UserError when the disk is full. Earlier checkpoints stay as they are.
@@ -123,7 +125,7 @@ def resolve_checkpoint(path: Path) -> Path:
     raise UserError("holds no checkpoint", where=path, hint=_HINT)
 
 
-def load(path: Path, shardings: Callable[[Any], Any] | None = None) -> tuple[Config, Params]:
+def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params]:
     """Returns a checkpoint's config and EMA weights, whatever devices it was saved from.
 
     shardings: from the weights' shapes to their shardings; by default they go to the first device.
@@ -170,10 +172,7 @@ def read_state(folder: Path, like: TrainState) -> tuple[TrainState, Metadata]:
 
 
 def init_from_checkpoint(
-    path: Path,
-    fresh: Params,
-    allow_missing: tuple[str, ...],
-    shardings: Callable[[Any], Any] | None = None,
+    path: Path, fresh: Params, allow_missing: tuple[str, ...], shardings: Shardings | None = None
 ) -> Params:
     """Returns a checkpoint's weights; modules of the modalities in `allow_missing` stay `fresh`."""
     _, params = load(path, shardings)
@@ -210,7 +209,7 @@ def suppress_secondary_errors() -> Iterator[None]:
     """
     before, log = sys.unraisablehook, logging.getLogger("asyncio")
 
-    def hook(raised: Any) -> None:
+    def hook(raised: sys.UnraisableHookArgs) -> None:
         is_closed = str(raised.exc_value) == "Event loop is closed"
         if not inspect.iscoroutine(raised.object) and not is_closed:
             before(raised)
@@ -230,11 +229,11 @@ def suppress_secondary_errors() -> Iterator[None]:
     log.removeFilter(retrieved)
 
 
-def _plain(tree: Any) -> Any:
+def _plain(tree: PyTree) -> PyTree:
     return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _checked(meta: Any, folder: Path) -> Metadata:
+def _checked(meta: object, folder: Path) -> Metadata:
     """Returns a checkpoint's metadata; raises UserError if this version does not read it."""
     if not isinstance(meta, Mapping) or not isinstance(meta.get("config"), Mapping):
         raise UserError("its description is damaged", where=folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
+from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
@@ -25,11 +25,10 @@ from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.inputs import Inputs, open_inputs
 from modality_forcing.train.metrics import param_summary
-from modality_forcing.train.state import TrainState, abstract_model, init_params, init_state
+from modality_forcing.train.sharding import Shardings
+from modality_forcing.train.state import Params, TrainState, abstract_model, init_params, init_state
 from modality_forcing.train.step import Step, make_step
 from modality_forcing.train.workdir import check_resumable, write_config
-
-Shardings = Callable[[Any], Any]  # from a tree of arrays or shapes to its shardings
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Run:
     start_step: int  # updates already done
     batches: PrefetchToDevice
     checkpoints: checkpoint.Checkpoints
-    metadata: Mapping[str, Any]  # of the checkpoint that the state is from
+    metadata: checkpoint.Metadata  # of the checkpoint that the state is from
 
 
 def init_run(
@@ -98,7 +97,7 @@ def _initial_state(
     abstract: TrainState,
     shardings: Shardings,
     checkpoints: checkpoint.Checkpoints | None = None,
-) -> tuple[TrainState, dict[str, Any]]:
+) -> tuple[TrainState, checkpoint.Metadata]:
     """Returns the first state of a run, and the metadata of the checkpoint it is from.
 
     checkpoints: of the workdir; None for a workdir that is not written yet.
@@ -144,7 +143,7 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> PrefetchToDevice:
     )
 
 
-def _load_teacher(config: Config, shardings: Shardings) -> tuple[Any, Any]:
+def _load_teacher(config: Config, shardings: Shardings) -> tuple[nnx.GraphDef, Params]:
     """Returns graph and weights of the checkpoint in train.init_from, to distill from."""
     if not config.train.init_from:
         raise UserError("train.distill needs train.init_from, the checkpoint to stay near")
@@ -152,5 +151,7 @@ def _load_teacher(config: Config, shardings: Shardings) -> tuple[Any, Any]:
     return abstract_model(teacher, base.build(teacher))[0], params
 
 
-def _to_shape_dtype_struct(leaf: Any, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _to_shape_dtype_struct(
+    leaf: jax.ShapeDtypeStruct, sharding: NamedSharding
+) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -14,6 +13,7 @@ import numpy as np
 from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.progress import ProgressMeter
+from modality_forcing.train.checkpoint import Metadata
 from modality_forcing.train.init import Run
 from modality_forcing.train.metrics import MetricWriter
 
@@ -44,7 +44,7 @@ class TrainLogger:
         self.data_wait_s = self.compile_s = 0.0
         self.pending: list[Row] = list(run.metadata.get("pending_metrics", []))
 
-    def checkpoint_metadata(self, data_state: Mapping[str, int]) -> dict[str, Any]:
+    def checkpoint_metadata(self, data_state: Mapping[str, int]) -> Metadata:
         """Returns what a checkpoint keeps besides the state; data_state: the loader's position."""
         elapsed = self._earlier_s + time.monotonic() - self._start
         pending = _to_floats(self.pending)
@@ -73,7 +73,7 @@ class TrainLogger:
         """Raises FloatingPointError if a pending metric is not finite."""
         self._check_finite(_mean(self.pending), step)
 
-    def write_summary(self, metadata: Mapping[str, Any]) -> None:
+    def write_summary(self, metadata: Metadata) -> None:
         """Writes the last row, the times of the whole run; metadata: of its last checkpoint."""
         summary = {
             "elapsed_s": metadata["elapsed_s"],

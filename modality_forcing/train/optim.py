@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import jax
 import optax
+from jaxtyping import PyTree
 
 from modality_forcing.config import TrainConfig
 from modality_forcing.errors import UserError
@@ -136,7 +134,7 @@ def param_group(path: tuple[str, ...]) -> str:
     raise ValueError(f"no group for the parameter {'/'.join(path)}")
 
 
-def weight_decay_mask(params: Mapping[str, Any]) -> Any:
+def weight_decay_mask(params: PyTree) -> PyTree:
     """Returns True for matrices, stacked or not, and False for vectors and scalars.
 
     Leaves of the scanned stack have a leading axis of layers, so that their rank alone would make

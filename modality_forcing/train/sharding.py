@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from modality_forcing.config import MeshConfig, TrainConfig
 from modality_forcing.errors import UserError
@@ -22,6 +23,7 @@ from modality_forcing.models.layout import spec
 
 AXES = ("data", "fsdp", "tensor")
 AnyMesh = Mesh | AbstractMesh
+Shardings = Callable[[PyTree], PyTree]  # from arrays or their shapes to their shardings
 Axis = str | tuple[str, ...] | None
 Spec = tuple[Axis, ...]
 
@@ -175,14 +177,14 @@ def param_spec(
     return PartitionSpec(*fitting)
 
 
-def tree_shardings(tree: Any, rules: ShardingRules, mesh: AnyMesh) -> Any:
+def tree_shardings(tree: PyTree, rules: ShardingRules, mesh: AnyMesh) -> PyTree:
     """Returns the sharding of every leaf of a tree of weights, or of a tree with copies of it.
 
     A leaf is identified by the dictionary keys in its path, so that optimizer moments are sharded
     as their weights are. A leaf without such keys (a counter) is replicated.
     """
 
-    def sharding(path: Any, leaf: Any) -> NamedSharding:
+    def sharding(path: PyTree, leaf: PyTree) -> NamedSharding:
         names = tuple(str(key.key) for key in path if isinstance(key, jax.tree_util.DictKey))
         found = param_spec(rules, names, leaf.shape, mesh) if names else PartitionSpec()
         return NamedSharding(mesh, found)  # pyright: ignore[reportArgumentType]
@@ -190,12 +192,12 @@ def tree_shardings(tree: Any, rules: ShardingRules, mesh: AnyMesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def batch_shardings(batch: Any, mesh: Mesh) -> Any:
+def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
     """Returns the sharding of every leaf of a batch, examples over "data" and "fsdp"."""
     return jax.tree.map(lambda _: NamedSharding(mesh, spec("b")), batch)
 
 
-def replicated_params(params: Any, rules: ShardingRules, mesh: AnyMesh) -> dict[str, int]:
+def replicated_params(params: PyTree, rules: ShardingRules, mesh: AnyMesh) -> dict[str, int]:
     """Returns {path: bytes} of the weights that "fsdp" does not shard, the largest first."""
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 from modality_forcing.config import Config
 from modality_forcing.diffusion import rng
@@ -20,7 +20,7 @@ from modality_forcing.models.dit import DiT
 from modality_forcing.train.optim import make_optimizer
 from modality_forcing.train.sharding import PRESETS
 
-Params = dict[str, Any]  # nested dicts of arrays, by the network's attribute names
+Params = dict[str, PyTree]  # nested dicts of arrays, by the network's attribute names
 
 
 class TrainState(NamedTuple):
@@ -28,7 +28,7 @@ class TrainState(NamedTuple):
 
     step: Int[Array, ""]  # updates done
     params: Params
-    opt_state: Any
+    opt_state: PyTree
     ema: Params
 
 
@@ -67,7 +67,7 @@ def abstract_model(
 
 
 def init_params(
-    config: Config, modalities: Mapping[str, Modality], shardings: Any = None
+    config: Config, modalities: Mapping[str, Modality], shardings: PyTree = None
 ) -> Params:
     """Returns fresh weights, a pure function of the seed; they are created in their shards."""
 
@@ -77,7 +77,7 @@ def init_params(
     return jax.jit(init, out_shardings=shardings)()
 
 
-def init_state(config: Config, params: Params, shardings: Any = None) -> TrainState:
+def init_state(config: Config, params: Params, shardings: PyTree = None) -> TrainState:
     """Returns the state of step 0 for some weights; the EMA starts as a copy of them."""
     optimizer = make_optimizer(config.train, config.model.width)
 

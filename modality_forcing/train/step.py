@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import ArrayLike
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from modality_forcing.config import Config
 from modality_forcing.diffusion import distillation, flow, losses, noise_levels, rng
@@ -191,7 +191,7 @@ def make_step(
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         return constrain_state(TrainState(state.step + 1, params, opt_state, ema)), metrics
 
-    def constrain_state(tree: Any) -> Any:
+    def constrain_state(tree: PyTree) -> PyTree:
         if mesh is None:
             return tree
         return jax.lax.with_sharding_constraint(tree, tree_shardings(tree, rules, mesh))
