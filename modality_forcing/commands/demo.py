@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from modality_forcing.evaluation.heldout import Evaluator
 
 EXAMPLES_PER_ROW = 3  # of a sheet
+Summary = dict[str, Any]  # JSON
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +71,7 @@ def main(options: argparse.Namespace) -> None:
     numbers = phases.run("evaluate", lambda: _evaluate(evaluator(), workdir))
     if options.ablate:
 
-        def ablation() -> dict[str, Any]:
+        def ablation() -> Summary:
             return evaluator().i2d(Generator.from_checkpoint(workdir / "no_pretraining"))[0]
 
         numbers |= {"no_pretraining": phases.run("evaluate_no_pretraining", ablation)}
@@ -111,7 +112,7 @@ class PhaseCache:
 
     def __init__(self, path: Path):
         self._path = path
-        self._done: dict[str, dict[str, Any]] = {}
+        self._done: dict[str, Summary] = {}
         if path.exists():
             try:
                 self._done = dict(json.loads(path.read_text()))
@@ -155,7 +156,7 @@ def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, fl
     return {"seconds": read_metrics(workdir)[-1]["elapsed_s"]}
 
 
-def _evaluate(evaluator: Evaluator, workdir: Path) -> dict[str, Any]:
+def _evaluate(evaluator: Evaluator, workdir: Path) -> Summary:
     from modality_forcing.evaluation.heldout import EXAMPLES
     from modality_forcing.generator import Generator
     from modality_forcing.viz import images
@@ -231,7 +232,7 @@ def _peak_rss_mb() -> float:
     return round(sum(peaks) / (1024 if sys.platform != "darwin" else 1024**2), 1)
 
 
-def format_summary(summary: dict[str, Any], workdir: Path) -> str:
+def format_summary(summary: Summary, workdir: Path) -> str:
     """Returns the summary in a few lines for the terminal."""
     i2d, constant, rows, d2i = (summary[k] for k in ("i2d", "constant", "row_mean", "d2i"))
     return (
