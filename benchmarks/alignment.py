@@ -1,9 +1,10 @@
-"""Time of one alignment per image, and of scoring whole images: `python benchmarks/alignment.py` prints a table."""
+"""Time of one alignment and of whole scores: `python benchmarks/alignment.py` prints a table."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import numpy as np
@@ -44,11 +45,11 @@ def main() -> None:
             for batch in (1, 32):
                 pred, target = scenes(batch, samples)
                 weight = 1 / target
-                elapsed = milliseconds(lambda: run(pred, target, weight)) / batch
+                elapsed = milliseconds(partial(run, pred, target, weight)) / batch
                 print(f"{name:<22}{samples:>9}{batch:>7}{elapsed:>9.3f}")
     for height, width in ((32, 32), (64, 64), (480, 640)):
         pred, target = scenes(32, height, width)
-        elapsed = milliseconds(lambda: score(pred, target, target > 0), repeats=2) / 32
+        elapsed = milliseconds(partial(score, pred, target, target > 0), repeats=2) / 32
         print(f"{'whole score ' + f'{width}x{height}':<31}{32:>7}{elapsed:>9.3f}")
 
 

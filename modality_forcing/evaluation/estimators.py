@@ -68,9 +68,9 @@ def from_folder(path: str | Path) -> Estimator:
     """Returns an estimator that reads `name.npy`, or else a 16-bit `name.png`, of image `name`.
 
     0, NaN and inf mean invalid. A map may have another size with the image's aspect ratio; it is
-    sampled at cell centers (crop_resize_depth) and never interpolated. If `name.png` is an image, it
-    must equal the judged one: maps of another checkpoint's images are refused. Raises UserError if
-    there is no such folder.
+    sampled at cell centers (`crop_resize_depth`) and never interpolated. If `name.png` is an image,
+    it must equal the judged one: maps of another checkpoint's images are refused. Raises UserError
+    if there is no such folder.
     """
     if not Path(path).is_dir():
         raise UserError("no such folder", where=path, hint="check --estimator")

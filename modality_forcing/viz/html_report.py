@@ -241,6 +241,8 @@ def _loss_charts(curves: Mapping[str, Curve]) -> list[str]:
 
 def loss_figure(lines: Mapping[str, np.ndarray]) -> Figure:
     """Returns the chart of positive losses (step, value) [n 2] by name: raw and smoothed."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
     figure = figures.new_figure(columns=2, height=2.4)
     axes = figure.subplots()
     axes.set_yscale("log")
@@ -258,6 +260,10 @@ def loss_figure(lines: Mapping[str, np.ndarray]) -> Figure:
     # A few early spikes must not compress the rest.
     low, high = np.percentile(values, (0, 99.5))
     axes.set_ylim(low / 1.05, high * 1.05)
+    wide = high > 3 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if wide else MaxNLocator(5))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside upper left", ncols=4)
     return figure
 

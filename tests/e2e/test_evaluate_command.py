@@ -1,4 +1,4 @@
-"""`mforce evaluate` as a person runs it on a checkpoint: a benchmark scored twice, and a sweep gone on with."""
+"""`mforce evaluate` on a checkpoint: a benchmark scored twice, and a resumed trajectory sweep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.bundles import write_bundle
 from tests.runs import process, save
 
 
-def test_a_second_protocol_reads_what_the_first_predicted(tmp_path: Path):
+def test_second_protocol_reuses_predictions(tmp_path: Path):
     run, root, out = (
         save(tmp_path / "run", tiny.forcing()),
         write_bundle(tmp_path / "data"),
@@ -48,7 +48,7 @@ def test_a_second_protocol_reads_what_the_first_predicted(tmp_path: Path):
     )
 
 
-def test_a_sweep_goes_on_where_it_was_stopped(tmp_path: Path):
+def test_trajectory_sweep_reuses_finished_rows(tmp_path: Path):
     run, out = save(tmp_path / "run", tiny.forcing()), tmp_path / "out"
     arguments = ("evaluate", "--checkpoint", run, "--examples", "4", "--out", out)
     assert process(*arguments, "--trajectory-sweep", "log2_alpha:0,2").code == 0

@@ -1,12 +1,12 @@
-"""Parity with the ensembling of prs-eth/Marigold: its results on synthetic maps, and why they are not those of its objective.
+"""Parity with the ensembling of prs-eth/Marigold, and why it does not minimize its objective.
 
-data/marigold_ensemble.npz holds numbers only, got by running Marigold's own ensembling (median, at most 50 iterations,
-tolerance 1e-6, regulariser 0.02) on 10, 5 and 4 maps: depth and uncertainty with scale and shift free, and with the scale
-alone on the maps' magnitudes.
+data/marigold_ensemble.npz holds numbers only, from runs of Marigold's own ensembling (median, at
+most 50 iterations, tolerance 1e-6, regularizer 0.02) on 10, 5 and 4 maps: depth and uncertainty
+with scale and shift free, and with the scale alone on magnitudes.
 
-Its search is written out again here in NumPy. A map's pixels may be added up in any order, and the order alone moves where
-the search with scale and shift ends, by 0.008 to 0.016 of depth. Agreement to more digits than that would be chance, so
-this is measured before anything is asked of our own alignment.
+Its search is written out again here in NumPy. The pixels of a map may be added up in any order, and
+the order alone moves the end of the search with scale and shift by 0.008 to 0.016 of depth.
+Agreement to more digits would be chance, so this is measured before our own alignment is compared.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def lower_median(values):
 
 
 def added(values):
-    """The sum of each row [m n], halves first: elementwise, so that it rounds alike on every machine."""
+    """Returns row sums [m n] -> [m], halves first, so that every machine rounds alike."""
     while values.shape[1] % 2 == 0:
         first, second = np.split(values, 2, axis=1)
         values = first + second
@@ -48,7 +48,7 @@ def added(values):
 
 
 def search(maps, order=0, affine=True, dtype=np.float32):
-    """Marigold's search in `dtype` arithmetic over the pixels in a shuffled order (0: as they come)."""
+    """Marigold's search in `dtype` arithmetic over shuffled pixels (order 0: not shuffled)."""
     shuffle = (
         np.random.default_rng(order).permutation(maps[0].size) if order else np.arange(maps[0].size)
     )
@@ -111,7 +111,7 @@ def searches(golden, case):
 
 
 def test_scale_alone_is_marigolds_start(golden, case):
-    """To 1.2e-7. Its search does not move: the differences it takes do not change a float32 scale of 0.5 or more."""
+    """To 1.2e-7. The search does not move: its steps do not change a float32 scale above 0.5."""
     maps = np.abs(golden[f"case{case}/maps"])
     ours = ensemble(maps, "scale", align=False)
     np.testing.assert_allclose(ours.depth, golden[f"case{case}/scale/depth"], atol=1e-6)
@@ -131,7 +131,7 @@ def test_scale_alone_aligned_has_the_lesser_pair_sum(golden, case):
 
 @pytest.mark.parametrize("case", [1, 2])
 def test_in_a_larger_unit_their_scale_collapses_and_ours_does_not(golden, case):
-    """Maps in centimetres, say. Their scales are below 0.5 then, so the search moves, and goes where the objective is least."""
+    """Scales of maps in centimeters are below 0.5, so the search moves to the minimum."""
     maps = np.abs(golden[f"case{case}/maps"])
     theirs, ours = search(100 * maps, affine=False), ensemble(100 * maps, "scale")
     assert (
@@ -142,7 +142,7 @@ def test_in_a_larger_unit_their_scale_collapses_and_ours_does_not(golden, case):
 
 
 def test_the_order_of_additions_decides_where_their_search_ends(golden, case, searches):
-    """Four orders end up to 0.014, 0.008 and 0.016 apart, and Marigold's own result is one more such end."""
+    """Four orders end up to 0.014, 0.008 and 0.016 apart; Marigold's result is one more end."""
     theirs = golden[f"case{case}/affine/depth"]
     spread = max(apart(a.depth, b.depth) for a, b in combinations(searches, 2))
     nearest = min(apart(x.depth, theirs) for x in searches)
@@ -151,17 +151,19 @@ def test_the_order_of_additions_decides_where_their_search_ends(golden, case, se
 
 
 def test_our_pair_sum_is_below_that_of_every_end_of_their_search(golden, case, searches):
-    """By 2.7 to 7.8 in a hundred, in the unit of depth. All are below, or about at, the normalization they start from."""
+    """By 2.7% to 7.8%. All are below, or about at, the normalization that they start from."""
     maps = golden[f"case{case}/maps"]
     assert ensemble(maps).loss < 0.98 * min(x.pairs for x in searches)
     assert ensemble(maps, align=False).loss > min(x.pairs for x in searches)
 
 
 def test_affine_depth_and_uncertainty(golden, case):
-    """Depth is at most 0.046, 0.027 and 0.027 off, two to four times the spread of their search, and 0.008 on average.
+    """Depth differs by at most 0.046, 0.027 and 0.027 (two to four times the spread of their
+    search), and by 0.008 on average.
 
-    The median of the maps as they come is 0.10 to 0.17 off, that of the normalized ones, where their search starts and
-    does not get far, 0.015, 0.011 and 0.031. So this says that ours is no other depth, not that it is theirs.
+    The median of the raw maps differs by 0.10 to 0.17, that of the normalized ones, near which
+    their search stays, by 0.015, 0.011 and 0.031. So the test shows that the depth is not another
+    one, not that it is theirs.
     """
     ours = ensemble(golden[f"case{case}/maps"])
     depth, uncertainty = (
@@ -182,6 +184,6 @@ def test_in_double_precision_their_objective_is_least_at_no_depth(golden, case):
     found = search(maps, dtype=np.float64)
     assert found.found.fun < 0.05
     assert found.extent < 0.01
-    # In float32 the search stays where there is depth, and where its objective is many times as high.
+    # In float32 the search stays where there is depth, although its objective is far higher there.
     kept = search(maps)
     assert kept.extent > 0.9 and kept.found.fun > 0.2

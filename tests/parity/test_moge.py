@@ -1,8 +1,9 @@
-"""Parity with the evaluation of microsoft/MoGe: its subsample, its two alignments and its scores on synthetic arrays.
+"""Parity with the evaluation of microsoft/MoGe: subsample, both alignments and scores.
 
-data/moge_metrics.npz holds numbers only, got by running MoGe's own evaluation: 0 dense with outliers, 1 sparse (5%),
-2 half known with many outliers, 3 negative slope, 4 a handful of pixels. All known pixels are kept of cases 1, 3 and 4,
-of the others those in the subsample, which is all that an alignment looks at.
+data/moge_metrics.npz holds numbers only, from runs of MoGe's own evaluation on synthetic arrays:
+0 dense with outliers, 1 sparse (5%), 2 half valid with many outliers, 3 negative slope, 4 a handful
+of pixels. Cases 1, 3 and 4 hold all valid pixels, the others those in the subsample, which is all
+that an alignment uses.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def objective(fit, pred, target):
 
 
 @pytest.mark.parametrize("case", range(5))
-def test_subsample_takes_the_same_pixels(golden, case):
+def test_subsample_picks_the_same_pixels(golden, case):
     _, _, valid = images(golden, case)
     index = np.arange(valid.size, dtype=np.float32).reshape(valid.shape)
     taken, _, known = subsample(index[None], index[None], valid[None])
@@ -112,7 +113,7 @@ def test_strict_mode_fails_exactly_the_depths_that_are_not_positive(golden, case
     "align, key", (("disparity", "disparity_affine_invariant"), ("none", "depth_metric"))
 )
 def test_predictions_of_disparity_and_of_metric_depth(case, align, key):
-    """data/moge_full.npz holds all known pixels of a case as one row: neither way of scoring asks where a pixel lies."""
+    """data/moge_full.npz holds all valid pixels of a case as one row: positions do not matter."""
     with np.load(ARCHIVE.with_name("moge_full.npz"), allow_pickle=False) as archive:
         pred = archive[f"case{case}/{'pred_disparity' if align == 'disparity' else 'pred'}"][
             None, None
@@ -122,6 +123,6 @@ def test_predictions_of_disparity_and_of_metric_depth(case, align, key):
             archive[f"case{case}/{key}"],
         )
     scores = score(pred, target, target > 0, get_protocol("moge", align))
-    # Six decimals of numbers below 1. Theirs is float32 too, and up to 0.7e-6 from the same fit in float64.
+    # Six decimals of numbers below 1. Theirs is float32 too, up to 0.7e-6 from float64.
     assert float(scores.absrel[0]) == pytest.approx(absrel, abs=1.2e-6)
     assert float(scores.delta1[0]) == pytest.approx(delta1, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Parity with the geometric warp of microsoft/MoGe's benchmark loader; data/moge_view.npz holds numbers only."""
+"""Parity with the view warp of microsoft/MoGe's loader; data/moge_view.npz holds numbers only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ARCHIVE = Path(__file__).parent / "data" / "moge_view.npz"
 
 
 @pytest.mark.parametrize("case", range(4))
-def test_the_view_is_the_same(case):
+def test_view_equals_moge(case):
     with np.load(ARCHIVE, allow_pickle=False) as archive:
         given = {
             k.removeprefix(f"case{case}/"): x

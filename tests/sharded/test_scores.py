@@ -1,4 +1,4 @@
-"""Depth scores on one device and on eight: the same numbers, through the real command."""
+"""Depth scores on one device and on eight are equal, through the command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mforce evaluate`: one use at a time, and no option that it would silently pass over."""
+"""`mforce evaluate`: one mode at a time, and no option is silently ignored."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def parsed(*arguments: str) -> argparse.Namespace:
         (("--checkpoint", "c", "--trajectory-sweep", "log2_alpha:0..1"), "a trajectory sweep"),
     ],
 )
-def test_what_is_given_says_what_is_scored(arguments, use):
+def test_options_select_the_mode(arguments, use):
     assert use in evaluate.parse_mode(parsed(*arguments)).name
 
 
@@ -69,11 +69,11 @@ def test_what_is_given_says_what_is_scored(arguments, use):
         ),
     ],
 )
-def test_what_does_not_go_together_is_refused(arguments, told):
+def test_incompatible_options_are_refused(arguments, told):
     with pytest.raises(UserError, match=told):
         evaluate.main(parsed(*arguments))
 
 
-def test_every_option_belongs_to_a_use():
+def test_every_option_belongs_to_a_mode():
     options = set(vars(parsed())) - {"json", "out"}
     assert options == {name for mode in evaluate.MODES for name in mode.options}

@@ -1,4 +1,4 @@
-"""The alignment against brute force over all pairs of samples, and where it is degenerate."""
+"""Alignments against brute force over all pairs of samples, and degenerate cases."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def loss(scale, shift, pred, target, weight):
 
 
 def brute_force(pred, target, weight):
-    """The least loss of all lines through two samples and all flat lines through one: an optimum is among them."""
+    """Returns the least loss of all lines through two samples and flat lines through one."""
     keep = np.asarray(weight) > 0
     p, g, w = (np.asarray(x, np.float64)[keep] for x in (pred, target, weight))
     i, j = np.triu_indices(len(p), 1)
@@ -84,7 +84,7 @@ def test_affine_l1_is_the_optimum_of_brute_force(case):
     best = brute_force(pred, target, weight)
     # Six digits of the loss, or, where the fit is nearly perfect, of what a constant would lose.
     slack = 1e-6 * best + 1e-6 * flat_loss(target, weight) + 1e-6 * np.sum(weight * target)
-    # The two parameters are float32: the optimum's own, rounded, lose this much (a steep line through near-zero truths).
+    # Rounding the optimum's parameters to float32 loses this much (a steep line near zero).
     slack += (
         np.finfo(np.float32).eps
         / 2
@@ -124,7 +124,7 @@ def test_sign_flipped_prediction_gets_the_negative_scale():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from([1e-3, 1.0, 1e3]), st.sampled_from([1e-3, 1.0, 1e3]))
-def test_affine_l1_does_not_care_about_units(seed, pred_unit, truth_unit):
+def test_affine_l1_does_not_depend_on_units(seed, pred_unit, truth_unit):
     pred, target, _ = scene(seed)
     plain = one(l1, pred, target, 1 / target)
     scaled = one(l1, pred * pred_unit, target * truth_unit, 1 / (target * truth_unit))
@@ -132,7 +132,7 @@ def test_affine_l1_does_not_care_about_units(seed, pred_unit, truth_unit):
 
 
 @pytest.mark.parametrize("solve", [l1, l2, scale_l1])
-def test_weight_zero_has_no_influence_even_with_nan(solve):
+def test_zero_weight_has_no_influence(solve):
     pred, target, weight = scene(5)
     plain = one(solve, *(np.append(x, [0, 0]) for x in (pred, target, weight)))
     trash = one(
@@ -164,7 +164,7 @@ def test_constant_prediction_gets_the_weighted_median():
     assert one(l2, np.full(N, 3.0), target, weight).scale == 0
 
 
-def test_constant_truth_is_fitted_exactly():
+def test_constant_target_is_aligned_exactly():
     pred, _, _ = scene(8)
     fit = one(l1, pred, np.full(N, 4.0), np.full(N, 0.25))
     assert (fit.scale, fit.shift, fit.loss) == (0.0, 4.0, 0.0)

@@ -1,4 +1,4 @@
-"""Arrays in, scores out: through the real command, and what is wrong with a file told in one line."""
+"""Scores of arrays through the command, and one error line per invalid file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def command(folder, *more, pred="p.npz", target="g.npz"):
     "name, align",
     [("moge", "affine"), ("marigold", "affine"), ("metric", "none"), ("moge", "disparity")],
 )
-def test_json_holds_the_means_and_a_row_per_image(arrays, capsys, name, align):
+def test_json_has_means_and_a_row_per_image(arrays, capsys, name, align):
     folder, pred, target, valid = arrays
     assert (
         command(
@@ -64,7 +64,7 @@ def test_json_holds_the_means_and_a_row_per_image(arrays, capsys, name, align):
     )
 
 
-def test_the_table_names_the_protocol_and_counts_what_was_skipped(arrays, capsys):
+def test_table_names_the_protocol_and_counts_skipped_images(arrays, capsys):
     assert command(arrays[0], "--protocol=marigold", "--depth-range=0.1:inf") == 0
     told = capsys.readouterr().out
     assert (
@@ -74,7 +74,7 @@ def test_the_table_names_the_protocol_and_counts_what_was_skipped(arrays, capsys
     assert all(metric in told for metric in METRICS)
 
 
-def test_a_prediction_that_is_not_finite_is_no_json_number(arrays, capsys):
+def test_nonfinite_scores_are_null_in_json(arrays, capsys):
     folder, pred, _, _ = arrays
     np.savez(folder / "nan.npz", depth=np.full_like(pred, np.nan))
     assert command(folder, "--json", pred="nan.npz") == 0
@@ -97,7 +97,7 @@ def test_a_prediction_that_is_not_finite_is_no_json_number(arrays, capsys):
         ("mask", "values other than 0 and 1"),
     ],
 )
-def test_files_that_do_not_fit_are_told_in_one_line(arrays, capsys, case, told):
+def test_invalid_files_are_reported_in_one_line(arrays, capsys, case, told):
     folder, pred, target, valid = arrays
     names = {"pred": "p.npz", "target": "g.npz"}
     if case in ("missing", "shape", "flat", "damaged", "text", "bare"):
@@ -142,7 +142,7 @@ def test_files_that_do_not_fit_are_told_in_one_line(arrays, capsys, case, told):
         (["--pred=p.npz", "--target=g.npz", "--depth-range=5"], "MIN:MAX"),
     ],
 )
-def test_options_that_do_not_go_together(arrays, capsys, monkeypatch, arguments, told):
+def test_incompatible_options_are_refused(arrays, capsys, monkeypatch, arguments, told):
     monkeypatch.chdir(arrays[0])
     assert cli.main(["evaluate", *arguments]) == 2
     error = capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A model on a benchmark: against a generator whose answers are known, what is predicted, kept, and compared."""
+"""Benchmarks with a fake generator: what is predicted, stored and compared; and a real run."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def evaluated(
     return scores, generator, frames, kept
 
 
-def test_every_frame_is_predicted_once_and_scored_against_its_view(tmp_path: Path):
+def test_every_frame_is_predicted_once_and_scored_in_its_view(tmp_path: Path):
     told: list[str] = []
     scores, generator, frames, kept = evaluated(tmp_path, told=told)
     assert sorted(frames._layout.reads) == list(range(7))
@@ -144,13 +144,13 @@ def test_every_frame_is_predicted_once_and_scored_against_its_view(tmp_path: Pat
     assert told[-1].startswith("NYUv2  7/7") and "predicted 7" in told[-1]
 
 
-def test_a_second_protocol_predicts_nothing(tmp_path: Path):
+def test_second_protocol_reuses_predictions(tmp_path: Path):
     _, first, *_ = evaluated(tmp_path)
     scores, second, *_ = evaluated(tmp_path, get_protocol("marigold"))
     assert first.calls and not second.calls and scores.num_predicted == 0
 
 
-def test_an_interrupted_run_predicts_only_what_it_lacks(tmp_path: Path):
+def test_resumed_run_predicts_only_missing_frames(tmp_path: Path):
     whole, _, _, kept = evaluated(tmp_path)
     (kept.folder / "000004.npy").unlink()
     again, generator, *_ = evaluated(tmp_path)
@@ -158,7 +158,7 @@ def test_an_interrupted_run_predicts_only_what_it_lacks(tmp_path: Path):
     np.testing.assert_array_equal(again.per_image.absrel, whole.per_image.absrel)
 
 
-def test_another_seed_view_or_ensemble_is_another_prediction(tmp_path: Path):
+def test_other_options_have_other_predictions(tmp_path: Path):
     digests = set()
     for setup in (
         InferenceOptions(),
@@ -172,7 +172,7 @@ def test_another_seed_view_or_ensemble_is_another_prediction(tmp_path: Path):
     assert len(digests) == 5
 
 
-def test_samples_are_merged_and_their_spread_is_kept(tmp_path: Path):
+def test_samples_are_ensembled_with_uncertainty(tmp_path: Path):
     scores, generator, _, kept = evaluated(tmp_path, setup=InferenceOptions(samples=4))
     assert [call[1] for call in generator.calls[:4]] == [0, 1, 2, 3]
     both = kept.get(0)
@@ -195,7 +195,7 @@ def test_disparity_is_scored_as_the_inverse_of_depth(tmp_path: Path):
     assert float(scores.per_image.absrel[0]) == pytest.approx(float(expected.absrel[0]), rel=1e-6)
 
 
-def test_a_protocol_takes_from_the_set_what_it_fixes():
+def test_protocol_takes_depth_range_from_the_benchmark():
     assert resolve_protocol(MOGE, NYU) == MOGE
     assert resolve_protocol(get_protocol("marigold"), NYU) == Protocol(
         "marigold", depth_range=(1e-3, 10.0)
@@ -211,7 +211,7 @@ def test_a_protocol_takes_from_the_set_what_it_fixes():
         resolve_protocol(get_protocol("metric"), BENCHMARKS["sintel"])
 
 
-def test_what_the_models_depth_cannot_be_scored_as_is_refused():
+def test_unsupported_protocols_are_refused():
     with pytest.raises(UserError, match="no unit"):
         benchmark.check_supported(Known(), InferenceOptions(), get_protocol("metric"))
     with pytest.raises(UserError, match="no zero"):
@@ -223,7 +223,7 @@ def test_what_the_models_depth_cannot_be_scored_as_is_refused():
     benchmark.check_supported(Known(), InferenceOptions(samples=2, ensemble_mode="affine"), MOGE)
 
 
-def test_guidance_of_what_is_given_changes_no_prediction():
+def test_guidance_of_the_condition_changes_no_prediction():
     generator = Known()
     plain = benchmark.sampling_options(generator)
     generator.config = replace(
@@ -236,7 +236,7 @@ def test_guidance_of_what_is_given_changes_no_prediction():
     assert benchmark.sampling_options(generator) != plain
 
 
-def test_batches_hold_frames_of_one_size_and_no_more_pixels_than_fit(monkeypatch):
+def test_batches_have_one_shape_and_limited_pixels(monkeypatch):
     frames = [(i, make_eval_frame(opened_benchmark()[i], NYU, "frame", R)) for i in range(7)]
     assert [[i for i, _ in batch] for batch in batch_frames(iter(frames), 3)] == [
         [0, 1, 2],
@@ -253,7 +253,7 @@ def test_batches_hold_frames_of_one_size_and_no_more_pixels_than_fit(monkeypatch
     ]
 
 
-def test_work_ahead_is_bounded_in_order_and_its_errors_arrive():
+def test_prefetch_is_bounded_ordered_and_raises():
     started: list[int] = []
 
     def call(item: int) -> int:
@@ -276,7 +276,7 @@ def generator() -> Generator:
     return Generator(config, tiny.network(config)[1])
 
 
-def test_a_run_leaves_json_markdown_a_sheet_and_predictions(tmp_path: Path, generator: Generator):
+def test_run_writes_json_markdown_sheet_and_predictions(tmp_path: Path, generator: Generator):
     opened = open_benchmarks("spring", write_bundle(tmp_path / "data"))
     out, lines = tmp_path / "out", []
     options = InferenceOptions(samples=2)
@@ -298,7 +298,7 @@ def test_a_run_leaves_json_markdown_a_sheet_and_predictions(tmp_path: Path, gene
     assert "predicted 0" in [line for line in lines if line.startswith("Spring")][-1]
 
 
-def test_a_frame_scores_alike_in_a_list_of_ones_own(tmp_path: Path, generator: Generator):
+def test_frame_scores_alike_in_a_user_list(tmp_path: Path, generator: Generator):
     root = write_bundle(tmp_path / "data")
     (tmp_path / "mine.txt").write_text("x/a\n")
     whole = open_benchmarks("spring", root)
@@ -319,12 +319,12 @@ def test_a_frame_scores_alike_in_a_list_of_ones_own(tmp_path: Path, generator: G
     "names, told",
     [("", "names no set"), ("spring,spring", "one twice"), ("spring,nyuv2", "for a single set")],
 )
-def test_lists_of_sets(tmp_path: Path, names: str, told: str):
+def test_invalid_benchmark_lists_are_refused(tmp_path: Path, names: str, told: str):
     with pytest.raises(UserError, match=told):
         open_benchmarks(names, tmp_path, tmp_path / "list.txt")
 
 
-def test_a_set_that_is_not_whole_stops_before_the_first_prediction(tmp_path: Path):
+def test_incomplete_benchmark_is_refused(tmp_path: Path):
     root = write_bundle(tmp_path)
     (root / "Spring" / "c" / "depth.png").unlink()
     with pytest.raises(UserError, match="files of 1 of 3 images are missing"):

@@ -1,4 +1,4 @@
-"""Color words: which a caption names, which a picture shows, and a score that tells true captions from swapped."""
+"""Color recall: words of captions, colors of images, and true against swapped captions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_named_colors(caption, named):
     assert named_colors(caption) == named
 
 
-def test_every_color_of_the_world_is_known():
+def test_all_scene_colors_are_named():
     assert set(PAINTS) <= set(COLORS)
     for name in PAINTS:
         assert named_colors(f"a {name} box") == {name}
@@ -52,7 +52,7 @@ def test_every_color_of_the_world_is_known():
 
 @pytest.mark.parametrize("light", [1.0, 0.7, 0.4])
 @pytest.mark.parametrize("name", sorted(set(PAINTS) - {"white", "black"}))
-def test_a_strong_color_is_seen_in_light_and_shadow_and_taken_for_no_other(name, light):
+def test_saturated_colors_are_recognized_in_light_and_shadow(name, light):
     image = speck(light * np.array(PAINTS[name]))
     seen = {color for color in PAINTS if shows(image, color)}
     assert seen == {name}
@@ -67,7 +67,7 @@ def test_a_strong_color_is_seen_in_light_and_shadow_and_taken_for_no_other(name,
         ("brown", (0.45, 0.27, 0.12)),
     ],
 )
-def test_the_other_colors(name, rgb):
+def test_unsaturated_colors_are_recognized(name, rgb):
     assert shows(speck(rgb), name)
     assert not shows(speck((0.59, 0.59, 0.59)), name)
 
@@ -78,7 +78,7 @@ def test_gray_and_magenta():
     assert shows(speck((0.9, 0.1, 0.8)), "magenta")
 
 
-def test_a_color_needs_some_area():
+def test_color_needs_a_minimum_area():
     assert shows(speck(PAINTS["red"], pixels=8), "red")
     assert not shows(speck(PAINTS["red"], pixels=4), "red")
     # The share counts, not the pixels.
@@ -96,8 +96,8 @@ def test_hsv_against_the_standard_library(pixels):
 def test_score_by_hand():
     images = np.stack([speck(PAINTS["red"]), speck(PAINTS["green"]), speck(PAINTS["red"])])
     score = color_recall(images, ["a red box", "a green box and a blue disc", "a red cone"])
-    # Found: red, green, red, but not blue. By chance: red is not in picture 1, the only one with other colors, twice;
-    # neither green nor blue is in pictures 0 and 2.
+    # Shown: red, green, red, but not blue. By chance: red is not in image 1, the only one with
+    # other colors, twice; neither green nor blue is in images 0 and 2.
     assert score == {"color_recall": 3 / 4, "chance": 0.0, "words": 4}
     swapped = color_recall(
         images[[1, 0, 1]], ["a red box", "a green box and a blue disc", "a red cone"]
@@ -107,13 +107,13 @@ def test_score_by_hand():
 
 
 @pytest.mark.parametrize("captions", [["a box", "two things"], []])
-def test_no_color_words_is_no_score(captions):
+def test_no_color_words_give_nan(captions):
     score = color_recall(np.zeros((len(captions), 4, 4, 3), np.uint8), captions)
     assert math.isnan(score["color_recall"]) and math.isnan(score["chance"])
     assert score["words"] == 0
 
 
-def test_captions_all_of_one_color_have_no_chance():
+def test_equal_captions_have_no_chance_level():
     score = color_recall(np.stack([speck(PAINTS["red"])] * 2), ["a red box", "red cones"])
     assert score["color_recall"] == 1
     assert math.isnan(score["chance"])
@@ -121,7 +121,7 @@ def test_captions_all_of_one_color_have_no_chance():
 
 @settings(max_examples=20, deadline=None)
 @given(st.permutations(range(5)))
-def test_the_order_of_the_batch_does_not_matter(order):
+def test_score_does_not_depend_on_order(order):
     names = sorted(PAINTS)[:5]
     images, captions = (
         np.stack([speck(PAINTS[name]) for name in names]),
@@ -132,7 +132,7 @@ def test_the_order_of_the_batch_does_not_matter(order):
     assert moved == {key: pytest.approx(value) for key, value in plain.items()}
 
 
-def test_true_pictures_show_their_colors_far_more_often_than_others():
+def test_true_images_have_high_color_recall():
     source = Scenes(count=60, resolution=32)
     records = [source[i] for i in range(60)]
     score = color_recall(

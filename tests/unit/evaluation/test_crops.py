@@ -1,4 +1,4 @@
-"""Crops and caps: which pixels stay, by hand."""
+"""Crops: published boxes, by hand."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def box(mask):
     return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
 
 
-def test_boxes_are_the_published_ones():
+def test_boxes_equal_published_ones():
     assert box(crops.nyu_eigen(480, 640)) == (45, 471, 41, 601)
     assert box(crops.kitti_eigen(352, 1216)) == (117, 321, 43, 1172)
 
 
-def test_the_benchmark_crop_is_the_bottom_middle():
+def test_benchmark_crop_is_bottom_center():
     frame = np.arange(375 * 1242).reshape(375, 1242)
     kept = crops.kitti_benchmark(frame)
     assert kept.shape == (352, 1216)

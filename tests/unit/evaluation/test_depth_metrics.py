@@ -1,4 +1,4 @@
-"""Depth scores: what they must not depend on, what has nothing to score, and the predictors they are compared with."""
+"""Depth metrics: invariances, images without valid pixels, and baselines."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def scenes(count=5, height=20, width=24, seed=0, share=0.7):
     return pred, target, rng.random(target.shape) < share
 
 
-def test_an_affine_copy_of_the_truth_scores_perfectly():
+def test_affine_copy_of_the_target_scores_perfectly():
     _, target, valid = scenes()
     scores = score(-3 * target + 5, target, valid)
     assert np.all(scores.absrel < 1e-5)
@@ -31,20 +31,20 @@ def test_an_affine_copy_of_the_truth_scores_perfectly():
 
 
 @pytest.mark.parametrize("scale, shift", [(2.0, 0.0), (1e3, 5.0), (-0.5, 1.0), (1e-3, 0.0)])
-def test_affine_maps_of_the_prediction_change_nothing(scale, shift):
+def test_scores_do_not_depend_on_scale_and_shift(scale, shift):
     pred, target, valid = scenes()
     plain, moved = score(pred, target, valid), score(scale * pred + shift, target, valid)
     np.testing.assert_allclose(moved.absrel, plain.absrel, rtol=2e-4)
     np.testing.assert_allclose(moved.delta1, plain.delta1, atol=0.01)
 
 
-def test_the_unit_of_the_truth_changes_nothing():
+def test_scores_do_not_depend_on_the_unit_of_the_target():
     pred, target, valid = scenes()
     plain, scaled = score(pred, target, valid), score(pred, 1000 * target, valid)
     np.testing.assert_allclose(scaled.absrel, plain.absrel, rtol=2e-4)
 
 
-def test_what_stands_in_unknown_pixels_changes_nothing():
+def test_invalid_pixels_have_no_influence():
     pred, target, valid = scenes()
     plain = score(pred, target, valid)
     dirty = score(np.where(valid, pred, np.nan), np.where(valid, target, -1).astype("f4"), valid)
@@ -52,7 +52,7 @@ def test_what_stands_in_unknown_pixels_changes_nothing():
         np.testing.assert_array_equal(a, b)
 
 
-def test_neither_batch_order_nor_chunking_nor_padding_matters(monkeypatch):
+def test_scores_do_not_depend_on_order_chunks_or_padding(monkeypatch):
     pred, target, valid = scenes(count=7)
     plain = score(pred, target, valid)
     order = np.random.default_rng(1).permutation(7)
@@ -64,7 +64,7 @@ def test_neither_batch_order_nor_chunking_nor_padding_matters(monkeypatch):
 
 
 def test_absrel_and_delta1_by_hand():
-    # The constant 1 is the weighted median of six ones against 1.2 and 2, whatever the slope of a constant prediction.
+    # The constant 1 is the weighted median of six ones against 1.2 and 2, whatever the slope.
     target = np.array([[[1, 1, 1, 1], [1, 1, 1.2, 2.0]]], "f4")
     scores = constant_scores(target, np.ones_like(target, bool))
     assert scores.absrel[0] == pytest.approx((0.2 / 1.2 + 1.0 / 2.0) / 8, rel=1e-5)
@@ -82,7 +82,7 @@ def test_negative_aligned_depth_passes_delta1_only_in_parity_mode():
     assert parity.absrel[0] == strict.absrel[0] == pytest.approx(2 / 20, rel=1e-4)
 
 
-def test_images_with_nothing_to_score_are_nan_and_counted():
+def test_images_without_enough_pixels_are_nan_and_counted():
     pred, target, valid = scenes(count=4)
     valid[1] = False
     valid[2] = False
@@ -101,7 +101,7 @@ def test_images_with_nothing_to_score_are_nan_and_counted():
     assert mean_scores(score(pred[:0], target[:0], valid[:0]))["images"] == 0
 
 
-def test_a_prediction_that_is_not_finite_is_not_skipped():
+def test_nonfinite_prediction_is_not_skipped():
     pred, target, valid = scenes(count=2, share=1.0)
     pred[0, 4, 4] = np.nan
     scores = score(pred, target, valid)
@@ -110,7 +110,7 @@ def test_a_prediction_that_is_not_finite_is_not_skipped():
     assert mean_scores(scores)["absrel"] == np.inf
 
 
-def test_a_constant_is_worse_than_a_prediction_and_better_than_any_other_constant():
+def test_best_constant_is_between_a_prediction_and_other_constants():
     pred, target, valid = scenes()
     constant = constant_scores(target, valid)
     assert np.all(constant.absrel > score(pred, target, valid).absrel)
@@ -141,7 +141,7 @@ def test_row_mean_divides_each_scene_by_its_own_mean():
     assert scores.absrel[0] < 1e-5
 
 
-def test_row_mean_fills_rows_never_seen_and_ignores_unknown_pixels():
+def test_row_mean_fills_empty_rows_and_ignores_invalid_pixels():
     train = np.full((2, 4, 3), 5.0, "f4")
     train[:, 2:] = 10.0
     valid = np.ones_like(train, bool)

@@ -1,4 +1,4 @@
-"""The ensemble against plain NumPy over pixels and direct minimization, what must not change it, and where it is degenerate."""
+"""The ensemble against plain NumPy and direct minimization, invariances and degenerate cases."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ seeds, counts, modes = st.integers(0, 2**31), st.integers(2, 10), st.sampled_fro
 
 
 def samples(seed, count, noise=0.1, mode="affine", size=SIZE):
-    """Members [e h w] of one random map, each with its own noise and scale and, for affine, shift."""
+    """Members [e h w] of one random map, each with its own noise, scale and (affine) shift."""
     rng = np.random.default_rng(seed)
     noise = noise * rng.uniform(0.3, 2, (count, 1, 1))
     maps = rng.uniform(1, 2, size) + noise * rng.normal(size=(count, *size))
@@ -69,7 +69,7 @@ def correlations(members, mode):
 
 @settings(max_examples=30)
 @given(seeds, counts, modes)
-def test_the_pair_sum_is_that_over_pixels_and_so_is_its_gradient(seed, count, mode):
+def test_pair_sum_and_gradient_equal_those_over_pixels(seed, count, mode):
     members = samples(seed, count, mode=mode)
     rng = np.random.default_rng(seed)
     cosine, deviations = correlations(members, mode), rng.uniform(-0.5, 2, count)
@@ -90,7 +90,7 @@ def test_the_pair_sum_is_that_over_pixels_and_so_is_its_gradient(seed, count, mo
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("make", [samples, unrelated, alike])
 @pytest.mark.parametrize("count", range(2, 11))
-def test_the_sum_is_that_of_direct_minimization(count, make, mode):
+def test_pair_sum_equals_direct_minimization(count, make, mode):
     members = make(count, count, mode=mode)
     maps = unit(members, mode)
 
@@ -111,7 +111,7 @@ def test_the_sum_is_that_of_direct_minimization(count, make, mode):
 
 @settings(max_examples=60)
 @given(seeds, counts, modes, st.sampled_from([samples, unrelated, alike]))
-def test_no_change_that_keeps_the_mean_lowers_the_sum(seed, count, mode, make):
+def test_no_perturbation_lowers_the_pair_sum(seed, count, mode, make):
     cosine = correlations(make(seed, count, mode=mode), mode)
     deviations = minimize_pair_sum(cosine)
     change = np.random.default_rng(seed).normal(size=count)
@@ -125,7 +125,7 @@ def test_no_change_that_keeps_the_mean_lowers_the_sum(seed, count, mode, make):
 
 
 @pytest.mark.parametrize("turned", [1, 2, 5])
-def test_members_turned_round_and_copies_of_members_are_no_obstacle(turned):
+def test_negated_and_repeated_members_are_minimized(turned):
     maps = unit(samples(turned, 6), "affine")
     maps[:turned] *= -1
     maps[4] = maps[5]
@@ -146,7 +146,7 @@ def test_members_turned_round_and_copies_of_members_are_no_obstacle(turned):
 
 @settings(max_examples=40)
 @given(seeds, counts, modes, st.booleans())
-def test_order_scale_and_shift_of_members_change_nothing(seed, count, mode, align):
+def test_result_is_invariant_to_order_scale_and_shift(seed, count, mode, align):
     members = samples(seed, count, mode=mode)
     plain = ensemble(members, mode, align=align)
     rng = np.random.default_rng(seed)
@@ -165,7 +165,7 @@ def test_order_scale_and_shift_of_members_change_nothing(seed, count, mode, alig
 
 @settings(max_examples=40)
 @given(seeds, counts, modes, st.booleans(), st.sampled_from(["median", "mean"]))
-def test_the_result_is_the_middle_of_the_members_in_its_unit(seed, count, mode, align, reduction):
+def test_result_is_the_median_or_mean_of_aligned_members(seed, count, mode, align, reduction):
     members = samples(seed, count, mode=mode)
     result = ensemble(members, mode, reduction=reduction, align=align)
     maps = placed(members, result)
@@ -181,7 +181,7 @@ def test_the_result_is_the_middle_of_the_members_in_its_unit(seed, count, mode, 
     assert result.used.all()
 
 
-def test_members_far_from_0_lose_no_digits():
+def test_members_far_from_zero_lose_no_digits():
     members = np.round(samples(11, 5) * 2**12) / 2**12  # exact, with and without 1000
     near, far = ensemble(members), ensemble(members + 1000)
     np.testing.assert_allclose(far.depth, near.depth, atol=1e-6)
@@ -189,7 +189,7 @@ def test_members_far_from_0_lose_no_digits():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_unaligned_members_stand_at_their_own_least_and_greatest_value(mode):
+def test_unaligned_members_are_normalized_by_their_own_range(mode):
     members = samples(0, 5, mode=mode)
     maps = placed(members, ensemble(members, mode, align=False))
     least, most = maps.min(axis=(1, 2)), maps.max(axis=(1, 2))
@@ -198,7 +198,7 @@ def test_unaligned_members_stand_at_their_own_least_and_greatest_value(mode):
         np.testing.assert_allclose(least, least[0], atol=1e-6)
 
 
-def test_alignment_is_nearer_to_the_truth_than_normalization_where_a_pixel_is_off():
+def test_alignment_beats_normalization_with_outliers():
     target = np.random.default_rng(1).uniform(0, 1, SIZE)
     members = np.float32(target + 0.01 * np.random.default_rng(2).normal(size=(10, *SIZE)))
     for k in range(10):  # every other member has a pixel that spoils its range
@@ -215,7 +215,7 @@ def test_alignment_is_nearer_to_the_truth_than_normalization_where_a_pixel_is_of
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("reduction", ["median", "mean"])
-def test_a_batch_is_its_ensembles_one_by_one(mode, reduction):
+def test_batch_equals_single_ensembles(mode, reduction):
     members = np.stack([samples(seed, 4, mode=mode) for seed in range(3)])
     members[1, 2] = np.nan
     batch = ensemble(members, mode, reduction=reduction)
@@ -229,7 +229,7 @@ def test_a_batch_is_its_ensembles_one_by_one(mode, reduction):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
-def test_copies_of_one_map_give_the_map_and_no_uncertainty(count, mode):
+def test_equal_members_have_no_uncertainty(count, mode):
     one = samples(3, 1)[0] + 2
     wanted = (one - one.min()) / (one.max() - one.min()) if mode == "affine" else one / one.max()
     copies = np.stack([one] * count)
@@ -242,7 +242,7 @@ def test_copies_of_one_map_give_the_map_and_no_uncertainty(count, mode):
             assert result.loss < 1e-5
 
 
-def test_a_copy_turned_round_is_turned_back():
+def test_negated_copy_gets_a_negative_scale():
     members = np.stack([samples(4, 1)[0]] * 4)
     members[2] *= -3
     result = ensemble(members)
@@ -250,12 +250,12 @@ def test_a_copy_turned_round_is_turned_back():
     np.testing.assert_allclose(result.depth, ensemble(members[:1]).depth, atol=1e-5)
 
 
-def test_a_map_and_its_negative_are_defined():
+def test_map_and_its_negative_are_finite():
     one = samples(5, 1)[0]
     assert all(np.isfinite(x).all() for x in ensemble(np.stack([one, -one])))
 
 
-def test_of_two_members_the_lower_middle_is_the_lesser_and_their_uncertainty_0():
+def test_median_of_two_is_the_minimum():
     members = samples(6, 2)
     result = ensemble(members)
     np.testing.assert_allclose(result.depth, placed(members, result).min(axis=0), atol=2e-6)
@@ -281,7 +281,7 @@ def hole(value):
     ]
     + [("scale", lambda one: -np.abs(one)), ("scale", np.zeros_like)],
 )
-def test_a_member_that_is_no_depth_is_left_out_and_flagged(mode, spoil):
+def test_unusable_members_are_left_out_and_flagged(mode, spoil):
     members = samples(7, 5, mode=mode)
     without = ensemble(np.delete(members, 2, axis=0), mode)
     members[2] = spoil(members[2])
@@ -299,7 +299,7 @@ def test_a_member_that_is_no_depth_is_left_out_and_flagged(mode, spoil):
     assert not lone.uncertainty.any() and lone.loss == 0
 
 
-def test_members_whose_median_is_constant_have_depth_0():
+def test_constant_median_has_depth_0():
     spikes = np.zeros((3, *SIZE), np.float32)
     spikes[[0, 1, 2], [0, 1, 2], 0] = 1
     result = ensemble(spikes, "scale")
@@ -307,7 +307,7 @@ def test_members_whose_median_is_constant_have_depth_0():
     assert result.used.all() and np.isfinite(result.scale).all()
 
 
-def test_a_constant_member_has_a_scale():
+def test_constant_member_has_a_scale():
     members = samples(8, 4, mode="scale")
     members[1] = 2.0
     result = ensemble(members, "scale")
@@ -335,7 +335,7 @@ def test_large_maps_are_aligned_on_a_subsample(size, most, rows, cols, align):
     assert few.depth.shape == size and few.depth.min() == 0 and few.depth.max() == 1
 
 
-def test_a_pixel_outside_the_subsample_that_is_not_finite_counts():
+def test_nonfinite_pixel_outside_the_subsample_counts():
     members = samples(12, 4)
     members[1, 0, 0] = np.nan
     assert ensemble(members, max_side=8).used.tolist() == [True, False, True, True]
@@ -348,7 +348,7 @@ def test_a_pixel_outside_the_subsample_that_is_not_finite_counts():
         *(((2, 4, 5), options) for options in ({"mode": "shift"}, {"reduction": "mode"})),
     ],
 )
-def test_other_shapes_modes_and_reductions_are_refused(shape, options):
+def test_invalid_arguments_are_refused(shape, options):
     with pytest.raises(
         ValueError, match=r"ensemble has shape|is not affine or scale|is not median or mean"
     ):

@@ -1,4 +1,4 @@
-"""Depth from outside: maps of a folder and somebody's function, and each thing wrong with them told in one line."""
+"""External estimators: maps of a folder, a user's function, and one error line per problem."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def folder(tmp_path) -> Path:
 
 @pytest.fixture
 def module(tmp_path, monkeypatch):
-    """Writes a module into a folder on sys.path; gives a function that does so and returns its name."""
+    """Returns a function that writes a module on sys.path and returns its name."""
     monkeypatch.syspath_prepend(tmp_path)
     written = []
 
@@ -77,7 +77,7 @@ def test_maps_are_read_by_name_up_to_scale(folder):
     np.testing.assert_array_equal(turned[1], MAPS[0])
 
 
-def test_what_a_map_does_not_know_is_not_known(folder):
+def test_nan_and_zero_are_invalid(folder):
     holes = np.where(np.eye(SIDE, dtype=bool), np.nan, MAPS[0])
     holes[0, 1] = 0
     write_npy(folder / "d2i" / "0000.npy", holes)
@@ -88,7 +88,7 @@ def test_what_a_map_does_not_know_is_not_known(folder):
     np.testing.assert_array_equal(depth[0], np.where(expected, MAPS[0], 0))
 
 
-def test_a_larger_or_smaller_map_is_picked_from_and_never_mixed(folder):
+def test_maps_of_other_sizes_are_sampled_and_never_interpolated(folder):
     write_npy(folder / "d2i" / "0000.npy", np.kron(MAPS[0], np.ones((3, 3), np.float32)))
     write_npy(folder / "d2i" / "0001.npy", MAPS[1][::2, ::2])
     depth, known = from_folder(folder)(PICTURES, NAMES)
@@ -102,7 +102,7 @@ def test_a_larger_or_smaller_map_is_picked_from_and_never_mixed(folder):
     [
         (
             "missing",
-            r"1 of 2 maps are missing, the first is d2i/0001.npy \(or .png of 16 bits\); write the images with --save",
+            r"1 of 2 maps are missing, the first is d2i/0001.npy \(or .png of 16 bits\); write the",
         ),
         ("picture", "1 of 2 maps are missing, the first is d2i/0001"),
         (
@@ -116,7 +116,7 @@ def test_a_larger_or_smaller_map_is_picked_from_and_never_mixed(folder):
         ("damaged", "0001.png: cannot be read as a depth map"),
     ],
 )
-def test_a_map_that_does_not_fit_is_told_in_one_line(folder, case, told):
+def test_invalid_maps_are_reported_in_one_line(folder, case, told):
     first, second = folder / "d2i" / "0000.npy", folder / "d2i" / "0001.png"
     bad = {
         "aspect": np.ones((8, 10)),
@@ -135,7 +135,7 @@ def test_a_map_that_does_not_fit_is_told_in_one_line(folder, case, told):
     refused(told, lambda: from_folder(folder)(PICTURES, NAMES))
 
 
-def test_maps_beside_their_pictures_belong_to_them(tmp_path):
+def test_maps_of_other_images_are_refused(tmp_path):
     for name, picture, depth in zip(NAMES, PICTURES, MAPS, strict=True):
         write_file(tmp_path / f"{name}.png", png_bytes(picture))
         write_npy(tmp_path / f"{name}.npy", depth)
@@ -150,7 +150,7 @@ def test_maps_beside_their_pictures_belong_to_them(tmp_path):
     refused(told, lambda: estimator(np.zeros((2, 16, 16, 3), np.uint8), NAMES))
 
 
-def test_a_version_changes_with_the_maps_and_only_with_those_asked_for(folder):
+def test_fingerprint_depends_on_the_named_maps_only(folder):
     estimator = from_folder(folder)
     before = estimator.fingerprint(NAMES), estimator.fingerprint(NAMES[1:])
     assert before == (estimator.fingerprint(NAMES), estimator.fingerprint(NAMES[1:]))
@@ -161,9 +161,10 @@ def test_a_version_changes_with_the_maps_and_only_with_those_asked_for(folder):
     )
 
 
-def test_a_function_gets_a_few_pictures_at_a_time(module):
+def test_function_is_called_in_batches(module):
     name = module(
-        "sizes = []\ndef near(x):\n    sizes.append(x.shape)\n    x[:, 0] = 0\n    return x[..., 0] + 1.0\n"
+        "sizes = []\ndef near(x):\n    sizes.append(x.shape)\n    x[:, 0] = 0\n"
+        "    return x[..., 0] + 1.0\n"
     )
     estimator = from_callable(f"{name}:near")
     many = np.broadcast_to(PICTURES[:1], (BATCH_SIZE + 3, SIDE, SIDE, 3))
@@ -176,10 +177,12 @@ def test_a_function_gets_a_few_pictures_at_a_time(module):
     assert estimator.name == f"{name}:near"
 
 
-def test_a_function_s_maps_are_read_as_those_of_files_are(module):
+def test_maps_of_a_function_are_read_like_files(module):
     body = (
-        "def larger(x):\n    z = np.full((len(x), 24, 24), 2.0)\n    z[:, :3] = np.inf\n    z[:, :, :3] = 0\n    return z\n"
-        "class Model:\n    @staticmethod\n    def predict(x):\n        return np.ones(x.shape[:3], int)\n"
+        "def larger(x):\n    z = np.full((len(x), 24, 24), 2.0)\n"
+        "    z[:, :3] = np.inf\n    z[:, :, :3] = 0\n    return z\n"
+        "class Model:\n    @staticmethod\n"
+        "    def predict(x):\n        return np.ones(x.shape[:3], int)\n"
     )
     name = module(body)
     depth, known = from_callable(f"{name}:larger")(PICTURES, NAMES)
@@ -208,13 +211,13 @@ def test_a_function_s_maps_are_read_as_those_of_files_are(module):
         ("open('/nowhere\\n/at all')", "failed .FileNotFoundError"),
     ],
 )
-def test_a_function_that_goes_wrong_is_told_in_one_line(module, answer, told):
+def test_failing_function_is_reported_in_one_line(module, answer, told):
     name = module(f"def depth(x):\n    return {answer}\n")
     black = PICTURES * 0 if answer == "x[..., 0]" else PICTURES
     refused(f"^{name}:depth: .*{told}", lambda: from_callable(f"{name}:depth")(black, NAMES))
 
 
-def test_a_function_that_is_not_there_is_told_in_one_line(module):
+def test_missing_function_is_reported_in_one_line(module):
     refused(
         "^no_such_module_here: cannot be imported .ModuleNotFoundError",
         lambda: from_callable("no_such_module_here:f"),
@@ -233,7 +236,7 @@ def test_a_function_that_is_not_there_is_told_in_one_line(module):
         )
 
 
-def test_a_function_is_found_in_the_current_folder(tmp_path, monkeypatch):
+def test_function_is_found_in_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "found_in_the_current_folder.py").write_text(
@@ -251,7 +254,7 @@ def test_a_function_is_found_in_the_current_folder(tmp_path, monkeypatch):
     )
 
 
-def test_what_a_person_names(folder, module):
+def test_estimator_argument_is_parsed(folder, module):
     assert parse_estimator("self") is None
     assert isinstance(parse_estimator(str(folder)), estimators._FolderEstimator)
     name = module("def f(x):\n    return x\n")

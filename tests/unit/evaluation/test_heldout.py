@@ -1,4 +1,4 @@
-"""Evaluation against a generator whose answers are known: what is compared with what."""
+"""Held-out evaluation with a fake generator: what is compared with what."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests import runs, tiny
 
 
 class Known(Generator):
-    """A generator that answers with arrays of the held-out data: of example i, what `answers` holds at i."""
+    """A generator that returns the given arrays: for example i, `answers` at i."""
 
     def __init__(self, **answers: np.ndarray):
         self.answers, self.calls = answers, []
@@ -37,7 +37,7 @@ class Known(Generator):
 
 
 class Judge:
-    """An estimator that answers with arrays and writes down what it was asked; it lacks what `missing` names."""
+    """An estimator that returns given arrays and records its inputs; `missing` has no map."""
 
     def __init__(self, depth: np.ndarray, known: np.ndarray | None = None, missing: str = ""):
         self.depth, self.known, self.missing = (
@@ -77,7 +77,7 @@ def perfect(evaluator: Evaluator) -> Known:
     return Known(depth=3 * depth + 0.5, image=evaluator.data.image / 255.0)
 
 
-def test_held_out_records_are_those_of_the_split(evaluator: Evaluator):
+def test_records_are_those_of_the_eval_split(evaluator: Evaluator):
     data = evaluator.data
     assert data.image.shape == (7, 16, 16, 3) and data.depth.shape == data.valid.shape == (
         7,
@@ -89,7 +89,7 @@ def test_held_out_records_are_those_of_the_split(evaluator: Evaluator):
     assert not any(np.array_equal(train[i].image, data.image[i]) for i in range(7))
 
 
-def test_truth_up_to_scale_and_shift_scores_perfectly(evaluator: Evaluator):
+def test_target_up_to_scale_and_shift_scores_perfectly(evaluator: Evaluator):
     scored, depth = evaluator.i2d(perfect(evaluator))
     assert scored["absrel"] < 1e-3 and scored["delta1"] > 0.999 and depth.shape == (7, 16, 16)
     d2i, _ = evaluator.d2i(perfect(evaluator))
@@ -99,12 +99,12 @@ def test_truth_up_to_scale_and_shift_scores_perfectly(evaluator: Evaluator):
     assert joint["absrel_stderr"] < 1e-3 and joint["coverage"] == 1
 
 
-def test_a_model_that_sees_nothing_scores_like_the_constant(evaluator: Evaluator):
+def test_constant_model_scores_like_the_constant_baseline(evaluator: Evaluator):
     blind = Known(depth=np.ones((7, 16, 16)), image=evaluator.data.image / 255.0)
     assert evaluator.i2d(blind)[0] == pytest.approx(evaluator.baselines()["constant"], rel=1e-4)
 
 
-def test_each_example_is_asked_for_under_its_own_index(evaluator: Evaluator):
+def test_examples_are_generated_with_their_own_index(evaluator: Evaluator):
     known = perfect(evaluator)
     evaluator.i2d(known)
     assert [list(call.index) for call in known.calls] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
@@ -113,7 +113,7 @@ def test_each_example_is_asked_for_under_its_own_index(evaluator: Evaluator):
         assert call.captions == [evaluator.data.captions[i] for i in call.index]
 
 
-def test_d2i_reads_its_depth_back_from_the_picture_it_made(evaluator: Evaluator):
+def test_d2i_reestimates_depth_from_its_image(evaluator: Evaluator):
     known = perfect(evaluator)
     evaluator.d2i(known)
     made, again = known.calls[:3], known.calls[3:]
@@ -122,7 +122,7 @@ def test_d2i_reads_its_depth_back_from_the_picture_it_made(evaluator: Evaluator)
     np.testing.assert_array_equal(again[0].batch["image"], evaluator.data.image[:3])
 
 
-def test_everything_the_demo_reports(evaluator: Evaluator):
+def test_evaluation_has_all_tasks(evaluator: Evaluator):
     known = perfect(evaluator)
     result = evaluator(known)
     assert set(result.metrics) == {"i2d", "constant", "row_mean", "d2i", "joint", "text"}
@@ -137,7 +137,7 @@ def test_everything_the_demo_reports(evaluator: Evaluator):
     )
 
 
-def test_another_judge_takes_the_model_s_place(evaluator: Evaluator):
+def test_external_estimator_replaces_the_model(evaluator: Evaluator):
     data, known = evaluator.data, perfect(evaluator)
     evaluator.estimator = judge = Judge(7 * known.answers["depth"] + 2)
     joint, made = evaluator.joint(known, 3.0)
@@ -153,7 +153,7 @@ def test_another_judge_takes_the_model_s_place(evaluator: Evaluator):
         assert names == [f"{folder}/{i:04d}" for i in range(7)]
 
 
-def test_what_the_judge_does_not_know_is_not_scored(evaluator: Evaluator):
+def test_pixels_without_estimate_are_not_scored(evaluator: Evaluator):
     known = perfect(evaluator)
     seen = np.ones((7, 16, 16), bool)
     seen[:, :5] = False
@@ -165,7 +165,7 @@ def test_what_the_judge_does_not_know_is_not_scored(evaluator: Evaluator):
     assert joint["coverage"] == pytest.approx(seen.mean())
 
 
-def test_what_the_judge_lacks_is_told_before_anything_is_generated(evaluator: Evaluator):
+def test_missing_maps_are_reported_before_generation(evaluator: Evaluator):
     known = perfect(evaluator)
     for missing in ("d2i/0003", "joint_log2alpha-5/0006"):
         evaluator.estimator = Judge(known.answers["depth"], missing=missing)
@@ -174,13 +174,13 @@ def test_what_the_judge_lacks_is_told_before_anything_is_generated(evaluator: Ev
     assert known.calls == []
 
 
-def test_sets_of_pictures_have_names_that_tell_them_apart():
+def test_image_sets_have_distinct_names():
     names = [joint_set(x) for x in (5, -5.0, 0.5, 0.0, -0.0, 1e-7, 64)]
     joined = " ".join(name.removeprefix("joint_log2alpha") for name in names)
     assert joined == "+5 -5 +0.5 +0 +0 +1e-07 +64"
 
 
-def test_the_same_pictures_are_made_again_and_maps_beside_them_are_read(tmp_path):
+def test_saved_images_are_reproduced_and_their_maps_read(tmp_path):
     """The workflow with a program of its own: pictures out, maps beside them, scores."""
     generator = Generator(config(), tiny.network(config())[1])
     first = Evaluator(config(), save_images=tmp_path / "a")
@@ -203,19 +203,19 @@ def test_the_same_pictures_are_made_again_and_maps_beside_them_are_read(tmp_path
     assert written.items() <= runs.contents(tmp_path / "a").items()
 
 
-def test_a_folder_of_pictures_that_cannot_be_is_told_first(tmp_path):
+def test_invalid_image_folder_is_refused_first(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; choose another --save-images"):
         Evaluator(config(), save_images=tmp_path / "file")
 
 
-def test_more_examples_than_there_are_is_refused():
+def test_too_many_examples_are_refused():
     assert with_num_examples(config(), 64).eval.examples == 64
     with pytest.raises(UserError, match="65 held-out examples requested, 64 available"):
         with_num_examples(config(), 65)
 
 
-def test_nothing_to_compare_with_is_refused(tmp_path):
+def test_records_without_depth_are_refused(tmp_path):
     from PIL import Image
 
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Kept predictions: found again by what they depend on, and never a damaged or another setup's file."""
+"""Stored predictions are found by their identity; damaged files are ignored."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IDENTITY = {"weights": "abc", "sampling": {"steps": 4, "seed": 0}}
 DEPTH, SPREAD = np.arange(16, dtype="f4").reshape(4, 4), np.ones((4, 4), "f4")
 
 
-def test_what_is_put_is_got_in_another_process_and_order_of_keys(tmp_path: Path):
+def test_stored_prediction_is_found_again(tmp_path: Path):
     put = PredictionStore(tmp_path, IDENTITY, 4).put(3, DEPTH, SPREAD)
     again = PredictionStore(tmp_path, dict(reversed(IDENTITY.items())), 4)
     got = again.get(3)
@@ -26,7 +26,7 @@ def test_what_is_put_is_got_in_another_process_and_order_of_keys(tmp_path: Path)
     assert json.loads((again.folder / "about.json").read_text())["sampling"] == IDENTITY["sampling"]
 
 
-def test_another_setup_has_another_folder(tmp_path: Path):
+def test_other_identity_has_another_folder(tmp_path: Path):
     PredictionStore(tmp_path, IDENTITY, 4).put(0, DEPTH, SPREAD)
     other = PredictionStore(tmp_path, {**IDENTITY, "sampling": {"steps": 5, "seed": 0}}, 4)
     assert other.get(0) is None
@@ -35,7 +35,7 @@ def test_another_setup_has_another_folder(tmp_path: Path):
 @pytest.mark.parametrize(
     "damage", [lambda raw: raw[:-9], lambda raw: b"", lambda raw: b"\x93NUMPY" + raw[20:]]
 )
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage):
+def test_damaged_file_counts_as_missing(tmp_path: Path, damage):
     kept = PredictionStore(tmp_path, IDENTITY, 4)
     kept.put(0, DEPTH, SPREAD)
     path = kept.folder / "000000.npy"
@@ -45,7 +45,7 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage):
     assert kept.get(0) is not None
 
 
-def test_a_map_of_another_size_is_none_and_is_not_put(tmp_path: Path):
+def test_map_of_another_size_is_refused(tmp_path: Path):
     kept = PredictionStore(tmp_path, IDENTITY, 4)
     np.save(kept.folder / "000000.npy", np.zeros((2, 3, 4), "f4"))
     assert kept.get(0) is None
@@ -53,7 +53,7 @@ def test_a_map_of_another_size_is_none_and_is_not_put(tmp_path: Path):
         kept.put(0, DEPTH[:3], SPREAD)
 
 
-def test_a_list_is_known_by_its_names_in_order():
+def test_names_digest_depends_on_order():
     assert names_digest(("a", "b")) == names_digest(("a", "b")) != names_digest(("b", "a"))
     with pytest.raises(UserError, match="no frames"):
         names_digest(())

@@ -1,4 +1,4 @@
-"""Protocols: what each of them compares, held against float64 NumPy, and which combinations there are."""
+"""Protocols against float64 NumPy, and their valid combinations."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def marigold(pred, target, align, least, most):
 
 
 @pytest.mark.parametrize("align", ("affine", "disparity"))
-def test_marigold_is_least_squares_over_all_pixels_then_clipped(align):
+def test_marigold_is_clipped_least_squares_over_all_pixels(align):
     pred, target, valid = scenes()
     pred = 1 / (pred + 0.5) if align == "disparity" else pred
     scores = score(pred, target, valid, get_protocol("marigold", align, depth_range=(0.5, 6.0)))
@@ -65,7 +65,7 @@ def test_marigold_is_least_squares_over_all_pixels_then_clipped(align):
         np.testing.assert_allclose(got, expected, rtol=2e-5)
 
 
-def test_metric_takes_the_prediction_as_it_is():
+def test_metric_does_not_align():
     pred, target, valid = scenes()
     scores = score(pred, target, valid, get_protocol("metric"))
     for i in range(len(pred)):
@@ -80,7 +80,7 @@ def test_metric_takes_the_prediction_as_it_is():
     "name, align",
     [("moge", "affine"), ("moge", "scale"), ("moge", "disparity"), ("marigold", "affine")],
 )
-def test_what_a_prediction_is_known_up_to_changes_nothing(name, align):
+def test_scores_are_invariant_to_what_is_aligned(name, align):
     pred, target, valid = scenes()
     chosen = get_protocol(name, align)
     moved = 3 * pred + (0 if align == "scale" else 2)
@@ -92,7 +92,7 @@ def test_what_a_prediction_is_known_up_to_changes_nothing(name, align):
     np.testing.assert_allclose(other.delta1, plain.delta1, atol=0.01)
 
 
-def test_protocols_give_different_numbers_of_the_same_arrays():
+def test_protocols_give_different_scores():
     pred, target, valid = scenes()
     found = {
         (name, align): float(score(pred, target, valid, get_protocol(name, align)).absrel.mean())
@@ -105,7 +105,7 @@ def test_protocols_give_different_numbers_of_the_same_arrays():
     assert len({round(x, 4) for x in found.values()}) == len(found)
 
 
-def test_a_constant_prediction_is_flagged_and_gets_scale_0():
+def test_constant_prediction_is_flagged_and_gets_scale_0():
     _, target, valid = scenes()
     for chosen in (MOGE, get_protocol("marigold")):
         scores = score(np.full_like(target, 7), target, valid, chosen)
@@ -117,7 +117,7 @@ def test_a_constant_prediction_is_flagged_and_gets_scale_0():
     assert not score(target, target, valid).constant_pred.any()
 
 
-def test_one_known_pixel_is_nothing_to_fit_but_something_to_compare():
+def test_one_valid_pixel_can_be_scored_but_not_aligned():
     target = np.full((1, 4, 4), 2.0, "f4")
     valid = np.zeros((1, 4, 4), bool)
     valid[0, 1, 1] = True
@@ -125,7 +125,7 @@ def test_one_known_pixel_is_nothing_to_fit_but_something_to_compare():
     assert float(score(target, target, valid, get_protocol("metric")).absrel[0]) == 0
 
 
-def test_truth_outside_the_range_is_not_scored():
+def test_target_outside_the_range_is_not_scored():
     pred, target, valid = scenes()
     far = np.where(target > 3, np.where(target > 4, 1000, 3), target).astype(
         "f4"
@@ -136,7 +136,7 @@ def test_truth_outside_the_range_is_not_scored():
     )
 
 
-def test_sets_count_once_whatever_their_size():
+def test_sets_are_weighted_alike():
     small = dict.fromkeys(METRICS, 1.0) | {"images": 1, "skipped": 0}
     large = dict.fromkeys(METRICS, 2.0) | {"images": 999, "skipped": 0}
     empty = mean_scores(score(*(x[:0] for x in scenes())))
@@ -157,13 +157,13 @@ def test_sets_count_once_whatever_their_size():
         ("moge", None, (5.0, 1.0)),
     ],
 )
-def test_what_there_is_not_is_refused(arguments):
+def test_unknown_protocols_are_refused(arguments):
     name, align, depth_range = (*arguments, None, None)[:3]
     with pytest.raises(UserError):
         get_protocol(name, align, depth_range=depth_range)
 
 
-def test_a_range_may_clip_alone():
+def test_range_may_clip_without_masking():
     pred, target, valid = scenes()
     bounds = (0.5, 3.0)
     clipped = score(
@@ -177,7 +177,7 @@ def test_a_range_may_clip_alone():
         )
 
 
-def test_marigold_fits_large_maps_on_picked_pixels_and_scores_all():
+def test_marigold_aligns_large_maps_on_a_subsample_and_scores_all():
     pred, target, valid = scenes(height=40, width=64)
     scores = score(pred, target, valid, Protocol("marigold", align_max_side=24))
     rows, columns = (np.floor(np.arange(n) * np.float32(64 / 24)).astype(int) for n in (15, 24))
@@ -200,7 +200,7 @@ def test_marigold_fits_large_maps_on_picked_pixels_and_scores_all():
     "chosen",
     [MOGE, get_protocol("moge", "disparity"), get_protocol("marigold", depth_range=(0.5, 6.0))],
 )
-def test_what_is_compared_can_be_looked_at(chosen):
+def test_align_prediction_returns_what_is_scored(chosen):
     pred, target, valid = scenes()
     aligned, scores = (
         align_prediction(pred, target, valid, chosen),

@@ -1,4 +1,4 @@
-"""What is told of a benchmark: nothing is left out of the header, nothing of another protocol stands in a table."""
+"""Benchmark reports: complete settings, and published numbers of the same protocol only."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def result(
     return report.make_result(opened, scores, chosen, about)
 
 
-def test_json_has_a_row_per_image_and_the_mean_of_those_that_count():
+def test_json_has_a_row_per_image_and_the_mean_of_scored_ones():
     told = json.loads(json.dumps(result(), allow_nan=False))
     assert (told["images"], told["skipped"]) == (2, 1)
     assert told["absrel"] == np.float32([0.1, 0.3]).mean(dtype="f8")
@@ -66,7 +66,7 @@ def test_json_has_a_row_per_image_and_the_mean_of_those_that_count():
     assert set(METRICS) <= set(told["rows"][0]) and Protocol.from_dict(told["protocol"]) == MOGE
 
 
-def test_the_header_says_what_a_number_depends_on():
+def test_settings_line_is_complete():
     header = report.describe_settings(result())
     for part in (
         "protocol moge, affine",
@@ -86,7 +86,7 @@ def table(text: str) -> dict[str, list[str]]:
     return {row[0].strip("*"): row[1:] for row in rows[1:]}
 
 
-def test_published_rows_stand_beside_ours_with_their_view():
+def test_published_rows_are_listed_with_their_view():
     text = report.to_markdown([result()])
     rows = table(text)
     assert rows["this model"][:3] == ["256x256", "20.00", "20.0"]
@@ -96,7 +96,7 @@ def test_published_rows_stand_beside_ours_with_their_view():
     assert "for orientation only" not in report.to_markdown([result(view="moge")])
 
 
-def test_under_another_protocol_our_row_stands_alone():
+def test_other_protocols_have_no_published_rows():
     for chosen in (get_protocol("marigold"), get_protocol("moge", "scale")):
         text = report.to_markdown([result(chosen=chosen)])
         assert (
@@ -105,11 +105,11 @@ def test_under_another_protocol_our_row_stands_alone():
         )
 
 
-def test_a_list_of_ones_own_is_said_to_be_none_of_the_benchmark():
+def test_unofficial_frame_list_is_noted():
     assert "not the official one" in report.to_markdown([result(official=False)])
 
 
-def test_the_mean_over_the_studys_sets_meets_the_study_and_no_other_does():
+def test_mean_over_the_study_sets_is_compared_with_the_study():
     four = [result(name) for name in ("nyuv2", "scannet", "eth3d", "diode")]
     text = report.to_markdown(four).split("# Mean over")[1]
     rows = table(text)
@@ -122,7 +122,7 @@ def test_the_mean_over_the_studys_sets_meets_the_study_and_no_other_does():
     assert "Mean over" not in report.to_markdown(four[:1])
 
 
-def test_extremes_take_no_image_twice_and_none_that_has_no_score():
+def test_best_median_worst_are_distinct_and_scored():
     absrel = np.array([0.5, 0.1, np.nan, 0.9, 0.3, 0.2, 0.7, 0.6, 0.4, 0.8], "f4")
     best, median, worst = report.best_median_worst(absrel)
     assert best == [1, 5, 4] and worst == [3, 9, 6] and median == [8, 0, 7]
@@ -131,7 +131,7 @@ def test_extremes_take_no_image_twice_and_none_that_has_no_score():
     assert report.best_median_worst(np.full(3, np.nan, "f4")) == ([], [], [])
 
 
-def test_the_sheet_shows_a_row_a_frame_and_error_where_truth_is_known():
+def test_sheet_has_a_row_per_frame_and_grays_invalid_error():
     valid = np.zeros((32, 48), bool)
     valid[:, :24] = True
     target = np.where(valid, 2.0, 0).astype("f4")
@@ -155,7 +155,7 @@ def test_the_sheet_shows_a_row_a_frame_and_error_where_truth_is_known():
     assert (error[0, -1] == 128).all() and not (error[0, 0] == 128).all()
 
 
-def test_the_papers_own_row():
+def test_published_scores_of_the_paper():
     found = {row.method: row for row in published_scores("nyuv2", MOGE)}
     assert len(found) == 7
     assert found["Modality Forcing (FLUX.2)"][1:] == pytest.approx((0.0252, 0.989))
@@ -174,12 +174,12 @@ def test_the_papers_own_row():
         replace(MOGE, depth_range=(0.1, 10.0)),
     ],
 )
-def test_another_protocol_gets_none(other):
+def test_other_protocols_have_no_published_scores(other):
     assert published_scores("nyuv2", other) == []
     assert published_study(STUDY_SETS, other, "square", 256) == []
 
 
-def test_the_study_is_of_four_sets_at_256():
+def test_study_covers_four_sets_at_256():
     rows = published_study(STUDY_SETS[::-1], MOGE, "square", 256)
     assert [(row.absrel, row.delta1) for row in rows] == [
         (0.057, 0.958),

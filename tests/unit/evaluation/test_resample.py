@@ -11,7 +11,7 @@ from modality_forcing.evaluation.resample import nearest_valid, resize_predictio
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (20, 48)])
-def test_small_images_are_returned_whole(size):
+def test_small_images_are_not_subsampled(size):
     pred = np.arange(2 * size[0] * size[1], dtype="f4").reshape(2, *size)
     valid = pred % 3 > 0
     p, g, known = subsample(pred, -pred, valid)
@@ -48,7 +48,7 @@ def test_subsample_takes_the_nearest_valid_pixel_of_each_window(size, seed, shar
             )
 
 
-def test_the_nearest_valid_pixel_stands_for_a_cell():
+def test_nearest_valid_pixel_of_a_cell():
     valid = np.zeros((6, 6), bool)
     valid[1, 2] = valid[4, 4] = True
     rows, columns, known = nearest_valid(valid, (2, 2))
@@ -56,7 +56,7 @@ def test_the_nearest_valid_pixel_stands_for_a_cell():
     assert (rows[0, 0], columns[0, 0], rows[1, 1], columns[1, 1]) == (1, 2, 4, 4)
 
 
-def test_a_prediction_is_laid_out_smoothly():
+def test_prediction_is_resized_bilinearly():
     ramp = np.tile(np.arange(8, dtype="f4"), (8, 1))
     wide = resize_prediction(ramp, (16, 32))
     assert wide.shape == (16, 32) and wide.dtype == np.float32

@@ -1,4 +1,4 @@
-"""A sweep of trajectories against a generator whose answers are known: its rows, its files, and what a second run reuses."""
+"""Trajectory sweeps with a fake generator: rows, files and what a second run reuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VALUES = (-1.0, 0.0, 0.5)
 
 
 class Known(Generator):
-    """A generator whose depth is the target and more of a constant the higher log2 alpha; it counts, and can be stopped."""
+    """A generator whose depth error rises with log2 alpha; it can be stopped at a value."""
 
     def __init__(self, evaluator: Evaluator, stop_at: float | None = None):
         self.data, self.stop_at, self.asked = evaluator.data, stop_at, []
@@ -93,7 +93,7 @@ def run(evaluator, out, values=VALUES, known=None):
         ("log2_alpha:1e-3", (0.001,)),
     ],
 )
-def test_ranges_and_lists_rise(text, values):
+def test_values_are_parsed_in_rising_order(text, values):
     assert parse_values(text) == values
     assert str(parse_values(text)[len(values) // 2]) != "-0.0"
 
@@ -118,13 +118,13 @@ def test_ranges_and_lists_rise(text, values):
         ("log2_alpha:0..1:1e-300", "has 66 values; ask for at most 65"),
     ],
 )
-def test_anything_else_is_refused_in_one_line(text, told):
+def test_invalid_values_are_refused_in_one_line(text, told):
     with pytest.raises(UserError) as caught:
         parse_values(text)
     assert told in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_rows_say_how_well_depth_and_picture_agree(evaluator, tmp_path):
+def test_rows_measure_agreement_of_depth_and_image(evaluator, tmp_path):
     result, asked, lines = run(evaluator, tmp_path)
     rows = result["rows"]
     assert asked == [row["log2_alpha"] for row in rows] == list(VALUES)
@@ -144,10 +144,7 @@ def test_rows_say_how_well_depth_and_picture_agree(evaluator, tmp_path):
             and 0 <= row["absrel_stderr"] < row["constant_absrel"]
         )
     assert result["config"]["checkpoint"] == "runs/x" and result["config"]["estimator"] == "self"
-    assert (
-        result["config"] | {"seed": 3, "steps": 4, "examples": 6}
-        == result["config"]
-    )
+    assert result["config"] | {"seed": 3, "steps": 4, "examples": 6} == result["config"]
     assert len(lines) == 3 and all("ETA" in line for line in lines)
     assert (
         lines[0].startswith("trajectory sweep  1/3  ")
@@ -156,7 +153,7 @@ def test_rows_say_how_well_depth_and_picture_agree(evaluator, tmp_path):
     )
 
 
-def test_what_it_leaves(evaluator, tmp_path):
+def test_output_files(evaluator, tmp_path):
     result, _, _ = run(evaluator, tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {
         "trajectory_sweep.json",
@@ -186,7 +183,7 @@ def test_what_it_leaves(evaluator, tmp_path):
         assert opened.size == (4 + 4 * 100, 22 + 4 + 12 * 100)
 
 
-def test_a_second_run_reads_its_rows_back(evaluator, tmp_path):
+def test_second_run_reuses_rows(evaluator, tmp_path):
     first, _, _ = run(evaluator, tmp_path)
     files = {
         name: (tmp_path / name).read_bytes()
@@ -209,7 +206,7 @@ def test_a_second_run_reads_its_rows_back(evaluator, tmp_path):
     )
 
 
-def test_what_was_done_before_it_was_stopped_is_kept(evaluator, tmp_path):
+def test_interrupted_run_keeps_finished_rows(evaluator, tmp_path):
     stopped = Known(evaluator, stop_at=0.5)
     with pytest.raises(KeyboardInterrupt):
         run(evaluator, tmp_path, known=stopped)
@@ -218,7 +215,7 @@ def test_what_was_done_before_it_was_stopped_is_kept(evaluator, tmp_path):
     assert asked == [0.5] and len(result["rows"]) == 3
 
 
-def test_a_damaged_row_is_made_again(evaluator, tmp_path):
+def test_damaged_row_is_generated_again(evaluator, tmp_path):
     run(evaluator, tmp_path)
     rows = sorted((tmp_path / "rows").glob("*/*.json"))
     rows[0].write_text("{")
@@ -227,17 +224,13 @@ def test_a_damaged_row_is_made_again(evaluator, tmp_path):
     assert run(evaluator, tmp_path)[1] == sorted(damaged)
 
 
-def test_other_settings_make_other_rows_and_lose_none(evaluator, tmp_path):
+def test_other_settings_have_other_rows(evaluator, tmp_path):
     values, config = (0.0,), evaluator.config
     run(evaluator, tmp_path, values)
     other_weights = Known(evaluator)
     other_weights.params = {"w": np.arange(3, dtype=np.float32) + 1}
     assert run(evaluator, tmp_path, values, other_weights)[1] == [0]
-    for change in (
-        {"steps": 3},
-        {"guidance": {"image": 2.0}},
-        {"task_steps": {"i2d": 1}},
-    ):
+    for change in ({"steps": 3}, {"guidance": {"image": 2.0}}, {"task_steps": {"i2d": 1}}):
         evaluator.config = replace(config, sample=replace(config.sample, **change))
         assert run(evaluator, tmp_path, values)[1] == [0], change
     evaluator.config = replace(config, seed=4)
@@ -247,7 +240,7 @@ def test_other_settings_make_other_rows_and_lose_none(evaluator, tmp_path):
     assert run(evaluator, tmp_path, values)[1] == [0]
 
 
-def test_another_judge_or_another_state_of_it_makes_other_rows(evaluator, tmp_path):
+def test_other_estimator_or_state_has_other_rows(evaluator, tmp_path):
     run(evaluator, tmp_path, (0.0,))
     evaluator.estimator = judge = Judge(np.where(evaluator.data.valid, evaluator.data.depth, 1.0))
     result, asked, _ = run(evaluator, tmp_path, (0.0,))
@@ -260,7 +253,7 @@ def test_another_judge_or_another_state_of_it_makes_other_rows(evaluator, tmp_pa
     assert run(evaluator, tmp_path, (0.0,))[1] == [0]
 
 
-def test_pictures_asked_for_are_made_though_the_rows_are_there(evaluator, tmp_path):
+def test_save_images_generates_finished_rows_again(evaluator, tmp_path):
     run(evaluator, tmp_path)
     evaluator.save_images = tmp_path / "pictures"
     assert run(evaluator, tmp_path)[1] == list(VALUES)
@@ -273,7 +266,7 @@ def test_pictures_asked_for_are_made_though_the_rows_are_there(evaluator, tmp_pa
     }
 
 
-def test_maps_that_are_missing_are_told_before_anything_is_made(evaluator, tmp_path):
+def test_missing_maps_are_reported_before_generation(evaluator, tmp_path):
     class Missing(Judge):
         def fingerprint(self, names):
             if names[0].startswith("joint_log2alpha+0.5"):
@@ -289,7 +282,7 @@ def test_maps_that_are_missing_are_told_before_anything_is_made(evaluator, tmp_p
         run(evaluator, tmp_path / "file")
 
 
-def test_captions_without_colours_have_no_panel_of_them(evaluator, tmp_path):
+def test_captions_without_colors_have_no_color_panel(evaluator, tmp_path):
     evaluator.data = replace(evaluator.data, captions=["a room"] * 6)
     result, _, _ = run(evaluator, tmp_path, (1.0,))
     assert (
@@ -300,7 +293,7 @@ def test_captions_without_colours_have_no_panel_of_them(evaluator, tmp_path):
     assert "color recall" not in (tmp_path / "trajectory_sweep.svg").read_text()
 
 
-def test_long_captions_and_large_pictures_fit_the_sheet():
+def test_long_captions_and_large_images_fit_the_sheet():
     cells = np.zeros((2, 3, 128, 128, 3), np.uint8)
     drawn = trajectory_sweep.sample_sheet(["word " * 200, "w" * 500], {0.0: cells, 1.0: cells})
     assert drawn.shape == (22 + 4 + 6 * 132, 4 + 3 * 132, 3)

@@ -37,7 +37,7 @@ def rays(intrinsics, width, height):
 
 
 @pytest.mark.parametrize("size", [(24, 16), (16, 16), (15, 31)])
-def test_a_frame_that_already_is_the_view_stays(size):
+def test_frame_equal_to_the_view_is_unchanged(size):
     width, height = size
     image, depth, valid = frame(height, width)
     k = camera(1.0, width / height)
@@ -55,8 +55,8 @@ def test_a_frame_that_already_is_the_view_stays(size):
     st.floats(0.4, 0.6),
     st.sampled_from([(32, 32), (48, 24), (20, 30)]),
 )
-def test_a_plane_stays_that_plane(f, cx, cy, size):
-    """The plane n . x = 4 of the raw camera lies as far along the axis of the view as it lay along that ray before."""
+def test_warp_preserves_planes(f, cx, cy, size):
+    """The plane n . x = 4 is as far along the view's axis as along that ray before."""
     height, width = 90, 120
     k, n = camera(f, f * width / height, cx, cy), np.array([0.05, 0.1, 1.0])
     depth = (4 / (rays(k, width, height) @ n)).astype("f4")
@@ -78,7 +78,7 @@ def test_a_plane_stays_that_plane(f, cx, cy, size):
     )
 
 
-def test_the_unit_of_depth_only_scales():
+def test_warp_scales_with_the_unit():
     image, depth, valid = frame(40, 60)
     k = camera(0.9, 1.3, 0.45, 0.55)
     plain, scaled = (warp(image, x, valid, k, (32, 32)) for x in (depth, 1000 * depth))
@@ -96,7 +96,7 @@ def test_far_pixels_are_dropped_by_quantile():
     assert not drop_far(depth, none).any()
 
 
-def test_what_is_no_camera_is_refused():
+def test_invalid_intrinsics_are_refused():
     image, depth, valid = frame(8, 8)
     with pytest.raises(UserError, match="not a pinhole camera"):
         warp(image, depth, valid, camera(0.0), (8, 8))
@@ -116,7 +116,7 @@ def benchmark_frame(height: int = 48, width: int = 64, camera: np.ndarray | None
     return Frame("a", ramp.astype("u1"), np.where(valid, depth, 0).astype("f4"), valid, camera)
 
 
-def test_square_is_the_view_of_moges_loader_at_the_models_size():
+def test_square_view_equals_moge_at_model_size():
     one = benchmark_frame()
     seen = make_eval_frame(one, NYU, "square", 32)
     expected = warp(one.image, one.depth, one.valid, CAMERA, (32, 32))
@@ -127,7 +127,7 @@ def test_square_is_the_view_of_moges_loader_at_the_models_size():
     assert seen.has_intrinsics and seen.name == "a"
 
 
-def test_moges_view_has_its_published_size_and_the_model_sees_all_of_it():
+def test_moge_view_has_published_size_and_is_resized_for_the_model():
     seen = make_eval_frame(benchmark_frame(), NYU, "moge", 32)
     assert seen.image.shape == (480, 640, 3) and seen.target.shape == seen.valid.shape == (480, 640)
     assert seen.model_image.shape == (32, 32, 3)
@@ -137,7 +137,7 @@ def test_moges_view_has_its_published_size_and_the_model_sees_all_of_it():
     )
 
 
-def test_a_frame_as_stored_is_scored_as_stored():
+def test_frame_view_is_unchanged():
     one = benchmark_frame()
     seen = make_eval_frame(one, NYU, "frame", 16)
     np.testing.assert_array_equal(seen.target, one.depth)
@@ -145,7 +145,7 @@ def test_a_frame_as_stored_is_scored_as_stored():
     assert seen.model_image.shape == (16, 16, 3)
 
 
-def test_far_depth_is_left_out_of_views_as_the_loader_does_and_kept_in_frames():
+def test_far_depth_is_dropped_in_views_only():
     one = benchmark_frame()
     one.depth[0, 0], one.valid[0, 0] = 1e6, True
     one.depth[24, 32], one.valid[24, 32] = 1e6, True
@@ -154,7 +154,7 @@ def test_far_depth_is_left_out_of_views_as_the_loader_does_and_kept_in_frames():
     assert seen.target[seen.valid].max() < 10
 
 
-def test_without_a_camera_a_view_is_a_centred_crop():
+def test_view_without_intrinsics_is_a_center_crop():
     one = benchmark_frame(camera=None)
     seen = make_eval_frame(one, NYU, "square", 48)
     assert not seen.has_intrinsics
@@ -163,7 +163,7 @@ def test_without_a_camera_a_view_is_a_centred_crop():
     np.testing.assert_allclose(seen.target, crop, rtol=1e-6)
 
 
-def test_names_and_sizes():
+def test_view_names_and_sizes():
     assert [view_size(NYU, name, 32) for name in get_args(ViewName)] == [(32, 32), (640, 480), None]
     assert parse_view("moge") == "moge"
     with pytest.raises(UserError, match="choose one of square, moge, frame"):

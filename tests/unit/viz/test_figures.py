@@ -1,4 +1,4 @@
-"""Files of figures: equal to the byte, whole, with text that is text; and nobody's own settings in them."""
+"""Figure files: equal bytes, text that is text, independent of the user's settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def drawn(columns: int = 1):
     return figure
 
 
-def test_equal_figures_are_equal_files(tmp_path):
+def test_equal_figures_give_equal_files(tmp_path):
     first, second = (
         figures.save(drawn(), tmp_path / "a"),
         figures.save(drawn(), tmp_path / "b" / "c.d"),
@@ -37,7 +37,7 @@ def test_equal_figures_are_equal_files(tmp_path):
 
 
 @pytest.mark.parametrize("columns", [1, 2])
-def test_a_figure_is_as_wide_as_the_columns_of_a_page(tmp_path, columns):
+def test_figure_width_is_the_column_width(tmp_path, columns):
     png, svg = figures.save(drawn(columns), tmp_path / "a")
     with Image.open(png) as opened:
         assert opened.size == (round(300 * figures.WIDTH[columns]), 450)
@@ -48,14 +48,14 @@ def test_a_figure_is_as_wide_as_the_columns_of_a_page(tmp_path, columns):
     )
 
 
-def test_svg_is_valid_and_its_text_is_text(tmp_path):
+def test_svg_has_searchable_text(tmp_path):
     _, svg = figures.save(drawn(), tmp_path / "a")
     texts = [node.text for node in ElementTree.parse(svg).iter() if node.tag.endswith("}text")]
     assert "depth first ← log₂ α → image first" in texts and "a line" in texts
     assert "<dc:date>" not in svg.read_text()
 
 
-def test_the_reader_s_own_settings_stay_out_and_are_left_alone(tmp_path):
+def test_style_is_independent_of_rcparams(tmp_path):
     import matplotlib
 
     plain = [path.read_bytes() for path in figures.save(drawn(), tmp_path / "a")]
@@ -67,11 +67,13 @@ def test_the_reader_s_own_settings_stay_out_and_are_left_alone(tmp_path):
         assert dict(matplotlib.rcParams) == before
 
 
-def test_pyplot_is_never_loaded_and_matplotlib_only_to_draw(tmp_path):
+def test_matplotlib_is_imported_lazily_and_pyplot_never(tmp_path):
     code = (
-        "import sys; from modality_forcing.viz import figures; assert 'matplotlib' not in sys.modules\n"
+        "import sys; from modality_forcing.viz import figures\n"
+        "assert 'matplotlib' not in sys.modules\n"
         "with figures.style(): figure = figures.new_figure(); figure.subplots()\n"
-        f"figures.save(figure, {str(tmp_path / 'a')!r}); assert 'matplotlib.pyplot' not in sys.modules"
+        f"figures.save(figure, {str(tmp_path / 'a')!r})\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=runs.environment(), capture_output=True, text=True
@@ -79,7 +81,7 @@ def test_pyplot_is_never_loaded_and_matplotlib_only_to_draw(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_file_that_cannot_be_written_is_told(tmp_path):
+def test_unwritable_file_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         figures.save(drawn(), tmp_path / "file" / "a")
@@ -97,5 +99,5 @@ def test_a_file_that_cannot_be_written_is_told(tmp_path):
         (5e22, "5e+22"),
     ],
 )
-def test_counts_are_short(n, told):
+def test_format_count(n, told):
     assert figures.format_count(n) == told

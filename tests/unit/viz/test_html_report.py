@@ -38,7 +38,7 @@ CURVES = {
 
 
 class Page(HTMLParser):
-    """What a browser would see: tags with their attributes, and the text outside the style sheet."""
+    """A parsed page: tags with their attributes, and the text outside the style sheet."""
 
     def __init__(self, source: str):
         super().__init__()

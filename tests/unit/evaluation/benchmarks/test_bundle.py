@@ -1,4 +1,4 @@
-"""MoGe's bundles: what one frame holds, in the codec's own bytes, and each damaged file one line."""
+"""MoGe's bundles: frames in the codec's own bytes, and one error line per damaged file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def opened(root: Path) -> Bundle:
 
 
 @pytest.mark.parametrize("picture", ["image.jpg", "image.png"])
-def test_a_frame_is_what_the_codes_say(tmp_path: Path, picture: str):
+def test_frame_is_decoded_exactly(tmp_path: Path, picture: str):
     write_frame(tmp_path / "val" / "a", picture)
     frame = opened(tmp_path).read("val/a")
     np.testing.assert_array_equal(frame.valid, [[False, True, False], [True, True, True]])
@@ -54,7 +54,7 @@ def test_a_frame_is_what_the_codes_say(tmp_path: Path, picture: str):
     np.testing.assert_array_equal(frame.intrinsics, np.array(CAMERA, np.float32))
 
 
-def test_an_old_unit_is_multiplied_in(tmp_path: Path):
+def test_unit_of_older_bundles_is_applied(tmp_path: Path):
     write_frame(tmp_path / "val" / "a")
     write_depth(tmp_path / "val" / "a" / "depth.png", CODES, unit="0.25")
     frame = opened(tmp_path).read("val/a")
@@ -70,7 +70,7 @@ def test_nyuv2_takes_its_test_split_first(tmp_path: Path):
     assert (bundle := find_bundle(BENCHMARKS["kitti"], tmp_path)) and bundle.names() == ("all",)
 
 
-def test_it_is_found_in_its_own_folder(tmp_path: Path):
+def test_bundle_is_found_in_its_own_folder(tmp_path: Path):
     assert find_bundle(BENCHMARKS["ibims1"], tmp_path) is None
     (tmp_path / "iBims-1").mkdir()
     (tmp_path / "iBims-1" / ".index.txt").write_text("a/é\r\nb\n\n")
@@ -84,7 +84,7 @@ def test_it_is_found_in_its_own_folder(tmp_path: Path):
     ("index", "told"),
     [(b"\n", "no frames"), (b"a\nb\na\n", "twice"), (b"\xff\xfe", "cannot be read")],
 )
-def test_a_wrong_index_is_one_line(tmp_path: Path, index: bytes, told: str):
+def test_invalid_index_is_refused(tmp_path: Path, index: bytes, told: str):
     (tmp_path / ".index.txt").write_bytes(index)
     with pytest.raises(UserError, match=told) as caught:
         Bundle(tmp_path / ".index.txt", None).names()
@@ -105,7 +105,7 @@ META = {
 
 
 @pytest.mark.parametrize("meta", META.values(), ids=META.keys())
-def test_a_wrong_camera_is_one_line(tmp_path: Path, meta: str):
+def test_invalid_intrinsics_are_refused(tmp_path: Path, meta: str):
     write_frame(tmp_path / "val" / "a")
     path = tmp_path / "val" / "a" / "meta.json"
     path.write_text(meta)
@@ -114,7 +114,7 @@ def test_a_wrong_camera_is_one_line(tmp_path: Path, meta: str):
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_depth_of_another_size_is_one_line(tmp_path: Path):
+def test_depth_of_another_size_is_refused(tmp_path: Path):
     write_frame(tmp_path / "val" / "a")
     path = tmp_path / "val" / "a" / "depth.png"
     write_depth(path, CODES[:, :2])
@@ -125,7 +125,7 @@ def test_depth_of_another_size_is_one_line(tmp_path: Path):
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_a_damaged_depth_map_is_one_line(tmp_path: Path):
+def test_damaged_depth_map_is_refused(tmp_path: Path):
     write_frame(tmp_path / "val" / "a")
     path = tmp_path / "val" / "a" / "depth.png"
     path.write_bytes(path.read_bytes()[:60])

@@ -1,4 +1,4 @@
-"""The five sets as their authors lay them out: each read back from fixtures in the exact encodings on disk."""
+"""Native layouts: each set is read back from fixtures in the exact encodings on disk."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def agrees(frame: Frame, image: np.ndarray, depth: np.ndarray, scored: np.ndarra
     )
 
 
-def test_nyuv2_is_millimetres_inside_eigens_crop(tmp_path: Path):
+def test_nyuv2_is_in_millimeters_with_eigen_crop(tmp_path: Path):
     image = picture(tmp_path / f"{NYU}.png", 480, 640)
     depth = counts(tmp_path / "test/kitchen_0004/depth_0001.png", 480, 640)
     counts(tmp_path / "test/kitchen_0004/filled_0001.png", 480, 640)
@@ -74,7 +74,7 @@ def test_nyuv2_is_millimetres_inside_eigens_crop(tmp_path: Path):
     )
 
 
-def test_nyuv2_of_another_size_cannot_be_cropped(tmp_path: Path):
+def test_nyuv2_of_another_size_is_refused(tmp_path: Path):
     picture(tmp_path / f"{NYU}.png", 240, 320)
     counts(tmp_path / "test/kitchen_0004/depth_0001.png", 240, 320)
     with pytest.raises(UserError, match=r"depth_0001.png: .*240 x 320") as caught:
@@ -83,7 +83,7 @@ def test_nyuv2_of_another_size_cannot_be_cropped(tmp_path: Path):
 
 
 @pytest.mark.parametrize("part", ["", "train/", "val/"])
-def test_kitti_is_256ths_cropped_twice(tmp_path: Path, part: str):
+def test_kitti_is_in_256ths_of_meters_and_cropped_twice(tmp_path: Path, part: str):
     image = picture(tmp_path / f"{KITTI}.png", 375, 1242)
     depth = counts(
         tmp_path / f"{part}{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 375, 1242
@@ -95,7 +95,7 @@ def test_kitti_is_256ths_cropped_twice(tmp_path: Path, part: str):
     assert frame.intrinsics is None
 
 
-def test_kitti_too_small_to_crop(tmp_path: Path):
+def test_small_kitti_frame_is_refused(tmp_path: Path):
     picture(tmp_path / f"{KITTI}.png", 300, 1242)
     counts(tmp_path / f"{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 300, 1242)
     with pytest.raises(UserError, match=r"0000000069.png: .*300 x 1242"):
@@ -103,7 +103,7 @@ def test_kitti_too_small_to_crop(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("rgb", "below"), [("rgb/", "depth/courtyard_dslr_depth/"), ("", "")])
-def test_eth3d_is_raw_floats_with_inf_unknown(tmp_path: Path, rgb: str, below: str):
+def test_eth3d_is_raw_floats_with_inf_invalid(tmp_path: Path, rgb: str, below: str):
     image = picture(tmp_path / f"{rgb}courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
     path = tmp_path / f"{below}courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
     path.parent.mkdir(parents=True)
@@ -115,7 +115,7 @@ def test_eth3d_is_raw_floats_with_inf_unknown(tmp_path: Path, rgb: str, below: s
     assert frame.valid.sum() == 21 and frame.intrinsics is None
 
 
-def test_eth3d_of_another_length_is_one_line(tmp_path: Path):
+def test_eth3d_of_another_length_is_refused(tmp_path: Path):
     picture(tmp_path / "rgb/courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
     path = tmp_path / "courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
     path.parent.mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_eth3d_of_another_length_is_one_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize("number", ["000300", "300"])
-def test_scannet_is_millimetres(tmp_path: Path, number: str):
+def test_scannet_is_in_millimeters(tmp_path: Path, number: str):
     image = picture(tmp_path / f"scene0406_02/color/{number}.jpg", 48, 64)
     depth = counts(tmp_path / f"scene0406_02/depth/{number}.png", 48, 64)
     frame = read("scannet", tmp_path, SCANNET)
@@ -134,7 +134,7 @@ def test_scannet_is_millimetres(tmp_path: Path, number: str):
     assert frame.intrinsics is None
 
 
-def test_scannet_brings_colour_to_the_raster_of_depth(tmp_path: Path):
+def test_scannet_color_is_resized_to_depth(tmp_path: Path):
     picture(tmp_path / "scene0406_02/color/000000.jpg", 968, 1296)
     depth = counts(tmp_path / "scene0406_02/depth/000000.png", 480, 640)
     camera = tmp_path / "scene0406_02/intrinsic/intrinsic_depth.txt"
@@ -147,7 +147,7 @@ def test_scannet_brings_colour_to_the_raster_of_depth(tmp_path: Path):
     )
 
 
-def test_scannet_does_not_squeeze_another_view(tmp_path: Path):
+def test_scannet_of_another_aspect_ratio_is_refused(tmp_path: Path):
     picture(tmp_path / "scene0406_02/color/000300.jpg", 54, 96)
     counts(tmp_path / "scene0406_02/depth/000300.png", 48, 64)
     with pytest.raises(UserError, match=r"is 64 x 48 pixels, but its image 000300\.jpg 96 x 54"):
@@ -155,7 +155,7 @@ def test_scannet_does_not_squeeze_another_view(tmp_path: Path):
 
 
 @pytest.mark.parametrize("part", ["", "val/"])
-def test_diode_is_scored_where_its_mask_says(tmp_path: Path, part: str):
+def test_diode_uses_its_mask(tmp_path: Path, part: str):
     image = picture(tmp_path / f"{part}{DIODE}.png", 6, 8)
     depth = (RNG.random((6, 8, 1)) * 400).astype(
         np.float32
@@ -195,7 +195,7 @@ def write_kitti(root: Path) -> None:
         ("diode", DIODE, lambda root: write_diode(root, (6, 8), (7, 8))),
     ],
 )
-def test_two_sizes_are_one_line(
+def test_different_sizes_are_refused(
     tmp_path: Path, name: str, frame: str, write: Callable[[Path], None]
 ):
     write(tmp_path)
@@ -205,7 +205,7 @@ def test_two_sizes_are_one_line(
 
 
 @pytest.mark.parametrize("name", ["nyuv2", "kitti", "eth3d", "scannet", "diode"])
-def test_each_official_name_leads_to_files_of_its_own(tmp_path: Path, name: str):
+def test_official_names_have_distinct_files(tmp_path: Path, name: str):
     layout = NativeLayout(BENCHMARKS[name], tmp_path)
     names = official_names(name)
     files = [path for frame in names for path in layout.files(frame).values()]
@@ -217,10 +217,10 @@ def test_each_official_name_leads_to_files_of_its_own(tmp_path: Path, name: str)
     "wrong",
     ["rgb_0001", "test/kitchen_0004/depth_0001", "test/../x/rgb_0001", "test/a/rgb_0001.png"],
 )
-def test_a_name_of_another_form_is_told_with_one_of_this(tmp_path: Path, wrong: str):
+def test_malformed_name_is_refused_with_an_example(tmp_path: Path, wrong: str):
     with pytest.raises(UserError, match="write names like test/kitchen_0004/rgb_0001"):
         NativeLayout(BENCHMARKS["nyuv2"], tmp_path).files(wrong)
 
 
-def test_sets_of_bundles_have_no_native_layout(tmp_path: Path):
+def test_bundle_only_sets_have_no_native_layout(tmp_path: Path):
     assert find_native_layout(BENCHMARKS["ibims1"], tmp_path) is None

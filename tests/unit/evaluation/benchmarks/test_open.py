@@ -64,7 +64,7 @@ def message(caught: pytest.ExceptionInfo[UserError], where: Path) -> str:
     return told
 
 
-def test_an_original_in_the_order_of_its_list(tmp_path: Path):
+def test_native_layout_keeps_the_order_of_its_list(tmp_path: Path):
     opened = open_benchmark("scannet", write_native(tmp_path))
     assert (opened.layout, opened.official_list, opened.names, len(opened)) == (
         "native",
@@ -80,7 +80,7 @@ def test_an_original_in_the_order_of_its_list(tmp_path: Path):
 
 
 @pytest.mark.parametrize("inner", ["", "ScanNet"])
-def test_a_bundle_in_the_order_of_its_index(tmp_path: Path, inner: str):
+def test_bundle_keeps_the_order_of_its_index(tmp_path: Path, inner: str):
     write_bundle(tmp_path / inner)
     opened = open_benchmark("scannet", str(tmp_path))
     assert (opened.layout, opened.official_list, opened.names) == (
@@ -91,7 +91,7 @@ def test_a_bundle_in_the_order_of_its_index(tmp_path: Path, inner: str):
     assert [float(frame.depth[2, 3]) for frame in opened] == [1, 2, 3]
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path):
+def test_frames_are_read_lazily(tmp_path: Path):
     (write_bundle(tmp_path) / "x" / "a" / "depth.png").write_bytes(b"damaged")
     opened = open_benchmark("scannet", tmp_path)
     assert opened[0].valid.all()
@@ -99,7 +99,7 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path):
         opened[1]
 
 
-def test_a_list_of_ones_own_is_not_official(tmp_path: Path):
+def test_user_frame_list_is_not_official(tmp_path: Path):
     names = tmp_path / "names.txt"
     names.write_text(f"{SCANNET[1]}\n")
     opened = open_benchmark("scannet", write_native(tmp_path / "set"), names)
@@ -112,7 +112,7 @@ def test_a_list_of_ones_own_is_not_official(tmp_path: Path):
     )
 
 
-def test_names_of_frames_that_are_not_there(tmp_path: Path):
+def test_unknown_frame_names_are_refused(tmp_path: Path):
     names = tmp_path / "names.txt"
     names.write_text("b\nnone\n")
     with pytest.raises(
@@ -123,7 +123,7 @@ def test_names_of_frames_that_are_not_there(tmp_path: Path):
 
 
 @pytest.mark.parametrize("lost", ["color/000300.jpg", "depth/000300.png"])
-def test_a_missing_file_is_an_error_not_a_smaller_mean(tmp_path: Path, lost: str):
+def test_missing_file_is_an_error(tmp_path: Path, lost: str):
     path = write_native(tmp_path) / "scene0406_02" / lost
     path.unlink()
     (tmp_path / "scene0011_00/depth/000000.png").unlink()
@@ -133,7 +133,7 @@ def test_a_missing_file_is_an_error_not_a_smaller_mean(tmp_path: Path, lost: str
 
 
 @pytest.mark.parametrize("lost", ["image.jpg", "depth.png", "meta.json"])
-def test_a_missing_file_of_a_bundle(tmp_path: Path, lost: str):
+def test_missing_file_of_a_bundle_is_an_error(tmp_path: Path, lost: str):
     path = write_bundle(tmp_path) / "x" / "a" / lost
     path.unlink()
     with pytest.raises(UserError) as caught:
@@ -141,7 +141,7 @@ def test_a_missing_file_of_a_bundle(tmp_path: Path, lost: str):
     assert f"files of 1 of 3 images are missing, the first is {path}" in message(caught, tmp_path)
 
 
-def test_an_index_of_another_length(tmp_path: Path):
+def test_index_of_another_length_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="Sintel has 3 images, but 2 are listed here") as caught:
         open_benchmark("sintel", write_bundle(tmp_path, ("a", "b")))
     message(caught, tmp_path)
@@ -150,20 +150,22 @@ def test_an_index_of_another_length(tmp_path: Path):
     )  # no count is known: the index is what there is
 
 
-def test_a_list_of_another_length_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_packaged_list_of_another_length_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(native_layouts, "official_names", lambda _: SCANNET[:2])
     with pytest.raises(UserError, match="ScanNet has 3 images, but 2"):
         open_benchmark("scannet", write_native(tmp_path))
 
 
-def test_two_layouts_in_one_folder(tmp_path: Path):
+def test_two_layouts_in_one_folder_are_refused(tmp_path: Path):
     write_bundle(write_native(tmp_path) / "ScanNet")
     with pytest.raises(UserError, match=r"ScanNet/.index.txt.*scene\?\?\?\?_\?\?/color") as caught:
         open_benchmark("scannet", tmp_path)
     message(caught, tmp_path)
 
 
-def test_no_layout_in_a_folder(tmp_path: Path):
+def test_folder_without_layout_is_refused(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         open_benchmark("nyuv2", tmp_path)
     told = message(caught, tmp_path)
@@ -178,12 +180,12 @@ def test_no_layout_in_a_folder(tmp_path: Path):
     message(caught, tmp_path)
 
 
-def test_no_folder(tmp_path: Path):
+def test_missing_folder_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder") as caught:
         open_benchmark("kitti", tmp_path / "none")
     message(caught, tmp_path / "none")
 
 
-def test_no_such_benchmark(tmp_path: Path):
+def test_unknown_benchmark_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean scannet"):
         open_benchmark("scanet", tmp_path)

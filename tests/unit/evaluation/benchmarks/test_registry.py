@@ -19,13 +19,13 @@ def test_the_sets_of_the_two_suites_are_there():
 
 
 @pytest.mark.parametrize("name", FIVE)
-def test_a_range_goes_with_an_original_layout(name: str):
+def test_depth_range_needs_a_native_layout(name: str):
     least, most = BENCHMARKS[name].depth_range or (0, 0)
     assert 0 < least < most
     assert BENCHMARKS[name].range_masks_target == (name != "diode")
 
 
-def test_sets_without_metres_are_marked():
+def test_sets_without_meters_are_marked():
     assert {name for name, benchmark in BENCHMARKS.items() if not benchmark.metric} == {
         "gso",
         "sintel",
@@ -33,7 +33,7 @@ def test_sets_without_metres_are_marked():
     }
 
 
-def test_a_known_name_is_found():
+def test_known_name_is_found():
     assert find_benchmark("nyuv2").title == "NYUv2"
 
 
@@ -41,13 +41,13 @@ def test_a_known_name_is_found():
     ("name", "near"),
     [("nyu", "nyuv2"), ("NYUv2", "nyuv2"), ("iBims-1", "ibims1"), ("DDAD", "ddad")],
 )
-def test_an_unknown_name_is_told_with_the_nearest(name: str, near: str):
+def test_unknown_name_suggests_the_nearest(name: str, near: str):
     with pytest.raises(UserError, match=f"did you mean {near}[?]") as caught:
         find_benchmark(name)
     assert "eth3d" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_name_like_none_is_told_with_all():
+def test_unknown_name_lists_all_names():
     with pytest.raises(UserError) as caught:
         find_benchmark("zzz")
     assert "did you mean" not in str(caught.value) and all(
