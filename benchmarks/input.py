@@ -4,8 +4,8 @@
 
 Examples are 256 pixels a side: rendered scenes with the noise of a camera and of a depth sensor, as
 JPEG of quality 95, with depth everywhere ("dense") or at scan lines and scattered points
-("sparse"). Both loaders read the same ArrayRecord file, decode image and depth, mirror every other
-example, look up the caption's words and stack 64 of them. The other one decodes and mirrors with
+("sparse"). Both loaders read the same ArrayRecord file, decode image and depth, flip every other
+example, look up the caption's words and stack 64 of them. The other one decodes and flips with
 OpenCV; it needs torch and opencv-python-headless, and shows a dash without them.
 
 One Markdown table. Per second: examples by the clock. Per core: examples per second of processor
@@ -109,17 +109,15 @@ def row(kind: str, folder: Path, workers: int, options: argparse.Namespace) -> s
     for _ in range(options.turns):
         for name, loader in loaders.items():
             rates[name].append(speed(loader, workers, options.batch, options.batches))
-    told = [kind, f"{size(folder) / options.examples:.0f}", str(workers)]
+    cells = [kind, f"{size(folder) / options.examples:.0f}", str(workers)]
     for unit in (0, 1):
         for name in ("ours", "torch"):
-            told.append(
-                f"{median(turn[unit] for turn in rates[name]):.0f}" if name in rates else "-"
-            )
+            turns = [turn[unit] for turn in rates.get(name, [])]
+            cells.append(f"{median(turns):.0f}" if turns else "-")
     pairs = zip(rates["ours"], rates.get("torch", []), strict=False)
-    told.append(
-        f"{median(mine[1] / other[1] for mine, other in pairs):.2f}" if "torch" in rates else "-"
-    )
-    return f"| {' | '.join(told)} |"
+    ratios = [mine[1] / other[1] for mine, other in pairs]
+    cells.append(f"{median(ratios):.2f}" if ratios else "-")
+    return f"| {' | '.join(cells)} |"
 
 
 def speed(loader: Callable[[], Any], workers: int, batch: int, count: int) -> tuple[float, float]:
@@ -127,12 +125,11 @@ def speed(loader: Callable[[], Any], workers: int, batch: int, count: int) -> tu
     with closing(loader()) as batches:
         for _ in range(3 + 3 * workers):  # what was made while starting must not count as speed
             next(batches)
-        began, used = time.perf_counter(), processor_seconds()
+        start, cpu_start = time.perf_counter(), processor_seconds()
         for _ in range(count):
             next(batches)
-        return count * batch / (time.perf_counter() - began), count * batch / (
-            processor_seconds() - used
-        )
+        elapsed, cpu_elapsed = time.perf_counter() - start, processor_seconds() - cpu_start
+        return count * batch / elapsed, count * batch / cpu_elapsed
 
 
 def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]]:
@@ -144,16 +141,8 @@ def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]
 
 
 def ours(folder: Path, workers: int, batch: int) -> Any:
-    augment = Augment(flip_prob=FLIP)
-    return train_batches(
-        Shards(folder),
-        Words(),
-        batch=batch,
-        seed=0,
-        resolution=SIDE,
-        augment=augment,
-        workers=workers,
-    )
+    options: dict[str, Any] = dict(batch=batch, seed=0, resolution=SIDE, workers=workers)
+    return train_batches(Shards(folder), Words(), augment=Augment(flip_prob=FLIP), **options)
 
 
 class Torch:
@@ -188,7 +177,7 @@ class Torch:
 
 @dataclass(frozen=True)
 class OpenCV:
-    """The same examples, decoded and mirrored by OpenCV."""
+    """The same examples, decoded and flipped by OpenCV."""
 
     shards: Shards
     text: Words
@@ -264,12 +253,8 @@ def machine() -> str:
 
 
 def versions() -> str:
-    names = (
-        "grain",
-        "numpy",
-        "pillow",
-        *(("torch", "opencv-python-headless") if torch_is_there() else ()),
-    )
+    names = ["grain", "numpy", "pillow", "protobuf"]
+    names += ["torch", "opencv-python-headless"] if torch_is_there() else []
     return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
 
 

@@ -105,9 +105,7 @@ def measure(
     start = time.perf_counter()
     next(loader)
     first = time.perf_counter() - start
-    for _ in range(
-        max(10, 256 // batch)
-    ):  # what was prefetched while starting must not count as speed
+    for _ in range(max(10, 256 // batch)):  # batches prefetched at the start must not count
         next(loader)
     start = time.perf_counter()
     for _ in range(count):

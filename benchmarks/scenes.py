@@ -59,9 +59,8 @@ def row_profile(source: Scenes, count: int) -> np.ndarray:
     total, seen = np.zeros(source.resolution), np.zeros(source.resolution)
     for index in range(count):
         record = source[index]
-        total += np.where(record.valid, record.depth / record.depth[record.valid].mean(), 0).sum(
-            axis=1
-        )
+        normalized = record.depth / record.depth[record.valid].mean()
+        total += np.where(record.valid, normalized, 0).sum(axis=1)
         seen += record.valid.sum(axis=1)
     return total / np.maximum(seen, 1)
 
@@ -94,10 +93,8 @@ def weighted_median(depth: np.ndarray) -> float:
 def align(guess: np.ndarray, depth: np.ndarray, rounds: int = 40) -> np.ndarray:
     """scale·guess + shift of least AbsRel by reweighted least squares, or the constant."""
     design = np.stack((guess, np.ones_like(guess)), axis=1)
-    best, score = (
-        np.full_like(depth, weighted_median(depth)),
-        absrel(np.full_like(depth, weighted_median(depth)), depth),
-    )
+    best = np.full_like(depth, weighted_median(depth))
+    score = absrel(best, depth)
     weight = 1 / depth**2
     for _ in range(rounds):
         scaled = design * weight[:, None]

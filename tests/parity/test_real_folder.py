@@ -1,4 +1,4 @@
-"""Real pictures and depth of several sensors, in one folder, through configs/folder.py; and depth of a real photo."""
+"""Trains on a folder of real images and depth of several sensors, then samples from it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from modality_forcing.train.metrics import read_metrics
 from tests.runs import CONFIGS, SMALL
 
-# In millimetres all three: a Kinect with holes, a tracked frame, and a phone whose depth is smaller than its picture.
+# In millimeters: a Kinect with holes, a tracked frame, a phone with depth smaller than its image.
 SAMPLES = {
     "kinect": (
         "metric3d_nyu_demo/rgb/rgb_00000.jpg",
@@ -30,12 +30,11 @@ def trained(real_data: Path, tmp_path_factory) -> Path:
     from modality_forcing import cli
 
     root = tmp_path_factory.mktemp("real")
-    for part, place in (("images", 0), ("depth", 1)):
-        (root / "photos" / part).mkdir(parents=True)
+    for folder, number in (("images", 0), ("depth", 1)):
+        (root / "photos" / folder).mkdir(parents=True)
         for name, files in SAMPLES.items():
-            (root / "photos" / part / name).with_suffix(Path(files[place]).suffix).symlink_to(
-                real_data / files[place]
-            )
+            link = root / "photos" / folder / f"{name}{Path(files[number]).suffix}"
+            link.symlink_to(real_data / files[number])
     settings = {"root": root / "photos", "depth_scale": 0.001, "resolution": 32, "workers": 0}
     overrides = [f"--config.data.{key}={value}" for key, value in settings.items()]
     overrides += [
@@ -53,70 +52,37 @@ def test_real_depth_trains(trained: Path):
     rows = [row for row in read_metrics(trained) if "loss" in row]
     assert len(rows) == 12
     assert all(np.isfinite(row["loss_depth"]) and np.isfinite(row["loss_image"]) for row in rows)
-    assert np.mean([row["loss_depth"] for row in rows[-4:]]) < np.mean(
-        [row["loss_depth"] for row in rows[:4]]
-    )
+    losses = [row["loss_depth"] for row in rows]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
 
 
 def test_depth_of_a_real_photo(trained: Path, real_data: Path, tmp_path: Path, mforce):
-    photo = real_data / SAMPLES["kinect"][0]
-    done = mforce(
-        "sample",
-        "--checkpoint",
-        trained,
-        "--mode",
-        "i2d",
-        "--image",
-        photo,
-        "--out",
-        tmp_path / "out",
-        "--steps",
-        4,
-    )
+    photo, out = real_data / SAMPLES["kinect"][0], tmp_path / "out"
+    options = ("--checkpoint", trained, "--out", out, "--steps", 4)
+    done = mforce("sample", "--mode", "i2d", "--image", photo, *options)
     assert (done.code, done.err) == (0, ""), done.err
-    depth = np.load(tmp_path / "out/i2d_000_depth.npy", allow_pickle=False)
-    assert (
-        depth.shape == (32, 32)
-        and np.isfinite(depth).all()
-        and (depth > 0).all()
-        and depth.std() > 0
-    )
-    with Image.open(tmp_path / "out/i2d_000_depth.png") as opened:
+    depth = np.load(out / "i2d_000_depth.npy", allow_pickle=False)
+    assert depth.shape == (32, 32) and np.isfinite(depth).all()
+    assert (depth > 0).all() and depth.std() > 0
+    with Image.open(out / "i2d_000_depth.png") as opened:
         codes, scale = np.asarray(opened).astype(float), float(opened.info["scale"])
     np.testing.assert_allclose(codes * scale, depth, atol=scale)
-    with Image.open(tmp_path / "out/i2d_000_image.png") as made, Image.open(photo) as given:
-        mean = np.asarray(given)[:, 80:560].mean(axis=(0, 1))  # the centre square of 640 x 480
-        np.testing.assert_allclose(np.asarray(made).mean(axis=(0, 1)), mean, atol=3)
+    with Image.open(out / "i2d_000_image.png") as sampled, Image.open(photo) as original:
+        mean = np.asarray(original)[:, 80:560].mean(axis=(0, 1))  # the center square of 640 x 480
+        np.testing.assert_allclose(np.asarray(sampled).mean(axis=(0, 1)), mean, atol=3)
 
 
-def test_a_real_depth_map_conditions(trained: Path, real_data: Path, tmp_path: Path, mforce):
-    depth = real_data / SAMPLES["phone"][1]
-    given = ["--depth", depth, "--depth-scale", 0.001]
-    done = mforce(
-        "sample",
-        "--checkpoint",
-        trained,
-        "--mode",
-        "d2i",
-        *given,
-        "--out",
-        tmp_path / "out",
-        "--steps",
-        4,
-    )
+def test_real_depth_map_as_condition(trained: Path, real_data: Path, tmp_path: Path, mforce):
+    path, out = real_data / SAMPLES["phone"][1], tmp_path / "out"
+    options = ("--checkpoint", trained, "--out", out, "--steps", 4)
+    done = mforce("sample", "--mode", "d2i", "--depth", path, "--depth-scale", 0.001, *options)
     assert (done.code, done.err) == (0, ""), done.err
-    kept = np.load(tmp_path / "out/d2i_000_depth.npy", allow_pickle=False)
-    with Image.open(depth) as opened:
-        square = np.asarray(opened).astype(float)
-    rows, columns = square.shape
-    square = square[(rows - min(rows, columns)) // 2 :, (columns - min(rows, columns)) // 2 :][
-        : min(rows, columns), : min(rows, columns)
-    ]
-    # Decoded depth is relative to its own mean: the same shape as what was given.
-    small = np.array(
-        [
-            [cell.mean() for cell in np.array_split(row, 32, axis=1)]
-            for row in np.array_split(square, 32, axis=0)
-        ]
-    )
-    assert np.corrcoef(kept.ravel(), small.ravel())[0, 1] > 0.98
+    decoded = np.load(out / "d2i_000_depth.npy", allow_pickle=False)
+    with Image.open(path) as opened:
+        depth = np.asarray(opened).astype(float)
+    side = min(depth.shape)
+    top, left = (depth.shape[0] - side) // 2, (depth.shape[1] - side) // 2
+    rows = np.array_split(depth[top : top + side, left : left + side], 32, axis=0)
+    small = [[cell.mean() for cell in np.array_split(row, 32, axis=1)] for row in rows]
+    # Decoded depth is relative to its mean: the shape is that of the condition.
+    assert np.corrcoef(decoded.ravel(), np.ravel(small))[0, 1] > 0.98

@@ -1,4 +1,4 @@
-"""Real samples from their own layouts to a trained step: prepared, looked into, mixed, trained, evaluated."""
+"""Real samples from their own layouts: prepared, inspected, mixed, trained on."""
 
 from __future__ import annotations
 
@@ -27,54 +27,38 @@ FRAMES = {"kitti_raw": 2, "kitti_depth": 1, "seven_scenes": 3, "colmap": 2, "tar
 def prepared(real_data: Path, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("prepared")
     for name, sample in SAMPLES.items():
-        done = process(
-            "prepare",
-            "--dataset",
-            name,
-            "--root",
-            real_data / sample,
-            "--out",
-            root / name,
-            "--resolution",
-            96,
-        )
+        options = ("--root", real_data / sample, "--out", root / name, "--resolution", 96)
+        done = process("prepare", "--dataset", name, *options)
         assert done.code == 0, done.err
     return root
 
 
-def test_inspect_tells_what_was_there(prepared: Path, tmp_path: Path):
+def test_inspect_lists_the_records(prepared: Path, tmp_path: Path):
     for name, frames in FRAMES.items():
-        done = process(
-            "inspect", prepared / name, "--json", "--verify", "--sheet", tmp_path / f"{name}.png"
-        )
+        sheet = tmp_path / f"{name}.png"
+        done = process("inspect", prepared / name, "--json", "--verify", "--sheet", sheet)
         assert done.code == 0, done.err
-        assert json.loads(done.out)["records"] == frames and (tmp_path / f"{name}.png").is_file()
+        assert json.loads(done.out)["records"] == frames and sheet.is_file()
 
 
-def test_every_frame_is_as_likely_as_any_other(prepared: Path):
+def test_frames_are_equally_likely(prepared: Path):
     from modality_forcing.config_file import load
 
     config = load(f"{CONFIGS / 'mixtures.py'}:root={prepared},sets=offline,size=demo")
     assert config.data.mixture == FRAMES
-    parts = inputs.open_inputs(config).source
-    batches = train_batches(parts, Words(), batch=10, seed=0, resolution=64)
+    components = inputs.open_inputs(config).source
+    batches = train_batches(components, Words(), batch=10, seed=0, resolution=64)
     for _ in range(6):
         next(batches)
-    told = batches.pop_stats()
+    stats = batches.pop_stats()
     batches.close()
-    counts = [told[f"share/{name}"] * 60 for name in FRAMES]
+    counts = [stats[f"share/{name}"] * 60 for name in FRAMES]
     np.testing.assert_allclose(counts, [6 * frames for frames in FRAMES.values()], atol=1e-3)
-    assert (
-        0.01
-        < told["valid/kitti_raw"]
-        < 0.5
-        < told["valid/seven_scenes"]
-        <= told["valid/tartanair"]
-        == 1
-    )
+    assert 0.01 < stats["valid/kitti_raw"] < 0.5 < stats["valid/seven_scenes"] <= 1
+    assert stats["valid/tartanair"] == 1
 
 
-def test_a_step_is_taken_on_all_of_it(prepared: Path, tmp_path: Path):
+def test_mixture_trains(prepared: Path, tmp_path: Path):
     spec = f"--config={CONFIGS / 'mixtures.py'}:root={prepared},sets=offline,size=demo"
     short = [
         "--config.train.steps=4",
@@ -85,6 +69,5 @@ def test_a_step_is_taken_on_all_of_it(prepared: Path, tmp_path: Path):
     done = process("train", spec, *SMALL, *short, "--workdir", tmp_path / "run")
     assert done.code == 0, done.err
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert any("data/share/colmap" in row for row in rows) and all(
-        np.isfinite(row.get("loss", 0)) for row in rows
-    )
+    assert any("data/share/colmap" in row for row in rows)
+    assert all(np.isfinite(row.get("loss", 0)) for row in rows)
