@@ -108,11 +108,11 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     batch = options.batch or 1
     image, latent = pictures(batch)
     vae, c = AutoencoderKLFlux2().eval(), VAEConfig()
-    small = replace(XXL, blocks=options.layers, vocabulary=1000)
+    small = replace(XXL, num_layers=options.layers, vocab_size=1000)
     sizes = {
         "vocab_size": 1000,
         "d_model": small.width,
-        "d_ff": small.ffn,
+        "d_ff": small.mlp_dim,
         "num_heads": small.heads,
         "d_kv": small.head_dim,
     }

@@ -38,7 +38,7 @@ from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.records import Record
 from modality_forcing.data.sparsity import sparsify
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.storage import codec, tf_example
 from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
 from modality_forcing.synthetic.source import Scenes
@@ -142,7 +142,7 @@ def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]
 
 def ours(folder: Path, workers: int, batch: int) -> Any:
     options: dict[str, Any] = dict(batch=batch, seed=0, resolution=SIDE, workers=workers)
-    return train_batches(Shards(folder), Words(), augment=Augment(flip_prob=FLIP), **options)
+    return train_batches(Shards(folder), HashedWordTokenizer(), augment=Augment(flip_prob=FLIP), **options)
 
 
 class Torch:
@@ -153,7 +153,7 @@ class Torch:
         from torch.utils.data import DataLoader, RandomSampler  # pyright: ignore
 
         torch.set_num_threads(1)
-        examples: Any = OpenCV(Shards(folder), Words())
+        examples: Any = OpenCV(Shards(folder), HashedWordTokenizer())
         self._loader = DataLoader(
             examples,
             batch_size=batch,
@@ -180,7 +180,7 @@ class OpenCV:
     """The same examples, decoded and flipped by OpenCV."""
 
     shards: Shards
-    text: Words
+    text: HashedWordTokenizer
 
     def __len__(self) -> int:
         return len(self.shards)
@@ -214,7 +214,7 @@ class OpenCV:
 def compare(folder: Path) -> None:
     """Raises AssertionError unless both loaders decode the same."""
     shards = Shards(folder)
-    record, (image, depth, valid, caption) = shards[0], OpenCV(shards, Words()).decode(0)
+    record, (image, depth, valid, caption) = shards[0], OpenCV(shards, HashedWordTokenizer()).decode(0)
     assert np.abs(record.image.astype(int) - image).max() <= 3 and record.caption == caption
     assert np.array_equal(record.depth, depth) and np.array_equal(record.valid, valid)
 

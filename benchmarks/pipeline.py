@@ -21,7 +21,7 @@ from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.data.sparsity import DEFAULT_MIXTURE
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.synthetic.source import Scenes
 
 
@@ -95,7 +95,7 @@ def measure(
     """Returns seconds to the first batch, examples a second, and the share of waiting."""
     loader = train_batches(
         source,
-        Words(),
+        HashedWordTokenizer(),
         batch=batch,
         seed=0,
         resolution=resolution,

@@ -17,7 +17,7 @@ from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
 from modality_forcing.diffusion.sampler import Cond, Solver, sample
 from modality_forcing.diffusion.trajectories import Trajectory
-from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
@@ -49,7 +49,7 @@ class Generator:
     frozen: the encoders of a network of latents or of text states; by default the config's.
     """
 
-    def __init__(self, config: Config, params: Params, frozen: Frozen | None = None):
+    def __init__(self, config: Config, params: Params, frozen: FrozenEncoders | None = None):
         self.config, self.params = config, params
         self.modalities = base.build(config)
         self.primary = next(iter(self.modalities))
@@ -167,7 +167,7 @@ class Generator:
 
     def _decode(self, name: str, x0: jax.Array) -> jax.Array:
         decoded = self._to_images[name](x0)
-        return self.frozen.pictures(decoded) if self.modalities[name].latent_channels else decoded
+        return self.frozen.decode_images(decoded) if self.modalities[name].latent_channels else decoded
 
     def _run_sampler(
         self,

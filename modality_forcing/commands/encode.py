@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> None:
 
     from modality_forcing.config import MeshConfig
     from modality_forcing.encode.job import Job
-    from modality_forcing.encoders.frozen import Frozen
+    from modality_forcing.encoders.frozen import FrozenEncoders
     from modality_forcing.storage import latent_cache
     from modality_forcing.storage.shards import Shards
     from modality_forcing.train import sharding
@@ -79,7 +79,7 @@ def main(options: argparse.Namespace) -> None:
     check_folder(options.out, "--out")
     source = Shards(options.source, options.split)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
-    frozen = Frozen(options.text, options.image, mesh)
+    frozen = FrozenEncoders(options.text, options.image, mesh)
     own = {"text": {"tokens": options.tokens}, "image": {"resolution": options.resolution}}
     settings = {
         "format": latent_cache.FORMAT,
@@ -89,7 +89,7 @@ def main(options: argparse.Namespace) -> None:
         **{part: {**told, **own[part]} for part, told in frozen.identity().items()},
     }
     if frozen.has_text:
-        frozen.sentences(
+        frozen.tokenizer(
             options.tokens
         )  # raises where there is no tokenizer, before anything is written
     part = options.part or (jax.process_index(), distributed.process_count())

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 from modality_forcing.atomic_io import write_file
 from modality_forcing.data.augment import hflip
 from modality_forcing.data.resize import center_crop_resize
-from modality_forcing.encoders.frozen import BATCH, Frozen
+from modality_forcing.encoders.frozen import BATCH, FrozenEncoders
 from modality_forcing.errors import UserError
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.storage import codec, latent_cache, manifest
@@ -39,7 +39,7 @@ class Job:
     source: Shards
     out: Path
     settings: Mapping[str, Any]
-    frozen: Frozen
+    frozen: FrozenEncoders
     batch: int  # of all devices of this process
     part: tuple[int, int]  # (i, of): every of-th shard, beginning at i
 
@@ -68,7 +68,7 @@ class Job:
         kept = io.BytesIO()
         np.save(kept, latent_cache.build_caption_index(captions))
         write_file(latent_cache.caption_index_path(self.out, self.split), kept.getvalue())
-        sentences = self.frozen.sentences(tokens)
+        sentences = self.frozen.tokenizer(tokens)
 
         def shard(part: range) -> Iterator[bytes]:
             read = [(captions[row], sentences.encode(captions[row])) for row in part]

@@ -1,1 +1,1 @@
-"""Captions and pictures to the numbers a model conditions on or denoises, behind interfaces frozen encoders share."""
+"""Frozen encoders of captions and images, and the tokenizers and interfaces they share."""

@@ -1,19 +1,23 @@
 """The FLUX.2 image autoencoder: 16 x 16 pixels to one latent of 128 channels and back.
 
-Architecture: AutoencoderKLFlux2 of diffusers 0.42. Which tensor of a published file is which array here: flux2_names.py.
+Architecture: AutoencoderKLFlux2 of diffusers 0.42. flux2_names.py maps the tensors of a published
+file to the arrays here.
 
-There are no tiles. Norms and attention see all of a picture, so that tiles, however they are blended, give another one. What
-grows with the square of the pixels, attention's logits, is computed some rows at a time; the rest is a few activations of
-full size, as the compilers report in all: to decode 1024 x 1024 pixels 2.0 GiB in bfloat16 for a TPU v5e, 3.0 GiB in float32
-for a CPU, to encode them half of it; and 2048 x 2048 pixels four times as much. Convolutions in strips of rows needed no
-less. Where it does not fit, split the array over devices, by example or by rows: that changes nothing but rounding.
+There are no tiles. Norms and attention see the whole image, so tiles, however blended, give other
+values. Attention's logits, the only memory that grows with the square of the pixels, are computed
+some rows at a time. The rest is a few activations of full size, in all as the compilers report: to
+decode 1024 x 1024 pixels 2.0 GiB in bfloat16 for a TPU v5e, 3.0 GiB in float32 for a CPU; to encode
+them half of it; for 2048 x 2048 pixels four times as much. Convolutions in strips of rows needed no
+less. Where it does not fit, split the array over devices, by example or by rows: that changes
+nothing but rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -21,11 +25,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from modality_forcing.encoders.flux2_layers import Attention, Conv, Doubling, Linear, Norm, Residual
+from modality_forcing.encoders.flux2_layers import Attention, Conv, Linear, Norm, Residual, Upsample
 from modality_forcing.errors import UserError
 
 _CLASS = "AutoencoderKLFlux2"
-# What a config.json may say otherwise, and nothing here would heed.
+# Values of config.json that are fixed here.
 _FIXED = {
     "in_channels": 3,
     "out_channels": 3,
@@ -36,22 +40,18 @@ _FIXED = {
 }
 
 
+class _Init(TypedDict):
+    rngs: nnx.Rngs
+    dtype: DTypeLike
+
+
 @dataclass(frozen=True)
 class VAEConfig:
-    """Sizes; the defaults are those of FLUX.2. Raises UserError for widths that no such network has."""
+    """Sizes; the defaults are FLUX.2's. Raises UserError for widths that no such network has."""
 
-    widths: tuple[int, ...] = (
-        128,
-        256,
-        512,
-        512,
-    )  # of the encoder, from full resolution to one eighth
-    decoder_widths: tuple[int, ...] = (
-        128,
-        256,
-        512,
-        512,
-    )  # in the same order; FLUX.2-small-decoder: 96, 192, 384, 384
+    widths: tuple[int, ...] = (128, 256, 512, 512)  # of the encoder, from full resolution to 1/8
+    # In the same order; of FLUX.2-small-decoder: 96, 192, 384, 384.
+    decoder_widths: tuple[int, ...] = (128, 256, 512, 512)
     layers: int = 2  # residual blocks of one resolution; the decoder has one more
     latent_channels: int = 32
     patch: int = 2  # latents along one side of a packed one
@@ -59,14 +59,13 @@ class VAEConfig:
     stats_eps: float = 1e-4
 
     def __post_init__(self) -> None:
-        if len(self.widths) != len(self.decoder_widths):
-            raise UserError(
-                f"the VAE's encoder has widths {self.widths}, its decoder {self.decoder_widths}: not as many"
-            )
-        if any(width % self.groups for width in (*self.widths, *self.decoder_widths)):
-            raise UserError(
-                f"{self.groups} groups do not divide the VAE's widths {self.widths}, {self.decoder_widths}"
-            )
+        encoder, decoder = self.widths, self.decoder_widths
+        if len(encoder) != len(decoder):
+            what = f"the VAE's encoder has widths {encoder}, its decoder {decoder}: not as many"
+            raise UserError(what)
+        if any(width % self.groups for width in (*encoder, *decoder)):
+            what = f"{self.groups} groups do not divide the VAE's widths {encoder}, {decoder}"
+            raise UserError(what)
 
     @property
     def channels(self) -> int:
@@ -80,7 +79,7 @@ class VAEConfig:
 
     @staticmethod
     def from_dict(config: Mapping[str, Any]) -> VAEConfig:
-        """Reads a diffusers config.json; an empty one, of weights that lie without, means FLUX.2.
+        """Reads a diffusers config.json; an empty one, for weights without, means FLUX.2.
 
         Raises UserError for the config of another network.
         """
@@ -89,16 +88,16 @@ class VAEConfig:
             raise UserError(what, hint="name the folder of FLUX.2's VAE")
         for key, value in _FIXED.items():
             if config.get(key, value) != value:
-                raise UserError(
+                what = (
                     f"config.json has {key} {config[key]}; of {_CLASS}, only {value} is known here"
                 )
+                raise UserError(what)
         default = VAEConfig()
         widths = tuple(config.get("block_out_channels", default.widths))
         patch = set(config.get("patch_size", (default.patch,)))
         if len(patch) != 1:
-            raise UserError(
-                f"config.json has patch_size {config['patch_size']}; only square patches are known here"
-            )
+            what = f"config.json has patch_size {config['patch_size']}"
+            raise UserError(f"{what}; only square patches are known here")
         return VAEConfig(
             widths,
             tuple(config.get("decoder_block_out_channels") or widths),
@@ -111,7 +110,7 @@ class VAEConfig:
 
 
 class VAE(nnx.Module):
-    """Both halves: an `Autoencoder` (encoders/pixels.py) between pictures in [-1, 1] and normalised latents."""
+    """Both halves: an `Autoencoder` (pixels.py) of images in [-1, 1] to normalized latents."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
@@ -126,85 +125,81 @@ class VAE(nnx.Module):
         """As `Encoder`."""
         return self.encoder(image)
 
-    def decode(self, latent: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
+    def decode(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
         """As `Decoder`."""
-        return self.decoder(latent)
+        return self.decoder(latents)
 
 
 class Encoder(nnx.Module):
-    """Pictures in [-1, 1] to the mean of their latents, each channel normalised; nothing is drawn.
+    """Images in [-1, 1] to the mean of their latents, each channel normalized; not sampled.
 
-    dtype: of weights and of what they are multiplied with. Statistics, softmax, the sum that goes from block to block and
-    latents are float32. Products of a float32 network are float32 on every kind of device, which is slow on those made for
-    bfloat16: there, ask for bfloat16.
+    dtype: of weights and of what they are multiplied with. Statistics, softmax, the residual stream
+    and latents are float32. A float32 network multiplies in float32 on every kind of device, which
+    is slow on those made for bfloat16: use bfloat16 there.
     """
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config, self.dtype = config, jnp.dtype(dtype)
         fine, coarse, moments = config.widths[0], config.widths[-1], 2 * config.latent_channels
-        kind: Any = {"rngs": rngs, "dtype": dtype}
-        self.conv_in = Conv(3, fine, **kind)
-        self.levels = nnx.List(
-            Level(
-                config, i, o, config.layers, Conv(o, o, stride=2, **kind) if more else None, **kind
-            )
-            for i, o, more in _steps(config.widths)
-        )
-        self.middle = Middle(config, coarse, **kind)
+        init = _Init(rngs=rngs, dtype=dtype)
+        self.conv_in = Conv(3, fine, **init)
+        stages = []
+        for inputs, outputs, last in _stage_widths(config.widths):
+            resize = None if last else Conv(outputs, outputs, stride=2, **init)
+            stages.append(Stage(config, inputs, outputs, config.layers, resize=resize, **init))
+        self.stages = nnx.List(stages)
+        self.mid = MidBlock(config, coarse, **init)
         self.norm_out = Norm(coarse, config.groups, dtype=dtype)
-        self.conv_out = Conv(coarse, moments, **kind)
-        self.quant = Linear(moments, moments, **kind)
-        self.stats = Statistics(config)
+        self.conv_out = Conv(coarse, moments, **init)
+        self.quant = Linear(moments, moments, **init)
+        self.latent_norm = LatentNorm(config)
 
     def __call__(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
-        """Raises UserError for a picture that whole latents do not cover."""
-        if any(side % self.config.scale for side in image.shape[1:3]):
-            what = "a picture of {} x {} pixels cannot be encoded".format(*image.shape[1:3])
+        """Raises UserError for an image whose sides are no multiple of a latent's."""
+        height, width = image.shape[1:3]
+        if height % self.config.scale or width % self.config.scale:
+            what = f"an image of {height} x {width} pixels cannot be encoded"
             raise UserError(what, hint=f"its sides must be multiples of {self.config.scale}")
-        with _products(self.dtype):
+        with _matmul_precision(self.dtype):
             x = self.conv_in(image.astype(self.dtype))
-            for level in self.levels:
-                x = level(x)
-            x = self.conv_out(self.norm_out(self.middle(x), jax.nn.silu))
-            mean, _ = jnp.split(
-                self.quant(x), 2, axis=-1
-            )  # the other half is the logarithm of a variance
-        return self.stats.normalise(pack(mean, self.config.patch))
+            for stage in self.stages:
+                x = stage(x)
+            x = self.conv_out(self.norm_out(self.mid(x), jax.nn.silu))
+            mean, _log_variance = jnp.split(self.quant(x), 2, axis=-1)
+        return self.latent_norm.normalize(pack(mean, self.config.patch))
 
 
 class Decoder(nnx.Module):
-    """Normalised latents to pictures, mostly in [-1, 1], in float32; dtype as of `Encoder`."""
+    """Normalized latents to images, mostly in [-1, 1], in float32; dtype as of `Encoder`."""
 
     def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
         self.config, self.dtype = config, jnp.dtype(dtype)
-        fine, coarse, channels = (
-            config.decoder_widths[0],
-            config.decoder_widths[-1],
-            config.latent_channels,
-        )
-        kind: Any = {"rngs": rngs, "dtype": dtype}
-        self.stats = Statistics(config)
-        self.quant = Linear(channels, channels, **kind)
-        self.conv_in = Conv(channels, coarse, **kind)
-        self.middle = Middle(config, coarse, **kind)
-        self.levels = nnx.List(
-            Level(config, i, o, config.layers + 1, Doubling(o, **kind) if more else None, **kind)
-            for i, o, more in _steps(config.decoder_widths[::-1])
-        )
+        fine, coarse = config.decoder_widths[0], config.decoder_widths[-1]
+        channels = config.latent_channels
+        init = _Init(rngs=rngs, dtype=dtype)
+        self.latent_norm = LatentNorm(config)
+        self.quant = Linear(channels, channels, **init)
+        self.conv_in = Conv(channels, coarse, **init)
+        self.mid = MidBlock(config, coarse, **init)
+        stages = []
+        for inputs, outputs, last in _stage_widths(config.decoder_widths[::-1]):
+            resize = None if last else Upsample(outputs, **init)
+            stages.append(Stage(config, inputs, outputs, config.layers + 1, resize=resize, **init))
+        self.stages = nnx.List(stages)
         self.norm_out = Norm(fine, config.groups, dtype=dtype)
-        self.conv_out = Conv(fine, 3, **kind)
+        self.conv_out = Conv(fine, 3, **init)
 
-    def __call__(self, latent: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
-        z = unpack(self.stats.restore(latent), self.config.patch).astype(self.dtype)
-        with _products(self.dtype):
-            x = self.middle(self.conv_in(self.quant(z)))
-            for level in self.levels:
-                x = level(x)
+    def __call__(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
+        z = unpack(self.latent_norm.denormalize(latents), self.config.patch).astype(self.dtype)
+        with _matmul_precision(self.dtype):
+            x = self.mid(self.conv_in(self.quant(z)))
+            for stage in self.stages:
+                x = stage(x)
             return self.conv_out(self.norm_out(x, jax.nn.silu)).astype(jnp.float32)
 
 
-class Level(nnx.Module):
-    """Residual blocks of one resolution, then what leads to the next one where there is one."""
+class Stage(nnx.Module):
+    """Residual blocks of one resolution, then the resampling to the next one, if any."""
 
     def __init__(
         self,
@@ -212,11 +207,13 @@ class Level(nnx.Module):
         inputs: int,
         outputs: int,
         layers: int,
-        resize: Conv | Doubling | None,
-        **kind: Any,
+        *,
+        resize: Conv | Upsample | None,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike,
     ):
-        widths = (inputs, *[outputs] * layers)
-        self.blocks = nnx.List(Residual(i, outputs, config.groups, **kind) for i in widths[:-1])
+        widths, init = [inputs] + [outputs] * (layers - 1), _Init(rngs=rngs, dtype=dtype)
+        self.blocks = nnx.List(Residual(i, outputs, config.groups, **init) for i in widths)
         self.resize = resize
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b y x d"]:
@@ -225,37 +222,38 @@ class Level(nnx.Module):
         return x if self.resize is None else self.resize(x)
 
 
-class Middle(nnx.Module):
+class MidBlock(nnx.Module):
     """The coarsest resolution: attention between two residual blocks."""
 
-    def __init__(self, config: VAEConfig, width: int, **kind: Any):
-        self.before = Residual(width, width, config.groups, **kind)
-        self.attention = Attention(width, config.groups, **kind)
-        self.after = Residual(width, width, config.groups, **kind)
+    def __init__(self, config: VAEConfig, width: int, *, rngs: nnx.Rngs, dtype: DTypeLike):
+        init = _Init(rngs=rngs, dtype=dtype)
+        self.before = Residual(width, width, config.groups, **init)
+        self.attention = Attention(width, config.groups, **init)
+        self.after = Residual(width, width, config.groups, **init)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         return self.after(self.attention(self.before(x)))
 
 
-class Statistics(nnx.Module):
-    """Mean and variance of each channel of packed latents, measured when the network was trained."""
+class LatentNorm(nnx.Module):
+    """Mean and variance of each channel of packed latents, measured during training."""
 
     def __init__(self, config: VAEConfig):
         self.eps = config.stats_eps
         self.mean = nnx.BatchStat(jnp.zeros(config.channels, jnp.float32))
         self.var = nnx.BatchStat(jnp.ones(config.channels, jnp.float32))
 
-    def normalise(self, z: Float[Array, "*s c"]) -> Float[Array, "*s c"]:
-        """In float32."""
+    def normalize(self, z: Float[Array, "*s c"]) -> Float[Array, "*s c"]:
+        """Returns float32 latents of mean 0 and variance 1."""
         return (z.astype(jnp.float32) - self.mean) / jnp.sqrt(self.var + self.eps)
 
-    def restore(self, z: Float[Array, "*s c"]) -> Float[Array, "*s c"]:
-        """Inverts `normalise`."""
+    def denormalize(self, z: Float[Array, "*s c"]) -> Float[Array, "*s c"]:
+        """Inverts `normalize`."""
         return z.astype(jnp.float32) * jnp.sqrt(self.var + self.eps) + self.mean
 
 
 def pack(z: Float[Array, "b h w c"], patch: int) -> Float[Array, "b y x e"]:
-    """Cuts latents into squares, the values of each ordered (channel, row, column), as FLUX.2's statistics are."""
+    """Cuts latents into squares, each ordered (channel, row, column) like FLUX.2's statistics."""
     b, h, w, c = z.shape
     z = z.reshape(b, h // patch, patch, w // patch, patch, c)
     return jnp.transpose(z, (0, 1, 3, 5, 2, 4)).reshape(b, h // patch, w // patch, c * patch**2)
@@ -268,11 +266,12 @@ def unpack(z: Float[Array, "b y x e"], patch: int) -> Float[Array, "b h w c"]:
     return jnp.transpose(z, (0, 1, 4, 2, 5, 3)).reshape(b, rows * patch, columns * patch, -1)
 
 
-def _steps(widths: tuple[int, ...]) -> Iterator[tuple[int, int, bool]]:
-    """Of each resolution in turn: channels in, channels out, and whether another one follows."""
-    return zip(widths[:1] + widths[:-1], widths, [True] * (len(widths) - 1) + [False], strict=True)
+def _stage_widths(widths: tuple[int, ...]) -> Iterator[tuple[int, int, bool]]:
+    """Yields the input and output channels of each stage, and whether it is the last."""
+    for i, width in enumerate(widths):
+        yield widths[max(i - 1, 0)], width, i == len(widths) - 1
 
 
-def _products(dtype: Any) -> Any:
-    # By default a TPU multiplies float32 in bfloat16 and a GPU in TF32: whoever asks for float32 wants more than that.
+def _matmul_precision(dtype: DTypeLike) -> AbstractContextManager[None]:
+    # By default a TPU multiplies float32 in bfloat16 and a GPU in TF32; float32 asks for more.
     return jax.default_matmul_precision("highest" if dtype == jnp.float32 else None)

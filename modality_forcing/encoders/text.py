@@ -1,4 +1,4 @@
-"""The interface of a text encoder on the host: what a caption becomes in a batch, whoever embeds it later."""
+"""The interface of a text encoder's host side: from captions to arrays of a batch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """Turns captions into arrays of one fixed shape, so that any mix of captions stacks into a batch.
+    """Turns captions into arrays of one fixed shape, so that any captions stack into a batch.
 
-    Implementations depend on the caption alone and can be pickled, because loader processes encode captions.
+    Implementations depend on the caption alone, and can be pickled: loader processes use them.
     """
 
     @property
@@ -20,9 +20,9 @@ class TextEncoder(Protocol):
         ...
 
     def encode(self, caption: str) -> dict[str, np.ndarray]:
-        """Returns the caption's arrays with leading axis [l], among them "mask": bool [l], true for real tokens."""
+        """Returns arrays with leading axis [l]; "mask", bool [l], is True for real tokens."""
         ...
 
     def null(self) -> dict[str, np.ndarray]:
-        """Returns what stands for "no caption", structured as by `encode` (for dropped captions and guidance)."""
+        """Returns the encoding of "no caption", for text dropout and guidance."""
         ...

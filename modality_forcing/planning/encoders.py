@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 
 from modality_forcing.config import MeshConfig
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
-from modality_forcing.encoders.frozen import BATCH, in_shards, program, whole
+from modality_forcing.encoders.frozen import BATCH, fsdp_sharding, program, replicated
 from modality_forcing.encoders.umt5 import UMT5, UMT5Config
 from modality_forcing.errors import UserError
 from modality_forcing.planning.compile import Bytes, Compiled, Target, compiled, device_bytes
@@ -22,7 +22,7 @@ from modality_forcing.planning.roofline import Roofline, collectives, roofline, 
 from modality_forcing.planning.search import BLIND, GIB
 from modality_forcing.train import sharding
 
-XXL = UMT5Config(vocabulary=256_384, width=4096, ffn=10_240, heads=64, head_dim=64, blocks=24)
+XXL = UMT5Config(vocab_size=256_384, width=4096, mlp_dim=10_240, heads=64, head_dim=64, num_layers=24)
 PARTS = ("text", "encoder", "decoder")  # UMT5-XXL, and the halves of FLUX.2's autoencoder
 BATCHES = (8, 16, 32, 64, 128)  # per device, that the search tries
 
@@ -63,7 +63,7 @@ def plan(part: str, at: Target, each: int, tokens: int = 128, resolution: int = 
     mesh = sharding.make_mesh(MeshConfig(), at.devices)
     batch = each * mesh.size
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
-    place = in_shards if part == "text" else whole
+    place = fsdp_sharding if part == "text" else replicated
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(weights))
     placed = [
         jax.ShapeDtypeStruct(
@@ -130,7 +130,7 @@ def run(
 def text_flops(c: UMT5Config, b: int, l: int) -> int:
     """Returns the FLOPs of all products of a UMT5 encoder, two for a multiplication and an addition."""
     inner = c.heads * c.head_dim
-    return 2 * b * l * c.blocks * (4 * c.width * inner + 3 * c.width * c.ffn + 2 * l * inner)
+    return 2 * b * l * c.num_layers * (4 * c.width * inner + 3 * c.width * c.mlp_dim + 2 * l * inner)
 
 
 def picture_flops(part: str, b: int, resolution: int) -> int:

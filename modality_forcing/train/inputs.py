@@ -16,9 +16,9 @@ from modality_forcing.data.folder import ImageFolder
 from modality_forcing.data.mixture import MixtureComponent, RoundRobin
 from modality_forcing.data.records import RecordSource
 from modality_forcing.data.sparsity import sparsify
-from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.text import TextEncoder
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
 from modality_forcing.storage.shards import Shards, splits
@@ -34,7 +34,7 @@ class Inputs:
     config: Config
     source: RecordSource | Mapping[str, MixtureComponent]  # one source, or a mixture by name
     caches: Mapping[str, Cache]  # of each prepared data set, by name
-    encoders: Frozen  # only those whose outputs no cache holds
+    encoders: FrozenEncoders  # only those whose outputs no cache holds
     text_encoder: TextEncoder
 
     def check(self) -> None:
@@ -150,7 +150,7 @@ def open_shards(config: Config, split: str) -> dict[str, Shards]:
 
 def build_encoders(
     config: Config, mesh: Mesh | None = None, *, skip: Collection[str] = ()
-) -> Frozen:
+) -> FrozenEncoders:
     """Returns the frozen encoders that a config names, without those in `skip` ("text", "image").
 
     Raises UserError if there are two autoencoders, or if the config's latents are not those of its
@@ -163,7 +163,7 @@ def build_encoders(
     if len(locations) > 1:
         raise UserError("two modalities name two autoencoders", hint="name one")
     text = "" if "text" in skip else config.text.encoder
-    frozen = Frozen(text, next(iter(locations), ""), mesh)
+    frozen = FrozenEncoders(text, next(iter(locations), ""), mesh)
     for name, m in named.items():
         c = frozen.image_config
         if (m.latent_channels, m.patch) != (c.channels, c.scale):
@@ -174,7 +174,9 @@ def build_encoders(
 
 
 def build_text_encoder(
-    config: Config, encoders: Frozen | None = None, caches: Mapping[str, Cache] | None = None
+    config: Config,
+    encoders: FrozenEncoders | None = None,
+    caches: Mapping[str, Cache] | None = None,
 ) -> TextEncoder:
     """Returns the host side of the text conditioning.
 
@@ -184,12 +186,12 @@ def build_text_encoder(
     """
     c = config.text
     if c.vocab_size:
-        return Words(c.tokens, c.vocab_size)
+        return HashedWordTokenizer(c.tokens, c.vocab_size)
     if encoders is not None and encoders.has_text:
         if (width := encoders.text_config.width) != c.channels:
             what = f"text.channels is {c.channels}, and {c.encoder} has {width}"
             raise UserError(what, hint=f"set text.channels to {width}")
-        return encoders.sentences(c.tokens)
+        return encoders.tokenizer(c.tokens)
     if config.data.cache:
         if caches is None:
             caches = _open_caches(config, open_shards(config, config.data.split))

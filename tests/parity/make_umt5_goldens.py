@@ -169,7 +169,7 @@ CAPTIONS = (
 
 
 def tokenized(folder: Path, tokens: int) -> dict[str, list[str]]:
-    """By tokenizer of transformers, the captions that it cuts otherwise than `Sentences`; white space is cleaned for both.
+    """By tokenizer of transformers, the captions that it cuts otherwise than `SentencePieceTokenizer`; white space is cleaned for both.
 
     Its T5Tokenizer has no byte pieces; a tokenizer.json can have them.
     """
@@ -178,12 +178,12 @@ def tokenized(folder: Path, tokens: int) -> dict[str, list[str]]:
     from transformers import PreTrainedTokenizerFast, T5Tokenizer
     from transformers.convert_slow_tokenizer import T5Converter
 
-    from modality_forcing.encoders.sentencepiece import Sentences
+    from modality_forcing.encoders.sentencepiece import SentencePieceTokenizer
 
     differ = {}
     for with_bytes in (False, True):
         (own := folder / str(with_bytes)).mkdir()
-        ours = Sentences(tokens, str(spiece(own, with_bytes)))
+        ours = SentencePieceTokenizer(tokens, str(spiece(own, with_bytes)))
         slow = SimpleNamespace(
             vocab_file=str(own / "spiece.model"), _extra_ids=300, convert_tokens_to_ids=lambda _: 1
         )

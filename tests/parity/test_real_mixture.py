@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.data.pipeline import train_batches
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.train import inputs
 from tests.runs import CONFIGS, SMALL, process
 
@@ -47,7 +47,7 @@ def test_frames_are_equally_likely(prepared: Path):
     config = load(f"{CONFIGS / 'mixtures.py'}:root={prepared},sets=offline,size=demo")
     assert config.data.mixture == FRAMES
     components = inputs.open_inputs(config).source
-    batches = train_batches(components, Words(), batch=10, seed=0, resolution=64)
+    batches = train_batches(components, HashedWordTokenizer(), batch=10, seed=0, resolution=64)
     for _ in range(6):
         next(batches)
     stats = batches.pop_stats()

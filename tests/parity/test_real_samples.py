@@ -15,7 +15,7 @@ from modality_forcing.data.pipeline import to_example, train_batches
 from modality_forcing.data.records import check
 from modality_forcing.data.resize import center_crop_resize, center_square
 from modality_forcing.data.shared_memory import BufferedStacker
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
 
 
@@ -144,7 +144,7 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
     source = ImageFolder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
     source.validate()
     records = [center_crop_resize(source[i], 32) for i in range(len(source))]
-    whole = BufferedStacker()([to_example(record, i, Words()) for i, record in enumerate(records)])
+    whole = BufferedStacker()([to_example(record, i, HashedWordTokenizer()) for i, record in enumerate(records)])
     medians = [
         np.median(depth[valid]) for depth, valid in zip(whole["depth"], whole["valid"], strict=True)
     ]
@@ -152,7 +152,7 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
 
     def loader():
         return train_batches(
-            source, Words(), batch=4, seed=0, resolution=32, sparsity={"uniform": 1.0}
+            source, HashedWordTokenizer(), batch=4, seed=0, resolution=32, sparsity={"uniform": 1.0}
         )
 
     running = loader()

@@ -14,7 +14,7 @@ import numpy as np
 
 from modality_forcing.config import MeshConfig
 from modality_forcing.encoders import frozen
-from modality_forcing.encoders.frozen import BATCH, Frozen
+from modality_forcing.encoders.frozen import BATCH, FrozenEncoders
 from modality_forcing.train import sharding
 from tests import frozen as small
 from tests.runs import ROOT, environment
@@ -33,10 +33,10 @@ def test_encoders_agree_on_eight_devices_and_one(tmp_path):
 def compare(folder: Path) -> None:
     frozen._LEAST = 1  # cut what is small too
     named = f"umt5:{folder}/text", f"flux2:{folder}/image"
-    alone, rng = Frozen(*named), np.random.default_rng(0)
+    alone, rng = FrozenEncoders(*named), np.random.default_rng(0)
     image = rng.integers(0, 256, (8, 16, 16, 3), np.uint8)
     rows = [
-        alone.sentences(9).encode(caption)
+        alone.tokenizer(9).encode(caption)
         for caption in ("", "a red cube", "un gato negro", "two blue spheres") * 2
     ]
     batch = {"image": image, "text": {k: np.stack([row[k] for row in rows]) for k in rows[0]}}
@@ -45,15 +45,15 @@ def compare(folder: Path) -> None:
         ("data=8", MeshConfig(data=8, fsdp=1)),
         ("data=2,fsdp=4", MeshConfig(data=2, fsdp=4)),
     ):
-        spread = Frozen(*named, sharding.make_mesh(mesh))
+        spread = FrozenEncoders(*named, sharding.make_mesh(mesh))
         got = spread.encode(batch)
         assert got["latent"].sharding.spec == got["text"]["tokens"].sharding.spec == BATCH
         near(got["latent"], want["latent"])
         near(got["text"]["tokens"], want["text"]["tokens"])
-        near(spread.pictures(got["latent"]), alone.pictures(want["latent"]))
+        near(spread.decode_images(got["latent"]), alone.decode_images(want["latent"]))
         cut = [
             leaf
-            for leaf in jax.tree.leaves(spread._states.args[0])
+            for leaf in jax.tree.leaves(spread._encode_text.args[0])
             if not leaf.sharding.is_fully_replicated
         ]
         assert bool(cut) == ("fsdp" in told)

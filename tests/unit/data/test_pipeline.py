@@ -20,7 +20,7 @@ from modality_forcing.data.augment import Augment
 from modality_forcing.data.mixture import MixtureComponent
 from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.data.records import Record
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
 from modality_forcing.tree import flatten
 
@@ -70,7 +70,7 @@ def batches(
     options = {"batch": 8, "seed": 3, "resolution": 16, "sparsity": SPARSE, **changes}
     if isinstance(source, dict):
         options["sparsity"] = None
-    return pipeline.train_batches(source, Words(), **options)
+    return pipeline.train_batches(source, HashedWordTokenizer(), **options)
 
 
 def take(iterator: pipeline.BatchIterator, count: int) -> list[pipeline.Batch]:
@@ -112,7 +112,7 @@ def test_rows_belong_together():
         for row, index in enumerate(record_numbers([batch])):
             assert np.all(batch["image"][row] == index)
             assert np.all(batch["depth"][row][batch["valid"][row]] == index + 1)
-            tokens = Words().encode(f"picture number {index}")["tokens"]
+            tokens = HashedWordTokenizer().encode(f"picture number {index}")["tokens"]
             np.testing.assert_array_equal(batch["text"]["tokens"][row], tokens)
 
 
@@ -147,10 +147,10 @@ def test_process_exit_without_close_is_clean(workers: int, tmp_path: Path):
     program.write_text(
         "from modality_forcing.data.pipeline import train_batches\n"
         "from modality_forcing.synthetic.source import Scenes\n"
-        "from modality_forcing.encoders.words import Words\n"
+        "from modality_forcing.encoders.words import HashedWordTokenizer\n"
         "if __name__ == '__main__':\n"
         f"    options = dict(batch=4, seed=0, resolution=64, workers={workers})\n"
-        "    loader = train_batches(Scenes(), Words(), **options)\n"
+        "    loader = train_batches(Scenes(), HashedWordTokenizer(), **options)\n"
         "    kept = next(loader)\n"
         "    raise SystemExit(7)\n"
     )

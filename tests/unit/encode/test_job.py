@@ -14,7 +14,7 @@ from modality_forcing.config import MeshConfig
 from modality_forcing.data.augment import hflip
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.encode.job import Job
-from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.errors import UserError
 from modality_forcing.storage import latent_cache
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
@@ -26,10 +26,10 @@ MESH = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
 
 
 @pytest.fixture(scope="module")
-def frozen(tmp_path_factory) -> Frozen:
+def frozen(tmp_path_factory) -> FrozenEncoders:
     folder = tmp_path_factory.mktemp("frozen")
     text, image = small.text_folder(folder / "text"), small.image_folder(folder / "image")
-    return Frozen(f"umt5:{text}", f"flux2:{image}", MESH)
+    return FrozenEncoders(f"umt5:{text}", f"flux2:{image}", MESH)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def source(tmp_path_factory) -> Shards:
 
 
 def job(
-    frozen: Frozen,
+    frozen: FrozenEncoders,
     shards: Shards,
     out: Path,
     part: tuple[int, int] = (0, 1),
@@ -95,7 +95,7 @@ def test_every_latent_is_that_of_its_picture_and_of_its_mirror_image(cache, froz
 def test_every_caption_is_there_once(cache, frozen, source):
     states, sentences = (
         CachedTextStates(small.TOKENS, (Cache(cache, "train"),)),
-        frozen.sentences(small.TOKENS),
+        frozen.tokenizer(small.TOKENS),
     )
     captions = {source[index].caption for index in range(len(source))}
     assert len(captions) == 6 and "" in captions
@@ -120,16 +120,16 @@ def test_bytes_depend_on_neither_parts_nor_batches_nor_being_stopped(
         encode(job(frozen, source, tmp_path / "parts", part))
     assert bytes_of(tmp_path / "parts") == bytes_of(cache)
 
-    whole, stopped = Frozen.latents, []
+    whole, stopped = FrozenEncoders.latents, []
 
-    def stop(self: Frozen, image: np.ndarray):
+    def stop(self: FrozenEncoders, image: np.ndarray):
         stopped.append(1)
         if len(stopped) == 4:
             raise KeyboardInterrupt
         return whole(self, image)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Frozen, "latents", stop)
+        patch.setattr(FrozenEncoders, "latents", stop)
         encode(job(frozen, source, tmp_path / "stopped"))
     left = bytes_of(tmp_path / "stopped")
     assert 0 < len(left) < len(bytes_of(cache)) and all(
@@ -149,7 +149,7 @@ def test_a_part_says_what_is_missing(frozen, source, tmp_path):
 
 
 def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_path):
-    other = Frozen(f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}", mesh=MESH)
+    other = FrozenEncoders(f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}", mesh=MESH)
     before = bytes_of(cache)
     with pytest.raises(
         UserError, match=r"was begun otherwise \(text.weights \w+, now \w+\); choose another --out"
@@ -163,7 +163,7 @@ def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_p
 
 
 def test_pictures_may_be_added_to_a_cache_of_text(cache, frozen, source, tmp_path):
-    alone = Frozen(f"umt5:{frozen._text_at}", mesh=MESH)
+    alone = FrozenEncoders(f"umt5:{frozen._text_at}", mesh=MESH)
     text = job(alone, source, tmp_path)
     text.claim()
     text.encode_text(small.TOKENS)

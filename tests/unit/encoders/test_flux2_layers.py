@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 from modality_forcing.encoders import flux2_layers
-from modality_forcing.encoders.flux2_layers import Attention, Conv, Doubling, Linear, Norm, Residual
+from modality_forcing.encoders.flux2_layers import Attention, Conv, Linear, Norm, Residual, Upsample
 
 
 def normal(shape):
@@ -20,7 +20,7 @@ def normal(shape):
 
 
 def make(kind, *sizes, dtype: Any = jnp.float32) -> Any:
-    """A layer of random weights, biases and scales, drawn without the initialisers, which would have to be compiled."""
+    """A layer of random weights, biases and scales, without compiling the initializers."""
     rng = np.random.default_rng(1)
     build = lambda: kind(*sizes, dtype=dtype, **({} if kind is Norm else {"rngs": nnx.Rngs(0)}))
     graph, state = nnx.split(nnx.eval_shape(build))
@@ -57,7 +57,7 @@ def test_a_convolution_that_halves_has_zeros_below_and_to_the_right_only():
 
 @pytest.mark.parametrize("sides", [(1, 1), (3, 5), (4, 2)])
 def test_doubling_is_a_convolution_of_the_doubled_picture(sides):
-    double, x = make(Doubling, 4), normal((1, *sides, 4))
+    double, x = make(Upsample, 4), normal((1, *sides, 4))
     doubled = np.pad(np.repeat(np.repeat(x[0], 2, 0), 2, 1), ((1, 1), (1, 1), (0, 0)))
     np.testing.assert_allclose(double(x)[0], convolved(doubled, double.w, double.b), atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Names of the FLUX.2 autoencoder's tensors: two layouts, one network. Whole files are tests/parity's business."""
+"""Names of the FLUX.2 autoencoder's tensors in two layouts; tests/parity reads whole files."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ CONV, POINT = "oihw->hwio", "oi11->io"
 
 PLACES = {
     "encoder.conv_in.w": ("encoder.conv_in.weight", "encoder.conv_in.weight", CONV, CONV),
-    "encoder.levels.2.blocks.0.shortcut.w": (
+    "encoder.stages.2.blocks.0.shortcut.w": (
         "encoder.down_blocks.2.resnets.0.conv_shortcut.weight",
         "encoder.down.2.block.0.nin_shortcut.weight",
         POINT,
         POINT,
     ),
-    "encoder.levels.1.resize.b": (
+    "encoder.stages.1.resize.b": (
         "encoder.down_blocks.1.downsamplers.0.conv.bias",
         "encoder.down.1.downsample.conv.bias",
         "",
         "",
     ),
     # The decoder computes its coarsest resolution first, which BFL count as the last.
-    "decoder.levels.0.blocks.2.norm1.scale": (
+    "decoder.stages.0.blocks.2.norm1.scale": (
         "decoder.up_blocks.0.resnets.2.norm1.weight",
         "decoder.up.3.block.2.norm1.weight",
         "",
         "",
     ),
-    "decoder.levels.2.resize.w": (
+    "decoder.stages.2.resize.w": (
         "decoder.up_blocks.2.upsamplers.0.conv.weight",
         "decoder.up.1.upsample.conv.weight",
         CONV,
         CONV,
     ),
-    "decoder.middle.attention.out.w": (
+    "decoder.mid.attention.out.w": (
         "decoder.mid_block.attentions.0.to_out.0.weight",
         "decoder.mid.attn_1.proj_out.weight",
         "oi->io",
         POINT,
     ),
-    "decoder.middle.after.conv2.b": (
+    "decoder.mid.after.conv2.b": (
         "decoder.mid_block.resnets.1.conv2.bias",
         "decoder.mid.block_2.conv2.bias",
         "",
@@ -58,7 +58,7 @@ PLACES = {
     "decoder.norm_out.bias": ("decoder.conv_norm_out.bias", "decoder.norm_out.bias", "", ""),
     "encoder.quant.w": ("quant_conv.weight", "encoder.quant_conv.weight", POINT, POINT),
     "decoder.quant.w": ("post_quant_conv.weight", "decoder.post_quant_conv.weight", POINT, POINT),
-    "decoder.stats.var": ("bn.running_var", "bn.running_var", "", ""),
+    "decoder.latent_norm.var": ("bn.running_var", "bn.running_var", "", ""),
 }
 
 
@@ -97,7 +97,7 @@ def test_blocks_follow_the_config():
     config = VAEConfig(widths=(32, 32, 64), decoder_widths=(32, 64, 64), layers=1)
     paths = tensors(config, DIFFUSERS)
     shortcuts = {path.rpartition(".shortcut.")[0] for path in paths if ".shortcut." in path}
-    assert shortcuts == {"encoder.levels.2.blocks.0", "decoder.levels.2.blocks.0"}
-    assert "encoder.levels.0.blocks.0.conv1.w" in paths
-    assert "encoder.levels.0.blocks.1.conv1.w" not in paths
-    assert "decoder.levels.0.blocks.1.conv1.w" in paths  # one more than the encoder
+    assert shortcuts == {"encoder.stages.2.blocks.0", "decoder.stages.2.blocks.0"}
+    assert "encoder.stages.0.blocks.0.conv1.w" in paths
+    assert "encoder.stages.0.blocks.1.conv1.w" not in paths
+    assert "decoder.stages.0.blocks.1.conv1.w" in paths  # one more than the encoder

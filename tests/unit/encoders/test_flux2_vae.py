@@ -1,4 +1,4 @@
-"""The FLUX.2 autoencoder on small networks of random weights; tests/parity compares its values with the reference."""
+"""The FLUX.2 autoencoder with small random weights; tests/parity compares with the reference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from modality_forcing.encoders.flux2_vae import (
     VAE,
     Decoder,
     Encoder,
-    Statistics,
+    LatentNorm,
     VAEConfig,
     pack,
     unpack,
@@ -46,7 +46,7 @@ JSON = {
 
 
 def make(kind: Any = VAE) -> Any:
-    """A small network of random weights, drawn without the initialisers, whose programs take seconds to compile."""
+    """A small network of random weights, without compiling the initializers (seconds)."""
     rng = np.random.default_rng(0)
     graph, state = nnx.split(nnx.eval_shape(lambda: kind(SMALL, rngs=nnx.Rngs(0))))
 
@@ -168,8 +168,8 @@ def test_latents_are_the_mean_normalised_by_packed_channel():
     encoder.quant.w[...] = jnp.eye(6)
     encoder.quant.b[...] = jnp.zeros(6)
     mean, var = jnp.arange(12.0), 0.5 + jnp.arange(12.0)
-    encoder.stats.mean[...] = mean
-    encoder.stats.var[...] = var
+    encoder.latent_norm.mean[...] = mean
+    encoder.latent_norm.var[...] = var
     theirs = (np.repeat([1.0, 2.0, 3.0], 4) - mean) / np.sqrt(var + 1e-4)
     np.testing.assert_allclose(
         call(encoder, pictures()), np.broadcast_to(theirs, (3, 2, 3, 12)), rtol=1e-6
@@ -178,21 +178,21 @@ def test_latents_are_the_mean_normalised_by_packed_channel():
 
 def test_statistics_are_undone_before_decoding():
     decoder, latent = make(Decoder), jax.random.normal(jax.random.key(1), (1, 2, 3, 12))
-    mean, var = np.asarray(decoder.stats.mean), np.asarray(decoder.stats.var)
+    mean, var = np.asarray(decoder.latent_norm.mean), np.asarray(decoder.latent_norm.var)
     decoded = call(decoder, latent)
-    decoder.stats.mean[...] = jnp.zeros(12)
-    decoder.stats.var[...] = jnp.ones(12)
+    decoder.latent_norm.mean[...] = jnp.zeros(12)
+    decoder.latent_norm.var[...] = jnp.ones(12)
     plain = latent * np.sqrt(var + 1e-4) + mean
     np.testing.assert_allclose(call(decoder, plain / np.sqrt(1 + 1e-4)), decoded, atol=1e-5)
     assert np.abs(call(decoder, latent) - decoded).max() > 0.1
 
 
 def test_statistics_keep_a_channel_that_never_changed():
-    stats = Statistics(replace(SMALL, stats_eps=1e-2))
+    stats = LatentNorm(replace(SMALL, stats_eps=1e-2))
     stats.var[...] = jnp.zeros(12)
     z = jnp.arange(12.0)
-    np.testing.assert_allclose(stats.normalise(z), 10 * z, rtol=1e-6)
-    np.testing.assert_allclose(stats.restore(stats.normalise(z)), z, rtol=1e-6)
+    np.testing.assert_allclose(stats.normalize(z), 10 * z, rtol=1e-6)
+    np.testing.assert_allclose(stats.denormalize(stats.normalize(z)), z, rtol=1e-6)
 
 
 def test_a_picture_does_not_depend_on_its_batch_nor_on_jit(vae):

@@ -1,4 +1,4 @@
-"""Frozen encoders behind one object: loaded when needed, and the same batch whatever computes it."""
+"""Frozen encoders: loaded at their first use, the same values as the networks themselves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modality_forcing.encoders.frozen import Frozen
+from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.pixels import from_u8
 from modality_forcing.errors import UserError
 from tests import frozen as small
@@ -23,12 +23,12 @@ def folders(tmp_path_factory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
-def frozen(folders) -> Frozen:
-    return Frozen(f"umt5:{folders[0]}", f"flux2:{folders[1]}")
+def frozen(folders) -> FrozenEncoders:
+    return FrozenEncoders(f"umt5:{folders[0]}", f"flux2:{folders[1]}")
 
 
 def test_a_batch_becomes_what_the_network_reads(frozen):
-    sentences = frozen.sentences(small.TOKENS)
+    sentences = frozen.tokenizer(small.TOKENS)
     text = [sentences.encode(caption) for caption in ("", "a red cube", "un gato negro " * 20)]
     image = RNG.integers(0, 256, (3, 16, 16, 3), np.uint8)
     batch = {
@@ -68,7 +68,7 @@ def test_latents_are_the_encoder_s_and_pictures_the_decoder_s(frozen):
     np.testing.assert_allclose(
         np.asarray(frozen.latents(image), np.float32), latents, rtol=2**-8, atol=1e-5
     )
-    pictures = np.asarray(frozen.pictures(latents))
+    pictures = np.asarray(frozen.decode_images(latents))
     np.testing.assert_allclose(pictures, np.clip((vae.decode(latents) + 1) / 2, 0, 1), atol=1e-5)
     assert pictures.shape == (2, 16, 24, 3) and pictures.min() >= 0 and pictures.max() <= 1
 
@@ -77,35 +77,35 @@ def test_the_identity_tells_weights_and_sizes_apart(frozen, folders, tmp_path):
     told = frozen.identity()
     assert told["text"]["kind"] == "umt5" and told["text"]["width"] == small.WIDTH
     assert told["image"]["kind"] == "flux2" and told["image"]["widths"] == [8, 16]
-    other = Frozen(f"umt5:{small.text_folder(tmp_path, seed='other')}").identity()
+    other = FrozenEncoders(f"umt5:{small.text_folder(tmp_path, seed='other')}").identity()
     assert set(other) == {"text"} and other["text"]["weights"] != told["text"]["weights"]
     assert {**other["text"], "weights": 0} == {**told["text"], "weights": 0}
     assert (
-        Frozen(f"umt5:{folders[0]}").identity()["text"] == told["text"]
-        and Frozen().identity() == {}
+        FrozenEncoders(f"umt5:{folders[0]}").identity()["text"] == told["text"]
+        and FrozenEncoders().identity() == {}
     )
 
 
 @pytest.mark.parametrize("spec", ["t5:x", "x", "umt5", "umt5:", ":x", "flux2:x"])
 def test_another_kind_is_refused(spec):
     with pytest.raises(UserError, match="it must be umt5:PATH"):
-        Frozen(spec)
+        FrozenEncoders(spec)
 
 
 def test_a_wrong_folder_is_one_line_when_it_is_needed(folders, tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
-        Frozen(f"umt5:{tmp_path}/nowhere").sentences(4)
+        FrozenEncoders(f"umt5:{tmp_path}/nowhere").tokenizer(4)
     with pytest.raises(UserError, match="model_type is None, not 'umt5'"):
-        Frozen(f"umt5:{folders[1]}").states(
+        FrozenEncoders(f"umt5:{folders[1]}").states(
             {"tokens": np.zeros((1, 2), np.int32), "mask": np.ones((1, 2), bool)}
         )
     with pytest.raises(UserError, match=r"config\.json is of None"):
-        Frozen("", f"flux2:{folders[0]}").latents(np.zeros((1, 16, 16, 3), np.uint8))
+        FrozenEncoders("", f"flux2:{folders[0]}").latents(np.zeros((1, 16, 16, 3), np.uint8))
 
 
 def test_a_tokenizer_beside_the_encoder_is_found(folders, tmp_path):
     small.text_folder(tmp_path / "text_encoder")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "text_encoder" / "spiece.model").rename(tmp_path / "tokenizer" / "spiece.model")
-    found = Frozen(f"umt5:{tmp_path}/text_encoder").sentences(5)
+    found = FrozenEncoders(f"umt5:{tmp_path}/text_encoder").tokenizer(5)
     assert found.model == str(tmp_path / "tokenizer") and found.encode("a red cube")["mask"].any()

@@ -1,4 +1,4 @@
-"""Captions as pieces: an end that stays, the mask, other processes, and what is told of a wrong model file."""
+"""SentencePiece tokens: the end, the mask, other processes, messages for wrong model files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modality_forcing.encoders import sentencepiece as sentences
-from modality_forcing.encoders.sentencepiece import EOS, PAD, UNK, Sentences
+from modality_forcing.encoders.sentencepiece import EOS, PAD, UNK, SentencePieceTokenizer
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from tests.parity.make_umt5_goldens import CAPTIONS, spiece
@@ -30,8 +30,8 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def encoder(model) -> Sentences:
-    return Sentences(24, str(model))
+def encoder(model) -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(24, str(model))
 
 
 def ids(encoder: TextEncoder, caption: str) -> list[int]:
@@ -45,13 +45,13 @@ def pieces(model: Path, caption: str) -> list[int]:
 
 def refused(model: Path, tokens: int = 8) -> str:
     with pytest.raises(UserError) as caught:
-        Sentences(tokens, str(model))
+        SentencePieceTokenizer(tokens, str(model))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
 @pytest.mark.parametrize("caption", CAPTIONS)
-def test_a_caption_is_its_pieces_and_the_end(encoder, model, caption):
+def test_caption_becomes_its_pieces_and_the_end(encoder, model, caption):
     assert ids(encoder, caption) == [*pieces(model, " ".join(caption.split()))[:23], EOS]
 
 
@@ -59,7 +59,7 @@ def test_a_caption_is_its_pieces_and_the_end(encoder, model, caption):
     st.text(alphabet=st.characters(), max_size=60), st.integers(1, 40)
 )  # half surrogate pairs among them
 def test_shapes_and_range(model, caption, tokens):
-    text = Sentences(tokens, str(model)).encode(caption)
+    text = SentencePieceTokenizer(tokens, str(model)).encode(caption)
     assert text["tokens"].shape == text["mask"].shape == (tokens,)
     assert text["tokens"].dtype == np.int32 and text["mask"].dtype == np.bool_
     count = int(text["mask"].sum())
@@ -75,9 +75,10 @@ def test_shapes_and_range(model, caption, tokens):
     )
 
 
-def test_the_end_stays_last_of_a_long_caption(model):
+def test_end_is_the_last_token_of_a_cut_caption(model):
     whole, cut = (
-        ids(Sentences(tokens, str(model)), "a red cube beside a table") for tokens in (64, 5)
+        ids(SentencePieceTokenizer(tokens, str(model)), "a red cube beside a table")
+        for tokens in (64, 5)
     )
     assert len(whole) > 5 and cut == [*whole[:4], EOS]
 
@@ -105,11 +106,15 @@ def test_control_symbols_cannot_be_written(encoder):
 
 def test_letters_without_a_piece_are_bytes_or_unknown(tmp_path, encoder):
     assert UNK not in ids(encoder, "猫")
-    assert UNK in ids(Sentences(24, str(spiece(tmp_path, bytes_for_unknown=False))), "猫")
+    assert UNK in ids(
+        SentencePieceTokenizer(24, str(spiece(tmp_path, bytes_for_unknown=False))), "猫"
+    )
 
 
-def test_the_folder_of_the_model_will_do(encoder, model):
-    assert ids(Sentences(24, str(model.parent)), "a red cube") == ids(encoder, "a red cube")
+def test_model_can_be_given_as_its_folder(encoder, model):
+    assert ids(SentencePieceTokenizer(24, str(model.parent)), "a red cube") == ids(
+        encoder, "a red cube"
+    )
 
 
 def test_another_process_encodes_the_same(encoder):
@@ -121,7 +126,8 @@ def test_another_process_encodes_the_same(encoder):
 
 
 def test_loader_processes_need_no_jax():
-    program = "import sys, modality_forcing.encoders.sentencepiece; print('jax' in sys.modules, 'sentencepiece' in sys.modules)"
+    program = "import sys, modality_forcing.encoders.sentencepiece\n"
+    program += "print('jax' in sys.modules, 'sentencepiece' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, env=environment(), capture_output=True, text=True
     )
@@ -132,25 +138,25 @@ def test_no_tokens_are_refused(model):
     assert refused(model, tokens=0) == "text tokens is 0; it must be at least 1"
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path):
+def test_missing_model_is_refused(tmp_path):
     assert refused(tmp_path / "spiece.model").startswith(f"{tmp_path}/spiece.model: no such file")
     assert f"{tmp_path}: holds no spiece.model; download spiece.model" in refused(tmp_path)
 
 
-def test_a_tokenizer_json_is_not_enough(tmp_path):
+def test_tokenizer_json_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     assert "tokenizer.json cannot be read" in refused(tmp_path)
     assert "is a tokenizer.json; download spiece.model" in refused(tmp_path / "tokenizer.json")
 
 
 @pytest.mark.parametrize("keep", [0, 1, 1000, -1])
-def test_a_broken_model_is_refused(tmp_path, model, keep):
+def test_truncated_model_is_refused(tmp_path, model, keep):
     broken = tmp_path / "spiece.model"
     broken.write_bytes(model.read_bytes()[:keep])
     assert "no SentencePiece model" in refused(broken)
 
 
-def test_a_model_of_another_kind_is_refused(tmp_path):
+def test_model_of_another_kind_is_refused(tmp_path):
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["a red cube"] * 9),
@@ -160,14 +166,12 @@ def test_a_model_of_another_kind_is_refused(tmp_path):
         minloglevel=2,
     )
     (tmp_path / "llama.model").write_bytes(written.getvalue())
-    told = refused(tmp_path / "llama.model")
-    assert (
-        "has its padding, end and unknown token at -1, 2 and 0; give a T5's or UMT5's model, with 0, 1 and 2"
-        in told
-    )
+    message = refused(tmp_path / "llama.model")
+    assert "has its padding, end and unknown token at -1, 2 and 0;" in message
+    assert message.endswith("give a T5's or UMT5's model, with 0, 1 and 2")
 
 
-def test_without_the_package_the_extra_is_named(monkeypatch, tmp_path):
+def test_missing_package_names_the_extra(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     sentences._processor.cache_clear()
     assert "pip install 'modality_forcing[encoders]'" in refused(tmp_path / "spiece.model")

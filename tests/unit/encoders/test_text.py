@@ -1,4 +1,4 @@
-"""What every text encoder promises the loader: one structure for all captions, and to work in another process."""
+"""Every text encoder: one structure for all captions, the same in another process."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from modality_forcing.encoders.text import TextEncoder
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 
-ENCODERS: list[TextEncoder] = [Words(), Words(tokens=3, vocabulary=64)]
+ENCODERS: list[TextEncoder] = [HashedWordTokenizer(), HashedWordTokenizer(tokens=3, vocab_size=64)]
 
 
 @pytest.mark.parametrize("encoder", ENCODERS, ids=repr)

@@ -1,6 +1,6 @@
-"""The UMT5 encoder: what it reads, what may not change a state, and the same on eight devices (parity: tests/parity).
+"""The UMT5 encoder: reading weights, invariances, and eight devices (parity: tests/parity).
 
-python -m tests.unit.encoders.test_umt5 FOLDER   on eight devices, saves the states of the network that FOLDER holds
+python -m tests.unit.encoders.test_umt5 FOLDER   saves states of the network in FOLDER (8 devices)
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from safetensors.numpy import save_file
 
-from modality_forcing.encoders.umt5 import UMT5, UNUSED, UMT5Config, buckets, tensors
+from modality_forcing.encoders.umt5 import UMT5, UNUSED, UMT5Config, distance_buckets, tensors
 from modality_forcing.encoders.weights import load_module, open_checkpoint
 from modality_forcing.errors import UserError
 from tests.parity import make_umt5_goldens as goldens
 from tests.runs import ROOT, environment
 
-XXL = UMT5Config(vocabulary=256_384, width=4096, ffn=10_240, heads=64, head_dim=64, blocks=24)
+XXL = UMT5Config(
+    vocab_size=256_384, width=4096, mlp_dim=10_240, heads=64, head_dim=64, num_layers=24
+)
 SMALL = goldens.config("odd")
 EVEN = SMALL | {"num_heads": 4, "d_kv": 8, "vocab_size": 104}  # every dimension can be cut in two
 
@@ -41,11 +43,13 @@ def save(
     return folder
 
 
-def load(folder: Path, dtype: str = "float32", place=None) -> UMT5:
+def load(folder: Path, dtype: str = "float32", sharding=None) -> UMT5:
     checkpoint = open_checkpoint(folder)
     c = UMT5Config.from_dict(checkpoint.config)
     build = lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=dtype)
-    return load_module(build, tensors(c, checkpoint.shapes), checkpoint, place=place, unused=UNUSED)
+    return load_module(
+        build, tensors(c, checkpoint.shapes), checkpoint, sharding=sharding, unused=UNUSED
+    )
 
 
 def captions(lengths: tuple[int, ...], l: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -73,11 +77,23 @@ def near(a: np.ndarray, b: np.ndarray) -> None:
 
 def test_a_config_is_read():
     published = {
-        "model_type": "umt5", "vocab_size": 256384, "d_model": 4096, "d_ff": 10240, "num_heads": 64, "d_kv": 64, "num_layers": 24,
-        "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-06,
-        "feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu_new", "is_gated_act": True, "scalable_attention": True,
-        "dropout_rate": 0.1, "num_decoder_layers": 24,
-    }  # fmt: skip
+        "model_type": "umt5",
+        "vocab_size": 256384,
+        "d_model": 4096,
+        "d_ff": 10240,
+        "num_heads": 64,
+        "d_kv": 64,
+        "num_layers": 24,
+        "num_decoder_layers": 24,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "layer_norm_epsilon": 1e-06,
+        "feed_forward_proj": "gated-gelu",
+        "dense_act_fn": "gelu_new",
+        "is_gated_act": True,
+        "scalable_attention": True,
+        "dropout_rate": 0.1,
+    }
     assert UMT5Config.from_dict(published) == XXL
     few = ("model_type", "vocab_size", "d_model", "d_ff", "num_heads", "d_kv", "num_layers")
     assert UMT5Config.from_dict({key: published[key] for key in few}) == XXL
@@ -115,7 +131,7 @@ def test_a_config_that_lacks_a_size_is_refused():
 
 @pytest.mark.parametrize("table", ["shared.weight", "encoder.embed_tokens.weight"])
 def test_every_tensor_of_umt5_xxl_is_named_and_fits(table):
-    """242 tensors and 5,680,910,336 weights are what the published encoders of Wan 2.1 and 2.2 hold."""
+    """The published encoders of Wan 2.1 and 2.2 have 242 tensors and 5,680,910,336 weights."""
     d, f, inner = 4096, 10_240, 64 * 64
     stored = {table: (256_384, d), "encoder.final_layer_norm.weight": (d,)}
     for i in range(24):
@@ -194,7 +210,7 @@ def test_the_rest_of_the_batch_does_not_matter(network):
 
 
 def test_bfloat16_keeps_what_blocks_add_to_large_states(tmp_path):
-    """Where embeddings are large, states in bfloat16 between blocks would lose it: here only the last rounding is left."""
+    """With large embeddings, bfloat16 states between blocks would lose what blocks add."""
     loud = {
         name: (value * 300 if name == "shared.weight" else value)
         for name, value in goldens.weights(SMALL).items()
@@ -221,7 +237,7 @@ def test_buckets_are_those_of_t5():
         )
         return 16 * (key > query) + (distance if distance < 8 else 8 + wide)
 
-    found = buckets(400, 32, 128)
+    found = distance_buckets(400, 32, 128)
     assert found.tolist() == [[bucket(key, query) for key in range(400)] for query in range(400)]
     assert (
         found.min() == 0 and found.max() == 31 and len(np.unique(found)) == 31
@@ -257,7 +273,7 @@ def spread(path: str, shape: tuple[int, ...]) -> P:
 
 def main(folder: Path) -> None:
     mesh = Mesh(np.array(jax.devices()).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
-    network = load(folder, place=lambda path, shape: NamedSharding(mesh, spread(path, shape)))
+    network = load(folder, sharding=lambda path, shape: NamedSharding(mesh, spread(path, shape)))
     graph, weights = nnx.split(network)
     ids, mask = (
         jax.device_put(x, NamedSharding(mesh, P(("data", "fsdp"))))

@@ -1,4 +1,4 @@
-"""Safetensors files by name: what is read of them and how, and every way in which they can be wrong."""
+"""Safetensors files by name: what is read, and messages for wrong files."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_arrays_go_where_they_are_placed(tmp_path):
         seen[path] = shape
         return device
 
-    network = load_module(Network, TENSORS, open_checkpoint(saved(tmp_path)), place=place)
+    network = load_module(Network, TENSORS, open_checkpoint(saved(tmp_path)), sharding=place)
     check(network)
     assert seen == {"inner.stack": (3, 4, 5), "inner.conv": (2, 3), "vector": (7,)}
     assert network.vector[...].sharding == device
@@ -261,10 +261,8 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
     monkeypatch.setitem(
         sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=unreachable)
     )
-    with pytest.raises(
-        UserError,
-        match=r"^google/umt5-small: cannot be fetched \(no route to host\); give a folder that is there$",
-    ):
+    reason = r"^google/umt5-small: cannot be fetched \(no route to host\)"
+    with pytest.raises(UserError, match=rf"{reason}; give a folder that is there$"):
         open_checkpoint("google/umt5-small")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="pip install 'modality_forcing"):

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modality_forcing.encoders.text import TextEncoder
-from modality_forcing.encoders.words import Words, words
+from modality_forcing.encoders.words import HashedWordTokenizer, words
 from modality_forcing.errors import UserError
 from modality_forcing.synthetic.source import Scenes
 
@@ -57,11 +57,11 @@ def test_plain_captions_have_the_same_words_the_short_way(caption: str):
 
 
 @given(st.text(max_size=80), st.integers(1, 20), st.integers(1, 5000))
-def test_shapes_and_range(caption: str, tokens: int, vocabulary: int):
-    text = Words(tokens, vocabulary).encode(caption)
+def test_shapes_and_range(caption: str, tokens: int, vocab_size: int):
+    text = HashedWordTokenizer(tokens, vocab_size).encode(caption)
     assert text["tokens"].shape == text["mask"].shape == (tokens,)
     assert text["tokens"].dtype == np.int32 and text["mask"].dtype == np.bool_
-    assert np.all((text["tokens"] >= 0) & (text["tokens"] < vocabulary))
+    assert np.all((text["tokens"] >= 0) & (text["tokens"] < vocab_size))
     assert np.all(text["tokens"][~text["mask"]] == 0)
     count = int(text["mask"].sum())
     assert count == min(tokens, len(list(words(caption)))) and np.all(text["mask"][:count])
@@ -69,16 +69,21 @@ def test_shapes_and_range(caption: str, tokens: int, vocabulary: int):
 
 @given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))
 def test_case_does_not_matter(caption: str):
-    assert encoded(Words(), caption.upper()) == encoded(Words(), caption.lower())
+    assert encoded(HashedWordTokenizer(), caption.upper()) == encoded(
+        HashedWordTokenizer(), caption.lower()
+    )
 
 
 def test_truncates_after_the_last_token():
     caption = " ".join(f"w{i}" for i in range(20))
-    assert encoded(Words(tokens=5), caption) == encoded(Words(tokens=20), caption)[:5]
+    assert (
+        encoded(HashedWordTokenizer(tokens=5), caption)
+        == encoded(HashedWordTokenizer(tokens=20), caption)[:5]
+    )
 
 
 def test_null_has_no_token_and_every_structure_is_equal():
-    null, some = Words().null(), Words().encode("a cube")
+    null, some = HashedWordTokenizer().null(), HashedWordTokenizer().encode("a cube")
     assert not null["mask"].any() and null.keys() == some.keys()
     assert all(
         null[key].shape == some[key].shape and null[key].dtype == some[key].dtype for key in null
@@ -89,18 +94,20 @@ def test_row_is_blake2b_so_checkpoints_keep_their_meaning():
     expected = (
         int.from_bytes(blake2b(b"red", digest_size=8, person=b"caption").digest(), "little") % 2048
     )
-    assert encoded(Words(), "RED") == [expected]
+    assert encoded(HashedWordTokenizer(), "RED") == [expected]
 
 
 def test_words_of_the_embedded_world_have_rows_of_their_own():
     source = Scenes(resolution=8)
     known = {word for index in range(400) for word in words(source[index].caption)}
     assert len(known) > 40
-    assert len({Words().row(word) for word in known}) == len(known)
+    assert len({HashedWordTokenizer().row(word) for word in known}) == len(known)
 
 
 def test_rows_are_spread_evenly():
-    counts = np.bincount([Words(vocabulary=64).row(f"word{i}") for i in range(6400)], minlength=64)
+    counts = np.bincount(
+        [HashedWordTokenizer(vocab_size=64).row(f"word{i}") for i in range(6400)], minlength=64
+    )
     chi2 = float(
         ((counts - 100) ** 2 / 100).sum()
     )  # 63 degrees of freedom: mean 63, standard deviation 11.2
@@ -110,10 +117,11 @@ def test_rows_are_spread_evenly():
 def test_same_in_processes_with_different_hash_seeds():
     caption = "two großé red cubes 立方体 behind a sphere"
     program = (
-        "import json; from modality_forcing.encoders.words import Words;"
-        f"text = Words().encode({caption!r}); print(json.dumps(text['tokens'].tolist()))"
+        "import json; from modality_forcing.encoders.words import HashedWordTokenizer;"
+        f"text = HashedWordTokenizer().encode({caption!r});"
+        "print(json.dumps(text['tokens'].tolist()))"
     )
-    here = Words().encode(caption)["tokens"].tolist()
+    here = HashedWordTokenizer().encode(caption)["tokens"].tolist()
     for hash_seed in ("1", "2"):
         environment = {
             **os.environ,
@@ -125,7 +133,7 @@ def test_same_in_processes_with_different_hash_seeds():
         assert json.loads(done.stdout) == here
 
 
-@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"vocabulary": 0}])
+@pytest.mark.parametrize("wrong", [{"tokens": 0}, {"vocab_size": 0}])
 def test_refuses_empty_sizes(wrong: dict[str, int]):
     with pytest.raises(UserError, match="at least 1"):
-        Words(**wrong)
+        HashedWordTokenizer(**wrong)

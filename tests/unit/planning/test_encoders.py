@@ -16,7 +16,7 @@ from modality_forcing.planning import encoders
 from modality_forcing.planning.compile import target
 
 pytest.importorskip("libtpu")
-SMALL = replace(encoders.XXL, vocabulary=1000, width=1024, ffn=2048, heads=16, blocks=2)
+SMALL = replace(encoders.XXL, vocab_size=1000, width=1024, mlp_dim=2048, heads=16, num_layers=2)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import pytest
 
 from modality_forcing.data.folder import ImageFolder
 from modality_forcing.data.records import Record
-from modality_forcing.encoders.words import Words
+from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
 from modality_forcing.storage.codec import encode
 from modality_forcing.storage.shards import ShardWriter, shard_name
@@ -23,7 +23,7 @@ CONFIG = tiny.t2i()
 
 
 def test_text_encoder_hashes_words_by_default():
-    assert inputs.open_inputs(CONFIG).text_encoder == Words(
+    assert inputs.open_inputs(CONFIG).text_encoder == HashedWordTokenizer(
         CONFIG.text.tokens, CONFIG.text.vocab_size
     )
 
