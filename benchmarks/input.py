@@ -141,8 +141,10 @@ def memory(folder: Path, workers: int, count: int) -> Iterator[tuple[int, float]
 
 
 def ours(folder: Path, workers: int, batch: int) -> Any:
-    options: dict[str, Any] = dict(batch=batch, seed=0, resolution=SIDE, workers=workers)
-    return train_batches(Shards(folder), HashedWordTokenizer(), augment=Augment(flip_prob=FLIP), **options)
+    options: dict[str, Any] = {"batch": batch, "resolution": SIDE, "workers": workers}
+    augment = Augment(flip_prob=FLIP)
+    text = HashedWordTokenizer()
+    return train_batches(Shards(folder), text, seed=0, augment=augment, **options)
 
 
 class Torch:
@@ -214,7 +216,10 @@ class OpenCV:
 def compare(folder: Path) -> None:
     """Raises AssertionError unless both loaders decode the same."""
     shards = Shards(folder)
-    record, (image, depth, valid, caption) = shards[0], OpenCV(shards, HashedWordTokenizer()).decode(0)
+    record, (image, depth, valid, caption) = (
+        shards[0],
+        OpenCV(shards, HashedWordTokenizer()).decode(0),
+    )
     assert np.abs(record.image.astype(int) - image).max() <= 3 and record.caption == caption
     assert np.array_equal(record.depth, depth) and np.array_equal(record.valid, valid)
 

@@ -25,7 +25,7 @@ class Augment:
       side; log-uniform between them. A window has at least `resolution` pixels where the image
       does, since enlarging adds no detail.
     crop_jitter: how far the window may be from the center: 0 stays there, 1 reaches the edges.
-    flip_prob: probability of a horizontal flip. Images whose caption mentions left or right never flip.
+    flip_prob: probability of a horizontal flip. None for captions that mention left or right.
     Raises UserError for numbers out of range.
     """
 

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -267,8 +266,10 @@ def _find_intrinsics(root: Path, names: set[str]) -> Callable[[str], np.ndarray]
     return _IntrinsicsTable(by_name, unknown)
 
 
-def _to_matrix(values: Any, path: Path) -> np.ndarray:
+def _to_matrix(values: object, path: Path) -> np.ndarray:
     try:
+        if not isinstance(values, Mapping):
+            raise TypeError("not an object")
         fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
     except (KeyError, TypeError, ValueError) as error:
         what = "holds intrinsics without one of fx fy cx cy"

@@ -22,7 +22,7 @@ import numpy as np
 from modality_forcing.errors import UserError
 
 Batch = dict[str, Any]  # nested; arrays [b ...]
-ArraySpecs = dict[str, Any]  # nested as the batch is
+ArraySpecs = dict[str, object]  # nested as the batch is
 
 # Bytes of a cache line. Arrays start at multiples; byte 0 of a slab says whether it is in use.
 _LINE = 64
@@ -161,14 +161,14 @@ def _layout(row: Batch, count: int, offset: int = _LINE) -> tuple[ArraySpecs, in
     return specs, offset
 
 
-def _views(buffer: np.ndarray, specs: Mapping[str, Any]) -> Batch:
+def _views(buffer: np.ndarray, specs: Mapping[str, object]) -> Batch:
     """Returns the arrays in a buffer, nested as the specs are."""
     batch: Batch = {}
     for name, spec in specs.items():
         if isinstance(spec, ArraySpec):
             end = spec.offset + int(np.prod(spec.shape)) * spec.dtype.itemsize
             batch[name] = buffer[spec.offset : end].view(spec.dtype).reshape(spec.shape)
-        else:
+        elif isinstance(spec, Mapping):
             batch[name] = _views(buffer, spec)
     return batch
 

@@ -51,8 +51,8 @@ class Manifest:
     unit: str
     license: str  # a short name; the terms are at the source
     files: tuple[ShardFile, ...]
-    stats: Mapping[str, Any]  # `DatasetStats.summary`
-    settings: Mapping[str, Any]
+    stats: Mapping[str, object]  # `DatasetStats.summary`
+    settings: Mapping[str, object]
     versions: Mapping[str, str]  # of the libraries that encoded the records
 
     @property

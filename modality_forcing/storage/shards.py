@@ -11,12 +11,13 @@ import re
 import secrets
 import threading
 from bisect import bisect_right
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
@@ -31,6 +32,17 @@ _NAME = re.compile(
 )
 _AGAIN = "run the same mforce prepare again"
 _NOT_PREPARED = "give the --out of mforce prepare"
+
+
+@runtime_checkable
+class _Reader(Protocol):
+    """array_record's ArrayRecordReader, which has no types."""
+
+    def num_records(self) -> int: ...
+
+    def read(self, indices: Sequence[int]) -> Sequence[bytes]: ...
+
+    def writer_options_string(self) -> str: ...
 
 
 def shard_name(name: str, split: str, index: int, count: int) -> str:
@@ -113,7 +125,7 @@ class Shards:
     pixels: bool = True
     _files: tuple[Path, ...] = field(init=False, repr=False, compare=False)
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # records up to its end
-    _readers: dict[int, Any] = field(init=False, repr=False, compare=False)
+    _readers: dict[int, _Reader] = field(init=False, repr=False, compare=False)
     _lock: threading.Lock = field(init=False, repr=False, compare=False)  # to open, not to read
 
     def __post_init__(self) -> None:
@@ -170,7 +182,7 @@ class Shards:
             what = f"record {offset} cannot be read ({reason})"
             raise UserError(what, where=path, hint=_replace_hint(path)) from error
 
-    def _open(self, shard: int) -> Any:
+    def _open(self, shard: int) -> _Reader:
         with self._lock:
             if shard not in self._readers:
                 path, expected = self._files[shard], self._ends[shard] - self._start(shard)
@@ -242,8 +254,7 @@ def _replace_hint(path: Path) -> str:
     return f"delete {path.name} and {_AGAIN}"
 
 
-def _open(path: Path) -> Any:
-    """Returns an ArrayRecordReader."""
+def _open(path: Path) -> _Reader:
     from array_record.python.array_record_module import ArrayRecordReader
 
     try:
