@@ -18,7 +18,7 @@ from modality_forcing.encoders import flux2_names
 from modality_forcing.encoders.flux2_vae import VAE as FluxVAE
 from modality_forcing.encoders.flux2_vae import VAEConfig
 from modality_forcing.prepare import work
-from modality_forcing.prepare.job import Place, Settings
+from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.synthetic.source import Scenes
 from tests import tiny
 from tests.parity import make_umt5_goldens as umt5_goldens
@@ -92,10 +92,17 @@ def _vae_weights() -> dict[str, np.ndarray]:
 
 def prepared(folder: Path, count: int = 11, shard_size: int = 4) -> Path:
     """Prepared records, as `mforce prepare` leaves them."""
-    place = Place(
-        folder, DATASET, Settings("folder", "train", count, PIXELS, None, "png", 95, shard_size)
+    settings = Settings(
+        dataset="folder",
+        split="train",
+        records=count,
+        resolution=PIXELS,
+        max_side=None,
+        image_format="png",
+        quality=95,
+        shard_size=shard_size,
     )
-    work.prepare(place, Captioned(count), lambda line: None)
+    work.prepare(PrepareJob(folder, DATASET, settings), Captioned(count), log=[].append)
     return folder
 
 

@@ -50,3 +50,27 @@ def split_overrides(
                 parser.error(f"{name} has no value")
         overrides[name.removeprefix("--config.")] = value
     return rest, overrides
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """Parses I/N: job I of N, counted from 0."""
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal()) or int(index) >= int(count):
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def renamed_option(parser: argparse.ArgumentParser, old: str, new: str) -> None:
+    """Answers an option's old name with its new one, as a usage error."""
+    parser.add_argument(old, action=_Renamed, help=argparse.SUPPRESS, const=new, nargs="?")
+
+
+class _Renamed(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        parser.error(f"{option_string} is now {self.const}")

@@ -1,24 +1,24 @@
-"""`mforce prepare`: its options, what they mean together, and the list of data sets."""
+"""`mforce prepare`: converts a data set to shards, or lists the known data sets."""
 
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 from pathlib import Path
 
-from modality_forcing.commands.arguments import positive_int
+from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
 from modality_forcing.errors import UserError
 
 EXAMPLES = """examples:
-  mforce prepare --list
+  mforce prepare --list-datasets
   mforce prepare --dataset=tum --root=data/tum --out=prepared/tum --workers=8
-  mforce prepare --dataset=folder --option depth_scale=0.001 --option unit=metric --root=photos --out=prepared/photos
-  mforce prepare --dataset=scannet --root=data/scannet --out=prepared/scannet --part=$SLURM_ARRAY_TASK_ID/64
-Stopped or killed, the same command goes on with the shards that are missing, and the bytes are those of a run that was
-never stopped. Training, and mforce inspect, read the folder when all shards are there."""
+  mforce prepare --dataset=folder --option depth_scale=0.001 --option unit=metric \\
+      --root=photos --out=prepared/photos
+  mforce prepare --dataset=scannet --root=data/scannet --out=prepared/scannet \\
+      --shard=$SLURM_ARRAY_TASK_ID/64
+An interrupted command resumes with the missing shards and produces the same bytes. Training and
+mforce inspect read the folder once all shards exist."""
 
-RESOLUTION = 256  # of the shorter side, where neither --resolution nor --max-side is given
+RESOLUTION = 256  # of the shorter side, without --resolution and --max-side
 SHARD_SIZE = 1024
 
 
@@ -26,14 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add(
-        "--list",
+        "--list-datasets",
         action="store_true",
-        help="print the data sets that can be read, with unit, splits and licence",
+        help="print the known data sets with unit, splits and license",
     )
     add("--dataset", help="one of those, or folder")
     add("--root", type=Path, help="the folder it was unpacked into")
-    add("--out", type=Path, help="the folder for the shards; several splits may share one")
-    add("--split", default="", help="by default the first of the data set")
+    add("--out", type=Path, help="folder of the shards; splits may share it")
+    add("--split", default="", help="the data set's first one by default")
     add(
         "--option",
         action="append",
@@ -44,70 +44,68 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--resolution",
         type=positive_int,
-        help=f"pixels of the shorter side ({RESOLUTION}); give more to crop closer in training",
+        help=f"pixels of the shorter side ({RESOLUTION}); more allows closer crops in training",
     )
     add("--max-side", type=positive_int, help="pixels of the longer side, instead of --resolution")
     add(
         "--image-format",
         choices=("jpeg", "webp", "png"),
         default="jpeg",
-        help="png keeps every bit (%(default)s)",
+        help="png is lossless (%(default)s)",
     )
     add("--quality", type=positive_int, default=95, help="of JPEG and WebP (%(default)s)")
     add(
         "--shard-size",
         type=positive_int,
         default=SHARD_SIZE,
-        help="records of a shard (%(default)s)",
+        help="records per shard (%(default)s)",
     )
-    add("--limit", type=positive_int, help="take no more than so many records, the first ones")
-    add("--workers", type=_workers, default=0, help="processes; 0 works in this one (%(default)s)")
+    add("--limit", type=positive_int, help="use at most the first so many records")
+    add("--workers", type=_workers, default=0, help="processes; 0 uses this one (%(default)s)")
     add(
-        "--part",
-        type=part_of,
+        "--shard",
+        type=shard_of,
         default=(0, 1),
         metavar="I/N",
-        help="make every N-th shard from I on, I from 0: one of N jobs",
+        help="write every N-th shard from I on, I from 0: one of N jobs",
     )
     add(
-        "--max-bad",
-        type=_share,
+        "--max-errors",
+        type=_fraction,
         default=0.01,
-        help="share of records that may be unreadable (%(default)s)",
+        help="fraction of records that may be unreadable (%(default)s)",
     )
+    renamed_option(parser, "--list", "--list-datasets")
+    renamed_option(parser, "--part", "--shard")
+    renamed_option(parser, "--max-bad", "--max-errors")
 
 
 def main(options: argparse.Namespace) -> None:
-    """Prepares a data set, or lists those there are; raises UserError for options that do not go together."""
-    if options.list:
-        print(table())
+    """Prepares a data set, or lists the known ones. Raises UserError for conflicting options."""
+    if options.list_datasets:
+        print(dataset_table())
         return
-    if missing := [
-        f"--{name}" for name in ("dataset", "root", "out") if getattr(options, name) is None
-    ]:
-        raise UserError(
-            f"{' and '.join(missing)} missing",
-            hint="name the data set, its folder and one for the shards",
-        )
+    names = ("dataset", "root", "out")
+    if missing := [f"--{name}" for name in names if getattr(options, name) is None]:
+        hint = "name the data set, its folder and one for the shards"
+        raise UserError(f"{' and '.join(missing)} missing", hint=hint)
     if options.resolution and options.max_side:
         raise UserError("--resolution and --max-side are two sizes", hint="give one of them")
     if options.quality > 100:
-        raise UserError(f"--quality is {options.quality}", hint="it goes from 1 to 100")
+        raise UserError(f"--quality is {options.quality}", hint="the range is 1 to 100")
     from modality_forcing.atomic_io import check_folder
     from modality_forcing.datasets.registry import check_split, find_dataset
-    from modality_forcing.prepare.job import Place, Settings
+    from modality_forcing.prepare.job import PrepareJob, Settings
     from modality_forcing.prepare.work import prepare
 
-    dataset = find_dataset(options.dataset).with_options(dict(map(_pair, options.option)))
+    dataset_options = dict(map(_pair, options.option))
+    dataset = find_dataset(options.dataset).with_options(dataset_options)
     split = check_split(dataset, options.split)
     check_folder(options.out, "--out")
     source = dataset.open(options.root, split)
     if not len(source):
-        raise UserError(
-            f"holds no record of {dataset.title}",
-            where=options.root,
-            hint="check the path and the split",
-        )
+        what = f"holds no record of {dataset.title}"
+        raise UserError(what, where=options.root, hint="check the path and the split")
     settings = Settings(
         dataset=dataset.name,
         split=split,
@@ -117,66 +115,51 @@ def main(options: argparse.Namespace) -> None:
         image_format=options.image_format,
         quality=options.quality,
         shard_size=options.shard_size,
-        options=dict(map(_pair, options.option)),
+        options=dataset_options,
     )
-    place = Place(options.out.absolute(), dataset, settings)
-    written = prepare(
-        place, source, tell, workers=options.workers, part=options.part, max_bad=options.max_bad
+    manifest = prepare(
+        PrepareJob(options.out.absolute(), dataset, settings),
+        source,
+        workers=options.workers,
+        shard=options.shard,
+        max_errors=options.max_errors,
     )
-    if written:
-        print(written.path)
+    if manifest:
+        print(manifest.path)
 
 
-def tell(line: str) -> None:
-    """Prints progress, apart from results."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def table() -> str:
-    """Returns the data sets as a table; those that need a package that is not here say so."""
+def dataset_table() -> str:
+    """Returns the data sets as a table, with the missing package of those that need one."""
     from modality_forcing.datasets.registry import NAMES, find_dataset
+    from modality_forcing.progress import format_table
 
-    rows = [("name", "title", "unit", "splits", "license")]
+    rows = []
     for name in NAMES:
         try:
-            dataset = find_dataset(name)
-            rows.append(
-                (name, dataset.title, dataset.unit, ", ".join(dataset.splits), dataset.license)
-            )
+            found = find_dataset(name)
         except UserError as error:
-            rows.append((name, str(error), "", "", ""))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+            rows.append((name, str(error)))
+        else:
+            rows.append((name, found.title, found.unit, ", ".join(found.splits), found.license))
+    return format_table(rows, header=("name", "title", "unit", "splits", "license"))
 
 
 def _pair(option: str) -> tuple[str, str]:
     name, equals, value = option.partition("=")
     if not name or not equals:
-        raise UserError(
-            f"--option {option} is not NAME=VALUE", hint="write e.g. --option depth_scale=0.001"
-        )
+        hint = "write e.g. --option depth_scale=0.001"
+        raise UserError(f"--option {option} is not NAME=VALUE", hint=hint)
     return name, value
 
 
-def part_of(text: str) -> tuple[int, int]:
-    """Reads the I/N of an option --part."""
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
-        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
-    return int(found[1]), int(found[2])
-
-
-def _share(text: str) -> float:
+def _fraction(text: str) -> float:
     try:
-        share = float(text)
+        fraction = float(text)
     except ValueError:
-        share = -1
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to 1")
-    return share
+        fraction = -1
+    if not 0 <= fraction <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to 1")
+    return fraction
 
 
 def _workers(text: str) -> int:

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modality_forcing import distributed
-from modality_forcing.commands.arguments import positive_int
-from modality_forcing.commands.prepare import part_of
+from modality_forcing.commands.arguments import positive_int, shard_of
 from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:  # jax is loaded where the work starts
@@ -45,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--workdir", type=Path, required=True, help="runs, rows and locks go here")
     add(
         "--part",
-        type=part_of,
+        type=shard_of,
         metavar="I/N",
         help="the I-th of N parts that share no run, I from 0: one of N jobs",
     )

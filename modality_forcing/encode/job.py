@@ -1,15 +1,14 @@
-"""Prepared records through frozen encoders once: the shards of a cache (`data.encoded`), each whole or not there."""
+"""Writes a cache of frozen encoders: latents of images and states of captions, in shards."""
 
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -19,177 +18,155 @@ from modality_forcing.atomic_io import write_file
 from modality_forcing.data.augment import hflip
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.encoders.frozen import BATCH, FrozenEncoders
-from modality_forcing.errors import UserError
 from modality_forcing.progress import ProgressMeter
-from modality_forcing.storage import codec, latent_cache, manifest
-from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
-from modality_forcing.tree import differences
+from modality_forcing.storage import codec, latent_cache
+from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files
+from modality_forcing.storage.shards import Shards, ShardWriter
 
-_LENGTHS = (
-    32  # captions are padded to multiples of this many tokens: few programs, and little padding
-)
-_TELL_EVERY = 10.0  # seconds
-_READERS = 8  # threads that decode pictures while the last ones are encoded
+T = TypeVar("T")
+
+_LENGTHS = 32  # captions are padded to multiples of it: few programs, little padding
+_REPORT_EVERY = 10.0  # seconds
+_READERS = 8  # threads that decode images while the previous ones are encoded
 
 
-@dataclass(frozen=True)
-class Job:
-    """A cache in the making. Each shard depends on nothing but the settings, and is there when it is whole."""
+@dataclass(frozen=True, kw_only=True)
+class EncodeJob:
+    """A cache that is being written. The bytes of a shard depend only on the settings.
+
+    batch: size over all devices of this process. shard: (i, n), every n-th shard from i on.
+    """
 
     source: Shards
     out: Path
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     frozen: FrozenEncoders
-    batch: int  # of all devices of this process
-    part: tuple[int, int]  # (i, of): every of-th shard, beginning at i
+    batch: int
+    shard: tuple[int, int] = (0, 1)
 
-    @property
-    def split(self) -> str:
-        """The split's name."""
-        return self.source.split
+    def check_or_write_settings(self) -> None:
+        """Writes the settings. Raises UserError if the folder was begun with others.
 
-    def claim(self) -> None:
-        """Puts the settings down; raises UserError, naming what differs, if the folder was begun with others.
-
-        A part that was not encoded before may be added.
+        An encoder that was not used before may be added.
         """
-        path = latent_cache.settings_path(self.out, self.split)
-        before = manifest.read_json(path) if path.is_file() else {}
-        now = {**before, **self.settings}
-        if told := differences(before, {name: now[name] for name in before}):
-            hint = "choose another --out, or delete this one"
-            raise UserError(f"was begun otherwise ({told})", where=self.out, hint=hint)
-        if before != now:
-            write_file(path, json.dumps(now, indent=1) + "\n")
+        path = latent_cache.settings_path(self.out, self.source.split)
+        check_or_write_settings(path, self.settings, self.out)
 
     def encode_text(self, tokens: int) -> None:
-        """Writes the states of every caption once."""
+        """Writes the states of every distinct caption."""
         captions = self._captions()
-        kept = io.BytesIO()
-        np.save(kept, latent_cache.build_caption_index(captions))
-        write_file(latent_cache.caption_index_path(self.out, self.split), kept.getvalue())
-        sentences = self.frozen.tokenizer(tokens)
+        index = io.BytesIO()
+        np.save(index, latent_cache.build_caption_index(captions))
+        index_path = latent_cache.caption_index_path(self.out, self.source.split)
+        write_file(index_path, index.getvalue())
+        tokenizer = self.frozen.tokenizer(tokens)
 
-        def shard(part: range) -> Iterator[bytes]:
-            read = [(captions[row], sentences.encode(captions[row])) for row in part]
+        def encode(rows: range) -> Iterator[bytes]:
+            texts = [tokenizer.encode(captions[row]) for row in rows]
+            counts = [int(text["mask"].sum()) for text in texts]
             states: dict[int, bytes] = {}
-            for length in range(
-                _LENGTHS, tokens + _LENGTHS, _LENGTHS
-            ):  # captions of like length together
-                rows = [
-                    i
-                    for i, (_, text) in enumerate(read)
-                    if length - _LENGTHS < text["mask"].sum() <= length
-                ]
-                for some in _chunks(rows, self.batch):
-                    cut = [{k: v[:length] for k, v in read[i][1].items()} for i in some]
-                    text = {k: self._placed([one[k] for one in cut]) for k in cut[0]}
-                    made = np.asarray(self.frozen.states(text)["tokens"])
-                    for i, one in zip(some, made, strict=False):  # the batch is filled up behind
-                        caption = read[i][0].encode()
-                        states[i] = latent_cache.pack(
-                            one[: read[i][1]["mask"].sum()], "states", caption=caption
-                        )
-            yield from (states[i] for i in range(len(read)))
+            # Captions of similar length share a batch.
+            for length in range(_LENGTHS, tokens + _LENGTHS, _LENGTHS):
+                similar = [i for i, n in enumerate(counts) if length - _LENGTHS < n <= length]
+                for chunk in _chunks(similar, self.batch):
+                    batch = {
+                        key: self._to_devices([texts[i][key][:length] for i in chunk])
+                        for key in texts[chunk[0]]
+                    }
+                    encoded = np.asarray(self.frozen.states(batch)["tokens"])
+                    for i, one in zip(chunk, encoded, strict=False):  # the batch is padded
+                        caption = captions[rows[i]].encode()
+                        states[i] = latent_cache.pack(one[: counts[i]], "states", caption=caption)
+            yield from (states[i] for i in range(len(texts)))
 
-        self._write("text", len(captions), shard)
+        self._write(self._shards("text", len(captions)), encode)
 
-    def encode_pictures(self, resolution: int) -> None:
-        """Writes the latents of every picture and of its mirror image."""
+    def encode_images(self, resolution: int) -> None:
+        """Writes the latents of every image and of its mirror image."""
 
         def read(index: int) -> tuple[np.ndarray, np.ndarray]:
             record = center_crop_resize(self.source[index], resolution)
             return record.image, hflip(record).image
 
-        def shard(part: range) -> Iterator[bytes]:
+        def encode(rows: range) -> Iterator[bytes]:
             with ThreadPoolExecutor(_READERS) as pool:
-                for some in _ahead(pool, read, _chunks(part, max(1, self.batch // 2))):
-                    images = self._placed([image for pair in some for image in pair])
-                    made = np.asarray(self.frozen.latents(images))
-                    for i in range(len(some)):
-                        yield latent_cache.pack(made[2 * i : 2 * i + 2], "latents")
+                for chunk in _prefetch(pool, read, _chunks(rows, max(1, self.batch // 2))):
+                    images = self._to_devices([image for pair in chunk for image in pair])
+                    latents = np.asarray(self.frozen.latents(images))
+                    for i in range(len(chunk)):
+                        yield latent_cache.pack(latents[2 * i : 2 * i + 2], "latents")
 
-        self._write("latents", len(self.source), shard)
+        self._write(self._shards("latents", len(self.source)), encode)
 
-    def told(self) -> str:
-        """Returns what is there by now."""
-        shards = {name: self._shards(name, total) for name, total in self._totals().items()}
-        there = {name: sum(path.is_file() for path in paths) for name, paths in shards.items()}
-        if all(there[name] == len(paths) for name, paths in shards.items()):
-            return str(latent_cache.settings_path(self.out, self.split))
-        return "this part is done; " + ", ".join(
-            f"{there[name]} of {len(shards[name])} shards of {name}" for name in shards
-        )
-
-    def _totals(self) -> dict[str, int]:
-        totals = {}
+    def summary(self) -> str:
+        """Returns the path of a complete cache, or how many shards exist."""
+        parts = []
         if self.frozen.has_text:
-            totals["text"] = np.load(
-                latent_cache.caption_index_path(self.out, self.split), mmap_mode="r"
-            ).shape[1]
+            index = latent_cache.caption_index_path(self.out, self.source.split)
+            parts.append(self._shards("text", np.load(index, mmap_mode="r").shape[1]))
         if self.frozen.has_image:
-            totals["latents"] = len(self.source)
-        return totals
-
-    def _shards(self, name: str, total: int) -> list[Path]:
-        count = -(-total // self.settings["shard_size"])
-        return [
-            self.out / name / shard_name(name, self.split, index, count) for index in range(count)
-        ]
-
-    def _write(self, name: str, total: int, shard: Callable[[range], Iterator[bytes]]) -> None:
-        """Writes this part's shards that are not there yet."""
-        size, paths = self.settings["shard_size"], self._shards(name, total)
-        i, of = self.part
-        mine = [
-            (path, range(k * size, min((k + 1) * size, total)))
-            for k, path in enumerate(paths)
-            if k % of == i
-        ]
-        missing = [(path, rows) for path, rows in mine if not path.is_file()]
-        done = sum(len(rows) for path, rows in mine if path.is_file())
-        progress = ProgressMeter(
-            f"{self.split} {name}", sum(len(rows) for _, rows in mine), done=done, every=_TELL_EVERY
+            parts.append(self._shards("latents", len(self.source)))
+        exist = [sum(part.path(i).is_file() for i in range(part.count)) for part in parts]
+        if all(n == part.count for n, part in zip(exist, parts, strict=True)):
+            return str(latent_cache.settings_path(self.out, self.source.split))
+        return "this job is done; " + ", ".join(
+            f"{n} of {part.count} shards of {part.name}"
+            for n, part in zip(exist, parts, strict=True)
         )
-        for path, rows in missing:
-            with ShardWriter(path) as writer:
-                for example in shard(rows):
+
+    def _shards(self, name: str, total: int) -> ShardJob:
+        shard_size = self.settings["shard_size"]
+        assert isinstance(shard_size, int)
+        return ShardJob(self.out / name, name, self.source.split, total, shard_size)
+
+    def _write(self, shards: ShardJob, encode: Callable[[range], Iterator[bytes]]) -> None:
+        """Writes the missing shards of this job."""
+        assigned = shards.assigned(self.shard)
+        missing = [index for index in assigned if not shards.path(index).is_file()]
+        total = shards.size(assigned)
+        done = total - shards.size(missing)
+        title = f"{shards.split} {shards.name}"
+        meter = ProgressMeter(title, total, done=done, every=_REPORT_EVERY)
+        for index in missing:
+            with ShardWriter(shards.path(index)) as writer:
+                for example in encode(shards.items(index)):
                     writer.write(example)
                     done += 1
-                    progress.update(done)
-        progress.report(done)
-        progress.close()
+                    meter.update(done)
+            remove_temp_files(shards.path(index))
+        meter.report(done)
+        meter.close()
 
     def _captions(self) -> list[str]:
-        """Every caption once, by where it comes first; "" before all."""
-        seen = dict.fromkeys([""])
+        """Returns the distinct captions, in the order of their first records, "" first."""
+
+        def read(index: int) -> str:
+            return codec.caption(self.source.example(index))
+
+        captions = {"": None}
         with ThreadPoolExecutor(_READERS) as pool:
-            for some in _ahead(
-                pool,
-                lambda i: codec.caption(self.source.example(i)),
-                _chunks(range(len(self.source)), 256),
-            ):
-                seen.update(dict.fromkeys(some))
-        return list(seen)
+            for chunk in _prefetch(pool, read, _chunks(range(len(self.source)), 256)):
+                captions.update(dict.fromkeys(chunk))
+        return list(captions)
 
-    def _placed(self, rows: Sequence[np.ndarray]) -> Any:
-        """Rows as one array over the devices, filled up to a whole batch by repeating the last."""
-        filled = np.stack([*rows, *[rows[-1]] * (self.batch - len(rows))])
+    def _to_devices(self, rows: Sequence[np.ndarray]) -> jax.Array:
+        """Returns the rows as one array, padded to a batch by repeating the last."""
+        padded = np.stack([*rows, *[rows[-1]] * (self.batch - len(rows))])
         assert self.frozen.mesh is not None
-        return jax.device_put(filled, NamedSharding(self.frozen.mesh, BATCH))
+        return jax.device_put(padded, NamedSharding(self.frozen.mesh, BATCH))
 
 
-def _ahead(
-    pool: ThreadPoolExecutor, read: Callable[[int], Any], chunks: Iterable[Sequence[int]]
-) -> Iterator[list[Any]]:
-    """What `read` gives of each chunk, the next chunk being read meanwhile."""
+def _prefetch(
+    pool: ThreadPoolExecutor, read: Callable[[int], T], chunks: Iterable[Sequence[int]]
+) -> Iterator[list[T]]:
+    """Yields what `read` returns for each chunk, while the next chunk is read."""
     chunks = iter(chunks)
     waiting = [[pool.submit(read, i) for i in chunk] for chunk in islice(chunks, 2)]
     while waiting:
-        now = [future.result() for future in waiting.pop(0)]
+        results = [future.result() for future in waiting.pop(0)]
         waiting += [[pool.submit(read, i) for i in chunk] for chunk in islice(chunks, 1)]
-        yield now
+        yield results
 
 
 def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    return (rows[at : at + size] for at in range(0, len(rows), size))
+    return (rows[start : start + size] for start in range(0, len(rows), size))

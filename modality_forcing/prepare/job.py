@@ -1,13 +1,15 @@
-"""What is to be prepared: the settings that decide every byte of the shards, and where what is done is kept.
+"""The state of a prepare job on disk.
 
 In the folder of the shards, for each split:
 
-prepare-<split>.json        the settings, put down by the first run; a run with others is refused
-done-<split>/00003.json     written after shard 3: its checksum, what is in it, what could not be read
-manifest-<split>.json       when all shards are there; with dataset_info.json and features.json (`data.tfds_files`)
-bad-<split>.txt             the records that could not be read, a line each: index, tab, reason
+prepare-<split>.json     the settings of the first run; a run with other settings is refused
+done-<split>/00003.json  written after shard 3: its checksum, statistics and unreadable records
+manifest-<split>.json    written when all shards exist, with dataset_info.json and features.json
+                         (`storage.tfds_metadata`)
+failed-<split>.txt       the unreadable records, one per line: index, tab, reason
 
-Shard k holds the records from k * shard_size on, whichever of them can be read, so that its bytes depend on nothing else.
+Shard k holds the readable records of those from k * shard_size on, so that its bytes depend on
+nothing else.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from modality_forcing.atomic_io import write_file
 from modality_forcing.data.resize import Size, limit_longer_side, limit_shorter_side
@@ -27,19 +28,24 @@ from modality_forcing.errors import UserError
 from modality_forcing.storage import manifest, tfds_metadata
 from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
-from modality_forcing.storage.shards import shard_name
+from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files
 from modality_forcing.storage.stats import DatasetStats
-from modality_forcing.tree import differences
+
+Failures = tuple[tuple[int, str], ...]  # index and reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that the bytes of the shards depend on, besides the data set's own files."""
+    """All that the bytes of the shards depend on, besides the files of the data set.
+
+    records: read from the source, after any limit. resolution: of the shorter side; None for
+    max_side, of the longer side.
+    """
 
     dataset: str
     split: str
-    records: int  # read from the source, after any limit
-    resolution: int | None  # of the shorter side; None: see max_side
+    records: int
+    resolution: int | None
     max_side: int | None
     image_format: ImageFormat
     quality: int
@@ -47,115 +53,98 @@ class Settings:
     options: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def shards(self) -> int:
-        """How many shards there will be."""
-        return -(-self.records // self.shard_size)
-
-    @property
-    def size(self) -> Callable[[Size], Size]:
-        """From the (h, w) of a frame to that at which it is stored."""
+    def choose_size(self) -> Callable[[Size], Size]:
+        """From the (h, w) of a frame to its stored size."""
         if self.resolution is not None:
             return partial(limit_shorter_side, pixels=self.resolution)
         assert self.max_side is not None
         return partial(limit_longer_side, pixels=self.max_side)
 
-    def indices(self, shard: int) -> range:
-        """Returns the records that belong to a shard."""
-        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.records))
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns the settings as they are written, with the format of the examples."""
+    def to_json(self) -> dict[str, object]:
+        """Returns the settings as stored, with the format of the examples."""
         return {"format": manifest.FORMAT, **vars(self), "options": dict(self.options)}
 
     def digest(self) -> str:
-        """Returns a short name of these settings."""
+        """Returns a short hash of the settings."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-@dataclass(frozen=True)
-class Done:
-    """One shard that is finished."""
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """One finished shard. settings: their digest."""
 
-    settings: str  # digest
+    settings: str
     file: ShardFile
-    bad: tuple[tuple[int, str], ...]  # index and reason
-    tally: DatasetStats
+    failed: Failures
+    stats: DatasetStats
     versions: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns it as it is written."""
-        content = {
+    def to_json(self) -> dict[str, object]:
+        """Returns the record as stored."""
+        return {
             "settings": self.settings,
             "file": vars(self.file),
-            "bad": [list(bad) for bad in self.bad],
+            "failed": [list(failure) for failure in self.failed],
+            "stats": self.stats.to_json(),
+            "versions": dict(self.versions),
         }
-        return {**content, "tally": self.tally.to_json(), "versions": dict(self.versions)}
 
 
 @dataclass(frozen=True)
-class Place:
-    """The folder of the shards, seen as a job: which are done."""
+class PrepareJob:
+    """The folder of the shards, and which of them are finished."""
 
     folder: Path
     dataset: Dataset
     settings: Settings
 
-    def shard(self, index: int) -> Path:
-        """Returns where a shard is or will be."""
-        return self.folder / shard_name(
-            self.dataset.name, self.settings.split, index, self.settings.shards
-        )
+    @property
+    def shards(self) -> ShardJob:
+        """The shards of the split."""
+        s = self.settings
+        return ShardJob(self.folder, self.dataset.name, s.split, s.records, s.shard_size)
 
-    def claim(self) -> None:
-        """Puts the settings down; raises UserError, naming what differs, if the folder was begun with others."""
-        path = self._settings_path
-        if not path.is_file():
-            write_file(path, json.dumps(self.settings.to_json(), indent=1) + "\n")
-        if told := differences(manifest.read_json(path), self.settings.to_json()):
-            raise UserError(
-                f"was begun with other settings ({told})",
-                where=self.folder,
-                hint="choose another --out, or delete this one",
-            )
+    def check_or_write_settings(self) -> None:
+        """Writes the settings. Raises UserError if the folder was begun with others."""
+        check_or_write_settings(self._settings_path, self.settings.to_json(), self.folder)
 
-    def done(self, index: int) -> Done | None:
-        """Returns what is known of a finished shard, None if it is to be made: its file must be there in its full length."""
-        path = self._done_path(index)
+    def finished(self, index: int) -> ShardRecord | None:
+        """Returns the record of a finished shard, None if it is missing or incomplete."""
+        path = self._record_path(index)
         if not path.is_file():
             return None
         content = manifest.read_json(path)
         try:
-            done = Done(
+            record = ShardRecord(
                 settings=str(content["settings"]),
                 file=ShardFile.from_json(content["file"]),
-                bad=tuple((int(number), str(reason)) for number, reason in content["bad"]),
-                tally=DatasetStats.from_json(content["tally"]),
+                failed=tuple((int(number), str(reason)) for number, reason in content["failed"]),
+                stats=DatasetStats.from_json(content["stats"]),
                 versions=dict(content["versions"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                "is damaged", where=path, hint="delete it and run the same mforce prepare again"
-            ) from error
-        shard = self.shard(index)
-        whole = shard.is_file() and shard.stat().st_size == done.file.bytes
-        return done if whole and done.settings == self.settings.digest() else None
+            hint = "delete it and run the same mforce prepare again"
+            raise UserError("is damaged", where=path, hint=hint) from error
+        shard = self.shards.path(index)
+        complete = shard.is_file() and shard.stat().st_size == record.file.bytes
+        return record if complete and record.settings == self.settings.digest() else None
 
-    def mark(self, index: int, done: Done) -> None:
-        """Puts down that a shard is finished, and removes what killed runs left of it."""
-        write_file(self._done_path(index), json.dumps(done.to_json()) + "\n")
-        _sweep(self._done_path(index))
-        _sweep(self.shard(index))
+    def finish(self, index: int, record: ShardRecord) -> None:
+        """Records that a shard is finished, and removes what killed runs left of it."""
+        write_file(self._record_path(index), json.dumps(record.to_json()) + "\n")
+        remove_temp_files(self._record_path(index))
+        remove_temp_files(self.shards.path(index))
 
-    def complete(self, finished: Iterable[Done], alone: bool) -> Manifest:
-        """Writes and returns the manifest of all shards, in order; also the list of what could not be read.
+    def complete(self, records: Iterable[ShardRecord], alone: bool) -> Manifest:
+        """Writes and returns the manifest of all shards, in order; lists the unreadable records.
 
-        alone: no other process may be doing the same, so that half-written files are those of killed runs.
+        alone: no other process may be doing the same, so that temporary files are of killed runs.
         """
-        finished = list(finished)
-        tally, versions = DatasetStats(), dict[str, set[str]]()
-        for done in finished:
-            tally.merge(done.tally)
-            for name, version in done.versions.items():
+        records = list(records)
+        stats, versions = DatasetStats(), dict[str, set[str]]()
+        for record in records:
+            stats.merge(record.stats)
+            for name, version in record.versions.items():
                 versions.setdefault(name, set()).add(version)
         written = Manifest(
             path=manifest.manifest_path(self.folder, self.settings.split),
@@ -164,30 +153,27 @@ class Place:
             split=self.settings.split,
             unit=self.dataset.unit,
             license=self.dataset.license,
-            files=tuple(done.file for done in finished),
-            stats=tally.summary(),
+            files=tuple(record.file for record in records),
+            stats=stats.summary(),
             settings=self.settings.to_json(),
-            versions={
-                name: ", ".join(sorted(several)) for name, several in sorted(versions.items())
-            },
+            versions={name: ", ".join(sorted(used)) for name, used in sorted(versions.items())},
         )
-        bad = self.list_bad(bad for done in finished for bad in done.bad)
+        failed = self.write_failed(failure for record in records for failure in record.failed)
         manifest.write(written)
-        for path in (bad, written.path, self._settings_path, *self._write_for_tfds()):
+        for path in (failed, written.path, self._settings_path, *self._write_tfds_metadata()):
             if alone:
-                _sweep(path)
+                remove_temp_files(path)
         return written
 
-    def list_bad(self, bad: Iterable[tuple[int, str]]) -> Path:
-        """Writes the list of what could not be read, and returns where."""
-        path = self.folder / f"bad-{self.settings.split}.txt"
-        write_file(
-            path, "".join(f"{index}\t{' '.join(reason.split())}\n" for index, reason in sorted(bad))
-        )
+    def write_failed(self, failed: Iterable[tuple[int, str]]) -> Path:
+        """Writes the list of the unreadable records and returns its path."""
+        path = self.folder / f"failed-{self.settings.split}.txt"
+        lines = (f"{index}\t{' '.join(reason.split())}\n" for index, reason in sorted(failed))
+        write_file(path, "".join(lines))
         return path
 
-    def _write_for_tfds(self) -> list[Path]:
-        """Writes what tensorflow-datasets opens the folder by, with all splits that are complete; returns where."""
+    def _write_tfds_metadata(self) -> list[Path]:
+        """Writes the files by which tensorflow-datasets opens all complete splits."""
         paths = sorted(self.folder.glob(manifest.manifest_path(Path(), "*").name))
         found = [manifest.read(self.folder, path.stem.removeprefix("manifest-")) for path in paths]
         splits = [
@@ -206,11 +192,5 @@ class Place:
     def _settings_path(self) -> Path:
         return self.folder / f"prepare-{self.settings.split}.json"
 
-    def _done_path(self, index: int) -> Path:
+    def _record_path(self, index: int) -> Path:
         return self.folder / f"done-{self.settings.split}" / f"{index:05d}.json"
-
-
-def _sweep(path: Path) -> None:
-    """Removes what killed runs left beside a file that is now in its place."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The work of `mforce prepare`: shards written one by one, in this process or in several, and what comes of them told."""
+"""The work of a prepare job: writes the missing shards, in this process or in several."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import multiprocessing
 import os
 import signal
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from PIL import features
 
@@ -23,120 +22,155 @@ import modality_forcing
 from modality_forcing.data.records import Record, RecordSource, check
 from modality_forcing.data.resize import downscale
 from modality_forcing.errors import UserError
-from modality_forcing.prepare.job import Done, Place
+from modality_forcing.prepare.job import Failures, PrepareJob, ShardRecord
+from modality_forcing.progress import ProgressMeter, print_stderr
 from modality_forcing.storage import codec, manifest
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shards import ShardWriter
 from modality_forcing.storage.stats import DatasetStats
 
-Bad = tuple[tuple[int, str], ...]
-_TELL_EVERY = 10.0  # seconds between lines of progress
-_LOOK_EVERY = 0.5  # seconds between looks at what workers have counted
+_REPORT_EVERY = 10.0  # seconds between progress reports
+_POLL_EVERY = 0.5  # seconds between looks at what workers have counted
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """An integer in shared memory."""
+
+    value: int
+
+    def get_lock(self) -> AbstractContextManager[object]:
+        """Returns the lock of the value."""
+        ...
 
 
 @dataclass(frozen=True)
 class Counters:
-    """What the processes of a run count together: plain numbers here, shared memory among processes."""
+    """What the processes of a run count together. stop: not 0 to stop all of them."""
 
-    records: Any  # .value: i64
-    bad: Any
-    stop: Any  # not 0: leave off
+    records: Counter
+    failed: Counter
+    stop: Counter
 
-    def add(self, counter: Any, more: int = 1) -> None:
-        """Counts one more, which several processes may do at once."""
+    def add(self, counter: Counter) -> None:
+        """Counts one more, safely among processes."""
         with counter.get_lock():
-            counter.value += more
+            counter.value += 1
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every process of a run needs."""
+
+    job: PrepareJob
+    source: RecordSource
+    counters: Counters
 
 
 class Stopped(Exception):
-    """A shard was left off halfway; its argument is what could not be read of it."""
+    """A shard was left unfinished. The argument is its unreadable records."""
 
 
 def prepare(
-    place: Place,
+    job: PrepareJob,
     source: RecordSource,
-    tell: Callable[[str], None],
     *,
     workers: int = 0,
-    part: tuple[int, int] = (0, 1),
-    max_bad: float = 0.01,
+    shard: tuple[int, int] = (0, 1),
+    max_errors: float = 0.01,
+    log: Callable[[str], None] | None = None,
 ) -> Manifest | None:
-    """Makes the shards of a part that are not done yet; returns the manifest, or None while other parts have shards to make.
+    """Writes the missing shards; returns the manifest, or None if other jobs have shards to write.
 
-    part: (i, of): every of-th shard, beginning at i. workers: processes; 0 does it all in this one. max_bad: share of the
-    part's records that may be unreadable. Raises UserError when there are more, if a file cannot be written, or a worker
-    died. Finished shards stay in every case.
+    shard: (i, n), every n-th shard from i on. workers: processes, 0 for this one. max_errors: the
+    fraction of the job's records that may be unreadable. log: receives progress instead of stderr.
+    Raises UserError for more errors, if a file cannot be written, or if a worker died. Finished
+    shards are kept in every case.
     """
-    place.claim()
-    mine = range(part[0], place.settings.shards, part[1])
-    finished = {index: done for index in mine if (done := place.done(index))}
-    waiting = [index for index in mine if index not in finished]
+    job.check_or_write_settings()
+    assigned = job.shards.assigned(shard)
+    finished = {index: record for index in assigned if (record := job.finished(index))}
+    missing = [index for index in assigned if index not in finished]
+    total = job.shards.size(assigned)
     context = multiprocessing.get_context("spawn")
     counters = Counters(context.Value("q", 0), context.Value("q", 0), context.Value("q", 0))
-    counters.bad.value = sum(len(done.bad) for done in finished.values())
-    total = sum(len(place.settings.indices(index)) for index in mine)
-    watch = _Watch(
-        place,
+    counters.failed.value = sum(len(record.failed) for record in finished.values())
+    monitor = ProgressMonitor(
+        ProgressMeter(
+            f"{job.dataset.name} {job.settings.split} records",
+            total,
+            done=job.shards.size([*finished]),
+            every=_REPORT_EVERY,
+            write=log,
+        ),
         counters,
-        tell,
-        total,
-        sum(len(place.settings.indices(index)) for index in finished),
-        int(max_bad * total),
+        done=job.shards.size([*finished]),
+        max_failed=int(max_errors * total),
     )
+    work = _Work(job, source, counters)
     run = (
-        _in_processes(place, source, counters, waiting, workers, watch)
+        _run_parallel(work, missing, workers, monitor)
         if workers
-        else _here(place, source, counters, waiting, watch)
+        else _run_serial(work, missing, monitor)
     )
     failed: list[tuple[int, str]] = []
     for index, outcome in run:
-        if isinstance(outcome, Done):
+        if isinstance(outcome, ShardRecord):
             finished[index] = outcome
         else:
             failed += outcome
-    watch.say()
-    if counters.bad.value > watch.most_bad:
-        raise _too_many(
-            place,
-            [*failed, *(bad for done in finished.values() for bad in done.bad)],
-            total,
-            max_bad,
-        )
-    everything = [
-        finished.get(index) or place.done(index) for index in range(place.settings.shards)
-    ]
-    whole = [done for done in everything if done]
-    if len(whole) < len(everything):
-        tell(f"this part is done; {len(whole)} of {len(everything)} shards are there")
+    monitor.close()
+    if counters.failed.value > monitor.max_failed:
+        failed += (failure for record in finished.values() for failure in record.failed)
+        raise _too_many_errors(job, failed, total, max_errors)
+    found = [finished.get(index) or job.finished(index) for index in range(job.shards.count)]
+    records = [record for record in found if record]
+    if len(records) < len(found):
+        line = f"this job is done; {len(records)} of {len(found)} shards exist"
+        (log or print_stderr)(line)
         return None
-    return place.complete(whole, alone=part[1] == 1)
+    return job.complete(records, alone=shard[1] == 1)
 
 
-def write_shard(place: Place, source: RecordSource, index: int, counters: Counters) -> Done:
-    """Writes one shard and puts down that it is done; raises Stopped if told to leave off, UserError if it cannot be written."""
-    settings, path = place.settings, place.shard(index)
-    tally, bad = DatasetStats(), []
+def write_shard(work: _Work, index: int) -> ShardRecord:
+    """Writes one shard and its record.
+
+    Raises Stopped when the run is stopped, and UserError if the shard cannot be written.
+    """
+    settings, counters, path = work.job.settings, work.counters, work.job.shards.path(index)
+    stats, failed = DatasetStats(), []
     with ShardWriter(path) as writer:
-        for number in settings.indices(index):
+        for number in work.job.shards.items(index):
             if counters.stop.value:
-                raise Stopped(bad)
-            read = _read(source, number)
+                raise Stopped(failed)
+            read = _read(work.source, number)
             if isinstance(read, Record):
-                record = downscale(read, settings.size)
-                tally.add(record)
+                record = downscale(read, settings.choose_size)
+                stats.add(record)
                 writer.write(codec.encode(record, settings.image_format, settings.quality))
             else:
-                bad.append((number, read))
-                counters.add(counters.bad)
+                failed.append((number, read))
+                counters.add(counters.failed)
             counters.add(counters.records)
-    file = ShardFile(path.name, tally.records, len(bad), path.stat().st_size, manifest.sha256(path))
-    done = Done(settings.digest(), file, tuple(bad), tally, versions())
-    place.mark(index, done)
-    return done
+    record = ShardRecord(
+        settings=settings.digest(),
+        file=ShardFile(
+            name=path.name,
+            records=stats.records,
+            failed=len(failed),
+            bytes=path.stat().st_size,
+            sha256=manifest.sha256(path),
+        ),
+        failed=tuple(failed),
+        stats=stats,
+        versions=versions(),
+    )
+    work.job.finish(index, record)
+    return record
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of everything that the bytes of an example pass through."""
+    """Returns the versions of all libraries that the bytes of an example depend on."""
     packages = {
         name: importlib.metadata.version(name) for name in ("array-record", "numpy", "pillow")
     }
@@ -155,116 +189,91 @@ def versions() -> dict[str, str]:
 
 
 def _read(source: RecordSource, number: int) -> Record | str:
-    """A record, or why there is none."""
+    """Returns a record, or the reason why it cannot be read."""
     try:
         return check(source[number])
     except (UserError, ValueError) as error:
         return str(error) or type(error).__name__
 
 
-class _Watch:
-    """Says how far a run is, and stops it when too much could not be read."""
+class ProgressMonitor:
+    """Reports the progress of a run, and stops it at too many errors."""
 
-    def __init__(
-        self,
-        place: Place,
-        counters: Counters,
-        tell: Callable[[str], None],
-        total: int,
-        before: int,
-        most_bad: int,
-    ):
-        self._what = f"{place.dataset.name} {place.settings.split}"
-        self._counters = counters
-        self._tell = tell
-        self._total = total
-        self._before = before  # records of shards that were done already
-        self.most_bad = most_bad
-        self._began = self._told = time.monotonic()
+    def __init__(self, meter: ProgressMeter, counters: Counters, *, done: int, max_failed: int):
+        self._meter, self._counters, self._done = meter, counters, done
+        self.max_failed = max_failed
 
-    def look(self) -> None:
-        if self._counters.bad.value > self.most_bad:
+    def update(self) -> None:
+        """Stops the run at too many errors; reports from time to time."""
+        if self._counters.failed.value > self.max_failed:
             self._counters.stop.value = 1
-        if time.monotonic() - self._told >= _TELL_EVERY:
-            self.say()
+        self._meter.update(self._done + self._counters.records.value, **self._errors())
 
-    def say(self) -> None:
-        self._told = time.monotonic()
-        done, seconds = self._counters.records.value, self._told - self._began
-        so_far, rate = self._before + done, done / max(seconds, 1e-9)
-        line = f"{self._what}: {so_far} of {self._total} records"
-        if done:
-            line += f", {rate:.3g} a second"
-        if done and so_far < self._total:
-            line += f", {_duration((self._total - so_far) / rate)} left"
-        if bad := self._counters.bad.value:
-            line += f", {bad} could not be read"
-        self._tell(line)
+    def close(self) -> None:
+        """Reports the end of the run."""
+        self._meter.report(self._done + self._counters.records.value, **self._errors())
+        self._meter.close()
 
-
-def _here(
-    place: Place, source: RecordSource, counters: Counters, waiting: Sequence[int], watch: _Watch
-) -> Iterator[tuple[int, Done | Bad]]:
-    watched = _Watched(source, watch)
-    for index in waiting:
-        try:
-            yield index, write_shard(place, watched, index, counters)
-        except Stopped as stopped:
-            yield index, tuple(stopped.args[0])
-            return
+    def _errors(self) -> dict[str, int]:
+        failed = self._counters.failed.value
+        return {"errors": failed} if failed else {}
 
 
 @dataclass(frozen=True)
-class _Watched:
-    """A source that looks at the run before each record."""
+class _Monitored:
+    """A source that updates the monitor before each record."""
 
     source: RecordSource
-    watch: _Watch
+    monitor: ProgressMonitor
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Record:
-        self.watch.look()
+        self.monitor.update()
         return self.source[index]
 
 
-_WORK: list[tuple[Place, RecordSource, Counters]] = []  # in a worker process: what it works on
+def _run_serial(
+    work: _Work, missing: Sequence[int], monitor: ProgressMonitor
+) -> Iterator[tuple[int, ShardRecord | Failures]]:
+    monitored = _Work(work.job, _Monitored(work.source, monitor), work.counters)
+    for index in missing:
+        try:
+            yield index, write_shard(monitored, index)
+        except Stopped as stopped:
+            yield index, tuple(stopped.args[0])
+            return
 
 
-def _in_processes(
-    place: Place,
-    source: RecordSource,
-    counters: Counters,
-    waiting: Sequence[int],
-    workers: int,
-    watch: _Watch,
-) -> Iterator[tuple[int, Done | Bad]]:
+_WORK: list[_Work] = []  # of a worker process
+
+
+def _run_parallel(
+    work: _Work, missing: Sequence[int], workers: int, monitor: ProgressMonitor
+) -> Iterator[tuple[int, ShardRecord | Failures]]:
     context = multiprocessing.get_context("spawn")  # forking a process with threads is unsafe
-    count = max(1, min(workers, len(waiting)))
-    pool = ProcessPoolExecutor(
-        count, context, initializer=_begin, initargs=(place, source, counters)
-    )
-    with _leaving_off(pool, counters):
-        futures: dict[Future[Done | Bad], int] = {
-            pool.submit(_one, index): index for index in waiting
+    count = max(1, min(workers, len(missing)))
+    pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=(work,))
+    with _stop_on_error(pool, work.counters):
+        futures: dict[Future[ShardRecord | Failures], int] = {
+            pool.submit(_write_one, index): index for index in missing
         }
         while futures:
-            ended, _ = wait(futures, timeout=_LOOK_EVERY, return_when=FIRST_COMPLETED)
+            ended, _ = wait(futures, timeout=_POLL_EVERY, return_when=FIRST_COMPLETED)
             for future in ended:
                 try:
                     yield futures.pop(future), future.result()
                 except BrokenProcessPool as error:
-                    hint = "if memory ran out, give fewer --workers; the same command goes on"
-                    raise UserError(
-                        "a worker process died", where=place.folder, hint=hint
-                    ) from error
-            watch.look()
+                    what = "a worker process died"
+                    hint = "if memory ran out, give fewer --workers; the same command resumes"
+                    raise UserError(what, where=work.job.folder, hint=hint) from error
+            monitor.update()
 
 
 @contextmanager
-def _leaving_off(pool: ProcessPoolExecutor, counters: Counters) -> Iterator[None]:
-    """Sees to it that after an error workers end with the record they are at."""
+def _stop_on_error(pool: ProcessPoolExecutor, counters: Counters) -> Iterator[None]:
+    """Ends the workers after their current record on an error."""
     try:
         yield
     except BaseException:
@@ -274,41 +283,30 @@ def _leaving_off(pool: ProcessPoolExecutor, counters: Counters) -> Iterator[None
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(place: Place, source: RecordSource, counters: Counters) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent tells the workers
-    _WORK.append((place, source, counters))
+def _start_worker(work: _Work) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops workers
+    _WORK.append(work)
     parent = multiprocessing.parent_process()
     assert parent is not None
-    # A parent that was killed cannot end its workers, which would wait for ever.
+    # A parent that was killed cannot end its workers, which would wait forever.
     threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
-def _one(index: int) -> Done | Bad:
-    place, source, counters = _WORK[0]
-    if counters.stop.value:
+def _write_one(index: int) -> ShardRecord | Failures:
+    if _WORK[0].counters.stop.value:
         return ()
     try:
-        return write_shard(place, source, index, counters)
+        return write_shard(_WORK[0], index)
     except Stopped as stopped:
         return tuple(stopped.args[0])
 
 
-def _too_many(place: Place, bad: list[tuple[int, str]], total: int, max_bad: float) -> UserError:
-    path = place.list_bad(bad)
-    index, reason = min(bad)
-    what = f"{len(bad)} of {total} records could not be read, more than --max-bad={max_bad:g} allows (first {index}: {reason})"
-    return UserError(
-        what, hint=f"all are in {path}: hint them or raise --max-bad, and the same command goes on"
-    )
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min"
-        if hours
-        else f"{minutes} min {rest} s"
-        if minutes
-        else f"{rest} s"
-    )
+def _too_many_errors(
+    job: PrepareJob, failed: list[tuple[int, str]], total: int, max_errors: float
+) -> UserError:
+    path = job.write_failed(failed)
+    index, reason = min(failed)
+    counts = f"{len(failed)} of {total} records could not be read"
+    what = f"{counts}, more than --max-errors={max_errors:g} allows (first {index}: {reason})"
+    hint = f"all are in {path}: fix them or raise --max-errors, and the same command resumes"
+    return UserError(what, hint=hint)

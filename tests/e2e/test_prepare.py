@@ -76,7 +76,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("prepared") / "whole"
     done = mforce(*options(root, out))
     assert (done.returncode, done.stdout) == (0, f"{out}/manifest-train.json\n"), done.stderr
-    assert f"{COUNT} of {COUNT} records" in done.stderr
+    assert f"{COUNT}/{COUNT}" in done.stderr
     return out
 
 
@@ -116,7 +116,7 @@ def _alive(group: int) -> bool:
 
 def test_parts_are_the_whole(root: Path, whole: Path, tmp_path: Path):
     for part in ("1/2", "0/2"):
-        done = mforce(*options(root, tmp_path / "out"), f"--part={part}")
+        done = mforce(*options(root, tmp_path / "out"), f"--shard={part}")
         assert done.returncode == 0, done.stderr
     assert bytes_of(tmp_path / "out") == bytes_of(whole)
 
@@ -179,9 +179,9 @@ def test_more_torn_pictures_than_allowed_stop_it(root: Path, tmp_path: Path):
     ]
     one_line(
         mforce(*arguments),
-        "1 of 8 records could not be read, more than --max-bad=0.01 allows (first 3: ",
+        "1 of 8 records could not be read, more than --max-errors=0.01 allows (first 3: ",
     )
-    done = mforce(*arguments, "--max-bad=0.2")
+    done = mforce(*arguments, "--max-errors=0.2")
     assert done.returncode == 0 and "1 could not be read" in done.stderr
     assert len(Shards(tmp_path / "out")) == 7
-    assert (tmp_path / "out/bad-train.txt").read_text().startswith("3\t")
+    assert (tmp_path / "out/failed-train.txt").read_text().startswith("3\t")

@@ -122,7 +122,7 @@ def test_closed_pipe_is_exit_code_141(unbuffered):
     os.close(read)  # as `| head` does
     try:
         env = {**environment(), "PYTHONUNBUFFERED": unbuffered}
-        listing = runs.command("prepare", "--list")
+        listing = runs.command("prepare", "--list-datasets")
         done = subprocess.run(listing, env=env, stdout=write, stderr=subprocess.PIPE, text=True)
     finally:
         os.close(write)

@@ -332,7 +332,7 @@ def _polynomial(coefficients: np.ndarray, q: Q) -> Q:
     total = coefficients[-1] if len(coefficients) else 0.0
     for coefficient in coefficients[-2::-1]:
         total = total * q + coefficient
-    return total
+    return total  # pyright: ignore[reportReturnType]
 
 
 def _derivative(coefficients: np.ndarray) -> np.ndarray:

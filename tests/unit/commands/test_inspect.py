@@ -16,15 +16,24 @@ from modality_forcing.data.records import Record
 from modality_forcing.datasets.folder import DATASET
 from modality_forcing.errors import UserError
 from modality_forcing.prepare import work
-from modality_forcing.prepare.job import Place, Settings
+from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.synthetic.source import Scenes
 from modality_forcing.viz.images import INVALID_COLOR
 
 
 def prepared(folder: Path, count: int = 5) -> Path:
-    settings = Settings("folder", "train", count, 24, None, "jpeg", 95, 2)
+    settings = Settings(
+        dataset="folder",
+        split="train",
+        records=count,
+        resolution=24,
+        max_side=None,
+        image_format="jpeg",
+        quality=95,
+        shard_size=2,
+    )
     work.prepare(
-        Place(folder, DATASET, settings), Scenes(count=count, resolution=32), lambda line: None
+        PrepareJob(folder, DATASET, settings), Scenes(count=count, resolution=32), log=[].append
     )
     return folder
 
@@ -40,7 +49,7 @@ def test_the_table_tells_what_is_there(tmp_path: Path, capsys: pytest.CaptureFix
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
     told = {name: value.strip() for name, value in rows.items()}
     assert (
-        told["data set"] == "a folder of one's own (folder), split train" and told["records"] == "5"
+        told["data set"] == "a folder of your own (folder), split train" and told["records"] == "5"
     )
     assert told["shards"] == "3, 0.4 MiB, checksums verified" and told["frames"] == "5 of 24 x 24"
     assert told["captions"] == told["intrinsics"] == told["with depth"] == "all"

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from modality_forcing.commands import prepare
+from modality_forcing.commands.arguments import shard_of
 from modality_forcing.data.records import RecordSource
 from modality_forcing.datasets import registry
 from modality_forcing.datasets.common.lazy import LazySource
@@ -90,7 +91,7 @@ def test_data_sets_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: p
         return found(name)
 
     monkeypatch.setattr(registry, "find_dataset", find)
-    run("--list")
+    run("--list-datasets")
     heading, folder, lacking = capsys.readouterr().out.splitlines()
     assert heading.split() == ["name", "title", "unit", "splits", "license"]
     assert folder.startswith("folder   a folder of your own ") and "relative" in folder
@@ -146,7 +147,8 @@ def test_options_are_for_sets_that_have_some(
 
 
 @pytest.mark.parametrize(
-    "option", ["--part=2/2", "--part=1", "--part=a/b", "--max-bad=2", "--max-bad=x", "--workers=-1"]
+    "option",
+    ["--shard=2/2", "--shard=1", "--shard=a/b", "--max-errors=2", "--max-errors=x", "--workers=-1"],
 )
 def test_numbers_are_checked(option: str):
     with pytest.raises(argparse.ArgumentError):
@@ -154,7 +156,7 @@ def test_numbers_are_checked(option: str):
 
 
 def test_parts_count_from_0():
-    assert prepare.part_of("0/3") == (0, 3) and prepare.part_of("2/3") == (2, 3)
+    assert shard_of("0/3") == (0, 3) and shard_of("2/3") == (2, 3)
 
 
 def test_the_options_are_there_at_once():
@@ -169,3 +171,13 @@ def test_the_options_are_there_at_once():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set() set()\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("--list", "--list-datasets"), ("--part=0/2", "--shard"), ("--max-bad=0", "--max-errors")],
+)
+def test_renamed_options_are_answered_with_the_new_name(old: str, new: str, capsys):
+    with pytest.raises(SystemExit):
+        run(old)
+    assert capsys.readouterr().err.rstrip().endswith(f"{old.partition('=')[0]} is now {new}")

@@ -13,7 +13,7 @@ import pytest
 from modality_forcing.config import MeshConfig
 from modality_forcing.data.augment import hflip
 from modality_forcing.data.resize import center_crop_resize
-from modality_forcing.encode.job import Job
+from modality_forcing.encode.job import EncodeJob
 from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.errors import UserError
 from modality_forcing.storage import latent_cache
@@ -41,10 +41,10 @@ def job(
     frozen: FrozenEncoders,
     shards: Shards,
     out: Path,
-    part: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
     batch: int = 4,
     **changes,
-) -> Job:
+) -> EncodeJob:
     own = {"text": {"tokens": small.TOKENS}, "image": {"resolution": small.PIXELS}}
     settings = {
         "format": latent_cache.FORMAT,
@@ -54,13 +54,15 @@ def job(
         **{name: {**told, **own[name]} for name, told in frozen.identity().items()},
         **changes,
     }
-    return Job(shards, out, settings, frozen, batch, part)
+    return EncodeJob(
+        source=shards, out=out, settings=settings, frozen=frozen, batch=batch, shard=shard
+    )
 
 
-def encode(one: Job) -> Path:
-    one.claim()
+def encode(one: EncodeJob) -> Path:
+    one.check_or_write_settings()
     one.encode_text(small.TOKENS)
-    one.encode_pictures(small.PIXELS)
+    one.encode_images(small.PIXELS)
     return one.out
 
 
@@ -83,7 +85,7 @@ def test_every_latent_is_that_of_its_picture_and_of_its_mirror_image(cache, froz
     for index in (0, 5, 10):
         record, seen = records[index], center_crop_resize(source[index], small.PIXELS)
         both = np.stack([seen.image, hflip(seen).image])
-        want = np.asarray(frozen.latents(both), np.float32)
+        want = np.asarray(frozen.latents(jax.numpy.asarray(both)), np.float32)
         np.testing.assert_allclose(
             np.asarray(record.latents, np.float32), want, rtol=2**-7, atol=1e-4
         )
@@ -102,7 +104,7 @@ def test_every_caption_is_there_once(cache, frozen, source):
     assert len(Shards(cache / "text", "train")) == len(captions)
     for caption in captions:
         ids = sentences.encode(caption)
-        want = frozen.states({k: v[None] for k, v in ids.items()})["tokens"][0]
+        want = frozen.states({k: jax.numpy.asarray(v[None]) for k, v in ids.items()})["tokens"][0]
         found = states.encode(caption)
         np.testing.assert_array_equal(found["mask"], ids["mask"])
         np.testing.assert_allclose(
@@ -137,13 +139,13 @@ def test_bytes_depend_on_neither_parts_nor_batches_nor_being_stopped(
     )
     encode(job(frozen, source, tmp_path / "stopped"))
     assert bytes_of(tmp_path / "stopped") == bytes_of(cache)
-    assert job(frozen, source, cache).told() == str(cache / "encoded-train.json")
+    assert job(frozen, source, cache).summary() == str(cache / "encoded-train.json")
 
 
 def test_a_part_says_what_is_missing(frozen, source, tmp_path):
     first = job(frozen, source, tmp_path, (0, 2))
     encode(first)
-    assert first.told() == "this part is done; 1 of 2 shards of text, 2 of 4 shards of latents"
+    assert first.summary() == "this job is done; 1 of 2 shards of text, 2 of 4 shards of latents"
     with pytest.raises(UserError, match="lacks 2 of 4 shards"):
         LatentSource(source, Cache(tmp_path, "train"))
 
@@ -152,20 +154,21 @@ def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_p
     other = FrozenEncoders(f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}", mesh=MESH)
     before = bytes_of(cache)
     with pytest.raises(
-        UserError, match=r"was begun otherwise \(text.weights \w+, now \w+\); choose another --out"
+        UserError,
+        match=r"was begun with other settings \(text.weights \w+, now \w+\); choose another --out",
     ):
-        job(other, source, cache).claim()
+        job(other, source, cache).check_or_write_settings()
     with pytest.raises(UserError, match=r"\(shard_size 3, now 4\)"):
-        job(frozen, source, cache, shard_size=4).claim()
+        job(frozen, source, cache, shard_size=4).check_or_write_settings()
     with pytest.raises(UserError, match=r"\(records 11, now 5, source \w+, now abc\)"):
-        job(frozen, source, cache, source="abc", records=5).claim()
+        job(frozen, source, cache, source="abc", records=5).check_or_write_settings()
     assert bytes_of(cache) == before
 
 
 def test_pictures_may_be_added_to_a_cache_of_text(cache, frozen, source, tmp_path):
     alone = FrozenEncoders(f"umt5:{frozen._text_at}", mesh=MESH)
     text = job(alone, source, tmp_path)
-    text.claim()
+    text.check_or_write_settings()
     text.encode_text(small.TOKENS)
     with pytest.raises(
         UserError, match="holds nothing of image; run mforce encode with --image too"

@@ -1,4 +1,4 @@
-"""The work of preparing: the same bytes by any number of workers, parts and runs; bad records counted, listed, limited."""
+"""Preparing: equal bytes for any workers, jobs and runs; unreadable records are limited."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.datasets.folder import DATASET
 from modality_forcing.errors import UserError
 from modality_forcing.prepare import work
-from modality_forcing.prepare.job import Place, Settings
+from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.storage import manifest
 from modality_forcing.storage.shards import Shards
 from modality_forcing.synthetic.source import Scenes
@@ -45,10 +45,18 @@ class Torn:
         return record
 
 
-def place(folder: Path, shard_size: int = 3, resolution: int = 16) -> Place:
-    return Place(
-        folder, DATASET, Settings("folder", "train", COUNT, resolution, None, "png", 95, shard_size)
+def job_in(folder: Path, shard_size: int = 3) -> PrepareJob:
+    settings = Settings(
+        dataset="folder",
+        split="train",
+        records=COUNT,
+        resolution=16,
+        max_side=None,
+        image_format="png",
+        quality=95,
+        shard_size=shard_size,
     )
+    return PrepareJob(folder, DATASET, settings)
 
 
 def bytes_of(folder: Path) -> dict[str, str]:
@@ -60,13 +68,13 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 
 def prepare(folder: Path, source: RecordSource, **options) -> list[str]:
-    told: list[str] = []
-    work.prepare(place(folder), source, told.append, **options)
-    return told
+    lines: list[str] = []
+    work.prepare(job_in(folder), source, log=lines.append, **options)
+    return lines
 
 
 def test_records_are_resized_and_stored(tmp_path: Path):
-    told = prepare(tmp_path, Torn())
+    lines = prepare(tmp_path, Torn())
     source = Shards(tmp_path)
     assert len(source) == COUNT and source[7].id == Torn()[7].id
     assert source[7].image.shape == (16, 16, 3)
@@ -74,23 +82,21 @@ def test_records_are_resized_and_stored(tmp_path: Path):
     assert found and [file.records for file in found.files] == [3, 3, 3, 2]
     manifest.verify(found)
     assert found.stats["records"] == COUNT and found.stats["sizes"] == {"16 x 16": COUNT}
-    assert (
-        len(told) == 1 and "folder train: 11 of 11 records, " in told[0] and "left" not in told[0]
-    )
+    assert "folder train records  11/11" in lines[-1] and "errors" not in lines[-1]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_bytes_do_not_depend_on_workers(tmp_path: Path, workers: int):
     torn = Torn(bad=(4,))
-    prepare(tmp_path / "here", torn, max_bad=0.1)
-    told = prepare(tmp_path / "there", torn, max_bad=0.1, workers=workers)
+    prepare(tmp_path / "here", torn, max_errors=0.1)
+    lines = prepare(tmp_path / "there", torn, max_errors=0.1, workers=workers)
     assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "there")
-    assert "11 of 11 records" in told[-1] and "1 could not be read" in told[-1]
+    assert "11/11" in lines[-1] and lines[-1].endswith("errors 1")
 
 
 def test_bad_records_move_no_other(tmp_path: Path):
     prepare(tmp_path / "whole", Torn())
-    prepare(tmp_path / "torn", Torn(bad=(4,), broken=(0,)), max_bad=0.2)
+    prepare(tmp_path / "torn", Torn(bad=(4,), broken=(0,)), max_errors=0.2)
     whole, torn = bytes_of(tmp_path / "whole"), bytes_of(tmp_path / "torn")
     shard = "folder-train.array_record-0000{}-of-00004"
     assert [whole[shard.format(i)] == torn[shard.format(i)] for i in range(4)] == [
@@ -103,33 +109,33 @@ def test_bad_records_move_no_other(tmp_path: Path):
     assert ids == [Torn()[i].id for i in range(COUNT) if i not in (0, 4)]
     found = manifest.read(tmp_path / "torn", "train")
     assert found and found.failed == 2 and [file.failed for file in found.files] == [1, 1, 0, 0]
-    lines = (tmp_path / "torn/bad-train.txt").read_text().splitlines()
+    lines = (tmp_path / "torn/failed-train.txt").read_text().splitlines()
     assert lines[0].startswith("0\trecord ") and "not finite and positive" in lines[0]
     assert lines[1] == "4\t4.png: cannot be read"
 
 
 def test_a_shard_without_any_record_is_whole(tmp_path: Path):
-    prepare(tmp_path, Torn(bad=(3, 4, 5)), max_bad=0.5)
+    prepare(tmp_path, Torn(bad=(3, 4, 5)), max_errors=0.5)
     assert [Shards(tmp_path)[i].id for i in (2, 3)] == [Torn()[i].id for i in (2, 6)]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_too_many_bad_records_stop(tmp_path: Path, workers: int):
     torn = Torn(bad=(4, 7, 8))
-    with pytest.raises(UserError, match=r"more than --max-bad=0\.2 allows") as caught:
-        prepare(tmp_path, torn, max_bad=0.2, workers=workers)
+    with pytest.raises(UserError, match=r"more than --max-errors=0\.2 allows") as caught:
+        prepare(tmp_path, torn, max_errors=0.2, workers=workers)
     assert "3 of 11 records could not be read" in str(caught.value)
     assert "(first 4: 4.png: cannot be read); all are in " in str(caught.value)
-    assert (tmp_path / "bad-train.txt").read_text().count("\n") == 3
+    assert (tmp_path / "failed-train.txt").read_text().count("\n") == 3
     assert not (tmp_path / "manifest-train.json").exists() and not list(tmp_path.glob(".*"))
-    prepare(tmp_path, torn, max_bad=0.3)  # what was made before is kept, and counts
-    prepare(tmp_path / "other", torn, max_bad=0.3)
+    prepare(tmp_path, torn, max_errors=0.3)  # what was made before is kept, and counts
+    prepare(tmp_path / "other", torn, max_errors=0.3)
     assert (
         bytes_of(tmp_path / "other").items()
         <= {k: v for k, v in bytes_of(tmp_path).items() if "/o" not in k}.items()
     )
     with pytest.raises(UserError, match="3 of 11 records could not be read"):
-        prepare(tmp_path, torn, max_bad=0.2)
+        prepare(tmp_path, torn, max_errors=0.2)
 
 
 def test_nothing_more_is_read_once_too_much_is_bad(tmp_path: Path):
@@ -142,7 +148,7 @@ def test_nothing_more_is_read_once_too_much_is_bad(tmp_path: Path):
 
     with pytest.raises(UserError, match="2 of 11 records could not be read"):
         work.prepare(
-            place(tmp_path, shard_size=11), Asked(bad=(1, 3)), lambda line: None, max_bad=0.1
+            job_in(tmp_path, shard_size=11), Asked(bad=(1, 3)), max_errors=0.1, log=[].append
         )
     assert len(asked) <= 5
 
@@ -173,8 +179,8 @@ def test_a_finished_shard_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
     prepare(tmp_path, Torn())
     before = bytes_of(tmp_path)
     monkeypatch.setattr(work, "write_shard", None)
-    told = prepare(tmp_path, Torn())
-    assert told == ["folder train: 11 of 11 records"] and bytes_of(tmp_path) == before
+    lines = prepare(tmp_path, Torn())
+    assert lines == ["folder train records  11/11  0/s  ETA --:--"] and bytes_of(tmp_path) == before
     monkeypatch.undo()
     (tmp_path / "folder-train.array_record-00002-of-00004").unlink()
     (tmp_path / "folder-train.array_record-00001-of-00004").write_bytes(b"half")
@@ -182,18 +188,18 @@ def test_a_finished_shard_is_not_made_again(tmp_path: Path, monkeypatch: pytest.
     assert bytes_of(tmp_path) == before
 
 
-def test_parts_make_the_whole_in_any_order(tmp_path: Path):
-    prepare(tmp_path / "whole", Torn(bad=(4,)), max_bad=0.3)
-    told = prepare(tmp_path / "parts", Torn(bad=(4,)), max_bad=0.3, part=(1, 2))
-    assert told[-1] == "this part is done; 2 of 4 shards are there" and "5 of 5 records" in told[-2]
+def test_jobs_complete_the_split_in_any_order(tmp_path: Path):
+    prepare(tmp_path / "whole", Torn(bad=(4,)), max_errors=0.3)
+    lines = prepare(tmp_path / "parts", Torn(bad=(4,)), max_errors=0.3, shard=(1, 2))
+    assert lines[-1] == "this job is done; 2 of 4 shards exist" and "5/5" in lines[-2]
     assert not (tmp_path / "parts/manifest-train.json").exists()
     with pytest.raises(UserError, match=r"lacks 2 of 4 shards of train \(0, 2\)"):
         Shards(tmp_path / "parts")
-    prepare(tmp_path / "parts", Torn(bad=(4,)), part=(0, 2))  # none of its own is bad
+    prepare(tmp_path / "parts", Torn(bad=(4,)), shard=(0, 2))  # none of its own is bad
     assert bytes_of(tmp_path / "parts") == bytes_of(tmp_path / "whole")
 
 
-def test_a_dead_worker_is_told(tmp_path: Path):
+def test_dead_worker_is_reported(tmp_path: Path):
     with pytest.raises(
         UserError, match="a worker process died; if memory ran out, give fewer --workers"
     ):
@@ -202,19 +208,11 @@ def test_a_dead_worker_is_told(tmp_path: Path):
     assert len(Shards(tmp_path)) == COUNT
 
 
-def test_progress_tells_rate_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(work, "_TELL_EVERY", 0)
-    told = prepare(tmp_path, Torn())
-    assert len(told) == COUNT + 1
-    assert all(" a second, " in line and " s left" in line for line in told[1:COUNT]), told
-
-
-def test_durations_are_read_at_a_glance():
-    assert [work._duration(seconds) for seconds in (3.4, 61, 7300)] == [
-        "3 s",
-        "1 min 1 s",
-        "2 h 1 min",
-    ]
+def test_progress_is_reported_with_rate_and_time_left(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(work, "_REPORT_EVERY", 0)
+    lines = prepare(tmp_path, Torn())
+    assert len(lines) == COUNT + 1
+    assert all("/s  ETA 0:" in line for line in lines[1:COUNT]), lines
 
 
 def test_other_errors_are_not_taken_for_bad_files(tmp_path: Path):

@@ -1,0 +1,29 @@
+"""Shard jobs: which shard holds what, and which job writes it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from modality_forcing.storage.shard_job import ShardJob, remove_temp_files
+
+JOB = ShardJob(Path("out"), name="tum", split="train", total=20, shard_size=8)
+
+
+def test_items_are_divided_in_order():
+    assert JOB.count == 3 and JOB.path(1) == Path("out/tum-train.array_record-00001-of-00003")
+    items = [list(JOB.items(index)) for index in range(3)]
+    assert items == [list(range(8)), list(range(8, 16)), list(range(16, 20))]
+    assert replace(JOB, total=16).count == 2
+
+
+def test_jobs_share_the_shards():
+    assert [list(JOB.assigned((i, 2))) for i in range(2)] == [[0, 2], [1]]
+    assert JOB.size(JOB.assigned((0, 2))) == 12
+
+
+def test_only_temp_files_of_the_same_shard_are_removed(tmp_path: Path):
+    for name in (".a.x", ".b.x", "a"):
+        (tmp_path / name).touch()
+    remove_temp_files(tmp_path / "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.x", "a"]
