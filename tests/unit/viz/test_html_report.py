@@ -63,8 +63,8 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def page(tmp_path, summary=SUMMARY, curves=CURVES, grids=()):
-    write_report(tmp_path / "report.html", summary, curves, grids)
+def page(tmp_path, summary=SUMMARY, curves=None, grids=()):
+    write_report(tmp_path / "report.html", summary, curves or {}, grids)
     return Page((tmp_path / "report.html").read_text())
 
 
@@ -126,7 +126,7 @@ def test_unknown_keys_are_listed(tmp_path):
 
 
 def test_page_fetches_nothing_and_runs_no_script(tmp_path):
-    shown = page(tmp_path, grids=[("a", "b", np.zeros((2, 2, 3), np.uint8))])
+    shown = page(tmp_path, curves=CURVES, grids=[("a", "b", np.zeros((2, 2, 3), np.uint8))])
     assert not shown.all("script") and not shown.all("link")
     for _, attributes in shown.tags:
         for name in ("src", "href"):
@@ -139,7 +139,9 @@ def test_images_are_embedded_unchanged(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (6, 4, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG")
-    shown = page(tmp_path, grids=[("array", "", image), ("file", "", buffer.getvalue())])
+    shown = page(
+        tmp_path, curves=CURVES, grids=[("array", "", image), ("file", "", buffer.getvalue())]
+    )
     for attributes in shown.all("img")[-2:]:  # after the charts
         png = base64.b64decode(attributes["src"].removeprefix("data:image/png;base64,"))
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(png))), image)
@@ -171,7 +173,9 @@ def test_all_text_is_escaped(tmp_path):
 
 
 def test_one_chart_per_phase(tmp_path):
-    charts = [image for image in page(tmp_path).all("img") if image.get("class") == "chart"]
+    charts = [
+        image for image in page(tmp_path, curves=CURVES).all("img") if image.get("class") == "chart"
+    ]
     alts = [str(image["alt"]) for image in charts]
     assert [alt.split(":")[0] for alt in alts] == ["t2i", "forcing"]
     assert "loss_image, loss_depth" in alts[1]
