@@ -216,10 +216,8 @@ class OpenCV:
 def compare(folder: Path) -> None:
     """Raises AssertionError unless both loaders decode the same."""
     shards = Shards(folder)
-    record, (image, depth, valid, caption) = (
-        shards[0],
-        OpenCV(shards, HashedWordTokenizer()).decode(0),
-    )
+    record = shards[0]
+    image, depth, valid, caption = OpenCV(shards, HashedWordTokenizer()).decode(0)
     assert np.abs(record.image.astype(int) - image).max() <= 3 and record.caption == caption
     assert np.array_equal(record.depth, depth) and np.array_equal(record.valid, valid)
 

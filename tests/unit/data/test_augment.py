@@ -51,7 +51,10 @@ def rays(of: Record) -> tuple[np.ndarray, np.ndarray]:
 sides = st.integers(8, 60)
 crops = st.tuples(st.floats(0.1, 1), st.floats(0.1, 1)).map(lambda pair: (min(pair), max(pair)))
 augments = st.builds(
-    Augment, crop_range=crops, crop_jitter=st.floats(0, 1), flip_prob=st.sampled_from([0.0, 0.5, 1.0])
+    Augment,
+    crop_range=crops,
+    crop_jitter=st.floats(0, 1),
+    flip_prob=st.sampled_from([0.0, 0.5, 1.0]),
 )
 
 
@@ -144,7 +147,8 @@ def test_default_is_the_center_crop():
 
 
 def test_windows_cover_the_whole_image():
-    augment, rng = Augment(crop_range=(0.25, 1), crop_jitter=1, flip_prob=0.5), np.random.default_rng(0)
+    augment = Augment(crop_range=(0.25, 1), crop_jitter=1, flip_prob=0.5)
+    rng = np.random.default_rng(0)
     before, seen, sizes, flips = record(48, 64), np.zeros((48, 64), int), [], 0
     for _ in range(400):
         after = augment(before, 12, rng)
