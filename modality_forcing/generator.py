@@ -167,7 +167,8 @@ class Generator:
 
     def _decode(self, name: str, x0: jax.Array) -> jax.Array:
         decoded = self._to_images[name](x0)
-        return self.frozen.decode_images(decoded) if self.modalities[name].latent_channels else decoded
+        is_latent = self.modalities[name].latent_channels > 0
+        return self.frozen.decode_images(decoded) if is_latent else decoded
 
     def _run_sampler(
         self,

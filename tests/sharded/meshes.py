@@ -62,7 +62,8 @@ def draws(c: Config, batch) -> dict[str, jax.Array]:
         return flow.add_noise(x0, eps, t, observed)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(step_module, "flow", SimpleNamespace(**{**vars(flow), "add_noise": add_noise}))
+        replaced = {**vars(flow), "add_noise": add_noise}
+        patch.setattr(step_module, "flow", SimpleNamespace(**replaced))
         compute_loss(
             model, base.build(c), batch, jnp.int32(3), config=c, null_text=tiny.null_text(c)
         )  # pyright: ignore[reportArgumentType]

@@ -17,10 +17,10 @@ def test_abstract_batch_has_the_shapes_of_a_real_batch():
     config = tiny.forcing()
     shapes = abstract_batch(config, base.build(config))
     real = tiny.batch(config, config.train.batch)
-    told = jax.tree.map(
+    actual = jax.tree.map(
         lambda s: (s.shape, s.dtype), shapes, is_leaf=lambda x: isinstance(x, jax.ShapeDtypeStruct)
     )
-    assert told == jax.tree.map(lambda x: (x.shape, x.dtype), real)
+    assert actual == jax.tree.map(lambda x: (x.shape, x.dtype), real)
 
 
 def test_t2i_batch_has_no_depth():

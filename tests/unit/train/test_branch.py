@@ -90,7 +90,7 @@ def test_branch_starts_at_the_last_checkpoint_before_either_run_decays(trunk):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"learning_rate": 0.5},
@@ -107,9 +107,9 @@ def test_branch_starts_at_the_last_checkpoint_before_either_run_decays(trunk):
         ),
     ],
 )
-def test_config_that_differs_from_the_trunk_is_refused(tmp_path, trunk, changes, told):
+def test_config_that_differs_from_the_trunk_is_refused(tmp_path, trunk, changes, message):
     config = branch_of(trunk, **changes)
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         train(config, tmp_path / "branch")
     assert not (tmp_path / "branch").exists()
 

@@ -50,11 +50,13 @@ def test_squares_are_those_of_the_network_s_own_pass():
         dict.fromkeys(modalities, jnp.full(2, 0.5)),
         jax.tree.map(lambda x: jnp.asarray(x[:2]), tiny.batch(config)["text"]),
     )
-    told = jax.jit(lambda p: squares(graph, p, noisy, t, text))(params)
+    actual = jax.jit(lambda p: squares(graph, p, noisy, t, text))(params)
     whole = jax.jit(lambda p: nnx.merge(graph, p)(noisy, t, text))(params)
     for name, y in whole.items():
-        np.testing.assert_allclose(told[f"prediction: {name}"], jnp.mean(jnp.square(y)), rtol=1e-4)
-    assert {"tokens", "modulation", "attention", "mlp", "stream: 2/4", "stream: 4/4"} <= set(told)
+        np.testing.assert_allclose(
+            actual[f"prediction: {name}"], jnp.mean(jnp.square(y)), rtol=1e-4
+        )
+    assert {"tokens", "modulation", "attention", "mlp", "stream: 2/4", "stream: 4/4"} <= set(actual)
 
 
 def test_every_width_and_step_is_measured(rows):
@@ -76,12 +78,12 @@ def test_every_width_and_step_is_measured(rows):
 
 
 def test_first_update_of_a_head_grows_with_width_only_without_scaling(rows):
-    told = {(s.transfer, s.step, s.quantity): s.slope for s in slopes(rows)}
-    assert told[True, 1, "prediction: image"] == pytest.approx(0.0, abs=0.05)
-    assert told[False, 1, "prediction: image"] == pytest.approx(1.0, abs=0.05)
+    actual = {(s.transfer, s.step, s.quantity): s.slope for s in slopes(rows)}
+    assert actual[True, 1, "prediction: image"] == pytest.approx(0.0, abs=0.05)
+    assert actual[False, 1, "prediction: image"] == pytest.approx(1.0, abs=0.05)
     for name in ("tokens", "stream: 4/4", "attention", "mlp"):
-        assert abs(told[True, STEPS, name]) < 0.1
-    assert told[False, STEPS, "modulation"] > 0.3
+        assert abs(actual[True, STEPS, name]) < 0.1
+    assert actual[False, STEPS, "modulation"] > 0.3
 
 
 def test_initial_weights_have_the_documented_variance():
@@ -120,8 +122,8 @@ def test_table_names_quantities_that_are_not_flat(rows):
         Row(r.transfer, r.width, r.step, r.quantity, 0.5 if r.transfer else r.width / 64)
         for r in rows
     ]
-    told = table(exact, slopes(exact))
-    assert "\nFLAT: all slopes within 0.1" in told and "| +1.00 | not flat |" in told
+    actual = table(exact, slopes(exact))
+    assert "\nFLAT: all slopes within 0.1" in actual and "| +1.00 | not flat |" in actual
     bent = [
         replace(r, scale=r.width**0.3) if r.transfer and r.quantity == "mlp" and r.step == 5 else r
         for r in exact
@@ -138,9 +140,9 @@ def test_figure_is_saved(rows, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("widths", "told"),
+    ("widths", "message"),
     [((64,), "one width shows no slope"), ((64, 100), "width 100 does not divide")],
 )
-def test_useless_widths_are_refused(widths, told):
-    with pytest.raises(UserError, match=told):
+def test_useless_widths_are_refused(widths, message):
+    with pytest.raises(UserError, match=message):
         measure(widths=widths)

@@ -24,18 +24,20 @@ def rates(c: TrainConfig) -> np.ndarray:
 
 
 def test_wsd_warms_up_stays_constant_and_decays():
-    told = rates(C)
-    np.testing.assert_allclose(told[:10], 0.1 * (np.arange(10) + 1) / 10, rtol=1e-5)
-    np.testing.assert_allclose(told[10:81], 0.1, rtol=1e-5)
+    actual = rates(C)
+    np.testing.assert_allclose(actual[:10], 0.1 * (np.arange(10) + 1) / 10, rtol=1e-5)
+    np.testing.assert_allclose(actual[10:81], 0.1, rtol=1e-5)
     share = np.arange(20) / 20
-    np.testing.assert_allclose(told[80:], 0.1 * (1 - 0.95 * np.sqrt(share)), rtol=1e-5)
+    np.testing.assert_allclose(actual[80:], 0.1 * (1 - 0.95 * np.sqrt(share)), rtol=1e-5)
     assert float(schedule(C)(jnp.int32(1000))) == pytest.approx(0.005)
 
 
 def test_cosine_warms_up_and_decays_to_a_tenth():
-    told = rates(TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.1, schedule="cosine"))
-    assert np.all(np.diff(told[:11]) > 0) and np.all(np.diff(told[10:]) < 0)
-    assert told.max() == pytest.approx(0.1) and told[-1] == pytest.approx(0.01, rel=0.02)
+    actual = rates(
+        TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.1, schedule="cosine")
+    )
+    assert np.all(np.diff(actual[:11]) > 0) and np.all(np.diff(actual[10:]) < 0)
+    assert actual.max() == pytest.approx(0.1) and actual[-1] == pytest.approx(0.01, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
@@ -49,9 +51,9 @@ def test_schedule_is_finite_for_the_shortest_runs(kind, steps):
 
 
 def test_weight_decay_acts_on_matrices_only():
-    told = {path for path, on in flatten(weight_decay_mask(SHAPES)).items() if on}
-    assert told == {path for path in flatten(SHAPES) if path.split("/")[-1] in tiny.MATRICES}
-    vectors = set(flatten(SHAPES)) - told
+    actual = {path for path, on in flatten(weight_decay_mask(SHAPES)).items() if on}
+    assert actual == {path for path in flatten(SHAPES) if path.split("/")[-1] in tiny.MATRICES}
+    vectors = set(flatten(SHAPES)) - actual
     # A vector of each of two layers has the rank of a matrix.
     assert {
         "trunk/layers/q_scale",
@@ -116,7 +118,8 @@ def test_every_parameter_has_one_group():
         found.setdefault(param_group(tuple(path.split("/"))), set()).add(path)
     names = ("image", "depth", "normals")
     pairs = [f"{a}_from_{b}" for a in names for b in names if a != b]
-    embedders = [f"level_embedder/{n}" for n in names] + [f"level_embedder_cross/{p}" for p in pairs]
+    embedders = [f"level_embedder/{n}" for n in names]
+    embedders += [f"level_embedder_cross/{p}" for p in pairs]
     stacks = ("trunk/layers", "head/depth/blocks/layers")
     assert found["input"] == {
         "text_embedder/table",

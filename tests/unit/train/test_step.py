@@ -194,16 +194,16 @@ def test_condition_and_invalid_tokens_have_exactly_zero_gradient():
 def test_modality_weight_scales_its_loss():
     both = CONFIG.modalities
     heavy = replace(CONFIG, modalities={**both, "depth": replace(both["depth"], loss_weight=3.0)})
-    plain, told = capture(answer=0.5)[1], capture(config=heavy, answer=0.5)[1]
+    plain, weighted = capture(answer=0.5)[1], capture(config=heavy, answer=0.5)[1]
     alone = capture(
         config=replace(
             CONFIG, modalities={**both, "depth": replace(both["depth"], loss_weight=0.0)}
         ),
         answer=0.5,
     )[1]
-    assert float(told["loss_depth"]) == float(plain["loss_depth"])
+    assert float(weighted["loss_depth"]) == float(plain["loss_depth"])
     depth = float(plain["loss"] - alone["loss"])
-    assert float(told["loss"]) == pytest.approx(float(alone["loss"]) + 3 * depth, rel=1e-5)
+    assert float(weighted["loss"]) == pytest.approx(float(alone["loss"]) + 3 * depth, rel=1e-5)
 
 
 def test_logged_loss_is_divided_by_examples_with_a_target():
@@ -312,9 +312,9 @@ def stepped(step):
     state = init_state(CONFIG, tiny.network(CONFIG)[1])
     states, metrics = [jax.device_get(state)], []
     for i in range(2):
-        state, told = step(state, on_device(tiny.batch(CONFIG, 4, first=4 * i)))
+        state, of_step = step(state, on_device(tiny.batch(CONFIG, 4, first=4 * i)))
         states.append(jax.device_get(state))
-        metrics.append(jax.device_get(told))
+        metrics.append(jax.device_get(of_step))
     return states, metrics
 
 

@@ -35,9 +35,9 @@ def test_scaling_the_narrowest_config_gives_the_family(name):
     [(384, 3, 1), (640, 5, 1), (1280, 10, 2), (1792, 14, 2), (2048, 16, 4), (2560, 20, 5)],
 )
 def test_kv_heads_of_widths_outside_the_family(width, heads, kv_heads):
-    told = scale_width(PAPER, width)
+    scaled = scale_width(PAPER, width)
     model = replace(PAPER.model, width=width, mlp_dim=3 * width, heads=heads, kv_heads=kv_heads)
-    assert told == replace(PAPER, model=model)
+    assert scaled == replace(PAPER, model=model)
 
 
 @pytest.mark.parametrize("head_dim", [16, 24])
@@ -75,8 +75,8 @@ def test_width_that_is_no_multiple_of_the_head_size_is_refused(width, hint):
 
 
 def test_horizon_is_rounded_up_to_whole_steps():
-    told = with_horizon(PAPER, 128_000_000).train
-    assert (told.steps, told.schedule, told.warmup_fraction, told.decay_fraction) == (
+    scaled = with_horizon(PAPER, 128_000_000).train
+    assert (scaled.steps, scaled.schedule, scaled.warmup_fraction, scaled.decay_fraction) == (
         125_000,
         "wsd",
         0.01,
@@ -109,22 +109,22 @@ def test_horizon_shorter_than_the_trunk_warmup_is_refused():
 
 
 def test_scale_batch_keeps_images_and_averaging_horizons():
-    told = scale_batch(DEMO, 64).train
-    assert told.steps * told.batch == DEMO.train.steps * DEMO.train.batch
-    assert told.learning_rate == pytest.approx(2 * DEMO.train.learning_rate)
-    assert np.log(0.5) / np.log(told.b2) * 64 == pytest.approx(
+    scaled = scale_batch(DEMO, 64).train
+    assert scaled.steps * scaled.batch == DEMO.train.steps * DEMO.train.batch
+    assert scaled.learning_rate == pytest.approx(2 * DEMO.train.learning_rate)
+    assert np.log(0.5) / np.log(scaled.b2) * 64 == pytest.approx(
         np.log(0.5) / np.log(DEMO.train.b2) * 16
     )
 
     def per_image(c):
         return c.learning_rate * c.weight_decay / c.batch
 
-    assert per_image(told) == pytest.approx(per_image(DEMO.train))
+    assert per_image(scaled) == pytest.approx(per_image(DEMO.train))
 
 
 def test_paper_config_equals_the_recipe():
     c = PAPER.train
-    told = {
+    scaled = {
         "learning_rate",
         "base_width",
         "weight_decay",
@@ -133,8 +133,8 @@ def test_paper_config_equals_the_recipe():
         "warmup_fraction",
         "decay_fraction",
     }
-    assert {name: getattr(c, name) for name in told} == {
-        name: getattr(RECIPE, name) for name in told
+    assert {name: getattr(c, name) for name in scaled} == {
+        name: getattr(RECIPE, name) for name in scaled
     }
     assert (c.batch, c.steps * c.batch) == (RECIPE.base_batch, RECIPE.base_images)
     assert PAPER.model.mlp_dim == RECIPE.mlp_ratio * PAPER.model.width
