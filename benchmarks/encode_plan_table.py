@@ -15,7 +15,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 
-from modality_forcing.planning.compile import target
+from modality_forcing.planning.compile import get_target
 from modality_forcing.planning.encoders import PARTS, plan
 from modality_forcing.planning.search import GIB
 
@@ -46,9 +46,9 @@ def main() -> None:
     page += f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}\n"
     for part in PARTS:
         for topology in TOPOLOGIES:
-            p = plan(part, target(topology), EACH)
+            p = plan(part, get_target(topology), EACH)
             print(part, topology, f"{p.compile_seconds:.0f} s", flush=True)
-            m, unit = p.at.chip.devices, "tokens" if part == "text" else "images"
+            m, unit = p.target.chip.devices, "tokens" if part == "text" else "images"
             assert p.bound and p.rate and p.mfu_bound
             cells = (
                 *(
@@ -56,7 +56,7 @@ def main() -> None:
                     topology,
                     p.batch,
                     f"{p.bytes.total * m / GIB:.1f}",
-                    f"{p.at.chip.usable_bytes * m / GIB:.1f}",
+                    f"{p.target.chip.usable_bytes * m / GIB:.1f}",
                 ),
                 *(
                     f"{1e3 * p.bound.seconds:.1f}",

@@ -20,7 +20,7 @@ import jax
 
 from modality_forcing import config_file
 from modality_forcing.planning import report
-from modality_forcing.planning.compile import target
+from modality_forcing.planning.compile import get_target
 from modality_forcing.planning.search import search
 
 SIZES = ("370m", "800m", "3b3")
@@ -56,7 +56,7 @@ def main() -> None:
             print(path.stem, flush=True)
             p = search(
                 config_file.load(f"configs/{phase}.py:size={size}"),
-                target(topology, slices),
+                get_target(topology, slices),
                 lambda s: print("  ", s, flush=True),
             )
             name = f"{size} {'joint' if phase == 'forcing' else 'T2I'}"

@@ -67,7 +67,7 @@ def get_sweep(arg: str = "") -> Sweep:
         config = replace(_with_data(config, a["forcing"], a["forcing_cache"]), seed=seed)
         if not before:
             config = replace(config, train=replace(config.train, allow_missing_modalities=()))
-        return Run("forcing", config, after=before)
+        return Run("forcing", config, init_from=before)
 
     return sweep("paper", points, cell, Benchmarks("nyuv2,diode,eth3d,scannet", a["benchmarks"]))
 

@@ -52,7 +52,7 @@ def get_sweep(arg: str = "") -> Sweep:
         config = replace(config, data=replace(config.data, num_scenes=SCENES_WITH_DEPTH))
         if not before:
             config = replace(config, train=replace(config.train, allow_missing_modalities=()))
-        return horizons("forcing", config, lengths, after=before)[frames]
+        return horizons("forcing", config, lengths, init_from=before)[frames]
 
     pretraining, lengths = images[1:], frames
     return sweep("scenes", points, cell, Records(seed=0))

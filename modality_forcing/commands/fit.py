@@ -14,7 +14,7 @@ from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
     from modality_forcing.laws.compute_optimal import Allocation, IsoFlop
-    from modality_forcing.laws.fit import Compared, Fit, Parameter
+    from modality_forcing.laws.fit import Fit, FormComparison, Parameter
     from modality_forcing.laws.table import Table
 
 EXAMPLES = """examples:
@@ -101,10 +101,10 @@ def main(options: argparse.Namespace) -> None:
     if options.out is not None:
         check_folder(options.out, "--out")
     whole = load(options.table, options.columns, form, options.where, options.group)
-    table = whole.without_highest(options.drop_highest) if options.drop_highest else whole
-    away = _held_out(options.hold_out, table, form)
+    table = whole.drop_highest_losses(options.drop_highest) if options.drop_highest else whole
+    heldout_mask = _held_out(options.hold_out, table, form)
     fitted = fit(table, form, options.bootstrap, options.seed)
-    compared, best = compare(table, form, away)
+    compared, best = compare(table, form, heldout_mask)
     k = options.flops or compute_optimal.TOKENS
     allocation = view = None
     if compute_optimal.applies(fitted):
@@ -134,11 +134,11 @@ def main(options: argparse.Namespace) -> None:
     }
     text = json.dumps(result, indent=1, allow_nan=False)
     if options.out is not None:
-        from modality_forcing.laws.figures import draw
+        from modality_forcing.laws.figures import plot
         from modality_forcing.viz import figures
 
         with figures.style():
-            figures.save(draw(fitted, table, view), options.out / "fit")
+            figures.save(plot(fitted, table, view), options.out / "fit")
         write_file(options.out / "fit.json", text + "\n")
     print(text if options.json else to_text(result))
 
@@ -166,7 +166,7 @@ def _check(options: argparse.Namespace, variables: Sequence[str]) -> list[float]
 
 def _held_out(text: str | None, table: Table, form: Any) -> Any:
     """The mask of the rows that test the extrapolation, None for none of them."""
-    from modality_forcing.laws.fit import largest
+    from modality_forcing.laws.fit import largest_cells
 
     by, _, number = (text or "").rpartition(":")
     if text is not None and not number.isdecimal():
@@ -177,7 +177,7 @@ def _held_out(text: str | None, table: Table, form: Any) -> Any:
     return (
         None
         if number.strip("0") == "" and text
-        else largest(table, form, int(number) if text else None, by or None)
+        else largest_cells(table, form, int(number) if text else None, by or None)
     )
 
 
@@ -190,7 +190,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     )
 
 
-def _judged(compared: Iterable[Compared], best: str | None) -> dict[str, Any]:
+def _judged(compared: Iterable[FormComparison], best: str | None) -> dict[str, Any]:
     rows = [asdict(row) for row in compared]
     return {"held_out": rows[0]["held_out"], "compared": rows, "best": best}
 

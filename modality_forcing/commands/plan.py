@@ -94,23 +94,23 @@ def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from modality_forcing.planning import report
     from modality_forcing.planning.search import plan, search, with_batch
 
-    config, at = config_file.load(options.config, dict(overrides)), _target(options)
+    config, target = config_file.load(options.config, dict(overrides)), _target(options)
     found = (
-        plan(with_batch(config, at, options.batch), at)
+        plan(with_batch(config, target, options.batch), target)
         if options.batch
-        else search(config, at, _tell)
+        else search(config, target, _log)
     )
     print(json.dumps(report.to_json(found), indent=1) if options.json else report.to_text(found))
     if not found.fits and options.batch:
-        _tell("looking for what would fit")
-        _tell(f"would fit: {report.to_text(search(config, at, _tell))}")
+        _log("looking for what would fit")
+        _log(f"would fit: {report.to_text(search(config, target, _log))}")
     return 0 if found.fits else 1
 
 
 def _encoder(options: argparse.Namespace, _: Mapping[str, str]) -> int:
     from modality_forcing.planning import encoders
 
-    return encoders.run(options.encode, _target(options), options.batch, options.json, _tell)
+    return encoders.run(options.encode, _target(options), options.batch, options.json, _log)
 
 
 def _sweep(options: argparse.Namespace, _: Mapping[str, str]) -> int:
@@ -133,14 +133,14 @@ def _coordinates(options: argparse.Namespace, overrides: Mapping[str, str]) -> i
 
 
 def _target(options: argparse.Namespace):
-    from modality_forcing.planning.compile import target
+    from modality_forcing.planning.compile import get_target
 
     if not options.topology:
         raise UserError(
             "--topology is missing", hint="name the chips of one slice, e.g. --topology=v5p:4x4x4"
         )
-    return target(options.topology, options.slices or 1)
+    return get_target(options.topology, options.slices or 1)
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

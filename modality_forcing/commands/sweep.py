@@ -16,7 +16,7 @@ from modality_forcing.commands.arguments import positive_int, shard_of
 from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:  # jax is loaded where the work starts
-    from modality_forcing.sweeps.run import Folder
+    from modality_forcing.sweeps.run import SweepDir
     from modality_forcing.sweeps.spec import Cell, Run, Sweep
 
 LAUNCHERS = ("local", "tpu_vm", "gke", "slurm")
@@ -92,18 +92,18 @@ def main(options: argparse.Namespace) -> int:
         print("\n".join(commands(options, sweep, options.jobs or len(sweep.groups()))))
         return 0
     at, of = options.part or (0, 1)
-    cells = sweep.cells if of == 1 else spec.divided(sweep, of, run_flops)[at]
+    cells = sweep.cells if of == 1 else spec.partition(sweep, of, run_flops)[at]
 
-    from modality_forcing.sweeps.run import Folder, work
+    from modality_forcing.sweeps.run import SweepDir, work
 
-    folder = Folder(sweep, options.workdir)
+    folder = SweepDir(sweep, options.workdir)
     if options.status:
         print(status(folder, cells))
         return 0
     if options.dry_run:
         print(dry_run(folder, cells))
         return 0
-    failed = work(folder, cells, _tell)
+    failed = work(folder, cells, _log)
     if not distributed.is_primary():
         return 1 if failed else 0
     done = sum(folder.row(cell) is not None for cell in cells)
@@ -117,7 +117,7 @@ def main(options: argparse.Namespace) -> int:
     return 0 if not failed else 2 if all(mistake for _, mistake in failed.values()) else 1
 
 
-def _report(folder: Folder) -> None:
+def _report(folder: SweepDir) -> None:
     """Writes the report of all rows there are; a sweep without scores of depth, as of text-to-image alone, has none."""
     from modality_forcing.sweeps import report
 
@@ -159,15 +159,15 @@ def commands(options: argparse.Namespace, sweep: Sweep, jobs: int) -> list[str]:
     return lines
 
 
-def dry_run(folder: Folder, cells: Sequence[Cell]) -> str:
+def dry_run(folder: SweepDir, cells: Sequence[Cell]) -> str:
     """Returns what would be done, in order: training runs with their steps, each once, and scores."""
     lines, listed = [], set[str]()
     for cell in cells:
         if folder.row(cell) is not None:
             continue
-        for run in cell.run.needs():
-            total, done = run.config.train.steps, max(folder.steps(run), run.begins)
-            if run.digest not in listed and not folder.trained(run):
+        for run in cell.run.dependencies():
+            total, done = run.config.train.steps, max(folder.steps_done(run), run.branch_step)
+            if run.digest not in listed and not folder.is_trained(run):
                 lines.append(
                     f"train  {run.folder}  {total - done} steps{f' more, of {total}' if done else ''}"
                 )
@@ -177,16 +177,16 @@ def dry_run(folder: Folder, cells: Sequence[Cell]) -> str:
     return "\n".join([*lines, f"{done} of {len(cells)} cells are done"])
 
 
-def state(folder: Folder, cell: Cell) -> str:
+def state(folder: SweepDir, cell: Cell) -> str:
     """Returns "done", "running", "failed" or "waiting"."""
     if folder.row(cell) is not None:
         return "done"
-    if folder.owner(cell.name):
+    if folder.lock_owner(cell.name):
         return "running"
-    return "failed" if folder.failure(cell).exists() else "waiting"
+    return "failed" if folder.failure_log(cell).exists() else "waiting"
 
 
-def status(folder: Folder, cells: Sequence[Cell]) -> str:
+def status(folder: SweepDir, cells: Sequence[Cell]) -> str:
     """Returns the table: cell, state, steps done, last training loss, score, time left at the speed of what is done.
 
     The time is that of one process, from seconds a FLOP of finished runs of about the same size.
@@ -201,12 +201,14 @@ def status(folder: Folder, cells: Sequence[Cell]) -> str:
     for cell in cells:
         counts[now := state(folder, cell)] += 1
         runs, row = cell.runs(), folder.row(cell)
-        steps = [folder.steps(run) for run in runs]
+        steps = [folder.steps_done(run) for run in runs]
         started = next(
             (run for run, n in zip(reversed(runs), reversed(steps), strict=True) if n), None
         )
         losses = (
-            [r["loss"] for r in read_metrics(folder.of(started)) if "loss" in r] if started else []
+            [r["loss"] for r in read_metrics(folder.run_dir(started)) if "loss" in r]
+            if started
+            else []
         )
         score = (
             ""
@@ -220,7 +222,7 @@ def status(folder: Folder, cells: Sequence[Cell]) -> str:
             left += sum(s for digest, s in seconds.items() if digest not in counted)
             counted |= set(seconds)
         if now == "failed":
-            score = folder.failure(cell).read_text().strip().splitlines()[-1]
+            score = folder.failure_log(cell).read_text().strip().splitlines()[-1]
         remaining = "" if now == "done" else _clock(sum(seconds.values())) if speeds else "?"
         total = sum(run.config.train.steps for run in runs)
         rows.append(
@@ -247,15 +249,17 @@ def status(folder: Folder, cells: Sequence[Cell]) -> str:
     )
 
 
-def _speeds(folder: Folder) -> list[tuple[float, float]]:
+def _speeds(folder: SweepDir) -> list[tuple[float, float]]:
     """FLOPs of a step, and seconds a FLOP, of every finished run."""
     from modality_forcing.sweeps.price import run_flops
     from modality_forcing.train.metrics import read_metrics
 
     found = []
     for run in folder.sweep.runs():
-        if folder.trained(run) and (
-            seconds := [r["elapsed_s"] for r in read_metrics(folder.of(run)) if "elapsed_s" in r]
+        if folder.is_trained(run) and (
+            seconds := [
+                r["elapsed_s"] for r in read_metrics(folder.run_dir(run)) if "elapsed_s" in r
+            ]
         ):
             spent = run_flops(run)
             found.append((spent / run.config.train.steps, seconds[-1] / spent))
@@ -266,7 +270,7 @@ def _seconds(run: Run, done: int, speeds: Sequence[tuple[float, float]]) -> floa
     from modality_forcing.sweeps.price import run_flops
 
     steps = run.config.train.steps
-    done = max(done, run.begins)
+    done = max(done, run.branch_step)
     if done >= steps or not speeds:
         return 0.0
     step = run_flops(run) / steps
@@ -279,6 +283,6 @@ def _clock(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     if distributed.is_primary():
         print(f"sweep: {line}", file=sys.stderr, flush=True)

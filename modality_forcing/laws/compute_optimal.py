@@ -48,7 +48,7 @@ class Allocation:
 
 
 @dataclass(frozen=True)
-class Line:
+class IsoFlopCurve:
     """One budget of the isoFLOP view: the sizes N at the minimum of three curves.
 
     law: the closed form. through_law: a parabola in log N through the fitted law itself at the sizes that the rows have, so
@@ -73,7 +73,7 @@ class IsoFlop:
     """The lines, and the exponent a that their parabolas would give of a law whose a is known."""
 
     k: float
-    lines: tuple[Line, ...]
+    lines: tuple[IsoFlopCurve, ...]
     a_law: float
     a_through_law: float | None  # None with fewer than two parabolas
     a_through_rows: float | None
@@ -127,7 +127,7 @@ def isoflop(table: Table, fit: Fit, k: float) -> IsoFlop:
     """
     lines = tuple(
         sorted(
-            (_line(table, fit, k, *found) for found in _crowded(table, k)),
+            (_curve(table, fit, k, *found) for found in _isoflop_budgets(table, k)),
             key=lambda line: line.flops,
         )
     )
@@ -166,7 +166,7 @@ def _least(fit: Fit, parameters: Array, k: float, flops: float) -> Array:
     return p.get("E", 0) + p["A"] * size ** -p["alpha"] + p["B"] * data ** -p["beta"]
 
 
-def _crowded(table: Table, k: float) -> list[tuple[float, NDArray[np.intp]]]:
+def _isoflop_budgets(table: Table, k: float) -> list[tuple[float, NDArray[np.intp]]]:
     """Budgets with at least five different sizes near them and those rows, the most crowded first; no row is in two."""
     logs = np.log10(k * table.variables["N"] * table.variables["D"])
     free, found = np.ones(len(logs), bool), []
@@ -180,11 +180,11 @@ def _crowded(table: Table, k: float) -> list[tuple[float, NDArray[np.intp]]]:
     return found
 
 
-def _line(table: Table, fit: Fit, k: float, flops: float, rows: NDArray[np.intp]) -> Line:
+def _curve(table: Table, fit: Fit, k: float, flops: float, rows: NDArray[np.intp]) -> IsoFlopCurve:
     size = table.variables["N"][rows]
     law = np.exp(fit.predict({"N": size, "D": flops / k / size}))
     best = float(_best(fit, fit.optimum.values, k, flops)[0])
-    return Line(
+    return IsoFlopCurve(
         flops,
         tuple(rows.tolist()),
         best,

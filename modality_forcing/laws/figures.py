@@ -24,7 +24,7 @@ _BEYOND = 10.0  # how far past the runs a law is drawn
 _BAND = 0.2  # opacity
 
 
-def draw(fit: Fit, table: Table, view: compute_optimal.IsoFlop | None = None) -> Figure:
+def plot(fit: Fit, table: Table, view: compute_optimal.IsoFlop | None = None) -> Figure:
     """Returns the figure, over two columns of a page; draw it, and save it, inside `figures.style()`."""
     lines = view is not None and bool(view.lines)
     figure = figures.new_figure(2, height=2.3)
@@ -79,19 +79,19 @@ def _law(axes: Axes, fit: Fit, table: Table) -> None:
     for name in names:
         if name not in (along, by):
             rows &= table.variables[name] == table.variables[name].max()
-    table = table.keep(rows)
+    table = table.select(rows)
     none_at = _none_at(table.variables[along])
     for i, (value, there) in enumerate(
         _groups(None if by is None else table.variables[by], len(table))
     ):
-        colour, part = figures.COLORS[i], table.keep(there)
+        color, part = figures.COLORS[i], table.select(there)
         fixed = {name: part.variables[name].max() for name in names if name not in (along, by)} | (
             {by: value} if by else {}
         )
         label = f"{by} = {figures.format_count(value)}" if by else "runs"
         x = np.where(part.variables[along] > 0, part.variables[along], none_at)
-        axes.plot(x, part.loss, figures.MARKERS[i], color=colour, label=label, markeredgewidth=0)
-        _line_and_band(axes, fit, along, fixed, part.variables[along], none_at, colour)
+        axes.plot(x, part.loss, figures.MARKERS[i], color=color, label=label, markeredgewidth=0)
+        _line_and_band(axes, fit, along, fixed, part.variables[along], none_at, color)
     _logarithmic(axes, ", ".join(filter(None, (along, fit.form.meaning[along]))), "loss")
     if np.any(table.variables[along] == 0):
         _mark_none(axes, table.variables[along], none_at)
@@ -111,7 +111,7 @@ def _line_and_band(
     fixed: Mapping[str, float],
     there: Array,
     none_at: float,
-    colour: str,
+    color: str,
 ) -> None:
     """The law where the variable is above 0, as far as the runs; a bar where it is 0."""
     pieces = []
@@ -123,8 +123,8 @@ def _line_and_band(
     for place, x in pieces:
         at = {along: x} | {name: np.full(len(x), value) for name, value in fixed.items()}
         low, high = np.exp(fit.band(at))
-        axes.plot(place, np.exp(fit.predict(at)), color=colour)
-        axes.fill_between(place, low, high, color=colour, alpha=_BAND, linewidth=0)
+        axes.plot(place, np.exp(fit.predict(at)), color=color)
+        axes.fill_between(place, low, high, color=color, alpha=_BAND, linewidth=0)
 
 
 def _none_at(x: Array) -> float:
@@ -183,17 +183,17 @@ def _residuals(axes: Axes, fit: Fit, table: Table) -> None:
 def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) -> None:
     """Loss against N at each budget: runs, the law with its minimum, and the parabola through the runs."""
     for i, line in enumerate(view.lines):
-        colour, rows = figures.COLORS[i], list(line.rows)
+        color, rows = figures.COLORS[i], list(line.rows)
         size, loss = table.variables["N"][rows], table.loss[rows]
-        axes.plot(size, loss, figures.MARKERS[i], color=colour, markersize=2.2, markeredgewidth=0)
+        axes.plot(size, loss, figures.MARKERS[i], color=color, markersize=2.2, markeredgewidth=0)
         x = np.geomspace(size.min(), size.max(), _SMOOTH)
         law = lambda n, flops=line.flops: np.exp(fit.predict({"N": n, "D": flops / view.k / n}))
-        axes.plot(x, law(x), color=colour, linewidth=0.9)
+        axes.plot(x, law(x), color=color, linewidth=0.9)
         axes.plot(
             x,
             np.polyval(compute_optimal.parabola(size, loss)[1], np.log(x)),
             "--",
-            color=colour,
+            color=color,
             linewidth=0.7,
         )
         axes.plot(
@@ -204,7 +204,7 @@ def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) 
             (x[-1], law(x)[-1]),
             (4, -2),
             textcoords="offset points",
-            color=colour,
+            color=color,
             fontsize=6,
         )
     _logarithmic(axes, "parameters, N", "loss")

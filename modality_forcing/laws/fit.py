@@ -20,7 +20,7 @@ from modality_forcing.laws import solver
 from modality_forcing.laws.forms import Array, Design, Form, nested
 from modality_forcing.laws.table import Table
 
-COVER = 0.95  # of every interval
+COVERAGE = 0.95  # of every interval
 _EXPONENTS = (0.05, 0.15, 0.3, 0.5, 0.8, 1.3, 2.2)  # where the search begins, for each exponent
 _REFINED = 16  # of those starts, the best
 _VANISHED = (
@@ -28,7 +28,7 @@ _VANISHED = (
 )
 _FLAT = 1e-6  # a singular value, of gradients of length 1, that is 0 but for rounding
 _NEAR = 2.0  # times the objective: a law less a term that comes so close may be the best one of a resample
-_LESS = "add runs, or leave a term or a variable out of the form: FORM-TERM"
+_SIMPLIFY = "add runs, or leave a term or a variable out of the form: FORM-TERM"
 _ALIKE = 0.01  # relatively: held-out errors this near to each other prefer neither form
 _TRIES = 20  # draws for each resample that is wanted, at most
 
@@ -51,12 +51,12 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Optimum:
-    """The parameters of least objective; some may be arbitrary, which `blind` says."""
+    """The parameters of least objective; some may be arbitrary, which `unidentified` says."""
 
     design: Design
     theta: Array  # [p]
     objective: float
-    blind: Mapping[str, str]  # parameter -> why the rows cannot determine it
+    unidentified: Mapping[str, str]  # parameter -> why the rows cannot determine it
 
     @property
     def form(self) -> Form:
@@ -89,7 +89,7 @@ class Fit:
 
     def band(self, variables: Mapping[str, ArrayLike]) -> Array:
         """Returns the ends of the pointwise 95% interval of the log of the law [2 n]: of the law, not of single runs."""
-        tail = (1 - COVER) / 2
+        tail = (1 - COVERAGE) / 2
         return np.quantile(self.form.predict(self.replicates, variables), [tail, 1 - tail], axis=0)
 
 
@@ -105,7 +105,7 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Compared:
+class FormComparison:
     """One of the nested forms, judged by what it foretells and not by how closely it lies to what it has seen."""
 
     form: str
@@ -127,7 +127,7 @@ def optimum(table: Table, form: Form, start: Mapping[str, float] | None = None) 
     ]
     if points < len(form.parameters):
         told = f"{points} different points cannot determine the {len(form.parameters)} parameters of {form.name}"
-        raise UserError(told, hint=_LESS)
+        raise UserError(told, hint=_SIMPLIFY)
     design, log_loss = Design.of(form, table.variables), np.log(table.loss)
     grid = project(
         design, table.loss, np.array(list(product(_EXPONENTS, repeat=len(form.exponents))))
@@ -138,19 +138,19 @@ def optimum(table: Table, form: Form, start: Mapping[str, float] | None = None) 
         own = design.theta(np.array([start[name] for name in form.parameters]))
         starts = np.concatenate([starts, own[None]])
     theta, value = _descend(design, table, starts)
-    absent, reached = _less_a_term(design, table, theta[value.argmin()])
+    absent, reached = _optima_without_terms(design, table, theta[value.argmin()])
     theta, value = np.concatenate([theta, absent]), np.concatenate([value, reached])
     theta, value = _descend(design, table, theta[[value.argmin()]], most=2000)
-    return Optimum(design, theta[0], float(value[0]), _blind(design, theta[0]))
+    return Optimum(design, theta[0], float(value[0]), _unidentified(design, theta[0]))
 
 
 def _descend(design: Design, table: Table, starts: Array, most: int = 200) -> tuple[Array, Array]:
-    return solver.minimise(
+    return solver.minimize(
         design, np.log(table.loss), np.tile(table.weights, (len(starts), 1)), starts, most
     )
 
 
-def _less_a_term(design: Design, table: Table, theta: Array) -> tuple[Array, Array]:
+def _optima_without_terms(design: Design, table: Table, theta: Array) -> tuple[Array, Array]:
     """The optima [k p] with one term absent each, and their values [k].
 
     Where a term is best absent, the way there along the log of its coefficient is endless, and its exponent shifts all the way.
@@ -192,12 +192,12 @@ def project(design: Design, loss: Array, exponents: Array) -> Array:
     return theta
 
 
-def _blind(design: Design, theta: Array) -> dict[str, str]:
+def _unidentified(design: Design, theta: Array) -> dict[str, str]:
     """Parameters that could change without changing the law in any row, to first order, and why."""
     names, form = np.array(design.form.parameters), design.form
     share = solver.shares(design, theta[None])[1]
     gone = share[0].max(axis=1) < _VANISHED
-    told = _of_terms(form, gone, "adds less than 0.1% in every row")
+    told = _reasons_of_terms(form, gone, "adds less than 0.1% in every row")
     asked = np.array(
         [name not in told or name in form.coefficients for name in names]
     )  # an absent term could come back
@@ -216,15 +216,15 @@ def _blind(design: Design, theta: Array) -> dict[str, str]:
     return told
 
 
-def _of_terms(form: Form, gone: NDArray[np.bool_], why: str) -> dict[str, str]:
+def _reasons_of_terms(form: Form, gone: NDArray[np.bool_], why: str) -> dict[str, str]:
     """Why the coefficients of some terms are not told, nor the exponents that no other term has."""
     left = {
         exponent
-        for term, away in zip(form.terms, gone, strict=True)
-        if not away
+        for term, heldout_mask in zip(form.terms, gone, strict=True)
+        if not heldout_mask
         for _, exponent in term.powers
     }
-    terms = [term for term, away in zip(form.terms, gone, strict=True) if away]
+    terms = [term for term, heldout_mask in zip(form.terms, gone, strict=True) if heldout_mask]
     told = {term.coefficient: (term.coefficient, *dict(term.powers).values()) for term in terms}
     return {
         name: f"the term of {c} {why}"
@@ -251,20 +251,20 @@ def fit(
     counts = _resamples(found, table, resamples, rng)
     weights, log_loss = counts[:, table.groups] * table.weights, np.log(table.loss)
     best, least = np.empty((resamples, len(found.theta))), np.full(resamples, np.inf)
-    absent, reached = _less_a_term(found.design, table, found.theta)
+    absent, reached = _optima_without_terms(found.design, table, found.theta)
     others = (reached > found.objective * (1 + 1e-6)) & (
         reached < _NEAR * found.objective
     )  # else the term came back
     for start_of_all in (found.theta, *absent[others]):
-        theta, value = solver.minimise(
+        theta, value = solver.minimize(
             found.design, log_loss, weights, np.tile(start_of_all, (resamples, 1))
         )
         best, least = np.where((value < least)[:, None], theta, best), np.minimum(value, least)
     replicates = found.design.natural(best)
-    blind = _endless(found, best, replicates) | dict(found.blind)
+    unidentified = _unbounded(found, best, replicates) | dict(found.unidentified)
     parameters = {
-        name: Parameter(None, why=blind[name])
-        if name in blind
+        name: Parameter(None, why=unidentified[name])
+        if name in unidentified
         else interval(value, replicates[:, i])
         for i, (name, value) in enumerate(
             zip(found.form.parameters, found.values.tolist(), strict=True)
@@ -287,7 +287,8 @@ def _resamples(found: Optimum, table: Table, wanted: int, rng: np.random.Generat
     groups = int(table.groups.max()) + 1
     if groups < len(found.theta) + 2:
         raise UserError(
-            f"{groups} runs say nothing of the errors of {len(found.theta)} parameters", hint=_LESS
+            f"{groups} runs say nothing of the errors of {len(found.theta)} parameters",
+            hint=_SIMPLIFY,
         )
     slopes = solver.gradients(found.design, solver.shares(found.design, found.theta[None])[1])[0]
     slopes = slopes / np.maximum(np.linalg.norm(slopes, axis=1, keepdims=True), 1e-300)
@@ -302,11 +303,11 @@ def _resamples(found: Optimum, table: Table, wanted: int, rng: np.random.Generat
         if sum(map(len, kept)) >= wanted:
             return np.concatenate(kept)[:wanted]
     raise UserError(
-        f"hardly any resample of {groups} runs determines {found.form.name}", hint=_LESS
+        f"hardly any resample of {groups} runs determines {found.form.name}", hint=_SIMPLIFY
     )
 
 
-def _endless(found: Optimum, theta: Array, replicates: Array) -> dict[str, str]:
+def _unbounded(found: Optimum, theta: Array, replicates: Array) -> dict[str, str]:
     """Parameters whose interval reaches the end of what is possible, and why; of resamples [r p], as theta and in units."""
     design, told = found.design, dict[str, str]()
     ends = [_ends(value, x) for value, x in zip(found.values.tolist(), replicates.T, strict=True)]
@@ -316,7 +317,7 @@ def _endless(found: Optimum, theta: Array, replicates: Array) -> dict[str, str]:
         [solver.shares(design, at)[1].max(axis=2) for at in np.array_split(theta, 20)]
     )  # [r k]
     gone = (share < _VANISHED).mean(axis=0) > [below[name] for name in design.form.coefficients]
-    told |= _of_terms(design.form, gone, "cannot be told from 0, where its interval begins")
+    told |= _reasons_of_terms(design.form, gone, "cannot be told from 0, where its interval begins")
     for name, x in zip(design.form.parameters, theta.T, strict=True):
         for end, tail in zip(solver.EXPONENTS, (below[name], above[name]), strict=True):
             if name in design.form.exponents and (np.abs(x - end) < 1e-6).mean() > tail:
@@ -343,8 +344,8 @@ def _ends(value: float, replicates: Array) -> tuple[float, float]:
     normal, r = NormalDist(), len(replicates)
     under = float((replicates < value).mean() + (replicates == value).mean() / 2)
     shift = 2 * normal.inv_cdf(min(max(under, 1 / r), 1 - 1 / r))
-    return normal.cdf(shift + normal.inv_cdf((1 - COVER) / 2)), normal.cdf(
-        shift + normal.inv_cdf((1 + COVER) / 2)
+    return normal.cdf(shift + normal.inv_cdf((1 - COVERAGE) / 2)), normal.cdf(
+        shift + normal.inv_cdf((1 + COVERAGE) / 2)
     )
 
 
@@ -361,7 +362,7 @@ def interval(value: float, replicates: Array) -> Parameter:
     return Parameter(value, stderr if np.isfinite(stderr) else None, low, high)
 
 
-def largest(
+def largest_cells(
     table: Table, form: Form, cells: int | None = None, by: str | None = None
 ) -> NDArray[np.bool_]:
     """Returns the mask of the rows in the largest cells: the greatest values of a variable, or of the form's size.
@@ -387,9 +388,9 @@ def largest(
     return size >= values[-min(cells, len(values))]
 
 
-def held_out(table: Table, form: Form, away: NDArray[np.bool_]) -> HeldOut:
-    """Returns the errors on the rows `away` of the law that is fitted to the others; raises UserError if it cannot be."""
-    rest, test = table.keep(~away), table.keep(away)
+def held_out(table: Table, form: Form, heldout_mask: NDArray[np.bool_]) -> HeldOut:
+    """Returns the errors on the rows `heldout_mask` of the law that is fitted to the others; raises UserError if it cannot be."""
+    rest, test = table.select(~heldout_mask), table.select(heldout_mask)
     if not len(rest):
         raise UserError(
             "nothing is left to fit when the largest cells are held out", hint="hold out fewer"
@@ -409,24 +410,26 @@ def held_out(table: Table, form: Form, away: NDArray[np.bool_]) -> HeldOut:
 
 
 def compare(
-    table: Table, form: Form, away: NDArray[np.bool_] | None
-) -> tuple[list[Compared], str | None]:
-    """Returns the form and those nested in it, and the name of the one that foretells the rows `away` best, if any can.
+    table: Table, form: Form, heldout_mask: NDArray[np.bool_] | None
+) -> tuple[list[FormComparison], str | None]:
+    """Returns the form and those nested in it, and the name of the one that foretells the rows `heldout_mask` best, if any can.
 
     Of forms that foretell alike, as where a term has vanished, it is the one of fewest parameters. The rows need not determine
     each of these for the law to be determined, and a law is not better for being poor enough to be.
     """
-    rows: list[Compared] = []
+    rows: list[FormComparison] = []
     for simpler in nested(form):
         count = len(simpler.seen_by(table.variables).parameters)
         try:
             found = optimum(table, simpler)
-            apart = None if away is None else held_out(table, simpler, away)
+            apart = None if heldout_mask is None else held_out(table, simpler, heldout_mask)
         except UserError as error:
-            rows.append(Compared(simpler.name, count, why=str(error)))
+            rows.append(FormComparison(simpler.name, count, why=str(error)))
             continue
-        why = "; ".join(dict.fromkeys(found.blind.values()))
-        rows.append(Compared(simpler.name, count, found.objective, apart, not found.blind, why))
+        why = "; ".join(dict.fromkeys(found.unidentified.values()))
+        rows.append(
+            FormComparison(simpler.name, count, found.objective, apart, not found.unidentified, why)
+        )
     judged = [(row.held_out.rms, row) for row in rows if row.held_out is not None]
     least = min((rms for rms, _ in judged), default=0.0)
     alike = [

@@ -69,7 +69,7 @@ def objective(design: Design, log_loss: Array, weights: Array, theta: Array) -> 
     return (weights * loss(shares(design, theta)[0] - log_loss)).sum(axis=1)
 
 
-def minimise(
+def minimize(
     design: Design, log_loss: Array, weights: Array, start: Array, most: int = 200
 ) -> tuple[Array, Array]:
     """Returns the minimum's theta [b p] and value [b] that is downhill of each start [b p], with weights [b n].
@@ -83,7 +83,7 @@ def minimise(
     box = Box.of(design, log_loss)
     pieces = max(1, len(start) * len(log_loss) // _AT_ONCE)
     done = [
-        _minimise(design, log_loss, w, np.clip(theta, box.low, box.high), box, most)
+        _minimize(design, log_loss, w, np.clip(theta, box.low, box.high), box, most)
         for w, theta in zip(
             np.array_split(weights, pieces), np.array_split(start, pieces), strict=True
         )
@@ -93,7 +93,7 @@ def minimise(
     )
 
 
-def _minimise(design: Design, log_loss: Array, weights: Array, start: Array, box: Box, most: int):
+def _minimize(design: Design, log_loss: Array, weights: Array, start: Array, box: Box, most: int):
     theta = start.copy()
     value = objective(design, log_loss, weights, theta)
     mu = np.ones(len(theta))

@@ -21,7 +21,7 @@ from modality_forcing.tree import flatten
 
 LOSS = "loss"  # what is fitted, whatever error it is
 # Rows that differ in one of these are numbers of different kinds: another code, another score, other held-out draws.
-APART = ("version", "protocol", "seeds")
+MUST_MATCH = ("version", "protocol", "seeds")
 _TOLD = 30  # columns named to who asked for one that is not there; a sweep's rows have hundreds, most of their configs
 _SYNTAX = "write numbers, + - * / ** ( ) and columns, a column of odd characters in `backquotes`"
 
@@ -106,13 +106,13 @@ class Table:
         sizes = np.bincount(self.groups)
         return (len(self) / len(sizes)) / sizes[self.groups]
 
-    def keep(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Table:
+    def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Table:
         """Returns the rows of a mask or of numbers, in their order."""
         groups = np.unique(self.groups[rows], return_inverse=True)[1]
         variables = {k: x[rows] for k, x in self.variables.items()}
         return Table(variables, self.loss[rows], groups, self.lines[rows], self.dropped)
 
-    def without_highest(self, count: int) -> Table:
+    def drop_highest_losses(self, count: int) -> Table:
         """Returns the table less its highest losses (of equal ones, the last rows); raises UserError if none would be left."""
         if count >= len(self):
             raise UserError(
@@ -120,7 +120,7 @@ class Table:
             )
         order = np.argsort(self.loss, kind="stable")
         kept, gone = np.sort(order[: len(self) - count]), np.sort(order[len(self) - count :])
-        left = self.keep(kept)
+        left = self.select(kept)
         return Table(
             left.variables, left.loss, left.groups, left.lines, tuple(self.lines[gone].tolist())
         )
@@ -133,7 +133,7 @@ def load(
 
     columns: `VARIABLE=EXPRESSION,...` with `loss=` among them. where: `COLUMN=VALUE`, all of which must hold. group: the
     column that says which rows are of one run. Raises UserError for what is missing, not a number, not finite or not
-    positive, and for rows that differ in a column of APART.
+    positive, and for rows that differ in a column of MUST_MATCH.
     """
     rows = _choose(read(path), where)
     _refuse_mixture(rows)
@@ -243,7 +243,7 @@ def _text(value: Any) -> str:
 
 def _refuse_mixture(rows: Rows) -> None:
     columns = dict.fromkeys(
-        name for row in rows.cells for name in row if name.rpartition(".")[2] in APART
+        name for row in rows.cells for name in row if name.rpartition(".")[2] in MUST_MATCH
     )
     for column in columns:
         kinds = sorted({_text(row.get(column)) for row in rows.cells})

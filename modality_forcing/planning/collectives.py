@@ -9,7 +9,7 @@ from modality_forcing.planning.roofline import Collective
 SMALL = 2**16  # bytes: norms, counters and metrics are welcome to travel as they like
 
 
-def complaints(found: Iterable[Collective], batch: int) -> list[str]:
+def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
     """Returns a line for each collective that a sharded step should not have; batch: examples of a whole step.
 
     Weights are to be gathered in bfloat16, gradients added up in float32, examples to stay where they are.

@@ -50,7 +50,7 @@ class Target:
         return len({d.process_index for d in self.devices}) or 1
 
 
-def target(topology: str, slices: int = 1) -> Target:
+def get_target(topology: str, slices: int = 1) -> Target:
     """Returns what to compile for; raises UserError for an unknown topology, with those that work."""
     chip, shape = hardware.parse(topology)
     return Target(topology, slices, chip, shape, tuple(hardware.topology(topology, slices)))
@@ -96,15 +96,15 @@ def abstract_step(
     modalities = base.build(config)
     graph, shapes = abstract_model(config, modalities)
 
-    def placed(tree: Any, shardings: Any) -> Any:
+    def abstract(tree: Any, shardings: Any) -> Any:
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
         )
 
     state = jax.eval_shape(lambda p: init_state(config, p), shapes)
-    state = placed(state, sharding.tree_shardings(state, rules, mesh))
+    state = abstract(state, sharding.tree_shardings(state, rules, mesh))
     batch = abstract_batch(config, modalities)
-    batch = placed(batch, sharding.batch_shardings(batch, mesh))
+    batch = abstract(batch, sharding.batch_shardings(batch, mesh))
     null = jax.tree.map(lambda s: np.zeros(s.shape[1:], s.dtype), abstract_text(config.text, 1))
     teacher = None
     if config.train.distill:  # the text-to-image network: the lead alone
@@ -114,23 +114,25 @@ def abstract_step(
             config, modalities={lead: alone}, train=replace(config.train, distill=False)
         )
         frozen_graph, frozen = abstract_model(theirs, base.build(theirs))
-        teacher = frozen_graph, placed(frozen, sharding.tree_shardings(frozen, rules, mesh))
+        teacher = frozen_graph, abstract(frozen, sharding.tree_shardings(frozen, rules, mesh))
     step = make_step(config, modalities, graph, null, teacher=teacher, mesh=mesh)
     return step.func, (state, batch, step.keywords["frozen"]), mesh
 
 
-def compile_step(config: Config, at: Target) -> Compiled:
+def compile_step(config: Config, target: Target) -> Compiled:
     """Compiles the step for a target; raises UserError where the config fits neither the mesh nor the kernel."""
-    function, (state, batch, frozen), _ = abstract_step(config, at.devices)
+    function, (state, batch, frozen), _ = abstract_step(config, target.devices)
     lower = lambda: function.lower(state, batch, frozen=frozen)
-    return compiled(lower, at, device_bytes((state, batch, frozen)), device_bytes(state))
+    return compile_lowered(lower, target, device_bytes((state, batch, frozen)), device_bytes(state))
 
 
-def compiled(lower: Callable[[], Any], at: Target, arguments: int, kept: int = 0) -> Compiled:
+def compile_lowered(
+    lower: Callable[[], Any], target: Target, arguments: int, kept: int = 0
+) -> Compiled:
     """Compiles what `lower` returns for a target. arguments, kept: bytes of a device that go in, and that stay in place."""
     started = time.monotonic()
     try:
-        done = lower().compile(compiler_options=hardware.plan_options(at.chip, at.slices))
+        done = lower().compile(compiler_options=hardware.plan_options(target.chip, target.slices))
     except jax.errors.JaxRuntimeError as error:
         used = _used(str(error))
         if used is None:
@@ -146,7 +148,7 @@ def compiled(lower: Callable[[], Any], at: Target, arguments: int, kept: int = 0
         m.generated_code_size_in_bytes,
     )
     return Compiled(
-        used, used.total <= at.chip.usable_bytes, time.monotonic() - started, done.as_text()
+        used, used.total <= target.chip.usable_bytes, time.monotonic() - started, done.as_text()
     )
 
 

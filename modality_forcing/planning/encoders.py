@@ -17,9 +17,9 @@ from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.frozen import BATCH, fsdp_sharding, program, replicated
 from modality_forcing.encoders.umt5 import UMT5, UMT5Config
 from modality_forcing.errors import UserError
-from modality_forcing.planning.compile import Bytes, Compiled, Target, compiled, device_bytes
-from modality_forcing.planning.roofline import Roofline, collectives, roofline, summarise
-from modality_forcing.planning.search import BLIND, GIB
+from modality_forcing.planning.compile import Bytes, Compiled, Target, compile_lowered, device_bytes
+from modality_forcing.planning.roofline import Roofline, collectives, roofline, summarize
+from modality_forcing.planning.search import GIB, NOT_MODELED
 from modality_forcing.train import sharding
 
 XXL = UMT5Config(vocab_size=256_384, width=4096, mlp_dim=10_240, heads=64, head_dim=64, num_layers=24)
@@ -32,7 +32,7 @@ class EncodePlan:
     """One part on the chips of one host; several hosts encode apart from each other, each at this rate."""
 
     part: str
-    at: Target
+    target: Target
     batch: int  # of all devices
     units: int  # tokens or pictures of a batch
     params: int
@@ -52,15 +52,17 @@ class EncodePlan:
     def mfu_bound(self) -> float | None:
         """The share of peak at the roofline."""
         return (
-            self.flops / (self.bound.seconds * self.at.chips * self.at.chip.bf16_flops)
+            self.flops / (self.bound.seconds * self.target.chips * self.target.chip.bf16_flops)
             if self.bound
             else None
         )
 
 
-def plan(part: str, at: Target, each: int, tokens: int = 128, resolution: int = 256) -> EncodePlan:
+def plan(
+    part: str, target: Target, each: int, tokens: int = 128, resolution: int = 256
+) -> EncodePlan:
     """Compiles a part for a target with so many captions or pictures on each device."""
-    mesh = sharding.make_mesh(MeshConfig(), at.devices)
+    mesh = sharding.make_mesh(MeshConfig(), target.devices)
     batch = each * mesh.size
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
     place = fsdp_sharding if part == "text" else replicated
@@ -76,35 +78,37 @@ def plan(part: str, at: Target, each: int, tokens: int = 128, resolution: int = 
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, BATCH))
         for x in _inputs(part, batch, tokens, resolution)
     ]
-    done = compiled(
-        lambda: program(part, graph, mesh).lower(held, *inputs), at, device_bytes((held, inputs))
+    done = compile_lowered(
+        lambda: program(part, graph, mesh).lower(held, *inputs),
+        target,
+        device_bytes((held, inputs)),
     )
     return EncodePlan(
         part=part,
-        at=at,
+        target=target,
         batch=batch,
         units=batch * tokens if part == "text" else batch,
         params=sum(x.size for _, x in leaves),
         flops=text_flops(XXL, batch, tokens)
         if part == "text"
-        else picture_flops(part, batch, resolution),
+        else image_flops(part, batch, resolution),
         bytes=done.bytes,
         fits=done.fits,
         compile_seconds=done.seconds,
-        collectives=summarise(collectives(done.text)) if done.text else {},
-        bound=_roofline(done, at),
+        collectives=summarize(collectives(done.text)) if done.text else {},
+        bound=_roofline(done, target),
     )
 
 
 def search(
-    part: str, at: Target, tell: Callable[[str], None] = lambda _: None, **sizes: int
+    part: str, target: Target, log: Callable[[str], None] = lambda _: None, **sizes: int
 ) -> EncodePlan:
     """Returns the plan with the highest bound on the rate; stops where a larger batch does not fit or gains less than 2%."""
     best = None
     for each in BATCHES:
-        tried = plan(part, at, each, **sizes)
-        tell(
-            f"{part}, {each} a device: {tried.bytes.total * at.chip.devices / GIB:.1f} GiB a chip, {_rate(tried)}"
+        tried = plan(part, target, each, **sizes)
+        log(
+            f"{part}, {each} a device: {tried.bytes.total * target.chip.devices / GIB:.1f} GiB a chip, {_rate(tried)}"
         )
         if best and (not tried.fits or (tried.rate or 0) < 1.02 * (best.rate or 0)):
             break
@@ -114,15 +118,15 @@ def search(
 
 
 def run(
-    part: str, at: Target, batch: int | None, as_json: bool, tell: Callable[[str], None]
+    part: str, target: Target, batch: int | None, as_json: bool, log: Callable[[str], None]
 ) -> int:
     """Prints the plan of a part, for a batch of all devices or for the best; returns 1 if it does not fit."""
-    if batch and batch % len(at.devices):
+    if batch and batch % len(target.devices):
         raise UserError(
-            f"--batch {batch} is not a multiple of {len(at.devices)} devices",
+            f"--batch {batch} is not a multiple of {len(target.devices)} devices",
             hint="give one that is",
         )
-    found = plan(part, at, batch // len(at.devices)) if batch else search(part, at, tell)
+    found = plan(part, target, batch // len(target.devices)) if batch else search(part, target, log)
     print(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
     return 0 if found.fits else 1
 
@@ -133,7 +137,7 @@ def text_flops(c: UMT5Config, b: int, l: int) -> int:
     return 2 * b * l * c.num_layers * (4 * c.width * inner + 3 * c.width * c.mlp_dim + 2 * l * inner)
 
 
-def picture_flops(part: str, b: int, resolution: int) -> int:
+def image_flops(part: str, b: int, resolution: int) -> int:
     """Returns the FLOPs of half an autoencoder, as XLA counts them on a CPU, where nothing is fused away."""
     (image,) = _inputs(part, 1, 0, resolution)
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
@@ -143,16 +147,16 @@ def picture_flops(part: str, b: int, resolution: int) -> int:
 
 def to_json(p: EncodePlan) -> dict[str, Any]:
     """Returns plain data; bytes are per chip."""
-    m = p.at.chip.devices
+    m = p.target.chip.devices
     return {
         "part": p.part,
-        "topology": p.at.topology,
-        "chips": p.at.chips,
+        "topology": p.target.topology,
+        "chips": p.target.chips,
         "batch": p.batch,
         "params": p.params,
         "flops": p.flops,
         "bytes_per_chip": p.bytes.total * m,
-        "hbm_bytes": int(p.at.chip.usable_bytes * m),
+        "hbm_bytes": int(p.target.chip.usable_bytes * m),
         "fits": p.fits,
         "collectives": {kind: dict(told) for kind, told in p.collectives.items()},
         "roofline_seconds": p.bound.seconds if p.bound else None,
@@ -160,18 +164,18 @@ def to_json(p: EncodePlan) -> dict[str, Any]:
         "rate": p.rate,
         "mfu_bound": p.mfu_bound,
         "compile_seconds": round(p.compile_seconds, 1),
-        "not_seen": BLIND,
+        "not_modeled": NOT_MODELED,
     }
 
 
 def to_text(p: EncodePlan) -> str:
     """Returns what a person reads before booking."""
-    m, gib = p.at.chip.devices, GIB
+    m, gib = p.target.chip.devices, GIB
     lines = [
-        f"{p.part} on {p.at.topology}, {p.at.chips} chips: {'fits' if p.fits else 'does not fit'}",
+        f"{p.part} on {p.target.topology}, {p.target.chips} chips: {'fits' if p.fits else 'does not fit'}",
         f"  parameters      {p.params / 1e9:.3f} B, bfloat16",
         f"  batch           {p.batch}, {p.flops / 1e12:,.1f} TFLOP",
-        f"  GiB a chip      {p.bytes.total * m / gib:.2f} of {p.at.chip.usable_bytes * m / gib:.2f}",
+        f"  GiB a chip      {p.bytes.total * m / gib:.2f} of {p.target.chip.usable_bytes * m / gib:.2f}",
     ]
     lines += [
         f"  {kind:15} {v['executions']} a batch, {v['bytes'] / gib:.2f} GiB a device"
@@ -183,11 +187,11 @@ def to_text(p: EncodePlan) -> str:
             f" (if they do not overlap, {p.bound.exposed_seconds * 1e3:.1f} come on top)",
             f"  rate            {_rate(p)}, MFU {p.mfu_bound:.1%}",
         ]
-    return "\n".join([*lines, f"  {BLIND}"])
+    return "\n".join([*lines, f"  {NOT_MODELED}"])
 
 
 def _rate(p: EncodePlan) -> str:
-    unit = "tokens" if p.part == "text" else "pictures"
+    unit = "tokens" if p.part == "text" else "images"
     return f"{p.rate:,.0f} {unit} a second at most" if p.rate else "does not fit"
 
 
@@ -213,10 +217,10 @@ def _inputs(part: str, batch: int, tokens: int, resolution: int) -> list[jax.Sha
     }[part]
 
 
-def _roofline(done: Compiled, at: Target) -> Roofline | None:
+def _roofline(done: Compiled, target: Target) -> Roofline | None:
     if not done.text:
         return None
-    chip, rate = at.chip, at.chip.per_device
+    chip, rate = target.chip, target.chip.per_device
     hbm, ici, dcn = (
         rate(bandwidth)
         for bandwidth in (chip.hbm_bandwidth, chip.ici_bandwidth, chip.dcn_bandwidth)

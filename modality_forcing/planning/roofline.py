@@ -102,7 +102,7 @@ class Roofline:
     touched_bytes: float
     ici_bytes: float
     dcn_bytes: float
-    heaviest: tuple[Cost, ...]
+    top_ops: tuple[Cost, ...]
     unknown_loops: tuple[str, ...]
 
 
@@ -115,7 +115,7 @@ def collectives(text: str) -> list[Collective]:
     return _collectives(parse(text))
 
 
-def summarise(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
+def summarize(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
     """Returns {"kind dtype": {"distinct", "executions", "bytes"}}: collectives in the program, runs and bytes a step."""
     table: dict[str, dict[str, int]] = {}
     for c in sorted(found, key=lambda c: (c.kind, c.dtype)):
@@ -141,7 +141,7 @@ def roofline(
     ici_bandwidth: float,
     dcn_bandwidth: float = math.inf,
     kernel_flops: KernelFlops = splash_flops,
-    heaviest: int = 15,
+    top_ops: int = 15,
 ) -> Roofline:
     """Returns the bound of a compiled step: flops in 1/s, bandwidths in bytes/s per device, ICI's all links received at once.
 
@@ -201,7 +201,7 @@ def roofline(
         touched_bytes=touched,
         ici_bytes=wire(False),
         dcn_bytes=wire(True),
-        heaviest=tuple(sorted(costs, key=lambda c: -c.total_seconds)[:heaviest]),
+        top_ops=tuple(sorted(costs, key=lambda c: -c.total_seconds)[:top_ops]),
         unknown_loops=tuple(program.unknown_loops()),
     )
 

@@ -1,7 +1,7 @@
 """Plans, before hardware is booked: whether a config fits a TPU topology, how it is laid out there, how fast it can be.
 
 Everything comes from compiling the real train step for that topology (compile.py) and from reading the program that came
-out (program.py). What that cannot see is said beside the numbers: `BLIND`.
+out (program.py). What that cannot see is said beside the numbers: `NOT_MODELED`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from modality_forcing.config import Config, MeshConfig
 from modality_forcing.modalities import base
 from modality_forcing.models import flops
 from modality_forcing.planning import roofline as program
-from modality_forcing.planning.collectives import complaints
+from modality_forcing.planning.collectives import check_collectives
 from modality_forcing.planning.compile import (
     Bytes,
     Compiled,
@@ -30,14 +30,27 @@ from modality_forcing.train import sharding
 from modality_forcing.train.state import abstract_model
 
 GIB = 2**30
-BLIND = (
-    "not seen: how long kernels really take, how well matrix units are filled, how well transfers hide behind compute;"
+NOT_MODELED = (
+    "not modeled: how long kernels really take, how well matrix units are filled, how well transfers hide behind compute;"
     " the bound takes all of these as perfect"
 )
-MICRO = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # examples per chip that the search tries
-ENOUGH = 20_480  # tokens per chip and micro-batch beyond which nothing is gained
+MICRO_BATCHES = (
+    1,
+    2,
+    3,
+    4,
+    6,
+    8,
+    12,
+    16,
+    24,
+    32,
+    48,
+    64,
+)  # examples per chip that the search tries
+MAX_TOKENS = 20_480  # tokens per chip and micro-batch beyond which nothing is gained
 # The order in which the search takes the ways to lay a run out: the first costs least, each next one takes less memory.
-WAYS = (
+LAYOUTS = (
     ("zero2", "elementwise", "rings"),
     ("fsdp", "elementwise", "rings"),
     ("fsdp", "elementwise", "all"),
@@ -52,7 +65,7 @@ class Plan:
     """One config on one topology, compiled."""
 
     config: Config
-    at: Target
+    target: Target
     params: int
     tokens_per_step: int
     flops_per_step: int  # analytic, models/flops.py
@@ -63,13 +76,13 @@ class Plan:
     collectives: dict[str, dict[str, int]]
     kernels: dict[str, int]
     roofline: program.Roofline | None  # None where it does not fit: there is no program
-    complaints: list[str]  # collectives that should not be there
-    unsharded: dict[str, int]
+    collective_warnings: list[str]  # collectives that should not be there
+    replicated: dict[str, int]
 
     @property
     def micro_batch(self) -> int:
         """Examples per chip and micro-batch."""
-        return self.config.train.batch // self.config.train.grad_accum_steps // self.at.chips
+        return self.config.train.batch // self.config.train.grad_accum_steps // self.target.chips
 
     @property
     def mfu_bound(self) -> float | None:
@@ -77,47 +90,47 @@ class Plan:
         if self.roofline is None:
             return None
         return self.flops_per_step / (
-            self.roofline.seconds * self.at.chips * self.at.chip.bf16_flops
+            self.roofline.seconds * self.target.chips * self.target.chip.bf16_flops
         )
 
     @property
     def host_bytes_at_save(self) -> int:
         """Memory that a host needs to copy its shards of the state into before they are written."""
-        return self.state_bytes * len(self.at.devices) // self.at.hosts
+        return self.state_bytes * len(self.target.devices) // self.target.hosts
 
 
-def plan(config: Config, at: Target) -> Plan:
+def plan(config: Config, target: Target) -> Plan:
     """Compiles a config's step for a target, just as it is; raises UserError where its batch or mesh cannot be laid out."""
-    return _read(config, at, compile_step(config, at))
+    return _read(config, target, compile_step(config, target))
 
 
-def with_batch(config: Config, at: Target, batch: int) -> Config:
+def with_batch(config: Config, target: Target, batch: int) -> Config:
     """Returns the config with a batch and, where it names no mesh, all of the target's devices."""
     return replace(
         config,
-        mesh=replace(config.mesh, slices=at.slices),
+        mesh=replace(config.mesh, slices=target.slices),
         train=replace(config.train, batch=batch),
     )
 
 
-def _read(config: Config, at: Target, compiled: Compiled) -> Plan:
+def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
     modalities = base.build(config)
     _, shapes = abstract_model(config, modalities)
-    _, (state, _, _), mesh = abstract_step(config, at.devices)
-    rate = at.chip.per_device
+    _, (state, _, _), mesh = abstract_step(config, target.devices)
+    rate = target.chip.per_device
     bound, found = None, []
     if compiled.text:
         found = program.collectives(compiled.text)
         bound = program.roofline(
             compiled.text,
-            rate(at.chip.bf16_flops),
-            rate(at.chip.hbm_bandwidth),
-            rate(at.chip.ici_bandwidth),
-            rate(at.chip.dcn_bandwidth),
+            rate(target.chip.bf16_flops),
+            rate(target.chip.hbm_bandwidth),
+            rate(target.chip.ici_bandwidth),
+            rate(target.chip.dcn_bandwidth),
         )
     return Plan(
         config=config,
-        at=at,
+        target=target,
         params=flops.parameters(shapes).total,
         tokens_per_step=config.train.batch * flops.tokens(config, modalities),
         flops_per_step=flops.step_flops(config, modalities).total,
@@ -125,40 +138,40 @@ def _read(config: Config, at: Target, compiled: Compiled) -> Plan:
         state_bytes=device_bytes(state),
         fits=compiled.fits,
         compile_seconds=compiled.seconds,
-        collectives=program.summarise(found),
+        collectives=program.summarize(found),
         kernels=program.kernels(compiled.text) if compiled.text else {},
         roofline=bound,
-        complaints=complaints(found, config.train.batch),
-        unsharded=sharding.replicated_params(shapes, sharding.PRESETS[config.mesh.preset], mesh),
+        collective_warnings=check_collectives(found, config.train.batch),
+        replicated=sharding.replicated_params(shapes, sharding.PRESETS[config.mesh.preset], mesh),
     )
 
 
-def search(config: Config, at: Target, tell: Callable[[str], None] = lambda _: None) -> Plan:
+def search(config: Config, target: Target, log: Callable[[str], None] = lambda _: None) -> Plan:
     """Returns the plan of the best layout that fits: the largest micro-batch of the least costly way.
 
     Memory is estimated first, so that few layouts need compiling; what is returned was compiled at full depth. Where
     nothing fits, the plan of the smallest layout comes back, with fits false.
     """
     best = last = None
-    for candidates in _ways(config, at):
+    for candidates in _layout_candidates(config, target):
         for tried in candidates:
-            last = plan(tried, at)
+            last = plan(tried, target)
             told = "fits" if last.fits else "does not fit"
-            tell(
-                f"{describe(last)}: {last.bytes.total * at.chip.devices / GIB:.1f} GiB a chip, {told}"
+            log(
+                f"{describe(last)}: {last.bytes.total * target.chip.devices / GIB:.1f} GiB a chip, {told}"
             )
             if last.fits:
                 best = max(best or last, last, key=lambda p: p.mfu_bound or 0.0)
                 break
-        if best and best.micro_batch * _tokens(config) >= enough(at):
+        if best and best.micro_batch * _tokens(config) >= min_tokens_per_chip(target):
             break
     assert last is not None  # the last way always offers its smallest batch
     return best or last
 
 
-def enough(at: Target) -> float:
+def min_tokens_per_chip(target: Target) -> float:
     """Returns the tokens per chip above which gathering weights takes no longer than computing with them: C / W of ICI."""
-    return at.chip.bf16_flops / at.chip.ici_bandwidth
+    return target.chip.bf16_flops / target.chip.ici_bandwidth
 
 
 def describe(p: Plan) -> str:
@@ -171,50 +184,51 @@ def _tokens(config: Config) -> int:
     return flops.tokens(config, base.build(config))
 
 
-def _ways(config: Config, at: Target) -> Iterator[list[Config]]:
+def _layout_candidates(config: Config, target: Target) -> Iterator[list[Config]]:
     """Yields for each way the configs worth compiling: micro-batches estimated to fit, the largest first."""
     _, weights = abstract_model(config, base.build(config))
     sizes = [
         m
-        for m in MICRO
-        if m % at.chip.devices == 0 and m * _tokens(config) <= max(ENOUGH, enough(at))
+        for m in MICRO_BATCHES
+        if m % target.chip.devices == 0
+        and m * _tokens(config) <= max(MAX_TOKENS, min_tokens_per_chip(target))
     ]
-    for way in WAYS:
-        tried = [_laid_out(config, at, *way, m) for m in sizes]
-        likely = [c for c in tried if estimate(c, at, weights) < at.chip.usable_bytes]
-        if likely or way == WAYS[-1]:
+    for way in LAYOUTS:
+        tried = [_with_layout(config, target, *way, m) for m in sizes]
+        likely = [c for c in tried if estimate(c, target, weights) < target.chip.usable_bytes]
+        if likely or way == LAYOUTS[-1]:
             yield (likely or tried[:1])[::-1]
 
 
-def _laid_out(
-    config: Config, at: Target, preset: str, remat: str, along: str, micro: int
+def _with_layout(
+    config: Config, target: Target, preset: str, remat: str, along: str, micro: int
 ) -> Config:
     """Returns the config with a layout; a mesh that was asked for stays as it is.
 
     "rings": weights are sharded along one axis of a 2D slice, two of a 3D one, and repeated along the rest. Across all
     axes at once XLA does not gather but adds up buffers full of zeros, at twice the traffic.
     """
-    mesh = replace(config.mesh, slices=at.slices)
-    if mesh == MeshConfig(slices=at.slices):
-        each = len(at.devices) // at.slices
-        rings = math.prod(at.shape[1:]) if along == "rings" else each
+    mesh = replace(config.mesh, slices=target.slices)
+    if mesh == MeshConfig(slices=target.slices):
+        each = len(target.devices) // target.slices
+        rings = math.prod(target.shape[1:]) if along == "rings" else each
         mesh = replace(mesh, data=each // rings, fsdp=rings)
     return replace(
         config,
         mesh=replace(mesh, preset=preset),
         model=replace(config.model, remat=remat),
-        train=replace(config.train, batch=micro * at.chips, grad_accum_steps=1),
+        train=replace(config.train, batch=micro * target.chips, grad_accum_steps=1),
     )
 
 
-def estimate(config: Config, at: Target, weights: Any) -> float:
+def estimate(config: Config, target: Target, weights: Any) -> float:
     """Returns about how many bytes a device will need; good to some 10%, to save compiling what cannot fit.
 
     The state is exact: weights, two moments, EMA. Per token and block the backward pass is left 2 bytes times the widths of
     x, q, k, v, attention's result, gate, up and their sum ("elementwise"), or of x alone ("full"), and one block at a time
     takes all of its own. weights: their shapes.
     """
-    mesh = sharding.make_mesh(config.mesh, at.devices)
+    mesh = sharding.make_mesh(config.mesh, target.devices)
     rules = sharding.PRESETS[config.mesh.preset]
     placed = jax.tree.leaves(sharding.tree_shardings(weights, rules, mesh))
     leaves = jax.tree.leaves(weights)

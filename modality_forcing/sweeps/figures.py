@@ -22,10 +22,10 @@ PAPER_PANELS = (
     ("absrel", PANELS[0][1]),
     ("delta1", PANELS[1][1]),
 )  # of benchmarks: the mean over the sets
-_REFERENCES = (("row_mean", "mean of each row"), ("constant", "best constant"))
+_BASELINES = (("row_mean", "mean of each row"), ("constant", "best constant"))
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def plot(rows: Sequence[Row]) -> Figure:
     """Returns the figure, over two columns of a page; draw it, and save it, inside `figures.style()`.
 
     A point is a seed, a line goes through the means over seeds. Where post-training has several lengths, both panels show the
@@ -51,8 +51,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     for axes, (name, told, shown, along, label) in zip(
         figure.subplots(1, len(drawn)), drawn, strict=True
     ):
-        _curves(axes, shown, name, along)
-        _reference(axes, shown, name)
+        _plot_curves(axes, shown, name, along)
+        _plot_baselines(axes, shown, name)
         axes.set(xscale="log", xlabel=label, ylabel=told)
         ticks = sorted({row[along] for row in shown})
         axes.set_xticks(ticks, [figures.format_count(tick) for tick in ticks])
@@ -72,12 +72,12 @@ def draw(rows: Sequence[Row]) -> Figure:
 def write(rows: Sequence[Row], stem: Path) -> list[Path]:
     """Writes <stem>.png and <stem>.svg; returns both paths."""
     with figures.style():
-        return figures.save(draw(rows), stem)
+        return figures.save(plot(rows), stem)
 
 
-def _curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
+def _plot_curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
     for i, images in enumerate(sorted({row["images"] for row in rows})):
-        colour, marker = (
+        color, marker = (
             figures.COLORS[i % len(figures.COLORS)],
             figures.MARKERS[i % len(figures.MARKERS)],
         )
@@ -88,7 +88,7 @@ def _curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
             [row[along] for row in mine],
             [row[name] for row in mine],
             marker,
-            color=colour,
+            color=color,
             alpha=0.4,
             markeredgewidth=0,
         )
@@ -96,15 +96,15 @@ def _curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
             places,
             means,
             f"{marker}-",
-            color=colour,
-            label=figures.format_count(images) if images else "none",
+            color=color,
+            label=figures.short(images) if images else "none",
         )
 
 
-def _reference(axes: Axes, rows: Sequence[Row], name: str) -> None:
+def _plot_baselines(axes: Axes, rows: Sequence[Row], name: str) -> None:
     """A dotted line at the score of a predictor that sees nothing of the picture, where the curves come near it."""
     values = [row[name] for row in rows if row.get(name) is not None]
-    for column, told in _REFERENCES:
+    for column, told in _BASELINES:
         known = [
             value for row in rows if (value := row.get(name.replace("i2d", column))) is not None
         ]

@@ -23,7 +23,7 @@ from modality_forcing.viz.figures import format_count
 # 60% on v5e, 50% on v5p, 45% on v6e and Hopper), 40% where nothing comparable is. `mforce plan --config` bounds a real one.
 MFU: Mapping[str, float] = {"v5e": 0.60, "v5p": 0.50, "v6e": 0.45, "h100": 0.45, "h200": 0.45}
 OTHER_MFU = 0.40
-CHOSEN = ("v5e", "v5p", "v6e", "h200")
+DEFAULT_CHIPS = ("v5e", "v5p", "v6e", "h200")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class ChipPrice:
 
 @dataclass(frozen=True)
 class Price:
-    """A sweep's cost: `flops` counts shared runs once and branches from where they begin, `flops_apart` every cell's runs whole.
+    """A sweep's cost: `flops` counts shared runs once and branches from where they begin, `flops_unshared` every cell's runs whole.
 
     Evaluation is not counted.
     """
@@ -61,7 +61,7 @@ class Price:
     cells: int
     runs: tuple[RunPrice, ...]
     flops: int
-    flops_apart: int
+    flops_unshared: int
     chips: tuple[ChipPrice, ...]
 
 
@@ -77,7 +77,7 @@ def parameters(config: Config) -> Parameters:
     return flops.parameters(abstract_model(config, base.build(config))[1])
 
 
-def price(found: Sweep, chips: Sequence[str] = CHOSEN, mfu: float | None = None) -> Price:
+def price(found: Sweep, chips: Sequence[str] = DEFAULT_CHIPS, mfu: float | None = None) -> Price:
     """Prices a sweep on kinds of chips; mfu: on all of them, instead of `MFU`.
 
     Raises UserError for an unknown chip, and an MFU that is not above 0 and at most 1.
@@ -92,7 +92,11 @@ def price(found: Sweep, chips: Sequence[str] = CHOSEN, mfu: float | None = None)
     users = [run.digest for cell in found.cells for run in cell.runs()]
     runs, apart = [], 0
     for run in found.runs():
-        weights, spent, cells = _weights(run), run_flops(run, run.begins), users.count(run.digest)
+        weights, spent, cells = (
+            _weights(run),
+            run_flops(run, run.branch_step),
+            users.count(run.digest),
+        )
         apart += run_flops(run) * cells
         c = run.config
         told = (
@@ -163,7 +167,7 @@ def to_text(p: Price) -> str:
         )
     lines += [
         "",
-        f"total {p.flops:.3e} FLOPs; without sharing runs {p.flops_apart:.3e}; evaluation is not counted",
+        f"total {p.flops:.3e} FLOPs; without sharing runs {p.flops_unshared:.3e}; evaluation is not counted",
         "",
     ]
     lines.append(f"{'chip':8} {'MFU, assumed':>13} {'chip-hours':>12}")
@@ -173,7 +177,7 @@ def to_text(p: Price) -> str:
     return "\n".join(lines)
 
 
-def columns(cell: Cell) -> dict[str, Any]:
+def cell_columns(cell: Cell) -> dict[str, Any]:
     """Returns what a cell's row says of sizes, data and FLOPs: the flat columns that a law is fitted to.
 
     images: examples seen by its runs of a single modality, 0 where there are none; frames: by those of several. unique_*:
@@ -197,6 +201,6 @@ def columns(cell: Cell) -> dict[str, Any]:
 
 def run(options: argparse.Namespace) -> int:
     """`mforce plan --sweep`: prints the price and returns 0."""
-    found = price(load(options.sweep), options.chip or CHOSEN, options.mfu)
+    found = price(load(options.sweep), options.chip or DEFAULT_CHIPS, options.mfu)
     print(json.dumps(to_json(found), indent=1) if options.json else to_text(found))
     return 0

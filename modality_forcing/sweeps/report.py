@@ -12,8 +12,8 @@ import numpy as np
 from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
 from modality_forcing.laws import forms
-from modality_forcing.laws.figures import draw as draw_fit
-from modality_forcing.laws.fit import Fit, compare, fit, largest
+from modality_forcing.laws.figures import plot as plot_fit
+from modality_forcing.laws.fit import Fit, compare, fit, largest_cells
 from modality_forcing.laws.table import Table
 from modality_forcing.sweeps import figures as sweep_figures
 from modality_forcing.sweeps.figures import Row
@@ -77,7 +77,7 @@ def _law(folder: Path, rows: Sequence[Row]) -> str:
         table, name = table_of(rows, column)
         fitted = fit(table, forms.parse(name), _RESAMPLES)
         with figures.style():
-            drawn = figures.save(draw_fit(fitted, table), folder / "law")[1]
+            drawn = figures.save(plot_fit(fitted, table), folder / "law")[1]
         return _svg(drawn) + _parameters(fitted) + _nested(table, fitted, name)
     except UserError as error:
         return f"<p>These rows allow no law yet: {escape(str(error))}.</p>"
@@ -96,12 +96,12 @@ def _parameters(fitted: Fit) -> str:
 def _nested(table: Table, fitted: Fit, name: str) -> str:
     """The forms compared by what they say of the largest cells, which none of them has seen."""
     try:
-        away = largest(table, fitted.form)
-        compared, best = compare(table, forms.parse(name), away)
+        heldout_mask = largest_cells(table, fitted.form)
+        compared, best = compare(table, forms.parse(name), heldout_mask)
     except UserError:
         return ""
     cells = [
-        ("form", "parameters", "on cells it saw", "on larger ones", "what the rows cannot tell")
+        ("form", "parameters", "on cells it saw", "on larger ones", "what the rows cannot log")
     ]
     for c in compared:
         seen, larger = (

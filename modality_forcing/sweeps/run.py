@@ -46,7 +46,7 @@ from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
-from modality_forcing.sweeps.price import columns
+from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.train import inputs
@@ -57,7 +57,7 @@ from modality_forcing.tree import flatten
 
 # What the numbers of a row come from. A row's version is a digest of these and of nothing else, so that a new figure or
 # command does not make one study look like two.
-CODE = (
+VERSIONED_PATHS = (
     "config.py",
     "data",
     "datasets",
@@ -71,7 +71,7 @@ CODE = (
     "synthetic",
     "train",
 )
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Failure(NamedTuple):
@@ -83,7 +83,7 @@ class Failure(NamedTuple):
     )
 
 
-class Folder:
+class SweepDir:
     """Where everything of a sweep is; reading it changes nothing. Raises UserError if it cannot be a folder."""
 
     def __init__(self, sweep: Sweep, workdir: Path):
@@ -94,11 +94,11 @@ class Folder:
         )  # absolute: train.init_from must mean the same from everywhere
         self.runs = self.path / "runs"
 
-    def of(self, run: Run) -> Path:
+    def run_dir(self, run: Run) -> Path:
         """The workdir of a run."""
         return self.runs / run.folder
 
-    def failure(self, cell: Cell) -> Path:
+    def failure_log(self, cell: Cell) -> Path:
         """The log of a cell that failed."""
         return self.path / "failed" / f"{cell.name}.log"
 
@@ -125,25 +125,29 @@ class Folder:
             raise UserError("is a row of a cell with another config", where=path, hint=hint)
         return row
 
-    def steps(self, run: Run) -> int:
+    def steps_done(self, run: Run) -> int:
         """How many steps of a run are done, as far as it has told."""
-        if self.trained(run):
+        if self.is_trained(run):
             return run.config.train.steps
-        told = [int(row["step"]) for row in read_metrics(self.of(run))]
+        told = [int(row["step"]) for row in read_metrics(self.run_dir(run))]
         return min(told[-1] if told else 0, run.config.train.steps)
 
-    def trained(self, run: Run) -> bool:
+    def is_trained(self, run: Run) -> bool:
         """Whether a run has its last checkpoint."""
         return self._has(run, run.config.train.steps)
 
     def _has(self, run: Run, step: int) -> bool:
-        return (self.of(run) / "checkpoints" / str(step) / "meta").is_dir()
+        return (self.run_dir(run) / "checkpoints" / str(step) / "meta").is_dir()
 
     def config(self, run: Run) -> Config:
         """Returns what a run is trained by here: what it starts from, where it branches off, and where others do."""
         config = run.config_in(self.runs)
         # A trunk of before it had branches lacks the checkpoint: from step 0 the weights are the same.
-        branch = str(self.of(run.trunk)) if run.trunk and self._has(run.trunk, run.begins) else ""
+        branch = (
+            str(self.run_dir(run.branch_from))
+            if run.branch_from and self._has(run.branch_from, run.branch_step)
+            else ""
+        )
         return replace(
             config,
             train=replace(
@@ -151,7 +155,7 @@ class Folder:
             ),
         )
 
-    def owner(self, name: str) -> str:
+    def lock_owner(self, name: str) -> str:
         """The process that works on a cell or a run, "" where none does that can be seen from here."""
         path = self.path / "locks" / name
         if not path.exists():
@@ -164,7 +168,7 @@ class Folder:
         return ""
 
     @contextmanager
-    def held(self, name: str, wait: bool = False) -> Iterator[bool]:
+    def try_lock(self, name: str, wait: bool = False) -> Iterator[bool]:
         """Holds a lock, and says whether it could be had; a process that is killed lets go of it."""
         if not distributed.is_primary():
             yield True
@@ -183,7 +187,7 @@ class Folder:
 
     def write_rows(self) -> None:
         """Puts rows.jsonl and rows.csv together from the cells."""
-        with self.held("rows", wait=True):
+        with self.try_lock("rows", wait=True):
             rows = [
                 (row, self.timing(cell)) for cell in self.sweep.cells if (row := self.row(cell))
             ]
@@ -200,7 +204,7 @@ class Folder:
             write_file(self.path / "rows.csv", text.getvalue())
 
 
-def work(folder: Folder, cells: Iterable[Cell], tell: Tell) -> dict[str, Failure]:
+def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure]:
     """Does every cell that is not done and that no other process works on; returns what went wrong, by cell.
 
     In a run of several processes all call this, and the first writes. A mistake in a cell does not keep the others from
@@ -210,23 +214,23 @@ def work(folder: Folder, cells: Iterable[Cell], tell: Tell) -> dict[str, Failure
     broken: dict[
         str, Exception
     ] = {}  # runs that failed, which need not be tried again for the next cell
-    mine = _Work(folder, tell)
+    mine = _Work(folder, log)
     others = [
         row
         for cell in folder.sweep.cells
         if (row := folder.row(cell)) and row["version"] != mine.version
     ]
     if others:
-        tell(
+        log(
             f"beware: {len(others)} rows are of another version of the code, and do not go into one fit with new ones"
         )
-    with _programs_kept(folder.path / "compiled" / socket.gethostname()):
+    with _compilation_cache(folder.path / "compiled" / socket.gethostname()):
         for cell in cells:
-            with folder.held(cell.name) as free:
-                if not _agreed(free):
-                    tell(f"{cell.name}: {folder.owner(cell.name)} works on it")
+            with folder.try_lock(cell.name) as free:
+                if not _broadcast(free):
+                    log(f"{cell.name}: {folder.lock_owner(cell.name)} works on it")
                     continue
-                if _agreed(folder.row(cell) is not None):
+                if _broadcast(folder.row(cell) is not None):
                     continue
                 try:
                     if not mine.cell(cell, broken):
@@ -234,16 +238,18 @@ def work(folder: Folder, cells: Iterable[Cell], tell: Tell) -> dict[str, Failure
                 except (
                     Exception
                 ) as error:  # whatever it is, it is this cell's: the others are worth doing
-                    line = last_line(error)
+                    line = error_summary(error)
                     failed[cell.name] = Failure(
                         line, isinstance(error, UserError | FloatingPointError)
                     )
-                    _first(lambda c=cell: write_file(folder.failure(c), traceback.format_exc()))
-                    tell(f"{cell.name}: failed: {line}")
+                    _on_primary(
+                        lambda c=cell: write_file(folder.failure_log(c), traceback.format_exc())
+                    )
+                    log(f"{cell.name}: failed: {line}")
                     error.with_traceback(None)  # it is kept, and the run's state would be with it
                 else:
-                    _first(lambda c=cell: folder.failure(c).unlink(missing_ok=True))
-            _first(folder.write_rows)
+                    _on_primary(lambda c=cell: folder.failure_log(c).unlink(missing_ok=True))
+            _on_primary(folder.write_rows)
             jax.clear_caches()  # each width is another program; hundreds would fill the memory
             gc.collect()
     return failed
@@ -252,20 +258,20 @@ def work(folder: Folder, cells: Iterable[Cell], tell: Tell) -> dict[str, Failure
 class _Work:
     """The cells of one process, and what they have in common: records in memory, and the held-out ones."""
 
-    def __init__(self, folder: Folder, tell: Tell):
-        self.folder, self.tell, self.version = folder, tell, version()
+    def __init__(self, folder: SweepDir, log: Log):
+        self.folder, self.log, self.version = folder, log, version()
         self._scorer = Scorer(folder.path)
         self._records: dict[str, RecordSource] = {}
 
     def cell(self, cell: Cell, broken: dict[str, Exception]) -> bool:
         """Trains and scores a cell and writes its row; False where another process works on one of its runs."""
-        for run in cell.run.needs():
+        for run in cell.run.dependencies():
             if run.digest in broken:
                 raise broken[run.digest]
-            with self.folder.held(run.folder) as mine:
-                if not _agreed(mine):
-                    self.tell(
-                        f"{cell.name}: waits for {run.folder}, on which {self.folder.owner(run.folder)} works"
+            with self.folder.try_lock(run.folder) as mine:
+                if not _broadcast(mine):
+                    self.log(
+                        f"{cell.name}: waits for {run.folder}, on which {self.folder.lock_owner(run.folder)} works"
                     )
                     return False
                 try:
@@ -273,11 +279,11 @@ class _Work:
                 except Exception as error:
                     broken[run.digest] = error
                     raise
-        self.tell(f"{cell.name}: scoring")
+        self.log(f"{cell.name}: scoring")
         started = time.monotonic()
         row = self._row(cell)
         seconds = {
-            f"seconds_{run.phase}": read_metrics(self.folder.of(run))[-1].get("elapsed_s")
+            f"seconds_{run.phase}": read_metrics(self.folder.run_dir(run))[-1].get("elapsed_s")
             for run in cell.runs()
         }
         seconds |= {"seconds_evaluation": round(time.monotonic() - started, 2)}
@@ -289,7 +295,7 @@ class _Work:
         }
         # The row last: where it is, the cell is done.
         for kind, told in (("timing", clock), ("cells", row)):
-            _first(
+            _on_primary(
                 lambda k=kind, t=told: write_file(
                     self.folder.path / k / f"{cell.name}.json", json.dumps(t, indent=1) + "\n"
                 )
@@ -297,25 +303,25 @@ class _Work:
         return True
 
     def _train(self, run: Run) -> None:
-        workdir, config = self.folder.of(run), self.folder.config(run)
-        if _agreed(self.folder.trained(run)):
+        workdir, config = self.folder.run_dir(run), self.folder.config(run)
+        if _broadcast(self.folder.is_trained(run)):
             return
-        done = self.folder.steps(run)
-        self.tell(
+        done = self.folder.steps_done(run)
+        self.log(
             f"{run.folder}: {f'goes on from about step {done}' if done else 'starts'}, {run.config.train.steps} steps"
         )
         # Where this folder was, and whether it branches: the digest says that the run is the same.
         if check_resumable(workdir, config, ignore=("train.init_from", "train.branch_from")):
-            _first(
+            _on_primary(
                 lambda: write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
             )
         versions = [*dict.fromkeys([*self._versions(run), self.version])]
-        _first(lambda: write_file(workdir / "versions.json", json.dumps(versions)))
+        _on_primary(lambda: write_file(workdir / "versions.json", json.dumps(versions)))
         train(config, workdir, records=self._in_memory(config))
 
     def _versions(self, run: Run) -> list[str]:
         """The code that trained a run: of each time that it was started."""
-        path = self.folder.of(run) / "versions.json"
+        path = self.folder.run_dir(run) / "versions.json"
         return json.loads(path.read_text()) if path.exists() else []
 
     def _in_memory(self, config: Config) -> RecordSource | None:
@@ -327,9 +333,9 @@ class _Work:
 
     def _row(self, cell: Cell) -> dict[str, Any]:
         versions = sorted(
-            {self.version, *(v for run in cell.run.needs() for v in self._versions(run))}
+            {self.version, *(v for run in cell.run.dependencies() for v in self._versions(run))}
         )
-        score = self._scorer(cell, {run.phase: self.folder.of(run) for run in cell.runs()})
+        score = self._scorer(cell, {run.phase: self.folder.run_dir(run) for run in cell.runs()})
         return {
             "cell": cell.name,
             "sweep": self.folder.sweep.name,
@@ -340,7 +346,7 @@ class _Work:
             "device": jax.devices()[0].device_kind,
             "devices": jax.device_count(),
             "axes": dict(cell.point),
-            **columns(cell),
+            **cell_columns(cell),
             **{
                 name: value if math.isfinite(value) else None
                 for name, value in score.metrics.items()
@@ -353,14 +359,14 @@ class _Work:
 def version() -> str:
     """Returns the package's version with a digest of the code that rows depend on, as it is on disk."""
     digest, package = hashlib.sha256(), Path(modality_forcing.__file__).parent
-    for part in CODE:
+    for part in VERSIONED_PATHS:
         path = package / part
         for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
             digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return f"{modality_forcing.__version__}+{digest.hexdigest()[:10]}"
 
 
-def last_line(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Returns the last line of an error's traceback, in one line even where its message has several."""
     told = " ".join(str(error).split()) or type(error).__name__
     return (
@@ -370,12 +376,12 @@ def last_line(error: BaseException) -> str:
     )
 
 
-def _first(write: Callable[[], Any]) -> None:
+def _on_primary(write: Callable[[], Any]) -> None:
     if distributed.is_primary():
         write()
 
 
-def _agreed(value: bool) -> bool:
+def _broadcast(value: bool) -> bool:
     """Returns what the first process says: all must do the same, and only that one holds locks and writes."""
     if distributed.process_count() == 1:
         return value
@@ -383,7 +389,7 @@ def _agreed(value: bool) -> bool:
 
 
 @contextmanager
-def _programs_kept(folder: Path) -> Iterator[None]:
+def _compilation_cache(folder: Path) -> Iterator[None]:
     """Keeps compiled programs on disk, unless the user has named a place: seeds and pretraining sizes share many.
 
     A place for each host, since a program for one processor may not run on another.

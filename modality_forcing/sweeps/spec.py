@@ -37,11 +37,13 @@ def product(*parts: Points) -> Points:
     return points
 
 
-def zipped(*parts: Points) -> Points:
+def zip_axes(*parts: Points) -> Points:
     """Returns the first points of all parts joined, then the second ones...; UserError if one part has more than another."""
     if len({len(part) for part in parts}) > 1:
         told = " and ".join(str(len(part)) for part in parts)
-        raise UserError(f"zipped parts have {told} points", hint="give each as many as the others")
+        raise UserError(
+            f"zip_axes parts have {told} points", hint="give each as many as the others"
+        )
     points: list[Point] = []
     for row in zip(*parts, strict=True):
         joined: Point = {}
@@ -75,21 +77,21 @@ class Run:
 
     phase: str
     config: Config
-    after: Run | None = None
-    trunk: Run | None = None
+    init_from: Run | None = None
+    branch_from: Run | None = None
 
     def __post_init__(self):
-        for name, option in (("init_from", "after"), ("branch_from", "trunk")):
+        for name, option in (("init_from", "init_from"), ("branch_from", "trunk")):
             if getattr(self.config.train, name):
                 raise UserError(
                     f"train.{name} is set in a run of a sweep",
                     hint=f"name that run with Run(..., {option}=...)",
                 )
-        if self.trunk is not None:
+        if self.branch_from is not None:
             theirs, mine = (
-                _but_free(to_dict(run.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
-                | {"after": run.after.digest if run.after else None}
-                for run in (self.trunk, self)
+                _without_keys(to_dict(run.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
+                | {"init_from": run.init_from.digest if run.init_from else None}
+                for run in (self.branch_from, self)
             )
             if told := differences(theirs, mine):
                 hint = "a branch has all of its trunk's config but its length"
@@ -98,9 +100,13 @@ class Run:
                 )
 
     @cached_property
-    def begins(self) -> int:
+    def branch_step(self) -> int:
         """The step that it branches off at, 0 without a trunk."""
-        return branch_point(self.config.train, self.trunk.config.train) if self.trunk else 0
+        return (
+            branch_point(self.config.train, self.branch_from.config.train)
+            if self.branch_from
+            else 0
+        )
 
     @cached_property
     def digest(self) -> str:
@@ -108,7 +114,10 @@ class Run:
 
         How it is watched and laid out (`train.workdir.NON_IDENTITY_KEYS`) is not among it, as for a workdir that goes on; nor is a trunk.
         """
-        told = [_but_free(to_dict(self.config)), self.after.digest if self.after else None]
+        told = [
+            _without_keys(to_dict(self.config)),
+            self.init_from.digest if self.init_from else None,
+        ]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
 
     @property
@@ -121,32 +130,33 @@ class Run:
         """How many it sees, each as often as it comes."""
         return self.config.train.steps * self.config.train.batch
 
-    def chain(self) -> tuple[Run, ...]:
+    def lineage(self) -> tuple[Run, ...]:
         """Returns the runs that lead to this one, and this one."""
-        return (*(self.after.chain() if self.after else ()), self)
+        return (*(self.init_from.lineage() if self.init_from else ()), self)
 
-    def needs(self) -> tuple[Run, ...]:
+    def dependencies(self) -> tuple[Run, ...]:
         """Returns all runs that must be there for this one, and this one, in order: `chain`, and what those branch off."""
-        before = self.trunk or self.after  # a trunk starts from the same run
-        return (*(before.needs() if before else ()), self)
+        before = self.branch_from or self.init_from  # a trunk starts from the same run
+        return (*(before.dependencies() if before else ()), self)
 
     def config_in(self, runs: Path) -> Config:
         """Returns its config with train.init_from at the workdir of the run before it."""
-        if self.after is None:
+        if self.init_from is None:
             return self.config
         return replace(
-            self.config, train=replace(self.config.train, init_from=str(runs / self.after.folder))
+            self.config,
+            train=replace(self.config.train, init_from=str(runs / self.init_from.folder)),
         )
 
 
-def _but_free(
+def _without_keys(
     tree: dict[str, Any], free: tuple[str, ...] = NON_IDENTITY_KEYS, above: str = ""
 ) -> dict[str, Any]:
     kept = {}
     for key, value in tree.items():
         if (path := f"{above}{key}").startswith(free) or f"{path}." in free:
             continue
-        kept[key] = _but_free(value, free, f"{path}.") if isinstance(value, dict) else value
+        kept[key] = _without_keys(value, free, f"{path}.") if isinstance(value, dict) else value
     return kept
 
 
@@ -208,7 +218,7 @@ class Cell:
 
     def runs(self) -> tuple[Run, ...]:
         """Returns its runs, in their order."""
-        return self.run.chain()
+        return self.run.lineage()
 
 
 @dataclass(frozen=True)
@@ -239,14 +249,16 @@ class Sweep:
 
     def runs(self) -> tuple[Run, ...]:
         """Returns every training run once, a run after the one that it starts from."""
-        return tuple({run.digest: run for cell in self.cells for run in cell.run.needs()}.values())
+        return tuple(
+            {run.digest: run for cell in self.cells for run in cell.run.dependencies()}.values()
+        )
 
     def branch_points(self, run: Run) -> tuple[int, ...]:
         """Returns the steps at which other runs branch off this one."""
         found = {
-            other.begins
+            other.branch_step
             for other in self.runs()
-            if other.trunk and other.trunk.digest == run.digest
+            if other.branch_from and other.branch_from.digest == run.digest
         }
         return tuple(sorted(found))
 
@@ -254,7 +266,7 @@ class Sweep:
         """Returns the cells by their first run: those that have a run in common are together."""
         found: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            found.setdefault(cell.run.needs()[0].digest, []).append(cell)
+            found.setdefault(cell.run.dependencies()[0].digest, []).append(cell)
         return tuple(map(tuple, found.values()))
 
 
@@ -266,27 +278,30 @@ def sweep(
 
 
 def horizons(
-    phase: str, config: Config, examples: Sequence[int], after: Run | None = None
+    phase: str, config: Config, examples: Sequence[int], init_from: Run | None = None
 ) -> dict[int, Run]:
     """Returns the run that sees so many examples, for each number: all branch off the longest (train/width_scaling.py: with_horizon)."""
     longest = max(examples)
-    trunk = Run(phase, with_horizon(config, longest), after)
+    trunk = Run(phase, with_horizon(config, longest), init_from)
     return {
         n: trunk
         if n == longest
-        else Run(phase, with_horizon(config, n, trunk=trunk.config), after, trunk)
+        else Run(phase, with_horizon(config, n, trunk=trunk.config), init_from, trunk)
         for n in examples
     }
 
 
-def divided(found: Sweep, of: int, cost: Callable[[Run], float]) -> tuple[tuple[Cell, ...], ...]:
+def partition(found: Sweep, of: int, cost: Callable[[Run], float]) -> tuple[tuple[Cell, ...], ...]:
     """Returns the cells in `of` parts that share no run, about equally dear: the dearest group first, to the least busy part.
 
     A function of its arguments alone, so that `of` machines agree without talking.
     """
     groups = found.groups()
     costs = [
-        sum(cost(run) for run in {r.digest: r for cell in group for r in cell.run.needs()}.values())
+        sum(
+            cost(run)
+            for run in {r.digest: r for cell in group for r in cell.run.dependencies()}.values()
+        )
         for group in groups
     ]
     parts: list[list[int]] = [[] for _ in range(of)]

@@ -24,7 +24,7 @@ def get_sweep(arg):
         before = Run("pretraining", tiny.t2i(**LOOP, learning_rate=rate)) if pretrained else None
         config = tiny.forcing(**LOOP, allow_missing_modalities=("depth",) if pretrained else ())
         depth = replace(config.modalities["depth"], detokenizer_layers=0)  # compiles faster
-        return Run("forcing", replace(config, seed=seed, modalities={**config.modalities, "depth": depth}), after=before)
+        return Run("forcing", replace(config, seed=seed, modalities={**config.modalities, "depth": depth}), init_from=before)
 
     if arg in ("branches", "whole"):
         config = cell(False, 0).config
@@ -235,7 +235,7 @@ def test_a_sweep_is_priced_before_it_starts(config, mforce):
     done = mforce("plan", f"--sweep={config}", "--chip", "v5p", "--mfu=0.5", "--json")
     told = json.loads(done.out)
     assert (told["cells"], len(told["runs"]), told["chips"][0]["mfu"]) == (4, 5, 0.5)
-    assert told["flops"] < told["flops_apart"]
+    assert told["flops"] < told["flops_unshared"]
     refused(mforce("plan", f"--sweep={config}", "--chip", "abacus"), "unknown chip 'abacus'")
     refused(mforce("plan", f"--sweep={config}", "--mfu=2"), "MFU of 2")
     refused(

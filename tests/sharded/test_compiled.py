@@ -10,8 +10,8 @@ import pytest
 from configs import forcing
 from modality_forcing.modalities import base
 from modality_forcing.planning import report, roofline
-from modality_forcing.planning.collectives import complaints
-from modality_forcing.planning.compile import compile_step, target
+from modality_forcing.planning.collectives import check_collectives
+from modality_forcing.planning.compile import compile_step, get_target
 from modality_forcing.planning.search import Plan, estimate, plan, with_batch
 from modality_forcing.train.state import abstract_model
 from tests.runs import process, refused
@@ -43,21 +43,21 @@ def small():
 
 
 @pytest.fixture(scope="module")
-def at():
-    return target("v5e:2x2")
+def target():
+    return get_target("v5e:2x2")
 
 
 @pytest.fixture(scope="module")
-def compiled(at):
-    return compile_step(with_batch(small(), at, 8), at)
+def compiled(target):
+    return compile_step(with_batch(small(), target, 8), target)
 
 
 @pytest.fixture(scope="module")
-def planned(at, compiled, monkeypatch_module) -> Plan:
+def planned(target, compiled, monkeypatch_module) -> Plan:
     monkeypatch_module.setattr(
         "modality_forcing.planning.search.compile_step", lambda config, at: compiled
     )
-    return plan(with_batch(small(), at, 8), at)
+    return plan(with_batch(small(), target, 8), target)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def test_program_contains_the_attention_kernel_forward_and_backward(compiled):
 
 def test_program_has_only_the_expected_collectives(compiled):
     found = roofline.collectives(compiled.text)
-    assert complaints(found, batch=8) == []
+    assert check_collectives(found, batch=8) == []
     gathers = [c for c in found if c.kind == "all-gather" and c.bytes > 2**16]
     sums = [c for c in found if c.kind in ("reduce-scatter", "all-reduce") and c.bytes > 2**16]
     # zero2: each of a block's seven matrices once a step and block, in the two blocks of the trunk
@@ -100,7 +100,7 @@ def test_plan_report_is_complete(planned):
     assert told["micro_batch"] == 2 and told["preset"] == "zero2" and told["chips"] == 4
     assert 0 < told["mfu_bound"] < 1 and told["flops_per_step"] > 0
     text = report.to_text(planned)
-    assert "v5e:2x2, 4 chips" in text and ": fits" in text and "not seen" in text
+    assert "v5e:2x2, 4 chips" in text and ": fits" in text and "not modeled" in text
     assert report.row(planned, "small").count("|") == len(report.COLUMNS) + 1
 
 
@@ -116,7 +116,7 @@ def test_state_is_sharded_and_donated(planned):
 def test_memory_estimate_is_close_to_the_compiled_program(planned):
     """Loops and buffers weigh more here than in the family, where the error is about 10%."""
     weights = abstract_model(planned.config, base.build(planned.config))[1]
-    assert 0.3 < estimate(planned.config, planned.at, weights) / planned.bytes.total < 2
+    assert 0.3 < estimate(planned.config, planned.target, weights) / planned.bytes.total < 2
 
 
 def test_plan_that_does_not_fit_names_the_cause(planned):

@@ -39,8 +39,8 @@ def drawn(request):
     with figures.style():
         return (
             form,
-            fit_figures.draw(found, table, view),
-            lambda: fit_figures.draw(found, table, view),
+            fit_figures.plot(found, table, view),
+            lambda: fit_figures.plot(found, table, view),
         )
 
 

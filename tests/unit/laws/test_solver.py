@@ -55,7 +55,7 @@ def test_gradients_are_those_of_the_law(name):
 def test_nothing_near_the_minimum_is_lower(name):
     design, log_loss, theta = problem(name)
     ones = np.ones((1, len(log_loss)))
-    found, value = solver.minimise(design, log_loss, ones, theta[None])
+    found, value = solver.minimize(design, log_loss, ones, theta[None])
     assert value[0] == solver.objective(design, log_loss, ones, found)[0]
     goal = lambda t: solver.objective(design, log_loss, ones, t[None])[0] / value[0]
     other = scipy_minimize(
@@ -75,12 +75,12 @@ def test_bad_starts_arrive_too():
     design, log_loss, theta = problem()
     rng, best = (
         np.random.default_rng(3),
-        solver.minimise(design, log_loss, np.ones((1, 36)), theta[None])[1][0],
+        solver.minimize(design, log_loss, np.ones((1, 36)), theta[None])[1][0],
     )
     starts = np.where(
         design.is_coefficient, rng.uniform(-8, 2, (200, 5)), rng.uniform(0, 3, (200, 5))
     )
-    _, value = solver.minimise(design, log_loss, np.ones((200, 36)), starts)
+    _, value = solver.minimize(design, log_loss, np.ones((200, 36)), starts)
     assert np.mean(value < best * (1 + 1e-6)) > 0.9
     assert value.min() > best * (1 - 1e-9)
 
@@ -93,8 +93,8 @@ def test_a_weight_of_2_is_a_row_twice():
     again = Design(
         design.form, design.slopes[:, :, twice], design.absent[:, twice], design.to_natural
     )
-    a, value = solver.minimise(design, log_loss, weights, theta[None])
-    b, same = solver.minimise(again, log_loss[twice], np.ones((1, 38)), theta[None])
+    a, value = solver.minimize(design, log_loss, weights, theta[None])
+    b, same = solver.minimize(again, log_loss[twice], np.ones((1, 38)), theta[None])
     np.testing.assert_allclose(value, same, rtol=1e-9)
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
@@ -106,8 +106,8 @@ def test_many_at_once_are_each_alone_and_stay_in_the_box():
         rng.multinomial(36, np.ones(36) / 36, 40).astype(float),
         theta + rng.normal(0, 20, (40, 5)),
     )
-    found, value = solver.minimise(design, log_loss, weights, starts)
+    found, value = solver.minimize(design, log_loss, weights, starts)
     box = solver.Box.of(design, log_loss)
     assert np.all((found >= box.low) & (found <= box.high)) and np.isfinite(value).all()
-    alone = solver.minimise(design, log_loss, weights[7:8], starts[7:8])
+    alone = solver.minimize(design, log_loss, weights[7:8], starts[7:8])
     np.testing.assert_allclose(alone[1][0], value[7], rtol=1e-6)

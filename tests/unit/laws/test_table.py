@@ -60,7 +60,7 @@ def test_rows_of_a_run_count_as_one(table):
     found = load(table, COLUMNS, CHINCHILLA, group="run")
     assert found.groups.tolist() == [0, 0, 1]
     np.testing.assert_allclose(found.weights, [0.75, 0.75, 1.5])
-    assert found.keep(np.array([False, False, True])).groups.tolist() == [0]
+    assert found.select(np.array([False, False, True])).groups.tolist() == [0]
 
 
 def test_rows_are_chosen(table):
@@ -193,7 +193,7 @@ def test_files_that_hold_no_table(tmp_path, name, content, told):
 
 
 def test_the_highest_losses_are_left_out_and_named():
-    found = Table.of({"x": np.arange(1, 6)}, [1, 5, 2, 5, 3]).without_highest(2)
+    found = Table.of({"x": np.arange(1, 6)}, [1, 5, 2, 5, 3]).drop_highest_losses(2)
     assert found.variables["x"].tolist() == [1, 3, 5] and found.dropped == (1, 3)
     with pytest.raises(UserError, match="leaves none"):
-        found.without_highest(3)
+        found.drop_highest_losses(3)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from modality_forcing.planning.collectives import complaints
+from modality_forcing.planning.collectives import check_collectives
 from modality_forcing.planning.roofline import Collective
 
 WEIGHTS = Collective(
@@ -19,7 +19,10 @@ NORM = replace(WEIGHTS, kind="all-reduce", dtype="f32", shape=(), bytes=4)
 
 def test_a_sound_step_has_nothing_to_complain_of():
     assert (
-        complaints([WEIGHTS, GRADIENT, NORM, replace(GRADIENT, kind="all-reduce")], batch=512) == []
+        check_collectives(
+            [WEIGHTS, GRADIENT, NORM, replace(GRADIENT, kind="all-reduce")], batch=512
+        )
+        == []
     )
 
 
@@ -34,5 +37,5 @@ def test_a_sound_step_has_nothing_to_complain_of():
     ],
 )
 def test_each_mistake_is_told_with_its_place(found, told):
-    lines = complaints([WEIGHTS, found, GRADIENT], batch=512)
+    lines = check_collectives([WEIGHTS, found, GRADIENT], batch=512)
     assert len(lines) == 1 and told in lines[0] and "in mlp" in lines[0]

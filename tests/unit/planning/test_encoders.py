@@ -13,7 +13,7 @@ from flax import nnx
 from modality_forcing.encoders.umt5 import UMT5
 from modality_forcing.errors import UserError
 from modality_forcing.planning import encoders
-from modality_forcing.planning.compile import target
+from modality_forcing.planning.compile import get_target
 
 pytest.importorskip("libtpu")
 SMALL = replace(encoders.XXL, vocab_size=1000, width=1024, mlp_dim=2048, heads=16, num_layers=2)
@@ -21,7 +21,7 @@ SMALL = replace(encoders.XXL, vocab_size=1000, width=1024, mlp_dim=2048, heads=1
 
 @pytest.fixture(scope="module")
 def v5e():
-    return target("v5e:2x2")
+    return get_target("v5e:2x2")
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def test_the_flops_of_text_are_those_that_xla_counts():
 
 
 def test_the_flops_of_pictures_grow_with_their_number_and_size():
-    one = encoders.picture_flops("encoder", 1, 64)
-    assert encoders.picture_flops("encoder", 3, 64) == 3 * one
-    assert 3.9 < encoders.picture_flops("encoder", 1, 128) / one < 4.3
+    one = encoders.image_flops("encoder", 1, 64)
+    assert encoders.image_flops("encoder", 3, 64) == 3 * one
+    assert 3.9 < encoders.image_flops("encoder", 1, 128) / one < 4.3
 
 
 def test_a_text_encoder_is_planned_in_shards(v5e, small):
@@ -60,7 +60,7 @@ def test_a_text_encoder_is_planned_in_shards(v5e, small):
 def test_the_search_stops_where_nothing_is_gained(v5e, monkeypatch):
     tried = []
 
-    def plan(part: str, at, each: int, **_: int):
+    def plan(part: str, target, each: int, **_: int):
         tried.append(each)
         seconds = max(each, 20)  # beyond 20 the rate stays the same
         bound = type("Bound", (), {"seconds": seconds})()

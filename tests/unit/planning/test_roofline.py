@@ -135,7 +135,7 @@ def test_an_all_reduce_that_keeps_a_slice_is_a_reduce_scatter():
     assert math.isclose(bound.ici_bytes, 30 * 7 / 8 * (8192 + 4096))
     assert math.isclose(bound.exposed_seconds, bound.ici_seconds)
     assert all(
-        c.hbm_bytes == 0 for c in bound.heaviest if c.name == "f"
+        c.hbm_bytes == 0 for c in bound.top_ops if c.name == "f"
     )  # counted with the collective
 
 
@@ -185,11 +185,11 @@ def test_the_summary_is_by_kind_and_dtype():
         for i in range(3)
     )
     once = "  %r = f32[64,32] all-reduce(%x), channel_id=9, to_apply=%add"
-    assert roofline.summarise(roofline.collectives(looped(lines, once))) == {
+    assert roofline.summarize(roofline.collectives(looped(lines, once))) == {
         "all-gather bf16": {"distinct": 3, "executions": 90, "bytes": 90 * 4096},
         "all-reduce f32": {"distinct": 1, "executions": 1, "bytes": 8192},
     }
-    assert roofline.summarise([]) == {}
+    assert roofline.summarize([]) == {}
 
 
 KERNEL = '  %{name} = f32[64,32] custom-call(%x), custom_call_target="tpu_custom_call", metadata={{op_name="jit(f)/{name}"}}'
@@ -203,7 +203,7 @@ def test_kernels_are_counted_in_the_text_and_weighed_by_execution():
     assert roofline.kernels(text) == {"splash": 3, "other": 1}
     bound = roofline.roofline(text, PEAK, HBM, ICI, kernel_flops={"splash": 1e9, "other": 5e8})
     assert bound.flops == 61e9 + 15e9
-    assert bound.heaviest[0].op_name == "jit(f)/splash.1"
+    assert bound.top_ops[0].op_name == "jit(f)/splash.1"
     assert (
         roofline.roofline(
             text, PEAK, HBM, ICI, kernel_flops=lambda name, inputs, outputs: outputs[0].size
@@ -224,12 +224,12 @@ def test_lanes_overlap_and_instructions_do_not():
     assert bound.touched_bytes == pytest.approx(30 * 9 * 8192, rel=0.01)
     assert bound.serial_seconds == pytest.approx(30 * 3 * 8192 / HBM, rel=0.01)
     assert bound.seconds == bound.hbm_seconds == bound.hbm_bytes / HBM
-    assert {(c.name, c.lane) for c in bound.heaviest[:3]} == {
+    assert {(c.name, c.lane) for c in bound.top_ops[:3]} == {
         ("w", "serial"),
         ("c", "hbm"),
         ("n", "serial"),
     }
-    assert len(roofline.roofline(looped(lines), PEAK, HBM, ICI, heaviest=2).heaviest) == 2
+    assert len(roofline.roofline(looped(lines), PEAK, HBM, ICI, top_ops=2).top_ops) == 2
 
 
 def test_a_loop_of_unknown_length_is_named():
@@ -297,7 +297,7 @@ def test_a_scanned_step_of_the_tpu_compiler_grows_with_depth():
         assert b.hbm_bytes <= b.touched_bytes
         assert b.seconds < 3 * max(b.flops / PEAK, b.ici_seconds)
     # Each layer's two weights are gathered, and their gradients reduced, in each direction and micro-batch.
-    gathered = roofline.summarise(roofline.collectives(compiled(4).as_text()))
+    gathered = roofline.summarize(roofline.collectives(compiled(4).as_text()))
     assert (
         sum(row["bytes"] for kind, row in gathered.items() if kind.startswith("all-gather bf16"))
         >= 4 * STEPS * 2 * D * F * 2

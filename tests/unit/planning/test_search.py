@@ -11,8 +11,8 @@ from modality_forcing.config import MeshConfig
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.planning import search as planning
-from modality_forcing.planning.compile import Bytes, Compiled, target
-from modality_forcing.planning.search import enough, estimate, plan, search, with_batch
+from modality_forcing.planning.compile import Bytes, Compiled, get_target
+from modality_forcing.planning.search import estimate, min_tokens_per_chip, plan, search, with_batch
 from modality_forcing.train.state import abstract_model
 
 pytest.importorskip("libtpu")
@@ -21,8 +21,8 @@ WEIGHTS = abstract_model(CONFIG, base.build(CONFIG))[1]
 
 
 @pytest.fixture(scope="module")
-def at():
-    return target("v5e:8x8")
+def target():
+    return get_target("v5e:8x8")
 
 
 @pytest.fixture
@@ -32,80 +32,83 @@ def compiler(monkeypatch):
     def installed(factor):
         asked = []
 
-        def compile_step(config, at):
+        def compile_step(config, target):
             asked.append(config)
-            used = int(factor(config) * estimate(config, at, WEIGHTS))
-            return Compiled(Bytes(used, 0, 0, 0), used <= at.chip.usable_bytes, 1.0, "")
+            used = int(factor(config) * estimate(config, target, WEIGHTS))
+            return Compiled(Bytes(used, 0, 0, 0), used <= target.chip.usable_bytes, 1.0, "")
 
         monkeypatch.setattr(planning, "compile_step", compile_step)
-        monkeypatch.setattr(planning, "MICRO", (1, 4, 16))  # fewer to go through
+        monkeypatch.setattr(planning, "MICRO_BATCHES", (1, 4, 16))  # fewer to go through
         return asked
 
     return installed
 
 
-def test_it_takes_the_first_way_that_fits_with_enough_tokens_and_compiles_once(at, compiler):
+def test_it_takes_the_first_way_that_fits_with_enough_tokens_and_compiles_once(target, compiler):
     asked = compiler(lambda config: 0.95)
-    found = search(CONFIG, at)
+    found = search(CONFIG, target)
     assert len(asked) == 1 and found.fits
-    assert (found.config.mesh.preset, found.config.model.remat) == planning.WAYS[0][:2]
+    assert (found.config.mesh.preset, found.config.model.remat) == planning.LAYOUTS[0][:2]
     assert (
         found.config.mesh.data == 8 and found.config.mesh.fsdp == 8
     )  # along one ring of the torus, repeated along the other
     assert (
-        found.micro_batch * 640 >= enough(at) and found.config.train.batch == found.micro_batch * 64
+        found.micro_batch * 640 >= min_tokens_per_chip(target)
+        and found.config.train.batch == found.micro_batch * 64
     )
 
 
-def test_it_goes_down_until_the_compiler_agrees(at, compiler):
+def test_it_goes_down_until_the_compiler_agrees(target, compiler):
     asked = compiler(lambda config: 3.0)
-    found = search(CONFIG, at)
+    found = search(CONFIG, target)
     sizes = [config.train.batch for config in asked]
     assert len(sizes) > 1 and sizes == sorted(sizes, reverse=True) and found.fits
     assert found.config is asked[-1]
 
 
-def test_it_turns_to_ways_that_need_less_where_the_first_does_not_fit(at, compiler):
+def test_it_turns_to_ways_that_need_less_where_the_first_does_not_fit(target, compiler):
     asked = compiler(lambda config: 1.0 if config.model.remat == "full" else 1000.0)
-    found = search(CONFIG, at)
+    found = search(CONFIG, target)
     assert found.fits and found.config.model.remat == "full"
     assert asked[0].model.remat == "elementwise"
 
 
-def test_where_nothing_fits_it_says_so_of_the_smallest_layout(at, compiler):
+def test_where_nothing_fits_it_says_so_of_the_smallest_layout(target, compiler):
     compiler(lambda config: 1000.0)
-    found = search(CONFIG, at)
+    found = search(CONFIG, target)
     assert not found.fits and found.micro_batch == 1
-    assert (found.config.mesh.preset, found.config.model.remat) == planning.WAYS[-1][:2]
+    assert (found.config.mesh.preset, found.config.model.remat) == planning.LAYOUTS[-1][:2]
 
 
-def test_a_mesh_that_was_asked_for_stays(at, compiler):
+def test_a_mesh_that_was_asked_for_stays(target, compiler):
     asked = compiler(lambda config: 0.9)
-    search(replace(CONFIG, mesh=MeshConfig(data=16, fsdp=4)), at)
+    search(replace(CONFIG, mesh=MeshConfig(data=16, fsdp=4)), target)
     assert {(config.mesh.data, config.mesh.fsdp) for config in asked} == {(16, 4)}
 
 
-def test_a_given_batch_is_planned_as_it_is(at, compiler):
+def test_a_given_batch_is_planned_as_it_is(target, compiler):
     asked = compiler(lambda config: 0.9)
-    found = plan(with_batch(CONFIG, at, 128), at)
+    found = plan(with_batch(CONFIG, target, 128), target)
     assert asked[0].train.batch == 128 and found.micro_batch == 2 and asked[0].model == CONFIG.model
     with pytest.raises(
         UserError,
         match=r"train\.batch 100 does not divide among 64 micro-batches; make it a multiple of 64",
     ):
-        plan(with_batch(CONFIG, at, 100), at)
+        plan(with_batch(CONFIG, target, 100), target)
 
 
 def test_a_chip_of_two_devices_needs_an_example_for_each(compiler):
     compiler(lambda config: 0.9)
-    at = target("tpu7x:2x2x1")
+    target = get_target("tpu7x:2x2x1")
     with pytest.raises(UserError, match=r"train\.batch 4 does not divide among 8 micro-batches"):
-        plan(with_batch(CONFIG, at, 4), at)
+        plan(with_batch(CONFIG, target, 4), target)
 
 
-def test_the_estimate_grows_as_it_should(at):
-    start = with_batch(CONFIG, at, 512)
-    of = lambda **model: estimate(replace(start, model=replace(CONFIG.model, **model)), at, WEIGHTS)
+def test_the_estimate_grows_as_it_should(target):
+    start = with_batch(CONFIG, target, 512)
+    of = lambda **model: estimate(
+        replace(start, model=replace(CONFIG.model, **model)), target, WEIGHTS
+    )
     assert of(remat="none") > of(remat="elementwise") > of(remat="full")
     assert of(num_layers=60) > of(num_layers=30) and of(width=2048) > of(width=1024)
-    assert estimate(with_batch(CONFIG, at, 1024), at, WEIGHTS) > of()
+    assert estimate(with_batch(CONFIG, target, 1024), target, WEIGHTS) > of()

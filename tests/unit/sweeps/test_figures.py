@@ -39,7 +39,7 @@ def rows() -> list[dict]:
 
 def test_lines_go_through_the_means_and_points_are_seeds():
     with figures.style():
-        drawn = sweep_figures.draw(rows())
+        drawn = sweep_figures.plot(rows())
     left = drawn.axes[0]
     lines = {
         line.get_label(): line for line in left.lines if not str(line.get_label()).startswith("_")
@@ -59,7 +59,7 @@ def test_lines_go_through_the_means_and_points_are_seeds():
 def test_several_lengths_of_post_training_get_a_panel():
     shorter = [{**row, "frames": 300, "i2d_absrel": row["i2d_absrel"] + 0.5} for row in rows()]
     with figures.style():
-        drawn = sweep_figures.draw([*rows(), *shorter])
+        drawn = sweep_figures.plot([*rows(), *shorter])
     left, _, right = drawn.axes
     lines = {
         line.get_label(): line for line in left.lines if not str(line.get_label()).startswith("_")
@@ -87,7 +87,7 @@ def test_benchmarks_are_drawn_where_there_are_no_held_out_records(tmp_path):
 
 def test_rows_without_a_score_are_passed_over():
     with figures.style():
-        some = sweep_figures.draw([*rows(), {**rows()[0], "params": 7, "i2d_absrel": None}])
+        some = sweep_figures.plot([*rows(), {**rows()[0], "params": 7, "i2d_absrel": None}])
     assert some.axes[0].get_xlim()[0] > 7
     with pytest.raises(UserError, match="no row has a score"):
-        sweep_figures.draw([{**row, "i2d_absrel": None} for row in rows()])
+        sweep_figures.plot([{**row, "i2d_absrel": None} for row in rows()])

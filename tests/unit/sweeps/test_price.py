@@ -11,14 +11,14 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models import flops
 from modality_forcing.planning.hardware import CHIPS
-from modality_forcing.sweeps.price import columns, price, to_json, to_text
+from modality_forcing.sweeps.price import cell_columns, price, to_json, to_text
 from modality_forcing.sweeps.spec import Records, Run, axis, product, sweep
 from tests import tiny
 
 
 def cell(images: int, seed: int) -> Run:
     before = Run("pretraining", tiny.t2i(steps=images // 4)) if images else None
-    return Run("forcing", replace(tiny.forcing(), seed=seed), after=before)
+    return Run("forcing", replace(tiny.forcing(), seed=seed), init_from=before)
 
 
 SWEEP = sweep("tiny", product(axis("images", 0, 24), axis("seed", 0, 1)), cell, Records())
@@ -29,7 +29,7 @@ def test_a_shared_run_is_paid_once():
         flops.step_flops(c, base.build(c)).total * 6 for c in (tiny.t2i(), tiny.forcing())
     )
     found = price(SWEEP)
-    assert found.flops == before + 4 * after and found.flops_apart == 2 * before + 4 * after
+    assert found.flops == before + 4 * after and found.flops_unshared == 2 * before + 4 * after
     assert len(found.runs) == 5 and [
         run.cells for run in found.runs if run.phase == "pretraining"
     ] == [2]
@@ -60,7 +60,7 @@ def test_what_cannot_be_priced_is_refused(given):
 
 
 def test_columns_tell_images_from_frames():
-    scratch, pretrained = columns(SWEEP.cells[0]), columns(SWEEP.cells[2])
+    scratch, pretrained = cell_columns(SWEEP.cells[0]), cell_columns(SWEEP.cells[2])
     assert (scratch["images"], scratch["frames"], scratch["seed"], scratch["width"]) == (
         0,
         24,
@@ -75,7 +75,7 @@ def test_columns_tell_images_from_frames():
 def test_records_seen_twice_are_not_two():
     config = tiny.t2i(steps=32)  # 128 examples of 64 scenes
     assert (
-        columns(
+        cell_columns(
             sweep("tiny", axis("seed", 0), lambda seed: Run("t2i", config), Records()).cells[0]
         )["unique_images"]
         == 64

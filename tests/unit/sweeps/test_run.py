@@ -13,7 +13,7 @@ from modality_forcing.commands.sweep import dry_run, state, status
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.sweeps import run as sweep_run
-from modality_forcing.sweeps.run import Folder, last_line, version, work
+from modality_forcing.sweeps.run import SweepDir, error_summary, version, work
 from modality_forcing.sweeps.score import Score
 from modality_forcing.sweeps.spec import Records, Run, axis, horizons, product, sweep
 from modality_forcing.train.workdir import write_config
@@ -22,7 +22,7 @@ from tests import tiny
 
 def cell(pretrained: bool, seed: int) -> Run:
     before = Run("pretraining", tiny.t2i()) if pretrained else None
-    return Run("forcing", replace(tiny.forcing(), seed=seed), after=before)
+    return Run("forcing", replace(tiny.forcing(), seed=seed), init_from=before)
 
 
 SWEEP = sweep("tiny", product(axis("pretrained", False, True), axis("seed", 0, 1)), cell, Records())
@@ -62,13 +62,13 @@ def trained(monkeypatch) -> list[str]:
     return asked
 
 
-def go(folder: Folder, cells=SWEEP.cells) -> tuple[dict[str, sweep_run.Failure], list[str]]:
+def go(folder: SweepDir, cells=SWEEP.cells) -> tuple[dict[str, sweep_run.Failure], list[str]]:
     told: list[str] = []
     return work(folder, cells, told.append), told
 
 
 def test_each_run_is_done_once_and_each_cell_has_a_row(trained, tmp_path):
-    folder = Folder(SWEEP, tmp_path / "run")
+    folder = SweepDir(SWEEP, tmp_path / "run")
     assert go(folder)[0] == {}
     assert len(trained) == len(set(trained)) == len(SWEEP.runs()) == 5
     rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
@@ -82,9 +82,9 @@ def test_each_run_is_done_once_and_each_cell_has_a_row(trained, tmp_path):
 def test_a_run_branches_off_its_trunk_where_that_left_a_checkpoint(trained, tmp_path):
     runs = horizons("forcing", tiny.forcing(), (16, 64))
     found = sweep("tiny", axis("frames", 16, 64), lambda frames: runs[frames], Records())
-    folder, short, trunk = Folder(found, tmp_path), runs[16], runs[64]
+    folder, short, trunk = SweepDir(found, tmp_path), runs[16], runs[64]
     assert (
-        folder.config(trunk).train.keep_at_steps == (short.begins,)
+        folder.config(trunk).train.keep_at_steps == (short.branch_step,)
         and not folder.config(short).train.branch_from
     )
     assert dry_run(folder, found.cells).splitlines()[:2] == [
@@ -96,8 +96,8 @@ def test_a_run_branches_off_its_trunk_where_that_left_a_checkpoint(trained, tmp_
     assert not folder.config(
         short
     ).train.branch_from  # the trunk of this test kept nothing: from step 0 it is the same
-    (folder.of(trunk) / "checkpoints" / str(short.begins) / "meta").mkdir(parents=True)
-    assert folder.config(short).train.branch_from == str(folder.of(trunk))
+    (folder.run_dir(trunk) / "checkpoints" / str(short.branch_step) / "meta").mkdir(parents=True)
+    assert folder.config(short).train.branch_from == str(folder.run_dir(trunk))
     assert go(folder, found.cells)[0] == {} and len(trained) == 2
     assert "branch_from" not in str(folder.row(found.cells[0])["config"]).replace(
         "'branch_from': ''", ""
@@ -105,7 +105,7 @@ def test_a_run_branches_off_its_trunk_where_that_left_a_checkpoint(trained, tmp_
 
 
 def test_a_row_without_its_file_is_scored_again_and_trained_no_more(trained, tmp_path):
-    folder = Folder(SWEEP, tmp_path)
+    folder = SweepDir(SWEEP, tmp_path)
     go(folder)
     before = (tmp_path / "rows.jsonl").read_bytes()
     (tmp_path / "cells" / f"{NAMES[2]}.json").unlink()
@@ -114,14 +114,14 @@ def test_a_row_without_its_file_is_scored_again_and_trained_no_more(trained, tmp
 
 
 def test_a_folder_that_was_moved_goes_on(trained, tmp_path):
-    folder = Folder(SWEEP, tmp_path / "here")
+    folder = SweepDir(SWEEP, tmp_path / "here")
     go(folder)
     last = SWEEP.cells[3].run
     (tmp_path / "here" / "cells" / f"{NAMES[3]}.json").unlink()
-    shutil.rmtree(folder.of(last) / "checkpoints")
-    moved = Folder(SWEEP, (tmp_path / "here").rename(tmp_path / "there"))
+    shutil.rmtree(folder.run_dir(last) / "checkpoints")
+    moved = SweepDir(SWEEP, (tmp_path / "here").rename(tmp_path / "there"))
     assert go(moved)[0] == {}
-    written = json.loads((moved.of(last) / "config.json").read_text())
+    written = json.loads((moved.run_dir(last) / "config.json").read_text())
     assert (
         written == json.loads(json.dumps(to_dict(last.config_in(moved.runs))))
         and "there" in written["train"]["init_from"]
@@ -129,7 +129,7 @@ def test_a_folder_that_was_moved_goes_on(trained, tmp_path):
 
 
 def test_a_failure_is_the_cells_own_and_is_tried_again(trained, tmp_path, monkeypatch):
-    folder, stub = Folder(SWEEP, tmp_path), sweep_run.train
+    folder, stub = SweepDir(SWEEP, tmp_path), sweep_run.train
 
     def train(config, workdir, records):
         if workdir.name.startswith("pretraining"):
@@ -141,7 +141,7 @@ def test_a_failure_is_the_cells_own_and_is_tried_again(trained, tmp_path, monkey
     failed, told = go(folder)
     assert failed == dict.fromkeys(NAMES[2:], ("loss not finite", True))
     assert trained.count("failed") == 1  # not tried again for the second cell
-    assert folder.failure(SWEEP.cells[2]).read_text().strip().endswith("loss not finite")
+    assert folder.failure_log(SWEEP.cells[2]).read_text().strip().endswith("loss not finite")
     assert [state(folder, c) for c in SWEEP.cells] == ["done", "done", "failed", "failed"]
     assert any("failed: loss not finite" in line for line in told)
     monkeypatch.setattr(sweep_run, "train", stub)
@@ -153,16 +153,18 @@ def test_another_error_is_no_mistake_of_the_user(trained, tmp_path, monkeypatch)
         raise RuntimeError("out of\nmemory")
 
     monkeypatch.setattr(sweep_run, "train", train)
-    failed, _ = go(Folder(SWEEP, tmp_path), SWEEP.cells[:1])
+    failed, _ = go(SweepDir(SWEEP, tmp_path), SWEEP.cells[:1])
     assert failed == {NAMES[0]: ("RuntimeError: out of memory", False)}
 
 
 def test_two_processes_do_not_do_one_thing(trained, tmp_path):
     """flock tells two opened files apart, also within a process."""
-    folder, shared = Folder(SWEEP, tmp_path), SWEEP.cells[2].runs()[0]
-    with folder.held(NAMES[0]) as mine, folder.held(shared.folder) as too:
+    folder, shared = SweepDir(SWEEP, tmp_path), SWEEP.cells[2].runs()[0]
+    with folder.try_lock(NAMES[0]) as mine, folder.try_lock(shared.folder) as too:
         assert mine and too
-        assert state(folder, SWEEP.cells[0]) == "running" and "process" in folder.owner(NAMES[0])
+        assert state(folder, SWEEP.cells[0]) == "running" and "process" in folder.lock_owner(
+            NAMES[0]
+        )
         failed, told = go(folder)
         assert failed == {} and [state(folder, c) for c in SWEEP.cells] == [
             "running",
@@ -171,13 +173,13 @@ def test_two_processes_do_not_do_one_thing(trained, tmp_path):
             "waiting",
         ]
         assert sum("waits for pretraining" in line for line in told) == 2
-    assert folder.owner(NAMES[0]) == ""
+    assert folder.lock_owner(NAMES[0]) == ""
     go(folder)
     assert len(trained) == len(set(trained)) == 5
 
 
 def test_a_row_names_every_code_that_made_it(trained, tmp_path, monkeypatch):
-    folder, stub = Folder(SWEEP, tmp_path), sweep_run.train
+    folder, stub = SweepDir(SWEEP, tmp_path), sweep_run.train
 
     def train(config, workdir, records):
         raise KeyboardInterrupt
@@ -200,7 +202,7 @@ def test_a_row_names_every_code_that_made_it(trained, tmp_path, monkeypatch):
 
 
 def test_what_is_left_is_listed_each_run_once(trained, tmp_path):
-    folder = Folder(SWEEP, tmp_path)
+    folder = SweepDir(SWEEP, tmp_path)
     go(folder, SWEEP.cells[:1])
     lines = dry_run(folder, SWEEP.cells).splitlines()
     assert [line.split()[0] for line in lines] == [
@@ -218,7 +220,7 @@ def test_what_is_left_is_listed_each_run_once(trained, tmp_path):
 
 
 def test_the_table_counts_what_is_left_at_the_speed_of_what_is_done(trained, tmp_path):
-    folder = Folder(SWEEP, tmp_path)
+    folder = SweepDir(SWEEP, tmp_path)
     go(folder, SWEEP.cells[:1])
     lines = status(folder, SWEEP.cells).splitlines()
     assert lines[1].split() == [NAMES[0], "done", "6/6", "0.5000", "i2d_absrel", "0.2500"]
@@ -230,15 +232,15 @@ def test_a_damaged_row_is_one_line(tmp_path):
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells" / f"{NAMES[0]}.json").write_text("{")
     with pytest.raises(UserError, match="is not a row"):
-        Folder(SWEEP, tmp_path).row(SWEEP.cells[0])
+        SweepDir(SWEEP, tmp_path).row(SWEEP.cells[0])
 
 
 def test_the_version_is_of_the_code_that_numbers_come_from():
     package = Path(sweep_run.__file__).parents[1]
-    assert all((package / part).exists() for part in sweep_run.CODE)
+    assert all((package / part).exists() for part in sweep_run.VERSIONED_PATHS)
     assert version() == version.__wrapped__() and "+" in version()
 
 
 def test_an_error_is_one_line():
-    assert last_line(UserError("wrong", where="x")) == "x: wrong"
-    assert last_line(ValueError()) == "ValueError: ValueError"
+    assert error_summary(UserError("wrong", where="x")) == "x: wrong"
+    assert error_summary(ValueError()) == "ValueError: ValueError"

@@ -52,7 +52,7 @@ def test_its_noise_is_that_of_the_evaluation_and_captions_are_never_dropped(gene
 
 
 def test_a_cell_is_scored_on_all_its_runs(forcing_run, t2i_run, tmp_path):
-    run = Run("forcing", tiny.forcing(), after=Run("pretraining", tiny.t2i()))
+    run = Run("forcing", tiny.forcing(), init_from=Run("pretraining", tiny.t2i()))
     (cell,) = sweep("tiny", axis("seed", 0), lambda seed: run, Records(seed=5, draws=1)).cells
     workdirs = {"forcing": forcing_run, "pretraining": t2i_run}
     score = Scorer(tmp_path)(cell, workdirs)

@@ -14,12 +14,12 @@ from modality_forcing.sweeps.spec import (
     Sweep,
     axis,
     chain,
-    divided,
     horizons,
     load,
+    partition,
     product,
     sweep,
-    zipped,
+    zip_axes,
 )
 from tests import tiny
 
@@ -32,7 +32,7 @@ def pretraining(phase: str = "pretraining", **train) -> Run:
 
 def cell(images: int, seed: int) -> Run:
     before = pretraining(steps=images // 4) if images else None
-    return Run("forcing", replace(tiny.forcing(), seed=seed), after=before)
+    return Run("forcing", replace(tiny.forcing(), seed=seed), init_from=before)
 
 
 def made(*images: int, seeds: int = 2) -> Sweep:
@@ -49,9 +49,9 @@ def test_the_combinators():
         {"a": 2, "b": "x"},
         {"a": 2, "b": "y"},
     )
-    assert zipped(a, b) == ({"a": 1, "b": "x"}, {"a": 2, "b": "y"})
+    assert zip_axes(a, b) == ({"a": 1, "b": "x"}, {"a": 2, "b": "y"})
     assert chain(a, b) == ({"a": 1}, {"a": 2}, {"b": "x"}, {"b": "y"})
-    assert product(zipped(a, b), axis("c", 0))[1] == {"a": 2, "b": "y", "c": 0}
+    assert product(zip_axes(a, b), axis("c", 0))[1] == {"a": 2, "b": "y", "c": 0}
     assert product() == ({},)
 
 
@@ -59,7 +59,7 @@ def test_points_that_do_not_go_together_are_refused():
     with pytest.raises(UserError, match="the axis 'a'"):
         product(axis("a", 1), axis("a", 2))
     with pytest.raises(UserError, match="2 and 3 points"):
-        zipped(axis("a", 1, 2), axis("b", 1, 2, 3))
+        zip_axes(axis("a", 1, 2), axis("b", 1, 2, 3))
 
 
 def test_runs_that_cells_share_are_one():
@@ -81,10 +81,11 @@ def test_a_digest_is_of_all_that_weights_depend_on_and_of_nothing_else():
     )
     assert run.digest != pretraining(learning_rate=2e-3).digest
     assert run.digest != Run("pretraining", replace(run.config, seed=9)).digest
-    after = Run("forcing", tiny.forcing(), after=run)
+    after = Run("forcing", tiny.forcing(), init_from=run)
     assert after.digest != Run("forcing", tiny.forcing()).digest
     assert (
-        after.digest != Run("forcing", tiny.forcing(), after=pretraining(learning_rate=2e-3)).digest
+        after.digest
+        != Run("forcing", tiny.forcing(), init_from=pretraining(learning_rate=2e-3)).digest
     )
 
 
@@ -102,10 +103,10 @@ def test_a_cell_depends_on_how_it_is_scored_as_well():
 def test_train_init_is_where_the_run_before_lies():
     run = cell(24, 0)
     assert (
-        run.after is not None
-        and run.config_in(Path("runs")).train.init_from == f"runs/{run.after.folder}"
+        run.init_from is not None
+        and run.config_in(Path("runs")).train.init_from == f"runs/{run.init_from.folder}"
     )
-    assert run.after.config_in(Path("runs")) == run.after.config
+    assert run.init_from.config_in(Path("runs")) == run.init_from.config
     with pytest.raises(UserError, match=r"train\.init_from is set"):
         Run("forcing", tiny.forcing(init_from="somewhere"))
 
@@ -115,10 +116,18 @@ def test_a_branch_is_the_run_that_it_saves():
     before = pretraining()
     runs = horizons("forcing", config, (16, 64, 160), before)
     short, trunk = runs[16], runs[160]
-    assert [run.config.train.steps for run in runs.values()] == [4, 16, 40] and trunk.trunk is None
-    assert (short.begins, runs[64].begins, trunk.begins) == (3, 13, 0)  # where they cool down
+    assert [run.config.train.steps for run in runs.values()] == [
+        4,
+        16,
+        40,
+    ] and trunk.branch_from is None
+    assert (short.branch_step, runs[64].branch_step, trunk.branch_step) == (
+        3,
+        13,
+        0,
+    )  # where they cool down
     assert short.digest == Run("forcing", short.config, before).digest  # whichever way it is made
-    assert short.chain() == (before, short) and short.needs() == (before, trunk, short)
+    assert short.lineage() == (before, short) and short.dependencies() == (before, trunk, short)
     found = sweep("tiny", axis("frames", 16, 64), lambda frames: runs[frames], Records())
     assert [run.digest for run in found.runs()] == [
         run.digest for run in (before, trunk, short, runs[64])
@@ -145,9 +154,9 @@ def test_what_is_no_branch_of_its_trunk_is_refused(changes, told):
         train=replace(trunk.config.train, **{"steps": 8, "warmup_fraction": 0.06, **changes}),
     )
     with pytest.raises(UserError, match=told):
-        assert Run("t2i", short, trunk=trunk).begins
+        assert Run("t2i", short, branch_from=trunk).branch_step
     with pytest.raises(UserError, match=r"\(after .*, now None\)"):
-        Run("t2i", trunk.config, trunk=Run("t2i", trunk.config, after=pretraining()))
+        Run("t2i", trunk.config, branch_from=Run("t2i", trunk.config, init_from=pretraining()))
 
 
 @pytest.mark.parametrize(
@@ -185,16 +194,16 @@ def test_a_sweep_that_makes_no_sense_is_refused(build, told):
 @pytest.mark.parametrize("of", [1, 2, 3, 9])
 def test_parts_have_every_cell_once_and_no_run_in_common(of):
     found = made(0, 24, 48, 96)
-    parts = divided(found, of, lambda run: run.examples)
+    parts = partition(found, of, lambda run: run.examples)
     assert sorted(c.name for part in parts for c in part) == sorted(c.name for c in found.cells)
     runs = [{run.digest for c in part for run in c.runs()} for part in parts]
     assert sum(map(len, runs)) == len(found.runs())
-    assert parts == divided(found, of, lambda run: run.examples)
+    assert parts == partition(found, of, lambda run: run.examples)
 
 
 def test_parts_are_about_equally_dear():
     found = made(40, 80, 120, 160, 200, 240)
-    parts = divided(found, 2, lambda run: run.examples)
+    parts = partition(found, 2, lambda run: run.examples)
     costs = [
         sum(run.examples for run in {r.digest: r for c in part for r in c.runs()}.values())
         for part in parts
@@ -220,11 +229,9 @@ def test_the_sweeps_of_the_tree_load():
         seen, batch = sum(run.examples for run in c.runs()[:-1]), c.run.config.train.batch
         assert seen == -(-int(c.point["images"]) // batch) * batch  # whole steps
         assert c.run.examples == c.point["frames"] and c.run.config.data.num_scenes == 4096
-        assert (c.run.trunk is None) == (c.point["frames"] == 76_800) and c.run.begins in (
-            0,
-            240,
-            960,
-        )
+        assert (c.run.branch_from is None) == (
+            c.point["frames"] == 76_800
+        ) and c.run.branch_step in (0, 240, 960)
     assert len(scenes.groups()) == 2 * 4 * 2  # of each seed and width: with pretraining, without
     paper = load(f"{CONFIGS / 'sweep_paper.py'}:widths=paper")
     assert {c.run.config.model.width for c in paper.cells} == {1024, 1536, 3072}
