@@ -97,7 +97,7 @@ def _plot_curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None
             means,
             f"{marker}-",
             color=color,
-            label=figures.short(images) if images else "none",
+            label=figures.format_count(images) if images else "none",
         )
 
 

@@ -81,11 +81,11 @@ class Run:
     branch_from: Run | None = None
 
     def __post_init__(self):
-        for name, option in (("init_from", "init_from"), ("branch_from", "trunk")):
+        for name in ("init_from", "branch_from"):
             if getattr(self.config.train, name):
                 raise UserError(
                     f"train.{name} is set in a run of a sweep",
-                    hint=f"name that run with Run(..., {option}=...)",
+                    hint=f"name that run with Run(..., {name}=...)",
                 )
         if self.branch_from is not None:
             theirs, mine = (

@@ -144,7 +144,7 @@ def test_a_branch_is_the_run_that_it_saves():
             r"a run of t2i is no branch of its trunk \(train\.learning_rate 0\.001, now 0\.5\)",
         ),
         ({"warmup_fraction": 0.9}, "the trunk warms up for"),
-        ({"branch_from": "there"}, r"train\.branch_from is set .*trunk="),
+        ({"branch_from": "there"}, r"train\.branch_from is set .*branch_from="),
     ],
 )
 def test_what_is_no_branch_of_its_trunk_is_refused(changes, told):
@@ -155,7 +155,7 @@ def test_what_is_no_branch_of_its_trunk_is_refused(changes, told):
     )
     with pytest.raises(UserError, match=told):
         assert Run("t2i", short, branch_from=trunk).branch_step
-    with pytest.raises(UserError, match=r"\(after .*, now None\)"):
+    with pytest.raises(UserError, match=r"\(init_from .*, now None\)"):
         Run("t2i", trunk.config, branch_from=Run("t2i", trunk.config, init_from=pretraining()))
 
 
