@@ -22,9 +22,8 @@ from modality_forcing.diffusion.noise_levels import (
 )
 from modality_forcing.errors import UserError
 
-Batch = Mapping[
-    str, Any
-]  # of data/pipeline.py: arrays with a leading b; "text" is a mapping of them
+# A batch of data/pipeline.py: arrays with a leading b; "text" is a mapping of them.
+Batch = Mapping[str, Any]
 Spec = tuple[tuple[int, ...], DTypeLike]  # shape without the leading b, dtype
 
 _DISTRIBUTIONS = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}

@@ -22,14 +22,13 @@ def normal(shape):
 def make(kind, *sizes, dtype: Any = jnp.float32) -> Any:
     """A layer of random weights, biases and scales, without compiling the initializers."""
     rng = np.random.default_rng(1)
-    build = lambda: kind(*sizes, dtype=dtype, **({} if kind is Norm else {"rngs": nnx.Rngs(0)}))
-    graph, state = nnx.split(nnx.eval_shape(build))
-    return nnx.merge(
-        graph,
-        jax.tree.map(
-            lambda leaf: jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype), state
-        ),
-    )
+    keywords = {} if kind is Norm else {"rngs": nnx.Rngs(0)}
+    graph, state = nnx.split(nnx.eval_shape(lambda: kind(*sizes, dtype=dtype, **keywords)))
+
+    def fill(leaf) -> jax.Array:
+        return jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype)
+
+    return nnx.merge(graph, jax.tree.map(fill, state))
 
 
 def convolved(x, w, b):
@@ -41,7 +40,7 @@ def convolved(x, w, b):
     ) + np.asarray(b)
 
 
-def test_a_convolution_has_zeros_around_the_picture():
+def test_convolution_pads_with_zeros():
     conv, x = make(Conv, 3, 5), normal((2, 4, 7, 3))
     for ours, picture in zip(conv(x), x, strict=True):
         np.testing.assert_allclose(
@@ -49,21 +48,21 @@ def test_a_convolution_has_zeros_around_the_picture():
         )
 
 
-def test_a_convolution_that_halves_has_zeros_below_and_to_the_right_only():
+def test_strided_convolution_pads_below_and_right_only():
     conv, x = make(partial(Conv, stride=2), 3, 5), normal((1, 6, 4, 3))
     theirs = convolved(np.pad(x[0], ((0, 1), (0, 1), (0, 0))), conv.w, conv.b)
     np.testing.assert_allclose(conv(x)[0], theirs[::2, ::2], atol=1e-5)
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (3, 5), (4, 2)])
-def test_doubling_is_a_convolution_of_the_doubled_picture(sides):
+def test_upsample_equals_convolution_of_repeated_pixels(sides):
     double, x = make(Upsample, 4), normal((1, *sides, 4))
     doubled = np.pad(np.repeat(np.repeat(x[0], 2, 0), 2, 1), ((1, 1), (1, 1), (0, 0)))
     np.testing.assert_allclose(double(x)[0], convolved(doubled, double.w, double.b), atol=1e-5)
 
 
 @pytest.mark.parametrize("far", [0.0, 100.0])
-def test_a_norm_takes_a_group_of_channels_in_all_of_a_picture(far):
+def test_group_norm_covers_the_whole_image(far):
     norm, x = make(Norm, 6, 2), far + normal((2, 5, 3, 6))
     for ours, picture in zip(norm(x), np.asarray(x, np.float64), strict=True):
         for group in (slice(0, 3), slice(3, 6)):
@@ -73,7 +72,7 @@ def test_a_norm_takes_a_group_of_channels_in_all_of_a_picture(far):
             np.testing.assert_allclose(ours[..., group], theirs, atol=1e-5 if not far else 1e-4)
 
 
-def test_a_norm_of_bfloat16_rounds_once():
+def test_bfloat16_norm_rounds_once():
     half, wide, x = (
         make(Norm, 6, 2, dtype=jnp.bfloat16),
         make(Norm, 6, 2),
@@ -84,7 +83,7 @@ def test_a_norm_of_bfloat16_rounds_once():
     np.testing.assert_array_equal(half(x, jax.nn.silu), wide(x, jax.nn.silu).astype(jnp.bfloat16))
 
 
-def test_the_sum_over_blocks_of_bfloat16_is_not_rounded():
+def test_residual_stream_is_float32():
     block, x = make(Residual, 4, 4, 2, dtype=jnp.bfloat16), 1000 + normal((1, 4, 4, 4))
     y = block(x)
     assert y.dtype == jnp.float32
@@ -94,7 +93,7 @@ def test_the_sum_over_blocks_of_bfloat16_is_not_rounded():
     assert np.abs(np.asarray(x - x.astype(jnp.bfloat16))).max() > 0  # which the input is not
 
 
-def test_a_residual_block_adds_to_its_input_or_to_a_map_of_it():
+def test_residual_block_adds_to_its_input_or_a_linear_map_of_it():
     x = normal((1, 4, 4, 4))
     for outputs in (4, 6):
         block = make(Residual, 4, outputs, 2)
@@ -118,14 +117,14 @@ def attended(attention, x):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 99])
-def test_attention_is_the_same_however_many_rows_are_computed_at_a_time(rows, monkeypatch):
+def test_attention_in_parts_equals_attention_at_once(rows, monkeypatch):
     attention, x = make(Attention, 8, 4), normal((2, 5, 3, 8))
     monkeypatch.setattr(flux2_layers, "LOGITS", rows * 2 * 3 * 15)
     theirs = np.stack([attended(attention, picture) for picture in x])
     np.testing.assert_allclose(attention(x), theirs, atol=1e-5)
 
 
-def test_attention_holds_no_more_logits_than_it_may(monkeypatch):
+def test_attention_limits_its_logits(monkeypatch):
     attention = make(Attention, 8, 4)
     text = {}
     for most in (2**30, 2 * 16 * 256):
@@ -136,7 +135,7 @@ def test_attention_holds_no_more_logits_than_it_may(monkeypatch):
     assert "f32[16,1,16,16,16]" not in text[2 * 16 * 256]
 
 
-def test_attention_weighs_in_float32():
+def test_attention_softmax_is_float32():
     attention = make(Attention, 8, 4, dtype=jnp.bfloat16)
     text = str(jax.make_jaxpr(lambda x: attention(x))(jnp.zeros((1, 4, 4, 8), jnp.bfloat16)))
     exponentials = [line for line in text.splitlines() if " = exp " in line]

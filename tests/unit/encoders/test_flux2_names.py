@@ -63,14 +63,14 @@ PLACES = {
 
 
 @pytest.mark.parametrize("path", PLACES)
-def test_an_array_is_found_in_both_layouts(path):
+def test_arrays_have_names_in_both_layouts(path):
     diffusers, bfl, arranged, arranged_bfl = PLACES[path]
     assert tensors(VAEConfig(), DIFFUSERS)[path] == Tensor((diffusers,), arranged)
     assert tensors(VAEConfig(), BFL)[path] == Tensor((bfl,), arranged_bfl)
 
 
 @pytest.mark.parametrize("names", [DIFFUSERS, BFL])
-def test_only_the_statistics_are_read_by_both_halves(names):
+def test_both_halves_share_only_the_statistics(names):
     read = Counter(name for place in tensors(VAEConfig(), names).values() for name in place.names)
     assert {name for name, times in read.items() if times > 1} == {
         "bn.running_mean",
@@ -80,7 +80,7 @@ def test_only_the_statistics_are_read_by_both_halves(names):
 
 
 @pytest.mark.parametrize("names", [DIFFUSERS, BFL])
-def test_the_halves_make_up_the_whole_and_leave_each_other_alone(names):
+def test_both_halves_together_read_every_tensor(names):
     whole = tensors(VAEConfig(), names)
     halves = {half: tensors(VAEConfig(), names, half) for half in ("encoder", "decoder")}
     assert {

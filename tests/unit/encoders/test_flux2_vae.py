@@ -76,7 +76,7 @@ def pictures(count=3, rows=8, columns=12):
     return jax.random.uniform(jax.random.key(0), (count, rows, columns, 3), minval=-1.0)
 
 
-def test_the_released_network_has_its_published_size():
+def test_released_network_has_its_published_size():
     vae = nnx.eval_shape(lambda: VAE(VAEConfig(), rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
     sizes = {
         kind: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(vae, kind)))
@@ -103,7 +103,7 @@ def test_a_config_is_read():
     assert (read.channels, read.scale) == (256, 8)
 
 
-def test_a_small_decoder_is_read():
+def test_config_of_the_small_decoder():
     small = VAEConfig.from_dict(JSON | {"decoder_block_out_channels": [48, 96]})
     assert (small.widths, small.decoder_widths) == ((64, 128), (48, 96))
     assert VAEConfig.from_dict(JSON | {"decoder_block_out_channels": None}) == VAEConfig.from_dict(
@@ -111,7 +111,7 @@ def test_a_small_decoder_is_read():
     )
 
 
-def test_weights_without_a_config_are_those_of_flux2():
+def test_weights_without_a_config_are_flux2():
     assert VAEConfig.from_dict({}) == VAEConfig()
 
 
@@ -130,18 +130,18 @@ def test_weights_without_a_config_are_those_of_flux2():
         ({"decoder_block_out_channels": [64]}, "not as many"),
     ],
 )
-def test_the_config_of_another_network_is_refused(changes, told):
+def test_config_of_another_network_is_refused(changes, told):
     with pytest.raises(UserError, match=told):
         VAEConfig.from_dict(JSON | changes)
 
 
 @pytest.mark.parametrize("sides", [(8, 10), (6, 8)])
-def test_a_picture_that_latents_do_not_cover_is_refused(vae, sides):
+def test_image_of_partial_latents_is_refused(vae, sides):
     with pytest.raises(UserError, match="{} x {} pixels.*multiples of 4".format(*sides)):
         vae.encode(pictures(1, *sides))
 
 
-def test_it_is_an_autoencoder(vae):
+def test_vae_is_an_autoencoder(vae):
     autoencoder: Autoencoder = vae
     latent = encode(autoencoder, pictures())
     assert latent.shape == (3, 2, 3, autoencoder.channels)
@@ -150,7 +150,7 @@ def test_it_is_an_autoencoder(vae):
     assert np.isfinite(back).all()
 
 
-def test_each_channel_is_where_it_belongs():
+def test_pack_orders_channels_like_flux2():
     z = np.zeros((1, 4, 6, 5), np.float32)
     z[0, 3, 4, 2] = 1.0  # packed latent (1, 2): channel 2, row 1, column 0
     packed = np.asarray(pack(jnp.asarray(z), 2))
@@ -158,7 +158,7 @@ def test_each_channel_is_where_it_belongs():
     np.testing.assert_array_equal(unpack(jnp.asarray(packed), 2), z)
 
 
-def test_latents_are_the_mean_normalised_by_packed_channel():
+def test_latents_are_normalized_means():
     encoder = make(Encoder)
     moments = jnp.array(
         [1.0, 2.0, 3.0, 70.0, 80.0, 90.0]
@@ -176,7 +176,7 @@ def test_latents_are_the_mean_normalised_by_packed_channel():
     )
 
 
-def test_statistics_are_undone_before_decoding():
+def test_latents_are_denormalized_before_decoding():
     decoder, latent = make(Decoder), jax.random.normal(jax.random.key(1), (1, 2, 3, 12))
     mean, var = np.asarray(decoder.latent_norm.mean), np.asarray(decoder.latent_norm.var)
     decoded = call(decoder, latent)
@@ -187,7 +187,7 @@ def test_statistics_are_undone_before_decoding():
     assert np.abs(call(decoder, latent) - decoded).max() > 0.1
 
 
-def test_statistics_keep_a_channel_that_never_changed():
+def test_constant_channels_are_normalized_by_eps():
     stats = LatentNorm(replace(SMALL, stats_eps=1e-2))
     stats.var[...] = jnp.zeros(12)
     z = jnp.arange(12.0)
@@ -195,7 +195,7 @@ def test_statistics_keep_a_channel_that_never_changed():
     np.testing.assert_allclose(stats.denormalize(stats.normalize(z)), z, rtol=1e-6)
 
 
-def test_a_picture_does_not_depend_on_its_batch_nor_on_jit(vae):
+def test_images_do_not_depend_on_their_batch_or_on_jit(vae):
     together = encode(vae, pictures())
     back = decode(vae, together)
     np.testing.assert_allclose(vae.encode(pictures()[1:2]), together[1:2], atol=1e-5)
@@ -204,7 +204,7 @@ def test_a_picture_does_not_depend_on_its_batch_nor_on_jit(vae):
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float32", "HIGHEST"), ("bfloat16", "None")])
-def test_float32_is_not_rounded_on_the_way(dtype, precision):
+def test_float32_network_multiplies_in_float32(dtype, precision):
     vae = nnx.eval_shape(lambda: VAE(SMALL, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype)))
     image = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
     graph, state = nnx.split(vae)
@@ -237,7 +237,7 @@ for function, x, one in ((encode, images, latent), (decode, latent, image)):
 """
 
 
-def test_devices_change_nothing_but_rounding():
+def test_several_devices_agree_up_to_rounding():
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
     done = subprocess.run(

@@ -27,7 +27,7 @@ def frozen(folders) -> FrozenEncoders:
     return FrozenEncoders(f"umt5:{folders[0]}", f"flux2:{folders[1]}")
 
 
-def test_a_batch_becomes_what_the_network_reads(frozen):
+def test_encode_replaces_images_and_token_ids(frozen):
     sentences = frozen.tokenizer(small.TOKENS)
     text = [sentences.encode(caption) for caption in ("", "a red cube", "un gato negro " * 20)]
     image = RNG.integers(0, 256, (3, 16, 16, 3), np.uint8)
@@ -53,7 +53,7 @@ def test_a_batch_becomes_what_the_network_reads(frozen):
     assert set(batch) == {"image", "text", "depth"}  # the caller's is as it was
 
 
-def test_latents_are_the_encoder_s_and_pictures_the_decoder_s(frozen):
+def test_latents_and_images_equal_those_of_the_vae(frozen):
     from flax import nnx
 
     from modality_forcing.encoders import flux2_names
@@ -68,12 +68,12 @@ def test_latents_are_the_encoder_s_and_pictures_the_decoder_s(frozen):
     np.testing.assert_allclose(
         np.asarray(frozen.latents(image), np.float32), latents, rtol=2**-8, atol=1e-5
     )
-    pictures = np.asarray(frozen.decode_images(latents))
-    np.testing.assert_allclose(pictures, np.clip((vae.decode(latents) + 1) / 2, 0, 1), atol=1e-5)
-    assert pictures.shape == (2, 16, 24, 3) and pictures.min() >= 0 and pictures.max() <= 1
+    images = np.asarray(frozen.decode_images(latents))
+    np.testing.assert_allclose(images, np.clip((vae.decode(latents) + 1) / 2, 0, 1), atol=1e-5)
+    assert images.shape == (2, 16, 24, 3) and images.min() >= 0 and images.max() <= 1
 
 
-def test_the_identity_tells_weights_and_sizes_apart(frozen, folders, tmp_path):
+def test_identity_depends_on_weights_and_sizes(frozen, folders, tmp_path):
     told = frozen.identity()
     assert told["text"]["kind"] == "umt5" and told["text"]["width"] == small.WIDTH
     assert told["image"]["kind"] == "flux2" and told["image"]["widths"] == [8, 16]
@@ -87,12 +87,12 @@ def test_the_identity_tells_weights_and_sizes_apart(frozen, folders, tmp_path):
 
 
 @pytest.mark.parametrize("spec", ["t5:x", "x", "umt5", "umt5:", ":x", "flux2:x"])
-def test_another_kind_is_refused(spec):
+def test_location_of_another_kind_is_refused(spec):
     with pytest.raises(UserError, match="it must be umt5:PATH"):
         FrozenEncoders(spec)
 
 
-def test_a_wrong_folder_is_one_line_when_it_is_needed(folders, tmp_path):
+def test_wrong_folder_is_one_line_at_first_use(folders, tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         FrozenEncoders(f"umt5:{tmp_path}/nowhere").tokenizer(4)
     with pytest.raises(UserError, match="model_type is None, not 'umt5'"):
@@ -103,7 +103,7 @@ def test_a_wrong_folder_is_one_line_when_it_is_needed(folders, tmp_path):
         FrozenEncoders("", f"flux2:{folders[0]}").latents(np.zeros((1, 16, 16, 3), np.uint8))
 
 
-def test_a_tokenizer_beside_the_encoder_is_found(folders, tmp_path):
+def test_tokenizer_folder_beside_the_encoder_is_found(folders, tmp_path):
     small.text_folder(tmp_path / "text_encoder")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "text_encoder" / "spiece.model").rename(tmp_path / "tokenizer" / "spiece.model")

@@ -26,6 +26,6 @@ def test_one_structure_for_all_captions(encoder: TextEncoder):
 
 
 @pytest.mark.parametrize("encoder", ENCODERS, ids=repr)
-def test_a_copy_encodes_the_same(encoder: TextEncoder):
+def test_pickled_copy_encodes_the_same(encoder: TextEncoder):
     for key, value in copy.deepcopy(encoder).encode("a red cube").items():
         np.testing.assert_array_equal(value, encoder.encode("a red cube")[key])

@@ -46,10 +46,12 @@ def save(
 def load(folder: Path, dtype: str = "float32", sharding=None) -> UMT5:
     checkpoint = open_checkpoint(folder)
     c = UMT5Config.from_dict(checkpoint.config)
-    build = lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=dtype)
-    return load_module(
-        build, tensors(c, checkpoint.shapes), checkpoint, sharding=sharding, unused=UNUSED
-    )
+
+    def build() -> UMT5:
+        return UMT5(c, rngs=nnx.Rngs(0), dtype=dtype)
+
+    names = tensors(c, checkpoint.shapes)
+    return load_module(build, names, checkpoint, sharding=sharding, unused=UNUSED)
 
 
 def captions(lengths: tuple[int, ...], l: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -116,13 +118,13 @@ def test_a_config_is_read():
         ({"relative_attention_max_distance": 8}, "to a distance of 8"),
     ],
 )
-def test_another_config_is_refused(wrong, told):
+def test_config_of_another_network_is_refused(wrong, told):
     with pytest.raises(UserError) as caught:
         UMT5Config.from_dict(SMALL | wrong, where="some/config.json")
     assert str(caught.value).startswith("some/config.json: ") and told in str(caught.value)
 
 
-def test_a_config_that_lacks_a_size_is_refused():
+def test_config_without_a_size_is_refused():
     with pytest.raises(UserError, match=r"lacks d_ff, num_layers; download"):
         UMT5Config.from_dict(
             {key: value for key, value in SMALL.items() if key not in ("d_ff", "num_layers")}
@@ -130,7 +132,7 @@ def test_a_config_that_lacks_a_size_is_refused():
 
 
 @pytest.mark.parametrize("table", ["shared.weight", "encoder.embed_tokens.weight"])
-def test_every_tensor_of_umt5_xxl_is_named_and_fits(table):
+def test_every_tensor_of_umt5_xxl_has_a_name_and_fits(table):
     """The published encoders of Wan 2.1 and 2.2 have 242 tensors and 5,680,910,336 weights."""
     d, f, inner = 4096, 10_240, 64 * 64
     stored = {table: (256_384, d), "encoder.final_layer_norm.weight": (d,)}
@@ -155,7 +157,7 @@ def test_every_tensor_of_umt5_xxl_is_named_and_fits(table):
         assert {named[path].shape(stored[name]) for name in named[path].names} == {leaf.shape}
 
 
-def test_the_decoder_of_a_whole_umt5_is_left_out(tmp_path, network):
+def test_decoder_of_a_complete_umt5_is_ignored(tmp_path, network):
     whole = {
         name: np.zeros((2, 2), np.float32)
         for name in ("decoder.block.0.layer.0.layer_norm.weight", "lm_head.weight")
@@ -167,19 +169,19 @@ def test_the_decoder_of_a_whole_umt5_is_left_out(tmp_path, network):
     )
 
 
-def test_the_embedding_goes_by_either_name(tmp_path, network):
+def test_embedding_is_read_by_either_name(tmp_path, network):
     ids, mask = captions((4,), 5)
     other = load(save(tmp_path, SMALL, table="encoder.embed_tokens.weight"))
     np.testing.assert_array_equal(states(other, ids, mask), states(network, ids, mask))
 
 
-def test_a_tensor_of_no_umt5_is_refused(tmp_path):
+def test_unknown_tensor_is_refused(tmp_path):
     bias = {"encoder.block.0.layer.0.SelfAttention.q.bias": np.zeros(3, np.float32)}
     with pytest.raises(UserError, match=r"q\.bias"):
         load(save(tmp_path, SMALL, bias))
 
 
-def test_tokens_that_are_masked_have_no_influence_at_all(network):
+def test_masked_tokens_have_no_influence(network):
     ids, mask = captions((9, 1, 4), 12)
     junk = np.where(mask, ids, np.random.default_rng(1).integers(0, 101, ids.shape))
     np.testing.assert_array_equal(states(network, junk, mask), states(network, ids, mask))
@@ -199,7 +201,7 @@ def test_padding_does_not_matter(network, l):
     near(states(network, *padded)[:, :8], states(network, ids, mask))
 
 
-def test_the_rest_of_the_batch_does_not_matter(network):
+def test_captions_do_not_depend_on_their_batch(network):
     ids, mask = captions((9, 3, 12, 1, 7), 12)
     together = states(network, ids, mask)
     near(
@@ -225,7 +227,7 @@ def test_bfloat16_keeps_what_blocks_add_to_large_states(tmp_path):
     assert np.mean(half == full.astype(jnp.bfloat16)) > 0.9
 
 
-def test_buckets_are_those_of_t5():
+def test_distance_buckets_equal_t5():
     """Held against whole numbers: bucket 8 + i begins where (distance / 8)^8 reaches 16^i."""
 
     def bucket(key: int, query: int) -> int:
@@ -257,7 +259,7 @@ def on_eight(tmp_path_factory) -> tuple[Path, dict]:
     return folder, json.loads((folder / "told.json").read_text())
 
 
-def test_eight_devices_return_what_one_does(on_eight):
+def test_eight_devices_agree_with_one(on_eight):
     folder, told = on_eight
     ids, mask = captions((9, 3, 12, 1, 7, 2, 12, 5), 12)
     near(np.load(folder / "states.npy"), states(load(folder), ids, mask))

@@ -78,13 +78,13 @@ def check(network: Network) -> None:
     assert network.inner.stack[...].dtype == network.vector[...].dtype == jnp.bfloat16
 
 
-def test_a_module_is_filled_from_one_file_a_folder_or_an_index(tmp_path):
+def test_module_loads_from_a_file_a_folder_or_an_index(tmp_path):
     one = saved(tmp_path / "one")
     for location in (one, one / "model.safetensors", str(one), indexed(tmp_path / "several")):
         check(load_module(Network, TENSORS, open_checkpoint(location)))
 
 
-def test_arrays_go_where_they_are_placed(tmp_path):
+def test_arrays_have_the_given_sharding(tmp_path):
     device = jax.sharding.SingleDeviceSharding(jax.devices()[-1])
     seen = {}
 
@@ -104,7 +104,7 @@ def parts(length: int) -> st.SearchStrategy[slice]:
 
 
 @given(st.tuples(parts(3), parts(4), parts(5)))
-def test_a_part_is_the_part_and_no_more_is_read(tmp_path_factory, index):
+def test_only_the_requested_part_is_read(tmp_path_factory, index):
     checkpoint = open_checkpoint(saved(tmp_path_factory.mktemp("part")))
     whole = np.stack([rows.T for rows in ROWS.values()])
     read = []
@@ -124,7 +124,7 @@ def test_a_part_is_the_part_and_no_more_is_read(tmp_path_factory, index):
     )  # each device its own, and the host nothing besides
 
 
-def test_the_digest_is_of_every_byte(tmp_path):
+def test_digest_depends_on_every_byte(tmp_path):
     several = open_checkpoint(indexed(tmp_path / "several"))
     hashes = [hashlib.sha256(path.read_bytes()).hexdigest() for path in several.files]
     assert several.digest == hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
@@ -135,7 +135,7 @@ def test_the_digest_is_of_every_byte(tmp_path):
     )
 
 
-def test_the_config_beside_the_file_is_read(tmp_path):
+def test_config_beside_the_file_is_read(tmp_path):
     checkpoint = open_checkpoint(saved(tmp_path / "without"))
     assert checkpoint.config == {} and checkpoint.folder == tmp_path / "without"
     (saved(tmp_path / "with") / "config.json").write_text('{"model_type": "umt5"}')
@@ -167,12 +167,12 @@ def without(name: str) -> dict[str, np.ndarray]:
         (STORED | {"vector": np.zeros((7, 1))}, "vector is"),
     ],
 )
-def test_tensors_that_do_not_fit_are_named(tmp_path, stored, told):
+def test_misfitting_tensors_are_named(tmp_path, stored, told):
     with pytest.raises(UserError, match=told):
         load_module(Network, TENSORS, open_checkpoint(saved(tmp_path, stored)))
 
 
-def test_what_is_said_to_be_unused_may_be_there(tmp_path):
+def test_unused_tensors_are_allowed(tmp_path):
     more = {"decoder.a": np.zeros(1), "decoder.b": np.zeros(2), "step": np.zeros(1)}
     checkpoint = open_checkpoint(saved(tmp_path, STORED | more))
     check(load_module(Network, TENSORS, checkpoint, unused=("decoder.", "step")))
@@ -194,7 +194,7 @@ def test_damaged_files_are_one_line(tmp_path):
         assert "\n" not in str(caught.value) and str(path) in str(caught.value)
 
 
-def test_folders_that_are_no_checkpoint_are_one_line(tmp_path):
+def test_folders_without_a_checkpoint_are_one_line(tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         open_checkpoint(tmp_path / "nowhere")
     with pytest.raises(UserError, match=r"holds no \.safetensors file"):
@@ -232,7 +232,7 @@ def test_folders_that_are_no_checkpoint_are_one_line(tmp_path):
         ("a/b@refs/pr/1", "a/b", "*.safetensors", "refs/pr/1"),
     ],
 )
-def test_a_hub_id_is_fetched_and_its_commit_recorded(
+def test_hub_id_is_downloaded_and_its_commit_recorded(
     tmp_path, monkeypatch, location, repo, patterns, revision
 ):
     asked = []
@@ -254,7 +254,7 @@ def test_a_hub_id_is_fetched_and_its_commit_recorded(
     check(load_module(Network, TENSORS, checkpoint))
 
 
-def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
+def test_unreachable_hub_is_one_line(monkeypatch):
     def unreachable(*_: object, **__: object) -> str:
         raise ConnectionError("no route to host\nand many lines of advice")
 

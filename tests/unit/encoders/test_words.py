@@ -51,7 +51,7 @@ def test_words_of_many_languages(caption: str, expected: list[str]):
 
 
 @given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))
-def test_plain_captions_have_the_same_words_the_short_way(caption: str):
+def test_ascii_shortcut_gives_the_same_words(caption: str):
     """A letter that is not ASCII makes `words` take the long way."""
     assert list(words(caption)) == list(words(f"{caption} \u00e9"))[:-1]
 
@@ -90,21 +90,21 @@ def test_null_has_no_token_and_every_structure_is_equal():
     )
 
 
-def test_row_is_blake2b_so_checkpoints_keep_their_meaning():
+def test_row_is_blake2b():
     expected = (
         int.from_bytes(blake2b(b"red", digest_size=8, person=b"caption").digest(), "little") % 2048
     )
     assert encoded(HashedWordTokenizer(), "RED") == [expected]
 
 
-def test_words_of_the_embedded_world_have_rows_of_their_own():
+def test_words_of_synthetic_captions_have_distinct_rows():
     source = Scenes(resolution=8)
     known = {word for index in range(400) for word in words(source[index].caption)}
     assert len(known) > 40
     assert len({HashedWordTokenizer().row(word) for word in known}) == len(known)
 
 
-def test_rows_are_spread_evenly():
+def test_rows_are_uniform():
     counts = np.bincount(
         [HashedWordTokenizer(vocab_size=64).row(f"word{i}") for i in range(6400)], minlength=64
     )
@@ -134,6 +134,6 @@ def test_same_in_processes_with_different_hash_seeds():
 
 
 @pytest.mark.parametrize("wrong", [{"tokens": 0}, {"vocab_size": 0}])
-def test_refuses_empty_sizes(wrong: dict[str, int]):
+def test_empty_sizes_are_refused(wrong: dict[str, int]):
     with pytest.raises(UserError, match="at least 1"):
         HashedWordTokenizer(**wrong)
