@@ -115,13 +115,10 @@ def test_only_the_requested_part_is_read(tmp_path_factory, index):
             return read[-1]
 
     wanted = jax.ShapeDtypeStruct(whole.shape, np.float32)
-    part = weights._part(
-        Watched(checkpoint.where, checkpoint.files), TENSORS["inner.stack"], index, wanted
-    )
+    recorded = Watched(checkpoint.where, checkpoint.files)
+    part = weights._read_part(recorded, TENSORS["inner.stack"], wanted, index)
     np.testing.assert_array_equal(part, whole[index])
-    assert (
-        sum(one.size for one in read) == part.size
-    )  # each device its own, and the host nothing besides
+    assert sum(one.size for one in read) == part.size  # the host reads nothing besides
 
 
 def test_digest_depends_on_every_byte(tmp_path):
