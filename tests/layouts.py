@@ -78,7 +78,7 @@ def hdf5(path: Path, key: str, values: np.ndarray) -> np.ndarray:
 
 
 def packed(path: Path, depth: np.ndarray) -> None:
-    """Writes f32 [h w] as the PNG in whose colours and alpha OpenCV finds the floats' bytes in their order."""
+    """Writes f32 [h w] as the PNG in which OpenCV finds the floats' bytes in order."""
     blue, green, red, alpha = np.moveaxis(
         depth.astype("<f4").view(np.uint8).reshape(*depth.shape, 4), -1, 0
     )
@@ -98,7 +98,7 @@ def records(dataset: Dataset, root: Path, split: str = "") -> list[Record]:
     found = [check(source[index]) for index in range(len(source))]
     assert {(record.source, record.unit) for record in found} == {(dataset.name, dataset.unit)}
     assert len({record.id for record in found}) == len(found)
-    again = pickle.loads(pickle.dumps(source))[len(found) - 1]
+    again = pickle.loads(pickle.dumps(source))[len(found) - 1]  # noqa: S301
     np.testing.assert_array_equal(again.depth, found[-1].depth)
     return found
 

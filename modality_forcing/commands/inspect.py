@@ -1,4 +1,4 @@
-"""`mforce inspect`: what a prepared folder holds, as a table or JSON; its checksums verified; a sheet of its records."""
+"""`mforce inspect`: prints what a prepared folder holds, verifies it, or draws some records."""
 
 from __future__ import annotations
 
@@ -23,33 +23,36 @@ EXAMPLES = """examples:
 
 RECORDS = 6
 CELL = (240, 320)  # of a sheet, (h, w)
-_POINTS = 0.5  # part of the pixels: up to here depth is drawn as points
-_DOT = 3  # pixels of the sheet that a lone point takes
+_POINTS = 0.5  # fraction of valid pixels below which depth is drawn as points
+_DOT = 3  # pixels of the sheet per point
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("folder", type=Path, help="the --out of mforce prepare")
-    add("--split", default="", help="where the folder holds several")
+    add("--split", default="", help="required if the folder has several")
     add("--json", action="store_true", help="print the manifest itself")
-    add("--verify", action="store_true", help="read every shard and compare its checksum")
+    add("--verify", action="store_true", help="compare the checksum of every shard")
     add(
         "--sheet",
         type=Path,
         metavar="FILE.png",
-        help="write a picture of a few records, with their depth over them",
+        help="write an image of a few records with their depth",
     )
     add(
         "--records",
         type=positive_int,
         default=RECORDS,
-        help="of the sheet, evenly through the split (%(default)s)",
+        help="number on the sheet, evenly spaced in the split (%(default)s)",
     )
 
 
 def main(options: argparse.Namespace) -> None:
-    """Prints what a folder holds; raises UserError for one that is not whole or, with --verify, not as it was written."""
+    """Prints what a folder holds.
+
+    Raises UserError if it is incomplete or, with --verify, not as it was written.
+    """
     from modality_forcing.atomic_io import write_file
     from modality_forcing.storage import manifest
     from modality_forcing.storage.shards import Shards
@@ -65,7 +68,7 @@ def main(options: argparse.Namespace) -> None:
     if options.sheet:
         if not len(source):
             raise UserError(
-                "holds no record to draw", where=source.folder, hint="see its bad records"
+                "holds no record to draw", where=source.folder, hint="see its failed records"
             )
         write_file(options.sheet, png_bytes(sheet(source, options.records)))
     if options.verify:
@@ -74,7 +77,7 @@ def main(options: argparse.Namespace) -> None:
 
 
 def table(found: Manifest, verified: bool = False) -> str:
-    """Returns a manifest as lines of a name and a value."""
+    """Returns a manifest as lines of name and value."""
     told = found.to_json()
     depth = told["depth"]
     rows = {
@@ -83,7 +86,7 @@ def table(found: Manifest, verified: bool = False) -> str:
         "records": f"{told['records']:,}, {found.failed:,} more could not be read".replace(
             ", 0 more could not be read", ""
         ),
-        "shards": f"{len(found.files)}, {_size(told['bytes'])}{', checksums verified' if verified else ''}",
+        "shards": f"{len(found.files)}, {_size(told['bytes'])}" + ", checksums verified" * verified,
         "frames": ", ".join(f"{n:,} of {size}" for size, n in told["sizes"].items()) or "none",
         "captions": _of(told["with_caption"], told["records"]),
         "intrinsics": _of(told["with_intrinsics"], told["records"]),
@@ -111,7 +114,7 @@ def table(found: Manifest, verified: bool = False) -> str:
 
 
 def sheet(source: RecordSource, records: int) -> np.ndarray:
-    """Returns u8 [h w 3]: of each of a few records the picture, its depth over it, and its depth, with its name below."""
+    """Returns u8 [h w 3]: image, depth over the image, and depth of a few records, with names."""
     from modality_forcing.viz.images import add_caption, grid
 
     count = min(records, len(source))
@@ -128,9 +131,9 @@ def sheet(source: RecordSource, records: int) -> np.ndarray:
 
 
 def overlay(record: Record, over: bool) -> np.ndarray:
-    """Returns depth in colours u8 [h w 3] in a cell of a sheet, on the darkened picture or on nothing.
+    """Returns colored depth u8 [h w 3] in a cell of a sheet, on the darkened image or on nothing.
 
-    Near points lie over far ones. Lone points are drawn several pixels wide: one pixel in a hundred would not be seen.
+    Near points cover far ones. Sparse points are drawn several pixels wide to be visible.
     """
     import numpy as np
 
@@ -169,7 +172,7 @@ def overlay(record: Record, over: bool) -> np.ndarray:
 
 
 def framed(image: np.ndarray) -> np.ndarray:
-    """Returns a picture u8 [h w 3] whole in the middle of a cell."""
+    """Returns an image u8 [h w 3], resized to fit, in the middle of a cell."""
     import numpy as np
     from PIL import Image
 
@@ -182,7 +185,7 @@ def framed(image: np.ndarray) -> np.ndarray:
 
 
 def _fitting(size: tuple[int, ...]) -> tuple[float, tuple[int, int]]:
-    """How much larger a frame is drawn, and where it begins."""
+    """Returns the scale of a frame and its offset in the cell."""
     scale = min(CELL[0] / size[0], CELL[1] / size[1])
     top, left = ((cell - round(n * scale)) // 2 for cell, n in zip(CELL, size[:2], strict=True))
     return scale, (top, left)

@@ -1,1 +1,1 @@
-"""Frozen encoders run once over prepared records: latents and text states kept for training."""
+"""`mforce encode`: caches what frozen encoders make of prepared records."""

@@ -1,1 +1,1 @@
-"""`mforce prepare` and `mforce inspect`: a data set read once into shards that training reads, and a look into them."""
+"""`mforce prepare`: converts a data set to shards, which training reads."""

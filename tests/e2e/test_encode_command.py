@@ -1,4 +1,4 @@
-"""`mforce encode`, then training on what it wrote, beside training that encodes by itself; then pictures of latents."""
+"""`mforce encode`, and training on its cache compared with training that encodes online."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_runs_are_scored_with_encoders_that_their_config_does_not_name(folders, 
 
 
 def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, tmp_path):
-    """A cache of captions beside an autoencoder: the batches are those of both caches, and pictures may move."""
+    """A caption cache with an online autoencoder gives the batches of both caches."""
     texts, online = tmp_path / "texts", configs(folders, encoded)[0]
     encode = (
         "encode",

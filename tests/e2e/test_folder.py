@@ -25,7 +25,7 @@ TINY += ["--config.sample.steps=2", "--config.data.workers=0"]
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
-    """Pictures of three sizes; sparse depth in millimetres as 16-bit PNG at half the size, none for one; captions for two."""
+    """Three sizes of images; sparse 16-bit depth at half the size for two; captions for two."""
     root, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     (root / "images").mkdir()
     (root / "depth").mkdir()

@@ -1,4 +1,4 @@
-"""`mforce prepare` as a user runs it: killed and gone on with, damaged, misused; then inspected and read as training reads."""
+"""`mforce prepare` as a user runs it: killed and resumed, damaged, misused, inspected, read."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_what_was_prepared_is_read_and_inspected(whole: Path, tmp_path: Path):
 
 def one_line(done: subprocess.CompletedProcess[str], told: str) -> None:
     assert done.returncode == 2 and done.stdout == ""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("folder train: ")]
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("folder train records")]
     assert len(lines) == 1 and told in lines[0], done.stderr
 
 
@@ -182,6 +182,6 @@ def test_more_torn_pictures_than_allowed_stop_it(root: Path, tmp_path: Path):
         "1 of 8 records could not be read, more than --max-errors=0.01 allows (first 3: ",
     )
     done = mforce(*arguments, "--max-errors=0.2")
-    assert done.returncode == 0 and "1 could not be read" in done.stderr
+    assert done.returncode == 0 and "errors 1" in done.stderr
     assert len(Shards(tmp_path / "out")) == 7
     assert (tmp_path / "out/failed-train.txt").read_text().startswith("3\t")

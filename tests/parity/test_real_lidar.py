@@ -1,4 +1,4 @@
-"""Real scans and depth of driving cars: where they land, and how far away, is what was measured of them before."""
+"""Real driving scans: their projected depth matches published measurements."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_kitti_scans(real_data: Path):
 
 
 def test_what_the_camera_cannot_see_is_left_out(real_data: Path):
-    """A few in a hundred of the points; on the open road, where things recede and nothing hides, hardly any."""
+    """A few percent of the points; hardly any on the open road, where nothing occludes."""
     source = kitti_raw.DATASET.open(real_data / "kitti_object", "train")
     for index, every in enumerate(whole(source)):
         seen = check(source[index])
@@ -127,7 +127,7 @@ def test_a_calibration_of_the_other_day_is_refused(real_data: Path, tmp_path: Pa
 
 
 def test_scans_splat_into_a_small_raster_as_into_the_picture(real_data: Path):
-    """What is dropped into cells at once is what is dropped into pixels first, but for points at the cells' edges."""
+    """Rasterizing to cells equals rasterizing to pixels first, except at edges of cells."""
     points = kitti_raw.read_scan(real_data / "kitti_object/training/velodyne/000001.bin")
     ahead = transform_points(
         points,

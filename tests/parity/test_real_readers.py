@@ -1,4 +1,4 @@
-"""Readers of data sets on real samples: what is known of their depth, and one frame seen from another where poses exist."""
+"""Readers on real samples: known depth statistics, and frames warped into each other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests import layouts
 
 
 def is_depth(record: Record, valid: float, least: float, median: float, most: float) -> None:
-    """Checks a record against the published statistics of its sample: hundredths of metres, thousandths of the pixels."""
+    """Checks a record against published statistics to 0.01 m and 0.001 of the pixels."""
     known = check(record).depth[record.valid]
     assert record.unit == "metric"
     assert abs(record.valid.mean() - valid) < 6e-4
@@ -43,7 +43,7 @@ def warp(
 ) -> tuple[float, float, float, float]:
     """Sees the first frame from the second's place; poses are camera to world.
 
-    Returns the part of its known pixels that lands on known ones, the median difference in depth there, and the mean
+    Returns the part of its known pixels on known ones, the median depth difference, and the mean
     difference in colour there and of the two pictures as they are.
     """
     rows, columns = np.nonzero(first.valid)
@@ -150,7 +150,10 @@ def test_hypersim_from_ray_to_depth(real_data: Path, tmp_path: Path):
     layouts.link(
         tmp_path / "metadata_camera_parameters.csv", here / "metadata_camera_parameters.csv"
     )
-    head = "scene_name,camera_name,frame_id,included_in_public_release,exclude_reason,split_partition_name\n"
+    head = (
+        "scene_name,camera_name,frame_id,included_in_public_release,"
+        "exclude_reason,split_partition_name\n"
+    )
     layouts.text(
         tmp_path / "metadata_images_split_scene_v1.csv", head + "ai_037_002,cam_00,0,True,,train\n"
     )
@@ -210,7 +213,10 @@ def test_middlebury_and_its_right_picture(real_data: Path, tmp_path: Path):
     scene = tmp_path / "Motorcycle-perfect"
     layouts.link(scene / "im0.png", here / "motorcycle_left.png")
     layouts.pfm(scene / "disp0.pfm", disparity)
-    camera = "cam0=[994.978 0 311.193; 0 994.978 254.877; 0 0 1]\ncam1=[994.978 0 342.279; 0 994.978 254.877; 0 0 1]\n"
+    camera = (
+        "cam0=[994.978 0 311.193; 0 994.978 254.877; 0 0 1]\n"
+        "cam1=[994.978 0 342.279; 0 994.978 254.877; 0 0 1]\n"
+    )
     layouts.text(
         scene / "calib.txt", camera + "doffs=31.086\nbaseline=193.001\nwidth=741\nheight=500\n"
     )

@@ -1,4 +1,4 @@
-"""Real pictures and depth, as a user would lay them out: their published depth statistics, and the way into a batch."""
+"""Real images and depth in a user's layout: published depth statistics, and batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from modality_forcing.errors import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture with depth, what the depth is known to be (metres), and the part of the depth map that has any."""
+    """An image with depth, the known depth (meters), and the valid fraction of the map."""
 
     image: str
     depth: str
@@ -139,7 +139,7 @@ def centre_columns(picture: np.ndarray) -> slice:
 
 
 def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path):
-    """Millimetres of three sensors in rasters of three sizes, one batch; and the same batch again after a restart."""
+    """Three sensors with rasters of three sizes give one batch, the same after a restart."""
     names = ["frame", "kinect", "phone"]
     source = ImageFolder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
     source.validate()

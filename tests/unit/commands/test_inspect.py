@@ -1,4 +1,4 @@
-"""`mforce inspect`: the table, the JSON, checksums, and a sheet on which sparse depth can be seen where it is."""
+"""`mforce inspect`: table, JSON, checksums, and a sheet on which sparse depth is visible."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def lone(size: tuple[int, int], points: dict[tuple[int, int], float]) -> Record:
 
 @pytest.mark.parametrize("over", [True, False])
 def test_a_lone_point_is_seen_where_it_is(over: bool):
-    """A frame larger than the cell: a pixel of it is less than one of the sheet, and still drawn as several."""
+    """In a frame larger than the cell, a point is still drawn several pixels wide."""
     cell = inspect.overlay(lone((480, 640), {(120, 400): 2.0, (300, 8): 5.0}), over)
     ground = np.array([90, 90, 90] if over else INVALID_COLOR)
     drawn = np.any(cell != ground, axis=2)

@@ -164,7 +164,8 @@ def test_the_options_are_there_at_once():
     heavy = "{'jax', 'grain', 'torch', 'tensorflow', 'flax', 'pyarrow', 'h5py'}"
     light = "{'numpy', 'PIL', 'array_record'}"
     script = (
-        f"import sys, modality_forcing.commands.prepare, modality_forcing.commands.inspect; a = {light} & sys.modules.keys();"
+        "import sys, modality_forcing.commands.prepare, modality_forcing.commands.inspect;"
+        f"a = {light} & sys.modules.keys();"
         f"import modality_forcing.prepare.work; print(a, {heavy} & sys.modules.keys())"
     )
     done = subprocess.run(

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pyarrow = pytest.importorskip("pyarrow")
-feather = pytest.importorskip("pyarrow.feather")
-
 from modality_forcing.data.records import check
 from modality_forcing.datasets.argoverse2 import DATASET
 from modality_forcing.datasets.common.poses import (
@@ -22,6 +19,9 @@ from modality_forcing.datasets.common.poses import (
     transform_points,
 )
 from modality_forcing.errors import UserError
+
+pyarrow = pytest.importorskip("pyarrow")
+feather = pytest.importorskip("pyarrow.feather")
 
 SIZE = (80, 60)  # portrait, as the camera ahead
 SWEEP, BEFORE, AFTER = 315973157959879000, 315973157927214000, 315973157977214000

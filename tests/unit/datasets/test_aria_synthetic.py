@@ -1,4 +1,4 @@
-"""Aria Synthetic Environments from their exact encoding: ranges of a fisheye become depth of a pinhole camera, upright."""
+"""Aria Synthetic Environments: fisheye ranges become depth of an upright pinhole camera."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write(folder: Path, millimetres: np.ndarray, image: np.ndarray) -> None:
 def test_a_wall_stays_flat_and_comes_upright(tmp_path: Path):
     directions = CAMERA.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
     x, y = np.nan_to_num(directions[..., 0]), np.nan_to_num(directions[..., 1])
-    # A wall ahead, nearer on the right: z = 3 - x / 2, seen along the ray; a bright edge on the left of the stored picture.
+    # A wall, nearer on the right: z = 3 - x / 2, as range; a bright edge on the stored left.
     z = 3 / (1 + np.maximum(x, -1.5) / 2)
     millimetres = np.rint(1000 * z * np.sqrt(1 + x * x + y * y))
     millimetres[~np.isfinite(directions[..., 0])] = 0

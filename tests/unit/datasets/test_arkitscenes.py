@@ -1,4 +1,4 @@
-"""ARKitScenes from its exact encoding: coarse depth at single pixels, confidence, pictures turned upright."""
+"""ARKitScenes: coarse depth at single pixels, confidence, images rotated upright."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def video(
     kind: str = "vga_wide",
     size: tuple[int, int] = (12, 16),
 ) -> np.ndarray:
-    """Writes one frame whose depth has 3 x 4 pixels, the last of them of low confidence; returns its counts."""
+    """Writes a frame with 3 x 4 depth pixels, the last of low confidence; returns counts."""
     layouts.picture(folder / f"{kind}/{VIDEO}_{seconds}.png", *size)
     counts = layouts.stored(
         folder / f"lowres_depth/{VIDEO}_{seconds}.png",

@@ -14,7 +14,7 @@ from tests import layouts
 def reconstruction(
     root: Path, camera: str, points: dict[int, tuple[float, float, float]], seen: str
 ) -> None:
-    """Writes a model whose one image stands at the origin and looks ahead; another image is not on disk."""
+    """Writes a model with one image at the origin; another image is not on disk."""
     layouts.text(root / "sparse/0/cameras.txt", f"1 {camera}\n")
     layouts.text(
         root / "sparse/0/images.txt",
@@ -26,7 +26,7 @@ def reconstruction(
 
 def test_points_of_a_pinhole_camera(tmp_path: Path):
     image = layouts.picture(tmp_path / "images/a.png", 40, 60)
-    # Seen at COLMAP's (x + 0.5): 1 at pixel (40, 25), behind it 2, 3 elsewhere than it was seen, 4 not by this image.
+    # In COLMAP's pixels (x + 0.5): 1 at (40, 25), 2 behind it, 3 misplaced, 4 unseen.
     points = {
         1: (0.4, 0.2, 2.0),
         2: (1.0, 0.5, 5.0),
@@ -66,7 +66,7 @@ def test_a_bent_picture_is_straightened_with_its_points(tmp_path: Path):
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.valid.sum() == 1 and record.depth[record.valid] == 3
     row, column = np.argwhere(record.valid)[0]
-    # A point of the scene is found in the picture by the record's intrinsics, and it is bright there.
+    # The record's intrinsics project a point to its bright pixel.
     at = record.intrinsics @ [x, y, 1]
     np.testing.assert_allclose([column, row], at[:2], atol=0.5)
     brightest = np.unravel_index(record.image[..., 0].argmax(), (40, 60))

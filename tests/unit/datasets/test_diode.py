@@ -13,7 +13,7 @@ SCAN = "indoors/scene_00000/scan_00000/00000_00000_indoors_000_000"
 
 
 def write(root: Path, scan: str = SCAN) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Writes one view with depth outside of the mask and a hole inside; returns picture, depth and mask."""
+    """Writes a view with depth outside the mask and a hole; returns image, depth, mask."""
     image = layouts.picture(root / f"{scan}.png", 6, 8)
     depth = layouts.RNG.uniform(0.5, 50, (6, 8, 1)).astype(np.float32)
     mask = (layouts.RNG.random((6, 8)) < 0.7).astype(np.float32)

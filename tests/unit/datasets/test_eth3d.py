@@ -1,4 +1,4 @@
-"""ETH3D from its exact encoding: raw floats named .JPG, straightened for the lens, brought to a quarter."""
+"""ETH3D: raw floats named .JPG, undistorted and reduced to a quarter."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_frames_are_whole(tmp_path: Path):
     counts = np.arange(12 * 16).reshape(12, 16) * 10
     source = DATASET.with_options(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")
     assert len(source) == 1
-    record = check(pickle.loads(pickle.dumps(source))[0])
+    record = check(pickle.loads(pickle.dumps(source))[0])  # noqa: S301
     assert record.image.shape == (12, 16, 3) and record.caption == "a wall" and record.id == "a"
     np.testing.assert_allclose(record.depth, counts / 1000, rtol=1e-6)
     np.testing.assert_array_equal(record.valid, counts > 0)

@@ -1,4 +1,4 @@
-"""Hypersim from its exact encoding: rays to depth for straight and tilted films, light to pictures, the split."""
+"""Hypersim: rays to depth for straight and tilted films, tone mapping, the split."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def scene(
 
 def lists(root: Path, rows: list[str], cameras: dict[str, np.ndarray]) -> None:
     """Writes the two tables. rows: scene, camera, frame, released, reason, split."""
-    head = "scene_name,camera_name,frame_id,included_in_public_release,exclude_reason,split_partition_name\n"
+    head = (
+        "scene_name,camera_name,frame_id,included_in_public_release,"
+        "exclude_reason,split_partition_name\n"
+    )
     layouts.text(root / SPLIT, head + "".join(f"{row}\n" for row in rows))
     names = ",".join(f"M_cam_from_uv_{i}{j}" for i in range(3) for j in range(3))
     lines = [

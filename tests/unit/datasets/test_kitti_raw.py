@@ -1,4 +1,4 @@
-"""KITTI's scans in both layouts: a scan written as the devkit says gives back depth at the pixels it was made for."""
+"""KITTI scans in both layouts: depth is found at the pixels a scan was made for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def picture(path: Path, size: tuple[int, int] = SIZE) -> np.ndarray:
 
 
 def scan(path: Path, pixels: np.ndarray, z: np.ndarray) -> None:
-    """Writes points that lie at depth z in pixels [n 2] of the left colour camera, by the devkit's equation turned around."""
+    """Writes points of depth z at pixels [n 2], by the inverse of the devkit's equation."""
     path.parent.mkdir(parents=True, exist_ok=True)
     homogeneous = np.concatenate([pixels, np.ones((len(z), 1))], axis=1) * z[:, None]
     rectified = np.linalg.solve(P[:, :3], (homogeneous - P[:, 3]).T)

@@ -1,4 +1,4 @@
-"""The official lists that come with the package: complete, free of doubles, and true to the files they were taken from."""
+"""The official lists: complete, without duplicates, equal to the original files."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_every_set_with_an_original_layout_has_its_list_and_no_other() -> None:
 @pytest.mark.parametrize("name", SIZES)
 def test_a_list_has_the_official_size_no_doubles_and_names_of_one_form(name: str) -> None:
     names = official_names(name)
-    assert len(names) == SIZES[name] == BENCHMARKS[name].images
+    assert len(names) == SIZES[name] == BENCHMARKS[name].num_images
     assert len(set(names)) == len(names)
     assert [frame for frame in names if not re.fullmatch(FORMS[name], frame)] == []
 
@@ -56,7 +56,7 @@ def test_a_list_has_the_official_size_no_doubles_and_names_of_one_form(name: str
 def test_written_out_as_at_the_source_a_list_is_as_long_as_there(
     name: str, line: str, length: int
 ) -> None:
-    """The lengths are those of prs-eth/Marigold's files, in characters, without the end of the last line."""
+    """The lengths are those of prs-eth/Marigold's files, without the last line break."""
     parts = (frame.rsplit("/", 1) for frame in official_names(name))
     lines = [
         line.format(folder.removeprefix("test/"), file.removeprefix("rgb_"))

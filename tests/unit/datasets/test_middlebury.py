@@ -1,4 +1,4 @@
-"""Middlebury stereo from its exact encoding: disparity in PFM, inf unknown, the axes of the cameras apart."""
+"""Middlebury stereo: disparity in PFM, inf for invalid, offset principal points."""
 
 from __future__ import annotations
 

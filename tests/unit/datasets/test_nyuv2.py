@@ -1,4 +1,4 @@
-"""NYUv2 from its exact encoding: millimetres, without the white border and without what was filled in."""
+"""NYUv2: millimeters, without the white border and without filled depth."""
 
 from __future__ import annotations
 

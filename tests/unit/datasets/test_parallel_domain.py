@@ -1,4 +1,4 @@
-"""ParallelDomain: dense metres in .npz, whose pictures and cameras a scene tells, or names and one calibration."""
+"""ParallelDomain: dense depth in .npz, with cameras by scene or by name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TartanAir from its exact encodings: floats in colours, arrays, and skies that are very far but finite."""
+"""TartanAir: floats in colors, arrays, and skies that are far but finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taskonomy from its exact encoding: 1/512 metres, two values for unknown, a camera by its field of view."""
+"""Taskonomy: 1/512 meters, two invalid values, a camera by its field of view."""
 
 from __future__ import annotations
 

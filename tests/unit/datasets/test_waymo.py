@@ -1,4 +1,4 @@
-"""Waymo's frames, written field by field as dataset.proto says, give back the depth of each stored projection."""
+"""Waymo frames, written field by field, give the depth of each stored projection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tars of pictures and captions: pairs found, records read by offset, and a line for whatever is damaged."""
+"""WebDataset: pairs are found and read by offset, and damaged tars refused in one line."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_pictures_and_captions_come_together(tmp_path: Path):
     )
     (tmp_path / "._00000.tar").write_bytes(b"junk")
     source = DATASET.open(tmp_path, "train")
-    records = [check(pickle.loads(pickle.dumps(source))[index]) for index in range(len(source))]
+    records = [check(pickle.loads(pickle.dumps(source))[index]) for index in range(len(source))]  # noqa: S301
     assert [record.id for record in records] == [
         "00000/000/0000",
         "00000/000/0002",

@@ -1,4 +1,4 @@
-"""The work of encoding: every latent and state where training looks for it; the same bytes by any parts, batches and runs."""
+"""Encoding: latents and states of every record; equal bytes for any jobs, batches and runs."""
 
 from __future__ import annotations
 

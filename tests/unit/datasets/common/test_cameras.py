@@ -1,4 +1,4 @@
-"""Lenses: points go to the pixels where published formulas put them, pixels come back, and pictures come out straight."""
+"""Camera models: published projection formulas, unprojection, and undistortion of images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COLMAP's models from their exact encodings: text and binary tell the same, and a damaged file is one line."""
+"""COLMAP models: text and binary hold the same, and damaged files are refused in one line."""
 
 from __future__ import annotations
 

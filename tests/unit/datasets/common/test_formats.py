@@ -1,4 +1,4 @@
-"""Files of data sets: what was written in the exact encoding comes back to the bit, and each damaged file is one line."""
+"""File formats: exact encodings are read to the bit, and damaged files refused in one line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def png(path: Path, array: np.ndarray) -> Path:
 
 
 def packed(depth: np.ndarray) -> np.ndarray:
-    """The RGBA that a PNG must hold for OpenCV, which sees BGRA, to find the floats' bytes in their order."""
+    """Returns the RGBA in which OpenCV, reading BGRA, finds the floats' bytes in order."""
     blue, green, red, alpha = np.moveaxis(
         depth.astype("<f4").view(np.uint8).reshape(*depth.shape, 4), -1, 0
     )

@@ -19,7 +19,7 @@ NUMBER = st.integers(1, 6).flatmap(
 
 
 def compact(groups: list[tuple[str, list[str]]]) -> str:
-    """The compact list of the names prefix + item: numbers that count up in one width become a range."""
+    """Returns the compact list of prefix + item; consecutive numbers become a range."""
     lines = ["# a comment: 0-9", ""]
     for prefix, items in groups:
         runs: list[list[str]] = []

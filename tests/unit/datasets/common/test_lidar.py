@@ -1,4 +1,4 @@
-"""Scans to sparse depth: poses and motion, the nearest point of a pixel, and which points the camera cannot see."""
+"""Scans to sparse depth: motion, the nearest point of a pixel, and occlusion."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_points_without_a_place_are_left_out():
 
 
 def test_motion_between_scan_and_picture_is_taken_out():
-    """A car that drives 2 m on and turns by a right angle, with a camera 1 m before its middle that looks ahead."""
+    """A car drives 2 m and turns by 90 degrees, with a camera 1 m ahead of its center."""
     ahead = np.array(
         [[0, 0, 1, 1], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], float
     )  # camera axes in the car's
@@ -139,7 +139,7 @@ def test_a_side_without_anything_nearer_keeps_a_point(gone):
 
 @given(st.floats(1.2, 2.5), st.integers(1, 3))
 def test_the_road_is_never_hidden(height: float, step: int):
-    """A plane below the camera, up to 100 m: each row nearer than the one above by far more than a tenth."""
+    """On a plane up to 100 m, each row is nearer than the one above by far more than 10%."""
     pixels = grid(step, 52, 100)
     z = 100 * height / (pixels[:, 1] - 49.5)
     assert not occlusion_mask(pixels, z, (100, 200)).any()

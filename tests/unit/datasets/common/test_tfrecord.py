@@ -1,4 +1,4 @@
-"""TFRecord files: records found and read, checksums that are TensorFlow's, and files that are none."""
+"""TFRecord: records are found and read, checksums are TensorFlow's, other files are refused."""
 
 from __future__ import annotations
 
