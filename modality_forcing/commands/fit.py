@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
     from modality_forcing.laws.table import Table
 
 EXAMPLES = """examples:
+  mforce fit --table runs/scenes --form transfer                                # a sweep's folder
   mforce fit --table rows.csv --form chinchilla --columns 'n=params,d=images,loss=loss' --out law
   mforce fit --table runs.csv --form chinchilla --columns 'n=Model Size,d=`Training FLOP`/(6*n),loss=loss' --drop-highest 5
   mforce fit --table rows.jsonl --form transfer-s --columns 'N=params,n=images,loss=1-metrics.delta1' --where 'seed!=2'
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--table",
         type=Path,
         required=True,
-        help="a row per run: .csv, or .jsonl, whose nested keys are a.b.c",
+        help="a row per run: .csv, .jsonl (nested keys are a.b.c), or the folder of a sweep",
     )
     add(
         "--form",
@@ -47,9 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--columns",
-        required=True,
         metavar="VARIABLE=COLUMN,...",
-        help="e.g. n=params,d=images,loss=loss",
+        help="e.g. n=params,d=images,loss=loss (those that a sweep wrote beside its rows)",
     )
     add(
         "--where",

@@ -127,14 +127,18 @@ class Table:
 
 
 def load(
-    path: Path, columns: str, form: Form, where: Iterable[str] = (), group: str | None = None
+    path: Path, columns: str | None, form: Form, where: Iterable[str] = (), group: str | None = None
 ) -> Table:
     """Reads the variables that a form needs.
 
-    columns: `VARIABLE=EXPRESSION,...` with `loss=` among them. where: `COLUMN=VALUE`, all of which must hold. group: the
+    path: a table, or the folder of a sweep. columns: None for those that a sweep wrote beside its rows, else `VARIABLE=EXPRESSION,...` with `loss=` among them. where: `COLUMN=VALUE`, all of which must hold. group: the
     column that says which rows are of one run. Raises UserError for what is missing, not a number, not finite or not
     positive, and for rows that differ in a column of MUST_MATCH.
     """
+    if path.is_dir():
+        path = path / "rows.jsonl"
+    if columns is None:
+        columns = _sweep_columns(path, form)
     rows = _choose(read(path), where)
     _refuse_mixture(rows)
     values: dict[str, Array] = {}
@@ -157,6 +161,17 @@ def load(
         groups = [str(row.get(group)) for row in rows.cells]
     made = Table.of(values, values.pop(LOSS), groups)
     return Table(made.variables, made.loss, made.groups, np.array(rows.lines))
+
+
+def _sweep_columns(path: Path, form: Form) -> str:
+    """Returns the columns that a sweep wrote beside its rows; raises UserError where there are none."""
+    try:
+        found = json.loads((path.parent / "columns.json").read_text())
+    except OSError:
+        hint = "give --columns VARIABLE=COLUMN,...; only a sweep's folder has columns.json"
+        raise UserError("--columns is missing", where=path, hint=hint) from None
+    known = {name: column for name, column in found.items() if name in (*form.meaning, LOSS)}
+    return ",".join(f"{name}={column}" for name, column in known.items())
 
 
 def read(path: Path) -> Rows:

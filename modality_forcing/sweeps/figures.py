@@ -45,7 +45,12 @@ def plot(rows: Sequence[Row]) -> Figure:
     drawn = [(name, told, last, "params", "weights in the trunk, N") for name, told in panels]
     if len({row["frames"] for row in scored}) > 1:
         drawn.append(
-            (*panels[0], wide, "frames", f"post-training frames, N = {figures.format_count(largest)}")
+            (
+                *panels[0],
+                wide,
+                "frames",
+                f"post-training frames, N = {figures.format_count(largest)}",
+            )
         )
     figure = figures.new_figure(2, height=2.4)
     for axes, (name, told, shown, along, label) in zip(

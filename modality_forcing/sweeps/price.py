@@ -177,6 +177,10 @@ def to_text(p: Price) -> str:
     return "\n".join(lines)
 
 
+LAW_COLUMNS = {"N": "params", "n": "images", "s": "frames"}  # a law's variables among the columns
+SCORE_COLUMNS = ("i2d_absrel", "absrel", "loss")  # the first that the rows have is what is fitted
+
+
 def cell_columns(cell: Cell) -> dict[str, Any]:
     """Returns what a cell's row says of sizes, data and FLOPs: the flat columns that a law is fitted to.
 

@@ -14,7 +14,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.laws import forms
 from modality_forcing.laws.figures import plot as plot_fit
 from modality_forcing.laws.fit import Fit, compare, fit, largest_cells
-from modality_forcing.laws.table import Table
+from modality_forcing.laws.table import MUST_MATCH, Table
 from modality_forcing.sweeps import figures as sweep_figures
 from modality_forcing.sweeps.figures import Row
 from modality_forcing.viz import figures
@@ -33,7 +33,7 @@ _COLUMNS = (
     "delta1",
     "loss",
 )
-_SHARED = ("version", "protocol", "seeds", "device", "devices")
+_SHARED = (*MUST_MATCH, "device", "devices")
 _RESAMPLES = 400
 
 
@@ -71,7 +71,7 @@ def table_of(rows: Sequence[Row], column: str) -> tuple[Table, str]:
 
 def _law(folder: Path, rows: Sequence[Row]) -> str:
     column = "i2d_absrel" if any("i2d_absrel" in row for row in rows) else "absrel"
-    if len({str([row.get(key) for key in ("version", "protocol", "seeds")]) for row in rows}) > 1:
+    if len({str([row.get(key) for key in MUST_MATCH]) for row in rows}) > 1:
         return "<p>Rows are of more than one code version, protocol or seed set: choose some with mforce fit --where.</p>"
     try:
         table, name = table_of(rows, column)

@@ -8,6 +8,7 @@ Of a sweep's folder:
     failed/<cell>.log     why a cell could not be finished; the next start tries again
     locks/                who works on what, held by the kernel as long as that process lives
     compiled/<host>/      programs, so that no restart compiles them again; may be deleted
+    columns.json          which column is which variable of a law, for `mforce fit --table=FOLDER`
     rows.jsonl, rows.csv  all rows there are, in the sweep's order; .csv is without configs, and with seconds
 
 Cells and runs are locked by flock, which holds between the processes of one machine, and on a network disk that has it.
@@ -46,7 +47,7 @@ from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
-from modality_forcing.sweeps.price import cell_columns
+from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS, cell_columns
 from modality_forcing.sweeps.score import Scorer
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.train import inputs
@@ -192,6 +193,9 @@ class SweepDir:
                 (row, self.timing(cell)) for cell in self.sweep.cells if (row := self.row(cell))
             ]
             write_file(self.path / "rows.jsonl", "".join(json.dumps(row) + "\n" for row, _ in rows))
+            score = [name for name in SCORE_COLUMNS if any(name in row for row, _ in rows)]
+            columns = LAW_COLUMNS | ({"loss": score[0]} if score else {})
+            write_file(self.path / "columns.json", json.dumps(columns) + "\n")
             cells = [
                 flatten({k: v for k, v in {**row, **timing}.items() if k != "config"}, ".")
                 for row, timing in rows

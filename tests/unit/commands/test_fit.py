@@ -48,6 +48,20 @@ def run(rows: Path, capsys, *more: object) -> str:
     return capsys.readouterr().out
 
 
+def test_sweep_folder_needs_no_columns(rows, capsys, tmp_path):
+    table = [dict(zip(("params", "flop", "loss"), map(float, line.split(",")[:3]), strict=True))
+             for line in rows.read_text().splitlines()[1:37]]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
+    arguments = ("--table", tmp_path, "--form", "power", "--bootstrap", 100, "--json")
+    with pytest.raises(UserError, match="--columns is missing"):
+        fit.main(options(*arguments))
+    (tmp_path / "columns.json").write_text(json.dumps({"x": "flop", "loss": "loss", "s": "frames"}))
+    fit.main(options(*arguments))
+    from_folder = json.loads(capsys.readouterr().out)
+    fit.main(options(*arguments, "--columns", "x=flop,loss=loss"))
+    assert from_folder == json.loads(capsys.readouterr().out)
+
+
 def test_json_says_it_all_in_full_precision(rows, capsys, tmp_path):
     result = json.loads(run(rows, capsys, "--json", "--budget", "1e20", "--out", tmp_path / "law"))
     assert result["table"] == {"rows": 37, "used": 36, "dropped_lines": [38], "runs": 36}
