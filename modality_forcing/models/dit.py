@@ -98,18 +98,18 @@ class DiT(nnx.Module):
         self.dtype = jnp.dtype(c.dtype)
         self.stream_specs = tuple(StreamSpec(s.position_id, s.grid) for s in streams.values())
 
-        def embedders(names: list[str]) -> nnx.Dict:
-            return nnx.Dict({name: TimestepEmbedder(c.width, rngs=rngs) for name in names})
+        def embedders(names: list[str]) -> dict[str, TimestepEmbedder]:
+            return {name: TimestepEmbedder(c.width, rngs=rngs) for name in names}
 
         self.text_embedder = TextEmbedder(text, c.width, rngs=rngs)
         self.tokenizer = nnx.Dict(
             {n: Linear(s.channels, c.width, rngs=rngs) for n, s in streams.items()}
         )
-        self.level_embedder = embedders(list(streams))
+        self.level_embedder = nnx.Dict(embedders(list(streams)))
         # How strongly (the gate, zero at the start), and how, the noise level of one modality
         # conditions another.
         pairs = [f"{n}_from_{o}" for n in streams for o in streams if n != o]
-        self.level_embedder_cross = embedders(pairs)
+        self.level_embedder_cross = nnx.Dict(embedders(pairs))
         self.level_gate_cross = nnx.Dict({pair: nnx.Param(jnp.zeros(())) for pair in pairs})
         self.modulation = block_modulation(c, rngs)
         self.trunk = Stack(c, c.num_layers, rngs=rngs, keep_gathered=keep_gathered)

@@ -1,9 +1,9 @@
-"""Makes data/umt5_*.npz: what transformers' UMT5EncoderModel returns for weights that a rule gives (needs torch).
+"""Writes data/umt5_*.npz: outputs of transformers' UMT5EncoderModel (needs torch).
 
 python -m tests.parity.make_umt5_goldens           writes the files
-python -m tests.parity.make_umt5_goldens --check   computes them again and compares, and tokenizes with transformers too
+python -m tests.parity.make_umt5_goldens --check   compares instead, tokenizers too
 
-Only outputs are stored; whoever compares makes configs, weights and inputs with the functions here, which need NumPy.
+Only outputs are stored: configs, weights and inputs are functions of this file (NumPy only).
 Written with transformers 5.24.0 and torch 2.13.0.
 """
 
@@ -56,7 +56,7 @@ def config(case: str) -> dict[str, Any]:
 
 
 def weights(c: dict[str, Any], table: str = "shared.weight") -> dict[str, np.ndarray]:
-    """Every tensor of the encoder's file, f32 [out in]: uniform, as wide as keeps logits and biases near 1."""
+    """Tensors of the encoder's file, f32 [out in]: uniform, with logits and biases near 1."""
     d, k, f, h = c["d_model"], c["d_kv"], c["d_ff"], c["num_heads"]
     block = {
         "layer.0.SelfAttention.q": ((h * k, d), (d * k**0.5) ** -0.5),
@@ -98,7 +98,7 @@ def inputs(case: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reference(case: str, dtype: str) -> np.ndarray:
-    """What transformers returns, f32 [tokens d]: the states of all real tokens, caption after caption."""
+    """Returns the states f32 [tokens d] of all real tokens by transformers, caption by caption."""
     import torch
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -169,8 +169,9 @@ CAPTIONS = (
 
 
 def tokenized(folder: Path, tokens: int) -> dict[str, list[str]]:
-    """By tokenizer of transformers, the captions that it cuts otherwise than `SentencePieceTokenizer`; white space is cleaned for both.
+    """Captions that each tokenizer of transformers cuts otherwise than `SentencePieceTokenizer`.
 
+    White space is normalized for both.
     Its T5Tokenizer has no byte pieces; a tokenizer.json can have them.
     """
     from types import SimpleNamespace
@@ -229,7 +230,8 @@ def main(check: bool) -> None:
             same = np.mean(stored["bfloat16"] == halves)
         half = np.abs(made["bfloat16"] - made["float32"]).max() / np.abs(made["float32"]).max()
         print(
-            f"{case}: float32 within {error:.1e}, bfloat16 {same:.1%} the same; theirs lies {half:.1e} from float32"
+            f"{case}: float32 within {error:.1e}, bfloat16 {same:.1%} equal; "
+            f"theirs differs by {half:.1e} from float32"
         )
         assert error < 1e-6 and same > 0.99, path
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,10 @@
-"""Writes what diffusers' AutoencoderKLFlux2 makes of seeded weights and inputs: data/flux2_vae_<case>.npz.
+"""Writes data/flux2_vae_<case>.npz: outputs of diffusers' AutoencoderKLFlux2.
 
     python -m tests.parity.make_vae_goldens [--check]
 
-Needs torch and diffusers (the extra `parity`). Only outputs are stored: weights and inputs follow from names and a seed, and
-test_flux2_vae_reference.py draws the same. With --check nothing is written; it fails where a stored output is not met.
+Needs torch and diffusers (the extra `parity`). Only outputs are stored: weights and inputs follow
+from names and a seed, and test_flux2_vae_reference.py makes the same. With --check it writes
+nothing, and fails where an output differs from the stored one.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a tensor of a checkpoint: no zeros and ones, and about as large as keeps activations at 1."""
+    """Returns a tensor of a checkpoint: no zeros or ones, and activations of about 1."""
     values = draw(name, shape)
     if name.endswith("running_var"):
         return np.exp(values)
@@ -104,7 +105,7 @@ def described(model: Any) -> np.ndarray:
 
 
 def reference(case: Case) -> dict[str, np.ndarray]:
-    """Returns latents [b y x c] of the pictures, pictures [b h w 3] of the latents, and the tensors of the checkpoint."""
+    """Returns latents [b y x c], decoded images [b h w 3] and the tensors of the checkpoint."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 

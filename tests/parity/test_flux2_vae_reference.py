@@ -1,6 +1,7 @@
-"""Parity with diffusers' AutoencoderKLFlux2: small networks of seeded weights, through files of both layouts.
+"""Parity with diffusers' AutoencoderKLFlux2: small seeded networks, files of both layouts.
 
-data/flux2_vae_*.npz holds what diffusers made of them, written by make_vae_goldens.py; released: FLUX.2's own tensors.
+data/flux2_vae_*.npz, written by make_vae_goldens.py, has diffusers' outputs and, in released,
+FLUX.2's own tensors.
 """
 
 from __future__ import annotations
@@ -92,7 +93,10 @@ def assert_same(ours, theirs):
 def load(files, case, layout, part: Any = "vae", dtype: Any = jnp.float32) -> Any:
     checkpoint = open_checkpoint(files / f"{case}-{layout}.safetensors")
     config = VAEConfig.from_dict(CASES[case].config)
-    build = lambda: PARTS[part](config, rngs=nnx.Rngs(0), dtype=dtype)
+
+    def build() -> Any:
+        return PARTS[part](config, rngs=nnx.Rngs(0), dtype=dtype)
+
     return load_module(
         build, tensors(config, checkpoint.shapes, part), checkpoint, unused=UNUSED[part]
     )
@@ -118,7 +122,7 @@ def test_it_computes_what_diffusers_computes(files, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_in_bfloat16_it_is_as_near_as_rounding_allows(files, case):
-    # diffusers in bfloat16 is as far from itself in float32: in "deep" 0.015 by norm, 0.017 at the farthest value.
+    # diffusers in bfloat16 is as far from its float32: in "deep" 0.015 by norm, 0.017 at most.
     vae, golden = load(files, case, "diffusers", dtype=jnp.bfloat16), stored(case)
     assert_near(
         nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 2e-2, 2e-2

@@ -26,7 +26,10 @@ def loaded(folder: Path, case: str, dtype: str, table: str = "shared.weight") ->
     )
     checkpoint = open_checkpoint(folder)
     c = UMT5Config.from_dict(goldens.config(case))
-    build = lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=dtype)
+
+    def build() -> UMT5:
+        return UMT5(c, rngs=nnx.Rngs(0), dtype=dtype)
+
     return load_module(build, tensors(c, checkpoint.shapes), checkpoint, unused=UNUSED)
 
 
