@@ -30,8 +30,10 @@ def folders(tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def encoded(folders) -> Path:
     done = process(
-        "encode", "--source", folders["records"], "--out", folders["cache"], f"--text=umt5:{folders['text']}",
-        f"--image=flux2:{folders['image']}", "--resolution", small.PIXELS, "--tokens", small.TOKENS, "--shard-size", 4,
+        "encode", "--source", folders["records"], "--out", folders["cache"],
+        f"--text=umt5:{folders['text']}",
+        f"--image=flux2:{folders['image']}", "--resolution", small.PIXELS, "--tokens", small.TOKENS,
+        "--shard-size", 4,
     )  # fmt: skip
     assert done.code == 0, done.err
     assert (

@@ -14,8 +14,9 @@ from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS
 SIZES = {"nyuv2": 654, "kitti": 652, "eth3d": 454, "scannet": 800, "diode": 771}
 # Images of each scene in the file of the source.
 ETH3D_SCENES = {
-    "courtyard": 38, "delivery_area": 44, "electro": 45, "facade": 76, "kicker": 31, "meadow": 15, "office": 26,
-    "pipes": 14, "playground": 38, "relief": 31, "relief_2": 31, "terrace": 23, "terrains": 42,
+    "courtyard": 38, "delivery_area": 44, "electro": 45, "facade": 76, "kicker": 31, "meadow": 15,
+    "office": 26, "pipes": 14, "playground": 38, "relief": 31,
+    "relief_2": 31, "terrace": 23, "terrains": 42,
 }  # fmt: skip
 UNSEEN = "# without ground truth: "  # what KITTI's list says of the frames that do not count
 FORMS = {
@@ -46,7 +47,8 @@ def test_a_list_has_the_official_size_no_doubles_and_names_of_one_form(name: str
         ("nyuv2", "test/{0}/rgb_{1}.png test/{0}/depth_{1}.png test/{0}/filled_{1}.png", 66803),
         (
             "eth3d",
-            "rgb/{0}/images/dslr_images/{1}.JPG depth/{0}_dslr_depth/{0}/ground_truth_depth/dslr_images/{1}.JPG",
+            "rgb/{0}/images/dslr_images/{1}.JPG "
+            "depth/{0}_dslr_depth/{0}/ground_truth_depth/dslr_images/{1}.JPG",
             55893,
         ),
         ("scannet", "{0}/color/{1}.jpg {0}/depth/{1}.png", 47999),
