@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from modality_forcing.planning.hardware import TOPOLOGIES  # needs Python alone
 
 # Per generation: dimensions; GKE's label; prefix of the names in xpk and Cloud TPU; TensorCores a
 # chip, which these names count; runtime of a TPU VM, if any (tpu7x is available through GKE only);
@@ -16,8 +21,8 @@ _GENERATIONS = {
     "v6e": (2, "tpu-v6e-slice", "v6e", 1, "v2-alpha-tpuv6e", 256),
     "tpu7x": (3, "tpu7x", "tpu7x", 2, "", 9216),
 }
-_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")  # 3D slices not built of 4x4x4 cubes
+_FLAT = TOPOLOGIES["v5e"]
+_SMALL = tuple(s for s in TOPOLOGIES["v5p"] if s.startswith("2"))  # not built of 4x4x4 cubes
 
 
 @dataclass(frozen=True)
