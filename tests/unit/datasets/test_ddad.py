@@ -124,7 +124,8 @@ def test_splits_are_those_of_the_index(tmp_path: Path):
         scene(tmp_path / name)
     with pytest.raises(
         UserError,
-        match=r"no ddad\.json, which names the scenes of split train; .* use --split=every",
+        match=r"no ddad\.json, which names the scenes of split train; "
+        r"put it there, or use --split=every",
     ):
         DATASET.open(tmp_path, "train")
     index = {
