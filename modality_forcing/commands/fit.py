@@ -1,4 +1,4 @@
-"""`mforce fit`: from a table of runs to a law with error bars, in words, as JSON and as pictures."""
+"""`mforce fit`: fits a scaling law with error bars to a table of runs; text, JSON and figures."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Fits what was asked for and prints it; raises UserError for a table or options that allow no fit."""
+    """Fits a law and prints it; raises UserError for a table or options that allow no fit."""
     from modality_forcing.atomic_io import check_folder, write_file
     from modality_forcing.laws import compute_optimal, forms
     from modality_forcing.laws.fit import compare, fit

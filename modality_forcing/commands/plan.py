@@ -63,7 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Answers; returns 1 where something does not fit or is not flat. Raises UserError for options that do not go together."""
+    """Returns 1 if something does not fit or is not flat; UserError for conflicting options."""
     # The devices planned for are described, not used.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     overrides = options.overrides

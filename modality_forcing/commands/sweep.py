@@ -1,4 +1,4 @@
-"""`mforce sweep`: does a sweep's cells here, says how far they are, or prints the commands that spread them over machines."""
+"""`mforce sweep`: trains and scores the cells of a sweep, or prints commands for many machines."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> int:
-    """Does what was asked for; returns 0, or 1 or 2 where cells failed. Raises UserError for options that do not go together."""
+    """Does what was asked for; returns 0, or 1 or 2 where cells failed. Raises UserError for
+    options that do not go together.
+    """
     if options.launcher == "local" and not (options.status or options.dry_run):
         distributed.initialize()
     from modality_forcing.sweeps import spec
@@ -118,7 +120,9 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _report(folder: SweepDir) -> None:
-    """Writes the report of all rows there are; a sweep without scores of depth, as of text-to-image alone, has none."""
+    """Writes the report of all rows there are; a sweep without scores of depth, as of
+    text-to-image alone, has none.
+    """
     from modality_forcing.sweeps import report
 
     rows = [row for cell in folder.sweep.cells if (row := folder.row(cell))]
@@ -127,7 +131,9 @@ def _report(folder: SweepDir) -> None:
 
 
 def commands(options: argparse.Namespace, sweep: Sweep, jobs: int) -> list[str]:
-    """Returns the launcher's command for each part, to be run from a clone; UserError for more parts than there is work."""
+    """Returns the launcher's command for each part, to be run from a clone; UserError for more
+    parts than there is work.
+    """
     if jobs > len(sweep.groups()):
         told = f"--jobs={jobs}, and sweep {sweep.name} has {len(sweep.groups())} groups of cells that share no run"
         raise UserError(told, hint="ask for no more")
@@ -187,7 +193,8 @@ def state(folder: SweepDir, cell: Cell) -> str:
 
 
 def status(folder: SweepDir, cells: Sequence[Cell]) -> str:
-    """Returns the table: cell, state, steps done, last training loss, score, time left at the speed of what is done.
+    """Returns the table: cell, state, steps done, last training loss, score, time left at the
+    speed of what is done.
 
     The time is that of one process, from seconds a FLOP of finished runs of about the same size.
     """

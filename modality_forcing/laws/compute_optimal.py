@@ -1,11 +1,14 @@
-"""Where a budget goes: the compute-optimal size and data of a fitted law, and how far isoFLOP parabolas miss them.
+"""Where a budget goes: the compute-optimal size and data of a fitted law, and how far isoFLOP
+parabolas miss them.
 
-With C = k N D the least loss of E + A N^-alpha + B D^-beta at a budget C is at (Hoffmann et al. 2022, eq. 4)
+With C = k N D the least loss of E + A N^-alpha + B D^-beta at a budget C is at (Hoffmann et al.
+2022, eq. 4)
 
     N = G (C/k)^a,   D = (C/k)^b / G,   G = (alpha A / (beta B))^(1/(alpha+beta)),   a = beta/(alpha+beta),   b = 1 - a.
 
-k is 6 where D counts tokens and attention does not count. Where D counts images, k is the FLOPs that training spends on one
-image per parameter (`mforce plan` prints the FLOPs of a step; attention makes k depend on N a little).
+k is 6 where D counts tokens and attention does not count. Where D counts images, k is the FLOPs
+that training spends on one image per parameter (`mforce plan` prints the FLOPs of a step;
+attention makes k depend on N a little).
 """
 
 from __future__ import annotations
@@ -51,9 +54,9 @@ class Allocation:
 class IsoFlopCurve:
     """One budget of the isoFLOP view: the sizes N at the minimum of three curves.
 
-    law: the closed form. through_law: a parabola in log N through the fitted law itself at the sizes that the rows have, so
-    that its distance from the closed form is the parabola's own bias. through_rows: a parabola through the rows.
-    None where a parabola opens downward.
+    law: the closed form. through_law: a parabola in log N through the fitted law itself at the
+    sizes that the rows have, so that its distance from the closed form is the parabola's own bias.
+    through_rows: a parabola through the rows. None where a parabola opens downward.
     """
 
     flops: float
@@ -121,9 +124,11 @@ def decades(table: Table, k: float) -> list[float]:
 
 
 def isoflop(table: Table, fit: Fit, k: float) -> IsoFlop:
-    """Returns the budgets at which many rows lie, and what parabolas (Hoffmann et al. 2022, approach 2) make of them.
+    """Returns the budgets at which many rows lie, and what parabolas (Hoffmann et al. 2022,
+    approach 2) make of them.
 
-    Parabolas are biased wherever alpha and beta differ or the sizes are not centred on the best one (Czech et al., 2603.22339).
+    Parabolas are biased wherever alpha and beta differ or the sizes are not centred on the best
+    one (Czech et al., 2603.22339).
     """
     lines = tuple(
         sorted(
@@ -167,7 +172,9 @@ def _least(fit: Fit, parameters: Array, k: float, flops: float) -> Array:
 
 
 def _isoflop_budgets(table: Table, k: float) -> list[tuple[float, NDArray[np.intp]]]:
-    """Budgets with at least five different sizes near them and those rows, the most crowded first; no row is in two."""
+    """Budgets with at least five different sizes near them and those rows, the most crowded first;
+    no row is in two.
+    """
     logs = np.log10(k * table.variables["N"] * table.variables["D"])
     free, found = np.ones(len(logs), bool), []
     while free.any() and len(found) < _LINES:
@@ -194,7 +201,9 @@ def _curve(table: Table, fit: Fit, k: float, flops: float, rows: NDArray[np.intp
 
 
 def parabola(size: Array, loss: Array) -> tuple[float | None, Array]:
-    """Returns the N at the minimum of the parabola in log N through some losses, if it has one, and its coefficients [3]."""
+    """Returns the N at the minimum of the parabola in log N through some losses, if it has one,
+    and its coefficients [3].
+    """
     middle = np.log(size).mean()
     curve = np.polyfit(np.log(size) - middle, loss, 2)
     lowest = float(np.exp(middle - curve[1] / (2 * curve[0]))) if curve[0] > 0 else None

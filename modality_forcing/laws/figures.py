@@ -1,4 +1,6 @@
-"""The picture of a fit: the law with its band over the runs, the residuals, and the isoFLOP view where there is one."""
+"""The picture of a fit: the law with its band over the runs, the residuals, and the isoFLOP view
+where there is one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ _BAND = 0.2  # opacity
 
 
 def plot(fit: Fit, table: Table, view: compute_optimal.IsoFlop | None = None) -> Figure:
-    """Returns the figure, over two columns of a page; draw it, and save it, inside `figures.style()`."""
+    """Returns the figure, over two columns of a page; draw it, and save it, inside
+    `figures.style()`.
+    """
     lines = view is not None and bool(view.lines)
     figure = figures.new_figure(2, height=2.3)
     panels = figure.subplots(
@@ -71,7 +75,9 @@ def _frontier(axes: Axes, fit: Fit, table: Table, k: float) -> None:
 
 
 def _law(axes: Axes, fit: Fit, table: Table) -> None:
-    """Loss against one variable, a line with its band for each value of a second; of a third, only its greatest value."""
+    """Loss against one variable, a line with its band for each value of a second; of a third, only
+    its greatest value.
+    """
     names = fit.form.variables
     along = "n" if "n" in names else names[0]
     by = next((name for name in names if name != along), None)
@@ -138,7 +144,9 @@ def _none_at(x: Array) -> float:
 
 
 def _mark_none(axes: Axes, x: Array, none_at: float) -> None:
-    """Ticks at the powers of ten among the values above 0 (at these, where there is no such power), and one that says none."""
+    """Ticks at the powers of ten among the values above 0 (at these, where there is no such
+    power), and one that says none.
+    """
     from matplotlib.ticker import NullLocator
 
     above = np.log10(x[x > 0]) if np.any(x > 0) else np.array([])
@@ -155,7 +163,9 @@ def _mark_none(axes: Axes, x: Array, none_at: float) -> None:
 
 
 def _groups(values: Array | None, rows: int) -> list[tuple[float, NDArray[np.bool_]]]:
-    """A value and a mask of rows for each line: the values there are, or the middles of five equal parts of more of them."""
+    """A value and a mask of rows for each line: the values there are, or the middles of five equal
+    parts of more of them.
+    """
     if values is None:
         return [(0.0, np.ones(rows, bool))]
     different = np.unique(values)
@@ -181,7 +191,9 @@ def _residuals(axes: Axes, fit: Fit, table: Table) -> None:
 
 
 def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) -> None:
-    """Loss against N at each budget: runs, the law with its minimum, and the parabola through the runs."""
+    """Loss against N at each budget: runs, the law with its minimum, and the parabola through the
+    runs.
+    """
     for i, line in enumerate(view.lines):
         color, rows = figures.COLORS[i], list(line.rows)
         size, loss = table.variables["N"][rows], table.loss[rows]

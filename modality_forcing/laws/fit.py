@@ -1,8 +1,10 @@
-"""Fits a form to a table: the optimum, what the table can tell of it, its intervals, and how well it extrapolates.
+"""Fits a form to a table: the optimum, what the table can tell of it, its intervals, and how well
+it extrapolates.
 
-The objective is that of Hoffmann et al. 2022 (2203.15556, eq. 3): Huber's loss of the residuals of log loss, delta 1e-3,
-summed. The sum, not the mean: averaged, it is so small that common tolerances stop before the optimum, which is how the
-published law came to be wrong (Besiroglu et al. 2024, 2404.10102).
+The objective is that of Hoffmann et al. 2022 (2203.15556, eq. 3): Huber's loss of the residuals of
+log loss, delta 1e-3, summed. The sum, not the mean: averaged, it is so small that common
+tolerances stop before the optimum, which is how the published law came to be wrong (Besiroglu et
+al. 2024, 2404.10102).
 """
 
 from __future__ import annotations
@@ -84,18 +86,24 @@ class Fit:
         return self.optimum.form
 
     def predict(self, variables: Mapping[str, ArrayLike]) -> Array:
-        """Returns the log of the law [n]; it is determined where the table is, even if single parameters are not."""
+        """Returns the log of the law [n]; it is determined where the table is, even if single
+        parameters are not.
+        """
         return self.form.predict(self.optimum.values, variables)
 
     def band(self, variables: Mapping[str, ArrayLike]) -> Array:
-        """Returns the ends of the pointwise 95% interval of the log of the law [2 n]: of the law, not of single runs."""
+        """Returns the ends of the pointwise 95% interval of the log of the law [2 n]: of the law,
+        not of single runs.
+        """
         tail = (1 - COVERAGE) / 2
         return np.quantile(self.form.predict(self.replicates, variables), [tail, 1 - tail], axis=0)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """How a law fitted without the largest cells meets them; errors are of natural logs, law over loss."""
+    """How a law fitted without the largest cells meets them; errors are of natural logs, law over
+    loss.
+    """
 
     cells: int
     rows: int
@@ -106,7 +114,9 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class FormComparison:
-    """One of the nested forms, judged by what it foretells and not by how closely it lies to what it has seen."""
+    """One of the nested forms, judged by what it foretells and not by how closely it lies to what
+    it has seen.
+    """
 
     form: str
     parameters: int
@@ -117,7 +127,8 @@ class FormComparison:
 
 
 def optimum(table: Table, form: Form, start: Mapping[str, float] | None = None) -> Optimum:
-    """Returns the best of many descents, from a grid of exponents and, where given, from a start of the caller's.
+    """Returns the best of many descents, from a grid of exponents and, where given, from a start
+    of the caller's.
 
     start: every parameter's value. Raises UserError for fewer different points than parameters.
     """
@@ -153,7 +164,8 @@ def _descend(design: Design, table: Table, starts: Array, most: int = 200) -> tu
 def _optima_without_terms(design: Design, table: Table, theta: Array) -> tuple[Array, Array]:
     """The optima [k p] with one term absent each, and their values [k].
 
-    Where a term is best absent, the way there along the log of its coefficient is endless, and its exponent shifts all the way.
+    Where a term is best absent, the way there along the log of its coefficient is endless, and its
+    exponent shifts all the way.
     """
     starts = np.tile(theta, (int(design.is_coefficient.sum()), 1))
     starts[
@@ -163,9 +175,11 @@ def _optima_without_terms(design: Design, table: Table, theta: Array) -> tuple[A
 
 
 def project(design: Design, loss: Array, exponents: Array) -> Array:
-    """Returns theta [b p] with the coefficients that suit exponents [b q] best in least squares of relative residuals.
+    """Returns theta [b p] with the coefficients that suit exponents [b q] best in least squares of
+    relative residuals.
 
-    Variable projection (Golub & Pereyra 1973): given the exponents the law is linear in its coefficients, none below 0.
+    Variable projection (Golub & Pereyra 1973): given the exponents the law is linear in its
+    coefficients, none below 0.
     """
     from scipy.optimize import nnls
 
@@ -243,8 +257,9 @@ def fit(
 ) -> Fit:
     """Returns the optimum with 95% intervals from a bootstrap over the table's groups (Efron 1979).
 
-    Every group counts equally. A resample's descents start at the table's optimum and at those of the law less one term.
-    Raises UserError for fewer different points than parameters, and for too few groups to resample.
+    Every group counts equally. A resample's descents start at the table's optimum and at those of
+    the law less one term. Raises UserError for fewer different points than parameters, and for too
+    few groups to resample.
     """
     found = optimum(table, form, start)
     rng = np.random.default_rng(seed)
@@ -279,10 +294,11 @@ def fit(
 
 
 def _resamples(found: Optimum, table: Table, wanted: int, rng: np.random.Generator) -> Array:
-    """How often each group is drawn [r g], in resamples that determine as many directions of theta as the table does.
+    """How often each group is drawn [r g], in resamples that determine as many directions of theta
+    as the table does.
 
-    Others have lost, say, all but two sizes of model. Their optimum is wherever the descent starts, which would pass for
-    certainty.
+    Others have lost, say, all but two sizes of model. Their optimum is wherever the descent
+    starts, which would pass for certainty.
     """
     groups = int(table.groups.max()) + 1
     if groups < len(found.theta) + 2:
@@ -308,7 +324,9 @@ def _resamples(found: Optimum, table: Table, wanted: int, rng: np.random.Generat
 
 
 def _unbounded(found: Optimum, theta: Array, replicates: Array) -> dict[str, str]:
-    """Parameters whose interval reaches the end of what is possible, and why; of resamples [r p], as theta and in units."""
+    """Parameters whose interval reaches the end of what is possible, and why; of resamples [r p],
+    as theta and in units.
+    """
     design, told = found.design, dict[str, str]()
     ends = [_ends(value, x) for value, x in zip(found.values.tolist(), replicates.T, strict=True)]
     below = {name: end[0] for name, end in zip(design.form.parameters, ends, strict=True)}
@@ -336,10 +354,11 @@ def _unbounded(found: Optimum, theta: Array, replicates: Array) -> dict[str, str
 
 
 def _ends(value: float, replicates: Array) -> tuple[float, float]:
-    """Which quantiles of the replicates bound the interval: those of 2.5 and 97.5%, corrected for bias (Efron 1981).
+    """Which quantiles of the replicates bound the interval: those of 2.5 and 97.5%, corrected for
+    bias (Efron 1981).
 
-    The optimum may lie off the middle of its replicates. Plain percentiles cover 98% where 95% are meant, since a resample
-    of rows makes the median-like Huber optimum jump between fewer rows.
+    The optimum may lie off the middle of its replicates. Plain percentiles cover 98% where 95% are
+    meant, since a resample of rows makes the median-like Huber optimum jump between fewer rows.
     """
     normal, r = NormalDist(), len(replicates)
     under = float((replicates < value).mean() + (replicates == value).mean() / 2)
@@ -352,7 +371,8 @@ def _ends(value: float, replicates: Array) -> tuple[float, float]:
 def interval(value: float, replicates: Array) -> Parameter:
     """Returns a value with its 95% interval and the standard deviation of its replicates [r].
 
-    Coefficients have one heavy tail, of which the interval says more than the deviation; it is None where it has no end.
+    Coefficients have one heavy tail, of which the interval says more than the deviation; it is
+    None where it has no end.
     """
     with np.errstate(invalid="ignore", over="ignore"):
         low, high = np.quantile(replicates, _ends(value, replicates)).tolist()
@@ -365,9 +385,11 @@ def interval(value: float, replicates: Array) -> Parameter:
 def largest_cells(
     table: Table, form: Form, cells: int | None = None, by: str | None = None
 ) -> NDArray[np.bool_]:
-    """Returns the mask of the rows in the largest cells: the greatest values of a variable, or of the form's size.
+    """Returns the mask of the rows in the largest cells: the greatest values of a variable, or of
+    the form's size.
 
-    cells: how many different values; a tenth of them (at least 1) if None. Raises UserError for an unknown variable.
+    cells: how many different values; a tenth of them (at least 1) if None. Raises UserError for an
+    unknown variable.
     """
     if by is not None and by not in form.variables:
         raise UserError(
@@ -389,7 +411,9 @@ def largest_cells(
 
 
 def held_out(table: Table, form: Form, heldout_mask: NDArray[np.bool_]) -> HeldOut:
-    """Returns the errors on the rows `heldout_mask` of the law that is fitted to the others; raises UserError if it cannot be."""
+    """Returns the errors on the rows `heldout_mask` of the law that is fitted to the others;
+    raises UserError if it cannot be.
+    """
     rest, test = table.select(~heldout_mask), table.select(heldout_mask)
     if not len(rest):
         raise UserError(
@@ -412,10 +436,12 @@ def held_out(table: Table, form: Form, heldout_mask: NDArray[np.bool_]) -> HeldO
 def compare(
     table: Table, form: Form, heldout_mask: NDArray[np.bool_] | None
 ) -> tuple[list[FormComparison], str | None]:
-    """Returns the form and those nested in it, and the name of the one that foretells the rows `heldout_mask` best, if any can.
+    """Returns the form and those nested in it, and the name of the one that foretells the rows
+    `heldout_mask` best, if any can.
 
-    Of forms that foretell alike, as where a term has vanished, it is the one of fewest parameters. The rows need not determine
-    each of these for the law to be determined, and a law is not better for being poor enough to be.
+    Of forms that foretell alike, as where a term has vanished, it is the one of fewest parameters.
+    The rows need not determine each of these for the law to be determined, and a law is not better
+    for being poor enough to be.
     """
     rows: list[FormComparison] = []
     for simpler in nested(form):

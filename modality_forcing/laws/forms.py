@@ -1,18 +1,20 @@
-"""The forms a scaling law can take: sums of positive terms, each a coefficient times powers of the variables.
+"""The forms a scaling law can take: sums of positive terms, each a coefficient times powers of the
+variables.
 
     chinchilla  E + A N^-alpha + B D^-beta                                Hoffmann et al. 2022 (2203.15556), eq. 2
     power       E + A x^-alpha                                            a saturating power law
     transfer    E + (G + A N^-alpha + B n^-beta) s^-gamma                 Mikami et al. 2021 (2108.11018), eq. 1 with the model's
                                                                           size beside it; G is the gap no pretraining closes
 
-N parameters, D training examples, n pretraining images, s post-training frames. The logarithm of every term is linear in
-(log coefficient, exponent), so the logarithm of the sum is convex in them and its gradient is the terms' shares: all that
-the fit needs is written once, for every form.
+N parameters, D training examples, n pretraining images, s post-training frames. The logarithm of
+every term is linear in (log coefficient, exponent), so the logarithm of the sum is convex in them
+and its gradient is the terms' shares: all that the fit needs is written once, for every form.
 
-No pretraining, n = 0, has a level of its own: there B n^-beta is infinite, so that the term is left out and `none` stands in
-its place, E + (G + A N^-alpha + none) s^-gamma. An offset, B (n + n0)^-beta, would need as many parameters and would bend the
-law at small n to meet a point that is another kind of run; with a level, n = 0 says how much pretraining gives and
-nothing about how it grows.
+No pretraining, n = 0, has a level of its own: there B n^-beta is infinite, so that the term is
+left out and `none` stands in its place, E + (G + A N^-alpha + none) s^-gamma. An offset, B (n +
+n0)^-beta, would need as many parameters and would bend the law at small n to meet a point that is
+another kind of run; with a level, n = 0 says how much pretraining gives and nothing about how it
+grows.
 """
 
 from __future__ import annotations
@@ -95,7 +97,9 @@ class Form:
         return told
 
     def predict(self, parameters: ArrayLike, variables: Mapping[str, ArrayLike]) -> Array:
-        """Returns the log of the law [... n] for parameters [... p] in the order of `parameters` and variables [n] each."""
+        """Returns the log of the law [... n] for parameters [... p] in the order of `parameters`
+        and variables [n] each.
+        """
         p = dict(
             zip(
                 self.parameters,
@@ -116,7 +120,8 @@ class Form:
             return np.logaddexp.reduce(np.stack(np.broadcast_arrays(*logs)))
 
     def without(self, name: str) -> Form:
-        """Returns the form less a coefficient's term, or less a variable (its exponents are 0); UserError if it has neither.
+        """Returns the form less a coefficient's term, or less a variable (its exponents are 0);
+        UserError if it has neither.
 
         Terms that only the variable told apart become one: without s, E and G are a single level.
         """
@@ -192,7 +197,9 @@ _LEFT_OUT = {  # the simpler forms that each is compared with
 
 
 def parse(text: str) -> Form:
-    """Reads a form's name with what is left out of it, e.g. `transfer-G-s`; raises UserError where there is none such."""
+    """Reads a form's name with what is left out of it, e.g. `transfer-G-s`; raises UserError where
+    there is none such.
+    """
     name, *left_out = text.split("-")
     if name not in FORMS:
         hint = f"give {', '.join(FORMS)}, or one of them less a term or a variable, e.g. transfer-G or transfer-s"
@@ -204,7 +211,9 @@ def parse(text: str) -> Form:
 
 
 def nested(form: Form) -> list[Form]:
-    """Returns the form and the simpler ones inside it that are worth asking about, no two of them alike."""
+    """Returns the form and the simpler ones inside it that are worth asking about, no two of them
+    alike.
+    """
     found = {form.terms: form}
     for left_out in _LEFT_OUT[form.name.partition("-")[0]]:
         try:
@@ -231,9 +240,10 @@ def _absent(term: Term, variables: Mapping[str, Array]) -> Array:
 class Design:
     """A form laid over the rows of a table, in coordinates that fits like.
 
-    A point theta [p] holds the log of each coefficient and each exponent, with every variable divided by its geometric mean:
-    a coefficient is then its term's size in the middle of the table, which the data know well, and not at N = 1, which they
-    know only together with the exponent.
+    A point theta [p] holds the log of each coefficient and each exponent, with every variable
+    divided by its geometric mean: a coefficient is then its term's size in the middle of the
+    table, which the data know well, and not at N = 1, which they know only together with the
+    exponent.
     """
 
     form: Form

@@ -1,4 +1,5 @@
-"""The least summed Huber loss of log residuals over a form's parameters, for many weightings of the same rows at once.
+"""The least summed Huber loss of log residuals over a form's parameters, for many weightings of
+the same rows at once.
 
 Every resample of a bootstrap is a weighting, so that a thousand fits are one loop over arrays.
 """
@@ -29,7 +30,9 @@ class Box:
 
     @classmethod
     def of(cls, design: Design, log_loss: Array) -> Box:
-        """No term is larger, in the middle of the table, than the greatest loss: all are positive and fall."""
+        """No term is larger, in the middle of the table, than the greatest loss: all are positive
+        and fall.
+        """
         is_coefficient = design.is_coefficient
         low = np.where(is_coefficient, log_loss.min() + np.log(SMALLEST), EXPONENTS[0])
         return cls(low, np.where(is_coefficient, log_loss.max() + 1, EXPONENTS[1]))
@@ -65,20 +68,24 @@ def gradients(design: Design, share: Array) -> Array:
 
 
 def objective(design: Design, log_loss: Array, weights: Array, theta: Array) -> Array:
-    """Returns sum_n weight · Huber(log law - log loss) [b] at theta [b p], with weights [b n] or [n]."""
+    """Returns sum_n weight · Huber(log law - log loss) [b] at theta [b p], with weights [b n] or
+    [n].
+    """
     return (weights * loss(shares(design, theta)[0] - log_loss)).sum(axis=1)
 
 
 def minimize(
     design: Design, log_loss: Array, weights: Array, start: Array, most: int = 200
 ) -> tuple[Array, Array]:
-    """Returns the minimum's theta [b p] and value [b] that is downhill of each start [b p], with weights [b n].
+    """Returns the minimum's theta [b p] and value [b] that is downhill of each start [b p], with
+    weights [b n].
 
     most: steps; those that need more are creeping along a valley in which the value hardly changes.
 
-    A damped Newton method. Near the minimum only rows within delta of the law are curved, often too few to determine a
-    step; iterated re-weighting (weight delta/|residual| beyond delta) is always determined, and slow. The step here solves with
-    the Hessian plus mu times the matrix of re-weighting: with mu falling it is Newton's where that works.
+    A damped Newton method. Near the minimum only rows within delta of the law are curved, often
+    too few to determine a step; iterated re-weighting (weight delta/|residual| beyond delta) is
+    always determined, and slow. The step here solves with the Hessian plus mu times the matrix of
+    re-weighting: with mu falling it is Newton's where that works.
     """
     box = Box.of(design, log_loss)
     pieces = max(1, len(start) * len(log_loss) // _AT_ONCE)
@@ -121,14 +128,17 @@ def _minimize(design: Design, log_loss: Array, weights: Array, start: Array, box
 def _step(
     design: Design, log_loss: Array, weights: Array, theta: Array, mu: Array, box: Box
 ) -> tuple[Array, Array]:
-    """The step [b p] and the fall that the quadratic model promises of it [b]; no step leads out of the box."""
+    """The step [b p] and the fall that the quadratic model promises of it [b]; no step leads out
+    of the box.
+    """
     law, share = shares(design, theta)
     slopes, residual = gradients(design, share), law - log_loss
     size = np.abs(residual)
     pull = weights * np.clip(residual, -DELTA, DELTA)
     downhill = -(slopes @ pull[..., None])[..., 0]
     reweighted = weights * np.minimum(1, DELTA / np.maximum(size, DELTA))
-    # The law's log has the Hessian sum_k share_k slope_k slope_k' - slope slope', with the slopes of term k and of the law.
+    # The law's log has the Hessian sum_k share_k slope_k slope_k' - slope slope', with the slopes
+    # of term k and of the law.
     by_law = weights * (size <= DELTA) - pull + mu[:, None] * reweighted
     matrix = (slopes * by_law[:, None]) @ slopes.swapaxes(1, 2)
     for k, of_term in enumerate(design.slopes):

@@ -1,4 +1,6 @@
-"""The rows that a law is fitted to: read from a file, chosen, turned into a form's variables, and never mixed silently."""
+"""The rows that a law is fitted to: read from a file, chosen, turned into a form's variables, and
+never mixed silently.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ from modality_forcing.laws.forms import Array, Form
 from modality_forcing.tree import flatten
 
 LOSS = "loss"  # what is fitted, whatever error it is
-# Rows that differ in one of these are numbers of different kinds: another code, another score, other held-out draws.
+# Rows that differ in one of these are numbers of different kinds: another code, another score,
+# other held-out draws.
 MUST_MATCH = ("version", "protocol", "seeds")
 _TOLD = 30  # columns named to who asked for one that is not there; a sweep's rows have hundreds, most of their configs
 _SYNTAX = "write numbers, + - * / ** ( ) and columns, a column of odd characters in `backquotes`"
@@ -39,7 +42,9 @@ class Rows:
         return any(column in row for row in self.cells)
 
     def _near(self, column: str) -> str:
-        """What columns there are: the one that may have been meant, then some, a row's own before those of its config."""
+        """What columns there are: the one that may have been meant, then some, a row's own before
+        those of its config.
+        """
         known = sorted(
             {name for row in self.cells for name in row}, key=lambda name: (name.count("."), name)
         )
@@ -50,7 +55,9 @@ class Rows:
         return f"{meant}it has {', '.join(known[:_TOLD])}{more}"
 
     def numbers(self, column: str) -> Array:
-        """Returns a column [n]; raises UserError for one that is missing, and for what is not a number."""
+        """Returns a column [n]; raises UserError for one that is missing, and for what is not a
+        number.
+        """
         if not self.has(column):
             raise UserError(
                 f"no column {column!r}", where=self.path, hint=f"{self._near(column)}; {_SYNTAX}"
@@ -73,7 +80,9 @@ class Rows:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as a form's variables and loss, float64 [n] each; `groups` numbers the run or cell of each row from 0."""
+    """Rows as a form's variables and loss, float64 [n] each; `groups` numbers the run or cell of
+    each row from 0.
+    """
 
     variables: Mapping[str, Array]
     loss: Array
@@ -113,7 +122,9 @@ class Table:
         return Table(variables, self.loss[rows], groups, self.lines[rows], self.dropped)
 
     def drop_highest_losses(self, count: int) -> Table:
-        """Returns the table less its highest losses (of equal ones, the last rows); raises UserError if none would be left."""
+        """Returns the table less its highest losses (of equal ones, the last rows); raises
+        UserError if none would be left.
+        """
         if count >= len(self):
             raise UserError(
                 f"--drop-highest {count} leaves none of {len(self)} rows", hint="drop fewer"
@@ -131,9 +142,11 @@ def load(
 ) -> Table:
     """Reads the variables that a form needs.
 
-    path: a table, or the folder of a sweep. columns: None for those that a sweep wrote beside its rows, else `VARIABLE=EXPRESSION,...` with `loss=` among them. where: `COLUMN=VALUE`, all of which must hold. group: the
-    column that says which rows are of one run. Raises UserError for what is missing, not a number, not finite or not
-    positive, and for rows that differ in a column of MUST_MATCH.
+    path: a table, or the folder of a sweep. columns: None for those that a sweep wrote beside its
+    rows, else `VARIABLE=EXPRESSION,...` with `loss=` among them. where: `COLUMN=VALUE`, all of
+    which must hold. group: the column that says which rows are of one run. Raises UserError for
+    what is missing, not a number, not finite or not positive, and for rows that differ in a column
+    of MUST_MATCH.
     """
     if path.is_dir():
         path = path / "rows.jsonl"
@@ -164,7 +177,9 @@ def load(
 
 
 def _sweep_columns(path: Path, form: Form) -> str:
-    """Returns the columns that a sweep wrote beside its rows; raises UserError where there are none."""
+    """Returns the columns that a sweep wrote beside its rows; raises UserError where there are
+    none.
+    """
     try:
         found = json.loads((path.parent / "columns.json").read_text())
     except OSError:
@@ -175,7 +190,9 @@ def _sweep_columns(path: Path, form: Form) -> str:
 
 
 def read(path: Path) -> Rows:
-    """Reads .csv with a header, or .jsonl with an object a line (nested keys become a.b.c); raises UserError if it cannot."""
+    """Reads .csv with a header, or .jsonl with an object a line (nested keys become a.b.c); raises
+    UserError if it cannot.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -270,7 +287,9 @@ def _refuse_mixture(rows: Rows) -> None:
 
 
 def _mapping(columns: str, form: Form) -> dict[str, str]:
-    """Variable -> expression; a variable may be written in the other case where only one can be meant."""
+    """Variable -> expression; a variable may be written in the other case where only one can be
+    meant.
+    """
     known, found = (*form.meaning, LOSS), {}
     for part in re.findall(r"(?:`[^`]*`|[^,`])+", columns):
         given, equals, text = (piece.strip() for piece in part.partition("="))
@@ -311,7 +330,9 @@ _OPERATIONS: dict[type, Callable[..., Any]] = {
 
 
 def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
-    """Returns a column, or arithmetic on columns and on the variables before it, float64 [n]; UserError for anything else."""
+    """Returns a column, or arithmetic on columns and on the variables before it, float64 [n];
+    UserError for anything else.
+    """
     if rows.has(text):
         return rows.numbers(text)
     quoted: list[str] = []

@@ -1,4 +1,6 @@
-"""What should not be among a train step's collectives; each entry is a mistake that cost somebody a pod."""
+"""What should not be among a train step's collectives; each entry is a mistake that cost somebody
+a pod.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,11 @@ SMALL = 2**16  # bytes: norms, counters and metrics are welcome to travel as the
 
 
 def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
-    """Returns a line for each collective that a sharded step should not have; batch: examples of a whole step.
+    """Returns a line for each collective that a sharded step should not have; batch: examples of a
+    whole step.
 
-    Weights are to be gathered in bfloat16, gradients added up in float32, examples to stay where they are.
+    Weights are to be gathered in bfloat16, gradients added up in float32, examples to stay where
+    they are.
     """
     told = []
     for c in found:

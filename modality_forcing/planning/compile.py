@@ -74,7 +74,9 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler said; `text` is empty where the program did not fit, and `bytes` then what it would have taken."""
+    """What the compiler said; `text` is empty where the program did not fit, and `bytes` then what
+    it would have taken.
+    """
 
     bytes: Bytes
     fits: bool
@@ -85,9 +87,11 @@ class Compiled:
 def abstract_step(
     config: Config, devices: tuple[Any, ...]
 ) -> tuple[Any, tuple[TrainState, Any, Any], Mesh]:
-    """Returns the jitted step of a config for these devices, its sharded abstract arguments, and the mesh.
+    """Returns the jitted step of a config for these devices, its sharded abstract arguments, and
+    the mesh.
 
-    Raises UserError where the config or its batch does not fit the devices, or their attention kernel not the config.
+    Raises UserError where the config or its batch does not fit the devices, or their attention
+    kernel not the config.
     """
     config = with_attention_kernel(config, devices[0].platform)
     mesh = sharding.make_mesh(config.mesh, devices)
@@ -120,7 +124,9 @@ def abstract_step(
 
 
 def compile_step(config: Config, target: Target) -> Compiled:
-    """Compiles the step for a target; raises UserError where the config fits neither the mesh nor the kernel."""
+    """Compiles the step for a target; raises UserError where the config fits neither the mesh nor
+    the kernel.
+    """
     function, (state, batch, frozen), _ = abstract_step(config, target.devices)
     lower = lambda: function.lower(state, batch, frozen=frozen)
     return compile_lowered(lower, target, device_bytes((state, batch, frozen)), device_bytes(state))
@@ -129,7 +135,9 @@ def compile_step(config: Config, target: Target) -> Compiled:
 def compile_lowered(
     lower: Callable[[], Any], target: Target, arguments: int, kept: int = 0
 ) -> Compiled:
-    """Compiles what `lower` returns for a target. arguments, kept: bytes of a device that go in, and that stay in place."""
+    """Compiles what `lower` returns for a target. arguments, kept: bytes of a device that go in,
+    and that stay in place.
+    """
     started = time.monotonic()
     try:
         done = lower().compile(compiler_options=hardware.plan_options(target.chip, target.slices))
@@ -160,7 +168,9 @@ def device_bytes(tree: Any) -> int:
 
 
 def _used(message: str) -> int | None:
-    """Returns the bytes that a program would have needed, from the compiler's refusal; None if it refused something else."""
+    """Returns the bytes that a program would have needed, from the compiler's refusal; None if it
+    refused something else.
+    """
     number = r"([\d.]+)([KMGT]?)"
     for said in (
         rf"Used {number} of [\d.]+[KMGT]? hbm",

@@ -1,4 +1,6 @@
-"""The encode step planned: a frozen encoder compiled for the chips of a host, and what `mforce encode` can reach there."""
+"""The encode step planned: a frozen encoder compiled for the chips of a host, and what `mforce
+encode` can reach there.
+"""
 
 from __future__ import annotations
 
@@ -22,14 +24,18 @@ from modality_forcing.planning.roofline import Roofline, collectives, roofline, 
 from modality_forcing.planning.search import GIB, NOT_MODELED
 from modality_forcing.train import sharding
 
-XXL = UMT5Config(vocab_size=256_384, width=4096, mlp_dim=10_240, heads=64, head_dim=64, num_layers=24)
+XXL = UMT5Config(
+    vocab_size=256_384, width=4096, mlp_dim=10_240, heads=64, head_dim=64, num_layers=24
+)
 PARTS = ("text", "encoder", "decoder")  # UMT5-XXL, and the halves of FLUX.2's autoencoder
 BATCHES = (8, 16, 32, 64, 128)  # per device, that the search tries
 
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """One part on the chips of one host; several hosts encode apart from each other, each at this rate."""
+    """One part on the chips of one host; several hosts encode apart from each other, each at this
+    rate.
+    """
 
     part: str
     target: Target
@@ -103,7 +109,9 @@ def plan(
 def search(
     part: str, target: Target, log: Callable[[str], None] = lambda _: None, **sizes: int
 ) -> EncodePlan:
-    """Returns the plan with the highest bound on the rate; stops where a larger batch does not fit or gains less than 2%."""
+    """Returns the plan with the highest bound on the rate; stops where a larger batch does not fit
+    or gains less than 2%.
+    """
     best = None
     for each in BATCHES:
         tried = plan(part, target, each, **sizes)
@@ -120,7 +128,9 @@ def search(
 def run(
     part: str, target: Target, batch: int | None, as_json: bool, log: Callable[[str], None]
 ) -> int:
-    """Prints the plan of a part, for a batch of all devices or for the best; returns 1 if it does not fit."""
+    """Prints the plan of a part, for a batch of all devices or for the best; returns 1 if it does
+    not fit.
+    """
     if batch and batch % len(target.devices):
         raise UserError(
             f"--batch {batch} is not a multiple of {len(target.devices)} devices",
@@ -132,13 +142,19 @@ def run(
 
 
 def text_flops(c: UMT5Config, b: int, l: int) -> int:
-    """Returns the FLOPs of all products of a UMT5 encoder, two for a multiplication and an addition."""
+    """Returns the FLOPs of all products of a UMT5 encoder, two for a multiplication and an
+    addition.
+    """
     inner = c.heads * c.head_dim
-    return 2 * b * l * c.num_layers * (4 * c.width * inner + 3 * c.width * c.mlp_dim + 2 * l * inner)
+    return (
+        2 * b * l * c.num_layers * (4 * c.width * inner + 3 * c.width * c.mlp_dim + 2 * l * inner)
+    )
 
 
 def image_flops(part: str, b: int, resolution: int) -> int:
-    """Returns the FLOPs of half an autoencoder, as XLA counts them on a CPU, where nothing is fused away."""
+    """Returns the FLOPs of half an autoencoder, as XLA counts them on a CPU, where nothing is
+    fused away.
+    """
     (image,) = _inputs(part, 1, 0, resolution)
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
     told = jax.jit(lambda w, x: nnx.merge(graph, w)(x)).lower(weights, image).cost_analysis()

@@ -1,7 +1,8 @@
-"""What accelerators can do, which TPU topologies the compiler knows here, and how it is told to compile for each.
+"""What accelerators can do, which TPU topologies the compiler knows here, and how it is told to
+compile for each.
 
-Numbers are per chip, dense, from Google's and NVIDIA's pages where no comment says otherwise. Several peaks that circulate
-count 2:4 sparsity (1979 for the H100's 989): none of those is here.
+Numbers are per chip, dense, from Google's and NVIDIA's pages where no comment says otherwise.
+Several peaks that circulate count 2:4 sparsity (1979 for the H100's 989): none of those is here.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ GIB, GB, TERA = 2**30, 10**9, 10**12
 class Chip:
     """One accelerator; rates are bytes/s and FLOP/s of the whole chip.
 
-    ici_bandwidth is what all links to other chips carry in one direction together. A slice without wrap-around links, or
-    with fewer axes, has less of it, so a time from it is a lower bound. dcn_bandwidth is one direction too, a chip's share
-    of its host's network. usable_bytes is what the compiler lets one jax device fill, of the chip's nominal hbm_bytes.
+    ici_bandwidth is what all links to other chips carry in one direction together. A slice without
+    wrap-around links, or with fewer axes, has less of it, so a time from it is a lower bound.
+    dcn_bandwidth is one direction too, a chip's share of its host's network. usable_bytes is what
+    the compiler lets one jax device fill, of the chip's nominal hbm_bytes.
     """
 
     name: str
@@ -67,9 +69,9 @@ def _tpu(
     )
 
 
-# usable: GiB that the compiler names as available when a program takes too much, by libtpu 0.0.42 and 0.0.52 (less by 0.01);
-# a test provokes it.
-# ici: half of the bidirectional bandwidth that Google gives. dcn: Google's Gb/s per chip; of v5e the pod's 6.4 Tb/s / 256.
+# usable: GiB that the compiler names as available when a program takes too much, by libtpu 0.0.42
+# and 0.0.52 (less by 0.01); a test provokes it. ici: half of the bidirectional bandwidth that
+# Google gives. dcn: Google's Gb/s per chip; of v5e the pod's 6.4 Tb/s / 256.
 _TPUS = (
     #     name    TF/s  GiB usable  GB/s  ici  dcn
     _tpu("v4", 275, 32, 30.75, 1200, 300, 6.25, "v4"),  # dcn: recalled, not looked up
@@ -87,7 +89,8 @@ _TPU7X = Chip(  # hbm_bandwidth and ici_bandwidth: recalled, not looked up
 def _gpu(
     name: str, tera: float, hbm: float, gbs: float, nvlink: float, kinds: tuple[str, ...]
 ) -> Chip:
-    # XLA takes a share of a GPU's memory that the user sets, so usable is nominal. dcn: one 400 Gb/s card a GPU.
+    # XLA takes a share of a GPU's memory that the user sets, so usable is nominal. dcn: one 400
+    # Gb/s card a GPU.
     return Chip(name, tera * TERA, hbm * GB, hbm * GB, gbs * GB, nvlink * GB, 50 * GB, kinds)
 
 
@@ -130,7 +133,9 @@ def by_device_kind(kind: str) -> Chip | None:
 
 
 def parse(spec: str) -> tuple[Chip, tuple[int, ...]]:
-    """Returns the chip and the chips per axis of "v5p:4x4x4"; raises UserError for a topology that is not known to work."""
+    """Returns the chip and the chips per axis of "v5p:4x4x4"; raises UserError for a topology that
+    is not known to work.
+    """
     name, _, shape = spec.partition(":")
     if name not in TOPOLOGIES:
         raise UserError(
@@ -144,11 +149,13 @@ def parse(spec: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def topology(spec: str, slices: int = 1) -> list[Any]:
-    """Returns the jax devices of "v5p:4x4x4", or of several such slices, to compile for without having them.
+    """Returns the jax devices of "v5p:4x4x4", or of several such slices, to compile for without
+    having them.
 
-    Sets environment variables that keep libtpu from looking for real TPUs, unless they are set. A libtpu newer than the one
-    jax was made with may compile programs that jax cannot read back (`RET_CHECK failure`): install it through jax[tpu].
-    Raises UserError for an unknown topology, fewer than one slice, and where libtpu is not installed.
+    Sets environment variables that keep libtpu from looking for real TPUs, unless they are set. A
+    libtpu newer than the one jax was made with may compile programs that jax cannot read back
+    (`RET_CHECK failure`): install it through jax[tpu]. Raises UserError for an unknown topology,
+    fewer than one slice, and where libtpu is not installed.
     """
     chip, shape = parse(spec)
     if slices < 1:
@@ -179,7 +186,9 @@ def topology(spec: str, slices: int = 1) -> list[Any]:
 
 
 def wrap(shape: tuple[int, ...]) -> tuple[bool, bool, bool]:
-    """Returns which axes of a slice close to a ring: full cubes of 4 in 3D, an axis of the pod's whole 16 in 2D."""
+    """Returns which axes of a slice close to a ring: full cubes of 4 in 3D, an axis of the pod's
+    whole 16 in 2D.
+    """
     if len(shape) == 3:
         closed = all(n % 4 == 0 for n in shape)
         return closed, closed, closed
@@ -188,10 +197,11 @@ def wrap(shape: tuple[int, ...]) -> tuple[bool, bool, bool]:
 
 Options = Mapping[str, bool | int]
 
-# Collective matmuls (windowed einsum) break the gather of a weight into permutes between chips, which neither overlap as well
-# at these widths nor can be counted.
+# Collective matmuls (windowed einsum) break the gather of a weight into permutes between chips,
+# which neither overlap as well at these widths nor can be counted.
 _COMMON: Options = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
-# Parts of a gather run inside matmuls. libtpu 0.0.42 takes it for other chips too; 0.0.52 refuses that, naming wrong results.
+# Parts of a gather run inside matmuls. libtpu 0.0.42 takes it for other chips too; 0.0.52 refuses
+# that, naming wrong results.
 _FUSED_GATHERS: Options = {
     "xla_tpu_enable_async_collective_fusion": True,
     "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
@@ -199,7 +209,8 @@ _FUSED_GATHERS: Options = {
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
-# Collectives run on the SparseCores, beside the matmuls; a collective cannot be fused and handed over.
+# Collectives run on the SparseCores, beside the matmuls; a collective cannot be fused and handed
+# over.
 _SPARSE_CORES: Options = {
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
@@ -227,7 +238,8 @@ MULTI_SLICE_FLAGS: Options = {
 def compiler_options(chip: Chip, slices: int = 1) -> dict[str, bool | int]:
     """Returns the options of `lowered.compile(compiler_options=...)` for a chip; none for a GPU.
 
-    Names and groups from MaxText's flag library; a test has the installed libtpu accept each of them.
+    Names and groups from MaxText's flag library; a test has the installed libtpu accept each of
+    them.
     """
     if not chip.is_tpu:
         return {}
@@ -235,11 +247,15 @@ def compiler_options(chip: Chip, slices: int = 1) -> dict[str, bool | int]:
 
 
 def libtpu_init_args(chip: Chip, slices: int = 1) -> str:
-    """Returns the same options for the environment variable LIBTPU_INIT_ARGS of a run; "" for a GPU."""
+    """Returns the same options for the environment variable LIBTPU_INIT_ARGS of a run; "" for a
+    GPU.
+    """
     written = {name: str(value).lower() for name, value in compiler_options(chip, slices).items()}
     return " ".join(f"--{name}={value}" for name, value in written.items())
 
 
 def plan_options(chip: Chip, slices: int = 1) -> dict[str, bool | int]:
-    """Returns the options for a program that is to be read: those of a run, but for what hides collectives from the reader."""
+    """Returns the options for a program that is to be read: those of a run, but for what hides
+    collectives from the reader.
+    """
     return dict(_COMMON) if chip.is_tpu else {}

@@ -1,8 +1,10 @@
-"""The text of a compiled XLA program, read into computations of instructions, with how often each of them runs.
+"""The text of a compiled XLA program, read into computations of instructions, with how often each
+of them runs.
 
-The grammar is XLA's own printing of a scheduled `HloModule`, as `compiled.as_text()` returns it. Read are names, shapes with
-dtype and memory space, opcodes, operands and attributes; of layouts only the memory space. A loop's trip count comes from
-`known_trip_count` where the backend wrote it (CPU, GPU), else from its counter: start, step and limit must be constants.
+The grammar is XLA's own printing of a scheduled `HloModule`, as `compiled.as_text()` returns it.
+Read are names, shapes with dtype and memory space, opcodes, operands and attributes; of layouts
+only the memory space. A loop's trip count comes from `known_trip_count` where the backend wrote it
+(CPU, GPU), else from its counter: start, step and limit must be constants.
 """
 
 from __future__ import annotations
@@ -34,7 +36,9 @@ _END = re.compile(r'^\}(, execution_thread="[^"]*")?\s*$')
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array: dtype, shape, and its memory space, where 0 is the device's main memory and 1 a TPU's VMEM."""
+    """One array: dtype, shape, and its memory space, where 0 is the device's main memory and 1 a
+    TPU's VMEM.
+    """
 
     dtype: str
     shape: tuple[int, ...]
@@ -58,7 +62,9 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Op:
-    """One instruction; `outputs` are the leaves of its shape, tuples flattened; `inside` is its parentheses' text."""
+    """One instruction; `outputs` are the leaves of its shape, tuples flattened; `inside` is its
+    parentheses' text.
+    """
 
     name: str
     opcode: str
@@ -73,7 +79,9 @@ class Op:
 
     @cached_property
     def op_name(self) -> str:
-        """Where in the traced Python it comes from, as jax wrote it; empty where it was made by the compiler."""
+        """Where in the traced Python it comes from, as jax wrote it; empty where it was made by
+        the compiler.
+        """
         return self.attribute(r'op_name="([^"]*)"')
 
     @cached_property
@@ -85,7 +93,9 @@ class Op:
 
     @cached_property
     def called(self) -> tuple[str, ...]:
-        """Computations that this instruction runs once: of a fusion, a call, a conditional or an asynchronous start."""
+        """Computations that this instruction runs once: of a fusion, a call, a conditional or an
+        asynchronous start.
+        """
         if self.opcode == "conditional":
             branches = self.attribute(r"branch_computations=\{([^}]*)\}")
             named = re.findall(r"(?:true|false)_computation=%([^\s,]+)", self.attributes)
@@ -126,7 +136,9 @@ class Computation:
 
 @dataclass(frozen=True)
 class Visit:
-    """An instruction met on the way through a program: `count` times a step; `hidden` runs beside the main thread."""
+    """An instruction met on the way through a program: `count` times a step; `hidden` runs beside
+    the main thread.
+    """
 
     computation: Computation
     op: Op
@@ -144,10 +156,11 @@ class Program:
     devices: int
 
     def walk(self, fusions: bool = False) -> Iterator[Visit]:
-        """Yields each instruction that runs, loops unrolled into counts; with `fusions` those fused as well.
+        """Yields each instruction that runs, loops unrolled into counts; with `fusions` those
+        fused as well.
 
-        Every branch of a conditional is visited as if it ran. A loop without a known trip count is taken as run once:
-        `unknown_loops` names them.
+        Every branch of a conditional is visited as if it ran. A loop without a known trip count is
+        taken as run once: `unknown_loops` names them.
         """
         yield from self._walk(self.computations[self.entry], 1, False, False, fusions)
 
@@ -223,7 +236,9 @@ class Program:
         arguments: list[Number | None] | None,
         index: int | None = None,
     ) -> Number | None:
-        """An integer, None if not known; `index` picks from a tuple, `arguments` are those of a fusion."""
+        """An integer, None if not known; `index` picks from a tuple, `arguments` are those of a
+        fusion.
+        """
         op = computation.ops.get(name)
         if op is None:
             return None

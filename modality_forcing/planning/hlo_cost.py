@@ -1,8 +1,9 @@
 """What one instruction of a compiled program computes and moves: FLOPs, and bytes by memory space.
 
-Counted as XLA's `HloCostAnalysis` counts them: every operand read once and every output written once, but of stacks that an
-instruction slices or updates in place the slice alone. Two differences: FLOPs are those of matrix products only, since the
-matrix unit is what a peak is quoted for; and an asynchronous copy is one read and one write, where XLA adds what its start and
+Counted as XLA's `HloCostAnalysis` counts them: every operand read once and every output written
+once, but of stacks that an instruction slices or updates in place the slice alone. Two
+differences: FLOPs are those of matrix products only, since the matrix unit is what a peak is
+quoted for; and an asynchronous copy is one read and one write, where XLA adds what its start and
 its end name to four sizes. The padding of buffers to tiles is not counted.
 """
 
@@ -59,7 +60,9 @@ KernelFlops = Mapping[str, float] | Callable[[str, list[Buffer], tuple[Buffer, .
 
 
 def is_free(op: Op) -> bool:
-    """Tells whether an instruction neither computes nor moves anything, or is counted elsewhere: a loop, the end of a copy."""
+    """Tells whether an instruction neither computes nor moves anything, or is counted elsewhere: a
+    loop, the end of a copy.
+    """
     return op.opcode in FREE or op.opcode.endswith(("-done", "-update")) or is_bookkeeping(op)
 
 
@@ -74,9 +77,11 @@ def kernel_name(op: Op) -> str:
 
 
 def splash_flops(name: str, inputs: list[Buffer], outputs: tuple[Buffer, ...]) -> float:
-    """FLOPs of jax's splash attention with every block computed: 2 products forward; backward 3 for dq, 4 for dk and dv.
+    """FLOPs of jax's splash attention with every block computed: 2 products forward; backward 3
+    for dq, 4 for dk and dv.
 
-    A fused backward kernel, known by its dq of one rank more than q, does both in 5. Other kernels count 0.
+    A fused backward kernel, known by its dq of one rank more than q, does both in 5. Other kernels
+    count 0.
     """
     if not name.startswith("splash"):
         return 0.0
@@ -110,7 +115,9 @@ def flops(program: Program, computation: Computation, op: Op, kernel_flops: Kern
 
 
 def _convolution(op: Op, image: Buffer, kernel: Buffer) -> float:
-    """Counts products whose window position is neither in the padding nor in a hole of a dilated image."""
+    """Counts products whose window position is neither in the padding nor in a hole of a dilated
+    image.
+    """
     image_dims, kernel_dims, output_dims = re.split("_|->", op.attribute(r"dim_labels=(\S+?->\w+)"))
     window = dict(re.findall(r"(\w+)=(\S+)", op.attribute(r"window=\{([^}]*)\}")))
     field = lambda key, i, default: window[key].split("x")[i] if key in window else default
@@ -164,7 +171,9 @@ def _outputs(computation: Computation) -> tuple[str, ...]:
 
 
 def _source(computation: Computation, name: str, through: set[str] = VIEWS) -> Op:
-    """Where a value in a fusion comes from, past what leaves it in place: a change of tiles (tpu7x) is a fusion of its own."""
+    """Where a value in a fusion comes from, past what leaves it in place: a change of tiles
+    (tpu7x) is a fusion of its own.
+    """
     op = computation.ops[name]
     while op.opcode in through or (
         op.opcode == "fusion" and "output_to_operand_aliasing={{}: (0, {})}" in op.attributes
@@ -174,7 +183,9 @@ def _source(computation: Computation, name: str, through: set[str] = VIEWS) -> O
 
 
 def _written(computation: Computation, output: str) -> float:
-    """The share of an output that a fusion writes: all, the part changed in place, or nothing of what passes through."""
+    """The share of an output that a fusion writes: all, the part changed in place, or nothing of
+    what passes through.
+    """
     op, origin = _source(computation, output), _source(computation, output, VIEWS | SLICES)
     if op.opcode == "parameter" or origin.opcode in COLLECTIVE or is_bookkeeping(origin):
         return 0.0
@@ -187,7 +198,9 @@ def _written(computation: Computation, output: str) -> float:
 
 
 def _read(program: Program, computation: Computation, written: Mapping[str, float]) -> list[float]:
-    """The share of each parameter that a fusion reads: what its outputs need, from the root back to the parameters."""
+    """The share of each parameter that a fusion reads: what its outputs need, from the root back
+    to the parameters.
+    """
     need: defaultdict[str, float] = defaultdict(float, written)
     updated = {_source(computation, name).name for name, share in written.items() if share < 1.0}
     for op in reversed(computation.ops.values()):

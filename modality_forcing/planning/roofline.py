@@ -1,6 +1,8 @@
-"""What a compiled train step moves and computes: its collectives, its Pallas kernels and a lower bound of its time.
+"""What a compiled train step moves and computes: its collectives, its Pallas kernels and a lower
+bound of its time.
 
-All of it is read from `compiled.as_text()`; nothing runs. The bound is optimistic by what the text does not show:
+All of it is read from `compiled.as_text()`; nothing runs. The bound is optimistic by what the text
+does not show:
 
 - how well the matrix units are filled (small or ragged products), and arithmetic outside matrix products and kernels;
 - padding of buffers to tiles, operands read more than once by one instruction, and the latency of anything;
@@ -33,11 +35,13 @@ from modality_forcing.planning.hlo_cost import (
 
 @dataclass(frozen=True)
 class Collective:
-    """One buffer that a step moves between devices; a combined collective over several buffers gives one each.
+    """One buffer that a step moves between devices; a combined collective over several buffers
+    gives one each.
 
-    `bytes` and `shape` are per device, of the larger side: what is gathered, what is reduced. `count` is executions per
-    step. `group_size` is how many devices take part together; of a permutation, how many pairs. `asynchronous` is true
-    where the program computes on meanwhile; `across_slices` where it leaves the slice through its hosts.
+    `bytes` and `shape` are per device, of the larger side: what is gathered, what is reduced.
+    `count` is executions per step. `group_size` is how many devices take part together; of a
+    permutation, how many pairs. `asynchronous` is true where the program computes on meanwhile;
+    `across_slices` where it leaves the slice through its hosts.
     """
 
     kind: str
@@ -54,7 +58,9 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes that a device must receive in one execution at least (send: must send; its recv is the other end's)."""
+        """Bytes that a device must receive in one execution at least (send: must send; its recv is
+        the other end's).
+        """
         share = (self.group_size - 1) / max(self.group_size, 1)
         factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "send": 1.0, "recv": 0.0}
         return self.bytes * factor.get(self.kind, share)
@@ -62,10 +68,12 @@ class Collective:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one instruction costs: per execution flops, bytes of main memory and seconds; `count` executions a step.
+    """What one instruction costs: per execution flops, bytes of main memory and seconds; `count`
+    executions a step.
 
-    `cycles` is the compiler's own estimate of one execution, where it wrote one: well above `seconds` means a product that
-    fills the matrix unit badly or work that this bound does not see.
+    `cycles` is the compiler's own estimate of one execution, where it wrote one: well above
+    `seconds` means a product that fills the matrix unit badly or work that this bound does not
+    see.
     """
 
     name: str
@@ -85,10 +93,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Roofline:
-    """A lower bound of a step's time on one device, and what it is made of; all totals are of one step of one device.
+    """A lower bound of a step's time on one device, and what it is made of; all totals are of one
+    step of one device.
 
-    `seconds` is the largest of four lanes that could overlap perfectly: instructions one after another, all bytes of main
-    memory, collectives within and across slices. `touched_bytes` counts VMEM as well, which is what XLA calls accessed.
+    `seconds` is the largest of four lanes that could overlap perfectly: instructions one after
+    another, all bytes of main memory, collectives within and across slices. `touched_bytes` counts
+    VMEM as well, which is what XLA calls accessed.
     """
 
     seconds: float
@@ -109,14 +119,17 @@ class Roofline:
 def collectives(text: str) -> list[Collective]:
     """Returns what a step moves between devices, in the order of the program's text.
 
-    Found inside fusions and asynchronous computations too. A gather spread over several fusions to overlap with them is
-    counted where it starts; an all-reduce of which each device keeps its slice is a reduce-scatter, which is what it runs as.
+    Found inside fusions and asynchronous computations too. A gather spread over several fusions to
+    overlap with them is counted where it starts; an all-reduce of which each device keeps its
+    slice is a reduce-scatter, which is what it runs as.
     """
     return _collectives(parse(text))
 
 
 def summarize(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    """Returns {"kind dtype": {"distinct", "executions", "bytes"}}: collectives in the program, runs and bytes a step."""
+    """Returns {"kind dtype": {"distinct", "executions", "bytes"}}: collectives in the program,
+    runs and bytes a step.
+    """
     table: dict[str, dict[str, int]] = {}
     for c in sorted(found, key=lambda c: (c.kind, c.dtype)):
         row = table.setdefault(f"{c.kind} {c.dtype}", {"distinct": 0, "executions": 0, "bytes": 0})
@@ -143,12 +156,14 @@ def roofline(
     kernel_flops: KernelFlops = splash_flops,
     top_ops: int = 15,
 ) -> Roofline:
-    """Returns the bound of a compiled step: flops in 1/s, bandwidths in bytes/s per device, ICI's all links received at once.
+    """Returns the bound of a compiled step: flops in 1/s, bandwidths in bytes/s per device, ICI's
+    all links received at once.
 
-    An instruction takes the longer of its FLOPs at peak and its bytes of main memory at full bandwidth. FLOPs are those of
-    matrix products (convolutions by their valid positions, as XLA counts them, since batch dimensions are printed as dilated
-    windows) and of kernels: by name, or from a function of name, operand and output buffers. Of stacks that a fusion slices
-    or updates in place, only the slice counts. VMEM costs nothing.
+    An instruction takes the longer of its FLOPs at peak and its bytes of main memory at full
+    bandwidth. FLOPs are those of matrix products (convolutions by their valid positions, as XLA
+    counts them, since batch dimensions are printed as dilated windows) and of kernels: by name, or
+    from a function of name, operand and output buffers. Of stacks that a fusion slices or updates
+    in place, only the slice counts. VMEM costs nothing.
     """
     program = parse(text)
     moved = _collectives(program)
@@ -251,7 +266,9 @@ def _collectives(program: Program) -> list[Collective]:
 
 
 def _landing(visit: Visit, result: Buffer, size: int) -> list[Buffer]:
-    """Where a result ends up: inside a fusion, the output that holds it, or its shard of an all-reduce."""
+    """Where a result ends up: inside a fusion, the output that holds it, or its shard of an
+    all-reduce.
+    """
     if not visit.fused:
         return [result]
     leaves = [
@@ -262,7 +279,9 @@ def _landing(visit: Visit, result: Buffer, size: int) -> list[Buffer]:
 
 
 def _group_size(op: Op, devices: int) -> int:
-    """Devices per group, of the three ways in which XLA prints groups: lists, an iota, axes of a mesh."""
+    """Devices per group, of the three ways in which XLA prints groups: lists, an iota, axes of a
+    mesh.
+    """
     if "source_target_pairs=" in op.attributes:
         return op.attribute(r"source_target_pairs=\{(.*?)\}\}").count("{")
     iota = op.attribute(r"replica_groups=\[\d+,(\d+)\]")

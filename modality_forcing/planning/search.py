@@ -1,7 +1,9 @@
-"""Plans, before hardware is booked: whether a config fits a TPU topology, how it is laid out there, how fast it can be.
+"""Plans, before hardware is booked: whether a config fits a TPU topology, how it is laid out
+there, how fast it can be.
 
-Everything comes from compiling the real train step for that topology (compile.py) and from reading the program that came
-out (program.py). What that cannot see is said beside the numbers: `NOT_MODELED`.
+Everything comes from compiling the real train step for that topology (compile.py) and from reading
+the program that came out (program.py). What that cannot see is said beside the numbers:
+`NOT_MODELED`.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ MICRO_BATCHES = (
     64,
 )  # examples per chip that the search tries
 MAX_TOKENS = 20_480  # tokens per chip and micro-batch beyond which nothing is gained
-# The order in which the search takes the ways to lay a run out: the first costs least, each next one takes less memory.
+# The order in which the search takes the ways to lay a run out: the first costs least, each next
+# one takes less memory.
 LAYOUTS = (
     ("zero2", "elementwise", "rings"),
     ("fsdp", "elementwise", "rings"),
@@ -100,7 +103,9 @@ class Plan:
 
 
 def plan(config: Config, target: Target) -> Plan:
-    """Compiles a config's step for a target, just as it is; raises UserError where its batch or mesh cannot be laid out."""
+    """Compiles a config's step for a target, just as it is; raises UserError where its batch or
+    mesh cannot be laid out.
+    """
     return _read(config, target, compile_step(config, target))
 
 
@@ -147,10 +152,11 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
 
 
 def search(config: Config, target: Target, log: Callable[[str], None] = lambda _: None) -> Plan:
-    """Returns the plan of the best layout that fits: the largest micro-batch of the least costly way.
+    """Returns the plan of the best layout that fits: the largest micro-batch of the least costly
+    way.
 
-    Memory is estimated first, so that few layouts need compiling; what is returned was compiled at full depth. Where
-    nothing fits, the plan of the smallest layout comes back, with fits false.
+    Memory is estimated first, so that few layouts need compiling; what is returned was compiled at
+    full depth. Where nothing fits, the plan of the smallest layout comes back, with fits false.
     """
     best = last = None
     for candidates in _layout_candidates(config, target):
@@ -170,7 +176,9 @@ def search(config: Config, target: Target, log: Callable[[str], None] = lambda _
 
 
 def min_tokens_per_chip(target: Target) -> float:
-    """Returns the tokens per chip above which gathering weights takes no longer than computing with them: C / W of ICI."""
+    """Returns the tokens per chip above which gathering weights takes no longer than computing
+    with them: C / W of ICI.
+    """
     return target.chip.bf16_flops / target.chip.ici_bandwidth
 
 
@@ -185,7 +193,9 @@ def _tokens(config: Config) -> int:
 
 
 def _layout_candidates(config: Config, target: Target) -> Iterator[list[Config]]:
-    """Yields for each way the configs worth compiling: micro-batches estimated to fit, the largest first."""
+    """Yields for each way the configs worth compiling: micro-batches estimated to fit, the largest
+    first.
+    """
     _, weights = abstract_model(config, base.build(config))
     sizes = [
         m
@@ -205,8 +215,9 @@ def _with_layout(
 ) -> Config:
     """Returns the config with a layout; a mesh that was asked for stays as it is.
 
-    "rings": weights are sharded along one axis of a 2D slice, two of a 3D one, and repeated along the rest. Across all
-    axes at once XLA does not gather but adds up buffers full of zeros, at twice the traffic.
+    "rings": weights are sharded along one axis of a 2D slice, two of a 3D one, and repeated along
+    the rest. Across all axes at once XLA does not gather but adds up buffers full of zeros, at
+    twice the traffic.
     """
     mesh = replace(config.mesh, slices=target.slices)
     if mesh == MeshConfig(slices=target.slices):
@@ -222,11 +233,13 @@ def _with_layout(
 
 
 def estimate(config: Config, target: Target, weights: Any) -> float:
-    """Returns about how many bytes a device will need; good to some 10%, to save compiling what cannot fit.
+    """Returns about how many bytes a device will need; good to some 10%, to save compiling what
+    cannot fit.
 
-    The state is exact: weights, two moments, EMA. Per token and block the backward pass is left 2 bytes times the widths of
-    x, q, k, v, attention's result, gate, up and their sum ("elementwise"), or of x alone ("full"), and one block at a time
-    takes all of its own. weights: their shapes.
+    The state is exact: weights, two moments, EMA. Per token and block the backward pass is left 2
+    bytes times the widths of x, q, k, v, attention's result, gate, up and their sum
+    ("elementwise"), or of x alone ("full"), and one block at a time takes all of its own. weights:
+    their shapes.
     """
     mesh = sharding.make_mesh(config.mesh, target.devices)
     rules = sharding.PRESETS[config.mesh.preset]

@@ -1,4 +1,6 @@
-"""The paper's figure 4 of a sweep: what image to depth makes of a model's size, a line for each number of pretraining images."""
+"""The paper's figure 4 of a sweep: what image to depth makes of a model's size, a line for each
+number of pretraining images.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ _BASELINES = (("row_mean", "mean of each row"), ("constant", "best constant"))
 
 
 def plot(rows: Sequence[Row]) -> Figure:
-    """Returns the figure, over two columns of a page; draw it, and save it, inside `figures.style()`.
+    """Returns the figure, over two columns of a page; draw it, and save it, inside
+    `figures.style()`.
 
-    A point is a seed, a line goes through the means over seeds. Where post-training has several lengths, both panels show the
-    longest, and a third one the error of the largest model against them. Raises UserError where no row has a score of depth.
+    A point is a seed, a line goes through the means over seeds. Where post-training has several
+    lengths, both panels show the longest, and a third one the error of the largest model against
+    them. Raises UserError where no row has a score of depth.
     """
     panels = PANELS if any(name in row for row in rows for name, _ in PANELS) else PAPER_PANELS
     scored = [row for row in rows if row.get(panels[0][0]) is not None]
@@ -107,7 +111,9 @@ def _plot_curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None
 
 
 def _plot_baselines(axes: Axes, rows: Sequence[Row], name: str) -> None:
-    """A dotted line at the score of a predictor that sees nothing of the picture, where the curves come near it."""
+    """A dotted line at the score of a predictor that sees nothing of the picture, where the curves
+    come near it.
+    """
     values = [row[name] for row in rows if row.get(name) is not None]
     for column, told in _BASELINES:
         known = [

@@ -1,4 +1,6 @@
-"""What a sweep costs before it starts: FLOPs of every run, those that cells share once, and chip-hours at a stated MFU."""
+"""What a sweep costs before it starts: FLOPs of every run, those that cells share once, and
+chip-hours at a stated MFU.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ from modality_forcing.sweeps.spec import Cell, Run, Sweep, load
 from modality_forcing.train.state import abstract_model
 from modality_forcing.viz.figures import format_count
 
-# Model FLOPs utilisation that a price assumes: what tuned dense models of this size reach on such chips as published (about
-# 60% on v5e, 50% on v5p, 45% on v6e and Hopper), 40% where nothing comparable is. `mforce plan --config` bounds a real one.
+# Model FLOPs utilisation that a price assumes: what tuned dense models of this size reach on such
+# chips as published (about 60% on v5e, 50% on v5p, 45% on v6e and Hopper), 40% where nothing
+# comparable is. `mforce plan --config` bounds a real one.
 MFU: Mapping[str, float] = {"v5e": 0.60, "v5p": 0.50, "v6e": 0.45, "h100": 0.45, "h200": 0.45}
 OTHER_MFU = 0.40
 DEFAULT_CHIPS = ("v5e", "v5p", "v6e", "h200")
@@ -52,7 +55,8 @@ class ChipPrice:
 
 @dataclass(frozen=True)
 class Price:
-    """A sweep's cost: `flops` counts shared runs once and branches from where they begin, `flops_unshared` every cell's runs whole.
+    """A sweep's cost: `flops` counts shared runs once and branches from where they begin,
+    `flops_unshared` every cell's runs whole.
 
     Evaluation is not counted.
     """
@@ -66,7 +70,9 @@ class Price:
 
 
 def run_flops(run: Run, first: int = 0) -> int:
-    """Returns the FLOPs of a training run alone, from a step on, by the convention of models/flops.py."""
+    """Returns the FLOPs of a training run alone, from a step on, by the convention of
+    models/flops.py.
+    """
     return flops.step_flops(run.config, base.build(run.config)).total * (
         run.config.train.steps - first
     )
@@ -151,7 +157,9 @@ def to_json(p: Price) -> dict[str, Any]:
 
 
 def to_text(p: Price) -> str:
-    """Returns what a person reads before booking: kinds of runs by phase and width, then chip-hours."""
+    """Returns what a person reads before booking: kinds of runs by phase and width, then
+    chip-hours.
+    """
     kinds: dict[tuple[Any, ...], list[RunPrice]] = {}
     for run in p.runs:
         kinds.setdefault((run.phase, run.width, run.params, run.examples, run.cells), []).append(
@@ -182,10 +190,12 @@ SCORE_COLUMNS = ("i2d_absrel", "absrel", "loss")  # the first that the rows have
 
 
 def cell_columns(cell: Cell) -> dict[str, Any]:
-    """Returns what a cell's row says of sizes, data and FLOPs: the flat columns that a law is fitted to.
+    """Returns what a cell's row says of sizes, data and FLOPs: the flat columns that a law is
+    fitted to.
 
-    images: examples seen by its runs of a single modality, 0 where there are none; frames: by those of several. unique_*:
-    as many of them as are different records, where the config says how many there are. flops: of all its training runs.
+    images: examples seen by its runs of a single modality, 0 where there are none; frames: by
+    those of several. unique_*: as many of them as are different records, where the config says how
+    many there are. flops: of all its training runs.
     """
     runs, last = cell.runs(), cell.run.config
     weights, spent = _counted(_Same(last)), {run.phase: run_flops(run) for run in runs}

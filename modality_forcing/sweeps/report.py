@@ -38,7 +38,8 @@ _RESAMPLES = 400
 
 
 def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
-    """Writes figure4.{png,svg}, law.{png,svg} where the rows allow one, and report.html into the folder; returns the last.
+    """Writes figure4.{png,svg}, law.{png,svg} where the rows allow one, and report.html into the
+    folder; returns the last.
 
     Raises UserError where no row has a score of depth.
     """
@@ -56,9 +57,11 @@ def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
 
 
 def table_of(rows: Sequence[Row], column: str) -> tuple[Table, str]:
-    """Returns a score as a table, every cell a run of its own, and the name of the law to fit to it.
+    """Returns a score as a table, every cell a run of its own, and the name of the law to fit to
+    it.
 
-    Its variables are weights N, pretraining images n and, where they differ, post-training frames s.
+    Its variables are weights N, pretraining images n and, where they differ, post-training frames
+    s.
     """
     scored = [row for row in rows if row.get(column) is not None]
     variables = {"N": [row["params"] for row in scored], "n": [row["images"] for row in scored]}

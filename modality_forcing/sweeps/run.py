@@ -1,4 +1,5 @@
-"""A sweep's work: every run trained once, every cell scored, a row for each; stopped anywhere, it goes on to the same rows.
+"""A sweep's work: every run trained once, every cell scored, a row for each; stopped anywhere, it
+goes on to the same rows.
 
 Of a sweep's folder:
 
@@ -11,8 +12,9 @@ Of a sweep's folder:
     columns.json          which column is which variable of a law, for `mforce fit --table=FOLDER`
     rows.jsonl, rows.csv  all rows there are, in the sweep's order; .csv is without configs, and with seconds
 
-Cells and runs are locked by flock, which holds between the processes of one machine, and on a network disk that has it.
-Where it does not reach, as in a bucket that several machines mount, give each of them its --part: parts share no run.
+Cells and runs are locked by flock, which holds between the processes of one machine, and on a
+network disk that has it. Where it does not reach, as in a bucket that several machines mount, give
+each of them its --part: parts share no run.
 """
 
 from __future__ import annotations
@@ -56,8 +58,8 @@ from modality_forcing.train.metrics import read_metrics
 from modality_forcing.train.workdir import check_resumable
 from modality_forcing.tree import flatten
 
-# What the numbers of a row come from. A row's version is a digest of these and of nothing else, so that a new figure or
-# command does not make one study look like two.
+# What the numbers of a row come from. A row's version is a digest of these and of nothing else, so
+# that a new figure or command does not make one study look like two.
 VERSIONED_PATHS = (
     "config.py",
     "data",
@@ -85,7 +87,9 @@ class Failure(NamedTuple):
 
 
 class SweepDir:
-    """Where everything of a sweep is; reading it changes nothing. Raises UserError if it cannot be a folder."""
+    """Where everything of a sweep is; reading it changes nothing. Raises UserError if it cannot be
+    a folder.
+    """
 
     def __init__(self, sweep: Sweep, workdir: Path):
         check_folder(workdir, "--workdir")
@@ -104,7 +108,9 @@ class SweepDir:
         return self.path / "failed" / f"{cell.name}.log"
 
     def row(self, cell: Cell) -> dict[str, Any] | None:
-        """The row of a cell, None where it is not finished; UserError if it is that of another sweep."""
+        """The row of a cell, None where it is not finished; UserError if it is that of another
+        sweep.
+        """
         return self._read("cells", cell)
 
     def timing(self, cell: Cell) -> dict[str, Any]:
@@ -141,9 +147,12 @@ class SweepDir:
         return (self.run_dir(run) / "checkpoints" / str(step) / "meta").is_dir()
 
     def config(self, run: Run) -> Config:
-        """Returns what a run is trained by here: what it starts from, where it branches off, and where others do."""
+        """Returns what a run is trained by here: what it starts from, where it branches off, and
+        where others do.
+        """
         config = run.config_in(self.runs)
-        # A trunk of before it had branches lacks the checkpoint: from step 0 the weights are the same.
+        # A trunk of before it had branches lacks the checkpoint: from step 0 the weights are the
+        # same.
         branch = (
             str(self.run_dir(run.branch_from))
             if run.branch_from and self._has(run.branch_from, run.branch_step)
@@ -209,10 +218,11 @@ class SweepDir:
 
 
 def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure]:
-    """Does every cell that is not done and that no other process works on; returns what went wrong, by cell.
+    """Does every cell that is not done and that no other process works on; returns what went
+    wrong, by cell.
 
-    In a run of several processes all call this, and the first writes. A mistake in a cell does not keep the others from
-    being done; Ctrl-C does.
+    In a run of several processes all call this, and the first writes. A mistake in a cell does not
+    keep the others from being done; Ctrl-C does.
     """
     failed: dict[str, Failure] = {}
     broken: dict[
@@ -260,7 +270,9 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
 
 
 class _Work:
-    """The cells of one process, and what they have in common: records in memory, and the held-out ones."""
+    """The cells of one process, and what they have in common: records in memory, and the held-out
+    ones.
+    """
 
     def __init__(self, folder: SweepDir, log: Log):
         self.folder, self.log, self.version = folder, log, version()
@@ -268,7 +280,9 @@ class _Work:
         self._records: dict[str, RecordSource] = {}
 
     def cell(self, cell: Cell, broken: dict[str, Exception]) -> bool:
-        """Trains and scores a cell and writes its row; False where another process works on one of its runs."""
+        """Trains and scores a cell and writes its row; False where another process works on one of
+        its runs.
+        """
         for run in cell.run.dependencies():
             if run.digest in broken:
                 raise broken[run.digest]
@@ -329,7 +343,9 @@ class _Work:
         return json.loads(path.read_text()) if path.exists() else []
 
     def _in_memory(self, config: Config) -> RecordSource | None:
-        """The records of procedural scenes, made once for all runs; None for others, and where processes load them."""
+        """The records of procedural scenes, made once for all runs; None for others, and where
+        processes load them.
+        """
         if config.data.source != "scenes" or config.data.workers:
             return None
         key = json.dumps([config.seed, config.data.num_scenes, config.data.resolution])
@@ -361,7 +377,9 @@ class _Work:
 
 @cache
 def version() -> str:
-    """Returns the package's version with a digest of the code that rows depend on, as it is on disk."""
+    """Returns the package's version with a digest of the code that rows depend on, as it is on
+    disk.
+    """
     digest, package = hashlib.sha256(), Path(modality_forcing.__file__).parent
     for part in VERSIONED_PATHS:
         path = package / part
@@ -371,7 +389,9 @@ def version() -> str:
 
 
 def error_summary(error: BaseException) -> str:
-    """Returns the last line of an error's traceback, in one line even where its message has several."""
+    """Returns the last line of an error's traceback, in one line even where its message has
+    several.
+    """
     told = " ".join(str(error).split()) or type(error).__name__
     return (
         told
@@ -386,7 +406,9 @@ def _on_primary(write: Callable[[], Any]) -> None:
 
 
 def _broadcast(value: bool) -> bool:
-    """Returns what the first process says: all must do the same, and only that one holds locks and writes."""
+    """Returns what the first process says: all must do the same, and only that one holds locks and
+    writes.
+    """
     if distributed.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
@@ -394,7 +416,8 @@ def _broadcast(value: bool) -> bool:
 
 @contextmanager
 def _compilation_cache(folder: Path) -> Iterator[None]:
-    """Keeps compiled programs on disk, unless the user has named a place: seeds and pretraining sizes share many.
+    """Keeps compiled programs on disk, unless the user has named a place: seeds and pretraining
+    sizes share many.
 
     A place for each host, since a program for one processor may not run on another.
     """

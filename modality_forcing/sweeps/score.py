@@ -1,4 +1,6 @@
-"""What a cell of a sweep scores: depth from pictures, and losses at fixed noise, on records that are the same in every cell."""
+"""What a cell of a sweep scores: depth from pictures, and losses at fixed noise, on records that
+are the same in every cell.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ from modality_forcing.train.step import compute_loss
 
 @dataclass(frozen=True)
 class Score:
-    """Numbers by name, and what numbers must share to be compared: the protocol, and the draws that they are over."""
+    """Numbers by name, and what numbers must share to be compared: the protocol, and the draws
+    that they are over.
+    """
 
     metrics: Mapping[str, float]
     protocol: str
@@ -32,14 +36,18 @@ class Score:
 
 
 class Scorer:
-    """Scores cells one after the other; those evaluated on the same records share them. folder: for what benchmarks write."""
+    """Scores cells one after the other; those evaluated on the same records share them. folder:
+    for what benchmarks write.
+    """
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._evaluators: dict[str, Evaluator] = {}
 
     def __call__(self, cell: Cell, workdirs: Mapping[str, Path]) -> Score:
-        """Scores a cell from the workdir of each phase; raises UserError where records or benchmarks are missing."""
+        """Scores a cell from the workdir of each phase; raises UserError where records or
+        benchmarks are missing.
+        """
         last = _generator(workdirs[cell.run.phase], cell.run.config)
         if isinstance(cell.evaluation, Benchmarks):
             return self._benchmarks(cell, cell.evaluation, last)
@@ -105,11 +113,13 @@ def _generator(workdir: Path, config: Config) -> Generator:
 def held_out_loss(
     generator: Generator, data: HeldOutData, seed: int, draws: int
 ) -> dict[str, float]:
-    """Returns the training loss of weights on whole held-out records: `loss` and `loss_<modality>`, means over all of them.
+    """Returns the training loss of weights on whole held-out records: `loss` and
+    `loss_<modality>`, means over all of them.
 
-    Levels and noise are functions of (seed, draw, record) alone, so that two networks are compared at the same ones; text
-    is never dropped and depth not thinned. A loss in velocity at the config's t_min: networks trained with another, or
-    with other noise levels, have losses of another kind.
+    Levels and noise are functions of (seed, draw, record) alone, so that two networks are compared
+    at the same ones; text is never dropped and depth not thinned. A loss in velocity at the
+    config's t_min: networks trained with another, or with other noise levels, have losses of
+    another kind.
     """
     c = generator.config
     c = replace(

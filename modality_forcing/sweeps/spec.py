@@ -1,4 +1,6 @@
-"""A sweep as an expression over configs: points made by product, zip and chain; at each, a cell of training runs and a score."""
+"""A sweep as an expression over configs: points made by product, zip and chain; at each, a cell of
+training runs and a score.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def axis(name: str, *values: Value) -> Points:
 
 
 def product(*parts: Points) -> Points:
-    """Returns every combination of a point of each part; the last part changes fastest. UserError for a name in two parts."""
+    """Returns every combination of a point of each part; the last part changes fastest. UserError
+    for a name in two parts.
+    """
     points: Points = ({},)
     for part in parts:
         points = tuple(_join(a, b) for a in points for b in part)
@@ -38,7 +42,9 @@ def product(*parts: Points) -> Points:
 
 
 def zip_axes(*parts: Points) -> Points:
-    """Returns the first points of all parts joined, then the second ones...; UserError if one part has more than another."""
+    """Returns the first points of all parts joined, then the second ones...; UserError if one part
+    has more than another.
+    """
     if len({len(part) for part in parts}) > 1:
         told = " and ".join(str(len(part)) for part in parts)
         raise UserError(
@@ -68,11 +74,13 @@ def _join(a: Point, b: Point) -> Point:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its part in the cell ("pretraining", "forcing"), its config, and the run whose weights it starts from.
+    """One training run: its part in the cell ("pretraining", "forcing"), its config, and the run
+    whose weights it starts from.
 
-    trunk: a longer run that has its constant phase in common with this one, which then branches off: the same weights as
-    from step 0, to the bit, in fewer steps (train/branch.py). config.train.init_from and branch stay empty: where other runs lie
-    is known once there is a folder (`config_in`). Raises UserError for a trunk that differs in more than its length.
+    trunk: a longer run that has its constant phase in common with this one, which then branches
+    off: the same weights as from step 0, to the bit, in fewer steps (train/branch.py).
+    config.train.init_from and branch stay empty: where other runs lie is known once there is a
+    folder (`config_in`). Raises UserError for a trunk that differs in more than its length.
     """
 
     phase: str
@@ -110,9 +118,11 @@ class Run:
 
     @cached_property
     def digest(self) -> str:
-        """What tells this run from others: all that its weights depend on, the runs before it included.
+        """What tells this run from others: all that its weights depend on, the runs before it
+        included.
 
-        How it is watched and laid out (`train.workdir.NON_IDENTITY_KEYS`) is not among it, as for a workdir that goes on; nor is a trunk.
+        How it is watched and laid out (`train.workdir.NON_IDENTITY_KEYS`) is not among it, as for
+        a workdir that goes on; nor is a trunk.
         """
         told = [
             _without_keys(to_dict(self.config)),
@@ -135,7 +145,9 @@ class Run:
         return (*(self.init_from.lineage() if self.init_from else ()), self)
 
     def dependencies(self) -> tuple[Run, ...]:
-        """Returns all runs that must be there for this one, and this one, in order: `chain`, and what those branch off."""
+        """Returns all runs that must be there for this one, and this one, in order: `chain`, and
+        what those branch off.
+        """
         before = self.branch_from or self.init_from  # a trunk starts from the same run
         return (*(before.dependencies() if before else ()), self)
 
@@ -162,10 +174,11 @@ def _without_keys(
 
 @dataclass(frozen=True)
 class Records:
-    """Scores a cell on held-out records of its last config: image to depth, and the losses of training.
+    """Scores a cell on held-out records of its last config: image to depth, and the losses of
+    training.
 
-    seed: of those records and of all noise, the same in every cell, so that cells differ in their weights alone.
-    draws: noise levels per record behind a loss.
+    seed: of those records and of all noise, the same in every cell, so that cells differ in their
+    weights alone. draws: noise levels per record behind a loss.
     """
 
     seed: int = 0
@@ -174,7 +187,9 @@ class Records:
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Scores a cell on real benchmarks under a protocol of evaluation/protocols.py, at the model's own square view."""
+    """Scores a cell on real benchmarks under a protocol of evaluation/protocols.py, at the model's
+    own square view.
+    """
 
     names: str  # "nyuv2,diode"
     root: str  # the folder that they are unpacked in
@@ -280,7 +295,9 @@ def sweep(
 def horizons(
     phase: str, config: Config, examples: Sequence[int], init_from: Run | None = None
 ) -> dict[int, Run]:
-    """Returns the run that sees so many examples, for each number: all branch off the longest (train/width_scaling.py: with_horizon)."""
+    """Returns the run that sees so many examples, for each number: all branch off the longest
+    (train/width_scaling.py: with_horizon).
+    """
     longest = max(examples)
     trunk = Run(phase, with_horizon(config, longest), init_from)
     return {
@@ -292,7 +309,8 @@ def horizons(
 
 
 def partition(found: Sweep, of: int, cost: Callable[[Run], float]) -> tuple[tuple[Cell, ...], ...]:
-    """Returns the cells in `of` parts that share no run, about equally dear: the dearest group first, to the least busy part.
+    """Returns the cells in `of` parts that share no run, about equally dear: the dearest group
+    first, to the least busy part.
 
     A function of its arguments alone, so that `of` machines agree without talking.
     """

@@ -1,4 +1,6 @@
-"""The best use of a budget against brute force, and parabolas where they are right and where they are not."""
+"""The best use of a budget against brute force, and parabolas where they are right and where they
+are not.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ TRUE = {"E": 1.8, "A": 480.0, "alpha": 0.35, "B": 2100.0, "beta": 0.37}
 def fitted(
     decades: float = 1.0, shift: float = 0.0, noise: float = 1e-4, **true: float
 ) -> tuple[Table, Fit]:
-    """Runs on five isoFLOP lines, `decades` to either side of the best N times 10^shift, and their law."""
+    """Runs on five isoFLOP lines, `decades` to either side of the best N times 10^shift, and their
+    law.
+    """
     p = TRUE | true
     size, data = [], []
     for flops in np.geomspace(1e18, 1e20, 5):
@@ -93,7 +97,9 @@ def test_isoflop_lines_are_found_where_runs_share_a_budget():
 
 
 def test_a_parabola_is_right_for_a_symmetric_law_and_biased_for_others():
-    """Czech et al. (2603.22339): no bias where alpha = beta and the sizes are centred, some where either fails."""
+    """Czech et al. (2603.22339): no bias where alpha = beta and the sizes are centred, some where
+    either fails.
+    """
     table, law = fitted(alpha=0.37)
     for line in compute_optimal.isoflop(table, law, K).lines:
         assert line.bias == pytest.approx(1, abs=2e-3)

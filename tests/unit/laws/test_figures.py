@@ -1,4 +1,6 @@
-"""The picture of a fit: its panels, that nothing hangs over its edges, and that it is equal to the byte."""
+"""The picture of a fit: its panels, that nothing hangs over its edges, and that it is equal to the
+byte.
+"""
 
 from __future__ import annotations
 

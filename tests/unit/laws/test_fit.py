@@ -1,4 +1,6 @@
-"""Fits: the published optimum from any start, known laws recovered, intervals that cover, and silence where rows cannot tell."""
+"""Fits: the published optimum from any start, known laws recovered, intervals that cover, and
+silence where rows cannot tell.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,8 @@ def test_any_start_reaches_it(hoffmann):
     ):
         found = optimum(hoffmann, CHINCHILLA, dict(zip(CHINCHILLA.parameters, start, strict=True)))
         assert found.objective == pytest.approx(0.00101827, abs=5e-9)
-    # and the descent by itself, without the grid: from any exponents, and from anywhere at all nearly always
+    # and the descent by itself, without the grid: from any exponents, and from anywhere at all
+    # nearly always
     projected = project(design, hoffmann.loss, rng.uniform(0, 5, (100, 2)))
     wild = np.where(
         design.is_coefficient, rng.uniform(-10, 1, (100, 5)), rng.uniform(0, 5, (100, 5))

@@ -1,4 +1,6 @@
-"""Frozen encoders planned for TPUs that are not there: FLOPs by hand, and a compile of the real step."""
+"""Frozen encoders planned for TPUs that are not there: FLOPs by hand, and a compile of the real
+step.
+"""
 
 from __future__ import annotations
 

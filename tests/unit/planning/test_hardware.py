@@ -161,7 +161,8 @@ class TestWithLibtpu:
         ("extra", "accepted"), [("", True), ("--xla_tpu_wishful_thinking=true", False)]
     )
     def test_a_run_starts_with_the_flags_in_its_environment(self, extra, accepted):
-        # Flags of all chips at once: what counts is that libtpu, which ends the process otherwise, knows the names.
+        # Flags of all chips at once: what counts is that libtpu, which ends the process otherwise,
+        # knows the names.
         written = " ".join(
             hardware.libtpu_init_args(hardware.CHIPS[name], slices=2) for name in SMALLEST
         )

@@ -17,7 +17,9 @@ def loop(
     direction: str = "LT",
     sides: str = "%i, %n",
 ):
-    """The text of a program whose one loop counts from `start` by `step`, and carries its limit when that is `gte`."""
+    """The text of a program whose one loop counts from `start` by `step`, and carries its limit
+    when that is `gte`.
+    """
     carried = "get-tuple-element(%p), index=1"
     return f"""HloModule m, replica_count=1, num_partitions=4
 

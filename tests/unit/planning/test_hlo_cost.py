@@ -1,4 +1,6 @@
-"""What instructions cost: products through dilated windows, and the bytes of what a fusion only slices or updates."""
+"""What instructions cost: products through dilated windows, and the bytes of what a fusion only
+slices or updates.
+"""
 
 from __future__ import annotations
 
@@ -39,13 +41,15 @@ def moved(fused: str, operands: str, shape: str, attributes: str = "") -> list[t
             "dim_labels=bf_io->bf",
             256 * 1024 * 3072,
         ),
-        # A batched product [16 2] x [1536 128] x [384 128] as the TPU compiler prints it: batch as a dilated window.
+        # A batched product [16 2] x [1536 128] x [384 128] as the TPU compiler prints it: batch as
+        # a dilated window.
         (
             *("bf16[16,2,1536,128]", "bf16[16,2,384,128]", "bf16[16,2,1536,384]"),
             "window={size=16x2 stride=15x1 lhs_dilate=16x2}, dim_labels=01bf_01oi->01bf",
             16 * 2 * 1536 * 128 * 384,
         ),
-        # To and from 8 heads: the head is a window position that otherwise meets padding, and one that is summed over.
+        # To and from 8 heads: the head is a window position that otherwise meets padding, and one
+        # that is summed over.
         (
             *("bf16[16,384,1024,1]", "bf16[8,128,1024,1]", "bf16[16,384,8,128]"),
             "window={size=1x8 pad=0_0x7_7 rhs_reversal=0x1}, dim_labels=0bf1_1oi0->0b1f",

@@ -1,4 +1,6 @@
-"""Questions to a compiled step: what it moves between devices, which kernels it holds, how fast it can be at best."""
+"""Questions to a compiled step: what it moves between devices, which kernels it holds, how fast it
+can be at best.
+"""
 
 from __future__ import annotations
 
@@ -242,7 +244,9 @@ def test_a_loop_of_unknown_length_is_named():
 
 @cache
 def compiled(layers: int, scan: bool = True, devices: int = DEVICES):
-    """A training step of residual MLPs for v5e, weights sharded over the devices, gradients summed over micro-batches."""
+    """A training step of residual MLPs for v5e, weights sharded over the devices, gradients summed
+    over micro-batches.
+    """
     pytest.importorskip("libtpu")
     # No cloud to ask for metadata, and other processes may hold the library's lock.
     os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
@@ -296,7 +300,8 @@ def test_a_scanned_step_of_the_tpu_compiler_grows_with_depth():
         assert b.flops / PEAK <= b.serial_seconds <= b.seconds
         assert b.hbm_bytes <= b.touched_bytes
         assert b.seconds < 3 * max(b.flops / PEAK, b.ici_seconds)
-    # Each layer's two weights are gathered, and their gradients reduced, in each direction and micro-batch.
+    # Each layer's two weights are gathered, and their gradients reduced, in each direction and
+    # micro-batch.
     gathered = roofline.summarize(roofline.collectives(compiled(4).as_text()))
     assert (
         sum(row["bytes"] for kind, row in gathered.items() if kind.startswith("all-gather bf16"))
@@ -317,7 +322,8 @@ def test_an_unrolled_step_costs_what_xla_counts():
         analysis["flops"], rel=0.02
     )  # XLA counts sums and exponentials too
     assert bound.flops == (2 * 6 - 1) * PRODUCT  # the first layer's input needs no gradient
-    # XLA counts what copies and slices aside name where they start and where they end: two sizes more, and one.
+    # XLA counts what copies and slices aside name where they start and where they end: two sizes
+    # more, and one.
     more = {"copy-start": 2, "slice-done": 1}
     named = sum(more.get(v.op.opcode, 0) * v.op.outputs[0].bytes for v in read.walk())
     assert bound.touched_bytes + named == pytest.approx(analysis["bytes accessed"], rel=0.02)

@@ -1,4 +1,6 @@
-"""The search for a layout, with a compiler that answers at once: what it tries, what it takes, what it says when nothing fits."""
+"""The search for a layout, with a compiler that answers at once: what it tries, what it takes,
+what it says when nothing fits.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def target():
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """A compiler whose programs take so many times what was estimated; returns what it was asked to compile."""
+    """A compiler whose programs take so many times what was estimated; returns what it was asked
+    to compile.
+    """
 
     def installed(factor):
         asked = []

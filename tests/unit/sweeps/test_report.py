@@ -1,4 +1,6 @@
-"""The report of a sweep: whole by itself, with a law where rows allow one, and the reason where they do not."""
+"""The report of a sweep: whole by itself, with a law where rows allow one, and the reason where
+they do not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A sweep's folder, with training and scoring that answer at once: what is done, by whom, in which order, and what is kept."""
+"""A sweep's folder, with training and scoring that answer at once: what is done, by whom, in which
+order, and what is kept.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ NAMES = [c.name for c in SWEEP.cells]
 
 @pytest.fixture
 def trained(monkeypatch) -> list[str]:
-    """Training that leaves what the real one leaves; returns the names of the workdirs that were trained."""
+    """Training that leaves what the real one leaves; returns the names of the workdirs that were
+    trained.
+    """
     asked: list[str] = []
 
     def train(config, workdir: Path, records):

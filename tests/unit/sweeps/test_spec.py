@@ -1,4 +1,6 @@
-"""Sweeps as expressions: what the combinators make, what tells runs apart, and how cells are divided."""
+"""Sweeps as expressions: what the combinators make, what tells runs apart, and how cells are
+divided.
+"""
 
 from __future__ import annotations
 
