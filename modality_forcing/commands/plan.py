@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     )
     print(json.dumps(report.to_json(found), indent=1) if options.json else report.to_text(found))
     if not found.fits and options.batch:
-        _log("looking for what would fit")
+        _log("searching for a layout that fits")
         _log(f"would fit: {report.to_text(search(config, target, _log))}")
     return 0 if found.fits else 1
 

@@ -69,7 +69,7 @@ class Rows:
             except (KeyError, TypeError, ValueError):
                 told = f"{column} is {row.get(column)!r}, not a number"
                 raise UserError(
-                    told, where=self.line(i), hint="hint it, or choose other rows with --where"
+                    told, where=self.line(i), hint="fix it, or choose other rows with --where"
                 ) from None
         return values
 
@@ -219,7 +219,7 @@ def _read_csv(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
             raise UserError(
                 "has more cells than the header",
                 where=f"{path}, line {reader.line_num}",
-                hint="hint the row",
+                hint="fix the row",
             )
         yield row, reader.line_num
 
@@ -233,7 +233,7 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
                 row = None
             if not isinstance(row, dict):
                 raise UserError(
-                    "is not a JSON object", where=f"{path}, line {number}", hint="hint the line"
+                    "is not a JSON object", where=f"{path}, line {number}", hint="fix the line"
                 )
             yield flatten(row, "."), number
 
@@ -312,7 +312,7 @@ def _check(values: Array, name: str, text: str, rows: Rows, zero_allowed: bool) 
     if not fine.all():
         row = int(np.argmin(fine))
         need = "finite and " + ("0 or more" if zero_allowed else "above 0")
-        hint = "hint the row, or choose other rows with --where"
+        hint = "fix the row, or choose other rows with --where"
         raise UserError(
             f"{name} = {text} is {values[row]:g}, not {need}", where=rows.line(row), hint=hint
         )

@@ -87,7 +87,7 @@ def to_text(p: Plan) -> str:
         f"  compile         {p.compile_seconds:.0f} s",
     ]
     if p.roofline is None:
-        return "\n".join([*lines, f"  too much: {too_much(p)}"])
+        return "\n".join([*lines, f"  too large: {too_much(p)}"])
     bound = p.roofline
     lines += [
         f"  {kind:15} {v['executions']} a step, {v['bytes'] / GIB:.2f} GiB a device"
@@ -100,7 +100,7 @@ def to_text(p: Plan) -> str:
         f" (if they do not overlap, {bound.exposed_seconds * 1e3:.1f} come on top)",
         f"  MFU at most     {p.mfu_bound:.1%}",
     ]
-    lines += [f"  beware          {line}" for line in p.collective_warnings]
+    lines += [f"  warning         {line}" for line in p.collective_warnings]
     lines += [
         f"  run with        --config.mesh.data={c.mesh.data} --config.mesh.fsdp={c.mesh.fsdp} --config.mesh.slices={p.target.slices}"
         f" --config.mesh.preset={c.mesh.preset} --config.model.remat={c.model.remat} --config.train.batch={c.train.batch}",
@@ -109,7 +109,7 @@ def to_text(p: Plan) -> str:
     tokens = p.tokens_per_step // p.target.chips // p.config.train.grad_accum_steps
     if tokens < min_tokens_per_chip(p.target):
         lines.append(
-            f"  beware          {tokens} tokens a chip: below {min_tokens_per_chip(p.target):.0f} collectives take longer than products;"
+            f"  warning         {tokens} tokens a chip: below {min_tokens_per_chip(p.target):.0f} collectives take longer than products;"
             " take fewer chips or a larger batch"
         )
     return "\n".join([*lines, f"  {NOT_MODELED}"])
