@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +14,6 @@ from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.checkpoint import Metadata
-from modality_forcing.train.init import Run
 from modality_forcing.train.metrics import MetricWriter
 
 Row = Mapping[str, jax.Array | float]  # metrics of one step
@@ -26,23 +25,35 @@ class TrainLogger:
     Metrics that are not written yet go into checkpoints, so that a resumed run writes the rows of
     an uninterrupted one.
 
+    Args:
+      start_step, metadata: of the checkpoint that the run starts from.
+      loader_stats: returns what the loader counted since the last call.
+
     Attributes:
       pending: metrics of the steps since the last row.
       data_wait_s: seconds for which the devices waited for data, in this process.
       compile_s: seconds of the first step's compilation.
     """
 
-    def __init__(self, config: Config, workdir: Path, run: Run):
-        self._loader_stats = run.batches.pop_stats
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        *,
+        start_step: int,
+        metadata: Metadata,
+        loader_stats: Callable[[], Mapping[str, float]],
+    ):
+        self._loader_stats = loader_stats
         self._every, self._steps = config.train.log_every, config.train.steps
-        self._earlier_s = run.metadata.get("elapsed_s", 0.0)  # of the processes before this one
+        self._earlier_s = metadata.get("elapsed_s", 0.0)  # of the processes before this one
         primary = distributed.is_primary()
-        self._writer = MetricWriter(workdir, run.start_step) if primary else None
-        self._progress = ProgressMeter(config.name, self._steps, done=run.start_step)
+        self._writer = MetricWriter(workdir, start_step) if primary else None
+        self._progress = ProgressMeter(config.name, self._steps, done=start_step)
         self._start = self._last_row = time.monotonic()
         self._last_data_wait_s = 0.0
         self.data_wait_s = self.compile_s = 0.0
-        self.pending: list[Row] = list(run.metadata.get("pending_metrics", []))
+        self.pending: list[Row] = list(metadata.get("pending_metrics", []))
 
     def checkpoint_metadata(self, data_state: Mapping[str, int]) -> Metadata:
         """Returns what a checkpoint keeps besides the state; data_state: the loader's position."""

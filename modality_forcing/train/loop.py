@@ -40,7 +40,13 @@ def train(
       FloatingPointError: a metric is no longer finite.
     """
     run, state = init_run(config, workdir, records)
-    logger = TrainLogger(config, workdir, run)
+    logger = TrainLogger(
+        config,
+        workdir,
+        start_step=run.start_step,
+        metadata=run.metadata,
+        loader_stats=run.batches.pop_stats,
+    )
     c = config.train
     newest: Any = None  # the loss of the last dispatched step
     try:
