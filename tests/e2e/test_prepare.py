@@ -138,7 +138,9 @@ def test_what_was_prepared_is_read_and_inspected(whole: Path, tmp_path: Path):
 
 def one_line(done: subprocess.CompletedProcess[str], told: str) -> None:
     assert done.returncode == 2 and done.stdout == ""
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("folder train records")]
+    lines = [
+        line for line in done.stderr.splitlines() if not line.startswith("folder train records")
+    ]
     assert len(lines) == 1 and told in lines[0], done.stderr
 
 

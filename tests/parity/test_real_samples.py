@@ -144,7 +144,9 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
     source = ImageFolder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
     source.validate()
     records = [center_crop_resize(source[i], 32) for i in range(len(source))]
-    whole = BufferedStacker()([to_example(record, i, HashedWordTokenizer()) for i, record in enumerate(records)])
+    whole = BufferedStacker()(
+        [to_example(record, i, HashedWordTokenizer()) for i, record in enumerate(records)]
+    )
     medians = [
         np.median(depth[valid]) for depth, valid in zip(whole["depth"], whole["valid"], strict=True)
     ]
@@ -194,8 +196,7 @@ def test_traps_of_real_folders_are_told(real_data: Path, tmp_path: Path):
     (root / "depth/tum.png").unlink()
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["lidar"].depth)
     with pytest.raises(
-        UserError,
-        match=r"tum\.png: depth has another aspect \(1242 x 375, the upright image 640 x",
+        UserError, match=r"tum\.png: depth has another aspect \(1242 x 375, the upright image 640 x"
     ):
         ImageFolder(root, 32, 0.001)[0]
     (root / "depth/tum.png").unlink()
