@@ -19,6 +19,7 @@ from modality_forcing.tree import flatten
 class NoiseConfig:
     """Distribution of a modality's noise levels in training (paper: shift 1.1 for latents)."""
 
+    # plateau: logit-normal below its mode, constant density above it (for depth).
     distribution: Literal["logit_normal", "plateau"] = "logit_normal"
     timestep_shift: float = 1.1  # in logit space
     sigma: float = 1.0  # in logit space
@@ -34,9 +35,9 @@ class ModalityConfig:
 
     kind: str = "image"  # modality_forcing/modalities/<kind>.py
     patch: int = 16  # pixels per side of a token
-    prediction: Literal["x", "v"] = "x"
-    noise: NoiseConfig = NoiseConfig()
-    loss_weight: float = 1.0
+    prediction: Literal["x", "v"] = "x"  # the network predicts clean tokens or the velocity
+    noise: NoiseConfig = NoiseConfig()  # noise levels in training
+    loss_weight: float = 1.0  # weight of its loss in the sum
     cond_prob: float = 0.0  # probability of being clean, as conditioning (paper: 0.2)
     position_id: int = 0  # first rotary axis: image 0, depth 1
     detokenizer_layers: int = 0  # on its own tokens, before its head (public code: 4 for depth)
@@ -48,7 +49,7 @@ class ModalityConfig:
 class TextConfig:
     """Text conditioning: hashed words in a learned table, or states of a frozen encoder."""
 
-    tokens: int = 12
+    tokens: int = 12  # tokens per caption; longer captions are cut
     vocab_size: int = 2048  # rows of the learned table; 0: a frozen encoder's states
     channels: int = 64  # of a row or a state (UMT5-XXL: 4096)
     encoder: str = ""  # "umt5:PATH"; encodes where there is no cache
@@ -59,12 +60,12 @@ class TextConfig:
 class ModelConfig:
     """The transformer's size and how it is computed."""
 
-    width: int = 1024
-    mlp_dim: int = 3072
-    num_layers: int = 30
-    heads: int = 8
-    kv_heads: int = 2
-    head_dim: int = 128
+    width: int = 1024  # features per token
+    mlp_dim: int = 3072  # hidden features of the gated MLP
+    num_layers: int = 30  # transformer blocks
+    heads: int = 8  # query heads of attention
+    kv_heads: int = 2  # key and value heads (grouped-query attention)
+    head_dim: int = 128  # features per head
     rope_theta: float = 2000.0  # as in the public code
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
     # auto: splash on TPU, cudnn on GPU, einsum on CPU.
@@ -85,21 +86,21 @@ class ModelConfig:
 class DataConfig:
     """Where records come from, and what training sees of them."""
 
-    source: Literal["scenes", "folder", "prepared"] = "scenes"
-    resolution: int = 32
-    num_scenes: int = 1_000_000
+    source: Literal["scenes", "folder", "prepared"] = "scenes"  # scenes: the procedural world
+    resolution: int = 32  # pixels per side of the square the model works at
+    num_scenes: int = 1_000_000  # scenes: how many there are
     sparsity_patterns: Mapping[str, float] = field(default_factory=dict)  # weights; empty: all
     workers: int = 1  # loader processes
     cache: str = ""  # prepared: written by mforce encode; with a mixture, the folder of the caches
     root: str = ""  # folder, prepared: where it is; with a mixture, the folder of the prepared ones
     mixture: Mapping[str, float] = field(default_factory=dict)  # weights of folders below root
-    split: str = "train"  # prepared; a folder's only split, whatever its name, will do
-    eval_split: str = "val"  # prepared; of those folders that have it
+    split: str = "train"  # prepared: split to train on; if a set has only one, that one
+    eval_split: str = "val"  # prepared: split to evaluate on, of the sets that have it
     min_crop: float = 1.0  # least side of a random square, of the shorter side; 1: center square
     crop_jitter: float = 0.0  # how far a square may be off center, of the room there is
-    flip_prob: float = 0.0  # of mirroring left and right
+    flip_prob: float = 0.0  # probability of a horizontal flip
     depth_scale: float = 0.0  # folder: units per count; needed by 16-bit PNG, 1 for .npy
-    depth_unit: Literal["metric", "sfm", "relative"] = "relative"  # folder
+    depth_unit: Literal["metric", "sfm", "relative"] = "relative"  # folder: what depth means
 
 
 @dataclass(frozen=True)
@@ -110,46 +111,46 @@ class MeshConfig:
     fsdp: int = -1  # shards of weights, optimizer state and EMA; -1: all devices that are left
     tensor: int = 1  # shards of heads and MLP; 1 is right for every size of the family
     slices: int = 1  # TPU slices, joined by the data-center network; each holds a full copy
-    preset: Literal["zero2", "fsdp", "replicated"] = "zero2"
+    preset: Literal["zero2", "fsdp", "replicated"] = "zero2"  # what is sharded along fsdp, and when
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The optimizer and the loop."""
 
-    steps: int = 1000
-    batch: int = 32
+    steps: int = 1000  # optimizer updates
+    batch: int = 32  # examples per step, over all devices
     grad_accum_steps: int = 1  # micro-batches per step, added in float32
-    learning_rate: float = 1e-3
-    base_width: int = 0  # width it was tuned at; train/optim.py scales it to model.width. 0: no
-    schedule: Literal["cosine", "wsd"] = "wsd"
+    learning_rate: float = 1e-3  # peak of the schedule
+    base_width: int = 0  # width at which learning_rate was tuned, to scale it by width; 0: off
+    schedule: Literal["cosine", "wsd"] = "wsd"  # wsd: warm-up, constant, decay
     warmup_fraction: float = 0.05  # of the steps
     decay_fraction: float = 0.2  # of the steps, at the end (wsd)
     weight_decay: float = 0.01  # of matrices only
-    b1: float = 0.9
-    b2: float = 0.95
+    b1: float = 0.9  # decay of the first moment
+    b2: float = 0.95  # decay of the second moment
     grad_clip_norm: float = 1.0  # global
-    ema_decay: float = 0.999
+    ema_decay: float = 0.999  # of the averaged weights, which are evaluated and exported
     t_min: float = 0.05  # least t in x-prediction's velocity (public code: 0.05; short runs: 0.3)
     distill: bool = False  # self-distillation to the initial text-to-image model (paper, eq. 8)
     distill_high: float = 1.0  # weight of that loss where the other modality is pure noise
-    distill_low: float = 0.1  # and where it is clean
+    distill_low: float = 0.1  # weight of that loss where the other modality is clean
     init_from: str = ""  # a checkpoint to start from
     branch_from: str = ""  # a longer run of this config, whose constant phase this one shares
     allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh
-    log_every: int = 20
-    save_every: int = 500
+    log_every: int = 20  # steps between rows of metrics
+    save_every: int = 500  # steps between checkpoints
     max_to_keep: int = 1  # checkpoints
-    keep_at_steps: tuple[int, ...] = ()  # checkpoints kept besides, for other runs to branch off
+    keep_at_steps: tuple[int, ...] = ()  # also keep these, for other runs to branch from
 
 
 @dataclass(frozen=True)
 class SampleConfig:
     """Generation."""
 
-    steps: int = 50
+    steps: int = 50  # sampler steps of tasks that task_steps does not name
     task_steps: Mapping[str, int] = field(default_factory=dict)  # of single tasks, as {"i2d": 1}
-    solver: Literal["euler", "heun"] = "euler"
+    solver: Literal["euler", "heun"] = "euler"  # heun: second order, two evaluations a step
     guidance: Mapping[str, float] = field(default_factory=dict)  # default 1 (paper: image 4)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
     timestep_shift: float = 1.1  # of the sampling grid
@@ -159,18 +160,19 @@ class SampleConfig:
 class EvalConfig:
     """Held-out evaluation."""
 
-    examples: int = 256
-    batch: int = 64
+    examples: int = 256  # held-out records that are scored
+    batch: int = 64  # records scored at a time
 
 
 @dataclass(frozen=True)
 class Config:
     """One run. Raises UserError for values that are out of range or do not go together."""
 
-    name: str = "run"
-    seed: int = 0
+    name: str = "run"  # prefix of log lines
+    seed: int = 0  # of initial weights, noise and the order of records
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
+    # By name, in the order of the token sequence. Text is modulated by the first one's noise level.
     modalities: Mapping[str, ModalityConfig] = field(
         default_factory=lambda: {"image": ModalityConfig()}
     )

@@ -126,6 +126,14 @@ def test_generated_reference_has_every_command_and_key(generated: dict[str, str]
     assert "\n## kitti_raw\n" in generated["reference/datasets.md"]
 
 
+def test_every_config_key_has_a_meaning(generated: dict[str, str]):
+    rows = [
+        line for line in generated["reference/config.md"].splitlines() if line.startswith("| `")
+    ]
+    assert len(rows) > 80
+    assert [row for row in rows if row.endswith("|  |")] == []
+
+
 def test_architecture_page_names_every_floor():
     (contract,) = (
         c for c in PYPROJECT["tool"]["importlinter"]["contracts"] if c["type"] == "layers"
