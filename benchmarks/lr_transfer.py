@@ -87,17 +87,17 @@ def main() -> int:
                 losses.append(float(np.mean(found)))
             bests.append(best(options.rates, losses))
             cells = " | ".join(f"**{x:.5f}**" if x == min(losses) else f"{x:.5f}" for x in losses)
-            told = "at the edge" if bests[-1] is None else f"{bests[-1]:.2e}"
+            text = "at the edge" if bests[-1] is None else f"{bests[-1]:.2e}"
             print(
-                f"| {'by width' if transfer else 'one rate'} | {width} | {cells} | {told} |",
+                f"| {'by width' if transfer else 'one rate'} | {width} | {cells} | {text} |",
                 flush=True,
             )
         verdicts.append(f"{'by width' if transfer else 'one rate'}: {verdict(bests)}")
     print("", *verdicts, sep="\n")
     if options.json:
-        told = {name: value for name, value in vars(options).items() if name != "json"}
+        settings = {name: value for name, value in vars(options).items() if name != "json"}
         options.json.write_text(
-            json.dumps({"options": told, "verdicts": verdicts, "runs": runs}, indent=1)
+            json.dumps({"options": settings, "verdicts": verdicts, "runs": runs}, indent=1)
         )
     return 0
 
@@ -168,8 +168,8 @@ def verdict(bests: Sequence[float | None]) -> str:
     if len(found) < len(bests):
         return "no verdict: a best rate lies at the edge of the sweep; widen --rates"
     factor = max(found) / min(found)
-    told = "agree" if factor <= AGREE else "DISAGREE"
-    return f"the best rates {told}: they differ by a factor of {factor:.2f}, {AGREE:g} is allowed"
+    answer = "agree" if factor <= AGREE else "DISAGREE"
+    return f"the best rates {answer}: they differ by a factor of {factor:.2f}, {AGREE:g} is allowed"
 
 
 if __name__ == "__main__":

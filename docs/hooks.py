@@ -202,13 +202,12 @@ def datasets_page() -> str:
     for name in registry.NAMES:
         module = importlib.import_module(f"modality_forcing.datasets.{name}")
         dataset = module.DATASET
-        license_ = getattr(dataset, "license", None) or getattr(dataset, "licence", "")
         summary, _, rest = inspect.getdoc(module).partition("\n")
         parts += [
             f"## {name}",
             summary,
             "| title | unit of depth | splits | license |\n|---|---|---|---|\n"
-            f"| {dataset.title} | {dataset.unit} | {', '.join(dataset.splits)} | {license_} |",
+            f"| {dataset.title} | {dataset.unit} | {', '.join(dataset.splits)} | {dataset.license} |",
         ]
         if rest.strip():
             parts.append(f"``` {{.text .wrap}}\n{inspect.cleandoc(rest)}\n```")

@@ -45,7 +45,7 @@ class EncodeJob:
     shard: tuple[int, int] = (0, 1)
 
     def check_or_write_settings(self) -> None:
-        """Writes the settings. Raises UserError if the folder was begun with others.
+        """Writes the settings. Raises UserError if the folder was started with others.
 
         An encoder that was not used before may be added.
         """

@@ -105,7 +105,7 @@ class PrepareJob:
         return ShardJob(self.folder, self.dataset.name, s.split, s.records, s.shard_size)
 
     def check_or_write_settings(self) -> None:
-        """Writes the settings. Raises UserError if the folder was begun with others."""
+        """Writes the settings. Raises UserError if the folder was started with others."""
         check_or_write_settings(self._settings_path, self.settings.to_json(), self.folder)
 
     def finished(self, index: int) -> ShardRecord | None:

@@ -53,12 +53,12 @@ def check_or_write_settings(path: Path, settings: Mapping[str, object], folder: 
     """Writes the settings that the shards in a folder depend on.
 
     Keys that the file lacks are added. Raises UserError with the differences if the folder was
-    begun with other settings.
+    started with other settings.
     """
     before = read_json(path) if path.is_file() else {}
     now = {**before, **settings}
     if changes := differences(before, {name: now[name] for name in before}):
-        what = f"was begun with other settings ({changes})"
+        what = f"was started with other settings ({changes})"
         raise UserError(what, where=folder, hint="choose another --out, or delete this one")
     if before != now:
         write_file(path, json.dumps(now, indent=1) + "\n")

@@ -229,7 +229,7 @@ def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
     )
     refused(
         process(*again, "--tokens", 5, "--shard-size", 4),
-        r"was begun with other settings \(text\.tokens 9, now 5\)",
+        r"was started with other settings \(text\.tokens 9, now 5\)",
     )
 
 

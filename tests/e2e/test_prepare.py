@@ -147,7 +147,7 @@ def one_line(done: subprocess.CompletedProcess[str], told: str) -> None:
 def test_mistakes_take_one_line(root: Path, whole: Path, tmp_path: Path):
     one_line(
         mforce(*options(root, whole), "--quality=90"),
-        "begun with other settings (quality 95, now 90)",
+        "started with other settings (quality 95, now 90)",
     )
     one_line(mforce(*options(tmp_path / "none", tmp_path / "out")), "none: no such folder")
     one_line(mforce("inspect", tmp_path), "holds no shards; give the --out of mforce prepare")

@@ -83,9 +83,9 @@ def raising(monkeypatch):
 
 
 def test_user_error_is_one_line_and_exit_code_2(mforce, raising):
-    raising("export", UserError("is wrong", where="here", hint="hint\nit"))
+    raising("export", UserError("is wrong", where="here", hint="fix\nit"))
     done = mforce("export", "--checkpoint", "c", "--out", "o")
-    refused(done, r"^mforce export: here: is wrong; hint it\n$")
+    refused(done, r"^mforce export: here: is wrong; fix it\n$")
 
 
 def test_diverged_training_is_one_line_and_exit_code_2(mforce, raising):

@@ -155,7 +155,7 @@ def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_p
     before = bytes_of(cache)
     with pytest.raises(
         UserError,
-        match=r"was begun with other settings \(text.weights \w+, now \w+\); choose another --out",
+        match=r"was started with other settings \(text.weights \w+, now \w+\); choose another --out",
     ):
         job(other, source, cache).check_or_write_settings()
     with pytest.raises(UserError, match=r"\(shard_size 3, now 4\)"):

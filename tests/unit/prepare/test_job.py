@@ -70,7 +70,7 @@ def test_other_settings_are_refused(tmp_path: Path, changes: dict):
     value = next(iter(value.values())) if isinstance(value, dict) else value
     with pytest.raises(
         UserError,
-        match=f"begun with other settings \\({name}(.unit)? .*, now .*\\); choose another --out",
+        match=f"started with other settings \\({name}(.unit)? .*, now .*\\); choose another --out",
     ) as caught:
         job_in(tmp_path, **changes).check_or_write_settings()
     assert str(value) in str(caught.value)
