@@ -207,7 +207,8 @@ def datasets_page() -> str:
             f"## {name}",
             summary,
             "| title | unit of depth | splits | license |\n|---|---|---|---|\n"
-            f"| {dataset.title} | {dataset.unit} | {', '.join(dataset.splits)} | {dataset.license} |",
+            f"| {dataset.title} | {dataset.unit} | {', '.join(dataset.splits)} "
+            f"| {dataset.license} |",
         ]
         if rest.strip():
             parts.append(f"``` {{.text .wrap}}\n{inspect.cleandoc(rest)}\n```")
