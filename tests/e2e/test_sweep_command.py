@@ -157,7 +157,7 @@ def test_its_state_is_a_table(whole, config, mforce, tmp_path):
     assert re.search(r"pretrained=True,seed=1 +done +12/12 +\d+\.\d+ +i2d_absrel 0\.\d+", table), (
         table
     )
-    assert "4 done; 0:00:00 left" in table
+    assert "4 done; 0:00 left" in table
     table = mforce("sweep", f"--config={config}", f"--workdir={tmp_path / 'new'}", "--status").out
     assert re.search(r"pretrained=True,seed=1 +waiting +0/12 +\?\n", table), table
     assert not (tmp_path / "new").exists()
@@ -187,9 +187,9 @@ def test_a_cell_that_fails_is_named_with_the_last_line_of_its_log(config, mforce
         (["--config=configs/demo.py"], r"demo\.py: has no get_sweep\(arg\)"),
         (["--config=configs/sweep_scenes.py:seeds=x"], r"'seeds=x' is not of type int"),
         (["--config={sweep}:raises"], r"sweep_tiny\.py:\d+: ZeroDivisionError"),
-        (["--config={sweep}", "--part=2/2"], r"--part.*'2/2' is not I/N"),
+        (["--config={sweep}", "--shard=2/2"], r"--shard.*'2/2' is not I/N"),
         (["--config={sweep}", "--jobs=2"], r"--jobs and --launcher-options are for a launcher"),
-        (["--config={sweep}", "--launcher=slurm", "--status"], r"makes the parts itself"),
+        (["--config={sweep}", "--launcher=slurm", "--status"], r"makes the shards itself"),
         (["--config={sweep}", "--launcher=slurm", "--jobs=9"], r"--jobs=9.*3 groups"),
         (
             ["--config={sweep}", "--launcher=slurm", "--launcher-options='"],
@@ -226,7 +226,7 @@ def test_a_launcher_gets_a_command_per_part(config, mforce):
     lines = mforce("sweep", f"--config={config}", *options).out.splitlines()
     assert lines[1] == (
         "python launch/slurm.py --name=sweep-tiny-1 --dry-run --nodes=1 --time=4:00:00 --"
-        f" sweep --config={config} --workdir=/nfs/tiny --part=1/2"
+        f" sweep --config={config} --workdir=/nfs/tiny --shard=1/2"
     )
     assert len(lines) == 2
 

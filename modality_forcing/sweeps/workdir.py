@@ -1,0 +1,200 @@
+"""The folder of a sweep: its layout, the rows of its cells, locks, and the version of the code.
+
+    runs/<run>/           workdirs of train.loop, shared by the cells that need the run
+    cells/<cell>.json     the row of a finished cell, determined by config, code and device
+    timing/<cell>.json    seconds, kept apart so that rows of two machines can be compared
+    failed/<cell>.log     traceback of a failed cell; the next start tries the cell again
+    locks/                flock files of the cells and runs in progress
+    compiled/<host>/      compiled programs, reused after a restart; may be deleted
+    columns.json          columns of a law's variables, for `mforce fit --table=FOLDER`
+    rows.jsonl, rows.csv  all rows in the sweep's order; the CSV has seconds and no configs
+
+Locks use flock, which works between processes of one machine and on network disks that support
+it. Elsewhere, as in a bucket that several machines mount, start each machine with its own --shard:
+shards have no run in common.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import modality_forcing
+from modality_forcing import distributed
+from modality_forcing.atomic_io import check_folder, write_file
+from modality_forcing.config import Config
+from modality_forcing.errors import UserError
+from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
+from modality_forcing.sweeps.spec import Cell, Run, Sweep
+from modality_forcing.train.metrics import read_metrics
+from modality_forcing.tree import flatten
+
+# The code that a row's numbers depend on. The version of a row is a digest of these files alone,
+# so that a new figure or command does not split a study in two.
+VERSIONED_PATHS = (
+    "config.py",
+    "data",
+    "datasets",
+    "diffusion",
+    "encoders",
+    "evaluation",
+    "generator.py",
+    "modalities",
+    "models",
+    "storage",
+    "synthetic",
+    "train",
+)
+
+
+class SweepDir:
+    """Paths and state of a sweep's folder. Raises UserError if the path cannot be a folder.
+
+    Only `try_lock` and `write_rows` write.
+    """
+
+    def __init__(self, sweep: Sweep, workdir: Path):
+        check_folder(workdir, "--workdir")
+        self.sweep = sweep
+        # Absolute, because train.init_from must not depend on the current directory.
+        self.path = workdir.absolute()
+        self.runs = self.path / "runs"
+
+    def run_dir(self, run: Run) -> Path:
+        """The workdir of a run."""
+        return self.runs / run.folder
+
+    def failure_log(self, cell: Cell) -> Path:
+        """The log of a failed cell."""
+        return self.path / "failed" / f"{cell.name}.log"
+
+    def row(self, cell: Cell) -> dict[str, Any] | None:
+        """The row of a cell, None if it is not finished.
+
+        Raises UserError if the file is damaged or belongs to another sweep.
+        """
+        return self._read("cells", cell)
+
+    def timing(self, cell: Cell) -> dict[str, Any]:
+        """The seconds of a finished cell, by phase."""
+        return self._read("timing", cell) or {}
+
+    def _read(self, kind: str, cell: Cell) -> dict[str, Any] | None:
+        path = self.path / kind / f"{cell.name}.json"
+        if not path.exists():
+            return None
+        try:
+            row = dict(json.loads(path.read_text()))
+        except (OSError, TypeError, ValueError) as error:
+            hint = "delete it to score the cell again"
+            raise UserError("is not a row", where=path, hint=hint) from error
+        if row.get("digest") != cell.digest:
+            hint = "choose another --workdir, or delete it"
+            raise UserError("is a row of a cell with another config", where=path, hint=hint)
+        return row
+
+    def rows(self) -> list[tuple[Cell, dict[str, Any]]]:
+        """The finished cells with their rows, in the sweep's order."""
+        return [(cell, row) for cell in self.sweep.cells if (row := self.row(cell))]
+
+    def steps_done(self, run: Run) -> int:
+        """The number of finished steps of a run, according to its metrics."""
+        if self.is_trained(run):
+            return run.config.train.steps
+        steps = [int(row["step"]) for row in read_metrics(self.run_dir(run))]
+        return min(steps[-1] if steps else 0, run.config.train.steps)
+
+    def is_trained(self, run: Run) -> bool:
+        """Whether a run has its last checkpoint."""
+        return self._has_checkpoint(run, run.config.train.steps)
+
+    def _has_checkpoint(self, run: Run, step: int) -> bool:
+        return (self.run_dir(run) / "checkpoints" / str(step) / "meta").is_dir()
+
+    def config(self, run: Run) -> Config:
+        """The config that trains a run in this folder: with init_from, branch_from and the steps
+        at which other runs branch off.
+        """
+        config, trunk = run.config_in(self.runs), run.branch_from
+        # A trunk trained before the branch was added lacks the checkpoint. Training from step 0
+        # gives the same weights.
+        branches = trunk is not None and self._has_checkpoint(trunk, run.branch_step)
+        branch_from = str(self.run_dir(trunk)) if trunk and branches else ""
+        keep = self.sweep.branch_points(run)
+        loop = replace(config.train, branch_from=branch_from, keep_at_steps=keep)
+        return replace(config, train=loop)
+
+    def lock_owner(self, name: str) -> str:
+        """The process that holds the lock of a cell or run; "" if none is visible from here."""
+        path = self.path / "locks" / name
+        if not path.exists():
+            return ""
+        with path.open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "another process"
+        return ""
+
+    @contextmanager
+    def try_lock(self, name: str, wait: bool = False) -> Iterator[bool]:
+        """Tries to hold a lock, and yields whether it succeeded. The kernel releases the locks of
+        a killed process.
+        """
+        if not distributed.is_primary():
+            yield True
+            return
+        path = self.path / "locks" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except OSError:
+                yield False
+                return
+            file.truncate(0)
+            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+            yield True
+
+    def write_rows(self) -> None:
+        """Writes rows.jsonl, rows.csv and columns.json from the finished cells."""
+        with self.try_lock("rows", wait=True):
+            cells = self.rows()
+            lines = "".join(json.dumps(row) + "\n" for _, row in cells)
+            write_file(self.path / "rows.jsonl", lines)
+            scores = [name for name in SCORE_COLUMNS if any(name in row for _, row in cells)]
+            columns = LAW_COLUMNS | ({"loss": scores[0]} if scores else {})
+            write_file(self.path / "columns.json", json.dumps(columns) + "\n")
+            records = []
+            for cell, row in cells:
+                record = row | self.timing(cell)
+                record.pop("config", None)
+                records.append(flatten(record, "."))
+            names = list(dict.fromkeys(name for record in records for name in record))
+            text = io.StringIO()
+            writer = csv.DictWriter(text, names, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(records)
+            write_file(self.path / "rows.csv", text.getvalue())
+
+
+@cache
+def version() -> str:
+    """Returns the package's version with a digest of the files of VERSIONED_PATHS on disk."""
+    digest, package = hashlib.sha256(), Path(modality_forcing.__file__).parent
+    for part in VERSIONED_PATHS:
+        path = package / part
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
+    return f"{modality_forcing.__version__}+{digest.hexdigest()[:10]}"
