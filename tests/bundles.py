@@ -10,11 +10,15 @@ from PIL import Image
 
 from modality_forcing.storage.log_depth import write_log_depth
 
-NAMES = ("x/a", "x/b", "c")  # Spring's bundle has no count of its own: three frames are whole
+NAMES = (
+    "x/a",
+    "x/b",
+    "c",
+)  # the index of Spring has no published length, so three frames are complete
 
 
 def write_bundle(root: Path) -> Path:
-    """Spring in three frames of noise, one of them with nothing known."""
+    """Writes Spring with three frames of noise; the second has no valid depth."""
     rng = np.random.default_rng(0)
     for i, name in enumerate(NAMES):
         (root / "Spring" / name).mkdir(parents=True)

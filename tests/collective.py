@@ -1,7 +1,12 @@
-"""What a process does in the tests of the launchers: joins the others, adds up over all devices, and ends as it is told.
+"""A process of the launcher tests: sums over all devices, then ends in the requested way.
 
-python -m tests.collective sum | sum-then-mistake PROCESS | sum-then-crash PROCESS FILE | sum-then-stay FOLDER
-python -m tests.collective end CODE,CODE,... | stay FOLDER        (without jax; a CODE of -9 is a signal to itself)
+python -m tests.collective WAY ARGUMENTS, where WAY is one of
+  sum
+  sum-then-mistake PROCESS
+  sum-then-crash PROCESS FILE
+  sum-then-stay FOLDER
+  end CODE,CODE,...  (without jax; a CODE of -9 is a signal to itself)
+  stay FOLDER        (without jax)
 """
 
 from __future__ import annotations
@@ -41,9 +46,11 @@ def sum_up(way: str, *rest: str) -> int:
     every = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("all")), mine)
     total = jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(every)
     ids = multihost_utils.process_allgather(jnp.float32(jax.process_index())).tolist()
-    told = f"process {jax.process_index()} of {distributed.process_count()}, first {distributed.is_primary()}"
+    process, first = jax.process_index(), distributed.is_primary()
+    local, devices = jax.local_device_count(), jax.device_count()
     print(
-        f"{told}, devices {jax.local_device_count()} of {jax.device_count()}, sum {float(total):g}, ids {ids}",
+        f"process {process} of {distributed.process_count()}, first {first}, "
+        f"devices {local} of {devices}, sum {float(total):g}, ids {ids}",
         flush=True,
     )
 
@@ -53,16 +60,16 @@ def sum_up(way: str, *rest: str) -> int:
         return distributed.exit_process(2)
     if chosen and way == "sum-then-crash" and not Path(rest[1]).exists():
         Path(rest[1]).touch()
-        raise RuntimeError("told to crash")
+        raise RuntimeError("crashed on request")
     if way == "sum-then-stay":
         return stay(Path(rest[0]), jax.process_index())
-    if way != "sum":  # the others wait for the one that is gone
+    if way != "sum":  # the other processes wait for the one that ended
         multihost_utils.sync_global_devices("end")
     return 0
 
 
 def stay(folder: Path, me: int) -> int:
-    """Stays, with a process of its own as a loader would be, and says which they are."""
+    """Starts a child, as a data loader does, writes both process ids and waits."""
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     part = folder / f"{me}.part"
     part.write_text(f"{os.getpid()} {child.pid}")

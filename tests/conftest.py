@@ -1,4 +1,4 @@
-"""What every test starts from: jax on the CPU, checked annotations, shared fixtures."""
+"""jax on the CPU, run-time checks of annotations, and fixtures of all tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import tests.typecheck  # noqa: F401  # the hook names it
 if TYPE_CHECKING:
     from tests.runs import Done
 
-# Before anything imports jax. setdefault: whoever asks for another platform gets it.
+# Before anything imports jax. JAX_PLATFORMS selects another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 # Tests and the commands they start share what they compile, also between workers of pytest-xdist,
@@ -34,8 +34,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ and tuple(
 # Every annotation of the package is checked at run time, shapes included.
 install_import_hook("modality_forcing", "tests.typecheck.checked")
 
-# No deadline: a first example compiles. Derandomized: a red run is red again.
-# HYPOTHESIS_PROFILE=default searches anew.
+# No deadline: the first example compiles. Derandomized: failures are reproducible.
+# HYPOTHESIS_PROFILE=default samples other examples.
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -66,7 +66,7 @@ REAL_DATA = "MODALITY_FORCING_REAL_DATA"
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real image and depth samples; the test is skipped where none is named."""
+    """The folder of real image and depth samples; the test is skipped if none is named."""
     if not (named := os.environ.get(REAL_DATA)):
         pytest.skip(f"{REAL_DATA} names no folder of real samples")
     folder = Path(named)
@@ -86,9 +86,9 @@ def mforce(capfd) -> Callable[..., Done]:
         capfd.readouterr()
         try:
             code = cli.main([str(argument) for argument in arguments])
-        except SystemExit as left:  # argparse's way
-            assert isinstance(left.code, int)
-            code = left.code
+        except SystemExit as exit_:  # raised by argparse
+            assert isinstance(exit_.code, int)
+            code = exit_.code
         return Done(code, *capfd.readouterr())
 
     return run

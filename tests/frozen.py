@@ -1,4 +1,4 @@
-"""Small frozen encoders in folders as they are published, and prepared records to encode."""
+"""Small frozen encoders in their published layout, and prepared records to encode."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def _vae_weights() -> dict[str, np.ndarray]:
 
 
 def prepared(folder: Path, count: int = 11, shard_size: int = 4) -> Path:
-    """Prepared records, as `mforce prepare` leaves them."""
+    """Prepared records, as `mforce prepare` writes them."""
     settings = Settings(
         dataset="folder",
         split="train",
@@ -111,7 +111,7 @@ def config(
 ) -> Config:
     """A forcing run of latents and text states: encoded while training, or read from a cache."""
     c = tiny.forcing()
-    lead = replace(
+    image_modality = replace(
         c.modalities["image"],
         patch=4,
         latent_channels=12,
@@ -137,5 +137,5 @@ def config(
             tokens=TOKENS,
             encoder=f"umt5:{text}" if text else "",
         ),
-        modalities={**c.modalities, "image": lead},
+        modalities={**c.modalities, "image": image_modality},
     )

@@ -1,4 +1,4 @@
-"""Writes the files of data sets, in the encodings that stand on disk, and reads whole sets."""
+"""Writes files of data sets in their published encodings, and reads complete sets."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
 
 RNG = np.random.default_rng(11)
-JUNK = b"\x00\x05\x16\x07" * 1024  # what macOS's "._" twins begin with
+JUNK = b"\x00\x05\x16\x07" * 1024  # the first bytes of macOS's "._" files
 
 
-def picture(path: Path, height: int, width: int) -> np.ndarray:
-    """Writes a picture of noise, except for .jpg and .JPG one colour, and returns it u8 [h w 3]."""
+def image(path: Path, height: int, width: int) -> np.ndarray:
+    """Writes an image of noise, except for .jpg and .JPG one color, and returns it u8 [h w 3]."""
     noise = RNG.integers(0, 256, (height, width, 3), np.uint8)
     image = noise if path.suffix == ".png" else np.full_like(noise, 90)
     return stored(path, image)
@@ -33,8 +33,8 @@ def stored(path: Path, array: np.ndarray) -> np.ndarray:
 
 def counts(path: Path, height: int, width: int, most: int = 65535) -> np.ndarray:
     """Writes 16-bit counts of which about a third is 0, and returns them."""
-    drawn = RNG.integers(1, most, (height, width), np.uint16) * (RNG.random((height, width)) < 0.7)
-    return stored(path, drawn.astype(np.uint16))
+    values = RNG.integers(1, most, (height, width), np.uint16) * (RNG.random((height, width)) < 0.7)
+    return stored(path, values.astype(np.uint16))
 
 
 def text(path: Path, content: str) -> Path:
@@ -45,7 +45,7 @@ def text(path: Path, content: str) -> Path:
 
 
 def junk(path: Path) -> Path:
-    """Writes a file that holds nothing anyone can read."""
+    """Writes a file of bytes that no reader accepts."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(JUNK)
     return path
@@ -78,7 +78,7 @@ def hdf5(path: Path, key: str, values: np.ndarray) -> np.ndarray:
 
 
 def packed(path: Path, depth: np.ndarray) -> None:
-    """Writes f32 [h w] as the PNG in which OpenCV finds the floats' bytes in order."""
+    """Writes f32 [h w] as an RGBA PNG whose bytes in OpenCV's BGRA order are the floats."""
     blue, green, red, alpha = np.moveaxis(
         depth.astype("<f4").view(np.uint8).reshape(*depth.shape, 4), -1, 0
     )
@@ -86,34 +86,36 @@ def packed(path: Path, depth: np.ndarray) -> None:
 
 
 def link(path: Path, target: Path) -> Path:
-    """Puts a link to a real file where a layout wants it."""
+    """Links a real file into a layout."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(target)
     return path
 
 
 def records(dataset: Dataset, root: Path, split: str = "") -> list[Record]:
-    """Opens a set and returns all its records, having checked what any set must keep."""
+    """Returns all records of a set after checking what every set must satisfy."""
     source = dataset.open(root, split or dataset.splits[0])
-    found = [check(source[index]) for index in range(len(source))]
-    assert {(record.source, record.unit) for record in found} == {(dataset.name, dataset.unit)}
-    assert len({record.id for record in found}) == len(found)
-    again = pickle.loads(pickle.dumps(source))[len(found) - 1]  # noqa: S301
-    np.testing.assert_array_equal(again.depth, found[-1].depth)
-    return found
+    records_read = [check(source[index]) for index in range(len(source))]
+    assert {(record.source, record.unit) for record in records_read} == {
+        (dataset.name, dataset.unit)
+    }
+    assert len({record.id for record in records_read}) == len(records_read)
+    copy = pickle.loads(pickle.dumps(source))[len(records_read) - 1]  # noqa: S301
+    np.testing.assert_array_equal(copy.depth, records_read[-1].depth)
+    return records_read
 
 
 def refused(dataset: Dataset, root: Path, split: str = "") -> str:
-    """Returns the one line by which a set, or its first record, is refused."""
+    """Returns the one-line error of opening a set or reading its first record."""
     with pytest.raises(UserError) as caught:
         dataset.open(root, split or dataset.splits[0])[0]
-    told = str(caught.value)
-    assert "\n" not in told and ": " in told
-    return told
+    message = str(caught.value)
+    assert "\n" not in message and ": " in message
+    return message
 
 
 def refuses_other_folders(dataset: Dataset, root: Path) -> None:
-    """Checks that no split opens in a folder that is not there or is empty."""
+    """Checks that no split opens in a missing or an empty folder."""
     (root / "empty").mkdir()
     for split in dataset.splits:
         assert "no such folder" in refused(dataset, root / "absent", split)

@@ -1,4 +1,4 @@
-"""Commands run as a user runs them, and the checkpoints that they start from."""
+"""Runs commands as a user does, and writes the checkpoints that they start from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests import tiny
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
-# A network that compiles in a moment, for the configs of the tree.
+# A network that compiles quickly, for the configs of the repository.
 SMALL = [
     f"--config.model.{k}={v}"
     for k, v in {
@@ -37,7 +37,7 @@ TINY_DEMO = ["--t2i-steps", "4", "--forcing-steps", "4", "--examples", "8"]
 
 @dataclass(frozen=True)
 class Done:
-    """How a command ended."""
+    """The exit code and output of a command."""
 
     code: int
     out: str
@@ -58,16 +58,16 @@ def command(*arguments: object) -> list[str]:
 
 
 def process(*arguments: object) -> Done:
-    """Runs mforce in a process of its own."""
+    """Runs mforce in a new process."""
     done = subprocess.run(command(*arguments), env=environment(), capture_output=True, text=True)
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def attempt(mforce: Command, desk: Path, told: str, *arguments: object) -> None:
-    """Gives a command that is to be refused, and checks that it left everything as it was."""
-    before = contents(desk)
-    refused(mforce(*arguments), told)
-    assert contents(desk) == before
+def attempt(mforce: Command, sample_dir: Path, message: str, *arguments: object) -> None:
+    """Checks that a command is refused and changes no file."""
+    before = contents(sample_dir)
+    refused(mforce(*arguments), message)
+    assert contents(sample_dir) == before
 
 
 def killed(*arguments: object, when: Callable[[], bool]) -> Done:
@@ -85,7 +85,7 @@ def killed(*arguments: object, when: Callable[[], bool]) -> Done:
 def save(
     workdir: Path, config: Config, params: Params | None = None, ema: Params | None = None
 ) -> Path:
-    """Makes a workdir with one checkpoint, by default of random weights that are nowhere zero."""
+    """Makes a workdir with one checkpoint, by default with random weights, none of them zero."""
     write_config(workdir, config)
     state: TrainState = init_state(config, tiny.network(config)[1] if params is None else params)
     checkpoints = Checkpoints(workdir / "checkpoints")
@@ -99,17 +99,17 @@ def save(
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
-    """Everything below a folder, by path: bytes of files, None for folders."""
+    """Returns everything below a folder by path: bytes of files, None for folders."""
     return {
         str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None
         for p in sorted(folder.rglob("*"))
     }
 
 
-def refused(done: Done, told: str) -> None:
-    """Checks that a command failed with exit code 2 and one line that matches `told`."""
+def refused(done: Done, message: str) -> None:
+    """Checks that a command failed with exit code 2 and one line that matches `message`."""
     assert "Traceback" not in done.err, done.err
     assert done.code == 2, (done.code, done.err)
     assert done.err.count("\n") == 1 and done.err.endswith("\n"), done.err
     assert done.err.startswith("mforce"), done.err
-    assert re.search(told, done.err), f"{told!r} is not in {done.err!r}"
+    assert re.search(message, done.err), f"{message!r} is not in {done.err!r}"

@@ -1,4 +1,4 @@
-"""The smallest complete run: a config, a batch, and weights none of which is zero."""
+"""The smallest complete run: a config, a batch and weights, none of them zero."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = ModelConfig(
 MATRICES = ("w", "q", "k", "v", "gate", "up", "out", "down", "table")
 TEXT = TextConfig(tokens=3, vocab_size=16, channels=8)
 IMAGE = ModalityConfig(kind="image", patch=8)
-# Other patches than the image's, so that no code can take the token counts for equal.
+# Patches differ from the image's, so that code cannot assume equal token counts.
 DEPTH = ModalityConfig(
     kind="depth",
     patch=4,
@@ -57,7 +57,7 @@ def t2i(**train: Any) -> Config:
 
 
 def forcing(**train: Any) -> Config:
-    """The post-training run: 16 depth tokens more; each modality is the condition in 20%."""
+    """The post-training run: 16 more tokens of depth; each modality is the condition in 20%."""
     config = t2i()
     modalities = {"image": replace(IMAGE, cond_prob=0.2), "depth": DEPTH}
     return replace(

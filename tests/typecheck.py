@@ -1,4 +1,4 @@
-"""The type checker of the tests: beartype, for which an int is a float, as for every other checker."""
+"""The run-time type checker of the tests: beartype, which accepts an int as a float."""
 
 from __future__ import annotations
 

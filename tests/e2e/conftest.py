@@ -1,4 +1,4 @@
-"""What tests of whole commands have in common."""
+"""What tests of content commands have in common."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from PIL import Image
 
 
 @pytest.fixture
-def desk(tmp_path: Path) -> Path:
-    """A folder with a right and a wrong file of each kind, and beside it room for what a command writes."""
-    draw = np.random.default_rng(0)
-    pixels = draw.integers(0, 256, (24, 32, 3), np.uint8)
+def sample_dir(tmp_path: Path) -> Path:
+    """A folder with a valid and an invalid file of each kind, and space for outputs."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (24, 32, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
-    whole = (tmp_path / "photo.jpg").read_bytes()
-    (tmp_path / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
-    (tmp_path / "text.jpg").write_text("not a picture")
-    depth = draw.uniform(1, 9, (24, 32)).astype(np.float32)
+    content = (tmp_path / "photo.jpg").read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text.jpg").write_text("not an image")
+    depth = rng.uniform(1, 9, (24, 32)).astype(np.float32)
     maps = {
         "depth": depth,
         "with_nan": np.where(depth > 5, np.nan, depth),

@@ -163,12 +163,12 @@ def test_ablation_adds_the_run_without_pretraining(
     copy = shutil.copytree(workdir, tmp_path / "run")
     done = mforce("demo", "--workdir", copy, "--ablate", *TINY_DEMO)
     assert done.code == 0, done.err
-    told = json.loads((copy / "summary.json").read_text())
-    assert 0 < told["no_pretraining"]["absrel"] < 10
-    assert told["no_pretraining"]["absrel"] != told["i2d"]["absrel"]
-    assert "no_pretraining" in told["seconds"]
+    result = json.loads((copy / "summary.json").read_text())
+    assert 0 < result["no_pretraining"]["absrel"] < 10
+    assert result["no_pretraining"]["absrel"] != result["i2d"]["absrel"]
+    assert "no_pretraining" in result["seconds"]
     for name in ("i2d", "constant", "row_mean", "d2i", "joint"):
-        assert told[name] == summary[name]
+        assert result[name] == summary[name]
     own = json.loads((copy / "no_pretraining/config.json").read_text())
     forcing = json.loads((copy / "forcing/config.json").read_text())
     assert own["train"].pop("init_from") == ""
@@ -179,7 +179,7 @@ def test_ablation_adds_the_run_without_pretraining(
     assert own == forcing
 
 
-def test_killed_training_resumes_and_says_so(tmp_path: Path):
+def test_killed_training_resumes_and_logs_it(tmp_path: Path):
     workdir = tmp_path / "run"
     steps = [f"--config.train.{k}" for k in ("steps=40", "save_every=2", "log_every=2", "batch=2")]
     size = [*SMALL, "--config.data.resolution=16"]
@@ -192,7 +192,7 @@ def test_killed_training_resumes_and_says_so(tmp_path: Path):
     assert first.code == -9, first.err
     second = process(*arguments)
     assert second.code == 0, second.err
-    told = re.search(r"^t2i: resuming from step (\d+) of 40 in ", second.out, re.MULTILINE)
-    assert told and 2 <= int(told[1]) < 40
+    resumed = re.search(r"^t2i: resuming from step (\d+) of 40 in ", second.out, re.MULTILINE)
+    assert resumed and 2 <= int(resumed[1]) < 40
     steps = [row["step"] for row in read_metrics(workdir) if "loss" in row]
-    assert steps == list(range(2, 41, 2)), "no row is told twice or left out"
+    assert steps == list(range(2, 41, 2)), "each row is logged once"

@@ -48,7 +48,7 @@ def configs(folders: dict[str, Path], cache: Path) -> tuple[Config, Config]:
     return small.config(folders["records"], **names), small.config(folders["records"], cache=cache)
 
 
-def test_a_cache_gives_the_batches_that_online_encoding_gives(folders, encoded, tmp_path):
+def test_cached_batches_equal_online_batches(folders, encoded, tmp_path):
     (online, _), (cached, _) = (
         init_run(c, tmp_path / c.data.cache[-5:]) for c in configs(folders, encoded)
     )
@@ -83,24 +83,26 @@ def runs(folders, encoded, tmp_path_factory) -> tuple[Path, Path]:
     return workdirs
 
 
-def test_runs_of_both_learn_the_same(runs):
+def test_losses_with_and_without_cache_agree(runs):
     rows = []
     for workdir in runs:
-        told = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-        rows.append([row["loss"] for row in told if "loss" in row])
+        rows_read = [
+            json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()
+        ]
+        rows.append([row["loss"] for row in rows_read if "loss" in row])
     assert len(rows[0]) == 6
     np.testing.assert_allclose(rows[0], rows[1], rtol=0.02)
 
 
-def test_latents_are_sampled_to_pictures(folders, runs, tmp_path):
+def test_latents_are_sampled_to_images(folders, runs, tmp_path):
     encoders = (f"--text-encoder=umt5:{folders['text']}", f"--autoencoder=flux2:{folders['image']}")
     sample = ("sample", "--checkpoint", runs[1], "--out", tmp_path / "out", "--steps", 2)
     done = process(
         *sample, "--mode", "joint", "--caption", "a caption that no cache has", *encoders
     )
     assert done.code == 0, done.err
-    picture = np.asarray(Image.open(tmp_path / "out" / "joint_000_image.png"))
-    assert picture.shape == (small.PIXELS, small.PIXELS, 3) and picture.std() > 0
+    image = np.asarray(Image.open(tmp_path / "out" / "joint_000_image.png"))
+    assert image.shape == (small.PIXELS, small.PIXELS, 3) and image.std() > 0
     given = tmp_path / "out" / "joint_000_image.png"
     done = process(*sample, "--mode", "i2d", "--image", given, *encoders)
     assert done.code == 0 and (tmp_path / "out" / "i2d_000_depth.npy").is_file(), done.err
@@ -118,7 +120,7 @@ def test_latents_are_sampled_to_pictures(folders, runs, tmp_path):
     )
 
 
-def test_runs_are_scored_with_encoders_that_their_config_does_not_name(folders, runs, tmp_path):
+def test_evaluate_takes_encoders_missing_from_the_config(folders, runs, tmp_path):
     evaluate = (
         "evaluate",
         "--checkpoint",
@@ -144,7 +146,7 @@ def test_runs_are_scored_with_encoders_that_their_config_does_not_name(folders, 
     refused(process(*arrays), r"--autoencoder is not for arrays \(--pred, --truth\); leave it out")
 
 
-def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, tmp_path):
+def test_missing_half_of_a_cache_is_encoded_online(folders, encoded, tmp_path):
     """A caption cache with an online autoencoder gives the batches of both caches."""
     texts, online = tmp_path / "texts", configs(folders, encoded)[0]
     encode = (
@@ -184,7 +186,7 @@ def test_what_a_cache_does_not_hold_is_encoded_while_training(folders, encoded, 
         inputs.open_inputs(without)
 
 
-def test_a_cache_of_other_weights_than_the_config_names_is_refused(folders, encoded, tmp_path):
+def test_cache_of_other_weights_is_refused(folders, encoded, tmp_path):
     both = replace(configs(folders, encoded)[0], data=configs(folders, encoded)[1].data)
     inputs.open_inputs(both).check()
     other = replace(
@@ -200,7 +202,7 @@ def test_a_cache_of_other_weights_than_the_config_names_is_refused(folders, enco
     assert not (tmp_path / "run").exists()
 
 
-def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
+def test_invalid_arguments_are_refused_and_write_nothing(folders, encoded, tmp_path):
     call = ("encode", "--source", folders["records"], "--out", tmp_path / "out")
     refused(
         process(*call), "nothing to encode with; give --text=umt5:PATH, --image=flux2:PATH or both"
@@ -233,7 +235,7 @@ def test_wrong_calls_are_one_line_and_write_nothing(folders, encoded, tmp_path):
     )
 
 
-def test_a_run_refuses_a_cache_that_does_not_fit(folders, encoded):
+def test_cache_of_another_config_is_refused(folders, encoded):
     _, c = configs(folders, encoded)
     with pytest.raises(UserError, match="was made with image resolution 16, and the config has 32"):
         inputs.open_inputs(replace(c, data=replace(c.data, resolution=32)))

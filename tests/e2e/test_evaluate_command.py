@@ -36,9 +36,11 @@ def test_second_protocol_reuses_predictions(tmp_path: Path):
     assert "protocol moge, affine; view square at 16x16" in first.out and "step 0 " in first.out
     second = process(*arguments, "--protocol", "marigold", "--json")
     assert second.code == 0 and "predicted 0" in second.err
-    told = json.loads(second.out)
+    result = json.loads(second.out)
     assert (
-        told["protocol"]["name"] == "marigold" and len(told["rows"]) == 3 and told["skipped"] == 1
+        result["protocol"]["name"] == "marigold"
+        and len(result["rows"]) == 3
+        and result["skipped"] == 1
     )
     assert (
         len(list(out.glob("spring_*.json")))

@@ -26,7 +26,7 @@ TINY += ["--config.sample.steps=2", "--config.data.workers=0"]
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory) -> Path:
     """Three sizes of images; sparse 16-bit depth at half the size for two; captions for two."""
-    root, draw = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     (root / "images").mkdir()
     (root / "depth").mkdir()
     for name, (height, width) in {
@@ -35,11 +35,11 @@ def photos(tmp_path_factory) -> Path:
         "c": (32, 32),
         "no_depth": (16, 16),
     }.items():
-        Image.fromarray(draw.integers(0, 256, (height, width, 3), np.uint8)).save(
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(
             root / f"images/{name}.jpg"
         )
-        depth = draw.uniform(1000, 9000, (height // 2, width // 2)) * (
-            draw.random((height // 2, width // 2)) < 0.2
+        depth = rng.uniform(1000, 9000, (height // 2, width // 2)) * (
+            rng.random((height // 2, width // 2)) < 0.2
         )
         if name != "no_depth":
             Image.fromarray(depth.astype(np.uint16)).save(root / f"depth/{name}.png")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import runs
-from tests.stand_ins import PROGRAM, TRAIN, Tools, flags, refused
+from tests.fakes import PROGRAM, TRAIN, Tools, flags, refused
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def jobset(tools: Tools, *options: str, given: list[str] = TRAIN) -> dict[str, A
 
 
 @pytest.mark.parametrize(("options", "tool"), [(XPK, "xpk"), (JOBSET, "kubectl")])
-def test_a_dry_run_prints_exactly_what_runs(options: list[str], tool: str, tools: Tools):
+def test_dry_run_prints_the_commands_that_run(options: list[str], tool: str, tools: Tools):
     tools.add(tool, reads=True)
     printed = tools.launch("gke", "--dry-run", *options, "--", *TRAIN)
     assert printed.code == 0 and tools.calls() == []
@@ -65,7 +65,7 @@ def test_a_dry_run_prints_exactly_what_runs(options: list[str], tool: str, tools
     )
 
 
-def test_xpk(tools: Tools):
+def test_xpk_command(tools: Tools):
     command = shlex.split(tools.launch("gke", "--dry-run", *XPK, "--retries=7", "--", *TRAIN).out)
     assert command[:3] == ["xpk", "workload", "create"]
     given = flags(command)
@@ -84,7 +84,7 @@ def test_xpk(tools: Tools):
     assert shlex.split(given["command"]) == PROGRAM
 
 
-def test_xpk_is_asked_for_a_bucket_that_is_named(tools: Tools):
+def test_xpk_attaches_the_bucket(tools: Tools):
     assert "storage" not in flags(
         shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out)
     )
@@ -92,7 +92,7 @@ def test_xpk_is_asked_for_a_bucket_that_is_named(tools: Tools):
     assert flags(shlex.split(printed))["storage"] == "bucket"
 
 
-def test_xpk_restarts_after_every_exit_code_but_a_mistake(tools: Tools):
+def test_xpk_restarts_unless_the_exit_code_is_2(tools: Tools):
     given = flags(shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out))
     restarted = {42, *range(127, 256)}  # by xpk itself
     for item in given["restart-on-exit-codes"].split(","):
@@ -101,7 +101,7 @@ def test_xpk_restarts_after_every_exit_code_but_a_mistake(tools: Tools):
     assert restarted == set(range(1, 256)) - {2}
 
 
-def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_host(tools: Tools):
+def test_jobset_has_one_job_per_slice_and_one_pod_per_host(tools: Tools):
     manifest = jobset(tools)
     assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
     assert manifest["metadata"]["name"] == "run1"
@@ -124,7 +124,7 @@ def test_a_jobset_has_a_job_for_each_slice_and_a_pod_for_each_host(tools: Tools)
     assert container["command"] == [word.replace("$(", "$$(") for word in PROGRAM]
 
 
-def test_a_jobset_restarts_after_a_crash_and_fails_after_a_mistake(tools: Tools):
+def test_jobset_restarts_after_crashes_and_fails_after_user_errors(tools: Tools):
     spec = jobset(tools, "--retries=9")["spec"]
     job = spec["replicatedJobs"][0]["template"]["spec"]
     assert spec["failurePolicy"]["maxRestarts"] == 9
@@ -148,19 +148,21 @@ def bucket_of(pod: dict[str, Any]) -> dict[str, str]:
     return volume["csi"]["volumeAttributes"]
 
 
-def test_a_jobset_mounts_the_bucket(tools: Tools):
+def test_jobset_mounts_the_bucket(tools: Tools):
     template = jobset(tools)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
     # Of the pods, not of the JobSet or a Job: it is pods that the driver adds its sidecar to.
     assert template["metadata"]["annotations"] == {
         "gke-gcsfuse/volumes": "true",
         **{f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")},
     }
-    told = bucket_of(template["spec"])
-    assert told["bucketName"] == "bucket" and told["mountOptions"].split(",")[0] == "implicit-dirs"
-    assert template["spec"]["hostNetwork"] and told["hostNetworkPodKSA"] == "true"
+    bucket = bucket_of(template["spec"])
+    assert (
+        bucket["bucketName"] == "bucket" and bucket["mountOptions"].split(",")[0] == "implicit-dirs"
+    )
+    assert template["spec"]["hostNetwork"] and bucket["hostNetworkPodKSA"] == "true"
 
 
-def test_a_jobset_on_autopilot_mounts_the_bucket(tools: Tools):
+def test_jobset_on_autopilot_mounts_the_bucket(tools: Tools):
     template = jobset(tools, "--autopilot")["spec"]["replicatedJobs"][0]["template"]["spec"][
         "template"
     ]
@@ -168,7 +170,7 @@ def test_a_jobset_on_autopilot_mounts_the_bucket(tools: Tools):
     assert bucket_of(template["spec"]).keys() == {"bucketName", "mountOptions"}
 
 
-def test_a_jobset_without_a_bucket(tools: Tools):
+def test_jobset_without_a_bucket(tools: Tools):
     tools.add("kubectl", reads=True)
     options = [option for option in JOBSET if not option.startswith("--bucket")]
     assert (
@@ -179,7 +181,7 @@ def test_a_jobset_without_a_bucket(tools: Tools):
     assert manifest and "gcsfuse" not in manifest and "volume" not in manifest
 
 
-def test_options_of_a_jobset(tools: Tools):
+def test_jobset_options(tools: Tools):
     manifest = jobset(
         tools,
         "--namespace=n",
@@ -208,7 +210,7 @@ def test_options_of_a_jobset(tools: Tools):
         ("tpu7x:4x4x8", "tpu7x", "4x4x8", 32, 4),
     ],
 )
-def test_slices_of_each_generation(
+def test_topology_of_each_tpu_generation(
     topology: str, accelerator: str, shape: str, hosts: int, chips: int, tools: Tools
 ):
     job = jobset(tools, f"--topology={topology}", "--slices=1")["spec"]["replicatedJobs"][0][
@@ -223,7 +225,7 @@ def test_slices_of_each_generation(
 
 
 @pytest.mark.parametrize(
-    ("options", "given", "told"),
+    ("options", "given", "message"),
     [
         (["--topology=v5p:4x4"], TRAIN, "v5p has no slice '4x4', but 2x2x1"),
         (["--topology=v5p:8x4x4"], TRAIN, "in rising order"),
@@ -257,12 +259,12 @@ def test_slices_of_each_generation(
         ),
     ],
 )
-def test_mistakes_before_anything_runs(
-    options: list[str], given: list[str], told: str, tools: Tools
+def test_user_errors_are_reported_before_anything_runs(
+    options: list[str], given: list[str], message: str, tools: Tools
 ):
     for tool in ("kubectl", "xpk"):
         tools.add(tool)
-    refused(tools.launch("gke", *JOBSET, *options, "--", *given), "gke", told)
+    refused(tools.launch("gke", *JOBSET, *options, "--", *given), "gke", message)
     assert tools.calls() == []
 
 
@@ -270,12 +272,14 @@ def test_mistakes_before_anything_runs(
     ("options", "workdir"),
     [(JOBSET[:-1], "/gcs/bucket/x"), (XPK, "runs/x"), ([*XPK, "--bucket=other"], "/gcs/bucket/x")],
 )
-def test_a_workdir_that_is_not_mounted(options: list[str], workdir: str, tools: Tools):
-    told = f"--workdir={workdir} is on a disk of one machine"
-    refused(tools.launch("gke", *options, "--", "train", f"--workdir={workdir}"), "gke", told)
+def test_workdir_outside_the_mounted_bucket_is_refused(
+    options: list[str], workdir: str, tools: Tools
+):
+    message = f"--workdir={workdir} is on a disk of one machine"
+    refused(tools.launch("gke", *options, "--", "train", f"--workdir={workdir}"), "gke", message)
 
 
-def test_a_tool_that_is_not_there(tools: Tools):
+def test_missing_tool_is_reported(tools: Tools):
     tools.environment["PATH"] = str(tools.folder)
     done = tools.launch("gke", *XPK, "--", *TRAIN)
     assert (
@@ -370,11 +374,11 @@ REQUEUED = [["requeue", "7"]]
     ],
     ids=["success", "mistake", "mistake of one", "crash", "too many crashes", "cancelled"],
 )
-def test_what_slurm_queues_again(program: str, restarts: int, code: int, requeued: list, batch):
+def test_slurm_requeue_decision(program: str, restarts: int, code: int, requeued: list, batch):
     assert batch(program, restarts=restarts)[::2] == (code, requeued)
 
 
-# A program that is told to end, saves, and ends well.
+# A program that saves on SIGTERM and exits with 0.
 SAVES = (
     'trap "touch saved.$SLURM_PROCID; exit 0" TERM; touch started; '
     "for i in $(seq 100); do sleep 0.1; done; exit 1"
@@ -386,13 +390,13 @@ SAVES = (
     [(signal.SIGUSR1, REQUEUED), (signal.SIGTERM, [])],
     ids=["time is up", "preempted"],
 )
-def test_a_run_under_slurm_may_save(send: signal.Signals, requeued: list, batch, tools: Tools):
+def test_slurm_run_saves_before_it_ends(send: signal.Signals, requeued: list, batch, tools: Tools):
     code, out, calls = batch(SAVES, send=send)
     assert calls == requeued and code == 0, out
     assert (tools.folder / "saved.0").exists() and (tools.folder / "saved.1").exists()
 
 
-def test_the_command_arrives_as_it_was_given(batch):
+def test_command_arguments_are_passed_unchanged(batch):
     code, out, _ = batch('printf "<%s>\\n" "$@"; echo "$SET $A"')
     assert code == 0
     for word in PROGRAM[1:]:
@@ -401,7 +405,7 @@ def test_the_command_arrives_as_it_was_given(batch):
 
 
 @pytest.mark.parametrize(("per", "tasks"), [("gpu", "8"), ("node", "1")])
-def test_directives_for_slurm(per: str, tasks: str, tools: Tools):
+def test_slurm_directives(per: str, tasks: str, tools: Tools):
     options = [f"--process-per={per}", "--cpus-per-process=12", "--partition=p", "--notice=300"]
     lines = tools.launch("slurm", "--dry-run", *SLURM, *options, "--", *TRAIN).out.splitlines()
     assert lines[:2] == ["sbatch <<'EOF'", "#!/bin/bash"] and lines[-1] == "EOF"
@@ -428,7 +432,7 @@ def test_directives_for_slurm(per: str, tasks: str, tools: Tools):
     )
 
 
-def test_sbatch_is_given_the_script(tools: Tools):
+def test_sbatch_reads_the_script(tools: Tools):
     tools.add("sbatch", reads=True)
     printed = tools.launch("slurm", "--dry-run", *SLURM, "--", *TRAIN).out
     assert tools.launch("slurm", *SLURM, "--", *TRAIN).code == 0
@@ -439,7 +443,7 @@ def test_sbatch_is_given_the_script(tools: Tools):
 # ---- README
 
 
-def test_the_readme_names_every_launcher_and_its_commands_are_taken(tools: Tools):
+def test_documented_launch_commands_are_valid(tools: Tools):
     text = (runs.ROOT / "launch/README.md").read_text()
     blocks = [block for i, block in enumerate(text.split("```")) if i % 2]
     commands = [

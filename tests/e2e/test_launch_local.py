@@ -59,7 +59,7 @@ def until(what, seconds: float = 20) -> None:
 
 
 @pytest.mark.parametrize(("processes", "devices", "total"), [(2, 2, 22), (4, 1, 60)])
-def test_processes_are_joined_over_one_mesh(processes: int, devices: int, total: int):
+def test_processes_share_one_mesh(processes: int, devices: int, total: int):
     options = [
         f"--processes={processes}",
         f"--devices-per-process={devices}",
@@ -80,7 +80,7 @@ def test_processes_are_joined_over_one_mesh(processes: int, devices: int, total:
         assert f"[{i}] process {i} of {processes}, first {i == 0}, {same}" in done.out
 
 
-def test_a_mistake_of_one_ends_all_and_is_not_tried_again():
+def test_user_error_of_one_process_stops_all_without_retry():
     before = time.monotonic()
     done = launch(
         "--retries=3", "--grace=0.2", "--module=tests.collective", "--", "sum-then-mistake", 1
@@ -90,7 +90,7 @@ def test_a_mistake_of_one_ends_all_and_is_not_tried_again():
     assert "[1] no such folder" in done.err
 
 
-def test_a_crash_is_tried_again(tmp_path):
+def test_crash_is_retried(tmp_path):
     done = launch(
         "--retries=3",
         "--grace=0.2",
@@ -101,11 +101,11 @@ def test_a_crash_is_tried_again(tmp_path):
         tmp_path / "crashed",
     )
     assert (done.code, attempts(done)) == (0, 2), done.err
-    assert "[0] RuntimeError: told to crash" in done.err
+    assert "[0] RuntimeError: crashed on request" in done.err
     assert "launch: ended with exit code 1; attempt 2 of 4" in done.err
 
 
-def test_when_one_is_killed_the_others_are_stopped(tmp_path):
+def test_killed_process_stops_the_others(tmp_path):
     launcher = subprocess.Popen(
         command("--grace=0.2", "--module=tests.collective", "--", "sum-then-stay", tmp_path)
     )
@@ -117,7 +117,7 @@ def test_when_one_is_killed_the_others_are_stopped(tmp_path):
     until(lambda: not any(map(alive, pids)), 2)
 
 
-def test_the_command_line_itself(tmp_path):
+def test_launcher_runs_as_a_script(tmp_path):
     done = launch("--retries=2", "--", "train", "--config=nowhere.py", f"--workdir={tmp_path}/run")
     assert done.code == 2 and "attempt" not in done.err
     assert re.search(r"^\[[01]\] mforce train: .*nowhere\.py", done.err, re.MULTILINE), done.err
@@ -139,7 +139,7 @@ def test_the_command_line_itself(tmp_path):
     ],
     ids=["success", "crash", "mistake", "mistake and its consequence", "signal", "interrupted"],
 )
-def test_the_exit_code_and_the_number_of_attempts(codes: str, code: int, tried: int):
+def test_exit_code_and_number_of_attempts(codes: str, code: int, tried: int):
     done = launch("--retries=2", "--grace=0.2", "--module=tests.collective", "--", "end", codes)
     assert (done.code, attempts(done)) == (code, tried), done.err
 
@@ -149,9 +149,9 @@ def test_the_exit_code_and_the_number_of_attempts(codes: str, code: int, tried: 
     [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
     ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
 )
-def test_when_the_launcher_is_stopped_nothing_is_left(sent: signal.Signals, code: int, tmp_path):
+def test_stopped_launcher_leaves_no_process(sent: signal.Signals, code: int, tmp_path):
     if sent == signal.SIGKILL and sys.platform != "linux":
-        pytest.skip("a parent's death is told to its children on Linux only")
+        pytest.skip("children learn of the death of their parent on Linux only")
     # Tests in the background of a script ignore Ctrl-C, and the launcher would inherit that.
     launcher = subprocess.Popen(
         command("--retries=5", "--module=tests.collective", "--", "stay", tmp_path),
@@ -169,7 +169,7 @@ def test_when_the_launcher_is_stopped_nothing_is_left(sent: signal.Signals, code
             os.kill(pid, signal.SIGKILL)
 
 
-def test_a_dry_run_can_be_pasted(tmp_path):
+def test_dry_run_prints_a_shell_command(tmp_path):
     options = ["--processes=3", "--devices-per-process=2", "--module=tests.collective"]
     printed = launch("--dry-run", *options, "--", "end", "0,0,0", "it's $HOME").out
     assert [shlex.split(line)[-5:] for line in printed.splitlines()[:-1]] == [
@@ -181,7 +181,7 @@ def test_a_dry_run_can_be_pasted(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--processes=2"], "nothing to run"),
         (["--processes=0", "--", "end"], "'0' is not a whole number from 1"),
@@ -189,7 +189,7 @@ def test_a_dry_run_can_be_pasted(tmp_path):
         (["--", "train", "a\nb"], "line break"),
     ],
 )
-def test_a_mistake_is_one_line(arguments: list[str], told: str):
+def test_user_error_is_one_line(arguments: list[str], message: str):
     done = launch(*arguments)
     assert done.code == 2 and done.out == "" and done.err.count("\n") == 1
-    assert told in done.err and done.err.startswith("local_multiprocess.py: ")
+    assert message in done.err and done.err.startswith("local_multiprocess.py: ")

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import pytest
 
 from tests import runs
+from tests.fakes import PROGRAM, TRAIN, Tools, flags, refused
 from tests.runs import Done
-from tests.stand_ins import PROGRAM, TRAIN, Tools, flags, refused
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ def cloud(tools: Tools) -> Callable[..., tuple[Done, list[str]]]:
     return run
 
 
-def test_a_run_on_tpu_vms(cloud):
+def test_run_on_tpu_vms(cloud):
     done, asked = cloud("ABSENT WAITING_FOR_RESOURCES PROVISIONING ACTIVE", "0,0,0,0")
     assert (done.code, asked) == (0, ["create", "install", "mount", "run", "delete"]), done.err
     for i in range(4):
@@ -105,27 +105,27 @@ def test_a_run_on_tpu_vms(cloud):
     assert "run1 is WAITING_FOR_RESOURCES" in done.err
 
 
-def test_a_mistake_on_one_host_ends_the_run_on_tpu_vms(cloud):
+def test_user_error_on_one_host_ends_the_run(cloud):
     # The others lose a peer, and gcloud tells the code of the first.
     done, asked = cloud("ABSENT ACTIVE", "134,134,2,134", "--retries=5")
     assert (done.code, asked) == (2, ["create", "install", "mount", "run", "delete"]), done.err
 
 
-def test_a_crash_on_tpu_vms_is_run_again_where_it_was(cloud):
+def test_crashed_run_restarts_on_the_same_vms(cloud):
     done, asked = cloud("ABSENT ACTIVE", "0,1,134,134 0,0,0,0", "--retries=5")
     assert (done.code, asked) == (0, ["create", "install", *["mount", "run"] * 2, "delete"]), (
         done.err
     )
 
 
-def test_tries_on_tpu_vms_are_bounded(cloud):
+def test_number_of_attempts_is_bounded(cloud):
     done, asked = cloud("ABSENT ACTIVE", "1,1,1,1", "--retries=2", "--keep")
     assert (done.code, asked) == (1, ["create", "install", *["mount", "run"] * 3]), done.err
     deletion = "gcloud compute tpus queued-resources delete run1"
     assert f"run1 was kept and costs money; delete it with: {deletion}" in done.err
 
 
-def test_preempted_tpu_vms_are_made_anew_under_the_same_name(cloud):
+def test_preempted_vms_are_recreated_under_the_same_name(cloud):
     # No host has written a code: the connection broke.
     states = "ABSENT ACTIVE SUSPENDING SUSPENDED ABSENT ACTIVE"
     done, asked = cloud(states, "gone,gone,gone,gone 0,0,0,0", "--retries=5")
@@ -145,12 +145,12 @@ def test_preempted_tpu_vms_are_made_anew_under_the_same_name(cloud):
     assert "run1 is SUSPENDING" in done.err
 
 
-def test_machines_that_are_there_are_taken_over(cloud):
+def test_existing_vms_are_reused(cloud):
     done, asked = cloud("ACTIVE", "0,0,0,0")
     assert (done.code, asked) == (0, ["install", "mount", "run", "delete"]), done.err
 
 
-def test_what_still_runs_on_a_host_is_killed_first(cloud, tools: Tools):
+def test_leftover_processes_on_a_host_are_killed_first(cloud, tools: Tools):
     # A program that survived a broken connection or a killed launcher: a chip takes one process.
     left = subprocess.Popen(["bash", "-c", "sleep 60; : modality_forcing"], start_new_session=True)
     pid = tools.folder / "host0/mforce/run1/pid"
@@ -161,7 +161,7 @@ def test_what_still_runs_on_a_host_is_killed_first(cloud, tools: Tools):
     assert left.wait(timeout=5) == -signal.SIGKILL
 
 
-def test_a_dry_run_for_tpu_vms_prints_what_runs(cloud, tools: Tools):
+def test_dry_run_prints_the_commands_that_run(cloud, tools: Tools):
     printed = tools.launch("tpu_vm", "--dry-run", *VM, "--", *TRAIN).out
     assert tools.calls() == []
     (tools.folder / "states").write_text("ABSENT ACTIVE")
@@ -219,12 +219,12 @@ def host(tools: Tools) -> Tools:
     return tools
 
 
-def test_a_host_mounts_the_bucket_once(host: Tools):
+def test_host_mounts_the_bucket_once(host: Tools):
     assert mount(host) == (0, LOOKS + MOUNTS)
     assert mount(host) == (0, LOOKS)
 
 
-def test_a_host_without_gcsfuse_installs_it(host: Tools):
+def test_host_without_gcsfuse_installs_it(host: Tools):
     (host.folder / "gcsfuse").rename(host.folder / "package")
     installed = 'if arguments[-1] == "gcsfuse": shutil.copy("package", "gcsfuse")'
     host.add("sudo", f'{installed}\nsys.exit(arguments[0] == "umount")')
@@ -245,7 +245,7 @@ def test_a_host_without_gcsfuse_installs_it(host: Tools):
 
 
 @pytest.mark.parametrize("fails", ["curl", "apt-get", "mkdir", "chown"])
-def test_a_mount_that_fails_is_told(fails: str, host: Tools):
+def test_failed_mount_is_reported(fails: str, host: Tools):
     if fails in ("curl", "apt-get"):
         (host.folder / "gcsfuse").unlink()
     host.add("lsb_release", "print('jammy')")
@@ -254,7 +254,7 @@ def test_a_mount_that_fails_is_told(fails: str, host: Tools):
     assert code != 0 and called[-1][1] == fails
 
 
-def test_nothing_runs_where_the_bucket_is_not_mounted(cloud, tools: Tools):
+def test_nothing_runs_without_the_mounted_bucket(cloud, tools: Tools):
     (tools.folder / "gcsfuse").write_text("#!/bin/bash\nexit 1\n")
     done, asked = cloud("ABSENT ACTIVE", "0,0,0,0", "--retries=1")
     assert (done.code, asked) == (1, ["create", "install", "mount", "mount", "delete"]), done.err
@@ -262,7 +262,7 @@ def test_nothing_runs_where_the_bucket_is_not_mounted(cloud, tools: Tools):
 
 
 @pytest.mark.skipif(not (runs.ROOT / ".git").exists(), reason="not a checkout")
-def test_the_checkout_is_copied_as_it_is(cloud, tools: Tools):
+def test_checkout_is_copied_unchanged(cloud, tools: Tools):
     done, asked = cloud("ABSENT ACTIVE", "0,0,0,0", "--install=checkout")
     assert (done.code, asked) == (0, ["create", "scp", "install", "mount", "run", "delete"]), (
         done.err
@@ -278,7 +278,7 @@ def test_the_checkout_is_copied_as_it_is(cloud, tools: Tools):
     assert not any(name.startswith(".git/") for name in names)
 
 
-def test_the_checkout_and_several_slices(tools: Tools):
+def test_checkout_and_several_slices(tools: Tools):
     options = ["--install=checkout", "--slices=2", "--capacity=reserved", "--env=A=b c"]
     lines = tools.launch("tpu_vm", "--dry-run", *VM, *options, "--", *TRAIN).out.splitlines()
     create = next(line for line in lines if " create " in line)
@@ -298,7 +298,7 @@ def test_the_checkout_and_several_slices(tools: Tools):
 
 
 @pytest.mark.parametrize(
-    ("options", "given", "told"),
+    ("options", "given", "message"),
     [
         ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
         (
@@ -326,14 +326,14 @@ def test_the_checkout_and_several_slices(tools: Tools):
         (["--install=nowhere.whl"], TRAIN, "no such file"),
     ],
 )
-def test_mistakes_before_anything_costs_money(
-    options: list[str], given: list[str], told: str, tools: Tools
+def test_user_errors_are_reported_before_vms_are_created(
+    options: list[str], given: list[str], message: str, tools: Tools
 ):
     tools.add("gcloud")
-    refused(tools.launch("tpu_vm", *VM, *options, "--", *given), "tpu_vm", told)
+    refused(tools.launch("tpu_vm", *VM, *options, "--", *given), "tpu_vm", message)
     assert tools.calls() == []
 
 
-def test_a_disk_of_its_own_is_enough_for_one_host_that_stays(tools: Tools):
+def test_local_workdir_is_allowed_on_one_kept_host(tools: Tools):
     options = ["--topology=v6e:2x4", "--retries=0", "--keep", "--dry-run"]
     assert tools.launch("tpu_vm", *VM, *options, "--", "train", "--workdir=runs/x").code == 0

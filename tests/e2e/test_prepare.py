@@ -37,17 +37,17 @@ def mforce(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures large enough that reading one takes some time, with sparse depth."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Images large enough that reading one takes some time, with sparse depth."""
+    folder = tmp_path_factory.mktemp("images")
     (folder / "images").mkdir()
     (folder / "depth").mkdir()
     rng = np.random.default_rng(5)
     for index in range(COUNT):
-        picture = np.repeat(np.repeat(rng.integers(0, 256, (90, 120, 3), np.uint8), 10, 0), 10, 1)
+        image = np.repeat(np.repeat(rng.integers(0, 256, (90, 120, 3), np.uint8), 10, 0), 10, 1)
         counts = (rng.integers(800, 9000, (225, 300)) * (rng.random((225, 300)) < 0.05)).astype(
             np.uint16
         )
-        Image.fromarray(picture).save(folder / f"images/{index:02d}.png", compress_level=1)
+        Image.fromarray(image).save(folder / f"images/{index:02d}.png", compress_level=1)
         Image.fromarray(counts).save(folder / f"depth/{index:02d}.png")
     return folder
 
@@ -81,7 +81,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_resumed_prepare_writes_identical_bytes(
     root: Path, whole: Path, tmp_path: Path, workers: int
 ):
     arguments = [*options(root, tmp_path / "out"), f"--workers={workers}"]
@@ -114,14 +114,14 @@ def _alive(group: int) -> bool:
     return True
 
 
-def test_parts_are_the_whole(root: Path, whole: Path, tmp_path: Path):
+def test_shards_of_all_parts_equal_those_of_one_run(root: Path, whole: Path, tmp_path: Path):
     for part in ("1/2", "0/2"):
         done = mforce(*options(root, tmp_path / "out"), f"--shard={part}")
         assert done.returncode == 0, done.stderr
     assert bytes_of(tmp_path / "out") == bytes_of(whole)
 
 
-def test_what_was_prepared_is_read_and_inspected(whole: Path, tmp_path: Path):
+def test_prepared_records_are_read_and_inspected(whole: Path, tmp_path: Path):
     source = Shards(whole)
     assert len(source) == COUNT and [source[i].id for i in (0, COUNT - 1)] == ["00", "23"]
     record = source[5]
@@ -136,15 +136,15 @@ def test_what_was_prepared_is_read_and_inspected(whole: Path, tmp_path: Path):
         assert opened.width > 900
 
 
-def one_line(done: subprocess.CompletedProcess[str], told: str) -> None:
+def one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert done.returncode == 2 and done.stdout == ""
     lines = [
         line for line in done.stderr.splitlines() if not line.startswith("folder train records")
     ]
-    assert len(lines) == 1 and told in lines[0], done.stderr
+    assert len(lines) == 1 and message in lines[0], done.stderr
 
 
-def test_mistakes_take_one_line(root: Path, whole: Path, tmp_path: Path):
+def test_user_errors_are_one_line(root: Path, whole: Path, tmp_path: Path):
     one_line(
         mforce(*options(root, whole), "--quality=90"),
         "started with other settings (quality 95, now 90)",
@@ -153,7 +153,7 @@ def test_mistakes_take_one_line(root: Path, whole: Path, tmp_path: Path):
     one_line(mforce("inspect", tmp_path), "holds no shards; give the --out of mforce prepare")
 
 
-def test_a_torn_shard_is_named(root: Path, whole: Path, tmp_path: Path):
+def test_truncated_shard_is_named(root: Path, whole: Path, tmp_path: Path):
     out = tmp_path / "out"
     done = mforce(*options(root, out), "--limit=8")
     assert done.returncode == 0, done.stderr
@@ -165,7 +165,7 @@ def test_a_torn_shard_is_named(root: Path, whole: Path, tmp_path: Path):
     assert bytes_of(out) == before
 
 
-def test_more_torn_pictures_than_allowed_stop_it(root: Path, tmp_path: Path):
+def test_too_many_truncated_images_stop_the_job(root: Path, tmp_path: Path):
     bad = tmp_path / "bad"
     (bad / "images").mkdir(parents=True)
     for path in sorted((root / "images").iterdir())[:8]:

@@ -49,22 +49,22 @@ def equal(a: TrainState, b: TrainState) -> None:
 
 
 def rows(workdir: Path) -> list[dict[str, float]]:
-    told = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir)]
-    return [row for row in told if set(row) != {"step"}]
+    found = [{k: v for k, v in row.items() if k not in TIMES} for row in read_metrics(workdir)]
+    return [row for row in found if set(row) != {"step"}]
 
 
 def extras(workdir: Path) -> dict[str, Any]:
-    """What the latest checkpoint says beside the weights: the data's place among it."""
+    """The metadata of the latest checkpoint, with the position of the data stream."""
     meta = checkpoint.resolve_checkpoint(workdir) / "meta"
     (description,) = (p for p in meta.rglob("*") if p.is_file() and p.name == "metadata")
-    told = json.loads(description.read_text())
-    return {k: v for k, v in told.items() if k not in TIMES | {"config"}}
+    metadata = json.loads(description.read_text())
+    return {k: v for k, v in metadata.items() if k not in TIMES | {"config"}}
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory) -> tuple[TrainState, Path]:
+def finished(tmp_path_factory) -> tuple[TrainState, Path]:
     """Six steps without a break."""
-    workdir = tmp_path_factory.mktemp("whole")
+    workdir = tmp_path_factory.mktemp("finished")
     return train(T2I, workdir), workdir
 
 
@@ -77,48 +77,48 @@ def broken(tmp_path_factory) -> tuple[TrainState, Path]:
     return train(T2I, workdir), workdir
 
 
-def test_resumed_run_equals_uninterrupted_run_to_the_bit(whole, broken):
-    equal(broken[0], whole[0])
-    assert int(whole[0].step) == 6
+def test_resumed_run_equals_uninterrupted_run_to_the_bit(finished, broken):
+    equal(broken[0], finished[0])
+    assert int(finished[0].step) == 6
 
 
-def test_resumed_run_has_the_same_next_batch(whole, broken):
-    assert extras(broken[1]) == extras(whole[1])
-    assert extras(whole[1])["data_state"] == {"batches": 6}
+def test_resumed_run_has_the_same_next_batch(finished, broken):
+    assert extras(broken[1]) == extras(finished[1])
+    assert extras(finished[1])["data_state"] == {"batches": 6}
 
 
-def test_resumed_run_writes_the_same_metrics(whole, broken):
-    assert rows(broken[1]) == rows(whole[1])
-    assert [row["step"] for row in rows(whole[1])] == [2, 4, 6]
+def test_resumed_run_writes_the_same_metrics(finished, broken):
+    assert rows(broken[1]) == rows(finished[1])
+    assert [row["step"] for row in rows(finished[1])] == [2, 4, 6]
 
 
-def test_metric_row_is_the_mean_of_its_steps(whole, tmp_path):
+def test_metric_row_is_the_mean_of_its_steps(finished, tmp_path):
     """Told one by one, the steps of another run of the same seed give the rows of this one."""
     each = replace(T2I, train=replace(T2I.train, log_every=1, save_every=4))
     train(each, tmp_path)
     losses = [row["loss"] for row in rows(tmp_path)]
     assert len(set(losses)) == 6
     np.testing.assert_allclose(
-        [row["loss"] for row in rows(whole[1])], np.reshape(losses, (3, 2)).mean(1), rtol=1e-6
+        [row["loss"] for row in rows(finished[1])], np.reshape(losses, (3, 2)).mean(1), rtol=1e-6
     )
 
 
-def test_training_moves_the_weights_and_the_ema_lags(whole):
-    state, _ = whole
+def test_training_moves_the_weights_and_the_ema_lags(finished):
+    state, _ = finished
     moved = jax.tree.map(lambda p, e: bool(np.any(p != e)), state.params, state.ema)
     assert sum(jax.tree.leaves(moved)) > 0.8 * len(jax.tree.leaves(moved))
 
 
-def test_last_checkpoint_equals_the_returned_state(whole):
-    state, workdir = whole
+def test_last_checkpoint_equals_the_returned_state(finished):
+    state, workdir = finished
     checkpoints = Checkpoints(workdir / "checkpoints")
     back, _ = checkpoints.restore(state)
     checkpoints.close()
     equal(back, state)
 
 
-def test_finished_run_is_not_changed_by_a_second_call(whole, capsys):
-    state, workdir = whole
+def test_finished_run_is_not_changed_by_a_second_call(finished, capsys):
+    state, workdir = finished
     before = (workdir / "metrics.jsonl").read_text()
     equal(train(T2I, workdir), state)
     assert (workdir / "metrics.jsonl").read_text() == before
@@ -126,9 +126,9 @@ def test_finished_run_is_not_changed_by_a_second_call(whole, capsys):
 
 
 @pytest.fixture(scope="module")
-def handed_over(whole, tmp_path_factory) -> tuple[TrainState, Path]:
+def handed_over(finished, tmp_path_factory) -> tuple[TrainState, Path]:
     workdir = tmp_path_factory.mktemp("forcing")
-    return train(forcing(whole[1]), workdir), workdir
+    return train(forcing(finished[1]), workdir), workdir
 
 
 def test_interrupted_post_training_from_an_interrupted_run_is_equal(
@@ -143,19 +143,19 @@ def test_interrupted_post_training_from_an_interrupted_run_is_equal(
     assert extras(tmp_path) == extras(handed_over[1])
 
 
-def test_post_training_starts_from_the_ema_of_the_first_phase(whole, tmp_path):
-    started = train(forcing(whole[1]), tmp_path, stop_after=0)
-    _, pretrained = checkpoint.load(whole[1])
+def test_post_training_starts_from_the_ema_of_the_first_phase(finished, tmp_path):
+    started = train(forcing(finished[1]), tmp_path, stop_after=0)
+    _, pretrained = checkpoint.load(finished[1])
     np.testing.assert_array_equal(
         started.params["trunk"]["layers"]["q"], pretrained["trunk"]["layers"]["q"]
     )
     np.testing.assert_array_equal(
-        pretrained["trunk"]["layers"]["q"], whole[0].ema["trunk"]["layers"]["q"]
+        pretrained["trunk"]["layers"]["q"], finished[0].ema["trunk"]["layers"]["q"]
     )
 
 
-def test_post_training_needs_new_modalities_to_be_named(whole, tmp_path):
-    config = forcing(whole[1])
+def test_post_training_needs_new_modalities_to_be_named(finished, tmp_path):
+    config = forcing(finished[1])
     config = replace(config, train=replace(config.train, allow_missing_modalities=()))
     with pytest.raises(UserError, match=r"missing: head/depth/.*train\.allow_missing_modalities"):
         train(config, tmp_path)
@@ -166,7 +166,7 @@ def test_post_training_needs_new_modalities_to_be_named(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         (replace(T2I, seed=4), r"seed=3, not 4"),
         (replace(T2I, train=replace(T2I.train, steps=7)), r"train\.steps=6, not 7"),
@@ -174,16 +174,16 @@ def test_post_training_needs_new_modalities_to_be_named(whole, tmp_path):
         (tiny.forcing(**LOOP), r"the workdir holds a run with "),
     ],
 )
-def test_workdir_of_another_config_is_refused(whole, changed, told):
-    before = {p: p.stat().st_mtime_ns for p in whole[1].rglob("*")}
-    with pytest.raises(UserError, match=rf"{whole[1].name}.*{told}.*--workdir"):
-        train(changed, whole[1])
-    assert {p: p.stat().st_mtime_ns for p in whole[1].rglob("*")} == before
+def test_workdir_of_another_config_is_refused(finished, changed, message):
+    before = {p: p.stat().st_mtime_ns for p in finished[1].rglob("*")}
+    with pytest.raises(UserError, match=rf"{finished[1].name}.*{message}.*--workdir"):
+        train(changed, finished[1])
+    assert {p: p.stat().st_mtime_ns for p in finished[1].rglob("*")} == before
 
 
-def test_non_identity_keys_may_change_on_resume(whole):
+def test_non_identity_keys_may_change_on_resume(finished):
     watched = replace(T2I, train=replace(T2I.train, log_every=1, save_every=5, max_to_keep=2))
-    equal(train(watched, whole[1]), whole[0])
+    equal(train(watched, finished[1]), finished[0])
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "5"])
@@ -243,7 +243,7 @@ sys.exit(main(sys.argv[1:]))
 """
 
 
-def test_full_disk_is_reported_and_the_last_checkpoint_resumes(whole, tmp_path):
+def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_path):
     """A file size limit stands for the full disk: the same calls fail, with another errno."""
     config, workdir = tmp_path / "config.py", tmp_path / "run"
     config.write_text(CONFIG_FILE)
@@ -266,6 +266,6 @@ def test_full_disk_is_reported_and_the_last_checkpoint_resumes(whole, tmp_path):
     assert "the disk is full: step 6 could not be saved; the checkpoint of step 3 is intact" in last
     assert not any(noise in done.stderr for noise in ("Traceback", "Warning", "ERROR"))
     assert checkpoint.resolve_checkpoint(workdir).name == "3"
-    equal(train(T2I, workdir), whole[0])
+    equal(train(T2I, workdir), finished[0])
     assert [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()] == ["6"]
-    assert rows(workdir) == rows(whole[1])
+    assert rows(workdir) == rows(finished[1])

@@ -44,12 +44,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def run(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Runs the installed mforce in an empty folder and returns its output."""
-    desk = tmp_path_factory.mktemp("desk")
+    work_dir = tmp_path_factory.mktemp("work_dir")
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(installed)}
 
     def mforce(*arguments: object) -> str:
         command = [sys.executable, installed / "bin" / "mforce", *map(str, arguments)]
-        done = subprocess.run(command, env=env, cwd=desk, capture_output=True, text=True)
+        done = subprocess.run(command, env=env, cwd=work_dir, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

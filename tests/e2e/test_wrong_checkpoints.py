@@ -22,7 +22,7 @@ FORCING = f"--config={CONFIGS / 'demo.py'}:phase=forcing"
 
 # ---- Samples
 
-OUT = "--out={desk}/out"
+OUT = "--out={sample_dir}/out"
 I2D = ["--mode=i2d", OUT]
 D2I = ["--mode=d2i", OUT]
 SAMPLE = {
@@ -31,11 +31,11 @@ SAMPLE = {
         r"unknown mode 'i2i'; choose one of t2i, joint, i2d, d2i, partial",
     ),
     "image_for_joint": (
-        ["--mode=joint", OUT, "--image={desk}/photo.jpg"],
+        ["--mode=joint", OUT, "--image={sample_dir}/photo.jpg"],
         r"mode joint has no use for --image",
     ),
     "depth_for_i2d": (
-        [*I2D, "--image={desk}/photo.jpg", "--depth={desk}/depth.npy"],
+        [*I2D, "--image={sample_dir}/photo.jpg", "--depth={sample_dir}/depth.npy"],
         r"mode i2d has no use for --depth",
     ),
     "no_image": (I2D, r"mode i2d needs an input; name it with --image FILE"),
@@ -44,64 +44,73 @@ SAMPLE = {
         r"mode partial needs an input; name it with --depth FILE",
     ),
     "idle_refine": (
-        [*I2D, "--image={desk}/photo.jpg", "--refine"],
+        [*I2D, "--image={sample_dir}/photo.jpg", "--refine"],
         r"mode i2d has no use for --refine",
     ),
     "idle_alpha": (
-        [*D2I, "--depth={desk}/depth.npy", "--log2-alpha=2"],
+        [*D2I, "--depth={sample_dir}/depth.npy", "--log2-alpha=2"],
         r"mode d2i has no use for --log2-alpha",
     ),
     "idle_scale": (
-        [*I2D, "--image={desk}/photo.jpg", "--depth-scale=0.1"],
+        [*I2D, "--image={sample_dir}/photo.jpg", "--depth-scale=0.1"],
         r"mode i2d has no use for --depth-scale",
     ),
-    "missing_image": ([*I2D, "--image={desk}/none.jpg"], r"none\.jpg: no such file"),
-    "image_is_a_folder": ([*I2D, "--image={desk}/empty"], r"empty: cannot be read as an image"),
+    "missing_image": ([*I2D, "--image={sample_dir}/none.jpg"], r"none\.jpg: no such file"),
+    "image_is_a_folder": (
+        [*I2D, "--image={sample_dir}/empty"],
+        r"empty: cannot be read as an image",
+    ),
     "truncated_image": (
-        [*I2D, "--image={desk}/truncated.jpg"],
+        [*I2D, "--image={sample_dir}/truncated.jpg"],
         r"truncated\.jpg: cannot be read as an image",
     ),
-    "text_image": ([*I2D, "--image={desk}/text.jpg"], r"text\.jpg: cannot be read as an image"),
-    "missing_depth": ([*D2I, "--depth={desk}/none.npy"], r"none\.npy: no such file"),
+    "text_image": (
+        [*I2D, "--image={sample_dir}/text.jpg"],
+        r"text\.jpg: cannot be read as an image",
+    ),
+    "missing_depth": ([*D2I, "--depth={sample_dir}/none.npy"], r"none\.npy: no such file"),
     "negative_depth": (
-        [*D2I, "--depth={desk}/negative.npy"],
+        [*D2I, "--depth={sample_dir}/negative.npy"],
         r"depth holds negative values \(down to -1\)",
     ),
-    "nothing_valid": ([*D2I, "--depth={desk}/all_nan.npy"], r"holds no valid depth"),
-    "zeros": ([*D2I, "--depth={desk}/zeros.npy"], r"holds no valid depth"),
-    "flat": ([*D2I, "--depth={desk}/flat.npy"], r"has shape \(768,\), not \[h w\]"),
-    "words": ([*D2I, "--depth={desk}/words.npy"], r"holds <U3, not numbers of depth"),
+    "nothing_valid": ([*D2I, "--depth={sample_dir}/all_nan.npy"], r"holds no valid depth"),
+    "zeros": ([*D2I, "--depth={sample_dir}/zeros.npy"], r"holds no valid depth"),
+    "flat": ([*D2I, "--depth={sample_dir}/flat.npy"], r"has shape \(768,\), not \[h w\]"),
+    "words": ([*D2I, "--depth={sample_dir}/words.npy"], r"holds <U3, not numbers of depth"),
     "pickle": (
-        [*D2I, "--depth={desk}/objects.npy"],
+        [*D2I, "--depth={sample_dir}/objects.npy"],
         r"objects\.npy: cannot be read as an array of numbers",
     ),
     "cropped_away": (
-        [*D2I, "--depth={desk}/edges.npy"],
+        [*D2I, "--depth={sample_dir}/edges.npy"],
         r"its center square holds no valid depth; use --resize-mode stretch",
     ),
     "no_scale": (
-        [*D2I, "--depth={desk}/depth16.png"],
+        [*D2I, "--depth={sample_dir}/depth16.png"],
         r"the unit of its counts is not known; state the depth scale",
     ),
-    "wrong_scale": ([*D2I, "--depth={desk}/depth16.png", "--depth-scale=-1"], r"depth scale is -1"),
+    "wrong_scale": (
+        [*D2I, "--depth={sample_dir}/depth16.png", "--depth-scale=-1"],
+        r"depth scale is -1",
+    ),
     "eight_bits": (
-        [*D2I, "--depth={desk}/depth8.png", "--depth-scale=0.001"],
+        [*D2I, "--depth={sample_dir}/depth8.png", "--depth-scale=0.001"],
         r"is an 8-bit image, not 16-bit depth",
     ),
     "png_of_zeros": (
-        [*D2I, "--depth={desk}/zeros16.png", "--depth-scale=0.001"],
+        [*D2I, "--depth={sample_dir}/zeros16.png", "--depth-scale=0.001"],
         r"holds no valid depth",
     ),
     "depth_is_a_photo": (
-        [*D2I, "--depth={desk}/photo.jpg"],
+        [*D2I, "--depth={sample_dir}/photo.jpg"],
         r"depth in a \.jpg file is not understood",
     ),
     "out_is_a_file": (
-        ["--mode=joint", "--out={desk}/file"],
+        ["--mode=joint", "--out={sample_dir}/file"],
         r"file: is a file; choose another --out",
     ),
     "out_below_a_file": (
-        ["--mode=joint", "--out={desk}/file/out"],
+        ["--mode=joint", "--out={sample_dir}/file/out"],
         r"file: is a file; choose another --out",
     ),
     "too_many": (
@@ -117,34 +126,34 @@ SAMPLE = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "told"), SAMPLE.values(), ids=SAMPLE)
-def test_sample(mforce: Command, desk: Path, forcing_run: Path, arguments, told):
-    filled = [argument.replace("{desk}", str(desk)) for argument in arguments]
-    attempt(mforce, desk, told, "sample", "--checkpoint", forcing_run, *filled)
+@pytest.mark.parametrize(("arguments", "message"), SAMPLE.values(), ids=SAMPLE)
+def test_sample(mforce: Command, sample_dir: Path, forcing_run: Path, arguments, message):
+    filled = [argument.replace("{sample_dir}", str(sample_dir)) for argument in arguments]
+    attempt(mforce, sample_dir, message, "sample", "--checkpoint", forcing_run, *filled)
 
 
 @pytest.mark.parametrize("mode", ["joint", "i2d", "d2i", "partial"])
 def test_sample_needs_depth_in_the_checkpoint(
-    mforce: Command, desk: Path, t2i_run: Path, mode: str
+    mforce: Command, sample_dir: Path, t2i_run: Path, mode: str
 ):
     given = {
-        "i2d": ["--image", desk / "photo.jpg"],
-        "d2i": ["--depth", desk / "depth.npy"],
-        "partial": ["--depth", desk / "depth.npy"],
+        "i2d": ["--image", sample_dir / "photo.jpg"],
+        "d2i": ["--depth", sample_dir / "depth.npy"],
+        "partial": ["--depth", sample_dir / "depth.npy"],
     }
     needs = rf"mode {mode} needs (depth|a second modality), this checkpoint has image only"
-    told = f"{needs}; use a checkpoint of the forcing phase"
+    message = f"{needs}; use a checkpoint of the forcing phase"
     attempt(
         mforce,
-        desk,
-        told,
+        sample_dir,
+        message,
         "sample",
         "--checkpoint",
         t2i_run,
         "--mode",
         mode,
         "--out",
-        desk / "out",
+        sample_dir / "out",
         *given.get(mode, []),
     )
 
@@ -159,17 +168,27 @@ READERS = {
 
 
 def read_refused(
-    mforce: Command, desk: Path, told: str, run: Path, readers=("sample", "evaluate", "export")
+    mforce: Command,
+    sample_dir: Path,
+    message: str,
+    run: Path,
+    readers=("sample", "evaluate", "export"),
 ) -> None:
     for reader in readers:
-        arguments = [argument.replace("{out}", str(desk / "out")) for argument in READERS[reader]]
-        attempt(mforce, desk, told, *arguments, "--checkpoint", run)
+        arguments = [
+            argument.replace("{out}", str(sample_dir / "out")) for argument in READERS[reader]
+        ]
+        attempt(mforce, sample_dir, message, *arguments, "--checkpoint", run)
 
 
-def test_missing_checkpoint_is_refused(mforce: Command, desk: Path):
-    read_refused(mforce, desk, r"nowhere: no such checkpoint; give a workdir", desk / "nowhere")
-    read_refused(mforce, desk, r"empty: holds no checkpoint; give a workdir", desk / "empty")
-    read_refused(mforce, desk, r"file: holds no checkpoint", desk / "file")
+def test_missing_checkpoint_is_refused(mforce: Command, sample_dir: Path):
+    read_refused(
+        mforce, sample_dir, r"nowhere: no such checkpoint; give a workdir", sample_dir / "nowhere"
+    )
+    read_refused(
+        mforce, sample_dir, r"empty: holds no checkpoint; give a workdir", sample_dir / "empty"
+    )
+    read_refused(mforce, sample_dir, r"file: holds no checkpoint", sample_dir / "file")
 
 
 def changed(weights: dict, change: str) -> dict:
@@ -186,20 +205,20 @@ def changed(weights: dict, change: str) -> dict:
 
 
 @pytest.mark.parametrize("change", ["missing", "extra", "misshaped"])
-def test_checkpoint_of_another_network_is_refused(mforce: Command, desk: Path, change: str):
+def test_checkpoint_of_another_network_is_refused(mforce: Command, sample_dir: Path, change: str):
     weights = changed(tiny.network(tiny.forcing())[1], change)
     run = save(
-        desk / "run",
+        sample_dir / "run",
         tiny.forcing(),
         tiny.network(tiny.forcing())[1],
         ema=jax.tree.map(np.asarray, weights),
     )
-    told = {
+    message = {
         "missing": r"run: the weights do not fit \(missing: head/image/\S+\)",
         "extra": r"run: the weights do not fit \(extra: head/normals/w\)",
         "misshaped": r"run: the weights do not fit \(misshaped: head/image/\S+ \(3, 5\) instead of",
     }[change]
-    read_refused(mforce, desk, told, run)
+    read_refused(mforce, sample_dir, message, run)
     if change == "missing":
         again = [
             "train",
@@ -207,12 +226,14 @@ def test_checkpoint_of_another_network_is_refused(mforce: Command, desk: Path, c
             f"--config.train.init_from={run}",
             *SMALL,
             "--workdir",
-            desk / "new",
+            sample_dir / "new",
         ]
-        attempt(mforce, desk, r"run: the weights do not fit", *again)
+        attempt(mforce, sample_dir, r"run: the weights do not fit", *again)
 
 
-def test_t2i_checkpoint_needs_its_new_modalities_named(mforce: Command, desk: Path, t2i_run: Path):
+def test_t2i_checkpoint_needs_its_new_modalities_named(
+    mforce: Command, sample_dir: Path, t2i_run: Path
+):
     arguments = [
         "train",
         FORCING,
@@ -220,9 +241,9 @@ def test_t2i_checkpoint_needs_its_new_modalities_named(mforce: Command, desk: Pa
         "--config.train.allow_missing_modalities=()",
         *SMALL,
         "--workdir",
-        desk / "new",
+        sample_dir / "new",
     ]
-    attempt(mforce, desk, r"the weights do not fit \(missing: ", *arguments)
+    attempt(mforce, sample_dir, r"the weights do not fit \(missing: ", *arguments)
 
 
 def damage_meta(change: Callable[[dict], object]) -> Callable[[Path], None]:
@@ -264,75 +285,88 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize(("damage", "told"), DAMAGE.values(), ids=DAMAGE)
+@pytest.mark.parametrize(("damage", "message"), DAMAGE.values(), ids=DAMAGE)
 def test_damaged_checkpoint_is_refused(
-    mforce: Command, desk: Path, forcing_run: Path, damage, told
+    mforce: Command, sample_dir: Path, forcing_run: Path, damage, message
 ):
-    run = shutil.copytree(forcing_run, desk / "run")
+    run = shutil.copytree(forcing_run, sample_dir / "run")
     damage(run / "checkpoints/0")
-    read_refused(mforce, desk, told, run, readers=("sample",))
+    read_refused(mforce, sample_dir, message, run, readers=("sample",))
 
 
 # ---- Export and evaluate
 
 
-def test_export_over_an_existing_folder_is_refused(mforce: Command, desk: Path, forcing_run: Path):
+def test_export_over_an_existing_folder_is_refused(
+    mforce: Command, sample_dir: Path, forcing_run: Path
+):
     for out in ("file", "empty"):
         attempt(
             mforce,
-            desk,
+            sample_dir,
             rf"{out}: already exists; name a folder that does not",
             "export",
             "--checkpoint",
             forcing_run,
             "--out",
-            desk / out,
+            sample_dir / out,
         )
     attempt(
         mforce,
-        desk,
+        sample_dir,
         r"file: is a file; choose another --out",
         "export",
         "--checkpoint",
         forcing_run,
         "--out",
-        desk / "file" / "below",
+        sample_dir / "file" / "below",
     )
 
 
 def test_impossible_evaluations_are_refused(
-    mforce: Command, desk: Path, forcing_run: Path, t2i_run: Path
+    mforce: Command, sample_dir: Path, forcing_run: Path, t2i_run: Path
 ):
-    attempt(mforce, desk, r"mode i2d needs a second modality", "evaluate", "--checkpoint", t2i_run)
+    attempt(
+        mforce, sample_dir, r"mode i2d needs a second modality", "evaluate", "--checkpoint", t2i_run
+    )
     attempt(
         mforce,
-        desk,
+        sample_dir,
         r"empty: is a folder; name a file",
         "evaluate",
         "--checkpoint",
         forcing_run,
         "--out",
-        desk / "empty",
+        sample_dir / "empty",
     )
     count = tiny.forcing().data.num_scenes
-    told = rf"{count + 1} held-out examples asked for, there are {count}"
-    attempt(mforce, desk, told, "evaluate", "--checkpoint", forcing_run, "--examples", count + 1)
+    message = rf"{count + 1} held-out examples asked for, there are {count}"
+    attempt(
+        mforce,
+        sample_dir,
+        message,
+        "evaluate",
+        "--checkpoint",
+        forcing_run,
+        "--examples",
+        count + 1,
+    )
 
 
 EVALUATE = {
     "root_missing": (["--benchmark", "nyuv2"], r"--root is missing"),
-    "unknown_set": (["--benchmark", "nyu", "--root", "{desk}"], r"did you mean nyuv2\?"),
+    "unknown_set": (["--benchmark", "nyu", "--root", "{sample_dir}"], r"did you mean nyuv2\?"),
     "no_set_there": (
-        ["--benchmark", "kitti", "--root", "{desk}/empty"],
+        ["--benchmark", "kitti", "--root", "{sample_dir}/empty"],
         r"empty: holds no \.index\.txt",
     ),
-    "no_root": (["--benchmark", "kitti", "--root", "{desk}/none"], r"none: no such folder"),
+    "no_root": (["--benchmark", "kitti", "--root", "{sample_dir}/none"], r"none: no such folder"),
     "out_is_a_file": (
-        ["--benchmark", "kitti", "--root", "{desk}", "--out", "{desk}/file"],
+        ["--benchmark", "kitti", "--root", "{sample_dir}", "--out", "{sample_dir}/file"],
         r"file: is a file; choose another --out",
     ),
     "unknown_view": (
-        ["--benchmark", "kitti", "--root", "{desk}", "--view", "big"],
+        ["--benchmark", "kitti", "--root", "{sample_dir}", "--view", "big"],
         r"unknown view 'big'",
     ),
     "two_runs": (["--benchmark", "kitti", "--sweep", "log2_alpha:0..1"], r"two runs"),
@@ -344,7 +378,7 @@ EVALUATE = {
     "sweep_backwards": (["--sweep", "log2_alpha:5..1"], r"holds no such numbers"),
     "no_judge": (["--estimator", "nobody"], r"neither a folder nor a function"),
     "judge_without_maps": (
-        ["--estimator", "{desk}/empty"],
+        ["--estimator", "{sample_dir}/empty"],
         r"maps are missing, the first is d2i/0000",
     ),
     "no_module": (["--estimator", "no_such_module:f"], r"no_such_module: cannot be imported"),
@@ -352,19 +386,19 @@ EVALUATE = {
 }
 
 
-@pytest.mark.parametrize(("arguments", "told"), EVALUATE.values(), ids=EVALUATE)
-def test_evaluate(mforce: Command, desk: Path, forcing_run: Path, arguments, told):
-    arguments = [argument.format(desk=desk) for argument in arguments]
-    attempt(mforce, desk, told, "evaluate", "--checkpoint", forcing_run, *arguments)
+@pytest.mark.parametrize(("arguments", "message"), EVALUATE.values(), ids=EVALUATE)
+def test_evaluate(mforce: Command, sample_dir: Path, forcing_run: Path, arguments, message):
+    arguments = [argument.format(sample_dir=sample_dir) for argument in arguments]
+    attempt(mforce, sample_dir, message, "evaluate", "--checkpoint", forcing_run, *arguments)
 
 
 # ---- As a person sees it: in a process of its own, where libraries may have a word too
 
 
-def test_error_is_one_line_in_a_real_process(desk: Path, forcing_run: Path):
-    before = contents(desk)
+def test_error_is_one_line_in_a_real_process(sample_dir: Path, forcing_run: Path):
+    before = contents(sample_dir)
     refused(
-        process("train", FORCING, "--config.train.stpes=5", "--workdir", desk / "new"),
+        process("train", FORCING, "--config.train.stpes=5", "--workdir", sample_dir / "new"),
         r"did you mean train\.steps",
     )
     refused(
@@ -373,32 +407,32 @@ def test_error_is_one_line_in_a_real_process(desk: Path, forcing_run: Path):
             "--checkpoint",
             forcing_run,
             *I2D[:1],
-            f"--out={desk}/out",
-            f"--image={desk}/text.jpg",
+            f"--out={sample_dir}/out",
+            f"--image={sample_dir}/text.jpg",
         ),
         r"text\.jpg",
     )
-    assert contents(desk) == before
-    run = shutil.copytree(forcing_run, desk / "run")
+    assert contents(sample_dir) == before
+    run = shutil.copytree(forcing_run, sample_dir / "run")
     remove_arrays(run / "checkpoints/0")
     refused(
-        process("sample", "--checkpoint", run, "--mode=joint", f"--out={desk}/out"),
+        process("sample", "--checkpoint", run, "--mode=joint", f"--out={sample_dir}/out"),
         r"cannot be read",
     )
-    assert not (desk / "out").exists()
+    assert not (sample_dir / "out").exists()
 
 
-def test_invalid_pixels_are_accepted(mforce: Command, desk: Path, forcing_run: Path):
+def test_invalid_pixels_are_accepted(mforce: Command, sample_dir: Path, forcing_run: Path):
     done = mforce(
         "sample",
         "--checkpoint",
         forcing_run,
         "--mode=d2i",
-        f"--out={desk}/out",
-        f"--depth={desk}/with_nan.npy",
+        f"--out={sample_dir}/out",
+        f"--depth={sample_dir}/with_nan.npy",
     )
     assert done.code == 0, done.err
     assert done.err == ""
     assert re.search(r"d2i_000_image\.png\n", done.out)
-    with Image.open(io.BytesIO((desk / "out/d2i_000_image.png").read_bytes())) as opened:
+    with Image.open(io.BytesIO((sample_dir / "out/d2i_000_image.png").read_bytes())) as opened:
         assert opened.size == (16, 16)

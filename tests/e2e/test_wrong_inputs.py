@@ -164,10 +164,10 @@ def test_workdir_of_another_run(mforce: Command, tmp_path: Path, t2i_run: Path):
     attempt(mforce, tmp_path, message, "train", T2I, "--workdir", tmp_path / "run")
 
 
-def test_workdir_that_is_a_file(mforce: Command, desk: Path):
-    for workdir in (desk / "file", desk / "file" / "below"):
+def test_workdir_that_is_a_file(mforce: Command, sample_dir: Path):
+    for workdir in (sample_dir / "file", sample_dir / "file" / "below"):
         for command in (["train", T2I], ["demo"]):
-            attempt(mforce, desk, rf"file: is a file{OTHER}", *command, "--workdir", workdir)
+            attempt(mforce, sample_dir, rf"file: is a file{OTHER}", *command, "--workdir", workdir)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
@@ -231,24 +231,24 @@ def test_folder_with_a_wrong_last_file(mforce: Command, tmp_path: Path, array, m
     attempt(mforce, tmp_path, message, "train", FOLDER, f"--config.data.root={root}", *here)
 
 
-def test_wrong_folder(mforce: Command, desk: Path):
+def test_invalid_folder(mforce: Command, sample_dir: Path):
     def train(message: str, root: object, *more: str) -> None:
-        options = [f"--config.data.root={root}", *more, *SMALL, "--workdir", desk / "new"]
-        attempt(mforce, desk, message, "train", FOLDER, *options)
+        options = [f"--config.data.root={root}", *more, *SMALL, "--workdir", sample_dir / "new"]
+        attempt(mforce, sample_dir, message, "train", FOLDER, *options)
 
     train(r"data\.root is empty; name the folder", "")
-    train(r"no such folder", desk / "nowhere")
-    train(r"no such folder", desk / "file")
-    train(r"empty: no image in this folder", desk / "empty")
-    train(r"bare: no image here has depth; put depth/", lay_out(desk / "bare", one=GOOD[:0]))
-    root = lay_out(desk / "counts", one=GOOD)
+    train(r"no such folder", sample_dir / "nowhere")
+    train(r"no such folder", sample_dir / "file")
+    train(r"empty: no image in this folder", sample_dir / "empty")
+    train(r"bare: no image here has depth; put depth/", lay_out(sample_dir / "bare", one=GOOD[:0]))
+    root = lay_out(sample_dir / "counts", one=GOOD)
     (root / "depth/one.npy").unlink()
-    shutil.copy(desk / "depth16.png", root / "depth/one.png")
+    shutil.copy(sample_dir / "depth16.png", root / "depth/one.png")
     train(r"one\.png: the unit of its counts is not known; state depth_scale", root)
     train(r"data\.depth_scale is -1", root, "--config.data.depth_scale=-1")
-    shutil.copy(desk / "depth8.png", root / "depth/one.png")
+    shutil.copy(sample_dir / "depth8.png", root / "depth/one.png")
     train(r"one\.png: is an 8-bit image, not 16-bit depth", root, "--config.data.depth_scale=0.001")
-    shutil.copy(desk / "truncated.jpg", root / "images/one.jpg")
+    shutil.copy(sample_dir / "truncated.jpg", root / "images/one.jpg")
     (root / "images/one.png").unlink()
     train(r"one\.jpg: cannot be read as an image", root, "--config.data.depth_scale=0.001")
 

@@ -92,8 +92,8 @@ def inputs(case: str) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and mask [b l]: random tokens, the end, padding."""
     lengths = np.array(LENGTHS[case])[:, None]
     l = max(20, int(lengths.max()))
-    drawn = np.random.default_rng(crc32(case.encode())).random((len(lengths), l))
-    ids, place = 2 + (drawn * (SHARED["vocab_size"] - 2)).astype(np.int64), np.arange(l)
+    uniform = np.random.default_rng(crc32(case.encode())).random((len(lengths), l))
+    ids, place = 2 + (uniform * (SHARED["vocab_size"] - 2)).astype(np.int64), np.arange(l)
     return np.where(place < lengths - 1, ids, np.where(place == lengths - 1, 1, 0)), place < lengths
 
 

@@ -22,7 +22,7 @@ AGREE = 1e-5  # of the largest value: between machines, sums of float32 are adde
 
 
 class Case(NamedTuple):
-    """A network, as its config.json tells it, and the pictures that it is shown."""
+    """A network, as its config.json tells it, and the images that it is shown."""
 
     config: dict[str, Any]
     image: tuple[int, int, int]  # how many, their height and width
@@ -68,7 +68,7 @@ CASES = {
 }
 
 
-def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
+def noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns standard normal float32 values that follow from a name and a shape."""
     seed = int.from_bytes(hashlib.sha256(f"{name} {shape}".encode()).digest()[:8], "little")
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
@@ -76,7 +76,7 @@ def draw(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns a tensor of a checkpoint: no zeros or ones, and activations of about 1."""
-    values = draw(name, shape)
+    values = noise(name, shape)
     if name.endswith("running_var"):
         return np.exp(values)
     if len(shape) > 1:
@@ -84,14 +84,14 @@ def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return np.float32("norm" in name and name.endswith("weight")) + np.float32(0.3) * values
 
 
-def pictures(case: Case) -> np.ndarray:
+def images(case: Case) -> np.ndarray:
     """Returns f32 [b h w 3] in [-1, 1]."""
-    return np.tanh(draw("pictures", (*case.image, 3)))
+    return np.tanh(noise("pictures", (*case.image, 3)))
 
 
 def latents(case: Case) -> np.ndarray:
     """Returns f32 [b y x c], normalised and packed."""
-    return draw(
+    return noise(
         "latents",
         (*case.latent, case.config["latent_channels"] * case.config["patch_size"][0] ** 2),
     )
@@ -121,7 +121,7 @@ def reference(case: Case) -> dict[str, np.ndarray]:
     patch = case.config["patch_size"][0]
     mean, deviation = model.bn.running_mean, torch.sqrt(model.bn.running_var + model.bn.eps)
 
-    z = model.encode(torch.from_numpy(pictures(case)).permute(0, 3, 1, 2)).latent_dist.mode()
+    z = model.encode(torch.from_numpy(images(case)).permute(0, 3, 1, 2)).latent_dist.mode()
     latent = (torch.nn.functional.pixel_unshuffle(z, patch).permute(0, 2, 3, 1) - mean) / deviation
     z = (torch.from_numpy(latents(case)) * deviation + mean).permute(0, 3, 1, 2)
     image = model.decode(torch.nn.functional.pixel_shuffle(z, patch)).sample.permute(0, 2, 3, 1)

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 from modality_forcing.encoders.flux2_names import HALVES, UNUSED, tensors
 from modality_forcing.encoders.flux2_vae import VAE, Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.weights import load_module, open_checkpoint
-from tests.parity.make_vae_goldens import CASES, DATA, latents, pictures, weights
+from tests.parity.make_vae_goldens import CASES, DATA, images, latents, weights
 
 CONFIG = VAEConfig.from_dict(CASES["uneven"].config)
 LAYOUTS = ("diffusers", "bfl")
@@ -110,10 +110,10 @@ def assert_near(ours, theirs, largest, norm):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_it_computes_what_diffusers_computes(files, case):
+def test_vae_equals_diffusers(files, case):
     vae, golden = load(files, case, "diffusers"), stored(case)
     assert_near(
-        nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 1e-5, 1e-5
+        nnx.jit(VAE.encode)(vae, jnp.array(images(CASES[case]))), golden["latent"], 1e-5, 1e-5
     )
     assert_near(
         nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 1e-5, 1e-5
@@ -121,11 +121,11 @@ def test_it_computes_what_diffusers_computes(files, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_in_bfloat16_it_is_as_near_as_rounding_allows(files, case):
+def test_bfloat16_vae_equals_diffusers_up_to_rounding(files, case):
     # diffusers in bfloat16 is as far from its float32: in "deep" 0.015 by norm, 0.017 at most.
     vae, golden = load(files, case, "diffusers", dtype=jnp.bfloat16), stored(case)
     assert_near(
-        nnx.jit(VAE.encode)(vae, jnp.array(pictures(CASES[case]))), golden["latent"], 2e-2, 2e-2
+        nnx.jit(VAE.encode)(vae, jnp.array(images(CASES[case]))), golden["latent"], 2e-2, 2e-2
     )
     assert_near(
         nnx.jit(VAE.decode)(vae, jnp.array(latents(CASES[case]))), golden["image"], 2e-2, 2e-2
@@ -145,7 +145,7 @@ def test_both_layouts_and_each_half_alone_give_the_same_arrays(files, case):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("half", HALVES)
-def test_a_half_is_read_from_a_file_without_the_other(files, tmp_path, layout, half):
+def test_encoder_and_decoder_load_from_separate_files(files, tmp_path, layout, half):
     whole = open_checkpoint(files / f"uneven-{layout}.safetensors")
     ours = tensors(CONFIG, whole.shapes, half)
     save_file(
@@ -157,7 +157,7 @@ def test_a_half_is_read_from_a_file_without_the_other(files, tmp_path, layout, h
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_tensor_that_was_released_has_its_place(layout):
+def test_every_released_tensor_is_loaded(layout):
     held = shapes("released")
     assert len(held) == 251
     assert sum(math.prod(shape) for shape in held.values()) == 84_046_372

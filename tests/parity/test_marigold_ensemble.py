@@ -110,7 +110,7 @@ def searches(golden, case):
     return [search(golden[f"case{case}/maps"], order) for order in range(ORDERS)]
 
 
-def test_scale_alone_is_marigolds_start(golden, case):
+def test_scale_only_alignment_equals_marigolds_initial_scale(golden, case):
     """To 1.2e-7. The search does not move: its steps do not change a float32 scale above 0.5."""
     maps = np.abs(golden[f"case{case}/maps"])
     ours = ensemble(maps, "scale", align=False)
@@ -121,7 +121,7 @@ def test_scale_alone_is_marigolds_start(golden, case):
     np.testing.assert_allclose(theirs.depth, ours.depth, atol=1e-6)
 
 
-def test_scale_alone_aligned_has_the_lesser_pair_sum(golden, case):
+def test_aligned_scale_has_a_smaller_pair_sum(golden, case):
     """By 32, 32 and 21 in a hundred. Depth is then 0.06 to 0.08 from theirs at most."""
     maps = np.abs(golden[f"case{case}/maps"])
     aligned, start = ensemble(maps, "scale"), ensemble(maps, "scale", align=False)
@@ -130,7 +130,7 @@ def test_scale_alone_aligned_has_the_lesser_pair_sum(golden, case):
 
 
 @pytest.mark.parametrize("case", [1, 2])
-def test_in_a_larger_unit_their_scale_collapses_and_ours_does_not(golden, case):
+def test_marigolds_scale_collapses_in_larger_units(golden, case):
     """Scales of maps in centimeters are below 0.5, so the search moves to the minimum."""
     maps = np.abs(golden[f"case{case}/maps"])
     theirs, ours = search(100 * maps, affine=False), ensemble(100 * maps, "scale")
@@ -141,7 +141,7 @@ def test_in_a_larger_unit_their_scale_collapses_and_ours_does_not(golden, case):
     assert apart(ours.depth, ensemble(maps, "scale").depth) < 1e-5
 
 
-def test_the_order_of_additions_decides_where_their_search_ends(golden, case, searches):
+def test_marigolds_result_depends_on_summation_order(golden, case, searches):
     """Four orders end up to 0.014, 0.008 and 0.016 apart; Marigold's result is one more end."""
     theirs = golden[f"case{case}/affine/depth"]
     spread = max(apart(a.depth, b.depth) for a, b in combinations(searches, 2))
@@ -150,7 +150,7 @@ def test_the_order_of_additions_decides_where_their_search_ends(golden, case, se
     assert 1e-3 < nearest < 2 * spread  # measured: 0.7, 0.7 and 0.3 of it
 
 
-def test_our_pair_sum_is_below_that_of_every_end_of_their_search(golden, case, searches):
+def test_pair_sum_is_below_every_result_of_marigolds_search(golden, case, searches):
     """By 2.7% to 7.8%. All are below, or about at, the normalization that they start from."""
     maps = golden[f"case{case}/maps"]
     assert ensemble(maps).loss < 0.98 * min(x.pairs for x in searches)
@@ -178,7 +178,7 @@ def test_affine_depth_and_uncertainty(golden, case):
 
 
 @pytest.mark.parametrize("case", [1, 2])
-def test_in_double_precision_their_objective_is_least_at_no_depth(golden, case):
+def test_marigolds_objective_in_float64_is_minimal_at_zero_depth(golden, case):
     """Why it is not minimized: 0.02, the regulariser, is left when all members are one constant."""
     maps = golden[f"case{case}/maps"]
     found = search(maps, dtype=np.float64)

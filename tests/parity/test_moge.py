@@ -97,7 +97,7 @@ def test_affine_scores_at_full_resolution(golden, case):
 
 
 @pytest.mark.parametrize("case", WHOLE)
-def test_strict_mode_fails_exactly_the_depths_that_are_not_positive(golden, case):
+def test_strict_mode_fails_exactly_the_nonpositive_depths(golden, case):
     pred, target, valid = (x[None] for x in images(golden, case))
     parity, strict = score(pred, target, valid), score(pred, target, valid, Protocol(strict=True))
     aligned = parity.scale[0] * pred[valid] + parity.shift[0]

@@ -50,7 +50,7 @@ def test_kitti_scans(real_data: Path):
         assert not record.valid[: size[0] // 4].any()  # the sky has no returns
 
 
-def test_what_the_camera_cannot_see_is_left_out(real_data: Path):
+def test_points_hidden_from_the_camera_are_dropped(real_data: Path):
     """A few percent of the points; hardly any on the open road, where nothing occludes."""
     source = kitti_raw.DATASET.open(real_data / "kitti_object", "train")
     for index, every in enumerate(whole(source)):
@@ -64,8 +64,8 @@ def test_what_the_camera_cannot_see_is_left_out(real_data: Path):
     )
 
 
-def test_kitti_depth_has_the_camera_of_its_pictures(real_data: Path):
-    """The list of cameras beside these pictures is another day's: not what their size says."""
+def test_kitti_depth_has_the_intrinsics_of_its_images(real_data: Path):
+    """The list of cameras beside these images is another day's: not what their size says."""
     source = kitti_depth.DATASET.open(real_data / "metric3d_kitti_demo", "train")
     assert len(source) == 1
     record = check(source[0])
@@ -84,7 +84,7 @@ DDAD = {  # focal length, part of the pixels that have depth, its least, median 
 }
 
 
-def test_long_range_scans_of_another_moment(real_data: Path):
+def test_long_range_scans_of_another_time(real_data: Path):
     source = ddad.DATASET.open(real_data / "dgp_ddad_like", "every")
     records = {record.id.split("/")[1]: record for record in whole(source)}
     assert records.keys() == DDAD.keys()
@@ -102,7 +102,7 @@ def test_long_range_scans_of_another_moment(real_data: Path):
         )
 
 
-def test_sparse_depth_grows_denser_where_a_picture_shrinks(real_data: Path):
+def test_downscaled_sparse_depth_is_denser(real_data: Path):
     for source in (
         kitti_raw.DATASET.open(real_data / "kitti_object", "train"),
         ddad.DATASET.open(real_data / "dgp_ddad_like", "every"),
@@ -113,7 +113,7 @@ def test_sparse_depth_grows_denser_where_a_picture_shrinks(real_data: Path):
         assert np.isin(small.depth[small.valid], record.depth[record.valid]).all()
 
 
-def test_a_calibration_of_the_other_day_is_refused(real_data: Path, tmp_path: Path):
+def test_calibration_of_another_day_is_refused(real_data: Path, tmp_path: Path):
     here = real_data / "kitti_object/training"
     for folder, file in (("image_2", "000001.png"), ("velodyne", "000001.bin")):
         (tmp_path / "training" / folder).mkdir(parents=True)
@@ -126,7 +126,7 @@ def test_a_calibration_of_the_other_day_is_refused(real_data: Path, tmp_path: Pa
         kitti_raw.DATASET.open(tmp_path, "train")[0]
 
 
-def test_scans_splat_into_a_small_raster_as_into_the_picture(real_data: Path):
+def test_scans_project_alike_at_low_resolution(real_data: Path):
     """Rasterizing to cells equals rasterizing to pixels first, except at edges of cells."""
     points = kitti_raw.read_scan(real_data / "kitti_object/training/velodyne/000001.bin")
     ahead = transform_points(
@@ -149,7 +149,7 @@ SWEEP = 315973157959879000
     ("name", "size", "points"),
     [("ring_front_center", (2048, 1550), 12_425), ("ring_side_left", (1550, 2048), 17_886)],
 )
-def test_argoverse_sweeps(real_data: Path, name: str, size: tuple[int, int], points: int):
+def test_argoverse_scans(real_data: Path, name: str, size: tuple[int, int], points: int):
     """The calibration is another log's, so that only numbers of points can be compared."""
     pytest.importorskip("pyarrow")
     sweep = argoverse2.read_scan(real_data / AV2 / f"sensors/lidar/{SWEEP}.feather")
@@ -175,8 +175,8 @@ def test_argoverse_sweeps(real_data: Path, name: str, size: tuple[int, int], poi
     assert 0.8 < seen.sum() / valid.sum() < 1
 
 
-def test_an_argoverse_log_is_read(real_data: Path, tmp_path: Path):
-    """A real log's sweep and poses, with another's calibration and a picture of one colour."""
+def test_argoverse_log_is_read(real_data: Path, tmp_path: Path):
+    """A real log's sweep and poses, with another's calibration and an image of one color."""
     pytest.importorskip("pyarrow")
     log = tmp_path / "val/log"
     log.mkdir(parents=True)
@@ -184,9 +184,9 @@ def test_an_argoverse_log_is_read(real_data: Path, tmp_path: Path):
         (log / part).parent.mkdir(exist_ok=True)
         (log / part).symlink_to(real_data / AV2 / part)
     (log / "calibration").symlink_to(real_data / "av2_lidar_only/test_log/calibration")
-    picture = log / "sensors/cameras/ring_front_center/315973157957428272.jpg"
-    picture.parent.mkdir(parents=True)
-    Image.new("RGB", (1550, 2048), (90, 90, 90)).save(picture)
+    path = log / "sensors/cameras/ring_front_center/315973157957428272.jpg"
+    path.parent.mkdir(parents=True)
+    Image.new("RGB", (1550, 2048), (90, 90, 90)).save(path)
     source = argoverse2.DATASET.open(tmp_path, "val")
     assert len(source) == 1
     record = check(source[0])

@@ -44,7 +44,7 @@ def warp(
     """Sees the first frame from the second's place; poses are camera to world.
 
     Returns the part of its known pixels on known ones, the median depth difference, and the mean
-    difference in colour there and of the two pictures as they are.
+    difference in color there and of the two images as they are.
     """
     rows, columns = np.nonzero(first.valid)
     rays = np.linalg.inv(first.intrinsics.astype(np.float64)) @ np.stack(
@@ -96,8 +96,8 @@ def test_frames_of_a_kinect_agree(real_data: Path):
     is_depth(third, 0.905, 1.06, 2.30, 2.90)
     np.testing.assert_array_equal(first.intrinsics, pinhole(585, 585, 320, 240))
     poses = [formats.read_pose(root / f"{name}.pose.txt") for name in names]
-    _, gap, colour, before = warp(first, second, poses[0], poses[1])
-    assert gap < 0.006 and colour < 5 and before > 10
+    _, gap, color, before = warp(first, second, poses[0], poses[1])
+    assert gap < 0.006 and color < 5 and before > 10
     overlap, gap, *_ = warp(first, third, poses[0], poses[2])
     assert 0.35 < overlap < 0.45 and gap < 0.025
 
@@ -114,8 +114,8 @@ def test_frames_of_a_rendered_room_agree(real_data: Path):
     poses = [
         np.array([row.split() for row in lines[5 * i + 1 : 5 * i + 5]], float) for i in range(5)
     ]
-    overlap, gap, colour, before = warp(records[0], records[4], poses[0], poses[4])
-    assert overlap > 0.8 and gap < 0.006 and colour < 6 and before > 15
+    overlap, gap, color, before = warp(records[0], records[4], poses[0], poses[4])
+    assert overlap > 0.8 and gap < 0.006 and color < 6 and before > 15
 
 
 def test_nyuv2_and_its_border(real_data: Path):
@@ -203,7 +203,7 @@ def test_tartanair_with_junk_beside(real_data: Path):
     np.testing.assert_array_equal(first.intrinsics, pinhole(320, 320, 319.5, 239.5))
 
 
-def test_middlebury_and_its_right_picture(real_data: Path, tmp_path: Path):
+def test_middlebury_agrees_with_its_right_image(real_data: Path, tmp_path: Path):
     here = real_data / "skimage_middlebury2014_motorcycle"
     disparity = formats.read_npz(here / "motorcycle_disp.npz", "arr_0")
     assert (
@@ -232,7 +232,7 @@ def test_middlebury_and_its_right_picture(real_data: Path, tmp_path: Path):
     assert np.median(np.abs(left - right[rows, columns])) >= 20
 
 
-def test_arkit_depth_in_the_raster_of_its_picture(real_data: Path, tmp_path: Path):
+def test_arkit_depth_at_image_resolution(real_data: Path, tmp_path: Path):
     video = tmp_path / "raw/Training/40753679"
     image = np.array(Image.open(real_data / "promptda_arkit/image.jpg").convert("RGB"))
     small = np.array(Image.fromarray(image).resize((640, 480)))
@@ -256,14 +256,14 @@ def test_arkit_depth_in_the_raster_of_its_picture(real_data: Path, tmp_path: Pat
     is_depth(record, 192 * 256 / (480 * 640), 1.57, 2.65, 3.51)
 
 
-def test_colmap_with_most_pictures_missing(real_data: Path):
+def test_colmap_with_most_images_missing(real_data: Path):
     root = real_data / "gtsfm_lund_door_colmap_txt"
     model = read_model(root / "colmap_ground_truth")
     assert len(model.images) == 12 and len(model.points) == 11384
     medians = [np.median(model.depths(image)[2]) for image in model.images]
     np.testing.assert_allclose(
         [medians[0], medians[-1]], 0.25, atol=0.005
-    )  # of the two whose pictures are here
+    )  # of the two whose images are here
     assert min(medians) > 0.2 and max(medians) <= 0.25
     source = colmap.DATASET.open(root, "train")
     assert len(source) == 2

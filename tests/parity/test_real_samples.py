@@ -81,7 +81,7 @@ def lay_out(root: Path, real_data: Path, names: list[str], caption: str = "a str
 
 
 @each_sample
-def test_depth_is_what_was_published(real_data: Path, name: str):
+def test_depth_equals_the_published_values(real_data: Path, name: str):
     sample = SAMPLES[name]
     depth, valid = read_depth(real_data / sample.depth, sample.scale)
     known = depth[valid]
@@ -94,7 +94,7 @@ def test_depth_is_what_was_published(real_data: Path, name: str):
 
 @each_sample
 @pytest.mark.parametrize("resolution", [32, 64])
-def test_a_record_keeps_the_depth_of_its_crop(
+def test_crop_of_a_record_keeps_its_depth(
     real_data: Path, tmp_path: Path, name: str, resolution: int
 ):
     sample = SAMPLES[name]
@@ -106,8 +106,8 @@ def test_a_record_keeps_the_depth_of_its_crop(
     )
 
     depth, valid = read_depth(real_data / sample.depth, sample.scale)
-    picture = read_image(real_data / sample.image)
-    window = center_square(picture.shape[:2]).rescale(picture.shape[:2], depth.shape)
+    image = read_image(real_data / sample.image)
+    window = center_square(image.shape[:2]).rescale(image.shape[:2], depth.shape)
     rows = slice(round(window.top), round(window.top + window.height))
     columns = slice(round(window.left), round(window.left + window.width))
     depth, valid = depth[rows, columns], valid[rows, columns]
@@ -122,19 +122,19 @@ def test_a_record_keeps_the_depth_of_its_crop(
         np.testing.assert_allclose(median, before, rtol=0.03)
         assert abs(record.valid.mean() - valid.mean()) < 0.03
 
-    mean = picture[centre_rows(picture), centre_columns(picture)].mean(axis=(0, 1))
+    mean = image[center_rows(image), center_columns(image)].mean(axis=(0, 1))
     np.testing.assert_allclose(
         record.image.mean(axis=(0, 1)), mean, atol=1.5
-    )  # the same crop of the picture
+    )  # the same crop of the image
 
 
-def centre_rows(picture: np.ndarray) -> slice:
-    window = center_square(picture.shape[:2])
+def center_rows(image: np.ndarray) -> slice:
+    window = center_square(image.shape[:2])
     return slice(round(window.top), round(window.top + window.height))
 
 
-def centre_columns(picture: np.ndarray) -> slice:
-    window = center_square(picture.shape[:2])
+def center_columns(image: np.ndarray) -> slice:
+    window = center_square(image.shape[:2])
     return slice(round(window.left), round(window.left + window.width))
 
 
@@ -170,15 +170,15 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
     assert 0 < expected["valid"].mean() < 0.12
 
 
-def test_intrinsics_of_a_crop_project_as_before(real_data: Path, tmp_path: Path):
-    focal_x, focal_y, centre_x, centre_y = (
+def test_intrinsics_of_a_crop_project_to_the_same_rays(real_data: Path, tmp_path: Path):
+    focal_x, focal_y, center_x, center_y = (
         721.5377,
         721.5377,
         609.5593,
         172.854,
     )  # of 26 September 2011
     root = lay_out(tmp_path, real_data, ["lidar"])
-    values = {"fx": focal_x, "fy": focal_y, "cx": centre_x, "cy": centre_y}
+    values = {"fx": focal_x, "fy": focal_y, "cx": center_x, "cy": center_y}
     (root / "intrinsics.json").write_text(json.dumps(values))
     intrinsics = ImageFolder(root, 64, 1 / 256)[0].intrinsics
     assert read_image(real_data / SAMPLES["lidar"].image).shape == (375, 1242, 3)
@@ -186,12 +186,12 @@ def test_intrinsics_of_a_crop_project_as_before(real_data: Path, tmp_path: Path)
     np.testing.assert_allclose(64 / intrinsics[0, 0], 375 / focal_x, rtol=1e-6)
     np.testing.assert_allclose(64 / intrinsics[1, 1], 375 / focal_y, rtol=1e-6)
     np.testing.assert_allclose(
-        (intrinsics[0, 2] + 0.5) / 64, (centre_x + 0.5 - 433.5) / 375, rtol=1e-5
+        (intrinsics[0, 2] + 0.5) / 64, (center_x + 0.5 - 433.5) / 375, rtol=1e-5
     )
-    np.testing.assert_allclose((intrinsics[1, 2] + 0.5) / 64, (centre_y + 0.5) / 375, rtol=1e-5)
+    np.testing.assert_allclose((intrinsics[1, 2] + 0.5) / 64, (center_y + 0.5) / 375, rtol=1e-5)
 
 
-def test_traps_of_real_folders_are_told(real_data: Path, tmp_path: Path):
+def test_invalid_real_folders_are_reported(real_data: Path, tmp_path: Path):
     root = lay_out(tmp_path, real_data, ["tum"])
     (root / "depth/tum.png").unlink()
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["lidar"].depth)
@@ -201,7 +201,7 @@ def test_traps_of_real_folders_are_told(real_data: Path, tmp_path: Path):
         ImageFolder(root, 32, 0.001)[0]
     (root / "depth/tum.png").unlink()
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["tum"].image)
-    with pytest.raises(UserError, match=r"a colour .* picture, not 16-bit depth"):
+    with pytest.raises(UserError, match=r"a color .* image, not 16-bit depth"):
         ImageFolder(root, 32, 0.001)[0]
     tartanair = real_data / "tartanair_P000"
     for junk in (

@@ -55,7 +55,7 @@ encode = nnx.jit(lambda network, ids, mask: network(ids, mask))
 
 @pytest.mark.parametrize("dtype, allowed", [("float32", 1e-5), ("bfloat16", 2e-2)])
 @pytest.mark.parametrize("case", goldens.CASES)
-def test_states_are_those_of_transformers(tmp_path, case, dtype, allowed):
+def test_states_equal_transformers(tmp_path, case, dtype, allowed):
     ids, mask = goldens.inputs(case)
     states = encode(loaded(tmp_path, case, dtype), ids, mask)
     assert states.dtype == dtype and not np.any(np.asarray(states)[~mask])
@@ -63,7 +63,7 @@ def test_states_are_those_of_transformers(tmp_path, case, dtype, allowed):
 
 
 @pytest.mark.parametrize("case", goldens.CASES)
-def test_bfloat16_is_nearer_to_float32_than_theirs(tmp_path, case):
+def test_bfloat16_error_is_below_that_of_transformers(tmp_path, case):
     """Sums in float32, and states in float32 between blocks, are worth something."""
     ids, mask = goldens.inputs(case)
     ours = np.asarray(encode(loaded(tmp_path, case, "bfloat16"), ids, mask), np.float32)[mask]

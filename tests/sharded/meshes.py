@@ -132,7 +132,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
 
 def main(folder: Path) -> None:
     assert len(jax.devices()) == 8
-    (folder / "told.json").write_text(json.dumps({name: run(name, folder) for name in MESHES}))
+    (folder / "results.json").write_text(json.dumps({name: run(name, folder) for name in MESHES}))
 
 
 if __name__ == "__main__":

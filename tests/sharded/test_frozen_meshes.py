@@ -41,7 +41,7 @@ def compare(folder: Path) -> None:
     ]
     batch = {"image": image, "text": {k: np.stack([row[k] for row in rows]) for k in rows[0]}}
     want = alone.encode(batch)
-    for told, mesh in (
+    for shape, mesh in (
         ("data=8", MeshConfig(data=8, fsdp=1)),
         ("data=2,fsdp=4", MeshConfig(data=2, fsdp=4)),
     ):
@@ -56,8 +56,8 @@ def compare(folder: Path) -> None:
             for leaf in jax.tree.leaves(spread._encode_text.args[0])
             if not leaf.sharding.is_fully_replicated
         ]
-        assert bool(cut) == ("fsdp" in told)
-        print(told)
+        assert bool(cut) == ("fsdp" in shape)
+        print(shape)
 
 
 def near(a: jax.Array, b: jax.Array) -> None:

@@ -35,8 +35,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(folder) -> dict[str, Any]:
-    return json.loads((folder / "told.json").read_text())
+def results(folder) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text())
 
 
 def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
@@ -62,10 +62,10 @@ def test_initial_weights_do_not_depend_on_the_mesh(folder, name):
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_losses_of_five_steps_agree_on_every_mesh(told, name):
-    for ours, one in zip(told[name]["losses"], told["1"]["losses"], strict=True):
+def test_losses_of_five_steps_agree_on_every_mesh(results, name):
+    for ours, one in zip(results[name]["losses"], results["1"]["losses"], strict=True):
         assert ours == pytest.approx(one, rel=1e-5)
-    first, last = told["1"]["losses"][0]["loss"], told["1"]["losses"][-1]["loss"]
+    first, last = results["1"]["losses"][0]["loss"], results["1"]["losses"][-1]["loss"]
     assert abs(first - last) > 1e-3  # something was learned, so that agreeing means something
 
 
@@ -78,13 +78,13 @@ def test_gradient_agrees_on_every_mesh(folder, name):
         )
 
 
-def test_step_keeps_the_shardings_of_the_state(told):
-    assert all(run["kept"] for run in told.values())
+def test_step_keeps_the_shardings_of_the_state(results):
+    assert all(run["kept"] for run in results.values())
 
 
-def test_no_device_holds_more_than_its_shard(told):
+def test_no_device_holds_more_than_its_shard(results):
     """Of the stacked matrices, right after initialisation."""
-    share = {name: run["largest"] for name, run in told.items()}
+    share = {name: run["largest"] for name, run in results.items()}
     assert share["1"] == 1 and share["2x1"] == 1  # replicated
     assert share["2x2"] == 1 / 2 and share["4x2"] == 1 / 2 and share["8"] == 1 / 8
     assert share["2x2x2"] == 1 / 4  # half along fsdp, and half of that along tensor

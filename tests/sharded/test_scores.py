@@ -21,7 +21,7 @@ def test_scores_do_not_depend_on_the_number_of_devices(tmp_path, name):
         tmp_path / "p.npz", depth=target * np.exp(0.2 * rng.normal(size=target.shape)).astype("f4")
     )
     np.savez(tmp_path / "g.npz", depth=target, valid=rng.random(target.shape) < 0.6)
-    told = []
+    results = []
     for devices in (1, 8):
         flags = (
             f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
@@ -40,8 +40,8 @@ def test_scores_do_not_depend_on_the_number_of_devices(tmp_path, name):
             [*command, f"--protocol={name}"], cwd=tmp_path, env=env, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        told.append(json.loads(done.stdout))
-    one, eight = told
+        results.append(json.loads(done.stdout))
+    one, eight = results
     assert one["images"] == eight["images"] == 11 and len(one["rows"]) == len(eight["rows"])
     for ours, theirs in zip(eight["rows"], one["rows"], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-7)

@@ -17,7 +17,7 @@ def options(workdir: Path, *arguments: str) -> argparse.Namespace:
     return parser.parse_args([f"--workdir={workdir}", *arguments])
 
 
-def test_a_phase_is_done_once(tmp_path: Path, capsys):
+def test_finished_phase_is_not_repeated(tmp_path: Path, capsys):
     calls = []
 
     def work() -> dict[str, float]:
@@ -30,7 +30,7 @@ def test_a_phase_is_done_once(tmp_path: Path, capsys):
     assert capsys.readouterr().err == "evaluate: started\nevaluate: already done\n"
 
 
-def test_a_phase_that_failed_is_done_again(tmp_path: Path):
+def test_failed_phase_is_repeated(tmp_path: Path):
     def fail() -> None:
         raise OSError("gone")
 
@@ -39,7 +39,7 @@ def test_a_phase_that_failed_is_done_again(tmp_path: Path):
     assert demo.PhaseCache(tmp_path / "phases.json").run("t2i", lambda: 5) == 5
 
 
-def test_seconds_of_all_attempts_are_told(tmp_path: Path):
+def test_seconds_of_all_attempts_are_added(tmp_path: Path):
     ledger = demo.PhaseCache(tmp_path / "phases.json")
     ledger.run(
         "t2i", lambda: {"seconds": 100.0}
@@ -51,7 +51,7 @@ def test_seconds_of_all_attempts_are_told(tmp_path: Path):
     assert again.peak_rss_mb == ledger.peak_rss_mb > 10
 
 
-def test_the_two_phases_fit(tmp_path: Path):
+def test_two_phases_fit(tmp_path: Path):
     t2i, forcing = demo.configs(
         options(tmp_path, "--t2i-steps=5", "--forcing-steps=7", "--examples=9")
     )
@@ -68,7 +68,7 @@ def test_the_two_phases_fit(tmp_path: Path):
     assert t2i.model == forcing.model and t2i.text == forcing.text
 
 
-def test_the_last_lines_tell_the_numbers(tmp_path: Path):
+def test_last_lines_report_the_numbers(tmp_path: Path):
     scores = {"i2d": (0.1, 0.9), "constant": (0.4, 0.3), "row_mean": (0.2, 0.5)}
     summary = {
         name: {"absrel": absrel, "delta1": delta1} for name, (absrel, delta1) in scores.items()
@@ -78,7 +78,7 @@ def test_the_last_lines_tell_the_numbers(tmp_path: Path):
         "seconds": {"total": 61.0},
         "peak_rss_mb": 900.0,
     }
-    told = demo.format_summary(json.loads(json.dumps(summary)), tmp_path)
+    text = demo.format_summary(json.loads(json.dumps(summary)), tmp_path)
     for part in (
         "0.100",
         "0.900",
@@ -90,4 +90,4 @@ def test_the_last_lines_tell_the_numbers(tmp_path: Path):
         "900 MB",
         "report.html",
     ):
-        assert part in told
+        assert part in text

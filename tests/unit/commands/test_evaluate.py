@@ -30,7 +30,7 @@ def test_options_select_the_mode(arguments, use):
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         ((), "nothing to score"),
         (("--checkpoint", "c", "--pred", "p"), "two things"),
@@ -69,8 +69,8 @@ def test_options_select_the_mode(arguments, use):
         ),
     ],
 )
-def test_incompatible_options_are_refused(arguments, told):
-    with pytest.raises(UserError, match=told):
+def test_incompatible_options_are_refused(arguments, message):
+    with pytest.raises(UserError, match=message):
         evaluate.main(parsed(*arguments))
 
 

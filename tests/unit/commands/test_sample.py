@@ -23,9 +23,9 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sparse(tmp_path: Path) -> Path:
-    """A depth map of which a tenth is known, in millimetres."""
-    draw = np.random.default_rng(1)
-    depth = np.where(draw.random((24, 40)) < 0.1, draw.uniform(1000, 9000, (24, 40)), 0)
+    """A depth map of which a tenth is known, in millimeters."""
+    rng = np.random.default_rng(1)
+    depth = np.where(rng.random((24, 40)) < 0.1, rng.uniform(1000, 9000, (24, 40)), 0)
     Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "sparse.png")
     return tmp_path / "sparse.png"
 

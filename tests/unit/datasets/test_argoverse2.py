@@ -1,4 +1,4 @@
-"""Argoverse 2: sweeps in feather files, through the city, into the picture nearest in time."""
+"""Argoverse 2: sweeps in feather files, through the city, into the image nearest in time."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def city(log: Path, poses: dict[int, tuple[float, ...]]) -> None:
 
 
 def write(root: Path, split: str = "train", taken: tuple[int, ...] = (BEFORE, AFTER)) -> Path:
-    """A sweep whose points lie at DEPTH in PIXELS of the picture of the time AFTER."""
+    """A sweep whose points lie at DEPTH in PIXELS of the image of the time AFTER."""
     log = root / split / "adcf7d18-0510-35b0-a2fa-b4cea13a6d76"
     directions = (PIXELS - np.array(K[2:])) / np.array(K[:2])
     seen = np.concatenate([directions, np.ones((4, 1))], axis=1) * DEPTH[:, None]
@@ -103,7 +103,7 @@ def write(root: Path, split: str = "train", taken: tuple[int, ...] = (BEFORE, AF
     return log
 
 
-def test_points_go_through_the_city_to_the_nearest_picture(tmp_path: Path):
+def test_points_are_transformed_through_the_city_frame_to_the_nearest_image(tmp_path: Path):
     log = write(tmp_path)
     source = DATASET.open(tmp_path, "train")
     assert len(source) == 1
@@ -116,7 +116,7 @@ def test_points_go_through_the_city_to_the_nearest_picture(tmp_path: Path):
     np.testing.assert_allclose(record.intrinsics, [[50, 0, 29], [0, 50, 41], [0, 0, 1]])
 
 
-def test_the_lens_that_was_taken_out_is_not_put_in_again(tmp_path: Path):
+def test_published_distortion_is_not_applied_to_undistorted_images(tmp_path: Path):
     write(tmp_path)
     # k1 of -0.24 would move the point in the corner by 11 pixels.
     assert DATASET.open(tmp_path, "train")[0].valid[79, 59]
@@ -125,9 +125,7 @@ def test_the_lens_that_was_taken_out_is_not_put_in_again(tmp_path: Path):
 @pytest.mark.parametrize(
     ("late", "frames"), [(25_000_000, 1), (25_000_001, 0), (-25_000_000, 1), (-30_000_000, 0)]
 )
-def test_pictures_too_long_before_or_after_are_none_of_a_sweep(
-    tmp_path: Path, late: int, frames: int
-):
+def test_images_too_far_in_time_from_a_scan_are_skipped(tmp_path: Path, late: int, frames: int):
     write(tmp_path, taken=(SWEEP + late,))
     if frames:
         assert len(DATASET.open(tmp_path, "train")) == frames
@@ -156,7 +154,7 @@ def test_splits_cameras_and_junk(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (
             lambda log: (log / f"sensors/lidar/{SWEEP}.feather").write_bytes(b"ARROW1"),
@@ -195,9 +193,9 @@ def test_splits_cameras_and_junk(tmp_path: Path):
         ),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, change, told: str):
+def test_damaged_files_are_named(tmp_path: Path, change, message: str):
     log = write(tmp_path)
     change(log)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         DATASET.open(tmp_path, "train")[0]
     assert "\n" not in str(caught.value)

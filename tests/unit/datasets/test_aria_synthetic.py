@@ -13,22 +13,22 @@ from tests import layouts
 SIZE = (704, 704)
 
 
-def write(folder: Path, millimetres: np.ndarray, image: np.ndarray) -> None:
+def write(folder: Path, millimeters: np.ndarray, image: np.ndarray) -> None:
     layouts.stored(folder / "rgb/vignette0000012.jpg", image)
-    layouts.stored(folder / "depth/depth0000012.png", millimetres)
+    layouts.stored(folder / "depth/depth0000012.png", millimeters)
 
 
-def test_a_wall_stays_flat_and_comes_upright(tmp_path: Path):
+def test_undistorted_wall_is_flat_and_upright(tmp_path: Path):
     directions = CAMERA.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
     x, y = np.nan_to_num(directions[..., 0]), np.nan_to_num(directions[..., 1])
     # A wall, nearer on the right: z = 3 - x / 2, as range; a bright edge on the stored left.
     z = 3 / (1 + np.maximum(x, -1.5) / 2)
-    millimetres = np.rint(1000 * z * np.sqrt(1 + x * x + y * y))
-    millimetres[~np.isfinite(directions[..., 0])] = 0
-    millimetres[350:354, 350:354] = 65535
+    millimeters = np.rint(1000 * z * np.sqrt(1 + x * x + y * y))
+    millimeters[~np.isfinite(directions[..., 0])] = 0
+    millimeters[350:354, 350:354] = 65535
     image = np.zeros((*SIZE, 3), np.uint8)
     image[:, :150] = 255
-    write(tmp_path / "42", millimetres.astype(np.uint16), image)
+    write(tmp_path / "42", millimeters.astype(np.uint16), image)
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "42/rgb/vignette0000012" and record.depth.shape == SIZE
     assert record.image[0].mean() > 200 and record.image[-1].mean() < 50  # what was left is up
@@ -43,7 +43,7 @@ def test_a_wall_stays_flat_and_comes_upright(tmp_path: Path):
     assert 9 <= hole[330:375, 330:375].sum() <= 36  # 65535 is unknown
 
 
-def test_the_corners_are_within_the_lens():
+def test_corners_are_inside_the_lens():
     corners = PINHOLE.unproject(np.array([[0, 0], [703, 0], [0, 703], [703, 703]]))
     angles = np.arctan(np.hypot(*corners.T))
     assert angles.max() < 1.005  # radians, to which the calibration is good
@@ -59,10 +59,10 @@ def test_another_size_has_another_camera(tmp_path: Path):
     assert "is 8 x 8 pixels, not 704 x 704" in layouts.refused(DATASET, tmp_path)
 
 
-def test_a_picture_without_depth_is_left_out(tmp_path: Path):
-    layouts.picture(tmp_path / "train/42/rgb/vignette0000001.jpg", 8, 8)
+def test_image_without_depth_is_skipped(tmp_path: Path):
+    layouts.image(tmp_path / "train/42/rgb/vignette0000001.jpg", 8, 8)
     assert "holds no frame of Aria" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -21,7 +21,7 @@ def video(
     size: tuple[int, int] = (12, 16),
 ) -> np.ndarray:
     """Writes a frame with 3 x 4 depth pixels, the last of low confidence; returns counts."""
-    layouts.picture(folder / f"{kind}/{VIDEO}_{seconds}.png", *size)
+    layouts.image(folder / f"{kind}/{VIDEO}_{seconds}.png", *size)
     counts = layouts.stored(
         folder / f"lowres_depth/{VIDEO}_{seconds}.png",
         np.arange(12, dtype=np.uint16).reshape(3, 4) * 100,
@@ -40,7 +40,7 @@ def meta(root: Path, *rows: str) -> None:
     layouts.text(root / "metadata.csv", META + "".join(f"{row}\n" for row in rows))
 
 
-def test_coarse_depth_lies_at_single_pixels(tmp_path: Path):
+def test_coarse_depth_is_scattered_to_single_pixels(tmp_path: Path):
     counts = video(tmp_path / "raw/Training" / VIDEO)
     meta(tmp_path / "raw", f"{VIDEO},1,Training,Up")
     (record,) = layouts.records(DATASET, tmp_path)
@@ -55,7 +55,7 @@ def test_coarse_depth_lies_at_single_pixels(tmp_path: Path):
     assert layouts.records(DATASET, tmp_path / "raw")[0].id.startswith("Training/")
 
 
-def test_a_picture_of_the_raster_of_depth(tmp_path: Path):
+def test_lowres_wide_images_have_the_resolution_of_depth(tmp_path: Path):
     counts = video(tmp_path / "Training" / VIDEO, kind="lowres_wide", size=(3, 4))
     meta(tmp_path, f"{VIDEO},1,Training,Up")
     (record,) = layouts.records(DATASET, tmp_path)
@@ -65,7 +65,7 @@ def test_a_picture_of_the_raster_of_depth(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("sky", "quarters"), [("Up", 0), ("Left", 3), ("Right", 1), ("Down", 2)])
-def test_the_sky_comes_up(tmp_path: Path, sky: str, quarters: int):
+def test_images_are_rotated_upright(tmp_path: Path, sky: str, quarters: int):
     folder = tmp_path / "Training" / VIDEO
     video(folder)
     image = np.zeros((12, 16, 3), np.uint8)
@@ -83,13 +83,13 @@ def test_the_sky_comes_up(tmp_path: Path, sky: str, quarters: int):
     sideways = quarters % 2
     assert record.image.shape[:2] == ((16, 12) if sideways else (12, 16))
     assert record.intrinsics[0, 0] == (15 if sideways else 14)
-    centre = {"Up": (7, 5), "Right": (5, 15 - 7), "Down": (15 - 7, 11 - 5), "Left": (11 - 5, 7)}[
+    center = {"Up": (7, 5), "Right": (5, 15 - 7), "Down": (15 - 7, 11 - 5), "Left": (11 - 5, 7)}[
         sky
     ]
-    assert (record.intrinsics[0, 2], record.intrinsics[1, 2]) == centre
+    assert (record.intrinsics[0, 2], record.intrinsics[1, 2]) == center
 
 
-def test_depth_and_camera_of_nearly_the_same_time(tmp_path: Path):
+def test_depth_and_camera_are_matched_by_time(tmp_path: Path):
     folder = tmp_path / "Training" / VIDEO
     video(folder)
     meta(tmp_path, f"{VIDEO},1,Training,Up")
@@ -98,7 +98,7 @@ def test_depth_and_camera_of_nearly_the_same_time(tmp_path: Path):
     depth = folder / f"lowres_depth/{VIDEO}_6790.105.png"
     for name in ("lowres_depth", "confidence"):
         (folder / f"{name}/{VIDEO}_6790.105.png").rename(folder / f"{name}/{VIDEO}_6790.106.png")
-    layouts.picture(folder / f"vga_wide/{VIDEO}_6790.138.png", 12, 16)  # without depth
+    layouts.image(folder / f"vga_wide/{VIDEO}_6790.138.png", 12, 16)  # without depth
     layouts.junk(folder / f"vga_wide/._{VIDEO}_6790.105.png")
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id.endswith("6790.105") and record.intrinsics[0, 0] == 14
@@ -106,22 +106,22 @@ def test_depth_and_camera_of_nearly_the_same_time(tmp_path: Path):
     assert "holds no frame of ARKitScenes" in layouts.refused(DATASET, tmp_path)
 
 
-def test_a_frame_without_a_camera(tmp_path: Path):
+def test_frame_without_a_camera_is_reported(tmp_path: Path):
     video(tmp_path / "Training" / VIDEO)
     meta(tmp_path, f"{VIDEO},1,Training,Left")
     path = tmp_path / "Training" / VIDEO / f"vga_wide_intrinsics/{VIDEO}_6790.105.pincam"
     path.unlink()
     assert np.isnan(layouts.records(DATASET, tmp_path)[0].intrinsics).all()
-    for wrong, told in (
+    for wrong, message in (
         ("16 12 14", "is not width, height"),
         ("a b c d e f", "is not width"),
         ("0 0 1 1 0 0", "without pixels"),
     ):
         layouts.text(path, wrong)
-        assert told in layouts.refused(DATASET, tmp_path)
+        assert message in layouts.refused(DATASET, tmp_path)
 
 
-def test_a_camera_for_another_size_is_brought_to_this(tmp_path: Path):
+def test_intrinsics_of_another_size_are_rescaled(tmp_path: Path):
     video(tmp_path / "Training" / VIDEO)
     meta(tmp_path, f"{VIDEO},1,Training,Up")
     layouts.text(
@@ -133,7 +133,7 @@ def test_a_camera_for_another_size_is_brought_to_this(tmp_path: Path):
     )
 
 
-def test_depth_of_the_scanner(tmp_path: Path):
+def test_high_resolution_depth_is_read(tmp_path: Path):
     folder = tmp_path / "upsampling/Validation" / VIDEO
     video(folder, kind="wide")
     counts = layouts.counts(folder / f"highres_depth/{VIDEO}_6790.105.png", 12, 16)
@@ -169,7 +169,7 @@ def test_folds_and_videos_without_a_direction(tmp_path: Path):
     assert "metadata.csv: no such file" in layouts.refused(DATASET, tmp_path, "train")
 
 
-def test_sizes_that_do_not_go_together(tmp_path: Path):
+def test_sizes_that_differ_are_reported(tmp_path: Path):
     folder = tmp_path / "Training" / VIDEO
     video(folder, size=(10, 16))
     meta(tmp_path, f"{VIDEO},1,Training,Up")
@@ -180,5 +180,5 @@ def test_sizes_that_do_not_go_together(tmp_path: Path):
     assert "not a mask of 8 bits" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

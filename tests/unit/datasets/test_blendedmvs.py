@@ -19,8 +19,8 @@ def frame(folder: Path, number: int = 0, nearest: str = "0.5") -> np.ndarray:
     """Writes one frame with a hole; returns its depth."""
     depth = layouts.RNG.uniform(0.5, 20, (6, 8)).astype(np.float32)
     depth[0, :3] = 0
-    layouts.picture(folder / f"blended_images/{number:08}.jpg", 6, 8)
-    layouts.picture(folder / f"blended_images/{number:08}_masked.jpg", 6, 8)
+    layouts.image(folder / f"blended_images/{number:08}.jpg", 6, 8)
+    layouts.image(folder / f"blended_images/{number:08}_masked.jpg", 6, 8)
     layouts.pfm(folder / f"rendered_depth_maps/{number:08}.pfm", depth)
     layouts.text(folder / f"cams/{number:08}_cam.txt", CAMERA.format(nearest))
     return depth
@@ -47,7 +47,7 @@ def test_depth_and_camera(tmp_path: Path, split: str, place: str):
     np.testing.assert_array_equal(record.intrinsics, [[575.5, 0, 3.5], [0, 575.25, 2.5], [0, 0, 1]])
 
 
-def test_frames_that_are_of_no_use_are_told(tmp_path: Path):
+def test_unusable_frames_are_reported(tmp_path: Path):
     layouts.text(tmp_path / "training_list.txt", PROJECT)
     folder = tmp_path / PROJECT
     for nearest in ("0", "-1.5", "nan"):
@@ -61,6 +61,6 @@ def test_frames_that_are_of_no_use_are_told(tmp_path: Path):
         assert "is not a camera as MVSNet writes it" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)
     assert "no validation_list.txt" in layouts.refused(DATASET, tmp_path, "val")

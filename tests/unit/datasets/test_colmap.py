@@ -1,4 +1,4 @@
-"""A reconstruction as a data set: points at the pixels of straightened pictures."""
+"""A reconstruction as a data set: points at the pixels of straightened images."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def reconstruction(
 
 
 def test_points_of_a_pinhole_camera(tmp_path: Path):
-    image = layouts.picture(tmp_path / "images/a.png", 40, 60)
+    image = layouts.image(tmp_path / "images/a.png", 40, 60)
     # In COLMAP's pixels (x + 0.5): 1 at (40, 25), 2 behind it, 3 misplaced, 4 unseen.
     points = {
         1: (0.4, 0.2, 2.0),
@@ -47,7 +47,7 @@ def test_points_of_a_pinhole_camera(tmp_path: Path):
     assert len(source) == 1
 
 
-def test_a_bent_picture_is_straightened_with_its_points(tmp_path: Path):
+def test_distorted_image_is_undistorted_with_its_points(tmp_path: Path):
     k = -0.25
     x, y = 0.25, -0.15
     bend = 1 + k * (x * x + y * y)
@@ -71,11 +71,11 @@ def test_a_bent_picture_is_straightened_with_its_points(tmp_path: Path):
     np.testing.assert_allclose([column, row], at[:2], atol=0.5)
     brightest = np.unravel_index(record.image[..., 0].argmax(), (40, 60))
     np.testing.assert_allclose(brightest, [row, column], atol=1)
-    assert record.intrinsics[0, 0] != 50  # zoomed until nothing is seen beyond the picture
+    assert record.intrinsics[0, 0] != 50  # zoomed until nothing is seen beyond the image
 
 
-def test_a_picture_of_another_size_is_told(tmp_path: Path):
-    layouts.picture(tmp_path / "images/a.png", 20, 30)
+def test_image_of_another_size_is_reported(tmp_path: Path):
+    layouts.image(tmp_path / "images/a.png", 20, 30)
     reconstruction(tmp_path, "PINHOLE 60 40 50 50 30.5 20.5", {1: (0, 0, 2)}, "30.5 20.5 1")
     assert "a.png: is 30 x 20 pixels, but the model's camera 60 x 40" in layouts.refused(
         DATASET, tmp_path
@@ -83,14 +83,14 @@ def test_a_picture_of_another_size_is_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize("seen", ["", "55 5 1"])
-def test_a_picture_that_saw_nothing_where_the_model_has_it(tmp_path: Path, seen: str):
-    layouts.picture(tmp_path / "images/a.png", 40, 60)
+def test_image_without_points_is_reported(tmp_path: Path, seen: str):
+    layouts.image(tmp_path / "images/a.png", 40, 60)
     reconstruction(tmp_path, "PINHOLE 60 40 50 50 30.5 20.5", {1: (0, 0, 2)}, seen)
-    told = layouts.refused(DATASET, tmp_path)
-    assert ("its depth has no valid pixel" if seen else "holds no frame") in told
+    message = layouts.refused(DATASET, tmp_path)
+    assert ("its depth has no valid pixel" if seen else "holds no frame") in message
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)
     (tmp_path / "images").mkdir()
     assert "holds no frame of COLMAP reconstruction; its layout is images/" in layouts.refused(

@@ -24,7 +24,7 @@ SIZE = (60, 100)
 K = {"fx": 50.0, "fy": 52.0, "cx": 48.0, "cy": 31.0, "skew": 0.0}
 NONE = {"fx": 0.0, "fy": 0.0, "cx": 0.0, "cy": 0.0, "skew": 0.0}
 SCANNER = (-0.7015, -0.0058, 0.0154, 0.7125, 111.45, -2261.38, -12.73)
-CAMERA = (-0.0267, 0.0101, -0.7047, 0.7090, 113.67, -2262.80, -11.14)  # two metres on
+CAMERA = (-0.0267, 0.0101, -0.7047, 0.7090, 113.67, -2262.80, -11.14)  # two meters on
 PIXELS = np.array([[10.0, 40.0], [30.0, 50.0], [99.0, 59.0], [60.0, 30.0]])
 DEPTH = np.array([5.0, 7.5, 60.0, 12.0])
 
@@ -106,7 +106,7 @@ def scene(
     return image
 
 
-def test_points_go_through_the_poses_of_both_moments(tmp_path: Path):
+def test_points_are_transformed_by_the_poses_of_both_times(tmp_path: Path):
     image = scene(tmp_path)
     source = DATASET.open(tmp_path, "every")
     assert len(source) == 1
@@ -144,7 +144,7 @@ def test_splits_are_those_of_the_index(tmp_path: Path):
         DATASET.open(tmp_path, "train")
 
 
-def test_a_folder_of_something_else_is_told(tmp_path: Path):
+def test_folder_of_another_data_set_is_reported(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder"):
         DATASET.open(tmp_path / "none", "every")
     (tmp_path / "._scene_1.json").write_bytes(b"\x00\x05\x16\x07")
@@ -178,7 +178,7 @@ def rewrite(path: Path, change) -> None:
         ),
     ],
 )
-def test_a_damaged_scene_is_named(tmp_path: Path, change):
+def test_damaged_scene_is_named(tmp_path: Path, change):
     scene(tmp_path)
     change(tmp_path / "scene_ab12.json")
     with pytest.raises(
@@ -188,7 +188,7 @@ def test_a_damaged_scene_is_named(tmp_path: Path, change):
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "told"),
+    ("file", "change", "message"),
     [
         (
             "rgb/CAMERA_01/1560.jpg",
@@ -234,16 +234,16 @@ def test_a_damaged_scene_is_named(tmp_path: Path, change):
         ),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, file: str, change, told: str):
+def test_damaged_files_are_named(tmp_path: Path, file: str, change, message: str):
     scene(tmp_path)
     source = DATASET.open(tmp_path, "every")
     change(tmp_path / file)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         source[0]
     assert "\n" not in str(caught.value)
 
 
-def test_a_sensor_without_a_pose_is_told(tmp_path: Path):
+def test_sensor_without_a_pose_is_reported(tmp_path: Path):
     scene(tmp_path)
     rewrite(
         tmp_path / "scene_ab12.json",

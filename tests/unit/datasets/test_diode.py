@@ -14,7 +14,7 @@ SCAN = "indoors/scene_00000/scan_00000/00000_00000_indoors_000_000"
 
 def write(root: Path, scan: str = SCAN) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Writes a view with depth outside the mask and a hole; returns image, depth, mask."""
-    image = layouts.picture(root / f"{scan}.png", 6, 8)
+    image = layouts.image(root / f"{scan}.png", 6, 8)
     depth = layouts.RNG.uniform(0.5, 50, (6, 8, 1)).astype(np.float32)
     mask = (layouts.RNG.random((6, 8)) < 0.7).astype(np.float32)
     depth[0, 0], mask[0, 0] = 0, 1
@@ -23,7 +23,7 @@ def write(root: Path, scan: str = SCAN) -> tuple[np.ndarray, np.ndarray, np.ndar
     return image, depth[..., 0], mask
 
 
-def test_depth_inside_the_mask(tmp_path: Path):
+def test_depth_is_valid_inside_the_mask(tmp_path: Path):
     image, depth, mask = write(tmp_path / "train")
     write(tmp_path / "val", SCAN.replace("indoors", "outdoor"))
     layouts.junk(tmp_path / f"train/{SCAN}".replace("/00000_00000", "/._00000_00000")).rename(
@@ -39,7 +39,7 @@ def test_depth_inside_the_mask(tmp_path: Path):
     ]
 
 
-def test_the_camera_of_the_size_of_the_set(tmp_path: Path):
+def test_intrinsics_need_the_size_of_the_set(tmp_path: Path):
     write(tmp_path / "train")
     scale = 8 / 1024
     expected = [
@@ -52,7 +52,7 @@ def test_the_camera_of_the_size_of_the_set(tmp_path: Path):
     )
 
 
-def test_sizes_that_differ_are_told(tmp_path: Path):
+def test_sizes_that_differ_are_reported(tmp_path: Path):
     write(tmp_path / "train")
     layouts.array(tmp_path / f"train/{SCAN}_depth.npy", np.ones((5, 8, 1), np.float32))
     assert "its image is 8 x 6 pixels and its depth 8 x 5" in layouts.refused(DATASET, tmp_path)
@@ -60,5 +60,5 @@ def test_sizes_that_differ_are_told(tmp_path: Path):
     assert "depth_mask.npy: is 8 x 5 pixels" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -45,7 +45,7 @@ def wall() -> np.ndarray:
     return 4 / (1 - 0.3 * directions[..., 0])
 
 
-def test_a_wall_stays_flat(tmp_path: Path):
+def test_undistorted_wall_is_flat(tmp_path: Path):
     depth = wall().astype(np.float32)
     depth[5, 7] = np.inf
     scene(tmp_path / "courtyard", depth, np.full((40, 60, 3), 90, np.uint8))
@@ -58,10 +58,10 @@ def test_a_wall_stays_flat(tmp_path: Path):
     # Depth is picked at the nearest pixel, and half a pixel is 2% of the focal length on an axis.
     assert np.abs(record.depth[rows, columns] / expected - 1).max() < 0.012
     assert np.abs(np.median(record.depth[rows, columns] / expected - 1)) < 0.003
-    assert np.abs(record.image.astype(int) - 90).max() < 4  # nothing is seen beyond the picture
+    assert np.abs(record.image.astype(int) - 90).max() < 4  # nothing is seen beyond the image
 
 
-def test_what_shines_lies_where_its_depth_does(tmp_path: Path, monkeypatch):
+def test_image_and_depth_are_aligned(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(eth3d, "MIN_SHORT_SIDE", 20)  # 40 rows are brought to half
     depth = np.full((40, 60), 10, np.float32)
     image = np.zeros((40, 60, 3), np.uint8)
@@ -79,14 +79,14 @@ def test_what_shines_lies_where_its_depth_does(tmp_path: Path, monkeypatch):
     np.testing.assert_allclose(middle[0][::-1], at[:2], atol=0.7)
 
 
-def test_a_camera_of_fewer_pixels_sees_the_same():
+def test_downscaled_camera_has_the_same_view():
     small = scale_camera(BENT, (20, 30))
     directions = np.array([[0.3, -0.2, 1.0], [-0.5, 0.4, 1.0]])
     (pixels, _), (fewer, _) = BENT.project(directions), small.project(directions)
     np.testing.assert_allclose((fewer + 0.5) * 2, pixels + 0.5, rtol=1e-12)
 
 
-def test_what_does_not_go_together_is_told(tmp_path: Path):
+def test_inconsistent_files_are_reported(tmp_path: Path):
     scene(tmp_path / "courtyard", np.ones((40, 60)), np.zeros((40, 60, 3), np.uint8))
     cameras = tmp_path / "courtyard/dslr_calibration_jpg/cameras.txt"
     layouts.text(cameras, f"0 THIN_PRISM_FISHEYE 50 40 {PARAMETERS}\n")
@@ -99,5 +99,5 @@ def test_what_does_not_go_together_is_told(tmp_path: Path):
     assert "cameras.txt: cannot be read as" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,4 +1,4 @@
-"""A folder as a data set: whole frames, depth in the raster of the picture, options."""
+"""A folder as a data set: whole frames, depth in the raster of the image, options."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from modality_forcing.datasets.folder import DATASET
 from modality_forcing.errors import UserError
 
 
-def lay_out(root: Path, picture: tuple[int, int], depth: np.ndarray | None) -> Path:
+def write_folder(root: Path, size: tuple[int, int], depth: np.ndarray | None) -> Path:
     (root / "images").mkdir(parents=True)
     (root / "depth").mkdir()
     (root / "images/._a.png").write_bytes(b"junk")
-    Image.fromarray(np.full((*picture, 3), 70, np.uint8)).save(root / "images/a.png")
+    Image.fromarray(np.full((*size, 3), 70, np.uint8)).save(root / "images/a.png")
     if depth is not None:
         Image.fromarray(depth.astype(np.uint16)).save(root / "depth/a.png")
     (root / "captions.txt").write_text("a\ta wall\n")
@@ -29,9 +29,11 @@ def lay_out(root: Path, picture: tuple[int, int], depth: np.ndarray | None) -> P
 MILLIMETRES = {"depth_scale": "0.001", "unit": "metric"}
 
 
-def test_frames_are_whole(tmp_path: Path):
+def test_frames_are_not_cropped(tmp_path: Path):
     counts = np.arange(12 * 16).reshape(12, 16) * 10
-    source = DATASET.with_options(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")
+    source = DATASET.with_options(MILLIMETRES).open(
+        write_folder(tmp_path, (12, 16), counts), "train"
+    )
     assert len(source) == 1
     record = check(pickle.loads(pickle.dumps(source))[0])  # noqa: S301
     assert record.image.shape == (12, 16, 3) and record.caption == "a wall" and record.id == "a"
@@ -43,31 +45,31 @@ def test_frames_are_whole(tmp_path: Path):
     assert record.unit == "metric"
 
 
-def test_a_coarser_map_is_put_at_pixels(tmp_path: Path):
+def test_coarser_depth_is_scattered_to_single_pixels(tmp_path: Path):
     counts = np.arange(1, 13).reshape(3, 4) * 1000
     record = check(
-        DATASET.with_options(MILLIMETRES).open(lay_out(tmp_path, (12, 16), counts), "train")[0]
+        DATASET.with_options(MILLIMETRES).open(write_folder(tmp_path, (12, 16), counts), "train")[0]
     )
     assert record.depth.shape == (12, 16) and record.valid.sum() == 12
     assert sorted(record.depth[record.valid].tolist()) == list(range(1, 13))
     np.testing.assert_array_equal(record.depth[2::4, 2::4], counts / 1000)
 
 
-def test_a_finer_map_is_picked(tmp_path: Path):
+def test_finer_depth_is_subsampled(tmp_path: Path):
     counts = np.repeat(np.repeat(np.arange(1, 13).reshape(3, 4) * 1000, 4, 0), 4, 1)
     record = check(
-        DATASET.with_options(MILLIMETRES).open(lay_out(tmp_path, (3, 4), counts), "train")[0]
+        DATASET.with_options(MILLIMETRES).open(write_folder(tmp_path, (3, 4), counts), "train")[0]
     )
     np.testing.assert_array_equal(record.depth, np.arange(1, 13).reshape(3, 4))
 
 
-def test_a_picture_without_depth_is_one_of_text_to_image(tmp_path: Path):
-    record = check(DATASET.open(lay_out(tmp_path, (12, 16), None), "train")[0])
+def test_image_without_depth_gives_a_text_to_image_record(tmp_path: Path):
+    record = check(DATASET.open(write_folder(tmp_path, (12, 16), None), "train")[0])
     assert not record.valid.any() and record.depth.shape == (12, 16) and record.unit == "relative"
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         ({"scale": "1"}, "a folder has no option 'scale'; known are depth_scale, unit, captions"),
         ({"unit": "feet"}, "no unit is called 'feet'; choose one of metric, sfm, relative"),
@@ -75,13 +77,13 @@ def test_a_picture_without_depth_is_one_of_text_to_image(tmp_path: Path):
         ({"depth_scale": "-1"}, r"depth scale is -1\.0"),
     ],
 )
-def test_wrong_options_are_told(options: dict[str, str], told: str):
-    with pytest.raises(UserError, match=told):
+def test_invalid_options_are_reported(options: dict[str, str], message: str):
+    with pytest.raises(UserError, match=message):
         DATASET.with_options(options)
 
 
-def test_another_aspect_and_split_are_told(tmp_path: Path):
-    root = lay_out(tmp_path, (12, 16), np.ones((12, 12)))
+def test_unknown_split_and_other_aspect_ratio_are_reported(tmp_path: Path):
+    root = write_folder(tmp_path, (12, 16), np.ones((12, 12)))
     source = DATASET.with_options(MILLIMETRES).open(root, "train")
     with pytest.raises(UserError, match="depth has another aspect"):
         source[0]

@@ -12,7 +12,7 @@ from tests import layouts
 
 def write(folder: Path, thousandths: np.ndarray) -> None:
     """Writes a frame of disparities in thousandths of a pixel."""
-    layouts.picture(folder / "rgb/0000.jpg", *thousandths.shape)
+    layouts.image(folder / "rgb/0000.jpg", *thousandths.shape)
     digits = np.stack([thousandths // 65025, thousandths // 255 % 255, thousandths % 255], axis=-1)
     layouts.stored(folder / "disparity/0000.png", digits.astype(np.uint8))
 
@@ -21,7 +21,7 @@ def test_depth_is_the_inverse_of_disparity(tmp_path: Path):
     thousandths = layouts.RNG.permutation(np.arange(5000, 5400)).reshape(20, 20) * 20
     thousandths[0, :4] = 0
     write(tmp_path / "manipulation_v5_1/dataset/data/left", thousandths)
-    layouts.picture(
+    layouts.image(
         tmp_path / "manipulation_v5_1/dataset/data/left/rgb/0001.jpg", 20, 20
     )  # without disparity
     (record,) = layouts.records(DATASET, tmp_path)
@@ -36,7 +36,7 @@ def test_depth_is_the_inverse_of_disparity(tmp_path: Path):
     assert thousandths[record.valid].min() > thousandths[known & ~record.valid].max()
 
 
-def test_the_farthest_are_unknown_but_a_wall_stays():
+def test_farthest_disparities_are_invalid_but_a_wall_is_kept():
     disparity = np.full((10, 100), 20, np.float32)
     disparity[0, :5] = 0.001  # sky
     disparity[1, :5] = 0
@@ -47,10 +47,10 @@ def test_the_farthest_are_unknown_but_a_wall_stays():
     assert not to_depth(np.zeros((2, 2), np.float32)).any()
 
 
-def test_nothing_known(tmp_path: Path):
+def test_map_without_valid_depth_is_reported(tmp_path: Path):
     write(tmp_path / "a/dataset/data/left", np.zeros((4, 4), int))
     assert "its depth has no valid pixel" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -64,7 +64,7 @@ def lists(root: Path, rows: list[str], cameras: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("rays", [STRAIGHT, TILTED, TWICE])
-def test_intrinsics_and_lengths_are_those_of_the_rays(rays: np.ndarray):
+def test_intrinsics_and_ray_lengths_agree(rays: np.ndarray):
     intrinsics, lengths = camera_of(rays, (H, W))
     assert (
         intrinsics[2].tolist() == [0, 0, 1]
@@ -76,7 +76,7 @@ def test_intrinsics_and_lengths_are_those_of_the_rays(rays: np.ndarray):
     u, v = (
         (2 * columns + 1) / W - 1,
         1 - (2 * rows + 1) / H,
-    )  # centres of pixels between the edges -1 and 1
+    )  # centers of pixels between the edges -1 and 1
     theirs = np.stack([u, v, np.ones((H, W))], axis=-1) @ rays.T
     ours = np.stack([columns, rows, np.ones((H, W))], axis=-1) @ np.linalg.inv(intrinsics).T
     np.testing.assert_allclose(lengths, np.linalg.norm(ours, axis=-1), rtol=1e-12)
@@ -92,7 +92,7 @@ def test_intrinsics_and_lengths_are_those_of_the_rays(rays: np.ndarray):
     assert turn[0, 0] > 0.8 and turn[1, 1] < -0.8 and turn[2, 2] < -0.8
 
 
-def test_a_straight_film_has_the_intrinsics_of_the_papers():
+def test_untilted_camera_has_the_published_intrinsics():
     intrinsics, lengths = camera_of(STRAIGHT, (768, 1024))
     np.testing.assert_allclose(
         intrinsics, [[886.81, 0, 511.5], [0, 886.81, 383.5], [0, 0, 1]], atol=1e-2
@@ -103,7 +103,7 @@ def test_a_straight_film_has_the_intrinsics_of_the_papers():
 
 
 @pytest.mark.parametrize("rays", [STRAIGHT, TILTED])
-def test_depth_is_the_distance_over_the_length_of_the_ray(tmp_path: Path, rays: np.ndarray):
+def test_depth_is_distance_divided_by_ray_length(tmp_path: Path, rays: np.ndarray):
     light, distance, entity = scene(tmp_path)
     lists(tmp_path, ["ai_001_001,cam_00,7,True,,train"], {"ai_001_001": rays})
     (record,) = layouts.records(DATASET, tmp_path)
@@ -117,7 +117,7 @@ def test_depth_is_the_distance_over_the_length_of_the_ray(tmp_path: Path, rays: 
     np.testing.assert_array_equal(record.image, tonemap(light, entity != -1))
 
 
-def test_the_ninetieth_percentile_is_brought_to_four_fifths():
+def test_tone_mapping_maps_the_90th_percentile_to_0_8():
     light = np.linspace(0, 2, 1001)[:, None, None].repeat(3, axis=2)
     image = tonemap(light, np.ones((1001, 1), bool))
     assert image.dtype == np.uint8 and image[900, 0, 0] == round(0.8 * 255)
@@ -126,15 +126,15 @@ def test_the_ninetieth_percentile_is_brought_to_four_fifths():
     # What is no surface, a window, does not set the exposure.
     lamp = np.concatenate([light, np.full((5000, 1, 3), 1e4)])
     np.testing.assert_array_equal(tonemap(lamp, lamp[..., 0] < 3)[:1001], image)
-    coloured = np.tile([[[1.0, 0.0, 0.0]]], (10, 1, 1))
-    assert tonemap(coloured, np.ones((10, 1), bool))[0, 0].tolist() == [
+    colored = np.tile([[[1.0, 0.0, 0.0]]], (10, 1, 1))
+    assert tonemap(colored, np.ones((10, 1), bool))[0, 0].tolist() == [
         255,
         0,
         0,
     ]  # 0.3 of its light counts
 
 
-def test_light_that_is_no_number_is_black_or_white():
+def test_nonfinite_radiance_is_black_or_white():
     light = np.ones((4, 4, 3), np.float16)
     light[0, 0], light[0, 1], light[0, 2] = np.nan, np.inf, -1
     image = tonemap(light, np.ones((4, 4), bool))
@@ -147,7 +147,7 @@ def test_light_that_is_no_number_is_black_or_white():
     assert tonemap(np.ones((2, 2, 3)), np.zeros((2, 2), bool)).min() == 255
 
 
-def test_the_split_and_the_release(tmp_path: Path):
+def test_split_follows_the_release(tmp_path: Path):
     rows = [
         "ai_001_001,cam_00,7,True,,train",
         "ai_001_001,cam_00,8,False,bad,train",
@@ -173,7 +173,7 @@ def test_the_split_and_the_release(tmp_path: Path):
     assert "holds no frame of Hypersim's test split" in layouts.refused(DATASET, tmp_path, "test")
 
 
-def test_what_is_missing_or_damaged_is_told(tmp_path: Path):
+def test_missing_and_damaged_files_are_reported(tmp_path: Path):
     scene(tmp_path)
     lists(tmp_path, ["ai_001_001,cam_00,7,True,,train"], {"ai_001_001": STRAIGHT})
     geometry = tmp_path / "ai_001_001/images/scene_cam_00_geometry_hdf5"
@@ -199,7 +199,7 @@ def test_what_is_missing_or_damaged_is_told(tmp_path: Path):
     assert f"{SPLIT}: no such file; put it there" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for split in DATASET.splits:
         assert "no such folder" in layouts.refused(DATASET, tmp_path / "absent", split)

@@ -1,4 +1,4 @@
-"""KITTI's depth benchmark: 256ths of a metre, the day's camera, and no drive of the test split."""
+"""KITTI's depth benchmark: 256ths of a meter, the day's camera, and no drive of the test split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DRIVE = "2011_09_26_drive_0001_sync"
 RNG = np.random.default_rng(3)
 
 
-def picture(path: Path, size: tuple[int, int] = (375, 1242)) -> np.ndarray:
+def write_image(path: Path, size: tuple[int, int] = (375, 1242)) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.full((*size, 3), 70, np.uint8)
     Image.fromarray(image).save(path)
@@ -25,13 +25,13 @@ def picture(path: Path, size: tuple[int, int] = (375, 1242)) -> np.ndarray:
 
 def counts(path: Path, size: tuple[int, int] = (375, 1242)) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = np.zeros(size, np.uint16)
-    drawn[size[0] // 2 :] = (
+    values = np.zeros(size, np.uint16)
+    values[size[0] // 2 :] = (
         RNG.integers(1, 65536, (size[0] - size[0] // 2, size[1]))
         * (RNG.random(size) < 0.2)[size[0] // 2 :]
     )
-    Image.fromarray(drawn).save(path)
-    return drawn
+    Image.fromarray(values).save(path)
+    return values
 
 
 def truth(split: str = "train", drive: str = DRIVE, camera: str = "02", number: int = 5) -> str:
@@ -53,16 +53,18 @@ def calibrate(root: Path, focal: float, width: int = 1242) -> None:
 @pytest.mark.parametrize("split", ["train", "val"])
 @pytest.mark.parametrize("camera", ["02", "03"])
 @pytest.mark.parametrize("place", [".", "raw", "within"])
-def test_depth_is_256ths_of_a_metre(tmp_path: Path, split: str, camera: str, place: str):
-    drawn = counts(tmp_path / truth(split, camera=camera))
+def test_depth_is_256ths_of_a_meter(tmp_path: Path, split: str, camera: str, place: str):
+    values = counts(tmp_path / truth(split, camera=camera))
     within = f"{split}/{DRIVE}/image_{camera}/data/0000000005.png"
-    image = picture(tmp_path / (within if place == "within" else f"{place}/{raw(camera=camera)}"))
+    image = write_image(
+        tmp_path / (within if place == "within" else f"{place}/{raw(camera=camera)}")
+    )
     source = DATASET.open(tmp_path, split)
     assert len(source) == 1
     record = check(source[0])
     np.testing.assert_array_equal(record.image, image)
-    np.testing.assert_array_equal(record.valid, drawn > 0)
-    np.testing.assert_array_equal(record.depth, (drawn / 256).astype(np.float32))
+    np.testing.assert_array_equal(record.valid, values > 0)
+    np.testing.assert_array_equal(record.depth, (values / 256).astype(np.float32))
     np.testing.assert_allclose(
         record.intrinsics, [[721.5377, 0, 609.5593], [0, 721.5377, 172.854], [0, 0, 1]], rtol=1e-6
     )
@@ -70,9 +72,9 @@ def test_depth_is_256ths_of_a_metre(tmp_path: Path, split: str, camera: str, pla
     assert record.id.endswith(f"{DRIVE}/image_{camera}/data/0000000005")
 
 
-def test_the_days_calibration_is_taken_if_it_fits(tmp_path: Path):
+def test_calibration_of_the_day_is_used_if_its_size_fits(tmp_path: Path):
     counts(tmp_path / truth())
-    picture(tmp_path / raw())
+    write_image(tmp_path / raw())
     calibrate(tmp_path / "2011_09_26", 700.5)
     np.testing.assert_allclose(
         DATASET.open(tmp_path, "train")[0].intrinsics,
@@ -86,16 +88,16 @@ def test_the_days_calibration_is_taken_if_it_fits(tmp_path: Path):
         DATASET.open(tmp_path, "train")[0]
 
 
-def test_a_flat_folder_has_its_camera_by_the_size_of_its_pictures(tmp_path: Path):
-    drawn = counts(tmp_path / "depth/b.png", (370, 1224))
+def test_flat_folder_gets_its_camera_from_the_image_size(tmp_path: Path):
+    values = counts(tmp_path / "depth/b.png", (370, 1224))
     for name, size in {"a": (370, 1224), "b": (370, 1224), "c": (375, 1242)}.items():
-        picture(tmp_path / f"rgb/{name}.png", size)
+        write_image(tmp_path / f"rgb/{name}.png", size)
     counts(tmp_path / "depth/c.png")
     counts(tmp_path / "depth/without_picture.png")
     (tmp_path / "depth/._a.png").write_bytes(b"\x00\x05\x16\x07")
     source = DATASET.open(tmp_path, "train")
     assert [source[i].id for i in range(len(source))] == ["rgb/b", "rgb/c"]
-    np.testing.assert_array_equal(source[0].depth, (drawn / 256).astype(np.float32))
+    np.testing.assert_array_equal(source[0].depth, (values / 256).astype(np.float32))
     np.testing.assert_allclose(
         [source[i].intrinsics[0, 0] for i in range(2)], [707.0493, 721.5377], rtol=1e-6
     )
@@ -103,40 +105,40 @@ def test_a_flat_folder_has_its_camera_by_the_size_of_its_pictures(tmp_path: Path
         DATASET.open(tmp_path, "val")
 
 
-def test_a_size_of_no_day_has_no_camera(tmp_path: Path):
+def test_unknown_image_size_has_no_camera(tmp_path: Path):
     counts(tmp_path / "depth/a.png", (352, 1216))  # the benchmark's selection is cropped
-    picture(tmp_path / "rgb/a.png", (352, 1216))
+    write_image(tmp_path / "rgb/a.png", (352, 1216))
     with pytest.raises(UserError, match=r"rgb/a\.png: no day's images have 1216 x 352 pixels"):
         DATASET.open(tmp_path, "train")[0]
 
 
-def test_no_drive_of_the_test_split_trains(tmp_path: Path):
+def test_test_drives_are_not_in_the_training_split(tmp_path: Path):
     for split in ("train", "val"):
         for drive in (DRIVE, "2011_09_26_drive_0002_sync"):
             counts(tmp_path / truth(split, drive), (60, 100))
-            picture(tmp_path / raw(drive), (60, 100))
+            write_image(tmp_path / raw(drive), (60, 100))
     assert len(DATASET.open(tmp_path, "train")) == 1
     assert len(DATASET.open(tmp_path, "val")) == 2
 
 
-def test_depth_without_its_picture_is_passed_over(tmp_path: Path):
+def test_depth_without_its_image_is_skipped(tmp_path: Path):
     counts(tmp_path / truth())
     with pytest.raises(
         UserError, match=r"holds no frame of KITTI depth's train split; its layout is"
     ):
         DATASET.open(tmp_path, "train")
-    picture(tmp_path / raw(number=6))
+    write_image(tmp_path / raw(number=6))
     with pytest.raises(UserError, match="train split"):
         DATASET.open(tmp_path, "train")
-    picture(tmp_path / raw())
+    write_image(tmp_path / raw())
     assert len(DATASET.open(tmp_path, "train")) == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda path: path.write_bytes(path.read_bytes()[:300]), "cannot be read as a depth map"),
-        (lambda path: picture(path), "is a color .* image, not 16-bit depth"),
+        (lambda path: write_image(path), "is a color .* image, not 16-bit depth"),
         (
             lambda path: Image.fromarray(np.ones((375, 1242), np.uint8)).save(path),
             "is an 8-bit image",
@@ -151,10 +153,10 @@ def test_depth_without_its_picture_is_passed_over(tmp_path: Path):
         ),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, change, told: str):
+def test_damaged_files_are_named(tmp_path: Path, change, message: str):
     counts(tmp_path / truth())
-    picture(tmp_path / raw())
+    write_image(tmp_path / raw())
     change(tmp_path / truth())
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         DATASET.open(tmp_path, "train")[0]
     assert "\n" not in str(caught.value) and "0000000005.png" in str(caught.value)

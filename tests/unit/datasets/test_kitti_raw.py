@@ -20,7 +20,7 @@ TR = np.array([[0.0, -1, 0, 0.02], [0, 0, -1, -0.06], [1, 0, 0, -0.3]])
 DRIVE = "2011_09_26_drive_0001_sync"
 
 
-def picture(path: Path, size: tuple[int, int] = SIZE) -> np.ndarray:
+def write_image(path: Path, size: tuple[int, int] = SIZE) -> np.ndarray:
     path.parent.mkdir(parents=True, exist_ok=True)
     image = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     Image.fromarray(image).save(path)
@@ -45,7 +45,7 @@ def raw(
     root: Path, pixels: np.ndarray, z: np.ndarray, drive: str = DRIVE, size: tuple[int, int] = SIZE
 ) -> np.ndarray:
     day = root / drive[:10]
-    image = picture(day / drive / "image_02/data/0000000007.png")
+    image = write_image(day / drive / "image_02/data/0000000007.png")
     scan(day / drive / "velodyne_points/data/0000000007.bin", pixels, z)
     (day / "calib_cam_to_cam.txt").write_text(
         "calib_time: 09-Jan-2012 13:57:47\ncorner_dist: 9.95e-02\n"
@@ -70,7 +70,7 @@ def objects(
     name: str = "000003",
     size: tuple[int, int] = SIZE,
 ) -> np.ndarray:
-    image = picture(root / f"training/image_2/{name}.png", size)
+    image = write_image(root / f"training/image_2/{name}.png", size)
     scan(root / f"training/velodyne/{name}.bin", pixels, z)
     (root / "training/calib").mkdir(exist_ok=True)
     (root / f"training/calib/{name}.txt").write_text(
@@ -86,7 +86,7 @@ DEPTH = np.array([5.0, 7.5, 60.0, 12.0, 11.0, 9.0])
 
 
 @pytest.mark.parametrize("write", [raw, objects])
-def test_a_scan_is_depth_of_the_left_picture(tmp_path: Path, write):
+def test_scan_gives_depth_of_the_left_image(tmp_path: Path, write):
     image = write(tmp_path, PIXELS, DEPTH)
     source = DATASET.open(tmp_path, "train")
     assert len(source) == 1
@@ -106,7 +106,7 @@ def test_a_scan_is_depth_of_the_left_picture(tmp_path: Path, write):
     assert record.id in ("training/image_2/000003", f"2011_09_26/{DRIVE}/image_02/data/0000000007")
 
 
-def test_points_that_only_the_scanner_sees_are_left_out(tmp_path: Path):
+def test_points_that_only_the_scanner_sees_are_dropped(tmp_path: Path):
     rows, columns = np.mgrid[20:40, 40:60]
     near = np.stack([columns.ravel(), rows.ravel()], axis=1).astype(float)
     near = near[~((near == [50, 30]).all(axis=1))]
@@ -115,7 +115,7 @@ def test_points_that_only_the_scanner_sees_are_left_out(tmp_path: Path):
     assert record.valid.sum() == len(near) and not record.valid[30, 50]
 
 
-def test_test_drives_are_a_split_of_their_own(tmp_path: Path):
+def test_test_drives_are_a_separate_split(tmp_path: Path):
     raw(tmp_path, PIXELS, DEPTH)
     raw(tmp_path, PIXELS, DEPTH, "2011_09_26_drive_0002_sync")
     objects(tmp_path, PIXELS, DEPTH)
@@ -135,16 +135,16 @@ def test_test_drives_are_those_of_the_benchmark():
     assert {line.split("/")[1] for line in lines if "/image_02/data/" in line} == TEST_DRIVES
 
 
-def test_frames_without_a_scan_and_hidden_files_are_passed_over(tmp_path: Path):
+def test_frames_without_a_scan_and_hidden_files_are_skipped(tmp_path: Path):
     raw(tmp_path, PIXELS, DEPTH)
     drive = tmp_path / "2011_09_26" / DRIVE
-    picture(drive / "image_02/data/0000000008.png")
+    write_image(drive / "image_02/data/0000000008.png")
     (drive / "image_02/data/._0000000007.png").write_bytes(b"\x00\x05\x16\x07")
     (drive / "velodyne_points/data/._0000000008.bin").write_bytes(b"\x00\x05\x16\x07")
     assert len(DATASET.open(tmp_path, "train")) == 1
 
 
-def test_sizes_and_calibrations_differ_from_frame_to_frame(tmp_path: Path):
+def test_each_frame_has_its_own_size_and_calibration(tmp_path: Path):
     for name, (size, (focal, cx, cy)) in zip(
         ("000000", "000001"), list(DAYS.items())[:2], strict=True
     ):
@@ -167,7 +167,7 @@ def test_sizes_and_calibrations_differ_from_frame_to_frame(tmp_path: Path):
         DATASET.open(tmp_path, "train")[0]
 
 
-def test_a_calibration_of_another_size_is_refused(tmp_path: Path):
+def test_calibration_of_another_size_is_refused(tmp_path: Path):
     raw(tmp_path, PIXELS, DEPTH, size=(375, 1242))
     with pytest.raises(
         UserError,
@@ -183,7 +183,7 @@ def test_a_calibration_of_another_size_is_refused(tmp_path: Path):
         DATASET.open(tmp_path, "train")[1]
 
 
-def test_mistakes_are_told_in_a_line(tmp_path: Path):
+def test_user_errors_are_one_line(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder"):
         DATASET.open(tmp_path / "none", "train")
     with pytest.raises(
@@ -193,7 +193,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("file", "content", "told"),
+    ("file", "content", "message"),
     [
         ("velodyne/000003.bin", b"123", "holds 3 bytes, not 16 for each point"),
         ("velodyne/000003.bin", b"", "holds 0 bytes"),
@@ -215,9 +215,9 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path):
         ),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes, told: str):
+def test_damaged_files_are_named(tmp_path: Path, file: str, content: bytes, message: str):
     objects(tmp_path, PIXELS, DEPTH)
     (tmp_path / "training" / file).write_bytes(content)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         DATASET.open(tmp_path, "train")[0]
     assert "\n" not in str(caught.value) and "000003" in str(caught.value)

@@ -28,13 +28,13 @@ FORMS = {
 }
 
 
-def test_every_set_with_an_original_layout_has_its_list_and_no_other() -> None:
+def test_exactly_the_sets_with_a_native_layout_have_a_list() -> None:
     kept = resources.files("modality_forcing.datasets") / "lists"
     assert {path.name for path in kept.iterdir()} == {f"{name}.txt" for name in SIZES}
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_a_list_has_the_official_size_no_doubles_and_names_of_one_form(name: str) -> None:
+def test_list_has_the_official_length_and_distinct_well_formed_names(name: str) -> None:
     names = official_names(name)
     assert len(names) == SIZES[name] == BENCHMARKS[name].num_images
     assert len(set(names)) == len(names)
@@ -55,7 +55,7 @@ def test_a_list_has_the_official_size_no_doubles_and_names_of_one_form(name: str
         ("diode", "{0}/{1}.png {0}/{1}_depth.npy {0}/{1}_depth_mask.npy", 158825),
     ],
 )
-def test_written_out_as_at_the_source_a_list_is_as_long_as_there(
+def test_list_in_its_original_form_has_the_original_length(
     name: str, line: str, length: int
 ) -> None:
     """The lengths are those of prs-eth/Marigold's files, without the last line break."""
@@ -67,7 +67,7 @@ def test_written_out_as_at_the_source_a_list_is_as_long_as_there(
     assert len("\n".join(lines)) == length
 
 
-def test_nyuv2_goes_up_through_the_labelled_set() -> None:
+def test_nyuv2_indices_increase() -> None:
     numbers = [int(frame[-4:]) for frame in official_names("nyuv2")]
     assert numbers == sorted(numbers)
     assert (numbers[0], numbers[-1]) == (1, 1449)
@@ -127,6 +127,6 @@ def test_kitti_names_652_of_697_and_keeps_the_others_as_comments() -> None:
         ),
     ],
 )
-def test_lists_start_and_end_as_they_should(name: str, first: str, last: str) -> None:
+def test_first_and_last_names_of_each_list(name: str, first: str, last: str) -> None:
     names = official_names(name)
     assert (names[0], names[-1]) == (first, last)

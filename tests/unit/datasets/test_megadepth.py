@@ -19,10 +19,10 @@ def test_depth(tmp_path: Path, above: str):
     depth = layouts.RNG.uniform(0.5, 20, (4, 6)).astype(np.float32) * (
         layouts.RNG.random((4, 6)) < 0.6
     )
-    image = layouts.picture(folder / "imgs/1_o.jpg", 4, 6)
+    image = layouts.image(folder / "imgs/1_o.jpg", 4, 6)
     layouts.junk(folder / "imgs/._1_o.jpg")
     layouts.hdf5(folder / "depths/1_o.h5", "depth", depth.astype(np.float32))
-    layouts.hdf5(folder / "depths/2_o.h5", "depth", depth)  # without a picture
+    layouts.hdf5(folder / "depths/2_o.h5", "depth", depth)  # without an image
     (record,) = layouts.records(DATASET, tmp_path)
     assert (
         record.id == "0000/dense0/imgs/1_o"
@@ -34,7 +34,7 @@ def test_depth(tmp_path: Path, above: str):
 
 
 @pytest.mark.parametrize(
-    ("depth", "told"),
+    ("depth", "message"),
     [
         (np.float32([[1, -1], [0, 2]]), "holds only the order of depths"),
         (np.zeros((2, 2), np.float32), "its depth has no valid pixel"),
@@ -42,11 +42,11 @@ def test_depth(tmp_path: Path, above: str):
         (np.zeros((0, 2), np.float32), "depth of shape (0, 2), not [h w]"),
     ],
 )
-def test_maps_that_are_no_depth_are_told(tmp_path: Path, depth: np.ndarray, told: str):
-    layouts.picture(tmp_path / "0000/dense0/imgs/1.jpg", 2, 2)
+def test_invalid_depth_maps_are_reported(tmp_path: Path, depth: np.ndarray, message: str):
+    layouts.image(tmp_path / "0000/dense0/imgs/1.jpg", 2, 2)
     layouts.hdf5(tmp_path / "0000/dense0/depths/1.h5", "depth", depth)
-    assert told in layouts.refused(DATASET, tmp_path)
+    assert message in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -29,11 +29,11 @@ dymax=1.516
     ("place", "name"),
     [("Adirondack-perfect", "disp0.pfm"), ("trainingQ/Adirondack", "disp0GT.pfm")],
 )
-def test_to_depth_disparity(tmp_path: Path, place: str, name: str):
+def test_disparity_becomes_depth(tmp_path: Path, place: str, name: str):
     scene = tmp_path / place
     disparity = layouts.RNG.uniform(31, 257, (4, 6)).astype(np.float32)
     disparity[0, :3] = np.inf, 0, -131.111
-    image = layouts.picture(scene / "im0.png", 4, 6)
+    image = layouts.image(scene / "im0.png", 4, 6)
     layouts.pfm(scene / name, disparity)
     layouts.text(scene / "calib.txt", CALIBRATION)
     layouts.text(tmp_path / "kept_back/calib.txt", CALIBRATION)  # without disparity
@@ -48,8 +48,8 @@ def test_to_depth_disparity(tmp_path: Path, place: str, name: str):
     )
 
 
-def test_one_map_of_a_scene_that_has_two(tmp_path: Path):
-    layouts.picture(tmp_path / "a/im0.png", 1, 1)
+def test_one_of_two_disparity_maps_is_used(tmp_path: Path):
+    layouts.image(tmp_path / "a/im0.png", 1, 1)
     for name, value in (("disp0.pfm", 1), ("disp0GT.pfm", 2)):
         layouts.pfm(tmp_path / "a" / name, np.full((1, 1), value, np.float32))
     layouts.text(tmp_path / "a/calib.txt", CALIBRATION)
@@ -57,7 +57,7 @@ def test_one_map_of_a_scene_that_has_two(tmp_path: Path):
     np.testing.assert_allclose(record.depth, 3997.684 * 0.193001 / 132.111, rtol=1e-6)
 
 
-def test_what_is_not_finite_or_lies_behind_is_unknown():
+def test_nonfinite_and_nonpositive_depth_is_invalid():
     disparity = np.float32([[10, np.inf, -np.inf, np.nan, -5, -6]])
     np.testing.assert_array_equal(
         to_depth(disparity, 100, 2, 5), np.float32([[200 / 15, 0, 0, 0, 0, 0]])
@@ -65,12 +65,12 @@ def test_what_is_not_finite_or_lies_behind_is_unknown():
 
 
 @pytest.mark.parametrize("line", ["cam0", "doffs", "baseline"])
-def test_a_calibration_without_a_line_is_told(tmp_path: Path, line: str):
-    layouts.picture(tmp_path / "im0.png", 4, 6)
+def test_incomplete_calibration_is_reported(tmp_path: Path, line: str):
+    layouts.image(tmp_path / "im0.png", 4, 6)
     layouts.pfm(tmp_path / "disp0.pfm", np.ones((4, 6), np.float32))
     layouts.text(tmp_path / "calib.txt", CALIBRATION.replace(f"{line}=", "x="))
     assert "calib.txt: lacks cam0, baseline or doffs" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -10,45 +10,45 @@ from modality_forcing.datasets.nyuv2 import DATASET
 from tests import layouts
 
 
-def test_marigolds_archive(tmp_path: Path):
-    image = layouts.picture(tmp_path / "train/kitchen_0003/rgb_0045.png", 480, 640)
+def test_marigold_archive_is_read(tmp_path: Path):
+    image = layouts.image(tmp_path / "train/kitchen_0003/rgb_0045.png", 480, 640)
     counts = layouts.counts(tmp_path / "train/kitchen_0003/depth_0045.png", 480, 640)
     layouts.counts(tmp_path / "train/kitchen_0003/filled_0045.png", 480, 640)
-    layouts.picture(tmp_path / "test/kitchen_0004/rgb_0001.png", 480, 640)
+    layouts.image(tmp_path / "test/kitchen_0004/rgb_0001.png", 480, 640)
     layouts.counts(tmp_path / "test/kitchen_0004/depth_0001.png", 480, 640)
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "train/kitchen_0003/rgb_0045"
     np.testing.assert_array_equal(record.image, image[8:472, 8:632])
     np.testing.assert_array_equal(record.depth, (counts / 1000).astype(np.float32)[8:472, 8:632])
-    centre = [325.58244941119034 - 8, 253.73616633400465 - 8]
-    np.testing.assert_allclose(record.intrinsics[:2, 2], centre, rtol=1e-6)
+    center = [325.58244941119034 - 8, 253.73616633400465 - 8]
+    np.testing.assert_allclose(record.intrinsics[:2, 2], center, rtol=1e-6)
     (record,) = layouts.records(DATASET, tmp_path, "test")
     assert record.id == "test/kitchen_0004/rgb_0001"
 
 
-def test_synchronised_frames_have_no_test_split(tmp_path: Path):
-    layouts.picture(tmp_path / "basement_0001a/rgb_00000.jpg", 480, 640)
+def test_synchronized_frames_have_no_test_split(tmp_path: Path):
+    layouts.image(tmp_path / "basement_0001a/rgb_00000.jpg", 480, 640)
     layouts.counts(tmp_path / "basement_0001a/sync_depth_00000.png", 480, 640)
-    layouts.picture(tmp_path / "basement_0001a/rgb_00001.jpg", 480, 640)  # without depth
+    layouts.image(tmp_path / "basement_0001a/rgb_00001.jpg", 480, 640)  # without depth
     layouts.junk(tmp_path / "basement_0001a/._rgb_00000.jpg")
     (record,) = layouts.records(DATASET, tmp_path, "train")
     assert record.id == "basement_0001a/rgb_00000"
     assert "holds no frame of NYUv2" in layouts.refused(DATASET, tmp_path, "test")
 
 
-def test_an_archive_without_a_split_is_not_read_as_frames(tmp_path: Path):
-    layouts.picture(tmp_path / "test/kitchen_0004/rgb_0001.png", 480, 640)
+def test_archive_without_a_split_is_not_read_as_frames(tmp_path: Path):
+    layouts.image(tmp_path / "test/kitchen_0004/rgb_0001.png", 480, 640)
     layouts.counts(tmp_path / "test/kitchen_0004/depth_0001.png", 480, 640)
     assert "holds no frame of NYUv2" in layouts.refused(DATASET, tmp_path, "train")
 
 
 def test_another_size_has_another_camera(tmp_path: Path):
-    layouts.picture(tmp_path / "train/a/rgb_0001.png", 240, 320)
+    layouts.image(tmp_path / "train/a/rgb_0001.png", 240, 320)
     layouts.counts(tmp_path / "train/a/depth_0001.png", 240, 320)
     assert "depth_0001.png: is 320 x 240 pixels, not 640 x 480" in layouts.refused(
         DATASET, tmp_path
     )
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

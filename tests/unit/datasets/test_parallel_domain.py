@@ -60,12 +60,12 @@ def scene(folder: Path, depth: str = f"depth/camera3/{NAME}.npz", key: str = "c0
     (folder / "scene_6e42.json").write_text(json.dumps({"data": data, "samples": [sample]}))
 
 
-@pytest.mark.parametrize("told", [False, True])
-def test_depth_is_metres_up_to_the_sky(tmp_path: Path, told: bool):
+@pytest.mark.parametrize("named", [False, True])
+def test_depth_is_in_meters_and_sky_is_invalid(tmp_path: Path, named: bool):
     folder = tmp_path / "scene_000017"
     image, depth = frame(folder)
     calibrate(folder)
-    if told:
+    if named:
         frame(folder, "yaw-0")
         scene(folder)
     source = DATASET.open(tmp_path, "train")
@@ -85,7 +85,7 @@ def test_depth_is_metres_up_to_the_sky(tmp_path: Path, told: bool):
     )
 
 
-def test_a_scene_says_which_depth_and_calibration_a_picture_has(tmp_path: Path):
+def test_scene_file_links_images_to_depth_and_calibration(tmp_path: Path):
     _, depth = frame(tmp_path, depth_name="another")
     calibrate(tmp_path)
     calibrate(tmp_path, "beef", camera3={**K, "fx": 77.0})
@@ -94,7 +94,7 @@ def test_a_scene_says_which_depth_and_calibration_a_picture_has(tmp_path: Path):
     assert record.intrinsics[0, 0] == 77 and record.depth[20, 20] == depth[20, 20]
 
 
-def test_without_a_scene_there_must_be_one_calibration(tmp_path: Path):
+def test_folder_without_a_scene_file_needs_exactly_one_calibration(tmp_path: Path):
     frame(tmp_path)
     with pytest.raises(UserError, match=r"has 0 calibrations and no scene_\*\.json"):
         DATASET.open(tmp_path, "train")
@@ -106,14 +106,14 @@ def test_without_a_scene_there_must_be_one_calibration(tmp_path: Path):
         DATASET.open(tmp_path, "train")
 
 
-def test_pictures_without_depth_are_passed_over(tmp_path: Path):
+def test_images_without_depth_are_skipped(tmp_path: Path):
     frame(tmp_path)
     calibrate(tmp_path)
     frame(tmp_path, "yaw-0", depth_name="other")
     assert [one.camera for one in DATASET.open(tmp_path, "train").items] == ["camera3"]  # pyright: ignore
 
 
-def test_a_folder_of_something_else_is_told(tmp_path: Path):
+def test_folder_of_another_data_set_is_reported(tmp_path: Path):
     with pytest.raises(UserError, match="no such folder"):
         DATASET.open(tmp_path / "none", "train")
     with pytest.raises(
@@ -123,7 +123,7 @@ def test_a_folder_of_something_else_is_told(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("file", "change", "told"),
+    ("file", "change", "message"),
     [
         (
             f"depth/camera3/{NAME}.npz",
@@ -163,17 +163,17 @@ def test_a_folder_of_something_else_is_told(tmp_path: Path):
         ),
     ],
 )
-def test_damaged_files_are_named(tmp_path: Path, file: str, change, told: str):
+def test_damaged_files_are_named(tmp_path: Path, file: str, change, message: str):
     frame(tmp_path)
     calibrate(tmp_path)
     source = DATASET.open(tmp_path, "train")
     change(tmp_path / file)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         source[0]
     assert "\n" not in str(caught.value)
 
 
-def test_a_map_with_a_channel_is_a_map(tmp_path: Path):
+def test_map_with_a_channel_axis_is_read(tmp_path: Path):
     _, depth = frame(tmp_path)
     calibrate(tmp_path)
     np.savez(tmp_path / f"depth/camera3/{NAME}.npz", data=depth[..., None])

@@ -1,4 +1,4 @@
-"""Redwood's rooms from their exact encoding: millimetres, and a camera written column by column."""
+"""Redwood's rooms from their exact encoding: millimeters, and a camera written column by column."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from modality_forcing.datasets.redwood import DATASET
 from tests import layouts
 
 
-def test_millimetres(tmp_path: Path):
-    image = layouts.picture(tmp_path / "room/color/00000.jpg", 4, 6)
+def test_depth_is_in_millimeters(tmp_path: Path):
+    image = layouts.image(tmp_path / "room/color/00000.jpg", 4, 6)
     counts = layouts.counts(tmp_path / "room/depth/00000.png", 4, 6)
-    layouts.picture(tmp_path / "room/color/00001.jpg", 4, 6)  # without depth
+    layouts.image(tmp_path / "room/color/00001.jpg", 4, 6)  # without depth
     layouts.junk(tmp_path / "room/color/._00000.jpg")
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "room/color/00000" and np.abs(record.image - image.astype(int)).max() < 3
@@ -24,8 +24,8 @@ def test_millimetres(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["", "room/"])
-def test_a_camera_by_columns(tmp_path: Path, place: str):
-    layouts.picture(tmp_path / "room/color/0.png", 4, 6)
+def test_column_major_camera_is_read(tmp_path: Path, place: str):
+    layouts.image(tmp_path / "room/color/0.png", 4, 6)
     layouts.counts(tmp_path / "room/depth/0.png", 4, 6)
     camera = {"width": 6, "height": 4, "intrinsic_matrix": [5, 0, 0, 0, 6, 0, 2.5, 1.5, 1]}
     path = layouts.text(tmp_path / f"{place}camera_primesense.json", json.dumps(camera))
@@ -36,5 +36,5 @@ def test_a_camera_by_columns(tmp_path: Path, place: str):
         assert "no intrinsic_matrix of nine numbers" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -14,7 +14,7 @@ from modality_forcing.errors import UserError
 HERE = Path(registry.__file__).parent
 
 
-def test_every_module_of_the_folder_is_named():
+def test_every_module_of_the_folder_is_registered():
     assert (
         sorted(NAMES)
         == list(NAMES)
@@ -25,7 +25,7 @@ def test_every_module_of_the_folder_is_named():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_data_set_says_what_it_is(name: str, tmp_path: Path):
+def test_every_data_set_has_a_description(name: str, tmp_path: Path):
     if name == "tfds_images" and importlib.util.find_spec("tensorflow_datasets") is None:
         with pytest.raises(
             UserError, match=r"needs the package tensorflow_datasets; pip install .*\[tfds\]"
@@ -44,7 +44,7 @@ def test_a_data_set_says_what_it_is(name: str, tmp_path: Path):
         assert str(caught.value).startswith(str(root)) and "\n" not in str(caught.value)
 
 
-def test_a_missing_package_is_told_with_its_extra(monkeypatch):
+def test_missing_package_is_reported_with_its_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"hypersim needs the package h5py; pip install .*\[datasets\]"
@@ -53,7 +53,7 @@ def test_a_missing_package_is_told_with_its_extra(monkeypatch):
     assert find_dataset("tum").name == "tum"
 
 
-def test_names_and_splits_that_are_not_there():
+def test_unknown_names_and_splits_are_refused():
     with pytest.raises(UserError, match="did you mean tartanair"):
         find_dataset("TartanAirV2")
     with pytest.raises(UserError, match="no split 'test'; choose one of train"):

@@ -1,4 +1,4 @@
-"""ScanNet from its exact encoding: millimetres, splits, and no room that evaluation scores."""
+"""ScanNet from its exact encoding: millimeters, splits, and no room that evaluation scores."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ EYE = "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
 CAMERA = "577.5 0 318.9 0\n0 578.7 242.7 0\n0 0 1 0\n0 0 0 1\n"
 
 
-def scan(folder: Path, *numbers: str, picture: tuple[int, int] = (12, 16)) -> dict[str, np.ndarray]:
+def scan(folder: Path, *numbers: str, size: tuple[int, int] = (12, 16)) -> dict[str, np.ndarray]:
     """Writes a scan; returns the counts of its frames."""
     layouts.text(folder / "intrinsic/intrinsic_depth.txt", CAMERA)
     for number in numbers:
-        layouts.picture(folder / f"color/{number}.jpg", *picture)
+        layouts.image(folder / f"color/{number}.jpg", *size)
         layouts.text(folder / f"pose/{number}.txt", EYE)
     return {number: layouts.counts(folder / f"depth/{number}.png", 12, 16) for number in numbers}
 
 
-def test_millimetres_in_the_order_of_the_walk(tmp_path: Path):
+def test_frames_are_in_recording_order_and_depth_in_millimeters(tmp_path: Path):
     written = scan(tmp_path / "scans/scene0000_00", "0", "2", "10")
-    layouts.picture(tmp_path / "scans/scene0000_00/color/11.jpg", 12, 16)  # without depth
-    layouts.counts(tmp_path / "scans/scene0000_00/depth/12.png", 12, 16)  # without a picture
+    layouts.image(tmp_path / "scans/scene0000_00/color/11.jpg", 12, 16)  # without depth
+    layouts.counts(tmp_path / "scans/scene0000_00/depth/12.png", 12, 16)  # without an image
     layouts.text(tmp_path / "scannetv2_train.txt", "scene0000_00\nscene0000_01\n")
     records = layouts.records(DATASET, tmp_path)
     assert [record.id for record in records] == [
@@ -40,20 +40,20 @@ def test_millimetres_in_the_order_of_the_walk(tmp_path: Path):
         )
 
 
-def test_a_picture_comes_to_the_raster_of_its_depth(tmp_path: Path):
+def test_image_is_resized_to_the_resolution_of_depth(tmp_path: Path):
     folder = tmp_path / "scene0000_00"
-    scan(folder, "0", picture=(968, 1296))
+    scan(folder, "0", size=(968, 1296))
     layouts.counts(folder / "depth/0.png", 480, 640)
     layouts.text(tmp_path / "splits/scannetv2_train.txt", "scene0000_00\n")
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.image.shape == (480, 640, 3) and np.abs(record.image.astype(int) - 90).max() < 3
-    layouts.picture(folder / "color/0.jpg", 480, 480)
+    layouts.image(folder / "color/0.jpg", 480, 480)
     assert "0.png: is 640 x 480 pixels, but its image 0.jpg 480 x 480" in layouts.refused(
         DATASET, tmp_path
     )
 
 
-def test_rooms_that_are_scored_are_in_no_split(tmp_path: Path):
+def test_evaluation_rooms_are_in_no_split(tmp_path: Path):
     scored = {name.partition("/")[0] for name in official_names("scannet")}
     assert len(scored) == 271 and {room_of(scene) for scene in scored} == evaluation_rooms()
     for split in DATASET.splits:
@@ -73,7 +73,7 @@ def test_rooms_that_are_scored_are_in_no_split(tmp_path: Path):
 
 
 @pytest.mark.parametrize("split", DATASET.splits)
-def test_a_missing_list_is_told(tmp_path: Path, split: str):
+def test_missing_list_is_reported(tmp_path: Path, split: str):
     scan(tmp_path / "scans/scene0000_00", "0")
     assert (
         f"no scannetv2_{split}.txt, the list of this split of ScanNet; put it there"
@@ -81,7 +81,7 @@ def test_a_missing_list_is_told(tmp_path: Path, split: str):
     )
 
 
-def test_frames_that_the_tracker_lost_and_cameras_that_are_none(tmp_path: Path):
+def test_frames_without_tracking_are_skipped_and_invalid_cameras_reported(tmp_path: Path):
     folder = tmp_path / "scans/scene0000_00"
     scan(folder, "0")
     layouts.text(tmp_path / "scannetv2_train.txt", "scene0000_00\n")
@@ -96,5 +96,5 @@ def test_frames_that_the_tracker_lost_and_cameras_that_are_none(tmp_path: Path):
     )
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

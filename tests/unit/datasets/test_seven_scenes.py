@@ -1,4 +1,4 @@
-"""7-Scenes and its likes from their exact encoding: millimetres with two values for unknown."""
+"""7-Scenes and its likes from their exact encoding: millimeters with two values for unknown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ POSE = "  7.0352107e-001\t 0 0 -9.1287065e-001\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
 
 
 def frame(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Writes one frame with both values for unknown; returns picture and counts."""
+    """Writes one frame with both values for unknown; returns image and counts."""
     name = folder / f"frame-{number:06}"
-    image = layouts.picture(name.with_name(f"{name.name}.color.png"), 4, 6)
+    image = layouts.image(name.with_name(f"{name.name}.color.png"), 4, 6)
     counts = layouts.RNG.integers(1, 65535, (4, 6)).astype(np.uint16)
     counts[0, :2] = 0, 65535
     layouts.stored(name.with_name(f"{name.name}.depth.png"), counts)
@@ -24,7 +24,7 @@ def frame(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
     return image, counts
 
 
-def test_millimetres(tmp_path: Path):
+def test_depth_is_in_millimeters(tmp_path: Path):
     image, counts = frame(tmp_path / "chess/seq-01", 7)
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "chess/seq-01/frame-000007"
@@ -36,7 +36,7 @@ def test_millimetres(tmp_path: Path):
     np.testing.assert_array_equal(record.intrinsics, [[585, 0, 320], [0, 585, 240], [0, 0, 1]])
 
 
-def test_splits_by_sequence(tmp_path: Path):
+def test_splits_are_by_sequence(tmp_path: Path):
     for scene, sequence in (("chess", 1), ("chess", 3), ("chess", 12), ("fire", 1)):
         frame(tmp_path / scene / f"seq-{sequence:02}", 0)
     layouts.text(tmp_path / "chess/TrainSplit.txt", "sequence1\nsequence12\n")
@@ -48,7 +48,7 @@ def test_splits_by_sequence(tmp_path: Path):
     assert len(layouts.records(DATASET, tmp_path, "every")) == 4
 
 
-def test_a_camera_beside_the_frames_or_above(tmp_path: Path):
+def test_camera_file_is_found_beside_or_above_the_frames(tmp_path: Path):
     frame(tmp_path / "set/scene", 0)
     layouts.text(tmp_path / "camera-intrinsics.txt", "1 0 0\n0 1 0\n0 0 1\n")
     layouts.text(
@@ -61,5 +61,5 @@ def test_a_camera_beside_the_frames_or_above(tmp_path: Path):
     assert layouts.records(DATASET, tmp_path)[0].intrinsics[0, 0] == 1
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -1,4 +1,4 @@
-"""SUN RGB-D from its exact encoding: millimetres with rotated bits, NYUv2's frames apart."""
+"""SUN RGB-D from its exact encoding: millimeters with rotated bits, NYUv2's frames apart."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from tests import layouts
 
 
 def scene(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Writes a scene; returns its picture and millimetres."""
-    image = layouts.picture(folder / "image/0001.jpg", 4, 6)
-    millimetres = (
+    """Writes a scene; returns its image and millimeters."""
+    image = layouts.image(folder / "image/0001.jpg", 4, 6)
+    millimeters = (
         layouts.RNG.integers(1, 65536, (4, 6)) * (layouts.RNG.random((4, 6)) < 0.7)
     ).astype(np.uint16)
-    layouts.stored(folder / "depth/0001_abs.png", (millimetres << 3) | (millimetres >> 13))
+    layouts.stored(folder / "depth/0001_abs.png", (millimeters << 3) | (millimeters >> 13))
     layouts.counts(folder / "depth_bfx/0001_abs.png", 4, 6)
     layouts.text(folder / "intrinsics.txt", "529.5 0.0 365.0 \n0.0 529.5 265.0 \n0.0 0.0 1.0 \n")
     layouts.junk(folder / "image/._0001.jpg")
-    return image, millimetres
+    return image, millimeters
 
 
-def test_rotated_bits(tmp_path: Path):
-    _, millimetres = scene(tmp_path / "kv2/kinect2data/000002_2014-05-26")
+def test_rotated_bits_are_decoded(tmp_path: Path):
+    _, millimeters = scene(tmp_path / "kv2/kinect2data/000002_2014-05-26")
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "kv2/kinect2data/000002_2014-05-26/image/0001"
-    np.testing.assert_array_equal(record.depth, (millimetres / 1000).astype(np.float32))
+    np.testing.assert_array_equal(record.depth, (millimeters / 1000).astype(np.float32))
     np.testing.assert_array_equal(record.intrinsics, [[529.5, 0, 364], [0, 529.5, 264], [0, 0, 1]])
 
 
@@ -42,11 +42,11 @@ def test_frames_of_nyuv2_are_only_in_all(tmp_path: Path):
 
 
 @pytest.mark.parametrize("content", ["", "1 2 3", "a b c d e f g h i"])
-def test_a_damaged_camera_is_told(tmp_path: Path, content: str):
+def test_damaged_camera_is_reported(tmp_path: Path, content: str):
     scene(tmp_path / "a")
     layouts.text(tmp_path / "a/intrinsics.txt", content)
     assert "intrinsics.txt: is not nine numbers" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

@@ -17,13 +17,13 @@ def far_and_near(height: int, width: int) -> np.ndarray:
     return depth
 
 
-def test_the_second_version_packs_floats(tmp_path: Path):
+def test_second_version_stores_packed_floats(tmp_path: Path):
     flight = tmp_path / "AbandonedCable/Data_easy/P000"
     depth = far_and_near(6, 6)
-    image = layouts.picture(flight / "image_lcam_front/000000_lcam_front.png", 6, 6)
+    image = layouts.image(flight / "image_lcam_front/000000_lcam_front.png", 6, 6)
     layouts.packed(flight / "depth_lcam_front/000000_lcam_front_depth.png", depth)
     for camera in ("lcam_bottom", "lcam_fish"):  # not pinhole cameras, or looking at the ground
-        layouts.picture(flight / f"image_{camera}/000000_{camera}.png", 6, 6)
+        layouts.image(flight / f"image_{camera}/000000_{camera}.png", 6, 6)
         layouts.packed(flight / f"depth_{camera}/000000_{camera}_depth.png", depth)
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "AbandonedCable/Data_easy/P000/image_lcam_front/000000_lcam_front"
@@ -33,10 +33,10 @@ def test_the_second_version_packs_floats(tmp_path: Path):
     np.testing.assert_array_equal(record.intrinsics, [[320, 0, 2.5], [0, 320, 2.5], [0, 0, 1]])
 
 
-def test_the_first_version_with_its_junk(tmp_path: Path):
+def test_first_version_is_read_without_its_junk_files(tmp_path: Path):
     for camera in ("left", "right"):
         for number in ("000007", "000010"):
-            layouts.picture(tmp_path / f"P000/image_{camera}/{number}_{camera}.png", 6, 6)
+            layouts.image(tmp_path / f"P000/image_{camera}/{number}_{camera}.png", 6, 6)
             layouts.junk(tmp_path / f"P000/image_{camera}/._{number}_{camera}.png")
             layouts.junk(tmp_path / f"P000/depth_{camera}/._{number}_{camera}_depth.npy")
     depth = layouts.array(tmp_path / "P000/depth_left/000010_left_depth.npy", far_and_near(6, 6))
@@ -46,18 +46,18 @@ def test_the_first_version_with_its_junk(tmp_path: Path):
     assert len(layouts.records(DATASET, tmp_path / "P000")) == 1
 
 
-@pytest.mark.parametrize("write", [layouts.junk, lambda path: layouts.picture(path, 6, 6)])
-def test_depth_that_is_none_is_told(tmp_path: Path, write):
-    layouts.picture(tmp_path / "image_lcam_back/000000_lcam_back.png", 6, 6)
+@pytest.mark.parametrize("write", [layouts.junk, lambda path: layouts.image(path, 6, 6)])
+def test_invalid_depth_file_is_reported(tmp_path: Path, write):
+    layouts.image(tmp_path / "image_lcam_back/000000_lcam_back.png", 6, 6)
     write(tmp_path / "depth_lcam_back/000000_lcam_back_depth.png")
     assert "000000_lcam_back_depth.png: " in layouts.refused(DATASET, tmp_path)
 
 
-def test_nothing_but_sky(tmp_path: Path):
-    layouts.picture(tmp_path / "image_left/0_left.png", 2, 2)
+def test_frame_of_sky_only_is_reported(tmp_path: Path):
+    layouts.image(tmp_path / "image_left/0_left.png", 2, 2)
     layouts.array(tmp_path / "depth_left/0_left_depth.npy", np.full((2, 2), 1e4, np.float32))
     assert "its depth has no valid pixel" in layouts.refused(DATASET, tmp_path)
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     layouts.refuses_other_folders(DATASET, tmp_path)

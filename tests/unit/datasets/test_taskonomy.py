@@ -26,7 +26,7 @@ def view(root: Path, building: str = "allensville", place: str = PLACES[0]) -> n
             / f"point_3_view_1_domain_{task}.{ending}"
         )
 
-    layouts.picture(path("rgb", "png"), 8, 8)
+    layouts.image(path("rgb", "png"), 8, 8)
     counts = layouts.RNG.integers(1, 65535, (8, 8)).astype(np.uint16)
     counts[0, :3] = 0, 65535, 512
     layouts.stored(path("depth_zbuffer", "png"), counts)
@@ -57,7 +57,7 @@ def test_depth_and_camera(tmp_path: Path, place: str):
     np.testing.assert_allclose(record.intrinsics, [[4, 0, 3.5], [0, 4, 3.5], [0, 0, 1]], rtol=1e-6)
 
 
-def test_splits_of_buildings(tmp_path: Path):
+def test_splits_are_by_building(tmp_path: Path):
     for building in ("a", "b", "c"):
         view(tmp_path, building)
     split(tmp_path, "a,1,0,0", "b,0,1,0", "c,0,0,1", name="train_val_test_tiny.csv")
@@ -69,22 +69,22 @@ def test_splits_of_buildings(tmp_path: Path):
     assert [record.id.split("/")[1] for record in layouts.records(DATASET, tmp_path)] == ["c"]
 
 
-def test_a_view_without_its_camera(tmp_path: Path):
+def test_view_without_a_camera_is_reported(tmp_path: Path):
     view(tmp_path)
     split(tmp_path, "allensville,1,0,0")
     path = tmp_path / "point_info/allensville/point_3_view_1_domain_point_info.json"
-    for content, told in (
+    for content, message in (
         ("{", "states no field"),
         ("{}", "states no field"),
         ('{"field_of_view_rads": 4}', "a field of view of 4"),
     ):
         layouts.text(path, content)
-        assert told in layouts.refused(DATASET, tmp_path)
+        assert message in layouts.refused(DATASET, tmp_path)
     path.unlink()
     assert np.isnan(layouts.records(DATASET, tmp_path)[0].intrinsics).all()
 
 
-def test_other_folders(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for name in DATASET.splits:
         assert "no such folder" in layouts.refused(DATASET, tmp_path / "absent", name)

@@ -24,7 +24,7 @@ def image(index: int) -> np.ndarray:
 
 
 def prepared(folder: Path) -> Path:
-    """As coco_captions: a list of captions a picture, and other features."""
+    """As coco_captions: a list of captions an image, and other features."""
     tfds = pytest.importorskip("tensorflow_datasets")
     features = tfds.features.FeaturesDict(
         {
@@ -53,7 +53,7 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def test_pictures_with_their_first_caption(tmp_path: Path):
+def test_images_have_their_first_caption(tmp_path: Path):
     source = DATASET.open(prepared(tmp_path), "train")
     assert len(source) == 3
     records = [check(pickle.loads(pickle.dumps(source))[index]) for index in range(3)]  # noqa: S301
@@ -63,7 +63,7 @@ def test_pictures_with_their_first_caption(tmp_path: Path):
     assert [record.caption for record in records] == ["", "the first of 1", "the first of 2"]
 
 
-def test_features_may_be_named(tmp_path: Path):
+def test_features_can_be_named(tmp_path: Path):
     folder = prepared(tmp_path)
     assert (
         DATASET.with_options({"caption": "image/filename"}).open(folder, "train").caption
@@ -78,7 +78,7 @@ def test_features_may_be_named(tmp_path: Path):
         DATASET.with_options({"image": "photo"}).open(folder, "train")
 
 
-def test_what_is_not_there_is_told(tmp_path: Path):
+def test_missing_data_is_reported(tmp_path: Path):
     folder = prepared(tmp_path)
     with pytest.raises(UserError, match="has no split 'validation'; choose one of train"):
         DATASET.open(folder, "validation")
@@ -90,7 +90,7 @@ def test_what_is_not_there_is_told(tmp_path: Path):
         DATASET.open(folder, "train")
 
 
-def test_another_format_is_told(tmp_path: Path):
+def test_another_format_is_reported(tmp_path: Path):
     folder = prepared(tmp_path)
     path = folder / "dataset_info.json"
     path.write_text(path.read_text().replace("array_record", "tfrecord"))
@@ -100,7 +100,7 @@ def test_another_format_is_told(tmp_path: Path):
         DATASET.open(folder, "train")
 
 
-def test_without_the_package_one_line_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_missing_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
         UserError,

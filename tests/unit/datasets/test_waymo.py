@@ -139,7 +139,7 @@ def jpeg(value: int, size: tuple[int, int] = SIZE) -> bytes:
 
 
 def message(ranges, projections, poses, *, jpegs=None, car_moves: bool = True) -> bytes:
-    pictures = jpegs or {1: jpeg(90), 2: jpeg(160)}
+    images = jpegs or {1: jpeg(90), 2: jpeg(160)}
     context = counted(1, b"1005081002024129653_5313_150_5333_150")
     for name in (2, 1):
         terms = (F, F, CX, CY, 0.04, -0.33, 0.001, 0.0, 0.0)
@@ -158,12 +158,12 @@ def message(ranges, projections, poses, *, jpegs=None, car_moves: bool = True) -
         3, number(1, REAR) + doubles(3, [LEAST]) + doubles(4, [MOST]) + transform(5, LASERS[REAR])
     )
     frame = counted(1, context) + number(2, 1553735853462203) + transform(3, FRAME)
-    for name, picture in pictures.items():
+    for name, image in images.items():
         moved = transform(3, TAKEN[name]) if car_moves else b""
         frame += counted(
             4,
             number(1, name)
-            + counted(2, picture)
+            + counted(2, image)
             + moved
             + varint(5 << 3 | 1)
             + struct.pack("<d", 1.5e9),
@@ -208,7 +208,7 @@ def read(root: Path, index: int) -> Record:
     return check(source.read(source.items[index], drop_occluded=False))  # pyright: ignore
 
 
-def test_depth_lies_at_the_stored_projections(tmp_path: Path, written):
+def test_depth_is_at_the_stored_projections(tmp_path: Path, written):
     ranges, projections, poses, depth = written
     write(tmp_path, [message(ranges, projections, poses)])
     source = DATASET.open(tmp_path, "training")
@@ -237,7 +237,7 @@ def test_both_slots_of_projections_are_used(written):
     assert any((one[..., 0] == 2).any() for one in projections.values())
 
 
-def test_a_picture_without_a_pose_was_taken_from_the_frames(tmp_path: Path, written):
+def test_image_without_a_pose_uses_the_pose_of_the_frame(tmp_path: Path, written):
     ranges, projections, poses, _ = written
     write(tmp_path, [message(ranges, projections, poses, car_moves=False)])
     record = read(tmp_path, 0)
@@ -247,7 +247,7 @@ def test_a_picture_without_a_pose_was_taken_from_the_frames(tmp_path: Path, writ
     assert 0.1 < np.abs(record.depth - moved.depth)[moved.valid].max() < 3
 
 
-def test_frames_are_counted_through_and_junk_is_passed_over(tmp_path: Path, written):
+def test_frames_are_numbered_across_files_and_junk_is_skipped(tmp_path: Path, written):
     ranges, projections, poses, _ = written
     frame = message(ranges, projections, poses)
     write(tmp_path, [frame, frame], "validation")
@@ -265,7 +265,7 @@ def test_frames_are_counted_through_and_junk_is_passed_over(tmp_path: Path, writ
         DATASET.open(tmp_path, "training")
 
 
-def test_points_that_only_the_scanners_see_are_left_out(tmp_path: Path):
+def test_points_that_only_the_scanners_see_are_dropped(tmp_path: Path):
     projections = np.zeros((8, 72, 6), np.int32)
     ranges = np.full((8, 72, 4), -1, np.float32)
     azimuths = ((72 - np.arange(72) - 0.5) / 72 * 2 - 1) * np.pi
@@ -287,7 +287,7 @@ def test_points_that_only_the_scanners_see_are_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "error"),
     [
         (lambda record: record[:-3], "cannot be read as frames of Waymo Open"),
         (lambda record: b"\x0b" + record, "cannot be read as frames of Waymo Open"),
@@ -311,15 +311,15 @@ def test_points_that_only_the_scanners_see_are_left_out(tmp_path: Path):
         ),
     ],
 )
-def test_damaged_frames_are_named(tmp_path: Path, written, change, told: str):
+def test_damaged_frames_are_named(tmp_path: Path, written, change, error: str):
     ranges, projections, poses, _ = written
     write(tmp_path, [change(message(ranges, projections, poses))])
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=error) as caught:
         DATASET.open(tmp_path, "training")[0]
     assert "\n" not in str(caught.value) and "segment-10050" in str(caught.value)
 
 
-def test_a_file_that_was_cut_off_is_told_at_once(tmp_path: Path, written):
+def test_truncated_file_is_reported_on_opening(tmp_path: Path, written):
     ranges, projections, poses, _ = written
     path = write(tmp_path, [message(ranges, projections, poses)])
     path.write_bytes(path.read_bytes()[:-100])

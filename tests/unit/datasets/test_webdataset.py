@@ -18,7 +18,7 @@ from modality_forcing.datasets.webdataset import DATASET, pairs
 from modality_forcing.errors import UserError
 
 
-def picture(
+def encoded_image(
     value: int, kind: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (9, 6)
 ) -> bytes:
     buffer = io.BytesIO()
@@ -44,11 +44,11 @@ def write(path: Path, members: list[tuple[str, bytes]]) -> Path:
     return path
 
 
-def test_pictures_and_captions_come_together(tmp_path: Path):
+def test_images_are_paired_with_captions(tmp_path: Path):
     write(
         tmp_path / "part/00001.tar",
         [
-            ("0003.webp", picture(80, "WEBP")),
+            ("0003.webp", encoded_image(80, "WEBP")),
             ("0003.json", json.dumps({"caption": "from json", "url": "x"}).encode()),
         ],
     )
@@ -57,17 +57,17 @@ def test_pictures_and_captions_come_together(tmp_path: Path):
         [
             ("000/", b""),
             ("000/._0000.jpg", b"junk"),
-            ("000/0000.JPG", picture(10, "JPEG")),
+            ("000/0000.JPG", encoded_image(10, "JPEG")),
             ("000/0000.json", b'{"caption": "of the json"}'),
             ("000/0000.txt", "of the\n txt \u6728".encode()),
-            ("000/0001.txt", b"no picture"),
-            ("000/0002.seg.png", picture(1)),
-            ("000/0002.png", picture(200, mode="RGBA")),
+            ("000/0001.txt", b"no image"),
+            ("000/0002.seg.png", encoded_image(1)),
+            ("000/0002.png", encoded_image(200, mode="RGBA")),
             ("000/._0002.png", b"junk"),
             ("000/0002.txt", b"its txt"),
             ("000/0002.json", b'{"caption": "after the txt"}'),
             ("000/linked.png", b""),
-            ("001/0002.jpeg", picture(30, "JPEG", mode="L")),
+            ("001/0002.jpeg", encoded_image(30, "JPEG", mode="L")),
             ("001/0002.json", b'{"caption": null}'),
         ],
     )
@@ -95,47 +95,51 @@ def test_pictures_and_captions_come_together(tmp_path: Path):
 
 def test_long_names_are_read(tmp_path: Path):
     key = "a" * 150 + "/" + "b" * 120
-    write(tmp_path / "0.tar", [(f"{key}.png", picture(5)), (f"{key}.txt", b"long")])
+    write(tmp_path / "0.tar", [(f"{key}.png", encoded_image(5)), (f"{key}.txt", b"long")])
     record = DATASET.open(tmp_path, "train")[0]
     assert record.id == f"0/{key}" and record.caption == "long"
 
 
-def test_offsets_are_those_of_the_content(tmp_path: Path):
-    path = write(tmp_path / "0.tar", [("a.txt", b"hello"), ("a.png", picture(5))])
+def test_offsets_point_to_the_content(tmp_path: Path):
+    path = write(tmp_path / "0.tar", [("a.txt", b"hello"), ("a.png", encoded_image(5))])
     (pair,) = pairs(path)
     assert pair.text is not None
     assert path.read_bytes()[pair.text.offset : pair.text.offset + pair.text.size] == b"hello"
 
 
 @pytest.mark.parametrize(
-    ("members", "told"),
+    ("members", "message"),
     [
         ([("a.png", b"junk"), ("a.txt", b"x")], r"0\.tar:a\.png: cannot be read as an image"),
         (
-            [("a.png", picture(3)[:50]), ("a.txt", b"x")],
+            [("a.png", encoded_image(3)[:50]), ("a.txt", b"x")],
             r"0\.tar:a\.png: cannot be read as an image",
         ),
         (
-            [("a.png", picture(3)), ("a.txt", b"\xff\xfe")],
+            [("a.png", encoded_image(3)), ("a.txt", b"\xff\xfe")],
             r"0\.tar:a\.txt: its text cannot be read",
         ),
-        ([("a.png", picture(3)), ("a.json", b"{")], r"0\.tar:a\.json: its text cannot be read"),
         (
-            [("a.png", picture(3)), ("a.json", b'{"caption": 3}')],
+            [("a.png", encoded_image(3)), ("a.json", b"{")],
+            r"0\.tar:a\.json: its text cannot be read",
+        ),
+        (
+            [("a.png", encoded_image(3)), ("a.json", b'{"caption": 3}')],
             r"0\.tar:a\.json: its text cannot be read",
         ),
     ],
 )
-def test_damaged_members_are_named(tmp_path: Path, members: list[tuple[str, bytes]], told: str):
+def test_damaged_members_are_named(tmp_path: Path, members: list[tuple[str, bytes]], message: str):
     source = DATASET.open(write(tmp_path / "0.tar", members).parent, "train")
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         source[0]
     assert "\n" not in str(caught.value)
 
 
 def test_damaged_tars_are_named(tmp_path: Path):
     path = write(
-        tmp_path / "0.tar", [("a.png", picture(3)), ("b.png", picture(4, size=(900, 700)))]
+        tmp_path / "0.tar",
+        [("a.png", encoded_image(3)), ("b.png", encoded_image(4, size=(900, 700)))],
     )
     whole = path.read_bytes()
     for content in (b"", b"junk" * 1000, gzip.compress(whole), whole[:1700], whole[:700]):
@@ -155,7 +159,7 @@ def test_damaged_tars_are_named(tmp_path: Path):
         source[0]
 
 
-def test_what_is_not_there_is_told(tmp_path: Path):
+def test_missing_data_is_reported(tmp_path: Path):
     with pytest.raises(UserError, match="none: no such folder"):
         DATASET.open(tmp_path / "none", "train")
     with pytest.raises(UserError, match=r"holds no \.tar; its layout is"):

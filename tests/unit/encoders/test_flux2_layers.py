@@ -42,9 +42,9 @@ def convolved(x, w, b):
 
 def test_convolution_pads_with_zeros():
     conv, x = make(Conv, 3, 5), normal((2, 4, 7, 3))
-    for ours, picture in zip(conv(x), x, strict=True):
+    for ours, image in zip(conv(x), x, strict=True):
         np.testing.assert_allclose(
-            ours, convolved(np.pad(picture, ((1, 1), (1, 1), (0, 0))), conv.w, conv.b), atol=1e-5
+            ours, convolved(np.pad(image, ((1, 1), (1, 1), (0, 0))), conv.w, conv.b), atol=1e-5
         )
 
 
@@ -64,9 +64,9 @@ def test_upsample_equals_convolution_of_repeated_pixels(sides):
 @pytest.mark.parametrize("far", [0.0, 100.0])
 def test_group_norm_covers_the_whole_image(far):
     norm, x = make(Norm, 6, 2), far + normal((2, 5, 3, 6))
-    for ours, picture in zip(norm(x), np.asarray(x, np.float64), strict=True):
+    for ours, image in zip(norm(x), np.asarray(x, np.float64), strict=True):
         for group in (slice(0, 3), slice(3, 6)):
-            values = picture[..., group]
+            values = image[..., group]
             values = (values - values.mean()) / np.sqrt(values.var() + 1e-6)
             theirs = values * np.asarray(norm.scale[group]) + np.asarray(norm.bias[group])
             np.testing.assert_allclose(ours[..., group], theirs, atol=1e-5 if not far else 1e-4)
@@ -120,7 +120,7 @@ def attended(attention, x):
 def test_attention_in_parts_equals_attention_at_once(rows, monkeypatch):
     attention, x = make(Attention, 8, 4), normal((2, 5, 3, 8))
     monkeypatch.setattr(flux2_layers, "LOGITS", rows * 2 * 3 * 15)
-    theirs = np.stack([attended(attention, picture) for picture in x])
+    theirs = np.stack([attended(attention, image) for image in x])
     np.testing.assert_allclose(attention(x), theirs, atol=1e-5)
 
 

@@ -72,7 +72,7 @@ decode: Any = nnx.jit(VAE.decode)
 call: Any = nnx.jit(lambda half, x: half(x))
 
 
-def pictures(count=3, rows=8, columns=12):
+def example_images(count=3, rows=8, columns=12):
     return jax.random.uniform(jax.random.key(0), (count, rows, columns, 3), minval=-1.0)
 
 
@@ -95,7 +95,7 @@ def test_released_network_has_its_published_size():
     }
 
 
-def test_a_config_is_read():
+def test_config_is_read():
     read = VAEConfig.from_dict(JSON)
     assert read == VAEConfig(
         (64, 128), (64, 128), layers=1, latent_channels=16, patch=4, groups=8, stats_eps=1e-3
@@ -116,7 +116,7 @@ def test_weights_without_a_config_are_flux2():
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"_class_name": "AutoencoderKL"},
@@ -130,23 +130,23 @@ def test_weights_without_a_config_are_flux2():
         ({"decoder_block_out_channels": [64]}, "not as many"),
     ],
 )
-def test_config_of_another_network_is_refused(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_config_of_another_network_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
         VAEConfig.from_dict(JSON | changes)
 
 
 @pytest.mark.parametrize("sides", [(8, 10), (6, 8)])
 def test_image_of_partial_latents_is_refused(vae, sides):
     with pytest.raises(UserError, match="{} x {} pixels.*multiples of 4".format(*sides)):
-        vae.encode(pictures(1, *sides))
+        vae.encode(example_images(1, *sides))
 
 
 def test_vae_is_an_autoencoder(vae):
     autoencoder: Autoencoder = vae
-    latent = encode(autoencoder, pictures())
+    latent = encode(autoencoder, example_images())
     assert latent.shape == (3, 2, 3, autoencoder.channels)
     back = decode(autoencoder, latent)
-    assert back.shape == pictures().shape
+    assert back.shape == example_images().shape
     assert np.isfinite(back).all()
 
 
@@ -172,7 +172,7 @@ def test_latents_are_normalized_means():
     encoder.latent_norm.var[...] = var
     theirs = (np.repeat([1.0, 2.0, 3.0], 4) - mean) / np.sqrt(var + 1e-4)
     np.testing.assert_allclose(
-        call(encoder, pictures()), np.broadcast_to(theirs, (3, 2, 3, 12)), rtol=1e-6
+        call(encoder, example_images()), np.broadcast_to(theirs, (3, 2, 3, 12)), rtol=1e-6
     )
 
 
@@ -196,9 +196,9 @@ def test_constant_channels_are_normalized_by_eps():
 
 
 def test_images_do_not_depend_on_their_batch_or_on_jit(vae):
-    together = encode(vae, pictures())
+    together = encode(vae, example_images())
     back = decode(vae, together)
-    np.testing.assert_allclose(vae.encode(pictures()[1:2]), together[1:2], atol=1e-5)
+    np.testing.assert_allclose(vae.encode(example_images()[1:2]), together[1:2], atol=1e-5)
     np.testing.assert_allclose(vae.decode(together[1:2]), back[1:2], atol=1e-5)
     assert np.abs(together[0] - together[1]).max() > 0.1
 
@@ -221,9 +221,9 @@ SHARDED = """
 import jax, numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tests.unit.encoders.test_flux2_vae import decode, encode, make, pictures
+from tests.unit.encoders.test_flux2_vae import decode, encode, make, example_images
 
-vae, images = make(), pictures(2, 32, 12)
+vae, images = make(), example_images(2, 32, 12)
 latent = encode(vae, images)
 image = decode(vae, latent)
 mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("b", "h"))  # by example and by rows
@@ -244,5 +244,5 @@ def test_several_devices_agree_up_to_rounding():
         [sys.executable, "-c", SHARDED], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    # The results are split as the inputs were: no device made all of a picture.
+    # The results are split as the inputs were: no device made all of an image.
     assert done.stdout.splitlines() == ["(1, 2, 3, 12)", "(1, 8, 12, 3)"]

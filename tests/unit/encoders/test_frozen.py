@@ -74,14 +74,14 @@ def test_latents_and_images_equal_those_of_the_vae(frozen):
 
 
 def test_identity_depends_on_weights_and_sizes(frozen, folders, tmp_path):
-    told = frozen.identity()
-    assert told["text"]["kind"] == "umt5" and told["text"]["width"] == small.WIDTH
-    assert told["image"]["kind"] == "flux2" and told["image"]["widths"] == [8, 16]
+    identity = frozen.identity()
+    assert identity["text"]["kind"] == "umt5" and identity["text"]["width"] == small.WIDTH
+    assert identity["image"]["kind"] == "flux2" and identity["image"]["widths"] == [8, 16]
     other = FrozenEncoders(f"umt5:{small.text_folder(tmp_path, seed='other')}").identity()
-    assert set(other) == {"text"} and other["text"]["weights"] != told["text"]["weights"]
-    assert {**other["text"], "weights": 0} == {**told["text"], "weights": 0}
+    assert set(other) == {"text"} and other["text"]["weights"] != identity["text"]["weights"]
+    assert {**other["text"], "weights": 0} == {**identity["text"], "weights": 0}
     assert (
-        FrozenEncoders(f"umt5:{folders[0]}").identity()["text"] == told["text"]
+        FrozenEncoders(f"umt5:{folders[0]}").identity()["text"] == identity["text"]
         and FrozenEncoders().identity() == {}
     )
 
@@ -92,7 +92,7 @@ def test_location_of_another_kind_is_refused(spec):
         FrozenEncoders(spec)
 
 
-def test_wrong_folder_is_one_line_at_first_use(folders, tmp_path):
+def test_invalid_folder_is_one_line_at_first_use(folders, tmp_path):
     with pytest.raises(UserError, match="no such file or folder"):
         FrozenEncoders(f"umt5:{tmp_path}/nowhere").tokenizer(4)
     with pytest.raises(UserError, match="model_type is None, not 'umt5'"):

@@ -77,7 +77,7 @@ def near(a: np.ndarray, b: np.ndarray) -> None:
     np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * np.abs(b).max())
 
 
-def test_a_config_is_read():
+def test_config_is_read():
     published = {
         "model_type": "umt5",
         "vocab_size": 256384,
@@ -102,7 +102,7 @@ def test_a_config_is_read():
 
 
 @pytest.mark.parametrize(
-    "wrong, told",
+    "wrong, message",
     [
         ({"model_type": "t5"}, "model_type is 't5'"),
         ({"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'"),
@@ -118,10 +118,10 @@ def test_a_config_is_read():
         ({"relative_attention_max_distance": 8}, "to a distance of 8"),
     ],
 )
-def test_config_of_another_network_is_refused(wrong, told):
+def test_config_of_another_network_is_refused(wrong, message):
     with pytest.raises(UserError) as caught:
         UMT5Config.from_dict(SMALL | wrong, where="some/config.json")
-    assert str(caught.value).startswith("some/config.json: ") and told in str(caught.value)
+    assert str(caught.value).startswith("some/config.json: ") and message in str(caught.value)
 
 
 def test_config_without_a_size_is_refused():
@@ -256,14 +256,18 @@ def on_eight(tmp_path_factory) -> tuple[Path, dict]:
     command = [sys.executable, "-m", "tests.unit.encoders.test_umt5", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
-    return folder, json.loads((folder / "told.json").read_text())
+    return folder, json.loads((folder / "shares.json").read_text())
 
 
 def test_eight_devices_agree_with_one(on_eight):
-    folder, told = on_eight
+    folder, shares = on_eight
     ids, mask = captions((9, 3, 12, 1, 7, 2, 12, 5), 12)
     near(np.load(folder / "states.npy"), states(load(folder), ids, mask))
-    assert told["q"] == told["down"] == 1 / 4 and told["table"] == 1 / 2 and told["states"] == 1 / 4
+    assert (
+        shares["q"] == shares["down"] == 1 / 4
+        and shares["table"] == 1 / 2
+        and shares["states"] == 1 / 4
+    )
 
 
 def spread(path: str, shape: tuple[int, ...]) -> P:
@@ -284,14 +288,14 @@ def main(folder: Path) -> None:
     found = jax.jit(lambda w, ids, mask: nnx.merge(graph, w)(ids, mask))(weights, ids, mask)
     np.save(folder / "states.npy", jax.device_get(found))
     attention, mlp = network.blocks.attention, network.blocks.feed_forward
-    told = {
+    arrays = {
         "q": attention.q[...],
         "down": mlp.down[...],
         "table": network.table[...],
         "states": found,
     }
-    share = {name: x.addressable_shards[0].data.size / x.size for name, x in told.items()}
-    (folder / "told.json").write_text(json.dumps(share))
+    shares = {name: x.addressable_shards[0].data.size / x.size for name, x in arrays.items()}
+    (folder / "shares.json").write_text(json.dumps(shares))
 
 
 if __name__ == "__main__":

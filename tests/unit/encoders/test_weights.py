@@ -144,7 +144,7 @@ def without(name: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "stored, told",
+    "stored, message",
     [
         (without("conv"), "lacks conv;"),
         (without("conv") | {f"more.{i}": np.zeros(1) for i in range(5)}, "lacks conv;"),
@@ -164,8 +164,8 @@ def without(name: str) -> dict[str, np.ndarray]:
         (STORED | {"vector": np.zeros((7, 1))}, "vector is"),
     ],
 )
-def test_misfitting_tensors_are_named(tmp_path, stored, told):
-    with pytest.raises(UserError, match=told):
+def test_misfitting_tensors_are_named(tmp_path, stored, message):
+    with pytest.raises(UserError, match=message):
         load_module(Network, TENSORS, open_checkpoint(saved(tmp_path, stored)))
 
 

@@ -66,12 +66,12 @@ def test_json_has_means_and_a_row_per_image(arrays, capsys, name, align):
 
 def test_table_names_the_protocol_and_counts_skipped_images(arrays, capsys):
     assert command(arrays[0], "--protocol=marigold", "--depth-range=0.1:inf") == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (
         "protocol marigold, affine, depth 0.1 to inf; 3 images scored, 1 with nothing to score"
-        in told
+        in printed
     )
-    assert all(metric in told for metric in METRICS)
+    assert all(metric in printed for metric in METRICS)
 
 
 def test_nonfinite_scores_are_null_in_json(arrays, capsys):
@@ -83,7 +83,7 @@ def test_nonfinite_scores_are_null_in_json(arrays, capsys):
 
 
 @pytest.mark.parametrize(
-    "case, told",
+    "case, message",
     [
         ("missing", "no such file"),
         ("no_valid", "has no array `valid`"),
@@ -97,7 +97,7 @@ def test_nonfinite_scores_are_null_in_json(arrays, capsys):
         ("mask", "values other than 0 and 1"),
     ],
 )
-def test_invalid_files_are_reported_in_one_line(arrays, capsys, case, told):
+def test_invalid_files_are_reported_in_one_line(arrays, capsys, case, message):
     folder, pred, target, valid = arrays
     names = {"pred": "p.npz", "target": "g.npz"}
     if case in ("missing", "shape", "flat", "damaged", "text", "bare"):
@@ -127,11 +127,11 @@ def test_invalid_files_are_reported_in_one_line(arrays, capsys, case, told):
         np.savez(folder / "h.npz", **content)
     assert command(folder, **names) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         ([], "nothing to score"),
         (["--pred=p.npz"], "--target is missing"),
@@ -142,8 +142,8 @@ def test_invalid_files_are_reported_in_one_line(arrays, capsys, case, told):
         (["--pred=p.npz", "--target=g.npz", "--depth-range=5"], "MIN:MAX"),
     ],
 )
-def test_incompatible_options_are_refused(arrays, capsys, monkeypatch, arguments, told):
+def test_incompatible_options_are_refused(arrays, capsys, monkeypatch, arguments, message):
     monkeypatch.chdir(arrays[0])
     assert cli.main(["evaluate", *arguments]) == 2
     error = capsys.readouterr().err
-    assert told in error and error.count("\n") == 1
+    assert message in error and error.count("\n") == 1

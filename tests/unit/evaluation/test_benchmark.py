@@ -75,7 +75,7 @@ def opened_benchmark() -> Any:
 
 
 class Known(Generator):
-    """Answers depth that depends on the picture, the example and the draw alone."""
+    """Returns depth that depends only on the image, the example and the sample."""
 
     def __init__(self):
         self.config, self.params, self.calls = tiny.forcing(), {"w": np.ones(3, "f4")}, []
@@ -113,18 +113,18 @@ def evaluated(
     tmp_path: Path,
     chosen: Protocol = MOGE,
     setup: InferenceOptions = PLAIN,
-    told: list[str] | None = None,
+    lines: list[str] | None = None,
 ):
     generator, frames = Known(), opened_benchmark()
     kept = PredictionStore(tmp_path, prediction_identity(generator, frames, setup), R)
-    tell = (lambda line: None) if told is None else told.append
-    scores = evaluate_benchmark(generator, frames, chosen, setup, store=kept, log=tell)
+    log = ([] if lines is None else lines).append
+    scores = evaluate_benchmark(generator, frames, chosen, setup, store=kept, log=log)
     return scores, generator, frames, kept
 
 
 def test_every_frame_is_predicted_once_and_scored_in_its_view(tmp_path: Path):
-    told: list[str] = []
-    scores, generator, frames, kept = evaluated(tmp_path, told=told)
+    lines: list[str] = []
+    scores, generator, frames, kept = evaluated(tmp_path, lines=lines)
     assert sorted(frames._layout.reads) == list(range(7))
     assert [i for call in generator.calls for i in dict.fromkeys(call[0])] == list(range(7))
     assert (
@@ -141,7 +141,7 @@ def test_every_frame_is_predicted_once_and_scored_in_its_view(tmp_path: Path):
         assert float(scores.per_image.absrel[i]) == pytest.approx(
             float(expected.absrel[0]), rel=1e-6
         )
-    assert told[-1].startswith("NYUv2  7/7") and "predicted 7" in told[-1]
+    assert lines[-1].startswith("NYUv2  7/7") and "predicted 7" in lines[-1]
 
 
 def test_second_protocol_reuses_predictions(tmp_path: Path):
@@ -177,7 +177,7 @@ def test_samples_are_ensembled_with_uncertainty(tmp_path: Path):
     assert [call[1] for call in generator.calls[:4]] == [0, 1, 2, 3]
     both = kept.get(0)
     members = np.stack(
-        [np.random.default_rng([0, draw, 0]).uniform(1, 2, (R, R)) for draw in range(4)]
+        [np.random.default_rng([0, sample, 0]).uniform(1, 2, (R, R)) for sample in range(4)]
     )
     expected = benchmark.ensemble(members, "scale")
     assert both is not None
@@ -281,18 +281,18 @@ def test_run_writes_json_markdown_sheet_and_predictions(tmp_path: Path, generato
     out, lines = tmp_path / "out", []
     options = InferenceOptions(samples=2)
     run = partial(run_benchmarks, generator, opened, step="6", out=out, log=lines.append)
-    (told,) = run(MOGE, options)
-    assert (told["images"], told["skipped"], told["title"]) == (2, 1, "Spring")
+    (result,) = run(MOGE, options)
+    assert (result["images"], result["skipped"], result["title"]) == (2, 1, "Spring")
     (stored,) = out.glob("spring_moge-affine_*.json")
-    assert json.loads(stored.read_text()) == json.loads(json.dumps(told))
+    assert json.loads(stored.read_text()) == json.loads(json.dumps(result))
     assert stored.with_suffix(".md").read_text().startswith("# Spring: image to depth\n")
     with Image.open(stored.with_suffix(".png")) as sheet:
         assert sheet.size[1] > 2 * 192
-    assert len(list((out / "predictions" / told["predictions_digest"]).glob("*.npy"))) == 3
+    assert len(list((out / "predictions" / result["predictions_digest"]).glob("*.npy"))) == 3
 
     (again,) = run(get_protocol("moge", "scale"), options)
     assert (
-        again["predictions_digest"] == told["predictions_digest"]
+        again["predictions_digest"] == result["predictions_digest"]
         and len(list(out.glob("*.json"))) == 2
     )
     assert "predicted 0" in [line for line in lines if line.startswith("Spring")][-1]
@@ -316,11 +316,11 @@ def test_frame_scores_alike_in_a_user_list(tmp_path: Path, generator: Generator)
 
 
 @pytest.mark.parametrize(
-    "names, told",
+    "names, message",
     [("", "names no set"), ("spring,spring", "one twice"), ("spring,nyuv2", "for a single set")],
 )
-def test_invalid_benchmark_lists_are_refused(tmp_path: Path, names: str, told: str):
-    with pytest.raises(UserError, match=told):
+def test_invalid_benchmark_lists_are_refused(tmp_path: Path, names: str, message: str):
+    with pytest.raises(UserError, match=message):
         open_benchmarks(names, tmp_path, tmp_path / "list.txt")
 
 

@@ -18,7 +18,7 @@ from modality_forcing.synthetic.source import Scenes
 
 
 def speck(rgb, pixels=8, size=32):
-    """A picture of light gray with a few pixels of a color given in [0, 1]."""
+    """An image of light gray with a few pixels of a color given in [0, 1]."""
     image = np.full((size * size, 3), 150, np.uint8)
     image[:pixels] = np.rint(255 * np.array(rgb))
     return image.reshape(size, size, 3)

@@ -23,9 +23,9 @@ from modality_forcing.viz.images import png_bytes, save_depth
 
 SIDE = 8
 NAMES = ["d2i/0000", "d2i/0001"]
-DRAW = np.random.default_rng(0)
-PICTURES = DRAW.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
-MAPS = DRAW.uniform(0.5, 9, (2, SIDE, SIDE)).astype(np.float32)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (2, SIDE, SIDE, 3), np.uint8)
+MAPS = RNG.uniform(0.5, 9, (2, SIDE, SIDE)).astype(np.float32)
 
 
 @pytest.fixture
@@ -59,21 +59,21 @@ def write_npy(path: Path, array: np.ndarray) -> None:
     np.save(path, array)
 
 
-def refused(told: str, work) -> None:
-    with pytest.raises(UserError, match=told) as caught:
+def refused(message: str, work) -> None:
+    with pytest.raises(UserError, match=message) as caught:
         work()
     assert "\n" not in str(caught.value)
 
 
 def test_maps_are_read_by_name_up_to_scale(folder):
-    depth, known = from_folder(folder)(PICTURES, NAMES)
+    depth, known = from_folder(folder)(IMAGES, NAMES)
     assert depth.shape == known.shape == (2, SIDE, SIDE) and known.all()
     np.testing.assert_array_equal(depth[0], MAPS[0])
     scale = (
         depth[1] / MAPS[1]
     )  # counts of a PNG have a unit of their own, which alignment takes out
     assert np.ptp(scale) / scale.mean() < 1e-3
-    turned, _ = from_folder(folder)(PICTURES[::-1], NAMES[::-1])
+    turned, _ = from_folder(folder)(IMAGES[::-1], NAMES[::-1])
     np.testing.assert_array_equal(turned[1], MAPS[0])
 
 
@@ -81,7 +81,7 @@ def test_nan_and_zero_are_invalid(folder):
     holes = np.where(np.eye(SIDE, dtype=bool), np.nan, MAPS[0])
     holes[0, 1] = 0
     write_npy(folder / "d2i" / "0000.npy", holes)
-    depth, known = from_folder(folder)(PICTURES, NAMES)
+    depth, known = from_folder(folder)(IMAGES, NAMES)
     expected = ~np.eye(SIDE, dtype=bool)
     expected[0, 1] = False
     np.testing.assert_array_equal(known[0], expected)
@@ -91,20 +91,20 @@ def test_nan_and_zero_are_invalid(folder):
 def test_maps_of_other_sizes_are_sampled_and_never_interpolated(folder):
     write_npy(folder / "d2i" / "0000.npy", np.kron(MAPS[0], np.ones((3, 3), np.float32)))
     write_npy(folder / "d2i" / "0001.npy", MAPS[1][::2, ::2])
-    depth, known = from_folder(folder)(PICTURES, NAMES)
+    depth, known = from_folder(folder)(IMAGES, NAMES)
     np.testing.assert_array_equal(depth[0], MAPS[0])
     np.testing.assert_array_equal(depth[1], np.kron(MAPS[1][::2, ::2], np.ones((2, 2), np.float32)))
     assert known.all()
 
 
 @pytest.mark.parametrize(
-    "case, told",
+    "case, message",
     [
         (
             "missing",
             r"1 of 2 maps are missing, the first is d2i/0001.npy \(or .png of 16 bits\); write the",
         ),
-        ("picture", "1 of 2 maps are missing, the first is d2i/0001"),
+        ("image", "1 of 2 maps are missing, the first is d2i/0001"),
         (
             "aspect",
             "0000.npy: has 8 x 10 pixels for an image of 8 x 8; give depth of the whole image",
@@ -116,7 +116,7 @@ def test_maps_of_other_sizes_are_sampled_and_never_interpolated(folder):
         ("damaged", "0001.png: cannot be read as a depth map"),
     ],
 )
-def test_invalid_maps_are_reported_in_one_line(folder, case, told):
+def test_invalid_maps_are_reported_in_one_line(folder, case, message):
     first, second = folder / "d2i" / "0000.npy", folder / "d2i" / "0001.png"
     bad = {
         "aspect": np.ones((8, 10)),
@@ -126,28 +126,28 @@ def test_invalid_maps_are_reported_in_one_line(folder, case, told):
     }
     if case == "missing":
         second.unlink()
-    elif case == "picture":
-        Image.fromarray(PICTURES[1]).save(second)
+    elif case == "image":
+        Image.fromarray(IMAGES[1]).save(second)
     elif case == "damaged":
         second.write_bytes(second.read_bytes()[:60])
     else:
         write_npy(first, bad.get(case, np.array([["a"]])))
-    refused(told, lambda: from_folder(folder)(PICTURES, NAMES))
+    refused(message, lambda: from_folder(folder)(IMAGES, NAMES))
 
 
 def test_maps_of_other_images_are_refused(tmp_path):
-    for name, picture, depth in zip(NAMES, PICTURES, MAPS, strict=True):
-        write_file(tmp_path / f"{name}.png", png_bytes(picture))
+    for name, image, depth in zip(NAMES, IMAGES, MAPS, strict=True):
+        write_file(tmp_path / f"{name}.png", png_bytes(image))
         write_npy(tmp_path / f"{name}.npy", depth)
     estimator = from_folder(tmp_path)
-    rounded = np.clip(PICTURES.astype(int) + DRAW.integers(-1, 2, PICTURES.shape), 0, 255).astype(
+    rounded = np.clip(IMAGES.astype(int) + RNG.integers(-1, 2, IMAGES.shape), 0, 255).astype(
         np.uint8
     )
-    for same in (PICTURES, rounded):
+    for same in (IMAGES, rounded):
         np.testing.assert_array_equal(estimator(same, NAMES)[0], MAPS)
-    told = "0000.png: differs from this checkpoint's image; write the images again"
-    refused(told, lambda: estimator(PICTURES[::-1], NAMES))
-    refused(told, lambda: estimator(np.zeros((2, 16, 16, 3), np.uint8), NAMES))
+    message = "0000.png: differs from this checkpoint's image; write the images again"
+    refused(message, lambda: estimator(IMAGES[::-1], NAMES))
+    refused(message, lambda: estimator(np.zeros((2, 16, 16, 3), np.uint8), NAMES))
 
 
 def test_fingerprint_depends_on_the_named_maps_only(folder):
@@ -167,10 +167,10 @@ def test_function_is_called_in_batches(module):
         "    return x[..., 0] + 1.0\n"
     )
     estimator = from_callable(f"{name}:near")
-    many = np.broadcast_to(PICTURES[:1], (BATCH_SIZE + 3, SIDE, SIDE, 3))
+    many = np.broadcast_to(IMAGES[:1], (BATCH_SIZE + 3, SIDE, SIDE, 3))
     depth, known = estimator(many, [""] * len(many))
     assert sys.modules[name].sizes == [(BATCH_SIZE, SIDE, SIDE, 3), (3, SIDE, SIDE, 3)]
-    expected = PICTURES[0, ..., 0] + 1.0
+    expected = IMAGES[0, ..., 0] + 1.0
     expected[0] = 1
     assert depth.dtype == np.float32 and known.all()
     np.testing.assert_array_equal(depth, np.broadcast_to(expected, depth.shape).astype(np.float32))
@@ -185,16 +185,16 @@ def test_maps_of_a_function_are_read_like_files(module):
         "    def predict(x):\n        return np.ones(x.shape[:3], int)\n"
     )
     name = module(body)
-    depth, known = from_callable(f"{name}:larger")(PICTURES, NAMES)
+    depth, known = from_callable(f"{name}:larger")(IMAGES, NAMES)
     expected = np.ones((2, SIDE, SIDE), bool)
     expected[:, 0] = expected[:, :, 0] = False
     np.testing.assert_array_equal(known, expected)
     np.testing.assert_array_equal(depth, 2.0 * expected)
-    assert from_callable(f"{name}:Model.predict")(PICTURES, NAMES)[0].dtype == np.float32
+    assert from_callable(f"{name}:Model.predict")(IMAGES, NAMES)[0].dtype == np.float32
 
 
 @pytest.mark.parametrize(
-    "answer, told",
+    "answer, message",
     [
         ("x[..., 0]", "a map has no valid depth"),
         ("-np.ones(x.shape[:3])", r"depth has negative values \(down to -1\)"),
@@ -211,10 +211,10 @@ def test_maps_of_a_function_are_read_like_files(module):
         ("open('/nowhere\\n/at all')", "failed .FileNotFoundError"),
     ],
 )
-def test_failing_function_is_reported_in_one_line(module, answer, told):
+def test_failing_function_is_reported_in_one_line(module, answer, message):
     name = module(f"def depth(x):\n    return {answer}\n")
-    black = PICTURES * 0 if answer == "x[..., 0]" else PICTURES
-    refused(f"^{name}:depth: .*{told}", lambda: from_callable(f"{name}:depth")(black, NAMES))
+    black = IMAGES * 0 if answer == "x[..., 0]" else IMAGES
+    refused(f"^{name}:depth: .*{message}", lambda: from_callable(f"{name}:depth")(black, NAMES))
 
 
 def test_missing_function_is_reported_in_one_line(module):

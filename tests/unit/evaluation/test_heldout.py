@@ -52,8 +52,8 @@ class Judge:
             raise UserError(f"{self.missing} is missing")
         return ""
 
-    def __call__(self, pictures, names):
-        self.asked.append((pictures, names))
+    def __call__(self, images, names):
+        self.asked.append((images, names))
         return self.depth, self.known
 
 
@@ -148,8 +148,8 @@ def test_external_estimator_replaces_the_model(evaluator: Evaluator):
     )
     assert {call.task for call in known.calls} == {"joint", "d2i"}
     np.testing.assert_array_equal(made["reestimated"], judge.depth)
-    for (pictures, names), folder in zip(judge.asked, ("joint_log2alpha+3", "d2i"), strict=True):
-        np.testing.assert_array_equal(pictures, data.image)
+    for (images, names), folder in zip(judge.asked, ("joint_log2alpha+3", "d2i"), strict=True):
+        np.testing.assert_array_equal(images, data.image)
         assert names == [f"{folder}/{i:04d}" for i in range(7)]
 
 
@@ -181,7 +181,7 @@ def test_image_sets_have_distinct_names():
 
 
 def test_saved_images_are_reproduced_and_their_maps_read(tmp_path):
-    """The workflow with a program of its own: pictures out, maps beside them, scores."""
+    """The workflow with a program of its own: images out, maps beside them, scores."""
     generator = Generator(config(), tiny.network(config())[1])
     first = Evaluator(config(), save_images=tmp_path / "a")
     own, _ = first.d2i(generator)

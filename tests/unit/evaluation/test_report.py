@@ -58,12 +58,14 @@ def result(
 
 
 def test_json_has_a_row_per_image_and_the_mean_of_scored_ones():
-    told = json.loads(json.dumps(result(), allow_nan=False))
-    assert (told["images"], told["skipped"]) == (2, 1)
-    assert told["absrel"] == np.float32([0.1, 0.3]).mean(dtype="f8")
-    assert [row["name"] for row in told["rows"]] == ["a", "b", "c"]
-    assert told["rows"][1]["absrel"] is None and told["rows"][2]["valid_pixels"] == 7
-    assert set(METRICS) <= set(told["rows"][0]) and Protocol.from_dict(told["protocol"]) == MOGE
+    written = json.loads(json.dumps(result(), allow_nan=False))
+    assert (written["images"], written["skipped"]) == (2, 1)
+    assert written["absrel"] == np.float32([0.1, 0.3]).mean(dtype="f8")
+    assert [row["name"] for row in written["rows"]] == ["a", "b", "c"]
+    assert written["rows"][1]["absrel"] is None and written["rows"][2]["valid_pixels"] == 7
+    assert (
+        set(METRICS) <= set(written["rows"][0]) and Protocol.from_dict(written["protocol"]) == MOGE
+    )
 
 
 def test_settings_line_is_complete():

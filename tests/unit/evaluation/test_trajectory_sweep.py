@@ -52,7 +52,7 @@ class Judge:
     def fingerprint(self, names):
         return self.state
 
-    def __call__(self, pictures, names):
+    def __call__(self, images, names):
         return self.answer, np.broadcast_to(np.arange(16) < 12, self.answer.shape)
 
 
@@ -73,7 +73,7 @@ def evaluator(built: Evaluator) -> Evaluator:
 
 
 def run(evaluator, out, values=VALUES, known=None):
-    """Returns the result, which values were generated, and the lines told."""
+    """Returns the result, which values were generated, and the lines logged."""
     known, lines = known or Known(evaluator), []
     result = trajectory_sweep.run(
         known, evaluator, values, out=out, checkpoint="runs/x", log=lines.append
@@ -99,7 +99,7 @@ def test_values_are_parsed_in_rising_order(text, values):
 
 
 @pytest.mark.parametrize(
-    "text, told",
+    "text, message",
     [
         ("alpha:1..2", "cannot sweep 'alpha'; give log2_alpha:-5..5"),
         ("log2_alpha", "cannot sweep 'log2_alpha'"),
@@ -118,10 +118,10 @@ def test_values_are_parsed_in_rising_order(text, values):
         ("log2_alpha:0..1:1e-300", "has 66 values; ask for at most 65"),
     ],
 )
-def test_invalid_values_are_refused_in_one_line(text, told):
+def test_invalid_values_are_refused_in_one_line(text, message):
     with pytest.raises(UserError) as caught:
         parse_values(text)
-    assert told in str(caught.value) and "\n" not in str(caught.value)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_rows_measure_agreement_of_depth_and_image(evaluator, tmp_path):
@@ -165,11 +165,11 @@ def test_output_files(evaluator, tmp_path):
     }
     text = (tmp_path / "trajectory_sweep.json").read_text()
     assert json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) == result
-    told = (tmp_path / "trajectory_sweep.md").read_text()
+    text = (tmp_path / "trajectory_sweep.md").read_text()
     assert (
-        told == trajectory_sweep.to_markdown(result)
-        and told.count("\n| ") == 4
-        and "the model's own image-to-depth" in told
+        text == trajectory_sweep.to_markdown(result)
+        and text.count("\n| ") == 4
+        and "the model's own image-to-depth" in text
     )
     texts = [
         node.text
@@ -255,7 +255,7 @@ def test_other_estimator_or_state_has_other_rows(evaluator, tmp_path):
 
 def test_save_images_generates_finished_rows_again(evaluator, tmp_path):
     run(evaluator, tmp_path)
-    evaluator.save_images = tmp_path / "pictures"
+    evaluator.save_images = tmp_path / "images"
     assert run(evaluator, tmp_path)[1] == list(VALUES)
     written = {
         str(path.relative_to(evaluator.save_images))
@@ -295,6 +295,6 @@ def test_captions_without_colors_have_no_color_panel(evaluator, tmp_path):
 
 def test_long_captions_and_large_images_fit_the_sheet():
     cells = np.zeros((2, 3, 128, 128, 3), np.uint8)
-    drawn = trajectory_sweep.sample_sheet(["word " * 200, "w" * 500], {0.0: cells, 1.0: cells})
-    assert drawn.shape == (22 + 4 + 6 * 132, 4 + 3 * 132, 3)
-    assert (drawn[:130, :132] > 200).any() and not (drawn[26:, 132 + 4 :][:128, :128]).any()
+    sheet = trajectory_sweep.sample_sheet(["word " * 200, "w" * 500], {0.0: cells, 1.0: cells})
+    assert sheet.shape == (22 + 4 + 6 * 132, 4 + 3 * 132, 3)
+    assert (sheet[:130, :132] > 200).any() and not (sheet[26:, 132 + 4 :][:128, :128]).any()

@@ -15,7 +15,7 @@ from modality_forcing.viz import figures
 from tests import runs
 
 
-def drawn(columns: int = 1):
+def example_figure(columns: int = 1):
     with figures.style():
         figure = figures.new_figure(columns, height=1.5)
         axes = figure.subplots()
@@ -28,8 +28,8 @@ def drawn(columns: int = 1):
 
 def test_equal_figures_give_equal_files(tmp_path):
     first, second = (
-        figures.save(drawn(), tmp_path / "a"),
-        figures.save(drawn(), tmp_path / "b" / "c.d"),
+        figures.save(example_figure(), tmp_path / "a"),
+        figures.save(example_figure(), tmp_path / "b" / "c.d"),
     )
     assert [path.name for path in first + second] == ["a.png", "a.svg", "c.d.png", "c.d.svg"]
     for a, b in zip(first, second, strict=True):
@@ -38,7 +38,7 @@ def test_equal_figures_give_equal_files(tmp_path):
 
 @pytest.mark.parametrize("columns", [1, 2])
 def test_figure_width_is_the_column_width(tmp_path, columns):
-    png, svg = figures.save(drawn(columns), tmp_path / "a")
+    png, svg = figures.save(example_figure(columns), tmp_path / "a")
     with Image.open(png) as opened:
         assert opened.size == (round(300 * figures.WIDTH[columns]), 450)
         assert np.allclose(opened.info["dpi"], 300, atol=0.1)
@@ -49,7 +49,7 @@ def test_figure_width_is_the_column_width(tmp_path, columns):
 
 
 def test_svg_has_searchable_text(tmp_path):
-    _, svg = figures.save(drawn(), tmp_path / "a")
+    _, svg = figures.save(example_figure(), tmp_path / "a")
     texts = [node.text for node in ElementTree.parse(svg).iter() if node.tag.endswith("}text")]
     assert "depth first ← log₂ α → image first" in texts and "a line" in texts
     assert "<dc:date>" not in svg.read_text()
@@ -58,12 +58,14 @@ def test_svg_has_searchable_text(tmp_path):
 def test_style_is_independent_of_rcparams(tmp_path):
     import matplotlib
 
-    plain = [path.read_bytes() for path in figures.save(drawn(), tmp_path / "a")]
+    plain = [path.read_bytes() for path in figures.save(example_figure(), tmp_path / "a")]
     with matplotlib.rc_context(
         {"axes.facecolor": "black", "font.size": 20, "savefig.bbox": "tight", "svg.hashsalt": None}
     ):
         before = dict(matplotlib.rcParams)
-        assert [path.read_bytes() for path in figures.save(drawn(), tmp_path / "b")] == plain
+        assert [
+            path.read_bytes() for path in figures.save(example_figure(), tmp_path / "b")
+        ] == plain
         assert dict(matplotlib.rcParams) == before
 
 
@@ -84,11 +86,11 @@ def test_matplotlib_is_imported_lazily_and_pyplot_never(tmp_path):
 def test_unwritable_file_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        figures.save(drawn(), tmp_path / "file" / "a")
+        figures.save(example_figure(), tmp_path / "file" / "a")
 
 
 @pytest.mark.parametrize(
-    "n, told",
+    "n, expected",
     [
         (0, "0"),
         (950, "950"),
@@ -99,5 +101,5 @@ def test_unwritable_file_is_a_user_error(tmp_path):
         (5e22, "5e+22"),
     ],
 )
-def test_format_count(n, told):
-    assert figures.format_count(n) == told
+def test_format_count(n, expected):
+    assert figures.format_count(n) == expected

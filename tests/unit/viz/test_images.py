@@ -132,10 +132,10 @@ def test_grid_places_images_row_by_row():
 
 def test_labels_head_their_columns_and_move_nothing_else():
     cells = [[np.full((20, 90, 3), 50, np.uint8)] * 2]
-    plain, labelled = grid(cells), grid(cells, labels=["picture", ""])
-    head = len(labelled) - len(plain)
-    np.testing.assert_array_equal(labelled[head:], plain)
-    inked = np.any(labelled[:head] != labelled[0, 0], axis=(0, 2))
+    plain, labeled = grid(cells), grid(cells, labels=["image", ""])
+    head = len(labeled) - len(plain)
+    np.testing.assert_array_equal(labeled[head:], plain)
+    inked = np.any(labeled[:head] != labeled[0, 0], axis=(0, 2))
     assert inked[:94].any()
     assert not inked[94:].any()
 
@@ -172,7 +172,7 @@ def test_depth_png_is_within_half_a_scale_and_keeps_the_mask(tmp_path_factory, d
 def test_all_depth_files_agree(tmp_path):
     depth = ramp()
     depth[0, 0], depth[1, 1] = np.nan, -2
-    paths = save_depth(tmp_path / "new" / "my.depth", depth, unit="metre")
+    paths = save_depth(tmp_path / "new" / "my.depth", depth, unit="meter")
     assert [path.name for path in paths] == [
         "my.depth.npy",
         "my.depth.png",
@@ -185,9 +185,9 @@ def test_all_depth_files_agree(tmp_path):
     assert np.isnan(array[0, 0]) and np.isnan(array[1, 1]) and np.isnan(array).sum() == 2
     loaded, known, scale = load_depth_png(paths[1])
     np.testing.assert_array_equal(known, ~np.isnan(array))
-    assert json.loads(paths[2].read_text()) == {"scale": scale, "unit": "metre", "invalid": 0}
+    assert json.loads(paths[2].read_text()) == {"scale": scale, "unit": "meter", "invalid": 0}
     with Image.open(paths[1]) as opened:
-        assert opened.info["unit"] == "metre"
+        assert opened.info["unit"] == "meter"
         assert opened.mode.startswith("I")
     np.testing.assert_array_equal(np.asarray(Image.open(paths[3])), colorize_disparity(depth))
     np.testing.assert_allclose(loaded[known], array[known], atol=scale / 2 * 1.01)
@@ -208,8 +208,8 @@ def test_unwritable_folder_is_a_user_error(tmp_path):
 
 
 def test_images_round_to_bytes():
-    told = to_u8(np.array([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0]))
-    assert told.dtype == np.uint8 and told.tolist() == [0, 0, 0, 1, 255, 255]
+    pixels = to_u8(np.array([-1.0, 0.0, 0.4999 / 255, 0.5001 / 255, 1.0, 2.0]))
+    assert pixels.dtype == np.uint8 and pixels.tolist() == [0, 0, 0, 1, 255, 255]
 
 
 def test_colorize_clips_to_limits_and_grays_invalid_values():
@@ -224,9 +224,13 @@ def test_colorize_clips_to_limits_and_grays_invalid_values():
 
 def test_caption_covers_the_lower_edge_only():
     image = np.full((64, 96, 3), 200, np.uint8)
-    told = add_caption(image, "best 3: AbsRel 0.051")
-    np.testing.assert_array_equal(told[:46], image[:46])
-    assert (told[48:] != 200).any() and len(np.unique(told[48:])) > 3 and (image == 200).all()
+    captioned = add_caption(image, "best 3: AbsRel 0.051")
+    np.testing.assert_array_equal(captioned[:46], image[:46])
+    assert (
+        (captioned[48:] != 200).any()
+        and len(np.unique(captioned[48:])) > 3
+        and (image == 200).all()
+    )
 
 
 def test_other_colormaps_can_be_chosen():

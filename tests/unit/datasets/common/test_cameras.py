@@ -58,7 +58,7 @@ def ahead(directions: np.ndarray) -> np.ndarray:
 
 
 @each_lens
-def test_every_pixel_comes_back(name: str):
+def test_every_pixel_round_trips(name: str):
     pixels = pixel_grid(SIZE).reshape(-1, 2)
     again, ok = camera(name).project(7 * ahead(camera(name).unproject(pixels)))
     assert ok.all()
@@ -67,7 +67,7 @@ def test_every_pixel_comes_back(name: str):
 
 @each_lens
 @given(st.floats(-0.6, 0.6), st.floats(-0.4, 0.4), st.floats(0.1, 200))
-def test_a_point_comes_back(name: str, x: float, y: float, z: float):
+def test_points_round_trip(name: str, x: float, y: float, z: float):
     pixels, ok = camera(name).project(np.array([[x * z, y * z, z]]))
     assert ok.all()
     np.testing.assert_allclose(camera(name).unproject(pixels), [[x, y]], atol=1e-8)
@@ -77,7 +77,7 @@ def test_a_point_comes_back(name: str, x: float, y: float, z: float):
 POINTS = np.array([[0.3, -0.2, 1.0], [-0.6, 0.4, 1.5], [0.05, 0.9, 2.0]])
 
 
-def test_brown_is_opencvs():
+def test_brown_model_equals_opencv():
     brown = Camera("brown", (720, 1280), 700, 710, 639.5, 359.5, LENSES["brown"][1])
     expected = [
         [841.6173063, 222.79943574],
@@ -87,7 +87,7 @@ def test_brown_is_opencvs():
     np.testing.assert_allclose(brown.project(POINTS)[0], expected, atol=1e-7)
 
 
-def test_fisheye_is_opencvs():
+def test_fisheye_model_equals_opencv():
     fisheye = Camera(
         "opencv_fisheye", (720, 1280), 400, 410, 639.5, 359.5, LENSES["opencv_fisheye"][1]
     )
@@ -99,7 +99,7 @@ def test_fisheye_is_opencvs():
     np.testing.assert_allclose(fisheye.project(POINTS)[0], expected, atol=1e-7)
 
 
-def test_thin_prism_fisheye_is_as_written_down():
+def test_thin_prism_fisheye_equals_its_formula():
     k1, k2, p1, p2, k3, k4, sx, sy = terms = (0.22, 0.17, -0.04, 0.03, 0.01, 0.09, -0.02, 0.05)
     x, y = 0.5, -0.3
     theta, r = np.arctan(np.hypot(x, y)), np.hypot(x, y)
@@ -114,7 +114,7 @@ def test_thin_prism_fisheye_is_as_written_down():
     np.testing.assert_allclose(got, [[50 * (u + du) + 30, 60 * (v + dv) + 20]])
 
 
-def test_fisheye624_is_as_written_down():
+def test_fisheye624_equals_its_formula():
     terms = (0.1, -0.2, 0.05, 0.03, -0.02, 0.01, 0.04, -0.03, 0.02, 0.01, -0.05, 0.06)
     k, p0, p1, (s0, s1, s2, s3) = terms[:6], terms[6], terms[7], terms[8:]
     x, y = -0.4, 0.7
@@ -128,7 +128,7 @@ def test_fisheye624_is_as_written_down():
     np.testing.assert_allclose(got, [[50 * u_p + 30, 60 * v_p + 20]])
 
 
-def test_points_behind_and_beyond_the_fold_are_not_meant():
+def test_points_behind_the_camera_or_beyond_the_fold_are_invalid():
     folding = Camera(
         "radial", SIZE, 50, 50, 31.5, 23.5, (-0.3,)
     )  # r - 0.3 r^3 turns at r = 1.054, where it is 0.703
@@ -142,7 +142,7 @@ def test_points_behind_and_beyond_the_fold_are_not_meant():
     assert np.isfinite(seen[0]).all() and np.isnan(seen[1]).all()
 
 
-def test_a_fisheye_sees_up_to_its_side():
+def test_fisheye_projects_up_to_90_degrees():
     fisheye = Camera("opencv_fisheye", SIZE, 20, 20, 31.5, 23.5, (0.0, 0.0, 0.0, 0.0))
     wide = np.radians(80)
     pixels, ok = fisheye.project(np.array([[np.sin(wide), 0, np.cos(wide)], [1, 0, -0.2]]))
@@ -152,7 +152,7 @@ def test_a_fisheye_sees_up_to_its_side():
 
 
 def wave(directions: np.ndarray) -> np.ndarray:
-    """A smooth picture painted on the plane at distance 1, [... 3] of [... 2]."""
+    """A smooth image painted on the plane at distance 1, [... 3] of [... 2]."""
     x, y = directions[..., 0], directions[..., 1]
     return np.stack(
         [127 + 100 * np.sin(6 * x), 127 + 100 * np.cos(5 * y), 127 + 90 * np.sin(4 * (x + y))],
@@ -161,7 +161,7 @@ def wave(directions: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["RADIAL", "brown", "opencv_fisheye", "ETH3D's", "Aria's"])
-def test_a_picture_comes_out_straight(name: str):
+def test_undistorted_image_equals_the_pinhole_view(name: str):
     lens = camera(name)
     directions = lens.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
     image = np.rint(wave(directions)).astype(np.uint8)
@@ -170,20 +170,20 @@ def test_a_picture_comes_out_straight(name: str):
     valid[20:24, 30:36] = False
     straight = pinhole_like(lens, filled=True)
     assert straight.is_pinhole and straight.size == SIZE
-    picture, z, known = undistort(image, depth, valid, lens, to=straight)
+    straight_image, z, known = undistort(image, depth, valid, lens, to=straight)
     expected = straight.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
-    assert np.abs(picture - wave(expected)).max() < 4
+    assert np.abs(straight_image - wave(expected)).max() < 4
     assert 0.97 < known.mean() < 1 and (z[~known] == 0).all()
     assert np.isin(z[known], depth[valid]).all()
     assert np.abs(z - (2 + expected[..., 0]))[known].max() < 0.02  # a little more than half a pixel
-    assert picture.dtype == np.uint8 and z.dtype == np.float32 and known.dtype == np.bool_
+    assert straight_image.dtype == np.uint8 and z.dtype == np.float32 and known.dtype == np.bool_
 
 
-def test_beyond_the_picture_is_black():
+def test_pixels_beyond_the_image_are_black():
     lens = camera("RADIAL")
     straight = pinhole_like(lens, size=(30, 80), focal=25)
     assert (straight.cx, straight.cy, straight.fx, straight.fy) == (39.5, 14.5, 25, 25)
-    picture, _, known = undistort(
+    straight_image, _, known = undistort(
         np.full((*SIZE, 3), 200, np.uint8),
         np.ones(SIZE, np.float32),
         np.ones(SIZE, bool),
@@ -191,23 +191,23 @@ def test_beyond_the_picture_is_black():
         to=straight,
     )
     assert known.shape == (30, 80) and known[15, 40] and not known[:, 0].any()
-    assert (picture[known] == 200).all() and (picture[~known] == 0).all()
+    assert (straight_image[known] == 200).all() and (straight_image[~known] == 0).all()
 
 
-def test_a_straight_camera_changes_nothing():
+def test_undistortion_without_distortion_is_the_identity():
     rng = np.random.default_rng(0)
     image, depth = rng.integers(0, 256, (*SIZE, 3), np.uint8), rng.random(SIZE, np.float32)
     valid = rng.random(SIZE) < 0.5
     lens = camera("pinhole")
-    picture, z, known = undistort(image, depth, valid, lens, to=pinhole_like(lens))
-    np.testing.assert_array_equal(picture, image)
+    straight_image, z, known = undistort(image, depth, valid, lens, to=pinhole_like(lens))
+    np.testing.assert_array_equal(straight_image, image)
     np.testing.assert_array_equal(known, valid)
     np.testing.assert_array_equal(z, np.where(valid, depth, 0))
     with pytest.raises(ValueError, match="for a camera of"):
         undistort(image, depth[1:], valid[1:], lens, to=lens)
 
 
-def test_distance_along_the_ray_becomes_depth():
+def test_ray_distance_becomes_depth():
     lens = Camera("pinhole", (3, 5), 2, 2, 2, 1)
     z = z_from_range(np.full((3, 5), 3, np.float32), lens)
     rows, columns = np.mgrid[:3, :5]
@@ -218,19 +218,19 @@ def test_distance_along_the_ray_becomes_depth():
 
 
 @each_lens
-def test_distance_to_a_wall_is_its_depth(name: str):
+def test_ray_distance_to_a_wall_becomes_constant_depth(name: str):
     directions = camera(name).unproject(pixel_grid(SIZE).reshape(-1, 2))
     distance = 4 * np.linalg.norm(ahead(directions), axis=1).reshape(SIZE)
     np.testing.assert_allclose(z_from_range(distance, camera(name)), 4, rtol=1e-6)
 
 
-def test_a_fisheye_has_no_depth_in_its_corners():
+def test_corners_of_a_fisheye_have_no_depth():
     fisheye = Camera("opencv_fisheye", SIZE, 20, 20, 31.5, 23.5, (0.0, 0.0, 0.0, 0.0))
     z = z_from_range(np.ones(SIZE, np.float32), fisheye)
     assert np.isnan(z[0, 0]) and abs(z[23, 31] - 1) < 1e-3
 
 
-def test_the_matrix_is_a_records():
+def test_matrix_is_normalized_intrinsics():
     matrix = camera("pinhole").matrix
     assert matrix.dtype == np.float32
     np.testing.assert_allclose(matrix, [[50, 0, 31], [0, 55, 24.5], [0, 0, 1]])
@@ -238,7 +238,7 @@ def test_the_matrix_is_a_records():
     assert Camera("brown", SIZE, 50, 50, 31, 24, (0.0, 0.0, 0.0, 0.0)).is_pinhole
 
 
-def test_wrong_numbers_are_refused():
+def test_invalid_numbers_are_refused():
     with pytest.raises(ValueError, match="3 distortion terms"):
         Camera("brown", SIZE, 50, 50, 31, 24, (0.1, 0.1, 0.1))
     with pytest.raises(ValueError, match="out of range"):

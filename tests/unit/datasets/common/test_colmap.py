@@ -75,7 +75,7 @@ def model(request, tmp_path: Path) -> Model3D:
     return read_model(request.param(tmp_path / "model"))
 
 
-def test_cameras_count_from_the_centre_of_the_first_pixel(model: Model3D):
+def test_principal_point_is_relative_to_the_center_of_the_first_pixel(model: Model3D):
     radial, straight = model.cameras[1], model.cameras[7]
     assert (radial.model, radial.size, radial.distortion) == ("radial", (40, 60), (-0.05,))
     np.testing.assert_array_equal(radial.matrix, [[50, 0, 29.5], [0, 50, 19.5], [0, 0, 1]])
@@ -83,7 +83,7 @@ def test_cameras_count_from_the_centre_of_the_first_pixel(model: Model3D):
     np.testing.assert_array_equal(straight.matrix, [[50, 0, 30], [0, 51, 20], [0, 0, 1]])
 
 
-def test_images_by_name_with_the_points_they_saw(model: Model3D):
+def test_images_are_read_by_name_with_their_points(model: Model3D):
     assert [image.name for image in model.images] == ["a.jpg", "a/d.jpg", "b c.jpg"]
     one, none, two = model.images
     assert (one.points.tolist(), none.points.tolist(), two.points.tolist()) == ([12], [], [11, 12])
@@ -93,7 +93,7 @@ def test_images_by_name_with_the_points_they_saw(model: Model3D):
     np.testing.assert_array_equal(none.rotation, np.eye(3))
 
 
-def test_points_in_the_axes_of_an_image(model: Model3D):
+def test_points_are_transformed_to_camera_axes(model: Model3D):
     two = model.images[2]
     points, pixels, miss = model.depths(two)
     np.testing.assert_allclose(points, [[2.5, 0.75, 3.5], [6.5, 0.25, 5]], atol=1e-12)
@@ -105,7 +105,7 @@ def test_points_in_the_axes_of_an_image(model: Model3D):
     assert points.shape == (0, 3) and pixels.shape == (0, 2) and miss.shape == (0,)
 
 
-def test_points_behind_and_points_that_are_gone(tmp_path: Path):
+def test_points_behind_the_camera_and_deleted_points_are_dropped(tmp_path: Path):
     folder = text(tmp_path)
     layouts.text(folder / "points3D.txt", "12 0 0 -6 0 0 0 0.5 2 2 1 0\n")
     model = read_model(folder)
@@ -133,7 +133,7 @@ def test_points_behind_and_points_that_are_gone(tmp_path: Path):
         ),
     ],
 )
-def test_models_of_cameras(tmp_path: Path, line: str, model: str, distortion: tuple):
+def test_every_camera_model_is_read(tmp_path: Path, line: str, model: str, distortion: tuple):
     camera = read_cameras(layouts.text(tmp_path / "cameras.txt", line + "\n"))[1]
     assert (camera.model, camera.distortion, camera.cx, camera.cy) == (
         model,
@@ -145,7 +145,7 @@ def test_models_of_cameras(tmp_path: Path, line: str, model: str, distortion: tu
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "message"),
     [
         ("1 FOV 60 40 50 51 30 20 0.1", "camera model FOV is not known here"),
         (
@@ -158,8 +158,8 @@ def test_models_of_cameras(tmp_path: Path, line: str, model: str, distortion: tu
         ("1 PINHOLE", "cannot be read as COLMAP's cameras"),
     ],
 )
-def test_a_camera_that_is_none_is_told(tmp_path: Path, line: str, told: str):
-    with pytest.raises(UserError, match=f"cameras.txt: {told}"):
+def test_invalid_camera_is_reported(tmp_path: Path, line: str, message: str):
+    with pytest.raises(UserError, match=f"cameras.txt: {message}"):
         read_cameras(layouts.text(tmp_path / "cameras.txt", line + "\n"))
 
 
@@ -168,7 +168,7 @@ def test_a_camera_that_is_none_is_told(tmp_path: Path, line: str, told: str):
 @pytest.mark.parametrize(
     "damage", [b"\xff\x05\x16\x07" * 1024, b"1 2 x y z 3 4 5 6 7 8 9\n1 2\n", "cut"]
 )
-def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, kind: str, damage):
+def test_damaged_file_is_one_line(tmp_path: Path, name: str, kind: str, damage):
     folder = text(tmp_path) if kind == "txt" else binary(tmp_path)
     path = folder / f"{name}.{kind}"
     if damage == "cut" and kind == "txt":
@@ -179,7 +179,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, name: str, kind: str, damage
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_an_image_of_a_camera_that_is_not_there(tmp_path: Path):
+def test_image_of_a_missing_camera_is_reported(tmp_path: Path):
     folder = text(tmp_path)
     layouts.text(folder / "cameras.txt", CAMERAS.replace("7 PINHOLE", "8 PINHOLE"))
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_an_image_of_a_camera_that_is_not_there(tmp_path: Path):
         cameras_of_images(folder)
 
 
-def test_cameras_by_image_without_points(tmp_path: Path):
+def test_cameras_are_read_by_image_without_points(tmp_path: Path):
     folder = text(tmp_path)
     (folder / "points3D.txt").unlink()
     assert {name: camera.model for name, camera in cameras_of_images(folder).items()} == {
@@ -201,13 +201,13 @@ def test_cameras_by_image_without_points(tmp_path: Path):
 
 
 @pytest.mark.parametrize("place", ["sparse/0", "sparse", "dense/sparse", ".", "ground_truth"])
-def test_where_a_model_is_found(tmp_path: Path, place: str):
+def test_model_is_found_in_its_usual_folders(tmp_path: Path, place: str):
     (tmp_path / "a/sparse").mkdir(parents=True)
     text(tmp_path / place)
     assert find_model(tmp_path) == tmp_path / place
 
 
-def test_a_model_is_whole(tmp_path: Path):
+def test_incomplete_model_is_refused(tmp_path: Path):
     folder = text(tmp_path)
     assert format_of(folder) == "txt"
     (folder / "points3D.txt").unlink()

@@ -15,7 +15,7 @@ from modality_forcing.errors import UserError
 RAMP = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
 
 
-def test_a_picture_stays_in_its_raster(tmp_path: Path):
+def test_image_keeps_its_size(tmp_path: Path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by a quarter
     Image.fromarray(RAMP).save(tmp_path / "a.png", exif=exif)
@@ -24,7 +24,7 @@ def test_a_picture_stays_in_its_raster(tmp_path: Path):
     np.testing.assert_array_equal(image, RAMP)
 
 
-def test_a_grey_picture_has_three_channels(tmp_path: Path):
+def test_gray_image_has_three_channels(tmp_path: Path):
     Image.fromarray(RAMP[..., 0]).save(tmp_path / "a.png")
     np.testing.assert_array_equal(
         stored.read_rgb(tmp_path / "a.png"), RAMP[..., :1].repeat(3, axis=2)
@@ -50,7 +50,7 @@ def test_raw_floats_are_little_endian_rows(tmp_path: Path):
     np.testing.assert_array_equal(depth, [[1, 2, 3], [np.inf, -0.5, 0]])
 
 
-def test_a_matrix_of_four_rows_gives_its_upper_left(tmp_path: Path):
+def test_matrix_of_four_rows_gives_its_upper_left(tmp_path: Path):
     (tmp_path / "k.txt").write_text("577.5 0 318.9 0\n0 578.7 242.7 0\n0 0 1 0\n0 0 0 1\n\n")
     np.testing.assert_array_equal(
         stored.read_matrix(tmp_path / "k.txt"), [[577.5, 0, 318.9], [0, 578.7, 242.7], [0, 0, 1]]
@@ -102,7 +102,7 @@ READERS = (stored.read_rgb, stored.read_array, stored.read_matrix, raw_floats)
         (raw_floats, write_text),
     ],
 )
-def test_another_file_is_one_line(
+def test_file_of_another_format_is_one_line(
     tmp_path: Path, read: Callable[[Path], np.ndarray], write: Callable[[Path], None]
 ):
     path = tmp_path / "file"
@@ -112,7 +112,7 @@ def test_another_file_is_one_line(
     assert str(caught.value).startswith(f"{path}: ") and "\n" not in str(caught.value)
 
 
-def test_two_sizes_are_told():
+def test_different_sizes_are_reported():
     with pytest.raises(UserError, match=r"d.png: is 3 x 2 pixels, but its image i.jpg 4 x 2"):
         stored.check_same_size(RAMP, np.zeros((2, 3)), Path("x/i.jpg"), Path("x/d.png"))
     stored.check_same_size(RAMP, np.zeros((2, 4)), Path("i"), Path("d"))

@@ -55,13 +55,13 @@ ITEMS = st.lists(st.one_of(RUN, WORD.map(lambda word: [word])), min_size=1, max_
 
 
 @given(st.lists(st.tuples(WORD, ITEMS), max_size=4))
-def test_a_list_is_read_back(groups: list[tuple[str, list[str]]]):
+def test_written_list_round_trips(groups: list[tuple[str, list[str]]]):
     assert list(read_list(compact(groups))) == [
         prefix + item for prefix, items in groups for item in items
     ]
 
 
-def test_a_list_by_hand():
+def test_hand_written_list_is_read():
     text = "# source\ntest/bathroom/rgb_: 0045 0098-0101\n\neth/DSC_: 1_0 9-9\n"
     frames = [
         "test/bathroom/rgb_0045",
@@ -74,18 +74,18 @@ def test_a_list_by_hand():
     "line",
     ["no items", "prefix:0001", "prefix: ", "prefix: 0005-0003", "prefix: 9-10", "prefix: 01-002"],
 )
-def test_a_line_of_another_form_is_refused(line: str):
+def test_line_of_another_form_is_refused(line: str):
     with pytest.raises(ValueError, match="not "):
         read_list(line)
 
 
-def test_a_plain_list_is_its_lines(tmp_path: Path):
+def test_plain_list_is_read_line_by_line(tmp_path: Path):
     (tmp_path / "names.txt").write_text("# mine\n b/2 \r\n\na/1-3\n")
     assert read_name_list(tmp_path / "names.txt") == ("b/2", "a/1-3")
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "cannot be read"),
         (b"\xff\xfe\x00", "not text in UTF-8"),
@@ -93,11 +93,11 @@ def test_a_plain_list_is_its_lines(tmp_path: Path):
         (b"a\nb\na\n", "'a' twice"),
     ],
 )
-def test_a_wrong_plain_list_is_one_line(tmp_path: Path, content: bytes | None, told: str):
+def test_invalid_plain_list_is_one_line(tmp_path: Path, content: bytes | None, message: str):
     path = tmp_path / "names.txt"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         read_name_list(path)
     assert (
         str(caught.value).startswith(f"{path}: ")

@@ -18,7 +18,7 @@ IMAGE = np.zeros((2, 3, 3), np.uint8)
 K = lazy.pinhole(10, 20, 1, 0.5)
 
 
-def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
+def test_only_finite_positive_valid_depth_is_kept(tmp_path: Path):
     depth = np.array([[1, 0, -1], [np.inf, np.nan, 1e300]])
     record = check(
         make_record(
@@ -39,7 +39,7 @@ def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("depth", "valid", "intrinsics", "told"),
+    ("depth", "valid", "intrinsics", "message"),
     [
         (np.ones((3, 2)), None, None, "image is 3 x 2 pixels and its depth 2 x 3"),
         (np.ones((2, 3)), np.ones((3, 2), bool), None, "image is 3 x 2"),
@@ -49,8 +49,8 @@ def test_a_record_knows_only_what_is_finite_positive_and_meant(tmp_path: Path):
         (np.ones((2, 3)), None, np.zeros((3, 3)), "intrinsics are not those of a camera"),
     ],
 )
-def test_what_makes_no_record_is_told(tmp_path: Path, depth, valid, intrinsics, told: str):
-    with pytest.raises(UserError, match=f"a.png: .*{told}"):
+def test_invalid_arrays_are_reported(tmp_path: Path, depth, valid, intrinsics, message: str):
+    with pytest.raises(UserError, match=f"a.png: .*{message}"):
         make_record(
             DatasetInfo("x", "metric", tmp_path),
             tmp_path / "a.png",
@@ -61,7 +61,7 @@ def test_what_makes_no_record_is_told(tmp_path: Path, depth, valid, intrinsics, 
         )
 
 
-def test_frames_are_read_when_asked_for():
+def test_frames_are_read_lazily():
     read = []
 
     def record(name: str) -> Record:
@@ -86,12 +86,12 @@ def test_listings_have_no_hidden_files(tmp_path: Path):
     assert lazy.glob_paths(tmp_path / "absent", "*.png") == []
 
 
-def test_a_hidden_folder_above_the_root_hides_nothing(tmp_path: Path):
+def test_hidden_folder_above_the_root_hides_nothing(tmp_path: Path):
     layouts.text(tmp_path / ".cache/set/a.png", "")
     assert len(lazy.glob_paths(tmp_path / ".cache/set", "*.png")) == 1
 
 
-def test_lists_of_names(tmp_path: Path):
+def test_name_lists_are_read(tmp_path: Path):
     layouts.text(tmp_path / "second.txt", "b\n\n a \n")
     assert lazy.read_split_list(tmp_path, ["first.txt", "second.txt"], "X", "from there") == [
         "b",
@@ -106,25 +106,25 @@ def test_lists_of_names(tmp_path: Path):
         lazy.read_split_list(tmp_path, ["first.txt"], "X", "from there")
 
 
-def test_tables(tmp_path: Path):
+def test_tables_are_read(tmp_path: Path):
     path = layouts.text(tmp_path / "t.csv", 'id,"x y"\n1,"2, 3"\n4,5\n')
     assert lazy.read_csv(path, ("x y",), "there") == [
         {"id": "1", "x y": "2, 3"},
         {"id": "4", "x y": "5"},
     ]
-    for content, told in (
+    for content, message in (
         ("id\n1\n", "no column x"),
         ("id,x\n", "no column id"),
         ("id,x\n1,2\n3\n", "line 3 is cut short"),
     ):
         layouts.text(path, content)
-        with pytest.raises(UserError, match=f"t.csv: .*{told}"):
+        with pytest.raises(UserError, match=f"t.csv: .*{message}"):
             lazy.read_csv(path, ("id", "x"), "there")
     with pytest.raises(UserError, match="no such file; put it there: of them"):
         lazy.read_csv(tmp_path / "absent.csv", ("id",), "of them")
 
 
-def test_the_closest_in_time_pair_first():
+def test_timestamps_closest_in_time_are_paired_first():
     ours, theirs = [0.0, 1.0, 1.015, 2.0], [0.012, 1.012, 1.9, 2.5]
     # 1.0 is near 1.012 too, but 1.015 is nearer, and 1.9 is too far from 2.0.
     assert lazy.nearest_in_time(ours, theirs, 0.02) == [(0, 0), (2, 1)]
@@ -132,7 +132,7 @@ def test_the_closest_in_time_pair_first():
     assert lazy.nearest_in_time([], theirs, 1) == []
 
 
-def test_coarse_depth_lies_at_single_pixels():
+def test_coarse_depth_is_scattered_to_single_pixels():
     depth = np.array([[1, 2], [3, 0]], np.float32)
     finer = lazy.upsample_sparse(depth, (6, 4))
     assert finer.dtype == np.float32 and np.count_nonzero(finer) == 3
@@ -142,9 +142,9 @@ def test_coarse_depth_lies_at_single_pixels():
         lazy.upsample_sparse(depth, (1, 4))
 
 
-def test_intrinsics_of_another_raster_see_the_same():
+def test_rescaled_intrinsics_see_the_same_rays():
     other = resize.scale_intrinsics(K, (4, 6), (8, 3))
-    # The left edge of the picture, x = -0.5, stays the left edge, and so does the right one.
+    # The left edge of the image, x = -0.5, stays the left edge, and so does the right one.
     for edge, moved in ((-0.5, -0.5), (5.5, 2.5)):
         np.testing.assert_allclose((edge - K[0, 2]) / K[0, 0], (moved - other[0, 2]) / other[0, 0])
     for edge, moved in ((-0.5, -0.5), (3.5, 7.5)):
@@ -152,7 +152,7 @@ def test_intrinsics_of_another_raster_see_the_same():
 
 
 @pytest.mark.parametrize("quarters", [0, 1, 2, 3, 4])
-def test_turned_pixels_look_where_they_did(quarters: int):
+def test_intrinsics_of_rotated_images_keep_the_rays(quarters: int):
     depth = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
     image = np.repeat(depth[..., None], 3, axis=2).astype(np.uint8)
     turned, turned_depth, turned_k = lazy.rot90(image, depth, K, quarters)
@@ -168,7 +168,7 @@ def test_turned_pixels_look_where_they_did(quarters: int):
         np.testing.assert_allclose([new_x, new_y], [x, y], atol=1e-12)
 
 
-def test_pictures_shrink_antialiased():
+def test_images_are_downscaled_with_antialiasing():
     stripes = np.zeros((4, 8, 3), np.uint8)
     stripes[:, ::2] = 255
     assert 100 < resize.downscale_image(stripes, (2, 4)).mean() < 155

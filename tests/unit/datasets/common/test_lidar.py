@@ -26,13 +26,13 @@ def seen_at(pixels: np.ndarray, z: np.ndarray, camera: Camera = CAMERA) -> np.nd
     return np.concatenate([directions, np.ones((len(z), 1))], axis=1) * np.asarray(z)[:, None]
 
 
-def test_points_without_a_place_are_left_out():
+def test_nonfinite_points_are_dropped():
     points = np.array([[1, 2, 3], [np.nan, 2, 3], [1, 2, -np.inf], [4, 5, 6]], np.float32)
     np.testing.assert_array_equal(finite_points(points), points[[0, 3]])
     assert finite_points(points[[0, 3]]).tolist() == [[1, 2, 3], [4, 5, 6]]
 
 
-def test_motion_between_scan_and_picture_is_taken_out():
+def test_motion_between_scan_and_image_is_corrected():
     """A car drives 2 m and turns by 90 degrees, with a camera 1 m ahead of its center."""
     ahead = np.array(
         [[0, 0, 1, 1], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], float
@@ -49,7 +49,7 @@ def test_motion_between_scan_and_picture_is_taken_out():
     np.testing.assert_allclose(to_camera(point, scanned, scanned, ahead), [[-10, -1, 1]], atol=1e-8)
 
 
-def test_points_land_in_their_pixels_and_the_nearest_wins():
+def test_nearest_point_of_a_pixel_is_kept():
     pixels = np.array([[10.0, 20.0], [10.4, 19.6], [9.5, 20.49], [10.5, 20.0], [0, 0], [199, 99]])
     z = np.array([9.0, 4.0, 7.0, 3.0, 5.0, 6.0], np.float32)
     for order in (slice(None), slice(None, None, -1)):
@@ -66,7 +66,7 @@ def test_points_land_in_their_pixels_and_the_nearest_wins():
         assert (depth[~valid] == 0).all()
 
 
-def test_what_the_camera_does_not_see_lands_nowhere():
+def test_points_outside_the_view_are_dropped():
     pixels = np.array([[-0.6, 5], [199.6, 5], [5, -0.6], [5, 99.6], [50, 50], [60, 50]])
     z = np.array([5, 5, 5, 5, -5, 0.4])
     _, valid = project_points(seen_at(pixels, z), CAMERA)
@@ -77,13 +77,13 @@ def test_what_the_camera_does_not_see_lands_nowhere():
     assert not valid.any() and not depth.any()
 
 
-def test_points_beyond_the_fold_of_a_lens_land_nowhere():
+def test_points_beyond_the_fold_of_a_lens_are_dropped():
     lens = Camera("radial", (100, 200), 100, 100, 99.5, 49.5, (-0.3,))
     _, valid = project_points(np.array([[1.6, 0, 1.0], [0.5, 0, 1.0]]), lens)
     assert valid.sum() == 1 and valid[50, 145 + 1]
 
 
-def test_another_raster_of_the_same_picture():
+def test_projection_to_another_resolution():
     pixels = np.array([[0, 0], [7.4, 0], [7.6, 0], [199, 99]])
     depth, valid = project_points(seen_at(pixels, np.array([5, 6, 7, 8])), CAMERA, (25, 25))
     assert np.argwhere(valid).tolist() == [[0, 0], [0, 1], [24, 24]]
@@ -95,7 +95,7 @@ def grid(step: int, top: int = 0, bottom: int = 100, left: int = 0, right: int =
     return np.stack([columns.ravel(), rows.ravel()], axis=1).astype(np.float64)
 
 
-def test_points_behind_a_near_surface_are_hidden():
+def test_points_behind_a_near_surface_are_dropped():
     near = grid(1, 40, 60, 80, 120)
     behind = np.array([[100.0, 50.0], [90.0, 45.0], [78.0, 50.0], [100.0, 30.0]])
     found = occlusion_mask(
@@ -113,7 +113,7 @@ def test_points_behind_a_near_surface_are_hidden():
     ("before", "z", "is_hidden"),
     [(5, 5.9, False), (5, 6.1, True), (10, 11.2, True), (20, 21.9, False), (20, 22.1, True)],
 )
-def test_how_much_nearer_hides(before: float, z: float, is_hidden: bool):
+def test_occlusion_threshold(before: float, z: float, is_hidden: bool):
     near = np.array(
         [[x, y] for x in (98, 99, 100) for y in (48, 49, 50) if (x, y) != (99, 49)], float
     )
@@ -124,7 +124,7 @@ def test_how_much_nearer_hides(before: float, z: float, is_hidden: bool):
 
 
 @pytest.mark.parametrize("gone", [(98, None), (100, None), (None, 48), (None, 50)])
-def test_a_side_without_anything_nearer_keeps_a_point(gone):
+def test_point_with_one_free_side_is_kept(gone):
     near = [
         [x, y]
         for x in (98, 99, 100)
@@ -138,7 +138,7 @@ def test_a_side_without_anything_nearer_keeps_a_point(gone):
 
 
 @given(st.floats(1.2, 2.5), st.integers(1, 3))
-def test_the_road_is_never_hidden(height: float, step: int):
+def test_road_is_never_occluded(height: float, step: int):
     """On a plane up to 100 m, each row is nearer than the one above by far more than 10%."""
     pixels = grid(step, 52, 100)
     z = 100 * height / (pixels[:, 1] - 49.5)
@@ -147,7 +147,7 @@ def test_the_road_is_never_hidden(height: float, step: int):
     assert not occlusion_mask(wall, 100 * height / (wall[:, 0] - 99.5), (100, 200)).any()
 
 
-def test_hidden_points_can_be_kept():
+def test_occluded_points_can_be_kept():
     near = grid(1, 40, 60, 80, 120)
     near = near[~((near == [100, 50]).all(axis=1))]
     points = seen_at(np.concatenate([near, [[100, 50]]]), np.array([10.0] * len(near) + [30]))
@@ -158,7 +158,7 @@ def test_hidden_points_can_be_kept():
     small = (100, 200)
     larger = Camera(
         "pinhole", (200, 400), 200, 200, 199.5, 99.5
-    )  # hidden or not is seen in the picture, not in the raster
+    )  # hidden or not is seen in the image, not in the raster
     np.testing.assert_array_equal(
         project_points(points, larger, small)[1], project_points(points, CAMERA)[1]
     )

@@ -18,7 +18,7 @@ number = st.floats(-1, 1, allow_subnormal=False)
 
 
 @given(number, number, number, number)
-def test_a_quaternion_is_a_rotation(w: float, x: float, y: float, z: float):
+def test_quaternion_gives_a_rotation_matrix(w: float, x: float, y: float, z: float):
     if np.linalg.norm([w, x, y, z]) < 1e-3:
         return
     rotation = rotation_from_quaternion(w, x, y, z)
@@ -30,7 +30,7 @@ def test_a_quaternion_is_a_rotation(w: float, x: float, y: float, z: float):
     np.testing.assert_allclose(rotation @ [x, y, z], [x, y, z], atol=1e-12)  # its axis
 
 
-def test_quaternions_turn_the_right_way():
+def test_quaternions_rotate_in_the_right_direction():
     half = np.sqrt(0.5)
     np.testing.assert_allclose(
         rotation_from_quaternion(half, 0, 0, half) @ [1, 0, 0], [0, 1, 0], atol=1e-12
@@ -46,7 +46,7 @@ def test_quaternions_turn_the_right_way():
             rotation_from_quaternion(*wrong)
 
 
-def test_poses_lead_there_and_back():
+def test_pose_and_its_inverse_cancel():
     pose = make_pose(rotation_from_quaternion(0.1, 0.5, -0.3, 0.8), np.array([1, 2, 3]))
     points = np.random.default_rng(0).normal(size=(5, 3))
     np.testing.assert_allclose(transform_points(points, pose), points @ pose[:3, :3].T + [1, 2, 3])

@@ -26,7 +26,7 @@ def write(path: Path, records: list[bytes]) -> Path:
     return path
 
 
-def test_the_checksum_is_crc_32c():
+def test_checksum_is_crc_32c():
     def crc(content: bytes) -> int:
         turned = (masked_crc(content) - 0xA282EAD8) % 2**32
         return (turned >> 17 | turned << 15) % 2**32
@@ -35,7 +35,7 @@ def test_the_checksum_is_crc_32c():
     assert crc(bytes(32)) == 0x8A9136AA and crc(b"\xff" * 32) == 0x62A8AB43  # RFC 3720, B.4
 
 
-def test_records_are_found_and_read(tmp_path: Path):
+def test_records_are_indexed_and_read(tmp_path: Path):
     records = [b"first", b"", b"third" * 1000]
     path = write(tmp_path / "a.tfrecord", records)
     places = index_records(path)
@@ -45,7 +45,7 @@ def test_records_are_found_and_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda stored: stored[:-1], "was cut off in its record 1"),
         (lambda stored: stored[:20], "was cut off in its record 0"),
@@ -54,15 +54,15 @@ def test_records_are_found_and_read(tmp_path: Path):
         (lambda stored: stored[:3] + b"\x01" + stored[4:], "is not a TFRecord file, or damaged"),
     ],
 )
-def test_damaged_files_are_told(tmp_path: Path, change, told: str):
+def test_damaged_files_are_reported(tmp_path: Path, change, message: str):
     path = write(tmp_path / "a.tfrecord", [b"first", b"second"])
     path.write_bytes(change(path.read_bytes()))
-    with pytest.raises(UserError, match=rf"a\.tfrecord: {told}") as caught:
+    with pytest.raises(UserError, match=rf"a\.tfrecord: {message}") as caught:
         index_records(path)
     assert "\n" not in str(caught.value)
 
 
-def test_missing_and_changed_files_are_told(tmp_path: Path):
+def test_missing_and_changed_files_are_reported(tmp_path: Path):
     with pytest.raises(UserError, match="cannot be read"):
         index_records(tmp_path / "none")
     with pytest.raises(UserError, match="cannot be read"):

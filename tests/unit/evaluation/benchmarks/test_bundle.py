@@ -22,14 +22,14 @@ IMAGE = np.full((2, 3, 3), 128, np.uint8)
 
 def write_depth(path: Path, codes: np.ndarray, **more: str) -> None:
     chunks = PngImagePlugin.PngInfo()
-    for name, told in {"near": str(NEAR), "far": str(FAR), **more}.items():
-        chunks.add_text(name, told)
+    for name, value in {"near": str(NEAR), "far": str(FAR), **more}.items():
+        chunks.add_text(name, value)
     Image.fromarray(codes).save(path, pnginfo=chunks)
 
 
-def write_frame(folder: Path, picture: str = "image.jpg") -> None:
+def write_frame(folder: Path, file_name: str = "image.jpg") -> None:
     folder.mkdir(parents=True)
-    Image.fromarray(IMAGE).save(folder / picture)
+    Image.fromarray(IMAGE).save(folder / file_name)
     write_depth(folder / "depth.png", CODES)
     (folder / "meta.json").write_text(json.dumps({"intrinsics": CAMERA, "more": 1}))
 
@@ -41,9 +41,9 @@ def opened(root: Path) -> Bundle:
     return bundle
 
 
-@pytest.mark.parametrize("picture", ["image.jpg", "image.png"])
-def test_frame_is_decoded_exactly(tmp_path: Path, picture: str):
-    write_frame(tmp_path / "val" / "a", picture)
+@pytest.mark.parametrize("file_name", ["image.jpg", "image.png"])
+def test_frame_is_decoded_exactly(tmp_path: Path, file_name: str):
+    write_frame(tmp_path / "val" / "a", file_name)
     frame = opened(tmp_path).read("val/a")
     np.testing.assert_array_equal(frame.valid, [[False, True, False], [True, True, True]])
     u = (np.array([32767, 2]) - 1) / 65533
@@ -81,12 +81,12 @@ def test_bundle_is_found_in_its_own_folder(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("index", "told"),
+    ("index", "value"),
     [(b"\n", "no frames"), (b"a\nb\na\n", "twice"), (b"\xff\xfe", "cannot be read")],
 )
-def test_invalid_index_is_refused(tmp_path: Path, index: bytes, told: str):
+def test_invalid_index_is_refused(tmp_path: Path, index: bytes, value: str):
     (tmp_path / ".index.txt").write_bytes(index)
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=value) as caught:
         Bundle(tmp_path / ".index.txt", None).names()
     assert str(caught.value).startswith(str(tmp_path / ".index.txt"))
 

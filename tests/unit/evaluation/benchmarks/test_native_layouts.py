@@ -23,8 +23,8 @@ SCANNET = "scene0406_02/000300"
 DIODE = "indoors/scene_00021/scan_00189/00021_00189_indoors_200_010"
 
 
-def picture(path: Path, height: int, width: int) -> np.ndarray:
-    """Writes a picture of noise, except for .jpg and .JPG one color, and returns it."""
+def write_image(path: Path, height: int, width: int) -> np.ndarray:
+    """Writes an image of noise, except for .jpg and .JPG one color, and returns it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = RNG.integers(0, 256, (height, width, 3), np.uint8)
     image = noise if path.suffix == ".png" else np.full_like(noise, 90)
@@ -35,9 +35,11 @@ def picture(path: Path, height: int, width: int) -> np.ndarray:
 def counts(path: Path, height: int, width: int) -> np.ndarray:
     """Writes 16-bit counts of depth, about a third of them unknown, and returns them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    drawn = RNG.integers(1, 65536, (height, width), np.uint16) * (RNG.random((height, width)) < 0.7)
-    Image.fromarray(drawn.astype(np.uint16)).save(path)
-    return drawn
+    values = RNG.integers(1, 65536, (height, width), np.uint16) * (
+        RNG.random((height, width)) < 0.7
+    )
+    Image.fromarray(values.astype(np.uint16)).save(path)
+    return values
 
 
 def read(name: str, root: Path, frame: str) -> Frame:
@@ -60,7 +62,7 @@ def agrees(frame: Frame, image: np.ndarray, depth: np.ndarray, scored: np.ndarra
 
 
 def test_nyuv2_is_in_millimeters_with_eigen_crop(tmp_path: Path):
-    image = picture(tmp_path / f"{NYU}.png", 480, 640)
+    image = write_image(tmp_path / f"{NYU}.png", 480, 640)
     depth = counts(tmp_path / "test/kitchen_0004/depth_0001.png", 480, 640)
     counts(tmp_path / "test/kitchen_0004/filled_0001.png", 480, 640)
     crop = np.zeros((480, 640), bool)
@@ -75,7 +77,7 @@ def test_nyuv2_is_in_millimeters_with_eigen_crop(tmp_path: Path):
 
 
 def test_nyuv2_of_another_size_is_refused(tmp_path: Path):
-    picture(tmp_path / f"{NYU}.png", 240, 320)
+    write_image(tmp_path / f"{NYU}.png", 240, 320)
     counts(tmp_path / "test/kitchen_0004/depth_0001.png", 240, 320)
     with pytest.raises(UserError, match=r"depth_0001.png: .*240 x 320") as caught:
         read("nyuv2", tmp_path, NYU)
@@ -84,7 +86,7 @@ def test_nyuv2_of_another_size_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("part", ["", "train/", "val/"])
 def test_kitti_is_in_256ths_of_meters_and_cropped_twice(tmp_path: Path, part: str):
-    image = picture(tmp_path / f"{KITTI}.png", 375, 1242)
+    image = write_image(tmp_path / f"{KITTI}.png", 375, 1242)
     depth = counts(
         tmp_path / f"{part}{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 375, 1242
     )
@@ -96,7 +98,7 @@ def test_kitti_is_in_256ths_of_meters_and_cropped_twice(tmp_path: Path, part: st
 
 
 def test_small_kitti_frame_is_refused(tmp_path: Path):
-    picture(tmp_path / f"{KITTI}.png", 300, 1242)
+    write_image(tmp_path / f"{KITTI}.png", 300, 1242)
     counts(tmp_path / f"{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 300, 1242)
     with pytest.raises(UserError, match=r"0000000069.png: .*300 x 1242"):
         read("kitti", tmp_path, KITTI)
@@ -104,7 +106,7 @@ def test_small_kitti_frame_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize(("rgb", "below"), [("rgb/", "depth/courtyard_dslr_depth/"), ("", "")])
 def test_eth3d_is_raw_floats_with_inf_invalid(tmp_path: Path, rgb: str, below: str):
-    image = picture(tmp_path / f"{rgb}courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
+    image = write_image(tmp_path / f"{rgb}courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
     path = tmp_path / f"{below}courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
     path.parent.mkdir(parents=True)
     depth = (RNG.random((4, 6), np.float32) * 30 + 0.1).astype("<f4")
@@ -116,7 +118,7 @@ def test_eth3d_is_raw_floats_with_inf_invalid(tmp_path: Path, rgb: str, below: s
 
 
 def test_eth3d_of_another_length_is_refused(tmp_path: Path):
-    picture(tmp_path / "rgb/courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
+    write_image(tmp_path / "rgb/courtyard/images/dslr_images/DSC_0286.JPG", 4, 6)
     path = tmp_path / "courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
     path.parent.mkdir(parents=True)
     path.write_bytes(bytes(4 * 23))
@@ -127,7 +129,7 @@ def test_eth3d_of_another_length_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("number", ["000300", "300"])
 def test_scannet_is_in_millimeters(tmp_path: Path, number: str):
-    image = picture(tmp_path / f"scene0406_02/color/{number}.jpg", 48, 64)
+    image = write_image(tmp_path / f"scene0406_02/color/{number}.jpg", 48, 64)
     depth = counts(tmp_path / f"scene0406_02/depth/{number}.png", 48, 64)
     frame = read("scannet", tmp_path, SCANNET)
     agrees(frame, image, depth / 1000, np.ones((48, 64), bool))
@@ -135,7 +137,7 @@ def test_scannet_is_in_millimeters(tmp_path: Path, number: str):
 
 
 def test_scannet_color_is_resized_to_depth(tmp_path: Path):
-    picture(tmp_path / "scene0406_02/color/000000.jpg", 968, 1296)
+    write_image(tmp_path / "scene0406_02/color/000000.jpg", 968, 1296)
     depth = counts(tmp_path / "scene0406_02/depth/000000.png", 480, 640)
     camera = tmp_path / "scene0406_02/intrinsic/intrinsic_depth.txt"
     camera.parent.mkdir()
@@ -148,7 +150,7 @@ def test_scannet_color_is_resized_to_depth(tmp_path: Path):
 
 
 def test_scannet_of_another_aspect_ratio_is_refused(tmp_path: Path):
-    picture(tmp_path / "scene0406_02/color/000300.jpg", 54, 96)
+    write_image(tmp_path / "scene0406_02/color/000300.jpg", 54, 96)
     counts(tmp_path / "scene0406_02/depth/000300.png", 48, 64)
     with pytest.raises(UserError, match=r"is 64 x 48 pixels, but its image 000300\.jpg 96 x 54"):
         read("scannet", tmp_path, SCANNET)
@@ -156,7 +158,7 @@ def test_scannet_of_another_aspect_ratio_is_refused(tmp_path: Path):
 
 @pytest.mark.parametrize("part", ["", "val/"])
 def test_diode_uses_its_mask(tmp_path: Path, part: str):
-    image = picture(tmp_path / f"{part}{DIODE}.png", 6, 8)
+    image = write_image(tmp_path / f"{part}{DIODE}.png", 6, 8)
     depth = (RNG.random((6, 8, 1)) * 400).astype(
         np.float32
     )  # also out of the protocol's range, which is not applied here
@@ -171,18 +173,18 @@ def test_diode_uses_its_mask(tmp_path: Path, part: str):
 
 
 def write_diode(root: Path, depth: tuple[int, int], mask: tuple[int, int]) -> None:
-    picture(root / f"{DIODE}.png", 6, 8)
+    write_image(root / f"{DIODE}.png", 6, 8)
     np.save(root / f"{DIODE}_depth.npy", np.ones((*depth, 1), np.float32))
     np.save(root / f"{DIODE}_depth_mask.npy", np.ones(mask, np.float32))
 
 
 def write_nyuv2(root: Path) -> None:
-    picture(root / f"{NYU}.png", 480, 640)
+    write_image(root / f"{NYU}.png", 480, 640)
     counts(root / "test/kitchen_0004/depth_0001.png", 480, 639)
 
 
 def write_kitti(root: Path) -> None:
-    picture(root / f"{KITTI}.png", 375, 1242)
+    write_image(root / f"{KITTI}.png", 375, 1242)
     counts(root / f"{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 376, 1242)
 
 

@@ -59,9 +59,9 @@ def write_bundle(root: Path, frames: tuple[str, ...] = ("c", "x/a", "b")) -> Pat
 
 
 def message(caught: pytest.ExceptionInfo[UserError], where: Path) -> str:
-    told = str(caught.value)
-    assert told.startswith(f"{where}: ") and "; " in told and "\n" not in told
-    return told
+    text = str(caught.value)
+    assert text.startswith(f"{where}: ") and "; " in text and "\n" not in text
+    return text
 
 
 def test_native_layout_keeps_the_order_of_its_list(tmp_path: Path):
@@ -168,9 +168,9 @@ def test_two_layouts_in_one_folder_are_refused(tmp_path: Path):
 def test_folder_without_layout_is_refused(tmp_path: Path):
     with pytest.raises(UserError) as caught:
         open_benchmark("nyuv2", tmp_path)
-    told = message(caught, tmp_path)
+    text = message(caught, tmp_path)
     assert all(
-        part in told
+        part in text
         for part in (".test.txt", "NYUv2/.index.txt", "test/*/rgb_*.png", ".mat is not read")
     )
     with pytest.raises(

@@ -11,7 +11,7 @@ from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, find_ben
 FIVE = ("nyuv2", "kitti", "eth3d", "scannet", "diode")
 
 
-def test_the_sets_of_the_two_suites_are_there():
+def test_both_suites_are_registered():
     assert set(BENCHMARKS) == {*FIVE, "ibims1", "gso", "sintel", "ddad", "spring", "hammer"}
     assert {name for name in BENCHMARKS if layout_patterns(name)} == set(FIVE)
     assert all(name == benchmark.name for name, benchmark in BENCHMARKS.items())

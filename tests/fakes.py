@@ -15,12 +15,12 @@ from pathlib import Path
 from tests import runs
 from tests.runs import Done
 
-ODD = '--config.name=it\'s $HOME; "x" $(id) #1'  # a shell, or Kubernetes, would expand this
+ODD = '--config.name=it\'s $HOME; "x" $(id) #1'  # a shell or Kubernetes would expand this
 TRAIN = ["train", "--config=configs/forcing.py:size=3b3", "--workdir=/gcs/bucket/run1", ODD]
 PROGRAM = ["python", "-m", "modality_forcing.cli", *TRAIN]
 
-# Writes its arguments and standard input as a line of JSON, then does what the test gave it to do.
-STAND_IN = """\
+# Writes its arguments and standard input as a line of JSON, then runs the body that the test gave.
+FAKE = """\
 #!{python}
 import json, os, pathlib, shutil, subprocess, sys
 name, arguments = "{name}", sys.argv[1:]
@@ -32,7 +32,7 @@ with open("{log}", "a") as log:
 
 
 class Tools:
-    """A folder of stand-ins, first on PATH."""
+    """A folder of fake tools, first on PATH."""
 
     def __init__(self, folder: Path):
         self.folder, self.log = folder, folder / "log"
@@ -45,20 +45,25 @@ class Tools:
     def add(self, name: str, body: str = "", reads: bool = False) -> None:
         path = self.folder / name
         path.write_text(
-            STAND_IN.format(python=sys.executable, name=name, reads=reads, log=self.log, body=body)
+            FAKE.format(python=sys.executable, name=name, reads=reads, log=self.log, body=body)
         )
         path.chmod(0o755)
 
     def calls(self) -> list[tuple[str, list[str], str | None]]:
-        """What was called since the last time this was asked."""
+        """Returns the calls since the last call of this method."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return [tuple(json.loads(line)) for line in lines]
 
     def run(self, *command: object) -> Done:
-        given = [str(word) for word in command]
+        arguments = [str(word) for word in command]
         done = subprocess.run(
-            given, env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=60
+            arguments,
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         return Done(done.returncode, done.stdout, done.stderr)
 
@@ -66,9 +71,9 @@ class Tools:
         return self.run(sys.executable, runs.ROOT / f"launch/{launcher}.py", *arguments)
 
 
-def refused(done: Done, launcher: str, told: str) -> None:
+def refused(done: Done, launcher: str, message: str) -> None:
     assert done.code == 2 and done.out == "" and done.err.count("\n") == 1, done
-    assert done.err.startswith(f"{launcher}.py: ") and told in done.err, done.err
+    assert done.err.startswith(f"{launcher}.py: ") and message in done.err, done.err
 
 
 def flags(command: list[str]) -> dict[str, str]:
