@@ -71,7 +71,7 @@ def real_data() -> Path:
         pytest.skip(f"{REAL_DATA} names no folder of real samples")
     folder = Path(named)
     if not folder.is_dir():
-        # A wrong name must not pass as "nothing to test".
+        # A misspelled folder must fail, not skip.
         pytest.fail(f"{REAL_DATA}={named} is not a folder")
     return folder
 

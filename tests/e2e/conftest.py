@@ -1,4 +1,4 @@
-"""What tests of content commands have in common."""
+"""Fixtures shared by the tests of commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mforce demo` end to end with few steps: its files, its resumption after a kill, a second run."""
+"""`mforce demo` end to end with few steps: files, resumption after a kill, a second run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_killed_demo_resumes(demo_run):
 
 
 def test_stderr_has_only_its_own_lines(demo_run):
-    """No warning of a library on the way."""
+    """Libraries print no warnings."""
     own = r"(t2i|forcing|evaluate): (started|already done)$|(t2i|forcing)  \d+/4  "
     for line in demo_run[2].err.splitlines():
         assert re.match(own, line), line
@@ -109,7 +109,7 @@ def test_events_equal_the_rows(workdir: Path, phase: str):
 
 
 class References(HTMLParser):
-    """What a page would fetch, and the words it shows."""
+    """The addresses that a page would fetch, and its text."""
 
     def __init__(self) -> None:
         super().__init__()

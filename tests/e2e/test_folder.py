@@ -1,4 +1,4 @@
-"""A folder of one's own through both phases of configs/folder.py, and depth of a photo after it."""
+"""A user's folder through both phases of configs/folder.py, then depth of a photo."""
 
 from __future__ import annotations
 

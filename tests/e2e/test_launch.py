@@ -1,4 +1,4 @@
-"""What the launchers for GKE and SLURM would run, and what is tried again after which end."""
+"""The commands of the GKE and SLURM launchers, and after which exit codes they retry."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_xpk_attaches_the_bucket(tools: Tools):
 
 def test_xpk_restarts_unless_the_exit_code_is_2(tools: Tools):
     given = flags(shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out))
-    restarted = {42, *range(127, 256)}  # by xpk itself
+    restarted = {42, *range(127, 256)}  # restarted by xpk itself
     for item in given["restart-on-exit-codes"].split(","):
         first, _, last = item.partition("-")
         restarted |= set(range(int(first), int(last or first) + 1))
@@ -120,7 +120,7 @@ def test_jobset_has_one_job_per_slice_and_one_pod_per_host(tools: Tools):
         == container["resources"]["requests"]
         == {"google.com/tpu": 4}
     )
-    # $$( is how Kubernetes writes $(, which else would stand for a variable
+    # Kubernetes escapes $( as $$(; unescaped it refers to a variable
     assert container["command"] == [word.replace("$(", "$$(") for word in PROGRAM]
 
 
@@ -141,7 +141,7 @@ def test_jobset_restarts_after_crashes_and_fails_after_user_errors(tools: Tools)
 
 
 def bucket_of(pod: dict[str, Any]) -> dict[str, str]:
-    """The attributes of a pod's one volume, which its one container mounts where TRAIN writes."""
+    """Returns the attributes of a pod's only volume, mounted where TRAIN writes."""
     (volume,), (container,) = pod["volumes"], pod["containers"]
     assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/gcs/bucket"}]
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
@@ -150,7 +150,7 @@ def bucket_of(pod: dict[str, Any]) -> dict[str, str]:
 
 def test_jobset_mounts_the_bucket(tools: Tools):
     template = jobset(tools)["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]
-    # Of the pods, not of the JobSet or a Job: it is pods that the driver adds its sidecar to.
+    # An annotation of the pods: the driver adds its sidecar to pods, not to Jobs.
     assert template["metadata"]["annotations"] == {
         "gke-gcsfuse/volumes": "true",
         **{f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")},
@@ -367,7 +367,7 @@ REQUEUED = [["requeue", "7"]]
             0,
             2,
             [],
-        ),  # the highest code is not that of the mistake
+        ),  # the highest code is not the user error's
         ("exit 1", 0, 0, REQUEUED),
         ("exit 1", 20, 1, []),
         ("exit 143", 0, 143, []),  # cancelled

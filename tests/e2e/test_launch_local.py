@@ -1,4 +1,4 @@
-"""Runs of `launch/local_multiprocess.py`, which is the launcher that really runs here."""
+"""Runs of `launch/local_multiprocess.py`, the only launcher that runs without a cluster."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def launch(*arguments: object, **variables: str) -> Done:
 
 
 def attempts(done: Done) -> int:
-    """How often the processes were started, by what the first of them says."""
+    """Returns how often the processes were started, as the first one reports."""
     return done.out.count("[0] started")
 
 
@@ -45,7 +45,7 @@ def alive(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return (
         not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    )  # a zombie waits for its parent only
+    )  # a zombie only waits for its parent
 
 
 def until(what, seconds: float = 20) -> None:
@@ -65,7 +65,7 @@ def test_processes_share_one_mesh(processes: int, devices: int, total: int):
         f"--devices-per-process={devices}",
         "--module=tests.collective",
     ]
-    # What this test's own process was given must not reach them.
+    # Variables of the test's own process must not reach them.
     done = launch(
         *options,
         "--",
@@ -85,7 +85,7 @@ def test_user_error_of_one_process_stops_all_without_retry():
     done = launch(
         "--retries=3", "--grace=0.2", "--module=tests.collective", "--", "sum-then-mistake", 1
     )
-    # jax by itself would have waited five minutes for the other process
+    # jax alone would have waited five minutes for the other process
     assert (done.code, attempts(done)) == (2, 1) and time.monotonic() - before < 20
     assert "[1] no such folder" in done.err
 
@@ -161,7 +161,7 @@ def test_stopped_launcher_leaves_no_process(sent: signal.Signals, code: int, tmp
     pids = [[int(pid) for pid in (tmp_path / str(i)).read_text().split()] for i in range(2)]
     launcher.send_signal(sent)
     assert launcher.wait(timeout=10) == code
-    # After a SIGKILL nothing ends the grandchildren: their own parents do.
+    # After a SIGKILL the grandchildren are stopped by their own parents.
     expected = [pid for group in pids for pid in (group[:1] if sent == signal.SIGKILL else group)]
     until(lambda: not any(map(alive, expected)), 5)
     for group in pids:

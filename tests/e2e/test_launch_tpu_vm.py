@@ -1,4 +1,4 @@
-"""How `launch/tpu_vm.py` goes on when machines go, programs crash and users err."""
+"""`launch/tpu_vm.py` under preemption, crashes and user errors."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def tools(tmp_path) -> Tools:
 VM = ["--name=run1", "--zone=z", "--topology=v6e:4x4", "--bucket=bucket", "--poll=0.01"]
 VM += ["--install=git+https://host/repository@v1"]
 
-# A fake gcloud: `describe` returns one state after the other from a file, commands really run in
-# a home folder for each of the four hosts. Installation is skipped; a fake Python is where uv would
-# put it. Mounting runs with fakes of what it calls.
+# A fake gcloud: `describe` returns successive states from a file; commands really run, in a home
+# folder for each of the four hosts. Installation is skipped: a fake Python is where uv would put
+# it. Mounting calls fakes.
 GCLOUD = """
 home = pathlib.Path(os.environ["HOME"])
 
-def following(name):  # the first word of a file, and from now on the next, if there is one
+def following(name):  # pops the first word of a file, unless it is the last
     words = (home / name).read_text().split()
     (home / name).write_text(" ".join(words[1:] or words))
     return words[0]
@@ -106,7 +106,7 @@ def test_run_on_tpu_vms(cloud):
 
 
 def test_user_error_on_one_host_ends_the_run(cloud):
-    # The others lose a peer, and gcloud tells the code of the first.
+    # The other hosts lose a peer; gcloud reports the exit code of the first.
     done, asked = cloud("ABSENT ACTIVE", "134,134,2,134", "--retries=5")
     assert (done.code, asked) == (2, ["create", "install", "mount", "run", "delete"]), done.err
 
@@ -210,7 +210,7 @@ LOOKS = [["mountpoint", "-q", "/gcs/bucket"]]
 
 @pytest.fixture
 def host(tools: Tools) -> Tools:
-    """A host with gcsfuse, on which nothing was ever mounted: to unmount it fails."""
+    """A host with gcsfuse and without a mount, where unmounting fails."""
     tools.add("sudo", 'sys.exit(arguments[0] == "umount")')
     tools.add("id", "print(1000)")
     mounted = 'pathlib.Path(os.environ["HOME"], "mounted")'
@@ -231,7 +231,7 @@ def test_host_without_gcsfuse_installs_it(host: Tools):
     host.add("lsb_release", "print('jammy')")
     code, called = mount(host)
     assert code == 0 and called[-len(MOUNTS) :] == MOUNTS
-    # The two ends of a pipe run at once.
+    # Both ends of a pipe run concurrently.
     assert sorted(name for call in called[1 : -len(MOUNTS)] if (name := " ".join(call[:2]))) == [
         "lsb_release -c",
         *["sudo apt-get"] * 2,

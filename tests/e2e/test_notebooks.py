@@ -1,4 +1,4 @@
-"""The notebooks run from their first cell to their last."""
+"""Every notebook runs without errors."""
 
 from __future__ import annotations
 

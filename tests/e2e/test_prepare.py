@@ -17,7 +17,7 @@ from PIL import Image
 from modality_forcing.storage.shards import Shards
 
 COUNT = 24
-# The folder is a data set before the list of all names it.
+# Registers the folder as a data set.
 MFORCE = """
 from modality_forcing.datasets import registry
 registry.NAMES = tuple({*registry.NAMES, "folder"})
@@ -72,8 +72,8 @@ def bytes_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("prepared") / "whole"
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "uninterrupted"
     done = mforce(*options(root, out))
     assert (done.returncode, done.stdout) == (0, f"{out}/manifest-train.json\n"), done.stderr
     assert f"{COUNT}/{COUNT}" in done.stderr
@@ -82,7 +82,7 @@ def whole(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_prepare_writes_identical_bytes(
-    root: Path, whole: Path, tmp_path: Path, workers: int
+    root: Path, uninterrupted: Path, tmp_path: Path, workers: int
 ):
     arguments = [*options(root, tmp_path / "out"), f"--workers={workers}"]
     running = subprocess.Popen(
@@ -95,7 +95,7 @@ def test_resumed_prepare_writes_identical_bytes(
     while not list(tmp_path.glob("out/done-train/*.json")):
         assert running.poll() is None and time.monotonic() < until
         time.sleep(0.005)
-    os.kill(running.pid, signal.SIGKILL)  # the workers, if any, must notice by themselves
+    os.kill(running.pid, signal.SIGKILL)  # workers must notice by themselves
     running.wait()
     while workers and _alive(running.pid):
         assert time.monotonic() < until, "workers outlive their parent"
@@ -103,7 +103,7 @@ def test_resumed_prepare_writes_identical_bytes(
     assert not (tmp_path / "out/manifest-train.json").exists()
     done = mforce(*arguments)
     assert done.returncode == 0, done.stderr
-    assert bytes_of(tmp_path / "out") == bytes_of(whole)
+    assert bytes_of(tmp_path / "out") == bytes_of(uninterrupted)
 
 
 def _alive(group: int) -> bool:
@@ -114,22 +114,24 @@ def _alive(group: int) -> bool:
     return True
 
 
-def test_shards_of_all_parts_equal_those_of_one_run(root: Path, whole: Path, tmp_path: Path):
+def test_shards_of_all_parts_equal_those_of_one_run(
+    root: Path, uninterrupted: Path, tmp_path: Path
+):
     for part in ("1/2", "0/2"):
         done = mforce(*options(root, tmp_path / "out"), f"--shard={part}")
         assert done.returncode == 0, done.stderr
-    assert bytes_of(tmp_path / "out") == bytes_of(whole)
+    assert bytes_of(tmp_path / "out") == bytes_of(uninterrupted)
 
 
-def test_prepared_records_are_read_and_inspected(whole: Path, tmp_path: Path):
-    source = Shards(whole)
+def test_prepared_records_are_read_and_inspected(uninterrupted: Path, tmp_path: Path):
+    source = Shards(uninterrupted)
     assert len(source) == COUNT and [source[i].id for i in (0, COUNT - 1)] == ["00", "23"]
     record = source[5]
     assert (
         record.image.shape == (256, 342, 3) and record.source and 0.03 < record.valid.mean() < 0.05
     )
     assert record.depth[record.valid].min() >= 0.8 and record.depth.max() < 9
-    done = mforce("inspect", whole, "--verify", f"--sheet={tmp_path / 'sheet.png'}")
+    done = mforce("inspect", uninterrupted, "--verify", f"--sheet={tmp_path / 'sheet.png'}")
     assert done.returncode == 0, done.stderr
     assert "24 of 342 x 256" in done.stdout and "checksums verified" in done.stdout
     with Image.open(tmp_path / "sheet.png") as opened:
@@ -144,16 +146,16 @@ def one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
     assert len(lines) == 1 and message in lines[0], done.stderr
 
 
-def test_user_errors_are_one_line(root: Path, whole: Path, tmp_path: Path):
+def test_user_errors_are_one_line(root: Path, uninterrupted: Path, tmp_path: Path):
     one_line(
-        mforce(*options(root, whole), "--quality=90"),
+        mforce(*options(root, uninterrupted), "--quality=90"),
         "started with other settings (quality 95, now 90)",
     )
     one_line(mforce(*options(tmp_path / "none", tmp_path / "out")), "none: no such folder")
     one_line(mforce("inspect", tmp_path), "holds no shards; give the --out of mforce prepare")
 
 
-def test_truncated_shard_is_named(root: Path, whole: Path, tmp_path: Path):
+def test_truncated_shard_is_named(root: Path, uninterrupted: Path, tmp_path: Path):
     out = tmp_path / "out"
     done = mforce(*options(root, out), "--limit=8")
     assert done.returncode == 0, done.stderr

@@ -63,14 +63,14 @@ def extras(workdir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> tuple[TrainState, Path]:
-    """Six steps without a break."""
+    """Six uninterrupted steps."""
     workdir = tmp_path_factory.mktemp("finished")
     return train(T2I, workdir), workdir
 
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory) -> tuple[TrainState, Path]:
-    """The same six: killed after the fifth, so that two are lost, and begun again."""
+    """The same six steps: killed after the fifth, which loses two, and resumed."""
     workdir = tmp_path_factory.mktemp("broken")
     killed = train(T2I, workdir, stop_after=5)
     assert int(killed.step) == 5 and checkpoint.resolve_checkpoint(workdir).name == "3"
@@ -93,7 +93,7 @@ def test_resumed_run_writes_the_same_metrics(finished, broken):
 
 
 def test_metric_row_is_the_mean_of_its_steps(finished, tmp_path):
-    """Told one by one, the steps of another run of the same seed give the rows of this one."""
+    """Rows of a run that logs every step average to the rows of this one."""
     each = replace(T2I, train=replace(T2I.train, log_every=1, save_every=4))
     train(each, tmp_path)
     losses = [row["loss"] for row in rows(tmp_path)]
@@ -162,7 +162,7 @@ def test_post_training_needs_new_modalities_to_be_named(finished, tmp_path):
     assert not (tmp_path / "metrics.jsonl").exists()
 
 
-# ---- What a person can do wrong
+# ---- User errors
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_path):
-    """A file size limit stands for the full disk: the same calls fail, with another errno."""
+    """A file size limit replaces the full disk: the same calls fail, with another errno."""
     config, workdir = tmp_path / "config.py", tmp_path / "run"
     config.write_text(CONFIG_FILE)
     train(T2I, workdir, stop_after=4)
@@ -254,7 +254,7 @@ def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_pat
         env={
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
-            # What this process has compiled is read; nothing is written, which would fail too.
+            # The compilation cache is read but not written, which would fail too.
             "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000",
         },

@@ -1,4 +1,4 @@
-"""The wheel works alone: built, installed and run outside the checkout."""
+"""The wheel is built, installed and run outside the checkout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nothing but the package, installed from a wheel."""
+    """A folder that holds only the package, installed from a wheel."""
     work = tmp_path_factory.mktemp("wheel")
     (work / "tree").mkdir()
     for name in SOURCES:

@@ -1,4 +1,4 @@
-"""Every mistake a person can make with a checkpoint: one line, exit code 2, and nothing written."""
+"""User errors with checkpoints: one line, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_missing_checkpoint_is_refused(mforce: Command, sample_dir: Path):
 
 
 def changed(weights: dict, change: str) -> dict:
-    """Weights with one of them gone, more, or of another shape."""
+    """Writes weights with one array missing, added, or of another shape."""
     flat = flatten(weights)
     path = next(p for p in sorted(flat) if p.startswith("head/image") and flat[p].ndim == 2)
     if change == "missing":
@@ -376,7 +376,7 @@ EVALUATE = {
     ),
     "sweep_of_something": (["--sweep", "beta:0..1"], r"sweep of 'beta' is not known"),
     "sweep_backwards": (["--sweep", "log2_alpha:5..1"], r"holds no such numbers"),
-    "no_judge": (["--estimator", "nobody"], r"neither a folder nor a function"),
+    "unknown_estimator": (["--estimator", "nobody"], r"neither a folder nor a function"),
     "judge_without_maps": (
         ["--estimator", "{sample_dir}/empty"],
         r"maps are missing, the first is d2i/0000",
@@ -392,7 +392,7 @@ def test_evaluate(mforce: Command, sample_dir: Path, forcing_run: Path, argument
     attempt(mforce, sample_dir, message, "evaluate", "--checkpoint", forcing_run, *arguments)
 
 
-# ---- As a person sees it: in a process of its own, where libraries may have a word too
+# ---- In a new process, where libraries may print too
 
 
 def test_error_is_one_line_in_a_real_process(sample_dir: Path, forcing_run: Path):

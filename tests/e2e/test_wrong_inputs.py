@@ -1,4 +1,4 @@
-"""Mistakes before there is a checkpoint: one line, exit code 2, and nothing written."""
+"""User errors without a checkpoint: one line, exit code 2, nothing written."""
 
 from __future__ import annotations
 
@@ -196,11 +196,11 @@ def test_demo_workdir_with_broken_phases(mforce: Command, tmp_path: Path):
         attempt(mforce, tmp_path, message, "demo", "--workdir", tmp_path)
 
 
-# ---- Folders of one's own
+# ---- User folders
 
 
 def lay_out(root: Path, **depth: np.ndarray) -> Path:
-    """Writes images of 24 x 32 named as the depth maps; an empty array means no depth."""
+    """Writes 24 x 32 images named like the depth maps; an empty array means no depth."""
     (root / "images").mkdir(parents=True)
     (root / "depth").mkdir()
     for name, array in depth.items():
@@ -254,7 +254,7 @@ def test_invalid_folder(mforce: Command, sample_dir: Path):
 
 
 def test_file_damaged_after_the_first_check(mforce: Command, tmp_path: Path):
-    """The error then comes from a loader process; the run resumes once the file is repaired."""
+    """A loader process reports the error; the run resumes after the file is repaired."""
     root = lay_out(tmp_path / "mine", first=GOOD, last=GOOD)
     overrides = dict(text.removeprefix("--config.").split("=") for text in SMALL)
     overrides |= {"data.root": str(root), "train.batch": "2"}

@@ -110,7 +110,7 @@ def reference(case: str, dtype: str) -> np.ndarray:
     ).eval()
     stored = {name: torch.from_numpy(value) for name, value in weights(config(case)).items()}
     stored["encoder.embed_tokens.weight"] = stored["shared.weight"]
-    model.load_state_dict(stored)  # strict: raises on a name that is not the model's, or is lacking
+    model.load_state_dict(stored)  # strict: raises on unknown and on missing names
     model = model.to(getattr(torch, dtype))
     with torch.no_grad():
         states = model(
@@ -120,7 +120,7 @@ def reference(case: str, dtype: str) -> np.ndarray:
 
 
 def spiece(folder: Path, bytes_for_unknown: bool = True) -> Path:
-    """A real SentencePiece model of T5's kind, trained on a few lines."""
+    """Trains a real SentencePiece model in T5's format on a few lines."""
     from sentencepiece import SentencePieceTrainer
 
     things = (
@@ -169,7 +169,7 @@ CAPTIONS = (
 
 
 def tokenized(folder: Path, tokens: int) -> dict[str, list[str]]:
-    """Captions that each tokenizer of transformers cuts otherwise than `SentencePieceTokenizer`.
+    """Returns captions split differently from `SentencePieceTokenizer`.
 
     White space is normalized for both.
     Its T5Tokenizer has no byte pieces; a tokenizer.json can have them.

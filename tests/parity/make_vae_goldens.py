@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 DATA = Path(__file__).parent / "data"
-AGREE = 1e-5  # of the largest value: between machines, sums of float32 are added up in other orders
+AGREE = 1e-5  # relative to the largest value: the order of float32 sums differs between machines
 
 
 class Case(NamedTuple):
-    """A network, as its config.json tells it, and the images that it is shown."""
+    """A network, described by its config.json, and the shape of its images."""
 
     config: dict[str, Any]
-    image: tuple[int, int, int]  # how many, their height and width
+    image: tuple[int, int, int]  # count, height and width
 
     @property
     def latent(self) -> tuple[int, int, int]:
@@ -69,13 +69,13 @@ CASES = {
 
 
 def noise(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns standard normal float32 values that follow from a name and a shape."""
+    """Returns standard normal float32 values seeded by a name and a shape."""
     seed = int.from_bytes(hashlib.sha256(f"{name} {shape}".encode()).digest()[:8], "little")
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
 def weights(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a tensor of a checkpoint: no zeros or ones, and activations of about 1."""
+    """Returns a tensor of a checkpoint: no zeros or ones, activations near 1."""
     values = noise(name, shape)
     if name.endswith("running_var"):
         return np.exp(values)
@@ -90,7 +90,7 @@ def images(case: Case) -> np.ndarray:
 
 
 def latents(case: Case) -> np.ndarray:
-    """Returns f32 [b y x c], normalised and packed."""
+    """Returns f32 [b y x c], normalized and packed."""
     return noise(
         "latents",
         (*case.latent, case.config["latent_channels"] * case.config["patch_size"][0] ** 2),
@@ -129,7 +129,7 @@ def reference(case: Case) -> dict[str, np.ndarray]:
 
 
 def released() -> np.ndarray:
-    """Returns the tensors of FLUX.2's own VAE, which diffusers has as its defaults."""
+    """Returns the tensors of FLUX.2's own VAE, the defaults of diffusers."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 

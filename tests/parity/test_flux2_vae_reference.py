@@ -38,7 +38,7 @@ def shapes(name) -> dict[str, tuple[int, ...]]:
 
 
 def bfl(name: str, levels: int) -> str:
-    """The name that Black Forest Labs have for a tensor of diffusers."""
+    """The name in Black Forest Labs' checkpoints of a tensor of diffusers."""
 
     def reversed_level(found: re.Match) -> str:
         return f"decoder.up.{levels - 1 - int(found[1])}."
@@ -122,7 +122,7 @@ def test_vae_equals_diffusers(files, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_bfloat16_vae_equals_diffusers_up_to_rounding(files, case):
-    # diffusers in bfloat16 is as far from its float32: in "deep" 0.015 by norm, 0.017 at most.
+    # diffusers' bfloat16 deviates as much from its float32: in "deep" 0.015 by norm, 0.017 at most.
     vae, golden = load(files, case, "diffusers", dtype=jnp.bfloat16), stored(case)
     assert_near(
         nnx.jit(VAE.encode)(vae, jnp.array(images(CASES[case]))), golden["latent"], 2e-2, 2e-2
@@ -134,22 +134,22 @@ def test_bfloat16_vae_equals_diffusers_up_to_rounding(files, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_layouts_and_each_half_alone_give_the_same_arrays(files, case):
-    whole = nnx.to_pure_dict(nnx.state(load(files, case, "diffusers")))
-    assert_same(nnx.to_pure_dict(nnx.state(load(files, case, "bfl"))), whole)
+    both = nnx.to_pure_dict(nnx.state(load(files, case, "diffusers")))
+    assert_same(nnx.to_pure_dict(nnx.state(load(files, case, "bfl"))), both)
     for layout in LAYOUTS:
         halves = {
             half: nnx.to_pure_dict(nnx.state(load(files, case, layout, half))) for half in HALVES
         }
-        assert_same(halves, whole)
+        assert_same(halves, both)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("half", HALVES)
 def test_encoder_and_decoder_load_from_separate_files(files, tmp_path, layout, half):
-    whole = open_checkpoint(files / f"uneven-{layout}.safetensors")
-    ours = tensors(CONFIG, whole.shapes, half)
+    checkpoint = open_checkpoint(files / f"uneven-{layout}.safetensors")
+    ours = tensors(CONFIG, checkpoint.shapes, half)
     save_file(
-        {name: whole.read(name) for place in ours.values() for name in place.names},
+        {name: checkpoint.read(name) for place in ours.values() for name in place.names},
         tmp_path / "uneven-half.safetensors",
     )
     alone = nnx.to_pure_dict(nnx.state(load(tmp_path, "uneven", "half", half)))

@@ -122,7 +122,7 @@ def test_scale_only_alignment_equals_marigolds_initial_scale(golden, case):
 
 
 def test_aligned_scale_has_a_smaller_pair_sum(golden, case):
-    """By 32, 32 and 21 in a hundred. Depth is then 0.06 to 0.08 from theirs at most."""
+    """Smaller by 32, 32 and 21%. Depth then differs from Marigold's by 0.06 to 0.08 at most."""
     maps = np.abs(golden[f"case{case}/maps"])
     aligned, start = ensemble(maps, "scale"), ensemble(maps, "scale", align=False)
     assert aligned.loss < 0.8 * start.loss
@@ -136,13 +136,13 @@ def test_marigolds_scale_collapses_in_larger_units(golden, case):
     theirs, ours = search(100 * maps, affine=False), ensemble(100 * maps, "scale")
     assert (
         theirs.found.fun < 0.05 and abs(theirs.extent) < 0.01
-    )  # was 0.5 to 1.1, and 1, in the unit given
+    )  # 0.5 to 1.1, and 1, in the original unit
     assert apart(theirs.depth, golden[f"case{case}/scale/depth"]) > 0.5
     assert apart(ours.depth, ensemble(maps, "scale").depth) < 1e-5
 
 
 def test_marigolds_result_depends_on_summation_order(golden, case, searches):
-    """Four orders end up to 0.014, 0.008 and 0.016 apart; Marigold's result is one more end."""
+    """Four orders end 0.014, 0.008 and 0.016 apart; Marigold's result is another one."""
     theirs = golden[f"case{case}/affine/depth"]
     spread = max(apart(a.depth, b.depth) for a, b in combinations(searches, 2))
     nearest = min(apart(x.depth, theirs) for x in searches)
@@ -179,7 +179,7 @@ def test_affine_depth_and_uncertainty(golden, case):
 
 @pytest.mark.parametrize("case", [1, 2])
 def test_marigolds_objective_in_float64_is_minimal_at_zero_depth(golden, case):
-    """Why it is not minimized: 0.02, the regulariser, is left when all members are one constant."""
+    """Why it is not minimized: 0.02, the regularizer, remains when all members are one constant."""
     maps = golden[f"case{case}/maps"]
     found = search(maps, dtype=np.float64)
     assert found.found.fun < 0.05

@@ -74,7 +74,7 @@ def test_affine_alignment(golden, case):
     assert objective(
         (float(fit.scale[0]), float(fit.shift[0])), pred[known], target[known]
     ) <= theirs * (1 + 2e-7)
-    # The valley is flat, so parameters agree to fewer digits than the loss.
+    # The minimum is flat, so parameters agree to fewer digits than the loss.
     np.testing.assert_allclose((fit.scale[0], fit.shift[0]), (scale, shift), rtol=1e-4)
 
 
@@ -102,9 +102,7 @@ def test_strict_mode_fails_exactly_the_nonpositive_depths(golden, case):
     parity, strict = score(pred, target, valid), score(pred, target, valid, Protocol(strict=True))
     aligned = parity.scale[0] * pred[valid] + parity.shift[0]
     assert parity.delta1[0] - strict.delta1[0] == pytest.approx(np.mean(aligned <= 0), abs=1e-6)
-    if (
-        case == 3
-    ):  # the trap: a tenth of a percent of the pixels is behind the camera and counted as right
+    if case == 3:  # 0.1% of the pixels have negative depth and count as correct in MoGe
         assert np.any(aligned <= 0)
 
 
@@ -123,6 +121,6 @@ def test_predictions_of_disparity_and_of_metric_depth(case, align, key):
             archive[f"case{case}/{key}"],
         )
     scores = score(pred, target, target > 0, get_protocol("moge", align))
-    # Six decimals of numbers below 1. Theirs is float32 too, up to 0.7e-6 from float64.
+    # Six decimals of numbers below 1. MoGe computes in float32 too, up to 0.7e-6 from float64.
     assert float(scores.absrel[0]) == pytest.approx(absrel, abs=1.2e-6)
     assert float(scores.delta1[0]) == pytest.approx(delta1, abs=1e-6)

@@ -19,8 +19,8 @@ from modality_forcing.datasets.common.poses import invert_pose, transform_points
 from modality_forcing.errors import UserError
 
 
-def whole(source: RecordSource) -> list[Record]:
-    """All records with every point in them, hidden ones too."""
+def unoccluded(source: RecordSource) -> list[Record]:
+    """Returns all records without occlusion filtering."""
     assert isinstance(source, LazySource)
     reader = source.read
     assert isinstance(reader, partial)
@@ -32,7 +32,7 @@ def statistics(record: Record) -> list[float]:
     return [float(known.min()), float(np.median(known)), float(known.max())]
 
 
-KITTI = {  # size, focal length, part of the pixels that have depth, its least, median and most
+KITTI = {  # size, focal length, valid fraction, minimum, median and maximum depth
     "000000": ((370, 1224), 707.0493, 0.0447, [4.22, 11.67, 72.73]),
     "000001": ((375, 1242), 721.5377, 0.0400, [4.77, 12.50, 76.73]),
 }
@@ -40,7 +40,7 @@ KITTI = {  # size, focal length, part of the pixels that have depth, its least, 
 
 def test_kitti_scans(real_data: Path):
     source = kitti_raw.DATASET.open(real_data / "kitti_object", "train")
-    records = whole(source)
+    records = unoccluded(source)
     assert [record.id for record in records] == [f"training/image_2/{name}" for name in KITTI]
     for record, (size, focal, part, expected) in zip(records, KITTI.values(), strict=True):
         assert record.depth.shape == size
@@ -51,13 +51,13 @@ def test_kitti_scans(real_data: Path):
 
 
 def test_points_hidden_from_the_camera_are_dropped(real_data: Path):
-    """A few percent of the points; hardly any on the open road, where nothing occludes."""
+    """A few percent of the points are occluded; hardly any on the open road."""
     source = kitti_raw.DATASET.open(real_data / "kitti_object", "train")
-    for index, every in enumerate(whole(source)):
+    for index, every in enumerate(unoccluded(source)):
         seen = check(source[index])
         assert 0.01 < 1 - seen.valid.sum() / every.valid.sum() < 0.07
         assert not (seen.valid & ~every.valid).any()
-    every, seen = whole(source)[1], source[1]
+    every, seen = unoccluded(source)[1], source[1]
     road = np.s_[200:330, 330:600]
     assert (
         every.valid[road].sum() > 1500 and seen.valid[road].sum() > 0.999 * every.valid[road].sum()
@@ -65,7 +65,7 @@ def test_points_hidden_from_the_camera_are_dropped(real_data: Path):
 
 
 def test_kitti_depth_has_the_intrinsics_of_its_images(real_data: Path):
-    """The list of cameras beside these images is another day's: not what their size says."""
+    """The camera list beside these images is another day's; their size contradicts it."""
     source = kitti_depth.DATASET.open(real_data / "metric3d_kitti_demo", "train")
     assert len(source) == 1
     record = check(source[0])
@@ -77,7 +77,7 @@ def test_kitti_depth_has_the_intrinsics_of_its_images(real_data: Path):
     np.testing.assert_allclose(statistics(record), [5.33, 13.84, 84.9], rtol=1e-3, atol=6e-3)
 
 
-DDAD = {  # focal length, part of the pixels that have depth, its least, median and most
+DDAD = {  # focal length, valid fraction, minimum, median and maximum depth
     "CAMERA_01": (2181.53, 0.0022, [5.13, 26.10, 176.0]),
     "CAMERA_05": (1057.07, 0.0050, [2.52, 17.12, 115.9]),
     "CAMERA_06": (1060.76, 0.0049, [2.43, 13.41, 126.5]),
@@ -86,7 +86,7 @@ DDAD = {  # focal length, part of the pixels that have depth, its least, median 
 
 def test_long_range_scans_of_another_time(real_data: Path):
     source = ddad.DATASET.open(real_data / "dgp_ddad_like", "every")
-    records = {record.id.split("/")[1]: record for record in whole(source)}
+    records = {record.id.split("/")[1]: record for record in unoccluded(source)}
     assert records.keys() == DDAD.keys()
     for name, (focal, part, expected) in DDAD.items():
         record = records[name]
@@ -150,7 +150,7 @@ SWEEP = 315973157959879000
     [("ring_front_center", (2048, 1550), 12_425), ("ring_side_left", (1550, 2048), 17_886)],
 )
 def test_argoverse_scans(real_data: Path, name: str, size: tuple[int, int], points: int):
-    """The calibration is another log's, so that only numbers of points can be compared."""
+    """The calibration is of another log, so only point counts can be compared."""
     pytest.importorskip("pyarrow")
     sweep = argoverse2.read_scan(real_data / AV2 / f"sensors/lidar/{SWEEP}.feather")
     assert sweep.shape == (100_660, 3)
@@ -176,7 +176,7 @@ def test_argoverse_scans(real_data: Path, name: str, size: tuple[int, int], poin
 
 
 def test_argoverse_log_is_read(real_data: Path, tmp_path: Path):
-    """A real log's sweep and poses, with another's calibration and an image of one color."""
+    """A scan and poses of a real log, the calibration of another, and a constant image."""
     pytest.importorskip("pyarrow")
     log = tmp_path / "val/log"
     log.mkdir(parents=True)

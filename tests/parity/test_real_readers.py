@@ -1,4 +1,4 @@
-"""Readers on real samples: known depth statistics, and frames warped into each other."""
+"""Readers on real samples: expected depth statistics, and frames warped into each other."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def is_depth(record: Record, valid: float, least: float, median: float, most: fl
 def warp(
     first: Record, second: Record, first_pose: np.ndarray, second_pose: np.ndarray
 ) -> tuple[float, float, float, float]:
-    """Sees the first frame from the second's place; poses are camera to world.
+    """Warps the first frame into the second's view; poses are camera to world.
 
     Returns the part of its known pixels on known ones, the median depth difference, and the mean
     difference in color there and of the two images as they are.
@@ -123,7 +123,7 @@ def test_nyuv2_and_its_border(real_data: Path):
     record = nyuv2.DATASET.open(root, "train")[0]
     assert record.id == "rgb/rgb_00000" and record.image.shape == (464, 624, 3)
     inside = 464 * 624 / (480 * 640)
-    is_depth(record, 0.733 / inside, 1.39, 3.26, 6.63)  # nothing known is cut off with the border
+    is_depth(record, 0.733 / inside, 1.39, 3.26, 6.63)  # the border holds no valid pixel
     assert (
         record.valid.sum()
         == (formats.read_uint16_depth(root / "depth/sync_depth_00000.png", 1000) > 0).sum()

@@ -21,7 +21,7 @@ from modality_forcing.errors import UserError
 
 @dataclass(frozen=True)
 class Sample:
-    """An image with depth, the known depth (meters), and the valid fraction of the map."""
+    """An image with depth, the expected depth in meters, and the valid fraction of the map."""
 
     image: str
     depth: str
@@ -64,7 +64,7 @@ each_sample = pytest.mark.parametrize("name", SAMPLES)
 
 
 def lay_out(root: Path, real_data: Path, names: list[str], caption: str = "a street") -> Path:
-    """Links samples into a folder as `Folder` wants it, hidden twins of macOS among them."""
+    """Links samples into the layout of `Folder`, with hidden "._" files of macOS."""
     for part in ("images", "depth"):
         (root / part).mkdir()
         (root / part / "._junk.png").write_bytes(b"\x00\x05\x16\x07" * 1024)
@@ -118,7 +118,7 @@ def test_crop_of_a_record_keeps_its_depth(
     ):  # points: cells hold several pixels, so more cells than pixels have one, and the nearest
         assert record.valid.mean() > valid.mean()
         assert 0.8 * before < median <= before
-    else:  # a surface: as much of it as before
+    else:  # a surface: the valid fraction is unchanged
         np.testing.assert_allclose(median, before, rtol=0.03)
         assert abs(record.valid.mean() - valid.mean()) < 0.03
 
@@ -139,16 +139,16 @@ def center_columns(image: np.ndarray) -> slice:
 
 
 def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path):
-    """Three sensors with rasters of three sizes give one batch, the same after a restart."""
+    """Three sensors of three sizes give one batch, the same after a restart."""
     names = ["frame", "kinect", "phone"]
     source = ImageFolder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
     source.validate()
     records = [center_crop_resize(source[i], 32) for i in range(len(source))]
-    whole = BufferedStacker()(
+    batch = BufferedStacker()(
         [to_example(record, i, HashedWordTokenizer()) for i, record in enumerate(records)]
     )
     medians = [
-        np.median(depth[valid]) for depth, valid in zip(whole["depth"], whole["valid"], strict=True)
+        np.median(depth[valid]) for depth, valid in zip(batch["depth"], batch["valid"], strict=True)
     ]
     np.testing.assert_allclose(medians, [SAMPLES[name].median for name in names], rtol=0.2)
 

@@ -1,6 +1,6 @@
 """Parity with transformers' UMT5EncoderModel: the same weights through real files, the same states.
 
-data/umt5_*.npz holds its outputs; tests/parity/make_umt5_goldens.py made them and tells how.
+data/umt5_*.npz holds its outputs; tests/parity/make_umt5_goldens.py made them and documents how.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.parity import make_umt5_goldens as goldens
 
 
 def loaded(folder: Path, case: str, dtype: str, table: str = "shared.weight") -> UMT5:
-    """The case's network, its weights read from a file of transformers' kind."""
+    """The case's network, with weights read from a file in transformers' format."""
     stored = goldens.weights(goldens.config(case), table)
     save_file(
         {name: value.astype(dtype) for name, value in stored.items()}, folder / "model.safetensors"
@@ -64,8 +64,8 @@ def test_states_equal_transformers(tmp_path, case, dtype, allowed):
 
 @pytest.mark.parametrize("case", goldens.CASES)
 def test_bfloat16_error_is_below_that_of_transformers(tmp_path, case):
-    """Sums in float32, and states in float32 between blocks, are worth something."""
+    """Sums and states between blocks in float32 reduce the error."""
     ids, mask = goldens.inputs(case)
     ours = np.asarray(encode(loaded(tmp_path, case, "bfloat16"), ids, mask), np.float32)[mask]
-    truth = golden(case, "float32")
-    assert errors(ours, truth)[1] < errors(golden(case, "bfloat16"), truth)[1]
+    expected = golden(case, "float32")
+    assert errors(ours, expected)[1] < errors(golden(case, "bfloat16"), expected)[1]

@@ -30,7 +30,7 @@ from modality_forcing.tree import flatten
 from tests import tiny
 
 BATCH, STEPS = 16, 5
-# By name: data, fsdp, tensor, preset, micro-batches. The first is what the others are held against.
+# By name: data, fsdp, tensor, preset, micro-batches. The others are compared with the first.
 MESHES = {
     "1": (1, 1, 1, "zero2", 1),
     "2x1": (2, 1, 1, "replicated", 1),
@@ -49,7 +49,7 @@ def config(data: int, fsdp: int, tensor: int, preset: str, accumulate: int, rema
     return replace(c, mesh=mesh, model=replace(c.model, remat=remat))
 
 
-def draws(c: Config, batch) -> dict[str, jax.Array]:
+def samples(c: Config, batch) -> dict[str, jax.Array]:
     """The noise levels, the noise and the text of a step."""
     seen, names = {}, iter(c.modalities)
 
@@ -80,16 +80,16 @@ def run(name: str, folder: Path) -> dict[str, object]:
     placed = sharding.tree_shardings(
         jax.eval_shape(lambda p: init_state(c, p), shapes), rules, mesh
     )
-    whole = NamedSharding(mesh, spec("b"))
+    by_example = NamedSharding(mesh, spec("b"))
 
     def on_devices(k):
-        return jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), whole)
+        return jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), by_example)
 
     fresh = init_params(c, modalities, placed.params)
     params = jax.device_put(tiny.perturbed(jax.device_get(fresh)), placed.params)
     state = init_state(c, params, placed)
-    seen = jax.jit(lambda b: draws(c, b))(on_devices(0))
-    np.savez(folder / f"{name}-draws.npz", **jax.device_get(seen))
+    seen = jax.jit(lambda b: samples(c, b))(on_devices(0))
+    np.savez(folder / f"{name}-samples.npz", **jax.device_get(seen))
     np.savez(folder / f"{name}-fresh.npz", **jax.device_get(flatten(fresh)))
     step = make_step(c, modalities, graph, tiny.null_text(c), mesh=mesh)
     losses, first = [], {}

@@ -1,4 +1,4 @@
-"""Frozen encoders over eight devices: in shards or whole, the same latents and states as on one.
+"""Frozen encoders over eight devices: sharded or replicated, the same latents and states as on one.
 
 python -m tests.sharded.test_frozen_meshes FOLDER   compares FOLDER's outputs on eight devices
 """

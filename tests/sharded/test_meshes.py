@@ -1,4 +1,4 @@
-"""The same step on one device and on eight: equal noise, losses, gradients; the right layout.
+"""The same step on one device and on eight: equal noise, losses, gradients; the expected layout.
 
 Simulated devices need a process that was started with them: tests/sharded/meshes.py.
 """
@@ -45,13 +45,13 @@ def arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_noise_levels_noise_and_text_are_equal_on_every_mesh(folder, name):
-    ours, one = arrays(folder, f"{name}-draws"), arrays(folder, "1-draws")
+    ours, one = arrays(folder, f"{name}-samples"), arrays(folder, "1-samples")
     assert set(ours) == {"t_image", "t_depth", "eps_image", "eps_depth", "text"}
     for key in one:
         np.testing.assert_array_equal(ours[key], one[key], err_msg=key)
     assert (
         np.unique(one["t_image"]).size > 8
-    )  # of 16 examples: drawn apart, not one level repeated on every device
+    )  # of 16 examples: sampled per example, not repeated on every device
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -66,7 +66,7 @@ def test_losses_of_five_steps_agree_on_every_mesh(results, name):
     for ours, one in zip(results[name]["losses"], results["1"]["losses"], strict=True):
         assert ours == pytest.approx(one, rel=1e-5)
     first, last = results["1"]["losses"][0]["loss"], results["1"]["losses"][-1]["loss"]
-    assert abs(first - last) > 1e-3  # something was learned, so that agreeing means something
+    assert abs(first - last) > 1e-3  # the loss changed, so agreement is not trivial
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -83,7 +83,7 @@ def test_step_keeps_the_shardings_of_the_state(results):
 
 
 def test_no_device_holds_more_than_its_shard(results):
-    """Of the stacked matrices, right after initialisation."""
+    """Checked on the stacked matrices, after initialization."""
     share = {name: run["largest"] for name, run in results.items()}
     assert share["1"] == 1 and share["2x1"] == 1  # replicated
     assert share["2x2"] == 1 / 2 and share["4x2"] == 1 / 2 and share["8"] == 1 / 8

@@ -14,7 +14,7 @@ from tests.runs import ROOT, environment
 
 
 def run(workdir: Path, processes: int, stop_after: int | None = None) -> str:
-    """Runs tests.sharded.train_for in so many processes and returns what it said."""
+    """Runs tests.sharded.train_for in several processes and returns their output."""
     rest = [str(workdir)] + ([str(stop_after)] if stop_after else [])
     if processes == 1:
         command = [sys.executable, "-m", "tests.sharded.train_for", *rest]
@@ -70,5 +70,5 @@ def test_killed_run_of_four_processes_resumes_with_two(tmp_path, one):
     said = run(tmp_path / "run", 2)
     assert (
         "resuming from step 3 of 6" in said and said.count("resuming") == 1
-    )  # the first process tells, the other does not
+    )  # only the first process logs
     same(tmp_path / "run", said, one)

@@ -1,4 +1,4 @@
-"""The demo's ledger and configs; the whole of it runs in tests/e2e/test_demo_command.py."""
+"""The demo's phase cache and configs; the complete demo runs in tests/e2e/test_demo_command.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_finished_phase_is_not_repeated(tmp_path: Path, capsys):
         calls.append(1)
         return {"absrel": 0.5}
 
-    for _ in range(2):  # the second time as after a restart
+    for _ in range(2):  # the second pass acts as a restart
         assert demo.PhaseCache(tmp_path / "phases.json").run("evaluate", work) == {"absrel": 0.5}
     assert len(calls) == 1
     assert capsys.readouterr().err == "evaluate: started\nevaluate: already done\n"
@@ -43,7 +43,7 @@ def test_seconds_of_all_attempts_are_added(tmp_path: Path):
     ledger = demo.PhaseCache(tmp_path / "phases.json")
     ledger.run(
         "t2i", lambda: {"seconds": 100.0}
-    )  # what the run itself counted, with the attempts before a kill
+    )  # the time that the run counted, including killed attempts
     ledger.run("evaluate", lambda: None)
     again = demo.PhaseCache(tmp_path / "phases.json")
     assert again.seconds["t2i"] == 100.0

@@ -1,4 +1,4 @@
-"""`mforce evaluate`: one mode at a time, and no option is silently ignored."""
+"""`mforce evaluate`: one mode per call, and no option is silently ignored."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ def photo(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def sparse(tmp_path: Path) -> Path:
-    """A depth map of which a tenth is known, in millimeters."""
+    """A depth map in millimeters, about 10% of it valid."""
     rng = np.random.default_rng(1)
     depth = np.where(rng.random((24, 40)) < 0.1, rng.uniform(1000, 9000, (24, 40)), 0)
     Image.fromarray(depth.astype(np.uint16)).save(tmp_path / "sparse.png")
@@ -47,7 +47,7 @@ def names(mode: str, n: int, *kinds: str) -> set[str]:
 
 
 def depth_of(out: Path, stem: str) -> np.ndarray:
-    """Returns an example's .npy after comparing it with the 16-bit PNG and its scale."""
+    """Returns an example's .npy, compared with the 16-bit PNG and its scale."""
     depth = np.load(out / f"{stem}.npy", allow_pickle=False)
     sidecar = json.loads((out / f"{stem}.json").read_text())
     with Image.open(out / f"{stem}.png") as opened:

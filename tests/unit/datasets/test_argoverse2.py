@@ -1,4 +1,4 @@
-"""Argoverse 2: sweeps in feather files, through the city, into the image nearest in time."""
+"""Argoverse 2: scans in feather files, projected through the city frame into the nearest image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from modality_forcing.errors import UserError
 pyarrow = pytest.importorskip("pyarrow")
 feather = pytest.importorskip("pyarrow.feather")
 
-SIZE = (80, 60)  # portrait, as the camera ahead
+SIZE = (80, 60)  # portrait, as the front camera
 SWEEP, BEFORE, AFTER = 315973157959879000, 315973157927214000, 315973157977214000
 K = (50.0, 50.0, 29.0, 41.0)
 MOUNTED = (0.504763, -0.498327, 0.498575, -0.498305, 1.632, 0.007, 1.396)
@@ -71,7 +71,7 @@ def city(log: Path, poses: dict[int, tuple[float, ...]]) -> None:
 
 
 def write(root: Path, split: str = "train", taken: tuple[int, ...] = (BEFORE, AFTER)) -> Path:
-    """A sweep whose points lie at DEPTH in PIXELS of the image of the time AFTER."""
+    """A scan with points at DEPTH in PIXELS of the image taken AFTER it."""
     log = root / split / "adcf7d18-0510-35b0-a2fa-b4cea13a6d76"
     directions = (PIXELS - np.array(K[2:])) / np.array(K[:2])
     seen = np.concatenate([directions, np.ones((4, 1))], axis=1) * DEPTH[:, None]
@@ -81,7 +81,7 @@ def write(root: Path, split: str = "train", taken: tuple[int, ...] = (BEFORE, AF
     )
     points = np.concatenate([points, [[np.inf, np.nan, 0], [-5, 0, 0]]]).astype(
         np.float16
-    )  # as stored; one lies behind
+    )  # as stored; one is behind the camera
     more = {
         "intensity": np.zeros(6, np.uint8),
         "laser_number": np.zeros(6, np.uint8),

@@ -31,8 +31,8 @@ def test_undistorted_wall_is_flat_and_upright(tmp_path: Path):
     write(tmp_path / "42", millimeters.astype(np.uint16), image)
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "42/rgb/vignette0000012" and record.depth.shape == SIZE
-    assert record.image[0].mean() > 200 and record.image[-1].mean() < 50  # what was left is up
-    # Turned a quarter clockwise, the stored x runs down.
+    assert record.image[0].mean() > 200 and record.image[-1].mean() < 50  # left is now up
+    # After the clockwise rotation the stored x axis points down.
     rows, columns = np.nonzero(record.valid)
     down = (rows - record.intrinsics[1, 2]) / record.intrinsics[1, 1]
     expected = 3 / (1 + np.maximum(down, -1.5) / 2)
@@ -40,18 +40,18 @@ def test_undistorted_wall_is_flat_and_upright(tmp_path: Path):
     assert np.abs(ratio - 1).max() < 0.008 and abs(np.median(ratio) - 1) < 1e-4
     assert 0.99 < record.valid.mean() < 1
     hole = ~record.valid
-    assert 9 <= hole[330:375, 330:375].sum() <= 36  # 65535 is unknown
+    assert 9 <= hole[330:375, 330:375].sum() <= 36  # 65535 means invalid
 
 
 def test_corners_are_inside_the_lens():
     corners = PINHOLE.unproject(np.array([[0, 0], [703, 0], [0, 703], [703, 703]]))
     angles = np.arctan(np.hypot(*corners.T))
-    assert angles.max() < 1.005  # radians, to which the calibration is good
+    assert angles.max() < 1.005  # radians, the range of the calibration
     pixels, ok = CAMERA.project(np.concatenate([corners, np.ones((4, 1))], axis=1))
     assert ok.all()
     assert (
         np.hypot(*(pixels - [CAMERA.cx, CAMERA.cy]).T).max() < 1415 / 4 + 1
-    )  # the circle that the lens lights
+    )  # the image circle of the lens
 
 
 def test_another_size_has_another_camera(tmp_path: Path):

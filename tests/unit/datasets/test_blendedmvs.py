@@ -1,4 +1,4 @@
-"""BlendedMVS from its exact encoding: PFM from the bottom up, cameras as MVSNet writes them."""
+"""BlendedMVS from its exact encoding: bottom-up PFM, cameras in MVSNet's format."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A reconstruction as a data set: points at the pixels of straightened images."""
+"""A reconstruction as a data set: points at the pixels of undistorted images."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_distorted_image_is_undistorted_with_its_points(tmp_path: Path):
     k = -0.25
     x, y = 0.25, -0.15
     bend = 1 + k * (x * x + y * y)
-    u, v = 50 * x * bend + 29.5, 50 * y * bend + 19.5  # where the lens shows it
+    u, v = 50 * x * bend + 29.5, 50 * y * bend + 19.5  # with the distortion of the lens
     rows, columns = np.mgrid[:40, :60]
     spot = 255 * np.exp(-((rows - v) ** 2 + (columns - u) ** 2) / 4)
     layouts.stored(
@@ -71,7 +71,7 @@ def test_distorted_image_is_undistorted_with_its_points(tmp_path: Path):
     np.testing.assert_allclose([column, row], at[:2], atol=0.5)
     brightest = np.unravel_index(record.image[..., 0].argmax(), (40, 60))
     np.testing.assert_allclose(brightest, [row, column], atol=1)
-    assert record.intrinsics[0, 0] != 50  # zoomed until nothing is seen beyond the image
+    assert record.intrinsics[0, 0] != 50  # zoomed so that no pixel is beyond the image
 
 
 def test_image_of_another_size_is_reported(tmp_path: Path):

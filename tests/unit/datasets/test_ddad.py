@@ -1,4 +1,4 @@
-"""DDAD: points through the poses of two moments, in the DGP format as TRI writes it."""
+"""DDAD: points transformed between two times, in the DGP format of TRI."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SIZE = (60, 100)
 K = {"fx": 50.0, "fy": 52.0, "cx": 48.0, "cy": 31.0, "skew": 0.0}
 NONE = {"fx": 0.0, "fy": 0.0, "cx": 0.0, "cy": 0.0, "skew": 0.0}
 SCANNER = (-0.7015, -0.0058, 0.0154, 0.7125, 111.45, -2261.38, -12.73)
-CAMERA = (-0.0267, 0.0101, -0.7047, 0.7090, 113.67, -2262.80, -11.14)  # two meters on
+CAMERA = (-0.0267, 0.0101, -0.7047, 0.7090, 113.67, -2262.80, -11.14)  # two meters ahead
 PIXELS = np.array([[10.0, 40.0], [30.0, 50.0], [99.0, 59.0], [60.0, 30.0]])
 DEPTH = np.array([5.0, 7.5, 60.0, 12.0])
 

@@ -11,7 +11,7 @@ from modality_forcing.datasets.common.cameras import Camera, pixel_grid
 from modality_forcing.datasets.eth3d import DATASET, scale_camera
 from tests import layouts
 
-# Numbers like those of a scene, for 60 x 40 pixels instead of 6048 x 4032.
+# Numbers similar to those of a scene, for 60 x 40 pixels instead of 6048 x 4032.
 PARAMETERS = "34.1 34.1 30.4 20.1 0.21 0.22 -0.0002 -0.0004 0.12 -0.3 0.0001 0.0007"
 BENT = Camera(
     "thin_prism_fisheye",
@@ -40,7 +40,7 @@ def scene(folder: Path, depth: np.ndarray, image: np.ndarray) -> None:
 
 
 def wall() -> np.ndarray:
-    """Depth along the axis of a wall aslant, z = 4 + 0.3 x, as the bent camera sees it."""
+    """Depth along the axis of a slanted wall, z = 4 + 0.3 x, seen by the distorted camera."""
     directions = BENT.unproject(pixel_grid((40, 60)).reshape(-1, 2)).reshape(40, 60, 2)
     return 4 / (1 - 0.3 * directions[..., 0])
 
@@ -58,7 +58,7 @@ def test_undistorted_wall_is_flat(tmp_path: Path):
     # Depth is picked at the nearest pixel, and half a pixel is 2% of the focal length on an axis.
     assert np.abs(record.depth[rows, columns] / expected - 1).max() < 0.012
     assert np.abs(np.median(record.depth[rows, columns] / expected - 1)) < 0.003
-    assert np.abs(record.image.astype(int) - 90).max() < 4  # nothing is seen beyond the image
+    assert np.abs(record.image.astype(int) - 90).max() < 4  # no pixel is beyond the image
 
 
 def test_image_and_depth_are_aligned(tmp_path: Path, monkeypatch):

@@ -1,4 +1,4 @@
-"""A folder as a data set: whole frames, depth in the raster of the image, options."""
+"""A folder as a data set: uncropped frames, depth at image resolution, options."""
 
 from __future__ import annotations
 

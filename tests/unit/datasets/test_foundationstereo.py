@@ -1,4 +1,4 @@
-"""FoundationStereo: disparity to the base 255, depth up to a factor."""
+"""FoundationStereo: disparity in base 255, depth up to a factor."""
 
 from __future__ import annotations
 

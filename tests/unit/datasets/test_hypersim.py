@@ -15,7 +15,7 @@ h5py = pytest.importorskip("h5py")
 SPLIT = "metadata_images_split_scene_v1.csv"
 CAMERAS = "metadata_camera_parameters.csv"
 STRAIGHT = np.array([[np.tan(np.pi / 6), 0, 0], [0, np.tan(np.pi / 6) * 0.75, 0], [0, 0, -1]])
-# Of scenes ai_017_009 (tilted up) and ai_019_007 (tilted up and aside), all but rounded.
+# Of scenes ai_017_009 (tilted up) and ai_019_007 (tilted up and aside), nearly rounded.
 TILTED = np.array([[0.62, 0, 0], [0, 0.43, 0.17], [0, -0.174, -1.08]])
 TWICE = np.array([[0.6, 0.02, -0.16], [0, 0.46, 0.03], [0.164, -0.032, -1.033]])
 H, W = 6, 8
@@ -80,13 +80,13 @@ def test_intrinsics_and_ray_lengths_agree(rays: np.ndarray):
     theirs = np.stack([u, v, np.ones((H, W))], axis=-1) @ rays.T
     ours = np.stack([columns, rows, np.ones((H, W))], axis=-1) @ np.linalg.inv(intrinsics).T
     np.testing.assert_allclose(lengths, np.linalg.norm(ours, axis=-1), rtol=1e-12)
-    # Angles between all pairs of rays are the same: the one set is the other, turned.
+    # Angles between all pairs of rays agree: the sets differ by a rotation.
     theirs, ours = (
         array.reshape(-1, 3) / np.linalg.norm(array, axis=-1).reshape(-1, 1)
         for array in (theirs, ours)
     )
     np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-12)
-    # And right is right, down is down, in the same hand.
+    # Axes keep their directions and handedness.
     turn = np.linalg.lstsq(theirs, ours, rcond=None)[0]
     assert np.linalg.det(turn) == pytest.approx(1)
     assert turn[0, 0] > 0.8 and turn[1, 1] < -0.8 and turn[2, 2] < -0.8
@@ -123,15 +123,11 @@ def test_tone_mapping_maps_the_90th_percentile_to_0_8():
     assert image.dtype == np.uint8 and image[900, 0, 0] == round(0.8 * 255)
     # gamma 2.2: half the light is 0.8 * 0.5^(1 / 2.2)
     assert image[450, 0, 0] == round(0.8 * 0.5 ** (1 / 2.2) * 255) and image[1000, 0, 0] > 204
-    # What is no surface, a window, does not set the exposure.
+    # Pixels without a surface, such as windows, do not affect exposure.
     lamp = np.concatenate([light, np.full((5000, 1, 3), 1e4)])
     np.testing.assert_array_equal(tonemap(lamp, lamp[..., 0] < 3)[:1001], image)
     colored = np.tile([[[1.0, 0.0, 0.0]]], (10, 1, 1))
-    assert tonemap(colored, np.ones((10, 1), bool))[0, 0].tolist() == [
-        255,
-        0,
-        0,
-    ]  # 0.3 of its light counts
+    assert tonemap(colored, np.ones((10, 1), bool))[0, 0].tolist() == [255, 0, 0]  # weighted by 0.3
 
 
 def test_nonfinite_radiance_is_black_or_white():

@@ -34,7 +34,9 @@ def counts(path: Path, size: tuple[int, int] = (375, 1242)) -> np.ndarray:
     return values
 
 
-def truth(split: str = "train", drive: str = DRIVE, camera: str = "02", number: int = 5) -> str:
+def depth_path(
+    split: str = "train", drive: str = DRIVE, camera: str = "02", number: int = 5
+) -> str:
     return f"{split}/{drive}/proj_depth/groundtruth/image_{camera}/{number:010d}.png"
 
 
@@ -54,7 +56,7 @@ def calibrate(root: Path, focal: float, width: int = 1242) -> None:
 @pytest.mark.parametrize("camera", ["02", "03"])
 @pytest.mark.parametrize("place", [".", "raw", "within"])
 def test_depth_is_256ths_of_a_meter(tmp_path: Path, split: str, camera: str, place: str):
-    values = counts(tmp_path / truth(split, camera=camera))
+    values = counts(tmp_path / depth_path(split, camera=camera))
     within = f"{split}/{DRIVE}/image_{camera}/data/0000000005.png"
     image = write_image(
         tmp_path / (within if place == "within" else f"{place}/{raw(camera=camera)}")
@@ -73,7 +75,7 @@ def test_depth_is_256ths_of_a_meter(tmp_path: Path, split: str, camera: str, pla
 
 
 def test_calibration_of_the_day_is_used_if_its_size_fits(tmp_path: Path):
-    counts(tmp_path / truth())
+    counts(tmp_path / depth_path())
     write_image(tmp_path / raw())
     calibrate(tmp_path / "2011_09_26", 700.5)
     np.testing.assert_allclose(
@@ -115,14 +117,14 @@ def test_unknown_image_size_has_no_camera(tmp_path: Path):
 def test_test_drives_are_not_in_the_training_split(tmp_path: Path):
     for split in ("train", "val"):
         for drive in (DRIVE, "2011_09_26_drive_0002_sync"):
-            counts(tmp_path / truth(split, drive), (60, 100))
+            counts(tmp_path / depth_path(split, drive), (60, 100))
             write_image(tmp_path / raw(drive), (60, 100))
     assert len(DATASET.open(tmp_path, "train")) == 1
     assert len(DATASET.open(tmp_path, "val")) == 2
 
 
 def test_depth_without_its_image_is_skipped(tmp_path: Path):
-    counts(tmp_path / truth())
+    counts(tmp_path / depth_path())
     with pytest.raises(
         UserError, match=r"holds no frame of KITTI depth's train split; its layout is"
     ):
@@ -154,9 +156,9 @@ def test_depth_without_its_image_is_skipped(tmp_path: Path):
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, change, message: str):
-    counts(tmp_path / truth())
+    counts(tmp_path / depth_path())
     write_image(tmp_path / raw())
-    change(tmp_path / truth())
+    change(tmp_path / depth_path())
     with pytest.raises(UserError, match=message) as caught:
         DATASET.open(tmp_path, "train")[0]
     assert "\n" not in str(caught.value) and "0000000005.png" in str(caught.value)

@@ -1,4 +1,4 @@
-"""KITTI scans in both layouts: depth is found at the pixels a scan was made for."""
+"""KITTI scans in both layouts: a scan becomes depth at the pixels of its points."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def scan(path: Path, pixels: np.ndarray, z: np.ndarray) -> None:
     homogeneous = np.concatenate([pixels, np.ones((len(z), 1))], axis=1) * z[:, None]
     rectified = np.linalg.solve(P[:, :3], (homogeneous - P[:, 3]).T)
     points = (TR[:, :3].T @ (np.linalg.solve(R0, rectified) - TR[:, 3:])).T
-    points = np.concatenate([points, [[np.inf, 0, 0], [np.nan, 1, 1]]])  # as no scan should have
+    points = np.concatenate([points, [[np.inf, 0, 0], [np.nan, 1, 1]]])  # invalid points
     np.concatenate([points, np.full((len(points), 1), 0.3)], axis=1).astype("<f4").tofile(path)
 
 
@@ -99,7 +99,7 @@ def test_scan_gives_depth_of_the_left_image(tmp_path: Path, write):
         (30, 50): 7.5,
         (99, 59): 60.0,
         (60, 30): 11.0,
-    }  # of two in a pixel the nearer
+    }  # the nearer of two in a pixel
     np.testing.assert_allclose([found[at] for at in expected], list(expected.values()), rtol=1e-5)
     np.testing.assert_allclose(record.intrinsics, [[50, 0, 48], [0, 50, 31], [0, 0, 1]])
     assert record.unit == "metric" and record.source == "kitti_raw" and record.caption == ""
@@ -176,7 +176,7 @@ def test_calibration_of_another_size_is_refused(tmp_path: Path):
         DATASET.open(tmp_path, "train")[0]
     objects(
         tmp_path, PIXELS, DEPTH, size=(60, 140)
-    )  # the axis would go through far from the middle
+    )  # the principal point would be far from the center
     with pytest.raises(
         UserError, match=r"000003\.txt: is of other images, but 000003\.png has 140 x 60"
     ):

@@ -18,7 +18,7 @@ ETH3D_SCENES = {
     "office": 26, "pipes": 14, "playground": 38, "relief": 31,
     "relief_2": 31, "terrace": 23, "terrains": 42,
 }  # fmt: skip
-UNSEEN = "# without ground truth: "  # what KITTI's list says of the frames that do not count
+UNSEEN = "# without ground truth: "  # how KITTI's list marks the frames that are not scored
 FORMS = {
     "nyuv2": r"test/[a-z_]+_\d{4}/rgb_\d{4}",
     "kitti": r"(\d{4}_\d\d_\d\d)/\1_drive_\d{4}_sync/image_02/data/\d{10}",
@@ -102,7 +102,7 @@ def test_kitti_names_652_of_697_and_keeps_the_others_as_comments() -> None:
     seen = official_names("kitti")
     assert len(unseen) == 45
     assert not set(seen) & set(unseen)
-    # Eigen et al. took 25 frames of each of 28 drives, and all 22 of the one that has no more.
+    # Eigen et al. took 25 frames of each of 28 drives, and all 22 of the one that has fewer.
     drives = Counter(frame.split("/")[1] for frame in seen + unseen)
     assert len(drives) == 28
     assert drives.pop("2011_09_26_drive_0048_sync") == 22

@@ -1,4 +1,4 @@
-"""Redwood's rooms from their exact encoding: millimeters, and a camera written column by column."""
+"""Redwood's rooms from their exact encoding: millimeters, and a column-major camera matrix."""
 
 from __future__ import annotations
 

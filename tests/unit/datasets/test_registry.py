@@ -1,4 +1,4 @@
-"""The data sets there are: what holds for each, and a name that is none."""
+"""The registry: what every data set provides, and unknown names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ScanNet from its exact encoding: millimeters, splits, and no room that evaluation scores."""
+"""ScanNet from its exact encoding: millimeters, splits, without rooms of the evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""7-Scenes and its likes from their exact encoding: millimeters with two values for unknown."""
+"""7-Scenes and sets like it: millimeters with two invalid values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ POSE = "  7.0352107e-001\t 0 0 -9.1287065e-001\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
 
 
 def frame(folder: Path, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """Writes one frame with both values for unknown; returns image and counts."""
+    """Writes one frame with both invalid values; returns image and counts."""
     name = folder / f"frame-{number:06}"
     image = layouts.image(name.with_name(f"{name.name}.color.png"), 4, 6)
     counts = layouts.RNG.integers(1, 65535, (4, 6)).astype(np.uint16)
@@ -54,7 +54,7 @@ def test_camera_file_is_found_beside_or_above_the_frames(tmp_path: Path):
     layouts.text(
         tmp_path / "set/camera-intrinsics.txt", " 5.4e+02\t 0\t 3.2e+02\t\n 0 540 240\n0 0 1\n"
     )
-    # A camera above the folder given is that of other sets.
+    # A camera file above the root belongs to another set.
     assert layouts.records(DATASET, tmp_path / "set")[0].intrinsics[0, 0] == 540
     (tmp_path / "set/camera-intrinsics.txt").unlink()
     assert layouts.records(DATASET, tmp_path / "set")[0].intrinsics[0, 0] == 585

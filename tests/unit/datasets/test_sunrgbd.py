@@ -1,4 +1,4 @@
-"""SUN RGB-D from its exact encoding: millimeters with rotated bits, NYUv2's frames apart."""
+"""SUN RGB-D from its exact encoding: millimeters with rotated bits, separate frames of NYUv2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TartanAir: floats in colors, arrays, and skies that are far but finite."""
+"""TartanAir: packed floats, arrays, and sky at a large finite depth."""
 
 from __future__ import annotations
 

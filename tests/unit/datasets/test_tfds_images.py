@@ -1,4 +1,4 @@
-"""Data sets that tensorflow-datasets prepared, where it is installed; without it, one line."""
+"""Data sets prepared by tensorflow-datasets; without the package, a one-line error."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def image(index: int) -> np.ndarray:
 
 
 def prepared(folder: Path) -> Path:
-    """As coco_captions: a list of captions an image, and other features."""
+    """Like coco_captions: a list of captions per image, and other features."""
     tfds = pytest.importorskip("tensorflow_datasets")
     features = tfds.features.FeaturesDict(
         {

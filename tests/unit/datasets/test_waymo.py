@@ -40,7 +40,7 @@ def counted(field: int, value: bytes) -> bytes:
 
 
 def doubles(field: int, values) -> bytes:
-    """A repeated double that is not packed: proto2's default, which Waymo's messages keep."""
+    """A repeated double that is not packed, the proto2 default that Waymo uses."""
     return b"".join(varint(field << 3 | 1) + struct.pack("<d", value) for value in np.ravel(values))
 
 
@@ -49,7 +49,7 @@ def transform(field: int, pose: np.ndarray) -> bytes:
 
 
 def matrix(field: int, numbers: np.ndarray) -> bytes:
-    """A compressed MatrixFloat or MatrixInt32: packed data, and dims that are not."""
+    """A compressed MatrixFloat or MatrixInt32: packed data, unpacked dims."""
     floats = numbers.dtype.kind == "f"
     data = (
         numbers.astype("<f4").tobytes()
@@ -87,7 +87,7 @@ def scene() -> tuple[
     np.ndarray,
     dict[int, dict[tuple[int, int], float]],
 ]:
-    """Ranges, projections, the roof's poses, and what depth each camera has at which (x, y)."""
+    """Ranges, projections, the roof's poses, and the expected depth of each camera by (x, y)."""
     ranges = {ROOF: RNG.uniform(3, 70, (8, 72, 4)), REAR: RNG.uniform(3, 70, (4, 36, 4))}
     for name, image in ranges.items():
         image[..., 0][RNG.random(image.shape[:2]) < 0.2] = -1  # no return
@@ -100,7 +100,7 @@ def scene() -> tuple[
     }
     depth: dict[int, dict[tuple[int, int], float]] = {1: {}, 2: {}}
     for name, image in ranges.items():
-        projections[name][image[..., 0] < 0, :3] = 1, 7, 7  # says nothing where there is no return
+        projections[name][image[..., 0] < 0, :3] = 1, 7, 7  # unused where there is no return
         rows, columns = image.shape[:2]
         steps = (np.arange(rows) + 0.5) / rows
         inclinations = (INCLINATIONS if name == ROOF else LEAST + steps * (MOST - LEAST))[::-1]
@@ -168,7 +168,7 @@ def message(ranges, projections, poses, *, jpegs=None, car_moves: bool = True) -
             + varint(5 << 3 | 1)
             + struct.pack("<d", 1.5e9),
         )
-    for name in (REAR, ROOF, 3):  # of the third there is nothing
+    for name in (REAR, ROOF, 3):  # the third has no returns
         first = b""
         if name in ranges:
             first = (
@@ -203,7 +203,7 @@ def written():
 
 
 def read(root: Path, index: int) -> Record:
-    """A record with all its points, the hidden ones too."""
+    """A record without occlusion filtering."""
     source = DATASET.open(root, "training")
     return check(source.read(source.items[index], drop_occluded=False))  # pyright: ignore
 
@@ -243,7 +243,7 @@ def test_image_without_a_pose_uses_the_pose_of_the_frame(tmp_path: Path, written
     record = read(tmp_path, 0)
     write(tmp_path, [message(ranges, projections, poses)], name="segment-2")
     moved = read(tmp_path, 5)
-    np.testing.assert_array_equal(record.valid, moved.valid)  # where is stored; how far is not
+    np.testing.assert_array_equal(record.valid, moved.valid)  # pixels are stored, distances are not
     assert 0.1 < np.abs(record.depth - moved.depth)[moved.valid].max() < 3
 
 

@@ -1,4 +1,4 @@
-"""WebDataset: pairs are found and read by offset, and damaged tars refused in one line."""
+"""WebDataset: pairs are indexed and read by offset, damaged tars are refused in one line."""
 
 from __future__ import annotations
 
@@ -141,17 +141,23 @@ def test_damaged_tars_are_named(tmp_path: Path):
         tmp_path / "0.tar",
         [("a.png", encoded_image(3)), ("b.png", encoded_image(4, size=(900, 700)))],
     )
-    whole = path.read_bytes()
-    for content in (b"", b"junk" * 1000, gzip.compress(whole), whole[:1700], whole[:700]):
+    content_bytes = path.read_bytes()
+    for content in (
+        b"",
+        b"junk" * 1000,
+        gzip.compress(content_bytes),
+        content_bytes[:1700],
+        content_bytes[:700],
+    ):
         path.write_bytes(content)
         with pytest.raises(
             UserError,
             match=r"0\.tar: cannot be read as a plain tar \(compressed, damaged or cut short\)",
         ):
             DATASET.open(tmp_path, "train")
-    path.write_bytes(whole)
+    path.write_bytes(content_bytes)
     source = DATASET.open(tmp_path, "train")
-    path.write_bytes(whole[:520])
+    path.write_bytes(content_bytes[:520])
     with pytest.raises(UserError, match=r"0\.tar: has become shorter"):
         source[0]
     path.unlink()

@@ -89,8 +89,8 @@ def test_residual_stream_is_float32():
     assert y.dtype == jnp.float32
     np.testing.assert_array_equal(
         y - x, (y - x).astype(jnp.bfloat16).astype(jnp.float32)
-    )  # of the block alone, rounded
-    assert np.abs(np.asarray(x - x.astype(jnp.bfloat16))).max() > 0  # which the input is not
+    )  # the block alone rounds
+    assert np.abs(np.asarray(x - x.astype(jnp.bfloat16))).max() > 0  # the input is not rounded
 
 
 def test_residual_block_adds_to_its_input_or_a_linear_map_of_it():
@@ -104,7 +104,7 @@ def test_residual_block_adds_to_its_input_or_a_linear_map_of_it():
 
 
 def attended(attention, x):
-    """Attention of [h w c], all of it at once."""
+    """Attention of [h w c] without chunks."""
 
     def linear(layer: Linear, y):
         return np.asarray(y, np.float64) @ np.asarray(layer.w) + np.asarray(layer.b)

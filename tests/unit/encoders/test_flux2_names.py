@@ -1,4 +1,4 @@
-"""Names of the FLUX.2 autoencoder's tensors in two layouts; tests/parity reads whole files."""
+"""Names of the FLUX.2 autoencoder's tensors in two layouts; tests/parity reads complete files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLACES = {
         "",
         "",
     ),
-    # The decoder computes its coarsest resolution first, which BFL count as the last.
+    # The decoder computes its coarsest resolution first, which BFL number last.
     "decoder.stages.0.blocks.2.norm1.scale": (
         "decoder.up_blocks.0.resnets.2.norm1.weight",
         "decoder.up.3.block.2.norm1.weight",
@@ -81,11 +81,11 @@ def test_both_halves_share_only_the_statistics(names):
 
 @pytest.mark.parametrize("names", [DIFFUSERS, BFL])
 def test_both_halves_together_read_every_tensor(names):
-    whole = tensors(VAEConfig(), names)
+    both = tensors(VAEConfig(), names)
     halves = {half: tensors(VAEConfig(), names, half) for half in ("encoder", "decoder")}
     assert {
         f"{half}.{path}": place for half, places in halves.items() for path, place in places.items()
-    } == whole
+    } == both
     for half, other in (("encoder", "decoder"), ("decoder", "encoder")):
         read = {name for place in halves[half].values() for name in place.names}
         of_other = {name for place in halves[other].values() for name in place.names}

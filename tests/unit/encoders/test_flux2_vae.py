@@ -85,7 +85,7 @@ def test_released_network_has_its_published_size():
     assert sizes == {
         nnx.Param: 84_046_372 - 2 * 128 - 1,
         nnx.BatchStat: 2 * 2 * 128,
-    }  # each half has the statistics
+    }  # both halves hold the statistics
     assert (VAEConfig().channels, VAEConfig().scale) == (128, 16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(vae, nnx.Param))} == {
         jnp.dtype("bfloat16")
@@ -160,9 +160,7 @@ def test_pack_orders_channels_like_flux2():
 
 def test_latents_are_normalized_means():
     encoder = make(Encoder)
-    moments = jnp.array(
-        [1.0, 2.0, 3.0, 70.0, 80.0, 90.0]
-    )  # means, then what a variance would be made of
+    moments = jnp.array([1.0, 2.0, 3.0, 70.0, 80.0, 90.0])  # means, then unused log variances
     encoder.conv_out.w[...] = 0 * encoder.conv_out.w[...]
     encoder.conv_out.b[...] = moments
     encoder.quant.w[...] = jnp.eye(6)
@@ -244,5 +242,5 @@ def test_several_devices_agree_up_to_rounding():
         [sys.executable, "-c", SHARDED], cwd=ROOT, env=env, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    # The results are split as the inputs were: no device made all of an image.
+    # Results are sharded like the inputs: no device computed a complete image.
     assert done.stdout.splitlines() == ["(1, 2, 3, 12)", "(1, 8, 12, 3)"]

@@ -1,4 +1,4 @@
-"""Frozen encoders: loaded at their first use, the same values as the networks themselves."""
+"""Frozen encoders are loaded at first use and equal the networks that they wrap."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches: rows first, (row, column, channel) inside, and back without loss."""
+"""Patches: row-major, (row, column, channel) inside, and inverted exactly."""
 
 from __future__ import annotations
 

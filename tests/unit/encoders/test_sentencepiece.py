@@ -1,4 +1,4 @@
-"""SentencePiece tokens: the end, the mask, other processes, messages for wrong model files."""
+"""SentencePiece tokens: the end, the mask, other processes, messages for invalid model files."""
 
 from __future__ import annotations
 
@@ -76,11 +76,11 @@ def test_shapes_and_range(model, caption, tokens):
 
 
 def test_end_is_the_last_token_of_a_cut_caption(model):
-    whole, cut = (
+    full, cut = (
         ids(SentencePieceTokenizer(tokens, str(model)), "a red cube beside a table")
         for tokens in (64, 5)
     )
-    assert len(whole) > 5 and cut == [*whole[:4], EOS]
+    assert len(full) > 5 and cut == [*full[:4], EOS]
 
 
 def test_white_space_is_one_space(encoder):

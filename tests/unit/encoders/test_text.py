@@ -1,4 +1,4 @@
-"""Every text encoder: one structure for all captions, the same in another process."""
+"""Every text encoder returns one structure for all captions, equal in every process."""
 
 from __future__ import annotations
 

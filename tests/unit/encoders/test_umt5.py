@@ -55,7 +55,7 @@ def load(folder: Path, dtype: str = "float32", sharding=None) -> UMT5:
 
 
 def captions(lengths: tuple[int, ...], l: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of captions of given lengths, and their mask [b l]."""
+    """Token ids of captions of these lengths, and their mask [b l]."""
     ids = np.random.default_rng(seed).integers(2, 101, (len(lengths), l))
     mask = np.arange(l) < np.array(lengths)[:, None]
     return ids * mask, mask
@@ -158,14 +158,14 @@ def test_every_tensor_of_umt5_xxl_has_a_name_and_fits(table):
 
 
 def test_decoder_of_a_complete_umt5_is_ignored(tmp_path, network):
-    whole = {
+    complete = {
         name: np.zeros((2, 2), np.float32)
         for name in ("decoder.block.0.layer.0.layer_norm.weight", "lm_head.weight")
     }
-    whole["encoder.embed_tokens.weight"] = goldens.weights(SMALL)["shared.weight"]
+    complete["encoder.embed_tokens.weight"] = goldens.weights(SMALL)["shared.weight"]
     ids, mask = captions((4,), 5)
     np.testing.assert_array_equal(
-        states(load(save(tmp_path, SMALL, whole)), ids, mask), states(network, ids, mask)
+        states(load(save(tmp_path, SMALL, complete)), ids, mask), states(network, ids, mask)
     )
 
 
@@ -190,7 +190,7 @@ def test_masked_tokens_have_no_influence(network):
 def test_states_past_the_end_are_zero(network):
     ids, mask = captions((9, 0, 12), 12)
     found = states(network, ids, mask)
-    assert np.all(np.isfinite(found))  # of a caption without any token, too
+    assert np.all(np.isfinite(found))  # also without any token
     np.testing.assert_array_equal(np.any(found != 0, axis=-1), mask)
 
 
@@ -228,7 +228,7 @@ def test_bfloat16_keeps_what_blocks_add_to_large_states(tmp_path):
 
 
 def test_distance_buckets_equal_t5():
-    """Held against whole numbers: bucket 8 + i begins where (distance / 8)^8 reaches 16^i."""
+    """Compared in integers: bucket 8 + i starts where (distance / 8)^8 reaches 16^i."""
 
     def bucket(key: int, query: int) -> int:
         distance = abs(key - query)
@@ -271,7 +271,7 @@ def test_eight_devices_agree_with_one(on_eight):
 
 
 def spread(path: str, shape: tuple[int, ...]) -> P:
-    """Matrices in shards along both axes, as the train state keeps the network's."""
+    """Shards matrices along both axes, as the train state does."""
     kinds = {"table": P("fsdp"), "bias": P(None, None, "tensor"), "scale": P()}
     kinds |= {name: P(None, "tensor", "fsdp") for name in ("out", "down")}
     return kinds.get(path.rpartition(".")[2], P(None, "fsdp", "tensor"))

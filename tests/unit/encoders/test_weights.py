@@ -1,4 +1,4 @@
-"""Safetensors files by name: what is read, and messages for wrong files."""
+"""Safetensors files by name: loading, and messages for invalid files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def saved(
 
 
 def indexed(folder: Path) -> Path:
-    """In two files with an index, as large models are published."""
+    """Two files with an index, as large models are published."""
     files = {
         "model-00001-of-00002.safetensors": dict(ROWS),
         "model-00002-of-00002.safetensors": {k: STORED[k] for k in ("conv", "vector")},
@@ -106,7 +106,7 @@ def parts(length: int) -> st.SearchStrategy[slice]:
 @given(st.tuples(parts(3), parts(4), parts(5)))
 def test_only_the_requested_part_is_read(tmp_path_factory, index):
     checkpoint = open_checkpoint(saved(tmp_path_factory.mktemp("part")))
-    whole = np.stack([rows.T for rows in ROWS.values()])
+    table = np.stack([rows.T for rows in ROWS.values()])
     read = []
 
     class Watched(Checkpoint):
@@ -114,11 +114,11 @@ def test_only_the_requested_part_is_read(tmp_path_factory, index):
             read.append(super().read(name, index))
             return read[-1]
 
-    wanted = jax.ShapeDtypeStruct(whole.shape, np.float32)
+    wanted = jax.ShapeDtypeStruct(table.shape, np.float32)
     recorded = Watched(checkpoint.where, checkpoint.files)
     part = weights._read_part(recorded, TENSORS["inner.stack"], wanted, index)
-    np.testing.assert_array_equal(part, whole[index])
-    assert sum(one.size for one in read) == part.size  # the host reads nothing besides
+    np.testing.assert_array_equal(part, table[index])
+    assert sum(one.size for one in read) == part.size  # nothing else is read
 
 
 def test_digest_depends_on_every_byte(tmp_path):
@@ -178,7 +178,7 @@ def test_unused_tensors_are_allowed(tmp_path):
 
 
 def test_damaged_files_are_one_line(tmp_path):
-    content = (saved(tmp_path / "whole") / "model.safetensors").read_bytes()
+    content = (saved(tmp_path / "complete") / "model.safetensors").read_bytes()
     for name, damaged in {
         "short": content[:-3],
         "text": b"hello",

@@ -1,4 +1,4 @@
-"""Hashed words: the same everywhere, any language, within range."""
+"""Hashed words: equal in every process, for any language, within range."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_words_of_many_languages(caption: str, expected: list[str]):
 
 @given(st.text(alphabet=st.characters(codec="ascii"), max_size=60))
 def test_ascii_shortcut_gives_the_same_words(caption: str):
-    """A letter that is not ASCII makes `words` take the long way."""
+    """A non-ASCII letter makes `words` take the general path."""
     assert list(words(caption)) == list(words(f"{caption} \u00e9"))[:-1]
 
 

@@ -22,7 +22,7 @@ median = jax.jit(weighted_median)
 
 
 def one(solve, pred, target, weight):
-    """The fit of a single image, as floats."""
+    """The alignment of one image, as floats."""
     fit = solve(*(np.asarray(x, np.float32)[None] for x in (pred, target, weight)))
     return type(fit)(*(x[0].item() for x in fit))
 
@@ -35,7 +35,7 @@ def loss(scale, shift, pred, target, weight):
 
 
 def brute_force(pred, target, weight):
-    """Returns the least loss of all lines through two samples and flat lines through one."""
+    """Returns the smallest loss over all lines through two samples and flat lines through one."""
     keep = np.asarray(weight) > 0
     p, g, w = (np.asarray(x, np.float64)[keep] for x in (pred, target, weight))
     i, j = np.triu_indices(len(p), 1)
@@ -57,7 +57,7 @@ def scene(seed, n=N, outliers=0.2, slope=2.5):
     return pred.astype("f4"), target.astype("f4"), (1 / target).astype("f4")
 
 
-# Multiples of 1/8 make ties and samples on one line common; that is where vertices are degenerate.
+# Multiples of 1/8 make ties and samples on one line common; there vertices are degenerate.
 grid = st.integers(-24, 24).map(lambda x: x / 8)
 free = st.floats(-50, 50, width=32).map(lambda x: 0.0 if abs(x) < 1e-3 else x)
 samples = st.integers(2, 50).flatmap(
@@ -82,7 +82,7 @@ def test_affine_l1_is_the_optimum_of_brute_force(case):
     ]  # one shape, one compilation
     fit = one(l1, *padded)
     best = brute_force(pred, target, weight)
-    # Six digits of the loss, or, where the fit is nearly perfect, of what a constant would lose.
+    # Six digits of the loss, or, for nearly perfect alignment, of the loss of a constant.
     slack = 1e-6 * best + 1e-6 * flat_loss(target, weight) + 1e-6 * np.sum(weight * target)
     # Rounding the optimum's parameters to float32 loses this much (a steep line near zero).
     slack += (

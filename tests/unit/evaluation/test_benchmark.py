@@ -1,4 +1,4 @@
-"""Benchmarks with a fake generator: what is predicted, stored and compared; and a real run."""
+"""Benchmarks with a fake generator: predictions, storage, comparison; and a real run."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_every_frame_is_predicted_once_and_scored_in_its_view(tmp_path: Path):
     for i in (0, 1, 6):
         seen = make_eval_frame(opened_benchmark()[i], NYU, "square", R)
         both = kept.get(i)
-        assert both is not None and both[1].max() == 0  # a single sample is not uncertain
+        assert both is not None and both[1].max() == 0  # one sample has no uncertainty
         expected = score(both[:1], seen.target[None], seen.valid[None])
         assert float(scores.per_image.absrel[i]) == pytest.approx(
             float(expected.absrel[0]), rel=1e-6
@@ -151,11 +151,11 @@ def test_second_protocol_reuses_predictions(tmp_path: Path):
 
 
 def test_resumed_run_predicts_only_missing_frames(tmp_path: Path):
-    whole, _, _, kept = evaluated(tmp_path)
+    complete, _, _, kept = evaluated(tmp_path)
     (kept.folder / "000004.npy").unlink()
     again, generator, *_ = evaluated(tmp_path)
     assert [call[0] for call in generator.calls] == [[4, 4, 4]] and again.num_predicted == 1
-    np.testing.assert_array_equal(again.per_image.absrel, whole.per_image.absrel)
+    np.testing.assert_array_equal(again.per_image.absrel, complete.per_image.absrel)
 
 
 def test_other_options_have_other_predictions(tmp_path: Path):
@@ -301,18 +301,18 @@ def test_run_writes_json_markdown_sheet_and_predictions(tmp_path: Path, generato
 def test_frame_scores_alike_in_a_user_list(tmp_path: Path, generator: Generator):
     root = write_bundle(tmp_path / "data")
     (tmp_path / "mine.txt").write_text("x/a\n")
-    whole = open_benchmarks("spring", root)
+    complete = open_benchmarks("spring", root)
     opened = open_benchmarks("spring", root, tmp_path / "mine.txt")
-    whole, mine = (
+    complete, mine = (
         run_benchmarks(generator, x, MOGE, InferenceOptions(), step="6", out=tmp_path)[0]
-        for x in (whole, opened)
+        for x in (complete, opened)
     )
     assert (
         not mine["official_list"]
-        and whole["official_list"]
-        and mine["predictions_digest"] != whole["predictions_digest"]
+        and complete["official_list"]
+        and mine["predictions_digest"] != complete["predictions_digest"]
     )
-    assert mine["rows"][0]["absrel"] == pytest.approx(whole["rows"][0]["absrel"], rel=1e-4)
+    assert mine["rows"][0]["absrel"] == pytest.approx(complete["rows"][0]["absrel"], rel=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -329,4 +329,4 @@ def test_incomplete_benchmark_is_refused(tmp_path: Path):
     (root / "Spring" / "c" / "depth.png").unlink()
     with pytest.raises(UserError, match="files of 1 of 3 images are missing"):
         open_benchmarks("spring", root)
-    assert len(official_names("nyuv2")) == 654  # what a whole set is elsewhere
+    assert len(official_names("nyuv2")) == 654  # the size of the complete set

@@ -81,7 +81,7 @@ def test_gray_and_magenta():
 def test_color_needs_a_minimum_area():
     assert shows(speck(PAINTS["red"], pixels=8), "red")
     assert not shows(speck(PAINTS["red"], pixels=4), "red")
-    # The share counts, not the pixels.
+    # The fraction counts, not the number of pixels.
     assert not shows(speck(PAINTS["red"], pixels=8, size=64), "red")
 
 

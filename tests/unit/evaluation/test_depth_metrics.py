@@ -64,7 +64,7 @@ def test_scores_do_not_depend_on_order_chunks_or_padding(monkeypatch):
 
 
 def test_absrel_and_delta1_by_hand():
-    # The constant 1 is the weighted median of six ones against 1.2 and 2, whatever the slope.
+    # The constant 1 is the weighted median of six ones against 1.2 and 2, for every slope.
     target = np.array([[[1, 1, 1, 1], [1, 1, 1.2, 2.0]]], "f4")
     scores = constant_scores(target, np.ones_like(target, bool))
     assert scores.absrel[0] == pytest.approx((0.2 / 1.2 + 1.0 / 2.0) / 8, rel=1e-5)
@@ -74,7 +74,7 @@ def test_absrel_and_delta1_by_hand():
 def test_negative_aligned_depth_passes_delta1_only_in_parity_mode():
     target = np.tile(np.array([1, 2, 3, 4, 5], "f4"), (1, 4, 1))
     pred = target.copy()
-    pred[0, 0, 0] = -1.0  # the other nineteen make the alignment the identity, and -1 stays -1
+    pred[0, 0, 0] = -1.0  # the other 19 make alignment the identity, so -1 stays
     valid = np.ones_like(target, bool)
     parity, strict = score(pred, target, valid), score(pred, target, valid, Protocol(strict=True))
     assert parity.scale[0] == pytest.approx(1, rel=1e-4)

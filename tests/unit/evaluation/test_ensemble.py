@@ -94,18 +94,18 @@ def test_pair_sum_equals_direct_minimization(count, make, mode):
     members = make(count, count, mode=mode)
     maps = unit(members, mode)
 
-    def whole(free):  # the last deviation keeps the mean at 1
+    def deviations(free):  # the last deviation keeps the mean at 1
         return np.append(free, count - free.sum())[:, None, None]
 
     starts = np.random.default_rng(count).dirichlet(np.ones(count), 3) * count
     found = [
-        minimize(lambda free: apart(whole(free) * maps), start[:-1], tol=1e-9).fun
+        minimize(lambda free: apart(deviations(free) * maps), start[:-1], tol=1e-9).fun
         for start in starts
     ]
     best = apart(minimize_pair_sum(correlations(members, mode))[:, None, None] * maps)
     assert best == pytest.approx(min(found), rel=1e-6)
     assert best <= min(found) * (1 + 1e-9)
-    # A ruler for the above: members as they come, each with deviation 1, are not yet the answer.
+    # The initial members, each with deviation 1, are not already optimal.
     assert count == 2 or make is alike or apart(maps) > best * (1 + 3e-6)
 
 
@@ -201,7 +201,7 @@ def test_unaligned_members_are_normalized_by_their_own_range(mode):
 def test_alignment_beats_normalization_with_outliers():
     target = np.random.default_rng(1).uniform(0, 1, SIZE)
     members = np.float32(target + 0.01 * np.random.default_rng(2).normal(size=(10, *SIZE)))
-    for k in range(10):  # every other member has a pixel that spoils its range
+    for k in range(10):  # every second member has an outlier
         members[k].flat[7 * k] += 2.0 * (k % 2)
 
     def error(align):
@@ -292,7 +292,7 @@ def test_unusable_members_are_left_out_and_flagged(mode, spoil):
         np.testing.assert_array_equal(ours, theirs)
     assert result.loss == without.loss
     nothing = ensemble(np.stack([members[2]] * 3), mode)
-    assert not any(np.any(x) for x in nothing)  # of `used` too: False says so
+    assert not any(np.any(x) for x in nothing)  # `used` too is False
     assert nothing.depth.shape == nothing.uncertainty.shape == SIZE
     lone = ensemble(members[1:3], mode)
     np.testing.assert_array_equal(lone.depth, ensemble(members[1:2], mode).depth)
@@ -326,11 +326,11 @@ def test_large_maps_are_aligned_on_a_subsample(size, most, rows, cols, align):
     members = samples(9, 4, size=size)
     few = ensemble(members, align=align, max_side=most)
     by_hand = ensemble(members[:, np.array(rows)[:, None], cols], align=align)
-    whole = ensemble(members, align=align, max_side=16)
+    full = ensemble(members, align=align, max_side=16)
     np.testing.assert_allclose(
         few.scale / few.scale[0], by_hand.scale / by_hand.scale[0], rtol=1e-9
     )
-    assert np.abs(few.scale / few.scale[0] - whole.scale / whole.scale[0]).max() > 1e-3
+    assert np.abs(few.scale / few.scale[0] - full.scale / full.scale[0]).max() > 1e-3
     np.testing.assert_allclose(few.depth, lower_median(placed(members, few)), atol=2e-6)
     assert few.depth.shape == size and few.depth.min() == 0 and few.depth.max() == 1
 

@@ -69,9 +69,7 @@ def test_maps_are_read_by_name_up_to_scale(folder):
     depth, known = from_folder(folder)(IMAGES, NAMES)
     assert depth.shape == known.shape == (2, SIDE, SIDE) and known.all()
     np.testing.assert_array_equal(depth[0], MAPS[0])
-    scale = (
-        depth[1] / MAPS[1]
-    )  # counts of a PNG have a unit of their own, which alignment takes out
+    scale = depth[1] / MAPS[1]  # PNG counts have their own unit, which alignment removes
     assert np.ptp(scale) / scale.mean() < 1e-3
     turned, _ = from_folder(folder)(IMAGES[::-1], NAMES[::-1])
     np.testing.assert_array_equal(turned[1], MAPS[0])

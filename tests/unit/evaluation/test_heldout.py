@@ -1,4 +1,4 @@
-"""Held-out evaluation with a fake generator: what is compared with what."""
+"""Held-out evaluation with a fake generator."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests import runs, tiny
 
 
 class Known(Generator):
-    """A generator that returns the given arrays: for example i, `answers` at i."""
+    """A generator that returns fixed arrays: for example i, `answers` at i."""
 
     def __init__(self, **answers: np.ndarray):
         self.answers, self.calls = answers, []
@@ -36,8 +36,8 @@ class Known(Generator):
         return SimpleNamespace(images={name: self.answers[name][index] for name in names})
 
 
-class Judge:
-    """An estimator that returns given arrays and records its inputs; `missing` has no map."""
+class FakeEstimator:
+    """An estimator that returns fixed arrays and records its inputs; `missing` has no map."""
 
     def __init__(self, depth: np.ndarray, known: np.ndarray | None = None, missing: str = ""):
         self.depth, self.known, self.missing = (
@@ -45,7 +45,7 @@ class Judge:
             np.ones_like(depth, bool) if known is None else known,
             missing,
         )
-        self.name, self.asked = "judge", []
+        self.name, self.asked = "fake", []
 
     def fingerprint(self, names):
         if self.missing in names:
@@ -139,7 +139,7 @@ def test_evaluation_has_all_tasks(evaluator: Evaluator):
 
 def test_external_estimator_replaces_the_model(evaluator: Evaluator):
     data, known = evaluator.data, perfect(evaluator)
-    evaluator.estimator = judge = Judge(7 * known.answers["depth"] + 2)
+    evaluator.estimator = estimator = FakeEstimator(7 * known.answers["depth"] + 2)
     joint, made = evaluator.joint(known, 3.0)
     d2i, _ = evaluator.d2i(known)
     assert (
@@ -147,8 +147,8 @@ def test_external_estimator_replaces_the_model(evaluator: Evaluator):
         and d2i["absrel"] < 1e-3 < d2i["absrel_shuffled"]
     )
     assert {call.task for call in known.calls} == {"joint", "d2i"}
-    np.testing.assert_array_equal(made["reestimated"], judge.depth)
-    for (images, names), folder in zip(judge.asked, ("joint_log2alpha+3", "d2i"), strict=True):
+    np.testing.assert_array_equal(made["reestimated"], estimator.depth)
+    for (images, names), folder in zip(estimator.asked, ("joint_log2alpha+3", "d2i"), strict=True):
         np.testing.assert_array_equal(images, data.image)
         assert names == [f"{folder}/{i:04d}" for i in range(7)]
 
@@ -158,7 +158,7 @@ def test_pixels_without_estimate_are_not_scored(evaluator: Evaluator):
     seen = np.ones((7, 16, 16), bool)
     seen[:, :5] = False
     seen[6] = False
-    evaluator.estimator = Judge(np.where(seen, known.answers["depth"], 0), seen)
+    evaluator.estimator = FakeEstimator(np.where(seen, known.answers["depth"], 0), seen)
     joint, _ = evaluator.joint(known, 3.0)
     d2i, _ = evaluator.d2i(known)
     assert joint["absrel"] < 1e-3 and d2i["absrel"] < 1e-3
@@ -168,7 +168,7 @@ def test_pixels_without_estimate_are_not_scored(evaluator: Evaluator):
 def test_missing_maps_are_reported_before_generation(evaluator: Evaluator):
     known = perfect(evaluator)
     for missing in ("d2i/0003", "joint_log2alpha-5/0006"):
-        evaluator.estimator = Judge(known.answers["depth"], missing=missing)
+        evaluator.estimator = FakeEstimator(known.answers["depth"], missing=missing)
         with pytest.raises(UserError, match="is missing"):
             evaluator(known)
     assert known.calls == []
@@ -181,20 +181,20 @@ def test_image_sets_have_distinct_names():
 
 
 def test_saved_images_are_reproduced_and_their_maps_read(tmp_path):
-    """The workflow with a program of its own: images out, maps beside them, scores."""
+    """The workflow with an external program: write images, add maps, score."""
     generator = Generator(config(), tiny.network(config())[1])
     first = Evaluator(config(), save_images=tmp_path / "a")
     own, _ = first.d2i(generator)
     written = runs.contents(tmp_path / "a")
     assert set(written) == {"d2i", *(f"d2i/{i:04d}.png" for i in range(7))}
-    for i in range(7):  # what it is does not matter here, but what is said of it
+    for i in range(7):  # only the report matters here, not the values
         np.save(tmp_path / "a" / "d2i" / f"{i:04d}.npy", 1.0 + np.arange(256).reshape(16, 16))
 
     second = Evaluator(config(), from_folder(tmp_path / "a"), tmp_path / "b")
-    judged, _ = second.d2i(generator)
+    external, _ = second.d2i(generator)
     assert runs.contents(tmp_path / "b") == written
-    assert judged.keys() == own.keys() and judged["absrel"] == pytest.approx(
-        judged["absrel_shuffled"]
+    assert external.keys() == own.keys() and external["absrel"] == pytest.approx(
+        external["absrel_shuffled"]
     )  # one map for all
 
     other = Evaluator(replace(config(), seed=9), from_folder(tmp_path / "a"), tmp_path / "a")

@@ -1,4 +1,4 @@
-"""Stored predictions are found by their identity; damaged files are ignored."""
+"""Stored predictions are looked up by identity; damaged files are ignored."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def scenes(count=3, height=40, width=50, seed=0):
 
 
 def plain_metrics(p, g):
-    """The metrics in float64, as their definitions read."""
+    """The metrics in float64, by definition."""
     ratio, logs = np.maximum(p / g, g / p), np.log(p) - np.log(g)
     return [
         np.mean(np.abs(p - g) / g),
@@ -129,7 +129,7 @@ def test_target_outside_the_range_is_not_scored():
     pred, target, valid = scenes()
     far = np.where(target > 3, np.where(target > 4, 1000, 3), target).astype(
         "f4"
-    )  # 3 itself is out too, as published
+    )  # 3 is excluded, as published
     chosen = Protocol(depth_range=(0.0, 3.0))
     np.testing.assert_array_equal(
         score(pred, far, valid, chosen).absrel, score(pred, target, valid, chosen).absrel
@@ -190,9 +190,9 @@ def test_marigold_aligns_large_maps_on_a_subsample_and_scores_all():
         np.testing.assert_allclose(
             [float(getattr(scores, m)[i]) for m in METRICS], expected, rtol=2e-5
         )
-    whole = score(pred, target, valid, Protocol("marigold", align_max_side=64))
+    full = score(pred, target, valid, Protocol("marigold", align_max_side=64))
     np.testing.assert_array_equal(
-        whole.absrel, score(pred, target, valid, Protocol("marigold")).absrel
+        full.absrel, score(pred, target, valid, Protocol("marigold")).absrel
     )
 
 

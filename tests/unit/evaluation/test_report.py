@@ -31,7 +31,7 @@ def result(
     resolution: int = 256,
     official: bool = True,
 ) -> Any:
-    """A set of three images, of which the second has nothing to score."""
+    """A set of three images, the second without valid pixels."""
     values = {field: np.array([0.1, np.nan, 0.3], "f4") for field in DepthScores._fields}
     scores = BenchmarkScores(
         DepthScores(**values), np.array([5, 0, 7]), np.array([0.0, 0.1, 0.2], "f4"), 2, 3

@@ -1,4 +1,4 @@
-"""Trajectory sweeps with a fake generator: rows, files and what a second run reuses."""
+"""Trajectory sweeps with a fake generator: rows, files and reuse by a second run."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Known(Generator):
         )
 
 
-class Judge:
+class FakeEstimator:
     """An estimator of depth whose state can change."""
 
     def __init__(self, answer: np.ndarray):
-        self.answer, self.name, self.state = answer, "judge", "1"
+        self.answer, self.name, self.state = answer, "fake", "1"
 
     def fingerprint(self, names):
         return self.state
@@ -66,7 +66,7 @@ def built() -> Evaluator:
 
 @pytest.fixture
 def evaluator(built: Evaluator) -> Evaluator:
-    """One to be changed: the records are the same."""
+    """A copy that tests may change; the records are shared."""
     copy = object.__new__(Evaluator)
     vars(copy).update(vars(built))
     return copy
@@ -242,14 +242,16 @@ def test_other_settings_have_other_rows(evaluator, tmp_path):
 
 def test_other_estimator_or_state_has_other_rows(evaluator, tmp_path):
     run(evaluator, tmp_path, (0.0,))
-    evaluator.estimator = judge = Judge(np.where(evaluator.data.valid, evaluator.data.depth, 1.0))
+    evaluator.estimator = estimator = FakeEstimator(
+        np.where(evaluator.data.valid, evaluator.data.depth, 1.0)
+    )
     result, asked, _ = run(evaluator, tmp_path, (0.0,))
-    assert asked == [0] and result["config"]["estimator"] == "judge"
-    assert "by judge" in trajectory_sweep.to_markdown(
+    assert asked == [0] and result["config"]["estimator"] == "fake"
+    assert "by fake" in trajectory_sweep.to_markdown(
         result
     ) and "on valid pixels (at least 75%)" in trajectory_sweep.to_markdown(result)
     assert run(evaluator, tmp_path, (0.0,))[1] == []
-    judge.state = "2"
+    estimator.state = "2"
     assert run(evaluator, tmp_path, (0.0,))[1] == [0]
 
 
@@ -267,7 +269,7 @@ def test_save_images_generates_finished_rows_again(evaluator, tmp_path):
 
 
 def test_missing_maps_are_reported_before_generation(evaluator, tmp_path):
-    class Missing(Judge):
+    class Missing(FakeEstimator):
         def fingerprint(self, names):
             if names[0].startswith("joint_log2alpha+0.5"):
                 raise UserError("1 of 6 maps are missing")

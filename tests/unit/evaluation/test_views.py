@@ -1,4 +1,4 @@
-"""The view warp: what it must leave alone, and the geometry that it must keep."""
+"""The view warp: identity cases and preserved geometry."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_frame_equal_to_the_view_is_unchanged(size):
     st.sampled_from([(32, 32), (48, 24), (20, 30)]),
 )
 def test_warp_preserves_planes(f, cx, cy, size):
-    """The plane n . x = 4 is as far along the view's axis as along that ray before."""
+    """A plane keeps its distance along the axis of the view."""
     height, width = 90, 120
     k, n = camera(f, f * width / height, cx, cy), np.array([0.05, 0.1, 1.0])
     depth = (4 / (rays(k, width, height) @ n)).astype("f4")
@@ -131,7 +131,7 @@ def test_moge_view_has_published_size_and_is_resized_for_the_model():
     seen = make_eval_frame(benchmark_frame(), NYU, "moge", 32)
     assert seen.image.shape == (480, 640, 3) and seen.target.shape == seen.valid.shape == (480, 640)
     assert seen.model_image.shape == (32, 32, 3)
-    # The ramp runs from edge to edge in both.
+    # The ramp covers the full width in both.
     np.testing.assert_allclose(
         seen.model_image.mean(axis=(0, 2))[[0, -1]], seen.image.mean(axis=(0, 2))[[10, -11]], atol=4
     )

@@ -1,4 +1,4 @@
-"""Figure files: equal bytes, text that is text, independent of the user's settings."""
+"""Figure files: reproducible bytes, searchable text, independent of user settings."""
 
 from __future__ import annotations
 

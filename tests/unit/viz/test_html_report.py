@@ -1,4 +1,4 @@
-"""The report is one safe, complete file that shows exactly the given numbers."""
+"""The report is one safe, complete file that shows exactly the numbers of the summary."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Colors, grids and depth files: what is written can be read back within the stated error."""
+"""Colors, grids and depth files: files round-trip within the stated error."""
 
 from __future__ import annotations
 
@@ -86,9 +86,7 @@ def test_colors_do_not_depend_on_the_unit(depth, unit):
         difference = colorize_disparity(depth).astype(int) - colorize_disparity(
             depth * np.float32(unit)
         )
-        assert (
-            np.abs(difference).max() <= 8
-        )  # one step of the map, where rounding falls the other way
+        assert np.abs(difference).max() <= 8  # one step of the color map, by rounding
 
 
 def test_limits_ignore_outliers_and_can_be_shared():
@@ -97,7 +95,7 @@ def test_limits_ignore_outliers_and_can_be_shared():
     speck[0, 0] = 1e-4
     step = np.abs(colorize_disparity(speck).astype(int) - colorize_disparity(depth))[1:]
     assert np.median(step) <= 8
-    assert step.max() < 50  # against over 200 if the speck were taken for the near end
+    assert step.max() < 50  # over 200 if the outlier set the near limit
     limits = disparity_limits(depth)
     half = colorize_disparity(depth[:, :25], limits=limits)
     np.testing.assert_array_equal(half, colorize_disparity(depth)[:, :25])

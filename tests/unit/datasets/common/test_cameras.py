@@ -73,7 +73,7 @@ def test_points_round_trip(name: str, x: float, y: float, z: float):
     np.testing.assert_allclose(camera(name).unproject(pixels), [[x, y]], atol=1e-8)
 
 
-# What OpenCV 5.0 gives: projectPoints and fisheye.projectPoints.
+# Outputs of OpenCV 5.0: projectPoints and fisheye.projectPoints.
 POINTS = np.array([[0.3, -0.2, 1.0], [-0.6, 0.4, 1.5], [0.05, 0.9, 2.0]])
 
 

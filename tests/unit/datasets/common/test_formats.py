@@ -21,7 +21,7 @@ def png(path: Path, array: np.ndarray) -> Path:
 
 
 def packed(depth: np.ndarray) -> np.ndarray:
-    """Returns the RGBA in which OpenCV, reading BGRA, finds the floats' bytes in order."""
+    """Returns the RGBA in which OpenCV, reading BGRA, sees the bytes of the floats."""
     blue, green, red, alpha = np.moveaxis(
         depth.astype("<f4").view(np.uint8).reshape(*depth.shape, 4), -1, 0
     )
@@ -87,7 +87,7 @@ def test_disparity_in_base_255_is_decoded(tmp_path: Path):
 def test_pfm_is_bottom_up_and_its_scale_gives_the_byte_order(
     tmp_path: Path, kind: str, scale: str, head: str
 ):
-    # A first sample whose first byte is a line break must not be taken for a part of the header.
+    # A first sample whose first byte is a line break must not be read as part of the header.
     first = np.frombuffer(b"\n\n\n@" if kind == "<f4" else b"\n\n\n\n", kind)[0]
     depth = np.array([[1.5, np.inf, 0], [first, -2, 7]], np.float32)
     (tmp_path / "d.pfm").write_bytes(

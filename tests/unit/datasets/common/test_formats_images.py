@@ -1,4 +1,4 @@
-"""The files that benchmarks store: numbers to the bit, and each damaged file one line."""
+"""Files of benchmarks: numbers are read to the bit, damaged files are one line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RAMP = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
 
 def test_image_keeps_its_size(tmp_path: Path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by a quarter
+    exif[0x0112] = 6  # rotated by 90 degrees for display
     Image.fromarray(RAMP).save(tmp_path / "a.png", exif=exif)
     image = stored.read_rgb(tmp_path / "a.png")
     assert image.dtype == np.uint8

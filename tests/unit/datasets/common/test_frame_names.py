@@ -1,4 +1,4 @@
-"""Lists of frames: the compact form against its inverse, and what is refused."""
+"""Frame lists: the compact form round-trips, malformed lists are refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from modality_forcing.datasets.common.frame_names import read_list, read_name_list
 from modality_forcing.errors import UserError
 
-# What a prefix may be, and names that are no numbers.
+# Prefixes, and names that are not numbers.
 WORD = st.text("abcdefgh_/", min_size=1, max_size=8)
 NUMBER = st.integers(1, 6).flatmap(
     lambda digits: st.integers(0, 10**digits - 1).map(lambda number: f"{number:0{digits}}")

@@ -1,4 +1,4 @@
-"""What readers of data sets share: records, listings, tables, times and changes of raster."""
+"""Shared parts of the readers: records, listings, tables, timestamps, resampling."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CAMERA = Camera("pinhole", (100, 200), 100, 100, 99.5, 49.5)
 
 
 def seen_at(pixels: np.ndarray, z: np.ndarray, camera: Camera = CAMERA) -> np.ndarray:
-    """Points [n 3] that a pinhole camera sees at pixels [n 2]."""
+    """Returns points [n 3] that project to pixels [n 2]."""
     directions = camera.unproject(pixels)
     return np.concatenate([directions, np.ones((len(z), 1))], axis=1) * np.asarray(z)[:, None]
 
@@ -36,7 +36,7 @@ def test_motion_between_scan_and_image_is_corrected():
     """A car drives 2 m and turns by 90 degrees, with a camera 1 m ahead of its center."""
     ahead = np.array(
         [[0, 0, 1, 1], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], float
-    )  # camera axes in the car's
+    )  # camera to car
     here = np.array([3e6, 4e6, 10])
     scanned = make_pose(np.eye(3), here)
     turned = make_pose(
@@ -101,7 +101,7 @@ def test_points_behind_a_near_surface_are_dropped():
     found = occlusion_mask(
         np.concatenate([near, behind]), np.array([10.0] * len(near) + [30, 30, 30, 30]), (100, 200)
     )
-    # The same cell has the nearer points too: those around it decide.
+    # The cell itself has nearer points too; its neighbors decide.
     assert (
         found[len(near) :].tolist() == [True, True, False, False] and not found[: len(near)].any()
     )
@@ -158,7 +158,7 @@ def test_occluded_points_can_be_kept():
     small = (100, 200)
     larger = Camera(
         "pinhole", (200, 400), 200, 200, 199.5, 99.5
-    )  # hidden or not is seen in the image, not in the raster
+    )  # occlusion is decided at image resolution, not at the output's
     np.testing.assert_array_equal(
         project_points(points, larger, small)[1], project_points(points, CAMERA)[1]
     )

@@ -1,4 +1,4 @@
-"""TFRecord: records are found and read, checksums are TensorFlow's, other files are refused."""
+"""TFRecord: records are indexed and read, checksums equal TensorFlow's, other files are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MoGe's bundles: frames in the codec's own bytes, and one error line per damaged file."""
+"""MoGe's bundles: frames in the codec's bytes, and one error line per damaged file."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def write_image(path: Path, height: int, width: int) -> np.ndarray:
 
 
 def counts(path: Path, height: int, width: int) -> np.ndarray:
-    """Writes 16-bit counts of depth, about a third of them unknown, and returns them."""
+    """Writes 16-bit counts of depth, about a third of them 0, and returns them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     values = RNG.integers(1, 65536, (height, width), np.uint16) * (
         RNG.random((height, width)) < 0.7
@@ -91,7 +91,9 @@ def test_kitti_is_in_256ths_of_meters_and_cropped_twice(tmp_path: Path, part: st
         tmp_path / f"{part}{DRIVE}/proj_depth/groundtruth/image_02/0000000069.png", 375, 1242
     )
     crop = np.zeros((352, 1216), bool)
-    crop[117:321, 43:1172] = True  # whole pixels of .3324324 to .91351351 and .0359477 to .96405229
+    crop[117:321, 43:1172] = (
+        True  # integer pixels of .3324324 to .91351351 and .0359477 to .96405229
+    )
     frame = read("kitti", tmp_path, KITTI)
     agrees(frame, image[23:, 13:1229], depth[23:, 13:1229] / 256, crop)
     assert frame.intrinsics is None
@@ -161,7 +163,7 @@ def test_diode_uses_its_mask(tmp_path: Path, part: str):
     image = write_image(tmp_path / f"{part}{DIODE}.png", 6, 8)
     depth = (RNG.random((6, 8, 1)) * 400).astype(
         np.float32
-    )  # also out of the protocol's range, which is not applied here
+    )  # the range of the protocol is not applied here
     mask = (RNG.random((6, 8)) < 0.6).astype(np.float32)
     mask[0, :3], depth[0, :3, 0] = 1, (0, np.nan, np.inf)
     np.save(tmp_path / f"{part}{DIODE}_depth.npy", depth)

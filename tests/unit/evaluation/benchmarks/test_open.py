@@ -1,4 +1,4 @@
-"""Opening a benchmark: the right layout, the whole set or an error, and lists of one's own."""
+"""Opening a benchmark: the layout, the complete set or an error, and user lists."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ META = '{"intrinsics": [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]}'
 
 @pytest.fixture(autouse=True)
 def small_sets(monkeypatch: pytest.MonkeyPatch):
-    """Sets of three images, so that a fixture can be whole."""
+    """Sets of three images, so that a fixture can be complete."""
     small = {
         name: replace(
             benchmark,
@@ -147,7 +147,7 @@ def test_index_of_another_length_is_refused(tmp_path: Path):
     message(caught, tmp_path)
     assert (
         len(open_benchmark("spring", tmp_path)) == 2
-    )  # no count is known: the index is what there is
+    )  # no published count: the index defines the set
 
 
 def test_packaged_list_of_another_length_is_refused(

@@ -1,4 +1,4 @@
-"""The table of benchmarks: what holds for every entry, and a name that is not one."""
+"""The benchmark registry: every entry, and unknown names."""
 
 from __future__ import annotations
 
