@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from modality_forcing.commands.arguments import positive_int
+from modality_forcing.commands.arguments import positive_int, renamed_option
 from modality_forcing.errors import UserError
 from modality_forcing.progress import print_stderr
 
@@ -30,6 +30,12 @@ _MODEL = ("checkpoint", "text_encoder", "autoencoder", "steps", "solver", "seed"
 _PROTOCOL = ("protocol", "align", "depth_range", "strict")
 _BENCHMARK = ("benchmark", "root", "frame_list", "view", "ensemble", "ensemble_mode")
 _RECORDS = ("examples", "estimator", "save_images")
+_RENAMED = {
+    "--truth": "--target",
+    "--sweep": "--trajectory-sweep",
+    "--list": "--frame-list",
+    "--pictures": "--save-images",
+}
 
 
 class Mode(NamedTuple):
@@ -44,6 +50,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("--checkpoint", type=Path, help="a workdir, its checkpoints/ or one step of it")
+    for old, new in _RENAMED.items():
+        renamed_option(parser, old, new)
     add("--text-encoder", metavar="umt5:PATH", help="frozen, if not at the config's path")
     add("--autoencoder", metavar="flux2:PATH", help="frozen, if not at the config's path")
     add("--examples", type=positive_int, help="held-out records, instead of the config's")

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modality_forcing.commands.arguments import finite_float, positive_int
+from modality_forcing.commands.arguments import finite_float, positive_int, renamed_option
 from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     scale = "units per count of a PNG, e.g. 0.001 for millimeters"
     add("--depth-scale", type=finite_float, help=scale)
     square = "how an input becomes square: its center, or all of it (%(default)s)"
+    renamed_option(parser, "--fit", "--resize-mode")
     add("--resize-mode", choices=("crop", "stretch"), default="crop", help=square)
     frozen = "frozen encoder, if not where the config says"
     add("--text-encoder", default="", metavar="umt5:PATH", help=frozen)

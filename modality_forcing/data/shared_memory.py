@@ -107,7 +107,7 @@ class SharedMemoryReceiver:
     def __init__(self) -> None:
         parent = _SHM if _SHM.is_dir() else None
         self._directory = tempfile.TemporaryDirectory(
-            prefix="mforce-", dir=parent, ignore_cleanup_errors=True
+            prefix=f"mforce-{os.getpid()}-", dir=parent, ignore_cleanup_errors=True
         )
         self._slabs: dict[str, mmap.mmap] = {}
 

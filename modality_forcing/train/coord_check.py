@@ -235,9 +235,10 @@ def _batches(config: Config, count: int) -> tuple[list[Batch], dict[str, np.ndar
 
 def _probe(config: Config, batch: Batch) -> Probe:
     """The network's inputs, equal at every width and step: noisy tokens, noise levels, text."""
+    arrays = jax.tree.map(jnp.asarray, batch)
     noisy, t = {}, {}
     for i, (name, modality) in enumerate(base.build(config).items()):
-        x0, observed = modality.to_tokens(batch)
+        x0, observed = modality.to_tokens(arrays)
         t[name] = jnp.roll(jnp.linspace(0.1, 0.9, len(x0)), 3 * i)
         noise = jax.random.normal(
             jax.random.fold_in(rng.named_key(config.seed, "probe", 0), i), x0.shape

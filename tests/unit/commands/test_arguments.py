@@ -6,6 +6,7 @@ import argparse
 
 import pytest
 
+from modality_forcing import cli
 from modality_forcing.commands.arguments import finite_float, positive_int, split_overrides
 
 
@@ -30,3 +31,25 @@ def test_positive_int(text):
 def test_invalid_numbers_are_refused(convert, text):
     with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a"):
         convert(text)
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        ("prepare", "--list", "--list-datasets"),
+        ("prepare", "--part=0/2", "--shard"),
+        ("prepare", "--max-bad=0", "--max-errors"),
+        ("encode", "--part=0/2", "--shard"),
+        ("sweep", "--part=0/2", "--shard"),
+        ("evaluate", "--truth=t.npz", "--target"),
+        ("evaluate", "--sweep=log2_alpha:0..1", "--trajectory-sweep"),
+        ("evaluate", "--list=l.txt", "--frame-list"),
+        ("evaluate", "--pictures=8", "--save-images"),
+        ("sample", "--fit=stretch", "--resize-mode"),
+    ],
+)
+def test_old_options_are_answered_with_the_new_ones(command, old, new, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main([command, old])
+    assert exit_.value.code == 2
+    assert f"{old.partition('=')[0]} is now {new};" in capsys.readouterr().err

@@ -172,13 +172,3 @@ def test_the_options_are_there_at_once():
         [sys.executable, "-c", script], capture_output=True, text=True, check=True
     )
     assert done.stdout == "set() set()\n"
-
-
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [("--list", "--list-datasets"), ("--part=0/2", "--shard"), ("--max-bad=0", "--max-errors")],
-)
-def test_renamed_options_are_answered_with_the_new_name(old: str, new: str, capsys):
-    with pytest.raises(SystemExit):
-        run(old)
-    assert capsys.readouterr().err.rstrip().endswith(f"{old.partition('=')[0]} is now {new}")

@@ -340,7 +340,8 @@ def test_memory_is_flat_and_nothing_is_left():
         batches(workers=1), 1
     )  # Grain keeps one pool of threads for good, which frees shared memory
     threads, children = set(threading.enumerate()), set(process.children(recursive=True))
-    files = set(Path("/dev/shm").glob("mforce-*"))
+    own_files = f"mforce-{os.getpid()}-*"  # other workers of the suite have files there too
+    files = set(Path("/dev/shm").glob(own_files))
     mixture = {
         "one": MixtureComponent(Numbered(40, size=64), 1.0),
         "other": MixtureComponent(Numbered(7, size=64, first=100), 1.0),
@@ -369,7 +370,7 @@ def test_memory_is_flat_and_nothing_is_left():
                 break
             time.sleep(0.05)
         assert not left and set(process.children(recursive=True)) <= children
-        assert set(Path("/dev/shm").glob("mforce-*")) <= files
+        assert set(Path("/dev/shm").glob(own_files)) <= files
 
 
 def test_data_modules_load_neither_jax_nor_grain():
