@@ -244,7 +244,7 @@ def _probe(config: Config, batch: Batch) -> Probe:
             jax.random.fold_in(rng.named_key(config.seed, "probe", 0), i), x0.shape
         )
         noisy[name] = flow.add_noise(x0, noise, t[name], observed)
-    return noisy, t, batch["text"]
+    return noisy, t, arrays["text"]
 
 
 def slopes(rows: Sequence[Row]) -> list[Slope]:
