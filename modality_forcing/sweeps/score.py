@@ -1,5 +1,5 @@
-"""What a cell of a sweep scores: depth from pictures, and losses at fixed noise, on records that
-are the same in every cell.
+"""The score of a cell: depth from images and losses at fixed noise, on the same held-out records in
+every cell; or real benchmarks.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +19,15 @@ from modality_forcing.evaluation import benchmark
 from modality_forcing.evaluation.heldout import Evaluator, HeldOutData
 from modality_forcing.evaluation.protocols import MOGE, get_protocol
 from modality_forcing.generator import Generator
+from modality_forcing.modalities.base import Batch
 from modality_forcing.sweeps.spec import Benchmarks, Cell, Records
-from modality_forcing.train.step import compute_loss
+from modality_forcing.train.state import Params
+from modality_forcing.train.step import Sums, compute_loss
 
 
 @dataclass(frozen=True)
 class Score:
-    """Numbers by name, and what numbers must share to be compared: the protocol, and the draws
-    that they are over.
-    """
+    """The metrics of a cell. Scores are comparable if protocol and seeds agree."""
 
     metrics: Mapping[str, float]
     protocol: str
@@ -36,8 +35,9 @@ class Score:
 
 
 class Scorer:
-    """Scores cells one after the other; those evaluated on the same records share them. folder:
-    for what benchmarks write.
+    """Scores cells one after the other; cells with the same held-out records share them.
+
+    folder: of the predictions of benchmarks.
     """
 
     def __init__(self, folder: Path):
@@ -45,115 +45,115 @@ class Scorer:
         self._evaluators: dict[str, Evaluator] = {}
 
     def __call__(self, cell: Cell, workdirs: Mapping[str, Path]) -> Score:
-        """Scores a cell from the workdir of each phase; raises UserError where records or
-        benchmarks are missing.
+        """Scores a cell from the workdir of each phase.
+
+        Raises UserError if records or benchmarks are missing.
         """
-        last = _generator(workdirs[cell.run.phase], cell.run.config)
+        generator = _load_generator(workdirs[cell.run.phase], cell.run.config)
         if isinstance(cell.evaluation, Benchmarks):
-            return self._benchmarks(cell, cell.evaluation, last)
-        return self._records(cell, cell.evaluation, last, workdirs)
+            return self._benchmarks(cell, cell.evaluation, generator)
+        return self._records(cell, cell.evaluation, generator, workdirs)
 
     def _records(
-        self, cell: Cell, how: Records, last: Generator, workdirs: Mapping[str, Path]
+        self, cell: Cell, options: Records, last: Generator, workdirs: Mapping[str, Path]
     ) -> Score:
-        evaluator = self._evaluator(replace(cell.run.config, seed=how.seed))
+        evaluator = self._evaluator(replace(cell.run.config, seed=options.seed))
         metrics: dict[str, float] = {}
         if "depth" in last.modalities:
-            numbers = {"i2d": evaluator.i2d(last)[0], **evaluator.baselines()}
-            metrics |= {
-                f"{task}_{name}": value
-                for task, told in numbers.items()
-                for name, value in told.items()
-            }
+            for task, values in {"i2d": evaluator.i2d(last)[0], **evaluator.baselines()}.items():
+                metrics |= {f"{task}_{name}": value for name, value in values.items()}
         for run in cell.runs():
-            generator = last if run is cell.run else _generator(workdirs[run.phase], run.config)
-            losses = held_out_loss(generator, evaluator.data, how.seed, how.draws)
-            metrics |= {
-                name if run is cell.run else f"{run.phase}_{name}": value
-                for name, value in losses.items()
-            }
+            is_last = run is cell.run
+            generator = last if is_last else _load_generator(workdirs[run.phase], run.config)
+            losses = held_out_loss(generator, evaluator.data, options.seed, options.draws)
+            prefix = "" if is_last else f"{run.phase}_"
+            metrics |= {f"{prefix}{name}": value for name, value in losses.items()}
         records = len(evaluator.data.captions)
-        return Score(
-            metrics, f"held out: {MOGE}", f"seed {how.seed}, {records} records, {how.draws} draws"
-        )
+        seeds = f"seed {options.seed}, {records} records, {options.draws} draws"
+        return Score(metrics, f"held out: {MOGE}", seeds)
 
     def _evaluator(self, config: Config) -> Evaluator:
-        told = to_dict(config)
-        key = json.dumps([told[name] for name in ("seed", "data", "eval")])
+        values = to_dict(config)
+        key = json.dumps([values[name] for name in ("seed", "data", "eval")])
         if key not in self._evaluators:
             self._evaluators[key] = Evaluator(config)
-        kept = self._evaluators[key]
-        kept.config = config  # of the same records; network and sampling are this cell's
-        return kept
+        evaluator = self._evaluators[key]
+        evaluator.config = config  # the records are the same; network and sampling may differ
+        return evaluator
 
-    def _benchmarks(self, cell: Cell, how: Benchmarks, last: Generator) -> Score:
-        chosen = get_protocol(how.protocol)
-        opened = benchmark.open_benchmarks(how.names, Path(how.root))
-        options = benchmark.InferenceOptions(samples=how.samples, seed=how.seed)
-        step, out = str(cell.run.config.train.steps), self.folder / "benchmarks" / cell.name
-        results = benchmark.run_benchmarks(last, opened, chosen, options, step=step, out=out)
-        metrics = {
-            f"{result['benchmark']}_{name}": float("nan") if value is None else value
-            for result in results
-            for name, value in result.items()
-            if name in ("absrel", "delta1", "images", "skipped")
-        }
-        for name in ("absrel", "delta1"):  # of the sets, each counting as one: the paper's figure
-            metrics[name] = float(
-                np.mean([metrics[f"{result['benchmark']}_{name}"] for result in results])
-            )
-        return Score(metrics, f"{how.names}: {chosen}", f"seed {how.seed}, {how.samples} samples")
+    def _benchmarks(self, cell: Cell, options: Benchmarks, generator: Generator) -> Score:
+        protocol = get_protocol(options.protocol)
+        results = benchmark.run_benchmarks(
+            generator,
+            benchmark.open_benchmarks(options.names, Path(options.root)),
+            protocol,
+            benchmark.InferenceOptions(samples=options.samples, seed=options.seed),
+            step=str(cell.run.config.train.steps),
+            out=self.folder / "benchmarks" / cell.name,
+        )
+        metrics: dict[str, float] = {}
+        for result in results:
+            for name, value in result.items():
+                if name in ("absrel", "delta1", "images", "skipped"):
+                    value = float("nan") if value is None else value
+                    metrics[f"{result['benchmark']}_{name}"] = value
+        # The paper's figure: the mean over the benchmarks, each counting as one.
+        for name in ("absrel", "delta1"):
+            values = [metrics[f"{result['benchmark']}_{name}"] for result in results]
+            metrics[name] = float(np.mean(values))
+        seeds = f"seed {options.seed}, {options.samples} samples"
+        return Score(metrics, f"{options.names}: {protocol}", seeds)
 
 
-def _generator(workdir: Path, config: Config) -> Generator:
-    """The EMA weights of a run, sampling as the sweep says now: a run's own options may be older."""
+def _load_generator(workdir: Path, config: Config) -> Generator:
+    """Loads the EMA weights of a run, with the sampling options of the sweep, not of the run."""
     return Generator.from_checkpoint(workdir, sample=vars(config.sample))
 
 
 def held_out_loss(
     generator: Generator, data: HeldOutData, seed: int, draws: int
 ) -> dict[str, float]:
-    """Returns the training loss of weights on whole held-out records: `loss` and
-    `loss_<modality>`, means over all of them.
+    """Returns the mean training loss on held-out records: `loss` and `loss_<modality>`.
 
-    Levels and noise are functions of (seed, draw, record) alone, so that two networks are compared
-    at the same ones; text is never dropped and depth not thinned. A loss in velocity at the
-    config's t_min: networks trained with another, or with other noise levels, have losses of
-    another kind.
+    Noise levels and noise depend on (seed, draw, record) alone, so that two networks are compared
+    at the same ones. Text is never dropped and depth is not sparsified. The loss is in velocity at
+    the config's t_min: losses of networks trained with another t_min or other noise levels are not
+    comparable.
     """
     c = generator.config
-    c = replace(
-        c, seed=seed, text=replace(c.text, text_dropout=0.0), train=replace(c.train, distill=False)
-    )
-    size, count = min(c.eval.batch, len(data.captions)), len(data.captions)
+    text, loop = replace(c.text, text_dropout=0.0), replace(c.train, distill=False)
+    c = replace(c, seed=seed, text=text, train=loop)
+    count = len(data.captions)
+    size = min(c.eval.batch, count)
 
     @jax.jit
-    def sums(params: Any, batch: Any, draw: Any) -> Any:
-        null = jax.tree.map(
-            lambda x: jnp.zeros_like(x[0]), batch["text"]
-        )  # nothing is dropped: it is never read
+    def compute_losses(params: Params, batch: Batch, draw: jax.Array) -> Sums:
+        # compute_loss reads the null text only where text is dropped.
+        null_text = jax.tree.map(lambda x: jnp.zeros_like(x[0]), batch["text"])
         model = nnx.merge(generator.graph, params)
-        return compute_loss(model, generator.modalities, batch, draw, config=c, null_text=null)[1]
+        modalities = generator.modalities
+        return compute_loss(model, modalities, batch, draw, config=c, null_text=null_text)[1]
 
-    total: dict[str, np.ndarray] = {}
+    totals: dict[str, np.ndarray] = {}  # sum and count of every loss
     for start in range(0, count, size):
-        at = np.arange(start, min(start + size, count))
-        encoded = [generator.encoder.encode(data.captions[i]) for i in at]
-        batch = {
-            "image": data.image[at],
-            "depth": data.depth[at],
-            "valid": data.valid[at],
-            "index": at.astype(np.int32),
-        }
-        batch["text"] = {k: np.stack([e[k] for e in encoded]) for k in encoded[0]}
-        batch = jax.tree.map(jnp.asarray, generator.frozen.encode(batch))
+        index = np.arange(start, min(start + size, count))
+        batch = jax.tree.map(jnp.asarray, generator.frozen.encode(_batch(generator, data, index)))
         for draw in range(draws):
-            for name, (value, number) in jax.device_get(
-                sums(generator.params, batch, jnp.int32(draw))
-            ).items():
-                part = np.array(
-                    [value * len(at), number * len(at)] if name == "loss" else [value, number],
-                    np.float64,
-                )
-                total[name] = total.get(name, np.zeros(2)) + part
-    return {name: float(value / max(number, 1.0)) for name, (value, number) in total.items()}
+            losses = jax.device_get(compute_losses(generator.params, batch, jnp.int32(draw)))
+            for name, (value, number) in losses.items():
+                # `loss` is a mean over the batch, the others are sums.
+                weight = len(index) if name == "loss" else 1
+                part = np.array([value * weight, number * weight], np.float64)
+                totals[name] = totals.get(name, np.zeros(2)) + part
+    return {name: float(value / max(number, 1.0)) for name, (value, number) in totals.items()}
+
+
+def _batch(generator: Generator, data: HeldOutData, index: np.ndarray) -> dict[str, object]:
+    tokens = [generator.encoder.encode(data.captions[i]) for i in index]
+    return {
+        "image": data.image[index],
+        "depth": data.depth[index],
+        "valid": data.valid[index],
+        "index": index.astype(np.int32),
+        "text": {key: np.stack([t[key] for t in tokens]) for key in tokens[0]},
+    }

@@ -1,5 +1,5 @@
-"""A sweep as an expression over configs: points made by product, zip and chain; at each, a cell of
-training runs and a score.
+"""A sweep as an expression over configs: product, zip and chain make points, and each point is
+a cell of training runs and a score.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,12 @@ Value = str | int | float | bool
 Point = Mapping[str, Value]
 Points = tuple[Point, ...]
 
+# A sweep has three notions of "the same".
+# Same run: the configs differ in NON_IDENTITY_KEYS alone (`Run.digest`, resuming a workdir).
+# Same constant phase: they may differ in SCHEDULE_KEYS as well (branching off a run).
+# Rows that a fit may pool: they agree in the columns laws.table.MUST_MATCH. Those are no config
+# keys: configs differ between cells by design; the code, the metric and the noise must not.
+
 
 def axis(name: str, *values: Value) -> Points:
     """Returns a point for each value of one name."""
@@ -32,8 +38,9 @@ def axis(name: str, *values: Value) -> Points:
 
 
 def product(*parts: Points) -> Points:
-    """Returns every combination of a point of each part; the last part changes fastest. UserError
-    for a name in two parts.
+    """Returns every combination of one point of each part; the last part changes fastest.
+
+    Raises UserError if two parts have the same name.
     """
     points: Points = ({},)
     for part in parts:
@@ -42,45 +49,44 @@ def product(*parts: Points) -> Points:
 
 
 def zip_axes(*parts: Points) -> Points:
-    """Returns the first points of all parts joined, then the second ones...; UserError if one part
-    has more than another.
+    """Joins the first points of all parts, then the second ones, and so on.
+
+    Raises UserError if the parts differ in length or two have the same name.
     """
     if len({len(part) for part in parts}) > 1:
-        told = " and ".join(str(len(part)) for part in parts)
-        raise UserError(
-            f"zip_axes parts have {told} points", hint="give each as many as the others"
-        )
-    points: list[Point] = []
-    for row in zip(*parts, strict=True):
-        joined: Point = {}
-        for point in row:
-            joined = _join(joined, point)
-        points.append(joined)
-    return tuple(points)
+        lengths = " and ".join(str(len(part)) for part in parts)
+        hint = "give each as many as the others"
+        raise UserError(f"zip_axes parts have {lengths} points", hint=hint)
+    return tuple(reduce(_join, row, {}) for row in zip(*parts, strict=True))
 
 
 def chain(*parts: Points) -> Points:
-    """Returns the points of the first part, then those of the second..."""
+    """Returns the points of the first part, then those of the second, and so on."""
     return tuple(point for part in parts for point in part)
 
 
 def _join(a: Point, b: Point) -> Point:
     if both := set(a) & set(b):
-        raise UserError(
-            f"two parts of the sweep have the axis {min(both)!r}", hint="give it in one of them"
-        )
+        what = f"two parts of the sweep have the axis {min(both)!r}"
+        raise UserError(what, hint="give it in one of them")
     return {**a, **b}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training run: its part in the cell ("pretraining", "forcing"), its config, and the run
-    whose weights it starts from.
+    """One training run of a cell.
 
-    trunk: a longer run that has its constant phase in common with this one, which then branches
-    off: the same weights as from step 0, to the bit, in fewer steps (train/branch.py).
-    config.train.init_from and branch stay empty: where other runs lie is known once there is a
-    folder (`config_in`). Raises UserError for a trunk that differs in more than its length.
+    config.train.init_from and branch_from stay empty: the paths of other runs are known only in a
+    sweep's folder (`config_in`, `SweepDir.config`).
+
+    Args:
+      phase: its role in the cell, such as "pretraining" or "forcing".
+      config: of the run.
+      init_from: the run whose weights it starts from.
+      branch_from: its trunk, a longer run with the same constant phase. Branching off it gives
+        bitwise the same weights as training from step 0, in fewer steps (train/branch.py).
+
+    Raises UserError if the trunk differs in more than its length.
     """
 
     phase: str
@@ -91,44 +97,34 @@ class Run:
     def __post_init__(self):
         for name in ("init_from", "branch_from"):
             if getattr(self.config.train, name):
-                raise UserError(
-                    f"train.{name} is set in a run of a sweep",
-                    hint=f"name that run with Run(..., {name}=...)",
-                )
+                hint = f"name that run with Run(..., {name}=...)"
+                raise UserError(f"train.{name} is set in a run of a sweep", hint=hint)
         if self.branch_from is not None:
-            theirs, mine = (
-                _without_keys(to_dict(run.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
-                | {"init_from": run.init_from.digest if run.init_from else None}
-                for run in (self.branch_from, self)
-            )
-            if told := differences(theirs, mine):
-                hint = "a branch has all of its trunk's config but its length"
-                raise UserError(
-                    f"a run of {self.phase} is no branch of its trunk ({told})", hint=hint
-                )
+            trunk, branch = self.branch_from._constant_phase(), self._constant_phase()
+            if changes := differences(trunk, branch):
+                what = f"a run of {self.phase} is no branch of its trunk ({changes})"
+                raise UserError(what, hint="only the length may differ from the trunk")
+
+    def _constant_phase(self) -> dict[str, Any]:
+        """The part of the config that a trunk and its branches share."""
+        config = _remove_keys(to_dict(self.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
+        return config | {"init_from": self.init_from.digest if self.init_from else None}
 
     @cached_property
     def branch_step(self) -> int:
-        """The step that it branches off at, 0 without a trunk."""
-        return (
-            branch_point(self.config.train, self.branch_from.config.train)
-            if self.branch_from
-            else 0
-        )
+        """The step at which it branches off its trunk, 0 without one."""
+        if self.branch_from is None:
+            return 0
+        return branch_point(self.config.train, self.branch_from.config.train)
 
     @cached_property
     def digest(self) -> str:
-        """What tells this run from others: all that its weights depend on, the runs before it
-        included.
+        """Identifies the run by all that its weights depend on, the earlier runs included.
 
-        How it is watched and laid out (`train.workdir.NON_IDENTITY_KEYS`) is not among it, as for
-        a workdir that goes on; nor is a trunk.
+        Excluded are NON_IDENTITY_KEYS and the trunk.
         """
-        told = [
-            _without_keys(to_dict(self.config)),
-            self.init_from.digest if self.init_from else None,
-        ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+        init_from = self.init_from.digest if self.init_from else None
+        return _digest([_remove_keys(to_dict(self.config), NON_IDENTITY_KEYS), init_from])
 
     @property
     def folder(self) -> str:
@@ -137,48 +133,51 @@ class Run:
 
     @property
     def examples(self) -> int:
-        """How many it sees, each as often as it comes."""
+        """The number of examples seen, repetitions included."""
         return self.config.train.steps * self.config.train.batch
 
     def lineage(self) -> tuple[Run, ...]:
-        """Returns the runs that lead to this one, and this one."""
+        """Returns the runs that its weights pass through, itself last."""
         return (*(self.init_from.lineage() if self.init_from else ()), self)
 
     def dependencies(self) -> tuple[Run, ...]:
-        """Returns all runs that must be there for this one, and this one, in order: `chain`, and
-        what those branch off.
-        """
-        before = self.branch_from or self.init_from  # a trunk starts from the same run
-        return (*(before.dependencies() if before else ()), self)
+        """Returns the runs to train in this order, itself last: `lineage` and its trunks."""
+        previous = self.branch_from or self.init_from  # a trunk has the same init_from
+        return (*(previous.dependencies() if previous else ()), self)
 
     def config_in(self, runs: Path) -> Config:
-        """Returns its config with train.init_from at the workdir of the run before it."""
+        """Returns its config with train.init_from set to a workdir below `runs`."""
         if self.init_from is None:
             return self.config
-        return replace(
-            self.config,
-            train=replace(self.config.train, init_from=str(runs / self.init_from.folder)),
-        )
+        init_from = str(runs / self.init_from.folder)
+        return replace(self.config, train=replace(self.config.train, init_from=init_from))
 
 
-def _without_keys(
-    tree: dict[str, Any], free: tuple[str, ...] = NON_IDENTITY_KEYS, above: str = ""
+def _remove_keys(
+    tree: dict[str, Any], removed: tuple[str, ...], parent: str = ""
 ) -> dict[str, Any]:
+    """Returns a nested dict without the keys that start with one of the prefixes."""
     kept = {}
     for key, value in tree.items():
-        if (path := f"{above}{key}").startswith(free) or f"{path}." in free:
+        path = f"{parent}{key}"
+        if path.startswith(removed) or f"{path}." in removed:
             continue
-        kept[key] = _without_keys(value, free, f"{path}.") if isinstance(value, dict) else value
+        kept[key] = _remove_keys(value, removed, f"{path}.") if isinstance(value, dict) else value
     return kept
+
+
+def _digest(content: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class Records:
-    """Scores a cell on held-out records of its last config: image to depth, and the losses of
-    training.
+    """Scores a cell on held-out records of its last config: image to depth, and training losses.
 
-    seed: of those records and of all noise, the same in every cell, so that cells differ in their
-    weights alone. draws: noise levels per record behind a loss.
+    Args:
+      seed: of the records and of all noise, the same in every cell, so that cells differ in their
+        weights alone.
+      draws: noise levels per record for a loss.
     """
 
     seed: int = 0
@@ -187,20 +186,26 @@ class Records:
 
 @dataclass(frozen=True)
 class Benchmarks:
-    """Scores a cell on real benchmarks under a protocol of evaluation/protocols.py, at the model's
-    own square view.
+    """Scores a cell on real benchmarks at the square view of the model.
+
+    Args:
+      names: comma-separated, such as "nyuv2,diode".
+      root: the folder of the unpacked benchmarks.
+      protocol: one of evaluation/protocols.py.
+      samples: the number of depth maps merged into one.
+      seed: of the noise.
     """
 
-    names: str  # "nyuv2,diode"
-    root: str  # the folder that they are unpacked in
+    names: str
+    root: str
     protocol: str = "moge"
-    samples: int = 1  # merged into one map
+    samples: int = 1
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of the sweep: the last of its runs, which is what is scored."""
+    """One point of a sweep, with its last run, which is scored."""
 
     point: Point
     run: Run
@@ -208,37 +213,25 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Its axes, as a file's name."""
-        return (
-            re.sub(
-                r"[^-+.,=\w]",
-                "_",
-                ",".join(f"{name}={value}" for name, value in self.point.items()),
-            )
-            or "cell"
-        )
+        """Its values on all axes, as a file name."""
+        values = ",".join(f"{name}={value}" for name, value in self.point.items())
+        return re.sub(r"[^-+.,=\w]", "_", values) or "cell"
 
     @cached_property
     def digest(self) -> str:
-        """What its row depends on, the code aside."""
-        c = self.run.config
-        told = [
-            self.run.digest,
-            type(self.evaluation).__name__,
-            asdict(self.evaluation),
-            to_dict(c.sample),
-            to_dict(c.eval),
-        ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:12]
+        """Identifies all that its row depends on, except the code."""
+        kind, c = type(self.evaluation).__name__, self.run.config
+        options = [asdict(self.evaluation), to_dict(c.sample), to_dict(c.eval)]
+        return _digest([self.run.digest, kind, *options])
 
     def runs(self) -> tuple[Run, ...]:
-        """Returns its runs, in their order."""
+        """Returns its training runs in order."""
         return self.run.lineage()
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A named list of cells. Raises UserError if there are none, or if two of them are the same."""
+    """A named list of cells. Raises UserError if it is empty or two cells are the same."""
 
     name: str
     cells: tuple[Cell, ...]
@@ -249,90 +242,88 @@ class Sweep:
             raise UserError(f"the sweep's name is {self.name!r}", hint=hint)
         if not self.cells:
             raise UserError(f"sweep {self.name} has no cells", hint="give every axis a value")
-        for what in ("name", "digest"):
+        for attribute in ("name", "digest"):
             seen: dict[str, Cell] = {}
             for cell in self.cells:
-                if (other := seen.setdefault(getattr(cell, what), cell)) is not cell:
-                    told = f"cells {other.name} and {cell.name} of sweep {self.name} are the same"
-                    raise UserError(told, hint="a row must not count twice; drop one of the points")
+                other = seen.setdefault(getattr(cell, attribute), cell)
+                if other is not cell:
+                    what = f"cells {other.name} and {cell.name} of sweep {self.name} are the same"
+                    raise UserError(what, hint="a row must not count twice; drop one of the points")
         for cell in self.cells:
             if len({run.phase for run in cell.runs()}) < len(cell.runs()):
-                raise UserError(
-                    f"two runs of cell {cell.name} are called the same phase",
-                    hint="name them apart",
-                )
+                what = f"two runs of cell {cell.name} have the same phase"
+                raise UserError(what, hint="give them different names")
 
     def runs(self) -> tuple[Run, ...]:
-        """Returns every training run once, a run after the one that it starts from."""
-        return tuple(
-            {run.digest: run for cell in self.cells for run in cell.run.dependencies()}.values()
-        )
+        """Returns every training run once, after those that it depends on."""
+        return _unique_runs(self.cells)
 
     def branch_points(self, run: Run) -> tuple[int, ...]:
-        """Returns the steps at which other runs branch off this one."""
-        found = {
+        """Returns the steps at which other runs branch off this one, ascending."""
+        steps = {
             other.branch_step
             for other in self.runs()
             if other.branch_from and other.branch_from.digest == run.digest
         }
-        return tuple(sorted(found))
+        return tuple(sorted(steps))
 
     def groups(self) -> tuple[tuple[Cell, ...], ...]:
-        """Returns the cells by their first run: those that have a run in common are together."""
-        found: dict[str, list[Cell]] = {}
+        """Returns the cells by their first run; cells of two groups have no run in common."""
+        groups: dict[str, list[Cell]] = {}
         for cell in self.cells:
-            found.setdefault(cell.run.dependencies()[0].digest, []).append(cell)
-        return tuple(map(tuple, found.values()))
+            groups.setdefault(cell.run.dependencies()[0].digest, []).append(cell)
+        return tuple(map(tuple, groups.values()))
+
+
+def _unique_runs(cells: Sequence[Cell]) -> tuple[Run, ...]:
+    runs = (run for cell in cells for run in cell.run.dependencies())
+    return tuple({run.digest: run for run in runs}.values())
 
 
 def sweep(
     name: str, points: Points, run: Callable[..., Run], evaluation: Records | Benchmarks
 ) -> Sweep:
-    """Returns the sweep whose cell at a point is run(**point): the last of its training runs."""
+    """Returns the sweep with a cell per point, whose last run is run(**point)."""
     return Sweep(name, tuple(Cell(point, run(**point), evaluation) for point in points))
 
 
 def horizons(
     phase: str, config: Config, examples: Sequence[int], init_from: Run | None = None
 ) -> dict[int, Run]:
-    """Returns the run that sees so many examples, for each number: all branch off the longest
+    """Returns a run for each number of examples. All branch off the longest one
     (train/width_scaling.py: with_horizon).
     """
     longest = max(examples)
     trunk = Run(phase, with_horizon(config, longest), init_from)
-    return {
-        n: trunk
-        if n == longest
-        else Run(phase, with_horizon(config, n, trunk=trunk.config), init_from, trunk)
-        for n in examples
-    }
+    runs = {longest: trunk}
+    for n in examples:
+        if n != longest:
+            branch = with_horizon(config, n, trunk=trunk.config)
+            runs[n] = Run(phase, branch, init_from, trunk)
+    return {n: runs[n] for n in examples}
 
 
-def partition(found: Sweep, of: int, cost: Callable[[Run], float]) -> tuple[tuple[Cell, ...], ...]:
-    """Returns the cells in `of` parts that share no run, about equally dear: the dearest group
-    first, to the least busy part.
+def partition(
+    sweep: Sweep, count: int, cost: Callable[[Run], float]
+) -> tuple[tuple[Cell, ...], ...]:
+    """Divides the cells into parts of about equal cost that have no run in common.
 
-    A function of its arguments alone, so that `of` machines agree without talking.
+    The most expensive group comes first and goes to the cheapest part so far. The result depends
+    on the arguments alone, so that machines agree without communication.
     """
-    groups = found.groups()
-    costs = [
-        sum(
-            cost(run)
-            for run in {r.digest: r for cell in group for r in cell.run.dependencies()}.values()
-        )
-        for group in groups
-    ]
-    parts: list[list[int]] = [[] for _ in range(of)]
-    load = [0.0] * of
+    groups = sweep.groups()
+    costs = [sum(cost(run) for run in _unique_runs(group)) for group in groups]
+    parts: list[list[int]] = [[] for _ in range(count)]
+    load = [0.0] * count
     for i in sorted(range(len(groups)), key=lambda i: -costs[i]):
-        least = load.index(min(load))
-        parts[least].append(i)
-        load[least] += costs[i]
+        cheapest = load.index(min(load))
+        parts[cheapest].append(i)
+        load[cheapest] += costs[i]
     return tuple(tuple(cell for i in sorted(part) for cell in groups[i]) for part in parts)
 
 
 def load(spec: str) -> Sweep:
-    """Returns the sweep of `path.py` or `path.py:key=value,...`, whose get_sweep(arg) makes it.
+    """Returns the sweep made by get_sweep(arg) of `path.py` or `path.py:key=value,...`.
 
     Raises UserError for a missing or broken file and for an argument that it does not take.
     """

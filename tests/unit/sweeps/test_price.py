@@ -1,4 +1,4 @@
-"""Prices of sweeps: FLOPs of each run once, hours by hand, and the columns that a law is fitted to."""
+"""Prices of sweeps: FLOPs of each run once, chip-hours, and the columns that a law is fitted to."""
 
 from __future__ import annotations
 
@@ -17,69 +17,57 @@ from tests import tiny
 
 
 def cell(images: int, seed: int) -> Run:
-    before = Run("pretraining", tiny.t2i(steps=images // 4)) if images else None
-    return Run("forcing", replace(tiny.forcing(), seed=seed), init_from=before)
+    init_from = Run("pretraining", tiny.t2i(steps=images // 4)) if images else None
+    return Run("forcing", replace(tiny.forcing(), seed=seed), init_from=init_from)
 
 
 SWEEP = sweep("tiny", product(axis("images", 0, 24), axis("seed", 0, 1)), cell, Records())
 
 
-def test_a_shared_run_is_paid_once():
-    before, after = (
+def test_shared_run_is_counted_once():
+    pretraining, forcing = (
         flops.step_flops(c, base.build(c)).total * 6 for c in (tiny.t2i(), tiny.forcing())
     )
     found = price(SWEEP)
-    assert found.flops == before + 4 * after and found.flops_unshared == 2 * before + 4 * after
-    assert len(found.runs) == 5 and [
-        run.cells for run in found.runs if run.phase == "pretraining"
-    ] == [2]
+    assert found.flops == pretraining + 4 * forcing
+    assert found.flops_unshared == 2 * pretraining + 4 * forcing
+    assert len(found.runs) == 5
+    assert [run.cells for run in found.runs if run.phase == "pretraining"] == [2]
 
 
-def test_hours_are_flops_over_what_a_chip_does_in_one():
+def test_hours_are_flops_over_peak_and_mfu():
     (chip,) = price(SWEEP, ["v5p"], mfu=0.25).chips
     assert chip.hours == pytest.approx(price(SWEEP).flops / (CHIPS["v5p"].bf16_flops * 0.25) / 3600)
-    stated = {c.chip: c.mfu for c in price(SWEEP, ["v5e", "v5p", "tpu7x"]).chips}
-    assert stated == {"v5e": 0.60, "v5p": 0.50, "tpu7x": 0.40}
+    mfu = {c.chip: c.mfu for c in price(SWEEP, ["v5e", "v5p", "tpu7x"]).chips}
+    assert mfu == {"v5e": 0.60, "v5p": 0.50, "tpu7x": 0.40}
 
 
-def test_the_table_states_what_it_assumes():
+def test_text_states_its_assumptions():
     text = to_text(price(SWEEP, ["v5p"]))
-    assert (
-        "MFU, assumed" in text
-        and "50%" in text
-        and "2 cells" in text
-        and "evaluation is not counted" in text
-    )
+    for part in ("MFU, assumed", "50%", "2 cells", "evaluation is not counted"):
+        assert part in text
     assert to_json(price(SWEEP))["runs"][0]["params"] > 0
 
 
-@pytest.mark.parametrize("given", [{"chips": ["abacus"]}, {"mfu": 0.0}, {"mfu": 1.5}])
-def test_what_cannot_be_priced_is_refused(given):
+@pytest.mark.parametrize("options", [{"chips": ["abacus"]}, {"mfu": 0.0}, {"mfu": 1.5}])
+def test_unknown_chip_and_impossible_mfu_are_refused(options):
     with pytest.raises(UserError, match=r"abacus|MFU"):
-        price(SWEEP, **given)
+        price(SWEEP, **options)
 
 
-def test_columns_tell_images_from_frames():
+def test_columns_count_images_and_frames_apart():
     scratch, pretrained = cell_columns(SWEEP.cells[0]), cell_columns(SWEEP.cells[2])
-    assert (scratch["images"], scratch["frames"], scratch["seed"], scratch["width"]) == (
-        0,
-        24,
-        0,
-        32,
-    )
+    assert (scratch["images"], scratch["frames"]) == (0, 24)
+    assert (scratch["seed"], scratch["width"]) == (0, 32)
     assert (pretrained["images"], pretrained["frames"], pretrained["unique_images"]) == (24, 24, 24)
     assert pretrained["flops"] == scratch["flops"] + pretrained["flops_pretraining"]
     assert scratch["params"] == pretrained["params"] < scratch["params_total"]
 
 
-def test_records_seen_twice_are_not_two():
-    config = tiny.t2i(steps=32)  # 128 examples of 64 scenes
-    assert (
-        cell_columns(
-            sweep("tiny", axis("seed", 0), lambda seed: Run("t2i", config), Records()).cells[0]
-        )["unique_images"]
-        == 64
-    )
+def test_unique_images_do_not_count_repetitions():
+    run = Run("t2i", tiny.t2i(steps=32))  # 128 examples of 64 scenes
+    found = sweep("tiny", axis("seed", 0), lambda seed: run, Records())
+    assert cell_columns(found.cells[0])["unique_images"] == 64
 
 
 def test_params_are_those_of_the_paper():
