@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import jaxtyping
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  # the hook names it
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # Before anything imports jax. JAX_PLATFORMS selects another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The programs of tests are small: compiling them well takes longer than running them.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 # Tests and the commands they start share what they compile, also between workers of pytest-xdist,
 # which inherit the folder. Older versions of XLA log each cache hit to stderr, which tests inspect.
@@ -32,7 +34,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ and tuple(
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # Every annotation of the package is checked at run time, shapes included.
-install_import_hook("modality_forcing", "tests.typecheck.checked")
+jaxtyping.install_import_hook("modality_forcing", "tests.typecheck.checked")
 
 # No deadline: the first example compiles. Derandomized: failures are reproducible.
 # HYPOTHESIS_PROFILE=default samples other examples.
@@ -74,6 +76,14 @@ def real_data() -> Path:
         # A misspelled folder must fail, not skip.
         pytest.fail(f"{REAL_DATA}={named} is not a folder")
     return folder
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Turns the annotation checks off, for arguments that only the function itself refuses."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -142,7 +142,6 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
     """Three sensors of three sizes give one batch, the same after a restart."""
     names = ["frame", "kinect", "phone"]
     source = ImageFolder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
-    source.validate()
     records = [center_crop_resize(source[i], 32) for i in range(len(source))]
     batch = BufferedStacker()(
         [to_example(record, i, HashedWordTokenizer()) for i, record in enumerate(records)]

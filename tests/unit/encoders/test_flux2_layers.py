@@ -22,8 +22,12 @@ def normal(shape):
 def make(kind, *sizes, dtype: Any = jnp.float32) -> Any:
     """A layer of random weights, biases and scales, without compiling the initializers."""
     rng = np.random.default_rng(1)
-    keywords = {} if kind is Norm else {"rngs": nnx.Rngs(0)}
-    graph, state = nnx.split(nnx.eval_shape(lambda: kind(*sizes, dtype=dtype, **keywords)))
+
+    def build() -> nnx.Module:
+        keywords = {} if kind is Norm else {"rngs": nnx.Rngs(0)}
+        return kind(*sizes, dtype=dtype, **keywords)
+
+    graph, state = nnx.split(nnx.eval_shape(build))
 
     def fill(leaf) -> jax.Array:
         return jnp.asarray(0.5 * rng.normal(size=leaf.shape), leaf.dtype)

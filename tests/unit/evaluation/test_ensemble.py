@@ -348,7 +348,7 @@ def test_nonfinite_pixel_outside_the_subsample_counts():
         *(((2, 4, 5), options) for options in ({"mode": "shift"}, {"reduction": "mode"})),
     ],
 )
-def test_invalid_arguments_are_refused(shape, options):
+def test_invalid_arguments_are_refused(shape, options, unchecked):
     with pytest.raises(
         ValueError, match=r"ensemble has shape|is not affine or scale|is not median or mean"
     ):
