@@ -42,9 +42,9 @@ JOBSET = [
 ]
 
 
-def jobset(tools: Tools, *options: str, given: list[str] = TRAIN) -> dict[str, Any]:
+def jobset(tools: Tools, *options: str, argv: list[str] = TRAIN) -> dict[str, Any]:
     tools.add("kubectl", reads=True)
-    assert tools.launch("gke", *JOBSET, *options, "--", *given).code == 0
+    assert tools.launch("gke", *JOBSET, *options, "--", *argv).code == 0
     ((_, arguments, manifest),) = tools.calls()
     assert arguments[-3:] == ["apply", "-f", "-"] and manifest
     return json.loads(manifest)
@@ -68,7 +68,7 @@ def test_dry_run_prints_the_commands_that_run(options: list[str], tool: str, too
 def test_xpk_command(tools: Tools):
     command = shlex.split(tools.launch("gke", "--dry-run", *XPK, "--retries=7", "--", *TRAIN).out)
     assert command[:3] == ["xpk", "workload", "create"]
-    given = flags(command)
+    passed = flags(command)
     expected = {
         "cluster": "c",
         "workload": "run1",
@@ -77,11 +77,11 @@ def test_xpk_command(tools: Tools):
         "docker-image": "img",
     }
     assert (
-        expected.items() <= given.items()
-        and given["max-restarts"] == "7"
-        and given["env"] == "A=b c"
+        expected.items() <= passed.items()
+        and passed["max-restarts"] == "7"
+        and passed["env"] == "A=b c"
     )
-    assert shlex.split(given["command"]) == PROGRAM
+    assert shlex.split(passed["command"]) == PROGRAM
 
 
 def test_xpk_attaches_the_bucket(tools: Tools):
@@ -93,9 +93,9 @@ def test_xpk_attaches_the_bucket(tools: Tools):
 
 
 def test_xpk_restarts_unless_the_exit_code_is_2(tools: Tools):
-    given = flags(shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out))
+    passed = flags(shlex.split(tools.launch("gke", "--dry-run", *XPK, "--", *TRAIN).out))
     restarted = {42, *range(127, 256)}  # restarted by xpk itself
-    for item in given["restart-on-exit-codes"].split(","):
+    for item in passed["restart-on-exit-codes"].split(","):
         first, _, last = item.partition("-")
         restarted |= set(range(int(first), int(last or first) + 1))
     assert restarted == set(range(1, 256)) - {2}
@@ -225,7 +225,7 @@ def test_topology_of_each_tpu_generation(
 
 
 @pytest.mark.parametrize(
-    ("options", "given", "message"),
+    ("options", "argv", "message"),
     [
         (["--topology=v5p:4x4"], TRAIN, "v5p has no slice '4x4', but 2x2x1"),
         (["--topology=v5p:8x4x4"], TRAIN, "in rising order"),
@@ -260,11 +260,11 @@ def test_topology_of_each_tpu_generation(
     ],
 )
 def test_user_errors_are_reported_before_anything_runs(
-    options: list[str], given: list[str], message: str, tools: Tools
+    options: list[str], argv: list[str], message: str, tools: Tools
 ):
     for tool in ("kubectl", "xpk"):
         tools.add(tool)
-    refused(tools.launch("gke", *JOBSET, *options, "--", *given), "gke", message)
+    refused(tools.launch("gke", *JOBSET, *options, "--", *argv), "gke", message)
     assert tools.calls() == []
 
 
@@ -409,7 +409,7 @@ def test_slurm_directives(per: str, tasks: str, tools: Tools):
     options = [f"--process-per={per}", "--cpus-per-process=12", "--partition=p", "--notice=300"]
     lines = tools.launch("slurm", "--dry-run", *SLURM, *options, "--", *TRAIN).out.splitlines()
     assert lines[:2] == ["sbatch <<'EOF'", "#!/bin/bash"] and lines[-1] == "EOF"
-    given = flags([line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")])
+    passed = flags([line.removeprefix("#SBATCH ") for line in lines if line.startswith("#SBATCH ")])
     expected = {
         "job-name": "run1",
         "nodes": "4",
@@ -424,7 +424,7 @@ def test_slurm_directives(per: str, tasks: str, tools: Tools):
         "open-mode": "append",
         "chdir": str(tools.folder),
     }
-    assert expected.items() <= given.items()
+    assert expected.items() <= passed.items()
     assert "#SBATCH --requeue" in lines
     assert any(
         line.startswith("srun --kill-on-bad-exit=1 --label --cpus-per-task=12 bash")

@@ -68,7 +68,7 @@ ON_A_HOST["program"] = """
 [ -e "$HOME/mounted" ] || exit 99
 echo "${HOME##*/} $*"
 code=$(cat "$HOME/code")
-[ "$code" != gone ] || kill -9 $PPID
+[ "$code" != lost ] || kill -9 $PPID
 exit "$code"
 """
 
@@ -128,7 +128,7 @@ def test_number_of_attempts_is_bounded(cloud):
 def test_preempted_vms_are_recreated_under_the_same_name(cloud):
     # No host has written a code: the connection broke.
     states = "ABSENT ACTIVE SUSPENDING SUSPENDED ABSENT ACTIVE"
-    done, asked = cloud(states, "gone,gone,gone,gone 0,0,0,0", "--retries=5")
+    done, asked = cloud(states, "lost,lost,lost,lost 0,0,0,0", "--retries=5")
     assert done.code == 0, done.err
     assert asked == [
         "create",
@@ -298,7 +298,7 @@ def test_checkout_and_several_slices(tools: Tools):
 
 
 @pytest.mark.parametrize(
-    ("options", "given", "message"),
+    ("options", "argv", "message"),
     [
         ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
         (
@@ -327,10 +327,10 @@ def test_checkout_and_several_slices(tools: Tools):
     ],
 )
 def test_user_errors_are_reported_before_vms_are_created(
-    options: list[str], given: list[str], message: str, tools: Tools
+    options: list[str], argv: list[str], message: str, tools: Tools
 ):
     tools.add("gcloud")
-    refused(tools.launch("tpu_vm", *VM, *options, "--", *given), "tpu_vm", message)
+    refused(tools.launch("tpu_vm", *VM, *options, "--", *argv), "tpu_vm", message)
     assert tools.calls() == []
 
 

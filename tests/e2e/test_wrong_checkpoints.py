@@ -340,7 +340,7 @@ def test_impossible_evaluations_are_refused(
         sample_dir / "empty",
     )
     count = tiny.forcing().data.num_scenes
-    message = rf"{count + 1} held-out examples asked for, there are {count}"
+    message = rf"{count + 1} held-out examples requested, {count} available"
     attempt(
         mforce,
         sample_dir,
@@ -353,12 +353,13 @@ def test_impossible_evaluations_are_refused(
     )
 
 
+SWEEP = "--trajectory-sweep=log2_alpha:"
 EVALUATE = {
     "root_missing": (["--benchmark", "nyuv2"], r"--root is missing"),
     "unknown_set": (["--benchmark", "nyu", "--root", "{sample_dir}"], r"did you mean nyuv2\?"),
     "no_set_there": (
         ["--benchmark", "kitti", "--root", "{sample_dir}/empty"],
-        r"empty: holds no \.index\.txt",
+        r"empty: contains no \.index\.txt",
     ),
     "no_root": (["--benchmark", "kitti", "--root", "{sample_dir}/none"], r"none: no such folder"),
     "out_is_a_file": (
@@ -369,15 +370,15 @@ EVALUATE = {
         ["--benchmark", "kitti", "--root", "{sample_dir}", "--view", "big"],
         r"unknown view 'big'",
     ),
-    "two_runs": (["--benchmark", "kitti", "--sweep", "log2_alpha:0..1"], r"two runs"),
+    "two_runs": (["--benchmark", "kitti", SWEEP + "0..1"], r"are two runs; give one of them"),
     "protocol_for_records": (
         ["--protocol", "moge"],
         r"--protocol is not for a checkpoint's own records",
     ),
-    "sweep_of_something": (["--sweep", "beta:0..1"], r"sweep of 'beta' is not known"),
-    "sweep_backwards": (["--sweep", "log2_alpha:5..1"], r"holds no such numbers"),
+    "unknown_sweep": (["--trajectory-sweep=beta:0..1"], r"cannot sweep 'beta'"),
+    "falling_sweep": ([SWEEP + "5..1"], r"is not a range or list of numbers"),
     "unknown_estimator": (["--estimator", "nobody"], r"neither a folder nor a function"),
-    "judge_without_maps": (
+    "estimator_without_maps": (
         ["--estimator", "{sample_dir}/empty"],
         r"maps are missing, the first is d2i/0000",
     ),

@@ -199,7 +199,7 @@ def test_demo_workdir_with_broken_phases(mforce: Command, tmp_path: Path):
 # ---- User folders
 
 
-def lay_out(root: Path, **depth: np.ndarray) -> Path:
+def write_folder(root: Path, **depth: np.ndarray) -> Path:
     """Writes 24 x 32 images named like the depth maps; an empty array means no depth."""
     (root / "images").mkdir(parents=True)
     (root / "depth").mkdir()
@@ -226,7 +226,7 @@ DAMAGED = {
 @pytest.mark.parametrize(("array", "message"), DAMAGED.values(), ids=DAMAGED)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_folder_with_a_wrong_last_file(mforce: Command, tmp_path: Path, array, message, workers):
-    root = lay_out(tmp_path / "mine", first=GOOD, last=np.asarray(array, np.float32))
+    root = write_folder(tmp_path / "mine", first=GOOD, last=np.asarray(array, np.float32))
     here = ["--workdir", tmp_path / "new", f"--config.data.workers={workers}", *SMALL]
     attempt(mforce, tmp_path, message, "train", FOLDER, f"--config.data.root={root}", *here)
 
@@ -240,8 +240,11 @@ def test_invalid_folder(mforce: Command, sample_dir: Path):
     train(r"no such folder", sample_dir / "nowhere")
     train(r"no such folder", sample_dir / "file")
     train(r"empty: no image in this folder", sample_dir / "empty")
-    train(r"bare: no image here has depth; put depth/", lay_out(sample_dir / "bare", one=GOOD[:0]))
-    root = lay_out(sample_dir / "counts", one=GOOD)
+    train(
+        r"bare: no image here has depth; put depth/",
+        write_folder(sample_dir / "bare", one=GOOD[:0]),
+    )
+    root = write_folder(sample_dir / "counts", one=GOOD)
     (root / "depth/one.npy").unlink()
     shutil.copy(sample_dir / "depth16.png", root / "depth/one.png")
     train(r"one\.png: the unit of its counts is not known; state depth_scale", root)
@@ -255,7 +258,7 @@ def test_invalid_folder(mforce: Command, sample_dir: Path):
 
 def test_file_damaged_after_the_first_check(mforce: Command, tmp_path: Path):
     """A loader process reports the error; the run resumes after the file is repaired."""
-    root = lay_out(tmp_path / "mine", first=GOOD, last=GOOD)
+    root = write_folder(tmp_path / "mine", first=GOOD, last=GOOD)
     overrides = dict(text.removeprefix("--config.").split("=") for text in SMALL)
     overrides |= {"data.root": str(root), "train.batch": "2"}
     config = config_file.load(FOLDER.removeprefix("--config="), overrides)

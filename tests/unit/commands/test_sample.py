@@ -147,5 +147,5 @@ def test_inputs_have_the_resolution_of_the_model(photo: Path, sparse: Path):
     options.image, options.depth, options.depth_scale = None, sparse, 0.001
     inputs = sample.read_inputs(options, 16)
     assert inputs["depth"].shape == inputs["valid"].shape == (16, 16)
-    known = inputs["depth"][inputs["valid"]]
-    assert len(known) and known.min() >= 1 and known.max() <= 9
+    values = inputs["depth"][inputs["valid"]]
+    assert len(values) and values.min() >= 1 and values.max() <= 9

@@ -112,12 +112,12 @@ def test_frame_without_a_camera_is_reported(tmp_path: Path):
     path = tmp_path / "Training" / VIDEO / f"vga_wide_intrinsics/{VIDEO}_6790.105.pincam"
     path.unlink()
     assert np.isnan(layouts.records(DATASET, tmp_path)[0].intrinsics).all()
-    for wrong, message in (
+    for invalid, message in (
         ("16 12 14", "is not width, height"),
         ("a b c d e f", "is not width"),
         ("0 0 1 1 0 0", "without pixels"),
     ):
-        layouts.text(path, wrong)
+        layouts.text(path, invalid)
         assert message in layouts.refused(DATASET, tmp_path)
 
 

@@ -56,8 +56,8 @@ def test_unusable_frames_are_reported(tmp_path: Path):
     frame(folder)
     layouts.pfm(folder / "rendered_depth_maps/00000000.pfm", np.zeros((6, 8)))
     assert "its depth has no valid pixel" in layouts.refused(DATASET, tmp_path)
-    for wrong in ("", "intrinsic\n1 2 3", CAMERA.format("x")):
-        layouts.text(folder / "cams/00000000_cam.txt", wrong)
+    for invalid in ("", "intrinsic\n1 2 3", CAMERA.format("x")):
+        layouts.text(folder / "cams/00000000_cam.txt", invalid)
         assert "is not a camera as MVSNet writes it" in layouts.refused(DATASET, tmp_path)
 
 

@@ -29,11 +29,11 @@ def test_depth_is_the_inverse_of_disparity(tmp_path: Path):
     np.testing.assert_allclose(
         record.depth[record.valid], 1000 / thousandths[record.valid], rtol=1e-6
     )
-    known = thousandths > 0
+    positive = thousandths > 0
     assert (
-        record.valid.sum() == known.sum() - 3 and np.isnan(record.intrinsics).all()
+        record.valid.sum() == positive.sum() - 3 and np.isnan(record.intrinsics).all()
     )  # of 396, the farthest 3
-    assert thousandths[record.valid].min() > thousandths[known & ~record.valid].max()
+    assert thousandths[record.valid].min() > thousandths[positive & ~record.valid].max()
 
 
 def test_farthest_disparities_are_invalid_but_a_wall_is_kept():

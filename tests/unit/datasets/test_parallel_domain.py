@@ -41,8 +41,12 @@ def frame(
 
 def calibrate(folder: Path, key: str = "c0ffee", **cameras: dict[str, float]) -> None:
     (folder / "calibration").mkdir(exist_ok=True)
-    known = cameras or {"camera0": {**K, "fx": 9.0}, "camera3": K, "yaw-0": K}
-    content = {"names": list(known), "intrinsics": list(known.values()), "extrinsics": []}
+    calibrations = cameras or {"camera0": {**K, "fx": 9.0}, "camera3": K, "yaw-0": K}
+    content = {
+        "names": list(calibrations),
+        "intrinsics": list(calibrations.values()),
+        "extrinsics": [],
+    }
     (folder / f"calibration/{key}.json").write_text(json.dumps(content))
 
 

@@ -31,8 +31,8 @@ def test_column_major_camera_is_read(tmp_path: Path, place: str):
     path = layouts.text(tmp_path / f"{place}camera_primesense.json", json.dumps(camera))
     (record,) = layouts.records(DATASET, tmp_path)
     np.testing.assert_array_equal(record.intrinsics, [[5, 0, 2.5], [0, 6, 1.5], [0, 0, 1]])
-    for wrong in ("{", "[]", '{"intrinsic_matrix": [1, 2]}', '{"intrinsic_matrix": "a"}'):
-        path.write_text(wrong)
+    for invalid in ("{", "[]", '{"intrinsic_matrix": [1, 2]}', '{"intrinsic_matrix": "a"}'):
+        path.write_text(invalid)
         assert "no intrinsic_matrix of nine numbers" in layouts.refused(DATASET, tmp_path)
 
 

@@ -102,7 +102,7 @@ def test_config_is_read():
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    "changes, message",
     [
         ({"model_type": "t5"}, "model_type is 't5'"),
         ({"feed_forward_proj": "relu"}, "feed_forward_proj is 'relu'"),
@@ -118,9 +118,9 @@ def test_config_is_read():
         ({"relative_attention_max_distance": 8}, "to a distance of 8"),
     ],
 )
-def test_config_of_another_network_is_refused(wrong, message):
+def test_config_of_another_network_is_refused(changes, message):
     with pytest.raises(UserError) as caught:
-        UMT5Config.from_dict(SMALL | wrong, where="some/config.json")
+        UMT5Config.from_dict(SMALL | changes, where="some/config.json")
     assert str(caught.value).startswith("some/config.json: ") and message in str(caught.value)
 
 

@@ -168,30 +168,30 @@ def test_undistorted_image_equals_the_pinhole_view(name: str):
     depth = (2 + directions[..., 0]).astype(np.float32)  # a wall that recedes to the right
     valid = np.ones(SIZE, bool)
     valid[20:24, 30:36] = False
-    straight = pinhole_like(lens, filled=True)
-    assert straight.is_pinhole and straight.size == SIZE
-    straight_image, z, known = undistort(image, depth, valid, lens, to=straight)
-    expected = straight.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
-    assert np.abs(straight_image - wave(expected)).max() < 4
-    assert 0.97 < known.mean() < 1 and (z[~known] == 0).all()
-    assert np.isin(z[known], depth[valid]).all()
-    assert np.abs(z - (2 + expected[..., 0]))[known].max() < 0.02  # a little more than half a pixel
-    assert straight_image.dtype == np.uint8 and z.dtype == np.float32 and known.dtype == np.bool_
+    pinhole = pinhole_like(lens, filled=True)
+    assert pinhole.is_pinhole and pinhole.size == SIZE
+    undistorted, z, seen = undistort(image, depth, valid, lens, to=pinhole)
+    expected = pinhole.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
+    assert np.abs(undistorted - wave(expected)).max() < 4
+    assert 0.97 < seen.mean() < 1 and (z[~seen] == 0).all()
+    assert np.isin(z[seen], depth[valid]).all()
+    assert np.abs(z - (2 + expected[..., 0]))[seen].max() < 0.02  # a little more than half a pixel
+    assert undistorted.dtype == np.uint8 and z.dtype == np.float32 and seen.dtype == np.bool_
 
 
 def test_pixels_beyond_the_image_are_black():
     lens = camera("RADIAL")
-    straight = pinhole_like(lens, size=(30, 80), focal=25)
-    assert (straight.cx, straight.cy, straight.fx, straight.fy) == (39.5, 14.5, 25, 25)
-    straight_image, _, known = undistort(
+    pinhole = pinhole_like(lens, size=(30, 80), focal=25)
+    assert (pinhole.cx, pinhole.cy, pinhole.fx, pinhole.fy) == (39.5, 14.5, 25, 25)
+    undistorted, _, seen = undistort(
         np.full((*SIZE, 3), 200, np.uint8),
         np.ones(SIZE, np.float32),
         np.ones(SIZE, bool),
         lens,
-        to=straight,
+        to=pinhole,
     )
-    assert known.shape == (30, 80) and known[15, 40] and not known[:, 0].any()
-    assert (straight_image[known] == 200).all() and (straight_image[~known] == 0).all()
+    assert seen.shape == (30, 80) and seen[15, 40] and not seen[:, 0].any()
+    assert (undistorted[seen] == 200).all() and (undistorted[~seen] == 0).all()
 
 
 def test_undistortion_without_distortion_is_the_identity():
@@ -199,9 +199,9 @@ def test_undistortion_without_distortion_is_the_identity():
     image, depth = rng.integers(0, 256, (*SIZE, 3), np.uint8), rng.random(SIZE, np.float32)
     valid = rng.random(SIZE) < 0.5
     lens = camera("pinhole")
-    straight_image, z, known = undistort(image, depth, valid, lens, to=pinhole_like(lens))
-    np.testing.assert_array_equal(straight_image, image)
-    np.testing.assert_array_equal(known, valid)
+    undistorted, z, seen = undistort(image, depth, valid, lens, to=pinhole_like(lens))
+    np.testing.assert_array_equal(undistorted, image)
+    np.testing.assert_array_equal(seen, valid)
     np.testing.assert_array_equal(z, np.where(valid, depth, 0))
     with pytest.raises(ValueError, match="for a camera of"):
         undistort(image, depth[1:], valid[1:], lens, to=lens)

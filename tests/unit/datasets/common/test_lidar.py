@@ -123,13 +123,13 @@ def test_occlusion_threshold(before: float, z: float, is_hidden: bool):
     assert found.tolist() == [False] * 8 + [is_hidden]
 
 
-@pytest.mark.parametrize("gone", [(98, None), (100, None), (None, 48), (None, 50)])
-def test_point_with_one_free_side_is_kept(gone):
+@pytest.mark.parametrize("removed", [(98, None), (100, None), (None, 48), (None, 50)])
+def test_point_with_one_free_side_is_kept(removed):
     near = [
         [x, y]
         for x in (98, 99, 100)
         for y in (48, 49, 50)
-        if (x, y) != (99, 49) and x != gone[0] and y != gone[1]
+        if (x, y) != (99, 49) and x != removed[0] and y != removed[1]
     ]
     found = occlusion_mask(
         np.array([*near, [99.0, 49.0]]), np.array([5.0] * len(near) + [30.0]), (100, 200)

@@ -41,9 +41,9 @@ def test_quaternions_rotate_in_the_right_direction():
     np.testing.assert_allclose(
         rotation_from_quaternion(half, 0, half, 0) @ [0, 0, 1], [1, 0, 0], atol=1e-12
     )
-    for wrong in ((0, 0, 0, 0), (np.nan, 0, 0, 1)):
+    for invalid in ((0, 0, 0, 0), (np.nan, 0, 0, 1)):
         with pytest.raises(ValueError, match="no rotation"):
-            rotation_from_quaternion(*wrong)
+            rotation_from_quaternion(*invalid)
 
 
 def test_pose_and_its_inverse_cancel():
