@@ -1,4 +1,4 @@
-"""The paper's figure 4 of a sweep: what image to depth makes of a model's size, a line for each
+"""Figure 4 of the paper for a sweep: image-to-depth error by model size, with a line for each
 number of pretraining images.
 """
 
@@ -6,69 +6,55 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from modality_forcing.errors import UserError
 from modality_forcing.viz import figures
+from modality_forcing.viz.figures import COLORS, MARKERS, format_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
-# A column of the rows, and what it is called; lower is better of the first kind.
-PANELS = (("i2d_absrel", "AbsRel, lower is better"), ("i2d_delta1", "δ1, higher is better"))
-PAPER_PANELS = (
-    ("absrel", PANELS[0][1]),
-    ("delta1", PANELS[1][1]),
-)  # of benchmarks: the mean over the sets
+# Columns of rows with their labels; the error comes first. Benchmarks: the mean over the sets.
+_LABELS = ("AbsRel, lower is better", "δ1, higher is better")
+RECORD_COLUMNS = ("i2d_absrel", "i2d_delta1")
+BENCHMARK_COLUMNS = ("absrel", "delta1")
 _BASELINES = (("row_mean", "mean of each row"), ("constant", "best constant"))
 
 
-def plot(rows: Sequence[Row]) -> Figure:
-    """Returns the figure, over two columns of a page; draw it, and save it, inside
-    `figures.style()`.
+class Panel(NamedTuple):
+    """One plot: `column` over `x`."""
 
-    A point is a seed, a line goes through the means over seeds. Where post-training has several
-    lengths, both panels show the longest, and a third one the error of the largest model against
-    them. Raises UserError where no row has a score of depth.
+    column: str
+    label: str
+    rows: Sequence[Row]
+    x: str
+    x_label: str
+
+
+def plot(rows: Sequence[Row]) -> Figure:
+    """Returns the figure, two page columns wide. Create and save it inside `figures.style()`.
+
+    A point is a seed; lines connect the means over seeds. If post-training has several lengths,
+    the first two panels show the longest, and a third one shows the error of the largest model
+    over length. Raises UserError if no row has a score of depth.
     """
-    panels = PANELS if any(name in row for row in rows for name, _ in PANELS) else PAPER_PANELS
-    scored = [row for row in rows if row.get(panels[0][0]) is not None]
-    if not scored:
-        raise UserError(
-            "no row has a score of image to depth", hint="finish a cell of the sweep first"
-        )
-    longest, largest = (max(row[key] for row in scored) for key in ("frames", "params"))
-    last, wide = (
-        [row for row in scored if row[key] == most]
-        for key, most in (("frames", longest), ("params", largest))
-    )
-    drawn = [(name, told, last, "params", "weights in the trunk, N") for name, told in panels]
-    if len({row["frames"] for row in scored}) > 1:
-        drawn.append(
-            (
-                *panels[0],
-                wide,
-                "frames",
-                f"post-training frames, N = {figures.format_count(largest)}",
-            )
-        )
+    panels = _panels(rows)
     figure = figures.new_figure(2, height=2.4)
-    for axes, (name, told, shown, along, label) in zip(
-        figure.subplots(1, len(drawn)), drawn, strict=True
-    ):
-        _plot_curves(axes, shown, name, along)
-        _plot_baselines(axes, shown, name)
-        axes.set(xscale="log", xlabel=label, ylabel=told)
-        ticks = sorted({row[along] for row in shown})
-        axes.set_xticks(ticks, [figures.format_count(tick) for tick in ticks])
+    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        _plot_curves(axes, panel)
+        _plot_baselines(axes, panel)
+        axes.set(xscale="log", xlabel=panel.x_label, ylabel=panel.label)
+        ticks = sorted({row[panel.x] for row in panel.rows})
+        axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
-    lines, labels = figure.axes[0].get_legend_handles_labels()
+    handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
-        lines,
+        handles,
         labels,
         loc="outside upper left",
         ncols=len(labels),
@@ -84,48 +70,57 @@ def write(rows: Sequence[Row], stem: Path) -> list[Path]:
         return figures.save(plot(rows), stem)
 
 
-def _plot_curves(axes: Axes, rows: Sequence[Row], name: str, along: str) -> None:
-    for i, images in enumerate(sorted({row["images"] for row in rows})):
-        color, marker = (
-            figures.COLORS[i % len(figures.COLORS)],
-            figures.MARKERS[i % len(figures.MARKERS)],
-        )
-        mine = [row for row in rows if row["images"] == images and row.get(name) is not None]
-        places = sorted({row[along] for row in mine})
-        means = [np.mean([row[name] for row in mine if row[along] == place]) for place in places]
-        axes.plot(
-            [row[along] for row in mine],
-            [row[name] for row in mine],
-            marker,
-            color=color,
-            alpha=0.4,
-            markeredgewidth=0,
-        )
-        axes.plot(
-            places,
-            means,
-            f"{marker}-",
-            color=color,
-            label=figures.format_count(images) if images else "none",
-        )
+def _panels(rows: Sequence[Row]) -> list[Panel]:
+    held_out = any(name in row for row in rows for name in RECORD_COLUMNS)
+    error, delta1 = RECORD_COLUMNS if held_out else BENCHMARK_COLUMNS
+    scored = [row for row in rows if row.get(error) is not None]
+    if not scored:
+        hint = "finish a cell of the sweep first"
+        raise UserError("no row has a score of image to depth", hint=hint)
+    longest, largest = (max(row[key] for row in scored) for key in ("frames", "params"))
+    last = [row for row in scored if row["frames"] == longest]
+    labels = dict(zip((error, delta1), _LABELS, strict=True))
+    x_label = "parameters of the trunk, N"
+    panels = [Panel(column, label, last, "params", x_label) for column, label in labels.items()]
+    if len({row["frames"] for row in scored}) > 1:
+        wide = [row for row in scored if row["params"] == largest]
+        x_label = f"post-training frames, N = {format_count(largest)}"
+        panels.append(Panel(error, labels[error], wide, "frames", x_label))
+    return panels
 
 
-def _plot_baselines(axes: Axes, rows: Sequence[Row], name: str) -> None:
-    """A dotted line at the score of a predictor that sees nothing of the picture, where the curves
-    come near it.
-    """
-    values = [row[name] for row in rows if row.get(name) is not None]
-    for column, told in _BASELINES:
-        known = [
-            value for row in rows if (value := row.get(name.replace("i2d", column))) is not None
-        ]
-        if column in name or not known:
-            continue
+def _plot_curves(axes: Axes, panel: Panel) -> None:
+    for i, images in enumerate(sorted({row["images"] for row in panel.rows})):
+        color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+        values: dict[float, list[float]] = {}
+        for row in panel.rows:
+            if row["images"] == images and row.get(panel.column) is not None:
+                values.setdefault(row[panel.x], []).append(row[panel.column])
+        points = [(x, y) for x, ys in values.items() for y in ys]
+        xs, ys = np.array(points).reshape(-1, 2).T
+        axes.plot(xs, ys, marker, color=color, alpha=0.4, markeredgewidth=0)
+        sizes = sorted(values)
+        means = [np.mean(values[x]) for x in sizes]
+        label = format_count(images) if images else "none"
+        axes.plot(sizes, means, f"{marker}-", color=color, label=label)
+
+
+def _plot_baselines(axes: Axes, panel: Panel) -> None:
+    """Draws a dotted line at the score of predictors that ignore the image, if it is close."""
+    values = [row[panel.column] for row in panel.rows if row.get(panel.column) is not None]
+    if not values:
+        return
+    margin = 0.5 * np.ptp(values)
+    for name, label in _BASELINES:
+        column = panel.column.replace("i2d", name)
+        known = [row[column] for row in panel.rows if row.get(column) is not None]
+        if column == panel.column or not known:
+            continue  # benchmarks have no baselines
         level = float(np.mean(known))
-        if min(values) - 0.5 * np.ptp(values) <= level <= max(values) + 0.5 * np.ptp(values):
+        if min(values) - margin <= level <= max(values) + margin:
             axes.axhline(level, color=figures.GRAY, linewidth=0.8, linestyle=":")
             axes.annotate(
-                told,
+                label,
                 (1, level),
                 xycoords=("axes fraction", "data"),
                 ha="right",

@@ -1,11 +1,10 @@
-"""The report of a sweep: one HTML file with the curves, the law that its rows allow, and every row."""
+"""The report of a sweep: one HTML file with the curves, the fitted law and every row."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,7 +17,8 @@ from modality_forcing.laws.table import MUST_MATCH, Table
 from modality_forcing.sweeps import figures as sweep_figures
 from modality_forcing.sweeps.figures import Row
 from modality_forcing.viz import figures
-from modality_forcing.viz.html_report import page, section
+from modality_forcing.viz.figures import format_count
+from modality_forcing.viz.html_report import chart, page, section, table
 
 _COLUMNS = (
     "width",
@@ -38,18 +38,17 @@ _RESAMPLES = 400
 
 
 def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
-    """Writes figure4.{png,svg}, law.{png,svg} where the rows allow one, and report.html into the
-    folder; returns the last.
+    """Writes report.html and figure4.{png,svg} into the folder, and law.{png,svg} if the rows allow
+    a fit; returns the path of the report.
 
-    Raises UserError where no row has a score of depth.
+    Raises UserError if no row has a score of depth.
     """
     curves = sweep_figures.write(rows, folder / "figure4")[1]
-    told = _law(folder, rows)
     body = [
         f"<header><h1>Sweep {escape(name)}</h1><p class=lead>{_lead(rows)}</p></header>",
-        section("Size and pretraining", _svg(curves)),
-        section("The law", told),
-        section("Every cell", _table(rows)),
+        section("Size and pretraining", chart(curves.read_bytes(), "Error by size")),
+        section("Scaling law", _law(folder, rows)),
+        section("Every cell", _cells(rows)),
         section("What all cells share", _shared(rows)),
     ]
     write_file(folder / "report.html", page(f"Sweep {name}", "\n".join(body)).encode())
@@ -57,129 +56,105 @@ def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
 
 
 def table_of(rows: Sequence[Row], column: str) -> tuple[Table, str]:
-    """Returns a score as a table, every cell a run of its own, and the name of the law to fit to
-    it.
+    """Returns a score as a table with one run per cell, and the name of the law to fit to it.
 
-    Its variables are weights N, pretraining images n and, where they differ, post-training frames
-    s.
+    Variables: parameters N, pretraining images n and, if they differ, post-training frames s.
     """
     scored = [row for row in rows if row.get(column) is not None]
     variables = {"N": [row["params"] for row in scored], "n": [row["images"] for row in scored]}
-    if several := len({row["frames"] for row in scored}) > 1:
+    several = len({row["frames"] for row in scored}) > 1
+    if several:
         variables["s"] = [row["frames"] for row in scored]
-    return Table.of(
-        variables, [row[column] for row in scored]
-    ), "transfer" if several else "transfer-s"
+    losses = [row[column] for row in scored]
+    return Table.of(variables, losses), "transfer" if several else "transfer-s"
 
 
 def _law(folder: Path, rows: Sequence[Row]) -> str:
-    column = "i2d_absrel" if any("i2d_absrel" in row for row in rows) else "absrel"
     if len({str([row.get(key) for key in MUST_MATCH]) for row in rows}) > 1:
-        return "<p>Rows are of more than one code version, protocol or seed set: choose some with mforce fit --where.</p>"
+        return (
+            "<p>The rows have more than one code version, protocol or seed set: "
+            "select rows with mforce fit --where.</p>"
+        )
+    column = "i2d_absrel" if any("i2d_absrel" in row for row in rows) else "absrel"
     try:
-        table, name = table_of(rows, column)
-        fitted = fit(table, forms.parse(name), _RESAMPLES)
+        points, name = table_of(rows, column)
+        fitted = fit(points, forms.parse(name), _RESAMPLES)
         with figures.style():
-            drawn = figures.save(plot_fit(fitted, table), folder / "law")[1]
-        return _svg(drawn) + _parameters(fitted) + _nested(table, fitted, name)
+            svg = figures.save(plot_fit(fitted, points), folder / "law")[1]
     except UserError as error:
-        return f"<p>These rows allow no law yet: {escape(str(error))}.</p>"
+        return f"<p>No law can be fitted to these rows yet: {escape(str(error))}.</p>"
+    drawing = chart(svg.read_bytes(), fitted.form.equation)
+    return drawing + _parameters(fitted) + _nested_forms(points, name, fitted)
 
 
 def _parameters(fitted: Fit) -> str:
-    cells = [("", "value", "95% interval")]
+    rows = []
     for name, p in fitted.parameters.items():
-        span = "" if p.low is None or p.high is None else f"{p.low:.3g} to {p.high:.3g}"
-        cells.append((name, f"{p.value:.4g}" if p.value is not None else "not identified", span))
-    notes = "".join(f"<p>{escape(note)}</p>" for note in fitted.notes)
+        interval = "" if p.low is None or p.high is None else f"{p.low:.3g} to {p.high:.3g}"
+        rows.append((name, "not identified" if p.value is None else f"{p.value:.4g}", interval))
     objective = f"summed Huber loss of log residuals {fitted.optimum.objective:.4g}"
-    return f"<p>{escape(fitted.form.equation)}; {objective}; intervals by bootstrap over cells.</p>{_html(cells)}{notes}"
+    return (
+        f"<p>{escape(fitted.form.equation)}; {objective}; intervals by bootstrap over cells.</p>"
+        + table(("", "value", "95% interval"), rows)
+        + "".join(f"<p>{escape(note)}</p>" for note in fitted.notes)
+    )
 
 
-def _nested(table: Table, fitted: Fit, name: str) -> str:
-    """The forms compared by what they say of the largest cells, which none of them has seen."""
+def _nested_forms(points: Table, name: str, fitted: Fit) -> str:
+    """Compares nested forms by their error on the largest cells, which are held out."""
     try:
-        heldout_mask = largest_cells(table, fitted.form)
-        compared, best = compare(table, forms.parse(name), heldout_mask)
+        held_out = largest_cells(points, fitted.form)
+        compared, best = compare(points, forms.parse(name), held_out)
     except UserError:
         return ""
-    cells = [
-        ("form", "parameters", "on cells it saw", "on larger ones", "what the rows cannot log")
-    ]
+    header = ("form", "parameters", "error, fitted cells", "error, larger cells", "not identified")
+    rows = []
     for c in compared:
-        seen, larger = (
-            ("", "")
-            if c.held_out is None
-            else (f"{c.held_out.rms_fitted:.1%}", f"{c.held_out.rms:.1%}")
-        )
-        cells.append((c.form, str(c.parameters), seen, larger, c.why))
-    told = (
-        f"Least error on cells larger than any it saw, and fewest parameters: {escape(best)}."
-        if best
-        else ""
-    )
-    return f"<p>{told}</p>{_html(cells)}"
+        errors = ("", "")
+        if c.held_out is not None:
+            errors = (f"{c.held_out.rms_fitted:.1%}", f"{c.held_out.rms:.1%}")
+        rows.append((c.form, str(c.parameters), *errors, c.why))
+    winner = "Least error on larger, held-out cells, then fewest parameters"
+    sentence = f"<p>{winner}: {escape(best)}.</p>" if best else ""
+    return sentence + table(header, rows)
 
 
 def _lead(rows: Sequence[Row]) -> str:
-    sizes, images, frames = ({row[key] for row in rows} for key in ("params", "images", "frames"))
+    params, images, frames = ({row[key] for row in rows} for key in ("params", "images", "frames"))
+    parts = [
+        f"{len(params)} sizes ({_span(params)} parameters)",
+        f"{len(images)} amounts of pretraining ({_span(images)} images)",
+    ]
+    if len(frames) > 1:
+        parts.append(f"{len(frames)} of post-training ({_span(frames)} frames)")
     seeds = len({row["seed"] for row in rows})
-    spans = [
-        f"{figures.format_count(min(span))} to {figures.format_count(max(span))}"
-        for span in (sizes, images, frames)
-    ]
-    told = f"{len(sizes)} sizes ({spans[0]} weights), {len(images)} amounts of pretraining ({spans[1]} images)"
-    told += f", {len(frames)} of post-training ({spans[2]} frames)" if len(frames) > 1 else ""
-    return f"{len(rows)} cells: {told}, {seeds} seeds."
+    return f"{len(rows)} cells: {', '.join(parts)}, {seeds} seeds."
 
 
-def _table(rows: Sequence[Row]) -> str:
-    """A row for each cell: where it stands on the sweep's axes, then what the cells have in common."""
+def _span(values: set[int]) -> str:
+    return f"{format_count(min(values))} to {format_count(max(values))}"
+
+
+def _cells(rows: Sequence[Row]) -> str:
+    """A table of the cells: their values on the sweep's axes, then the columns they have."""
     axes = list(dict.fromkeys(name for row in rows for name in row["axes"]))
-    names = [
-        name
-        for name in _COLUMNS
-        if name not in axes and any(row.get(name) is not None for row in rows)
-    ]
-    cells = (
-        [
-            *(_cell(row["axes"].get(axis)) for axis in axes),
-            *(_cell(row.get(name)) for name in names),
-        ]
-        for row in rows
-    )
-    return _html([[*axes, *names], *cells])
+    known = [name for name in _COLUMNS if any(row.get(name) is not None for row in rows)]
+    names = [name for name in known if name not in axes]
+    cells = []
+    for row in rows:
+        values = [row["axes"].get(axis) for axis in axes] + [row.get(name) for name in names]
+        cells.append([_format(value) for value in values])
+    return table([*axes, *names], cells)
 
 
 def _shared(rows: Sequence[Row]) -> str:
     values = {name: sorted({str(row.get(name)) for row in rows}) for name in _SHARED}
-    return _html([("", "value"), *((name, "; ".join(found)) for name, found in values.items())])
+    return table(("", "value"), [(name, "; ".join(found)) for name, found in values.items()])
 
 
-def _cell(value: Any) -> str:
+def _format(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float | np.floating):
         return f"{value:.4g}"
-    return (
-        ""
-        if value is None
-        else figures.format_count(value)
-        if isinstance(value, int) and value >= 10_000
-        else str(value)
-    )
-
-
-def _html(cells: Sequence[Sequence[str]]) -> str:
-    head, *rest = (
-        "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row) for tag, row in _tagged(cells)
-    )
-    return f"<div class=wide><table><tr>{head}</tr>{''.join(f'<tr>{row}</tr>' for row in rest)}</table></div>"
-
-
-def _tagged(cells: Sequence[Sequence[str]]) -> list[tuple[str, Sequence[str]]]:
-    return [("td" if i else "th", row) for i, row in enumerate(cells)]
-
-
-def _svg(path: Path) -> str:
-    """A drawing in the page itself, without the head of a file."""
-    text = path.read_text(encoding="utf-8")
-    return f"<figure class=drawing>{text[text.index('<svg') :]}</figure>"
+    return format_count(value) if isinstance(value, int) and value >= 10_000 else str(value)

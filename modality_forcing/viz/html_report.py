@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -65,6 +65,22 @@ def page(title: str, body: str) -> str:
 def section(title: str, content: str) -> str:
     """Returns a section with its heading; nothing if it has no content."""
     return f"<section><h2>{escape(title)}</h2>{content}</section>" if content else ""
+
+
+def chart(svg: bytes, alt: str) -> str:
+    """Returns an SVG file as an image of the page, with its alternative text."""
+    source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    return f"<img class=chart alt='{escape(alt, quote=True)}' src='{source}'>"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table of text cells, which scrolls sideways if it is too wide."""
+    lines = [_row("th", header), *(_row("td", row) for row in rows)]
+    return f"<div class=wide><table>{''.join(lines)}</table></div>"
+
+
+def _row(tag: str, cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
 # --- numbers -----------------------------------------------------------------------------------
@@ -233,9 +249,7 @@ def _loss_charts(curves: Mapping[str, Curve]) -> list[str]:
         with figures.style():
             svg = figures.render(loss_figure(lines), "svg")
         alt = f"{phase}: {', '.join(lines)} by step, logarithmic"
-        source = f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
-        image = f"<img class=chart alt='{escape(alt, quote=True)}' src='{source}'>"
-        charts.append(f"<figure><h3>{escape(phase)}</h3>{image}</figure>")
+        charts.append(f"<figure><h3>{escape(phase)}</h3>{chart(svg, alt)}</figure>")
     return charts
 
 
@@ -335,7 +349,7 @@ th{font-weight:500;white-space:nowrap;color:var(--soft);width:1%}
 .ours .bar span{background:var(--own)}
 figure{margin:0 0 1.5rem}
 .chart{width:100%}
-.chart,.drawing{background:#fff;border-radius:4px}
+.chart{background:#fff;border-radius:4px}
 .wide{overflow-x:auto}
 .wide th{width:auto}
 .wide td:first-child{white-space:nowrap}

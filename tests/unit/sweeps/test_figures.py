@@ -1,4 +1,4 @@
-"""Figure 4 of a sweep: a line for each amount of pretraining, through the means over seeds."""
+"""Figure 4 of a sweep: a line for each number of pretraining images, through means over seeds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from modality_forcing.viz import figures
 
 
 def rows() -> list[dict]:
-    """Scores of three sizes, two amounts of pretraining and two seeds by a rule."""
+    """Rows of three sizes, two amounts of pretraining and two seeds; scores follow a power law."""
     return [
         {
             "cell": f"{params}-{images}-{seed}",
@@ -37,57 +37,51 @@ def rows() -> list[dict]:
     ]
 
 
-def test_lines_go_through_the_means_and_points_are_seeds():
+def curves(axes) -> dict:
+    labelled = {line.get_label(): line for line in axes.lines}
+    return {label: line for label, line in labelled.items() if not str(label).startswith("_")}
+
+
+def test_lines_connect_the_means_and_points_are_seeds():
     with figures.style():
         drawn = sweep_figures.plot(rows())
     left = drawn.axes[0]
-    lines = {
-        line.get_label(): line for line in left.lines if not str(line.get_label()).startswith("_")
-    }
+    lines = curves(left)
     assert list(lines) == ["none", "8 k"]
-    np.testing.assert_allclose(
-        lines["none"].get_ydata(), [n**-0.2 + 0.101 for n in (1000, 4000, 16_000)]
-    )
+    means = [n**-0.2 + 0.101 for n in (1000, 4000, 16_000)]
+    np.testing.assert_allclose(lines["none"].get_ydata(), means)
     points = [line for line in left.lines if len(np.atleast_1d(line.get_xdata())) == 6]
     assert len(points) == 2  # six seeds each
-    assert [text.get_text() for text in left.texts] == [
-        "mean of each row"
-    ]  # a constant is far off, and left out
+    # The best constant is too far off to be drawn.
+    assert [text.get_text() for text in left.texts] == ["mean of each row"]
     assert [label.get_text() for label in left.get_xticklabels()] == ["1 k", "4 k", "16 k"]
 
 
-def test_several_lengths_of_post_training_get_a_panel():
+def test_several_lengths_of_post_training_have_a_panel():
     shorter = [{**row, "frames": 300, "i2d_absrel": row["i2d_absrel"] + 0.5} for row in rows()]
     with figures.style():
         drawn = sweep_figures.plot([*rows(), *shorter])
     left, _, right = drawn.axes
-    lines = {
-        line.get_label(): line for line in left.lines if not str(line.get_label()).startswith("_")
-    }
-    np.testing.assert_allclose(
-        lines["8 k"].get_ydata(), [n**-0.2 + 0.001 for n in (1000, 4000, 16_000)]
-    )  # of the longest
-    lines = {
-        line.get_label(): line for line in right.lines if not str(line.get_label()).startswith("_")
-    }
-    np.testing.assert_allclose(lines["8 k"].get_xdata(), [300, 900])
-    np.testing.assert_allclose(
-        lines["8 k"].get_ydata(), [16_000**-0.2 + 0.501, 16_000**-0.2 + 0.001]
-    )  # of the largest
+    longest = [n**-0.2 + 0.001 for n in (1000, 4000, 16_000)]
+    np.testing.assert_allclose(curves(left)["8 k"].get_ydata(), longest)
+    largest = curves(right)["8 k"]
+    np.testing.assert_allclose(largest.get_xdata(), [300, 900])
+    np.testing.assert_allclose(largest.get_ydata(), [16_000**-0.2 + 0.501, 16_000**-0.2 + 0.001])
     assert right.get_xlabel() == "post-training frames, N = 16 k"
 
 
-def test_benchmarks_are_drawn_where_there_are_no_held_out_records(tmp_path):
-    named = [{k.replace("i2d_", ""): v for k, v in row.items()} for row in rows()]
-    written = sweep_figures.write(named, tmp_path / "figure4")
-    assert [path.name for path in written] == ["figure4.png", "figure4.svg"] and all(
-        path.stat().st_size for path in written
-    )
-
-
-def test_rows_without_a_score_are_passed_over():
+def test_benchmark_scores_are_drawn_without_baselines(tmp_path):
+    benchmarks = [{k.replace("i2d_", ""): v for k, v in row.items()} for row in rows()]
+    written = sweep_figures.write(benchmarks, tmp_path / "figure4")
+    assert [path.name for path in written] == ["figure4.png", "figure4.svg"]
+    assert all(path.stat().st_size for path in written)
     with figures.style():
-        some = sweep_figures.plot([*rows(), {**rows()[0], "params": 7, "i2d_absrel": None}])
-    assert some.axes[0].get_xlim()[0] > 7
+        assert not sweep_figures.plot(benchmarks).axes[0].texts
+
+
+def test_rows_without_a_score_are_ignored():
+    with figures.style():
+        drawn = sweep_figures.plot([*rows(), {**rows()[0], "params": 7, "i2d_absrel": None}])
+    assert drawn.axes[0].get_xlim()[0] > 7
     with pytest.raises(UserError, match="no row has a score"):
         sweep_figures.plot([{**row, "i2d_absrel": None} for row in rows()])
