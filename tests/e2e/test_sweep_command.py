@@ -1,4 +1,4 @@
-"""`mforce sweep` as a person gives it: shared runs once, the same rows to the bit however often it was killed, failures named."""
+"""`mforce sweep`: shared runs, rows that interruptions do not change, failures and launchers."""
 
 from __future__ import annotations
 
@@ -17,26 +17,31 @@ from modality_forcing.sweeps.spec import Records, Run, axis, horizons, product, 
 from tests import tiny
 
 LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
+RECORDS = Records(draws=2)
+
+
+def cell(pretrained, seed, rate=1e-3):
+    init_from = Run("pretraining", tiny.t2i(**LOOP, learning_rate=rate)) if pretrained else None
+    config = tiny.forcing(**LOOP, allow_missing_modalities=("depth",) if pretrained else ())
+    depth = replace(config.modalities["depth"], detokenizer_layers=0)  # compiles faster
+    config = replace(config, seed=seed, modalities={**config.modalities, "depth": depth})
+    return Run("forcing", config, init_from=init_from)
 
 
 def get_sweep(arg):
-    def cell(pretrained, seed, rate=1e-3):
-        before = Run("pretraining", tiny.t2i(**LOOP, learning_rate=rate)) if pretrained else None
-        config = tiny.forcing(**LOOP, allow_missing_modalities=("depth",) if pretrained else ())
-        depth = replace(config.modalities["depth"], detokenizer_layers=0)  # compiles faster
-        return Run("forcing", replace(config, seed=seed, modalities={**config.modalities, "depth": depth}), init_from=before)
-
-    if arg in ("branches", "whole"):
+    if arg in ("branch", "no_branch"):
         config = cell(False, 0).config
-        runs = horizons("forcing", replace(config, train=replace(config.train, save_every=9)), (24, 40))
-        short = runs[24] if arg == "branches" else Run("forcing", runs[24].config)
-        return sweep("tiny", axis("frames", 24), lambda frames: short, Records(draws=2))
+        config = replace(config, train=replace(config.train, save_every=9))
+        runs = horizons("forcing", config, (24, 40))
+        short = runs[24] if arg == "branch" else Run("forcing", runs[24].config)
+        return sweep("tiny", axis("frames", 24), lambda frames: short, RECORDS)
     seeds = axis("seed", 0, 1)
     if arg == "diverges":
-        return sweep("tiny", product(axis("pretrained", True), seeds, axis("rate", 1e30)), cell, Records(draws=2))
+        points = product(axis("pretrained", True), seeds, axis("rate", 1e30))
+        return sweep("tiny", points, cell, RECORDS)
     if arg == "raises":
         return 1 / 0
-    return sweep("tiny", product(axis("pretrained", False, True), seeds), cell, Records(draws=2))
+    return sweep("tiny", product(axis("pretrained", False, True), seeds), cell, RECORDS)
 """
 CELLS = [f"pretrained={p},seed={s}" for p in (False, True) for s in (0, 1)]
 
@@ -49,145 +54,125 @@ def config(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, config) -> Path:
-    workdir = tmp_path_factory.mktemp("whole") / "sweep"
+def finished(tmp_path_factory, config) -> Path:
+    """The workdir of an uninterrupted sweep."""
+    workdir = tmp_path_factory.mktemp("finished") / "sweep"
     done = process("sweep", f"--config={config}", f"--workdir={workdir}")
     assert done.code == 0, done.err
     assert "4 of 4 cells are done" in done.out
     return workdir
 
 
-def test_killed_at_several_points_it_comes_to_the_same_rows_to_the_bit(whole, config, tmp_path):
+def kill_when_exists(arguments: tuple[str, ...], workdir: Path, pattern: str) -> None:
+    assert killed(*arguments, when=lambda: any(workdir.glob(pattern))).code != 0
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_interrupted_sweep_has_bitwise_the_same_rows(finished, config, tmp_path):
     workdir = tmp_path / "elsewhere" / "sweep"
     arguments = ("sweep", f"--config={config}", f"--workdir={workdir}")
-    points = [
-        lambda: list(workdir.glob("runs/forcing*/checkpoints/3")),  # in the middle of a run
-        lambda: list(
-            workdir.glob("runs/pretraining*/checkpoints/6")
-        ),  # between two phases, with rows written before
-    ]
-    for when in points:
-        assert killed(*arguments, when=lambda when=when: bool(when())).code != 0
+    kill_when_exists(arguments, workdir, "runs/forcing*/checkpoints/3")  # within a run
+    # Between two phases, after rows were written.
+    kill_when_exists(arguments, workdir, "runs/pretraining*/checkpoints/6")
     assert len(list(workdir.glob("cells/*.json"))) == 2
     assert process(*arguments).code == 0
-    assert contents(workdir / "cells") == contents(whole / "cells")
-    assert (workdir / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
-    assert {p.name for p in (workdir / "runs").iterdir()} == {
-        p.name for p in (whole / "runs").iterdir()
-    }
+    assert contents(workdir / "cells") == contents(finished / "cells")
+    assert (workdir / "rows.jsonl").read_bytes() == (finished / "rows.jsonl").read_bytes()
+    assert names(workdir / "runs") == names(finished / "runs")
 
 
-def test_a_branch_has_the_row_of_a_whole_run_however_often_it_was_killed(config, tmp_path):
+def test_interrupted_branch_has_the_row_of_a_run_from_step_0(config, tmp_path):
     rows = {}
-    for way in ("branches", "whole"):
-        arguments = ("sweep", f"--config={config}:{way}", f"--workdir={tmp_path / way}")
-        if way == "branches":
-            for left in (
-                "runs/forcing_w32_10_*/checkpoints/5",
-                "runs/forcing_w32_6_*/config.json",
-            ):  # in the trunk, in the branch
-                assert (
-                    killed(
-                        *arguments,
-                        when=lambda left=left: bool(list((tmp_path / "branches").glob(left))),
-                    ).code
-                    != 0
-                )
-            assert not list((tmp_path / "branches").glob("cells/*"))
+    for kind in ("branch", "no_branch"):
+        workdir = tmp_path / kind
+        arguments = ("sweep", f"--config={config}:{kind}", f"--workdir={workdir}")
+        if kind == "branch":
+            kill_when_exists(arguments, workdir, "runs/forcing_w32_10_*/checkpoints/5")  # the trunk
+            kill_when_exists(arguments, workdir, "runs/forcing_w32_6_*/config.json")
+            assert not list(workdir.glob("cells/*"))
         done = process(*arguments)
-        assert done.code == 0 and ("resuming from step 5 of 6" in done.out) == (
-            way == "branches"
-        ), done.err
-        rows[way] = (tmp_path / way / "cells" / "frames=24.json").read_bytes()
-    assert rows["branches"] == rows["whole"]
+        assert done.code == 0, done.err
+        assert ("resuming from step 5 of 6" in done.out) == (kind == "branch"), done.err
+        rows[kind] = (workdir / "cells" / "frames=24.json").read_bytes()
+    assert rows["branch"] == rows["no_branch"]
 
 
-def test_a_row_says_what_it_is_of(whole):
-    rows = [json.loads(line) for line in (whole / "rows.jsonl").read_text().splitlines()]
+def test_row_has_the_columns_of_its_cell(finished):
+    rows = [json.loads(line) for line in (finished / "rows.jsonl").read_text().splitlines()]
     assert [row["cell"] for row in rows] == CELLS
     scratch, pretrained = rows[0], rows[2]
     assert (scratch["images"], scratch["frames"], pretrained["images"]) == (0, 24, 24)
-    assert (
-        pretrained["flops"]
-        == pretrained["flops_pretraining"] + pretrained["flops_forcing"]
-        > scratch["flops"]
-        > 0
-    )
-    assert pretrained["config"]["forcing"]["train"]["init_from"].startswith(
-        "runs/pretraining_w32_6_"
-    )
+    phases = pretrained["flops_pretraining"] + pretrained["flops_forcing"]
+    assert pretrained["flops"] == phases > scratch["flops"] > 0
+    init_from = pretrained["config"]["forcing"]["train"]["init_from"]
+    assert init_from.startswith("runs/pretraining_w32_6_")
     assert 0 < scratch["params"] < scratch["params_total"]
-    assert (
-        re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{10}", scratch["version"])
-        and "moge" in scratch["protocol"]
-    )
+    assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{10}", scratch["version"])
+    assert "moge" in scratch["protocol"]
     for name in ("i2d_absrel", "i2d_delta1", "constant_absrel", "loss_image", "loss_depth", "loss"):
-        assert scratch[name] > 0 and (scratch[name] == pretrained[name]) == (
-            name == "constant_absrel"
-        )
+        is_baseline = name == "constant_absrel"
+        assert scratch[name] > 0 and (scratch[name] == pretrained[name]) == is_baseline
     assert "pretraining_loss_image" in pretrained and "pretraining_loss_image" not in scratch
     assert not any("seconds" in name for name in scratch)
 
 
-def test_pretraining_is_shared(whole):
-    assert (
-        len(list(whole.glob("runs/pretraining*"))) == 1
-        and len(list(whole.glob("runs/forcing*"))) == 4
-    )
+def test_pretraining_is_shared(finished):
+    assert len(list(finished.glob("runs/pretraining*"))) == 1
+    assert len(list(finished.glob("runs/forcing*"))) == 4
 
 
-def test_the_table_opens_as_a_table(whole):
+def test_csv_opens_as_a_table(finished):
     from modality_forcing.laws.table import read
 
-    rows = read(whole / "rows.csv")
+    rows = read(finished / "rows.csv")
     assert list(rows.numbers("images")) == [0, 0, 24, 24] and (rows.numbers("seconds") > 0).all()
     assert [row["seconds_pretraining"] == "" for row in rows.cells] == [True, True, False, False]
 
 
-def test_again_it_does_nothing(whole, config, mforce):
-    before = {p: p.stat().st_mtime_ns for p in (whole / "cells").iterdir()}
-    assert mforce("sweep", f"--config={config}", f"--workdir={whole}").code == 0
-    assert {p: p.stat().st_mtime_ns for p in (whole / "cells").iterdir()} == before
-    told = mforce("sweep", f"--config={config}", f"--workdir={whole}", "--dry-run").out
-    assert told == "4 of 4 cells are done\n"
+def test_finished_sweep_does_nothing(finished, config, mforce):
+    before = {p: p.stat().st_mtime_ns for p in (finished / "cells").iterdir()}
+    arguments = ("sweep", f"--config={config}", f"--workdir={finished}")
+    assert mforce(*arguments).code == 0
+    assert {p: p.stat().st_mtime_ns for p in (finished / "cells").iterdir()} == before
+    assert mforce(*arguments, "--dry-run").out == "4 of 4 cells are done\n"
 
 
-def test_its_state_is_a_table(whole, config, mforce, tmp_path):
-    table = mforce("sweep", f"--config={config}", f"--workdir={whole}", "--status").out
-    assert re.search(r"pretrained=True,seed=1 +done +12/12 +\d+\.\d+ +i2d_absrel 0\.\d+", table), (
-        table
-    )
+def test_status_is_a_table(finished, config, mforce, tmp_path):
+    table = mforce("sweep", f"--config={config}", f"--workdir={finished}", "--status").out
+    done = r"pretrained=True,seed=1 +done +12/12 +\d+\.\d+ +i2d_absrel 0\.\d+"
+    assert re.search(done, table), table
     assert "4 done; 0:00 left" in table
     table = mforce("sweep", f"--config={config}", f"--workdir={tmp_path / 'new'}", "--status").out
     assert re.search(r"pretrained=True,seed=1 +waiting +0/12 +\?\n", table), table
     assert not (tmp_path / "new").exists()
 
 
-def test_a_cell_that_fails_is_named_with_the_last_line_of_its_log(config, mforce, tmp_path):
-    done = mforce("sweep", f"--config={config}:diverges", f"--workdir={tmp_path}")
+def test_failed_cell_is_named_with_the_last_line_of_its_log(config, mforce, tmp_path):
+    arguments = ("sweep", f"--config={config}:diverges", f"--workdir={tmp_path}")
+    done = mforce(*arguments)
     assert done.code == 2
-    named = [line for line in done.err.splitlines() if line.startswith("failed: ")]
-    assert len(named) == 2 and all("seed=" in line and "not finite" in line for line in named), (
-        done.err
-    )
-    assert done.err.count("pretraining_w32_6_") == 1  # it was not tried for the second cell
+    failures = [line for line in done.err.splitlines() if line.startswith("failed: ")]
+    assert len(failures) == 2, done.err
+    assert all("seed=" in line and "not finite" in line for line in failures), done.err
+    assert done.err.count("pretraining_w32_6_") == 1  # not tried again for the second cell
     assert "0 of 2 cells are done" in done.out
     log = (tmp_path / "failed" / "pretrained=True,seed=0,rate=1e+30.log").read_text()
     assert "not finite" in log.strip().splitlines()[-1]
-    assert (
-        "failed"
-        in mforce("sweep", f"--config={config}:diverges", f"--workdir={tmp_path}", "--status").out
-    )
+    assert "failed" in mforce(*arguments, "--status").out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--config=nowhere.py"], r"nowhere\.py: no such sweep file"),
         (["--config=configs/demo.py"], r"demo\.py: has no get_sweep\(arg\)"),
         (["--config=configs/sweep_scenes.py:seeds=x"], r"'seeds=x' is not of type int"),
         (["--config={sweep}:raises"], r"sweep_tiny\.py:\d+: ZeroDivisionError"),
         (["--config={sweep}", "--shard=2/2"], r"--shard.*'2/2' is not I/N"),
+        (["--config={sweep}", "--part=0/2"], r"--part is now --shard"),
         (["--config={sweep}", "--jobs=2"], r"--jobs and --launcher-options are for a launcher"),
         (["--config={sweep}", "--launcher=slurm", "--status"], r"makes the shards itself"),
         (["--config={sweep}", "--launcher=slurm", "--jobs=9"], r"--jobs=9.*3 groups"),
@@ -198,24 +183,22 @@ def test_a_cell_that_fails_is_named_with_the_last_line_of_its_log(config, mforce
         (["--config={sweep}", "--workdir=gs://bucket/x"], r"is an address.*--workdir"),
     ],
 )
-def test_mistakes_are_one_line(config, mforce, tmp_path, arguments, told):
+def test_mistakes_are_refused_with_one_line(config, mforce, tmp_path, arguments, message):
     given = [f"--workdir={tmp_path / 'run'}", *(text.format(sweep=config) for text in arguments)]
-    refused(mforce("sweep", *given), told)
+    refused(mforce("sweep", *given), message)
     assert not (tmp_path / "run").exists()
 
 
-def test_the_row_of_another_sweep_is_not_taken_for_its_own(whole, config, mforce, tmp_path):
+def test_row_of_another_sweep_is_refused(finished, config, mforce, tmp_path):
     cells = tmp_path / "cells"
     cells.mkdir()
-    row = json.loads((whole / "cells" / f"{CELLS[0]}.json").read_text()) | {"digest": "another"}
+    row = json.loads((finished / "cells" / f"{CELLS[0]}.json").read_text()) | {"digest": "another"}
     (cells / f"{CELLS[0]}.json").write_text(json.dumps(row))
-    refused(
-        mforce("sweep", f"--config={config}", f"--workdir={tmp_path}", "--status"),
-        r"row of a cell with another config",
-    )
+    status = mforce("sweep", f"--config={config}", f"--workdir={tmp_path}", "--status")
+    refused(status, r"row of a cell with another config")
 
 
-def test_a_launcher_gets_a_command_per_part(config, mforce):
+def test_launcher_has_a_command_per_shard(config, mforce):
     options = (
         "--launcher=slurm",
         "--jobs=2",
@@ -231,14 +214,12 @@ def test_a_launcher_gets_a_command_per_part(config, mforce):
     assert len(lines) == 2
 
 
-def test_a_sweep_is_priced_before_it_starts(config, mforce):
-    done = mforce("plan", f"--sweep={config}", "--chip", "v5p", "--mfu=0.5", "--json")
-    told = json.loads(done.out)
-    assert (told["cells"], len(told["runs"]), told["chips"][0]["mfu"]) == (4, 5, 0.5)
-    assert told["flops"] < told["flops_unshared"]
-    refused(mforce("plan", f"--sweep={config}", "--chip", "abacus"), "unknown chip 'abacus'")
-    refused(mforce("plan", f"--sweep={config}", "--mfu=2"), "MFU of 2")
-    refused(
-        mforce("plan", f"--sweep={config}", "--topology=v5p:2x2x1"),
-        "--sweep has no use for --topology",
-    )
+def test_plan_prices_a_sweep(config, mforce):
+    plan = ("plan", f"--sweep={config}")
+    done = mforce(*plan, "--chip", "v5p", "--mfu=0.5", "--json")
+    price = json.loads(done.out)
+    assert (price["cells"], len(price["runs"]), price["chips"][0]["mfu"]) == (4, 5, 0.5)
+    assert price["flops"] < price["flops_unshared"]
+    refused(mforce(*plan, "--chip", "abacus"), "unknown chip 'abacus'")
+    refused(mforce(*plan, "--mfu=2"), "MFU of 2")
+    refused(mforce(*plan, "--topology=v5p:2x2x1"), "--sweep has no use for --topology")
