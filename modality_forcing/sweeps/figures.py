@@ -1,6 +1,4 @@
-"""Figure 4 of the paper for a sweep: image-to-depth error by model size, with a line for each
-number of pretraining images.
-"""
+"""Figure 4 of the paper for a sweep: image-to-depth error by model and pretraining size."""
 
 from __future__ import annotations
 

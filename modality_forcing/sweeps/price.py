@@ -1,6 +1,4 @@
-"""The cost of a sweep before it starts: FLOPs, with shared runs counted once, and chip-hours at an
-assumed MFU.
-"""
+"""The cost of a sweep before it starts: FLOPs, and chip-hours at an assumed MFU."""
 
 from __future__ import annotations
 

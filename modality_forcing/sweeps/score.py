@@ -1,6 +1,4 @@
-"""The score of a cell: depth from images and losses at fixed noise, on the same held-out records in
-every cell; or real benchmarks.
-"""
+"""The score of a cell: depth and losses on held-out records, or real benchmarks."""
 
 from __future__ import annotations
 

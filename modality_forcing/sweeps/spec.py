@@ -1,6 +1,4 @@
-"""A sweep as an expression over configs: product, zip and chain make points, and each point is
-a cell of training runs and a score.
-"""
+"""A sweep as an expression over configs: points, their training runs and their evaluation."""
 
 from __future__ import annotations
 
