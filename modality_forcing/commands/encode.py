@@ -79,8 +79,6 @@ def main(options: argparse.Namespace) -> None:
     source = Shards(options.source, options.split)
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
     frozen = FrozenEncoders(options.text, options.image, mesh)
-    if frozen.has_text:
-        frozen.tokenizer(options.tokens)  # raises without a tokenizer, before anything is written
     own = {"text": {"tokens": options.tokens}, "image": {"resolution": options.resolution}}
     settings = {
         "format": latent_cache.FORMAT,
@@ -89,6 +87,8 @@ def main(options: argparse.Namespace) -> None:
         "shard_size": options.shard_size,
         **{kind: {**identity, **own[kind]} for kind, identity in frozen.identity().items()},
     }
+    if frozen.has_text:
+        frozen.tokenizer(options.tokens)  # raises without a tokenizer, before anything is written
     job = EncodeJob(
         source=source,
         out=options.out.absolute(),
