@@ -63,7 +63,7 @@ SAMPLES = {
 each_sample = pytest.mark.parametrize("name", SAMPLES)
 
 
-def lay_out(root: Path, real_data: Path, names: list[str], caption: str = "a street") -> Path:
+def write_folder(root: Path, real_data: Path, names: list[str], caption: str = "a street") -> Path:
     """Links samples into the layout of `Folder`, with hidden "._" files of macOS."""
     for part in ("images", "depth"):
         (root / part).mkdir()
@@ -98,7 +98,9 @@ def test_crop_of_a_record_keeps_its_depth(
     real_data: Path, tmp_path: Path, name: str, resolution: int
 ):
     sample = SAMPLES[name]
-    source = ImageFolder(lay_out(tmp_path, real_data, [name]), resolution, sample.scale, "metric")
+    source = ImageFolder(
+        write_folder(tmp_path, real_data, [name]), resolution, sample.scale, "metric"
+    )
     assert len(source) == 1
     record = check(source[0])
     assert (
@@ -141,7 +143,7 @@ def center_columns(image: np.ndarray) -> slice:
 def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path):
     """Three sensors of three sizes give one batch, the same after a restart."""
     names = ["frame", "kinect", "phone"]
-    source = ImageFolder(lay_out(tmp_path, real_data, names), 32, 0.001, "metric")
+    source = ImageFolder(write_folder(tmp_path, real_data, names), 32, 0.001, "metric")
     records = [center_crop_resize(source[i], 32) for i in range(len(source))]
     batch = BufferedStacker()(
         [to_example(record, i, HashedWordTokenizer()) for i, record in enumerate(records)]
@@ -176,7 +178,7 @@ def test_intrinsics_of_a_crop_project_to_the_same_rays(real_data: Path, tmp_path
         609.5593,
         172.854,
     )  # of 26 September 2011
-    root = lay_out(tmp_path, real_data, ["lidar"])
+    root = write_folder(tmp_path, real_data, ["lidar"])
     values = {"fx": focal_x, "fy": focal_y, "cx": center_x, "cy": center_y}
     (root / "intrinsics.json").write_text(json.dumps(values))
     intrinsics = ImageFolder(root, 64, 1 / 256)[0].intrinsics
@@ -191,7 +193,7 @@ def test_intrinsics_of_a_crop_project_to_the_same_rays(real_data: Path, tmp_path
 
 
 def test_invalid_real_folders_are_reported(real_data: Path, tmp_path: Path):
-    root = lay_out(tmp_path, real_data, ["tum"])
+    root = write_folder(tmp_path, real_data, ["tum"])
     (root / "depth/tum.png").unlink()
     (root / "depth/tum.png").symlink_to(real_data / SAMPLES["lidar"].depth)
     with pytest.raises(
