@@ -23,8 +23,8 @@ median = jax.jit(weighted_median)
 
 def one(solve, pred, target, weight):
     """The alignment of one image, as floats."""
-    fit = solve(*(np.asarray(x, np.float32)[None] for x in (pred, target, weight)))
-    return type(fit)(*(x[0].item() for x in fit))
+    aligned = solve(*(np.asarray(x, np.float32)[None] for x in (pred, target, weight)))
+    return type(aligned)(*(x[0].item() for x in aligned))
 
 
 def loss(scale, shift, pred, target, weight):
@@ -74,13 +74,13 @@ samples = st.integers(2, 50).flatmap(
 @settings(max_examples=200, deadline=None)
 @given(samples)
 def test_affine_l1_is_the_optimum_of_brute_force(case):
-    pred, target, known = case
-    known = known | (np.arange(len(known)) < 2)
-    weight = np.where(known, 1 / target, 0).astype("f4")
+    pred, target, valid = case
+    valid = valid | (np.arange(len(valid)) < 2)
+    weight = np.where(valid, 1 / target, 0).astype("f4")
     padded = [
         np.pad(x, (0, 50 - len(x))) for x in (pred, target, weight)
     ]  # one shape, one compilation
-    fit = one(l1, *padded)
+    aligned = one(l1, *padded)
     best = brute_force(pred, target, weight)
     # Six digits of the loss, or, for nearly perfect alignment, of the loss of a constant.
     slack = 1e-6 * best + 1e-6 * flat_loss(target, weight) + 1e-6 * np.sum(weight * target)
@@ -88,38 +88,40 @@ def test_affine_l1_is_the_optimum_of_brute_force(case):
     slack += (
         np.finfo(np.float32).eps
         / 2
-        * np.sum(weight * (np.abs(fit.scale * pred) + np.abs(fit.shift)))
+        * np.sum(weight * (np.abs(aligned.scale * pred) + np.abs(aligned.shift)))
     )
-    assert fit.ok
-    assert loss(fit.scale, fit.shift, pred, target, weight) <= best + slack
-    assert fit.loss == pytest.approx(best, abs=slack)
+    assert aligned.ok
+    assert loss(aligned.scale, aligned.shift, pred, target, weight) <= best + slack
+    assert aligned.loss == pytest.approx(best, abs=slack)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**31), st.floats(-1, 1), st.floats(-1, 1))
 def test_affine_l1_is_not_above_any_perturbation(seed, ds, dt):
     case = scene(seed)
-    fit = one(l1, *case)
-    here = loss(fit.scale, fit.shift, *case)
+    aligned = one(l1, *case)
+    here = loss(aligned.scale, aligned.shift, *case)
     size = 10.0 ** -np.arange(6)
-    assert here <= np.min(loss(fit.scale + ds * size, fit.shift + dt * size, *case)) * (1 + 1e-6)
+    assert here <= np.min(loss(aligned.scale + ds * size, aligned.shift + dt * size, *case)) * (
+        1 + 1e-6
+    )
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_affine_l1_reaches_six_digits_on_scenes(seed):
     pred, target, weight = scene(seed, n=50)
-    fit = one(l1, pred, target, weight)
+    aligned = one(l1, pred, target, weight)
     best = brute_force(pred, target, weight)
-    assert loss(fit.scale, fit.shift, pred, target, weight) == pytest.approx(best, rel=1e-6)
-    assert 0 <= fit.optimality_gap <= 1e-6 * best
+    assert loss(aligned.scale, aligned.shift, pred, target, weight) == pytest.approx(best, rel=1e-6)
+    assert 0 <= aligned.optimality_gap <= 1e-6 * best
 
 
 def test_sign_flipped_prediction_gets_the_negative_scale():
     pred, target, weight = scene(3)
-    fit, flipped = one(l1, pred, target, weight), one(l1, -pred, target, weight)
-    assert fit.scale > 0
-    assert flipped.scale == pytest.approx(-fit.scale, rel=1e-4)
-    assert flipped.loss == pytest.approx(fit.loss, rel=1e-6)
+    aligned, flipped = one(l1, pred, target, weight), one(l1, -pred, target, weight)
+    assert aligned.scale > 0
+    assert flipped.scale == pytest.approx(-aligned.scale, rel=1e-4)
+    assert flipped.loss == pytest.approx(aligned.loss, rel=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -147,18 +149,18 @@ def test_zero_weight_has_no_influence(solve):
 @pytest.mark.parametrize("solve", [l1, l2, scale_l1])
 def test_fewer_than_two_samples_give_identity_and_are_flagged(solve):
     pred, target, weight = scene(6)
-    for known in (0, 1):
-        fit = one(solve, pred, target, np.where(np.arange(N) < known, weight, 0))
-        assert (fit.scale, fit.shift, fit.ok) == (1.0, 0.0, False)
+    for count in (0, 1):
+        aligned = one(solve, pred, target, np.where(np.arange(N) < count, weight, 0))
+        assert (aligned.scale, aligned.shift, aligned.ok) == (1.0, 0.0, False)
     assert one(solve, pred, target, np.where(np.arange(N) < 2, weight, 0)).ok
 
 
 def test_constant_prediction_gets_the_weighted_median():
     _, target, weight = scene(7)
-    fit = one(l1, np.full(N, 3.0), target, weight)
-    assert fit.ok
-    assert fit.scale == 0
-    assert loss(0, fit.shift, np.zeros(N), target, weight) == pytest.approx(
+    aligned = one(l1, np.full(N, 3.0), target, weight)
+    assert aligned.ok
+    assert aligned.scale == 0
+    assert loss(0, aligned.shift, np.zeros(N), target, weight) == pytest.approx(
         flat_loss(target, weight), rel=1e-6
     )
     assert one(l2, np.full(N, 3.0), target, weight).scale == 0
@@ -166,16 +168,19 @@ def test_constant_prediction_gets_the_weighted_median():
 
 def test_constant_target_is_aligned_exactly():
     pred, _, _ = scene(8)
-    fit = one(l1, pred, np.full(N, 4.0), np.full(N, 0.25))
-    assert (fit.scale, fit.shift, fit.loss) == (0.0, 4.0, 0.0)
+    aligned = one(l1, pred, np.full(N, 4.0), np.full(N, 0.25))
+    assert (aligned.scale, aligned.shift, aligned.loss) == (0.0, 4.0, 0.0)
 
 
 def test_perfect_prediction_is_recovered_under_outliers():
     pred, _, _ = scene(9)
     target = 2.5 * pred + 0.7
     target[:8] = 30.0
-    fit = one(l1, pred, target, 1 / target)
-    assert (fit.scale, fit.shift) == (pytest.approx(2.5, rel=1e-5), pytest.approx(0.7, rel=1e-5))
+    aligned = one(l1, pred, target, 1 / target)
+    assert (aligned.scale, aligned.shift) == (
+        pytest.approx(2.5, rel=1e-5),
+        pytest.approx(0.7, rel=1e-5),
+    )
 
 
 def test_images_of_a_batch_do_not_mix():
@@ -202,11 +207,11 @@ def test_weighted_median_against_a_sort(values, weight):
 @given(st.integers(0, 2**31))
 def test_scale_l1_is_the_best_ratio(seed):
     pred, target, weight = scene(seed)
-    fit = one(scale_l1, pred, target, weight)
-    assert loss(fit.scale, 0.0, pred, target, weight) == pytest.approx(
+    aligned = one(scale_l1, pred, target, weight)
+    assert loss(aligned.scale, 0.0, pred, target, weight) == pytest.approx(
         loss(target / pred, np.zeros(N), pred, target, weight).min(), rel=1e-6
     )
-    assert fit.shift == 0
+    assert aligned.shift == 0
 
 
 def test_scale_l1_of_a_zero_prediction_is_zero():
@@ -221,9 +226,9 @@ def test_least_squares_against_numpy(seed):
     (scale, shift), rest, *_ = np.linalg.lstsq(
         np.stack([pred, np.ones(N)], 1) * root[:, None], target * root, rcond=None
     )
-    fit = one(l2, pred, target, weight)
-    assert (fit.scale, fit.shift) == (
+    aligned = one(l2, pred, target, weight)
+    assert (aligned.scale, aligned.shift) == (
         pytest.approx(scale, rel=1e-4),
         pytest.approx(shift, rel=1e-3, abs=1e-4),
     )
-    assert fit.loss == pytest.approx(rest[0], rel=1e-5)
+    assert aligned.loss == pytest.approx(rest[0], rel=1e-5)

@@ -74,7 +74,7 @@ def opened_benchmark() -> Any:
     return OpenedBenchmark(NYU, layout.names(), True, layout)
 
 
-class Known(Generator):
+class FakeGenerator(Generator):
     """Returns depth that depends only on the image, the example and the sample."""
 
     def __init__(self):
@@ -115,7 +115,7 @@ def evaluated(
     setup: InferenceOptions = PLAIN,
     lines: list[str] | None = None,
 ):
-    generator, frames = Known(), opened_benchmark()
+    generator, frames = FakeGenerator(), opened_benchmark()
     kept = PredictionStore(tmp_path, prediction_identity(generator, frames, setup), R)
     log = ([] if lines is None else lines).append
     scores = evaluate_benchmark(generator, frames, chosen, setup, store=kept, log=log)
@@ -213,18 +213,20 @@ def test_protocol_takes_depth_range_from_the_benchmark():
 
 def test_unsupported_protocols_are_refused():
     with pytest.raises(UserError, match="no unit"):
-        benchmark.check_supported(Known(), InferenceOptions(), get_protocol("metric"))
+        benchmark.check_supported(FakeGenerator(), InferenceOptions(), get_protocol("metric"))
     with pytest.raises(UserError, match="no zero"):
         benchmark.check_supported(
-            Known(),
+            FakeGenerator(),
             InferenceOptions(samples=2, ensemble_mode="affine"),
             get_protocol("moge", "scale"),
         )
-    benchmark.check_supported(Known(), InferenceOptions(samples=2, ensemble_mode="affine"), MOGE)
+    benchmark.check_supported(
+        FakeGenerator(), InferenceOptions(samples=2, ensemble_mode="affine"), MOGE
+    )
 
 
 def test_guidance_of_the_condition_changes_no_prediction():
-    generator = Known()
+    generator = FakeGenerator()
     plain = benchmark.sampling_options(generator)
     generator.config = replace(
         generator.config, sample=replace(SampleConfig(steps=4), guidance={"image": 4.0})

@@ -66,8 +66,8 @@ def refused(message: str, work) -> None:
 
 
 def test_maps_are_read_by_name_up_to_scale(folder):
-    depth, known = from_folder(folder)(IMAGES, NAMES)
-    assert depth.shape == known.shape == (2, SIDE, SIDE) and known.all()
+    depth, valid = from_folder(folder)(IMAGES, NAMES)
+    assert depth.shape == valid.shape == (2, SIDE, SIDE) and valid.all()
     np.testing.assert_array_equal(depth[0], MAPS[0])
     scale = depth[1] / MAPS[1]  # PNG counts have their own unit, which alignment removes
     assert np.ptp(scale) / scale.mean() < 1e-3
@@ -79,20 +79,20 @@ def test_nan_and_zero_are_invalid(folder):
     holes = np.where(np.eye(SIDE, dtype=bool), np.nan, MAPS[0])
     holes[0, 1] = 0
     write_npy(folder / "d2i" / "0000.npy", holes)
-    depth, known = from_folder(folder)(IMAGES, NAMES)
+    depth, valid = from_folder(folder)(IMAGES, NAMES)
     expected = ~np.eye(SIDE, dtype=bool)
     expected[0, 1] = False
-    np.testing.assert_array_equal(known[0], expected)
+    np.testing.assert_array_equal(valid[0], expected)
     np.testing.assert_array_equal(depth[0], np.where(expected, MAPS[0], 0))
 
 
 def test_maps_of_other_sizes_are_sampled_and_never_interpolated(folder):
     write_npy(folder / "d2i" / "0000.npy", np.kron(MAPS[0], np.ones((3, 3), np.float32)))
     write_npy(folder / "d2i" / "0001.npy", MAPS[1][::2, ::2])
-    depth, known = from_folder(folder)(IMAGES, NAMES)
+    depth, valid = from_folder(folder)(IMAGES, NAMES)
     np.testing.assert_array_equal(depth[0], MAPS[0])
     np.testing.assert_array_equal(depth[1], np.kron(MAPS[1][::2, ::2], np.ones((2, 2), np.float32)))
-    assert known.all()
+    assert valid.all()
 
 
 @pytest.mark.parametrize(
@@ -166,11 +166,11 @@ def test_function_is_called_in_batches(module):
     )
     estimator = from_callable(f"{name}:near")
     many = np.broadcast_to(IMAGES[:1], (BATCH_SIZE + 3, SIDE, SIDE, 3))
-    depth, known = estimator(many, [""] * len(many))
+    depth, valid = estimator(many, [""] * len(many))
     assert sys.modules[name].sizes == [(BATCH_SIZE, SIDE, SIDE, 3), (3, SIDE, SIDE, 3)]
     expected = IMAGES[0, ..., 0] + 1.0
     expected[0] = 1
-    assert depth.dtype == np.float32 and known.all()
+    assert depth.dtype == np.float32 and valid.all()
     np.testing.assert_array_equal(depth, np.broadcast_to(expected, depth.shape).astype(np.float32))
     assert estimator.name == f"{name}:near"
 
@@ -183,10 +183,10 @@ def test_maps_of_a_function_are_read_like_files(module):
         "    def predict(x):\n        return np.ones(x.shape[:3], int)\n"
     )
     name = module(body)
-    depth, known = from_callable(f"{name}:larger")(IMAGES, NAMES)
+    depth, valid = from_callable(f"{name}:larger")(IMAGES, NAMES)
     expected = np.ones((2, SIDE, SIDE), bool)
     expected[:, 0] = expected[:, :, 0] = False
-    np.testing.assert_array_equal(known, expected)
+    np.testing.assert_array_equal(valid, expected)
     np.testing.assert_array_equal(depth, 2.0 * expected)
     assert from_callable(f"{name}:Model.predict")(IMAGES, NAMES)[0].dtype == np.float32
 

@@ -22,7 +22,7 @@ from modality_forcing.generator import Generator
 from tests import runs, tiny
 
 
-class Known(Generator):
+class FakeGenerator(Generator):
     """A generator that returns fixed arrays: for example i, `answers` at i."""
 
     def __init__(self, **answers: np.ndarray):
@@ -39,10 +39,10 @@ class Known(Generator):
 class FakeEstimator:
     """An estimator that returns fixed arrays and records its inputs; `missing` has no map."""
 
-    def __init__(self, depth: np.ndarray, known: np.ndarray | None = None, missing: str = ""):
-        self.depth, self.known, self.missing = (
+    def __init__(self, depth: np.ndarray, valid: np.ndarray | None = None, missing: str = ""):
+        self.depth, self.valid, self.missing = (
             depth,
-            np.ones_like(depth, bool) if known is None else known,
+            np.ones_like(depth, bool) if valid is None else valid,
             missing,
         )
         self.name, self.asked = "fake", []
@@ -54,7 +54,7 @@ class FakeEstimator:
 
     def __call__(self, images, names):
         self.asked.append((images, names))
-        return self.depth, self.known
+        return self.depth, self.valid
 
 
 def config() -> Config:
@@ -72,9 +72,9 @@ def evaluator() -> Evaluator:
     return Evaluator(config())
 
 
-def perfect(evaluator: Evaluator) -> Known:
+def perfect(evaluator: Evaluator) -> FakeGenerator:
     depth = np.where(evaluator.data.valid, evaluator.data.depth, 1.0)
-    return Known(depth=3 * depth + 0.5, image=evaluator.data.image / 255.0)
+    return FakeGenerator(depth=3 * depth + 0.5, image=evaluator.data.image / 255.0)
 
 
 def test_records_are_those_of_the_eval_split(evaluator: Evaluator):
@@ -100,34 +100,34 @@ def test_target_up_to_scale_and_shift_scores_perfectly(evaluator: Evaluator):
 
 
 def test_constant_model_scores_like_the_constant_baseline(evaluator: Evaluator):
-    blind = Known(depth=np.ones((7, 16, 16)), image=evaluator.data.image / 255.0)
+    blind = FakeGenerator(depth=np.ones((7, 16, 16)), image=evaluator.data.image / 255.0)
     assert evaluator.i2d(blind)[0] == pytest.approx(evaluator.baselines()["constant"], rel=1e-4)
 
 
 def test_examples_are_generated_with_their_own_index(evaluator: Evaluator):
-    known = perfect(evaluator)
-    evaluator.i2d(known)
-    assert [list(call.index) for call in known.calls] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
-    for call in known.calls:
+    generator = perfect(evaluator)
+    evaluator.i2d(generator)
+    assert [list(call.index) for call in generator.calls] == [[0, 1, 2], [3, 4, 5], [6, 6, 6]]
+    for call in generator.calls:
         np.testing.assert_array_equal(call.batch["image"], evaluator.data.image[call.index])
         assert call.captions == [evaluator.data.captions[i] for i in call.index]
 
 
 def test_d2i_reestimates_depth_from_its_image(evaluator: Evaluator):
-    known = perfect(evaluator)
-    evaluator.d2i(known)
-    made, again = known.calls[:3], known.calls[3:]
+    generator = perfect(evaluator)
+    evaluator.d2i(generator)
+    made, again = generator.calls[:3], generator.calls[3:]
     assert [call.task for call in made + again] == ["d2i"] * 3 + ["i2d"] * 3
     assert set(made[0].batch) == {"depth", "valid"}
     np.testing.assert_array_equal(again[0].batch["image"], evaluator.data.image[:3])
 
 
 def test_evaluation_has_all_tasks(evaluator: Evaluator):
-    known = perfect(evaluator)
-    result = evaluator(known)
+    generator = perfect(evaluator)
+    result = evaluator(generator)
     assert set(result.metrics) == {"i2d", "constant", "row_mean", "d2i", "joint", "text"}
     assert set(result.images) == {"i2d", "d2i", "joint_image_first", "joint_depth_first"}
-    assert [call.options.log2_alpha for call in known.calls if call.task == "joint"] == [
+    assert [call.options.log2_alpha for call in generator.calls if call.task == "joint"] == [
         5.0
     ] * 3 + [-5.0] * 3
     assert (
@@ -138,15 +138,15 @@ def test_evaluation_has_all_tasks(evaluator: Evaluator):
 
 
 def test_external_estimator_replaces_the_model(evaluator: Evaluator):
-    data, known = evaluator.data, perfect(evaluator)
-    evaluator.estimator = estimator = FakeEstimator(7 * known.answers["depth"] + 2)
-    joint, made = evaluator.joint(known, 3.0)
-    d2i, _ = evaluator.d2i(known)
+    data, generator = evaluator.data, perfect(evaluator)
+    evaluator.estimator = estimator = FakeEstimator(7 * generator.answers["depth"] + 2)
+    joint, made = evaluator.joint(generator, 3.0)
+    d2i, _ = evaluator.d2i(generator)
     assert (
         joint["absrel"] < 1e-3 < joint["constant_absrel"]
         and d2i["absrel"] < 1e-3 < d2i["absrel_shuffled"]
     )
-    assert {call.task for call in known.calls} == {"joint", "d2i"}
+    assert {call.task for call in generator.calls} == {"joint", "d2i"}
     np.testing.assert_array_equal(made["reestimated"], estimator.depth)
     for (images, names), folder in zip(estimator.asked, ("joint_log2alpha+3", "d2i"), strict=True):
         np.testing.assert_array_equal(images, data.image)
@@ -154,24 +154,24 @@ def test_external_estimator_replaces_the_model(evaluator: Evaluator):
 
 
 def test_pixels_without_estimate_are_not_scored(evaluator: Evaluator):
-    known = perfect(evaluator)
+    generator = perfect(evaluator)
     seen = np.ones((7, 16, 16), bool)
     seen[:, :5] = False
     seen[6] = False
-    evaluator.estimator = FakeEstimator(np.where(seen, known.answers["depth"], 0), seen)
-    joint, _ = evaluator.joint(known, 3.0)
-    d2i, _ = evaluator.d2i(known)
+    evaluator.estimator = FakeEstimator(np.where(seen, generator.answers["depth"], 0), seen)
+    joint, _ = evaluator.joint(generator, 3.0)
+    d2i, _ = evaluator.d2i(generator)
     assert joint["absrel"] < 1e-3 and d2i["absrel"] < 1e-3
     assert joint["coverage"] == pytest.approx(seen.mean())
 
 
 def test_missing_maps_are_reported_before_generation(evaluator: Evaluator):
-    known = perfect(evaluator)
+    generator = perfect(evaluator)
     for missing in ("d2i/0003", "joint_log2alpha-5/0006"):
-        evaluator.estimator = FakeEstimator(known.answers["depth"], missing=missing)
+        evaluator.estimator = FakeEstimator(generator.answers["depth"], missing=missing)
         with pytest.raises(UserError, match="is missing"):
-            evaluator(known)
-    assert known.calls == []
+            evaluator(generator)
+    assert generator.calls == []
 
 
 def test_image_sets_have_distinct_names():

@@ -14,10 +14,10 @@ from modality_forcing.evaluation.resample import nearest_valid, resize_predictio
 def test_small_images_are_not_subsampled(size):
     pred = np.arange(2 * size[0] * size[1], dtype="f4").reshape(2, *size)
     valid = pred % 3 > 0
-    p, g, known = subsample(pred, -pred, valid)
+    p, g, filled = subsample(pred, -pred, valid)
     assert np.array_equal(p, pred.reshape(2, -1))
     assert np.array_equal(g, -pred.reshape(2, -1))
-    assert np.array_equal(known, valid.reshape(2, -1))
+    assert np.array_equal(filled, valid.reshape(2, -1))
 
 
 @settings(max_examples=15, deadline=None)
@@ -26,10 +26,10 @@ def test_subsample_takes_the_nearest_valid_pixel_of_each_window(size, seed, shar
     cells = 8
     valid = np.random.default_rng(seed).random(size) < share
     index = np.arange(valid.size, dtype="f4").reshape(size)
-    taken, _, known = (
+    taken, _, filled = (
         np.asarray(x)[0] for x in subsample(index[None], index[None], valid[None], cells=cells)
     )
-    assert valid.reshape(-1)[taken[known].astype(int)].all()
+    assert valid.reshape(-1)[taken[filled].astype(int)].all()
     step = [max(1.0, s / cells) for s in size]
     for cell in range(cells * cells):
         center = [(k + 0.5) / cells * s for k, s in zip(divmod(cell, cells), size, strict=True)]
@@ -40,7 +40,7 @@ def test_subsample_takes_the_nearest_valid_pixel_of_each_window(size, seed, shar
             for x in range(max(first[1], 0), min(first[1] + int(np.ceil(step[1])), size[1]))
             if valid[y, x]
         ]
-        assert known[cell] == bool(window)
+        assert filled[cell] == bool(window)
         if window:
             y, x = divmod(int(taken[cell]), size[1])
             assert (y + 0.5 - center[0]) ** 2 + (x + 0.5 - center[1]) ** 2 == pytest.approx(
@@ -51,8 +51,8 @@ def test_subsample_takes_the_nearest_valid_pixel_of_each_window(size, seed, shar
 def test_nearest_valid_pixel_of_a_cell():
     valid = np.zeros((6, 6), bool)
     valid[1, 2] = valid[4, 4] = True
-    rows, columns, known = nearest_valid(valid, (2, 2))
-    np.testing.assert_array_equal(known, [[True, False], [False, True]])
+    rows, columns, filled = nearest_valid(valid, (2, 2))
+    np.testing.assert_array_equal(filled, [[True, False], [False, True]])
     assert (rows[0, 0], columns[0, 0], rows[1, 1], columns[1, 1]) == (1, 2, 4, 4)
 
 

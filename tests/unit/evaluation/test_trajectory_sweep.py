@@ -22,7 +22,7 @@ from tests import tiny
 VALUES = (-1.0, 0.0, 0.5)
 
 
-class Known(Generator):
+class FakeGenerator(Generator):
     """A generator whose depth error rises with log2 alpha; it can be stopped at a value."""
 
     def __init__(self, evaluator: Evaluator, stop_at: float | None = None):
@@ -72,13 +72,13 @@ def evaluator(built: Evaluator) -> Evaluator:
     return copy
 
 
-def run(evaluator, out, values=VALUES, known=None):
+def run(evaluator, out, values=VALUES, generator=None):
     """Returns the result, which values were generated, and the lines logged."""
-    known, lines = known or Known(evaluator), []
+    generator, lines = generator or FakeGenerator(evaluator), []
     result = trajectory_sweep.run(
-        known, evaluator, values, out=out, checkpoint="runs/x", log=lines.append
+        generator, evaluator, values, out=out, checkpoint="runs/x", log=lines.append
     )
-    return result, known.asked, lines
+    return result, generator.asked, lines
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_second_run_reuses_rows(evaluator, tmp_path):
 
 
 def test_interrupted_run_keeps_finished_rows(evaluator, tmp_path):
-    stopped = Known(evaluator, stop_at=0.5)
+    stopped = FakeGenerator(evaluator, stop_at=0.5)
     with pytest.raises(KeyboardInterrupt):
-        run(evaluator, tmp_path, known=stopped)
+        run(evaluator, tmp_path, generator=stopped)
     assert stopped.asked == [-1, 0] and [path.name for path in tmp_path.iterdir()] == ["rows"]
     result, asked, _ = run(evaluator, tmp_path)
     assert asked == [0.5] and len(result["rows"]) == 3
@@ -227,7 +227,7 @@ def test_damaged_row_is_generated_again(evaluator, tmp_path):
 def test_other_settings_have_other_rows(evaluator, tmp_path):
     values, config = (0.0,), evaluator.config
     run(evaluator, tmp_path, values)
-    other_weights = Known(evaluator)
+    other_weights = FakeGenerator(evaluator)
     other_weights.params = {"w": np.arange(3, dtype=np.float32) + 1}
     assert run(evaluator, tmp_path, values, other_weights)[1] == [0]
     for change in ({"steps": 3}, {"guidance": {"image": 2.0}}, {"task_steps": {"i2d": 1}}):
@@ -275,10 +275,10 @@ def test_missing_maps_are_reported_before_generation(evaluator, tmp_path):
                 raise UserError("1 of 6 maps are missing")
             return ""
 
-    evaluator.estimator, known = Missing(evaluator.data.depth), Known(evaluator)
+    evaluator.estimator, generator = Missing(evaluator.data.depth), FakeGenerator(evaluator)
     with pytest.raises(UserError, match="maps are missing"):
-        run(evaluator, tmp_path / "out", known=known)
-    assert known.asked == [] and not (tmp_path / "out").exists()
+        run(evaluator, tmp_path / "out", generator=generator)
+    assert generator.asked == [] and not (tmp_path / "out").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; choose another --out"):
         run(evaluator, tmp_path / "file")
