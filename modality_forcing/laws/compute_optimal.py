@@ -28,6 +28,7 @@ NEAR = 0.05  # decades around a budget within which rows are on its isoFLOP line
 _APART = 0.25  # decades between such budgets, at least
 _LINES = 6  # budgets of the isoFLOP view
 _LEAST = 5  # different sizes on a line
+Values = Array | np.float64  # of one parameter: [r] of resamples, a scalar of the optimum
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,17 @@ def allocate(fit: Fit, k: float, budgets: Sequence[float]) -> Allocation:
         rows.append(
             Budget(
                 flops,
-                *(interval(float(value), values) for value, values in zip(*best, strict=True)),
+                *(
+                    interval(float(value), np.asarray(values))
+                    for value, values in zip(*best, strict=True)
+                ),
             )
         )
     return Allocation(
-        k, interval(float(a[0]), a[1]), interval(float(1 - a[0]), 1 - a[1]), tuple(rows)
+        k,
+        interval(float(a[0]), np.asarray(a[1])),
+        interval(float(1 - a[0]), np.asarray(1 - a[1])),
+        tuple(rows),
     )
 
 
@@ -146,18 +153,19 @@ def isoflop(table: Table, fit: Fit, k: float) -> IsoFlop:
     )
 
 
-def _named(fit: Fit, parameters: Array) -> dict[str, Array]:
+def _named(fit: Fit, parameters: Array) -> dict[str, Values]:
+    """Parameters [... p] by name."""
     return dict(zip(fit.form.parameters, np.moveaxis(parameters, -1, 0), strict=True))
 
 
-def _exponent(fit: Fit, parameters: Array) -> Array:
+def _exponent(fit: Fit, parameters: Array) -> Values:
     """The exponent a of N for parameters [... p]."""
     p = _named(fit, parameters)
     with np.errstate(invalid="ignore"):
         return p["beta"] / (p["alpha"] + p["beta"])
 
 
-def _best(fit: Fit, parameters: Array, k: float, flops: float) -> tuple[Array, Array]:
+def _best(fit: Fit, parameters: Array, k: float, flops: float) -> tuple[Values, Values]:
     """N and D of the closed form."""
     p = _named(fit, parameters)
     g = (p["alpha"] * p["A"] / (p["beta"] * p["B"])) ** (1 / (p["alpha"] + p["beta"]))
@@ -165,7 +173,7 @@ def _best(fit: Fit, parameters: Array, k: float, flops: float) -> tuple[Array, A
     return size, flops / k / size
 
 
-def _least(fit: Fit, parameters: Array, k: float, flops: float) -> Array:
+def _least(fit: Fit, parameters: Array, k: float, flops: float) -> Values:
     """The loss there."""
     p, (size, data) = _named(fit, parameters), _best(fit, parameters, k, flops)
     return p.get("E", 0) + p["A"] * size ** -p["alpha"] + p["B"] * data ** -p["beta"]

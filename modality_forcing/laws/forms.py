@@ -19,7 +19,7 @@ grows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -96,7 +96,9 @@ class Form:
             told += f"; where {level.at_zero} = 0, {level} {f'for {gone}' if gone else 'more'}"
         return told
 
-    def predict(self, parameters: ArrayLike, variables: Mapping[str, ArrayLike]) -> Array:
+    def predict(
+        self, parameters: ArrayLike | Sequence[float], variables: Mapping[str, ArrayLike]
+    ) -> Array:
         """Returns the log of the law [... n] for parameters [... p] in the order of `parameters`
         and variables [n] each.
         """
