@@ -13,8 +13,9 @@ from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 
 if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
+    from modality_forcing.laws.compare import FormComparison
     from modality_forcing.laws.compute_optimal import Allocation, IsoFlop
-    from modality_forcing.laws.fit import Fit, FormComparison, Parameter
+    from modality_forcing.laws.fit import Fit, Parameter
     from modality_forcing.laws.table import Table
 
 EXAMPLES = """examples:
@@ -93,7 +94,8 @@ def main(options: argparse.Namespace) -> None:
     """Fits a law and prints it; raises UserError for a table or options that allow no fit."""
     from modality_forcing.atomic_io import check_folder, write_file
     from modality_forcing.laws import compute_optimal, forms
-    from modality_forcing.laws.fit import compare, fit
+    from modality_forcing.laws.compare import compare
+    from modality_forcing.laws.fit import fit
     from modality_forcing.laws.table import load
 
     form = forms.parse(options.form)
@@ -166,7 +168,7 @@ def _check(options: argparse.Namespace, variables: Sequence[str]) -> list[float]
 
 def _held_out(text: str | None, table: Table, form: Any) -> Any:
     """The mask of the rows that test the extrapolation, None for none of them."""
-    from modality_forcing.laws.fit import largest_cells
+    from modality_forcing.laws.compare import largest_cells
 
     by, _, number = (text or "").rpartition(":")
     if text is not None and not number.isdecimal():

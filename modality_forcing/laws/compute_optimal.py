@@ -1,10 +1,10 @@
-"""Where a budget goes: the compute-optimal size and data of a fitted law, and how far isoFLOP
-parabolas miss them.
+"""The compute-optimal size and data of a fitted law, and the bias of isoFLOP parabolas.
 
 With C = k N D the least loss of E + A N^-alpha + B D^-beta at a budget C is at (Hoffmann et al.
 2022, eq. 4)
 
-    N = G (C/k)^a,   D = (C/k)^b / G,   G = (alpha A / (beta B))^(1/(alpha+beta)),   a = beta/(alpha+beta),   b = 1 - a.
+    N = G (C/k)^a,                 G = (alpha A / (beta B))^(1/(alpha+beta)),
+    D = (C/k)^b / G,               a = beta/(alpha+beta),   b = 1 - a.
 
 k is 6 where D counts tokens and attention does not count. Where D counts images, k is the FLOPs
 that training spends on one image per parameter (`mforce plan` prints the FLOPs of a step;

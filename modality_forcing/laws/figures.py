@@ -1,6 +1,4 @@
-"""The picture of a fit: the law with its band over the runs, the residuals, and the isoFLOP view
-where there is one.
-"""
+"""The figure of a fit: the law with its band, the residuals and the isoFLOP view."""
 
 from __future__ import annotations
 

@@ -1,10 +1,8 @@
-"""Fits a form to a table: the optimum, what the table can tell of it, its intervals, and how well
-it extrapolates.
+"""The fit of a form to a table: the optimum, the parameters that are identified, their intervals.
 
-The objective is that of Hoffmann et al. 2022 (2203.15556, eq. 3): Huber's loss of the residuals of
-log loss, delta 1e-3, summed. The sum, not the mean: averaged, it is so small that common
-tolerances stop before the optimum, which is how the published law came to be wrong (Besiroglu et
-al. 2024, 2404.10102).
+The objective is that of Hoffmann et al. 2022 (2203.15556, eq. 3): the Huber loss of the residuals
+of log loss, delta 1e-3, summed. The mean would be so small that common tolerances stop before the
+optimum, which is how the published law came to be wrong (Besiroglu et al. 2024, 2404.10102).
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from modality_forcing.errors import UserError
 from modality_forcing.laws import solver
-from modality_forcing.laws.forms import Array, Design, Form, nested
+from modality_forcing.laws.forms import Array, Design, Form
 from modality_forcing.laws.table import Table
 
 COVERAGE = 0.95  # of every interval
@@ -31,7 +29,6 @@ _VANISHED = (
 _FLAT = 1e-6  # a singular value, of gradients of length 1, that is 0 but for rounding
 _NEAR = 2.0  # times the objective: a law less a term that comes so close may be the best one of a resample
 _SIMPLIFY = "add runs, or leave a term or a variable out of the form: FORM-TERM"
-_ALIKE = 0.01  # relatively: held-out errors this near to each other prefer neither form
 _TRIES = 20  # draws for each resample that is wanted, at most
 
 
@@ -97,33 +94,6 @@ class Fit:
         """
         tail = (1 - COVERAGE) / 2
         return np.quantile(self.form.predict(self.replicates, variables), [tail, 1 - tail], axis=0)
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """How a law fitted without the largest cells meets them; errors are of natural logs, law over
-    loss.
-    """
-
-    cells: int
-    rows: int
-    rms: float  # root of the mean square
-    bias: float  # the mean: above 0, the law promises too high a loss
-    rms_fitted: float  # the same law on the rows it was fitted to
-
-
-@dataclass(frozen=True)
-class FormComparison:
-    """One of the nested forms, judged by what it foretells and not by how closely it lies to what
-    it has seen.
-    """
-
-    form: str
-    parameters: int
-    objective: float | None = None
-    held_out: HeldOut | None = None
-    identified: bool = False
-    why: str = ""  # it is not identified, or was not fitted
 
 
 def optimum(table: Table, form: Form, start: Mapping[str, float] | None = None) -> Optimum:
@@ -380,87 +350,3 @@ def interval(value: float, replicates: Array) -> Parameter:
     if not np.isfinite([value, low, high]).all():
         return Parameter(None, why="its interval has no end")
     return Parameter(value, stderr if np.isfinite(stderr) else None, low, high)
-
-
-def largest_cells(
-    table: Table, form: Form, cells: int | None = None, by: str | None = None
-) -> NDArray[np.bool_]:
-    """Returns the mask of the rows in the largest cells: the greatest values of a variable, or of
-    the form's size.
-
-    cells: how many different values; a tenth of them (at least 1) if None. Raises UserError for an
-    unknown variable.
-    """
-    if by is not None and by not in form.variables:
-        raise UserError(
-            f"cannot hold out by {by!r}",
-            hint=f"{form.name} has the variables {', '.join(form.variables)}",
-        )
-    names = (
-        [by]
-        if by is not None
-        else [name for name in form.size if name in form.variables] or list(form.variables)
-    )
-    with np.errstate(divide="ignore"):
-        size = np.round(
-            np.sum([np.log(table.variables[name]) for name in names], axis=0), 9
-        )  # equal but for rounding
-    values = np.unique(size)
-    cells = max(1, round(len(values) / 10)) if cells is None else cells
-    return size >= values[-min(cells, len(values))]
-
-
-def held_out(table: Table, form: Form, heldout_mask: NDArray[np.bool_]) -> HeldOut:
-    """Returns the errors on the rows `heldout_mask` of the law that is fitted to the others;
-    raises UserError if it cannot be.
-    """
-    rest, test = table.select(~heldout_mask), table.select(heldout_mask)
-    if not len(rest):
-        raise UserError(
-            "nothing is left to fit when the largest cells are held out", hint="hold out fewer"
-        )
-    found = optimum(rest, form)
-    for name in form.may_be_zero:
-        if name not in found.form.may_be_zero and np.any(test.variables[name] == 0):
-            raise UserError(
-                f"all rows with {name} = 0 are held out",
-                hint="hold out fewer, or by another variable",
-            )
-    error = found.form.predict(found.values, test.variables) - np.log(test.loss)
-    fitted = found.form.predict(found.values, rest.variables) - np.log(rest.loss)
-    rms = lambda x: float(np.sqrt(np.mean(x**2)))
-    points = np.unique(np.stack(list(test.variables.values())), axis=1).shape[1]
-    return HeldOut(points, len(test), rms(error), float(error.mean()), rms(fitted))
-
-
-def compare(
-    table: Table, form: Form, heldout_mask: NDArray[np.bool_] | None
-) -> tuple[list[FormComparison], str | None]:
-    """Returns the form and those nested in it, and the name of the one that foretells the rows
-    `heldout_mask` best, if any can.
-
-    Of forms that foretell alike, as where a term has vanished, it is the one of fewest parameters.
-    The rows need not determine each of these for the law to be determined, and a law is not better
-    for being poor enough to be.
-    """
-    rows: list[FormComparison] = []
-    for simpler in nested(form):
-        count = len(simpler.seen_by(table.variables).parameters)
-        try:
-            found = optimum(table, simpler)
-            apart = None if heldout_mask is None else held_out(table, simpler, heldout_mask)
-        except UserError as error:
-            rows.append(FormComparison(simpler.name, count, why=str(error)))
-            continue
-        why = "; ".join(dict.fromkeys(found.unidentified.values()))
-        rows.append(
-            FormComparison(simpler.name, count, found.objective, apart, not found.unidentified, why)
-        )
-    judged = [(row.held_out.rms, row) for row in rows if row.held_out is not None]
-    least = min((rms for rms, _ in judged), default=0.0)
-    alike = [
-        (row.parameters, rms, row.form)
-        for rms, row in judged
-        if np.isclose(rms, least, rtol=_ALIKE, atol=1e-6)
-    ]
-    return rows, min(alike)[2] if alike else None

@@ -1,5 +1,4 @@
-"""The forms a scaling law can take: sums of positive terms, each a coefficient times powers of the
-variables.
+"""The forms of scaling laws: sums of positive terms, a coefficient times powers of variables.
 
     chinchilla  E + A N^-alpha + B D^-beta                                Hoffmann et al. 2022 (2203.15556), eq. 2
     power       E + A x^-alpha                                            a saturating power law

@@ -1,7 +1,6 @@
-"""The least summed Huber loss of log residuals over a form's parameters, for many weightings of
-the same rows at once.
+"""Minimizes the summed Huber loss of log residuals, for many weightings of the same rows at once.
 
-Every resample of a bootstrap is a weighting, so that a thousand fits are one loop over arrays.
+Every resample of a bootstrap is a weighting. A thousand fits are then one loop over arrays.
 """
 
 from __future__ import annotations

@@ -1,15 +1,10 @@
-"""The rows that a law is fitted to: read from a file, chosen, turned into a form's variables, and
-never mixed silently.
-"""
+"""The table that a law is fitted to: a form's variables and the loss, from rows of one study."""
 
 from __future__ import annotations
 
-import ast
-import csv
-import difflib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,64 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modality_forcing.errors import UserError
+from modality_forcing.laws.expressions import evaluate
 from modality_forcing.laws.forms import Array, Form
-from modality_forcing.tree import flatten
+from modality_forcing.laws.rows import Rows, choose, display, read
 
 LOSS = "loss"  # what is fitted, whatever error it is
 # Rows that differ in one of these are numbers of different kinds: another code, another score,
 # other held-out draws.
 MUST_MATCH = ("version", "protocol", "seeds")
-_TOLD = 30  # columns named to who asked for one that is not there; a sweep's rows have hundreds, most of their configs
-_SYNTAX = "write numbers, + - * / ** ( ) and columns, a column of odd characters in `backquotes`"
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What a file holds, as it is written: a mapping and a line number per row."""
-
-    path: Path
-    cells: tuple[Mapping[str, Any], ...]
-    lines: tuple[int, ...]
-
-    def has(self, column: str) -> bool:
-        """Whether any row has it."""
-        return any(column in row for row in self.cells)
-
-    def _near(self, column: str) -> str:
-        """What columns there are: the one that may have been meant, then some, a row's own before
-        those of its config.
-        """
-        known = sorted(
-            {name for row in self.cells for name in row}, key=lambda name: (name.count("."), name)
-        )
-        more = f" and {len(known) - _TOLD} more" if len(known) > _TOLD else ""
-        meant = "".join(
-            f"did you mean {name}? " for name in difflib.get_close_matches(column, known, n=1)
-        )
-        return f"{meant}it has {', '.join(known[:_TOLD])}{more}"
-
-    def numbers(self, column: str) -> Array:
-        """Returns a column [n]; raises UserError for one that is missing, and for what is not a
-        number.
-        """
-        if not self.has(column):
-            raise UserError(
-                f"no column {column!r}", where=self.path, hint=f"{self._near(column)}; {_SYNTAX}"
-            )
-        values = np.empty(len(self.cells))
-        for i, row in enumerate(self.cells):
-            try:
-                values[i] = float(row[column])
-            except (KeyError, TypeError, ValueError):
-                told = f"{column} is {row.get(column)!r}, not a number"
-                raise UserError(
-                    told, where=self.line(i), hint="fix it, or choose other rows with --where"
-                ) from None
-        return values
-
-    def line(self, row: int) -> str:
-        """Names a row as an editor finds it."""
-        return f"{self.path}, line {self.lines[row]}"
 
 
 @dataclass(frozen=True)
@@ -152,7 +97,7 @@ def load(
         path = path / "rows.jsonl"
     if columns is None:
         columns = _sweep_columns(path, form)
-    rows = _choose(read(path), where)
+    rows = choose(read(path), where)
     _refuse_mixture(rows)
     values: dict[str, Array] = {}
     for name, text in _mapping(columns, form).items():
@@ -189,96 +134,12 @@ def _sweep_columns(path: Path, form: Form) -> str:
     return ",".join(f"{name}={column}" for name, column in known.items())
 
 
-def read(path: Path) -> Rows:
-    """Reads .csv with a header, or .jsonl with an object a line (nested keys become a.b.c); raises
-    UserError if it cannot.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot be read ({getattr(error, 'strerror', None) or error})",
-            where=path,
-            hint="name a table",
-        ) from None
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
-    if path.suffix not in readers:
-        raise UserError(
-            "is not a kind of table that is known", where=path, hint="give .csv or .jsonl"
-        )
-    found = list(readers[path.suffix](text, path))
-    if not found:
-        raise UserError("has no rows", where=path, hint="give a table with a row per run")
-    return Rows(path, tuple(row for row, _ in found), tuple(line for _, line in found))
-
-
-def _read_csv(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    for row in reader:
-        if None in row:
-            raise UserError(
-                "has more cells than the header",
-                where=f"{path}, line {reader.line_num}",
-                hint="fix the row",
-            )
-        yield row, reader.line_num
-
-
-def _read_jsonl(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(
-                    "is not a JSON object", where=f"{path}, line {number}", hint="fix the line"
-                )
-            yield flatten(row, "."), number
-
-
-def _choose(rows: Rows, where: Iterable[str]) -> Rows:
-    """The rows in which every COLUMN=VALUE and COLUMN!=VALUE holds; 1 and 1.0 are equal."""
-    chosen = range(len(rows.cells))
-    for text in where:
-        column, equals, wanted = text.partition("=")
-        other, column = column.endswith("!"), column.removesuffix("!")
-        if not equals or not rows.has(column):
-            hint = "write --where COLUMN=VALUE or COLUMN!=VALUE with a column of the table"
-            raise UserError(f"--where {text!r} names no column of it", where=rows.path, hint=hint)
-        kept = [i for i in chosen if _same(rows.cells[i].get(column), wanted) != other]
-        if not kept:
-            there = sorted({_text(rows.cells[i].get(column)) for i in chosen})
-            raise UserError(
-                f"no row has {text}", where=rows.path, hint=f"{column} is {' or '.join(there[:6])}"
-            )
-        chosen = kept
-    return Rows(
-        rows.path, tuple(rows.cells[i] for i in chosen), tuple(rows.lines[i] for i in chosen)
-    )
-
-
-def _same(value: Any, wanted: str) -> bool:
-    if _text(value) == wanted:
-        return True
-    try:
-        return float(value) == float(wanted)
-    except (TypeError, ValueError):
-        return False
-
-
-def _text(value: Any) -> str:
-    """A cell as it is typed after --where: strings bare, everything else as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _refuse_mixture(rows: Rows) -> None:
     columns = dict.fromkeys(
         name for row in rows.cells for name in row if name.rpartition(".")[2] in MUST_MATCH
     )
     for column in columns:
-        kinds = sorted({_text(row.get(column)) for row in rows.cells})
+        kinds = sorted({display(row.get(column)) for row in rows.cells})
         if len(kinds) > 1:
             told = f"rows differ in {column}: {', '.join(kinds[:6])}; they are not one study"
             raise UserError(
@@ -316,75 +177,3 @@ def _check(values: Array, name: str, text: str, rows: Rows, zero_allowed: bool) 
         raise UserError(
             f"{name} = {text} is {values[row]:g}, not {need}", where=rows.line(row), hint=hint
         )
-
-
-_OPERATIONS: dict[type, Callable[..., Any]] = {
-    ast.Add: np.add,
-    ast.Sub: np.subtract,
-    ast.Mult: np.multiply,
-    ast.Div: np.divide,
-    ast.Pow: np.power,
-    ast.USub: np.negative,
-    ast.UAdd: np.positive,
-}
-
-
-def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
-    """Returns a column, or arithmetic on columns and on the variables before it, float64 [n];
-    UserError for anything else.
-    """
-    if rows.has(text):
-        return rows.numbers(text)
-    quoted: list[str] = []
-    plain = re.sub(
-        r"`([^`]*)`",
-        lambda found: f" __quoted{len(quoted)}__" + (quoted.append(found[1]) or ""),
-        text,
-    )
-    try:
-        tree = ast.parse(plain.strip(), mode="eval").body
-        with np.errstate(all="ignore"):  # what is not finite is told with its row
-            return np.broadcast_to(_value(tree, quoted, rows, variables), len(rows.cells)).astype(
-                float
-            )
-    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
-        raise UserError(
-            f"cannot read the expression {text!r}", where="--columns", hint=_SYNTAX
-        ) from None
-
-
-def _value(node: ast.expr, quoted: list[str], rows: Rows, variables: Mapping[str, Array]) -> Any:
-    again = lambda part: _value(part, quoted, rows, variables)
-    match node:
-        case ast.BinOp(left, operation, right) if type(operation) in _OPERATIONS:
-            return _OPERATIONS[type(operation)](again(left), again(right))
-        case ast.UnaryOp(operation, operand) if type(operation) in _OPERATIONS:
-            return _OPERATIONS[type(operation)](again(operand))
-        case ast.Constant(int() | float() as value) if not isinstance(value, bool):
-            return np.float64(value)
-    name = _name(node)
-    if match := re.fullmatch(r"__quoted(\d+)__", name):
-        return rows.numbers(quoted[int(match[1])])
-    alike = [known for known in variables if known == name] or [
-        known for known in variables if known.lower() == name.lower()
-    ]
-    if not alike:
-        return rows.numbers(name)
-    if rows.has(name) and not np.array_equal(rows.numbers(name), variables[alike[0]]):
-        hint = f"write `{name}` in backquotes for the column"
-        raise UserError(
-            f"{name!r} is a column and the variable {alike[0]}, which differ",
-            where="--columns",
-            hint=hint,
-        )
-    return variables[alike[0]]
-
-
-def _name(node: ast.expr) -> str:
-    """The dotted name that a node spells; raises ValueError for any other node."""
-    match node:
-        case ast.Name(name):
-            return name
-        case ast.Attribute(value, last):
-            return f"{_name(value)}.{last}"
-    raise ValueError

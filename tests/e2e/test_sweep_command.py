@@ -125,7 +125,7 @@ def test_pretraining_is_shared(finished):
 
 
 def test_csv_opens_as_a_table(finished):
-    from modality_forcing.laws.table import read
+    from modality_forcing.laws.rows import read
 
     rows = read(finished / "rows.csv")
     assert list(rows.numbers("images")) == [0, 0, 24, 24] and (rows.numbers("seconds") > 0).all()

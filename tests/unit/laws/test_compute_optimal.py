@@ -1,6 +1,4 @@
-"""The best use of a budget against brute force, and parabolas where they are right and where they
-are not.
-"""
+"""The best use of a budget against brute force, and the bias of isoFLOP parabolas."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""The picture of a fit: its panels, that nothing hangs over its edges, and that it is equal to the
-byte.
-"""
+"""The figure of a fit: its panels, text inside its edges, bytes that repeat."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Fits: the published optimum from any start, known laws recovered, intervals that cover, and
-silence where rows cannot tell.
-"""
+"""The published optimum, known laws recovered, coverage of intervals, unidentified parameters."""
 
 from __future__ import annotations
 
@@ -12,21 +10,12 @@ from scipy.optimize import minimize
 
 from modality_forcing.errors import UserError
 from modality_forcing.laws import solver
-from modality_forcing.laws.fit import (
-    Fit,
-    compare,
-    fit,
-    held_out,
-    interval,
-    largest_cells,
-    optimum,
-    project,
-)
+from modality_forcing.laws.fit import Fit, fit, interval, optimum, project
 from modality_forcing.laws.forms import FORMS, Design, parse
 from modality_forcing.laws.table import Table, load
+from tests.unit.laws.grid import TRUE, grid_table
 
-CHINCHILLA, POWER, TRANSFER = FORMS["chinchilla"], FORMS["power"], FORMS["transfer"]
-TRUE = {"chinchilla": (1.8, 480.0, 0.35, 2100.0, 0.37), "power": (0.05, 20.0, 0.3)}
+CHINCHILLA, POWER = FORMS["chinchilla"], FORMS["power"]
 # Besiroglu et al. 2024 (2404.10102), table 1, to the digits published
 PUBLISHED = {
     "E": (1.8172, 0.03),
@@ -36,14 +25,6 @@ PUBLISHED = {
     "beta": (0.3658, 0.02),
 }
 BEST = {"E": 1.8172, "A": 477.8, "alpha": 0.3473, "B": 2143, "beta": 0.3672}
-
-
-def made(form=CHINCHILLA, true=None, noise=0.02, seed=1, **axes) -> Table:
-    """A table of a known law on a grid, with noise in the log."""
-    axes = axes or {"N": np.geomspace(1e7, 1e10, 6), "D": np.geomspace(1e8, 1e11, 6)}
-    variables = dict(zip(axes, (x.ravel() for x in np.meshgrid(*axes.values())), strict=True))
-    law = form.predict(true or TRUE[form.name], variables)
-    return Table.of(variables, np.exp(law + np.random.default_rng(seed).normal(0, noise, law.size)))
 
 
 @pytest.fixture(scope="module")
@@ -106,18 +87,18 @@ def test_any_start_reaches_it(hoffmann):
 
 @pytest.mark.parametrize("form", [CHINCHILLA, POWER], ids=lambda form: form.name)
 def test_a_known_law_is_recovered_from_noise_of_2_percent(form):
-    table = made() if form is CHINCHILLA else made(POWER, x=np.geomspace(1e6, 1e10, 40))
+    table = grid_table() if form is CHINCHILLA else grid_table(POWER, x=np.geomspace(1e6, 1e10, 40))
     found = fit(table, form, resamples=300)
     for value, p in zip(TRUE[form.name], found.parameters.values(), strict=True):
         assert p.low < p.value < p.high and abs(p.value - value) < 3 * p.stderr
-    exact = fit(made(noise=1e-7), CHINCHILLA, resamples=100)
+    exact = fit(grid_table(noise=1e-7), CHINCHILLA, resamples=100)
     np.testing.assert_allclose(
         [p.value for p in exact.parameters.values()], TRUE["chinchilla"], rtol=1e-4
     )
 
 
 def test_the_optimum_is_that_of_another_optimiser():
-    table = made()
+    table = grid_table()
     found = optimum(table, CHINCHILLA)
 
     def goal(p):
@@ -138,7 +119,7 @@ def test_the_optimum_is_that_of_another_optimiser():
 
 
 def test_the_transfer_law_is_recovered_with_a_level_for_none():
-    true = dict(E=0.03, A=20.0, alpha=0.3, gamma=0.25, B=20.0, beta=0.35, none=4.0)
+    true = {"E": 0.03, "A": 20, "alpha": 0.3, "gamma": 0.25, "B": 20, "beta": 0.35, "none": 4}
     form = parse("transfer-G")
     axes = {
         "N": np.geomspace(1e5, 1e9, 5),
@@ -146,14 +127,14 @@ def test_the_transfer_law_is_recovered_with_a_level_for_none():
         "s": np.geomspace(1e3, 1e7, 4),
     }
     found = fit(
-        made(form, [true[name] for name in form.parameters], noise=0.01, **axes),
+        grid_table(form, [true[name] for name in form.parameters], noise=0.01, **axes),
         form,
         resamples=300,
     )
     for name, p in found.parameters.items():
         assert p.identified and abs(p.value - true[name]) < 3 * p.stderr
     pretrained = fit(
-        made(form, [true[name] for name in form.parameters], **axes | {"n": axes["n"][1:]}),
+        grid_table(form, [true[name] for name in form.parameters], **axes | {"n": axes["n"][1:]}),
         form,
         resamples=100,
     )
@@ -175,7 +156,7 @@ def test_the_transfer_law_is_recovered_with_a_level_for_none():
 def test_intervals_cover_the_truth_in_95_of_100_tables(form, axes):
     inside = np.zeros(len(form.parameters))
     for draw in range(100):
-        found = fit(made(form, seed=draw, **axes), form, resamples=200, seed=draw)
+        found = fit(grid_table(form, seed=draw, **axes), form, resamples=200, seed=draw)
         inside += [
             p.identified and p.low <= value <= p.high
             for value, p in zip(TRUE[form.name], found.parameters.values(), strict=True)
@@ -186,12 +167,12 @@ def test_intervals_cover_the_truth_in_95_of_100_tables(form, axes):
 @pytest.mark.parametrize(
     "table, unidentified",
     [
-        (made(N=np.geomspace(1e7, 1e10, 9), D=np.array([1e9])), {"E", "B", "beta"}),
-        (made(N=np.array([1e8]), D=np.geomspace(1e8, 1e11, 9)), {"E", "A", "alpha"}),
-        (made(N=np.array([1e7, 1e9]), D=np.geomspace(1e8, 1e11, 9)), {"E", "A", "alpha"}),
-        (made(true=(1e-9, 480, 0.35, 2100, 0.37)), {"E"}),
-        (made(true=(1.8, 1e-9, 0.35, 2100, 0.37)), {"A", "alpha"}),
-        (made(noise=1.0), {"A", "alpha"}),
+        (grid_table(N=np.geomspace(1e7, 1e10, 9), D=np.array([1e9])), {"E", "B", "beta"}),
+        (grid_table(N=np.array([1e8]), D=np.geomspace(1e8, 1e11, 9)), {"E", "A", "alpha"}),
+        (grid_table(N=np.array([1e7, 1e9]), D=np.geomspace(1e8, 1e11, 9)), {"E", "A", "alpha"}),
+        (grid_table(true=(1e-9, 480, 0.35, 2100, 0.37)), {"E"}),
+        (grid_table(true=(1.8, 1e-9, 0.35, 2100, 0.37)), {"A", "alpha"}),
+        (grid_table(noise=1.0), {"A", "alpha"}),
     ],
     ids=["one D", "one N", "two N", "no floor", "no effect of N", "noise"],
 )
@@ -211,16 +192,16 @@ def test_too_few_rows_are_a_mistake():
         UserError,
         match="4 different points cannot determine the 5 parameters of chinchilla; add runs",
     ):
-        fit(made(N=np.array([1e7, 1e9]), D=np.array([1e8, 1e11])), CHINCHILLA)
+        fit(grid_table(N=np.array([1e7, 1e9]), D=np.array([1e8, 1e11])), CHINCHILLA)
     with pytest.raises(UserError, match="4 runs say nothing of the errors of 3 parameters"):
-        fit(made(POWER, x=np.geomspace(1e6, 1e9, 4)), POWER)
-    few = fit(made(POWER, x=np.geomspace(1e6, 1e9, 6)), POWER, resamples=100)
+        fit(grid_table(POWER, x=np.geomspace(1e6, 1e9, 4)), POWER)
+    few = fit(grid_table(POWER, x=np.geomspace(1e6, 1e9, 6)), POWER, resamples=100)
     assert "3 parameters for 6 runs, more than a quarter" in few.notes[0]
 
 
 def test_resamples_are_at_their_own_optimum(hoffmann):
     """From many starts beside it none of a sample of them gets lower."""
-    table = made()
+    table = grid_table()
     for rows, form in ((table, CHINCHILLA), (hoffmann, CHINCHILLA)):
         found, rng = fit(rows, form, resamples=100, seed=3), np.random.default_rng(3)
         design, log_loss = found.optimum.design, np.log(rows.loss)
@@ -235,7 +216,7 @@ def test_resamples_are_at_their_own_optimum(hoffmann):
 
 
 def test_a_resample_that_lost_a_size_is_drawn_again():
-    table = made(N=np.geomspace(1e7, 1e10, 3), D=np.geomspace(1e8, 1e11, 4))
+    table = grid_table(N=np.geomspace(1e7, 1e10, 3), D=np.geomspace(1e8, 1e11, 4))
     found = fit(table, CHINCHILLA, resamples=200)
     assert (
         np.abs(found.replicates - found.optimum.values).min(axis=1) > 0
@@ -243,7 +224,7 @@ def test_a_resample_that_lost_a_size_is_drawn_again():
 
 
 def test_checkpoints_of_a_run_count_once():
-    table = made(N=np.geomspace(1e7, 1e10, 5), D=np.geomspace(1e8, 1e11, 4))
+    table = grid_table(N=np.geomspace(1e7, 1e10, 5), D=np.geomspace(1e8, 1e11, 4))
     thrice = np.repeat(np.arange(len(table)), 3)
     copied = Table.of(
         {k: x[thrice] for k, x in table.variables.items()}, table.loss[thrice], thrice
@@ -259,12 +240,14 @@ def test_checkpoints_of_a_run_count_once():
 
 
 def test_equal_seeds_are_equal_fits():
-    a, b, c = (fit(made(), CHINCHILLA, resamples=100, seed=seed) for seed in (0, 0, 1))
+    a, b, c = (fit(grid_table(), CHINCHILLA, resamples=100, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(a.replicates, b.replicates) and not np.array_equal(
         a.replicates, c.replicates
     )
-    low, high = a.band(made().variables)
-    assert np.all(low < a.predict(made().variables)) and np.all(a.predict(made().variables) < high)
+    low, high = a.band(grid_table().variables)
+    assert np.all(low < a.predict(grid_table().variables)) and np.all(
+        a.predict(grid_table().variables) < high
+    )
 
 
 def test_intervals_are_corrected_for_bias():
@@ -274,83 +257,3 @@ def test_intervals_are_corrected_for_bias():
         (-1.96, 1.96), abs=0.03
     ) and plain.stderr == pytest.approx(1, abs=0.01)
     assert (off.low, off.high) == pytest.approx((-0.96, 2.96), abs=0.05)
-
-
-def test_largest_cells():
-    table = made(N=np.array([1e7, 1e8, 1e9]), D=np.array([1e8, 1e9, 1e10, 1e11]))
-    size = table.variables["N"] * table.variables["D"]
-    assert set(size[largest_cells(table, CHINCHILLA, 1)]) == {1e20}
-    assert (
-        largest_cells(table, CHINCHILLA, 2).sum() == 3
-        and largest_cells(table, CHINCHILLA).sum() == 1
-    )  # (1e9, 1e10) and (1e8, 1e11)
-    assert set(table.variables["N"][largest_cells(table, CHINCHILLA, 1, "N")]) == {1e9}
-    with pytest.raises(UserError, match="cannot hold out by 'n'"):
-        largest_cells(table, CHINCHILLA, 1, "n")
-
-
-def test_extrapolation_is_measured_on_rows_that_the_law_has_not_seen():
-    table = made(noise=1e-6)
-    heldout_mask = largest_cells(table, CHINCHILLA, 3)
-    assert held_out(table, CHINCHILLA, heldout_mask).rms < 1e-5
-    worse = Table.of(table.variables, np.where(heldout_mask, 1.1, 1) * table.loss)
-    found = held_out(worse, CHINCHILLA, heldout_mask)
-    assert found.rms == pytest.approx(np.log(1.1), rel=1e-3) and found.bias == pytest.approx(
-        -np.log(1.1), rel=1e-3
-    )
-    assert found.rms_fitted < 1e-5 and (found.cells, found.rows) == (
-        heldout_mask.sum(),
-        heldout_mask.sum(),
-    )
-    with pytest.raises(UserError, match="nothing is left"):
-        held_out(table, CHINCHILLA, np.ones(36, bool))
-
-
-def test_nested_forms_are_judged_by_what_they_foretell():
-    table = made(true=(1.8, 480, 0.35, 2100, 0.37))
-    rows, best = compare(table, CHINCHILLA, largest_cells(table, CHINCHILLA))
-    assert [row.form for row in rows] == [
-        "chinchilla",
-        "chinchilla-E",
-        "chinchilla-N",
-        "chinchilla-D",
-    ] and best == "chinchilla"
-    floorless = made(POWER, (1e-9, 20.0, 0.3), seed=0, x=np.geomspace(1e6, 1e10, 30))
-    rows, best = compare(floorless, POWER, largest_cells(floorless, POWER))
-    assert best == "power-E" and rows[0].objective <= rows[1].objective * (
-        1 + 1e-9
-    )  # though it fits less closely
-    one_s = made(
-        TRANSFER,
-        (0.03, 0.6, 0.25, 40, 0.3, 20, 0.35, 2),
-        N=np.geomspace(1e6, 1e9, 5),
-        n=np.geomspace(1e3, 1e7, 5),
-        s=np.array([1e6]),
-    )
-    rows, best = compare(one_s, TRANSFER, largest_cells(one_s, TRANSFER))
-    assert not rows[0].identified and "gamma" in rows[0].why and best.startswith("transfer-s")
-    one_n = made(  # besides none: the rows tell only B and beta together, and the law all the same
-        TRANSFER,
-        (1e-9, 1e-9, 0.12, 3, 0.15, 40, 0.4, 3),
-        N=np.array([5e4, 2e5, 8e5]),
-        n=np.array([0, 1e4]),
-        s=np.geomspace(1e3, 1e5, 4),
-    )
-    rows, best = compare(one_n, TRANSFER, largest_cells(one_n, TRANSFER))
-    errors = {row.form: row.held_out.rms for row in rows if row.held_out}
-    assert best == "transfer-E-G" and errors[best] < 0.5 * min(
-        errors[row.form] for row in rows if row.identified
-    )
-    assert compare(table, CHINCHILLA, None)[1] is None
-
-
-def test_none_rows_all_held_out_are_told():
-    table = made(
-        TRANSFER,
-        (0.03, 0.6, 0.25, 40, 0.3, 20, 0.35, 2),
-        N=np.geomspace(1e6, 1e9, 4),
-        n=np.r_[0, 1e4, 1e5, 1e6],
-        s=np.geomspace(1e4, 1e6, 4),
-    )
-    with pytest.raises(UserError, match="all rows with n = 0 are held out"):
-        held_out(table, TRANSFER, table.variables["n"] == 0)

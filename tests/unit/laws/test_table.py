@@ -10,7 +10,7 @@ import pytest
 
 from modality_forcing.errors import UserError
 from modality_forcing.laws.forms import FORMS, parse
-from modality_forcing.laws.table import Table, load, read
+from modality_forcing.laws.table import Table, load
 
 CHINCHILLA, TRANSFER = FORMS["chinchilla"], FORMS["transfer"]
 CSV = """Model Size,Training FLOP,loss,protocol,run
@@ -156,40 +156,11 @@ def test_mistakes_in_columns(table, columns, told):
         load(table, columns, CHINCHILLA)
 
 
-def test_a_name_of_two_things_is_refused(table):
-    table.write_text(CSV.replace("protocol", "N").replace("moge", "5"))
-    with pytest.raises(UserError, match="'N' is a column and the variable N, which differ"):
-        load(table, "n=Model Size,d=loss/N,loss=loss", CHINCHILLA)
-    np.testing.assert_allclose(
-        load(table, "n=Model Size,d=loss/`N`,loss=loss", CHINCHILLA).variables["D"], [0.8, 0.7, 0.6]
-    )
-
-
 def test_a_variable_that_the_form_leaves_out_may_be_mapped(tmp_path):
     path = jsonl(tmp_path / "r.jsonl", [{"N": 1, "n": 0, "loss": 1}])
     assert len(load(path, "N=N,n=n,loss=loss", parse("transfer-s-n"))) == 1
     with pytest.raises(UserError, match="s = n is 0, not finite and above 0"):
         load(path, "N=N,n=n,s=n,loss=loss", TRANSFER)
-
-
-@pytest.mark.parametrize(
-    "name, content, told",
-    [
-        ("a.csv", "", "has no rows"),
-        ("a.csv", "n,loss\n", "has no rows"),
-        ("a.csv", "n,loss\n1,2,3\n", "line 2: has more cells than the header"),
-        ("a.jsonl", "[1]\n", "line 1: is not a JSON object"),
-        ("a.jsonl", '{"a": 1}\n{', "line 2: is not a JSON object"),
-        ("a.txt", "n loss\n", "give .csv or .jsonl"),
-        ("a.csv", b"\xff\xfe\x00", "cannot be read"),
-    ],
-)
-def test_files_that_hold_no_table(tmp_path, name, content, told):
-    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=told):
-        read(tmp_path / name)
-    with pytest.raises(UserError, match="cannot be read"):
-        read(tmp_path / "none.csv")
 
 
 def test_the_highest_losses_are_left_out_and_named():

@@ -1,0 +1,85 @@
+"""Arithmetic on the columns of a table, e.g. `flop/(6*n)`."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from modality_forcing.errors import UserError
+from modality_forcing.laws.forms import Array
+from modality_forcing.laws.rows import SYNTAX, Rows
+
+_OPERATIONS: dict[type, Callable[..., Any]] = {
+    ast.Add: np.add,
+    ast.Sub: np.subtract,
+    ast.Mult: np.multiply,
+    ast.Div: np.divide,
+    ast.Pow: np.power,
+    ast.USub: np.negative,
+    ast.UAdd: np.positive,
+}
+
+
+def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
+    """Returns a column, or arithmetic on columns and on the variables before it, float64 [n];
+    UserError for anything else.
+    """
+    if rows.has(text):
+        return rows.numbers(text)
+    quoted: list[str] = []
+    plain = re.sub(
+        r"`([^`]*)`",
+        lambda found: f" __quoted{len(quoted)}__" + (quoted.append(found[1]) or ""),
+        text,
+    )
+    try:
+        tree = ast.parse(plain.strip(), mode="eval").body
+        with np.errstate(all="ignore"):  # what is not finite is told with its row
+            return np.broadcast_to(_value(tree, quoted, rows, variables), len(rows.cells)).astype(
+                float
+            )
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        raise UserError(
+            f"cannot read the expression {text!r}", where="--columns", hint=SYNTAX
+        ) from None
+
+
+def _value(node: ast.expr, quoted: list[str], rows: Rows, variables: Mapping[str, Array]) -> Any:
+    again = lambda part: _value(part, quoted, rows, variables)
+    match node:
+        case ast.BinOp(left, operation, right) if type(operation) in _OPERATIONS:
+            return _OPERATIONS[type(operation)](again(left), again(right))
+        case ast.UnaryOp(operation, operand) if type(operation) in _OPERATIONS:
+            return _OPERATIONS[type(operation)](again(operand))
+        case ast.Constant(int() | float() as value) if not isinstance(value, bool):
+            return np.float64(value)
+    name = _name(node)
+    if match := re.fullmatch(r"__quoted(\d+)__", name):
+        return rows.numbers(quoted[int(match[1])])
+    alike = [known for known in variables if known == name] or [
+        known for known in variables if known.lower() == name.lower()
+    ]
+    if not alike:
+        return rows.numbers(name)
+    if rows.has(name) and not np.array_equal(rows.numbers(name), variables[alike[0]]):
+        hint = f"write `{name}` in backquotes for the column"
+        raise UserError(
+            f"{name!r} is a column and the variable {alike[0]}, which differ",
+            where="--columns",
+            hint=hint,
+        )
+    return variables[alike[0]]
+
+
+def _name(node: ast.expr) -> str:
+    """The dotted name that a node spells; raises ValueError for any other node."""
+    match node:
+        case ast.Name(name):
+            return name
+        case ast.Attribute(value, last):
+            return f"{_name(value)}.{last}"
+    raise ValueError
