@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, PyTree, UInt8
 
 from modality_forcing.encoders import flux2_names, umt5
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
@@ -164,7 +164,7 @@ def program(part: str, graph: nnx.GraphDef, mesh: Mesh | AbstractMesh | None) ->
     out = None if mesh is None else NamedSharding(mesh, BATCH)
 
     # The weights are an argument: closed over, they would be compiled in.
-    def run(weights: nnx.State, *inputs: Array) -> Array:
+    def run(weights: PyTree, *inputs: Array) -> Array:
         return _CALLS[part](nnx.merge(graph, weights), *inputs)
 
     return jax.jit(run, out_shardings=out)

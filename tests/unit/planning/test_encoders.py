@@ -1,6 +1,4 @@
-"""Frozen encoders planned for TPUs that are not there: FLOPs by hand, and a compile of the real
-step.
-"""
+"""Plans of the frozen encoders: FLOPs by hand, and the real step compiled for TPU."""
 
 from __future__ import annotations
 
@@ -15,7 +13,8 @@ from flax import nnx
 from modality_forcing.encoders.umt5 import UMT5
 from modality_forcing.errors import UserError
 from modality_forcing.planning import encoders
-from modality_forcing.planning.compile import get_target
+from modality_forcing.planning.compile import Bytes, get_target
+from modality_forcing.planning.roofline import Roofline
 
 pytest.importorskip("libtpu")
 SMALL = replace(encoders.XXL, vocab_size=1000, width=1024, mlp_dim=2048, heads=16, num_layers=2)
@@ -31,49 +30,48 @@ def small(monkeypatch):
     monkeypatch.setattr(encoders, "XXL", SMALL)
 
 
-def test_the_flops_of_text_are_those_that_xla_counts():
+def test_text_flops_equal_the_count_of_xla():
     ids, mask = (jax.ShapeDtypeStruct((3, 96), dtype) for dtype in (np.int32, np.bool_))
-    c = replace(SMALL, blocks=1)  # XLA counts the body of a loop once
+    c = replace(SMALL, num_layers=1)  # XLA counts the body of a loop once
     graph, weights = nnx.split(nnx.eval_shape(lambda: UMT5(c, rngs=nnx.Rngs(0))))
-    told = jax.jit(lambda w, *x: nnx.merge(graph, w)(*x)).lower(weights, ids, mask).cost_analysis()
-    assert told["flops"] / encoders.text_flops(c, 3, 96) == pytest.approx(
-        1, abs=0.06
-    )  # norms and softmax beside products
+    run = jax.jit(lambda w, *x: nnx.merge(graph, w)(*x))
+    counted = run.lower(weights, ids, mask).cost_analysis()["flops"]
+    # XLA also counts norms and softmax.
+    assert counted / encoders.text_flops(c, 3, 96) == pytest.approx(1, abs=0.06)
 
 
-def test_the_flops_of_pictures_grow_with_their_number_and_size():
+def test_image_flops_grow_with_count_and_size():
     one = encoders.image_flops("encoder", 1, 64)
     assert encoders.image_flops("encoder", 3, 64) == 3 * one
     assert 3.9 < encoders.image_flops("encoder", 1, 128) / one < 4.3
 
 
-def test_a_text_encoder_is_planned_in_shards(v5e, small):
+def test_text_encoder_is_sharded(v5e, small):
     found = encoders.plan("text", v5e, 2, tokens=64)
     assert found.fits and found.batch == 8 and found.units == 512
     assert "all-gather bf16" in found.collectives and found.bound and found.bound.seconds > 0
-    assert (
-        found.bytes.arguments < 2 * found.params
-    )  # of bfloat16 on one of four chips: a quarter, and what is never cut
-    told = json.loads(json.dumps(encoders.to_json(found)))
-    assert told["chips"] == 4 and told["fits"] and 0 < told["mfu_bound"] <= 1
+    # Of bfloat16 weights, one of four chips has a quarter, and what is replicated.
+    assert found.bytes.arguments < 2 * found.params
+    plain = json.loads(json.dumps(encoders.to_json(found)))
+    assert plain["chips"] == 4 and plain["fits"] and 0 < plain["mfu_bound"] <= 1
     assert "tokens a second at most" in encoders.to_text(found)
 
 
-def test_the_search_stops_where_nothing_is_gained(v5e, monkeypatch):
+def test_search_stops_when_the_rate_does_not_grow(v5e, monkeypatch):
     tried = []
 
     def plan(part: str, target, each: int, **_: int):
         tried.append(each)
         seconds = max(each, 20)  # beyond 20 the rate stays the same
-        bound = type("Bound", (), {"seconds": seconds})()
-        size = type("Bytes", (), {"total": 0})()
+        bound = Roofline(seconds, *[0.0] * 10, (), ())
+        size = Bytes(arguments=0, temporaries=0, output=0, alias=0)
         return encoders.EncodePlan("text", v5e, each, each, 0, 0, size, True, 0.0, {}, bound)
 
     monkeypatch.setattr(encoders, "plan", plan)
     assert encoders.search("text", v5e).batch == 32 and tried == [8, 16, 32, 64]
 
 
-def test_the_command_prints_it(v5e, small, capsys):
+def test_command_prints_json(v5e, small, capsys):
     assert encoders.run("text", v5e, 8, True, print) == 0
     assert json.loads(capsys.readouterr().out)["part"] == "text"
     with pytest.raises(UserError, match="--batch 7 is not a multiple of 4 devices"):

@@ -171,7 +171,7 @@ class TestWithLibtpu:
             "JAX_PLATFORMS": "cpu",
             "LIBTPU_INIT_ARGS": f"{written} {extra}",
         }
-        code = "from modality_forcing.scaling import chips; print(len(chips.topology('v5e:2x2')))"
+        code = "from modality_forcing.planning import hardware as h; print(len(h.topology('v5e:2x2')))"
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )
