@@ -13,13 +13,13 @@ from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 
 EXAMPLES = """examples:
-  mforce plan --config=configs/forcing.py:size=3b3 --topology=v5p:4x4x4     # does it fit, and how fast can it be?
-  mforce plan --encode=text --topology=v5e:2x2                              # the same of UMT5-XXL, on the chips of a host
-  mforce plan --sweep=configs/sweep_paper.py --chip v5p v6e                 # FLOPs and chip-hours of a study
-  mforce plan --coord-check --out=check                                     # do activations keep their scale as widths grow?
-With --config the real train step is compiled for TPUs that need not be there (it needs libtpu, which needs no TPU); without
---batch, micro-batch, remat policy and sharding preset are searched for the best that fits. A 3.3B step compiles in one to five
-minutes. Exit code 1: does not fit, or is not flat."""
+  mforce plan --config=forcing:size=3b3 --topology=v5p:4x4x4  # does it fit, how fast can it be?
+  mforce plan --encode=text --topology=v5e:2x2                # the same for UMT5-XXL on one host
+  mforce plan --sweep=sweep_paper --chip v5p v6e              # FLOPs and chip-hours of a study
+  mforce plan --coord-check --out=check                       # do activations keep their scale?
+With --config, the real train step is compiled for TPUs that need not be attached (by libtpu).
+Without --batch, the best micro-batch, remat policy and sharding preset that fit are searched.
+A 3.3B step compiles in one to five minutes. Exit code 1: does not fit, or is not flat."""
 
 _KINDS = ("config", "encode", "sweep", "coord_check")
 _MAY = {  # the other options that each of them takes
@@ -46,7 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="take real steps at widths 128 to 1024, of --config if it is given",
     )
     add("--topology", help="chips of one slice, e.g. v5p:4x4x4, v6e:8x8")
-    add("--slices", type=positive_int, help="slices joined by the data-centre network (1)")
+    add("--slices", type=positive_int, help="slices joined by the data-center network (1)")
     add(
         "--batch",
         type=positive_int,

@@ -1,1 +1,1 @@
-"""What a run costs before it starts: the real step compiled for a TPU slice, and its program read."""
+"""The cost of a run before it starts, from the real step compiled for a TPU slice."""

@@ -1,6 +1,4 @@
-"""What should not be among a train step's collectives; each entry is a mistake that cost somebody
-a pod.
-"""
+"""Checks of a train step's collectives; each entry is a mistake that wasted a pod."""
 
 from __future__ import annotations
 
@@ -18,21 +16,19 @@ def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
     Weights are to be gathered in bfloat16, gradients added up in float32, examples to stay where
     they are.
     """
-    told = []
+    warnings = []
     for c in found:
         what = f"{c.kind} of {c.dtype}{list(c.shape)} in {c.op_name or 'the step'}"
         if c.kind in ("all-to-all", "collective-permute"):
-            told.append(f"{what}: nothing has to change places between devices")
+            warnings.append(f"{what}: no step needs it: nothing moves from device to device")
         elif c.bytes < SMALL:
             continue
         elif c.kind == "all-gather" and len(c.shape) > 1 and c.shape[0] == batch:
-            told.append(f"{what}: the whole batch on every device")
+            warnings.append(f"{what}: the whole batch on every device")
         elif c.kind == "all-gather" and c.dtype == "f32":
-            told.append(
-                f"{what}: weights travel at twice their size; cast before they are gathered"
-            )
+            warnings.append(f"{what}: weights are gathered in float32; cast them first")
         elif c.kind in ("all-reduce", "reduce-scatter") and c.dtype == "bf16":
-            told.append(
-                f"{what}: gradients rounded before they are added up, or a gather done as a sum of zeros"
+            warnings.append(
+                f"{what}: gradients are rounded before the sum, or a gather is a sum of zeros"
             )
-    return told
+    return warnings

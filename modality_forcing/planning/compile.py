@@ -1,4 +1,4 @@
-"""The real train step of a config, compiled from shapes alone for TPUs that need not be there."""
+"""Compiles the real train step of a config from shapes, for TPUs that are not attached."""
 
 from __future__ import annotations
 
@@ -51,14 +51,14 @@ class Target:
 
 
 def get_target(topology: str, slices: int = 1) -> Target:
-    """Returns what to compile for; raises UserError for an unknown topology, with those that work."""
+    """Returns a compile target; raises UserError for an unknown topology, with the known ones."""
     chip, shape = hardware.parse(topology)
     return Target(topology, slices, chip, shape, tuple(hardware.topology(topology, slices)))
 
 
 @dataclass(frozen=True)
 class Bytes:
-    """Memory of one device; `total` is what must fit: donated buffers (`alias`) are counted once."""
+    """Memory of one device; `total` counts donated buffers (`alias`) once."""
 
     arguments: int
     temporaries: int
@@ -68,7 +68,7 @@ class Bytes:
 
     @property
     def total(self) -> int:
-        """Arguments, what the program allocates besides, and outputs that do not reuse arguments."""
+        """Arguments, temporaries, code, and outputs that do not reuse arguments."""
         return self.arguments + self.temporaries + self.output - self.alias + self.code
 
 
@@ -128,7 +128,10 @@ def compile_step(config: Config, target: Target) -> Compiled:
     the kernel.
     """
     function, (state, batch, frozen), _ = abstract_step(config, target.devices)
-    lower = lambda: function.lower(state, batch, frozen=frozen)
+
+    def lower():
+        return function.lower(state, batch, frozen=frozen)
+
     return compile_lowered(lower, target, device_bytes((state, batch, frozen)), device_bytes(state))
 
 

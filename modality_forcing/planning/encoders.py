@@ -1,6 +1,4 @@
-"""The encode step planned: a frozen encoder compiled for the chips of a host, and what `mforce
-encode` can reach there.
-"""
+"""Plans of the frozen encoders: each compiled for the chips of a host, and its highest rate."""
 
 from __future__ import annotations
 
@@ -33,14 +31,12 @@ BATCHES = (8, 16, 32, 64, 128)  # per device, that the search tries
 
 @dataclass(frozen=True)
 class EncodePlan:
-    """One part on the chips of one host; several hosts encode apart from each other, each at this
-    rate.
-    """
+    """One part on the chips of one host. Several hosts encode independently, each at this rate."""
 
     part: str
     target: Target
     batch: int  # of all devices
-    units: int  # tokens or pictures of a batch
+    units: int  # tokens or images of a batch
     params: int
     flops: int  # of a batch
     bytes: Bytes  # of one device
@@ -51,7 +47,7 @@ class EncodePlan:
 
     @property
     def rate(self) -> float | None:
-        """Tokens or pictures a second at most."""
+        """Upper bound of tokens or images per second."""
         return self.units / self.bound.seconds if self.bound else None
 
     @property
@@ -67,7 +63,7 @@ class EncodePlan:
 def plan(
     part: str, target: Target, each: int, tokens: int = 128, resolution: int = 256
 ) -> EncodePlan:
-    """Compiles a part for a target with so many captions or pictures on each device."""
+    """Compiles a part for a target with `each` captions or images per device."""
     mesh = sharding.make_mesh(MeshConfig(), target.devices)
     batch = each * mesh.size
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
@@ -109,15 +105,15 @@ def plan(
 def search(
     part: str, target: Target, log: Callable[[str], None] = lambda _: None, **sizes: int
 ) -> EncodePlan:
-    """Returns the plan with the highest bound on the rate; stops where a larger batch does not fit
-    or gains less than 2%.
+    """Returns the plan with the highest bound on the rate.
+
+    Stops where a larger batch does not fit or gains less than 2%.
     """
     best = None
     for each in BATCHES:
         tried = plan(part, target, each, **sizes)
-        log(
-            f"{part}, {each} a device: {tried.bytes.total * target.chip.devices / GIB:.1f} GiB a chip, {_rate(tried)}"
-        )
+        gib = tried.bytes.total * target.chip.devices / GIB
+        log(f"{part}, {each} a device: {gib:.1f} GiB a chip, {_rate(tried)}")
         if best and (not tried.fits or (tried.rate or 0) < 1.02 * (best.rate or 0)):
             break
         best = tried
@@ -128,9 +124,7 @@ def search(
 def run(
     part: str, target: Target, batch: int | None, as_json: bool, log: Callable[[str], None]
 ) -> int:
-    """Prints the plan of a part, for a batch of all devices or for the best; returns 1 if it does
-    not fit.
-    """
+    """Prints the plan of a part, for one batch size or the best; returns 1 if it does not fit."""
     if batch and batch % len(target.devices):
         raise UserError(
             f"--batch {batch} is not a multiple of {len(target.devices)} devices",
@@ -142,9 +136,7 @@ def run(
 
 
 def text_flops(c: UMT5Config, b: int, l: int) -> int:
-    """Returns the FLOPs of all products of a UMT5 encoder, two for a multiplication and an
-    addition.
-    """
+    """Returns the FLOPs of all products of a UMT5 encoder, 2 per multiply-add."""
     inner = c.heads * c.head_dim
     return (
         2 * b * l * c.num_layers * (4 * c.width * inner + 3 * c.width * c.mlp_dim + 2 * l * inner)
@@ -184,22 +176,27 @@ def to_json(p: EncodePlan) -> dict[str, Any]:
 
 
 def to_text(p: EncodePlan) -> str:
-    """Returns what a person reads before booking."""
-    m, gib = p.target.chip.devices, GIB
+    """Returns the plan as text."""
+    m, gib, fits = p.target.chip.devices, GIB, "fits" if p.fits else "does not fit"
+    usable = p.target.chip.usable_bytes * m / gib
     lines = [
-        f"{p.part} on {p.target.topology}, {p.target.chips} chips: {'fits' if p.fits else 'does not fit'}",
+        f"{p.part} on {p.target.topology}, {p.target.chips} chips: {fits}",
         f"  parameters      {p.params / 1e9:.3f} B, bfloat16",
         f"  batch           {p.batch}, {p.flops / 1e12:,.1f} TFLOP",
-        f"  GiB a chip      {p.bytes.total * m / gib:.2f} of {p.target.chip.usable_bytes * m / gib:.2f}",
+        f"  GiB a chip      {p.bytes.total * m / gib:.2f} of {usable:.2f}",
     ]
     lines += [
         f"  {kind:15} {v['executions']} a batch, {v['bytes'] / gib:.2f} GiB a device"
         for kind, v in p.collectives.items()
     ]
     if p.bound:
+        ms, ici, exposed = (
+            f"{1e3 * seconds:.1f}"
+            for seconds in (p.bound.seconds, p.bound.ici_seconds, p.bound.exposed_seconds)
+        )
         lines += [
-            f"  roofline        {p.bound.seconds * 1e3:.1f} ms a batch at least; collectives {p.bound.ici_seconds * 1e3:.1f}"
-            f" (if they do not overlap, {p.bound.exposed_seconds * 1e3:.1f} come on top)",
+            f"  roofline        {ms} ms a batch at least; collectives {ici}"
+            f" (without overlap they add {exposed})",
             f"  rate            {_rate(p)}, MFU {p.mfu_bound:.1%}",
         ]
     return "\n".join([*lines, f"  {NOT_MODELED}"])

@@ -1,5 +1,4 @@
-"""What accelerators can do, which TPU topologies the compiler knows here, and how it is told to
-compile for each.
+"""Accelerators: their peaks, the TPU topologies the compiler knows, and its flags for each.
 
 Numbers are per chip, dense, from Google's and NVIDIA's pages where no comment says otherwise.
 Several peaks that circulate count 2:4 sparsity (1979 for the H100's 989): none of those is here.
@@ -82,7 +81,8 @@ _TPUS = (
     _tpu("v6e", 918, 32, 31.24, 1638, 400, 12.5, "v6 lite, v6e", head_dim=256),
 )
 _TPU7X = Chip(  # hbm_bandwidth and ici_bandwidth: recalled, not looked up
-    "tpu7x", 2307 * TERA, 192 * GIB, 94.74 * GIB, 7380 * GB, 600 * GB, 12.5 * GB, ("TPU7x",), devices=2, head_dim=256
+    "tpu7x", 2307 * TERA, 192 * GIB, 94.74 * GIB, 7380 * GB, 600 * GB, 12.5 * GB, ("TPU7x",),
+    devices=2, head_dim=256,
 )  # fmt: skip
 
 
@@ -128,7 +128,7 @@ TOPOLOGIES: Mapping[str, tuple[str, ...]] = {
 
 
 def by_device_kind(kind: str) -> Chip | None:
-    """Returns the chip of a `jax.Device.device_kind`, or None for one whose peak is not known here."""
+    """Returns the chip of a `jax.Device.device_kind`, or None if its peak is unknown."""
     return next((c for c in CHIPS.values() if kind in c.device_kinds), None)
 
 

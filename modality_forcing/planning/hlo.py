@@ -1,5 +1,4 @@
-"""The text of a compiled XLA program, read into computations of instructions, with how often each
-of them runs.
+"""Parses the text of a compiled XLA program, and counts how often each instruction runs.
 
 The grammar is XLA's own printing of a scheduled `HloModule`, as `compiled.as_text()` returns it.
 Read are names, shapes with dtype and memory space, opcodes, operands and attributes; of layouts
@@ -188,7 +187,7 @@ class Program:
         return sorted({v.op.name for v in visits if self.trips(v.computation, v.op) is None})
 
     def trips(self, computation: Computation, loop: Op) -> int | None:
-        """Returns how often a loop runs, or None where it depends on data or is beyond this reader."""
+        """Returns the trip count of a loop, or None if it depends on data or is not understood."""
         known = loop.attribute(r"known_trip_count[^\d}]*(\d+)")
         if known:
             return int(known)
@@ -198,8 +197,13 @@ class Program:
         )
         if counter is None or limit is None or counter[0] is None:
             return None
-        start = lambda i: self._value(computation, loop.operands[0], None, i)
-        after = lambda i: self._value(body, body.root, None, i)
+
+        def start(i):
+            return self._value(computation, loop.operands[0], None, i)
+
+        def after(i):
+            return self._value(body, body.root, None, i)
+
         if limit[0] is not None:  # carried through the loop: a constant if nothing changes it
             limit = start(limit[0]) if after(limit[0]) == limit else None
         first, second = start(counter[0]), after(counter[0])
@@ -242,7 +246,10 @@ class Program:
         op = computation.ops.get(name)
         if op is None:
             return None
-        again = lambda n, i=None: self._value(computation, n, arguments, i)
+
+        def again(n, i=None):
+            return self._value(computation, n, arguments, i)
+
         if op.opcode == "constant":
             return (None, int(op.inside)) if re.fullmatch(r"-?\d+", op.inside) else None
         if op.opcode == "parameter":

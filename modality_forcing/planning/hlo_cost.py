@@ -1,4 +1,4 @@
-"""What one instruction of a compiled program computes and moves: FLOPs, and bytes by memory space.
+"""The cost of one instruction of a compiled program: FLOPs, and bytes by memory space.
 
 Counted as XLA's `HloCostAnalysis` counts them: every operand read once and every output written
 once, but of stacks that an instruction slices or updates in place the slice alone. Two
@@ -120,7 +120,10 @@ def _convolution(op: Op, image: Buffer, kernel: Buffer) -> float:
     """
     image_dims, kernel_dims, output_dims = re.split("_|->", op.attribute(r"dim_labels=(\S+?->\w+)"))
     window = dict(re.findall(r"(\w+)=(\S+)", op.attribute(r"window=\{([^}]*)\}")))
-    field = lambda key, i, default: window[key].split("x")[i] if key in window else default
+
+    def field(key, i, default):
+        return window[key].split("x")[i] if key in window else default
+
     positions = 1
     for i in range(sum(c.isdigit() for c in image_dims)):
         size, outputs = (

@@ -1,10 +1,11 @@
-"""A plan in words, as JSON and as a row of a table."""
+"""A plan as text, as JSON and as a row of a table."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from modality_forcing.planning import hardware
+from modality_forcing.planning.roofline import Roofline
 from modality_forcing.planning.search import GIB, NOT_MODELED, Plan, describe, min_tokens_per_chip
 
 COLUMNS = (
@@ -69,60 +70,89 @@ def to_json(p: Plan) -> dict[str, Any]:
 
 
 def to_text(p: Plan) -> str:
-    """Returns what a person reads before booking."""
-    m, c = p.target.chip.devices, p.config
-    gib = lambda n: f"{n * m / GIB:.2f}"
-    slices = f" x {p.target.slices} slices" if p.target.slices > 1 else ""
+    """Returns the plan as text."""
+    m, c, target = p.target.chip.devices, p.config, p.target
+
+    def gib(size: float) -> str:
+        return f"{size * m / GIB:.2f}"
+
+    slices = f" x {target.slices} slices" if target.slices > 1 else ""
+    fits = "fits" if p.fits else "does not fit"
+    where = f"{target.topology}{slices}, {target.chips} chips, {target.hosts} hosts"
+    mesh = f"mesh data {c.mesh.data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor}"
+    batch = f"{c.train.batch} in {c.train.grad_accum_steps} micro-batches"
+    replicated = ", ".join(list(p.replicated)[:3]) or "nothing"
     lines = [
-        f"{c.name} on {p.target.topology}{slices}, {p.target.chips} chips, {p.target.hosts} hosts: {'fits' if p.fits else 'does not fit'}",
+        f"{c.name} on {where}: {fits}",
         f"  parameters      {p.params / 1e9:.3f} B",
-        f"  layout          {describe(p)}; mesh data {c.mesh.data}, fsdp {c.mesh.fsdp}, tensor {c.mesh.tensor}",
-        f"  batch           {c.train.batch} in {c.train.grad_accum_steps} micro-batches, {p.tokens_per_step:,} tokens",
+        f"  layout          {describe(p)}; {mesh}",
+        f"  batch           {batch}, {p.tokens_per_step:,} tokens",
         f"  analytic FLOPs  {p.flops_per_step / 1e12:,.1f} T a step",
-        f"  GiB a chip      {gib(p.bytes.total)} of {p.target.chip.usable_bytes * m / GIB:.2f}: arguments {gib(p.bytes.arguments)}"
-        f" (state {gib(p.state_bytes)}), temporaries {gib(p.bytes.temporaries)}, output {gib(p.bytes.output)},"
+        f"  GiB a chip      {gib(p.bytes.total)} of {gib(target.chip.usable_bytes)}:"
+        f" arguments {gib(p.bytes.arguments)} (state {gib(p.state_bytes)}),"
+        f" temporaries {gib(p.bytes.temporaries)}, output {gib(p.bytes.output)},"
         f" of it in place {gib(p.bytes.alias)}",
         f"  host at save    {p.host_bytes_at_save / GIB:.1f} GiB of the state on each host",
-        f"  not sharded     {sum(p.replicated.values()) / 2**20:.2f} MiB: {', '.join(list(p.replicated)[:3]) or 'nothing'}",
+        f"  not sharded     {sum(p.replicated.values()) / 2**20:.2f} MiB: {replicated}",
         f"  compile         {p.compile_seconds:.0f} s",
     ]
     if p.roofline is None:
         return "\n".join([*lines, f"  too large: {too_much(p)}"])
-    bound = p.roofline
-    lines += [
-        f"  {kind:15} {v['executions']} a step, {v['bytes'] / GIB:.2f} GiB a device"
-        for kind, v in p.collectives.items()
-    ]
-    lines += [
-        f"  kernels         {', '.join(f'{n} x{k}' for n, k in p.kernels.items()) or 'none'}",
-        f"  roofline        {bound.seconds * 1e3:.1f} ms a step at least: instructions {bound.serial_seconds * 1e3:.1f},"
-        f" all memory traffic {bound.hbm_seconds * 1e3:.1f}, collectives {bound.ici_seconds * 1e3:.1f}"
-        f" (if they do not overlap, {bound.exposed_seconds * 1e3:.1f} come on top)",
-        f"  MFU at most     {p.mfu_bound:.1%}",
-    ]
+    lines += _program_lines(p, p.roofline)
     lines += [f"  warning         {line}" for line in p.collective_warnings]
-    lines += [
-        f"  run with        --config.mesh.data={c.mesh.data} --config.mesh.fsdp={c.mesh.fsdp} --config.mesh.slices={p.target.slices}"
-        f" --config.mesh.preset={c.mesh.preset} --config.model.remat={c.model.remat} --config.train.batch={c.train.batch}",
-        f"                  LIBTPU_INIT_ARGS='{hardware.libtpu_init_args(p.target.chip, p.target.slices)}'",
-    ]
-    tokens = p.tokens_per_step // p.target.chips // p.config.train.grad_accum_steps
-    if tokens < min_tokens_per_chip(p.target):
+    overrides = {
+        "mesh.data": c.mesh.data,
+        "mesh.fsdp": c.mesh.fsdp,
+        "mesh.slices": target.slices,
+        "mesh.preset": c.mesh.preset,
+        "model.remat": c.model.remat,
+        "train.batch": c.train.batch,
+    }
+    options = " ".join(f"--config.{key}={value}" for key, value in overrides.items())
+    libtpu = hardware.libtpu_init_args(target.chip, target.slices)
+    lines += [f"  run with        {options}", f"                  LIBTPU_INIT_ARGS='{libtpu}'"]
+    tokens = p.tokens_per_step // target.chips // c.train.grad_accum_steps
+    if tokens < (least := min_tokens_per_chip(target)):
         lines.append(
-            f"  warning         {tokens} tokens a chip: below {min_tokens_per_chip(p.target):.0f} collectives take longer than products;"
-            " take fewer chips or a larger batch"
+            f"  warning         {tokens} tokens a chip: below {least:.0f}, collectives take longer"
+            " than products; take fewer chips or a larger batch"
         )
     return "\n".join([*lines, f"  {NOT_MODELED}"])
 
 
+def _program_lines(p: Plan, bound: Roofline) -> list[str]:
+    """The lines of what the compiled program moves and how long it takes at least, in ms."""
+    total, serial, hbm, ici, exposed = (
+        f"{1e3 * seconds:.1f}"
+        for seconds in (
+            bound.seconds,
+            bound.serial_seconds,
+            bound.hbm_seconds,
+            bound.ici_seconds,
+            bound.exposed_seconds,
+        )
+    )
+    return [
+        *(
+            f"  {kind:15} {v['executions']} a step, {v['bytes'] / GIB:.2f} GiB a device"
+            for kind, v in p.collectives.items()
+        ),
+        f"  kernels         {', '.join(f'{n} x{k}' for n, k in p.kernels.items()) or 'none'}",
+        f"  roofline        {total} ms a step at least: instructions {serial},"
+        f" all memory traffic {hbm}, collectives {ici} (without overlap they add {exposed})",
+        f"  MFU at most     {p.mfu_bound:.1%}",
+    ]
+
+
 def too_much(p: Plan) -> str:
-    """Returns which part of a plan that does not fit is to blame."""
+    """Returns which part of a plan that does not fit is too large, and what to change."""
     m, usable = p.target.chip.devices, p.target.chip.usable_bytes
     state, rest = p.state_bytes * m / GIB, (p.bytes.total - p.state_bytes) * m / GIB
     if p.state_bytes > usable:
         return f"the state alone, {state:.1f} GiB a chip: shard it over more devices (mesh.fsdp)"
-    whose = "activations and gathered weights" if p.config.mesh.preset == "zero2" else "activations"
-    return f"{whose}, {rest:.1f} GiB a chip beside {state:.1f} of state: a smaller batch, remat=full or mesh.preset=fsdp"
+    gathered = " and gathered weights" if p.config.mesh.preset == "zero2" else ""
+    sizes = f"activations{gathered}, {rest:.1f} GiB a chip beside {state:.1f} of state"
+    return f"{sizes}: take a smaller batch, remat=full or mesh.preset=fsdp"
 
 
 def row(p: Plan, name: str) -> str:

@@ -1,14 +1,13 @@
-"""What a compiled train step moves and computes: its collectives, its Pallas kernels and a lower
-bound of its time.
+"""A compiled train step's collectives, Pallas kernels, and a lower bound of its time.
 
 All of it is read from `compiled.as_text()`; nothing runs. The bound is optimistic by what the text
 does not show:
 
-- how well the matrix units are filled (small or ragged products), and arithmetic outside matrix products and kernels;
-- padding of buffers to tiles, operands read more than once by one instruction, and the latency of anything;
-- how well transfers overlap with compute: lanes are taken to overlap perfectly, collectives too (`exposed_seconds` tells
-  how much of their time belongs to instructions that the program waits for);
-- what happens inside Pallas kernels: they count as given FLOPs and as their operands and outputs once.
+- how well small or ragged products fill the matrix units, and arithmetic outside products;
+- padding of buffers to tiles, operands that one instruction reads more than once, all latency;
+- how well transfers overlap with compute: all lanes are assumed to overlap perfectly, collectives
+  too (`exposed_seconds` is the time of the collectives that the program waits for);
+- the inside of Pallas kernels: they count as given FLOPs, their operands and outputs once.
 
 Every branch of a conditional is counted, and a loop of unknown length once (`unknown_loops`).
 """
@@ -201,8 +200,12 @@ def roofline(
             )
         )
 
-    total = lambda lane: sum(c.total_seconds for c in costs if c.lane == lane)
-    wire = lambda far: sum(c.wire_bytes * c.count for c in moved if c.across_slices is far)
+    def total(lane):
+        return sum(c.total_seconds for c in costs if c.lane == lane)
+
+    def wire(far):
+        return sum(c.wire_bytes * c.count for c in moved if c.across_slices is far)
+
     hbm_bytes = sum(c.hbm_bytes * c.count for c in costs)
     lanes = (total("serial"), hbm_bytes / hbm_bandwidth, total("ici"), total("dcn"))
     return Roofline(
@@ -226,7 +229,10 @@ def _collectives(program: Program) -> list[Collective]:
     targets = {
         name: {op.target for op in c.ops.values()} for name, c in program.computations.items()
     }
-    starts = lambda v: "AsyncCollectiveStart" in targets[v.computation.name]
+
+    def starts(v):
+        return "AsyncCollectiveStart" in targets[v.computation.name]
+
     started = {(v.op.opcode, v.op.attribute(r"channel_id=(\d+)")) for v in visits if starts(v)}
     found = []
     for v in visits:

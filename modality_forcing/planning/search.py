@@ -1,9 +1,7 @@
-"""Plans, before hardware is booked: whether a config fits a TPU topology, how it is laid out
-there, how fast it can be.
+"""Searches for the layout of a config on a TPU topology: does it fit, how fast can it be.
 
-Everything comes from compiling the real train step for that topology (compile.py) and from reading
-the program that came out (program.py). What that cannot see is said beside the numbers:
-`NOT_MODELED`.
+Every number comes from compiling the real train step for that topology (compile.py) and reading
+the compiled program (roofline.py). `NOT_MODELED` says what this leaves out.
 """
 
 from __future__ import annotations
@@ -33,8 +31,8 @@ from modality_forcing.train.state import abstract_model
 
 GIB = 2**30
 NOT_MODELED = (
-    "not modeled: how long kernels really take, how well matrix units are filled, how well transfers hide behind compute;"
-    " the bound takes all of these as perfect"
+    "not modeled: the real time of kernels, how well matrix units are filled, "
+    "how well transfers overlap with compute; the bound assumes all of these are perfect"
 )
 MICRO_BATCHES = (
     1,
@@ -152,40 +150,37 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
 
 
 def search(config: Config, target: Target, log: Callable[[str], None] = lambda _: None) -> Plan:
-    """Returns the plan of the best layout that fits: the largest micro-batch of the least costly
-    way.
+    """Returns the plan of the best layout that fits: the largest micro-batch, least recomputation.
 
-    Memory is estimated first, so that few layouts need compiling; what is returned was compiled at
-    full depth. Where nothing fits, the plan of the smallest layout comes back, with fits false.
+    Memory is estimated first, so that few layouts need compiling. The returned plan was compiled at
+    full depth. If nothing fits, it is the plan of the smallest layout, with `fits` false.
     """
     best = last = None
     for candidates in _layout_candidates(config, target):
         for tried in candidates:
             last = plan(tried, target)
-            told = "fits" if last.fits else "does not fit"
-            log(
-                f"{describe(last)}: {last.bytes.total * target.chip.devices / GIB:.1f} GiB a chip, {told}"
-            )
+            gib = last.bytes.total * target.chip.devices / GIB
+            fits = "fits" if last.fits else "does not fit"
+            log(f"{describe(last)}: {gib:.1f} GiB a chip, {fits}")
             if last.fits:
                 best = max(best or last, last, key=lambda p: p.mfu_bound or 0.0)
                 break
         if best and best.micro_batch * _tokens(config) >= min_tokens_per_chip(target):
             break
-    assert last is not None  # the last way always offers its smallest batch
+    assert last is not None  # the last layout always offers its smallest batch
     return best or last
 
 
 def min_tokens_per_chip(target: Target) -> float:
-    """Returns the tokens per chip above which gathering weights takes no longer than computing
-    with them: C / W of ICI.
-    """
+    """Returns C / W of ICI: with more tokens per chip, gathering weights is faster than compute."""
     return target.chip.bf16_flops / target.chip.ici_bandwidth
 
 
 def describe(p: Plan) -> str:
     """Returns the layout of a plan in a few words."""
-    c = p.config
-    return f"{c.mesh.preset} over {c.mesh.fsdp} devices, remat {c.model.remat}, {p.micro_batch} examples a chip"
+    mesh, remat = p.config.mesh, p.config.model.remat
+    where = f"{mesh.preset} over {mesh.fsdp} devices"
+    return f"{where}, remat {remat}, {p.micro_batch} examples a chip"
 
 
 def _tokens(config: Config) -> int:
@@ -193,9 +188,7 @@ def _tokens(config: Config) -> int:
 
 
 def _layout_candidates(config: Config, target: Target) -> Iterator[list[Config]]:
-    """Yields for each way the configs worth compiling: micro-batches estimated to fit, the largest
-    first.
-    """
+    """Yields the configs to compile for each layout: those estimated to fit, largest batch first."""
     _, weights = abstract_model(config, base.build(config))
     sizes = [
         m

@@ -18,13 +18,13 @@ PACKAGE = ROOT / "modality_forcing"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 440
 
-# Modules without a test file of their own, with the reason. An entry that is not needed any more fails.
+# Modules without a twin test, with the reason. An entry that is no longer needed fails.
 NO_TWIN: dict[str, str] = {
     "modality_forcing/commands/export.py": "tests/unit/test_export.py",
     "modality_forcing/commands/train.py": "tests/e2e/test_resume.py",
     "modality_forcing/commands/encode.py": "tests/e2e/test_encode_command.py",
     "modality_forcing/commands/sweep.py": "tests/e2e/test_sweep_command.py",
-    "modality_forcing/train/loop.py": "no part runs alone: e2e/test_resume.py, test_demo_command.py",
+    "modality_forcing/train/loop.py": "tests/e2e/test_resume.py, test_demo_command.py",
     "modality_forcing/train/init.py": "the same",
     "modality_forcing/train/logger.py": "the same, rows and resumed rows",
     "modality_forcing/train/workdir.py": "the same, workdirs of other runs",
@@ -56,7 +56,7 @@ UNSAFE_MODULES = {
     "shelve",
 }
 
-# Places that mean something on one machine only. Each has a bracket, so that this line is not one of them.
+# Places that mean something on one machine only. The brackets keep this line from matching.
 ELSEWHERE = re.compile(
     r"[/]work/|\b[s]hared/|[/]root\b|[p]ypi\.org|[p]ythonhosted|[f]ind-links|[e]xtra-index"
 )
@@ -64,7 +64,7 @@ MAY_NAME_ELSEWHERE = {".ci/run"}  # looks for real samples beside the clone
 
 
 def tracked() -> list[Path]:
-    """The files of the repository: in git, or new and not ignored; without git, all but what tools leave."""
+    """The files of the repository: tracked, or new and not ignored; all without git."""
     done = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "-z"],
         cwd=ROOT,

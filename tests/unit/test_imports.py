@@ -1,4 +1,4 @@
-"""Heavy libraries load in edge modules only: a fresh process imports each module and tells what came with it."""
+"""Heavy libraries load in edge modules only, seen by importing each module in a new process."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print(json.dumps(blame))
 
 
 def discover() -> list[str]:
-    """Every module of the package by its path below it, `train.step` for modality_forcing/train/step.py."""
+    """Every module of the package by its name below it, such as `train.step`."""
     paths = (path.relative_to(ROOT).with_suffix("") for path in ROOT.rglob("*.py"))
     return sorted(".".join(path.parts).removesuffix("__init__").rstrip(".") for path in paths)
 
@@ -53,7 +53,7 @@ DATA = [name for name in CORE if name.split(".")[0] in HOST]
 
 
 def probe(names: list[str], watched: tuple[str, ...]) -> dict[str, list[str]]:
-    """For each module, imported in this order in one fresh process: the watched packages that it was first to load."""
+    """For each module, imported in this order: the watched packages that it was first to load."""
     full = [f"modality_forcing.{name}".rstrip(".") for name in names]
     environment = {
         **os.environ,

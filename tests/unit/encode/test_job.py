@@ -150,12 +150,12 @@ def test_a_part_says_what_is_missing(frozen, source, tmp_path):
         LatentSource(source, Cache(tmp_path, "train"))
 
 
-def test_a_cache_begun_otherwise_is_refused_by_name(cache, frozen, source, tmp_path):
+def test_cache_of_other_settings_is_refused_by_name(cache, frozen, source, tmp_path):
     other = FrozenEncoders(f"umt5:{small.text_folder(tmp_path / 'other', seed='other')}", mesh=MESH)
     before = bytes_of(cache)
     with pytest.raises(
         UserError,
-        match=r"was started with other settings \(text.weights \w+, now \w+\); choose another --out",
+        match=r"was started with other settings \(text.weights \w+, now \w+\); choose another",
     ):
         job(other, source, cache).check_or_write_settings()
     with pytest.raises(UserError, match=r"\(shard_size 3, now 4\)"):

@@ -1,4 +1,4 @@
-"""The census complains of what it should, and of nothing else."""
+"""The check of collectives warns of each known mistake and of nothing else."""
 
 from __future__ import annotations
 

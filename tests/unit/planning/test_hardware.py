@@ -1,4 +1,4 @@
-"""Chips: what the compiler says of them, and that it takes every flag meant for them."""
+"""Chips against the compiler: topologies, memory, and every flag is accepted."""
 
 from __future__ import annotations
 
@@ -171,7 +171,10 @@ class TestWithLibtpu:
             "JAX_PLATFORMS": "cpu",
             "LIBTPU_INIT_ARGS": f"{written} {extra}",
         }
-        code = "from modality_forcing.planning import hardware as h; print(len(h.topology('v5e:2x2')))"
+        code = (
+            "from modality_forcing.planning import hardware; "
+            "print(len(hardware.topology('v5e:2x2')))"
+        )
         done = subprocess.run(
             [sys.executable, "-c", code], env=environment, capture_output=True, text=True
         )

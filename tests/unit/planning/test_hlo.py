@@ -1,4 +1,4 @@
-"""Reading compiled programs: shapes and memory spaces, lines that break, and how often a loop runs."""
+"""Parsing of compiled programs: shapes, memory spaces, broken lines, trip counts."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def test_a_count_that_the_backend_wrote_wins_and_loops_multiply():
     assert trips(text) == 3
 
     def nested(w, x):
-        inner = lambda x, w: jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=3)[
-            0
-        ]
+        def inner(x, w):
+            return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=3)[0]
+
         return jax.lax.scan(lambda x, w: (inner(x, w), None), x, w)[0]
 
     compiled = jax.jit(nested).lower(jnp.zeros((5, 8, 8)), jnp.zeros((4, 8))).compile()

@@ -1,6 +1,4 @@
-"""What instructions cost: products through dilated windows, and the bytes of what a fusion only
-slices or updates.
-"""
+"""Costs of instructions: dilated windows, and fusions that slice or update a stack."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Questions to a compiled step: what it moves between devices, which kernels it holds, how fast it
-can be at best.
-"""
+"""A compiled step's collectives, kernels and lower bound of its time."""
 
 from __future__ import annotations
 
@@ -254,8 +252,13 @@ def compiled(layers: int, scan: bool = True, devices: int = DEVICES):
 
     chips = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[:devices]
     mesh = Mesh(np.array(chips), ("fsdp",))
-    put = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))
-    shape = lambda s, dtype, *axes: jax.ShapeDtypeStruct(s, dtype, sharding=put(*axes))
+
+    def put(*axes):
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    def shape(s, dtype, *axes):
+        return jax.ShapeDtypeStruct(s, dtype, sharding=put(*axes))
+
     weights: Any = [shape((layers, *s), jnp.float32, None, "fsdp") for s in ((D, F), (F, D))]
     if not scan:
         weights = [[shape(s, jnp.float32, "fsdp") for s in ((D, F), (F, D))] for _ in range(layers)]
@@ -274,7 +277,9 @@ def compiled(layers: int, scan: bool = True, devices: int = DEVICES):
         return jnp.mean(jnp.square(x.astype(jnp.float32)))
 
     def step(weights, x):
-        add = lambda total, x: (jax.tree.map(jnp.add, total, jax.grad(loss)(weights, x)), None)
+        def add(total, x):
+            return (jax.tree.map(jnp.add, total, jax.grad(loss)(weights, x)), None)
+
         zeros = jax.tree.map(jnp.zeros_like, weights)
         grads = jax.lax.scan(add, zeros, x)[0] if scan else add(zeros, x[0])[0]
         return jax.tree.map(lambda w, g: w - 0.1 * g, weights, grads)

@@ -1,6 +1,4 @@
-"""The search for a layout, with a compiler that answers at once: what it tries, what it takes,
-what it says when nothing fits.
-"""
+"""The search for a layout, with a fake compiler: what it tries, takes and reports."""
 
 from __future__ import annotations
 
@@ -110,9 +108,10 @@ def test_a_chip_of_two_devices_needs_an_example_for_each(compiler):
 
 def test_the_estimate_grows_as_it_should(target):
     start = with_batch(CONFIG, target, 512)
-    of = lambda **model: estimate(
-        replace(start, model=replace(CONFIG.model, **model)), target, WEIGHTS
-    )
+
+    def of(**model):
+        return estimate(replace(start, model=replace(CONFIG.model, **model)), target, WEIGHTS)
+
     assert of(remat="none") > of(remat="elementwise") > of(remat="full")
     assert of(num_layers=60) > of(num_layers=30) and of(width=2048) > of(width=1024)
     assert estimate(with_batch(CONFIG, target, 1024), target, WEIGHTS) > of()
