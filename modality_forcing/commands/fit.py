@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
+from modality_forcing.progress import format_table
 
 if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
     from modality_forcing.laws.compare import FormComparison
@@ -21,8 +22,10 @@ if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
 EXAMPLES = """examples:
   mforce fit --table runs/scenes --form transfer                                # a sweep's folder
   mforce fit --table rows.csv --form chinchilla --columns 'n=params,d=images,loss=loss' --out law
-  mforce fit --table runs.csv --form chinchilla --columns 'n=Model Size,d=`Training FLOP`/(6*n),loss=loss' --drop-highest 5
-  mforce fit --table rows.jsonl --form transfer-s --columns 'N=params,n=images,loss=1-metrics.delta1' --where 'seed!=2'
+  mforce fit --table runs.csv --form chinchilla --drop-highest 5 \\
+    --columns 'n=Model Size,d=`Training FLOP`/(6*n),loss=loss'
+  mforce fit --table rows.jsonl --form transfer-s --where 'seed!=2' \\
+    --columns 'N=params,n=images,loss=1-metrics.delta1'
 forms (E, A, B, G and none above 0, exponents from 0 to 5):
   chinchilla  E + A N^-alpha + B D^-beta
   power       E + A x^-alpha
@@ -30,7 +33,7 @@ forms (E, A, B, G and none above 0, exponents from 0 to 5):
 FORM-TERM leaves a term or a variable out: chinchilla-E, transfer-G, transfer-s.
 Columns may be arithmetic on columns and on variables before them; odd names go in `backquotes`."""
 
-_LEAST_RESAMPLES = 100  # fewer have no 2.5% to speak of
+_MIN_RESAMPLES = 100  # fewer do not determine the 2.5% quantile
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -102,8 +105,8 @@ def main(options: argparse.Namespace) -> None:
     budgets = _check(options, form.variables)
     if options.out is not None:
         check_folder(options.out, "--out")
-    whole = load(options.table, options.columns, form, options.where, options.group)
-    table = whole.drop_highest_losses(options.drop_highest) if options.drop_highest else whole
+    loaded = load(options.table, options.columns, form, options.where, options.group)
+    table = loaded.drop_highest_losses(options.drop_highest) if options.drop_highest else loaded
     heldout_mask = _held_out(options.hold_out, table, form)
     fitted = fit(table, form, options.bootstrap, options.seed)
     compared, best = compare(table, form, heldout_mask)
@@ -118,7 +121,7 @@ def main(options: argparse.Namespace) -> None:
         "form": form.name,
         "equation": fitted.form.equation,
         "table": {
-            "rows": len(whole),
+            "rows": len(loaded),
             "used": len(table),
             "dropped_lines": list(table.dropped),
             "runs": int(max(table.groups)) + 1,
@@ -129,7 +132,7 @@ def main(options: argparse.Namespace) -> None:
         },
         "bootstrap": {"resamples": options.bootstrap, "seed": options.seed, "group": options.group},
         "notes": list(fitted.notes),
-        **_judged(compared, best),
+        **_comparison(compared, best),
         "allocation": _allocation(allocation),
         "isoflop": _isoflop(view, table),
         "points": _points(fitted, table),
@@ -146,11 +149,11 @@ def main(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace, variables: Sequence[str]) -> list[float] | None:
-    """The budgets; raises UserError for options that cannot work."""
-    if options.bootstrap < _LEAST_RESAMPLES:
+    """Returns the budgets; raises UserError for invalid options."""
+    if options.bootstrap < _MIN_RESAMPLES:
         raise UserError(
             f"--bootstrap {options.bootstrap} is too few for 95% intervals",
-            hint=f"give {_LEAST_RESAMPLES} or more",
+            hint=f"give {_MIN_RESAMPLES} or more",
         )
     if options.seed < 0:
         raise UserError(f"--seed {options.seed} is below 0", hint="give 0 or more")
@@ -167,7 +170,7 @@ def _check(options: argparse.Namespace, variables: Sequence[str]) -> list[float]
 
 
 def _held_out(text: str | None, table: Table, form: Any) -> Any:
-    """The mask of the rows that test the extrapolation, None for none of them."""
+    """The mask of the held-out rows, None for none."""
     from modality_forcing.laws.compare import largest_cells
 
     by, _, number = (text or "").rpartition(":")
@@ -184,15 +187,12 @@ def _held_out(text: str | None, table: Table, form: Any) -> Any:
 
 
 def _parameter(parameter: Parameter) -> dict[str, Any]:
-    told = {key: value for key, value in asdict(parameter).items() if key != "why"}
-    return (
-        told
-        | {"identified": parameter.identified}
-        | ({} if parameter.identified else {"why": parameter.why})
-    )
+    result = asdict(parameter) | {"identified": parameter.identified}
+    why = result.pop("why")
+    return result if parameter.identified else result | {"why": why}
 
 
-def _judged(compared: Iterable[FormComparison], best: str | None) -> dict[str, Any]:
+def _comparison(compared: Iterable[FormComparison], best: str | None) -> dict[str, Any]:
     rows = [asdict(row) for row in compared]
     return {"held_out": rows[0]["held_out"], "compared": rows, "best": best}
 
@@ -234,13 +234,15 @@ def _isoflop(view: IsoFlop | None, table: Table) -> dict[str, Any] | None:
             }
         )
         lines[-1] |= {"N_parabola_through_rows": line.through_rows, "parabola_bias": line.bias}
-    said = "parabola_bias: N at the minimum of a parabola through the noiseless law, over the law's own; 1 is none"
+    note = (
+        "parabola_bias: N at the minimum of a parabola through the noiseless law, divided by N of"
+    )
     exponents = {
         "a_law": view.a_law,
         "a_parabola_through_law": view.a_through_law,
         "a_parabola_through_rows": view.a_through_rows,
     }
-    return {"note": said, "lines": lines, **exponents}
+    return {"note": f"{note} the law; 1 is unbiased", "lines": lines, **exponents}
 
 
 def _points(fitted: Fit, table: Table) -> list[dict[str, Any]]:
@@ -248,21 +250,17 @@ def _points(fitted: Fit, table: Table) -> list[dict[str, Any]]:
 
     law = np.exp(fitted.predict(table.variables))
     rows = zip(table.lines.tolist(), table.loss.tolist(), law.tolist(), strict=True)
-    return [{"line": line, "loss": loss, "law": there} for line, loss, there in rows]
+    return [{"line": line, "loss": loss, "law": predicted} for line, loss, predicted in rows]
 
 
 def to_text(result: dict[str, Any]) -> str:
-    """Returns what a person reads, six digits at most; the JSON has them all."""
+    """Returns the result as text tables with at most six digits; the JSON has all digits."""
     rows, parts = result["table"], [f"{result['form']}: {result['equation']}"]
-    dropped = (
-        f", {len(rows['dropped_lines'])} of the highest losses left out"
-        if rows["dropped_lines"]
-        else ""
-    )
-    parts.append(
-        f"{rows['used']} of {rows['rows']} rows{dropped}; sum of Huber's loss {result['objective']:.6g}\n"
-    )
-    table: list[Sequence[str]] = [("parameter", "value", "stderr", "95% from", "to")]
+    count = len(rows["dropped_lines"])
+    dropped = f", {count} of the highest losses left out" if count else ""
+    objective = f"sum of Huber losses {result['objective']:.6g}"
+    parts.append(f"{rows['used']} of {rows['rows']} rows{dropped}; {objective}\n")
+    table: list[Sequence[str]] = []
     for name, p in result["parameters"].items():
         cells = (
             [_number(p[key]) for key in ("value", "stderr", "low", "high")]
@@ -270,63 +268,50 @@ def to_text(result: dict[str, Any]) -> str:
             else ["not identified:", p["why"]]
         )
         table.append((name, *cells))
-    parts += [_table(table), *(f"note: {note}" for note in result["notes"])]
-    table = [("form", "parameters", "objective", "held-out error", "bias", "")]
+    header = ("parameter", "value", "stderr", "95% from", "to")
+    parts += [format_table(table, header), *(f"note: {note}" for note in result["notes"])]
+    table = []
     for row in result["compared"]:
-        apart = row["held_out"] or {}
-        errors = [f"{100 * apart[key]:.2f}%" if apart else "-" for key in ("rms", "bias")]
+        held_out = row["held_out"]
+        errors = [f"{100 * held_out[key]:.2f}%" if held_out else "-" for key in ("rms", "bias")]
         verdict = ["best"] if row["form"] == result["best"] else []
         verdict += [] if row["identified"] else [f"not identified: {row['why']}"]
-        table.append(
-            (
-                row["form"],
-                str(row["parameters"]),
-                _number(row["objective"]),
-                *errors,
-                "; ".join(verdict),
-            )
-        )
-    apart = result["held_out"]
-    count = lambda n, what: f"{n} {what}" + ("s" if n > 1 else "")
-    told = (
-        f"{count(apart['cells'], 'cell')} held out ({count(apart['rows'], 'row')})"
-        if apart
-        else "no cells held out"
-    )
-    parts += ["", f"nested forms, {told}:", _table(table)]
+        size = (str(row["parameters"]), _number(row["objective"]))
+        table.append((row["form"], *size, *errors, "; ".join(verdict)))
+    extent = "no cells held out"
+    if held_out := result["held_out"]:
+        cells, rows = _count(held_out["cells"], "cell"), _count(held_out["rows"], "row")
+        extent = f"{cells} held out ({rows})"
+    header = ("form", "parameters", "objective", "held-out error", "bias", "")
+    parts += ["", f"nested forms, {extent}:", format_table(table, header)]
     return "\n".join(parts + _allocation_text(result["allocation"], result["isoflop"]))
 
 
 def _allocation_text(found: dict[str, Any] | None, view: dict[str, Any] | None) -> list[str]:
     if found is None or view is None:
         return []
-    span = lambda p: f"{_number(p['value'])} ({_number(p['low'])} to {_number(p['high'])})"
-    table = [("FLOPs", "N", "D", "loss")]
-    table += [
-        (f"{row['flops']:.3g}", span(row["N"]), span(row["D"]), span(row["loss"]))
+    names = ("N", "D", "loss")
+    table = [
+        (f"{row['flops']:.3g}", *(_estimate(row[name]) for name in names))
         for row in found["budgets"]
     ]
-    title = f"compute-optimal, C = {found['k']:g} N D: N ~ C^{span(found['a'])}, D ~ C^{span(found['b'])}"
+    exponents = f"N ~ C^{_estimate(found['a'])}, D ~ C^{_estimate(found['b'])}"
+    title = f"compute-optimal, C = {found['k']:g} N D: {exponents}"
     biases = [line["parabola_bias"] for line in view["lines"] if line["parabola_bias"] is not None]
-    told = (
-        f"isoFLOP parabolas miss the law's own N by a factor of {min(biases):.4f} to {max(biases):.4f}"
-        if biases
-        else ""
-    )
-    return ["", title, _table(table), *([told] if told else [])]
+    lines = ["", title, format_table(table, ("FLOPs", *names))]
+    if biases:
+        factors = f"{min(biases):.4f} to {max(biases):.4f}"
+        lines.append(f"isoFLOP parabolas miss the law's own N by a factor of {factors}")
+    return lines
+
+
+def _estimate(p: dict[str, Any]) -> str:
+    return f"{_number(p['value'])} ({_number(p['low'])} to {_number(p['high'])})"
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}" + ("s" if n > 1 else "")
 
 
 def _number(x: float | None) -> str:
     return "-" if x is None else f"{x:.5g}"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    """Columns to the left, two spaces apart; a row's last cell may be as long as it likes."""
-    widths = [
-        max((len(row[i]) for row in rows if len(row) > i + 1), default=0)
-        for i in range(max(map(len, rows)))
-    ]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=False)).rstrip()
-        for row in rows
-    )

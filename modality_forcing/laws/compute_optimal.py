@@ -1,14 +1,14 @@
 """The compute-optimal size and data of a fitted law, and the bias of isoFLOP parabolas.
 
-With C = k N D the least loss of E + A N^-alpha + B D^-beta at a budget C is at (Hoffmann et al.
+With C = k N D, the lowest loss of E + A N^-alpha + B D^-beta at a budget C is at (Hoffmann et al.
 2022, eq. 4)
 
     N = G (C/k)^a,                 G = (alpha A / (beta B))^(1/(alpha+beta)),
     D = (C/k)^b / G,               a = beta/(alpha+beta),   b = 1 - a.
 
-k is 6 where D counts tokens and attention does not count. Where D counts images, k is the FLOPs
-that training spends on one image per parameter (`mforce plan` prints the FLOPs of a step;
-attention makes k depend on N a little).
+k is 6 where D counts tokens and attention is ignored. Where D counts images, k is the training
+FLOPs per image and parameter (`mforce plan` prints the FLOPs of a step; attention makes k depend
+on N a little).
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from modality_forcing.laws.forms import Array
 from modality_forcing.laws.table import Table
 
 TOKENS = 6.0  # k, FLOPs a parameter and token: Kaplan et al. 2020 (2001.08361), section 2.1
-NEAR = 0.05  # decades around a budget within which rows are on its isoFLOP line
-_APART = 0.25  # decades between such budgets, at least
-_LINES = 6  # budgets of the isoFLOP view
-_LEAST = 5  # different sizes on a line
+NEAR = 0.05  # rows within so many decades of a budget are on its isoFLOP line
+_MIN_DISTANCE = 0.25  # decades between two budgets
+_MAX_LINES = 6  # budgets of the isoFLOP view
+_MIN_SIZES = 5  # different sizes on a line
 Values = Array | np.float64  # of one parameter: [r] of resamples, a scalar of the optimum
 
 
 @dataclass(frozen=True)
 class Budget:
-    """The best use of C FLOPs, with 95% intervals."""
+    """The compute-optimal N and D of one budget and their loss, with 95% intervals."""
 
     flops: float
     N: Parameter
@@ -43,7 +43,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Allocation:
-    """How the best N and D grow with the budget: N ~ C^a, D ~ C^b."""
+    """The exponents of compute-optimal N and D, N ~ C^a and D ~ C^b, and some budgets."""
 
     k: float
     a: Parameter
@@ -55,9 +55,9 @@ class Allocation:
 class IsoFlopCurve:
     """One budget of the isoFLOP view: the sizes N at the minimum of three curves.
 
-    law: the closed form. through_law: a parabola in log N through the fitted law itself at the
-    sizes that the rows have, so that its distance from the closed form is the parabola's own bias.
-    through_rows: a parabola through the rows. None where a parabola opens downward.
+    law: the closed form. through_law: a parabola in log N through the fitted law at the sizes of
+    the rows; its distance from the closed form is the bias of the parabola. through_rows: a
+    parabola through the rows. None where a parabola opens downward.
     """
 
     flops: float
@@ -68,13 +68,13 @@ class IsoFlopCurve:
 
     @property
     def bias(self) -> float | None:
-        """The parabola's N over the true one of the same law, without any noise."""
+        """The N of the parabola through the noiseless law, divided by the N of the law."""
         return None if self.through_law is None else self.through_law / self.law
 
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The lines, and the exponent a that their parabolas would give of a law whose a is known."""
+    """The isoFLOP curves, and the exponent a of the law and of their parabolas."""
 
     k: float
     lines: tuple[IsoFlopCurve, ...]
@@ -84,7 +84,7 @@ class IsoFlop:
 
 
 def applies(fit: Fit) -> bool:
-    """Whether the law has the form and its parameters are known."""
+    """Whether the form is E + A N^-alpha + B D^-beta and the rows identify its parameters."""
     needed = ("A", "alpha", "B", "beta")
     return fit.form.variables == ("N", "D") and all(
         name in fit.parameters and fit.parameters[name].identified for name in needed
@@ -92,16 +92,15 @@ def applies(fit: Fit) -> bool:
 
 
 def allocate(fit: Fit, k: float, budgets: Sequence[float]) -> Allocation:
-    """Returns the best N and D at each budget, in FLOPs; the fit must be one that `applies`."""
+    """Returns the compute-optimal N and D of each budget in FLOPs, of a fit that `applies`."""
     at, spread = fit.optimum.values, fit.replicates
     a = _exponent(fit, at), _exponent(fit, spread)
     rows = []
     for flops in budgets:
-        with np.errstate(
-            all="ignore"
-        ):  # a resample whose exponent is 0 gives all to one of N and D
+        # A resample whose exponent is 0 has an infinite N or D.
+        with np.errstate(all="ignore"):
             best = [
-                (*_best(fit, parameters, k, flops), _least(fit, parameters, k, flops))
+                (*_best(fit, parameters, k, flops), _lowest_loss(fit, parameters, k, flops))
                 for parameters in (at, spread)
             ]
         rows.append(
@@ -122,7 +121,7 @@ def allocate(fit: Fit, k: float, budgets: Sequence[float]) -> Allocation:
 
 
 def decades(table: Table, k: float) -> list[float]:
-    """Returns the powers of ten from below the table's least budget to one above its greatest."""
+    """Returns the powers of ten that enclose the budgets of the table."""
     flops = np.log10(k * table.variables["N"] * table.variables["D"])
     return [
         float(f"1e{power}")
@@ -131,11 +130,10 @@ def decades(table: Table, k: float) -> list[float]:
 
 
 def isoflop(table: Table, fit: Fit, k: float) -> IsoFlop:
-    """Returns the budgets at which many rows lie, and what parabolas (Hoffmann et al. 2022,
-    approach 2) make of them.
+    """Returns the budgets that many rows share, with their parabolas.
 
-    Parabolas are biased wherever alpha and beta differ or the sizes are not centred on the best
-    one (Czech et al., 2603.22339).
+    The parabolas (Hoffmann et al. 2022, approach 2) are biased where alpha and beta differ or the
+    sizes are not centered on the best one (Czech et al., 2603.22339).
     """
     lines = tuple(
         sorted(
@@ -143,13 +141,12 @@ def isoflop(table: Table, fit: Fit, k: float) -> IsoFlop:
             key=lambda line: line.flops,
         )
     )
-    slope = lambda name: _slope([(line.flops, getattr(line, name)) for line in lines])
     return IsoFlop(
         k,
         lines,
         float(_exponent(fit, fit.optimum.values)),
-        slope("through_law"),
-        slope("through_rows"),
+        _slope([(line.flops, line.through_law) for line in lines]),
+        _slope([(line.flops, line.through_rows) for line in lines]),
     )
 
 
@@ -173,25 +170,26 @@ def _best(fit: Fit, parameters: Array, k: float, flops: float) -> tuple[Values, 
     return size, flops / k / size
 
 
-def _least(fit: Fit, parameters: Array, k: float, flops: float) -> Values:
-    """The loss there."""
+def _lowest_loss(fit: Fit, parameters: Array, k: float, flops: float) -> Values:
+    """The loss at the compute-optimal N and D."""
     p, (size, data) = _named(fit, parameters), _best(fit, parameters, k, flops)
     return p.get("E", 0) + p["A"] * size ** -p["alpha"] + p["B"] * data ** -p["beta"]
 
 
 def _isoflop_budgets(table: Table, k: float) -> list[tuple[float, NDArray[np.intp]]]:
-    """Budgets with at least five different sizes near them and those rows, the most crowded first;
-    no row is in two.
+    """Budgets with at least five different sizes, and their rows, those of most rows first.
+
+    No row belongs to two budgets.
     """
     logs = np.log10(k * table.variables["N"] * table.variables["D"])
     free, found = np.ones(len(logs), bool), []
-    while free.any() and len(found) < _LINES:
+    while free.any() and len(found) < _MAX_LINES:
         near = (np.abs(logs[:, None] - logs) <= NEAR) & free & free[:, None]
         rows = np.flatnonzero(near[near.sum(axis=1).argmax()])
-        if len(np.unique(np.round(np.log(table.variables["N"][rows]), 6))) < _LEAST:
+        if len(np.unique(np.round(np.log(table.variables["N"][rows]), 6))) < _MIN_SIZES:
             break
         found.append((float(10 ** np.median(logs[rows])), rows))
-        free &= np.abs(logs - np.log10(found[-1][0])) > _APART
+        free &= np.abs(logs - np.log10(found[-1][0])) > _MIN_DISTANCE
     return found
 
 
@@ -209,8 +207,9 @@ def _curve(table: Table, fit: Fit, k: float, flops: float, rows: NDArray[np.intp
 
 
 def parabola(size: Array, loss: Array) -> tuple[float | None, Array]:
-    """Returns the N at the minimum of the parabola in log N through some losses, if it has one,
-    and its coefficients [3].
+    """Returns the minimum and the coefficients [3] of a parabola in log N through losses [n].
+
+    The minimum, an N, is None where the parabola opens downward.
     """
     middle = np.log(size).mean()
     curve = np.polyfit(np.log(size) - middle, loss, 2)

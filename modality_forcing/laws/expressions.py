@@ -25,8 +25,9 @@ _OPERATIONS: dict[type, Callable[..., Any]] = {
 
 
 def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
-    """Returns a column, or arithmetic on columns and on the variables before it, float64 [n];
-    UserError for anything else.
+    """Returns a column or arithmetic on columns and `variables`, float64 [n].
+
+    Raises UserError for any other expression, an unknown column and an ambiguous name.
     """
     if rows.has(text):
         return rows.numbers(text)
@@ -38,7 +39,7 @@ def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
     )
     try:
         tree = ast.parse(plain.strip(), mode="eval").body
-        with np.errstate(all="ignore"):  # what is not finite is told with its row
+        with np.errstate(all="ignore"):  # table.load reports values that are not finite
             return np.broadcast_to(_value(tree, quoted, rows, variables), len(rows.cells)).astype(
                 float
             )
@@ -49,30 +50,32 @@ def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
 
 
 def _value(node: ast.expr, quoted: list[str], rows: Rows, variables: Mapping[str, Array]) -> Any:
-    again = lambda part: _value(part, quoted, rows, variables)
+    def operand_value(part: ast.expr) -> Any:
+        return _value(part, quoted, rows, variables)
+
     match node:
         case ast.BinOp(left, operation, right) if type(operation) in _OPERATIONS:
-            return _OPERATIONS[type(operation)](again(left), again(right))
+            return _OPERATIONS[type(operation)](operand_value(left), operand_value(right))
         case ast.UnaryOp(operation, operand) if type(operation) in _OPERATIONS:
-            return _OPERATIONS[type(operation)](again(operand))
+            return _OPERATIONS[type(operation)](operand_value(operand))
         case ast.Constant(int() | float() as value) if not isinstance(value, bool):
             return np.float64(value)
     name = _name(node)
     if match := re.fullmatch(r"__quoted(\d+)__", name):
         return rows.numbers(quoted[int(match[1])])
-    alike = [known for known in variables if known == name] or [
+    matches = [known for known in variables if known == name] or [
         known for known in variables if known.lower() == name.lower()
     ]
-    if not alike:
+    if not matches:
         return rows.numbers(name)
-    if rows.has(name) and not np.array_equal(rows.numbers(name), variables[alike[0]]):
+    if rows.has(name) and not np.array_equal(rows.numbers(name), variables[matches[0]]):
         hint = f"write `{name}` in backquotes for the column"
         raise UserError(
-            f"{name!r} is a column and the variable {alike[0]}, which differ",
+            f"{name!r} is a column and the variable {matches[0]}, which differ",
             where="--columns",
             hint=hint,
         )
-    return variables[alike[0]]
+    return variables[matches[0]]
 
 
 def _name(node: ast.expr) -> str:

@@ -18,16 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SMOOTH = 80  # points of a line
-_GROUPS = 5  # lines of the law, at most
-_BEYOND = 10.0  # how far past the runs a law is drawn
-_BAND = 0.2  # opacity
+_LINE_POINTS = 80
+_MAX_GROUPS = 5  # lines of the law
+_EXTRAPOLATION = 10.0  # the law is plotted up to so many times the largest budget
+_BAND_ALPHA = 0.2
 
 
 def plot(fit: Fit, table: Table, view: compute_optimal.IsoFlop | None = None) -> Figure:
-    """Returns the figure, over two columns of a page; draw it, and save it, inside
-    `figures.style()`.
-    """
+    """Returns the figure, two columns wide; render and save it inside `figures.style()`."""
     lines = view is not None and bool(view.lines)
     figure = figures.new_figure(2, height=2.3)
     panels = figure.subplots(
@@ -44,7 +42,7 @@ def plot(fit: Fit, table: Table, view: compute_optimal.IsoFlop | None = None) ->
 
 
 def _frontier(axes: Axes, fit: Fit, table: Table, k: float) -> None:
-    """The least loss of every budget, and the runs, which lie on or above it."""
+    """The lowest loss of every budget, and the runs."""
     flops = k * table.variables["N"] * table.variables["D"]
     axes.plot(
         flops,
@@ -56,7 +54,7 @@ def _frontier(axes: Axes, fit: Fit, table: Table, k: float) -> None:
         markeredgewidth=0,
         label="runs",
     )
-    x = np.geomspace(flops.min(), flops.max() * _BEYOND, _SMOOTH)
+    x = np.geomspace(flops.min(), flops.max() * _EXTRAPOLATION, _LINE_POINTS)
     best = compute_optimal.allocate(fit, k, x.tolist()).budgets
     axes.plot(
         x,
@@ -65,7 +63,9 @@ def _frontier(axes: Axes, fit: Fit, table: Table, k: float) -> None:
         label="law at the best N",
     )
     low, high = ([getattr(row.loss, end) for row in best] for end in ("low", "high"))
-    axes.fill_between(x, low, high, color=figures.COLORS[0], alpha=_BAND, linewidth=0, label="95%")
+    axes.fill_between(
+        x, low, high, color=figures.COLORS[0], alpha=_BAND_ALPHA, linewidth=0, label="95%"
+    )
     axes.axvline(flops.max(), color=figures.GRAY, linewidth=0.6, linestyle=":")
     _logarithmic(axes, "training FLOPs, C", "loss")
     axes.set_title("Law and runs")
@@ -73,8 +73,9 @@ def _frontier(axes: Axes, fit: Fit, table: Table, k: float) -> None:
 
 
 def _law(axes: Axes, fit: Fit, table: Table) -> None:
-    """Loss against one variable, a line with its band for each value of a second; of a third, only
-    its greatest value.
+    """Loss against one variable, with a line and its band for each value of a second.
+
+    Of a third variable, only the greatest value is plotted.
     """
     names = fit.form.variables
     along = "n" if "n" in names else names[0]
@@ -85,10 +86,9 @@ def _law(axes: Axes, fit: Fit, table: Table) -> None:
             rows &= table.variables[name] == table.variables[name].max()
     table = table.select(rows)
     none_at = _none_at(table.variables[along])
-    for i, (value, there) in enumerate(
-        _groups(None if by is None else table.variables[by], len(table))
-    ):
-        color, part = figures.COLORS[i], table.select(there)
+    groups = _groups(None if by is None else table.variables[by], len(table))
+    for i, (value, mask) in enumerate(groups):
+        color, part = figures.COLORS[i], table.select(mask)
         fixed = {name: part.variables[name].max() for name in names if name not in (along, by)} | (
             {by: value} if by else {}
         )
@@ -113,37 +113,36 @@ def _line_and_band(
     fit: Fit,
     along: str,
     fixed: Mapping[str, float],
-    there: Array,
+    values: Array,
     none_at: float,
     color: str,
 ) -> None:
-    """The law where the variable is above 0, as far as the runs; a bar where it is 0."""
+    """The law over the range of the runs; a bar where the variable is 0."""
     pieces = []
-    if np.any(there > 0):
-        x = np.geomspace(there[there > 0].min(), there.max(), _SMOOTH)
+    if np.any(values > 0):
+        x = np.geomspace(values[values > 0].min(), values.max(), _LINE_POINTS)
         pieces.append((x, x))
-    if np.any(there == 0):
+    if np.any(values == 0):
         pieces.append((np.array([none_at / 1.3, none_at * 1.3]), np.zeros(2)))
-    for place, x in pieces:
+    for position, x in pieces:
         at = {along: x} | {name: np.full(len(x), value) for name, value in fixed.items()}
         low, high = np.exp(fit.band(at))
-        axes.plot(place, np.exp(fit.predict(at)), color=color)
-        axes.fill_between(place, low, high, color=color, alpha=_BAND, linewidth=0)
+        axes.plot(position, np.exp(fit.predict(at)), color=color)
+        axes.fill_between(position, low, high, color=color, alpha=_BAND_ALPHA, linewidth=0)
 
 
 def _none_at(x: Array) -> float:
-    """Where 0 is drawn on a logarithmic axis: half a decade or more before the first other value."""
+    """The position of 0 on a logarithmic axis, at least half a decade below the other values."""
     above = np.unique(x[x > 0])
-    return (
-        float(above[0] / max(3.0, above[1] / above[0] if len(above) > 1 else 3.0))
-        if len(above)
-        else 1.0
-    )
+    if not len(above):
+        return 1.0
+    return float(above[0] / max(3.0, above[1] / above[0] if len(above) > 1 else 3.0))
 
 
 def _mark_none(axes: Axes, x: Array, none_at: float) -> None:
-    """Ticks at the powers of ten among the values above 0 (at these, where there is no such
-    power), and one that says none.
+    """Sets a tick `none`, and ticks at the powers of ten in the range of the values above 0.
+
+    Where that range has no power of ten, the values themselves are ticks.
     """
     from matplotlib.ticker import NullLocator
 
@@ -161,18 +160,16 @@ def _mark_none(axes: Axes, x: Array, none_at: float) -> None:
 
 
 def _groups(values: Array | None, rows: int) -> list[tuple[float, NDArray[np.bool_]]]:
-    """A value and a mask of rows for each line: the values there are, or the middles of five equal
-    parts of more of them.
-    """
+    """A value and a mask of rows for each line: every value, or the medians of five quantiles."""
     if values is None:
         return [(0.0, np.ones(rows, bool))]
     different = np.unique(values)
-    if len(different) <= _GROUPS:
+    if len(different) <= _MAX_GROUPS:
         return [(float(value), values == value) for value in different]
-    part = np.searchsorted(np.quantile(values, np.arange(1, _GROUPS) / _GROUPS), values)
+    part = np.searchsorted(np.quantile(values, np.arange(1, _MAX_GROUPS) / _MAX_GROUPS), values)
     return [
         (float(np.median(values[part == i])), part == i)
-        for i in range(_GROUPS)
+        for i in range(_MAX_GROUPS)
         if np.any(part == i)
     ]
 
@@ -188,17 +185,20 @@ def _residuals(axes: Axes, fit: Fit, table: Table) -> None:
     axes.set_title("Residuals")
 
 
+def _law_at_budget(fit: Fit, k: float, flops: float, size: Array) -> Array:
+    """The loss of the law at sizes N [n] that spend the budget."""
+    return np.exp(fit.predict({"N": size, "D": flops / k / size}))
+
+
 def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) -> None:
-    """Loss against N at each budget: runs, the law with its minimum, and the parabola through the
-    runs.
-    """
+    """Loss against N at each budget: runs, law with its minimum, parabola through the runs."""
     for i, line in enumerate(view.lines):
         color, rows = figures.COLORS[i], list(line.rows)
         size, loss = table.variables["N"][rows], table.loss[rows]
         axes.plot(size, loss, figures.MARKERS[i], color=color, markersize=2.2, markeredgewidth=0)
-        x = np.geomspace(size.min(), size.max(), _SMOOTH)
-        law = lambda n, flops=line.flops: np.exp(fit.predict({"N": n, "D": flops / view.k / n}))
-        axes.plot(x, law(x), color=color, linewidth=0.9)
+        x = np.geomspace(size.min(), size.max(), _LINE_POINTS)
+        law = _law_at_budget(fit, view.k, line.flops, x)
+        axes.plot(x, law, color=color, linewidth=0.9)
         axes.plot(
             x,
             np.polyval(compute_optimal.parabola(size, loss)[1], np.log(x)),
@@ -206,12 +206,11 @@ def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) 
             color=color,
             linewidth=0.7,
         )
-        axes.plot(
-            line.law, law(np.array([line.law])), "*", color=figures.BLACK, markersize=5, zorder=3
-        )
+        lowest = _law_at_budget(fit, view.k, line.flops, np.array([line.law]))
+        axes.plot(line.law, lowest, "*", color=figures.BLACK, markersize=5, zorder=3)
         axes.annotate(
             f"{line.flops:.1e}",
-            (x[-1], law(x)[-1]),
+            (x[-1], law[-1]),
             (4, -2),
             textcoords="offset points",
             color=color,
@@ -219,18 +218,17 @@ def _isoflop(axes: Axes, fit: Fit, table: Table, view: compute_optimal.IsoFlop) 
         )
     _logarithmic(axes, "parameters, N", "loss")
     low, high = axes.get_ylim()
-    axes.set(
-        xlim=(None, axes.get_xlim()[1] * 3), ylim=(low * (low / high) ** 0.3, None)
-    )  # room for the labels
-    told = "dashed: parabolas through the runs"
+    # Room for the labels.
+    axes.set(xlim=(None, axes.get_xlim()[1] * 3), ylim=(low * (low / high) ** 0.3, None))
+    note = "dashed: parabolas through the runs"
     if biases := [100 * (line.bias - 1) for line in view.lines if line.bias is not None]:
-        told += f"\nthrough the law they miss its N\nby {min(biases):+.2f} to {max(biases):+.2f}%"
-    axes.text(0.03, 0.03, told, transform=axes.transAxes, fontsize=6, color=figures.GRAY)
+        note += f"\nthrough the law they miss its N\nby {min(biases):+.2f} to {max(biases):+.2f}%"
+    axes.text(0.03, 0.03, note, transform=axes.transAxes, fontsize=6, color=figures.GRAY)
     axes.set_title("IsoFLOP view; star: the law's best N")
 
 
 def _logarithmic(axes: Axes, x: str, y: str, loss: str = "y") -> None:
-    """Logarithmic axes; the one of the loss, often within a decade, has numbers and not powers."""
+    """Sets logarithmic axes; that of the loss, often within a decade, has plain numbers."""
     from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator, ScalarFormatter
 
     axes.set(xlabel=x, ylabel=y, **{f"{name}scale": "log" for name in {"x", loss}})

@@ -1,19 +1,19 @@
 """The forms of scaling laws: sums of positive terms, a coefficient times powers of variables.
 
-    chinchilla  E + A N^-alpha + B D^-beta                                Hoffmann et al. 2022 (2203.15556), eq. 2
-    power       E + A x^-alpha                                            a saturating power law
-    transfer    E + (G + A N^-alpha + B n^-beta) s^-gamma                 Mikami et al. 2021 (2108.11018), eq. 1 with the model's
-                                                                          size beside it; G is the gap no pretraining closes
+    chinchilla  E + A N^-alpha + B D^-beta                  Hoffmann et al. 2022 (2203.15556), eq. 2
+    power       E + A x^-alpha                              a saturating power law
+    transfer    E + (G + A N^-alpha + B n^-beta) s^-gamma   Mikami et al. 2021 (2108.11018), eq. 1,
+                                                            with a term for the model size; G is the
+                                                            gap that no pretraining closes
 
 N parameters, D training examples, n pretraining images, s post-training frames. The logarithm of
-every term is linear in (log coefficient, exponent), so the logarithm of the sum is convex in them
-and its gradient is the terms' shares: all that the fit needs is written once, for every form.
+every term is linear in (log coefficient, exponent). The logarithm of the sum is therefore convex in
+them and its gradient is the terms' shares, so that one fit serves every form.
 
-No pretraining, n = 0, has a level of its own: there B n^-beta is infinite, so that the term is
-left out and `none` stands in its place, E + (G + A N^-alpha + none) s^-gamma. An offset, B (n +
-n0)^-beta, would need as many parameters and would bend the law at small n to meet a point that is
-another kind of run; with a level, n = 0 says how much pretraining gives and nothing about how it
-grows.
+No pretraining, n = 0, has a level of its own. B n^-beta is infinite there, and `none` replaces the
+term: E + (G + A N^-alpha + none) s^-gamma. An offset, B (n + n0)^-beta, would need as many
+parameters and would bend the law at small n towards a point that is another kind of run. With a
+level, n = 0 measures the gain from pretraining and does not affect its growth with n.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Term:
-    """One summand: coefficient · Π variable^-exponent, in rows where none of those variables is 0."""
+    """A summand coefficient · Π variable^-exponent, in rows where none of the variables is 0."""
 
     coefficient: str
     powers: tuple[tuple[str, str], ...] = ()  # (variable, its exponent)
-    at_zero: str = ""  # a variable: the term is there only where it is 0
+    at_zero: str = ""  # a variable: only rows where it is 0 have the term
 
     def __str__(self) -> str:
         return " ".join(
@@ -50,27 +50,27 @@ class Form:
     name: str
     terms: tuple[Term, ...]
     meaning: Mapping[str, str]  # variable -> what it counts
-    size: tuple[str, ...]  # the variables whose product says which cells are the largest
+    size: tuple[str, ...]  # the variables whose product is the size of a cell
 
     @property
     def variables(self) -> tuple[str, ...]:
-        """Those that a term uses."""
+        """The variables that a term uses."""
         used = {variable for term in self.terms for variable in (*dict(term.powers), term.at_zero)}
         return tuple(variable for variable in self.meaning if variable in used)
 
     @property
     def may_be_zero(self) -> tuple[str, ...]:
-        """Variables that have a term for their 0."""
+        """The variables with a term for the value 0."""
         return tuple(term.at_zero for term in self.terms if term.at_zero)
 
     @property
     def coefficients(self) -> tuple[str, ...]:
-        """What enters linearly once the exponents are given."""
+        """The parameters in which the law is linear."""
         return tuple(term.coefficient for term in self.terms)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """All names: each coefficient before the exponents that first appear beside it."""
+        """All names: each coefficient, then the exponents that first appear in its term."""
         return tuple(
             dict.fromkeys(
                 name
@@ -86,20 +86,21 @@ class Form:
 
     @property
     def equation(self) -> str:
-        """The sum, written out, and what stands where a variable is 0 in the place of its terms."""
-        told = " + ".join(str(term) for term in self.terms if not term.at_zero)
+        """The sum as text, with the terms that are replaced where a variable is 0."""
+        text = " + ".join(str(term) for term in self.terms if not term.at_zero)
         for level in (term for term in self.terms if term.at_zero):
             gone = " + ".join(
                 str(term) for term in self.terms if level.at_zero in dict(term.powers)
             )
-            told += f"; where {level.at_zero} = 0, {level} {f'for {gone}' if gone else 'more'}"
-        return told
+            text += f"; where {level.at_zero} = 0, {level} {f'for {gone}' if gone else 'more'}"
+        return text
 
     def predict(
         self, parameters: ArrayLike | Sequence[float], variables: Mapping[str, ArrayLike]
     ) -> Array:
-        """Returns the log of the law [... n] for parameters [... p] in the order of `parameters`
-        and variables [n] each.
+        """Returns the log of the law [... n].
+
+        parameters: [... p], in the order of `self.parameters`. variables: [n] each.
         """
         p = dict(
             zip(
@@ -121,10 +122,10 @@ class Form:
             return np.logaddexp.reduce(np.stack(np.broadcast_arrays(*logs)))
 
     def without(self, name: str) -> Form:
-        """Returns the form less a coefficient's term, or less a variable (its exponents are 0);
-        UserError if it has neither.
+        """Returns the form without the term of a coefficient or without a variable.
 
-        Terms that only the variable told apart become one: without s, E and G are a single level.
+        Terms that differ only in the variable become one: without s, E and G are a single level.
+        Raises UserError for a name that the form does not have, and if no variable remains.
         """
         if name in self.coefficients:
             kept = [term for term in self.terms if term.coefficient != name]
@@ -140,7 +141,8 @@ class Form:
                 if term.at_zero != name and not alike:
                     kept.append(replace(term, powers=powers))
         else:
-            hint = f"it has the terms {', '.join(self.coefficients)} and the variables {', '.join(self.variables)}"
+            terms, variables = ", ".join(self.coefficients), ", ".join(self.variables)
+            hint = f"it has the terms {terms} and the variables {variables}"
             raise UserError(f"form {self.name!r} has no {name!r} to leave out", hint=hint)
         left = replace(self, name=f"{self.name}-{name}", terms=tuple(kept))
         if not left.variables:
@@ -148,7 +150,7 @@ class Form:
         return left
 
     def seen_by(self, variables: Mapping[str, Array]) -> Form:
-        """Returns the form less the levels at 0 that no row of the table has."""
+        """Returns the form without the levels of zeros that no row of the table has."""
         kept = tuple(
             term for term in self.terms if not term.at_zero or np.any(variables[term.at_zero] == 0)
         )
@@ -198,12 +200,11 @@ _LEFT_OUT = {  # the simpler forms that each is compared with
 
 
 def parse(text: str) -> Form:
-    """Reads a form's name with what is left out of it, e.g. `transfer-G-s`; raises UserError where
-    there is none such.
-    """
+    """Returns the form of a name such as `transfer-G-s`; raises UserError for an unknown one."""
     name, *left_out = text.split("-")
     if name not in FORMS:
-        hint = f"give {', '.join(FORMS)}, or one of them less a term or a variable, e.g. transfer-G or transfer-s"
+        less = "one of them less a term or a variable, e.g. transfer-G or transfer-s"
+        hint = f"give {', '.join(FORMS)}, or {less}"
         raise UserError(f"form {text!r} is not known", hint=hint)
     form = FORMS[name]
     for part in left_out:
@@ -212,16 +213,14 @@ def parse(text: str) -> Form:
 
 
 def nested(form: Form) -> list[Form]:
-    """Returns the form and the simpler ones inside it that are worth asking about, no two of them
-    alike.
-    """
+    """Returns the form and the simpler forms that it is compared with, all different."""
     found = {form.terms: form}
     for left_out in _LEFT_OUT[form.name.partition("-")[0]]:
         try:
             simpler = form
             for part in left_out:
                 simpler = simpler.without(part)
-        except UserError:  # it was left out already, or nothing would be left
+        except UserError:  # the form lacks the part already, or no variable would remain
             continue
         found.setdefault(simpler.terms, simpler)
     return list(found.values())
@@ -229,21 +228,21 @@ def nested(form: Form) -> list[Form]:
 
 def _absent(term: Term, variables: Mapping[str, Array]) -> Array:
     """-inf in rows that do not have the term, else 0."""
-    there = np.ones(np.broadcast_shapes(*(x.shape for x in variables.values())), bool)
+    present = np.ones(np.broadcast_shapes(*(x.shape for x in variables.values())), bool)
     for variable, _ in term.powers:
-        there &= variables[variable] > 0
+        present &= variables[variable] > 0
     if term.at_zero:
-        there &= variables[term.at_zero] == 0
-    return np.where(there, 0.0, -np.inf)
+        present &= variables[term.at_zero] == 0
+    return np.where(present, 0.0, -np.inf)
 
 
 @dataclass(frozen=True)
 class Design:
-    """A form laid over the rows of a table, in coordinates that fits like.
+    """A form at the rows of a table, in well-conditioned coordinates.
 
-    A point theta [p] holds the log of each coefficient and each exponent, with every variable
-    divided by its geometric mean: a coefficient is then its term's size in the middle of the
-    table, which the data know well, and not at N = 1, which they know only together with the
+    A point theta [p] holds the log of each coefficient, and each exponent, with every variable
+    divided by its geometric mean. A coefficient is then the size of its term in the middle of the
+    table, which the rows determine well. At N = 1 they determine it only together with the
     exponent.
     """
 
@@ -254,7 +253,7 @@ class Design:
 
     @classmethod
     def of(cls, form: Form, variables: Mapping[str, Array]) -> Design:
-        """Lays the form over variables [n] each."""
+        """Returns the design of a form and variables [n] each."""
         names, rows = form.parameters, len(next(iter(variables.values())))
         slopes = np.zeros((len(form.terms), len(names), rows))
         to_natural = np.eye(len(names))
@@ -276,11 +275,11 @@ class Design:
 
     @property
     def is_coefficient(self) -> NDArray[np.bool_]:
-        """[p]: whose theta is a logarithm."""
+        """The mask [p] of the entries of theta that are logarithms."""
         return np.isin(self.form.parameters, self.form.coefficients)
 
     def natural(self, theta: Array) -> Array:
-        """Returns the parameters [... p] as the form's equation has them."""
+        """Returns the parameters [... p] of the equation."""
         parameters = theta @ self.to_natural.T
         with np.errstate(over="ignore"):
             return np.where(self.is_coefficient, np.exp(parameters), parameters)

@@ -16,39 +16,36 @@ from modality_forcing.errors import UserError
 from modality_forcing.laws.forms import Array
 from modality_forcing.tree import flatten
 
-_MAX_NAMED = 30  # columns named to who asked for one that is not there; a sweep's rows have hundreds, most of their configs
+# Columns that a message lists. Rows of a sweep have hundreds, most of them of configs.
+_MAX_NAMED = 30
 SYNTAX = "write numbers, + - * / ** ( ) and columns, a column of odd characters in `backquotes`"
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file holds, as it is written: a mapping and a line number per row."""
+    """The rows of a file: a mapping of columns to cells, and a line number, per row."""
 
     path: Path
     cells: tuple[Mapping[str, Any], ...]
     lines: tuple[int, ...]
 
     def has(self, column: str) -> bool:
-        """Whether any row has it."""
+        """Whether any row has the column."""
         return any(column in row for row in self.cells)
 
     def _near(self, column: str) -> str:
-        """What columns there are: the one that may have been meant, then some, a row's own before
-        those of its config.
-        """
+        """The most similar column, then some of the others, nested columns last."""
         known = sorted(
             {name for row in self.cells for name in row}, key=lambda name: (name.count("."), name)
         )
         more = f" and {len(known) - _MAX_NAMED} more" if len(known) > _MAX_NAMED else ""
-        meant = "".join(
+        similar = "".join(
             f"did you mean {name}? " for name in difflib.get_close_matches(column, known, n=1)
         )
-        return f"{meant}it has {', '.join(known[:_MAX_NAMED])}{more}"
+        return f"{similar}it has {', '.join(known[:_MAX_NAMED])}{more}"
 
     def numbers(self, column: str) -> Array:
-        """Returns a column [n]; raises UserError for one that is missing, and for what is not a
-        number.
-        """
+        """Returns a column [n]; raises UserError if it is missing or a cell is not a number."""
         if not self.has(column):
             raise UserError(
                 f"no column {column!r}", where=self.path, hint=f"{self._near(column)}; {SYNTAX}"
@@ -58,20 +55,21 @@ class Rows:
             try:
                 values[i] = float(row[column])
             except (KeyError, TypeError, ValueError):
-                told = f"{column} is {row.get(column)!r}, not a number"
+                message = f"{column} is {row.get(column)!r}, not a number"
                 raise UserError(
-                    told, where=self.line(i), hint="fix it, or choose other rows with --where"
+                    message, where=self.line(i), hint="fix it, or choose other rows with --where"
                 ) from None
         return values
 
     def line(self, row: int) -> str:
-        """Names a row as an editor finds it."""
+        """Returns the file and line number of a row."""
         return f"{self.path}, line {self.lines[row]}"
 
 
 def read(path: Path) -> Rows:
-    """Reads .csv with a header, or .jsonl with an object a line (nested keys become a.b.c); raises
-    UserError if it cannot.
+    """Reads .csv with a header, or .jsonl with an object per line (nested keys become a.b.c).
+
+    Raises UserError for a file that cannot be read or has no rows.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -83,9 +81,7 @@ def read(path: Path) -> Rows:
         ) from None
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
     if path.suffix not in readers:
-        raise UserError(
-            "is not a kind of table that is known", where=path, hint="give .csv or .jsonl"
-        )
+        raise UserError("is not a table of a known type", where=path, hint="give .csv or .jsonl")
     found = list(readers[path.suffix](text, path))
     if not found:
         raise UserError("has no rows", where=path, hint="give a table with a row per run")
@@ -119,21 +115,26 @@ def _read_jsonl(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
 
 
 def choose(rows: Rows, where: Iterable[str]) -> Rows:
-    """The rows in which every COLUMN=VALUE and COLUMN!=VALUE holds; 1 and 1.0 are equal."""
+    """Returns the rows that match every COLUMN=VALUE and COLUMN!=VALUE; 1 equals 1.0.
+
+    Raises UserError for an unknown column and if no row matches.
+    """
     chosen = range(len(rows.cells))
     for text in where:
         column, equals, wanted = text.partition("=")
-        other, column = column.endswith("!"), column.removesuffix("!")
+        negated, column = column.endswith("!"), column.removesuffix("!")
         if not equals or not rows.has(column):
             hint = "write --where COLUMN=VALUE or COLUMN!=VALUE with a column of the table"
-            raise UserError(f"--where {text!r} names no column of it", where=rows.path, hint=hint)
-        kept = [i for i in chosen if _same(rows.cells[i].get(column), wanted) != other]
-        if not kept:
-            there = sorted({display(rows.cells[i].get(column)) for i in chosen})
             raise UserError(
-                f"no row has {text}", where=rows.path, hint=f"{column} is {' or '.join(there[:6])}"
+                f"--where {text!r} names no column of the table", where=rows.path, hint=hint
             )
-        chosen = kept
+        matches = [i for i in chosen if _same(rows.cells[i].get(column), wanted) != negated]
+        if not matches:
+            values = sorted({display(rows.cells[i].get(column)) for i in chosen})
+            raise UserError(
+                f"no row has {text}", where=rows.path, hint=f"{column} is {' or '.join(values[:6])}"
+            )
+        chosen = matches
     return Rows(
         rows.path, tuple(rows.cells[i] for i in chosen), tuple(rows.lines[i] for i in chosen)
     )
@@ -149,5 +150,5 @@ def _same(value: Any, wanted: str) -> bool:
 
 
 def display(value: Any) -> str:
-    """A cell as it is typed after --where: strings bare, everything else as JSON."""
+    """Returns a cell as in --where: strings without quotes, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -12,25 +12,24 @@ import numpy as np
 from modality_forcing.laws.forms import Array, Design
 
 DELTA = 1e-3  # Hoffmann et al. 2022, appendix D.2; of natural logarithms
-EXPONENTS = (0.0, 5.0)  # between no effect and a power that no learning curve shows
-SMALLEST = (
-    1e-9  # a term in the middle of the table, as a share of the least loss: as good as absent
-)
-_TOLERANCE = 1e-11  # of the value: the fall that a step no longer promises
-_AT_ONCE = 1 << 15  # problems x rows of one piece: its arrays stay in the processor's cache
+EXPONENTS = (0.0, 5.0)  # bounds: no effect, and a power that no learning curve shows
+SMALLEST = 1e-9  # of the lowest loss: a term this small in the middle of the table is absent
+_TOLERANCE = 1e-11  # relative decrease that a step predicts at the minimum
+_BLOCK_SIZE = 1 << 15  # problems x rows whose arrays fit in the processor's cache
 
 
 @dataclass(frozen=True)
 class Box:
-    """Where theta may be, [p] each."""
+    """The bounds of theta, [p] each."""
 
     low: Array
     high: Array
 
     @classmethod
     def of(cls, design: Design, log_loss: Array) -> Box:
-        """No term is larger, in the middle of the table, than the greatest loss: all are positive
-        and fall.
+        """Returns bounds from the losses: in the middle of the table no term exceeds the highest.
+
+        All terms are positive and decreasing.
         """
         is_coefficient = design.is_coefficient
         low = np.where(is_coefficient, log_loss.min() + np.log(SMALLEST), EXPONENTS[0])
@@ -38,7 +37,7 @@ class Box:
 
 
 def loss(residuals: Array, delta: float = DELTA) -> Array:
-    """Returns Huber's function of each residual: r^2/2 up to delta, a line beyond (Huber 1964)."""
+    """Returns the Huber loss of each residual: r^2/2 up to delta, then linear (Huber 1964)."""
     size = np.abs(residuals)
     return np.where(size <= delta, size**2 / 2, delta * (size - delta / 2))
 
@@ -54,8 +53,8 @@ def shares(design: Design, theta: Array) -> tuple[Array, Array]:
     )
     top = logs.max(axis=1, keepdims=True)
     parts = np.exp(logs - top)
-    whole = parts.sum(axis=1, keepdims=True)
-    return (top + np.log(whole))[:, 0], parts / whole
+    total = parts.sum(axis=1, keepdims=True)
+    return (top + np.log(total))[:, 0], parts / total
 
 
 def gradients(design: Design, share: Array) -> Array:
@@ -67,29 +66,26 @@ def gradients(design: Design, share: Array) -> Array:
 
 
 def objective(design: Design, log_loss: Array, weights: Array, theta: Array) -> Array:
-    """Returns sum_n weight · Huber(log law - log loss) [b] at theta [b p], with weights [b n] or
-    [n].
-    """
+    """Returns sum_n weight · Huber(log law - log loss) [b] at theta [b p]; weights [b n] or [n]."""
     return (weights * loss(shares(design, theta)[0] - log_loss)).sum(axis=1)
 
 
 def minimize(
-    design: Design, log_loss: Array, weights: Array, start: Array, most: int = 200
+    design: Design, log_loss: Array, weights: Array, start: Array, max_steps: int = 200
 ) -> tuple[Array, Array]:
-    """Returns the minimum's theta [b p] and value [b] that is downhill of each start [b p], with
-    weights [b n].
+    """Returns theta [b p] and value [b] of the minimum below each start [b p]; weights [b n].
 
-    most: steps; those that need more are creeping along a valley in which the value hardly changes.
+    max_steps: descents that need more move along a valley in which the value hardly changes.
 
-    A damped Newton method. Near the minimum only rows within delta of the law are curved, often
-    too few to determine a step; iterated re-weighting (weight delta/|residual| beyond delta) is
-    always determined, and slow. The step here solves with the Hessian plus mu times the matrix of
-    re-weighting: with mu falling it is Newton's where that works.
+    A damped Newton method. Near the minimum only rows within delta of the law have curvature, often
+    too few to determine a step. Iteratively reweighted least squares (weight delta/|residual|
+    beyond delta) always determines one, and is slow. The step solves with the Hessian plus mu times
+    the matrix of the reweighting; as mu decreases it becomes the Newton step where that works.
     """
     box = Box.of(design, log_loss)
-    pieces = max(1, len(start) * len(log_loss) // _AT_ONCE)
+    pieces = max(1, len(start) * len(log_loss) // _BLOCK_SIZE)
     done = [
-        _minimize(design, log_loss, w, np.clip(theta, box.low, box.high), box, most)
+        _minimize(design, log_loss, w, np.clip(theta, box.low, box.high), box, max_steps)
         for w, theta in zip(
             np.array_split(weights, pieces), np.array_split(start, pieces), strict=True
         )
@@ -99,59 +95,58 @@ def minimize(
     )
 
 
-def _minimize(design: Design, log_loss: Array, weights: Array, start: Array, box: Box, most: int):
+def _minimize(
+    design: Design, log_loss: Array, weights: Array, start: Array, box: Box, max_steps: int
+):
     theta = start.copy()
     value = objective(design, log_loss, weights, theta)
     mu = np.ones(len(theta))
-    going = np.arange(len(theta))  # those not yet at their minimum
-    for _ in range(most):
-        if not len(going):
+    active = np.arange(len(theta))  # those not yet at their minimum
+    for _ in range(max_steps):
+        if not len(active):
             break
-        at, w = theta[going], weights[going]
-        step, promised = _step(design, log_loss, w, at, mu[going], box)
+        at, w = theta[active], weights[active]
+        step, predicted = _step(design, log_loss, w, at, mu[active], box)
         tried = np.clip(at + step, box.low, box.high)
         reached = objective(design, log_loss, w, tried)
-        better = reached < value[going]
-        theta[going] = np.where(better[:, None], tried, at)
-        promises = (
-            (promised >= 0) & (promised < _TOLERANCE * value[going] + 1e-18) & (mu[going] <= 1)
+        better = reached < value[active]
+        theta[active] = np.where(better[:, None], tried, at)
+        converged = (
+            (predicted >= 0) & (predicted < _TOLERANCE * value[active] + 1e-18) & (mu[active] <= 1)
         )
-        arrived = promises | (mu[going] > 1e12)
-        value[going] = np.where(better, reached, value[going])
-        mu[going] *= np.where(better, 0.2, 6.0)
-        mu[going] = np.maximum(mu[going], 1e-9)
-        going = going[~arrived]
+        finished = converged | (mu[active] > 1e12)
+        value[active] = np.where(better, reached, value[active])
+        mu[active] *= np.where(better, 0.2, 6.0)
+        mu[active] = np.maximum(mu[active], 1e-9)
+        active = active[~finished]
     return theta, value
 
 
 def _step(
     design: Design, log_loss: Array, weights: Array, theta: Array, mu: Array, box: Box
 ) -> tuple[Array, Array]:
-    """The step [b p] and the fall that the quadratic model promises of it [b]; no step leads out
-    of the box.
-    """
+    """The step [b p], which stays in the box, and the decrease that its model predicts [b]."""
     law, share = shares(design, theta)
     slopes, residual = gradients(design, share), law - log_loss
     size = np.abs(residual)
-    pull = weights * np.clip(residual, -DELTA, DELTA)
-    downhill = -(slopes @ pull[..., None])[..., 0]
+    weighted = weights * np.clip(residual, -DELTA, DELTA)
+    downhill = -(slopes @ weighted[..., None])[..., 0]
     reweighted = weights * np.minimum(1, DELTA / np.maximum(size, DELTA))
     # The law's log has the Hessian sum_k share_k slope_k slope_k' - slope slope', with the slopes
     # of term k and of the law.
-    by_law = weights * (size <= DELTA) - pull + mu[:, None] * reweighted
+    by_law = weights * (size <= DELTA) - weighted + mu[:, None] * reweighted
     matrix = (slopes * by_law[:, None]) @ slopes.swapaxes(1, 2)
     for k, of_term in enumerate(design.slopes):
         products = (of_term[:, None] * of_term).reshape(-1, of_term.shape[1])
-        matrix += ((pull * share[:, k]) @ products.T).reshape(matrix.shape)
-    held = (theta <= box.low) & (downhill < 0) | (theta >= box.high) & (downhill > 0)
-    downhill = np.where(held, 0, downhill)
-    matrix = np.where(held[:, :, None] | held[:, None, :], 0, matrix)
+        matrix += ((weighted * share[:, k]) @ products.T).reshape(matrix.shape)
+    at_bound = (theta <= box.low) & (downhill < 0) | (theta >= box.high) & (downhill > 0)
+    downhill = np.where(at_bound, 0, downhill)
+    matrix = np.where(at_bound[:, :, None] | at_bound[:, None, :], 0, matrix)
     p = np.arange(theta.shape[1])
     matrix[:, p, p] += 1e-12 * np.abs(matrix[:, p, p]).max(axis=1, keepdims=True) + np.where(
-        held, 1, 1e-30
+        at_bound, 1, 1e-30
     )
     step = np.linalg.solve(matrix, downhill[..., None])[..., 0]
-    step /= np.maximum(
-        1, np.abs(step).max(axis=1, keepdims=True) / 2
-    )  # the model of log terms is local
+    # The quadratic model of log terms is local.
+    step /= np.maximum(1, np.abs(step).max(axis=1, keepdims=True) / 2)
     return step, (downhill * step).sum(axis=1)

@@ -17,22 +17,22 @@ from modality_forcing.laws.expressions import evaluate
 from modality_forcing.laws.forms import Array, Form
 from modality_forcing.laws.rows import Rows, choose, display, read
 
-LOSS = "loss"  # what is fitted, whatever error it is
-# Rows that differ in one of these are numbers of different kinds: another code, another score,
-# other held-out draws.
+LOSS = "loss"  # the fitted error, of any kind
+# Rows that differ in one of these are not comparable: other code, metrics or held-out samples.
 MUST_MATCH = ("version", "protocol", "seeds")
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as a form's variables and loss, float64 [n] each; `groups` numbers the run or cell of
-    each row from 0.
+    """Rows as a form's variables and loss, float64 [n] each.
+
+    groups: the number of the run or cell of each row, from 0.
     """
 
     variables: Mapping[str, Array]
     loss: Array
     groups: NDArray[np.int64]
-    lines: NDArray[np.int64]  # of the file, of the rows kept
+    lines: NDArray[np.int64]  # line numbers of the rows in the file
     dropped: tuple[int, ...] = ()  # lines of the highest losses that were left out
 
     @classmethod
@@ -56,19 +56,20 @@ class Table:
 
     @property
     def weights(self) -> Array:
-        """[n], 1 on average: groups count equally, however many rows (checkpoints, seeds) each has."""
+        """Weights [n] with mean 1 and equal sums over groups, however many rows each has."""
         sizes = np.bincount(self.groups)
         return (len(self) / len(sizes)) / sizes[self.groups]
 
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Table:
-        """Returns the rows of a mask or of numbers, in their order."""
+        """Returns the rows of a mask or of indices, in their order."""
         groups = np.unique(self.groups[rows], return_inverse=True)[1]
         variables = {k: x[rows] for k, x in self.variables.items()}
         return Table(variables, self.loss[rows], groups, self.lines[rows], self.dropped)
 
     def drop_highest_losses(self, count: int) -> Table:
-        """Returns the table less its highest losses (of equal ones, the last rows); raises
-        UserError if none would be left.
+        """Returns the table without its highest losses; of equal losses the last rows are dropped.
+
+        Raises UserError if no row would remain.
         """
         if count >= len(self):
             raise UserError(
@@ -87,11 +88,10 @@ def load(
 ) -> Table:
     """Reads the variables that a form needs.
 
-    path: a table, or the folder of a sweep. columns: None for those that a sweep wrote beside its
-    rows, else `VARIABLE=EXPRESSION,...` with `loss=` among them. where: `COLUMN=VALUE`, all of
-    which must hold. group: the column that says which rows are of one run. Raises UserError for
-    what is missing, not a number, not finite or not positive, and for rows that differ in a column
-    of MUST_MATCH.
+    path: a table, or the folder of a sweep. columns: `VARIABLE=EXPRESSION,...`, among them `loss=`;
+    None for the columns.json of a sweep. where: conditions `COLUMN=VALUE` that rows must match.
+    group: the column with the run of a row. Raises UserError for values that are missing, not
+    finite or not positive, and for rows that differ in a column of MUST_MATCH.
     """
     if path.is_dir():
         path = path / "rows.jsonl"
@@ -107,9 +107,7 @@ def load(
     for name in (*form.variables, LOSS):
         if name not in values:
             less = f", or leave it out of the form: {form.name}-{name}" if name != LOSS else ""
-            raise UserError(
-                f"--columns does not say what {name} is", hint=f"add {name}=COLUMN{less}"
-            )
+            raise UserError(f"--columns does not define {name}", hint=f"add {name}=COLUMN{less}")
     groups = None
     if group is not None:
         if not rows.has(group):
@@ -117,14 +115,12 @@ def load(
                 f"no column {group!r} to group by", where=path, hint="name another --group"
             )
         groups = [str(row.get(group)) for row in rows.cells]
-    made = Table.of(values, values.pop(LOSS), groups)
-    return Table(made.variables, made.loss, made.groups, np.array(rows.lines))
+    table = Table.of(values, values.pop(LOSS), groups)
+    return Table(table.variables, table.loss, table.groups, np.array(rows.lines))
 
 
 def _sweep_columns(path: Path, form: Form) -> str:
-    """Returns the columns that a sweep wrote beside its rows; raises UserError where there are
-    none.
-    """
+    """Returns the columns that a sweep wrote; raises UserError if there are none."""
     try:
         found = json.loads((path.parent / "columns.json").read_text())
     except OSError:
@@ -141,39 +137,37 @@ def _refuse_mixture(rows: Rows) -> None:
     for column in columns:
         kinds = sorted({display(row.get(column)) for row in rows.cells})
         if len(kinds) > 1:
-            told = f"rows differ in {column}: {', '.join(kinds[:6])}; they are not one study"
+            message = f"rows differ in {column}: {', '.join(kinds[:6])}; they are not one study"
             raise UserError(
-                told, where=rows.path, hint=f"choose one with --where '{column}={kinds[0]}'"
+                message, where=rows.path, hint=f"choose one with --where '{column}={kinds[0]}'"
             )
 
 
 def _mapping(columns: str, form: Form) -> dict[str, str]:
-    """Variable -> expression; a variable may be written in the other case where only one can be
-    meant.
-    """
+    """Variable -> expression; the case of a variable matters only where two differ in it."""
     known, found = (*form.meaning, LOSS), {}
     for part in re.findall(r"(?:`[^`]*`|[^,`])+", columns):
         given, equals, text = (piece.strip() for piece in part.partition("="))
-        alike = [name for name in known if name == given] or [
+        matches = [name for name in known if name == given] or [
             name for name in known if name.lower() == given.lower()
         ]
-        if not equals or not text or len(alike) != 1:
+        if not equals or not text or len(matches) != 1:
             hint = f"write VARIABLE=COLUMN,... with the variables {', '.join(known)}"
             raise UserError(
                 f"--columns has {part.strip()!r}, which is no variable of {form.name}", hint=hint
             )
-        if alike[0] in found:
-            raise UserError(f"--columns gives {alike[0]} twice", hint="give it once")
-        found[alike[0]] = text
+        if matches[0] in found:
+            raise UserError(f"--columns gives {matches[0]} twice", hint="give it once")
+        found[matches[0]] = text
     return found
 
 
 def _check(values: Array, name: str, text: str, rows: Rows, zero_allowed: bool) -> None:
-    fine = np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0))
-    if not fine.all():
-        row = int(np.argmin(fine))
-        need = "finite and " + ("0 or more" if zero_allowed else "above 0")
+    valid = np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0))
+    if not valid.all():
+        row = int(np.argmin(valid))
+        required = "finite and " + ("0 or more" if zero_allowed else "above 0")
         hint = "fix the row, or choose other rows with --where"
         raise UserError(
-            f"{name} = {text} is {values[row]:g}, not {need}", where=rows.line(row), hint=hint
+            f"{name} = {text} is {values[row]:g}, not {required}", where=rows.line(row), hint=hint
         )

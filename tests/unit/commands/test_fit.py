@@ -1,4 +1,4 @@
-"""`mforce fit` from a file of rows to JSON, words and pictures; and every mistake in one line."""
+"""`mforce fit` from a file of rows to JSON, text and figures, and its error messages."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def options(*arguments: object) -> argparse.Namespace:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> Path:
-    """36 runs of a known law; an outlier, which is the highest loss; and a run under another protocol."""
+    """36 runs of a known law, an outlier of the highest loss, and a run of another protocol."""
     path, rng = tmp_path_factory.mktemp("rows") / "rows.csv", np.random.default_rng(0)
     n, d = (x.ravel() for x in np.meshgrid(np.geomspace(1e7, 1e10, 6), np.geomspace(1e8, 1e11, 6)))
     law = np.exp(
@@ -62,7 +62,7 @@ def test_sweep_folder_needs_no_columns(rows, capsys, tmp_path):
     assert from_folder == json.loads(capsys.readouterr().out)
 
 
-def test_json_says_it_all_in_full_precision(rows, capsys, tmp_path):
+def test_json_has_full_precision(rows, capsys, tmp_path):
     result = json.loads(run(rows, capsys, "--json", "--budget", "1e20", "--out", tmp_path / "law"))
     assert result["table"] == {"rows": 37, "used": 36, "dropped_lines": [38], "runs": 36}
     assert result["parameters"].keys() == {"E", "A", "alpha", "B", "beta"}
@@ -97,28 +97,28 @@ def test_json_says_it_all_in_full_precision(rows, capsys, tmp_path):
     ]
 
 
-def test_words(rows, capsys):
-    said = run(rows, capsys, "--hold-out", "N:1")
+def test_text(rows, capsys):
+    text = run(rows, capsys, "--hold-out", "N:1")
     assert (
         "chinchilla: E + A N^-alpha + B D^-beta\n36 of 37 rows, 1 of the highest losses left out"
-        in said
+        in text
     )
-    assert "nested forms, 6 cells held out (6 rows):" in said and "best" in said
-    assert "compute-optimal, C = 6 N D: N ~ C^0.5" in said and "isoFLOP parabolas miss" in said
+    assert "nested forms, 6 cells held out (6 rows):" in text and "best" in text
+    assert "compute-optimal, C = 6 N D: N ~ C^0.5" in text and "isoFLOP parabolas miss" in text
     assert "no cells held out" in run(rows, capsys, "--hold-out", "0")
 
 
-def test_equal_runs_say_equal_things(rows, capsys):
+def test_output_repeats(rows, capsys):
     assert run(rows, capsys, "--json") == run(rows, capsys, "--json")
 
 
-def test_what_the_rows_cannot_tell_is_null(tmp_path, capsys):
+def test_unidentified_parameter_is_null(tmp_path, capsys):
     path = tmp_path / "r.jsonl"
-    made = [
+    table = [
         {"N": n, "loss": 1 + 50 * n**-0.3, "D": 1e9} for n in np.geomspace(1e6, 1e9, 12).tolist()
     ]
-    path.write_text("\n".join(map(json.dumps, made)))
-    asked = (
+    path.write_text("\n".join(map(json.dumps, table)))
+    common = (
         "--table",
         path,
         "--form",
@@ -128,7 +128,7 @@ def test_what_the_rows_cannot_tell_is_null(tmp_path, capsys):
         "--bootstrap",
         100,
     )
-    fit.main(options(*asked, "--json"))
+    fit.main(options(*common, "--json"))
     result = json.loads(capsys.readouterr().out)
     assert (
         result["parameters"]["beta"]["value"] is None
@@ -140,13 +140,13 @@ def test_what_the_rows_cannot_tell_is_null(tmp_path, capsys):
         and result["isoflop"] is None
         and result["best"] == "chinchilla-D"
     )
-    fit.main(options(*asked, "--out", tmp_path / "law"))
+    fit.main(options(*common, "--out", tmp_path / "law"))
     assert "not identified:" in capsys.readouterr().out
     assert (tmp_path / "law" / "fit.png").is_file()
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (("--form", "kaplan"), "form 'kaplan' is not known; give chinchilla, power, transfer"),
         (("--columns", "n=params,d=flop/(6*n),loss=err"), "no column 'err'"),
@@ -167,8 +167,8 @@ def test_what_the_rows_cannot_tell_is_null(tmp_path, capsys):
         (("--group", "cell"), "no column 'cell' to group by"),
     ],
 )
-def test_mistakes(rows, arguments, told):
-    asked = (
+def test_invalid_arguments_are_refused(rows, arguments, message):
+    common = (
         "--table",
         rows,
         "--form",
@@ -179,20 +179,20 @@ def test_mistakes(rows, arguments, told):
         "--bootstrap",
         100,
     )
-    if told is None:  # argparse's own
+    if message is None:  # argparse's own
         with pytest.raises(SystemExit):
-            options(*asked, *arguments)
+            options(*common, *arguments)
         return
-    with pytest.raises(UserError, match=told.replace("(", r"\(")) as error:
-        fit.main(options(*asked, *arguments))
+    with pytest.raises(UserError, match=message.replace("(", r"\(")) as error:
+        fit.main(options(*common, *arguments))
     assert "\n" not in str(error.value)
 
 
 def test_rows_of_two_protocols_are_refused_before_anything_is_written(rows, tmp_path):
-    asked = ("--table", rows, "--form", "chinchilla", *COLUMNS, "--out", tmp_path / "law")
+    common = ("--table", rows, "--form", "chinchilla", *COLUMNS, "--out", tmp_path / "law")
     with pytest.raises(UserError, match="differ in protocol: marigold, moge"):
-        fit.main(options(*asked))
+        fit.main(options(*common))
     assert not (tmp_path / "law").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; choose another --out"):
-        fit.main(options(*asked[:-1], tmp_path / "file" / "a"))
+        fit.main(options(*common[:-1], tmp_path / "file" / "a"))

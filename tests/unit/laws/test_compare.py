@@ -27,7 +27,7 @@ def test_largest_cells():
         largest_cells(table, CHINCHILLA, 1, "n")
 
 
-def test_extrapolation_is_measured_on_rows_that_the_law_has_not_seen():
+def test_errors_are_those_on_held_out_rows():
     table = grid_table(noise=1e-6)
     heldout_mask = largest_cells(table, CHINCHILLA, 3)
     assert held_out(table, CHINCHILLA, heldout_mask).rms < 1e-5
@@ -40,11 +40,11 @@ def test_extrapolation_is_measured_on_rows_that_the_law_has_not_seen():
         heldout_mask.sum(),
         heldout_mask.sum(),
     )
-    with pytest.raises(UserError, match="nothing is left"):
+    with pytest.raises(UserError, match="no rows remain"):
         held_out(table, CHINCHILLA, np.ones(36, bool))
 
 
-def test_nested_forms_are_judged_by_what_they_foretell():
+def test_best_nested_form_has_the_lowest_held_out_error():
     table = grid_table(true=(1.8, 480, 0.35, 2100, 0.37))
     rows, best = compare(table, CHINCHILLA, largest_cells(table, CHINCHILLA))
     assert [row.form for row in rows] == [
@@ -67,7 +67,8 @@ def test_nested_forms_are_judged_by_what_they_foretell():
     )
     rows, best = compare(one_s, TRANSFER, largest_cells(one_s, TRANSFER))
     assert not rows[0].identified and "gamma" in rows[0].why and best.startswith("transfer-s")
-    one_n = grid_table(  # besides none: the rows tell only B and beta together, and the law all the same
+    # Besides none: the rows determine only B and beta together, and yet the law.
+    one_n = grid_table(
         TRANSFER,
         (1e-9, 1e-9, 0.12, 3, 0.15, 40, 0.4, 3),
         N=np.array([5e4, 2e5, 8e5]),
@@ -82,7 +83,7 @@ def test_nested_forms_are_judged_by_what_they_foretell():
     assert compare(table, CHINCHILLA, None)[1] is None
 
 
-def test_none_rows_all_held_out_are_told():
+def test_zero_only_in_held_out_rows_is_refused():
     table = grid_table(
         TRANSFER,
         (0.03, 0.6, 0.25, 40, 0.3, 20, 0.35, 2),

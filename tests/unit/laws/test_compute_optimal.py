@@ -52,7 +52,7 @@ def test_no_other_size_has_a_lower_loss():
     assert found.a.value and found.b.value and found.a.value + found.b.value == pytest.approx(1)
 
 
-def test_intervals_hold_the_truth_and_widen_beyond_the_runs():
+def test_intervals_contain_the_truth_and_widen_beyond_the_runs():
     _, law = fitted(noise=0.01)
     found = compute_optimal.allocate(law, K, [1e19, 1e24])
     assert found.a.low and found.a.high and found.a.low < 0.37 / 0.72 < found.a.high
@@ -60,14 +60,14 @@ def test_intervals_hold_the_truth_and_widen_beyond_the_runs():
     assert far > 2 * near
 
 
-def test_resamples_that_see_no_effect_of_n_spoil_nothing():
+def test_resamples_without_an_effect_of_n_are_tolerated():
     _, law = fitted()
     spread = law.replicates.copy()
     spread[0, 2] = 0  # alpha
     found = compute_optimal.allocate(replace(law, replicates=spread), K, [1e20]).budgets[0]
     for part in (found.N, found.D, found.loss):
         assert part.value and part.low and part.high and np.isfinite([part.low, part.high]).all()
-    assert found.D.stderr is None  # that of an infinity
+    assert found.D.stderr is None  # the deviation is infinite
     spread[:50, 2] = 0
     assert (
         compute_optimal.allocate(replace(law, replicates=spread), K, [1e20]).budgets[0].D.why
@@ -95,7 +95,7 @@ def test_isoflop_lines_are_found_where_runs_share_a_budget():
 
 
 def test_a_parabola_is_right_for_a_symmetric_law_and_biased_for_others():
-    """Czech et al. (2603.22339): no bias where alpha = beta and the sizes are centred, some where
+    """Czech et al. (2603.22339): no bias where alpha = beta and the sizes are centered, some where
     either fails.
     """
     table, law = fitted(alpha=0.37)
@@ -110,7 +110,7 @@ def test_a_parabola_is_right_for_a_symmetric_law_and_biased_for_others():
     assert off.a_law == pytest.approx(0.5, abs=2e-3)
 
 
-def test_a_parabola_is_told_in_log_n_and_may_have_no_minimum():
+def test_parabola_in_log_n_may_have_no_minimum():
     size = np.geomspace(1e7, 1e9, 7)
     lowest, curve = compute_optimal.parabola(size, 2 + 0.1 * np.log(size / 2e8) ** 2)
     assert lowest == pytest.approx(2e8)
@@ -118,7 +118,7 @@ def test_a_parabola_is_told_in_log_n_and_may_have_no_minimum():
     assert compute_optimal.parabola(size, 2 - 0.1 * np.log(size / 2e8) ** 2)[0] is None
 
 
-def test_only_a_law_of_both_whose_parameters_are_known_allocates():
+def test_applies_only_to_identified_laws_of_n_and_d():
     table, law = fitted()
     assert compute_optimal.applies(law)
     assert compute_optimal.applies(fit(table, parse("chinchilla-E"), resamples=100))

@@ -62,14 +62,14 @@ def test_panels(drawn):
         assert any("they miss its N" in text.get_text() for text in figure.axes[2].texts)
 
 
-def test_two_numbers_of_images_without_a_power_of_ten_between_are_the_ticks():
+def test_values_without_a_power_of_ten_between_are_the_ticks():
     with figures.style():
         axes = figures.new_figure(1).subplots()
         fit_figures._mark_none(axes, np.array([0, 20_000, 80_000, 80_000.0]), 5000.0)
     assert [label.get_text() for label in axes.get_xticklabels()] == ["none", "20 k", "80 k"]
 
 
-def test_nothing_hangs_over_an_edge(drawn):
+def test_text_stays_inside_the_figure(drawn):
     _, figure, _ = drawn
     with figures.style():
         FigureCanvasAgg(figure).draw()
@@ -90,7 +90,7 @@ def test_nothing_hangs_over_an_edge(drawn):
                     ), text.get_text()
 
 
-def test_bands_hold_the_law(drawn):
+def test_laws_decrease_and_have_bands(drawn):
     _, figure, _ = drawn
     lines = [
         line
@@ -102,9 +102,9 @@ def test_bands_hold_the_law(drawn):
 
 
 @pytest.mark.parametrize("drawn", ["chinchilla"], indirect=True)
-def test_equal_fits_are_equal_files(drawn, tmp_path):
-    again = drawn[2]
+def test_equal_fits_give_equal_files(drawn, tmp_path):
+    plot = drawn[2]
     with figures.style():
-        first, second = figures.save(again(), tmp_path / "a"), figures.save(again(), tmp_path / "b")
+        first, second = figures.save(plot(), tmp_path / "a"), figures.save(plot(), tmp_path / "b")
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()

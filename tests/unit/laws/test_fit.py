@@ -32,10 +32,10 @@ def hoffmann(real_data) -> Table:
     """The 245 points of Hoffmann et al. 2022, figure 4, less the five highest losses."""
     path = real_data.parent / "data" / "chinchilla_figure4.csv"
     if not path.is_file():
-        pytest.skip("the digitised points are not here")
-    whole = load(path, "n=Model Size,d=`Training FLOP`/(6*n),loss=loss", CHINCHILLA)
-    assert len(whole) == 245
-    return whole.drop_highest_losses(5)
+        pytest.skip("the digitized points are missing")
+    table = load(path, "n=Model Size,d=`Training FLOP`/(6*n),loss=loss", CHINCHILLA)
+    assert len(table) == 245
+    return table.drop_highest_losses(5)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def law(hoffmann) -> tuple[Fit, float]:
     return found, time.process_time() - started
 
 
-def test_the_optimum_of_hoffmann_s_points(law):
+def test_optimum_of_hoffmann_points(law):
     found, seconds = law
     assert found.optimum.objective == pytest.approx(0.00101827, abs=5e-9)
     for name, value in BEST.items():
@@ -54,14 +54,14 @@ def test_the_optimum_of_hoffmann_s_points(law):
     assert seconds < 60
 
 
-def test_errors_of_hoffmann_s_points_are_near_the_published(law):
+def test_standard_errors_are_near_the_published(law):
     for name, (value, error) in PUBLISHED.items():
         p = law[0].parameters[name]
         assert p.identified and p.low < value < p.high
         assert 0.6 * error < p.stderr < 1.4 * error
 
 
-def test_any_start_reaches_it(hoffmann):
+def test_any_start_reaches_the_optimum(hoffmann):
     design, log_loss, rng = (
         Design.of(CHINCHILLA, hoffmann.variables),
         np.log(hoffmann.loss),
@@ -74,15 +74,14 @@ def test_any_start_reaches_it(hoffmann):
     ):
         found = optimum(hoffmann, CHINCHILLA, dict(zip(CHINCHILLA.parameters, start, strict=True)))
         assert found.objective == pytest.approx(0.00101827, abs=5e-9)
-    # and the descent by itself, without the grid: from any exponents, and from anywhere at all
-    # nearly always
+    # The descent without the grid: from any exponents, and nearly always from any point.
     projected = project(design, hoffmann.loss, rng.uniform(0, 5, (100, 2)))
     wild = np.where(
         design.is_coefficient, rng.uniform(-10, 1, (100, 5)), rng.uniform(0, 5, (100, 5))
     )
-    for starts, often in ((projected, 0.99), (wild, 0.85)):
+    for starts, share in ((projected, 0.99), (wild, 0.85)):
         _, value = solver.minimize(design, log_loss, np.ones((100, len(log_loss))), starts)
-        assert np.mean(value < 0.0010182745) >= often
+        assert np.mean(value < 0.0010182745) >= share
 
 
 @pytest.mark.parametrize("form", [CHINCHILLA, POWER], ids=lambda form: form.name)
@@ -97,7 +96,7 @@ def test_a_known_law_is_recovered_from_noise_of_2_percent(form):
     )
 
 
-def test_the_optimum_is_that_of_another_optimiser():
+def test_optimum_equals_that_of_another_optimizer():
     table = grid_table()
     found = optimum(table, CHINCHILLA)
 
@@ -176,31 +175,31 @@ def test_intervals_cover_the_truth_in_95_of_100_tables(form, axes):
     ],
     ids=["one D", "one N", "two N", "no floor", "no effect of N", "noise"],
 )
-def test_what_rows_cannot_tell_is_not_told(table, unidentified):
+def test_unidentified_parameters_have_no_value(table, unidentified):
     found = fit(table, CHINCHILLA, resamples=200)
-    silent = {name: p for name, p in found.parameters.items() if not p.identified}
-    assert silent.keys() >= unidentified
-    for p in silent.values():
+    unknown = {name: p for name, p in found.parameters.items() if not p.identified}
+    assert unknown.keys() >= unidentified
+    for p in unknown.values():
         assert p.value is p.stderr is p.low is p.high is None and p.why
     np.testing.assert_allclose(
         found.predict(table.variables), np.log(table.loss), atol=4
     )  # the law itself is known
 
 
-def test_too_few_rows_are_a_mistake():
+def test_too_few_rows_are_refused():
     with pytest.raises(
         UserError,
         match="4 different points cannot determine the 5 parameters of chinchilla; add runs",
     ):
         fit(grid_table(N=np.array([1e7, 1e9]), D=np.array([1e8, 1e11])), CHINCHILLA)
-    with pytest.raises(UserError, match="4 runs say nothing of the errors of 3 parameters"):
+    with pytest.raises(UserError, match="4 runs are too few for intervals of 3 parameters"):
         fit(grid_table(POWER, x=np.geomspace(1e6, 1e9, 4)), POWER)
     few = fit(grid_table(POWER, x=np.geomspace(1e6, 1e9, 6)), POWER, resamples=100)
     assert "3 parameters for 6 runs, more than a quarter" in few.notes[0]
 
 
 def test_resamples_are_at_their_own_optimum(hoffmann):
-    """From many starts beside it none of a sample of them gets lower."""
+    """Descents from many starts near it do not get lower."""
     table = grid_table()
     for rows, form in ((table, CHINCHILLA), (hoffmann, CHINCHILLA)):
         found, rng = fit(rows, form, resamples=100, seed=3), np.random.default_rng(3)
@@ -215,19 +214,19 @@ def test_resamples_are_at_their_own_optimum(hoffmann):
             assert np.all(value > got * (1 - 1e-4))
 
 
-def test_a_resample_that_lost_a_size_is_drawn_again():
+def test_resample_that_lost_a_size_is_replaced():
     table = grid_table(N=np.geomspace(1e7, 1e10, 3), D=np.geomspace(1e8, 1e11, 4))
     found = fit(table, CHINCHILLA, resamples=200)
     assert (
         np.abs(found.replicates - found.optimum.values).min(axis=1) > 0
-    ).mean() > 0.95  # none sits where it began
+    ).mean() > 0.95  # the descents moved
 
 
-def test_checkpoints_of_a_run_count_once():
+def test_checkpoints_of_a_run_count_as_one_run():
     table = grid_table(N=np.geomspace(1e7, 1e10, 5), D=np.geomspace(1e8, 1e11, 4))
-    thrice = np.repeat(np.arange(len(table)), 3)
+    copies = np.repeat(np.arange(len(table)), 3)
     copied = Table.of(
-        {k: x[thrice] for k, x in table.variables.items()}, table.loss[thrice], thrice
+        {k: x[copies] for k, x in table.variables.items()}, table.loss[copies], copies
     )
     once, grouped = (fit(rows, CHINCHILLA, resamples=100) for rows in (table, copied))
     assert grouped.optimum.objective == pytest.approx(3 * once.optimum.objective)
@@ -239,7 +238,7 @@ def test_checkpoints_of_a_run_count_once():
     np.testing.assert_allclose(optimum(heavy, CHINCHILLA).values, once.optimum.values, rtol=1e-4)
 
 
-def test_equal_seeds_are_equal_fits():
+def test_equal_seeds_give_equal_fits():
     a, b, c = (fit(grid_table(), CHINCHILLA, resamples=100, seed=seed) for seed in (0, 0, 1))
     assert np.array_equal(a.replicates, b.replicates) and not np.array_equal(
         a.replicates, c.replicates

@@ -1,4 +1,4 @@
-"""The forms: what they say, what is left of them without a part, and the coordinates of a fit."""
+"""The equations of forms, forms without a part, and the coordinates of a fit."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def values(form: forms.Form) -> np.ndarray:
 
 
 def rows(form: forms.Form, count: int = 20) -> dict[str, np.ndarray]:
-    made = {name: 10.0 ** RNG.uniform(4, 9, count) for name in form.variables}
+    variables = {name: 10.0 ** RNG.uniform(4, 9, count) for name in form.variables}
     for name in form.may_be_zero:
-        made[name][::3] = 0
-    return made
+        variables[name][::3] = 0
+    return variables
 
 
 def test_the_forms_are_their_equations():
@@ -56,11 +56,12 @@ def test_the_forms_are_their_equations():
         np.exp(FORMS["transfer"].predict(values(FORMS["transfer"]), x)), expected, rtol=1e-13
     )
     assert FORMS["transfer"].equation == (
-        "E + G s^-gamma + A N^-alpha s^-gamma + B n^-beta s^-gamma; where n = 0, none s^-gamma for B n^-beta s^-gamma"
+        "E + G s^-gamma + A N^-alpha s^-gamma + B n^-beta s^-gamma; "
+        "where n = 0, none s^-gamma for B n^-beta s^-gamma"
     )
 
 
-def test_many_parameters_are_one_call_and_a_coefficient_may_be_0():
+def test_predict_takes_many_parameters_and_a_coefficient_of_0():
     form, x = FORMS["chinchilla"], rows(FORMS["chinchilla"])
     several = values(form) * RNG.uniform(0.5, 1.5, (4, 1))
     together = form.predict(several, x)
@@ -72,7 +73,7 @@ def test_many_parameters_are_one_call_and_a_coefficient_may_be_0():
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_coordinates_of_a_fit_are_the_same_law(name):
+def test_coordinates_of_a_fit_give_the_same_law(name):
     form = FORMS[name]
     x = rows(form)
     design = Design.of(form, x)
@@ -89,7 +90,8 @@ def test_coordinates_of_a_fit_are_the_same_law(name):
         ("chinchilla-N", "E + B D^-beta"),
         (
             "transfer-G",
-            "E + A N^-alpha s^-gamma + B n^-beta s^-gamma; where n = 0, none s^-gamma for B n^-beta s^-gamma",
+            "E + A N^-alpha s^-gamma + B n^-beta s^-gamma; "
+            "where n = 0, none s^-gamma for B n^-beta s^-gamma",
         ),
         (
             "transfer-s",
@@ -98,7 +100,8 @@ def test_coordinates_of_a_fit_are_the_same_law(name):
         ("transfer-n", "E + G s^-gamma + A N^-alpha s^-gamma"),
         (
             "transfer-N",
-            "E + G s^-gamma + B n^-beta s^-gamma; where n = 0, none s^-gamma for B n^-beta s^-gamma",
+            "E + G s^-gamma + B n^-beta s^-gamma; "
+            "where n = 0, none s^-gamma for B n^-beta s^-gamma",
         ),
         ("transfer-s-E", "A N^-alpha + B n^-beta; where n = 0, none for B n^-beta"),
         ("transfer-s-B", "E + A N^-alpha; where n = 0, none more"),
@@ -110,7 +113,7 @@ def test_a_form_less_a_part(text, equation):
 
 
 @pytest.mark.parametrize("name", FORMS)
-def test_nested_forms_differ_are_smaller_and_can_be_asked_for_by_name(name):
+def test_nested_forms_are_different_smaller_and_have_names(name):
     found = forms.nested(FORMS[name])
     assert found[0] == FORMS[name] and len({form.terms for form in found}) == len(found)
     for form in found[1:]:
@@ -118,7 +121,7 @@ def test_nested_forms_differ_are_smaller_and_can_be_asked_for_by_name(name):
         assert forms.parse(form.name) == form
 
 
-def test_a_level_at_0_is_there_only_for_rows_at_0():
+def test_level_exists_only_for_rows_at_0():
     form, x = FORMS["transfer"], rows(FORMS["transfer"])
     assert form.seen_by(x) == form
     assert "none" not in form.seen_by(x | {"n": x["n"] + 1}).parameters
@@ -127,6 +130,6 @@ def test_a_level_at_0_is_there_only_for_rows_at_0():
 @pytest.mark.parametrize(
     "text", ["kaplan", "chinchilla-Z", "power-x", "chinchilla-N-D", "", "transfer-"]
 )
-def test_other_forms_are_refused(text):
+def test_unknown_forms_are_refused(text):
     with pytest.raises(UserError, match="form"):
         forms.parse(text)

@@ -9,7 +9,7 @@ from modality_forcing.laws.rows import read
 
 
 @pytest.mark.parametrize(
-    "name, content, told",
+    "name, content, message",
     [
         ("a.csv", "", "has no rows"),
         ("a.csv", "n,loss\n", "has no rows"),
@@ -20,9 +20,9 @@ from modality_forcing.laws.rows import read
         ("a.csv", b"\xff\xfe\x00", "cannot be read"),
     ],
 )
-def test_files_that_hold_no_table(tmp_path, name, content, told):
+def test_files_without_a_table_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         read(tmp_path / name)
     with pytest.raises(UserError, match="cannot be read"):
         read(tmp_path / "none.csv")

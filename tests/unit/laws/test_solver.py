@@ -1,4 +1,4 @@
-"""The descent: its gradient, its minimum, and that weights are repeated rows."""
+"""The gradient and the minimum of the descent, and weights as repeated rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def problem(name: str = "chinchilla", noise: float = 0.02) -> tuple[Design, np.n
     )
 
 
-def test_loss_is_a_parabola_with_lines_for_arms():
+def test_loss_is_quadratic_then_linear():
     at = np.array([0, 1e-3, -5e-4, 3e-3, -3e-3])
     np.testing.assert_allclose(solver.loss(at), [0, 5e-7, 1.25e-7, 2.5e-6, 2.5e-6], rtol=1e-12)
 
@@ -52,12 +52,15 @@ def test_gradients_are_those_of_the_law(name):
 
 
 @pytest.mark.parametrize("name", TRUE)
-def test_nothing_near_the_minimum_is_lower(name):
+def test_no_point_near_the_minimum_is_lower(name):
     design, log_loss, theta = problem(name)
     ones = np.ones((1, len(log_loss)))
     found, value = solver.minimize(design, log_loss, ones, theta[None])
     assert value[0] == solver.objective(design, log_loss, ones, found)[0]
-    goal = lambda t: solver.objective(design, log_loss, ones, t[None])[0] / value[0]
+
+    def goal(t):
+        return solver.objective(design, log_loss, ones, t[None])[0] / value[0]
+
     other = scipy_minimize(
         goal,
         found[0] + 0.01,
@@ -71,7 +74,7 @@ def test_nothing_near_the_minimum_is_lower(name):
     assert solver.objective(design, log_loss, ones, around).min() > value[0] * (1 - 1e-12)
 
 
-def test_bad_starts_arrive_too():
+def test_bad_starts_reach_the_minimum():
     design, log_loss, theta = problem()
     rng, best = (
         np.random.default_rng(3),
@@ -99,7 +102,7 @@ def test_a_weight_of_2_is_a_row_twice():
     np.testing.assert_allclose(a, b, rtol=1e-5)
 
 
-def test_many_at_once_are_each_alone_and_stay_in_the_box():
+def test_batch_equals_single_descents_inside_the_box():
     design, log_loss, theta = problem(noise=0.5)
     rng = np.random.default_rng(4)
     weights, starts = (

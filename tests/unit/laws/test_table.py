@@ -1,4 +1,4 @@
-"""Rows for a fit: read, chosen, computed, and refused where they are not one study."""
+"""Tables from files: columns, selection, groups, and rows that are refused."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_nested_rows_of_jsonl(tmp_path):
         jsonl(tmp_path / "r.jsonl", rows), "N=config.width**2,n=n,s=s,loss=1-m.delta1", TRANSFER
     )
     np.testing.assert_allclose(found.variables["N"], [1, 4])
-    np.testing.assert_allclose(found.variables["n"], [0, 10])  # none may be
+    np.testing.assert_allclose(found.variables["n"], [0, 10])  # n may be 0
     np.testing.assert_allclose(found.loss, [0.49, 0.48])
 
 
@@ -76,7 +76,7 @@ def test_rows_are_chosen(table):
             load(table, COLUMNS, CHINCHILLA, [wrong])
 
 
-def test_of_many_columns_the_one_meant_and_a_rows_own_are_named(tmp_path):
+def test_message_names_similar_and_top_level_columns(tmp_path):
     row = {
         "params": 1,
         "images": 2,
@@ -85,16 +85,16 @@ def test_of_many_columns_the_one_meant_and_a_rows_own_are_named(tmp_path):
     }
     with pytest.raises(UserError) as raised:
         load(jsonl(tmp_path / "r.jsonl", [row]), "N=parms,D=images,loss=loss", CHINCHILLA)
-    told = str(raised.value)
+    message = str(raised.value)
     assert (
-        "no column 'parms'; did you mean params? it has images, loss, params, config.train.option0, "
-        in told
+        "no column 'parms'; did you mean params? "
+        "it has images, loss, params, config.train.option0, " in message
     )
-    assert " and 173 more; write numbers" in told and len(told) < 1000
+    assert " and 173 more; write numbers" in message and len(message) < 1000
 
 
 @pytest.mark.parametrize("column", ["protocol", "version", "seeds", "metrics.protocol"])
-def test_rows_of_another_study_are_never_pooled_silently(tmp_path, column):
+def test_rows_of_different_studies_are_refused(tmp_path, column):
     rows = [
         {"N": 1e6 * (i + 1), "D": 1e8, "loss": 3, column: kind}
         for i, kind in enumerate(("new", "new", "old"))
@@ -105,30 +105,30 @@ def test_rows_of_another_study_are_never_pooled_silently(tmp_path, column):
     assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, [f"{column}=new"])) == 2
     path = jsonl(
         tmp_path / "r.jsonl", [*rows[:2], {"N": 1, "D": 1, "loss": 1}]
-    )  # unknown is not the same
+    )  # missing differs from present
     with pytest.raises(UserError, match="null"):
         load(path, "N=N,D=D,loss=loss", CHINCHILLA)
     assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, [f"{column}=null"])) == 1
 
 
 @pytest.mark.parametrize(
-    "bad, told",
+    "bad, shown",
     [("nan", "nan"), ("-1", "-1"), ("0", "0"), ("inf", "inf"), ("", "''"), ("abc", "'abc'")],
 )
-def test_a_value_that_cannot_be_is_told_with_its_line(table, bad, told):
+def test_invalid_value_is_refused_with_its_line(table, bad, shown):
     table.write_text(CSV.replace("3.5", bad))
-    with pytest.raises(UserError, match=rf"line 3: loss .*is {told}"):
+    with pytest.raises(UserError, match=rf"line 3: loss .*is {shown}"):
         load(table, COLUMNS, CHINCHILLA)
 
 
 @pytest.mark.parametrize(
-    "columns, told",
+    "columns, message",
     [
         (
             "n=Model Size,loss=loss",
-            "what D is; add D=COLUMN, or leave it out of the form: chinchilla-D",
+            "not define D; add D=COLUMN, or leave it out of the form: chinchilla-D",
         ),
-        ("n=Model Size,d=`Training FLOP`", "what loss is"),
+        ("n=Model Size,d=`Training FLOP`", "not define loss"),
         ("n=Model Size,n=loss,loss=loss", "gives N twice"),
         ("q=Model Size", "'q=Model Size', which is no variable of chinchilla"),
         ("n", "write VARIABLE=COLUMN"),
@@ -151,8 +151,8 @@ def test_a_value_that_cannot_be_is_told_with_its_line(table, bad, told):
         ),
     ],
 )
-def test_mistakes_in_columns(table, columns, told):
-    with pytest.raises(UserError, match=told):
+def test_invalid_columns_are_refused(table, columns, message):
+    with pytest.raises(UserError, match=message):
         load(table, columns, CHINCHILLA)
 
 
@@ -163,7 +163,7 @@ def test_a_variable_that_the_form_leaves_out_may_be_mapped(tmp_path):
         load(path, "N=N,n=n,s=n,loss=loss", TRANSFER)
 
 
-def test_the_highest_losses_are_left_out_and_named():
+def test_highest_losses_are_dropped():
     found = Table.of({"x": np.arange(1, 6)}, [1, 5, 2, 5, 3]).drop_highest_losses(2)
     assert found.variables["x"].tolist() == [1, 3, 5] and found.dropped == (1, 3)
     with pytest.raises(UserError, match="leaves none"):
