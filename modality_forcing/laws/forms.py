@@ -128,33 +128,33 @@ class Form:
         Raises UserError for a name that the form does not have, and if no variable remains.
         """
         if name in self.coefficients:
-            kept = [term for term in self.terms if term.coefficient != name]
+            terms = [term for term in self.terms if term.coefficient != name]
         elif name in self.variables:
-            kept = []
+            terms = []
             for term in self.terms:
                 powers = tuple(power for power in term.powers if power[0] != name)
-                alike = [
+                equal = [
                     other
-                    for other in kept
+                    for other in terms
                     if (other.powers, other.at_zero) == (powers, term.at_zero)
                 ]
-                if term.at_zero != name and not alike:
-                    kept.append(replace(term, powers=powers))
+                if term.at_zero != name and not equal:
+                    terms.append(replace(term, powers=powers))
         else:
-            terms, variables = ", ".join(self.coefficients), ", ".join(self.variables)
-            hint = f"it has the terms {terms} and the variables {variables}"
+            coefficients, variables = ", ".join(self.coefficients), ", ".join(self.variables)
+            hint = f"it has the terms {coefficients} and the variables {variables}"
             raise UserError(f"form {self.name!r} has no {name!r} to leave out", hint=hint)
-        left = replace(self, name=f"{self.name}-{name}", terms=tuple(kept))
-        if not left.variables:
-            raise UserError(f"form {left.name!r} depends on no variable", hint="leave out less")
-        return left
+        simpler = replace(self, name=f"{self.name}-{name}", terms=tuple(terms))
+        if not simpler.variables:
+            raise UserError(f"form {simpler.name!r} depends on no variable", hint="leave out less")
+        return simpler
 
     def seen_by(self, variables: Mapping[str, Array]) -> Form:
         """Returns the form without the levels of zeros that no row of the table has."""
-        kept = tuple(
+        terms = tuple(
             term for term in self.terms if not term.at_zero or np.any(variables[term.at_zero] == 0)
         )
-        return replace(self, terms=kept)
+        return replace(self, terms=terms)
 
 
 _LEVEL = Term("E")

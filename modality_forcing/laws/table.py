@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,9 @@ class Table:
                 f"--drop-highest {count} leaves none of {len(self)} rows", hint="drop fewer"
             )
         order = np.argsort(self.loss, kind="stable")
-        kept, gone = np.sort(order[: len(self) - count]), np.sort(order[len(self) - count :])
-        left = self.select(kept)
-        return Table(
-            left.variables, left.loss, left.groups, left.lines, tuple(self.lines[gone].tolist())
-        )
+        first = len(self) - count
+        dropped = self.lines[np.sort(order[first:])].tolist()
+        return replace(self.select(np.sort(order[:first])), dropped=tuple(dropped))
 
 
 def load(
@@ -116,7 +114,7 @@ def load(
             )
         groups = [str(row.get(group)) for row in rows.cells]
     table = Table.of(values, values.pop(LOSS), groups)
-    return Table(table.variables, table.loss, table.groups, np.array(rows.lines))
+    return replace(table, lines=np.array(rows.lines))
 
 
 def _sweep_columns(path: Path, form: Form) -> str:
