@@ -188,7 +188,7 @@ def _tokens(config: Config) -> int:
 
 
 def _layout_candidates(config: Config, target: Target) -> Iterator[list[Config]]:
-    """Yields the configs to compile for each layout: those estimated to fit, largest batch first."""
+    """Yields the configs to compile per layout: those estimated to fit, largest batch first."""
     _, weights = abstract_model(config, base.build(config))
     sizes = [
         m

@@ -17,7 +17,7 @@ GRADIENT = replace(WEIGHTS, kind="reduce-scatter", dtype="f32", bytes=4 * 1024 *
 NORM = replace(WEIGHTS, kind="all-reduce", dtype="f32", shape=(), bytes=4)
 
 
-def test_a_sound_step_has_nothing_to_complain_of():
+def test_step_without_mistakes_has_no_warnings():
     assert (
         check_collectives(
             [WEIGHTS, GRADIENT, NORM, replace(GRADIENT, kind="all-reduce")], batch=512
@@ -27,15 +27,15 @@ def test_a_sound_step_has_nothing_to_complain_of():
 
 
 @pytest.mark.parametrize(
-    ("found", "told"),
+    ("collective", "warning"),
     [
-        (replace(WEIGHTS, dtype="f32"), "weights travel at twice their size"),
+        (replace(WEIGHTS, dtype="f32"), "weights are gathered in float32"),
         (replace(WEIGHTS, shape=(512, 640, 1024)), "the whole batch on every device"),
-        (replace(GRADIENT, dtype="bf16"), "gradients rounded before they are added up"),
-        (replace(WEIGHTS, kind="all-to-all"), "nothing has to change places"),
-        (replace(NORM, kind="collective-permute"), "nothing has to change places"),
+        (replace(GRADIENT, dtype="bf16"), "gradients are rounded before the sum"),
+        (replace(WEIGHTS, kind="all-to-all"), "nothing moves from device to device"),
+        (replace(NORM, kind="collective-permute"), "nothing moves from device to device"),
     ],
 )
-def test_each_mistake_is_told_with_its_place(found, told):
-    lines = check_collectives([WEIGHTS, found, GRADIENT], batch=512)
-    assert len(lines) == 1 and told in lines[0] and "in mlp" in lines[0]
+def test_each_mistake_is_named_with_its_operation(collective, warning):
+    lines = check_collectives([WEIGHTS, collective, GRADIENT], batch=512)
+    assert len(lines) == 1 and warning in lines[0] and "in mlp" in lines[0]
