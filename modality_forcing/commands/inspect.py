@@ -78,26 +78,27 @@ def main(options: argparse.Namespace) -> None:
 
 def table(found: Manifest, verified: bool = False) -> str:
     """Returns a manifest as lines of name and value."""
-    told = found.to_json()
-    depth = told["depth"]
+    stats = found.to_json()
+    depth = stats["depth"]
     rows = {
         "data set": f"{found.title} ({found.name}), split {found.split}",
-        "licence": found.license,
-        "records": f"{told['records']:,}, {found.failed:,} more could not be read".replace(
+        "license": found.license,
+        "records": f"{stats['records']:,}, {found.failed:,} more could not be read".replace(
             ", 0 more could not be read", ""
         ),
-        "shards": f"{len(found.files)}, {_size(told['bytes'])}" + ", checksums verified" * verified,
-        "frames": ", ".join(f"{n:,} of {size}" for size, n in told["sizes"].items()) or "none",
-        "captions": _of(told["with_caption"], told["records"]),
-        "intrinsics": _of(told["with_intrinsics"], told["records"]),
-        "with depth": _of(told["records"] - told["without_depth"], told["records"]),
+        "shards": f"{len(found.files)}, {_size(stats['bytes'])}"
+        + ", checksums verified" * verified,
+        "frames": ", ".join(f"{n:,} of {size}" for size, n in stats["sizes"].items()) or "none",
+        "captions": _of(stats["with_caption"], stats["records"]),
+        "intrinsics": _of(stats["with_intrinsics"], stats["records"]),
+        "with depth": _of(stats["records"] - stats["without_depth"], stats["records"]),
     }
     if depth is not None:
         by_record = ", ".join(
-            f"{float(q):.0%} {value:.0%}" for q, value in told["valid_fraction_of_records"].items()
+            f"{float(q):.0%} {value:.0%}" for q, value in stats["valid_fraction_of_records"].items()
         )
         rows["valid pixels"] = (
-            f"{told['valid_fraction']:.1%} of all; quantiles of records: {by_record}"
+            f"{stats['valid_fraction']:.1%} of all; quantiles of records: {by_record}"
         )
         rows["depth"] = (
             f"{found.unit}, {depth['min']:.4g} to {depth['max']:.4g}, median {depth['median']:.4g}"
@@ -119,15 +120,17 @@ def sheet(source: RecordSource, records: int) -> np.ndarray:
 
     count = min(records, len(source))
     rows = []
-    for place in range(count):
-        record = source[place * (len(source) - 1) // max(count - 1, 1)]
-        known = record.valid.mean()
-        name = f"{record.id}  {known:.1%} valid" + (f"  {record.caption}" if record.caption else "")
-        picture = framed(record.image)
-        rows.append(
-            [add_caption(picture, name), overlay(record, over=True), overlay(record, over=False)]
+    for i in range(count):
+        record = source[i * (len(source) - 1) // max(count - 1, 1)]
+        coverage = record.valid.mean()
+        name = f"{record.id}  {coverage:.1%} valid" + (
+            f"  {record.caption}" if record.caption else ""
         )
-    return grid(rows, labels=("picture", "depth over it", "depth"))
+        image = framed(record.image)
+        rows.append(
+            [add_caption(image, name), overlay(record, over=True), overlay(record, over=False)]
+        )
+    return grid(rows, labels=("image", "depth over it", "depth"))
 
 
 def overlay(record: Record, over: bool) -> np.ndarray:
@@ -139,15 +142,15 @@ def overlay(record: Record, over: bool) -> np.ndarray:
 
     from modality_forcing.viz.images import INVALID_COLOR, colorize_disparity
 
-    picture = framed(record.image)
-    canvas = (picture * 0.45).astype(np.uint8) if over else np.full_like(picture, INVALID_COLOR)
+    image = framed(record.image)
+    canvas = (image * 0.45).astype(np.uint8) if over else np.full_like(image, INVALID_COLOR)
     if not record.valid.any():
         return canvas
     (height, width), scale, (top, left) = record.depth.shape, *_fitting(record.depth.shape)
     row, column = np.nonzero(record.valid)
     order = np.argsort(-record.depth[row, column], kind="stable")  # the nearest is drawn last
     row, column = row[order], column[order]
-    colours = colorize_disparity(record.depth, record.valid)[row, column]
+    colors = colorize_disparity(record.depth, record.valid)[row, column]
     lone = record.valid.mean() < _POINTS
     extent = max(int(np.ceil(scale)), _DOT if lone else 1)
     drawn = np.zeros(canvas.shape[:2], np.bool_)
@@ -163,10 +166,10 @@ def overlay(record: Record, over: bool) -> np.ndarray:
     at = np.broadcast_arrays(
         np.clip(down, top, bottom), np.clip(right, left, end)
     )  # [points rows columns], in order
-    layer[at[0].ravel(), at[1].ravel()] = colours.repeat(extent * extent, axis=0)
+    layer[at[0].ravel(), at[1].ravel()] = colors.repeat(extent * extent, axis=0)
     drawn[at[0], at[1]] = True
     if over and not lone:
-        layer = (0.55 * layer + 0.45 * picture).astype(np.uint8)
+        layer = (0.55 * layer + 0.45 * image).astype(np.uint8)
     canvas[drawn] = layer[drawn]
     return canvas
 

@@ -54,9 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     add("--chip", nargs="+", help="kinds of chips to price a study on")
     add(
-        "--mfu",
-        type=float,
-        help="utilisation that a price assumes, instead of what is published for the chip",
+        "--mfu", type=float, help="utilization that a price assumes (the published one of the chip)"
     )
     add("--out", type=Path, help="a folder for the figure of --coord-check")
     add("--json", action="store_true", help="print JSON")

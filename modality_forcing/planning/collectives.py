@@ -10,17 +10,16 @@ SMALL = 2**16  # bytes: norms, counters and metrics are welcome to travel as the
 
 
 def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
-    """Returns a line for each collective that a sharded step should not have; batch: examples of a
-    whole step.
+    """Returns a warning for each collective that a sharded step should not have.
 
-    Weights are to be gathered in bfloat16, gradients added up in float32, examples to stay where
-    they are.
+    Weights are gathered in bfloat16, gradients are summed in float32, and no example leaves its
+    device. batch: examples per step.
     """
     warnings = []
     for c in found:
         what = f"{c.kind} of {c.dtype}{list(c.shape)} in {c.op_name or 'the step'}"
         if c.kind in ("all-to-all", "collective-permute"):
-            warnings.append(f"{what}: no step needs it: nothing moves from device to device")
+            warnings.append(f"{what}: nothing moves from device to device in a sound step")
         elif c.bytes < SMALL:
             continue
         elif c.kind == "all-gather" and len(c.shape) > 1 and c.shape[0] == batch:
