@@ -62,7 +62,8 @@ def shard_of(text: str) -> tuple[int, int]:
 
 def renamed_option(parser: argparse.ArgumentParser, old: str, new: str) -> None:
     """Answers an option's old name with its new one, as a usage error."""
-    parser.add_argument(old, action=_Renamed, help=argparse.SUPPRESS, const=new, nargs="?")
+    hidden = argparse.SUPPRESS
+    parser.add_argument(old, action=_Renamed, const=new, nargs="?", help=hidden, default=hidden)
 
 
 class _Renamed(argparse.Action):

@@ -209,7 +209,7 @@ def suppress_secondary_errors() -> Iterator[None]:
     """
     before, log = sys.unraisablehook, logging.getLogger("asyncio")
 
-    def hook(raised: sys.UnraisableHookArgs) -> None:
+    def hook(raised: Any) -> None:  # sys.UnraisableHookArgs, a name for type checkers only
         is_closed = str(raised.exc_value) == "Event loop is closed"
         if not inspect.iscoroutine(raised.object) and not is_closed:
             before(raised)
