@@ -152,12 +152,12 @@ def mount(name: str) -> str:
 def at_least(least: int) -> Callable[[str], int]:
     """Returns the argparse type of an integer with a minimum."""
 
-    def whole(text: str) -> int:
+    def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least}")
         return int(text)
 
-    return whole
+    return parse
 
 
 def variable(text: str) -> tuple[str, str]:
