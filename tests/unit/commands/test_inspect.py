@@ -44,31 +44,27 @@ def run(*arguments: str) -> None:
     inspect.main(parser.parse_args(arguments))
 
 
-def test_the_table_tells_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_table_describes_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(str(prepared(tmp_path)), "--verify")
     rows = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines())
-    told = {name: value.strip() for name, value in rows.items()}
-    assert (
-        told["data set"] == "a folder of your own (folder), split train" and told["records"] == "5"
-    )
-    assert told["shards"] == "3, 0.4 MiB, checksums verified" and told["frames"] == "5 of 24 x 24"
-    assert told["captions"] == told["intrinsics"] == told["with depth"] == "all"
-    assert told["depth"].startswith("relative, ") and "50% " in told["quantiles"]
-    assert (
-        "resolution 24" in told["settings"]
-        and "max_side" not in told["settings"]
-        and "pillow" in told["versions"]
-    )
+    table = {name: value.strip() for name, value in rows.items()}
+    assert table["data set"] == "a folder of your own (folder), split train"
+    assert table["records"] == "5"
+    assert table["shards"] == "3, 0.4 MiB, checksums verified" and table["frames"] == "5 of 24 x 24"
+    assert table["captions"] == table["intrinsics"] == table["with depth"] == "all"
+    assert table["depth"].startswith("relative, ") and "50% " in table["quantiles"]
+    assert "resolution 24" in table["settings"] and "max_side" not in table["settings"]
+    assert "pillow" in table["versions"]
 
 
-def test_the_manifest_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_json_is_the_manifest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     run(str(prepared(tmp_path)), "--json")
     assert json.loads(capsys.readouterr().out) == json.loads(
         (tmp_path / "manifest-train.json").read_text()
     )
 
 
-def test_a_damaged_shard_is_named(tmp_path: Path):
+def test_damaged_shard_is_named(tmp_path: Path):
     path = prepared(tmp_path) / "folder-train.array_record-00001-of-00003"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
@@ -77,7 +73,7 @@ def test_a_damaged_shard_is_named(tmp_path: Path):
         run(str(tmp_path), "--verify")
 
 
-def test_what_is_not_whole_is_told(tmp_path: Path):
+def test_incomplete_folder_is_an_error(tmp_path: Path):
     with pytest.raises(UserError, match="holds no shards"):
         run(str(tmp_path))
     prepared(tmp_path)
@@ -91,7 +87,7 @@ def test_what_is_not_whole_is_told(tmp_path: Path):
         run(str(tmp_path))
 
 
-def test_a_sheet_has_a_row_a_record(tmp_path: Path):
+def test_sheet_has_one_row_per_record(tmp_path: Path):
     run(str(prepared(tmp_path / "out")), f"--sheet={tmp_path / 'sheet.png'}", "--records=3")
     with Image.open(tmp_path / "sheet.png") as opened:
         assert opened.size == (3 * (inspect.CELL[1] + 4) + 4, 3 * (inspect.CELL[0] + 4) + 4 + 22)
@@ -101,29 +97,29 @@ def test_a_sheet_has_a_row_a_record(tmp_path: Path):
     )
 
 
-def lone(size: tuple[int, int], points: dict[tuple[int, int], float]) -> Record:
+def record_of(size: tuple[int, int], points: dict[tuple[int, int], float]) -> Record:
     record = Scenes(resolution=8)[0]
     depth = np.zeros(size, np.float32)
-    for at, z in points.items():
-        depth[at] = z
+    for index, z in points.items():
+        depth[index] = z
     return replace(record, image=np.full((*size, 3), 200, np.uint8), depth=depth, valid=depth > 0)
 
 
 @pytest.mark.parametrize("over", [True, False])
-def test_a_lone_point_is_seen_where_it_is(over: bool):
+def test_single_point_is_drawn_at_its_position(over: bool):
     """In a frame larger than the cell, a point is still drawn several pixels wide."""
-    cell = inspect.overlay(lone((480, 640), {(120, 400): 2.0, (300, 8): 5.0}), over)
+    cell = inspect.overlay(record_of((480, 640), {(120, 400): 2.0, (300, 8): 5.0}), over)
     ground = np.array([90, 90, 90] if over else INVALID_COLOR)
     drawn = np.any(cell != ground, axis=2)
     assert drawn.sum() == 2 * 9
     assert drawn[59:62, 199:202].all() and drawn[149:152, 3:6].all()
-    colours = {tuple(colour) for colour in cell[drawn].tolist()}
-    assert len(colours) == 2
+    colors = {tuple(color) for color in cell[drawn].tolist()}
+    assert len(colors) == 2
 
 
-def test_near_lies_over_far():
-    near_last = inspect.overlay(lone((240, 320), {(100, 100): 2.0, (100, 101): 5.0}), False)
-    near_first = inspect.overlay(lone((240, 320), {(100, 100): 5.0, (100, 101): 2.0}), False)
+def test_near_points_cover_far_ones():
+    near_last = inspect.overlay(record_of((240, 320), {(100, 100): 2.0, (100, 101): 5.0}), False)
+    near_first = inspect.overlay(record_of((240, 320), {(100, 100): 5.0, (100, 101): 2.0}), False)
     assert (
         near_last[100, 99].tolist() == near_last[100, 101].tolist() != near_last[100, 102].tolist()
     )
@@ -134,19 +130,19 @@ def test_near_lies_over_far():
     )
 
 
-def test_a_surface_fills_the_frame_and_no_more():
-    record = lone((48, 48), {})
+def test_dense_depth_fills_exactly_the_frame():
+    record = record_of((48, 48), {})
     record = replace(record, depth=np.ones((48, 48), np.float32), valid=np.ones((48, 48), np.bool_))
     drawn = np.any(inspect.overlay(record, False) != INVALID_COLOR, axis=2)
     assert drawn[:, 40:280].all() and not drawn[:, :40].any() and not drawn[:, 280:].any()
 
 
-def test_without_depth_there_is_only_the_picture():
-    cell = inspect.overlay(lone((24, 32), {}), True)
+def test_without_depth_only_the_image_is_drawn():
+    cell = inspect.overlay(record_of((24, 32), {}), True)
     assert np.all(cell == 90)
 
 
-def test_a_picture_is_framed_whole():
+def test_image_is_padded_not_cropped():
     cell = inspect.framed(np.full((10, 40, 3), 200, np.uint8))
     assert cell.shape == (*inspect.CELL, 3)
     assert np.all(cell[80:160] == 200) and np.all(cell[:80] == 24) and np.all(cell[160:] == 24)

@@ -1,4 +1,4 @@
-"""`mforce plan` answers one question at a time, and says which options belong to which."""
+"""`mforce plan` makes one plan at a time and rejects options of another."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RUN = ["plan", "--config=configs/demo.py"]
 
 
 @pytest.mark.parametrize(
-    "arguments, told",
+    "arguments, message",
     [
         (
             ["plan"],
@@ -37,40 +37,28 @@ RUN = ["plan", "--config=configs/demo.py"]
         (["plan", "--sweep=configs/demo.py"], "get_sweep"),
     ],
 )
-def test_what_does_not_go_together_is_one_line(capsys, arguments, told):
+def test_conflicting_options_fail_with_one_line(capsys, arguments, message):
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert told in said and said.count("\n") == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
 
 
-def test_a_sweep_is_priced(capsys):
-    assert (
-        main(["plan", "--sweep=configs/sweep_scenes.py", "--chip", "v5e", "--mfu=0.5", "--json"])
-        == 0
-    )
-    told = json.loads(capsys.readouterr().out)
-    assert told["cells"] == 96 and [chip["chip"] for chip in told["chips"]] == ["v5e"]
-    assert told["chips"][0]["hours"] == pytest.approx(told["flops"] / (0.5 * 197e12) / 3600)
+def test_sweep_is_priced(capsys):
+    arguments = ["--sweep=configs/sweep_scenes.py", "--chip", "v5e", "--mfu=0.5", "--json"]
+    assert main(["plan", *arguments]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["cells"] == 96 and [chip["chip"] for chip in printed["chips"]] == ["v5e"]
+    assert printed["chips"][0]["hours"] == pytest.approx(printed["flops"] / (0.5 * 197e12) / 3600)
 
 
-def test_the_coordinate_check_says_by_its_code_whether_all_is_flat(monkeypatch, tmp_path):
+def test_exit_code_of_coordinate_check_is_0_only_if_all_is_flat(monkeypatch, tmp_path):
     from modality_forcing.train import coord_check
 
-    asked = []
+    calls = []
     monkeypatch.setattr(
-        coord_check, "run", lambda config, out: asked.append((config, out)) or len(asked) == 1
+        coord_check, "run", lambda config, out: calls.append((config, out)) or len(calls) == 1
     )
     assert main(["plan", "--coord-check", f"--out={tmp_path}"]) == 0
-    assert (
-        main(
-            [
-                "plan",
-                "--coord-check",
-                "--config=configs/demo.py",
-                "--config.train.learning_rate=9e-3",
-            ]
-        )
-        == 1
-    )
-    assert asked[0] == (coord_check.DEFAULT, tmp_path)
-    assert asked[1][0].train.learning_rate == 9e-3 and asked[1][1] is None
+    assert main([*RUN, "--coord-check", "--config.train.learning_rate=9e-3"]) == 1
+    assert calls[0] == (coord_check.DEFAULT, tmp_path)
+    assert calls[1][0].train.learning_rate == 9e-3 and calls[1][1] is None

@@ -58,14 +58,14 @@ def test_device_kinds_are_known_by_their_exact_name():
     assert hardware.by_device_kind("cpu") is None
 
 
-def test_a_chip_of_two_devices_shares_its_numbers_between_them():
+def test_numbers_of_a_chip_are_split_between_its_two_devices():
     chip = hardware.CHIPS["tpu7x"]
     assert chip.per_device(chip.bf16_flops) == 2307e12 / 2
     assert chip.usable_bytes < chip.per_device(chip.hbm_bytes)  # already a device's
 
 
 @pytest.mark.parametrize("spec", ["h100:8", "v5p", "v5p:4x4", "v5p:3x3x3", "v5e:4x4x4", "", ":"])
-def test_an_unknown_topology_is_refused_with_those_that_work(spec):
+def test_unknown_topology_is_refused_with_known_ones(spec):
     with pytest.raises(UserError, match=r"known: v4, v5e|these work: v5[ep]:"):
         hardware.topology(spec)
 
@@ -75,7 +75,7 @@ def test_slices_are_counted_from_one():
         hardware.topology("v5e:2x2", slices=0)
 
 
-def test_without_libtpu_a_person_is_told_what_to_install(monkeypatch):
+def test_missing_libtpu_is_an_error_with_an_install_hint(monkeypatch):
     monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install .jax.tpu.=="):
         hardware.topology("v5e:2x2")
@@ -91,7 +91,7 @@ def test_without_libtpu_a_person_is_told_what_to_install(monkeypatch):
         ((16, 16), (True, True, False)),
     ],
 )
-def test_rings_close_where_the_machine_has_the_cables(shape, closed):
+def test_rings_close_on_full_axes(shape, closed):
     assert hardware.wrap(shape) == closed
 
 
@@ -122,7 +122,7 @@ class TestWithLibtpu:
             assert len(devices) == chip.devices * np.prod([int(n) for n in shape.split("x")])
             assert hardware.by_device_kind(devices[0].device_kind) is chip
 
-    def test_slices_are_told_apart(self):
+    def test_devices_name_their_slice(self):
         devices = hardware.topology("v5e:2x2", slices=2)
         assert [d.slice_index for d in devices] == [0] * 4 + [1] * 4
 
@@ -143,7 +143,7 @@ class TestWithLibtpu:
             )
 
     @pytest.mark.parametrize("name", SMALLEST)
-    def test_the_compiler_allows_the_memory_that_is_written_down(self, name):
+    def test_usable_memory_is_what_the_compiler_allows(self, name):
         def large(x):
             stack = jnp.broadcast_to(x, (400, *x.shape)) + jnp.arange(400.0)[:, None, None]
             return jnp.sum(

@@ -96,11 +96,11 @@ def trips(text: str) -> int | None:
         ({"step": "constant(2)", "direction": "NE"}, None),
     ],
 )
-def test_a_loop_runs_as_often_as_its_counter_says(how, times):
+def test_trip_count_follows_the_loop_counter(how, times):
     assert trips(loop(**how)) == times
 
 
-def test_a_count_that_the_backend_wrote_wins_and_loops_multiply():
+def test_known_trip_count_wins_and_nested_loops_multiply():
     text = loop().replace(
         "body=%body\n", 'body=%body, backend_config={"known_trip_count":{"n":"3"},"x":"9"}\n'
     )
@@ -181,6 +181,6 @@ ENTRY %main.2 (x: f32[2]) -> f32[2] {
     ]  # nothing of the all-reduce's sum
 
 
-def test_what_is_not_a_program_is_refused():
+def test_text_without_a_program_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         hlo.parse("module @jit_f {}")

@@ -188,7 +188,7 @@ def test_an_update_of_a_fresh_buffer_writes_all_of_it():
     ]
 
 
-def test_what_passes_through_an_asynchronous_gather_costs_nothing_there():
+def test_operands_passed_through_an_asynchronous_gather_are_free():
     body = """%fused (p: f32[8,64], q: f32[64,64], x: f32[4,8]) -> (f32[8,64], f32[64,64], f32[4,64]) {
   %p = f32[8,64] parameter(0)
   %q = f32[64,64] parameter(1)
@@ -227,7 +227,7 @@ def test_a_scatter_reads_and_writes_what_it_adds_to():
     ]
 
 
-def test_copies_and_slices_that_run_aside():
+def test_asynchronous_copies_and_slices():
     program, main = entry("""  %x = f32[30,64] parameter(0)
   %i = s32[] parameter(1)
   %u = f32[1,64]{1,0:S(1)} parameter(2)

@@ -139,7 +139,7 @@ def test_an_all_reduce_that_keeps_a_slice_is_a_reduce_scatter():
     )  # counted with the collective
 
 
-def test_pairs_of_start_and_done_and_work_beside_are_one_each():
+def test_each_start_done_pair_is_counted_once():
     aside = "%aside (p: f32[64,32]) -> f32[8,32] {\n  %p = f32[64,32] parameter(0)\n"
     aside += "  ROOT %r = f32[8,32] reduce-scatter(%p), channel_id=4, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add\n}\n"
     lines = """  %a = (bf16[8,32], bf16[64,32]) all-gather-start(%shard), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
@@ -162,7 +162,7 @@ def test_pairs_of_start_and_done_and_work_beside_are_one_each():
     assert [c.wire_bytes / 8192 for c in found] == [7 / 8, 2 * 3 / 4, 1, 7 / 8]
 
 
-def test_what_crosses_slices_has_a_lane_of_its_own():
+def test_traffic_between_slices_has_its_own_lane():
     mark = 'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime"}'
     lines = f"""  %t = token[] after-all()
   %s = (f32[64,32], u32[], token[]) send(%x, %t), channel_id=1, {mark}

@@ -46,7 +46,7 @@ def compiler(monkeypatch):
     return installed
 
 
-def test_it_takes_the_first_way_that_fits_with_enough_tokens_and_compiles_once(target, compiler):
+def test_first_layout_that_fits_with_enough_tokens_is_compiled_once(target, compiler):
     asked = compiler(lambda config: 0.95)
     found = search(CONFIG, target)
     assert len(asked) == 1 and found.fits
@@ -60,7 +60,7 @@ def test_it_takes_the_first_way_that_fits_with_enough_tokens_and_compiles_once(t
     )
 
 
-def test_it_goes_down_until_the_compiler_agrees(target, compiler):
+def test_batch_shrinks_until_the_program_fits(target, compiler):
     asked = compiler(lambda config: 3.0)
     found = search(CONFIG, target)
     sizes = [config.train.batch for config in asked]
@@ -68,27 +68,27 @@ def test_it_goes_down_until_the_compiler_agrees(target, compiler):
     assert found.config is asked[-1]
 
 
-def test_it_turns_to_ways_that_need_less_where_the_first_does_not_fit(target, compiler):
+def test_later_layouts_are_tried_if_the_first_does_not_fit(target, compiler):
     asked = compiler(lambda config: 1.0 if config.model.remat == "full" else 1000.0)
     found = search(CONFIG, target)
     assert found.fits and found.config.model.remat == "full"
     assert asked[0].model.remat == "elementwise"
 
 
-def test_where_nothing_fits_it_says_so_of_the_smallest_layout(target, compiler):
+def test_if_nothing_fits_the_smallest_layout_is_returned(target, compiler):
     compiler(lambda config: 1000.0)
     found = search(CONFIG, target)
     assert not found.fits and found.micro_batch == 1
     assert (found.config.mesh.preset, found.config.model.remat) == planning.LAYOUTS[-1][:2]
 
 
-def test_a_mesh_that_was_asked_for_stays(target, compiler):
+def test_mesh_of_the_config_is_kept(target, compiler):
     asked = compiler(lambda config: 0.9)
     search(replace(CONFIG, mesh=MeshConfig(data=16, fsdp=4)), target)
     assert {(config.mesh.data, config.mesh.fsdp) for config in asked} == {(16, 4)}
 
 
-def test_a_given_batch_is_planned_as_it_is(target, compiler):
+def test_given_batch_is_planned_unchanged(target, compiler):
     asked = compiler(lambda config: 0.9)
     found = plan(with_batch(CONFIG, target, 128), target)
     assert asked[0].train.batch == 128 and found.micro_batch == 2 and asked[0].model == CONFIG.model
@@ -106,7 +106,7 @@ def test_a_chip_of_two_devices_needs_an_example_for_each(compiler):
         plan(with_batch(CONFIG, target, 4), target)
 
 
-def test_the_estimate_grows_as_it_should(target):
+def test_estimate_grows_with_model_and_batch(target):
     start = with_batch(CONFIG, target, 512)
 
     def of(**model):
