@@ -1,16 +1,16 @@
-"""`mforce plan`: its options, and which of four questions they ask."""
+"""`mforce plan`: checks its options and runs the one plan they select."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
+from modality_forcing.progress import print_stderr
 
 EXAMPLES = """examples:
   mforce plan --config=forcing:size=3b3 --topology=v5p:4x4x4  # does it fit, how fast can it be?
@@ -22,7 +22,7 @@ Without --batch, the best micro-batch, remat policy and sharding preset that fit
 A 3.3B step compiles in one to five minutes. Exit code 1: does not fit, or is not flat."""
 
 _KINDS = ("config", "encode", "sweep", "coord_check")
-_MAY = {  # the other options that each of them takes
+_ALLOWED = {  # the other options that each kind accepts
     "config": ("topology", "slices", "batch", "json"),
     "encode": ("topology", "slices", "batch", "json"),
     "sweep": ("chip", "mfu", "json"),
@@ -65,15 +65,15 @@ def main(options: argparse.Namespace) -> int:
     # The devices planned for are described, not used.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     overrides = options.overrides
-    asked = [kind for kind in _KINDS if getattr(options, kind)]
-    kind = "coord_check" if "coord_check" in asked else asked[0] if len(asked) == 1 else ""
-    if not kind or set(asked) - {kind, *_MAY[kind]}:
+    given = [kind for kind in _KINDS if getattr(options, kind)]
+    kind = "coord_check" if "coord_check" in given else given[0] if len(given) == 1 else ""
+    if not kind or set(given) - {kind, *_ALLOWED[kind]}:
         raise UserError(
             "a plan is of one thing",
             hint="give one of --config, --encode, --sweep and --coord-check",
         )
     for name in ("topology", "slices", "batch", "chip", "mfu", "out", "json"):
-        if getattr(options, name) and name not in _MAY[kind]:
+        if getattr(options, name) and name not in _ALLOWED[kind]:
             raise UserError(
                 f"--{kind.replace('_', '-')} has no use for --{name}", hint="leave it out"
             )
@@ -96,19 +96,19 @@ def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     found = (
         plan(with_batch(config, target, options.batch), target)
         if options.batch
-        else search(config, target, _log)
+        else search(config, target, print_stderr)
     )
     print(json.dumps(report.to_json(found), indent=1) if options.json else report.to_text(found))
     if not found.fits and options.batch:
-        _log("searching for a layout that fits")
-        _log(f"would fit: {report.to_text(search(config, target, _log))}")
+        print_stderr("searching for a layout that fits")
+        print_stderr(f"would fit: {report.to_text(search(config, target, print_stderr))}")
     return 0 if found.fits else 1
 
 
 def _encoder(options: argparse.Namespace, _: Mapping[str, str]) -> int:
     from modality_forcing.planning import encoders
 
-    return encoders.run(options.encode, _target(options), options.batch, options.json, _log)
+    return encoders.run(options.encode, _target(options), options.batch, options.json, print_stderr)
 
 
 def _sweep(options: argparse.Namespace, _: Mapping[str, str]) -> int:
@@ -138,7 +138,3 @@ def _target(options: argparse.Namespace):
             "--topology is missing", hint="name the chips of one slice, e.g. --topology=v5p:4x4x4"
         )
     return get_target(options.topology, options.slices or 1)
-
-
-def _log(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)

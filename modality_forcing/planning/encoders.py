@@ -67,23 +67,22 @@ def plan(
     mesh = sharding.make_mesh(MeshConfig(), target.devices)
     batch = each * mesh.size
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
-    place = fsdp_sharding if part == "text" else replicated
+    sharding_of = fsdp_sharding if part == "text" else replicated
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(weights))
-    placed = [
-        jax.ShapeDtypeStruct(
-            x.shape, x.dtype, sharding=place(mesh, ".".join(str(k.key) for k in path), x.shape)
-        )
-        for path, x in leaves
-    ]
-    held = jax.tree_util.tree_unflatten(tree, placed)
+    shapes = []
+    for path, x in leaves:
+        name = ".".join(str(k.key) for k in path)
+        split = sharding_of(mesh, name, x.shape)
+        shapes.append(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split))
+    params = jax.tree_util.tree_unflatten(tree, shapes)
     inputs = [
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, BATCH))
         for x in _inputs(part, batch, tokens, resolution)
     ]
     done = compile_lowered(
-        lambda: program(part, graph, mesh).lower(held, *inputs),
+        lambda: program(part, graph, mesh).lower(params, *inputs),
         target,
-        device_bytes((held, inputs)),
+        device_bytes((params, inputs)),
     )
     return EncodePlan(
         part=part,
@@ -165,7 +164,7 @@ def to_json(p: EncodePlan) -> dict[str, Any]:
         "bytes_per_chip": p.bytes.total * m,
         "hbm_bytes": int(p.target.chip.usable_bytes * m),
         "fits": p.fits,
-        "collectives": {kind: dict(told) for kind, told in p.collectives.items()},
+        "collectives": {kind: dict(counts) for kind, counts in p.collectives.items()},
         "roofline_seconds": p.bound.seconds if p.bound else None,
         "exposed_collective_seconds": p.bound.exposed_seconds if p.bound else None,
         "rate": p.rate,

@@ -105,18 +105,15 @@ _GPUS = (
 CHIPS: Mapping[str, Chip] = {c.name: c for c in (*_TPUS, _TPU7X, *_GPUS)}
 
 _SQUARE = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBE = (
-    "2x2x1",
-    "2x2x2",
-    "2x2x4",
-    "2x4x4",
-    "4x4x4",
-    "4x4x8",
-    "4x8x8",
-    "8x8x8",
-    "8x8x16",
-    "8x16x16",
-)
+_SMALL_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+_CUBE = (*_SMALL_CUBE, "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16", "8x16x16")
+# Lets libtpu describe chips that are not attached, in several processes at once.
+_LIBTPU_ENVIRONMENT = {
+    "TPU_SKIP_MDS_QUERY": "1",  # else asks Google's metadata server, which is not there
+    "TPU_ACCELERATOR_TYPE": "v5p-8",  # else libtpu warns that it is missing; any value will do
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # else a second process that compiles is aborted
+}
 # Slices that Google sells and libtpu makes here, chips per axis; more shapes may resolve.
 TOPOLOGIES: Mapping[str, tuple[str, ...]] = {
     "v4": _CUBE,
@@ -133,8 +130,9 @@ def by_device_kind(kind: str) -> Chip | None:
 
 
 def parse(spec: str) -> tuple[Chip, tuple[int, ...]]:
-    """Returns the chip and the chips per axis of "v5p:4x4x4"; raises UserError for a topology that
-    is not known to work.
+    """Returns the chip and the chips per axis of "v5p:4x4x4".
+
+    Raises UserError for a topology that is not known to work.
     """
     name, _, shape = spec.partition(":")
     if name not in TOPOLOGIES:
@@ -163,16 +161,8 @@ def topology(spec: str, slices: int = 1) -> list[Any]:
     if importlib.util.find_spec("libtpu") is None:
         hint = f'no TPU is needed, but: pip install "jax[tpu]=={metadata.version("jax")}"'
         raise UserError("compiling for a TPU needs its compiler, libtpu", hint=hint)
-    os.environ.setdefault(
-        "TPU_SKIP_MDS_QUERY", "1"
-    )  # else asks Google's metadata server, which is not there
-    os.environ.setdefault(
-        "TPU_ACCELERATOR_TYPE", "v5p-8"
-    )  # else complains that nobody told it; any will do
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault(
-        "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
-    )  # else a second process that compiles is aborted
+    for name, value in _LIBTPU_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     options: dict[str, Any] = {"wrap": wrap(shape)}
@@ -186,8 +176,9 @@ def topology(spec: str, slices: int = 1) -> list[Any]:
 
 
 def wrap(shape: tuple[int, ...]) -> tuple[bool, bool, bool]:
-    """Returns which axes of a slice close to a ring: full cubes of 4 in 3D, an axis of the pod's
-    whole 16 in 2D.
+    """Returns which axes of a slice close to a ring.
+
+    In 3D, those of full cubes of 4; in 2D, those of 16 chips, the size of the pod.
     """
     if len(shape) == 3:
         closed = all(n % 4 == 0 for n in shape)

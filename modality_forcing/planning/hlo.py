@@ -335,7 +335,7 @@ def _op(line: str) -> Op:
 
 
 def _close(line: str, start: int) -> int:
-    """The place after the parenthesis that closes the one at `start`."""
+    """The index after the parenthesis that closes the one at `start`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(line, start):
         depth += 1 if found[0] == "(" else -1

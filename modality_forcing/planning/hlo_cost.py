@@ -60,14 +60,12 @@ KernelFlops = Mapping[str, float] | Callable[[str, list[Buffer], tuple[Buffer, .
 
 
 def is_free(op: Op) -> bool:
-    """Tells whether an instruction neither computes nor moves anything, or is counted elsewhere: a
-    loop, the end of a copy.
-    """
+    """Returns whether an instruction costs nothing or is counted elsewhere, as loops are."""
     return op.opcode in FREE or op.opcode.endswith(("-done", "-update")) or is_bookkeeping(op)
 
 
 def is_bookkeeping(op: Op) -> bool:
-    """Tells whether a custom call is a note of the compiler to itself."""
+    """Returns whether a custom call is only an annotation of the compiler."""
     return bool(op.target) and op.target.startswith(BOOKKEEPING)
 
 
@@ -174,8 +172,9 @@ def _outputs(computation: Computation) -> tuple[str, ...]:
 
 
 def _source(computation: Computation, name: str, through: set[str] = VIEWS) -> Op:
-    """Where a value in a fusion comes from, past what leaves it in place: a change of tiles
-    (tpu7x) is a fusion of its own.
+    """The instruction that produces a value in a fusion, skipping those that leave it in place.
+
+    A change of tiles (tpu7x) is a fusion of its own.
     """
     op = computation.ops[name]
     while op.opcode in through or (
@@ -186,8 +185,9 @@ def _source(computation: Computation, name: str, through: set[str] = VIEWS) -> O
 
 
 def _written(computation: Computation, output: str) -> float:
-    """The share of an output that a fusion writes: all, the part changed in place, or nothing of
-    what passes through.
+    """The share of an output that a fusion writes.
+
+    1, or the share changed in place, or 0 for a value that passes through.
     """
     op, origin = _source(computation, output), _source(computation, output, VIEWS | SLICES)
     if op.opcode == "parameter" or origin.opcode in COLLECTIVE or is_bookkeeping(origin):

@@ -285,9 +285,7 @@ def _landing(visit: Visit, result: Buffer, size: int) -> list[Buffer]:
 
 
 def _group_size(op: Op, devices: int) -> int:
-    """Devices per group, of the three ways in which XLA prints groups: lists, an iota, axes of a
-    mesh.
-    """
+    """Devices per group; XLA prints groups as lists, as an iota or as axes of a mesh."""
     if "source_target_pairs=" in op.attributes:
         return op.attribute(r"source_target_pairs=\{(.*?)\}\}").count("{")
     iota = op.attribute(r"replica_groups=\[\d+,(\d+)\]")

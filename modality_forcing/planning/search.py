@@ -34,23 +34,11 @@ NOT_MODELED = (
     "not modeled: the real time of kernels, how well matrix units are filled, "
     "how well transfers overlap with compute; the bound assumes all of these are perfect"
 )
-MICRO_BATCHES = (
-    1,
-    2,
-    3,
-    4,
-    6,
-    8,
-    12,
-    16,
-    24,
-    32,
-    48,
-    64,
-)  # examples per chip that the search tries
+# Examples per chip that the search tries.
+MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_TOKENS = 20_480  # tokens per chip and micro-batch beyond which nothing is gained
-# The order in which the search takes the ways to lay a run out: the first costs least, each next
-# one takes less memory.
+# Layouts (preset, remat, sharded axes) in the order of the search: the first is the fastest, each
+# next one takes less memory.
 LAYOUTS = (
     ("zero2", "elementwise", "rings"),
     ("fsdp", "elementwise", "rings"),
@@ -101,8 +89,9 @@ class Plan:
 
 
 def plan(config: Config, target: Target) -> Plan:
-    """Compiles a config's step for a target, just as it is; raises UserError where its batch or
-    mesh cannot be laid out.
+    """Compiles the step of an unchanged config for a target.
+
+    Raises UserError if its batch or mesh does not divide over the devices.
     """
     return _read(config, target, compile_step(config, target))
 
@@ -196,17 +185,17 @@ def _layout_candidates(config: Config, target: Target) -> Iterator[list[Config]]
         if m % target.chip.devices == 0
         and m * _tokens(config) <= max(MAX_TOKENS, min_tokens_per_chip(target))
     ]
-    for way in LAYOUTS:
-        tried = [_with_layout(config, target, *way, m) for m in sizes]
+    for layout in LAYOUTS:
+        tried = [_with_layout(config, target, *layout, m) for m in sizes]
         likely = [c for c in tried if estimate(c, target, weights) < target.chip.usable_bytes]
-        if likely or way == LAYOUTS[-1]:
+        if likely or layout == LAYOUTS[-1]:
             yield (likely or tried[:1])[::-1]
 
 
 def _with_layout(
     config: Config, target: Target, preset: str, remat: str, along: str, micro: int
 ) -> Config:
-    """Returns the config with a layout; a mesh that was asked for stays as it is.
+    """Returns the config with a layout; a mesh set in the config is kept.
 
     "rings": weights are sharded along one axis of a 2D slice, two of a 3D one, and repeated along
     the rest. Across all axes at once XLA does not gather but adds up buffers full of zeros, at
