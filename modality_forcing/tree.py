@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+JsonObject = dict[str, Any]  # as json.load returns it
+
 Tree = Mapping[str, Any]
 
 

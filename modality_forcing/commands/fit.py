@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.progress import format_table
+from modality_forcing.tree import JsonObject
 
 if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
     from modality_forcing.laws.compare import FormComparison
@@ -186,18 +187,18 @@ def _held_out(text: str | None, table: Table, form: Any) -> Any:
     )
 
 
-def _parameter(parameter: Parameter) -> dict[str, Any]:
+def _parameter(parameter: Parameter) -> JsonObject:
     result = asdict(parameter) | {"identified": parameter.identified}
     why = result.pop("why")
     return result if parameter.identified else result | {"why": why}
 
 
-def _comparison(compared: Iterable[FormComparison], best: str | None) -> dict[str, Any]:
+def _comparison(compared: Iterable[FormComparison], best: str | None) -> JsonObject:
     rows = [asdict(row) for row in compared]
     return {"held_out": rows[0]["held_out"], "compared": rows, "best": best}
 
 
-def _allocation(found: Allocation | None) -> dict[str, Any] | None:
+def _allocation(found: Allocation | None) -> JsonObject | None:
     if found is None:
         return None
     parts = ("N", "D", "loss")
@@ -214,7 +215,7 @@ def _allocation(found: Allocation | None) -> dict[str, Any] | None:
     }
 
 
-def _isoflop(view: IsoFlop | None, table: Table) -> dict[str, Any] | None:
+def _isoflop(view: IsoFlop | None, table: Table) -> JsonObject | None:
     if view is None:
         return None
     lines = []
@@ -245,7 +246,7 @@ def _isoflop(view: IsoFlop | None, table: Table) -> dict[str, Any] | None:
     return {"note": f"{note} the law; 1 is unbiased", "lines": lines, **exponents}
 
 
-def _points(fitted: Fit, table: Table) -> list[dict[str, Any]]:
+def _points(fitted: Fit, table: Table) -> list[JsonObject]:
     import numpy as np
 
     law = np.exp(fitted.predict(table.variables))
@@ -253,7 +254,7 @@ def _points(fitted: Fit, table: Table) -> list[dict[str, Any]]:
     return [{"line": line, "loss": loss, "law": predicted} for line, loss, predicted in rows]
 
 
-def to_text(result: dict[str, Any]) -> str:
+def to_text(result: JsonObject) -> str:
     """Returns the result as text tables with at most six digits; the JSON has all digits."""
     rows, parts = result["table"], [f"{result['form']}: {result['equation']}"]
     count = len(rows["dropped_lines"])
@@ -287,7 +288,7 @@ def to_text(result: dict[str, Any]) -> str:
     return "\n".join(parts + _allocation_text(result["allocation"], result["isoflop"]))
 
 
-def _allocation_text(found: dict[str, Any] | None, view: dict[str, Any] | None) -> list[str]:
+def _allocation_text(found: JsonObject | None, view: JsonObject | None) -> list[str]:
     if found is None or view is None:
         return []
     names = ("N", "D", "loss")
@@ -305,7 +306,7 @@ def _allocation_text(found: dict[str, Any] | None, view: dict[str, Any] | None) 
     return lines
 
 
-def _estimate(p: dict[str, Any]) -> str:
+def _estimate(p: JsonObject) -> str:
     return f"{_number(p['value'])} ({_number(p['low'])} to {_number(p['high'])})"
 
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.depth_metrics import METRICS, mean_scores, score
 from modality_forcing.evaluation.protocols import Protocol
+from modality_forcing.tree import JsonObject
 
 _SAVE = "write it with numpy.savez_compressed(file, {}=...)"
 
 
-def evaluate_arrays(pred: Path | None, target: Path | None, protocol: Protocol) -> dict[str, Any]:
+def evaluate_arrays(pred: Path | None, target: Path | None, protocol: Protocol) -> JsonObject:
     """Scores `depth` (or `disparity`) of one .npz against `depth` and `valid` of another.
 
     Returns the protocol, the mean of each metric, the number of images scored and skipped, and one
@@ -61,7 +61,7 @@ def evaluate_arrays(pred: Path | None, target: Path | None, protocol: Protocol) 
     return {"protocol": protocol.to_dict(), **means, "rows": rows}
 
 
-def to_text(result: dict[str, Any]) -> str:
+def to_text(result: JsonObject) -> str:
     """Returns the means as lines for a terminal."""
     counts = f"{result['images']} images scored, {result['skipped']} with nothing to score"
     lines = [f"protocol {Protocol.from_dict(result['protocol'])}; {counts}"]

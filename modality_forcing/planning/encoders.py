@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from modality_forcing.planning.compile import Bytes, Compiled, Target, compile_l
 from modality_forcing.planning.roofline import Roofline, collectives, roofline, summarize
 from modality_forcing.planning.search import GIB, NOT_MODELED
 from modality_forcing.train import sharding
+from modality_forcing.tree import JsonObject
 
 XXL = UMT5Config(
     vocab_size=256_384, width=4096, mlp_dim=10_240, heads=64, head_dim=64, num_layers=24
@@ -151,7 +151,7 @@ def image_flops(part: str, b: int, resolution: int) -> int:
     return b * int(costs["flops"])  # pyright: ignore
 
 
-def to_json(p: EncodePlan) -> dict[str, Any]:
+def to_json(p: EncodePlan) -> JsonObject:
     """Returns plain data; bytes are per chip."""
     m = p.target.chip.devices
     return {

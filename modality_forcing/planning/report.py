@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from modality_forcing.planning import hardware
 from modality_forcing.planning.roofline import Roofline
 from modality_forcing.planning.search import GIB, NOT_MODELED, Plan, describe, min_tokens_per_chip
+from modality_forcing.tree import JsonObject
 
 COLUMNS = (
     *(
@@ -24,7 +23,7 @@ COLUMNS = (
 )
 
 
-def to_json(p: Plan) -> dict[str, Any]:
+def to_json(p: Plan) -> JsonObject:
     """Returns plain data; bytes are per chip, seconds and FLOPs of one step of all chips."""
     chip = p.target.chip.devices  # jax devices in one
     bound = p.roofline

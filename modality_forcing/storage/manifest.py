@@ -11,6 +11,7 @@ from typing import Any
 
 from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
+from modality_forcing.tree import JsonObject
 
 # Of the manifest and of the examples. Format 2 renamed keys (licence, bad, and those of
 # statistics).
@@ -60,7 +61,7 @@ class Manifest:
         """The number of records that could not be read."""
         return sum(file.failed for file in self.files)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns the manifest as it is written."""
         return {
             "format": FORMAT,
@@ -108,7 +109,7 @@ def read(folder: Path, split: str) -> Manifest | None:
         raise UserError(f"is not a manifest ({error})", where=path, hint=hint) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """Returns the object in a file of prepare; raises UserError if there is none."""
     hint = f"delete it and {_AGAIN}"
     try:

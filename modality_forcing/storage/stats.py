@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.data.records import Record
+from modality_forcing.tree import JsonObject
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 _BINS = 64  # an octave
@@ -64,7 +65,7 @@ class DatasetStats:
         if other.min_depth is not None and other.max_depth is not None:
             self._extend(other.min_depth, other.max_depth)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> JsonObject:
         """Returns all counts, for `from_json`."""
         histograms = {
             name: {str(key): n for key, n in sorted(getattr(self, name).items())}
@@ -86,7 +87,7 @@ class DatasetStats:
             valid_percents=_by_int(content["valid_percents"]),
         )
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> JsonObject:
         """Returns numbers of records, sizes, valid fractions, and depth with its quantiles."""
         by_count = sorted(self.sizes.items(), key=lambda size: (-size[1], size[0]))
         sizes = dict(by_count[:_MAX_SIZES])

@@ -7,7 +7,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
@@ -18,6 +17,7 @@ from modality_forcing.planning.hardware import CHIPS
 from modality_forcing.progress import format_table
 from modality_forcing.sweeps.spec import Cell, Run, Sweep, load
 from modality_forcing.train.state import abstract_model
+from modality_forcing.tree import JsonObject
 from modality_forcing.viz.figures import format_count
 
 # Assumed model FLOPs utilization: published values of tuned dense models of this size (about 60% on
@@ -123,7 +123,7 @@ def _run_price(run: Run, cells: int) -> RunPrice:
     )
 
 
-def to_json(p: Price) -> dict[str, Any]:
+def to_json(p: Price) -> JsonObject:
     """Returns the price as JSON values."""
     return asdict(p)
 
@@ -163,7 +163,7 @@ LAW_COLUMNS = {"N": "params", "n": "images", "s": "frames"}  # a law's variables
 SCORE_COLUMNS = ("i2d_absrel", "absrel", "loss")  # a law is fitted to the first that rows have
 
 
-def cell_columns(cell: Cell) -> dict[str, Any]:
+def cell_columns(cell: Cell) -> JsonObject:
     """Returns the columns of a cell's row on size, data and FLOPs.
 
     images, frames: examples seen by its runs of a single modality, and of several; repetitions
@@ -172,7 +172,7 @@ def cell_columns(cell: Cell) -> dict[str, Any]:
     """
     runs, last = cell.runs(), cell.run.config
     weights, spent = parameters(last), {f"flops_{run.phase}": run_flops(run) for run in runs}
-    columns: dict[str, Any] = {"width": last.model.width, "seed": last.seed}
+    columns: JsonObject = {"width": last.model.width, "seed": last.seed}
     columns |= {"params": weights.trunk, "params_total": weights.total}
     known = all(run.config.data.source == "scenes" for run in runs)
     for name, several in (("images", False), ("frames", True)):

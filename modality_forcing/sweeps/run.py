@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -35,6 +35,7 @@ from modality_forcing.train import inputs
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.train.workdir import check_resumable
+from modality_forcing.tree import JsonObject
 
 Log = Callable[[str], None]
 
@@ -168,7 +169,7 @@ class _Worker:
             self._records[key] = InMemory(inputs.open_source(config))
         return self._records[key]
 
-    def _row(self, cell: Cell) -> dict[str, Any]:
+    def _row(self, cell: Cell) -> JsonObject:
         used = {v for run in cell.run.dependencies() for v in self._versions(run)}
         score = self._scorer(cell, {run.phase: self.folder.run_dir(run) for run in cell.runs()})
         # JSON has no NaN.
