@@ -52,15 +52,13 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sends a file's tests to one worker, since they share fixtures, and the slow files first."""
+    """Sorts the slow files first. `--dist=loadfile` sends a file's tests to one worker."""
 
     def rank(item: pytest.Item) -> int:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         return SLOW_FIRST.index(folder) if folder in SLOW_FIRST else len(SLOW_FIRST)
 
     items.sort(key=rank)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 
 REAL_DATA = "MODALITY_FORCING_REAL_DATA"
