@@ -93,9 +93,10 @@ def load(
     """
     if path.is_dir():
         path = path / "rows.jsonl"
+    every_row = read(path)  # first, since a missing table is the more basic mistake
     if columns is None:
         columns = _sweep_columns(path, form)
-    rows = choose(read(path), where)
+    rows = choose(every_row, where)
     _refuse_mixture(rows)
     values: dict[str, Array] = {}
     for name, text in _mapping(columns, form).items():
