@@ -12,10 +12,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from modality_forcing import __version__
-from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.generator import Generator
+from modality_forcing.paths import check_folder, write_file
 from modality_forcing.train import checkpoint
 from modality_forcing.tree import flatten, unflatten
 

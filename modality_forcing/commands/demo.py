@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 
 if TYPE_CHECKING:
     import numpy as np

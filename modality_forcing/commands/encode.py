@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from modality_forcing.atomic_io import check_folder
 from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
 from modality_forcing.errors import UserError
+from modality_forcing.paths import check_folder
 
 EXAMPLES = """examples:
   mforce encode --source=prepared/tum --out=encoded/tum \\

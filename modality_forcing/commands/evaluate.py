@@ -148,8 +148,8 @@ def _evaluate_records(options: argparse.Namespace) -> None:
 
 
 def _evaluate_trajectories(options: argparse.Namespace) -> None:
-    from modality_forcing.atomic_io import check_folder
     from modality_forcing.evaluation import trajectory_sweep
+    from modality_forcing.paths import check_folder
     from modality_forcing.train.checkpoint import resolve_checkpoint
 
     values, out = trajectory_sweep.parse_values(options.trajectory_sweep), options.out or _OUT
@@ -176,7 +176,6 @@ def _load_evaluator(options: argparse.Namespace, task: str) -> tuple[Generator, 
 
 
 def _evaluate_benchmarks(options: argparse.Namespace) -> None:
-    from modality_forcing.atomic_io import check_folder
     from modality_forcing.evaluation.benchmark import (
         InferenceOptions,
         open_benchmarks,
@@ -184,6 +183,7 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
     )
     from modality_forcing.evaluation.report import to_markdown
     from modality_forcing.evaluation.views import parse_view
+    from modality_forcing.paths import check_folder
     from modality_forcing.train.checkpoint import resolve_checkpoint
 
     if options.root is None:
@@ -228,7 +228,7 @@ def _check_out_file(out: Path | None) -> None:
 
 
 def _print_result(options: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:
-    from modality_forcing.atomic_io import write_file
+    from modality_forcing.paths import write_file
 
     json_text = json.dumps(result, indent=1)
     if options.out:

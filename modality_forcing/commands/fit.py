@@ -96,11 +96,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Fits a law and prints it; raises UserError for a table or options that allow no fit."""
-    from modality_forcing.atomic_io import check_folder, write_file
     from modality_forcing.laws import compute_optimal, forms
     from modality_forcing.laws.compare import compare
     from modality_forcing.laws.fit import fit
     from modality_forcing.laws.table import load
+    from modality_forcing.paths import check_folder, write_file
 
     form = forms.parse(options.form)
     budgets = _check(options, form.variables)

@@ -53,7 +53,7 @@ def main(options: argparse.Namespace) -> None:
 
     Raises UserError if it is incomplete or, with --verify, not as it was written.
     """
-    from modality_forcing.atomic_io import write_file
+    from modality_forcing.paths import write_file
     from modality_forcing.storage import manifest
     from modality_forcing.storage.shards import Shards
     from modality_forcing.viz.images import png_bytes

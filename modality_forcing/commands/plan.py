@@ -119,7 +119,7 @@ def _sweep(options: argparse.Namespace, _: Mapping[str, str]) -> int:
 
 def _coordinates(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from modality_forcing import config_file
-    from modality_forcing.atomic_io import check_folder
+    from modality_forcing.paths import check_folder
     from modality_forcing.train import coord_check
 
     if options.out is not None:

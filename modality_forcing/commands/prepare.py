@@ -93,8 +93,8 @@ def main(options: argparse.Namespace) -> None:
         raise UserError("--resolution and --max-side are two sizes", hint="give one of them")
     if options.quality > 100:
         raise UserError(f"--quality is {options.quality}", hint="the range is 1 to 100")
-    from modality_forcing.atomic_io import check_folder
     from modality_forcing.datasets.registry import check_split, find_dataset
+    from modality_forcing.paths import check_folder
     from modality_forcing.prepare.job import PrepareJob, Settings
     from modality_forcing.prepare.work import prepare
 

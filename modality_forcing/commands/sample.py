@@ -96,8 +96,8 @@ def main(options: argparse.Namespace) -> None:
 
 def check_inputs(options: argparse.Namespace) -> None:
     """Raises UserError if the mode is unknown, lacks its input, or has one it would ignore."""
-    from modality_forcing.atomic_io import check_folder
     from modality_forcing.generator import TASKS
+    from modality_forcing.paths import check_folder
 
     mode = options.mode
     if mode not in TASKS:
@@ -157,7 +157,7 @@ def write_example(
 
     Images are PNG. Maps are .npy, 16-bit PNG with its scale, and a PNG in colors.
     """
-    from modality_forcing.atomic_io import write_file
+    from modality_forcing.paths import write_file
     from modality_forcing.viz import images
 
     written = []

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.data.augment import hflip
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.encoders.frozen import BATCH, FrozenEncoders
+from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.storage import codec, latent_cache
 from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files

@@ -13,7 +13,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import report
@@ -27,6 +26,7 @@ from modality_forcing.evaluation.report import BenchmarkScores
 from modality_forcing.evaluation.resample import resize_prediction
 from modality_forcing.evaluation.views import EvalFrame, ViewName, make_eval_frame
 from modality_forcing.generator import Generator, num_steps
+from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.state import params_hash
 from modality_forcing.viz import images

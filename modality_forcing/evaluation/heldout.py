@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.errors import UserError
@@ -22,6 +21,7 @@ from modality_forcing.evaluation.depth_metrics import (
 )
 from modality_forcing.evaluation.estimators import DepthMap, Estimator
 from modality_forcing.generator import Generator
+from modality_forcing.paths import check_folder, write_file
 from modality_forcing.train import inputs
 from modality_forcing.viz.images import png_bytes, to_u8
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 
 FORMAT = 1  # of the files
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from modality_forcing import __version__
-from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.data.files import read_image
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.heldout import Evaluator, joint_set
 from modality_forcing.generator import Generator, num_steps
+from modality_forcing.paths import check_folder, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
 from modality_forcing.train.state import params_hash
 from modality_forcing.viz import figures, images

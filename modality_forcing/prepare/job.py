@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.data.resize import Size, limit_longer_side, limit_shorter_side
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 from modality_forcing.storage import manifest, tfds_metadata
 from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.data.files import MODES_16_BIT, open_image
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 
 _UNKNOWN, _SKY = 0, 65535
 _STEPS = 65533  # between code 1, near, and code 65534, far

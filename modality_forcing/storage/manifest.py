@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 from modality_forcing.tree import JsonObject
 
 # Of the manifest and of the examples. Format 2 renamed keys (licence, bad, and those of

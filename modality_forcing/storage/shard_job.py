@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 from modality_forcing.storage.manifest import read_json
 from modality_forcing.storage.shards import shard_name
 from modality_forcing.tree import differences

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
 from modality_forcing.laws import forms
 from modality_forcing.laws.compare import compare, largest_cells
 from modality_forcing.laws.figures import plot as plot_fit
 from modality_forcing.laws.fit import Fit, fit
 from modality_forcing.laws.table import MUST_MATCH, Table
+from modality_forcing.paths import write_file
 from modality_forcing.sweeps import figures as sweep_figures
 from modality_forcing.sweeps.figures import Row
 from modality_forcing.viz import figures

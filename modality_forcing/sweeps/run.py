@@ -22,11 +22,11 @@ from jax.experimental import multihost_utils
 from jax.experimental.compilation_cache import compilation_cache
 
 from modality_forcing import distributed
-from modality_forcing.atomic_io import write_file
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
 from modality_forcing.sweeps.spec import Cell, Run

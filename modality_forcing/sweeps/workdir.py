@@ -32,9 +32,9 @@ from typing import Any
 
 import modality_forcing
 from modality_forcing import distributed
-from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
+from modality_forcing.paths import check_folder, write_file
 from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.train.metrics import read_metrics

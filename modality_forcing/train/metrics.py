@@ -9,8 +9,8 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 
 
 class MetricWriter:

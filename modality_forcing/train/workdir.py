@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from modality_forcing import distributed
-from modality_forcing.atomic_io import check_folder, write_file
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
+from modality_forcing.paths import check_folder, write_file
 from modality_forcing.tree import flatten
 
 # Prefixes of config keys that change how a run is logged, fed or laid out, but its numbers only by

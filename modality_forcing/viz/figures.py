@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modality_forcing.atomic_io import write_file
+from modality_forcing.paths import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from modality_forcing.atomic_io import write_file
+from modality_forcing.paths import write_file
 from modality_forcing.tree import flatten
 from modality_forcing.viz import figures
 from modality_forcing.viz.images import png_bytes

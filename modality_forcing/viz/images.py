@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from modality_forcing.atomic_io import write_file
+from modality_forcing.paths import write_file
 
 # Perceptually uniform: lightness rises evenly, also in a gray print and for the color-blind. The
 # maps of most depth papers are "Spectral_r" of disparity (near is red).

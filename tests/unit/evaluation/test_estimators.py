@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.atomic_io import write_file
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import estimators
 from modality_forcing.evaluation.estimators import (
@@ -19,6 +18,7 @@ from modality_forcing.evaluation.estimators import (
     from_folder,
     parse_estimator,
 )
+from modality_forcing.paths import write_file
 from modality_forcing.viz.images import png_bytes, save_depth
 
 SIDE = 8

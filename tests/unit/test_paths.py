@@ -1,0 +1,211 @@
+"""Files are whole or not there, and what the system refuses is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from modality_forcing import paths
+from modality_forcing.errors import UserError
+from modality_forcing.paths import check_file, check_folder, write_file
+
+
+def test_write_file_replaces_the_file_with_default_permissions(tmp_path):
+    path = tmp_path / "a"
+    write_file(path, b"old")
+    write_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]
+    (tmp_path / "plain").touch()
+    assert stat.S_IMODE(path.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+
+
+def test_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    write_file(path, b"old")
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device") as caught:
+        write_file(path, b"new")
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_check_folder_creates_nothing(tmp_path):
+    check_folder(tmp_path, "--out")
+    check_folder(tmp_path / "new" / "below", "--out")
+    assert os.listdir(tmp_path) == []
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="file: is a file; choose another --out"):
+            check_folder(path, "--out")
+
+
+@pytest.mark.parametrize(
+    "address", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run", Path("gs://bucket/run")]
+)
+def test_url_is_refused_as_a_folder(address, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        UserError, match=r"is an address.*mount the bucket.* --workdir below the mount"
+    ) as caught:
+        check_folder(address, "--workdir")
+    assert "\n" not in str(caught.value)
+
+
+def test_path_with_a_colon_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("run:1/below", "a/gs:/b", tmp_path / "gs:" / "b"):
+        check_folder(path, "--workdir")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_read_only_folder_is_refused(tmp_path):
+    tmp_path.chmod(0o555)
+    with pytest.raises(UserError, match="may not be written to"):
+        check_folder(tmp_path / "new", "--workdir")
+
+
+LONG = "x" * 300
+
+
+def test_pipe_is_written_into_and_stays(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_bytes()))
+    reader.start()
+    write_file(pipe, b"content" * 20_000)  # more than a pipe holds
+    reader.join()
+    assert read == [b"content" * 20_000]
+    assert stat.S_ISFIFO(pipe.stat().st_mode) and os.listdir(tmp_path) == ["pipe"]
+
+
+def test_device_is_written_into_and_stays(tmp_path):
+    device = tmp_path / "device"
+    try:
+        os.mknod(device, stat.S_IFCHR | 0o666, os.makedev(1, 3))  # as /dev/null
+        device.open("wb").close()
+    except PermissionError:
+        pytest.skip("only root may make a device")
+    write_file(device, b"content")
+    assert stat.S_ISCHR(device.stat().st_mode) and os.listdir(tmp_path) == ["device"]
+
+
+def test_link_is_followed_and_stays(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_bytes(b"old")
+    for name, target in {"link": "folder/file", "dangling": "folder/new"}.items():
+        link = tmp_path / name
+        link.symlink_to(target)
+        write_file(link, b"new")
+        assert link.is_symlink() and (tmp_path / target).read_bytes() == b"new"
+    assert sorted(os.listdir(tmp_path / "folder")) == ["file", "new"]
+
+
+def test_folder_and_socket_are_refused_and_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # the name of a socket may have 107 bytes
+    (tmp_path / "folder").mkdir()
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind("socket")
+    for name in ("folder", "socket"):
+        for refuse in (lambda path: write_file(path, b""), lambda path: check_file(path, "--out")):
+            with pytest.raises(UserError, match=f"{name}: is a {name}"):
+                refuse(Path(name))
+    bound.close()
+    assert stat.S_ISSOCK(Path("socket").stat().st_mode)
+    assert sorted(os.listdir()) == ["folder", "socket"]
+
+
+def test_link_to_itself_is_one_line(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    for refuse in (paths.exists, paths.read_bytes, lambda p: check_folder(p, "--out")):
+        with pytest.raises(UserError, match=r"loop: cannot be looked up .*symbolic link"):
+            refuse(tmp_path / "loop")
+
+
+def test_folder_behind_a_dangling_link_is_refused(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    with pytest.raises(UserError, match="link: is a link to nothing"):
+        check_folder(tmp_path / "link" / "below", "--out")
+
+
+def test_name_that_is_too_long_is_one_line(tmp_path):
+    for ask in (paths.exists, paths.is_dir, paths.is_file, paths.read_text, paths.list_dir):
+        with pytest.raises(UserError, match=r"\.\.\.x+: .*File name too long.*a shorter name"):
+            ask(tmp_path / LONG)
+    with pytest.raises(UserError, match="File name too long"):
+        write_file(tmp_path / LONG, b"")
+    write_file(tmp_path / LONG[:255], b"")  # the longest name that a file may have
+    assert os.listdir(tmp_path) == [LONG[:255]]
+
+
+def test_name_that_is_not_utf8_is_refused_for_output_only(tmp_path):
+    name = os.fsdecode(b"r\xe9n")
+    with pytest.raises(UserError, match="not UTF-8") as caught:
+        check_folder(tmp_path / name, "--workdir")
+    assert "\n" not in str(caught.value)
+    (tmp_path / name).write_text("read")
+    assert paths.read_text(tmp_path / name) == "read"
+    assert paths.list_dir(tmp_path) == [tmp_path / name]
+
+
+def test_file_as_a_folder_is_nothing(tmp_path):
+    (tmp_path / "file").touch()
+    assert not paths.exists(tmp_path / "file" / "below")
+    with pytest.raises(UserError, match="file: is a file, not a folder"):
+        paths.list_dir(tmp_path / "file")
+
+
+def test_address_is_refused_by_every_question():
+    for ask in (paths.exists, paths.is_dir, paths.read_bytes, paths.list_dir):
+        with pytest.raises(UserError, match="is an address, not a path; mount the bucket"):
+            ask("gs://bucket/file")
+    assert paths.resolve("gs://bucket/file") == Path("gs://bucket/file")
+
+
+def test_device_is_not_read():
+    with pytest.raises(UserError, match="/dev/zero: is a device, not a file"):
+        paths.read_bytes("/dev/zero")
+
+
+def test_resolved_paths_of_one_folder_are_equal(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("a")
+    monkeypatch.chdir(tmp_path / "a")
+    for text in ("b", "b/", "./b", "../a/b", "../link/b", tmp_path / "link" / "b"):
+        assert paths.resolve(text) == (tmp_path / "a" / "b").resolve()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look everywhere")
+def test_unreadable_parent_is_one_line(tmp_path):
+    (tmp_path / "locked" / "in").mkdir(parents=True)
+    (tmp_path / "locked").chmod(0)
+    try:
+        for ask in (paths.exists, paths.is_file, paths.read_text, paths.list_dir):
+            with pytest.raises(UserError, match=r"cannot be looked up .Permission denied"):
+                ask(tmp_path / "locked" / "in" / "x")
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+
+
+def test_cause_is_found_below_other_errors():
+    wrapped = RuntimeError("save failed")
+    wrapped.__cause__ = ValueError("x")
+    wrapped.__cause__.__cause__ = OSError(errno.EMFILE, "Too many open files")
+    assert paths.cause(wrapped) == errno.EMFILE
+    assert not paths.is_full(wrapped)
+    assert paths.cause(ValueError("[OS error 24: Too many open files] of x")) == errno.EMFILE
+    assert paths.is_full(RuntimeError("RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space left]"))
+    assert paths.cause(ValueError("a bug")) is None
+    line = str(paths.os_error(wrapped, "file", "read"))
+    assert line == "file: cannot be read (Too many open files); allow more open files (ulimit -n)"
