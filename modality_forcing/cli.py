@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import select
 import sys
-from typing import NamedTuple, NoReturn, TextIO
+from contextlib import redirect_stderr, redirect_stdout, suppress
+from typing import NamedTuple, NoReturn
 
 from modality_forcing import __version__, distributed
 from modality_forcing.commands.arguments import split_overrides
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_full, os_error
+from modality_forcing.progress import LossyStream, keep_standard_descriptors
 
 
 class Command(NamedTuple):
@@ -55,11 +57,22 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0: success. 1: a plan that does not fit. 2: a mistake of the user. 130: Ctrl-C.
-    141: the reader of the output is gone.
+    0: success. 1: a plan that does not fit. 2: a mistake of the user, or output that could not be
+    printed. 130: Ctrl-C. 141: the reader of the output is gone.
     """
+    keep_standard_descriptors()
+    stdout, stderr = LossyStream(sys.stdout), LossyStream(sys.stderr)
+    with redirect_stdout(stdout), redirect_stderr(stderr):  # pyright: ignore[reportArgumentType]
+        try:
+            return _main(sys.argv[1:] if arguments is None else arguments, stdout)
+        finally:
+            with suppress(BrokenPipeError):
+                stdout.flush()
+
+
+def _main(arguments: list[str], stdout: LossyStream) -> int:
     parser = build_parser()
-    rest, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments, parser)
+    rest, overrides = split_overrides(arguments, parser)
     options = parser.parse_args(rest)
     command = COMMANDS[options.command]
     if overrides and not command.overrides:
@@ -68,16 +81,24 @@ def main(arguments: list[str] | None = None) -> int:
     options.overrides = overrides
     try:
         code = options.main(options) or 0
-        sys.stdout.flush()  # here, where a closed pipe can still be handled
-        return distributed.exit_process(code)
+        stdout.flush()  # here, where a closed pipe can still be handled
+        if stdout.error is None:
+            return distributed.exit_process(code)
+        reason = f"its output is lost: stdout cannot be written ({stdout.error.strerror})"
+        message, code = f"{reason}; redirect it elsewhere and run the command again", 2
     except BrokenPipeError:
-        if _has_reader(sys.stdout):
+        if _has_reader(stdout):
             raise
+        stdout.discard()
         return distributed.exit_process(141)  # the shell's code for SIGPIPE, as after `| head`
     except UserError as error:
         message, code = str(error), 2
     except FloatingPointError as error:  # training diverged
         message, code = f"{error}; lower train.learning_rate, in another --workdir", 2
+    except OSError as error:  # the last net: a path that no reader or writer has looked after
+        if error.filename is None and not is_full(error):
+            raise
+        message, code = str(os_error(error, error.filename)), 2
     except KeyboardInterrupt:
         hint = "; run the same command again to resume" if command.resumable else ""
         message, code = f"interrupted{hint}", 130
@@ -112,14 +133,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {' '.join(message.split())}; see {self.prog} --help\n")
 
 
-def _has_reader(stream: TextIO) -> bool:
-    """Whether a pipe still has a reader; otherwise redirects it, or Python would report at exit."""
+def _has_reader(stream: LossyStream) -> bool:
+    """Whether a pipe still has a reader."""
     pipe = select.poll()
     pipe.register(stream.fileno(), 0)
-    if not pipe.poll(0):  # only errors are reported
-        return True
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    return False
+    return not pipe.poll(0)  # only errors are reported
 
 
 if __name__ == "__main__":

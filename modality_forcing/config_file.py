@@ -93,7 +93,7 @@ def _find(name: str, what: str) -> Path:
 @contextmanager
 def _neighbors_importable(path: Path):
     """Lets a user's file build on another in its folder: `from my_configs import base`."""
-    root = path.absolute().parents[1]
+    root = path.absolute().parent.parent  # "/" for a file in "/"
     if root == _PACKAGE:  # its modules would hide others of the same names
         yield
         return

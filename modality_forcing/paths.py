@@ -256,7 +256,8 @@ def os_error(
     code = cause(error)
     words = os.strerror(code) if code is not None else " ".join(str(error).split())
     hint = hint if code is None else _HINTS.get(code, hint)
-    return UserError(f"cannot be {done} ({words})", where=_shown(path), hint=hint)
+    where = None if path is None else _shown(path)
+    return UserError(f"cannot be {done} ({words})", where=where, hint=hint)
 
 
 def _kind(path: str | Path) -> int | None:

@@ -2,10 +2,99 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import zip_longest
+from typing import Protocol, runtime_checkable
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """What is needed of sys.stdout and sys.stderr."""
+
+    def write(self, text: str, /) -> int: ...
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool: ...
+
+    def fileno(self) -> int: ...
+
+
+class LossyStream:
+    """A standard stream whose loss stops no work: the first error is kept, later text discarded.
+
+    Characters that the stream's encoding lacks are escaped. A pipe without a reader raises
+    BrokenPipeError, as usual.
+
+    Args:
+      stream: sys.stdout or sys.stderr; None if it was closed at the start.
+
+    Attributes:
+      error: why text was lost, None if none was.
+    """
+
+    def __init__(self, stream: Stream | None):
+        self._stream = stream
+        self.error: OSError | None = None
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def write(self, text: str) -> int:
+        """Writes a text and returns its length."""
+        if self._stream is None:
+            self._lose(OSError(errno.EBADF, "it is closed"))
+        else:
+            try:
+                self._stream.write(text)
+            except BrokenPipeError:
+                raise
+            except OSError as error:
+                self._lose(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Writes what is buffered."""
+        try:
+            if self._stream is not None:
+                self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            self._lose(error)
+
+    def isatty(self) -> bool:
+        """Returns whether the stream is a terminal."""
+        return self._stream is not None and self._stream.isatty()
+
+    def fileno(self) -> int:
+        """Returns the descriptor."""
+        if self._stream is None:
+            raise io.UnsupportedOperation("the stream is closed")
+        return self._stream.fileno()
+
+    def discard(self) -> None:
+        """Sends what is buffered, and all that follows, to nowhere."""
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+
+    def _lose(self, error: OSError) -> None:
+        self.error = self.error or error
+        self.discard()  # or Python would report the buffer at exit
+
+
+def keep_standard_descriptors() -> None:
+    """Opens /dev/null in place of closed standard streams, before a file gets their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
 
 
 def print_stderr(line: str) -> None:

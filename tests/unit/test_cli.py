@@ -6,6 +6,8 @@ import importlib
 import json
 import os
 import re
+import shlex
+import stat
 import subprocess
 import sys
 
@@ -110,10 +112,64 @@ def test_other_exceptions_pass(mforce, raising):
         mforce("export", "--checkpoint", "c", "--out", "o")
 
 
+def test_error_of_the_system_is_one_line(mforce, raising, tmp_path):
+    raising("export", PermissionError(13, "Permission denied", str(tmp_path / "locked")))
+    done = mforce("export", "--checkpoint", "c", "--out", "o")
+    refused(done, r"^mforce export: .*/locked: cannot be used \(Permission denied\); check")
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["--version"])
     assert left.value.code == 0 and capsys.readouterr().out == f"mforce {__version__}\n"
+
+
+LOST = """
+import os, sys
+from modality_forcing import cli
+from modality_forcing.commands import completion
+def work(options):
+    print("r\\xe9sult", flush=True)
+    print("more")
+    os.write(int(sys.argv[1]), b"done")
+completion.main = work
+sys.exit(cli.main(["completion", "bash"]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirect", "code", "message"),
+    [
+        (">$FULL", 2, r"its output is lost: stdout cannot be written \(No space left on device\)"),
+        (">&-", 2, r"its output is lost: stdout cannot be written \(it is closed\)"),
+        (">out", 0, ""),
+        ("2>&-", 0, ""),
+        ("2>$FULL", 0, ""),
+        (">&- 2>&- <&-", 2, ""),
+    ],
+)
+def test_lost_output_does_not_stop_the_work(tmp_path, redirect, code, message):
+    full = tmp_path / "full"
+    if "$FULL" in redirect:
+        try:
+            os.mknod(full, stat.S_IFCHR | 0o666, os.makedev(1, 7))  # as /dev/full
+            full.open("wb").close()
+        except PermissionError:
+            pytest.skip("only root may make a device")
+    done, write = os.pipe()
+    shell = f"exec {shlex.quote(sys.executable)} -c {shlex.quote(LOST)} {write} {redirect}"
+    env = {**environment(), "FULL": str(full), "PYTHONIOENCODING": "ascii"}
+    ran = subprocess.run(
+        shell, shell=True, env=env, cwd=tmp_path, pass_fds=[write], capture_output=True, text=True
+    )
+    os.close(write)
+    with open(done, "rb") as pipe:
+        assert pipe.read() == b"done"  # the work was finished
+    assert ran.returncode == code, ran
+    assert ran.stderr.count("\n") == (1 if message else 0), ran.stderr
+    assert re.search(message, ran.stderr)
+    if redirect == ">out":
+        assert (tmp_path / "out").read_text() == "r\\xe9sult\nmore\n"
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])

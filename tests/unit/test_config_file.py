@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from modality_forcing.config import Config, to_dict
-from modality_forcing.config_file import call, choose, load, parse_arg
+from modality_forcing.config_file import _neighbors_importable, call, choose, load, parse_arg
 from modality_forcing.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -168,6 +169,11 @@ def test_config_is_found_by_name_or_path(tmp_path, monkeypatch):
     (tmp_path / "my_configs/base.py").write_text(base)
     (tmp_path / "my_configs/mine.py").write_text(text)
     assert load("my_configs/mine.py") == load("demo")
+
+
+def test_config_may_be_at_the_root_of_the_file_system():
+    with _neighbors_importable(Path("/config.py")):
+        assert sys.path[0] == "/"
 
 
 def test_wrong_argument_is_one_line():
