@@ -131,7 +131,7 @@ class TrainConfig:
     b2: float = 0.95  # decay of the second moment
     grad_clip_norm: float = 1.0  # global
     ema_decay: float = 0.999  # of the averaged weights, which are evaluated and exported
-    t_min: float = 0.05  # least t in x-prediction's velocity (public code: 0.05; short runs: 0.3)
+    t_min: float = 0.05  # least t in the loss' velocity (public code: 0.05; short runs: 0.3)
     distill: bool = False  # self-distillation to the initial text-to-image model (paper, eq. 8)
     distill_high: float = 1.0  # weight of that loss where the other modality is pure noise
     distill_low: float = 0.1  # weight of that loss where the other modality is clean
@@ -154,6 +154,7 @@ class SampleConfig:
     guidance: Mapping[str, float] = field(default_factory=dict)  # default 1 (paper: image 4)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
     timestep_shift: float = 1.1  # of the sampling grid
+    t_min: float = 0.001  # least t in x-prediction's velocity (public code: 0.05)
 
 
 @dataclass(frozen=True)
@@ -261,7 +262,7 @@ def check_splash(config: Config) -> None:
         )
 
 
-# Ranges of floats, by the last part of their keys. NaN is in none. All other floats are finite.
+# Ranges of floats, by keys or their last parts. NaN is in none. All other floats are finite.
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("above 0", lambda x: 0 < x < math.inf, "learning_rate grad_clip_norm rope_theta"),
     (
@@ -276,6 +277,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ),
     ("at least 0 and below 1", lambda x: 0 <= x < 1, "b1 b2 ema_decay"),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, "t_min min_crop"),
+    ("above 0 and at most 0.05", lambda x: 0 < x <= 0.05, "sample.t_min"),
     ("from -16 to 16", lambda x: -16 <= x <= 16, "timestep_shift"),
     ("from -64 to 64", lambda x: -64 <= x <= 64, "log2_alpha"),
 )
@@ -291,8 +293,8 @@ _MAY_BE_REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are le
 def _check_numbers(tree: Mapping[str, Any]) -> None:
     for path, value in flatten(tree, ".").items():
         key = path.rpartition(".")[2]
-        if key in _RANGE_OF:
-            text, holds = _RANGE_OF[key]
+        if limits := _RANGE_OF.get(path) or _RANGE_OF.get(key):
+            text, holds = limits
             if not holds(value):
                 raise UserError(f"{path} is {value}", hint=f"it must be {text}")
         elif type(value) is int and not (key in _MAY_BE_REST and value == -1):

@@ -57,7 +57,7 @@ class Generator:
         self.frozen = inputs.build_encoders(config) if frozen is None else frozen
         self._to_tokens = {name: jax.jit(m.to_tokens) for name, m in self.modalities.items()}
         self._to_images = {name: jax.jit(m.from_tokens) for name, m in self.modalities.items()}
-        self._sample = jax.jit(self._trace_sampler, static_argnames=("guidance", "solver"))
+        self._sample = jax.jit(self._trace_sampler, static_argnames=("guidance", "solver", "t_min"))
 
     @classmethod
     def from_checkpoint(
@@ -188,12 +188,21 @@ class Generator:
         schedule = {name: jnp.asarray(t) for name, t in trajectory.schedule.items()}
         guidance = tuple(sorted(options.guidance.items()))
         # Noise levels are data: what is compiled depends only on their names and their number.
-        return self._sample(
-            self.params, schedule, cond, text, null, keys, guidance=guidance, solver=options.solver
-        )
+        static = {"guidance": guidance, "solver": options.solver, "t_min": options.t_min}
+        return self._sample(self.params, schedule, cond, text, null, keys, **static)
 
     def _trace_sampler(
-        self, params, schedule, cond, text, null_text, keys, *, guidance: tuple, solver: Solver
+        self,
+        params,
+        schedule,
+        cond,
+        text,
+        null_text,
+        keys,
+        *,
+        guidance: tuple,
+        solver: Solver,
+        t_min: float,
     ) -> dict[str, jax.Array]:
         return sample(
             nnx.merge(self.graph, params),
@@ -206,7 +215,7 @@ class Generator:
             cond=cond,
             guidance=dict(guidance),
             solver=solver,
-            t_min=self.config.train.t_min,
+            t_min=t_min,
         )
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Array, Bool, Float
 
 Prediction = Literal["x", "v"]
 
-# Clamp of t in (x0_hat - x_t) / t, from the public sampler. Short runs learn faster with more.
+# Clamp of t in (x0_hat - x_t) / t for training, as in the public code. Short runs learn faster
+# with more. Sampling has its own (sampler.T_MIN).
 T_MIN = 0.05
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from modality_forcing.diffusion.flow import T_MIN, Prediction, add_noise, to_velocity, to_x0
+from modality_forcing.diffusion.flow import Prediction, add_noise, to_velocity, to_x0
 
 Tokens = dict[str, Float[Array, "b _ _"]]  # [b n c], with n and c of each modality
 Times = dict[str, Float[Array, " b"]]
@@ -17,6 +17,10 @@ Cond = Mapping[str, tuple[Float[Array, "b _ _"], Bool[Array, "b _ _"]]]  # x0 an
 Text = Any  # a pytree of arrays with a leading b
 Model = Callable[[Tokens, Times, Text], Mapping[str, Array]]
 Solver = Literal["euler", "heun"]
+
+# Clamp of t in the velocity: it guards the division at t = 0 and nothing else. Below a larger one,
+# as losses use, x falls behind the flow, and more steps add to the error.
+T_MIN = 0.001
 
 
 def sample(
@@ -49,6 +53,7 @@ def sample(
         image's scale must never reach the depth: guided depth is sharper than the truth.
       solver: "euler", or "heun" (second order). The last step, to t = 0, is always Euler's, which
         returns x0_hat itself.
+      t_min: least t in an x-prediction's velocity.
 
     Returns:
       clean tokens {name: [b n c]} in float32; conditions unchanged.

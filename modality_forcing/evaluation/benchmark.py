@@ -183,7 +183,7 @@ def prediction_identity(
     }
     return {
         "weights": params_hash(generator.params),
-        "network": network | {"t_min": config.train.t_min},
+        "network": network,
         "frames": {
             "benchmark": opened.benchmark.name,
             "layout": opened.layout,
@@ -202,6 +202,7 @@ def sampling_options(generator: Generator) -> dict[str, Any]:
         "steps": num_steps("i2d", options),
         "solver": options.solver,
         "timestep_shift": options.timestep_shift,
+        "t_min": options.t_min,
         "guidance": {name: x for name, x in options.guidance.items() if name not in cond},
     }
 

@@ -104,6 +104,10 @@ CONFIG = {
         r"train\.ema_decay is 1\.5; it must be at least 0 and below 1",
     ),
     "clamp_of_zero": ([T2I, "--config.train.t_min=0"], r"train\.t_min is 0"),
+    "clamp_of_sampling": (
+        [T2I, "--config.sample.t_min=0.3"],
+        r"sample\.t_min is 0\.3.*at most 0\.05",
+    ),
     "mu_beyond_floats": (
         [T2I, "--config.modalities.image.noise.timestep_shift=1000"],
         r"noise\.timestep_shift is 1000",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -138,6 +139,21 @@ def test_override_sampling_keeps_values_that_are_none(generator: Generator):
     assert changed == replace(c.sample, steps=2, task_steps={}, solver="heun")
     with pytest.raises(UserError, match="steps is 0"):
         override_sampling(c, steps=0)
+
+
+def test_sampling_does_not_take_the_clamp_of_the_loss(generator: Generator, monkeypatch):
+    seen = []
+
+    def record(*args, shapes, t_min, **options):
+        seen.append(t_min)
+        return {name: jnp.zeros((1, *shape)) for name, shape in shapes.items()}
+
+    monkeypatch.setattr("modality_forcing.generator.sample", record)
+    c = generator.config
+    trained = Generator(replace(c, train=replace(c.train, t_min=0.3)), generator.params)
+    trained.run("joint", [""])
+    trained.run("joint", [""], options=replace(c.sample, t_min=0.05))
+    assert seen == [0.001, 0.05]
 
 
 def test_changing_noise_levels_compiles_nothing(generator: Generator):

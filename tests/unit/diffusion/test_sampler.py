@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -72,7 +74,7 @@ def test_model_is_called_along_the_schedule(solver):
         return oracle(noisy, t, text)
 
     path = trajectories.joint("image", ("depth",), 5, alpha=4.0)
-    jax.block_until_ready(run(model, path, solver=solver, t_min=1e-3))
+    jax.block_until_ready(run(model, path, solver=solver))
     eps = noise_of("image")
     for x_t, t, _ in seen:
         np.testing.assert_allclose(
@@ -193,25 +195,38 @@ def test_guidance_without_null_text_and_unknown_conditions_are_refused():
         )
 
 
-def wiener(noisy, t, text, deviation=0.5):
-    """The optimal prediction of Gaussian data, whose flow is known: x(t) = eps std(t)."""
-    s2, level = deviation**2, {n: t[n][:, None, None] for n in noisy}
-    return {
-        n: (1 - level[n]) * s2 / ((1 - level[n]) ** 2 * s2 + level[n] ** 2) * noisy[n]
-        for n in noisy
-    }
+def wiener(noisy, t, text, mean=0.0, deviation=0.5):
+    """The optimal prediction of Gaussian data, whose flow ends at mean + deviation eps."""
+    clean = {}
+    for name, x in noisy.items():
+        level = t[name][:, None, None]
+        gain = (1 - level) * deviation**2 / ((1 - level) ** 2 * deviation**2 + level**2)
+        clean[name] = mean + gain * (x - (1 - level) * mean)
+    return clean
 
 
 def test_heun_follows_a_linear_flow_better_than_euler():
     truth = 0.5 * noise_of("image")
 
     def error(solver: str, steps: int) -> float:
-        out = run(wiener, trajectories.joint("image", (), steps), solver=solver, t_min=1e-3)
+        out = run(wiener, trajectories.joint("image", (), steps), solver=solver)
         return float(np.sqrt(np.mean((out["image"] - truth) ** 2)))
 
     assert error("heun", 10) < 0.3 * error("euler", 20)  # for the same number of calls
     assert error("heun", 20) < error("heun", 10) / 3  # second order
     assert error("euler", 20) > error("euler", 10) / 3  # first
+
+
+@pytest.mark.parametrize("steps", [10, 50, 200])
+@pytest.mark.parametrize("solver, order", [("euler", 1), ("heun", 2)])
+def test_gaussian_data_get_their_mean_and_spread(solver, order, steps):
+    """Both converge to 0.7 +- 0.5: the mean at any number of steps, the spread by the order."""
+    shapes, path = {"image": (4096, 2)}, trajectories.joint("image", (), steps)
+    data = partial(wiener, mean=0.7)
+    out = np.asarray(run(data, path, solver=solver, shapes=shapes)["image"])
+    eps = np.asarray(run(identity, path, shapes=shapes)["image"])
+    assert out.mean() == pytest.approx(0.7 + 0.5 * eps.mean(), abs=3e-4)
+    assert out.std() == pytest.approx(0.5 * eps.std(), abs=1e-5 + steps**-order)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
