@@ -37,8 +37,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ and tuple(
 jaxtyping.install_import_hook("modality_forcing", "tests.typecheck.checked")
 
 # No deadline: the first example compiles. Derandomized: failures are reproducible.
-# HYPOTHESIS_PROFILE=default samples other examples.
+# HYPOTHESIS_PROFILE=fuzz samples other examples, as tests/fuzz.py does.
 settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile("fuzz", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 MAX_WORKERS = 8  # of `-n auto`; each holds jax and its own fixtures

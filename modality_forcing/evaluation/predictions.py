@@ -13,7 +13,8 @@ import numpy as np
 from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
 
-FORMAT = 1  # of the files
+FORMAT = 2  # of the files: a .npy, which numpy reads, and the SHA-256 of its bytes
+_CHECKSUM = 32  # bytes
 
 
 class PredictionStore:
@@ -33,12 +34,15 @@ class PredictionStore:
             write_file(about, json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
     def get(self, index: int) -> np.ndarray | None:
-        """Returns depth and uncertainty f32 [2 r r] of a frame; None if not stored completely."""
+        """Returns depth and uncertainty f32 [2 r r] of a frame; None if not stored intact."""
         try:
-            with open(self._path(index), "rb") as file:
-                stored = np.lib.format.read_array(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
+            content = self._path(index).read_bytes()
+        except OSError:
             return None
+        array, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
+        if hashlib.sha256(array).digest() != checksum:
+            return None
+        stored = np.lib.format.read_array(io.BytesIO(array), allow_pickle=False)
         fits = stored.shape == (2, self.resolution, self.resolution) and stored.dtype == np.float32
         return stored if fits else None
 
@@ -53,7 +57,8 @@ class PredictionStore:
             raise ValueError(f"{shapes} of {self.resolution} pixels a side")
         both, content = np.stack([depth, uncertainty]).astype(np.float32), io.BytesIO()
         np.lib.format.write_array(content, both, allow_pickle=False)
-        write_file(self._path(index), content.getvalue())
+        array = content.getvalue()
+        write_file(self._path(index), array + hashlib.sha256(array).digest())
         return both
 
     def _path(self, index: int) -> Path:

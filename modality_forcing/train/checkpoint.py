@@ -1,7 +1,12 @@
-"""Checkpoints: weights, EMA, optimizer, data position and config in one atomic Orbax save."""
+"""Checkpoints: weights, EMA, optimizer, data position and config in one atomic Orbax save.
+
+`meta` holds the checksum of every array and of itself. They are verified on reading, so that a
+checkpoint damaged on disk is refused, naming what is damaged.
+"""
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 import shutil
@@ -21,10 +26,13 @@ from modality_forcing import distributed
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models.restore import merge_params
+from modality_forcing.progress import print_stderr
+from modality_forcing.train import checksums
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState
 
-FORMAT = 2  # of the folder; other formats are refused
+FORMAT = 3  # of the folder; format 2 has no checksums and is read, others are refused
+_UNVERIFIED = 2
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 FULL = ("no space left", "disk quota", "file too large", "resource_exhausted", "enospc", "efbig")
 _HINT = "give a workdir, its checkpoints/ or one step in it"
@@ -60,16 +68,20 @@ class Checkpoints:
         step = int(jax.device_get(state.step))
         if step == self.latest():
             return
-        meta = {"format": FORMAT, "config": to_dict(config), **metadata}
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "ema": ocp.args.StandardSave(state.ema),
-            "optimizer": ocp.args.StandardSave(state.opt_state),
-            "meta": ocp.args.JsonSave(meta),
+        trees = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
+        meta = {
+            "format": FORMAT,
+            "step": step,
+            "config": to_dict(config),
+            **metadata,
+            "checksums": {name: checksums.checksums(tree) for name, tree in trees.items()},
         }
+        meta = ocp.args.JsonSave(meta | {"checksum": checksums.json_checksum(meta)})
+        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
             with suppress_secondary_errors():
-                self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+                args = ocp.args.Composite(**items, meta=meta)
+                self._manager.save(step, args=args, force=True)
         except Exception as error:  # tensorstore reports a full disk through several types
             remove_unfinished(self.folder)
             if not disk_full(error):
@@ -87,9 +99,13 @@ class Checkpoints:
     def restore(self, like: TrainState) -> tuple[TrainState, Metadata]:
         """Returns the latest state, with the types and shardings of `like`, and its metadata.
 
-        Raises UserError if it cannot be read.
+        Raises UserError if it is damaged or cannot be read, with the way out.
         """
-        return read_state(self.folder / str(self.latest()), like)
+        earlier = sorted(int(path.name) for path in step_folders(self.folder))[:-1]
+        way_out = "restore it from a backup, or train again in another --workdir"
+        if earlier:
+            way_out = f"delete this folder to resume from step {earlier[-1]}"
+        return read_state(self.folder / str(self.latest()), like, way_out)
 
     def close(self) -> None:
         """Releases the manager's threads, and deletes what a failed save still wrote."""
@@ -129,7 +145,8 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
     """Returns a checkpoint's config and EMA weights, whatever devices it was saved from.
 
     shardings: from the weights' shapes to their shardings; by default they go to the first device.
-    Raises UserError if there is none, if it cannot be read, or if it has another format.
+    Raises UserError if there is none, if it cannot be read, is damaged or has another format, and
+    for weights that are not finite.
     """
     _silence_orbax()
     folder = resolve_checkpoint(path).absolute()
@@ -147,26 +164,37 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
                 lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), shapes, placed
             )
             params = reader.restore(folder / WEIGHTS, abstract)
-    config = _checked(meta, folder)["config"]
+    meta = _checked(meta, folder)
+    _verify(meta, {WEIGHTS: params}, folder)
+    if bad := checksums.not_finite(params):
+        what = f"its weights are not finite: {WEIGHTS}/{checksums.some(bad)}"
+        raise UserError(what, where=folder, hint="use an earlier checkpoint, or train again")
+    config = meta["config"]
     try:
         return from_dict(config), params
     except UserError as error:
         raise UserError(f"its config is of another version ({error})", where=folder) from error
 
 
-def read_state(folder: Path, like: TrainState) -> tuple[TrainState, Metadata]:
+def read_state(
+    folder: Path, like: TrainState, way_out: str = "choose another checkpoint"
+) -> tuple[TrainState, Metadata]:
     """Returns the state in `folder/`, which is named by its step, and its metadata.
 
-    The state has the types and shardings of `like` (abstract or real). Raises UserError if it
-    cannot be read.
+    The state has the types and shardings of `like` (abstract or real). Raises UserError with the
+    way out if it is damaged or cannot be read.
     """
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     wanted = {"params": like.params, "ema": like.ema, "optimizer": like.opt_state}
-    with _readable(folder):
+    with _readable(folder, way_out):
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
         with ocp.StandardCheckpointer() as reader:
             items = {name: reader.restore(folder / name, tree) for name, tree in wanted.items()}
-    meta = _checked(meta, folder)
+    meta = _checked(meta, folder, way_out)
+    if (saved_as := meta.get("step", int(folder.name))) != int(folder.name):
+        what = f"is the checkpoint of step {saved_as} under another name"
+        raise UserError(what, where=folder, hint="give it its own name back")
+    _verify(meta, items, folder, way_out)
     step = jax.numpy.asarray(int(folder.name), like.step.dtype)
     return TrainState(step, items["params"], items["optimizer"], items["ema"]), meta
 
@@ -185,7 +213,7 @@ def _silence_orbax() -> None:
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[None]:
+def _readable(folder: Path, way_out: str = "") -> Iterator[None]:
     """Turns an error of reading a checkpoint into a UserError."""
     try:
         with suppress_secondary_errors():
@@ -196,7 +224,7 @@ def _readable(folder: Path) -> Iterator[None]:
             cause = cause.__cause__  # Orbax wraps the storage's error in pages of its own
         first_line = str(cause).strip().partition("\n")[0]
         what = f"cannot be read ({first_line[:200]})"
-        hint = "the checkpoint is damaged or of another run"
+        hint = "; ".join(filter(None, ("the checkpoint is damaged or of another run", way_out)))
         raise UserError(what, where=folder, hint=hint) from error
 
 
@@ -233,11 +261,38 @@ def _plain(tree: PyTree) -> PyTree:
     return {k: _plain(v) for k, v in tree.items()} if isinstance(tree, Mapping) else tree
 
 
-def _checked(meta: object, folder: Path) -> Metadata:
-    """Returns a checkpoint's metadata; raises UserError if this version does not read it."""
+def _checked(meta: object, folder: Path, way_out: str = "") -> Metadata:
+    """Returns a checkpoint's metadata; raises UserError if damaged or not read by this version."""
+    damaged = UserError("its description is damaged", where=folder, hint=way_out)
     if not isinstance(meta, Mapping) or not isinstance(meta.get("config"), Mapping):
-        raise UserError("its description is damaged", where=folder)
-    if meta.get("format") != FORMAT:
+        raise damaged
+    meta = dict(meta)
+    stored = meta.pop("checksum", None)
+    has_checksum = stored is not None or meta.get("format") == FORMAT
+    if has_checksum and stored != checksums.json_checksum(meta):
+        raise damaged
+    if meta.get("format") not in (FORMAT, _UNVERIFIED):
         what = f"is of format {meta.get('format')}, this version reads {FORMAT}"
         raise UserError(what, where=folder, hint="train anew, or use the version that wrote it")
-    return dict(meta)
+    if meta["format"] == _UNVERIFIED and distributed.is_primary():
+        _note_unverified(folder)
+    return meta
+
+
+@functools.cache
+def _note_unverified(folder: Path) -> None:
+    print_stderr(f"{folder}: is of an earlier version, without checksums: damage may go unnoticed")
+
+
+def _verify(meta: Metadata, items: Mapping[str, PyTree], folder: Path, way_out: str = "") -> None:
+    """Raises UserError if an item is not what was saved, naming the first arrays that differ."""
+    if "checksums" not in meta:
+        return
+    bad = [
+        f"{name}/{path}"
+        for name, tree in items.items()
+        for path in checksums.changed(tree, meta["checksums"][name])
+    ]
+    if bad:
+        what = f"is damaged: {checksums.some(bad)} changed after saving"
+        raise UserError(what, where=folder, hint=way_out or "use another checkpoint or a backup")

@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.predictions import PredictionStore, names_digest
+from tests import damage
 
 IDENTITY = {"weights": "abc", "sampling": {"steps": 4, "seed": 0}}
 DEPTH, SPREAD = np.arange(16, dtype="f4").reshape(4, 4), np.ones((4, 4), "f4")
@@ -32,17 +35,21 @@ def test_other_identity_has_another_folder(tmp_path: Path):
     assert other.get(0) is None
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda raw: raw[:-9], lambda raw: b"", lambda raw: b"\x93NUMPY" + raw[20:]]
-)
-def test_damaged_file_counts_as_missing(tmp_path: Path, damage):
-    kept = PredictionStore(tmp_path, IDENTITY, 4)
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> PredictionStore:
+    """A store that every example of the fuzz test damages and repairs."""
+    return PredictionStore(tmp_path_factory.mktemp("kept"), IDENTITY, 4)
+
+
+@given(st.data())
+@damage.examples(60)
+def test_damaged_file_counts_as_missing(kept: PredictionStore, data):
     kept.put(0, DEPTH, SPREAD)
     path = kept.folder / "000000.npy"
-    path.write_bytes(damage(path.read_bytes()))
+    before = path.read_bytes()
+    np.testing.assert_array_equal(np.load(path, allow_pickle=False)[0], DEPTH)
+    path.write_bytes(data.draw(damage.of(before)))
     assert kept.get(0) is None
-    kept.put(0, DEPTH, SPREAD)
-    assert kept.get(0) is not None
 
 
 def test_map_of_another_size_is_refused(tmp_path: Path):

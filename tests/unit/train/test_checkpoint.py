@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
@@ -18,7 +20,7 @@ from modality_forcing.modalities import base
 from modality_forcing.train import checkpoint
 from modality_forcing.train.checkpoint import FULL, Checkpoints
 from modality_forcing.train.state import TrainState, abstract_model, init_state
-from tests import tiny
+from tests import damage, tiny
 
 # Orbax leaves reads unfinished when one of them fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -173,12 +175,7 @@ def test_damaged_checkpoint_is_refused_on_load(copy, damage):
     ["", "{", "[]", "{}", '{"format": 99}', '{"format": 2, "config": {"trian": {}}}', "\0\0"],
 )
 def test_damaged_metadata_is_refused(copy, abstract, text):
-    (description,) = (
-        p
-        for p in (copy / "checkpoints" / "3" / "meta").rglob("*")
-        if p.is_file() and "metadata" in p.name
-    )
-    description.write_text(text)
+    description(copy).write_text(text)
     with pytest.raises(UserError, match=r"checkpoints/3"):
         checkpoint.load(copy)
     if "format" not in text or "99" in text:
@@ -186,16 +183,98 @@ def test_damaged_metadata_is_refused(copy, abstract, text):
             restore(copy, abstract)
 
 
+def description(workdir: Path) -> Path:
+    """The JSON of the checkpoint in a copy."""
+    (found,) = (workdir / "checkpoints" / "3" / "meta").rglob("*metadata*")
+    return found
+
+
 def test_checkpoint_of_another_format_is_refused(copy, abstract):
-    (description,) = (
-        p
-        for p in (copy / "checkpoints" / "3" / "meta").rglob("*")
-        if p.is_file() and "metadata" in p.name
-    )
-    description.write_text(json.dumps({"format": 1, "config": to_dict(CONFIG)}))
+    description(copy).write_text(json.dumps({"format": 1, "config": to_dict(CONFIG)}))
     for read in (checkpoint.load, lambda folder: restore(folder, abstract)):
-        with pytest.raises(UserError, match=r"checkpoints/3: is of format 1, this version reads 2"):
+        with pytest.raises(UserError, match=r"checkpoints/3: is of format 1, this version reads 3"):
             read(copy)
+
+
+def test_checkpoint_without_checksums_is_read_and_said_so_once(copy, abstract, state, capsys):
+    meta = json.loads(description(copy).read_text())
+    for added in ("checksums", "checksum", "step"):
+        del meta[added]
+    description(copy).write_text(json.dumps(meta | {"format": 2}))
+    for _ in range(2):
+        jax.tree.map(np.testing.assert_array_equal, restore(copy, abstract)[0], state)
+        checkpoint.load(copy)
+    assert capsys.readouterr().err.count("without checksums") == 1
+
+
+def rewrite(workdir: Path, change) -> None:
+    """Saves other weights under the checksums of the old ones, as damage on disk would."""
+    before = description(workdir).read_bytes()
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    new = Checkpoints(workdir / "checkpoints")
+    new.save(change, CONFIG, EXTRA)
+    new.close()
+    description(workdir).write_bytes(before)
+
+
+def test_changed_weight_is_named_with_the_way_out(copy, abstract, state):
+    layers = state.ema["trunk"]["layers"]
+    q = layers["q"].at[0, 0, 0].multiply(-1).at[1, 2, 0].multiply(-1)  # two sign bits
+    trunk = state.ema["trunk"] | {"layers": layers | {"q": q}}
+    rewrite(copy, state._replace(ema=state.ema | {"trunk": trunk}))
+    named = r"checkpoints/3: is damaged: ema/trunk/layers/q changed after saving; "
+    with pytest.raises(UserError, match=named + "use another checkpoint or a backup"):
+        checkpoint.load(copy)
+    with pytest.raises(UserError, match=named + "restore it from a backup, or train again"):
+        restore(copy, abstract)
+    later = Checkpoints(copy / "checkpoints", max_to_keep=2)
+    later.save(state._replace(step=jnp.int32(4)), CONFIG, EXTRA)
+    later.close()
+    biggest(copy / "checkpoints" / "4" / "params").write_bytes(b"")
+    with pytest.raises(UserError, match=r"4: .*delete this folder to resume from step 3"):
+        restore(copy, abstract)
+
+
+def test_weights_that_are_not_finite_are_never_loaded(tmp_path, state):
+    path = jax.tree_util.tree_leaves_with_path(state.ema)[0][0]
+    broken = jax.tree_util.tree_map_with_path(
+        lambda at, x: x.at[(0,) * x.ndim].set(jnp.nan) if at == path else x, state.ema
+    )
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    checkpoints.save(state._replace(ema=broken), CONFIG, EXTRA)
+    checkpoints.close()
+    with pytest.raises(UserError, match=r"checkpoints/3: its weights are not finite: ema/\w+/"):
+        checkpoint.load(tmp_path)
+
+
+def test_checkpoint_under_another_name_is_refused(copy, abstract):
+    (copy / "checkpoints" / "3").rename(copy / "checkpoints" / "5")
+    with pytest.raises(UserError, match=r"5: is the checkpoint of step 3 under another name"):
+        restore(copy, abstract)
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory, saved) -> Path:
+    """A copy that every example of the fuzz test damages and repairs."""
+    return Path(shutil.copytree(saved, tmp_path_factory.mktemp("spare") / "run"))
+
+
+@given(st.data())
+@damage.examples(15)
+def test_any_changed_byte_or_cut_of_any_file_is_refused_or_harmless(spare, state, abstract, data):
+    files = sorted(p for p in (spare / "checkpoints" / "3").rglob("*") if p.is_file())
+    path = data.draw(st.sampled_from(files))
+    before = path.read_bytes()
+    path.write_bytes(data.draw(damage.of(before)))
+    try:
+        back, extra = restore(spare, abstract)
+    except UserError as error:
+        assert "checkpoints/3" in str(error)
+    else:
+        jax.tree.map(np.testing.assert_array_equal, back, state)
+        assert {k: extra[k] for k in EXTRA} == EXTRA
+    finally:
+        path.write_bytes(before)
 
 
 def test_missing_checkpoint_is_refused(tmp_path):
