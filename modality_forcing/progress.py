@@ -68,6 +68,10 @@ class LossyStream:
         except OSError as error:
             self._lose(error)
 
+    def close(self) -> None:
+        """Flushes; the stream stays open. Logging libraries close at exit what stderr was."""
+        self.flush()
+
     def isatty(self) -> bool:
         """Returns whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
