@@ -29,6 +29,7 @@ from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.state import params_hash
+from modality_forcing.train.workdir import resolve_paths
 from modality_forcing.viz import images
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ def prediction_identity(
     generator: Generator, opened: OpenedBenchmark, options: InferenceOptions
 ) -> dict[str, Any]:
     """Returns everything that predictions depend on: weights, network, frames, view, sampling."""
-    config = generator.config
+    config = resolve_paths(generator.config)  # encoders are known by their paths
     network = {k: v for k, v in to_dict(config).items() if k in ("model", "text", "modalities")}
     sampling = sampling_options(generator) | {
         "samples": options.samples,

@@ -34,7 +34,7 @@ from modality_forcing.sweeps.workdir import SweepDir, version
 from modality_forcing.train import inputs
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
-from modality_forcing.train.workdir import check_resumable
+from modality_forcing.train.workdir import check_resumable, resolve_paths
 from modality_forcing.tree import JsonObject
 
 Log = Callable[[str], None]
@@ -148,7 +148,8 @@ class _Worker:
         versions = [*dict.fromkeys([*self._versions(run), self.version])]
         if distributed.is_primary():
             if resumes:
-                write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
+                text = json.dumps(to_dict(resolve_paths(config)), indent=1)
+                write_file(workdir / "config.json", text)
             write_file(workdir / "versions.json", json.dumps(versions))
         train(config, workdir, records=self._in_memory(config))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -105,7 +106,7 @@ class Run:
 
     def _constant_phase(self) -> dict[str, Any]:
         """The part of the config that a trunk and its branches share."""
-        config = _remove_keys(to_dict(self.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
+        config = _remove_keys(_normalized(self.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
         return config | {"init_from": self.init_from.digest if self.init_from else None}
 
     @cached_property
@@ -122,7 +123,7 @@ class Run:
         Excluded are NON_IDENTITY_KEYS and the trunk.
         """
         init_from = self.init_from.digest if self.init_from else None
-        return _digest([_remove_keys(to_dict(self.config), NON_IDENTITY_KEYS), init_from])
+        return _digest([_remove_keys(_normalized(self.config), NON_IDENTITY_KEYS), init_from])
 
     @property
     def folder(self) -> str:
@@ -162,6 +163,25 @@ def _remove_keys(
             continue
         kept[key] = _remove_keys(value, removed, f"{path}.") if isinstance(value, dict) else value
     return kept
+
+
+def _normalized(config: Config) -> dict[str, Any]:
+    """The config with one spelling of each path, `folder` for `./folder/`; a study may be moved."""
+
+    def normal(path: str) -> str:
+        return os.path.normpath(path) if path else ""
+
+    def location(text: str) -> str:
+        kind, colon, path = text.partition(":")
+        return f"{kind}{colon}{normal(path)}"
+
+    modalities = {
+        name: replace(m, autoencoder=location(m.autoencoder))
+        for name, m in config.modalities.items()
+    }
+    data = replace(config.data, root=normal(config.data.root), cache=normal(config.data.cache))
+    text = replace(config.text, encoder=location(config.text.encoder))
+    return to_dict(replace(config, data=data, text=text, modalities=modalities))
 
 
 def _digest(content: list[Any]) -> str:

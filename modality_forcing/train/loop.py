@@ -13,6 +13,7 @@ from modality_forcing.data.records import RecordSource
 from modality_forcing.train.init import init_run
 from modality_forcing.train.logger import TrainLogger
 from modality_forcing.train.state import TrainState
+from modality_forcing.train.workdir import resolve_paths
 
 
 def train(
@@ -39,6 +40,7 @@ def train(
         is full.
       FloatingPointError: a metric is no longer finite.
     """
+    config = resolve_paths(config)
     run, state = init_run(config, workdir, records)
     logger = TrainLogger(
         config,

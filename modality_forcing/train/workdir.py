@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
-from modality_forcing import distributed
+from modality_forcing import distributed, paths
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, write_file
@@ -35,13 +37,57 @@ SCHEDULE_KEYS = (
     "train.decay_fraction",
     "train.branch_from",
 )
+# Keys that hold paths. Those of encoders hold KIND:PATH, where PATH may be an id of the hub.
+_PATH_KEYS = ("data.root", "data.cache", "train.init_from", "train.branch_from")
 _OTHER_WORKDIR = "choose another --workdir"
+
+
+def resolve_paths(config: Config) -> Config:
+    """Returns the config with its paths resolved: equal for all ways to write them.
+
+    A run keeps such a config, so that what it reads is found from any working directory.
+    """
+    data, train = config.data, config.train
+    modalities = {
+        name: replace(m, autoencoder=_resolve_location(m.autoencoder))
+        for name, m in config.modalities.items()
+    }
+    return replace(
+        config,
+        data=replace(data, root=_resolve(data.root), cache=_resolve(data.cache)),
+        train=replace(
+            train, init_from=_resolve(train.init_from), branch_from=_resolve(train.branch_from)
+        ),
+        text=replace(config.text, encoder=_resolve_location(config.text.encoder)),
+        modalities=modalities,
+    )
+
+
+def _resolve(path: str) -> str:
+    return str(paths.resolve(path)) if path else ""
+
+
+def _resolve_location(location: str) -> str:
+    kind, colon, path = location.partition(":")
+    path = os.path.expanduser(path)
+    return f"{kind}:{_resolve(path)}" if colon and path and paths.exists(path) else location
+
+
+def _resolve_key(key: str, value: object) -> object:
+    """Returns a value of a flat config, resolved if it is a path, whatever version wrote it."""
+    if not isinstance(value, str):
+        return value
+    if key in _PATH_KEYS:
+        return _resolve(value)
+    is_location = key == "text.encoder" or key.endswith(".autoencoder")
+    return _resolve_location(value) if is_location else value
 
 
 def write_config(workdir: Path, config: Config) -> None:
     """Writes the config into a new workdir; raises UserError if the workdir holds another run."""
     if not check_resumable(workdir, config) and distributed.is_primary():
-        write_file(workdir / "config.json", json.dumps(to_dict(config), indent=1))
+        text = json.dumps(to_dict(resolve_paths(config)), indent=1)
+        write_file(workdir / "config.json", text)
 
 
 def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ()) -> bool:
@@ -52,8 +98,8 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
     """
     check_folder(workdir, "--workdir")
     path = workdir / "config.json"
-    if not path.exists():
-        if (workdir / "checkpoints").exists():
+    if not paths.exists(path):
+        if paths.exists(workdir / "checkpoints"):
             what = "holds checkpoints without a config.json"
             raise UserError(what, where=workdir, hint=_OTHER_WORKDIR)
         return False
@@ -63,11 +109,13 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
         raise UserError("is not the config of a run", where=path, hint=_OTHER_WORKDIR) from error
     ours, theirs = flatten(to_dict(config), "."), flatten(saved, ".")
     for key in sorted({*ours, *theirs}):
-        new, old = ours.get(key), theirs.get(key)
+        new, old = (_resolve_key(key, values.get(key)) for values in (ours, theirs))
         if new != old and not key.startswith((*NON_IDENTITY_KEYS, *ignore)):
             _check_version(saved, path)
             what = f"the workdir holds a run with {key}={old!r}, not {new!r}"
-            raise UserError(what, where=workdir, hint=_OTHER_WORKDIR)
+            moved = f"; if that was moved, change {key} in its config.json"
+            hint = _OTHER_WORKDIR + (moved if key in _PATH_KEYS else "")
+            raise UserError(what, where=workdir, hint=hint)
     return True
 
 

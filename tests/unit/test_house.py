@@ -27,7 +27,6 @@ NO_TWIN: dict[str, str] = {
     "modality_forcing/train/loop.py": "tests/e2e/test_resume.py, test_demo_command.py",
     "modality_forcing/train/init.py": "the same",
     "modality_forcing/train/logger.py": "the same, rows and resumed rows",
-    "modality_forcing/train/workdir.py": "the same, workdirs of other runs",
     "modality_forcing/planning/compile.py": "tests/sharded/test_compiled.py",
     "modality_forcing/planning/report.py": "tests/sharded/test_compiled.py",
 }

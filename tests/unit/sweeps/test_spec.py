@@ -82,6 +82,18 @@ def test_digest_depends_on_all_that_weights_depend_on_and_on_nothing_else():
     assert forcing.digest != Run("forcing", tiny.forcing(), init_from=other_rate).digest
 
 
+def test_digest_depends_on_where_records_are_and_not_on_the_spelling():
+    def reading(root: str) -> Run:
+        config = tiny.t2i()
+        data = replace(config.data, source="prepared", root=root)
+        text = replace(config.text, vocab_size=0, encoder=f"umt5:{root}")
+        return Run("pretraining", replace(config, data=data, text=text))
+
+    digest = reading("folder").digest
+    assert {reading(root).digest for root in ("folder/", "./folder", "a/../folder")} == {digest}
+    assert digest not in (reading("other").digest, pretraining().digest)
+
+
 def test_digest_of_a_cell_depends_on_its_evaluation():
     first = sweep_of(24).cells[0]
     other = sweep("tiny", axis("seed", 0), lambda seed: cell(24, seed), Records(seed=1)).cells[0]
