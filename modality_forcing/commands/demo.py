@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
+from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -123,9 +124,9 @@ class PhaseCache:
     def run(self, phase: str, work: Callable[[], Any]) -> Any:
         """Runs a phase unless it is done; returns its result, which must be JSON-able."""
         if phase in self._done:
-            print(f"{phase}: already done", file=sys.stderr)
+            print_stderr(f"{phase}: already done")
             return self._done[phase]["result"]
-        print(f"{phase}: started", file=sys.stderr)
+        print_stderr(f"{phase}: started")
         started = time.monotonic()
         result = work()
         seconds = time.monotonic() - started

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
+from modality_forcing.progress import format_table
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,8 +111,7 @@ def table(found: Manifest, verified: bool = False) -> str:
         {name: value for name, value in found.settings.items() if value not in (None, {}, "")}
     )
     rows["versions"] = _pairs(found.versions)
-    width = max(map(len, rows))
-    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in rows.items())
+    return format_table(list(rows.items()))
 
 
 def sheet(source: RecordSource, records: int) -> np.ndarray:

@@ -16,8 +16,8 @@ from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.frozen import BATCH, fsdp_sharding, program, replicated
 from modality_forcing.encoders.umt5 import UMT5, UMT5Config
 from modality_forcing.errors import UserError
-from modality_forcing.planning.compile import Bytes, Compiled, Target, compile_lowered, device_bytes
-from modality_forcing.planning.roofline import Roofline, collectives, roofline, summarize
+from modality_forcing.planning.compile import Bytes, Target, compile_lowered, device_bytes
+from modality_forcing.planning.roofline import Roofline, collectives, roofline_on, summarize
 from modality_forcing.planning.search import GIB, NOT_MODELED
 from modality_forcing.train import sharding
 from modality_forcing.tree import JsonObject
@@ -96,8 +96,8 @@ def plan(
         bytes=done.bytes,
         fits=done.fits,
         compile_seconds=done.seconds,
-        collectives=summarize(collectives(done.text)) if done.text else {},
-        bound=_roofline(done, target),
+        collectives=summarize(collectives(done.text) if done.text else []),
+        bound=roofline_on(target.chip, done.text),
     )
 
 
@@ -226,14 +226,3 @@ def _inputs(part: str, batch: int, tokens: int, resolution: int) -> list[jax.Sha
         "encoder": [jax.ShapeDtypeStruct((batch, resolution, resolution, 3), jnp.uint8)],
         "decoder": [jax.ShapeDtypeStruct((batch, side, side, c.channels), jnp.bfloat16)],
     }[part]
-
-
-def _roofline(done: Compiled, target: Target) -> Roofline | None:
-    if not done.text:
-        return None
-    chip, rate = target.chip, target.chip.per_device
-    hbm, ici, dcn = (
-        rate(bandwidth)
-        for bandwidth in (chip.hbm_bandwidth, chip.ici_bandwidth, chip.dcn_bandwidth)
-    )
-    return roofline(done.text, rate(chip.bf16_flops), hbm, ici, dcn)

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from modality_forcing.planning.hardware import Chip
 from modality_forcing.planning.hlo import Buffer, Op, Program, Visit, parse
 from modality_forcing.planning.hlo_cost import (
     COLLECTIVE,
@@ -221,6 +222,20 @@ def roofline(
         dcn_bytes=wire(True),
         top_ops=tuple(sorted(costs, key=lambda c: -c.total_seconds)[:top_ops]),
         unknown_loops=tuple(program.unknown_loops()),
+    )
+
+
+def roofline_on(chip: Chip, text: str) -> Roofline | None:
+    """Returns the bound of a compiled step on a device of a chip; None for an empty program."""
+    if not text:
+        return None
+    rate = chip.per_device
+    return roofline(
+        text,
+        rate(chip.bf16_flops),
+        rate(chip.hbm_bandwidth),
+        rate(chip.ici_bandwidth),
+        rate(chip.dcn_bandwidth),
     )
 
 

@@ -16,7 +16,7 @@ import jax
 from modality_forcing.config import Config, MeshConfig
 from modality_forcing.modalities import base
 from modality_forcing.models import flops
-from modality_forcing.planning import roofline as program
+from modality_forcing.planning import roofline
 from modality_forcing.planning.collectives import check_collectives
 from modality_forcing.planning.compile import (
     Bytes,
@@ -64,7 +64,7 @@ class Plan:
     compile_seconds: float
     collectives: dict[str, dict[str, int]]
     kernels: dict[str, int]
-    roofline: program.Roofline | None  # None where it does not fit: there is no program
+    roofline: roofline.Roofline | None  # None where it does not fit: there is no program
     collective_warnings: list[str]  # collectives that should not be there
     replicated: dict[str, int]
 
@@ -109,17 +109,7 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
     modalities = base.build(config)
     _, shapes = abstract_model(config, modalities)
     _, (state, _, _), mesh = abstract_step(config, target.devices)
-    rate = target.chip.per_device
-    bound, found = None, []
-    if compiled.text:
-        found = program.collectives(compiled.text)
-        bound = program.roofline(
-            compiled.text,
-            rate(target.chip.bf16_flops),
-            rate(target.chip.hbm_bandwidth),
-            rate(target.chip.ici_bandwidth),
-            rate(target.chip.dcn_bandwidth),
-        )
+    found = roofline.collectives(compiled.text) if compiled.text else []
     return Plan(
         config=config,
         target=target,
@@ -130,9 +120,9 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
         state_bytes=device_bytes(state),
         fits=compiled.fits,
         compile_seconds=compiled.seconds,
-        collectives=program.summarize(found),
-        kernels=program.kernels(compiled.text) if compiled.text else {},
-        roofline=bound,
+        collectives=roofline.summarize(found),
+        kernels=roofline.kernels(compiled.text) if compiled.text else {},
+        roofline=roofline.roofline_on(target.chip, compiled.text),
         collective_warnings=check_collectives(found, config.train.batch),
         replicated=sharding.replicated_params(shapes, sharding.PRESETS[config.mesh.preset], mesh),
     )
