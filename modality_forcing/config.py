@@ -15,6 +15,11 @@ from modality_forcing.errors import UserError
 from modality_forcing.tree import flatten
 
 
+def _check_multiple(key: str, value: int, divisor_key: str, divisor: int) -> None:
+    if divisor < 1 or value % divisor:
+        raise UserError(f"{key} {value} is not a multiple of {divisor_key} {divisor}")
+
+
 @dataclass(frozen=True)
 class NoiseConfig:
     """Distribution of a modality's noise levels in training (paper: shift 1.1 for latents)."""
@@ -74,9 +79,7 @@ class ModelConfig:
     unroll: int = 1  # layers per iteration of the scan over layers
 
     def __post_init__(self):
-        heads, kv_heads = self.heads, self.kv_heads
-        if kv_heads < 1 or heads % kv_heads:
-            raise UserError(f"model.heads {heads} is not a multiple of model.kv_heads {kv_heads}")
+        _check_multiple("model.heads", self.heads, "model.kv_heads", self.kv_heads)
         if self.head_dim % 8:
             hint = "there are four rotary axes, in pairs"
             raise UserError(f"model.head_dim {self.head_dim} is not a multiple of 8", hint=hint)
@@ -191,14 +194,12 @@ class Config:
             raise UserError(f"seed is {self.seed}", hint="it must be below 2**32")
         self._check_modalities()
         self._check_encoders()
-        train, model = self.train, self.model
-        if train.batch % train.grad_accum_steps:
-            divisor = f"train.grad_accum_steps {train.grad_accum_steps}"
-            raise UserError(f"train.batch {train.batch} is not a multiple of {divisor}")
-        if model.kv_heads % self.mesh.tensor:
-            divisor = f"mesh.tensor {self.mesh.tensor}"
-            raise UserError(f"model.kv_heads {model.kv_heads} is not a multiple of {divisor}")
-        if model.attention == "splash":
+        train, kv_heads = self.train, self.model.kv_heads
+        _check_multiple(
+            "train.batch", train.batch, "train.grad_accum_steps", train.grad_accum_steps
+        )
+        _check_multiple("model.kv_heads", kv_heads, "mesh.tensor", self.mesh.tensor)
+        if self.model.attention == "splash":
             check_splash(self)
 
     def _check_modalities(self) -> None:
@@ -219,9 +220,8 @@ class Config:
         if len({m.position_id for m in self.modalities.values()}) != len(names):
             raise UserError("two modalities share a position_id")
         for name, m in self.modalities.items():
-            if (resolution := self.data.resolution) % m.patch:
-                divisor = f"modalities.{name}.patch {m.patch}"
-                raise UserError(f"data.resolution {resolution} is not a multiple of {divisor}")
+            patch = f"modalities.{name}.patch"
+            _check_multiple("data.resolution", self.data.resolution, patch, m.patch)
 
     def _check_encoders(self) -> None:
         if self.text.encoder and self.text.vocab_size:
@@ -262,13 +262,15 @@ def check_splash(config: Config) -> None:
         )
 
 
-# Ranges of floats, by keys or their last parts. NaN is in none. All other floats are finite.
+# Ranges of numbers, by keys or their last parts. NaN is in none. All other floats are finite, and
+# all other integers count something of which there must be at least one.
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("above 0", lambda x: 0 < x < math.inf, "learning_rate grad_clip_norm rope_theta"),
     (
         "at least 0",
         lambda x: 0 <= x < math.inf,
-        "loss_weight weight_decay distill_high distill_low depth_scale",
+        "loss_weight weight_decay distill_high distill_low depth_scale seed workers base_width "
+        "vocab_size position_id detokenizer_layers latent_channels",
     ),
     (
         "from 0 to 1",
@@ -282,12 +284,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("from -64 to 64", lambda x: -64 <= x <= 64, "log2_alpha"),
 )
 _RANGE_OF = {key: (text, holds) for text, holds, keys in _RANGES for key in keys.split()}
-# All other integers count something of which there must be at least one.
-_MAY_BE_ZERO = (
-    *("seed", "workers", "base_width", "vocab_size"),
-    *("position_id", "detokenizer_layers", "latent_channels"),
-)
-_MAY_BE_REST = ("data", "fsdp")  # of the mesh: -1 takes the devices that are left
+_MAY_BE_REST = ("mesh.data", "mesh.fsdp")  # -1 takes the devices that are left
 
 
 def _check_numbers(tree: Mapping[str, Any]) -> None:
@@ -297,10 +294,8 @@ def _check_numbers(tree: Mapping[str, Any]) -> None:
             text, holds = limits
             if not holds(value):
                 raise UserError(f"{path} is {value}", hint=f"it must be {text}")
-        elif type(value) is int and not (key in _MAY_BE_REST and value == -1):
-            least = int(key not in _MAY_BE_ZERO)
-            if value < least:
-                raise UserError(f"{path} is {value}", hint=f"it must be at least {least}")
+        elif type(value) is int and value < 1 and not (path in _MAY_BE_REST and value == -1):
+            raise UserError(f"{path} is {value}", hint="it must be at least 1")
         elif isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{path} is {value}", hint="it must be a finite number")
 
