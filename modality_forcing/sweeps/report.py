@@ -19,7 +19,7 @@ from modality_forcing.sweeps import figures as sweep_figures
 from modality_forcing.sweeps.figures import Row
 from modality_forcing.viz import figures
 from modality_forcing.viz.figures import format_count
-from modality_forcing.viz.html_report import chart, page, section, table
+from modality_forcing.viz.page import chart, page, section, table
 
 _COLUMNS = (
     "width",

@@ -112,7 +112,7 @@ def test_empty_summary_is_reported_as_such(tmp_path):
     assert "Loss" not in text
 
 
-def test_numbers_that_are_none_are_not_shown_as_scores(tmp_path):
+def test_missing_scores_are_not_shown(tmp_path):
     text = page(tmp_path, {"i2d": {"absrel": math.nan, "delta1": None}, "seconds": 12.0}).text
     assert "no image-to-depth score" in text
     assert "Not a number in this run." in text
