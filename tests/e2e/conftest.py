@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.fakes import Tools
+
 
 @pytest.fixture
 def sample_dir(tmp_path: Path) -> Path:
@@ -39,3 +41,8 @@ def sample_dir(tmp_path: Path) -> Path:
     (tmp_path / "file").write_text("a file, no folder")
     (tmp_path / "empty").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def tools(tmp_path: Path) -> Tools:
+    return Tools(tmp_path)

@@ -15,12 +15,6 @@ from tests import runs
 from tests.fakes import PROGRAM, TRAIN, Tools, flags, refused
 from tests.runs import Done
 
-
-@pytest.fixture
-def tools(tmp_path) -> Tools:
-    return Tools(tmp_path)
-
-
 VM = ["--name=run1", "--zone=z", "--topology=v6e:4x4", "--bucket=bucket", "--poll=0.01"]
 VM += ["--install=git+https://host/repository@v1"]
 
@@ -254,7 +248,7 @@ def test_failed_mount_is_reported(fails: str, host: Tools):
     assert code != 0 and called[-1][1] == fails
 
 
-def test_nothing_runs_without_the_mounted_bucket(cloud, tools: Tools):
+def test_command_does_not_run_without_the_mounted_bucket(cloud, tools: Tools):
     (tools.folder / "gcsfuse").write_text("#!/bin/bash\nexit 1\n")
     done, asked = cloud("ABSENT ACTIVE", "0,0,0,0", "--retries=1")
     assert (done.code, asked) == (1, ["create", "install", "mount", "mount", "delete"]), done.err

@@ -132,7 +132,7 @@ def test_csv_opens_as_a_table(finished):
     assert [row["seconds_pretraining"] == "" for row in rows.cells] == [True, True, False, False]
 
 
-def test_finished_sweep_does_nothing(finished, config, mforce):
+def test_finished_sweep_trains_nothing(finished, config, mforce):
     before = {p: p.stat().st_mtime_ns for p in (finished / "cells").iterdir()}
     arguments = ("sweep", f"--config={config}", f"--workdir={finished}")
     assert mforce(*arguments).code == 0
