@@ -86,18 +86,18 @@ def train_batches(
     """
     single = not isinstance(source, Mapping)
     components = {"": MixtureComponent(source, 1.0, sparsity)} if single else source
-    schedule = interleave({name: one.weight for name, one in components.items()})
-    for name, one in components.items():
-        if len(one.source) == 0:
-            where = name or one.source
+    schedule = interleave({name: component.weight for name, component in components.items()})
+    for name, component in components.items():
+        if len(component.source) == 0:
+            where = name or component.source
             raise UserError("no record to read", where=where, hint="give it at least one")
     if batch < 1:
         raise UserError(f"batch size is {batch}", hint="it must be at least 1")
-    patterns = [one.sparsity for one in components.values()]
+    patterns = [component.sparsity for component in components.values()]
     examples = (
         grain.MapDataset.source(_ExampleStream(components, schedule, seed))
-        .random_map(_AugmentOp(augment or Augment(), resolution), seed=_stream(seed, _AUGMENT))
-        .random_map(_ToExampleOp(text, patterns), seed=_stream(seed, _SPARSIFY))
+        .random_map(_AugmentOp(augment or Augment(), resolution), seed=_stream_seed(seed, _AUGMENT))
+        .random_map(_ToExampleOp(text, patterns), seed=_stream_seed(seed, _SPARSIFY))
     )
     host, hosts = shard
     return BatchIterator(
@@ -131,7 +131,7 @@ class BatchIterator:
         self._delivered = 0
         self._stats = LoaderStats(names)
         self._running = _Running()
-        # Also if nobody closes: Grain cleans up too late at exit, prints errors and leaks memory.
+        # For callers that do not close: at exit Grain cleans up too late, prints errors and leaks.
         weakref.finalize(self, self._running.stop)
 
     def __iter__(self) -> BatchIterator:
@@ -148,7 +148,7 @@ class BatchIterator:
                 assert self._running.receiver is not None
                 batch = self._running.receiver.open(batch)
         except BaseException:
-            self.close()  # else the loader's processes outlive the error and hang the exit
+            self.close()  # else the loader's processes outlive the error, and the exit hangs
             raise
         self._delivered += 1
         self._stats.add(batch.pop(_STATS), time.perf_counter() - start)
@@ -267,11 +267,11 @@ class _ExampleStream:
     def __init__(
         self, components: Mapping[str, MixtureComponent], schedule: InterleaveSchedule, seed: int
     ):
-        self._sources = [one.source for one in components.values()]
+        self._sources = [component.source for component in components.values()]
         self._schedule = schedule
         self._shuffles = [
-            EpochShuffle(len(one.source), _stream(seed, _SHUFFLE, name))
-            for name, one in components.items()
+            EpochShuffle(len(component.source), _stream_seed(seed, _SHUFFLE, name))
+            for name, component in components.items()
         ]
 
     def __len__(self) -> int:
@@ -285,7 +285,7 @@ class _ExampleStream:
 
 
 class EpochShuffle:
-    """The record of each turn of a source: epoch after epoch, each in an order of its own."""
+    """Maps the turns of a source to its records: every epoch is another permutation of all."""
 
     def __init__(self, length: int, seed: int):
         self._length = length
@@ -293,7 +293,8 @@ class EpochShuffle:
         self._shuffled = grain.MapDataset.range(length).shuffle(seed=seed).repeat()
 
     def __getitem__(self, turn: int) -> int:
-        # Grain shuffles at least 65536 numbers and skips missing ones: 8 ms a turn for 3 records.
+        # Grain's shuffle permutes at least 65536 numbers and skips those beyond the length: 8 ms a
+        # turn for 3 records.
         if self._length <= _SMALL_SOURCE:
             epoch, offset = divmod(turn, self._length)
             return int(_epoch_order(self._seed, epoch, self._length)[offset])
@@ -331,7 +332,7 @@ class _ToExampleOp:
         return row
 
 
-def _stream(seed: int, stream: int, source: str = "") -> int:
+def _stream_seed(seed: int, stream: int, source: str = "") -> int:
     """Returns the seed of a random stream of a source."""
     # Grain seeds epoch e with seed + e: hash, or the second epoch of seed 0 is the first of seed 1.
     entropy = [seed, stream, zlib.crc32(source.encode())] if source else [seed, stream]

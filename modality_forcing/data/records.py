@@ -23,8 +23,8 @@ class Record:
     caption: str
     source: str
     id: str
-    # bf16 [2 y x c], cached autoencoder latents of the image and of its horizontal flip; where they
-    # are set, `image` is arbitrary.
+    # bf16 [2 y x c], cached autoencoder latents of the image and of its horizontal flip. With them
+    # `image` is arbitrary.
     latents: np.ndarray | None = None
 
 
@@ -38,7 +38,7 @@ class RecordSource(Protocol):
 
 
 def check(record: Record) -> Record:
-    """Returns the record unchanged; raises ValueError for the first field that breaks its type."""
+    """Returns the record unchanged; raises ValueError for the first field of a wrong kind."""
     for problem in _problems(record):
         raise ValueError(f"record {record.id}: {problem}")
     return record

@@ -21,7 +21,7 @@ _TINY = 1e-6
 def uniform(record: Record, rng: np.random.Generator) -> np.ndarray:
     """Returns random pixels, 1% to 13% of the image, bool [h w]."""
     wanted = round(rng.uniform(0.01, 0.13) * record.valid.size)
-    return _top(rng.random(record.valid.shape), record.valid, wanted)
+    return _highest(rng.random(record.valid.shape), record.valid, wanted)
 
 
 def lidar(record: Record, rng: np.random.Generator) -> np.ndarray:
@@ -70,14 +70,14 @@ def sfm(record: Record, rng: np.random.Generator) -> np.ndarray:
     # The largest log weights + Gumbel noise are a weighted sample without replacement.
     gumbel = -np.log(-np.log(rng.uniform(1e-12, 1, strength.shape)))
     score = np.log(strength**1.5 * density + _TINY) + gumbel
-    return _top(score, record.valid & (strength > _MIN_GRADIENT), wanted)
+    return _highest(score, record.valid & (strength > _MIN_GRADIENT), wanted)
 
 
 def sensor(record: Record, rng: np.random.Generator) -> np.ndarray:
     """Returns what a structured-light or time-of-flight camera sees, bool [h w].
 
-    A dense window with holes: none at a depth edge (nor, at times, beside it, in the shadow of the
-    projector), none beyond a maximum range, few on very dark surfaces.
+    A dense window with holes: at depth edges (at times also next to them, in the shadow of the
+    projector), beyond a maximum range, and in most pixels of very dark surfaces.
     """
     valid, shape = record.valid, record.valid.shape
     side = np.sqrt(rng.uniform(0.25, 0.5))
@@ -87,7 +87,7 @@ def sensor(record: Record, rng: np.random.Generator) -> np.ndarray:
     mask = np.zeros(shape, bool)
     mask[top : top + height, left : left + width] = True
     hole = depth_edges(record.depth, valid)
-    # The projector is beside the camera: its shadow is always on the same side of an edge.
+    # The projector is to one side of the camera, and so is its shadow at every edge.
     shadow, edge = np.s_[:, 1:], np.s_[:, :-1]
     if rng.random() >= 0.5:
         shadow, edge = edge, shadow
@@ -101,7 +101,7 @@ def sensor(record: Record, rng: np.random.Generator) -> np.ndarray:
 
 
 def missing(record: Record, rng: np.random.Generator) -> np.ndarray:
-    """Returns no pixel, bool [h w]."""
+    """Returns an empty mask, bool [h w]: an image without depth."""
     return np.zeros(record.valid.shape, bool)
 
 
@@ -145,7 +145,10 @@ def sparsify(
 
 
 def depth_edges(depth: np.ndarray, valid: np.ndarray, ratio: float = 1.1) -> np.ndarray:
-    """Returns pixels, bool [h w], with a neighbor of depth beyond a ratio, or not valid as they."""
+    """Returns where depth jumps by more than a ratio or becomes invalid, bool [h w].
+
+    Pixels on both sides of a jump are included.
+    """
     log = np.log(np.where(valid & (depth > 0), depth, np.float32(1)))
     edges = np.zeros(depth.shape, bool)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
@@ -165,7 +168,7 @@ def _pinhole(record: Record) -> tuple[float, float, float, float]:
     return focal, focal, (width - 1) / 2, (height - 1) / 2
 
 
-def _top(score: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:
+def _highest(score: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:
     """Returns the `count` valid pixels of highest score: at least one, all if there are fewer."""
     candidates = np.flatnonzero(valid)
     count = min(max(count, 1), len(candidates))
@@ -177,5 +180,6 @@ def _top(score: np.ndarray, valid: np.ndarray, count: int) -> np.ndarray:
 
 
 def _capped(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    most = int(MAX_DENSITY * mask.size)
-    return _top(rng.random(mask.shape), mask, most) if np.count_nonzero(mask) > most else mask
+    """Returns the mask, or a random part of it where it exceeds MAX_DENSITY."""
+    limit = int(MAX_DENSITY * mask.size)
+    return _highest(rng.random(mask.shape), mask, limit) if np.count_nonzero(mask) > limit else mask

@@ -2,7 +2,7 @@
 
 Source: microsoft/MoGe, moge/test/dataloader.py. Raw frames have any size and a principal point
 anywhere. The camera is rotated until its axis passes through the center of the frame, and sees the
-largest rectangle of the requested aspect ratio that lies in the frame. Intrinsics are normalized:
+largest rectangle of the requested aspect ratio inside the frame. Intrinsics are normalized:
 coordinates (u, v) run from 0 to 1 over the frame, pixel j of w is centered at (j + 0.5) / w, and a
 focal length of 1 / e sees an extent of e at distance 1.
 """

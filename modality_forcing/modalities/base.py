@@ -31,7 +31,7 @@ _DISTRIBUTIONS = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}
 
 @dataclass(frozen=True)
 class Modality(ABC):
-    """One thing the model generates or is conditioned on; a subclass defines its tokens.
+    """What the model generates or is conditioned on, such as images; a subclass defines its tokens.
 
     Both directions run inside jit and are shared by training, sampling and evaluation.
     """

@@ -32,7 +32,7 @@ class Stream(Protocol):
 
 
 class StreamSpec(NamedTuple):
-    """Where the tokens of a modality are."""
+    """The positions of a modality's tokens."""
 
     position_id: int
     grid: tuple[int, int]
@@ -79,8 +79,8 @@ class DiT(nnx.Module):
     A model of several modalities runs on any subset: absent ones take no tokens and leave no trace.
     The first modality in the input is the primary one: text is modulated by its noise level.
 
-    Attributes are created in an order, and named in an alphabetical order, that fix the random
-    initial weights and the sums over all weights (the gradient's norm) to the bit.
+    The order in which attributes are created fixes the random initial weights to the bit, and the
+    alphabetical order of their names the sums over all weights (the gradient's norm).
 
     keep_gathered: where weights are sharded, keep each block's full copy for the backward pass.
     """
@@ -106,8 +106,7 @@ class DiT(nnx.Module):
             {n: Linear(s.channels, c.width, rngs=rngs) for n, s in streams.items()}
         )
         self.level_embedder = nnx.Dict(embedders(list(streams)))
-        # How strongly (the gate, zero at the start), and how, the noise level of one modality
-        # conditions another.
+        # A modality is also conditioned on the other noise levels, through gates that start at 0.
         pairs = [f"{n}_from_{o}" for n in streams for o in streams if n != o]
         self.level_embedder_cross = nnx.Dict(embedders(pairs))
         self.level_gate_cross = nnx.Dict({pair: nnx.Param(jnp.zeros(())) for pair in pairs})

@@ -158,7 +158,7 @@ def camera_axes(yaw: float, pitch: float, roll: float) -> Axes:
 
 
 def _sample_lamp(rng: SceneRng, camera: Camera, room: Room) -> Light:
-    """Samples a lamp beside and above the camera, so that its shadows are in view."""
+    """Samples a lamp to one side of the camera and above it, so that its shadows are in view."""
     right, down, _ = camera.axes
     aside, up = rng.choice((-1, 1)) * rng.uniform(0.3, 0.7), rng.uniform(0.2, 0.6)
     x, y, z = (

@@ -56,13 +56,12 @@ def compute_loss(
         x = tokens[name]
         loss = losses.velocity_loss(prediction[name], x, m.prediction, t_min=c.t_min)  # [b]
         total += m.loss_weight * jnp.mean(loss)
-        # Divided by the number of examples with a target, so that the mix of tasks does not scale
-        # the curve.
+        # Only examples with a target count: the curve does not depend on the mix of tasks.
         has_target = jnp.any(x.mask, axis=(1, 2)) & ~x.is_cond
         sums[f"loss_{name}"] = (jnp.sum(loss), jnp.sum(has_target, dtype=jnp.float32))
     if teacher is not None:
-        # Paper, eq. 8: the frozen text-to-image model sees the primary modality alone. Its velocity
-        # is the target.
+        # Paper, eq. 8: the target is the velocity of the frozen text-to-image model, which sees the
+        # primary modality alone.
         primary, *others = modalities
         x, m = tokens[primary], modalities[primary]
         frozen = jax.lax.stop_gradient(teacher({primary: x.x_t}, {primary: x.t}, text)[primary])
@@ -134,10 +133,9 @@ def compute_grads(
         return grads, normalize_metrics(sums)
 
     def split(x: Array) -> Array:
-        # A micro-batch takes its share of each device's examples, so that no example changes its
-        # device.
-        each = x.reshape(len(x) // num_microbatches, num_microbatches, *x.shape[1:])
-        return jnp.moveaxis(each, 1, 0)
+        # Every micro-batch takes its share of each device's examples: none changes its device.
+        strided = x.reshape(len(x) // num_microbatches, num_microbatches, *x.shape[1:])
+        return jnp.moveaxis(strided, 1, 0)
 
     def accumulate(total: tuple[Params, Sums], part: Batch) -> tuple[tuple[Params, Sums], None]:
         part = jax.tree.map(lambda x: constrain(x, "b"), part)
@@ -173,8 +171,8 @@ def make_step(
     teacher_graph, teacher_params = teacher if teacher is not None else (graph, None)
 
     def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
-        guide = None if frozen is None else nnx.merge(teacher_graph, frozen)
-        fixed = {"config": config, "null_text": null_text, "teacher": guide}
+        teacher_model = None if frozen is None else nnx.merge(teacher_graph, frozen)
+        fixed = {"config": config, "null_text": null_text, "teacher": teacher_model}
 
         def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], Sums]:
             return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, **fixed)
@@ -184,8 +182,7 @@ def make_step(
         grads = constrain_state(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
-        # The EMA follows the updated weights. Its decay starts small, so that it forgets the
-        # initial weights.
+        # An EMA of the updated weights; its decay starts small to forget the initial ones.
         decay = jnp.minimum(c.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
         metrics |= {"grad_norm": optax.tree.norm(grads)}
