@@ -45,7 +45,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--batch", type=int, default=0, help="pictures and captions at a time (CPU: 1 and 4)"
+        "--batch", type=int, default=0, help="images and captions at a time (CPU: 1 and 4)"
     )
     parser.add_argument("--tokens", type=int, default=128, help="of a caption")
     parser.add_argument("--layers", type=int, default=2, help="of UMT5-XXL, on a CPU")
@@ -71,7 +71,7 @@ def main() -> None:
 def program(build: Callable[[], nnx.Module], *inputs: Any) -> tuple[Run, Any]:
     """Returns a call of a network with random weights, and the lowered program."""
     graph, shapes = nnx.split(nnx.eval_shape(build))
-    # Not by its own initialisers: 11 GB of normal numbers take longer than all else here.
+    # Not by its own initializers: 11 GB of normal numbers take longer than all else here.
     weights = jax.jit(lambda: jax.tree.map(lambda s: jnp.full(s.shape, 0.01, s.dtype), shapes))()
     network = jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs))
     lowered = network.lower(weights, *inputs)
@@ -79,7 +79,7 @@ def program(build: Callable[[], nnx.Module], *inputs: Any) -> tuple[Run, Any]:
     return lambda: jax.block_until_ready(run(weights, *inputs)), lowered
 
 
-def pictures(batch: int) -> tuple[np.ndarray, np.ndarray]:
+def make_images(batch: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     image = rng.uniform(-1, 1, (batch, SIDE, SIDE, 3)).astype(np.float32)
     return image, rng.normal(size=(batch, SIDE // 16, SIDE // 16, 128)).astype(np.float32)
@@ -105,7 +105,7 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
         )  # XLA has one thread for each core that it may use
     torch.manual_seed(0)
     batch = options.batch or 1
-    image, latent = pictures(batch)
+    image, latent = make_images(batch)
     vae, c = AutoencoderKLFlux2().eval(), VAEConfig()
     small = replace(XXL, num_layers=options.layers, vocab_size=1000)
     sizes = {
@@ -158,7 +158,7 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
 def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
     """On an accelerator: rates and MFU."""
     batch = options.batch or 32
-    (image, latent), (ids, mask) = pictures(batch), captions(batch, options.tokens)
+    (image, latent), (ids, mask) = make_images(batch), captions(batch, options.tokens)
     c, half = VAEConfig(), jnp.bfloat16
     chip = hardware.by_device_kind(jax.devices()[0].device_kind)
     peak = chip.bf16_flops if chip else None

@@ -166,7 +166,7 @@ def verdict(bests: Sequence[float | None]) -> str:
     """Says whether the best rates of all widths agree."""
     found = [x for x in bests if x is not None]
     if len(found) < len(bests):
-        return "no verdict: a best rate lies at the edge of the sweep; widen --rates"
+        return "no verdict: a best rate is at the edge of the sweep; widen --rates"
     factor = max(found) / min(found)
     answer = "agree" if factor <= AGREE else "DISAGREE"
     return f"the best rates {answer}: they differ by a factor of {factor:.2f}, {AGREE:g} is allowed"

@@ -50,7 +50,7 @@ def main() -> None:
         parts: dict[
             str, Callable[[int], Any]
         ] = {  # large frames are not kept, as prepare keeps none
-            "read picture and sweep, project": records.__getitem__,
+            "read image and scan, project": records.__getitem__,
             "shrink": lambda i: downscale(one, choose),
             "encode": lambda i: codec.encode(small[i]),
             "all": lambda i: codec.encode(downscale(records[i], choose)),

@@ -22,11 +22,11 @@ from modality_forcing.synthetic.source import Scenes
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description="Speed of the procedural world, and blind predictors of its depth."
+        description="Speed of the procedural world, and baseline predictors of its depth."
     )
     parser.add_argument("--scenes", type=int, default=256, help="scenes per number")
     parser.add_argument(
-        "--resolution", type=int, default=32, help="pixels a side for the blind predictors"
+        "--resolution", type=int, default=32, help="pixels a side for the baseline predictors"
     )
     options = parser.parse_args()
 
@@ -36,7 +36,9 @@ def main() -> None:
 
     profile = row_profile(Scenes(resolution=options.resolution), 4 * options.scenes)
     held_out = Scenes(resolution=options.resolution, split="test")
-    scores = np.array([blind(held_out[i], profile) for i in range(options.scenes)]).mean(axis=0)
+    scores = np.array([baseline_errors(held_out[i], profile) for i in range(options.scenes)]).mean(
+        axis=0
+    )
     about = f"({options.scenes} held-out scenes, {options.resolution} px)"
     print(f"\npredictor        AbsRel  of constant   {about}")
     for name, score in zip(("constant", "row mean", "oracle rows"), scores, strict=True):
@@ -65,7 +67,7 @@ def row_profile(source: Scenes, count: int) -> np.ndarray:
     return total / np.maximum(seen, 1)
 
 
-def blind(record: Record, profile: np.ndarray) -> tuple[float, float, float]:
+def baseline_errors(record: Record, profile: np.ndarray) -> tuple[float, float, float]:
     """AbsRel of the aligned constant, the aligned row profile and the best value per row."""
     depth = record.depth[record.valid].astype(np.float64)
     guess = np.broadcast_to(profile[:, None], record.depth.shape)[record.valid]

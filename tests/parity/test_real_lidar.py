@@ -126,7 +126,7 @@ def test_calibration_of_another_day_is_refused(real_data: Path, tmp_path: Path):
         kitti_raw.DATASET.open(tmp_path, "train")[0]
 
 
-def test_scans_project_alike_at_low_resolution(real_data: Path):
+def test_scans_project_equally_at_low_resolution(real_data: Path):
     """Rasterizing to cells equals rasterizing to pixels first, except at edges of cells."""
     points = kitti_raw.read_scan(real_data / "kitti_object/training/velodyne/000001.bin")
     ahead = transform_points(

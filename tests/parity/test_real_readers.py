@@ -188,7 +188,7 @@ def test_hypersim_from_ray_to_depth(real_data: Path, tmp_path: Path):
     np.testing.assert_allclose(record.depth * lengths, measured, rtol=1e-5)
 
 
-def test_tartanair_with_junk_beside(real_data: Path):
+def test_tartanair_ignores_other_files(real_data: Path):
     root = real_data / "tartanair_P000"
     source = tartanair.DATASET.open(root, "train")
     first, second = (check(source[i]) for i in range(len(source)))
@@ -284,7 +284,7 @@ def test_colmap_with_most_images_missing(real_data: Path):
         )
 
 
-def test_no_reader_takes_another_set_for_its_own(real_data: Path):
+def test_readers_refuse_other_data_sets(real_data: Path):
     from modality_forcing.errors import UserError
 
     for module in (tum, sunrgbd, middlebury):

@@ -88,17 +88,17 @@ def test_program_has_only_the_expected_collectives(compiled):
 
 
 def test_plan_report_is_complete(planned):
-    told = json.loads(json.dumps(report.to_json(planned)))
-    assert set(told) >= KEYS and set(told["bytes_per_chip"]) == {
+    written = json.loads(json.dumps(report.to_json(planned)))
+    assert set(written) >= KEYS and set(written["bytes_per_chip"]) == {
         "arguments",
         "temporaries",
         "output",
         "alias",
         "total",
     }
-    assert told["fits"] and told["bytes_per_chip"]["total"] < told["hbm_bytes"]
-    assert told["micro_batch"] == 2 and told["preset"] == "zero2" and told["chips"] == 4
-    assert 0 < told["mfu_bound"] < 1 and told["flops_per_step"] > 0
+    assert written["fits"] and written["bytes_per_chip"]["total"] < written["hbm_bytes"]
+    assert written["micro_batch"] == 2 and written["preset"] == "zero2" and written["chips"] == 4
+    assert 0 < written["mfu_bound"] < 1 and written["flops_per_step"] > 0
     text = report.to_text(planned)
     assert "v5e:2x2, 4 chips" in text and ": fits" in text and "not modeled" in text
     assert report.row(planned, "small").count("|") == len(report.COLUMNS) + 1
@@ -132,7 +132,7 @@ def test_plan_that_does_not_fit_names_the_cause(planned):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--topology=v5p:3x3x3"], r"unknown shape '3x3x3' .*these work: .*v5p:4x4x4"),
         (["--topology=b200:8"], r"unknown TPU 'b200' .*known: .*v5e.*v6e"),
@@ -150,5 +150,5 @@ def test_plan_that_does_not_fit_names_the_cause(planned):
         ),
     ],
 )
-def test_wrong_inputs_are_refused(arguments, told):
-    refused(process("plan", "--config=configs/forcing.py", *arguments), told)
+def test_wrong_inputs_are_refused(arguments, message):
+    refused(process("plan", "--config=configs/forcing.py", *arguments), message)

@@ -17,7 +17,7 @@ from tests import tiny
 
 
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "message"),
     [
         ({"trian": {}}, r"unknown config key 'trian'; did you mean train\?"),
         (
@@ -34,8 +34,8 @@ from tests import tiny
         ),
     ],
 )
-def test_unknown_key_is_refused_with_the_nearest_one(tree, told):
-    with pytest.raises(UserError, match=told):
+def test_unknown_key_is_refused_with_the_nearest_one(tree, message):
+    with pytest.raises(UserError, match=message):
         from_dict(tree)
 
 

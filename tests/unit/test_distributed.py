@@ -92,7 +92,7 @@ def test_explicit_variables_come_first_and_bind_to_all_for_another_host(started)
 
 
 @pytest.mark.parametrize(
-    ("variables", "told"),
+    ("variables", "message"),
     [
         (
             {"MFORCE_PROCESS_ID": "1"},
@@ -113,9 +113,9 @@ def test_explicit_variables_come_first_and_bind_to_all_for_another_host(started)
     ],
 )
 def test_incomplete_and_invalid_variables_are_refused(
-    variables: dict[str, str], told: str, started
+    variables: dict[str, str], message: str, started
 ):
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=message):
         started(variables)
 
 
@@ -202,16 +202,16 @@ def test_tpu_vm_asks_its_metadata_server(answers, calls, started, metadata, tmp_
     assert started({"GCE_METADATA_IP": metadata[0], "http_proxy": "http://127.0.0.1:9"}) == calls
 
 
-@pytest.mark.parametrize("why", ["no chips", "told not to"])
+@pytest.mark.parametrize("why", ["no chips", "query disabled"])
 def test_other_machines_do_not_ask_the_metadata_server(why: str, started, metadata, tmp_path):
     metadata[1]["worker-network-endpoints"] = ENDPOINTS
-    if why == "told not to":
+    if why == "query disabled":
         (tmp_path / "accel0").touch()
     assert (
         started(
             {
                 "GCE_METADATA_IP": metadata[0],
-                **({"TPU_SKIP_MDS_QUERY": "1"} if why == "told not to" else {}),
+                **({"TPU_SKIP_MDS_QUERY": "1"} if why == "query disabled" else {}),
             }
         )
         == []

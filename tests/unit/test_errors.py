@@ -13,11 +13,11 @@ from modality_forcing.errors import UserError
 TEXT = st.text(min_size=1)
 
 
-def test_says_what():
+def test_message_has_the_problem():
     assert str(UserError("no such config")) == "no such config"
 
 
-def test_says_where_then_what_then_the_hint():
+def test_message_has_place_problem_and_hint():
     error = UserError(
         "unknown key 'stpes'", where=Path("configs/demo.py"), hint="did you mean 'steps'?"
     )
@@ -35,14 +35,14 @@ def test_lines_of_a_nested_message_become_one():
 
 
 @given(what=TEXT, where=TEXT, hint=st.text())
-def test_is_one_line_without_losing_words(what: str, where: str, hint: str):
+def test_message_is_one_line_with_every_word(what: str, where: str, hint: str):
     message = str(UserError(what, where=where, hint=hint))
     assert len(message.splitlines()) <= 1
     for part in (what, hint):
         assert " ".join(part.split()) in message
 
 
-def test_is_no_builtin_error():
+def test_user_error_is_not_a_builtin_error():
     with pytest.raises(UserError, match=r"^what$"):
         raise UserError("what")
     assert not issubclass(UserError, ValueError | OSError | KeyError)

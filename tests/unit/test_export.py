@@ -121,7 +121,7 @@ sys.exit(cli.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize("kind", sorted(READERS))
-def test_a_full_disk_leaves_nothing(forcing_run: Path, tmp_path: Path, kind: str):
+def test_full_disk_leaves_no_file(forcing_run: Path, tmp_path: Path, kind: str):
     arguments = [
         "export",
         "--checkpoint",

@@ -32,8 +32,8 @@ CAPTIONS = ["a red ball", "", "two boxes"]
 def test_trajectory_of_each_task_has_its_condition_and_order(generator: Generator):
     options = replace(generator.config.sample, log2_alpha=3.0)
     for task, given in TASKS.items():
-        trajectory, told = generator.trajectory(task, options)
-        assert told == given and trajectory.steps == 4
+        trajectory, cond = generator.trajectory(task, options)
+        assert cond == given and trajectory.steps == 4
         assert set(trajectory.schedule) == ({"image"} if task == "t2i" else {"image", "depth"})
     joint, _ = generator.trajectory("joint", options)
     assert (

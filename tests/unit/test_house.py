@@ -110,20 +110,20 @@ def declared(extras: tuple[str, ...]) -> set[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_a_module_fits_in_the_head(path: Path):
+def test_modules_are_short(path: Path):
     lines = path.read_text().count("\n")
     assert lines <= MOST_LINES, f"{lines} lines: is it two modules?"
 
 
 @pytest.mark.parametrize("path", MODULES, ids=relative)
-def test_reading_a_file_never_runs_it(path: Path):
+def test_no_reader_can_execute_a_file(path: Path):
     text = path.read_text()
     assert not UNSAFE.findall(text)
     assert not imported(path) & UNSAFE_MODULES
 
 
 @pytest.mark.parametrize("path", [path for path in tracked() if path.suffix == ".py"], ids=relative)
-def test_a_file_says_what_it_is_for(path: Path):
+def test_files_have_a_module_docstring(path: Path):
     docstring = ast.get_docstring(ast.parse(path.read_text()))
     assert docstring, "no module docstring"
     assert docstring.splitlines()[0].rstrip().endswith((".", ":", ")")), (
@@ -131,7 +131,7 @@ def test_a_file_says_what_it_is_for(path: Path):
     )
 
 
-def test_nothing_points_to_one_machine():
+def test_no_file_names_a_path_of_one_machine():
     found = []
     for path in tracked():
         if relative(path) in MAY_NAME_ELSEWHERE:
@@ -139,7 +139,7 @@ def test_nothing_points_to_one_machine():
         try:
             lines = path.read_text().splitlines()
         except UnicodeDecodeError:
-            continue  # a picture
+            continue  # an image
         found += [
             f"{relative(path)}:{number}: {line.strip()}"
             for number, line in enumerate(lines, 1)
@@ -158,7 +158,7 @@ def test_each_module_has_its_twin_test():
     assert missing == set(NO_TWIN), "write a test, or name the module in NO_TWIN with the reason"
 
 
-def test_the_package_imports_only_what_it_declares():
+def test_package_imports_only_declared_dependencies():
     allowed = declared(extras=("tfds", "datasets", "encoders", "completion"))
     for path in MODULES:
         others = imported(path) - sys.stdlib_module_names - {"modality_forcing"}
@@ -170,10 +170,10 @@ def test_each_dependency_is_used():
     assert declared(extras=()) <= used
 
 
-def test_the_citation_names_this_version():
+def test_citation_has_the_current_version():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"\nversion: {modality_forcing.__version__}\n" in citation
 
 
-def test_the_changelog_is_open_for_the_next_change():
+def test_changelog_has_an_unreleased_section():
     assert "\n## [Unreleased]\n" in (ROOT / "CHANGELOG.md").read_text()

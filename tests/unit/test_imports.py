@@ -81,7 +81,7 @@ def loaded_by_data() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("module", CORE, ids=lambda name: name or "modality_forcing")
-def test_the_core_loads_nothing_heavy(module: str, loaded_by_core: dict[str, list[str]]):
+def test_core_imports_no_heavy_package(module: str, loaded_by_core: dict[str, list[str]]):
     assert loaded_by_core[module] == []
 
 
@@ -90,7 +90,7 @@ def test_data_loads_without_jax(module: str, loaded_by_data: dict[str, list[str]
     assert loaded_by_data[module] == []
 
 
-def test_help_is_answered_without_jax():
+def test_help_works_without_jax():
     assert probe(["cli"], ("jax", *HEAVY)) == {"cli": []}
 
 
@@ -98,7 +98,7 @@ def test_every_exception_is_a_module():
     assert set(EDGE) <= set(discover())
 
 
-def test_the_probe_sees_what_it_looks_for():
+def test_probe_detects_heavy_imports():
     # Without this, a probe that always answers "nothing" would pass the tests above.
     assert probe(["data.records"], ("numpy", "grain")) == {"data.records": ["numpy"]}
     broken = probe(["no_such_module"], ())["no_such_module"]

@@ -39,12 +39,12 @@ def test_differences_are_empty_only_for_equal_trees(one, other):
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "told"),
+    ("before", "now", "expected"),
     [
         ({"a": {"b": 1}}, {"a": {"b": 2}}, "a.b 1, now 2"),
         ({"z": 1}, {"a": 2}, "a None, now 2, z 1, now None"),
         ({"a": {}}, {"a": {"b": 1}}, "a.b None, now 1"),
     ],
 )
-def test_differences_are_listed_in_the_order_of_names(before, now, told):
-    assert differences(before, now) == told
+def test_differences_are_listed_in_the_order_of_names(before, now, expected):
+    assert differences(before, now) == expected

@@ -48,7 +48,7 @@ def test_invalid_numbers_are_refused(convert, text):
         ("sample", "--fit=stretch", "--resize-mode"),
     ],
 )
-def test_old_options_are_answered_with_the_new_ones(command, old, new, capsys):
+def test_old_options_are_refused_with_the_new_ones(command, old, new, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, old])
     assert exit_.value.code == 2

@@ -137,7 +137,7 @@ def test_dense_depth_fills_exactly_the_frame():
     assert drawn[:, 40:280].all() and not drawn[:, :40].any() and not drawn[:, 280:].any()
 
 
-def test_without_depth_only_the_image_is_drawn():
+def test_without_depth_only_the_image_is_shown():
     cell = inspect.overlay(record_of((24, 32), {}), True)
     assert np.all(cell == 90)
 

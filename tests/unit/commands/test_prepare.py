@@ -34,22 +34,22 @@ def run(*arguments: str) -> None:
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    (tmp_path / "pictures/images").mkdir(parents=True)
-    (tmp_path / "pictures/depth").mkdir()
+    (tmp_path / "photos/images").mkdir(parents=True)
+    (tmp_path / "photos/depth").mkdir()
     for index in range(4):
         Image.fromarray(np.full((30, 40, 3), 50 * index, np.uint8)).save(
-            tmp_path / f"pictures/images/{index}.png"
+            tmp_path / f"photos/images/{index}.png"
         )
         Image.fromarray(np.full((30, 40), 1500, np.uint16)).save(
-            tmp_path / f"pictures/depth/{index}.png"
+            tmp_path / f"photos/depth/{index}.png"
         )
-    return tmp_path / "pictures"
+    return tmp_path / "photos"
 
 
 FOLDER = ("--dataset=folder", "--option=depth_scale=0.001", "--option=unit=metric")
 
 
-def test_a_data_set_is_prepared(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_data_set_is_prepared(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     out = tmp_path / "out"
     run(
         *FOLDER,
@@ -76,7 +76,7 @@ def test_a_data_set_is_prepared(root: Path, tmp_path: Path, capsys: pytest.Captu
     )
 
 
-def test_the_longer_side_may_be_given(root: Path, tmp_path: Path):
+def test_max_side_limits_the_longer_side(root: Path, tmp_path: Path):
     run(*FOLDER, f"--root={root}", f"--out={tmp_path / 'out'}", "--max-side=20")
     assert Shards(tmp_path / "out")[0].image.shape == (15, 20, 3)
 
@@ -99,7 +99,7 @@ def test_data_sets_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: p
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ((), "--dataset and --root and --out missing"),
         (("--dataset=folder", "--root=x"), "--out missing"),
@@ -119,13 +119,13 @@ def test_data_sets_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: p
         (("--dataset=folder", "--root=ROOT", "--out=OUT"), "the unit of its counts is not known"),
     ],
 )
-def test_what_makes_no_sense_is_told(
-    root: Path, tmp_path: Path, arguments: tuple[str, ...], told: str
+def test_meaningless_requests_are_refused(
+    root: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ):
     given = [
         one.replace("ROOT", str(root)).replace("OUT", str(tmp_path / "out")) for one in arguments
     ]
-    with pytest.raises(UserError, match=told) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         run(*given)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
@@ -159,7 +159,7 @@ def test_parts_count_from_0():
     assert shard_of("0/3") == (0, 3) and shard_of("2/3") == (2, 3)
 
 
-def test_the_options_are_there_at_once():
+def test_prepare_imports_no_heavy_package():
     """Neither they nor a worker process load what takes long."""
     heavy = "{'jax', 'grain', 'torch', 'tensorflow', 'flax', 'pyarrow', 'h5py'}"
     light = "{'numpy', 'PIL', 'array_record'}"

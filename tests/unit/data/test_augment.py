@@ -42,7 +42,7 @@ def record(
 
 
 def rays(of: Record) -> tuple[np.ndarray, np.ndarray]:
-    """Depths [n] of the valid pixels and the points [3 n] one metre deep on their rays."""
+    """Depths [n] of the valid pixels and the points [3 n] one meter deep on their rays."""
     row, column = np.nonzero(of.valid)
     pixels = np.stack((column, row, np.ones_like(row))).astype(np.float64)
     return of.depth[row, column], np.linalg.solve(of.intrinsics.astype(np.float64), pixels)
@@ -113,7 +113,7 @@ def test_image_and_depth_move_together(height, width, augment, resolution, seed)
         valid=np.ones((height, width), bool),
     )
     after = augment(before, resolution, np.random.default_rng(seed))
-    inner = np.s_[2:-2, 2:-2]  # the filters of the picture repeat its edge
+    inner = np.s_[2:-2, 2:-2]  # the filters of the image repeat its edge
     side = resolution * before.intrinsics[0, 0] / after.intrinsics[0, 0]
     off = np.abs(after.image[inner][..., 1].astype(float) + 1 - after.depth[inner])
     assert off.size == 0 or off.max() <= 1.5 + side / resolution

@@ -53,7 +53,7 @@ def test_folders_of_their_own(tmp_path: Path):
     assert first.valid.all() and not third.valid.any() and np.isnan(third.intrinsics).all()
 
 
-def test_all_beside_each_other(tmp_path: Path):
+def test_all_layouts_in_one_folder(tmp_path: Path):
     save_image(tmp_path / "one.jpeg")
     save_image(tmp_path / "two.v2.png")
     depth(tmp_path / "one.depth.png")
@@ -65,13 +65,13 @@ def test_all_beside_each_other(tmp_path: Path):
     assert source[0].caption == "the first" and source[0].valid.all() and source[1].valid.all()
 
 
-def test_pictures_beside_a_folder_of_depth(tmp_path: Path):
+def test_images_next_to_a_depth_folder(tmp_path: Path):
     save_image(tmp_path / "one.jpg")
     depth(tmp_path / "depth/one.png")
     assert folder(tmp_path)[0].valid.all()
 
 
-def test_hidden_files_are_nobodys(tmp_path: Path):
+def test_hidden_files_are_ignored(tmp_path: Path):
     save_image(tmp_path / "images/a.png")
     for name in ("images/._a.png", "images/.DS_Store", "depth/._a.npy", "depth/.gone.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -139,20 +139,20 @@ def wrong(root: Path, reason: str, **changes) -> str:
     return str(caught.value)
 
 
-def test_nothing_there(tmp_path: Path):
+def test_missing_and_empty_folders_are_refused(tmp_path: Path):
     assert str(tmp_path / "no") in wrong(tmp_path / "no", "no such folder")
     assert "images/" in wrong(tmp_path, "no image in this folder")
     (tmp_path / "images").mkdir()
     wrong(tmp_path, "no image in this folder")
 
 
-def test_depth_without_picture(tmp_path: Path):
+def test_depth_without_image(tmp_path: Path):
     save_image(tmp_path / "images/a.png")
     path = depth(tmp_path / "depth/b.png")
     assert str(path) in wrong(tmp_path, "no image is named b")
 
 
-def test_two_of_a_name(tmp_path: Path):
+def test_duplicate_names(tmp_path: Path):
     save_image(tmp_path / "images/a.png")
     depth(tmp_path / "depth/a.npy")
     depth(tmp_path / "depth/a.png")

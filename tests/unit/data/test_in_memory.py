@@ -52,7 +52,7 @@ def test_keeps_what_fits_and_reads_the_rest_again():
     assert all(source.reads[index] == 3 for index in range(len(kept), 100))
 
 
-def test_a_copy_for_another_process_starts_empty():
+def test_copy_starts_empty():
     cached = InMemory(Counting(3), megabytes=7)
     cached[0]
     other = copy.deepcopy(cached)
@@ -61,7 +61,7 @@ def test_a_copy_for_another_process_starts_empty():
     assert other.source.reads[0] == 2  # the copy of the counter has seen one, and reads again
 
 
-def test_mistakes_are_not_kept():
+def test_errors_are_not_cached():
     source = Counting(1)
     cached = InMemory(source)
     for _ in range(2):

@@ -50,7 +50,7 @@ class Numbered:
             valid=np.ones(shape, np.bool_),
             intrinsics=np.full((3, 3), np.nan, np.float32),
             unit="relative",
-            caption=f"picture number {number}",
+            caption=f"image number {number}",
             source="numbered",
             id=str(index),
         )
@@ -112,7 +112,7 @@ def test_rows_belong_together():
         for row, index in enumerate(record_numbers([batch])):
             assert np.all(batch["image"][row] == index)
             assert np.all(batch["depth"][row][batch["valid"][row]] == index + 1)
-            tokens = HashedWordTokenizer().encode(f"picture number {index}")["tokens"]
+            tokens = HashedWordTokenizer().encode(f"image number {index}")["tokens"]
             np.testing.assert_array_equal(batch["text"]["tokens"][row], tokens)
 
 
@@ -317,7 +317,7 @@ def test_user_error_of_a_record_is_raised(workers: int):
 @pytest.mark.parametrize(
     "state", [{}, {"batches": -1}, {"batches": "4"}, {"batches": 1, "more": 2}]
 )
-def test_foreign_state_is_refused(state: dict):
+def test_invalid_loader_state_is_refused(state: dict):
     with pytest.raises(UserError, match="data state"):
         batches().set_state(state)
 
@@ -334,7 +334,7 @@ def test_empty_sources_are_refused():
         batches(batch=0)
 
 
-def test_memory_is_flat_and_nothing_is_left():
+def test_memory_is_constant_and_no_process_remains():
     process = psutil.Process()
     take(
         batches(workers=1), 1

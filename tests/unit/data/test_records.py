@@ -26,7 +26,7 @@ def a_record(h: int = 4, w: int = 6) -> Record:
     )
 
 
-def test_a_good_record_is_returned_as_it_is():
+def test_valid_record_is_returned_unchanged():
     record = a_record()
     assert check(record) is record
 
@@ -55,7 +55,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_broken_promise_is_named_with_the_record(change: dict, message: str):
+def test_invalid_record_is_reported_with_its_id(change: dict, message: str):
     with pytest.raises(ValueError, match=f"record test/0: .*{message}"):
         check(replace(a_record(), **change))
 
@@ -78,6 +78,6 @@ def test_depth_must_be_good_where_it_is_valid_and_only_there(
         assert check(record) is record
 
 
-def test_a_record_cannot_be_changed():
+def test_record_is_read_only():
     with pytest.raises(FrozenInstanceError):
         a_record().caption = "a blue ball"  # pyright: ignore[reportAttributeAccessIssue]

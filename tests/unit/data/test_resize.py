@@ -122,7 +122,7 @@ def test_dense_map_keeps_holes_and_depth():
     out = center_crop_resize(record(ramp, valid), 16)
     centers = (
         16 + (np.arange(16) + 0.5) * 6 + 0.5
-    )  # exact depth of the ramp under each cell's centre
+    )  # exact depth of the ramp under each cell's center
     hole = (centers > 40.5) & (centers <= 60.5)
     np.testing.assert_array_equal(out.valid, np.broadcast_to(~hole, (16, 16)))
     assert np.abs(out.depth - centers)[out.valid].max() <= 0.5
@@ -179,7 +179,7 @@ def test_intrinsics_follow_the_crop(size, resolution):
     ):
         ray = np.linalg.solve(
             intrinsics.astype(np.float64), [x - 0.5, y - 0.5, 1]
-        )  # edge 0 lies at -0.5
+        )  # edge 0 is at -0.5
         u, v, w = moved @ ray
         expected = [
             (x - window.left) / window.width * resolution,

@@ -30,7 +30,7 @@ def record(index: int, resolution: int = 32) -> Record:
 
 
 def plain(height: int = 40, width: int = 56, intrinsics: np.ndarray | None = None) -> Record:
-    """A grey picture of a wall two metres away, everything known."""
+    """A gray image of a wall two meters away, with depth at every pixel."""
     return Record(
         image=np.full((height, width, 3), 128, np.uint8),
         depth=np.full((height, width), 2, np.float32),
@@ -50,7 +50,7 @@ def plain(height: int = 40, width: int = 56, intrinsics: np.ndarray | None = Non
     st.integers(0, 2**32),
     st.sampled_from((24, 32, 64)),
 )
-def test_a_mask_is_part_of_what_is_valid(name: str, index: int, seed: int, resolution: int):
+def test_patterns_select_valid_pixels_only(name: str, index: int, seed: int, resolution: int):
     one = record(index, resolution)
     mask = PATTERNS[name](one, np.random.default_rng(seed))
     assert mask.dtype == np.bool_ and mask.shape == one.valid.shape
@@ -61,7 +61,7 @@ def test_a_mask_is_part_of_what_is_valid(name: str, index: int, seed: int, resol
 
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("known", [0, 1, 3])
-def test_hardly_anything_valid_is_no_trouble(name: str, known: int):
+def test_few_valid_pixels_are_accepted(name: str, known: int):
     one = plain()
     valid = np.zeros_like(one.valid)
     valid.ravel()[777 : 777 + known] = True
@@ -80,7 +80,7 @@ def test_density_on_average(name: str, resolution: int):
 
 
 @pytest.mark.parametrize("resolution", [32, 64])
-def test_the_default_mixture_keeps_at_most_a_tenth(resolution: int):
+def test_default_mixture_keeps_at_most_a_tenth(resolution: int):
     rng = np.random.default_rng(3)
     density = np.array([sparsify(record(i % 60, resolution), rng).valid.mean() for i in range(600)])
     assert 0.03 < density.mean() <= 0.10
@@ -102,7 +102,7 @@ def test_lidar_leaves_the_upper_image_empty_and_lines_with_gaps_below():
         assert not mask[:22].any()
         lower = mask[40:]
         assert lower.any()
-        # Upright neighbours are rarely both hit: that is what makes it lines.
+        # Upright neighbors are rarely both hit: that is what makes it lines.
         assert np.mean(lower[1:] & lower[:-1]) < 0.3 * lower.mean()
 
 
@@ -125,14 +125,14 @@ def test_sfm_points_lie_on_the_texture():
     better = []
     for index in range(25):
         one = record(index, 64)
-        grey = one.image.astype(float).mean(axis=2)
-        strength = np.hypot(*np.gradient(grey))
+        gray = one.image.astype(float).mean(axis=2)
+        strength = np.hypot(*np.gradient(gray))
         mask = PATTERNS["sfm"](one, np.random.default_rng(index))
         better.append(strength[mask].mean() / strength[one.valid].mean())
     assert np.median(better) > 2
 
 
-def test_sfm_on_a_flat_picture_with_one_edge_finds_the_edge():
+def test_sfm_points_follow_the_only_edge_of_a_flat_image():
     one = plain()
     one.image[:, 30:] = 30
     mask = PATTERNS["sfm"](one, np.random.default_rng(0))
@@ -140,7 +140,7 @@ def test_sfm_on_a_flat_picture_with_one_edge_finds_the_edge():
     assert not PATTERNS["sfm"](plain(), np.random.default_rng(0)).any()
 
 
-def test_the_sensor_has_holes_at_edges_and_far_away():
+def test_sensor_has_holes_at_edges_and_far_away():
     far = []
     for index in range(30):
         one = record(index, 64)
@@ -151,7 +151,7 @@ def test_the_sensor_has_holes_at_edges_and_far_away():
     assert np.mean(np.array(far) < 0.9) > 0.5
 
 
-def test_the_sensor_sees_little_of_black():
+def test_sensor_measures_little_on_black_surfaces():
     one = plain(64, 64)
     one.image[:, 32:] = 5
     masks = np.sum([PATTERNS["sensor"](one, np.random.default_rng(i)) for i in range(50)], axis=0)
@@ -165,7 +165,7 @@ def test_edges_are_where_depth_jumps():
     assert edges[:, 19:21].all() and edges.sum() == 2 * 40
 
 
-def test_thin_returns_a_sound_record_and_leaves_the_old_one_alone():
+def test_sparsify_returns_a_valid_copy():
     one = record(1)
     before = one.depth.copy()
     for seed in range(20):
@@ -196,11 +196,11 @@ def test_weights_that_choose_nothing_are_refused(weights: dict[str, float]):
         sparsify(record(1), np.random.default_rng(0), weights)
 
 
-def test_an_unknown_pattern_is_told_with_the_known_ones():
+def test_unknown_pattern_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"'radar'.*known are uniform, lidar, sfm, sensor, missing"):
         sparsify(record(1), np.random.default_rng(0), {"radar": 1.0})
 
 
-def test_the_default_mixture_names_every_pattern():
+def test_default_mixture_has_every_pattern():
     assert set(DEFAULT_MIXTURE) == set(PATTERNS)
     assert sum(DEFAULT_MIXTURE.values()) == pytest.approx(1)

@@ -134,7 +134,7 @@ def test_images_too_far_in_time_from_a_scan_are_skipped(tmp_path: Path, late: in
             DATASET.open(tmp_path, "train")
 
 
-def test_splits_cameras_and_junk(tmp_path: Path):
+def test_splits_cameras_and_other_files(tmp_path: Path):
     log = write(tmp_path, "val")
     cameras = log / "sensors/cameras"
     (cameras / f"ring_front_center/._{AFTER}.jpg").write_bytes(b"\x00\x05\x16\x07")

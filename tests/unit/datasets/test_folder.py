@@ -26,12 +26,12 @@ def write_folder(root: Path, size: tuple[int, int], depth: np.ndarray | None) ->
     return root
 
 
-MILLIMETRES = {"depth_scale": "0.001", "unit": "metric"}
+MILLIMETERS = {"depth_scale": "0.001", "unit": "metric"}
 
 
 def test_frames_are_not_cropped(tmp_path: Path):
     counts = np.arange(12 * 16).reshape(12, 16) * 10
-    source = DATASET.with_options(MILLIMETRES).open(
+    source = DATASET.with_options(MILLIMETERS).open(
         write_folder(tmp_path, (12, 16), counts), "train"
     )
     assert len(source) == 1
@@ -48,7 +48,7 @@ def test_frames_are_not_cropped(tmp_path: Path):
 def test_coarser_depth_is_scattered_to_single_pixels(tmp_path: Path):
     counts = np.arange(1, 13).reshape(3, 4) * 1000
     record = check(
-        DATASET.with_options(MILLIMETRES).open(write_folder(tmp_path, (12, 16), counts), "train")[0]
+        DATASET.with_options(MILLIMETERS).open(write_folder(tmp_path, (12, 16), counts), "train")[0]
     )
     assert record.depth.shape == (12, 16) and record.valid.sum() == 12
     assert sorted(record.depth[record.valid].tolist()) == list(range(1, 13))
@@ -58,7 +58,7 @@ def test_coarser_depth_is_scattered_to_single_pixels(tmp_path: Path):
 def test_finer_depth_is_subsampled(tmp_path: Path):
     counts = np.repeat(np.repeat(np.arange(1, 13).reshape(3, 4) * 1000, 4, 0), 4, 1)
     record = check(
-        DATASET.with_options(MILLIMETRES).open(write_folder(tmp_path, (3, 4), counts), "train")[0]
+        DATASET.with_options(MILLIMETERS).open(write_folder(tmp_path, (3, 4), counts), "train")[0]
     )
     np.testing.assert_array_equal(record.depth, np.arange(1, 13).reshape(3, 4))
 
@@ -84,7 +84,7 @@ def test_invalid_options_are_reported(options: dict[str, str], message: str):
 
 def test_unknown_split_and_other_aspect_ratio_are_reported(tmp_path: Path):
     root = write_folder(tmp_path, (12, 16), np.ones((12, 12)))
-    source = DATASET.with_options(MILLIMETRES).open(root, "train")
+    source = DATASET.with_options(MILLIMETERS).open(root, "train")
     with pytest.raises(UserError, match="depth has another aspect"):
         source[0]
     with pytest.raises(UserError, match="has no split 'val'; choose one of train"):

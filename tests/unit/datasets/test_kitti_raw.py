@@ -106,7 +106,7 @@ def test_scan_gives_depth_of_the_left_image(tmp_path: Path, write):
     assert record.id in ("training/image_2/000003", f"2011_09_26/{DRIVE}/image_02/data/0000000007")
 
 
-def test_points_that_only_the_scanner_sees_are_dropped(tmp_path: Path):
+def test_points_occluded_from_the_camera_are_dropped(tmp_path: Path):
     rows, columns = np.mgrid[20:40, 40:60]
     near = np.stack([columns.ravel(), rows.ravel()], axis=1).astype(float)
     near = near[~((near == [50, 30]).all(axis=1))]

@@ -63,7 +63,7 @@ def test_images_have_their_first_caption(tmp_path: Path):
     assert [record.caption for record in records] == ["", "the first of 1", "the first of 2"]
 
 
-def test_features_can_be_named(tmp_path: Path):
+def test_features_can_be_selected(tmp_path: Path):
     folder = prepared(tmp_path)
     assert (
         DATASET.with_options({"caption": "image/filename"}).open(folder, "train").caption

@@ -75,7 +75,7 @@ def test_plateau_samples_follow_the_closed_form(mu):
 
 
 @given(mu=MU, sigma=SIGMA)
-def test_the_mode_is_the_densest_point(mu, sigma):
+def test_mode_is_the_densest_point(mu, sigma):
     levels = PlateauLogitNormal(mu, sigma)
     grid = np.linspace(1e-4, 1 - 1e-4, 20_001)
     assert levels.density_at_mode >= base_density(grid, mu, sigma).max() * (1 - 1e-9)
@@ -142,7 +142,7 @@ def test_shift_keeps_the_ends_and_moves_logits():
     np.testing.assert_allclose(np.log(t / (1 - t)), np.log([0.25, 1, 4]) + 1.1, rtol=1e-5)
 
 
-def test_a_shifted_logit_normal_is_the_logit_normal_of_the_sum():
+def test_shift_adds_to_the_mean_of_a_logit_normal():
     u = jnp.asarray(stratified(100), jnp.float32)
     np.testing.assert_allclose(
         timestep_shift(LogitNormal(0.3).icdf(u), 0.8), LogitNormal(1.1).icdf(u), rtol=1e-5
@@ -216,7 +216,7 @@ def test_single_modality_is_never_the_condition():
     assert not np.any(is_cond["image"]) and np.all(t["image"] > 0)
 
 
-def test_condition_of_probability_1_leaves_the_other_free():
+def test_condition_of_probability_1_leaves_the_other_noisy():
     keys = rng.per_example(rng.named_key(0, "levels", 0), jnp.arange(500))
     t, is_cond = sample_timesteps(keys, MODALITIES, {"image": 1.0, "depth": 0.0})
     assert np.all(is_cond["image"]) and np.all(t["image"] == 0) and np.all(t["depth"] > 0)

@@ -18,7 +18,7 @@ def bits(key) -> tuple[int, ...]:
     return tuple(np.asarray(jax.random.key_data(key)).ravel().tolist())
 
 
-def test_the_same_name_and_step_give_the_same_key():
+def test_same_name_and_step_give_the_same_key():
     assert bits(rng.named_key(3, "noise", 7)) == bits(rng.named_key(3, "noise", 7))
 
 
@@ -27,12 +27,12 @@ def test_seed_name_and_step_each_change_the_key(other):
     assert bits(rng.named_key(3, "noise", 7)) != bits(rng.named_key(*other))
 
 
-def test_a_traced_step_gives_the_key_of_the_number():
+def test_traced_step_gives_the_key_of_the_number():
     traced = jax.jit(lambda step: jax.random.key_data(rng.named_key(3, "noise", step)))(np.int32(7))
     assert tuple(np.asarray(traced).tolist()) == bits(rng.named_key(3, "noise", 7))
 
 
-def test_the_key_is_the_same_in_another_process():
+def test_key_is_the_same_in_another_process():
     # `hash` of a name is salted anew in each process: a resumed run would draw other noise.
     result = subprocess.run(
         [sys.executable, "-c", "import jax; from modality_forcing.diffusion import rng\n"

@@ -40,7 +40,7 @@ def oracle(noisy, t, text):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("steps", [1, 2, 59, 200])
-def test_last_step_arrives_exactly(steps, solver):
+def test_last_step_ends_exactly_at_the_data(steps, solver):
     # From 59 steps on, the last one starts below the clamp: a step by the velocity stops short.
     out = run(
         oracle, trajectories.joint("image", ("depth",), steps, alpha=32.0, mu=1.1), solver=solver
@@ -51,7 +51,7 @@ def test_last_step_arrives_exactly(steps, solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_v_prediction_arrives(solver):
+def test_v_prediction_ends_at_the_data(solver):
     def model(noisy, t, text):
         level = {n: jnp.maximum(t[n], 1e-6)[:, None, None] for n in noisy}
         return {n: (X0[n] - noisy[n]) / level[n] for n in noisy}  # = x0 - eps on a straight path

@@ -82,7 +82,7 @@ def test_every_joint_path_is_valid(alpha, steps, mu):
     assert joint("image", ("depth",), steps, alpha=alpha, mu=mu).steps == steps
 
 
-def test_conditional_holds_the_given_clean():
+def test_conditional_trajectory_keeps_the_condition_clean():
     path = conditional(("depth",), ("image",), 5, 1.1)
     np.testing.assert_array_equal(path.schedule["depth"], timesteps(5, 1.1))
     np.testing.assert_array_equal(path.schedule["image"], np.zeros(6))

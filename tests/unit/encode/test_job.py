@@ -51,7 +51,7 @@ def job(
         "source": latent_cache.source_digest(shards.folder, shards.split),
         "records": len(shards),
         "shard_size": 3,
-        **{name: {**told, **own[name]} for name, told in frozen.identity().items()},
+        **{name: {**identity, **own[name]} for name, identity in frozen.identity().items()},
         **changes,
     }
     return EncodeJob(
@@ -79,7 +79,7 @@ def bytes_of(folder: Path) -> dict[str, str]:
     }
 
 
-def test_every_latent_is_that_of_its_picture_and_of_its_mirror_image(cache, frozen, source):
+def test_latents_are_those_of_the_image_and_its_mirror_image(cache, frozen, source):
     records = LatentSource(source, Cache(cache, "train"))
     assert len(records) == len(source) == 11
     for index in (0, 5, 10):
@@ -142,7 +142,7 @@ def test_bytes_depend_on_neither_parts_nor_batches_nor_being_stopped(
     assert job(frozen, source, cache).summary() == str(cache / "encoded-train.json")
 
 
-def test_a_part_says_what_is_missing(frozen, source, tmp_path):
+def test_unfinished_cache_is_refused(frozen, source, tmp_path):
     first = job(frozen, source, tmp_path, (0, 2))
     encode(first)
     assert first.summary() == "this job is done; 1 of 2 shards of text, 2 of 4 shards of latents"
@@ -165,7 +165,7 @@ def test_cache_of_other_settings_is_refused_by_name(cache, frozen, source, tmp_p
     assert bytes_of(cache) == before
 
 
-def test_pictures_may_be_added_to_a_cache_of_text(cache, frozen, source, tmp_path):
+def test_images_may_be_added_to_a_text_cache(cache, frozen, source, tmp_path):
     alone = FrozenEncoders(f"umt5:{frozen._text_at}", mesh=MESH)
     text = job(alone, source, tmp_path)
     text.check_or_write_settings()

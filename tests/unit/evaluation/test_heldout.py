@@ -100,8 +100,8 @@ def test_target_up_to_scale_and_shift_scores_perfectly(evaluator: Evaluator):
 
 
 def test_constant_model_scores_like_the_constant_baseline(evaluator: Evaluator):
-    blind = FakeGenerator(depth=np.ones((7, 16, 16)), image=evaluator.data.image / 255.0)
-    assert evaluator.i2d(blind)[0] == pytest.approx(evaluator.baselines()["constant"], rel=1e-4)
+    constant = FakeGenerator(depth=np.ones((7, 16, 16)), image=evaluator.data.image / 255.0)
+    assert evaluator.i2d(constant)[0] == pytest.approx(evaluator.baselines()["constant"], rel=1e-4)
 
 
 def test_examples_are_generated_with_their_own_index(evaluator: Evaluator):

@@ -94,7 +94,7 @@ def test_isoflop_lines_are_found_where_runs_share_a_budget():
     ] in (1e20, 1e21)
 
 
-def test_a_parabola_is_right_for_a_symmetric_law_and_biased_for_others():
+def test_parabola_is_exact_for_a_symmetric_law_and_biased_otherwise():
     """Czech et al. (2603.22339): no bias where alpha = beta and the sizes are centered, some where
     either fails.
     """

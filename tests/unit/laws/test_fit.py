@@ -85,7 +85,7 @@ def test_any_start_reaches_the_optimum(hoffmann):
 
 
 @pytest.mark.parametrize("form", [CHINCHILLA, POWER], ids=lambda form: form.name)
-def test_a_known_law_is_recovered_from_noise_of_2_percent(form):
+def test_known_law_is_recovered_from_noise_of_2_percent(form):
     table = grid_table() if form is CHINCHILLA else grid_table(POWER, x=np.geomspace(1e6, 1e10, 40))
     found = fit(table, form, resamples=300)
     for value, p in zip(TRUE[form.name], found.parameters.values(), strict=True):
@@ -117,7 +117,7 @@ def test_optimum_equals_that_of_another_optimizer():
     assert found.objective == pytest.approx(other.fun * 1e-6, rel=1e-3)
 
 
-def test_the_transfer_law_is_recovered_with_a_level_for_none():
+def test_transfer_law_is_recovered_with_a_level_for_zero():
     true = {"E": 0.03, "A": 20, "alpha": 0.3, "gamma": 0.25, "B": 20, "beta": 0.35, "none": 4}
     form = parse("transfer-G")
     axes = {

@@ -37,7 +37,7 @@ def rows(form: forms.Form, count: int = 20) -> dict[str, np.ndarray]:
     return variables
 
 
-def test_the_forms_are_their_equations():
+def test_forms_equal_their_equations():
     x = rows(FORMS["chinchilla"])
     chinchilla = np.exp(FORMS["chinchilla"].predict(values(FORMS["chinchilla"]), x))
     np.testing.assert_allclose(
@@ -107,7 +107,7 @@ def test_coordinates_of_a_fit_give_the_same_law(name):
         ("transfer-s-B", "E + A N^-alpha; where n = 0, none more"),
     ],
 )
-def test_a_form_less_a_part(text, equation):
+def test_form_without_a_term(text, equation):
     form = forms.parse(text)
     assert form.equation == equation and form.name == text
 

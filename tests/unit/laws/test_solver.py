@@ -88,7 +88,7 @@ def test_bad_starts_reach_the_minimum():
     assert value.min() > best * (1 - 1e-9)
 
 
-def test_a_weight_of_2_is_a_row_twice():
+def test_weight_of_2_equals_a_repeated_row():
     design, log_loss, theta = problem()
     twice = np.r_[np.arange(36), 0, 5]
     weights = np.ones((1, 36))

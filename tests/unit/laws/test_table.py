@@ -156,7 +156,7 @@ def test_invalid_columns_are_refused(table, columns, message):
         load(table, columns, CHINCHILLA)
 
 
-def test_a_variable_that_the_form_leaves_out_may_be_mapped(tmp_path):
+def test_variable_that_the_form_omits_may_be_mapped(tmp_path):
     path = jsonl(tmp_path / "r.jsonl", [{"N": 1, "n": 0, "loss": 1}])
     assert len(load(path, "N=N,n=n,loss=loss", parse("transfer-s-n"))) == 1
     with pytest.raises(UserError, match="s = n is 0, not finite and above 0"):

@@ -46,7 +46,7 @@ def test_contraction_has_a_gradient_everywhere():
     np.testing.assert_allclose(grad, [1, 1, 1, 0.25, 0], atol=1e-6)
 
 
-def test_the_mean_is_over_the_valid_pixels_of_one_example():
+def test_mean_is_over_the_valid_pixels_of_each_example():
     depth, valid = BATCH["depth"].astype(np.float64), BATCH["valid"]
     out = np.asarray(unit_mean(jnp.asarray(BATCH["depth"]), jnp.asarray(valid)))
     for i in range(len(depth)):
@@ -65,7 +65,7 @@ def test_tokens_do_not_depend_on_the_batch():
 
 
 @pytest.mark.parametrize("scale", [2.0**-20, 0.25, 1024.0, 2.0**40])
-def test_a_unit_that_is_a_power_of_two_changes_no_bit(scale):
+def test_unit_that_is_a_power_of_two_changes_no_bit(scale):
     np.testing.assert_array_equal(to_tokens(BATCH["depth"] * np.float32(scale))[0], to_tokens()[0])
 
 
@@ -105,7 +105,7 @@ def test_mask_is_cut_like_the_image():
     np.testing.assert_array_equal(x0[mask], np.ones(4))  # a single pixel is its own mean
 
 
-def test_a_map_without_a_valid_pixel_is_finite_and_unobserved():
+def test_map_without_valid_pixels_is_finite_and_unobserved():
     x0, mask = to_tokens(np.full_like(BATCH["depth"], np.nan), np.zeros_like(BATCH["valid"]))
     assert np.all(x0 == 0.0) and not mask.any()
 

@@ -16,12 +16,12 @@ def test_examples_are_split_over_two_axes_and_heads_over_tensor():
     assert spec("df") == PartitionSpec(None, "tensor")
 
 
-def test_without_a_mesh_nothing_is_laid_out():
+def test_without_a_mesh_arrays_keep_their_layout():
     x = jnp.ones((2, 3))
     assert constrain(x, "bd") is x and not is_sharded() and devices("fsdp") == 1
 
 
-def test_a_mesh_that_is_set_is_seen_while_tracing():
+def test_current_mesh_is_visible_while_tracing():
     def traced(x):
         with jax.sharding.use_abstract_mesh(
             AbstractMesh((2, 4, 1), AXES, axis_types=(AxisType.Auto,) * 3)

@@ -31,7 +31,7 @@ def counted(tree) -> int:
 
 
 @pytest.mark.parametrize(("name", "width", "blocks", "whole"), FAMILY)
-def test_the_family_has_the_paper_s_counts(name, width, blocks, whole):
+def test_parameter_counts_equal_those_of_the_paper(name, width, blocks, whole):
     c = size(name)
     assert (
         c.width == width and c.num_layers == 30 and c.head_dim == 128 and c.heads == 4 * c.kv_heads
@@ -46,7 +46,7 @@ def test_the_family_has_the_paper_s_counts(name, width, blocks, whole):
     assert counted(matrices) == 30 * block_parameters(c)
 
 
-def test_a_size_can_be_changed_in_part():
+def test_size_takes_overrides():
     assert size("370m", remat="full", num_layers=2) == ModelConfig(
         width=1024,
         mlp_dim=3072,
@@ -60,7 +60,7 @@ def test_a_size_can_be_changed_in_part():
     assert SIZES["370m"].num_layers == 30
 
 
-def test_an_unknown_size_is_answered_with_the_known_ones():
+def test_unknown_size_is_refused_with_the_known_ones():
     with pytest.raises(UserError, match=r"unknown model size '7b'; known sizes: .*370m, 800m, 3b3"):
         size("7b")
 
@@ -80,6 +80,6 @@ def test_heads_may_be_wider(name, heads, kv_heads):
     assert block_parameters(wide) == pytest.approx(block_parameters(size(name)), rel=0.02)
 
 
-def test_a_head_dim_that_does_not_divide_is_one_line():
+def test_head_dim_that_does_not_divide_is_one_line():
     with pytest.raises(UserError, match=r"head_dim 384 does not divide the 1024 channels"):
         with_head_dim(size("370m"), 384)

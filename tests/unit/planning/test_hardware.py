@@ -95,7 +95,7 @@ def test_rings_close_on_full_axes(shape, closed):
     assert hardware.wrap(shape) == closed
 
 
-def test_a_run_gets_the_options_of_the_plan_as_one_string():
+def test_libtpu_init_args_equal_the_compiler_options():
     chip = hardware.CHIPS["v6e"]
     written = hardware.libtpu_init_args(chip, slices=2)
     assert "--xla_tpu_scoped_vmem_limit_kib=98304" in written.split()
@@ -127,13 +127,13 @@ class TestWithLibtpu:
         assert [d.slice_index for d in devices] == [0] * 4 + [1] * 4
 
     @pytest.mark.parametrize("name", SMALLEST)
-    def test_the_compiler_takes_every_flag(self, name):
+    def test_compiler_accepts_every_flag(self, name):
         devices = hardware.topology(SMALLEST[name], slices=2)
         options = hardware.compiler_options(hardware.CHIPS[name], slices=2)
         compiled = compile_for(devices, gradient, (128, 256), (256, 512), options=options)
         assert "collective" in compiled.as_text() or "all-" in compiled.as_text()
 
-    def test_the_compiler_refuses_a_flag_that_does_not_exist(self):
+    def test_compiler_rejects_an_unknown_flag(self):
         options = hardware.compiler_options(hardware.CHIPS["v5e"]) | {
             "xla_tpu_enable_wishful_thinking": True
         }
@@ -160,7 +160,7 @@ class TestWithLibtpu:
     @pytest.mark.parametrize(
         ("extra", "accepted"), [("", True), ("--xla_tpu_wishful_thinking=true", False)]
     )
-    def test_a_run_starts_with_the_flags_in_its_environment(self, extra, accepted):
+    def test_libtpu_accepts_its_flags_from_the_environment(self, extra, accepted):
         # Flags of all chips at once: what counts is that libtpu, which ends the process otherwise,
         # knows the names.
         written = " ".join(

@@ -139,12 +139,12 @@ HEAD += "  %i = s32[] parameter(1)\n  %z = s32[] constant(0)\n"
 OPERANDS = "f32[30,64]; s32[]{:S(6)}"
 
 
-def test_a_slice_of_a_stack_reads_the_slice():
+def test_slice_of_a_stack_reads_only_the_slice():
     body = "  %s = f32[1,64] dynamic-slice(%p, %i, %z)\n  %c = bf16[1,64] convert(%s)\n  ROOT %b = bf16[64] bitcast(%c)\n}\n"
     assert moved(HEAD + body, OPERANDS, "bf16[64]") == [(SLICE, 0), (4, 6), (SLICE / 2, 0)]
 
 
-def test_a_cast_before_the_slice_is_a_cast_of_the_slice_and_two_slices_are_two():
+def test_cast_before_slices_counts_only_the_slices():
     body = "  %c = bf16[30,64] convert(%p)\n  %s = bf16[1,64] dynamic-slice(%c, %i, %z)\n"
     body += "  %t = bf16[1,64] slice(%c), slice={[3:4], [0:64]}\n  ROOT %r = bf16[1,64] add(%s, %t)\n}\n"
     assert moved(HEAD + body, OPERANDS, "bf16[1,64]{1,0:S(1)}") == [
@@ -159,7 +159,7 @@ UPDATE += "  %z = s32[] constant(0)\n  %u = bf16[64] parameter(2)\n  %c = f32[64
 
 
 @pytest.mark.parametrize("through", ["", "fusion"])
-def test_an_update_in_place_writes_the_slice(through):
+def test_in_place_update_writes_only_the_slice(through):
     stack, relayout = "%p", ""
     if through:  # a change of tiles between the parameter and the update, as on tpu7x
         relayout = "%copied (q: f32[30,64]) -> f32[30,64] {\n  %q = f32[30,64] parameter(0)\n  ROOT %w = f32[30,64] copy(%q)\n}\n\n"
@@ -175,7 +175,7 @@ def test_an_update_in_place_writes_the_slice(through):
     ]
 
 
-def test_an_update_of_a_fresh_buffer_writes_all_of_it():
+def test_update_of_a_new_buffer_writes_all_of_it():
     body = UPDATE.replace(
         "constant(0)",
         "constant(0)\n  %o = f32[] constant(0)\n  %n = f32[30,64] broadcast(%o), dimensions={}",
@@ -205,7 +205,7 @@ def test_operands_passed_through_an_asynchronous_gather_are_free():
     assert found == [(4 * 8 * 4, 0), (8 * 64 * 4, 0), (4 * 64 * 4, 0)]
 
 
-def test_a_nested_fusion_that_only_renames_is_read_through():
+def test_nested_fusion_of_bitcasts_reads_its_operand():
     body = (
         "%view (q: f32[30,64]) -> f32[1920] {\n  %q = f32[30,64] parameter(0)\n  ROOT %w = f32[1920] bitcast(%q)\n}\n\n"
         + HEAD
@@ -214,7 +214,7 @@ def test_a_nested_fusion_that_only_renames_is_read_through():
     assert moved(body, OPERANDS, "f32[1920]") == [(STACK, 0), (STACK, 0)]
 
 
-def test_a_scatter_reads_and_writes_what_it_adds_to():
+def test_scatter_reads_and_writes_its_updated_rows():
     body = "%fused (p: f32[100,64], i: s32[5], u: f32[5,64]) -> f32[100,64] {\n  %p = f32[100,64] parameter(0)\n"
     body += "  %i = s32[5] parameter(1)\n  %u = f32[5,64] parameter(2)\n"
     body += "  ROOT %s = f32[100,64] scatter(%p, %i, %u), to_apply=%add\n}\n"

@@ -72,7 +72,7 @@ def looped(inside: str = "", outside: str = "", fused: str = "") -> str:
         ("replica_groups=mesh['a'=2,'b'=4] {'b':(1)2}", 2),
     ],
 )
-def test_a_gather_in_a_loop_runs_as_often_as_the_loop(groups, size):
+def test_gather_in_a_loop_is_multiplied_by_its_trip_count(groups, size):
     line = f'  %g = bf16[64,32] all-gather(%shard), channel_id=7, {groups}, dimensions={{0}}, metadata={{op_name="jit(f)/w"}}'
     (found,) = roofline.collectives(looped(line))
     assert (found.kind, found.dtype, found.shape, found.bytes, found.count) == (
@@ -87,7 +87,7 @@ def test_a_gather_in_a_loop_runs_as_often_as_the_loop(groups, size):
     assert found.wire_bytes == 4096 * (size - 1) / size
 
 
-def test_a_gather_spread_over_fusions_is_one():
+def test_gather_split_over_fusions_is_counted_once():
     part = "%{n} (p: bf16[8,32]) -> bf16[64,32] {{\n  %p = bf16[8,32] parameter(0)\n"
     part += "  %g = bf16[64,32] all-gather(%p), channel_id=3\n  ROOT %c = {c}\n}}\n\n"
     start = '(bf16[8,32], bf16[64,32]{1,0:S(1)}, u32[]) custom-call(%g), custom_call_target="AsyncCollectiveStart"'
@@ -109,7 +109,7 @@ def test_a_gather_spread_over_fusions_is_one():
     assert roofline.roofline(looped(lines, fused=fused), PEAK, HBM, ICI).exposed_seconds == 0
 
 
-def test_an_all_reduce_that_keeps_a_slice_is_a_reduce_scatter():
+def test_all_reduce_that_keeps_a_slice_is_a_reduce_scatter():
     fused = """%all-reduce-scatter.1 (p: f32[64,32], q: bf16[64,32]) -> (f32[8,32], bf16[8,32]) {
   %p = f32[64,32] parameter(0)
   %q = bf16[64,32] parameter(1)
@@ -179,7 +179,7 @@ def test_traffic_between_slices_has_its_own_lane():
     assert bound.seconds == bound.dcn_seconds == pytest.approx(30 * 8192 / 1e6)
 
 
-def test_the_summary_is_by_kind_and_dtype():
+def test_summary_is_by_kind_and_dtype():
     lines = "\n".join(
         f"  %g{i} = bf16[64,32] all-gather(%shard), channel_id={i}, dimensions={{0}}"
         for i in range(3)
@@ -195,7 +195,7 @@ def test_the_summary_is_by_kind_and_dtype():
 KERNEL = '  %{name} = f32[64,32] custom-call(%x), custom_call_target="tpu_custom_call", metadata={{op_name="jit(f)/{name}"}}'
 
 
-def test_kernels_are_counted_in_the_text_and_weighed_by_execution():
+def test_kernels_are_counted_and_their_flops_multiplied_by_executions():
     text = looped(
         "\n".join(KERNEL.format(name=n) for n in ("splash.1", "splash.2.remat", "other")),
         KERNEL.format(name="splash"),
@@ -232,7 +232,7 @@ def test_lanes_overlap_and_instructions_do_not():
     assert len(roofline.roofline(looped(lines), PEAK, HBM, ICI, top_ops=2).top_ops) == 2
 
 
-def test_a_loop_of_unknown_length_is_named():
+def test_loop_of_unknown_length_is_reported():
     text = looped("  %n = f32[64,32] negate(%x)").replace("constant(30)", "partition-id()")
     bound = roofline.roofline(text, PEAK, HBM, ICI)
     assert bound.unknown_loops == ("while",)
@@ -295,7 +295,7 @@ def bound_of(*arguments, **named) -> roofline.Roofline:
     return roofline.roofline(compiled(*arguments, **named).as_text(), PEAK, HBM, ICI)
 
 
-def test_a_scanned_step_of_the_tpu_compiler_grows_with_depth():
+def test_bound_of_a_scanned_step_grows_with_depth():
     bounds = {n: bound_of(n) for n in (2, 4)}
     # Three products for each of two weights, forward and backward, in each of the micro-batches.
     assert {n: b.flops for n, b in bounds.items()} == {n: n * STEPS * 6 * PRODUCT for n in bounds}
@@ -318,7 +318,7 @@ def test_a_scanned_step_of_the_tpu_compiler_grows_with_depth():
     )
 
 
-def test_an_unrolled_step_costs_what_xla_counts():
+def test_cost_of_an_unrolled_step_equals_xla_cost_analysis():
     step = compiled(2, scan=False, devices=1)
     read, analysis = hlo.parse(step.as_text()), step.cost_analysis()
     assert isinstance(analysis, dict)
@@ -335,7 +335,7 @@ def test_an_unrolled_step_costs_what_xla_counts():
     assert bound.ici_bytes == 0
 
 
-def test_scanned_and_unrolled_cost_the_same_where_they_do_the_same():
+def test_scanned_and_unrolled_steps_have_equal_product_costs():
     scanned, unrolled = bound_of(2, devices=1), bound_of(2, scan=False, devices=1)
     assert scanned.flops / STEPS - unrolled.flops == PRODUCT
     # Scanning stores activations in stacks and takes them out again, and may not keep them in VMEM.

@@ -99,7 +99,7 @@ def test_given_batch_is_planned_unchanged(target, compiler):
         plan(with_batch(CONFIG, target, 100), target)
 
 
-def test_a_chip_of_two_devices_needs_an_example_for_each(compiler):
+def test_chip_of_two_devices_needs_an_example_for_each(compiler):
     compiler(lambda config: 0.9)
     target = get_target("tpu7x:2x2x1")
     with pytest.raises(UserError, match=r"train\.batch 4 does not divide among 8 micro-batches"):

@@ -120,15 +120,17 @@ def test_manifest_sums_up_the_shards(tmp_path: Path):
     ]
     written = job.complete(finished, alone=True)
     assert written == manifest.read(tmp_path, "train")
-    told = json.loads(written.path.read_text())
+    content = json.loads(written.path.read_text())
     assert (
-        told["records"] == 17
-        and told["failed"] == 3
-        and told["shards"] == 3
-        and told["bytes"] == 18
+        content["records"] == 17
+        and content["failed"] == 3
+        and content["shards"] == 3
+        and content["bytes"] == 18
     )
-    assert told["name"] == "folder" and told["versions"] == {"pillow": "1, 2"}
-    assert told["settings"]["resolution"] == 64 and told["settings"]["format"] == manifest.FORMAT
+    assert content["name"] == "folder" and content["versions"] == {"pillow": "1, 2"}
+    assert (
+        content["settings"]["resolution"] == 64 and content["settings"]["format"] == manifest.FORMAT
+    )
     assert (tmp_path / "failed-train.txt").read_text() == "3\tthird is torn\n16\ta\n17\tb\n"
 
 

@@ -114,7 +114,7 @@ def test_bad_records_move_no_other(tmp_path: Path):
     assert lines[1] == "4\t4.png: cannot be read"
 
 
-def test_a_shard_without_any_record_is_whole(tmp_path: Path):
+def test_shard_without_records_is_complete(tmp_path: Path):
     prepare(tmp_path, Torn(bad=(3, 4, 5)), max_errors=0.5)
     assert [Shards(tmp_path)[i].id for i in (2, 3)] == [Torn()[i].id for i in (2, 6)]
 
@@ -138,7 +138,7 @@ def test_too_many_bad_records_stop(tmp_path: Path, workers: int):
         prepare(tmp_path, torn, max_errors=0.2)
 
 
-def test_nothing_more_is_read_once_too_much_is_bad(tmp_path: Path):
+def test_reading_stops_after_too_many_errors(tmp_path: Path):
     asked: list[int] = []
 
     class Asked(Torn):
@@ -153,7 +153,7 @@ def test_nothing_more_is_read_once_too_much_is_bad(tmp_path: Path):
     assert len(asked) <= 5
 
 
-def test_shards_are_held_against_their_manifest(tmp_path: Path):
+def test_shards_are_compared_with_their_manifest(tmp_path: Path):
     prepare(tmp_path, Torn())
     first, last = (tmp_path / f"folder-train.array_record-0000{index}-of-00004" for index in (0, 3))
     kept = first.read_bytes()
@@ -175,7 +175,7 @@ def test_shards_are_held_against_their_manifest(tmp_path: Path):
         Shards(tmp_path)
 
 
-def test_a_finished_shard_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_finished_shards_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     prepare(tmp_path, Torn())
     before = bytes_of(tmp_path)
     monkeypatch.setattr(work, "write_shard", None)
@@ -215,7 +215,7 @@ def test_progress_is_reported_with_rate_and_time_left(tmp_path: Path, monkeypatc
     assert all("/s  ETA 0:" in line for line in lines[1:COUNT]), lines
 
 
-def test_other_errors_are_not_taken_for_bad_files(tmp_path: Path):
+def test_other_errors_are_not_reported_as_damaged_files(tmp_path: Path):
     class Wrong:
         def __len__(self) -> int:
             return COUNT

@@ -62,8 +62,8 @@ def test_decode_inverts_encode(size: tuple[int, int], share: float, ratio: float
     assert not error.size or error.max() <= PRECISION
     if before.valid.mean() <= codec.SPARSE:
         assert not error.any()
-    told = ("unit", "caption", "source", "id")
-    assert [getattr(after, name) for name in told] == [getattr(before, name) for name in told]
+    names = ("unit", "caption", "source", "id")
+    assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names]
 
 
 @pytest.mark.parametrize(

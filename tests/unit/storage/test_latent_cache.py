@@ -31,8 +31,8 @@ def states(caption: str) -> np.ndarray:
 
 def write(folder: Path, captions: tuple[str, ...] = CAPTIONS, **settings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    told = {"format": latent_cache.FORMAT, "text": {"width": WIDTH, "tokens": 8}, **settings}
-    latent_cache.settings_path(folder, "train").write_text(json.dumps(told))
+    content = {"format": latent_cache.FORMAT, "text": {"width": WIDTH, "tokens": 8}, **settings}
+    latent_cache.settings_path(folder, "train").write_text(json.dumps(content))
     np.save(
         latent_cache.caption_index_path(folder, "train"), latent_cache.build_caption_index(captions)
     )

@@ -140,7 +140,7 @@ def test_damaged_record_is_named(tmp_path: Path):
     assert "\n" not in str(caught.value)
 
 
-def test_foreign_examples_are_named(tmp_path: Path):
+def test_foreign_examples_are_reported(tmp_path: Path):
     with ShardWriter(tmp_path / shard_name("other", "train", 0, 1)) as writer:
         writer.write(b"something else")
     with pytest.raises(UserError, match=r"00000-of-00001: record 0 is not a prepared example"):

@@ -69,7 +69,7 @@ def test_full_map_has_fraction_one():
 
 
 @pytest.mark.parametrize("cut", range(7))
-def test_merged_parts_equal_the_whole(cut: int):
+def test_merged_parts_equal_the_undivided_job(cut: int):
     one, other = stats_of(records()[:cut]), stats_of(records()[cut:])
     other.merge(DatasetStats.from_json(json.loads(json.dumps(one.to_json()))))
     whole = stats_of(records())

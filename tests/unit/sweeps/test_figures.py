@@ -38,8 +38,8 @@ def rows() -> list[dict]:
 
 
 def curves(axes) -> dict:
-    labelled = {line.get_label(): line for line in axes.lines}
-    return {label: line for label, line in labelled.items() if not str(label).startswith("_")}
+    labeled = {line.get_label(): line for line in axes.lines}
+    return {label: line for label, line in labeled.items() if not str(label).startswith("_")}
 
 
 def test_lines_connect_the_means_and_points_are_seeds():
@@ -70,7 +70,7 @@ def test_several_lengths_of_post_training_have_a_panel():
     assert right.get_xlabel() == "post-training frames, N = 16 k"
 
 
-def test_benchmark_scores_are_drawn_without_baselines(tmp_path):
+def test_benchmark_scores_are_plotted_without_baselines(tmp_path):
     benchmarks = [{k.replace("i2d_", ""): v for k, v in row.items()} for row in rows()]
     written = sweep_figures.write(benchmarks, tmp_path / "figure4")
     assert [path.name for path in written] == ["figure4.png", "figure4.svg"]

@@ -93,7 +93,7 @@ def test_failed_run_fails_only_its_cells_and_is_tried_again(trained, tmp_path, m
     assert run_cells(folder)[0] == {} and [state(folder, c) for c in SWEEP.cells] == ["done"] * 4
 
 
-def test_unexpected_error_is_no_mistake_of_the_user(trained, tmp_path, monkeypatch):
+def test_unexpected_error_is_not_a_user_error(trained, tmp_path, monkeypatch):
     def train(*_, **__):
         raise RuntimeError("out of\nmemory")
 

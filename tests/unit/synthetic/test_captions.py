@@ -145,9 +145,9 @@ def test_false_captions_are_detected():
     )
     place = "indoors" if truth.scene.setting == "room" else "outdoors"
     absent = next(c for c in COLORS if c not in {obj.color for obj in truth.scene.objects})
-    for lie in (f"a {absent} box {place}", f"eight objects {place}", "nothing indoors"):
+    for false in (f"a {absent} box {place}", f"eight objects {place}", "nothing indoors"):
         with pytest.raises(AssertionError):
-            holds(lie, truth)
+            holds(false, truth)
 
 
 def test_caption_does_not_depend_on_resolution():

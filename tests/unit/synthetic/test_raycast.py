@@ -25,8 +25,8 @@ from modality_forcing.synthetic.shading import render
 from modality_forcing.synthetic.source import camera_axes, sample_scene
 
 SIZE = 24
-GREY = Material((0.6, 0.6, 0.6))
-CLOSED = Room((-6, -5, 0), (7, 8, 4), GREY, GREY, GREY)
+GRAY = Material((0.6, 0.6, 0.6))
+CLOSED = Room((-6, -5, 0), (7, 8, 4), GRAY, GRAY, GRAY)
 LAMP = Light((0.5, 0.3, 3.9), 0.8, 0.4, 10)
 
 
@@ -57,13 +57,13 @@ def one_thing(
     kind: str, turn: tuple[float, float, float], half: Triple = (0.7, 0.55, 0.8)
 ) -> Scene:
     """An object in any attitude, before a camera that looks down on it."""
-    obj = SceneObject(kind, "red", (2.5, 0.4, 1.4), half, camera_axes(*turn), GREY)
+    obj = SceneObject(kind, "red", (2.5, 0.4, 1.4), half, camera_axes(*turn), GRAY)
     camera = Camera((-0.8, 0.1, 1.9), camera_axes(0.05, -0.1, 0.2), 55.0)
     return Scene(camera, (obj,), CLOSED, LAMP, "room")
 
 
 def unproject(drawn: Scene, depth: np.ndarray) -> np.ndarray:
-    """World points f64 [h w 3] by the picture's intrinsics alone."""
+    """World points f64 [h w 3] by the image's intrinsics alone."""
     size = len(depth)
     columns, rows = np.meshgrid(np.arange(size), np.arange(size))
     pixels = np.stack((columns, rows, np.ones_like(rows)), axis=-1).astype(np.float64)
@@ -120,7 +120,7 @@ def test_depth_of_solids_equals_a_search(kind: str, turn: tuple[float, float, fl
 def test_solid_seen_along_its_axes_has_no_holes(kind: str):
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     obj = SceneObject(
-        kind, "red", (3.0, 0, 1.0), (0.8, 0.8, 0.8), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), GREY
+        kind, "red", (3.0, 0, 1.0), (0.8, 0.8, 0.8), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), GRAY
     )
     drawn = Scene(level, (obj,), CLOSED, LAMP, "room")
     depth, visible = trace(drawn, 33)  # the middle pixel looks exactly along the x axis
@@ -165,14 +165,14 @@ def test_nearest_surface_is_found(index: int):
 
 
 def test_depth_is_along_the_optical_axis():
-    wall = Room((-9, -9, 0), (4, 9, 6), GREY, GREY, GREY)
+    wall = Room((-9, -9, 0), (4, 9, 6), GRAY, GRAY, GRAY)
     level = Camera((0, 0, 3.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     depth, _ = trace(Scene(level, (), wall, LAMP, "room"), 16)
     np.testing.assert_allclose(depth, 4.0, rtol=1e-5)
 
 
 def test_sky_is_above_the_fence():
-    yard = Room((-9, -9, 0), (10, 9, 200), GREY, GREY, GREY, fence=2.0)
+    yard = Room((-9, -9, 0), (10, 9, 200), GRAY, GRAY, GRAY, fence=2.0)
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     _, depth, valid, intrinsics, _ = render(Scene(level, (), yard, LAMP, "outdoors"), 64)
     rows = np.arange(64)
@@ -187,7 +187,7 @@ def test_panel_changes_color_but_not_depth():
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     bare = Scene(level, (), CLOSED, LAMP, "room")
     door = Panel(3, (-0.5, 0.6), (0.0, 2.0), Material((0.9, 0.1, 0.1)))
-    hung = Scene(level, (), Room(CLOSED.low, CLOSED.high, GREY, GREY, GREY, (door,)), LAMP, "room")
+    hung = Scene(level, (), Room(CLOSED.low, CLOSED.high, GRAY, GRAY, GRAY, (door,)), LAMP, "room")
     before, after = render(bare, 48), render(hung, 48)
     np.testing.assert_array_equal(before[1], after[1])
     changed = (before[0] != after[0]).any(axis=2)

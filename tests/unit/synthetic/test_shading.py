@@ -11,8 +11,8 @@ from modality_forcing.synthetic.raycast import Camera, Light, Material, Room, Sc
 from modality_forcing.synthetic.shading import render
 from modality_forcing.synthetic.source import camera_axes
 
-GREY = Material((0.6, 0.6, 0.6))
-CLOSED = Room((-6, -6, 0), (6, 6, 4), GREY, GREY, GREY)
+GRAY = Material((0.6, 0.6, 0.6))
+CLOSED = Room((-6, -6, 0), (6, 6, 4), GRAY, GRAY, GRAY)
 LAMP = Light((2.5, 0.0, 3.5), 0.8, 0.4, 10)
 LEVEL = ((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0))
 BALL = SceneObject(
@@ -75,13 +75,13 @@ def test_no_object_shades_its_own_lit_side():
     np.testing.assert_allclose(image[on_ball][:, 0], np.minimum(wanted[on_ball], 255), atol=4)
 
 
-def test_each_colour_word_can_be_found_in_the_picture():
+def test_each_color_word_is_visible_in_the_image():
     for name, rgb in COLORS.items():
         ball = replace(BALL, color=name, material=Material(rgb))
         image, _, _, _, visible = render(Scene(CAMERA, (ball,), CLOSED, LAMP, "room"), 32)
         seen = np.median(image[visible == 0].astype(float), axis=0) / 255
-        told = min(COLORS, key=lambda other: _apart(np.array(COLORS[other]), seen))
-        assert told == name
+        nearest = min(COLORS, key=lambda other: _apart(np.array(COLORS[other]), seen))
+        assert nearest == name
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> float:
@@ -95,15 +95,15 @@ def test_fine_pattern_fades_instead_of_aliasing():
     coarse = Material((0.8, 0.8, 0.8), 0.5, 5.0, (6.0, 6.0, 1.0), cells_per_meter=1.0)
     spreads = []
     for material in (fine, coarse):
-        room = Room(CLOSED.low, CLOSED.high, material, GREY, GREY)
+        room = Room(CLOSED.low, CLOSED.high, material, GRAY, GRAY)
         image = render(Scene(CAMERA, (), room, replace(LAMP, strength=0.0), "room"), 32)[0]
         spreads.append(np.ptp(image[20:].astype(int)))
     assert spreads[0] <= 2
     assert spreads[1] > 20
 
 
-def test_haze_turns_far_ground_to_the_colour_of_the_horizon():
-    yard = Room((-9, -9, 0), (45, 9, 200), GREY, GREY, GREY, fence=0.0)
+def test_haze_turns_far_ground_to_the_color_of_the_horizon():
+    yard = Room((-9, -9, 0), (45, 9, 200), GRAY, GRAY, GRAY, fence=0.0)
     camera = Camera((0, 0, 1.5), camera_axes(0.0, 0.0, 0.0), 60.0)
     sun = Light((0, 0, 80.0), 0.0, 0.4, 1e4)
     hazy = Scene(camera, (), yard, sun, "outdoors", ((0.2, 0.3, 0.9), (0.9, 0.9, 0.9)), haze=20.0)

@@ -59,7 +59,7 @@ def test_tensorboard_events_hold_the_scalars(tmp_path):
     assert "tfevents" in events.name and b"loss_depth" in events.read_bytes()
 
 
-def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+def test_full_disk_is_one_line(tmp_path, monkeypatch):
     writer = MetricWriter(tmp_path, 0)
     writer._path = tmp_path / "no such folder" / "metrics.jsonl"  # any OSError will do
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written"):

@@ -1,4 +1,4 @@
-"""The optimiser: its schedules, its clipping, and weight decay on matrices alone."""
+"""The optimizer: its schedules, its clipping, and weight decay on matrices alone."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def test_weight_decay_acts_on_matrices_only():
 
 def test_zero_gradient_moves_only_decayed_weights():
     c = TrainConfig(steps=100, learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.5)
-    optimise = make_optimizer(c, 32)
+    optimizer = make_optimizer(c, 32)
     nothing = jax.tree.map(np.zeros_like, SHAPES)
-    updates = jax.jit(lambda g, p: optimise.update(g, optimise.init(p), p)[0])(nothing, SHAPES)
+    updates = jax.jit(lambda g, p: optimizer.update(g, optimizer.init(p), p)[0])(nothing, SHAPES)
     on, update, weights = flatten(weight_decay_mask(SHAPES)), flatten(updates), flatten(SHAPES)
     for path, u in update.items():
         np.testing.assert_allclose(
@@ -81,10 +81,10 @@ def test_gradient_is_clipped_by_its_global_norm():
     grads = {"a": jnp.full((2, 2), 1e4), "b": jnp.full(3, -1e4)}
 
     def moments(g):
-        optimise = make_optimizer(c, 32)
+        optimizer = make_optimizer(c, 32)
         return [
             x
-            for x in jax.tree.leaves(optimise.update(g, optimise.init(params), params)[1])
+            for x in jax.tree.leaves(optimizer.update(g, optimizer.init(params), params)[1])
             if x.ndim
         ]
 
@@ -99,8 +99,8 @@ def test_gradient_is_clipped_by_its_global_norm():
 
 def test_adam_uses_the_config_betas():
     params, grad = {"w": jnp.zeros((1, 1))}, {"w": jnp.full((1, 1), 0.5)}
-    optimise = make_optimizer(TrainConfig(b1=0.7, b2=0.8), 32)
-    state = optimise.update(grad, optimise.init(params), params)[1]
+    optimizer = make_optimizer(TrainConfig(b1=0.7, b2=0.8), 32)
+    state = optimizer.update(grad, optimizer.init(params), params)[1]
     moments = sorted(float(m[0, 0]) for m in jax.tree.leaves(state) if m.ndim == 2)
     assert moments == pytest.approx([0.2 * 0.25, 0.3 * 0.5])
 
@@ -179,12 +179,12 @@ FEW = unflatten(
 )
 
 
-def walk(optimise, params, steps=3):
+def walk(optimizer, params, steps=3):
     """Weights and states of a few steps along gradients that are anything."""
-    state, draw = optimise.init(params), np.random.default_rng(5)
+    state, draw = optimizer.init(params), np.random.default_rng(5)
     for _ in range(steps):
         grads = jax.tree.map(lambda p: draw.standard_normal(p.shape, np.float32), params)
-        updates, state = jax.jit(optimise.update)(grads, state, params)
+        updates, state = jax.jit(optimizer.update)(grads, state, params)
         params = optax.apply_updates(params, updates)
     return params, state
 

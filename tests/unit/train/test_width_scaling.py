@@ -41,7 +41,7 @@ def test_kv_heads_of_widths_outside_the_family(width, heads, kv_heads):
 
 
 @pytest.mark.parametrize("head_dim", [16, 24])
-def test_demo_scales_to_every_width_of_whole_heads(head_dim):
+def test_demo_scales_to_every_multiple_of_the_head_size(head_dim):
     demo = replace(
         DEMO,
         model=replace(DEMO.model, head_dim=head_dim, heads=96 // head_dim, kv_heads=48 // head_dim),
@@ -151,9 +151,9 @@ def test_optimizer_follows_the_powers_of_the_recipe():
     )
 
     def moved(c, width, gradient):
-        optimise = make_optimizer(c, width)
+        optimizer = make_optimizer(c, width)
         grads = jax.tree.map(lambda p: jnp.full_like(p, gradient), params)
-        updates = flatten(cast(dict, optimise.update(grads, optimise.init(params), params)[0]))
+        updates = flatten(cast(dict, optimizer.update(grads, optimizer.init(params), params)[0]))
         return np.array(
             [
                 float(jnp.mean(updates[p]))

@@ -31,7 +31,7 @@ def test_checksum_is_crc_32c():
         turned = (masked_crc(content) - 0xA282EAD8) % 2**32
         return (turned >> 17 | turned << 15) % 2**32
 
-    assert crc(b"123456789") == 0xE3069283  # the check value of the catalogues
+    assert crc(b"123456789") == 0xE3069283  # the check value of the CRC catalog
     assert crc(bytes(32)) == 0x8A9136AA and crc(b"\xff" * 32) == 0x62A8AB43  # RFC 3720, B.4
 
 
