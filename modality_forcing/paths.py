@@ -106,10 +106,10 @@ def read_bytes(path: str | Path, hint: str = _CHECK) -> bytes:
 def read_text(path: str | Path, hint: str = _CHECK) -> str:
     """Returns the content of a text file in UTF-8, with its line ends as they are stored.
 
-    Raises UserError as `read_bytes` does, and for other encodings.
+    A byte-order mark is dropped. Raises UserError as `read_bytes` does, and for other encodings.
     """
     try:
-        return read_bytes(path, hint).decode()
+        return read_bytes(path, hint).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         what = f"is not text in UTF-8 (byte {error.start})"
         raise UserError(what, where=path, hint=hint) from error
