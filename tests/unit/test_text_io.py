@@ -76,7 +76,7 @@ def test_other_types_are_refused(tmp_path):
     (tmp_path / "a.json").write_bytes(b'\xef\xbb\xbf{"a": 1}')  # a byte-order mark
     assert text_io.read_object(tmp_path / "a.json", hint="") == {"a": 1}
     (tmp_path / "a.json").write_text("[1]")
-    with pytest.raises(UserError, match="a.json: is not a JSON object"):
+    with pytest.raises(UserError, match="is not a JSON object"):
         text_io.read_object(tmp_path / "a.json", hint="")
     assert text_io.parse_number(3) == 3 and text_io.parse_number(0.5) == 0.5
     for other in (True, "1", None, [1], {"a": 1}):
