@@ -24,7 +24,6 @@ from typing import NamedTuple
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import scale_intrinsics
 from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_rgb,
@@ -33,12 +32,12 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
     wrap_parse_errors,
 )
+from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,
     make_record,
     nearest_in_time,
-    pinhole,
     read_csv,
     rot90,
     upsample_sparse,
@@ -102,13 +101,14 @@ def _times(timed: Sequence[tuple[float, Path]]) -> list[float]:
     return [time for time, _ in timed]
 
 
-def _read_intrinsics(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """Returns the intrinsics of a .pincam, rescaled to an image of (h, w) pixels."""
+def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns the intrinsics of a .pincam, rescaled to an image of `shape` [h w ...]."""
     with wrap_parse_errors(path, "is not width, height, fx, fy, cx, cy", _AGAIN):
         width, height, fx, fy, cx, cy = map(float, read_text(path, "a camera").split())
     if min(width, height) <= 0:
         raise UserError("is for an image without pixels", where=path, hint=_AGAIN)
-    return scale_intrinsics(pinhole(fx, fy, cx, cy), (int(height), int(width)), size)
+    size = int(height), int(width)
+    return rescale_intrinsics(pinhole(fx, fy, cx, cy), size, shape, image)
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
@@ -125,7 +125,7 @@ def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
     if frame.camera is None:
         image, depth, _ = rot90(image, depth, np.full((3, 3), np.nan), frame.turns)
         return make_record(info, frame.image, image, depth)
-    intrinsics = _read_intrinsics(frame.camera, depth.shape)
+    intrinsics = _read_intrinsics(frame.camera, frame.image, depth.shape)
     image, depth, intrinsics = rot90(image, depth, intrinsics, frame.turns)
     return make_record(info, frame.image, image, depth, intrinsics=intrinsics)
 

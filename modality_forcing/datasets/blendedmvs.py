@@ -22,6 +22,7 @@ from modality_forcing.datasets.common.formats import (
     read_text,
     wrap_parse_errors,
 )
+from modality_forcing.datasets.common.intrinsics import check_principal_point
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,
@@ -70,6 +71,7 @@ def _read_frame(info: DatasetInfo, path: Path) -> Record:
         what = f"its nearest depth is {nearest:g}"
         raise UserError(what, where=camera_path, hint="leave the frame out")
     image, depth = read_rgb(path), read_pfm(_depth_path(path))
+    check_principal_point(intrinsics, image.shape, path, camera_path.name)
     return make_record(info, path, image, depth, intrinsics=intrinsics)
 
 

@@ -12,7 +12,8 @@ The split `every` is every scene in the root or one folder below, and needs no d
 a scene names but that are missing are skipped.
 Depth is in meters along the axis. Scan and image of a sample are up to 100 ms apart, in which a car
 drives two meters: points go through the two sensors' poses in the world, not through their fixed
-places on the car. Cameras are pinholes. Points that only the scanner sees are left out; 0.2% to
+places on the car. Cameras are pinholes, of images of the size that the scene states, and are
+rescaled to others. Points that only the scanner sees are left out; 0.2% to
 0.5% of the pixels have depth. The car's own body, at the lower edge of five cameras, gives no
 returns, so that a few points of the road behind it remain: no mask of it is distributed.
 Source: TRI-ML/DDAD, README.md; TRI-ML/dgp, dgp/proto/{scene, sample, annotations, geometry}.proto.
@@ -31,11 +32,15 @@ from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.formats import (
     UNPACK_AGAIN,
-    format_size,
     read_json,
     read_npz,
     read_rgb,
     wrap_parse_errors,
+)
+from modality_forcing.datasets.common.intrinsics import (
+    check_principal_point,
+    pinhole,
+    rescale_intrinsics,
 )
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.lidar import finite_points, project_points, to_camera
@@ -51,7 +56,7 @@ class Datum:
     """One measurement of one sensor.
 
     kind: "image" or "point_cloud". pose: qw qx qy qz x y z of the sensor in the world.
-    annotations: file names by the number of their type.
+    annotations: file names by the number of their type. size: (h, w) of an image, if stated.
     """
 
     kind: str
@@ -59,6 +64,7 @@ class Datum:
     file: Path
     pose: tuple[float, ...]
     annotations: Mapping[str, str]
+    size: tuple[int, int] | None
 
 
 class _Frame(NamedTuple):
@@ -127,32 +133,46 @@ def _parse_datum(datum: Any, folder: Path) -> Datum | None:
                     *(float(translation[key]) for key in "xyz"),
                 ),
                 annotations=content.get("annotations", {}),
+                size=_stated_size(content),
             )
     return None
 
 
-def read_camera(calibration: Path, name: str, size: tuple[int, ...]) -> Camera:
-    """Returns the camera of that name for images of (h, w) `size`.
+def _stated_size(content: Any) -> tuple[int, int] | None:
+    size = int(content.get("height", 0)), int(content.get("width", 0))
+    return size if min(size) > 0 else None
 
-    Raises UserError if the calibration has none or one for other images.
+
+def read_camera(
+    calibration: Path,
+    name: str,
+    image: Path,
+    shape: tuple[int, ...],
+    *,
+    size: tuple[int, int] | None = None,
+) -> Camera:
+    """Returns the camera of that name for an image of `shape` [h w 3].
+
+    size: (h, w) for which the camera was calibrated, if stated; it is rescaled to the image.
+    Raises UserError if the calibration has no such camera or one for other images.
     """
     loaded = cast(Any, read_json(calibration))
-    height, width = size
     with wrap_parse_errors(calibration, f"holds no pinhole camera {name}"):
         values = dict(zip(loaded["names"], loaded["intrinsics"], strict=True))[name]
-        fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
-        camera = Camera("pinhole", (height, width), fx, fy, cx, cy)
-    if not (0.25 < cx / width < 0.75 and 0.25 < cy / height < 0.75):
-        what = f"camera {name} is not one of images of {format_size(size)} pixels"
-        hint = "it must be from the same download as the images"
-        raise UserError(what, where=calibration, hint=hint)
+        matrix = pinhole(*(float(values[key]) for key in ("fx", "fy", "cx", "cy")))
+        if size:
+            matrix = rescale_intrinsics(matrix, size, shape, image)
+        (fx, _, cx), (_, fy, cy), _ = matrix.tolist()
+        camera = Camera("pinhole", (shape[0], shape[1]), fx, fy, cx, cy)
+    check_principal_point(matrix, shape, image, f"camera {name}")
     return camera
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:
     path = frame.image.file
     image = read_rgb(path)
-    camera = read_camera(frame.calibration, frame.image.sensor, image.shape[:2])
+    sensor, size = frame.image.sensor, frame.image.size
+    camera = read_camera(frame.calibration, sensor, path, image.shape, size=size)
     stored = read_npz(frame.scan.file, "data")
     if stored.ndim != 2 or stored.shape[1] < 3:
         what = f"holds numbers of shape {stored.shape}, not points"

@@ -3,7 +3,8 @@
 Layout, in SPLIT/ of the root: indoors|outdoor/scene_SSSSS/scan_CCCCC/NAME.png, NAME_depth.npy
 (meters along the axis, [h w 1]) and NAME_depth_mask.npy, 0 where invalid. The masks exclude object
 borders, where the scanner mixes near and far. Intrinsics are those of the authors' tools for
-1024 x 768 pixels. The benchmark scores frames of val, so train only on train.
+1024 x 768 pixels, rescaled for others. The benchmark scores frames of val: they are not in train,
+whatever their folder is called.
 Source: diode-dataset.org, diode-dataset/diode-devkit.
 """
 
@@ -12,20 +13,22 @@ from __future__ import annotations
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import scale_intrinsics
 from modality_forcing.datasets.common.formats import check_same_size, read_array, read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, pinhole
+from modality_forcing.datasets.common.frame_names import official_names
+from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 _INTRINSICS = pinhole(886.81, 927.06, 512, 384)
 
 
 def _list_frames(root: Path, split: str) -> list[Path]:
+    scored = {Path(name).name for name in official_names("diode")} if split == "train" else set()
     return [
         path
         for place in ("indoors", "outdoor")
         for path in glob_paths(root / split, f"{place}/scene_*/scan_*/*.png")
-        if _sibling(path, "depth").is_file()
+        if path.stem not in scored and _sibling(path, "depth").is_file()
     ]
 
 
@@ -38,7 +41,7 @@ def _read_frame(info: DatasetInfo, path: Path) -> Record:
     mask_path = _sibling(path, "depth_mask")
     depth, mask = read_array(_sibling(path, "depth")), read_array(mask_path)
     check_same_size(image, mask, path, mask_path)
-    intrinsics = scale_intrinsics(_INTRINSICS, (768, 1024), image.shape[:2])
+    intrinsics = rescale_intrinsics(_INTRINSICS, (768, 1024), image.shape, path)
     return make_record(info, path, image, depth, valid=mask != 0, intrinsics=intrinsics)
 
 

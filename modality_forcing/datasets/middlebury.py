@@ -4,7 +4,9 @@ Layout, in the root or up to two folders below: SCENE/im0.png, disp0.pfm (disp0G
 evaluation's own archives) and calib.txt; scenes without disparity, held out for testing, are
 skipped. Disparity is in pixels, +inf where invalid. Depth along the axis is
 baseline * focal / (disparity + doffs), all of calib.txt: the baseline is in millimeters there, and
-doffs is the difference of the principal points, x of the right camera minus x of the left.
+doffs is the difference of the principal points, x of the right camera minus x of the left. Each of
+the authors' sizes has a calib.txt of its own, and images of another size than it states are
+refused.
 Source: vision.middlebury.edu/stereo/data/scenes2014.
 """
 
@@ -12,12 +14,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
+    check_camera_size,
     read_pfm,
     read_rgb,
     read_text,
@@ -35,14 +39,26 @@ def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
             yield scene / "im0.png", disparity
 
 
-def read_calibration(path: Path) -> tuple[np.ndarray, float, float]:
-    """Returns intrinsics f64 [3 3], baseline in meters and doffs in pixels of a calib.txt."""
+@dataclass(frozen=True, eq=False)
+class _Calibration:
+    intrinsics: np.ndarray  # f64 [3 3] of the left camera
+    size: tuple[int, int]  # (h, w) of the images
+    baseline: float  # meters
+    doffs: float  # pixels
+
+
+def _read_calibration(path: Path) -> _Calibration:
     lines = read_text(path, "a calibration").splitlines()
     values = dict(line.split("=", 1) for line in lines if "=" in line)
-    with wrap_parse_errors(path, "lacks cam0, baseline or doffs", "unpack the scene again"):
+    what = "lacks cam0, baseline, doffs, width or height"
+    with wrap_parse_errors(path, what, "unpack the scene again"):
         numbers = re.findall(r"[-+.\deE]+", values["cam0"])
-        intrinsics = np.array(numbers, np.float64).reshape(3, 3)
-        return intrinsics, float(values["baseline"]) / 1000, float(values["doffs"])
+        return _Calibration(
+            intrinsics=np.array(numbers, np.float64).reshape(3, 3),
+            size=(int(values["height"]), int(values["width"])),
+            baseline=float(values["baseline"]) / 1000,
+            doffs=float(values["doffs"]),
+        )
 
 
 def to_depth(disparity: np.ndarray, focal: float, baseline: float, doffs: float) -> np.ndarray:
@@ -54,9 +70,11 @@ def to_depth(disparity: np.ndarray, focal: float, baseline: float, doffs: float)
 
 def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
     path, disparity_path = frame
-    intrinsics, baseline, doffs = read_calibration(path.with_name("calib.txt"))
-    depth = to_depth(read_pfm(disparity_path), float(intrinsics[0, 0]), baseline, doffs)
-    return make_record(info, path, read_rgb(path), depth, intrinsics=intrinsics)
+    camera = _read_calibration(path.with_name("calib.txt"))
+    disparity = read_pfm(disparity_path)
+    check_camera_size(disparity, camera.size, disparity_path)
+    depth = to_depth(disparity, float(camera.intrinsics[0, 0]), camera.baseline, camera.doffs)
+    return make_record(info, path, read_rgb(path), depth, intrinsics=camera.intrinsics)
 
 
 DATASET = FrameDataset(

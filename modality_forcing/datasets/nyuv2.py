@@ -4,7 +4,8 @@ Layouts, in the root or, for the first, in its folder nyuv2:
   SPLIT/SCENE/rgb_NNNN.png and depth_NNNN.png (filled_NNNN.png beside): Marigold's archive of the
     labeled frames, 795 to train and 654 to test;
   SCENE/rgb_NNNNN.jpg and sync_depth_NNNNN.png: the synchronized frames for monocular depth; or the
-    two kinds in folders rgb/ and depth/ of their own. These have no split: "train" has all of them.
+    two kinds in folders rgb/ and depth/ of their own. These have no split: "train" has all of them
+    but the 654 test frames by name, so that a root within the archive's test/ is not trained on.
 Depth is 16-bit PNG in millimeters along the axis, 0 where invalid. Images have a white border of up
 to 8 pixels, outside of all depth, which is cut off: 464 x 624 pixels of 480 x 640 remain.
 Intrinsics are those of the color camera in the toolbox.
@@ -23,13 +24,9 @@ from modality_forcing.datasets.common.formats import (
     read_rgb,
     read_uint16_depth,
 )
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    first_file,
-    glob_paths,
-    make_record,
-    pinhole,
-)
+from modality_forcing.datasets.common.frame_names import official_names
+from modality_forcing.datasets.common.intrinsics import pinhole
+from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 BORDER = 8
@@ -51,7 +48,10 @@ def _list_images(root: Path, split: str) -> list[Path]:
     for archive in (root, root / "nyuv2"):
         if (archive / "train").is_dir() or (archive / "test").is_dir():
             return glob_paths(archive / split, "*/rgb_*.png")
-    return glob_paths(root, "rgb_*.*", max_depth=2) if split == "train" else []
+    images = glob_paths(root, "rgb_*.*", max_depth=2)
+    scored = set(official_names("nyuv2"))
+    is_scored = (f"test/{path.parent.name}/{path.stem}" in scored for path in images)
+    return [path for path, one in zip(images, is_scored, strict=True) if one == (split == "test")]
 
 
 def _depth_path(image: Path) -> Path | None:

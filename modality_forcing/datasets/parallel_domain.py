@@ -35,6 +35,7 @@ class _Frame(NamedTuple):
     depth: Path
     calibration: Path
     camera: str
+    size: tuple[int, int] | None = None  # (h, w) for which the camera was calibrated
 
 
 def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
@@ -52,7 +53,7 @@ def _frames_by_scene(folder: Path, scenes: list[Path]) -> Iterator[_Frame]:
                 if datum.kind == "image" and _DEPTH in datum.annotations:
                     depth = folder / datum.annotations[_DEPTH]
                     if datum.file in here and depth in here:
-                        yield _Frame(datum.file, depth, calibration, datum.sensor)
+                        yield _Frame(datum.file, depth, calibration, datum.sensor, datum.size)
 
 
 def _frames_by_name(folder: Path) -> Iterator[_Frame]:
@@ -76,9 +77,9 @@ def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
     if depth.ndim != 2:
         what = f"holds numbers of shape {depth.shape}, not a depth map"
         raise UserError(what, where=frame.depth, hint=UNPACK_AGAIN)
-    intrinsics = read_camera(frame.calibration, frame.camera, image.shape[:2]).matrix
+    camera = read_camera(frame.calibration, frame.camera, frame.image, image.shape, size=frame.size)
     valid = depth < FAR
-    return make_record(info, frame.image, image, depth, valid=valid, intrinsics=intrinsics)
+    return make_record(info, frame.image, image, depth, valid=valid, intrinsics=camera.matrix)
 
 
 DATASET = FrameDataset(

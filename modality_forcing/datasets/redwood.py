@@ -1,33 +1,36 @@
 """Redwood's rooms, and other recordings in the layout of Open3D's reconstruction system.
 
 Layout, in the root or in folders of it: color/NAME.jpg or .png and depth/NAME.png, 16 bits in
-millimeters along the axis, 0 where invalid. The camera is in camera_primesense.json or
-intrinsic.json, beside these folders or above them: its intrinsic_matrix is a list of nine numbers
-in column-major order. Without such a file it is 525, 525, 319.5, 239.5.
+millimeters along the axis, 0 where invalid. The camera is in camera_primesense.json,
+intrinsic.json or camera_intrinsic.json, beside these folders or in the folder above: width, height
+and intrinsic_matrix, a list of nine numbers in column-major order. Redwood's own frames, whose
+names are five digits, come without such a file: 525, 525, 319.5, 239.5 for 640 x 480 pixels.
+`--option camera=FX,FY,CX,CY` states any other. Intrinsics of another size are rescaled.
 Source: redwood-data.org/indoor, isl-org/Open3D.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
+    read_json,
     read_rgb,
-    read_text,
     read_uint16_depth,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    first_file,
-    glob_paths,
-    make_record,
+from modality_forcing.datasets.common.intrinsics import (
+    check_principal_point,
     pinhole,
+    rescale_intrinsics,
+    vga_intrinsics,
 )
+from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 _CAMERA_FILES = ("camera_primesense.json", "intrinsic.json", "camera_intrinsic.json")
@@ -46,19 +49,31 @@ def _depth_path(image: Path) -> Path:
     return image.parents[1] / "depth" / f"{image.stem}.png"
 
 
-def _read_intrinsics(scene: Path, root: Path) -> np.ndarray:
-    path = first_file(folder / name for folder in (scene, root) for name in _CAMERA_FILES)
-    if path is None:
-        return _PRIMESENSE
+def _camera_file(scene: Path) -> Path | None:
+    folders = (scene, scene.resolve().parent)
+    return first_file(folder / name for folder in folders for name in _CAMERA_FILES)
+
+
+def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
+    loaded = cast(Any, read_json(path))
     what = "holds no intrinsic_matrix of nine numbers"
     with wrap_parse_errors(path, what, "write the JSON that Open3D writes, or remove it"):
-        numbers = json.loads(read_text(path))["intrinsic_matrix"]
-        return np.array(numbers, np.float64).reshape(3, 3).T
+        matrix = np.array(loaded["intrinsic_matrix"], np.float64).reshape(3, 3).T
+        size = int(loaded.get("height", 0)), int(loaded.get("width", 0))
+    if min(size) > 0:
+        return rescale_intrinsics(matrix, size, shape, image)
+    return check_principal_point(matrix, shape, image, path.name)
 
 
 def _read_frame(info: DatasetInfo, path: Path) -> Record:
     image, depth = read_rgb(path), read_uint16_depth(_depth_path(path), 1000)
-    intrinsics = _read_intrinsics(path.parents[1], info.root)
+    file = None if info.camera else _camera_file(path.parents[1])
+    if file:
+        intrinsics = _read_intrinsics(file, path, image.shape)
+    else:
+        known = _PRIMESENSE if re.fullmatch(r"\d{5}", path.stem) else None
+        hint = f"put a {_CAMERA_FILES[0]} beside the folder of the images"
+        intrinsics = vga_intrinsics(known, info.camera, image.shape, path, hint=hint)
     return make_record(info, path, image, depth, intrinsics=intrinsics)
 
 
@@ -70,4 +85,5 @@ DATASET = FrameDataset(
     layout="SCENE/{color/NAME.jpg, depth/NAME.png}",
     list_frames=_list_frames,
     read_frame=_read_frame,
+    takes_camera=True,
 )

@@ -6,12 +6,13 @@ import difflib
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from modality_forcing.data.records import Record, RecordSource, Unit
+from modality_forcing.datasets.common.intrinsics import CameraOption, parse_camera
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     LazySource,
@@ -80,14 +81,27 @@ class FrameDataset(Dataset, Generic[T]):
     layout: str
     list_frames: Callable[[Path, str], Iterable[T]]
     read_frame: Callable[[DatasetInfo, T], Record]
+    takes_camera: bool = False
+    camera: CameraOption | None = None
+
+    def with_options(self, options: Mapping[str, str]) -> Dataset:
+        """Returns the data set with options. Raises UserError for an unknown or invalid one."""
+        if not self.takes_camera or not options:
+            return super().with_options(options)
+        for name in options:
+            if name != "camera":
+                raise UserError(f"{self.title} has no option {name!r}", hint="known is camera")
+        return replace(self, camera=parse_camera(options["camera"]))
 
     def open(self, root: Path, split: str) -> LazySource[T]:
         """Returns the records of a split, see `Dataset.open`."""
-        root = require_dir(root, self.title)
+        # What a reader takes from folder names must not depend on how the root is spelled.
+        root = require_dir(root, self.title).resolve()
         title = f"{self.title}'s {split} split" if len(self.splits) > 1 else self.title
         layout = self.layout.replace("SPLIT", split)
         frames = require_nonempty(self.list_frames(root, split), root, title, layout)
-        return LazySource(frames, partial(self.read_frame, DatasetInfo(self.name, self.unit, root)))
+        info = DatasetInfo(self.name, self.unit, root, self.camera)
+        return LazySource(frames, partial(self.read_frame, info))
 
 
 def find_dataset(name: str) -> Dataset:

@@ -28,6 +28,7 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
 )
 from modality_forcing.datasets.common.frame_names import official_names
+from modality_forcing.datasets.common.intrinsics import check_principal_point
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,
@@ -86,7 +87,8 @@ def _read_frame(info: DatasetInfo, frame: str) -> Record:
     if abs(width * rows - height * columns) < 0.02 * width * rows:
         image = downscale_image(image, (rows, columns))
     check_same_size(image, depth, image_path, path)
-    intrinsics = _read_intrinsics(scene / "intrinsic" / "intrinsic_depth.txt")
+    camera = scene / "intrinsic" / "intrinsic_depth.txt"
+    intrinsics = check_principal_point(_read_intrinsics(camera), depth.shape, path, camera.name)
     return make_record(info, path, image, depth, intrinsics=intrinsics)
 
 

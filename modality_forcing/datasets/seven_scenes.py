@@ -2,10 +2,11 @@
 
 Layout, in the root or up to two folders below: frame-NNNNNN.color.png, .depth.png and .pose.txt
 (camera to world), for 7-Scenes in SCENE/seq-01, ... Depth is 16-bit PNG in millimeters along the
-axis, 0 and 65535 where invalid. The camera is in camera-intrinsics.txt beside the frames or above
-them; without one it is the depth camera of 7-Scenes. Splits are those of SCENE/TrainSplit.txt and
-TestSplit.txt (one per line: sequence1, ...). Pitfall: depth of 7-Scenes is not registered to its
-images but as seen by its own camera, a few pixels off.
+axis, 0 and 65535 where invalid. The camera is in camera-intrinsics.txt beside the frames or up to
+two folders above. Sequences of 7-Scenes, in folders seq-NN, come without one: it is their depth
+camera, for 640 x 480 pixels, rescaled for others. `--option camera=FX,FY,CX,CY` states any other.
+Splits are those of SCENE/TrainSplit.txt and TestSplit.txt (one per line: sequence1, ...). Pitfall:
+depth of 7-Scenes is not registered to its images but as seen by its own camera, a few pixels off.
 Source: microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes.
 """
 
@@ -18,16 +19,22 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_matrix, read_rgb, read_uint16_depth
+from modality_forcing.datasets.common.intrinsics import (
+    check_principal_point,
+    pinhole,
+    vga_intrinsics,
+)
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
+    first_file,
     glob_paths,
     make_record,
-    pinhole,
     read_split_list,
 )
 from modality_forcing.datasets.registry import FrameDataset
 
 _LISTS = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
+_CAMERA_FILE = "camera-intrinsics.txt"
 _KINECT = pinhole(585.0, 585.0, 320.0, 240.0)
 
 
@@ -50,20 +57,22 @@ def _depth_path(image: Path) -> Path:
     return image.with_name(image.name.replace(".color.", ".depth."))
 
 
-def _read_intrinsics(folder: Path, root: Path) -> np.ndarray:
-    """Returns [3 3] of camera-intrinsics.txt in a folder or the nearest one above, up to `root`."""
-    for place in (folder, *folder.parents):
-        if (place / "camera-intrinsics.txt").is_file():
-            return read_matrix(place / "camera-intrinsics.txt")
-        if place == root:
-            break
-    return _KINECT
+def _read_intrinsics(info: DatasetInfo, path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    folder = path.parent.resolve()
+    # As far as frames may be below the root, wherever the root is.
+    places = (folder, *folder.parents[:2])
+    file = None if info.camera else first_file(place / _CAMERA_FILE for place in places)
+    if file:
+        return check_principal_point(read_matrix(file), shape, path, file.name)
+    known = _KINECT if re.fullmatch(r"seq-\d+", folder.name) else None
+    hint = f"put a {_CAMERA_FILE} beside the frames"
+    return vga_intrinsics(known, info.camera, shape, path, hint=hint)
 
 
 def _read_frame(info: DatasetInfo, path: Path) -> Record:
     image = read_rgb(path)
     depth = read_uint16_depth(_depth_path(path), 1000, invalid=(0, 65535))
-    intrinsics = _read_intrinsics(path.parent, info.root)
+    intrinsics = _read_intrinsics(info, path, image.shape)
     name = path.with_name(path.name.replace(".color", ""))
     return make_record(info, name, image, depth, intrinsics=intrinsics)
 
@@ -76,4 +85,5 @@ DATASET = FrameDataset(
     layout="SCENE/seq-01/frame-NNNNNN.{color.png,depth.png,pose.txt}",
     list_frames=_list_frames,
     read_frame=_read_frame,
+    takes_camera=True,
 )

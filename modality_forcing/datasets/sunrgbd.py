@@ -5,12 +5,14 @@ intrinsics.txt; the filled depth_bfx/ is not read. Depth is 16-bit PNG, millimet
 with their bits rotated (`read_sunrgbd_depth`), 0 where invalid. intrinsics.txt holds nine numbers,
 for pixels counted from 1.
 Pitfall: kv1/NYUdata are the labeled frames of NYUv2, 654 of which the benchmark scores: the split
-"without_nyu" leaves them out. The official split is in a MATLAB file and is not read.
+"without_nyu" leaves them out, also where the root is that folder. The official split is in a MATLAB
+file and is not read.
 Source: rgbd.cs.princeton.edu, toolbox read3dPoints.m.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,17 +25,19 @@ from modality_forcing.datasets.common.formats import (
     read_text,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, parts_below
+from modality_forcing.datasets.common.intrinsics import check_principal_point
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 
 def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
     for camera in glob_paths(root, "**/intrinsics.txt"):
         scene = camera.parent
-        if split == "without_nyu" and "NYUdata" in parts_below(scene, root):
-            continue
         images, maps = glob_paths(scene, "image/*.jpg"), glob_paths(scene, "depth/*.png")
-        if len(images) == len(maps) == 1:
+        if not len(images) == len(maps) == 1:
+            continue
+        is_nyu = "NYUdata" in scene.resolve().parts or re.fullmatch(r"NYU\d{4}", images[0].stem)
+        if split != "without_nyu" or not is_nyu:
             yield images[0], maps[0]
 
 
@@ -48,6 +52,7 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
     path, depth_path = frame
     intrinsics = _read_intrinsics(path.parents[1] / "intrinsics.txt")
     image, depth = read_rgb(path), read_sunrgbd_depth(depth_path)
+    check_principal_point(intrinsics, image.shape, path, "intrinsics.txt")
     return make_record(info, path, image, depth, intrinsics=intrinsics)
 
 

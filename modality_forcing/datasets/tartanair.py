@@ -9,9 +9,9 @@ ENVIRONMENT/Easy/P000):
     and right.
 Depth is in meters along the axis. No value marks invalid pixels: the sky and missing surfaces are
 very far but finite, so depth of 1000 m and more is invalid. Both versions have a focal length of
-320 pixels and the principal point in the middle of the image, which the authors write as half of
-its size, since they count pixels from their corner. There is no official split. Archives hold the
-"._" twins that macOS writes.
+320 pixels at these sizes, rescaled for others, and the principal point in the middle of the image,
+which the authors write as half of its size, since they count pixels from their corner. There is no
+official split. Archives hold the "._" twins that macOS writes.
 Source: castacks/tartanairpy, docs/modalities.rst; theairlab.org.
 """
 
@@ -23,11 +23,13 @@ from pathlib import Path
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_array, read_packed_floats, read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, pinhole
+from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 FAR = 1000.0
 _FOCAL = 320.0
+_SIZES = {"npy": (480, 640), "png": (640, 640)}  # (h, w) by the kind of depth file
 _CAMERA = re.compile(r"image_(left|right|[lr]cam_(?:front|back|left|right))")
 
 
@@ -49,8 +51,9 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
     path, depth_path = frame
     image = read_rgb(path)
     depth = (read_array if depth_path.suffix == ".npy" else read_packed_floats)(depth_path)
-    height, width = image.shape[:2]
+    height, width = _SIZES[depth_path.suffix[1:]]
     intrinsics = pinhole(_FOCAL, _FOCAL, (width - 1) / 2, (height - 1) / 2)
+    intrinsics = rescale_intrinsics(intrinsics, (height, width), image.shape, path)
     return make_record(info, path, image, depth, valid=depth < FAR, intrinsics=intrinsics)
 
 

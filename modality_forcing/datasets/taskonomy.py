@@ -25,12 +25,12 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
     wrap_parse_errors,
 )
+from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     first_file,
     glob_paths,
     make_record,
-    pinhole,
     read_csv,
 )
 from modality_forcing.datasets.registry import FrameDataset
@@ -38,6 +38,7 @@ from modality_forcing.errors import UserError
 
 _FOLDERS = ("{task}/{building}", "{task}/taskonomy/{building}", "{building}/{task}")
 _AGAIN = "unpack it again"
+_SIDE = 512  # pixels of the original views
 _Frame = tuple[str, str, str]  # pattern of the folder, building, view
 
 
@@ -67,7 +68,7 @@ def _views_of_task(folder: Path, task: str) -> set[str]:
     return {path.name.partition("_domain_")[0] for path in paths}
 
 
-def _read_intrinsics(path: Path, size: tuple[int, int]) -> np.ndarray | None:
+def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Returns the intrinsics by the field of view in a point_info, None without that file."""
     if not path.is_file():
         return None
@@ -75,9 +76,9 @@ def _read_intrinsics(path: Path, size: tuple[int, int]) -> np.ndarray | None:
         angle = float(json.loads(read_text(path))["field_of_view_rads"])
     if not 0 < angle < math.pi:
         raise UserError(f"states a field of view of {angle:g}", where=path, hint=_AGAIN)
-    height, width = size
-    focal = width / 2 / math.tan(angle / 2)
-    return pinhole(focal, focal, (width - 1) / 2, (height - 1) / 2)
+    focal, center = _SIDE / 2 / math.tan(angle / 2), (_SIDE - 1) / 2
+    intrinsics = pinhole(focal, focal, center, center)
+    return rescale_intrinsics(intrinsics, (_SIDE, _SIDE), shape, image)
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
@@ -89,7 +90,7 @@ def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
 
     image_path = path("rgb", "png")
     depth = read_uint16_depth(path("depth_zbuffer", "png"), 512, invalid=(0, 65535))
-    intrinsics = _read_intrinsics(path("point_info", "json"), depth.shape)
+    intrinsics = _read_intrinsics(path("point_info", "json"), image_path, depth.shape)
     return make_record(info, image_path, read_rgb(image_path), depth, intrinsics=intrinsics)
 
 

@@ -5,13 +5,19 @@ depth/TIME.png, one per line: seconds and path. Depth is 16-bit PNG, 1/5000 mete
 0 where invalid, registered to the image. An image is matched with the depth nearest in time, within
 20 ms, and each depth with one image; the others are left out. Intrinsics are those the authors
 recommend for their registered depth, except for the third camera, freiburg3, whose images they have
-undistorted. Source: the file formats page of cvg.cit.tum.de/data/datasets/rgbd-dataset.
+undistorted. Which camera it was is read off the month of the recording, else off the name of its
+folder; `--option camera=FX,FY,CX,CY` states that of other recordings in this layout. Images of
+another size than 640 x 480 have their intrinsics rescaled.
+Source: the file formats page of cvg.cit.tum.de/data/datasets/rgbd-dataset.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
@@ -20,27 +26,51 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
     wrap_parse_errors,
 )
+from modality_forcing.datasets.common.intrinsics import pinhole, vga_intrinsics
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,
     make_record,
     nearest_in_time,
-    pinhole,
 )
 from modality_forcing.datasets.registry import FrameDataset
 
 MAX_TIME_GAP = 0.02  # seconds between an image and its depth
 _DEFAULT = pinhole(525.0, 525.0, 319.5, 239.5)
-_FREIBURG3 = pinhole(535.4, 539.2, 320.1, 247.6)
+_CAMERAS = {
+    "freiburg1": _DEFAULT,
+    "freiburg2": _DEFAULT,
+    "freiburg3": pinhole(535.4, 539.2, 320.1, 247.6),
+}
+# The months of the recordings, in seconds since 1970. Unlike folders, images are never renamed.
+_RECORDED = {
+    "freiburg1": (1304208000, 1306886400),  # May 2011
+    "freiburg2": (1309478400, 1312156800),  # July 2011
+    "freiburg3": (1341100800, 1343779200),  # July 2012
+}
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
+class _Frame(NamedTuple):
+    image: Path
+    depth: Path
+    camera: str  # one of _CAMERAS, "" if unknown
+
+
+def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
     for path in glob_paths(root, "rgb.txt", max_depth=1):
         folder = path.parent
         images, maps = _read_times(path), _read_times(folder / "depth.txt")
         times, depth_times = [time for time, _ in images], [time for time, _ in maps]
         for i, j in nearest_in_time(times, depth_times, MAX_TIME_GAP):
-            yield folder / images[i][1], folder / maps[j][1]
+            camera = _camera_of(folder, times[i])
+            yield _Frame(folder / images[i][1], folder / maps[j][1], camera)
+
+
+def _camera_of(folder: Path, time: float) -> str:
+    for name, (start, end) in _RECORDED.items():
+        if start <= time < end:
+            return name
+    return next((name for name in _CAMERAS if name in folder.resolve().name), "")
 
 
 def _read_times(path: Path) -> list[tuple[float, str]]:
@@ -54,11 +84,12 @@ def _read_times(path: Path) -> list[tuple[float, str]]:
     return sorted(times)
 
 
-def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
-    path, depth_path = frame
-    image, depth = read_rgb(path), read_uint16_depth(depth_path, 5000)
-    intrinsics = _FREIBURG3 if "freiburg3" in path.parents[1].name else _DEFAULT
-    return make_record(info, path, image, depth, intrinsics=intrinsics)
+def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
+    image, depth = read_rgb(frame.image), read_uint16_depth(frame.depth, 5000)
+    known: np.ndarray | None = _CAMERAS.get(frame.camera)
+    hint = "name its folder after freiburg1, freiburg2 or freiburg3"
+    intrinsics = vga_intrinsics(known, info.camera, image.shape, frame.image, hint=hint)
+    return make_record(info, frame.image, image, depth, intrinsics=intrinsics)
 
 
 DATASET = FrameDataset(
@@ -69,4 +100,5 @@ DATASET = FrameDataset(
     layout="SEQUENCE/{rgb.txt, depth.txt, rgb/TIME.png, depth/TIME.png}, times at most 20 ms apart",
     list_frames=_list_frames,
     read_frame=_read_frame,
+    takes_camera=True,
 )

@@ -35,8 +35,9 @@ import numpy as np
 from PIL import Image
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import wrap_read_errors
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, pinhole
+from modality_forcing.datasets.common.formats import UNPACK_AGAIN, format_size, wrap_read_errors
+from modality_forcing.datasets.common.intrinsics import pinhole
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.lidar import MIN_DEPTH, rasterize_points
 from modality_forcing.datasets.common.poses import invert_pose, make_pose, transform_points
 from modality_forcing.datasets.common.tfrecord import index_records, read_record
@@ -134,7 +135,9 @@ def _read_frame(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) ->
             image = np.array(opened.convert("RGB"))
         size = (calibration.height, calibration.width)
         if image.shape[:2] != size:
-            raise ValueError(f"an image of {image.shape}, and the calibration is for {size}")
+            sizes = f"{format_size(image.shape)} pixels, its camera {format_size(size)}"
+            what = f"image of {name} in frame {frame.number} is {sizes}"
+            raise UserError(what, where=frame.file, hint=UNPACK_AGAIN)
         fx, fy, cx, cy = calibration.intrinsic[:4]
         car = _pose(taken.pose) if taken.HasField("pose") else decoded.pose
         camera = car @ _pose(calibration.extrinsic)

@@ -24,7 +24,7 @@ from modality_forcing.datasets import (
 )
 from modality_forcing.datasets.common import formats
 from modality_forcing.datasets.common.colmap import read_model
-from modality_forcing.datasets.common.lazy import pinhole
+from modality_forcing.datasets.common.intrinsics import pinhole
 from tests import layouts
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from modality_forcing.data.records import Record, Unit
 from modality_forcing.datasets.common.formats import format_size, read_text
+from modality_forcing.datasets.common.intrinsics import CameraOption, pinhole
 from modality_forcing.errors import UserError
 
 T = TypeVar("T")
@@ -37,11 +38,15 @@ class LazySource(Generic[T]):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """Name of a data set, unit of its depth, and the root that record ids are relative to."""
+    """Name of a data set, unit of its depth, and the root that record ids are relative to.
+
+    camera: of all images, if the user states one (`vga_intrinsics`).
+    """
 
     name: str
     unit: Unit
     root: Path
+    camera: CameraOption | None = None
 
 
 def make_record(
@@ -91,11 +96,6 @@ def make_record(
         source=info.name,
         id=path.relative_to(info.root).with_suffix("").as_posix(),
     )
-
-
-def pinhole(fx: float, fy: float, cx: float, cy: float) -> np.ndarray:
-    """Returns intrinsics f64 [3 3] in pixels. The center of the first pixel is at (0, 0)."""
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float64)
 
 
 def glob_paths(folder: Path, pattern: str, *, max_depth: int = 0) -> list[Path]:

@@ -230,7 +230,7 @@ def test_damaged_scene_is_named(tmp_path: Path, change):
             lambda path: path.write_text(
                 json.dumps({"names": ["CAMERA_01"], "intrinsics": [{**K, "cx": 928.0}]})
             ),
-            "camera CAMERA_01 is not one of images of 100 x 60 pixels",
+            "is 100 x 60 pixels, but camera CAMERA_01 has its principal point at .928, 31.",
         ),
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.datasets.diode import DATASET
 from tests import layouts
 
@@ -39,7 +40,14 @@ def test_depth_is_valid_inside_the_mask(tmp_path: Path):
     ]
 
 
-def test_intrinsics_need_the_size_of_the_set(tmp_path: Path):
+def test_scored_frames_are_not_trained_on(tmp_path: Path):
+    write(tmp_path / "train", official_names("diode")[0])
+    assert "holds no frame of DIODE's train split" in layouts.refused(DATASET, tmp_path, "train")
+    write(tmp_path / "train")
+    assert len(layouts.records(DATASET, tmp_path, "train")) == 1
+
+
+def test_intrinsics_are_rescaled_to_the_image(tmp_path: Path):
     write(tmp_path / "train")
     scale = 8 / 1024
     expected = [

@@ -14,8 +14,8 @@ CALIBRATION = """cam0=[3997.684 0 1176.728; 0 3997.684 1011.728; 0 0 1]
 cam1=[3997.684 0 1307.839; 0 3997.684 1011.728; 0 0 1]
 doffs=131.111
 baseline=193.001
-width=2964
-height=1988
+width=6
+height=4
 ndisp=280
 isint=0
 vmin=31
@@ -49,9 +49,9 @@ def test_disparity_becomes_depth(tmp_path: Path, place: str, name: str):
 
 
 def test_one_of_two_disparity_maps_is_used(tmp_path: Path):
-    layouts.image(tmp_path / "a/im0.png", 1, 1)
+    layouts.image(tmp_path / "a/im0.png", 4, 6)
     for name, value in (("disp0.pfm", 1), ("disp0GT.pfm", 2)):
-        layouts.pfm(tmp_path / "a" / name, np.full((1, 1), value, np.float32))
+        layouts.pfm(tmp_path / "a" / name, np.full((4, 6), value, np.float32))
     layouts.text(tmp_path / "a/calib.txt", CALIBRATION)
     (record,) = layouts.records(DATASET, tmp_path)
     np.testing.assert_allclose(record.depth, 3997.684 * 0.193001 / 132.111, rtol=1e-6)
@@ -64,12 +64,13 @@ def test_nonfinite_and_nonpositive_depth_is_invalid():
     )
 
 
-@pytest.mark.parametrize("line", ["cam0", "doffs", "baseline"])
+@pytest.mark.parametrize("line", ["cam0", "doffs", "baseline", "width", "height"])
 def test_incomplete_calibration_is_reported(tmp_path: Path, line: str):
     layouts.image(tmp_path / "im0.png", 4, 6)
     layouts.pfm(tmp_path / "disp0.pfm", np.ones((4, 6), np.float32))
     layouts.text(tmp_path / "calib.txt", CALIBRATION.replace(f"{line}=", "x="))
-    assert "calib.txt: lacks cam0, baseline or doffs" in layouts.refused(DATASET, tmp_path)
+    what = "calib.txt: lacks cam0, baseline, doffs, width or height"
+    assert what in layouts.refused(DATASET, tmp_path)
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path):

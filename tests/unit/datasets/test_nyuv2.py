@@ -36,6 +36,18 @@ def test_synchronized_frames_have_no_test_split(tmp_path: Path):
     assert "holds no frame of NYUv2" in layouts.refused(DATASET, tmp_path, "test")
 
 
+def test_root_within_the_test_split_is_not_trained_on(tmp_path: Path):
+    scene = tmp_path / "test/kitchen_0004"
+    for number in ("0001", "9999"):  # the second is not in the official list
+        layouts.stored(scene / f"rgb_{number}.png", np.zeros((480, 640, 3), np.uint8))
+        layouts.stored(scene / f"depth_{number}.png", np.ones((480, 640), np.uint16))
+    for root in (scene, tmp_path / "test"):
+        (record,) = layouts.records(DATASET, root, "train")
+        assert record.id.endswith("rgb_9999")
+        (record,) = layouts.records(DATASET, root, "test")
+        assert record.id.endswith("rgb_0001")
+
+
 def test_archive_without_a_split_is_not_read_as_frames(tmp_path: Path):
     layouts.image(tmp_path / "test/kitchen_0004/rgb_0001.png", 480, 640)
     layouts.counts(tmp_path / "test/kitchen_0004/depth_0001.png", 480, 640)

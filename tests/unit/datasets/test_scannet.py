@@ -12,7 +12,7 @@ from modality_forcing.datasets.scannet import DATASET, evaluation_rooms, room_of
 from tests import layouts
 
 EYE = "1 0 0 0\n0 1 0 0\n0 0 1 0\n0 0 0 1\n"
-CAMERA = "577.5 0 318.9 0\n0 578.7 242.7 0\n0 0 1 0\n0 0 0 1\n"
+CAMERA = "14.4 0 7.9 0\n0 14.5 6.1 0\n0 0 1 0\n0 0 0 1\n"
 
 
 def scan(folder: Path, *numbers: str, size: tuple[int, int] = (12, 16)) -> dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def test_frames_are_in_recording_order_and_depth_in_millimeters(tmp_path: Path):
     for record, counts in zip(records, written.values(), strict=True):
         np.testing.assert_array_equal(record.depth, (counts / 1000).astype(np.float32))
         np.testing.assert_allclose(
-            record.intrinsics, [[577.5, 0, 318.9], [0, 578.7, 242.7], [0, 0, 1]], rtol=1e-6
+            record.intrinsics, [[14.4, 0, 7.9], [0, 14.5, 6.1], [0, 0, 1]], rtol=1e-6
         )
 
 
@@ -45,6 +45,8 @@ def test_image_is_resized_to_the_resolution_of_depth(tmp_path: Path):
     scan(folder, "0", size=(968, 1296))
     layouts.counts(folder / "depth/0.png", 480, 640)
     layouts.text(tmp_path / "splits/scannetv2_train.txt", "scene0000_00\n")
+    camera = CAMERA.replace("7.9", "318.9").replace("6.1", "242.7")
+    layouts.text(folder / "intrinsic/intrinsic_depth.txt", camera)
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.image.shape == (480, 640, 3) and np.abs(record.image.astype(int) - 90).max() < 3
     layouts.image(folder / "color/0.jpg", 480, 480)
@@ -90,7 +92,7 @@ def test_frames_without_tracking_are_skipped_and_invalid_cameras_reported(tmp_pa
         DATASET, tmp_path
     )
     layouts.text(folder / "pose/0.txt", EYE)
-    layouts.text(folder / "intrinsic/intrinsic_depth.txt", CAMERA.replace("577.5", "nan"))
+    layouts.text(folder / "intrinsic/intrinsic_depth.txt", CAMERA.replace("14.4", "nan"))
     assert "depth/0.png: its intrinsics are not those of a camera" in layouts.refused(
         DATASET, tmp_path
     )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.data.resize import scale_intrinsics
+from modality_forcing.datasets.common.intrinsics import pinhole
 from modality_forcing.datasets.seven_scenes import DATASET
 from tests import layouts
 
@@ -33,7 +35,8 @@ def test_depth_is_in_millimeters(tmp_path: Path):
         record.depth, np.where(counts == 65535, 0, counts / 1000).astype(np.float32)
     )
     assert record.valid.sum() == 22
-    np.testing.assert_array_equal(record.intrinsics, [[585, 0, 320], [0, 585, 240], [0, 0, 1]])
+    expected = scale_intrinsics(pinhole(585, 585, 320, 240), (480, 640), (4, 6))
+    np.testing.assert_allclose(record.intrinsics, expected, rtol=1e-6)
 
 
 def test_splits_are_by_sequence(tmp_path: Path):
@@ -50,15 +53,25 @@ def test_splits_are_by_sequence(tmp_path: Path):
 
 def test_camera_file_is_found_beside_or_above_the_frames(tmp_path: Path):
     frame(tmp_path / "set/scene", 0)
-    layouts.text(tmp_path / "camera-intrinsics.txt", "1 0 0\n0 1 0\n0 0 1\n")
+    layouts.text(tmp_path / "camera-intrinsics.txt", "1 0 2.5\n0 1 1.5\n0 0 1\n")
     layouts.text(
-        tmp_path / "set/camera-intrinsics.txt", " 5.4e+02\t 0\t 3.2e+02\t\n 0 540 240\n0 0 1\n"
+        tmp_path / "set/camera-intrinsics.txt", " 5.4e+00\t 0\t 3.2e+00\t\n 0 5.4 1.5\n0 0 1\n"
     )
-    # A camera file above the root belongs to another set.
-    assert layouts.records(DATASET, tmp_path / "set")[0].intrinsics[0, 0] == 540
+    roots = (tmp_path, tmp_path / "set", tmp_path / "set/scene")
+    found = [layouts.records(DATASET, root)[0].intrinsics[0, 0] for root in roots]
+    assert found == [np.float32(5.4)] * 3
     (tmp_path / "set/camera-intrinsics.txt").unlink()
-    assert layouts.records(DATASET, tmp_path / "set")[0].intrinsics[0, 0] == 585
-    assert layouts.records(DATASET, tmp_path)[0].intrinsics[0, 0] == 1
+    assert [layouts.records(DATASET, root)[0].intrinsics[0, 0] for root in roots] == [1] * 3
+    layouts.text(tmp_path / "camera-intrinsics.txt", "1 0 320\n0 1 240\n0 0 1\n")
+    assert "6 x 4 pixels, but camera-intrinsics.txt has its principal point" in layouts.refused(
+        DATASET, tmp_path
+    )
+    (tmp_path / "camera-intrinsics.txt").unlink()
+    assert "its camera is not known; put a camera-intrinsics.txt" in layouts.refused(
+        DATASET, tmp_path
+    )
+    stated = DATASET.with_options({"camera": "5,6,2.5,1.5"})
+    assert layouts.records(stated, tmp_path)[0].intrinsics[1, 1] == 6
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path):

@@ -19,7 +19,7 @@ def scene(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     ).astype(np.uint16)
     layouts.stored(folder / "depth/0001_abs.png", (millimeters << 3) | (millimeters >> 13))
     layouts.counts(folder / "depth_bfx/0001_abs.png", 4, 6)
-    layouts.text(folder / "intrinsics.txt", "529.5 0.0 365.0 \n0.0 529.5 265.0 \n0.0 0.0 1.0 \n")
+    layouts.text(folder / "intrinsics.txt", "5.5 0.0 3.25 \n0.0 5.5 2.5 \n0.0 0.0 1.0 \n")
     layouts.junk(folder / "image/._0001.jpg")
     return image, millimeters
 
@@ -29,12 +29,15 @@ def test_rotated_bits_are_decoded(tmp_path: Path):
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "kv2/kinect2data/000002_2014-05-26/image/0001"
     np.testing.assert_array_equal(record.depth, (millimeters / 1000).astype(np.float32))
-    np.testing.assert_array_equal(record.intrinsics, [[529.5, 0, 364], [0, 529.5, 264], [0, 0, 1]])
+    np.testing.assert_array_equal(record.intrinsics, [[5.5, 0, 2.25], [0, 5.5, 1.5], [0, 0, 1]])
 
 
 def test_frames_of_nyuv2_are_only_in_all(tmp_path: Path):
     scene(tmp_path / "kv1/NYUdata/NYU0001")
     scene(tmp_path / "kv1/b3dodata/img_0063")
+    assert "holds no frame of SUN RGB-D's without_nyu split" in layouts.refused(
+        DATASET, tmp_path / "kv1/NYUdata"
+    )
     assert [record.id for record in layouts.records(DATASET, tmp_path)] == [
         "kv1/b3dodata/img_0063/image/0001"
     ]

@@ -302,8 +302,8 @@ def test_points_that_only_the_scanners_see_are_dropped(tmp_path: Path):
             "cannot be read as frames of Waymo Open",
         ),
         (
-            lambda record: record + counted(4, number(1, 1) + counted(2, jpeg(9, (30, 30)))),
-            "cannot be read as frames",
+            lambda record: record + counted(4, number(1, 1) + counted(2, jpeg(9, (30, 50)))),
+            "image of FRONT in frame 0 is 50 x 30 pixels, its camera 100 x 60",
         ),
         (
             lambda record: record + counted(5, number(1, 1)) + counted(5, number(1, 5)),

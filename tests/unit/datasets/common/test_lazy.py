@@ -10,12 +10,13 @@ import pytest
 from modality_forcing.data import resize
 from modality_forcing.data.records import Record, check
 from modality_forcing.datasets.common import lazy
+from modality_forcing.datasets.common.intrinsics import pinhole
 from modality_forcing.datasets.common.lazy import DatasetInfo, LazySource, make_record
 from modality_forcing.errors import UserError
 from tests import layouts
 
 IMAGE = np.zeros((2, 3, 3), np.uint8)
-K = lazy.pinhole(10, 20, 1, 0.5)
+K = pinhole(10, 20, 1, 0.5)
 
 
 def test_only_finite_positive_valid_depth_is_kept(tmp_path: Path):
