@@ -23,14 +23,29 @@ _TINY = float(np.finfo(np.float32).tiny)
 
 
 class Alignment(NamedTuple):
-    """target ~ scale * pred + shift, per image."""
+    """target ~ scale * (pred - center) + offset, per image.
+
+    With scale * pred + shift instead, float32 would lose a prediction that varies by little around
+    a value far from 0: both terms are large and cancel.
+    """
 
     scale: Float[Array, "*b"]
-    shift: Float[Array, "*b"]
+    center: Float[Array, "*b"]  # the median or the mean of pred, or 0
+    offset: Float[Array, "*b"]
     loss: Float[Array, "*b"]  # the minimized sum, in the caller's units
     # Certified bound on how far the loss exceeds the optimum, up to rounding.
     optimality_gap: Float[Array, "*b"]
     ok: Bool[Array, "*b"]  # False with fewer than two samples; then scale is 1 and shift 0
+
+    @property
+    def shift(self) -> Float[Array, "*b"]:
+        """The shift of target ~ scale * pred + shift."""
+        return self.offset - self.scale * self.center
+
+    def apply(self, pred: Float[Array, "*b n"]) -> Float[Array, "*b n"]:
+        """Returns the aligned prediction."""
+        scale, center, offset = (x[..., None] for x in (self.scale, self.center, self.offset))
+        return scale * (pred - center) + offset
 
 
 def align_affine_l1(
@@ -110,8 +125,8 @@ def _align_affine_l1(pred: Array, target: Array, weight: Array) -> Alignment:
 
     # With a constant prediction every scale gives the same loss; 0 is the canonical choice.
     scale = jnp.where(jnp.any(p != 0), best.s * g_spread / p_spread, 0)
-    shift = g_center + g_spread * best.t - scale * p_center
-    alignment = _finish(pred, target, weight, scale, shift)
+    offset = g_center + g_spread * best.t
+    alignment = _finish(pred, target, weight, (scale, p_center, offset))
     gap = gap * g_spread * weight.sum()
     return alignment._replace(optimality_gap=jnp.where(enough, gap, 0))
 
@@ -162,21 +177,26 @@ def _align_scale_l1(pred: Array, target: Array, weight: Array) -> Alignment:
     some = jnp.sum(pull) > 0
     ratio = target / jnp.where(pred == 0, 1, pred)
     scale = jnp.where(some, weighted_median(ratio, jnp.where(some, pull, 1)), 0)
-    return _finish(pred, target, weight, scale, jnp.float32(0))
+    zero = jnp.float32(0)
+    return _finish(pred, target, weight, (scale, zero, zero))
 
 
 def _align_affine_l2(pred: Array, target: Array, weight: Array) -> Alignment:
     pred, target, weight = _zero_unweighted(pred, target, weight)
     share = weight / jnp.maximum(weight.sum(), _TINY)
-    p_mean, g_mean = jnp.sum(share * pred), jnp.sum(share * target)
-    p, g = pred - p_mean, target - g_mean
+    # Float32 cannot hold the mean of values that differ by little, and a sum of many of them is
+    # off by more than they differ. So their mean is taken again after a rounded one is subtracted.
+    center, g_center = jnp.sum(share * pred), jnp.sum(share * target)
+    p, g = pred - center, target - g_center
+    p_mean, g_mean = jnp.sum(share * p), jnp.sum(share * g)
+    p, g = p - p_mean, g - g_mean
     highest = jnp.max(jnp.where(weight > 0, pred, -jnp.inf))
     constant = highest <= jnp.min(jnp.where(weight > 0, pred, jnp.inf))
     slope = jnp.sum(share * p * g) / jnp.where(constant, 1, jnp.sum(share * p * p))
     scale = jnp.where(constant, 0, slope)
-    result = _finish(pred, target, weight, scale, g_mean - scale * p_mean)
-    residual = result.scale * pred + result.shift - target
-    return result._replace(loss=jnp.sum(weight * residual**2))
+    offset = g_center + (g_mean - scale * p_mean)
+    result = _finish(pred, target, weight, (scale, center, offset))
+    return result._replace(loss=jnp.sum(weight * (result.apply(pred) - target) ** 2))
 
 
 def _zero_unweighted(pred: Array, target: Array, weight: Array) -> tuple[Array, Array, Array]:
@@ -184,8 +204,11 @@ def _zero_unweighted(pred: Array, target: Array, weight: Array) -> tuple[Array, 
     return jnp.where(used, pred, zero), jnp.where(used, target, zero), jnp.where(used, weight, zero)
 
 
-def _finish(pred: Array, target: Array, weight: Array, scale: Array, shift: Array) -> Alignment:
-    enough = jnp.sum(weight > 0) >= 2
-    scale, shift = jnp.where(enough, scale, 1), jnp.where(enough, shift, 0)
-    loss = jnp.sum(weight * jnp.abs(scale * pred + shift - target))
-    return Alignment(scale, shift, loss, jnp.zeros_like(loss), enough)
+def _finish(
+    pred: Array, target: Array, weight: Array, line: tuple[Array, Array, Array]
+) -> Alignment:
+    """Returns the alignment of a scale, center and offset, or the identity, with its L1 loss."""
+    enough, zero = jnp.sum(weight > 0) >= 2, jnp.float32(0)
+    line = (jnp.where(enough, x, other) for x, other in zip(line, (1, 0, 0), strict=True))
+    result = Alignment(*line, loss=zero, optimality_gap=zero, ok=enough)
+    return result._replace(loss=jnp.sum(weight * jnp.abs(result.apply(pred) - target)))

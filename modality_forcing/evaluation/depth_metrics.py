@@ -19,7 +19,7 @@ from modality_forcing.evaluation.alignment import (
     align_scale_l1,
 )
 from modality_forcing.evaluation.protocols import MOGE, Protocol
-from modality_forcing.evaluation.resample import subsample
+from modality_forcing.evaluation.resample import subsample, thin_columns
 
 _PIXELS_PER_CHUNK = 2**20
 _IMAGES_PER_CHUNK = 32
@@ -98,7 +98,7 @@ def _scores(pred: Array, target: Array, valid: Array, *, protocol: Protocol) -> 
     pred = jnp.where(valid & jnp.isfinite(pred), pred, 1)
     target = jnp.where(valid, target, 1)
     alignment, constant = _align(pred, target, valid, protocol)
-    depth = _apply_alignment(pred, target, valid, alignment, protocol)
+    depth = _apply_alignment(alignment, pred, protocol, _farthest(target, valid))
 
     error = jnp.abs(depth - target)
     ratio = jnp.maximum(target / depth, depth / target)
@@ -132,7 +132,7 @@ def align_prediction(
         clean = jnp.where(valid & jnp.isfinite(pred), pred, 1)
         target = jnp.where(valid, target, 1)
         alignment, _ = _align(clean, target, valid, protocol)
-        return _apply_alignment(pred, target, valid, alignment, protocol)
+        return _apply_alignment(alignment, pred, protocol, _farthest(target, valid))
 
     pred, target = np.asarray(pred, np.float32), np.asarray(target, np.float32)
     return np.asarray(align(pred, target, valid))
@@ -151,7 +151,7 @@ def _align(pred: Array, target: Array, valid: Array, protocol: Protocol) -> tupl
     if protocol.align == "none":
         one, zero = jnp.ones(count, jnp.float32), jnp.zeros(count, jnp.float32)
         ok = jnp.any(valid, axis=(1, 2))
-        return Alignment(one, zero, zero, zero, ok), jnp.zeros(count, bool)
+        return Alignment(one, zero, zero, zero, zero, ok), jnp.zeros(count, bool)
 
     disparity = protocol.align == "disparity"
     if protocol.name == "moge" and not disparity:
@@ -160,7 +160,7 @@ def _align(pred: Array, target: Array, valid: Array, protocol: Protocol) -> tupl
         alignment = solve(p, g, jnp.where(used, 1 / g, 0))
     else:
         p, g, used = (
-            _downsample(x, protocol.align_max_side).reshape(count, -1)
+            thin_columns(x, protocol.align_max_side).reshape(count, -1)
             for x in (pred, target, valid)
         )
         if protocol.name == "marigold" and disparity:
@@ -172,38 +172,25 @@ def _align(pred: Array, target: Array, valid: Array, protocol: Protocol) -> tupl
     return alignment, high - jnp.min(jnp.where(used, p, jnp.inf), axis=-1) == 0
 
 
+def _farthest(target: Array, valid: Array) -> Array:
+    """Returns the greatest valid depth of each image, [n 1 1]."""
+    return jnp.max(jnp.where(valid, target, 0), axis=(1, 2), keepdims=True)
+
+
 def _apply_alignment(
-    pred: Array, target: Array, valid: Array, alignment: Alignment, protocol: Protocol
+    alignment: Alignment, pred: Array, protocol: Protocol, farthest: Array
 ) -> Array:
     """Returns the prediction as depth [n h w], aligned and clipped."""
-    depth = pred
-    if protocol.align != "none":
-        depth = alignment.scale[:, None, None] * pred + alignment.shift[:, None, None]
+    depth = alignment.apply(pred.reshape(len(pred), -1)).reshape(pred.shape)
     if protocol.align == "disparity":
         # Disparity below that of the farthest target (MoGe) or below a constant (Marigold) is
         # clipped: it has no meaningful depth.
-        least = 1e-3
-        if protocol.name == "moge":
-            farthest = jnp.max(jnp.where(valid, target, 0), axis=(1, 2), keepdims=True)
-            least = 1 / jnp.maximum(farthest, MIN_DEPTH)
+        least = 1 / jnp.maximum(farthest, MIN_DEPTH) if protocol.name == "moge" else 1e-3
         depth = 1 / jnp.maximum(depth, least)
     if protocol.clips:
         low, high = protocol.depth_range or (0.0, jnp.inf)
         depth = jnp.clip(depth, max(low, MIN_DEPTH), high)
     return depth
-
-
-def _downsample(maps: Array, side: int | None) -> Array:
-    """Returns maps [n h w] at a longer side of at most `side`, by torch's "nearest" (Marigold)."""
-    height, width = maps.shape[1:]
-    if side is None or max(height, width) <= side:
-        return maps
-    factor = side / max(height, width)
-    rows, columns = (
-        np.floor(np.arange(int(n * factor)) * np.float32(1 / factor)).astype(int)
-        for n in (height, width)
-    )
-    return maps[:, rows[:, None], columns]
 
 
 def _mean(values: Array, valid: Array) -> Array:

@@ -43,7 +43,8 @@ class Protocol:
     depth_range: least and greatest depth, in the unit of the target. Target depth outside is not
       scored; marigold and metric clip the prediction to the range.
     masks_target: whether depth_range masks the target; otherwise it only clips predictions.
-    align_max_side: marigold aligns on maps downsampled to this longer side; None: on all pixels.
+    align_max_side: marigold aligns on columns thinned by this over the longer side; None: on all
+      pixels. Rows are not thinned, as in the public code.
     """
 
     name: Name = "moge"
@@ -82,7 +83,7 @@ class Protocol:
             text += f", depth {self.depth_range[0]:g} to {self.depth_range[1]:g}"
             text += "" if self.masks_target else " (clipped only)"
         if self.align_max_side is not None:
-            text += f", aligned at {self.align_max_side} px"
+            text += f", aligned on columns thinned to {self.align_max_side} px"
         return text + (", strict" if self.strict else "")
 
     def to_dict(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from PIL import Image
 
 
@@ -46,6 +46,23 @@ def subsample(
 
     # One image at a time: the windows of a large image take tens of megabytes.
     return lax.map(one, (pred, target, valid))
+
+
+def thin_columns(
+    maps: Shaped[Array | np.ndarray, "b h w"], side: int | None
+) -> Shaped[Array | np.ndarray, "b h v"]:
+    """Returns all rows and every (longer side / `side`)-th column of maps longer than `side`.
+
+    Marigold's alignment at 1024 px (ETH3D) keeps these pixels: it passes [1 h w] to
+    torch.nn.Upsample, which takes the rows for channels. Column j comes from floor(j / share), in
+    float32.
+    """
+    longest = max(maps.shape[1:])
+    if side is None or longest <= side:
+        return maps
+    share = side / longest
+    kept = np.arange(max(1, int(maps.shape[2] * share)), dtype=np.float32)
+    return maps[:, :, np.floor(kept * np.float32(1 / share)).astype(np.int32)]
 
 
 def nearest_valid(

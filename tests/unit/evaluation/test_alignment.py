@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import hypothesis.strategies as st
 import jax
 import numpy as np
@@ -24,7 +26,8 @@ median = jax.jit(weighted_median)
 def one(solve, pred, target, weight):
     """The alignment of one image, as floats."""
     aligned = solve(*(np.asarray(x, np.float32)[None] for x in (pred, target, weight)))
-    return type(aligned)(*(x[0].item() for x in aligned))
+    values = aligned._asdict() | {"shift": aligned.shift}
+    return SimpleNamespace(**{name: x[0].item() for name, x in values.items()})
 
 
 def loss(scale, shift, pred, target, weight):

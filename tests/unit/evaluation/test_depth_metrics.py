@@ -12,7 +12,7 @@ from modality_forcing.evaluation.depth_metrics import (
     row_mean_prediction,
     score,
 )
-from modality_forcing.evaluation.protocols import Protocol
+from modality_forcing.evaluation.protocols import Protocol, get_protocol
 
 
 def scenes(count=5, height=20, width=24, seed=0, share=0.7):
@@ -36,6 +36,22 @@ def test_scores_do_not_depend_on_scale_and_shift(scale, shift):
     plain, moved = score(pred, target, valid), score(scale * pred + shift, target, valid)
     np.testing.assert_allclose(moved.absrel, plain.absrel, rtol=2e-4)
     np.testing.assert_allclose(moved.delta1, plain.delta1, atol=0.01)
+
+
+@pytest.mark.parametrize("name", ["marigold", "moge"])
+@pytest.mark.parametrize("center, contrast", [(1, 1e-6), (-1, 1e-6), (1000, 1e-3)])
+def test_prediction_of_little_contrast_is_aligned_as_in_float64(name, center, contrast):
+    """Each varies by a few spacings of float32, over many pixels, and scale and shift cancel."""
+    _, target, _ = scenes(count=1, height=300, width=400)
+    pred = (center + contrast * target.astype("f8")).astype("f4")
+    p, g = pred.astype("f8").ravel() - center, target.astype("f8").ravel()
+    aligned = np.polyval(np.polyfit(p, g, 1), p)
+    expected = np.mean(np.abs(aligned - g) / g)
+    protocol = get_protocol(name)
+    scores = score(pred, target, np.ones_like(target, bool), protocol)
+    # MoGe's minimizes the weighted L1 distance over a subsample: about the same line here.
+    assert scores.absrel[0] == pytest.approx(expected, rel=1e-5 if name == "marigold" else 2e-3)
+    assert scores.scale[0] == pytest.approx(1 / contrast, rel=0.01)
 
 
 def test_scores_do_not_depend_on_the_unit_of_the_target():
