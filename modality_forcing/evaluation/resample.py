@@ -48,9 +48,7 @@ def subsample(
     return lax.map(one, (pred, target, valid))
 
 
-def thin_columns(
-    maps: Shaped[Array | np.ndarray, "b h w"], side: int | None
-) -> Shaped[Array | np.ndarray, "b h v"]:
+def thin_columns(maps: Shaped[Array, "b h w"], side: int | None) -> Shaped[Array, "b h v"]:
     """Returns all rows and every (longer side / `side`)-th column of maps longer than `side`.
 
     Marigold's alignment at 1024 px (ETH3D) keeps these pixels: it passes [1 h w] to

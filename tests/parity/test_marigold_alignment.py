@@ -5,6 +5,7 @@ data/marigold_alignment.npz was written by make_marigold_goldens.py.
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -24,7 +25,7 @@ def golden():
 
 @pytest.mark.parametrize("height, width", SIZES)
 def test_alignment_keeps_all_rows_and_the_same_columns(golden, height, width):
-    column = np.broadcast_to(np.arange(width), (1, height, width))
+    column = jnp.broadcast_to(jnp.arange(width), (1, height, width))
     kept = thin_columns(column, SIDE)[0]
     np.testing.assert_array_equal(
         kept, np.broadcast_to(golden[f"{height}x{width}/columns"], kept.shape)
