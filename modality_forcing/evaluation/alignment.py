@@ -209,6 +209,8 @@ def _finish(
 ) -> Alignment:
     """Returns the alignment of a scale, center and offset, or the identity, with its L1 loss."""
     enough, zero = jnp.sum(weight > 0) >= 2, jnp.float32(0)
-    line = (jnp.where(enough, x, other) for x, other in zip(line, (1, 0, 0), strict=True))
-    result = Alignment(*line, loss=zero, optimality_gap=zero, ok=enough)
+    scale, center, offset = (
+        jnp.where(enough, x, identity) for x, identity in zip(line, (1, 0, 0), strict=True)
+    )
+    result = Alignment(scale, center, offset, loss=zero, optimality_gap=zero, ok=enough)
     return result._replace(loss=jnp.sum(weight * jnp.abs(result.apply(pred) - target)))
