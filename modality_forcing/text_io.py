@@ -17,7 +17,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.tree import JsonObject
 
 _MAX_DEPTH = 100  # of nested JSON, far from the recursion limit of those who walk it
-_MAX_SHOWN = 40  # characters of a key or a number in a message
+_MAX_SHOWN = 40  # characters of a value in a message
 
 
 def split_lines(text: str) -> list[str]:
@@ -83,7 +83,7 @@ def read_object(
 def parse_number(value: object) -> float:
     """Returns a number of a JSON value; raises ValueError for all else, as for true and "1"."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{_shorten(repr(value))} is not a number")
+        raise ValueError(f"{shorten(repr(value))} is not a number")
     return float(value)
 
 
@@ -104,12 +104,24 @@ def parse_csv(text: str) -> list[tuple[int, dict[str, str | None]]]:
         csv.field_size_limit(limit)
 
 
+def check_unique(names: Sequence[str], kind: str) -> None:
+    """Raises ValueError for the name that is there most often, if that is more than once."""
+    name, count = next(iter(Counter(names).most_common(1)), ("", 0))
+    if count > 1:
+        raise ValueError(f"{kind} {shorten(repr(name))} is there {count} times")
+
+
+def shorten(text: str) -> str:
+    """Returns a text for a message, a long one without its end."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
 def _csv_rows(reader: Any) -> Iterator[tuple[int, dict[str, str | None]]]:
     header: list[str] = []
     for cells in filter(None, reader):
         if not header:
             header = [name.strip() for name in cells]
-            _check_unique([name for name in header if name], "column")
+            check_unique([name for name in header if name], "column")
             continue
         if len(cells) > len(header):
             raise ValueError(f"line {reader.line_num} has more cells than the header")
@@ -117,16 +129,10 @@ def _csv_rows(reader: Any) -> Iterator[tuple[int, dict[str, str | None]]]:
         yield reader.line_num, dict(zip(header, [*cells, *missing], strict=True))
 
 
-def _check_unique(names: Sequence[str], kind: str) -> None:
-    name, count = next(iter(Counter(names).most_common(1)), ("", 0))
-    if count > 1:
-        raise ValueError(f"{kind} {_shorten(repr(name))} is there {count} times")
-
-
 def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
     result = dict(pairs)
     if len(result) < len(pairs):
-        _check_unique([key for key, _ in pairs], "key")
+        check_unique([key for key, _ in pairs], "key")
     return result
 
 
@@ -137,7 +143,7 @@ def _parse_int(text: str) -> int:
 
 def _parse_finite(text: str) -> float:
     if math.isinf(value := float(text)):
-        raise ValueError(f"the number {_shorten(text)} is too large")
+        raise ValueError(f"the number {shorten(text)} is too large")
     return value
 
 
@@ -163,13 +169,9 @@ def _check_values(value: Any) -> None:
             try:
                 item.encode()
             except UnicodeEncodeError as error:
-                raise ValueError(f"half of a surrogate pair in {_shorten(ascii(item))}") from error
+                raise ValueError(f"half of a surrogate pair in {shorten(ascii(item))}") from error
         elif isinstance(item, dict | list):
             if depth == _MAX_DEPTH:
                 raise ValueError(_TOO_DEEP)
             children = [*item, *item.values()] if isinstance(item, dict) else item
             pending += [(child, depth + 1) for child in children]
-
-
-def _shorten(text: str) -> str:
-    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."

@@ -106,7 +106,7 @@ def main(options: argparse.Namespace) -> None:
     budgets = _check(options, form.variables)
     if options.out is not None:
         check_folder(options.out, "--out")
-    loaded = load(options.table, options.columns, form, options.where, options.group)
+    loaded = load(options.table, options.columns, form, where=options.where, group=options.group)
     table = loaded.drop_highest_losses(options.drop_highest) if options.drop_highest else loaded
     heldout_mask = _held_out(options.hold_out, table, form)
     fitted = fit(table, form, options.bootstrap, options.seed)

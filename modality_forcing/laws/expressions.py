@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -31,12 +31,10 @@ def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
     """
     if rows.has(text):
         return rows.numbers(text)
-    quoted: list[str] = []
-    plain = re.sub(
-        r"`([^`]*)`",
-        lambda found: f" __quoted{len(quoted)}__" + (quoted.append(found[1]) or ""),
-        text,
-    )
+    # Every second part is a column in backquotes.
+    parts = re.split(r"`([^`]*)`", text)
+    quoted = {f"__quoted{i}__": column for i, column in enumerate(parts) if i % 2}
+    plain = "".join(f" __quoted{i}__ " if i % 2 else part for i, part in enumerate(parts))
     try:
         tree = ast.parse(plain.strip(), mode="eval").body
         with np.errstate(all="ignore"):  # table.load reports values that are not finite
@@ -49,7 +47,15 @@ def evaluate(text: str, rows: Rows, variables: Mapping[str, Array]) -> Array:
         ) from None
 
 
-def _value(node: ast.expr, quoted: list[str], rows: Rows, variables: Mapping[str, Array]) -> Any:
+def match_name(name: str, known: Iterable[str]) -> list[str]:
+    """Returns the known names that a name may stand for: its own, else those of any case."""
+    known = list(known)
+    return [name] if name in known else [x for x in known if x.lower() == name.lower()]
+
+
+def _value(
+    node: ast.expr, quoted: Mapping[str, str], rows: Rows, variables: Mapping[str, Array]
+) -> Any:
     def operand_value(part: ast.expr) -> Any:
         return _value(part, quoted, rows, variables)
 
@@ -61,11 +67,9 @@ def _value(node: ast.expr, quoted: list[str], rows: Rows, variables: Mapping[str
         case ast.Constant(int() | float() as value) if not isinstance(value, bool):
             return np.float64(value)
     name = _name(node)
-    if match := re.fullmatch(r"__quoted(\d+)__", name):
-        return rows.numbers(quoted[int(match[1])])
-    matches = [known for known in variables if known == name] or [
-        known for known in variables if known.lower() == name.lower()
-    ]
+    if name in quoted:
+        return rows.numbers(quoted[name])
+    matches = match_name(name, variables)
     if not matches:
         return rows.numbers(name)
     if rows.has(name) and not np.array_equal(rows.numbers(name), variables[matches[0]]):

@@ -235,11 +235,20 @@ def fit(
             zip(found.form.parameters, found.values.tolist(), strict=True)
         )
     }
-    groups, notes = counts.shape[1], ()
-    if 4 * len(parameters) > groups:
-        counted = f"{len(parameters)} parameters for {groups} runs, more than a quarter"
-        notes = (f"{counted}: intervals may be too narrow",)
-    return Fit(found, replicates, parameters, notes)
+    return Fit(found, replicates, parameters, _notes(table, len(parameters)))
+
+
+def _notes(table: Table, parameters: int) -> tuple[str, ...]:
+    """What makes intervals too narrow: few runs, and rows that are not independent."""
+    groups, notes = int(table.groups.max()) + 1, []
+    if 4 * parameters > groups:
+        counted = f"{parameters} parameters for {groups} runs, more than a quarter"
+        notes.append(f"{counted}: intervals may be too narrow")
+    if repeats := table.repeats:
+        which = f"{len(repeats)} of {len(table)} rows repeat another (line {repeats[0][0]} repeats"
+        hint = "remove copies, or name with --group what rows of one run share"
+        notes.append(f"{which} line {repeats[0][1]}): intervals are too narrow; {hint}")
+    return tuple(notes)
 
 
 def _resamples(found: Optimum, table: Table, wanted: int, rng: np.random.Generator) -> Array:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 from collections.abc import Iterable, Mapping
@@ -12,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.laws.forms import Array
+from modality_forcing.text_io import check_unique, parse_csv, parse_object, shorten, split_lines
 from modality_forcing.tree import flatten
 
 # Columns that a message lists. Rows of a sweep have hundreds, most of them of configs.
@@ -53,11 +54,13 @@ class Rows:
         values = np.empty(len(self.cells))
         for i, row in enumerate(self.cells):
             try:
-                values[i] = float(row[column])
+                values[i] = _number(row[column])
             except (KeyError, TypeError, ValueError):
-                message = f"{column} is {row.get(column)!r}, not a number"
+                shown = shorten(repr(row.get(column)))
                 raise UserError(
-                    message, where=self.line(i), hint="fix it, or choose other rows with --where"
+                    f"{column} is {shown}, not a number",
+                    where=self.line(i),
+                    hint="fix it, or choose other rows with --where",
                 ) from None
         return values
 
@@ -69,49 +72,39 @@ class Rows:
 def read(path: Path) -> Rows:
     """Reads .csv with a header, or .jsonl with an object per line (nested keys become a.b.c).
 
-    Raises UserError for a file that cannot be read or has no rows.
+    The first character decides for a name without an ending, such as that of a pipe. Raises
+    UserError for a file that cannot be read, has a column twice or has no rows.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"cannot be read ({getattr(error, 'strerror', None) or error})",
-            where=path,
-            hint="name a table",
-        ) from None
-    readers = {".csv": _read_csv, ".jsonl": _read_jsonl}
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in ("", ".csv", ".jsonl"):
         raise UserError("is not a table of a known type", where=path, hint="give .csv or .jsonl")
-    found = list(readers[path.suffix](text, path))
+    text = paths.read_text(path, "name a table")
+    is_json = suffix == ".jsonl" or (not suffix and text.lstrip().startswith("{"))
+    if is_json:
+        found = list(_read_jsonl(text, path))
+    else:
+        try:
+            found = parse_csv(text)
+        except ValueError as error:
+            raise UserError(str(error), where=path, hint="fix the table") from error
     if not found:
         raise UserError("has no rows", where=path, hint="give a table with a row per run")
-    return Rows(path, tuple(row for row, _ in found), tuple(line for _, line in found))
+    return Rows(path, tuple(row for _, row in found), tuple(line for line, _ in found))
 
 
-def _read_csv(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
-    reader = csv.DictReader(text.splitlines(keepends=True))
-    for row in reader:
-        if None in row:
-            raise UserError(
-                "has more cells than the header",
-                where=f"{path}, line {reader.line_num}",
-                hint="fix the row",
-            )
-        yield row, reader.line_num
-
-
-def _read_jsonl(text: str, path: Path) -> Iterable[tuple[dict[str, Any], int]]:
-    for number, line in enumerate(text.splitlines(), 1):
+def _read_jsonl(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(
-                    "is not a JSON object", where=f"{path}, line {number}", hint="fix the line"
-                )
-            yield flatten(row, "."), number
+                # A character that no column has keeps {"a": {"b": 1}} and {"a.b": 2} apart.
+                cells = flatten(parse_object(line, finite=False), "\0")
+                names = [name.replace("\0", ".") for name in cells]
+                check_unique(names, "column")
+            except ValueError as error:
+                where = f"{path}, line {number}"
+                what = f"is not a JSON object with a value per column ({error})"
+                raise UserError(what, where=where, hint="fix the line") from None
+            yield number, dict(zip(names, cells.values(), strict=True))
 
 
 def choose(rows: Rows, where: Iterable[str]) -> Rows:
@@ -130,7 +123,7 @@ def choose(rows: Rows, where: Iterable[str]) -> Rows:
             )
         matches = [i for i in chosen if _same(rows.cells[i].get(column), wanted) != negated]
         if not matches:
-            values = sorted({display(rows.cells[i].get(column)) for i in chosen})
+            values = sorted({shorten(display(rows.cells[i].get(column))) for i in chosen})
             raise UserError(
                 f"no row has {text}", where=rows.path, hint=f"{column} is {' or '.join(values[:6])}"
             )
@@ -138,6 +131,13 @@ def choose(rows: Rows, where: Iterable[str]) -> Rows:
     return Rows(
         rows.path, tuple(rows.cells[i] for i in chosen), tuple(rows.lines[i] for i in chosen)
     )
+
+
+def _number(cell: Any) -> float:
+    """The number of a cell, of CSV a text; raises TypeError or ValueError for others."""
+    if isinstance(cell, bool):  # which float takes as 0 or 1
+        raise TypeError
+    return float(cell)
 
 
 def _same(value: Any, wanted: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -12,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from modality_forcing import paths
 from modality_forcing.errors import UserError
-from modality_forcing.laws.expressions import evaluate
+from modality_forcing.laws.expressions import evaluate, match_name
 from modality_forcing.laws.forms import Array, Form
 from modality_forcing.laws.rows import Rows, choose, display, read
+from modality_forcing.text_io import read_object, shorten
 
 LOSS = "loss"  # the fitted error, of any kind
 # Rows that differ in one of these are not comparable: other code, metrics or held-out samples.
@@ -60,6 +61,17 @@ class Table:
         sizes = np.bincount(self.groups)
         return (len(self) / len(sizes)) / sizes[self.groups]
 
+    @property
+    def repeats(self) -> list[tuple[int, int]]:
+        """The lines of rows that equal an earlier row of another group, with the line of that."""
+        first: dict[bytes, int] = {}
+        found = []
+        for i, row in enumerate(np.stack([*self.variables.values(), self.loss], axis=1)):
+            earlier = first.setdefault(row.tobytes(), i)
+            if self.groups[earlier] != self.groups[i]:
+                found.append((int(self.lines[i]), int(self.lines[earlier])))
+        return found
+
     def select(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Table:
         """Returns the rows of a mask or of indices, in their order."""
         groups = np.unique(self.groups[rows], return_inverse=True)[1]
@@ -82,7 +94,12 @@ class Table:
 
 
 def load(
-    path: Path, columns: str | None, form: Form, where: Iterable[str] = (), group: str | None = None
+    path: Path,
+    columns: str | None,
+    form: Form,
+    *,
+    where: Iterable[str] = (),
+    group: str | None = None,
 ) -> Table:
     """Reads the variables that a form needs.
 
@@ -91,7 +108,7 @@ def load(
     group: the column with the run of a row. Raises UserError for values that are missing, not
     finite or not positive, and for rows that differ in a column of MUST_MATCH.
     """
-    if path.is_dir():
+    if paths.is_dir(path):
         path = path / "rows.jsonl"
     every_row = read(path)  # first, since a missing table is the more basic mistake
     if columns is None:
@@ -102,7 +119,7 @@ def load(
     for name, text in _mapping(columns, form).items():
         values[name] = evaluate(text, rows, values)
         if name in (*form.variables, LOSS):
-            _check(values[name], name, text, rows, zero_allowed=name in form.may_be_zero)
+            _check(values[name], f"{name} = {text}", rows, zero_allowed=name in form.may_be_zero)
     for name in (*form.variables, LOSS):
         if name not in values:
             less = f", or leave it out of the form: {form.name}-{name}" if name != LOSS else ""
@@ -113,18 +130,23 @@ def load(
             raise UserError(
                 f"no column {group!r} to group by", where=path, hint="name another --group"
             )
-        groups = [str(row.get(group)) for row in rows.cells]
+        groups = [row.get(group) for row in rows.cells]
+        for i, value in enumerate(groups):
+            if value in (None, ""):
+                hint = "fill it in, or name another --group"
+                raise UserError(f"has no value of {group}", where=rows.line(i), hint=hint)
+        groups = [str(value) for value in groups]
     table = Table.of(values, values.pop(LOSS), groups)
     return replace(table, lines=np.array(rows.lines))
 
 
 def _sweep_columns(path: Path, form: Form) -> str:
     """Returns the columns that a sweep wrote; raises UserError if there are none."""
-    try:
-        found = json.loads((path.parent / "columns.json").read_text())
-    except OSError:
+    written = path.parent / "columns.json"
+    if not paths.is_file(written):
         hint = "give --columns VARIABLE=COLUMN,...; only a sweep's folder has columns.json"
-        raise UserError("--columns is missing", where=path, hint=hint) from None
+        raise UserError("--columns is missing", where=path, hint=hint)
+    found = read_object(written, hint="give --columns VARIABLE=COLUMN,...")
     known = {name: column for name, column in found.items() if name in (*form.meaning, LOSS)}
     return ",".join(f"{name}={column}" for name, column in known.items())
 
@@ -136,7 +158,8 @@ def _refuse_mixture(rows: Rows) -> None:
     for column in columns:
         kinds = sorted({display(row.get(column)) for row in rows.cells})
         if len(kinds) > 1:
-            message = f"rows differ in {column}: {', '.join(kinds[:6])}; they are not one study"
+            shown = ", ".join(map(shorten, kinds[:6]))
+            message = f"rows differ in {column}: {shown}; they are not one study"
             raise UserError(
                 message, where=rows.path, hint=f"choose one with --where '{column}={kinds[0]}'"
             )
@@ -147,9 +170,7 @@ def _mapping(columns: str, form: Form) -> dict[str, str]:
     known, found = (*form.meaning, LOSS), {}
     for part in re.findall(r"(?:`[^`]*`|[^,`])+", columns):
         given, equals, text = (piece.strip() for piece in part.partition("="))
-        matches = [name for name in known if name == given] or [
-            name for name in known if name.lower() == given.lower()
-        ]
+        matches = match_name(given, known)
         if not equals or not text or len(matches) != 1:
             hint = f"write VARIABLE=COLUMN,... with the variables {', '.join(known)}"
             raise UserError(
@@ -161,12 +182,12 @@ def _mapping(columns: str, form: Form) -> dict[str, str]:
     return found
 
 
-def _check(values: Array, name: str, text: str, rows: Rows, zero_allowed: bool) -> None:
+def _check(values: Array, name: str, rows: Rows, *, zero_allowed: bool) -> None:
     valid = np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0))
     if not valid.all():
         row = int(np.argmin(valid))
         required = "finite and " + ("0 or more" if zero_allowed else "above 0")
         hint = "fix the row, or choose other rows with --where"
         raise UserError(
-            f"{name} = {text} is {values[row]:g}, not {required}", where=rows.line(row), hint=hint
+            f"{name} is {values[row]:g}, not {required}", where=rows.line(row), hint=hint
         )

@@ -53,7 +53,7 @@ def test_sweep_folder_needs_no_columns(rows, capsys, tmp_path):
              for line in rows.read_text().splitlines()[1:37]]  # fmt: skip
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table))
     arguments = ("--table", tmp_path, "--form", "power", "--bootstrap", 100, "--json")
-    with pytest.raises(UserError, match="none: cannot be read"):
+    with pytest.raises(UserError, match="none: no such file"):
         fit.main(options("--table", tmp_path / "none", *arguments[2:]))
     with pytest.raises(UserError, match="--columns is missing"):
         fit.main(options(*arguments))

@@ -232,6 +232,8 @@ def test_checkpoints_of_a_run_count_as_one_run():
     assert grouped.optimum.objective == pytest.approx(3 * once.optimum.objective)
     np.testing.assert_allclose(grouped.replicates, once.replicates, rtol=1e-3)
     ungrouped = fit(Table.of(copied.variables, copied.loss), CHINCHILLA, resamples=100)
+    assert once.notes == grouped.notes == ()
+    assert "40 of 60 rows repeat another (line 1 repeats line 0)" in ungrouped.notes[0]
     assert ungrouped.parameters["alpha"].stderr < 0.8 * once.parameters["alpha"].stderr
     uneven = np.r_[np.zeros(40, int), np.arange(len(table))]  # one run of 41 rows
     heavy = Table.of({k: x[uneven] for k, x in table.variables.items()}, table.loss[uneven], uneven)

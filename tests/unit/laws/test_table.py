@@ -64,16 +64,16 @@ def test_rows_of_a_run_count_as_one(table):
 
 
 def test_rows_are_chosen(table):
-    assert len(load(table, COLUMNS, CHINCHILLA, ["run=a"])) == 2
-    assert len(load(table, COLUMNS, CHINCHILLA, ["run=a", "Model Size=10000000"])) == 1
-    assert len(load(table, COLUMNS, CHINCHILLA, ["run!=a"])) == 1
+    assert len(load(table, COLUMNS, CHINCHILLA, where=["run=a"])) == 2
+    assert len(load(table, COLUMNS, CHINCHILLA, where=["run=a", "Model Size=10000000"])) == 1
+    assert len(load(table, COLUMNS, CHINCHILLA, where=["run!=a"])) == 1
     with pytest.raises(UserError, match=r"no row has run=c; run is a or b$"):
-        load(table, COLUMNS, CHINCHILLA, ["run=c"])
+        load(table, COLUMNS, CHINCHILLA, where=["run=c"])
     with pytest.raises(UserError, match=r"no row has run!=a; run is a$"):
-        load(table, COLUMNS, CHINCHILLA, ["run=a", "run!=a"])
+        load(table, COLUMNS, CHINCHILLA, where=["run=a", "run!=a"])
     for wrong in ("run", "walk=a"):
         with pytest.raises(UserError, match="names no column"):
-            load(table, COLUMNS, CHINCHILLA, [wrong])
+            load(table, COLUMNS, CHINCHILLA, where=[wrong])
 
 
 def test_message_names_similar_and_top_level_columns(tmp_path):
@@ -102,13 +102,13 @@ def test_rows_of_different_studies_are_refused(tmp_path, column):
     path = jsonl(tmp_path / "r.jsonl", rows)
     with pytest.raises(UserError, match=rf"differ in {column}: new, old; .*--where '{column}=new'"):
         load(path, "N=N,D=D,loss=loss", CHINCHILLA)
-    assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, [f"{column}=new"])) == 2
+    assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, where=[f"{column}=new"])) == 2
     path = jsonl(
         tmp_path / "r.jsonl", [*rows[:2], {"N": 1, "D": 1, "loss": 1}]
     )  # missing differs from present
     with pytest.raises(UserError, match="null"):
         load(path, "N=N,D=D,loss=loss", CHINCHILLA)
-    assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, [f"{column}=null"])) == 1
+    assert len(load(path, "N=N,D=D,loss=loss", CHINCHILLA, where=[f"{column}=null"])) == 1
 
 
 @pytest.mark.parametrize(
@@ -168,3 +168,22 @@ def test_highest_losses_are_dropped():
     assert found.variables["x"].tolist() == [1, 3, 5] and found.dropped == (1, 3)
     with pytest.raises(UserError, match="leaves none"):
         found.drop_highest_losses(3)
+
+
+def test_a_row_without_its_run_is_refused(tmp_path):
+    rows = [{"x": 1, "loss": 1, "run": "a"}, {"x": 2, "loss": 1}]
+    with pytest.raises(UserError, match="line 2: has no value of run"):
+        load(jsonl(tmp_path / "r.jsonl", rows), "x=x,loss=loss", FORMS["power"], group="run")
+
+
+def test_damaged_columns_of_a_sweep_are_refused(tmp_path):
+    jsonl(tmp_path / "rows.jsonl", [{"x": 1, "loss": 1}])
+    (tmp_path / "columns.json").write_text('{"x": "x", "x": "loss"}')
+    with pytest.raises(UserError, match=r"columns.json: is not a JSON object \(key 'x'"):
+        load(tmp_path, None, FORMS["power"])
+
+
+def test_rows_that_repeat_those_of_another_run_are_listed():
+    x, loss = [1, 2, 1, 1, 2], [3, 4, 3, 5, 4]
+    assert Table.of({"x": x}, loss).repeats == [(2, 0), (4, 1)]
+    assert Table.of({"x": x}, loss, list("abacd")).repeats == [(4, 1)]
