@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from modality_forcing.data.files import (
     read_depth,
     read_image,
 )
+from modality_forcing.data.intrinsics import check_principal_point, pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record, Unit
 from modality_forcing.data.resize import (
     Size,
@@ -48,8 +50,8 @@ class ImageFolder:
     captions    captions.txt or .tsv (a line each: NAME, tab, caption), captions.json
                 ({NAME: caption}), captions/NAME.txt, or NAME.txt beside the image
     intrinsics  intrinsics.json with {"fx", "fy", "cx", "cy"} in pixels of the upright image, one
-    for
-                all or by NAME; (0, 0) is the center of the first pixel
+                for all or by NAME; (0, 0) is the center of the first pixel; with "width" and
+                "height" of the images they are for, they are rescaled to others
 
     All but the images are optional: without them nothing is valid, captions are empty, intrinsics
     NaN. Hidden files are ignored.
@@ -66,7 +68,7 @@ class ImageFolder:
     captions: Path | None = None
     _entries: tuple[_Entry, ...] = field(init=False, repr=False, compare=False)
     _captions: Callable[[str], str] = field(init=False, repr=False, compare=False)
-    _intrinsics: Callable[[str], np.ndarray] = field(init=False, repr=False, compare=False)
+    _intrinsics: _IntrinsicsTable = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         root = Path(self.root)
@@ -110,12 +112,16 @@ class ImageFolder:
             image=crop_resize_image(image, window, resolution),
             depth=depth,
             valid=valid,
-            intrinsics=crop_resize_intrinsics(self._intrinsics(entry.name), window, resolution),
+            intrinsics=crop_resize_intrinsics(self._intrinsics_of(entry, size), window, resolution),
             unit=self.unit,
             caption=self._captions(entry.name),
             source=self.root.resolve().name,
             id=entry.name,
         )
+
+    def _intrinsics_of(self, entry: _Entry, size: Size) -> np.ndarray:
+        """Returns intrinsics f32 [3 3] of an image of (h, w) `size`, NaN if unknown."""
+        return self._intrinsics(entry.name, size, entry.image)
 
 
 def check_aspect(entry: _Entry, image: Size, depth: Size) -> None:
@@ -241,20 +247,29 @@ def _read_captions(path: Path) -> dict[str, str]:
     return captions
 
 
+class _Intrinsics(NamedTuple):
+    matrix: np.ndarray  # f32 [3 3]
+    size: Size | None  # of the images that it is for
+
+
 @dataclass(frozen=True)
 class _IntrinsicsTable:
-    """Intrinsics by name, with a default."""
+    """Intrinsics by name, each with the (h, w) that it is for if that is stated, and a default."""
 
-    by_name: Mapping[str, np.ndarray]
-    default: np.ndarray
+    by_name: Mapping[str, _Intrinsics]
+    default: _Intrinsics
 
-    def __call__(self, name: str) -> np.ndarray:
-        return self.by_name.get(name, self.default)
+    def __call__(self, name: str, size: Size, image: Path) -> np.ndarray:
+        matrix, stated = self.by_name.get(name, self.default)
+        if stated:
+            return rescale_intrinsics(matrix, stated, size, image).astype(np.float32)
+        hint = "state there width and height of the images that it is for"
+        return check_principal_point(matrix, size, image, "intrinsics.json", hint)
 
 
-def _find_intrinsics(root: Path, names: set[str]) -> Callable[[str], np.ndarray]:
+def _find_intrinsics(root: Path, names: set[str]) -> _IntrinsicsTable:
     path = root / "intrinsics.json"
-    unknown = np.full((3, 3), np.nan, np.float32)
+    unknown = _Intrinsics(np.full((3, 3), np.nan, np.float32), None)
     if not path.is_file():
         return _IntrinsicsTable({}, unknown)
     loaded = _read_json(path)
@@ -266,18 +281,21 @@ def _find_intrinsics(root: Path, names: set[str]) -> Callable[[str], np.ndarray]
     return _IntrinsicsTable(by_name, unknown)
 
 
-def _to_matrix(values: object, path: Path) -> np.ndarray:
+def _to_matrix(values: object, path: Path) -> _Intrinsics:
     try:
         if not isinstance(values, Mapping):
             raise TypeError("not an object")
         fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
-    except (KeyError, TypeError, ValueError) as error:
+        size = (int(values["height"]), int(values["width"])) if "width" in values else None
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = "holds intrinsics without one of fx fy cx cy"
         raise UserError(what, where=path, hint=_INTRINSICS) from error
     if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
         what = "holds a focal length that is not positive"
         raise UserError(what, where=path, hint="give fx and fy in pixels")
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]], np.float32)
+    if size and min(size) < 1:
+        raise UserError("is for images without pixels", where=path, hint="correct width and height")
+    return _Intrinsics(pinhole(fx, fy, cx, cy).astype(np.float32), size)
 
 
 def _read_text(path: Path) -> str:

@@ -7,7 +7,7 @@ out of a stored frame is exact.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,11 @@ from modality_forcing.data.records import Record
 DENSE = 0.5  # depth valid in at least this fraction of pixels is a surface, else a set of points
 
 Size = tuple[int, int]  # rows, columns
+
+
+def format_size(shape: Sequence[int]) -> str:
+    """Returns "width x height" of an array [h w ...]."""
+    return f"{shape[1]} x {shape[0]}"
 
 
 @dataclass(frozen=True)

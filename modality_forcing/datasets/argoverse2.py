@@ -30,10 +30,10 @@ from typing import NamedTuple
 import numpy as np
 
 from modality_forcing.data.records import Record
+from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.formats import (
     UNPACK_AGAIN,
-    format_size,
     read_rgb,
     wrap_parse_errors,
     wrap_read_errors,

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
     check_same_size,
@@ -32,7 +33,6 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import check_principal_point
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
     read_pfm,
@@ -22,7 +23,6 @@ from modality_forcing.datasets.common.formats import (
     read_text,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.intrinsics import check_principal_point
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
+from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.cameras import pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
-from modality_forcing.datasets.common.formats import format_size, read_rgb
+from modality_forcing.datasets.common.formats import read_rgb
 from modality_forcing.datasets.common.lazy import DatasetInfo, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import check_principal_point, pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.formats import (
@@ -36,11 +37,6 @@ from modality_forcing.datasets.common.formats import (
     read_npz,
     read_rgb,
     wrap_parse_errors,
-)
-from modality_forcing.datasets.common.intrinsics import (
-    check_principal_point,
-    pinhole,
-    rescale_intrinsics,
 )
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.lidar import finite_points, project_points, to_camera

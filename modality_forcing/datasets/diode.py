@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import check_same_size, read_array, read_rgb
 from modality_forcing.datasets.common.frame_names import official_names
-from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 

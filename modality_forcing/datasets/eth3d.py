@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import downscale_image
+from modality_forcing.data.resize import downscale_image, format_size
 from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
-from modality_forcing.datasets.common.formats import format_size, read_raw_floats, read_rgb
+from modality_forcing.datasets.common.formats import read_raw_floats, read_rgb
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError

@@ -45,7 +45,7 @@ class WholeFolder(ImageFolder):
             image=image,
             depth=depth,
             valid=valid,
-            intrinsics=self._intrinsics(entry.name),
+            intrinsics=self._intrinsics_of(entry, size),
             unit=self.unit,
             caption=self._captions(entry.name),
             source=self.root.resolve().name,

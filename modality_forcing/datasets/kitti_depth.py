@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import format_size, read_rgb, read_uint16_depth
-from modality_forcing.datasets.common.intrinsics import pinhole
+from modality_forcing.data.resize import format_size
+from modality_forcing.datasets.common.formats import read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.kitti_raw import DAYS, TEST_DRIVES, check_camera, read_calibration
 from modality_forcing.datasets.registry import FrameDataset

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
     check_camera_size,
@@ -25,7 +26,6 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
 )
 from modality_forcing.datasets.common.frame_names import official_names
-from modality_forcing.datasets.common.intrinsics import pinhole
 from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 

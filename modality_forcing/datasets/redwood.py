@@ -17,18 +17,14 @@ from typing import Any, cast
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import check_principal_point, pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
+from modality_forcing.datasets.common.camera_option import vga_intrinsics
 from modality_forcing.datasets.common.formats import (
     read_json,
     read_rgb,
     read_uint16_depth,
     wrap_parse_errors,
-)
-from modality_forcing.datasets.common.intrinsics import (
-    check_principal_point,
-    pinhole,
-    rescale_intrinsics,
-    vga_intrinsics,
 )
 from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset

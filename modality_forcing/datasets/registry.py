@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from modality_forcing.data.records import Record, RecordSource, Unit
-from modality_forcing.datasets.common.intrinsics import CameraOption, parse_camera
+from modality_forcing.datasets.common.camera_option import CameraOption, parse_camera
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     LazySource,

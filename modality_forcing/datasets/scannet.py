@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import check_principal_point
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import downscale_image
 from modality_forcing.datasets.common.formats import (
@@ -28,7 +29,6 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
 )
 from modality_forcing.datasets.common.frame_names import official_names
-from modality_forcing.datasets.common.intrinsics import check_principal_point
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,

@@ -17,13 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import check_principal_point, pinhole
 from modality_forcing.data.records import Record
+from modality_forcing.datasets.common.camera_option import vga_intrinsics
 from modality_forcing.datasets.common.formats import read_matrix, read_rgb, read_uint16_depth
-from modality_forcing.datasets.common.intrinsics import (
-    check_principal_point,
-    pinhole,
-    vga_intrinsics,
-)
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     first_file,

@@ -21,9 +21,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_array, read_packed_floats, read_rgb
-from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
     read_rgb,
@@ -25,7 +26,6 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     first_file,

@@ -19,14 +19,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record
+from modality_forcing.datasets.common.camera_option import vga_intrinsics
 from modality_forcing.datasets.common.formats import (
     read_rgb,
     read_text,
     read_uint16_depth,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.intrinsics import pinhole, vga_intrinsics
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,

@@ -34,9 +34,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import UNPACK_AGAIN, format_size, wrap_read_errors
-from modality_forcing.datasets.common.intrinsics import pinhole
+from modality_forcing.data.resize import format_size
+from modality_forcing.datasets.common.formats import UNPACK_AGAIN, wrap_read_errors
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.lidar import MIN_DEPTH, rasterize_points
 from modality_forcing.datasets.common.poses import invert_pose, make_pose, transform_points

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record, check
 from modality_forcing.datasets import (
     arkitscenes,
@@ -24,7 +25,6 @@ from modality_forcing.datasets import (
 )
 from modality_forcing.datasets.common import formats
 from modality_forcing.datasets.common.colmap import read_model
-from modality_forcing.datasets.common.intrinsics import pinhole
 from tests import layouts
 
 

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from modality_forcing.data.files import (
     open_image,
     read_png16,
 )
+from modality_forcing.data.resize import format_size
 from modality_forcing.errors import UserError
 
 UNPACK_AGAIN = "unpack or download it again"
@@ -55,11 +56,6 @@ def wrap_parse_errors(path: Path, what: str, hint: str = UNPACK_AGAIN) -> Iterat
         yield
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise UserError(what, where=path, hint=hint) from error
-
-
-def format_size(shape: Sequence[int]) -> str:
-    """Returns "width x height" of an array [h w ...]."""
-    return f"{shape[1]} x {shape[0]}"
 
 
 def read_rgb(path: Path) -> np.ndarray:

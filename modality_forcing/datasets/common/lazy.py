@@ -11,9 +11,11 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record, Unit
-from modality_forcing.datasets.common.formats import format_size, read_text
-from modality_forcing.datasets.common.intrinsics import CameraOption, pinhole
+from modality_forcing.data.resize import format_size
+from modality_forcing.datasets.common.camera_option import CameraOption
+from modality_forcing.datasets.common.formats import read_text
 from modality_forcing.errors import UserError
 
 T = TypeVar("T")

@@ -37,6 +37,7 @@ import numpy as np
 from PIL import Image
 
 from modality_forcing.data.files import read_png16
+from modality_forcing.data.intrinsics import check_principal_point
 from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_array,
@@ -93,7 +94,9 @@ def _read_scannet(files: Mapping[str, Path]) -> _Parts:
     camera = files["depth"].parents[1] / "intrinsic" / "intrinsic_depth.txt"
     intrinsics = None
     if camera.is_file():
-        matrix = read_matrix(camera)
+        matrix = check_principal_point(
+            read_matrix(camera), depth.shape, files["depth"], camera.name
+        )
         focal, center = (matrix[0, 0], matrix[1, 1]), (matrix[0, 2], matrix[1, 2])
         intrinsics = _normalize_camera(focal, center, depth.shape)
     return image, depth, np.ones(depth.shape, bool), intrinsics

@@ -111,6 +111,18 @@ def test_intrinsics_follow_the_crop(tmp_path: Path):
     (tmp_path / "intrinsics.json").write_text(json.dumps({"b.png": one}))
     np.testing.assert_allclose(folder(tmp_path, resolution=4)[1].intrinsics, middle)
     assert np.isnan(folder(tmp_path, resolution=4)[0].intrinsics).all()
+    # A copy of half the size has the same view: its intrinsics follow if it is stated what they
+    # are for.
+    save_image(tmp_path / "images/b.png", size=(4, 8))
+    with pytest.raises(
+        UserError, match=r"8 x 4 pixels, but intrinsics.json has its principal point"
+    ):
+        folder(tmp_path)[1]
+    for more in ({"width": 16, "height": 8}, {"width": 160, "height": 80}):
+        scaled = {key: value * more["width"] / 16 for key, value in one.items()}
+        scaled |= {"cx": more["width"] / 2 - 0.5, "cy": more["height"] / 2 - 0.5, **more}
+        (tmp_path / "intrinsics.json").write_text(json.dumps(scaled))
+        np.testing.assert_allclose(folder(tmp_path, resolution=4)[1].intrinsics, middle)
 
 
 @pytest.mark.parametrize("size", [(24, 32), (6, 8), (3, 4), (13, 17), (12, 16)])
@@ -186,6 +198,11 @@ def test_scales(tmp_path: Path):
         ("intrinsics.json", b"[]", "not an object"),
         ("intrinsics.json", b'{"fx": 1, "fy": 1, "cx": 0}', "one of fx fy cx cy"),
         ("intrinsics.json", b'{"a": 5}', "one of fx fy cx cy"),
+        (
+            "intrinsics.json",
+            b'{"fx": 1, "fy": 1, "cx": 0, "cy": 0, "width": 0, "height": 1}',
+            "without pixels",
+        ),
         ("intrinsics.json", b'{"fx": 0, "fy": 1, "cx": 0, "cy": 0}', "not positive"),
     ],
 )

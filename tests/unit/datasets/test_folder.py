@@ -22,7 +22,9 @@ def write_folder(root: Path, size: tuple[int, int], depth: np.ndarray | None) ->
     if depth is not None:
         Image.fromarray(depth.astype(np.uint16)).save(root / "depth/a.png")
     (root / "captions.txt").write_text("a\ta wall\n")
-    (root / "intrinsics.json").write_text('{"fx": 20, "fy": 21, "cx": 7.5, "cy": 5.5}')
+    (root / "intrinsics.json").write_text(
+        '{"fx": 20, "fy": 21, "cx": 7.5, "cy": 5.5, "width": 16, "height": 12}'
+    )
     return root
 
 
@@ -61,6 +63,7 @@ def test_finer_depth_is_subsampled(tmp_path: Path):
         DATASET.with_options(MILLIMETERS).open(write_folder(tmp_path, (3, 4), counts), "train")[0]
     )
     np.testing.assert_array_equal(record.depth, np.arange(1, 13).reshape(3, 4))
+    np.testing.assert_allclose(record.intrinsics, [[5, 0, 1.5], [0, 5.25, 1], [0, 0, 1]])
 
 
 def test_image_without_depth_gives_a_text_to_image_record(tmp_path: Path):

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.resize import scale_intrinsics
-from modality_forcing.datasets.common.intrinsics import pinhole
 from modality_forcing.datasets.seven_scenes import DATASET
 from tests import layouts
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.resize import scale_intrinsics
-from modality_forcing.datasets.common.intrinsics import pinhole
 from modality_forcing.datasets.tum import DATASET
 from modality_forcing.errors import UserError
 from tests import layouts

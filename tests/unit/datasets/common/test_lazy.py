@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from modality_forcing.data import resize
+from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record, check
 from modality_forcing.datasets.common import lazy
-from modality_forcing.datasets.common.intrinsics import pinhole
 from modality_forcing.datasets.common.lazy import DatasetInfo, LazySource, make_record
 from modality_forcing.errors import UserError
 from tests import layouts

@@ -149,6 +149,9 @@ def test_scannet_color_is_resized_to_depth(tmp_path: Path):
     np.testing.assert_allclose(
         frame.intrinsics, [[0.9, 0, 0.5], [0, 1.2, 0.525], [0, 0, 1]], rtol=1e-6
     )
+    counts(tmp_path / "scene0406_02/depth/000000.png", 240, 320)  # a copy of half the size
+    with pytest.raises(UserError, match=r"intrinsic_depth\.txt has its principal point"):
+        read("scannet", tmp_path, "scene0406_02/000000")
 
 
 def test_scannet_of_another_aspect_ratio_is_refused(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Intrinsics that fit their image: rescaled, refused, or stated by the user."""
+"""Intrinsics that fit their image: rescaled or refused."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modality_forcing.datasets.common.intrinsics import (
-    check_principal_point,
-    parse_camera,
-    pinhole,
-    rescale_intrinsics,
-    vga_intrinsics,
-)
+from modality_forcing.data.intrinsics import check_principal_point, pinhole, rescale_intrinsics
 from modality_forcing.errors import UserError
 
 K = pinhole(535.4, 539.2, 320.1, 247.6)
@@ -53,19 +47,3 @@ def test_principal_point_shows_another_size(scale: float):
         UserError, match=r"but k\.txt has its principal point at \(320\.1, 247\.6\)"
     ):
         check_principal_point(K, shape, IMAGE, "k.txt")
-
-
-@pytest.mark.parametrize("text", ["", "1,2,3", "1,2,3,x", "0,1,2,3", "1,1,nan,2", "1,1,2,3,4"])
-def test_camera_option_is_four_numbers(text: str):
-    with pytest.raises(UserError, match="write FX,FY,CX,CY in pixels of the images"):
-        parse_camera(text)
-
-
-def test_stated_camera_replaces_the_known_one():
-    option = parse_camera("500, 501,310,230.5")
-    stated = vga_intrinsics(K, option, (480, 640), IMAGE, hint="")
-    np.testing.assert_array_equal(stated, pinhole(500, 501, 310, 230.5))
-    half = vga_intrinsics(K, None, (240, 320), IMAGE, hint="")
-    np.testing.assert_allclose(half[:2], [[267.7, 0, 159.8], [0, 269.6, 123.55]])
-    with pytest.raises(UserError, match="its camera is not known; look, or state it: --option"):
-        vga_intrinsics(None, None, (480, 640), IMAGE, hint="look")
