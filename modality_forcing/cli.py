@@ -12,7 +12,7 @@ from typing import NamedTuple, NoReturn
 from modality_forcing import __version__, distributed
 from modality_forcing.commands.arguments import split_overrides
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_full, os_error
+from modality_forcing.paths import is_environment_error, os_error
 from modality_forcing.progress import LossyStream, keep_standard_descriptors
 
 
@@ -96,7 +96,7 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
     except FloatingPointError as error:  # training diverged
         message, code = f"{error}; lower train.learning_rate, in another --workdir", 2
     except OSError as error:  # the last net: a path that no reader or writer has looked after
-        if error.filename is None and not is_full(error):
+        if error.filename is None and not is_environment_error(error):
             raise
         message, code = str(os_error(error, error.filename)), 2
     except KeyboardInterrupt:

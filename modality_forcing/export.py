@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from modality_forcing import __version__
+from modality_forcing import __version__, paths
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.generator import Generator
@@ -27,9 +27,9 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     are read back and compared bit for bit before the folder gets its name, so that a folder that
     exists is complete.
 
-    Raises UserError if `out` exists, the checkpoint cannot be read, or the disk is full.
+    Raises UserError if `out` exists, the checkpoint cannot be read, or `out` cannot be written.
     """
-    if out.exists() or out.is_symlink():
+    if paths.exists(out) or out.is_symlink():
         raise UserError("already exists", where=out, hint="name a folder that does not")
     check_folder(out, "--out")
     generator = Generator.from_checkpoint(source)
@@ -54,11 +54,9 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
             raise UserError(what, where=out, hint="check the disk")
         unfinished.rename(out)
     except Exception as error:  # a full disk comes through several types of Orbax and safetensors
-        if not isinstance(error, OSError) and not checkpoint.disk_full(error):
+        if isinstance(error, UserError) or paths.cause(error) is None:
             raise
-        reason = getattr(error, "strerror", None) or "the disk is full"
-        what = f"cannot be written ({reason})"
-        raise UserError(what, where=out, hint="check space and permissions") from error
+        raise paths.os_error(error, out, "written") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return out

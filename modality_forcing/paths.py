@@ -30,7 +30,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Causes that libraries report by their name or their words, without an errno.
 _NAMED = (*_FULL, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
 _HINTS = {
-    **dict.fromkeys(_FULL, "make room, or choose another folder"),
+    **dict.fromkeys(_FULL, "make room"),
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENFILE: "close other programs: the system has too many open files",
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -241,23 +241,30 @@ def cause(error: BaseException) -> int | None:
     return None
 
 
-def is_full(error: BaseException) -> bool:
-    """Returns whether an error means a full disk or an exceeded quota."""
-    return cause(error) in _FULL
+def is_environment_error(error: BaseException) -> bool:
+    """Returns whether the machine, not data or program, causes an error: no room, no permission."""
+    return cause(error) in _NAMED
+
+
+def reason(error: BaseException) -> str:
+    """Returns why something failed in the system's words, else in the error's own."""
+    code = cause(error)
+    return os.strerror(code) if code is not None else " ".join(str(error).split())
+
+
+def hint_for(error: BaseException, default: str = _PERMISSION) -> str:
+    """Returns what to do about an error; the default is for causes without a hint of their own."""
+    code = cause(error)
+    return default if code is None else _HINTS.get(code, default)
 
 
 def os_error(
     error: BaseException, path: object, done: str = "used", hint: str = _PERMISSION
 ) -> UserError:
-    """Returns the error in one line: "PATH: cannot be DONE (the system's words); what to do".
-
-    The hint is for causes that have none of their own.
-    """
-    code = cause(error)
-    words = os.strerror(code) if code is not None else " ".join(str(error).split())
-    hint = hint if code is None else _HINTS.get(code, hint)
+    """Returns the error in one line: "PATH: cannot be DONE (reason); hint"."""
     where = None if path is None else _shown(path)
-    return UserError(f"cannot be {done} ({words})", where=where, hint=hint)
+    what = f"cannot be {done} ({reason(error)})"
+    return UserError(what, where=where, hint=hint_for(error, hint))
 
 
 def _kind(path: str | Path) -> int | None:

@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
+from modality_forcing.paths import os_error
 from modality_forcing.storage import codec, manifest
 
 # Reading a record decompresses its group. Images and depth are compressed already.
@@ -68,7 +69,7 @@ class ShardWriter:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._temporary.touch()  # the writer itself does not report errors
         except OSError as error:
-            raise self._write_error(error.strerror or str(error)) from error
+            raise self._write_error(error) from error
         self._writer = ArrayRecordWriter(str(self._temporary), _WRITING)
         return self
 
@@ -77,7 +78,7 @@ class ShardWriter:
         try:
             self._writer.write(example)
         except RuntimeError as error:
-            raise self._write_error(str(error)) from error
+            raise self._write_error(error) from error
         self._count += 1
 
     def __exit__(
@@ -99,16 +100,16 @@ class ShardWriter:
         try:
             self._writer.close()
             if (written := _open(self._temporary).num_records()) != self._count:
-                raise self._write_error(f"{written} of {self._count} examples arrived")
+                raise RuntimeError(f"{written} of {self._count} examples arrived")
             with open(self._temporary, "rb") as opened:
                 os.fsync(opened.fileno())
             os.replace(self._temporary, self._path)
         except (OSError, RuntimeError) as error:
-            raise self._write_error(getattr(error, "strerror", None) or str(error)) from error
+            raise self._write_error(error) from error
 
-    def _write_error(self, reason: str) -> UserError:
+    def _write_error(self, error: Exception) -> UserError:
         hint = "make room, or choose a folder you may write to"
-        return UserError(f"cannot be written ({reason})", where=self._path, hint=hint)
+        return os_error(error, self._path, "written", hint)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
-from modality_forcing import distributed
+from modality_forcing import distributed, paths
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models.restore import merge_params
@@ -34,7 +34,6 @@ from modality_forcing.train.state import Params, TrainState
 FORMAT = 3  # of the folder; format 2 has no checksums and is read, others are refused
 _UNVERIFIED = 2
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
-FULL = ("no space left", "disk quota", "file too large", "resource_exhausted", "enospc", "efbig")
 _HINT = "give a workdir, its checkpoints/ or one step in it"
 Metadata = Mapping[str, Any]  # JSON: the config, the data position, metrics not written yet
 
@@ -63,7 +62,7 @@ class Checkpoints:
     def save(self, state: TrainState, config: Config, metadata: Metadata) -> None:
         """Saves a state and JSON metadata, the data position among it, under the state's step.
 
-        Raises UserError when the disk is full. Earlier checkpoints stay as they are.
+        Raises UserError when the system refuses it, as for a full disk. Earlier checkpoints stay.
         """
         step = int(jax.device_get(state.step))
         if step == self.latest():
@@ -84,16 +83,16 @@ class Checkpoints:
                 self._manager.save(step, args=args, force=True)
         except Exception as error:  # tensorstore reports a full disk through several types
             remove_unfinished(self.folder)
-            if not disk_full(error):
+            if paths.cause(error) is None:
                 raise
             last = self.latest()
             kept = f"the checkpoint of step {last} is intact"
             if last is None:
                 kept = "there is no earlier checkpoint"
             raise UserError(
-                f"the disk is full: step {step} could not be saved; {kept}",
+                f"step {step} could not be saved ({paths.reason(error)}); {kept}",
                 where=self.folder,
-                hint="free some space and run the same command again",
+                hint=f"{paths.hint_for(error)} and run the same command again",
             ) from error
 
     def restore(self, like: TrainState) -> tuple[TrainState, Metadata]:
@@ -113,11 +112,6 @@ class Checkpoints:
         remove_unfinished(self.folder)
 
 
-def disk_full(error: Exception) -> bool:
-    """Returns whether an error of a save means a full disk, which comes through several types."""
-    return any(word in str(error).lower() for word in FULL)
-
-
 def remove_unfinished(folder: Path) -> None:
     """Deletes what an interrupted save left: it fills the disk and looks like a checkpoint."""
     for leftover in folder.glob("*.orbax-checkpoint-tmp*") if distributed.is_primary() else ():
@@ -131,10 +125,10 @@ def step_folders(folder: Path) -> list[Path]:
 
 def resolve_checkpoint(path: Path) -> Path:
     """Returns the folder of one step, from itself, a run's `checkpoints/`, or the run's workdir."""
-    if not path.exists():
+    if not paths.exists(path):
         raise UserError("no such checkpoint", where=path, hint=_HINT)
     for folder in (path, path / "checkpoints"):
-        if (folder / "meta").is_dir():
+        if paths.is_dir(folder / "meta"):
             return folder
         if steps := step_folders(folder):
             return max(steps, key=lambda p: int(p.name))
@@ -219,6 +213,8 @@ def _readable(folder: Path, way_out: str = "") -> Iterator[None]:
         with suppress_secondary_errors():
             yield
     except Exception as error:  # Orbax raises bare Exceptions for damaged arrays
+        if paths.is_environment_error(error):
+            raise paths.os_error(error, folder, "read") from error
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__  # Orbax wraps the storage's error in pages of its own
@@ -239,7 +235,9 @@ def suppress_secondary_errors() -> Iterator[None]:
 
     def hook(raised: Any) -> None:  # sys.UnraisableHookArgs, a name for type checkers only
         is_closed = str(raised.exc_value) == "Event loop is closed"
-        if not inspect.iscoroutine(raised.object) and not is_closed:
+        # An event loop that found no descriptor for itself cannot be closed either.
+        is_loop = getattr(raised.object, "__qualname__", "") == "BaseEventLoop.__del__"
+        if not inspect.iscoroutine(raised.object) and not is_closed and not is_loop:
             before(raised)
 
     def retrieved(record: logging.LogRecord) -> bool:

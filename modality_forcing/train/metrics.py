@@ -9,8 +9,7 @@ from typing import Any
 
 from tensorboardX import SummaryWriter
 
-from modality_forcing.errors import UserError
-from modality_forcing.paths import write_file
+from modality_forcing import paths
 
 
 class MetricWriter:
@@ -21,22 +20,20 @@ class MetricWriter:
     """
 
     def __init__(self, folder: Path, first_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
+        paths.make_folder(folder)
         self._path = folder / "metrics.jsonl"
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
-        write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        paths.write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         purge = first_step + 1 if first_step else None
         self._events = SummaryWriter(str(folder / "events"), purge_step=purge)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends the scalars of one step; raises UserError if the disk is full."""
+        """Appends the scalars of one step; raises UserError if they cannot be written."""
         try:
             with self._path.open("a") as file:
                 file.write(json.dumps({"step": step, **scalars}) + "\n")
         except OSError as error:
-            what = f"cannot be written ({error.strerror})"
-            hint = "make room and run the same command again"
-            raise UserError(what, where=self._path, hint=hint) from error
+            raise paths.os_error(error, self._path, "written") from error
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
 

@@ -263,7 +263,7 @@ def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_pat
     )
     last = done.stderr.strip().splitlines()[-1]
     assert done.returncode == 2, done.stderr
-    assert "the disk is full: step 6 could not be saved; the checkpoint of step 3 is intact" in last
+    assert "step 6 could not be saved (File too large); the checkpoint of step 3 is intact" in last
     assert not any(noise in done.stderr for noise in ("Traceback", "Warning", "ERROR"))
     assert checkpoint.resolve_checkpoint(workdir).name == "3"
     equal(train(T2I, workdir), finished[0])

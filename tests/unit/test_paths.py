@@ -203,9 +203,10 @@ def test_cause_is_found_below_other_errors():
     wrapped.__cause__ = ValueError("x")
     wrapped.__cause__.__cause__ = OSError(errno.EMFILE, "Too many open files")
     assert paths.cause(wrapped) == errno.EMFILE
-    assert not paths.is_full(wrapped)
     assert paths.cause(ValueError("[OS error 24: Too many open files] of x")) == errno.EMFILE
-    assert paths.is_full(RuntimeError("RESOURCE_EXHAUSTED: [OS error 28: ENOSPC No space left]"))
+    full = RuntimeError("RESOURCE_EXHAUSTED: cannot write: No space left on device [os_error='28']")
+    assert paths.cause(full) == errno.ENOSPC and paths.is_environment_error(full)
     assert paths.cause(ValueError("a bug")) is None
+    assert not paths.is_environment_error(FileNotFoundError(2, "No such file or directory"))
     line = str(paths.os_error(wrapped, "file", "read"))
     assert line == "file: cannot be read (Too many open files); allow more open files (ulimit -n)"
