@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation.depth_metrics import METRICS, mean_scores, score
+from modality_forcing.evaluation.depth_metrics import METRICS, describe_counts, mean_scores, score
 from modality_forcing.evaluation.protocols import Protocol
 from modality_forcing.tree import JsonObject
 
@@ -20,7 +20,7 @@ def evaluate_arrays(pred: Path | None, target: Path | None, protocol: Protocol) 
     """Scores `depth` (or `disparity`) of one .npz against `depth` and `valid` of another.
 
     Returns the protocol, the mean of each metric, the number of images scored and skipped, and one
-    row per image; NaN becomes None. Raises UserError for invalid files.
+    row per image; NaN and infinity become None. Raises UserError for invalid files.
     """
     key = "disparity" if protocol.align == "disparity" else "depth"
     predicted = read_npz(pred, "--pred", (key,))[key]
@@ -63,11 +63,11 @@ def evaluate_arrays(pred: Path | None, target: Path | None, protocol: Protocol) 
 
 def to_text(result: JsonObject) -> str:
     """Returns the means as lines for a terminal."""
-    counts = f"{result['images']} images scored, {result['skipped']} with nothing to score"
-    lines = [f"protocol {Protocol.from_dict(result['protocol'])}; {counts}"]
+    lines = [f"protocol {Protocol.from_dict(result['protocol'])}; {describe_counts(result)}"]
+    none = "inf" if result["nonfinite"] else "-"
     for name in METRICS:
         value = result[name]
-        lines.append(f"{name:<7} {'-' if value is None else format(value, '.6f')}")
+        lines.append(f"{name:<7} {none if value is None else format(value, '.6f')}")
     return "\n".join(lines)
 
 

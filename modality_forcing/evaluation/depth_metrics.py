@@ -20,11 +20,13 @@ from modality_forcing.evaluation.alignment import (
 )
 from modality_forcing.evaluation.protocols import MOGE, Protocol
 from modality_forcing.evaluation.resample import subsample, thin_columns
+from modality_forcing.tree import JsonObject
 
 _PIXELS_PER_CHUNK = 2**20
 _IMAGES_PER_CHUNK = 32
 # Least depth of a clipped prediction (Marigold's), and of one whose logarithm is taken.
 MIN_DEPTH = 1e-6
+_NAMED = 5  # images listed in a message
 
 
 class DepthScores(NamedTuple):
@@ -43,6 +45,7 @@ class DepthScores(NamedTuple):
     scale: np.ndarray  # of the alignment; of disparity where that is aligned
     shift: np.ndarray
     constant_pred: np.ndarray  # 1 where the prediction was constant, so that scale 0 was taken
+    nonfinite: np.ndarray  # number of valid pixels whose prediction is NaN or infinite
 
 
 METRICS = ("absrel", "delta1", "delta2", "delta3", "rmse", "log10", "silog")
@@ -60,7 +63,8 @@ def score(
 
     Images are distributed over the local devices; no score depends on how, nor on other images.
     A prediction that is not finite at a valid pixel scores infinity and 0: it must not pass for an
-    image to skip.
+    image to skip. The public tools leave no such pixel out either: Marigold's stops there, MoGe's
+    gives the image an AbsRel of infinity or NaN, and leaves NaN out of the mean.
     """
     count, height, width = pred.shape
     devices = len(jax.local_devices())
@@ -94,7 +98,7 @@ def _compile(protocol: Protocol):
 
 def _scores(pred: Array, target: Array, valid: Array, *, protocol: Protocol) -> DepthScores:
     valid = _mask_range(target, valid, protocol)
-    broken = jnp.any(valid & ~jnp.isfinite(pred), axis=(1, 2))
+    nonfinite = jnp.sum(valid & ~jnp.isfinite(pred), axis=(1, 2))
     pred = jnp.where(valid & jnp.isfinite(pred), pred, 1)
     target = jnp.where(valid, target, 1)
     alignment, constant = _align(pred, target, valid, protocol)
@@ -116,8 +120,9 @@ def _scores(pred: Array, target: Array, valid: Array, *, protocol: Protocol) -> 
         jnp.sqrt(_mean((logs - bias[:, None, None]) ** 2, valid)),
     ]
     worst = (jnp.inf, 0.0, 0.0, 0.0, jnp.inf, jnp.inf, jnp.inf)
-    scores = [jnp.where(broken, bad, x) for x, bad in zip(scores, worst, strict=True)]
-    scores += [alignment.scale, alignment.shift, constant.astype(jnp.float32)]
+    scores = [jnp.where(nonfinite > 0, bad, x) for x, bad in zip(scores, worst, strict=True)]
+    scores += [alignment.scale, alignment.shift]
+    scores += [x.astype(jnp.float32) for x in (constant, nonfinite)]
     return DepthScores(*(jnp.where(alignment.ok, x, jnp.nan) for x in scores))  # pyright: ignore[reportArgumentType]
 
 
@@ -206,10 +211,34 @@ def concatenate(parts: Sequence[DepthScores]) -> DepthScores:
 
 
 def mean_scores(scores: DepthScores) -> dict[str, float]:
-    """Returns the mean of each metric over images, and how many `images` counted or `skipped`."""
+    """Returns the mean of each metric over images, and how many `images` counted or `skipped`.
+
+    `nonfinite` is how many of those that counted have a prediction that is not finite.
+    """
     scored = ~np.isnan(scores.absrel)
     means = {name: _mean_or_nan(getattr(scores, name)[scored]) for name in METRICS}
-    return means | {"images": int(scored.sum()), "skipped": int((~scored).sum())}
+    counts = {"images": scored, "skipped": ~scored, "nonfinite": scores.nonfinite > 0}
+    return means | {name: int(images.sum()) for name, images in counts.items()}
+
+
+def describe_counts(result: JsonObject) -> str:
+    """Returns how many images of a result were scored, and which predictions are not finite.
+
+    result: counts of `mean_scores`, and `rows` with `nonfinite` and a `name` or an `index`.
+    """
+    text = f"{result['images']} images scored, {result['skipped']} with nothing to score"
+    if not result["nonfinite"]:
+        return text
+    rows = [row for row in result["rows"] if row["nonfinite"]]
+    named = [
+        f"{row.get('name', row['index'])} ({row['nonfinite']:.0f} of {row['valid_pixels']} pixels)"
+        for row in rows[:_NAMED]
+    ]
+    named += [f"{len(rows) - _NAMED} more"] if len(rows) > _NAMED else []
+    return (
+        f"{text}, {len(rows)} with a prediction that is not finite at valid pixels and counts as"
+        f" AbsRel infinity and delta 0: {', '.join(named)}"
+    )
 
 
 def mean_over_sets(sets: Mapping[str, Mapping[str, float]]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from modality_forcing.evaluation.depth_metrics import (
     METRICS,
     DepthScores,
     align_prediction,
+    describe_counts,
     mean_over_sets,
     mean_scores,
 )
@@ -45,7 +46,7 @@ class BenchmarkScores(NamedTuple):
 def make_result(
     opened: OpenedBenchmark, scores: BenchmarkScores, protocol: Protocol, about: Result
 ) -> dict[str, Any]:
-    """Returns all numbers as JSON-able values, None for NaN.
+    """Returns all numbers as JSON-able values, None for NaN and infinity.
 
     about: the `view`, `sampling`, `checkpoint` and `predictions_digest` of the predictions.
     """
@@ -112,7 +113,7 @@ def to_markdown(results: Sequence[Result]) -> str:
 
 def _one_table(result: Result) -> str:
     protocol = Protocol.from_dict(result["protocol"])
-    notes = [f"{result['images']} images scored, {result['skipped']} with nothing to score."]
+    notes = [f"{describe_counts(result)}."]
     if not result["official_list"]:
         notes.append("The frame list is not the official one: the mean is not the benchmark's.")
     view = result["view"]
@@ -123,7 +124,7 @@ def _one_table(result: Result) -> str:
         )
     published_view = "{}x{}".format(*find_benchmark(result["benchmark"]).size)
     lines = [f"# {result['title']}: image to depth", "", describe_settings(result), "", *_HEAD]
-    lines.append(_row("**this model**", _format_size(result), result))
+    lines.append(_row("**this model**", _format_size(result), _means(result)))
     others = published_scores(result["benchmark"], protocol)
     lines += [_row(other.method, published_view, other._asdict()) for other in others]
     if others:
@@ -142,10 +143,7 @@ def _format_size(result: Result) -> str:
 
 def _mean_table(results: Sequence[Result]) -> str:
     sets = {
-        result["benchmark"]: {
-            key: math.nan if result[key] is None else result[key] for key in (*METRICS, "images")
-        }
-        for result in results
+        result["benchmark"]: _means(result) | {"images": result["images"]} for result in results
     }
     first = results[0]
     view, resolution = first["view"]["name"], first["view"]["model_resolution"]
@@ -175,6 +173,12 @@ _FORMATS = {
     "log10": (1, 4),
     "silog": (100, 2),
 }
+
+
+def _means(result: Result) -> dict[str, float]:
+    """Returns the mean of each metric; JSON has None for infinity and for NaN."""
+    missing = math.inf if result["nonfinite"] else math.nan
+    return {key: missing if result[key] is None else result[key] for key in METRICS}
 
 
 def _row(name: str, view: str, numbers: Mapping[str, Any]) -> str:

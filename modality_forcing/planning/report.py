@@ -24,7 +24,10 @@ COLUMNS = (
 
 
 def to_json(p: Plan) -> JsonObject:
-    """Returns plain data; bytes are per chip, seconds and FLOPs of one step of all chips."""
+    """Returns plain data; bytes are per chip, seconds and FLOPs of one step of all chips.
+
+    The total of a chip is arguments + temporaries + output + code - alias.
+    """
     chip = p.target.chip.devices  # jax devices in one
     bound = p.roofline
     return {
@@ -40,6 +43,7 @@ def to_json(p: Plan) -> JsonObject:
             "temporaries": p.bytes.temporaries * chip,
             "output": p.bytes.output * chip,
             "alias": p.bytes.alias * chip,
+            "code": p.bytes.code * chip,
             "total": p.bytes.total * chip,
         },
         "hbm_bytes": int(p.target.chip.usable_bytes * chip),
@@ -90,7 +94,7 @@ def to_text(p: Plan) -> str:
         f"  GiB a chip      {gib(p.bytes.total)} of {gib(target.chip.usable_bytes)}:"
         f" arguments {gib(p.bytes.arguments)} (state {gib(p.state_bytes)}),"
         f" temporaries {gib(p.bytes.temporaries)}, output {gib(p.bytes.output)},"
-        f" of it in place {gib(p.bytes.alias)}",
+        f" of it in place {gib(p.bytes.alias)}, code {gib(p.bytes.code)}",
         f"  host at save    {p.host_bytes_at_save / GIB:.1f} GiB of the state on each host",
         f"  not sharded     {sum(p.replicated.values()) / 2**20:.2f} MiB: {replicated}",
         f"  compile         {p.compile_seconds:.0f} s",

@@ -60,7 +60,7 @@ def test_json_has_means_and_a_row_per_image(arrays, capsys, name, align):
             list(map(float, getattr(expected, metric)[:3]))
         )
     assert result["rows"][3] == {"index": 3, "valid_pixels": 0} | dict.fromkeys(
-        (*METRICS, "scale", "shift", "constant_pred")
+        (*METRICS, "scale", "shift", "constant_pred", "nonfinite")
     )
 
 
@@ -80,6 +80,23 @@ def test_nonfinite_scores_are_null_in_json(arrays, capsys):
     assert command(folder, "--json", pred="nan.npz") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["absrel"] is None and result["delta1"] == 0 and result["images"] == 3
+    assert result["nonfinite"] == 3 and result["rows"][1]["nonfinite"] > 0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_images_without_a_finite_prediction_are_named(arrays, capsys, value):
+    folder, pred, _, valid = arrays
+    pixels = np.argwhere(valid[1])[:2]
+    pred[1][tuple(pixels.T)] = value
+    pred[0][~valid[0]] = value  # no valid pixel: of no account
+    np.savez(folder / "nan.npz", depth=pred)
+    assert command(folder, pred="nan.npz") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(
+        "3 images scored, 1 with nothing to score, 1 with a prediction that is not finite at valid"
+        f" pixels and counts as AbsRel infinity and delta 0: 1 (2 of {valid[1].sum()} pixels)"
+    )
+    assert lines[1] == "absrel  inf"
 
 
 @pytest.mark.parametrize(

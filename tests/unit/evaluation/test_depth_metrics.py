@@ -123,7 +123,9 @@ def test_nonfinite_prediction_is_not_skipped():
     scores = score(pred, target, valid)
     assert (scores.absrel[0], scores.delta1[0]) == (np.inf, 0)
     assert np.isfinite(scores.absrel[1])
-    assert mean_scores(scores)["absrel"] == np.inf
+    assert scores.nonfinite.tolist() == [1, 0]
+    means = mean_scores(scores)
+    assert (means["absrel"], means["images"], means["nonfinite"]) == (np.inf, 2, 1)
 
 
 def test_best_constant_is_between_a_prediction_and_other_constants():

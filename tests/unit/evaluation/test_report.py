@@ -33,6 +33,7 @@ def result(
 ) -> Any:
     """A set of three images, the second without valid pixels."""
     values = {field: np.array([0.1, np.nan, 0.3], "f4") for field in DepthScores._fields}
+    values["nonfinite"] = np.array([0, np.nan, 0], "f4")
     scores = BenchmarkScores(
         DepthScores(**values), np.array([5, 0, 7]), np.array([0.0, 0.1, 0.2], "f4"), 2, 3
     )
@@ -96,6 +97,15 @@ def test_published_rows_are_listed_with_their_view():
     assert "for orientation only" in text and "1 with nothing to score" in text
     assert "1 frames had no intrinsics" in text
     assert "for orientation only" not in report.to_markdown([result(view="moge")])
+
+
+def test_frames_without_a_finite_prediction_are_named():
+    broken = result()
+    broken["absrel"], broken["nonfinite"], broken["rows"][2]["nonfinite"] = None, 1, 4
+    text = report.to_markdown([broken, result("eth3d")])
+    assert "2 images scored, 1 with nothing to score, 1 with a prediction" in text
+    assert "not finite at valid pixels" in text and "delta 0: c (4 of 7 pixels)." in text
+    assert table(text)["this model"][:3] == ["256x256", "inf", "20.0"]  # the mean over both sets
 
 
 def test_other_protocols_have_no_published_rows():
