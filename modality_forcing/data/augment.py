@@ -1,4 +1,7 @@
-"""Random crops and flips of a record: images are filtered, depth is picked, intrinsics follow."""
+"""Random crops, flips and captions of a record.
+
+Images are filtered, depth is picked, intrinsics follow.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,11 @@ class Augment:
                 raise UserError(f"augment.{name} is {value:g}", hint="it must be from 0 to 1")
 
     def __call__(self, record: Record, resolution: int, rng: np.random.Generator) -> Record:
-        """Returns the augmented record at resolution x resolution pixels."""
+        """Returns the augmented record at resolution x resolution pixels, with one caption."""
+        if record.other_captions:
+            captions = (record.caption, *record.other_captions)
+            chosen = captions[int(rng.integers(len(captions)))]
+            record = replace(record, caption=chosen, other_captions=())
         # Always four numbers, so that one setting does not change what the others sample.
         uniform = rng.random(4)
         window = self._sample_window(record.depth.shape, resolution, uniform)

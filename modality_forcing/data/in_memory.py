@@ -40,5 +40,6 @@ class InMemory:
 
 def _num_bytes(record: Record) -> int:
     arrays = (record.image, record.depth, record.valid, record.intrinsics)
+    texts = sum(map(len, (record.caption, *record.other_captions)))
     python_objects = 1024
-    return sum(array.nbytes for array in arrays) + len(record.caption) + python_objects
+    return sum(array.nbytes for array in arrays) + texts + python_objects

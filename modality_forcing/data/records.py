@@ -8,6 +8,8 @@ from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 
+from modality_forcing.data.names import is_valid_text
+
 Unit = Literal["metric", "sfm", "relative"]
 
 
@@ -26,6 +28,7 @@ class Record:
     # bf16 [2 y x c], cached autoencoder latents of the image and of its horizontal flip. With them
     # `image` is arbitrary.
     latents: np.ndarray | None = None
+    other_captions: tuple[str, ...] = ()  # of which training draws, as of `caption`
 
 
 @runtime_checkable
@@ -35,6 +38,15 @@ class RecordSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """A source that reports what it does not use."""
+
+    def notes(self) -> list[str]:
+        """Returns a line for each kind of thing that is not used or looks wrong."""
+        ...
 
 
 def check(record: Record) -> Record:
@@ -58,3 +70,8 @@ def _problems(record: Record) -> Iterator[str]:
     measured = record.depth[valid]
     if not np.all(np.isfinite(measured)) or np.any(measured <= 0):
         yield "depth is not finite and positive everywhere it is valid"
+    for name in ("caption", "source", "id"):
+        if not is_valid_text(getattr(record, name)):
+            yield f"{name} holds half a character (a lone surrogate)"
+    if not all(map(is_valid_text, record.other_captions)):
+        yield "another caption holds half a character (a lone surrogate)"

@@ -5,8 +5,8 @@ The root is the folder of one version, as coco_captions/2014/1.1.0, prepared for
     tfds.builder("coco_captions").download_and_prepare(file_format="array_record")
 
 The image is the first Image feature, and the caption the first Text feature, in the order of their
-names, where names with "caption" or "text" come first; of several captions of an image the first is
-used. Options of mforce prepare name others: `--option image=photo --option caption=captions/text`.
+names, where names with "caption" or "text" come first; several captions of an image are kept.
+Options of mforce prepare name others: `--option image=photo --option caption=captions/text`.
 There is no depth. Needs tensorflow-datasets, but not TensorFlow.
 Source: tensorflow/datasets, docs on as_data_source.
 """
@@ -58,15 +58,17 @@ class Prepared:
             hint = "choose another feature with --option image=NAME"
             raise UserError(what, where=self.folder, hint=hint)
         size = image.shape[:2]
+        texts = _texts(_at(example, self.caption)) if self.caption else []
         return Record(
             image=np.ascontiguousarray(np.broadcast_to(image, (*size, 3))),
             depth=np.zeros(size, np.float32),
             valid=np.zeros(size, np.bool_),
             intrinsics=np.full((3, 3), np.nan, np.float32),
             unit="relative",
-            caption=_text(_at(example, self.caption)) if self.caption else "",
+            caption=texts[0] if texts else "",
             source=DATASET.name,
             id=f"{self.split}/{index}",
+            other_captions=tuple(texts[1:]),
         )
 
     def __reduce__(self) -> tuple[type[Prepared], tuple[Any, ...]]:
@@ -172,14 +174,12 @@ def _at(example: Any, path: str) -> Any:
     return example
 
 
-def _text(value: Any) -> str:
-    """Returns the first text of a text or a list."""
-    while not isinstance(value, str | bytes):
-        if not len(value):
-            return ""
-        value = value[0]
+def _texts(value: Any) -> list[str]:
+    """Returns the distinct texts of a text or of a list, in their order, without empty ones."""
+    if not isinstance(value, str | bytes):
+        return list(dict.fromkeys(text for one in value for text in _texts(one)))
     text = value.decode("utf-8", "replace") if isinstance(value, bytes) else value
-    return " ".join(text.split())
+    return [text] if (text := " ".join(text.split())) else []
 
 
 DATASET = TfdsDataset(

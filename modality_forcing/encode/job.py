@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -140,13 +140,13 @@ class EncodeJob:
     def _captions(self) -> list[str]:
         """Returns the distinct captions, in the order of their first records, "" first."""
 
-        def read(index: int) -> str:
-            return codec.caption(self.source.example(index))
+        def read(index: int) -> tuple[str, ...]:
+            return codec.captions(self.source.example(index))
 
         captions = {"": None}
         with ThreadPoolExecutor(_READERS) as pool:
             for chunk in _prefetch(pool, read, _chunks(range(len(self.source)), 256)):
-                captions.update(dict.fromkeys(chunk))
+                captions.update(dict.fromkeys(chain.from_iterable(chunk)))
         return list(captions)
 
     def _to_devices(self, rows: Sequence[np.ndarray]) -> jax.Array:

@@ -11,6 +11,7 @@ coding      "floats": little-endian f32, exact; "log": u16 codes (`STEP`), as di
 nearest     float, the depth of code 0; 0 for other codings
 intrinsics  9 floats, row by row; NaN where unknown
 caption, unit, source, id   text
+other_captions              texts, left out where an image has one caption
 
 With up to 20% of valid pixels (`SPARSE`), depth is single measurements and stored exactly. Above
 that it is a surface, stored as even steps of its logarithm: to 0.01% (`STEP` / 2), better than any
@@ -56,8 +57,10 @@ def encode(record: Record, image_format: ImageFormat = "jpeg", quality: int = 95
     valid = b""
     if coding != _NONE:
         valid = zlib.compress(np.packbits(record.valid).tobytes(), _LEVEL)
+    others = [caption.encode() for caption in record.other_captions]
     return tf_example.encode(
         {
+            **({"other_captions": others} if others else {}),
             "image": [_encode_image(record.image, image_format, quality)],
             "size": [height, width],
             "valid": [valid],
@@ -98,15 +101,17 @@ def decode(content: bytes, pixels: bool = True) -> Record:
             caption=_text(features, "caption"),
             source=_text(features, "source"),
             id=_text(features, "id"),
+            other_captions=_other_captions(features),
         )
     except (OSError, *DECODE_ERRORS, TypeError) as error:
         raise ValueError(f"not a prepared example ({error or type(error).__name__})") from error
 
 
-def caption(content: bytes) -> str:
-    """Returns the caption of an Example, decoding nothing else; raises ValueError as `decode`."""
+def captions(content: bytes) -> tuple[str, ...]:
+    """Returns all captions of an Example, decoding nothing else; raises ValueError as `decode`."""
     try:
-        return _text(tf_example.decode(content), "caption")
+        features = tf_example.decode(content)
+        return (_text(features, "caption"), *_other_captions(features))
     except (LookupError, ValueError, TypeError) as error:
         raise ValueError(f"not a prepared example ({error or type(error).__name__})") from error
 
@@ -205,6 +210,11 @@ def _bytes(features: _Features, name: str) -> bytes:
     if not isinstance(value, bytes):
         raise ValueError(f"{name} is not bytes")
     return value
+
+
+def _other_captions(features: _Features) -> tuple[str, ...]:
+    stored = features.get("other_captions", [])
+    return tuple(text.decode() for text in stored if isinstance(text, bytes))
 
 
 def _text(features: _Features, name: str) -> str:

@@ -226,3 +226,12 @@ def test_unknown_intrinsics_stay_unknown():
 def test_settings_out_of_range_are_refused(settings: dict, message: str):
     with pytest.raises(UserError, match=message):
         Augment(**settings)
+
+
+def test_one_of_several_captions_is_drawn():
+    several = replace(record(8, 8), other_captions=("two", "three"))
+    drawn = [Augment()(several, 8, np.random.default_rng(seed)) for seed in range(60)]
+    again = [Augment()(several, 8, np.random.default_rng(seed)).caption for seed in range(60)]
+    assert [one.caption for one in drawn] == again
+    assert min(again.count(caption) for caption in ("a room", "two", "three")) > 10
+    assert not any(one.other_captions for one in drawn)

@@ -53,7 +53,7 @@ def prepared(folder: Path) -> Path:
     return folder
 
 
-def test_images_have_their_first_caption(tmp_path: Path):
+def test_images_keep_their_captions(tmp_path: Path):
     source = DATASET.open(prepared(tmp_path), "train")
     assert len(source) == 3
     records = [check(pickle.loads(pickle.dumps(source))[index]) for index in range(3)]  # noqa: S301
@@ -61,6 +61,8 @@ def test_images_have_their_first_caption(tmp_path: Path):
         np.testing.assert_array_equal(record.image, image(index))
         assert not record.valid.any() and record.id == f"train/{index}"
     assert [record.caption for record in records] == ["", "the first of 1", "the first of 2"]
+    others = [record.other_captions for record in records]
+    assert others == [(), ("the second of 1",), ("the second of 2",)]
 
 
 def test_features_can_be_selected(tmp_path: Path):

@@ -181,3 +181,11 @@ def test_jpeg_pixels_equal_pillow(quality: int, side: int):
             codec._decode_image(damaged, image.shape[:2])
     with pytest.raises(ValueError, match="image"):
         codec._decode_image(content, (side, side))
+
+
+def test_all_captions_are_stored():
+    one, several = record(), replace(record(), other_captions=("zwei", ""))
+    assert "other_captions" not in tf_example.decode(codec.encode(one))
+    content = codec.encode(several)
+    assert codec.decode(content).other_captions == ("zwei", "")
+    assert codec.captions(content) == (several.caption, "zwei", "")
