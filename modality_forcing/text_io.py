@@ -29,13 +29,14 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def parse_json(text: str, finite: bool = True) -> Any:
+def parse_json(text: str, finite: bool = True, *, surrogates: bool = False) -> Any:
     """Returns the value of a JSON text; raises ValueError with the reason in one line.
 
     Refuses duplicate keys, more than 100 nested levels, integers beyond the range of a float, and
     half of a surrogate pair, which no file can hold.
 
     finite: whether to refuse NaN and infinities, which Python writes though JSON has none.
+    surrogates: whether halves of surrogate pairs are kept, for who replaces them.
     """
     decoder = _FINITE if finite else _ANY_NUMBER
     try:
@@ -46,7 +47,7 @@ def parse_json(text: str, finite: bool = True) -> Any:
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     if text.count("[") + text.count("{") > _MAX_DEPTH or "\\ud" in text.lower():
-        _check_values(value)
+        _check_values(value, surrogates)
     return value
 
 
@@ -161,11 +162,11 @@ _ANY_NUMBER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_parse_
 _TOO_DEEP = f"more than {_MAX_DEPTH} nested levels"
 
 
-def _check_values(value: Any) -> None:
+def _check_values(value: Any, surrogates: bool) -> None:
     pending = [(value, 0)]
     while pending:
         item, depth = pending.pop()
-        if isinstance(item, str):
+        if isinstance(item, str) and not surrogates:
             try:
                 item.encode()
             except UnicodeEncodeError as error:

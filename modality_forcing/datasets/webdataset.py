@@ -1,9 +1,11 @@
 """Images and captions in tar files of WebDataset: LAION, DataComp and other img2dataset output.
 
-Layout: uncompressed *.tar in the root or below. Consecutive files of the same name up to the first
-dot are one example: .jpg, .jpeg, .png or .webp with .txt, or with .json that has "caption"; the
-.txt is used if there are both. Examples without an image are skipped. Without text
-the caption is empty. There is no depth.
+Layout: uncompressed *.tar in the root or below, also behind links. Files of a tar with the same
+name up to the first dot are one example, wherever they are: .jpg, .jpeg, .png or .webp with .txt,
+or with .json that has "caption", a text or a list of texts; the .txt is used if there are both. A
+second image, .txt or .json of a name that does not follow the first starts another example, as in
+tars that were joined. Examples without an image are skipped. Without text the caption is empty.
+There is no depth.
 
 The headers of all members are read once, when the data set is opened. Records are then read at
 random by their offset. Source: webdataset/webdataset, docs on the format; rom1504/img2dataset,
@@ -13,22 +15,23 @@ README.
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from modality_forcing.data.files import IMAGE_SUFFIXES, read_image
+from modality_forcing.data.names import is_valid_text, list_some, printable_name
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import wrap_parse_errors
 from modality_forcing.datasets.common.lazy import glob_paths, require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
+from modality_forcing.text_io import parse_json
 
-_TEXT, _JSON = ".txt", ".json"
+_IMAGE, _TEXT, _JSON = "image", ".txt", ".json"
 
 
 @dataclass(frozen=True)
@@ -42,60 +45,96 @@ class Member:
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and its text in one tar."""
+    """An image and its text in one tar; without an image it is no example."""
 
     tar: Path
     key: str
-    image: Member
+    image: Member | None
     text: Member | None
 
 
 @dataclass(frozen=True)
 class Tars:
-    """The images of many tars, sorted by tar, in the order of each tar."""
+    """The images of many tars, sorted by tar, in the order of each tar.
+
+    without_image: TAR:KEY of texts that have none.
+    """
 
     root: Path
     pairs: tuple[Pair, ...]
+    without_image: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, index: int) -> Record:
         pair = self.pairs[index]
-        where = f"{pair.tar}:{pair.key}"
+        assert pair.image is not None
+        where = printable_name(f"{pair.tar}:{pair.key}")
         content = _read_bytes(pair.tar, pair.image)
         image = read_image(_NamedBytes(content, f"{where}{pair.image.suffix}"))
         size = image.shape[:2]
-        caption = ""
+        captions: list[str] = []
         if pair.text:
             content = _read_bytes(pair.tar, pair.text)
-            caption = _parse_caption(content, pair.text.suffix, where)
+            captions = _parse_captions(content, pair.text.suffix, where)
+        tar = pair.tar.relative_to(self.root).with_suffix("").as_posix()
         return Record(
             image=image,
             depth=np.zeros(size, np.float32),
             valid=np.zeros(size, np.bool_),
             intrinsics=np.full((3, 3), np.nan, np.float32),
             unit="relative",
-            caption=caption,
+            caption=captions[0] if captions else "",
             source=DATASET.name,
-            id=f"{pair.tar.relative_to(self.root).with_suffix('').as_posix()}/{pair.key}",
+            id=printable_name(f"{tar}/{pair.key}"),
+            other_captions=tuple(captions[1:]),
         )
+
+    def notes(self) -> list[str]:
+        """Returns lines about texts without an image, and about images without a text."""
+        notes = []
+        if self.without_image:
+            what = f"{len(self.without_image)} texts have no image beside them"
+            notes.append(f"{self.root}: {what} ({list_some(self.without_image)})")
+        bare = [f"{pair.tar.name}:{pair.key}" for pair in self.pairs if not pair.text]
+        if bare:
+            what = f"{len(bare)} of {len(self.pairs)} images have no text beside them"
+            notes.append(f"{self.root}: {what} ({list_some(bare)})")
+        return notes
+
+
+@dataclass
+class _Group:
+    """The files of an example that have been found, by what they are for."""
+
+    key: str
+    members: dict[str, Member] = field(default_factory=dict)
 
 
 def pairs(tar: Path) -> Iterator[Pair]:
-    """Yields the examples of a tar. Raises UserError if it is compressed, damaged or truncated."""
-    key, image, text = "", None, None
-    for name, member in _members(tar):
-        if name != key:
-            if image:
-                yield Pair(tar, key, image, text)
-            key, image, text = name, None, None
-        if member.suffix in IMAGE_SUFFIXES and image is None:
-            image = member
-        elif member.suffix == _TEXT or (member.suffix == _JSON and text is None):
-            text = member
-    if image:
-        yield Pair(tar, key, image, text)
+    """Yields images and texts of a tar, in the order of their first files.
+
+    Raises UserError if it is compressed, damaged or truncated.
+    """
+    groups: list[_Group] = []
+    latest: dict[str, _Group] = {}
+    last = ""
+    for key, member in _members(tar):
+        kind = _IMAGE if member.suffix in IMAGE_SUFFIXES else member.suffix
+        if kind in (_IMAGE, _TEXT, _JSON):
+            group = latest.get(key)
+            if group is None or (kind in group.members and key != last):
+                group = latest[key] = _Group(key)
+                groups.append(group)
+            if kind == _TEXT:
+                group.members[kind] = member
+            else:
+                group.members.setdefault(kind, member)
+        last = key
+    for group in groups:
+        found = group.members
+        yield Pair(tar, group.key, found.get(_IMAGE), found.get(_TEXT) or found.get(_JSON))
 
 
 class _NamedBytes(io.BytesIO):
@@ -141,16 +180,21 @@ def _read_bytes(tar: Path, member: Member) -> bytes:
     return content
 
 
-def _parse_caption(content: bytes, suffix: str, where: str) -> str:
+def _parse_captions(content: bytes, suffix: str, where: str) -> list[str]:
     path, hint = Path(f"{where}{suffix}"), "leave the example out"
     with wrap_parse_errors(path, "its text cannot be read", hint):
-        text = content.decode("utf-8-sig")
+        value = text = content.decode("utf-8-sig")
         if suffix == _JSON:
-            loaded = json.loads(text)
-            text = (loaded.get("caption") if isinstance(loaded, dict) else None) or ""
-        if not isinstance(text, str):
+            loaded = parse_json(text, finite=False, surrogates=True)
+            value = (loaded.get("caption") if isinstance(loaded, dict) else None) or ""
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
             raise ValueError("a caption that is not text")
-    return " ".join(text.split())
+        captions = list(dict.fromkeys(filter(None, (" ".join(text.split()) for text in texts))))
+    if not all(map(is_valid_text, captions)):
+        what = "its caption holds half a character (a lone surrogate)"
+        raise UserError(what, where=path, hint=hint)
+    return captions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +206,14 @@ class WebDataset(Dataset):
         check_split(self, split)
         root = require_dir(root, self.title)
         tars = glob_paths(root, "**/*.tar")
-        found = tuple(pair for tar in tars for pair in pairs(tar))
+        everything = [pair for tar in tars for pair in pairs(tar)]
+        found = tuple(pair for pair in everything if pair.image)
         if not found:
             what = f"holds no image in {len(tars)} tars" if tars else "holds no .tar"
             hint = "its layout is NAME.tar with KEY.jpg and KEY.txt in it"
             raise UserError(what, where=root, hint=hint)
-        return Tars(root, found)
+        bare = tuple(f"{pair.tar.name}:{pair.key}" for pair in everything if not pair.image)
+        return Tars(root, found, bare)
 
 
 DATASET = WebDataset(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import os
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -103,13 +104,13 @@ def make_record(
 def glob_paths(folder: Path, pattern: str, *, max_depth: int = 0) -> list[Path]:
     """Returns the sorted matches of a glob pattern, without hidden files (macOS writes "._" twins).
 
-    max_depth: the pattern is also looked for in folders up to so many levels below, which come
-    behind, level by level.
+    `**` matches folders behind links too, each folder once. max_depth: the pattern is also looked
+    for in folders up to so many levels below, which come behind, level by level.
     """
     found: list[Path] = []
     try:
         for depth in range(max_depth + 1):
-            matches = sorted(folder.glob("*/" * depth + pattern))
+            matches = sorted(_glob(folder, "*/" * depth + pattern))
             found += [
                 path
                 for path in matches
@@ -119,6 +120,27 @@ def glob_paths(folder: Path, pattern: str, *, max_depth: int = 0) -> list[Path]:
         what = f"cannot be listed ({error.strerror})"
         raise UserError(what, where=folder, hint="check its permissions") from error
     return found
+
+
+def _glob(folder: Path, pattern: str) -> Iterator[Path]:
+    """Yields the matches of a pattern, which may start with `**`, see `glob_paths`."""
+    if not pattern.startswith("**/"):
+        yield from folder.glob(pattern)
+        return
+    seen: set[str] = set()
+    links = [folder]
+    while links:  # after all other folders, which keep their paths without a link
+        for path, names, _ in os.walk(links.pop(), onerror=_raise):
+            if (real := os.path.realpath(path)) in seen:
+                names.clear()
+                continue
+            seen.add(real)
+            yield from Path(path).glob(pattern.removeprefix("**/"))
+            links += [link for name in names if (link := Path(path, name)).is_symlink()]
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def parts_below(path: Path, folder: Path) -> tuple[str, ...]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from modality_forcing.data.records import check
@@ -93,6 +95,69 @@ def test_images_are_paired_with_captions(tmp_path: Path):
     )
 
 
+def test_examples_are_grouped_wherever_their_files_are(tmp_path: Path):
+    images = [(f"{i}.png", encoded_image(i * 50)) for i in range(3)]
+    texts = [(f"{i}.txt", f"caption {i}".encode()) for i in (2, 0, 1)]
+    for name, members in [
+        ("a", images + texts),
+        ("b", texts + images),
+        ("c", 2 * [*images, *texts]),
+    ]:
+        write(tmp_path / f"{name}.tar", members)
+    source = DATASET.open(tmp_path, "train")
+    assert len(source) == 12 and source.notes() == []
+    for i in range(12):
+        record = source[i]
+        assert record.caption == f"caption {record.image[0, 0, 0] // 50}"
+
+
+def test_joined_tars_keep_both_examples_of_a_name(tmp_path: Path):
+    one, two = ([("a.png", encoded_image(i)), ("a.txt", b"%d" % i)] for i in (1, 2))
+    for name, members in [("0", [*one, *two]), ("1", [*one, ("b.png", encoded_image(9)), *two])]:
+        write(tmp_path / f"{name}.tar", members)
+    source = DATASET.open(tmp_path, "train")
+    second = [source[i] for i in range(len(source)) if source[i].id.startswith("1/")]
+    assert [record.caption for record in second] == ["1", "", "2"]
+
+
+def test_texts_without_image_are_counted(tmp_path: Path):
+    write(tmp_path / "0.tar", [("a.png", encoded_image(1)), ("b.txt", b"x"), ("c.json", b"{}")])
+    bare, without = DATASET.open(tmp_path, "train").notes()
+    assert "2 texts have no image beside them (0.tar:b, 0.tar:c)" in bare
+    assert "1 of 1 images have no text beside them (0.tar:a)" in without
+
+
+def test_list_of_captions_is_kept(tmp_path: Path):
+    listed = json.dumps({"caption": ["one", "two", "", "one"], "score": float("nan")})
+    write(tmp_path / "0.tar", [("a.png", encoded_image(1)), ("a.json", listed.encode())])
+    record = DATASET.open(tmp_path, "train")[0]
+    assert (record.caption, *record.other_captions) == ("one", "two")
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path: Path):
+    name = "caf\udce9"
+    write(tmp_path / "0.tar", [(f"{name}.png", encoded_image(1)), (f"{name}.txt", b"x")])
+    record = check(DATASET.open(tmp_path, "train")[0])
+    assert record.id == "0/caf\\xe9" and record.caption == "x"
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(0, 255), st.booleans())
+def test_any_damage_gives_records_or_one_line(tmp_path_factory, at: int, value: int, cut: bool):
+    path = tmp_path_factory.getbasetemp() / "fuzz/0.tar"
+    members = [("a.png", encoded_image(3)), ("a.json", b'{"caption": ["x", "y"]}'), ("a.txt", b"z")]
+    content = write(path, members).read_bytes()
+    at %= 4096
+    path.write_bytes(content[:at] if cut else content[:at] + bytes([value]) + content[at + 1 :])
+    try:
+        source = DATASET.open(path.parent, "train")
+        source.notes()
+        for i in range(len(source)):
+            check(source[i])
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
 def test_long_names_are_read(tmp_path: Path):
     key = "a" * 150 + "/" + "b" * 120
     write(tmp_path / "0.tar", [(f"{key}.png", encoded_image(5)), (f"{key}.txt", b"long")])
@@ -126,6 +191,10 @@ def test_offsets_point_to_the_content(tmp_path: Path):
         (
             [("a.png", encoded_image(3)), ("a.json", b'{"caption": 3}')],
             r"0\.tar:a\.json: its text cannot be read",
+        ),
+        (
+            [("a.png", encoded_image(3)), ("a.json", b'{"caption": "x\\ud83c"}')],
+            r"0\.tar:a\.json: its caption holds half a character",
         ),
     ],
 )

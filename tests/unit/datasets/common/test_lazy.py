@@ -174,3 +174,15 @@ def test_images_are_downscaled_with_antialiasing():
     stripes[:, ::2] = 255
     assert 100 < resize.downscale_image(stripes, (2, 4)).mean() < 155
     assert resize.downscale_image(stripes, (4, 8)) is stripes
+
+
+def test_folders_behind_links_are_listed_once(tmp_path: Path):
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for folder in (root / "b", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "x.tar").touch()
+    (root / "a").symlink_to("b")
+    (root / "c").symlink_to(elsewhere)
+    (elsewhere / "up").symlink_to(root)
+    (root / "gone").symlink_to("nowhere")
+    assert lazy.glob_paths(root, "**/*.tar") == [root / "b/x.tar", root / "c/x.tar"]
