@@ -5,9 +5,10 @@
         --config.train.init_from=runs/photos_t2i --workdir=runs/photos
     mforce sample --checkpoint runs/photos --mode i2d --image photo.jpg --out out
 
-data/folder.py describes the layout. Depth is .npy, or 16-bit PNG times data.depth_scale; 0 and NaN
-are unknown. It may have any size of the image's aspect, and any sparsity. The second phase stays
-near the first by self-distillation (paper, eq. 8); without a first phase pass `:distill=False`.
+data/folder.py describes the layout. Depth is .npy of floats, or 16-bit PNG times data.depth_scale;
+0, NaN, data.depth_invalid and what is beyond data.depth_max are unknown. It may have any size of
+the image's aspect, and any sparsity. The second phase stays near the first by self-distillation
+(paper, eq. 8); without a first phase pass `:distill=False`.
 """
 
 from dataclasses import replace

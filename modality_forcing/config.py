@@ -102,7 +102,10 @@ class DataConfig:
     min_crop: float = 1.0  # least side of a random square, of the shorter side; 1: center square
     crop_jitter: float = 0.0  # how far a square may be off center, of the room there is
     flip_prob: float = 0.0  # probability of a horizontal flip
-    depth_scale: float = 0.0  # folder: units per count; needed by 16-bit PNG, 1 for .npy
+    depth_scale: float = 0.0  # folder: units per count of a 16-bit PNG; .npy of floats need none
+    depth_invalid: float = 0.0  # folder: a stored number that means unknown, besides 0, as 65535
+    depth_max: float = 0.0  # folder: what is farther, in units, is unknown; 0: no maximum
+    depth_orientation: Literal["", "upright", "stored"] = ""  # folder: where EXIF tags differ
     depth_unit: Literal["metric", "sfm", "relative"] = "relative"  # folder: what depth means
 
 
@@ -269,8 +272,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 0",
         lambda x: 0 <= x < math.inf,
-        "loss_weight weight_decay distill_high distill_low depth_scale seed workers base_width "
-        "vocab_size position_id detokenizer_layers latent_channels",
+        "loss_weight weight_decay distill_high distill_low depth_scale depth_max seed workers "
+        "base_width vocab_size position_id detokenizer_layers latent_channels",
     ),
     (
         "from 0 to 1",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
 from modality_forcing.errors import UserError
+from modality_forcing.progress import print_stderr
 
 EXAMPLES = """examples:
   mforce prepare --list-datasets
@@ -93,6 +94,7 @@ def main(options: argparse.Namespace) -> None:
         raise UserError("--resolution and --max-side are two sizes", hint="give one of them")
     if options.quality > 100:
         raise UserError(f"--quality is {options.quality}", hint="the range is 1 to 100")
+    from modality_forcing.data.records import Notes
     from modality_forcing.datasets.registry import check_split, find_dataset
     from modality_forcing.paths import check_folder
     from modality_forcing.prepare.job import PrepareJob, Settings
@@ -103,6 +105,9 @@ def main(options: argparse.Namespace) -> None:
     split = check_split(dataset, options.split)
     check_folder(options.out, "--out")
     source = dataset.open(options.root, split)
+    if isinstance(source, Notes):
+        for note in source.notes():
+            print_stderr(note)
     if not len(source):
         what = f"holds no record of {dataset.title}"
         raise UserError(what, where=options.root, hint="check the path and the split")

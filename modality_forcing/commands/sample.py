@@ -31,9 +31,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
     add("--n", type=positive_int, default=1, help="examples per caption (%(default)s)")
     add("--image", type=Path, help="input of i2d")
-    depth = "input of d2i and partial: .npy, or 16-bit PNG with --depth-scale"
+    depth = "input of d2i and partial: .npy of floats, or 16-bit PNG with --depth-scale"
     add("--depth", type=Path, help=depth)
-    scale = "units per count of a PNG, e.g. 0.001 for millimeters"
+    scale = "units per count of a PNG or of integers, e.g. 0.001 for millimeters"
     add("--depth-scale", type=finite_float, help=scale)
     square = "how an input becomes square: its center, or all of it (%(default)s)"
     renamed_option(parser, "--fit", "--resize-mode")
@@ -123,7 +123,7 @@ def check_inputs(options: argparse.Namespace) -> None:
 
 def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.ndarray]:
     """Returns image u8 [h w 3], or depth f32 and valid bool [h w], at the model's resolution."""
-    from modality_forcing.data.files import read_depth, read_image
+    from modality_forcing.data.files import DepthFormat, holds_floats, read_depth, read_image
     from modality_forcing.data.resize import crop_resize_depth, crop_resize_image
 
     inputs = {}
@@ -131,7 +131,10 @@ def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.nd
         image = read_image(options.image)
         inputs["image"] = crop_resize_image(image, window(image, options.resize_mode), resolution)
     if options.depth is not None:
-        depth, valid = read_depth(options.depth, options.depth_scale)
+        if options.depth_scale is not None and holds_floats(options.depth):
+            what = "holds floats, which --depth-scale does not apply to"
+            raise UserError(what, where=options.depth, hint="leave it out")
+        depth, valid = read_depth(options.depth, DepthFormat(options.depth_scale))
         square = window(depth, options.resize_mode)
         depth, valid = crop_resize_depth(depth, valid, square, resolution)
         if not valid.any():

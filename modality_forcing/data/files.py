@@ -7,12 +7,13 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, PngImagePlugin
 
 from modality_forcing.errors import UserError
 
@@ -32,9 +33,36 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
 )
+# Pillow stops at 1 MB, which the workflows that image generators write into a PNG exceed.
+MAX_TEXT_BYTES = 64 * 2**20
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_BYTES
+PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
+_TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY")  # named in what Pillow then raises
+_UPRIGHT = 1  # the EXIF orientation of an image that is not to be turned
 _SAVE_DEPTH = "save depth as a 16-bit single-channel PNG or as a .npy of floats"
 _SAVE_IMAGE = "save it as an 8-bit JPEG or PNG"
 _CHECK_PATH = "check the path"
+
+
+@dataclass(frozen=True)
+class DepthFormat:
+    """How the stored numbers of a depth map become depth.
+
+    scale: depth per count, of a 16-bit PNG and of a .npy of integers; floats are depth already.
+    invalid: a stored number that means unknown, besides 0, NaN and +inf. max_depth: what is farther
+    is unknown. Raises UserError for a scale or a maximum that is not positive.
+    """
+
+    scale: float | None = None
+    invalid: float = 0.0
+    max_depth: float = math.inf
+
+    def __post_init__(self) -> None:
+        if self.scale is not None:
+            check_scale(self.scale)
+        if not self.max_depth > 0:
+            hint = "it must be a positive number, in units of depth"
+            raise UserError(f"the maximum of depth is {self.max_depth!r}", hint=hint)
 
 
 def read_image(path: str | Path | BytesIO) -> np.ndarray:
@@ -42,25 +70,28 @@ def read_image(path: str | Path | BytesIO) -> np.ndarray:
 
     Raises UserError if the file is missing, damaged, too large, or not an image.
     """
+    return read_oriented_image(path)[0]
+
+
+def read_oriented_image(path: str | Path | BytesIO) -> tuple[np.ndarray, int]:
+    """Returns an image as `read_image`, and the EXIF orientation it is stored in, 1 to 8."""
     with open_image(path, "image") as opened:
-        upright = ImageOps.exif_transpose(opened)
-        if upright.mode in MODES_16_BIT:
-            return _gray_from_16_bits(upright, path)
-        if upright.mode == "F":
-            raise UserError("holds floats, not an image", where=path, hint=_SAVE_IMAGE)
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright)
-        return np.array(upright.convert("RGB"))
+        orientation = _orientation(opened)
+        return orient(_to_rgb(opened, path), orientation), orientation
 
 
-def read_depth(path: str | Path, scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns depth f32 [h w] and valid bool [h w] of a 16-bit PNG or a .npy ([h w] or [h w 1]).
+def read_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Returns depth as `read_stored_depth`, upright by its own EXIF orientation."""
+    depth, valid, orientation = read_stored_depth(path, form)
+    return orient(depth, orientation), orient(valid, orientation)
 
-    Stored 0, NaN and +inf are unknown: there depth is 0 and valid False.
 
-    scale: depth per stored number; required for a PNG, and 1 by default for a .npy.
+def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, np.ndarray, int]:
+    """Returns depth f32 [h w] and valid bool [h w] of a file as stored, and its EXIF orientation.
+
+    The file is a 16-bit PNG, whose scale must be known, or a .npy of [h w] or [h w 1]. Stored 0,
+    NaN, +inf and what the format excludes are unknown: there depth is 0 and valid False.
+
     Raises UserError if the file is missing, damaged or of another kind, has a negative value, or
     has no valid one.
     """
@@ -69,21 +100,56 @@ def read_depth(path: str | Path, scale: float | None = None) -> tuple[np.ndarray
     if suffix not in DEPTH_SUFFIXES:
         what = f"depth in a {suffix or 'nameless'} file is not understood"
         raise UserError(what, where=path, hint=_SAVE_DEPTH)
-    if scale is None and suffix == ".png":
-        hint = "state the depth scale, e.g. 0.001 for millimeters"
-        raise UserError("the unit of its counts is not known", where=path, hint=hint)
-    factor = check_scale(1.0 if scale is None else scale)
-    stored = read_png16(path) if suffix == ".png" else _read_npy(path)
+    if suffix == ".png":
+        if form.scale is None:
+            hint = "state the depth scale, e.g. 0.001 for millimeters"
+            raise UserError("the unit of its counts is not known", where=path, hint=hint)
+        stored, orientation = _read_png16(path)
+    else:
+        stored, orientation = _read_npy(path), _UPRIGHT
+    is_count = stored.dtype.kind in "iu"
+    factor = form.scale if is_count and form.scale is not None else 1.0
+    stored = stored.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if form.invalid:  # compared in float32, as most are stored
+            stored[stored.astype(np.float32) == np.float32(form.invalid)] = np.nan
+        depth = (stored * factor).astype(np.float32)
     if np.any(stored < 0):
         what = f"depth holds negative values (down to {np.nanmin(stored):g})"
         raise UserError(what, where=path, hint="mark unknown pixels by 0")
-    with np.errstate(over="ignore", invalid="ignore"):
-        depth = (stored * factor).astype(np.float32)
-    valid = np.isfinite(depth) & (depth > 0)
+    valid = np.isfinite(depth) & (depth > 0) & (depth <= form.max_depth)
     if not valid.any():
-        what = "holds no valid depth (all is 0, NaN or inf)"
+        excluded = form.invalid or form.max_depth < math.inf
+        what = f"holds no valid depth (all is 0, NaN{', excluded' if excluded else ''} or inf)"
         raise UserError(what, where=path, hint="remove the file or fix it")
-    return np.where(valid, depth, np.float32(0)), valid
+    return np.where(valid, depth, np.float32(0)), valid, orientation
+
+
+def holds_floats(path: str | Path) -> bool:
+    """Returns whether a file is a .npy of floats, which no scale applies to; reads its header."""
+    if Path(path).suffix.lower() != ".npy":
+        return False
+    with suppress(OSError, *DECODE_ERRORS), open(path, "rb") as opened:
+        version = np.lib.format.read_magic(opened)
+        read = np.lib.format.read_array_header_1_0
+        header = read(opened) if version == (1, 0) else np.lib.format.read_array_header_2_0(opened)
+        return header[2].kind == "f"
+    return False  # reading the array reports the error
+
+
+def orient(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Returns an array [h w ...], stored in an EXIF orientation from 1 to 8, upright."""
+    transposed = array.swapaxes(0, 1)
+    upright = {
+        2: array[:, ::-1],
+        3: array[::-1, ::-1],
+        4: array[::-1],
+        5: transposed,
+        6: transposed[:, ::-1],
+        7: transposed[::-1, ::-1],
+        8: transposed[::-1],
+    }
+    return np.ascontiguousarray(upright.get(orientation, array))
 
 
 def check_scale(scale: object) -> float:
@@ -113,6 +179,9 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
         what = f"more pixels than a {kind} should have"
         raise UserError(what, where=path, hint="scale it down") from error
     except (OSError, *DECODE_ERRORS) as error:
+        if any(limit in str(error) for limit in _TEXT_LIMITS):
+            what = f"its text unpacks to more than {MAX_TEXT_BYTES // 2**20} MB"
+            raise UserError(what, where=path, hint="save it without its text") from error
         reason = getattr(error, "strerror", None) or "not an image format known here, or damaged"
         article = "an" if kind[0] in "aeiou" else "a"
         what = f"cannot be read as {article} {kind} ({reason})"
@@ -134,13 +203,40 @@ def decode_jpeg(content: bytes, max_pixels: float = math.inf) -> np.ndarray:
 
 
 def read_png16(path: Path) -> np.ndarray:
-    """Returns the counts of a 16-bit gray PNG as f64 [h w]."""
+    """Returns the counts of a 16-bit gray PNG as f64 [h w], in its stored raster."""
+    return _read_png16(path)[0].astype(np.float64)
+
+
+def _read_png16(path: Path) -> tuple[np.ndarray, int]:
+    """Returns the counts of a 16-bit gray PNG as integers [h w], and its EXIF orientation."""
     with open_image(path, "depth map") as opened:
         if opened.mode not in MODES_16_BIT:
             kinds = {"1": "a 1-bit", "L": "an 8-bit", "P": "a palette"}
             kind = kinds.get(opened.mode, f"a color ({opened.mode})")
             raise UserError(f"is {kind} image, not 16-bit depth", where=path, hint=_SAVE_DEPTH)
-        return np.asarray(opened).astype(np.float64)
+        return np.asarray(opened), _orientation(opened)
+
+
+def _orientation(image: Image.Image) -> int:
+    """Returns the EXIF orientation, 1 where there is none that can be read."""
+    with suppress(OSError, *DECODE_ERRORS):
+        stored = image.getexif().get(ExifTags.Base.Orientation)
+        if isinstance(stored, int) and stored in range(1, 9):
+            return stored
+    return _UPRIGHT
+
+
+def _to_rgb(image: Image.Image, path: str | Path | BytesIO) -> np.ndarray:
+    """Returns a decoded image as u8 [h w 3] in its stored raster."""
+    if image.mode in MODES_16_BIT:
+        return _gray_from_16_bits(image, path)
+    if image.mode == "F":
+        raise UserError("holds floats, not an image", where=path, hint=_SAVE_IMAGE)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
 
 
 def _gray_from_16_bits(image: Image.Image, path: str | Path | BytesIO) -> np.ndarray:
@@ -152,7 +248,7 @@ def _gray_from_16_bits(image: Image.Image, path: str | Path | BytesIO) -> np.nda
 
 
 def _read_npy(path: Path) -> np.ndarray:
-    """Returns the values of a .npy as f64 [h w]."""
+    """Returns the numbers of a .npy as stored [h w]."""
     try:
         with open(path, "rb") as opened:  # not np.load, which also accepts a zip or a pickle
             stored = np.lib.format.read_array(opened, allow_pickle=False)
@@ -169,4 +265,4 @@ def _read_npy(path: Path) -> np.ndarray:
     if stored.ndim != 2 or stored.size == 0:
         hint = "save one map, rows by columns"
         raise UserError(f"has shape {stored.shape}, not [h w]", where=path, hint=hint)
-    return stored.astype(np.float64)
+    return stored

@@ -19,7 +19,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.files import DECODE_ERRORS, MODES_16_BIT, read_depth, read_image
+from modality_forcing.data.files import (
+    DECODE_ERRORS,
+    MODES_16_BIT,
+    DepthFormat,
+    read_depth,
+    read_image,
+)
 from modality_forcing.data.resize import Window, crop_resize_depth
 from modality_forcing.errors import UserError
 
@@ -135,7 +141,7 @@ class _FolderEstimator:
             raise UserError("differs from this checkpoint's image", where=beside, hint=hint)
         path = self._map_path(name)
         assert path is not None
-        depth, valid = read_depth(path, scale=1.0)  # the unit cancels in the alignment
+        depth, valid = read_depth(path, DepthFormat(scale=1.0))  # the unit cancels in the alignment
         return _resize(depth, valid, image, path)
 
     def _map_path(self, name: str) -> Path | None:

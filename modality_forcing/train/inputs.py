@@ -16,10 +16,12 @@ from modality_forcing.data.folder import ImageFolder
 from modality_forcing.data.mixture import MixtureComponent, RoundRobin
 from modality_forcing.data.records import RecordSource
 from modality_forcing.data.sparsity import sparsify
+from modality_forcing.distributed import is_primary
 from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
+from modality_forcing.progress import print_stderr
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
 from modality_forcing.storage.shards import Shards, splits
 from modality_forcing.synthetic.source import Scenes
@@ -39,6 +41,8 @@ class Inputs:
 
     def check(self) -> None:
         """Reads every record of a folder, and the first record of each other source.
+
+        The first process prints what of a folder is not used or looks wrong (`ImageFolder.notes`).
 
         Raises UserError for a bad file, an unknown sparsity pattern, a folder without depth for a
         network of depth, and a cache made with other weights than those of an encoder that the
@@ -117,7 +121,13 @@ def open_source(config: Config, split: str = "train") -> RecordSource:
             hint = "name the folder of images with --config.data.root=FOLDER"
             raise UserError("data.root is empty", hint=hint)
         return ImageFolder(
-            Path(data.root), data.resolution, data.depth_scale or None, data.depth_unit
+            Path(data.root),
+            data.resolution,
+            data.depth_scale or None,
+            data.depth_unit,
+            depth_invalid=data.depth_invalid,
+            depth_max=data.depth_max,
+            depth_orientation=data.depth_orientation,
         )
     return Scenes(seed=config.seed, count=data.num_scenes, resolution=data.resolution, split=split)
 
@@ -257,6 +267,9 @@ def _read_latents(
 
 def _check_records(config: Config, records: RecordSource) -> None:
     is_folder, has_depth = isinstance(records, ImageFolder), False
+    if isinstance(records, ImageFolder) and is_primary():
+        for note in records.notes():
+            print_stderr(note)
     for i in range(len(records) if is_folder else 1):
         record = records[i]
         has_depth |= bool(record.valid.any())

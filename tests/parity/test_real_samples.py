@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modality_forcing.data.files import read_depth, read_image
+from modality_forcing.data.files import DepthFormat, read_depth, read_image
 from modality_forcing.data.folder import ImageFolder
 from modality_forcing.data.pipeline import to_example, train_batches
 from modality_forcing.data.records import check
@@ -83,7 +83,7 @@ def write_folder(root: Path, real_data: Path, names: list[str], caption: str = "
 @each_sample
 def test_depth_equals_the_published_values(real_data: Path, name: str):
     sample = SAMPLES[name]
-    depth, valid = read_depth(real_data / sample.depth, sample.scale)
+    depth, valid = read_depth(real_data / sample.depth, DepthFormat(sample.scale))
     known = depth[valid]
     assert abs(valid.mean() - sample.valid) < 6e-4
     measured = [known.min(), np.median(known), known.max()]
@@ -107,7 +107,7 @@ def test_crop_of_a_record_keeps_its_depth(
         record.image.shape == (resolution, resolution, 3) and record.caption == f"a street {name}"
     )
 
-    depth, valid = read_depth(real_data / sample.depth, sample.scale)
+    depth, valid = read_depth(real_data / sample.depth, DepthFormat(sample.scale))
     image = read_image(real_data / sample.image)
     window = center_square(image.shape[:2]).rescale(image.shape[:2], depth.shape)
     rows = slice(round(window.top), round(window.top + window.height))

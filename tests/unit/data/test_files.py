@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
+from PIL import Image, ImageOps, PngImagePlugin
 
 from modality_forcing.data import files
-from modality_forcing.data.files import read_depth, read_image
+from modality_forcing.data.files import DepthFormat, read_depth, read_image
 from modality_forcing.errors import UserError
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
@@ -66,13 +66,28 @@ def test_16_bit_gray_keeps_its_range(tmp_path: Path):
     np.testing.assert_array_equal(image[0, :, 1], [0, 0, 1, 1, 128, 255])
 
 
-@pytest.mark.parametrize(
-    ("orientation", "turned"), [(3, np.rot90(RAMP, 2)), (6, np.rot90(RAMP, -1))]
-)
-def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, turned: np.ndarray):
+@pytest.mark.parametrize("orientation", [0, *range(1, 10)])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    np.testing.assert_array_equal(read_image(save(RAMP, tmp_path / "a.png", exif=exif)), turned)
+    path = save(RAMP, tmp_path / "a.png", exif=exif)
+    with Image.open(path) as opened:
+        upright = np.array(ImageOps.exif_transpose(opened))
+    np.testing.assert_array_equal(read_image(path), upright)
+    counts = save(RAMP[..., 0].astype(np.uint16), tmp_path / "d.png", exif=exif)
+    np.testing.assert_array_equal(read_depth(counts, DepthFormat(1.0))[0], upright[..., 0])
+
+
+def test_long_text_in_a_png_is_read_and_a_bomb_is_named(tmp_path: Path):
+    about = PngImagePlugin.PngInfo()
+    about.add_text("workflow", "x" * 1_600_000, zip=True)
+    about.add_itxt("more", "y" * 1_600_000, zip=True)
+    path = save(RAMP, tmp_path / "a.png", pnginfo=about)
+    np.testing.assert_array_equal(read_image(path), RAMP)
+    about.add_text("bomb", "x" * (files.MAX_TEXT_BYTES + 1), zip=True)
+    with pytest.raises(UserError, match="its text unpacks to more than 64 MB") as caught:
+        read_image(save(RAMP, path, pnginfo=about))
+    one_line(caught, path)
 
 
 def test_large_photographs_do_not_warn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -87,7 +102,7 @@ def test_large_photographs_do_not_warn(tmp_path: Path, monkeypatch: pytest.Monke
     one_line(caught, path)
 
 
-@pytest.mark.parametrize("read", [read_image, lambda path: read_depth(path, 1.0)])
+@pytest.mark.parametrize("read", [read_image, lambda path: read_depth(path, DepthFormat(1.0))])
 @pytest.mark.parametrize(
     "content", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", "folder"]
 )
@@ -114,23 +129,46 @@ def test_truncated_images(tmp_path: Path, kind: str):
     one_line(caught, path)
 
 
+def sound_files() -> dict[str, bytes]:
+    """An image of each kind and maps of depth, with EXIF, color profile and text where possible."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    about = PngImagePlugin.PngInfo()
+    about.add_itxt("XML:com.adobe.xmp", "<x/>", zip=True)
+    image = Image.fromarray(np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3))
+    gray = Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 200)
+    found = {}
+    for name, one, kind, options in [
+        ("a.png", image, "PNG", {"pnginfo": about, "icc_profile": b"x" * 64}),
+        ("d.png", gray, "PNG", {}),
+        ("a.jpg", image, "JPEG", {"icc_profile": b"x" * 64}),
+        ("a.webp", image, "WEBP", {}),
+    ]:
+        buffer = io.BytesIO()
+        one.save(buffer, kind, exif=exif, **options)
+        found[name] = buffer.getvalue()
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((8, 8), np.float32))
+    return {**found, "d.npy": buffer.getvalue()}
+
+
+SOUND = sound_files()
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     st.integers(0, 10_000),
     st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=6),
-    st.booleans(),
+    st.sampled_from([*SOUND]),
 )
-def test_damage_never_raises_another_error(tmp_path_factory, length, flips, sixteen):
+def test_damage_never_raises_another_error(tmp_path_factory, length, flips, name):
     """Any truncation and any flipped bytes give an image or one line."""
-    array = np.arange(64 * 3, dtype=np.uint8).reshape(8, 8, 3)
-    buffer = io.BytesIO()
-    Image.fromarray(array[..., 0].astype(np.uint16) * 200 if sixteen else array).save(buffer, "PNG")
-    content = bytearray(buffer.getvalue())
+    content = bytearray(SOUND[name])
     for position, value in flips:
         content[position % len(content)] = value
-    path = tmp_path_factory.getbasetemp() / "damaged.png"
+    path = tmp_path_factory.getbasetemp() / name
     path.write_bytes(content[: max(1, length % (2 * len(content)))])
-    for read in (read_image, lambda file: read_depth(file, 1.0)):
+    for read in (read_image, lambda file: read_depth(file, DepthFormat(1.0))):
         try:
             read(path)
         except UserError as error:
@@ -145,7 +183,7 @@ def test_float_images_are_refused(tmp_path: Path):
 
 def test_counts_times_scale(tmp_path: Path):
     path = save(np.array([[0, 1, 5000], [65535, 2, 0]], np.uint16), tmp_path / "a.png")
-    depth, valid = read_depth(path, 0.001)
+    depth, valid = read_depth(path, DepthFormat(0.001))
     assert depth.dtype == np.float32 and valid.dtype == np.bool_
     np.testing.assert_array_equal(valid, [[False, True, True], [True, True, False]])
     np.testing.assert_allclose(depth, [[0, 0.001, 5], [65.535, 0.002, 0]], rtol=1e-6)
@@ -155,10 +193,13 @@ def test_counts_times_scale(tmp_path: Path):
 @pytest.mark.parametrize("shape", [(2, 3), (2, 3, 1)])
 def test_arrays_of_any_number_type(tmp_path: Path, dtype, shape):
     np.save(tmp_path / "a.npy", np.array([[0, 1, 2], [3, 4, 5]], dtype).reshape(shape))
-    depth, valid = read_depth(tmp_path / "a.npy")
+    depth, valid = read_depth(tmp_path / "a.npy", DepthFormat())
     np.testing.assert_array_equal(depth, [[0, 1, 2], [3, 4, 5]])
     np.testing.assert_array_equal(valid, [[False, True, True], [True, True, True]])
-    np.testing.assert_array_equal(read_depth(tmp_path / "a.npy", 0.5)[0][1], [1.5, 2, 2.5])
+    is_float = np.dtype(dtype).kind == "f"
+    scaled, _ = read_depth(tmp_path / "a.npy", DepthFormat(0.5))
+    np.testing.assert_array_equal(scaled[1], [3, 4, 5] if is_float else [1.5, 2, 2.5])
+    assert files.holds_floats(tmp_path / "a.npy") == is_float
 
 
 @settings(deadline=None)
@@ -170,9 +211,9 @@ def test_valid_is_exactly_finite_and_positive(tmp_path_factory, stored: np.ndarr
         expected = np.isfinite(stored.astype(np.float32)) & (stored.astype(np.float32) > 0)
     if not expected.any():
         with pytest.raises(UserError, match="no valid depth"):
-            read_depth(path)
+            read_depth(path, DepthFormat())
         return
-    depth, valid = read_depth(path)
+    depth, valid = read_depth(path, DepthFormat())
     np.testing.assert_array_equal(valid, expected)
     np.testing.assert_array_equal(depth[valid], stored[expected].astype(np.float32))
     assert not depth[~valid].any()
@@ -182,7 +223,7 @@ def test_valid_is_exactly_finite_and_positive(tmp_path_factory, stored: np.ndarr
 def test_image_is_not_depth(tmp_path: Path, mode: str):
     path = save(np.full((4, 4, 3), 200, np.uint8), tmp_path / "a.png", mode)
     with pytest.raises(UserError, match=r"not 16-bit depth; save depth as a 16-bit") as caught:
-        read_depth(path, 0.001)
+        read_depth(path, DepthFormat(0.001))
     one_line(caught, path)
 
 
@@ -209,7 +250,7 @@ class Evil:
 def test_wrong_arrays(tmp_path: Path, stored: np.ndarray, reason: str):
     np.save(tmp_path / "a.npy", stored)
     with pytest.raises(UserError, match=reason) as caught:
-        read_depth(tmp_path / "a.npy")
+        read_depth(tmp_path / "a.npy", DepthFormat())
     one_line(caught, tmp_path / "a.npy")
 
 
@@ -219,7 +260,7 @@ def test_files_that_are_not_arrays(tmp_path: Path, content: bytes | None):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError) as caught:
-        read_depth(path)
+        read_depth(path, DepthFormat())
     one_line(caught, path)
 
 
@@ -228,7 +269,23 @@ def test_truncated_array(tmp_path: Path):
     np.save(path, np.ones((8, 8)))
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(UserError, match="array of numbers"):
-        read_depth(path)
+        read_depth(path, DepthFormat())
+
+
+def test_sentinel_and_maximum_are_excluded(tmp_path: Path):
+    stored = np.array([[65535, 2000, 80_000 % 65536]], np.uint16)
+    path = save(stored, tmp_path / "a.png")
+    for form in (DepthFormat(0.001, invalid=65535), DepthFormat(0.001, max_depth=20)):
+        depth, valid = read_depth(path, form)
+        np.testing.assert_array_equal(valid, [[False, True, True]])
+        np.testing.assert_allclose(depth, [[0, 2, 14.464]], rtol=1e-6)
+    np.save(tmp_path / "a.npy", np.array([[-1, 0.1, 2]], np.float32))
+    depth, valid = read_depth(tmp_path / "a.npy", DepthFormat(invalid=-1))
+    np.testing.assert_array_equal(valid, [[False, True, True]])
+    with pytest.raises(UserError, match=r"no valid depth \(all is 0, NaN, excluded or inf"):
+        read_depth(path, DepthFormat(0.001, max_depth=0.5))
+    with pytest.raises(UserError, match="maximum of depth is -1"):
+        DepthFormat(max_depth=-1)
 
 
 @pytest.mark.parametrize("scale", [0, -1.0, float("nan"), float("inf"), "0.001", True])
@@ -237,14 +294,14 @@ def test_wrong_scales(tmp_path: Path, scale):
         files.check_scale(scale)
     if not isinstance(scale, str):
         with pytest.raises(UserError, match="positive number"):
-            read_depth(save(np.ones((2, 2), np.uint16), tmp_path / "a.png"), scale)
+            DepthFormat(scale)
 
 
 def test_counts_need_a_scale_and_a_known_kind(tmp_path: Path):
     with pytest.raises(UserError, match=r"unit of its counts is not known; state the depth scale"):
-        read_depth(save(np.ones((2, 2), np.uint16), tmp_path / "a.png"))
+        read_depth(save(np.ones((2, 2), np.uint16), tmp_path / "a.png"), DepthFormat())
     with pytest.raises(UserError, match=r"\.exr file is not understood"):
-        read_depth(tmp_path / "a.exr")
+        read_depth(tmp_path / "a.exr", DepthFormat())
 
 
 def test_16_bit_modes_are_those_of_pillow():

@@ -39,7 +39,7 @@ def test_folders_of_their_own(tmp_path: Path):
     save_image(tmp_path / "images/a.png", value=70)
     save_image(tmp_path / "images/c.webp")
     depth(tmp_path / "depth/a.png", value=3000)
-    depth(tmp_path / "depth/b.npy", value=4000)
+    depth(tmp_path / "depth/b.npy", value=4)  # meters, beside millimeters
     (tmp_path / "captions").mkdir()
     (tmp_path / "captions/a.txt").write_text("a gray\nwall \n", encoding="utf-8")
     source = folder(tmp_path, unit="metric")
@@ -190,7 +190,7 @@ def test_scales(tmp_path: Path):
     [
         ("captions.txt", b"a red wall\n", "line 1 has no tab"),
         ("captions.txt", b"x\tred wall\n", "names no image here"),
-        ("captions.txt", b"a\t\xff\xfe\n", "not UTF-8"),
+        ("captions.txt", b"a\t\xff\xfe\n", "not text in UTF-8"),
         ("captions.json", b"[1]", "not an object of captions"),
         ("captions.json", b'{"a": 3}', "not an object of captions"),
         ("captions.json", b"{", "not valid JSON"),
@@ -217,7 +217,7 @@ def test_two_lists_of_captions(tmp_path: Path):
     for file in ("captions.txt", "captions.tsv"):
         (tmp_path / file).write_text("a\tred\n")
     wrong(tmp_path, "captions in captions.txt and in captions.tsv")
-    wrong(tmp_path, "cannot be read", captions=tmp_path / "none.txt")
+    wrong(tmp_path, "no such file", captions=tmp_path / "none.txt")
 
 
 def test_copies_and_their_name_are_the_same(tmp_path: Path):

@@ -46,7 +46,7 @@ def test_folder_source_needs_a_root(tmp_path):
     with pytest.raises(UserError, match=r"data\.root is empty; .*--config\.data\.root"):
         inputs.open_source(config)
     (tmp_path / "a.png").write_bytes(png_bytes(np.zeros((20, 20, 3), np.uint8)))
-    np.save(tmp_path / "a.depth.npy", np.full((20, 20), 2.0, np.float32))
+    np.save(tmp_path / "a.depth.npy", np.full((20, 20), 2, np.uint16))
     data = replace(config.data, root=str(tmp_path), depth_scale=0.5, depth_unit="metric")
     named = inputs.open_source(replace(config, data=data))
     assert isinstance(named, ImageFolder)
@@ -56,6 +56,21 @@ def test_folder_source_needs_a_root(tmp_path):
         and record.unit == "metric"
         and np.all(record.depth[record.valid] == 1.0)
     )
+
+
+def test_what_a_folder_does_not_use_is_printed(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(png_bytes(np.zeros((20, 20, 3), np.uint8)))
+    depth = np.where(np.arange(400).reshape(20, 20) < 80, 65535, 1000 + np.arange(20))
+    np.save(tmp_path / "a.depth.npy", depth.astype(np.uint16))
+    (tmp_path / "b.heic").touch()
+    config = replace(CONFIG, data=replace(CONFIG.data, source="folder", root=str(tmp_path)))
+    inputs.open_inputs(config).check()
+    unused, repeated = capsys.readouterr().err.splitlines()
+    assert "1 not used (b.heic)" in unused
+    assert "more than 3% of 1 of 1 depth maps examined (a: 65535 in 20%)" in repeated
+    excluded = replace(config.data, depth_invalid=65535.0)
+    inputs.open_inputs(replace(config, data=excluded)).check()
+    assert "65535" not in capsys.readouterr().err
 
 
 def write_prepared(folder: Path, split: str, count: int, depth: float) -> None:
