@@ -104,10 +104,10 @@ def _times(timed: Sequence[tuple[float, Path]]) -> list[float]:
 def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
     """Returns the intrinsics of a .pincam, rescaled to an image of `shape` [h w ...]."""
     with wrap_parse_errors(path, "is not width, height, fx, fy, cx, cy", _AGAIN):
-        width, height, fx, fy, cx, cy = map(float, read_text(path, "a camera").split())
-    if min(width, height) <= 0:
+        width, height, fx, fy, cx, cy = map(float, read_text(path).split())
+        size = int(height), int(width)
+    if min(size) <= 0:
         raise UserError("is for an image without pixels", where=path, hint=_AGAIN)
-    size = int(height), int(width)
     return rescale_intrinsics(pinhole(fx, fy, cx, cy), size, shape, image)
 
 

@@ -58,7 +58,7 @@ def _read_camera(path: Path) -> tuple[np.ndarray, float]:
 
     The file holds a 4 x 4 pose, the 3 x 3 intrinsics and the depth range.
     """
-    words = read_text(path, "a camera").split()
+    words = read_text(path).split()
     with wrap_parse_errors(path, "is not a camera as MVSNet writes it", "unpack the project again"):
         at = words.index("intrinsic") + 1
         return np.array(words[at : at + 9], np.float64).reshape(3, 3), float(words[at + 9])

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -83,7 +83,7 @@ def _scenes_of_split(root: Path, split: str) -> list[Path]:
     if not path.is_file():
         what = f"no ddad.json, which names the scenes of split {split}"
         raise UserError(what, where=root, hint="put it there, or use --split=every")
-    loaded = cast(Any, read_json(path))
+    loaded = read_json(path)
     with wrap_parse_errors(path, f"names no scenes of split {split}"):
         return [root / name for name in loaded["scene_splits"][_SPLITS[split]]["filenames"]]
 
@@ -102,7 +102,7 @@ def _scene_frames(scene: Path) -> Iterator[_Frame]:
 
 def read_samples(scene: Path) -> Iterator[tuple[list[Datum], Path]]:
     """Yields the measurements of each moment of a scene, and the file of their calibration."""
-    loaded = cast(Any, read_json(scene))
+    loaded = read_json(scene)
     with wrap_parse_errors(scene, "is not a scene of the DGP format"):
         read = {datum["key"]: _parse_datum(datum, scene.parent) for datum in loaded["data"]}
         samples = [
@@ -152,7 +152,7 @@ def read_camera(
     size: (h, w) for which the camera was calibrated, if stated; it is rescaled to the image.
     Raises UserError if the calibration has no such camera or one for other images.
     """
-    loaded = cast(Any, read_json(calibration))
+    loaded = read_json(calibration)
     with wrap_parse_errors(calibration, f"holds no pinhole camera {name}"):
         values = dict(zip(loaded["names"], loaded["intrinsics"], strict=True))[name]
         matrix = pinhole(*(float(values[key]) for key in ("fx", "fy", "cx", "cy")))

@@ -31,8 +31,8 @@ from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.common.formats import (
     UNPACK_AGAIN,
+    read_lines,
     read_rgb,
-    read_text,
     wrap_parse_errors,
     wrap_read_errors,
 )
@@ -180,7 +180,7 @@ class CalibrationFile:
 
 def read_calibration(path: Path) -> CalibrationFile:
     """Returns a calibration file."""
-    pairs = (line.partition(":") for line in read_text(path, "a calibration").splitlines())
+    pairs = (line.partition(":") for line in read_lines(path))
     return CalibrationFile(path, {key.strip(): value for key, _, value in pairs})
 
 

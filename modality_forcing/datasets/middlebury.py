@@ -22,9 +22,9 @@ import numpy as np
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
     check_camera_size,
+    read_lines,
     read_pfm,
     read_rgb,
-    read_text,
     wrap_parse_errors,
 )
 from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
@@ -48,8 +48,7 @@ class _Calibration:
 
 
 def _read_calibration(path: Path) -> _Calibration:
-    lines = read_text(path, "a calibration").splitlines()
-    values = dict(line.split("=", 1) for line in lines if "=" in line)
+    values = dict(line.split("=", 1) for line in read_lines(path) if "=" in line)
     what = "lacks cam0, baseline, doffs, width or height"
     with wrap_parse_errors(path, what, "unpack the scene again"):
         numbers = re.findall(r"[-+.\deE]+", values["cam0"])

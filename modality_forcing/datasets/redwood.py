@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 
@@ -51,7 +50,7 @@ def _camera_file(scene: Path) -> Path | None:
 
 
 def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
-    loaded = cast(Any, read_json(path))
+    loaded = read_json(path)
     what = "holds no intrinsic_matrix of nine numbers"
     with wrap_parse_errors(path, what, "write the JSON that Open3D writes, or remove it"):
         matrix = np.array(loaded["intrinsic_matrix"], np.float64).reshape(3, 3).T
@@ -81,5 +80,5 @@ DATASET = FrameDataset(
     layout="SCENE/{color/NAME.jpg, depth/NAME.png}",
     list_frames=_list_frames,
     read_frame=_read_frame,
-    takes_camera=True,
+    options=("camera",),
 )

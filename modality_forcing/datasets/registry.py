@@ -20,6 +20,7 @@ from modality_forcing.datasets.common.lazy import (
     require_nonempty,
 )
 from modality_forcing.errors import UserError
+from modality_forcing.paths import resolve
 
 T = TypeVar("T")
 
@@ -46,7 +47,8 @@ class Dataset:
     The docstring of its module states layout, unit, invalid values and source.
 
     name: on the command line, and the `source` of every record.
-    unit: of the depth. splits: the first one is the default. license: a short name.
+    unit: of the depth. splits: the first one is the default. license: a short name. options: the
+    names of those that `with_options` takes.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Dataset:
     splits: tuple[str, ...]
     license: str
     unit: Unit = "metric"
+    options: tuple[str, ...] = ()
 
     def open(self, root: Path, split: str) -> RecordSource:
         """Returns the records of a split. Record i depends only on i, in any process.
@@ -65,8 +68,12 @@ class Dataset:
 
     def with_options(self, options: Mapping[str, str]) -> Dataset:
         """Returns the data set with options. Raises UserError for an unknown or invalid one."""
-        if options:
-            raise UserError(f"{self.title} has no options", hint="leave --option out")
+        for name in options:
+            if name not in self.options:
+                known = f"known are {', '.join(self.options)}" if self.options else ""
+                raise UserError(
+                    f"{self.title} has no option {name!r}", hint=known or "leave --option out"
+                )
         return self
 
 
@@ -76,27 +83,23 @@ class FrameDataset(Dataset, Generic[T]):
 
     layout: the expected files, for errors; "SPLIT" stands for the name of the split.
     list_frames: from root and split to the frames. read_frame: makes a record of one frame.
+    camera: of all images, stated by the option of this name.
     """
 
     layout: str
     list_frames: Callable[[Path, str], Iterable[T]]
     read_frame: Callable[[DatasetInfo, T], Record]
-    takes_camera: bool = False
     camera: CameraOption | None = None
 
     def with_options(self, options: Mapping[str, str]) -> Dataset:
         """Returns the data set with options. Raises UserError for an unknown or invalid one."""
-        if not self.takes_camera or not options:
-            return super().with_options(options)
-        for name in options:
-            if name != "camera":
-                raise UserError(f"{self.title} has no option {name!r}", hint="known is camera")
-        return replace(self, camera=parse_camera(options["camera"]))
+        super().with_options(options)
+        return replace(self, camera=parse_camera(options["camera"])) if options else self
 
     def open(self, root: Path, split: str) -> LazySource[T]:
         """Returns the records of a split, see `Dataset.open`."""
         # What a reader takes from folder names must not depend on how the root is spelled.
-        root = require_dir(root, self.title).resolve()
+        root = resolve(require_dir(root, self.title))
         title = f"{self.title}'s {split} split" if len(self.splits) > 1 else self.title
         layout = self.layout.replace("SPLIT", split)
         frames = require_nonempty(self.list_frames(root, split), root, title, layout)

@@ -82,5 +82,5 @@ DATASET = FrameDataset(
     layout="SCENE/seq-01/frame-NNNNNN.{color.png,depth.png,pose.txt}",
     list_frames=_list_frames,
     read_frame=_read_frame,
-    takes_camera=True,
+    options=("camera",),
 )

@@ -43,7 +43,7 @@ def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
 
 def _read_intrinsics(path: Path) -> np.ndarray:
     with wrap_parse_errors(path, "is not nine numbers", "unpack it again"):
-        matrix = np.array(read_text(path, "intrinsics").split(), np.float64).reshape(3, 3)
+        matrix = np.array(read_text(path).split(), np.float64).reshape(3, 3)
     matrix[:2, 2] -= 1
     return matrix
 

@@ -11,7 +11,6 @@ Source: StanfordVL/taskonomy, data/README.md and data/assets/splits_taskonomy.zi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +20,8 @@ import numpy as np
 from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import (
+    read_json,
     read_rgb,
-    read_text,
     read_uint16_depth,
     wrap_parse_errors,
 )
@@ -72,8 +71,9 @@ def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndar
     """Returns the intrinsics by the field of view in a point_info, None without that file."""
     if not path.is_file():
         return None
+    loaded = read_json(path)
     with wrap_parse_errors(path, "states no field_of_view_rads", _AGAIN):
-        angle = float(json.loads(read_text(path))["field_of_view_rads"])
+        angle = float(loaded["field_of_view_rads"])
     if not 0 < angle < math.pi:
         raise UserError(f"states a field of view of {angle:g}", where=path, hint=_AGAIN)
     focal, center = _SIDE / 2 / math.tan(angle / 2), (_SIDE - 1) / 2

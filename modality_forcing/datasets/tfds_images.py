@@ -26,7 +26,6 @@ from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 
 _TITLE = "a data set of tensorflow-datasets"
-_OPTIONS = ("image", "caption")
 _PREFERRED = ("caption", "text")
 
 
@@ -84,10 +83,7 @@ class TfdsDataset(Dataset):
 
     def with_options(self, options: Mapping[str, str]) -> Dataset:
         """Returns the data set with other features. Raises UserError for an unknown option."""
-        for name in options:
-            if name not in _OPTIONS:
-                hint = f"known are {', '.join(_OPTIONS)}"
-                raise UserError(f"{self.title} has no option {name!r}", hint=hint)
+        super().with_options(options)
         return replace(self, **options)
 
     def open(self, root: Path, split: str) -> Prepared:
@@ -187,5 +183,6 @@ DATASET = TfdsDataset(
     title=_TITLE,
     unit="relative",
     splits=("train", "validation", "test", "val"),
+    options=("image", "caption"),
     license="that of the data set",
 )

@@ -23,8 +23,8 @@ from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.camera_option import vga_intrinsics
 from modality_forcing.datasets.common.formats import (
+    read_lines,
     read_rgb,
-    read_text,
     read_uint16_depth,
     wrap_parse_errors,
 )
@@ -76,7 +76,7 @@ def _camera_of(folder: Path, time: float) -> str:
 
 def _read_times(path: Path) -> list[tuple[float, str]]:
     times = []
-    for number, line in enumerate(read_text(path, "a list of times").splitlines(), 1):
+    for number, line in enumerate(read_lines(path), 1):
         if line.strip() and not line.startswith("#"):
             what = f"line {number} is not a time and a path"
             with wrap_parse_errors(path, what, "unpack it again"):
@@ -101,5 +101,5 @@ DATASET = FrameDataset(
     layout="SEQUENCE/{rgb.txt, depth.txt, rgb/TIME.png, depth/TIME.png}, times at most 20 ms apart",
     list_frames=_list_frames,
     read_frame=_read_frame,
-    takes_camera=True,
+    options=("camera",),
 )

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.datasets.common.cameras import Camera, Model
-from modality_forcing.datasets.common.formats import read_text, wrap_read_errors
+from modality_forcing.datasets.common.formats import read_lines, wrap_read_errors
 from modality_forcing.datasets.common.poses import rotation_from_quaternion
 from modality_forcing.errors import UserError
 
@@ -167,15 +167,13 @@ def _image(name: str, camera: int, pose: list[float], seen: np.ndarray) -> Image
 
 
 def _lines(path: Path) -> list[str]:
-    return [
-        line for line in read_text(path).splitlines() if line.strip() and not line.startswith("#")
-    ]
+    return [line for line in read_lines(path) if line.strip() and not line.startswith("#")]
 
 
 def _text_images(path: Path) -> Iterator[Image]:
     with wrap_read_errors(path, "COLMAP's images"):
         # Only comments are skipped: the second line of an image without points is empty.
-        lines = [line for line in read_text(path).splitlines() if not line.startswith("#")]
+        lines = [line for line in read_lines(path) if not line.startswith("#")]
         while lines and not lines[-1].strip():
             lines.pop()
         if len(lines) % 2:

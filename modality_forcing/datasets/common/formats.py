@@ -7,7 +7,6 @@ file that is missing, damaged or of another format.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -15,10 +14,12 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from modality_forcing import paths, text_io
 from modality_forcing.data.files import (
     DECODE_ERRORS,
     MODES_16_BIT,
@@ -54,7 +55,7 @@ def wrap_parse_errors(path: Path, what: str, hint: str = UNPACK_AGAIN) -> Iterat
     """Turns any error of interpreting the content of a file into a UserError."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(what, where=path, hint=hint) from error
 
 
@@ -189,8 +190,8 @@ def read_raw_floats(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 def read_matrix(path: Path, size: int = 3) -> np.ndarray:
     """Returns the upper left f64 [size size] of a matrix written as text, one row per line."""
+    lines = read_lines(path)
     with wrap_read_errors(path, "a matrix"):
-        lines = path.read_text(encoding="utf-8").splitlines()
         matrix = np.array([line.split() for line in lines if line.strip()], np.float64)
     if matrix.ndim != 2 or min(matrix.shape) < size:
         what = f"holds numbers of shape {matrix.shape}, not a camera matrix"
@@ -207,16 +208,19 @@ def read_pose(path: Path) -> np.ndarray:
     return pose
 
 
-def read_text(path: Path, kind: str = "text") -> str:
+def read_text(path: Path) -> str:
     """Returns the content of a UTF-8 text file."""
-    with wrap_read_errors(path, kind):
-        return path.read_text(encoding="utf-8-sig")
+    return paths.read_text(path, UNPACK_AGAIN)
 
 
-def read_json(path: Path) -> object:
+def read_lines(path: Path) -> list[str]:
+    """Returns the lines of a UTF-8 text file."""
+    return text_io.split_lines(read_text(path))
+
+
+def read_json(path: Path) -> Any:
     """Returns the content of a JSON file."""
-    with wrap_parse_errors(path, "is not valid JSON"):
-        return json.loads(read_text(path, "JSON"))
+    return text_io.read_json(path, hint=UNPACK_AGAIN, finite=False)
 
 
 def check_same_size(

@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 
 from modality_forcing.errors import UserError
+from modality_forcing.paths import read_text
+from modality_forcing.text_io import split_lines
 
 _RANGE = re.compile(r"(\d+)-(\d+)")
 
@@ -29,7 +31,7 @@ def read_list(text: str) -> tuple[str, ...]:
     are skipped. Raises ValueError for any other line, since lists are part of the package.
     """
     names: list[str] = []
-    for line in text.splitlines():
+    for line in split_lines(text):
         if not line.strip() or line.startswith("#"):
             continue
         prefix, colon, items = line.partition(": ")
@@ -54,12 +56,8 @@ def read_name_list(path: Path) -> tuple[str, ...]:
 
     Raises UserError if the file cannot be read, has no names, or has a name twice.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not text in UTF-8"
-        hint = "give a text file with one frame name a line"
-        raise UserError(f"cannot be read ({reason})", where=path, hint=hint) from error
+    text = read_text(path, "give a text file with one frame name a line")
+    lines = [line.strip() for line in split_lines(text)]
     names = tuple(line for line in lines if line and not line.startswith("#"))
     if not names:
         raise UserError("names no frames", where=path, hint="write one frame name a line")

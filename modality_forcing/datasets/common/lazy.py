@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -12,12 +11,15 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from modality_forcing import paths
 from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record, Unit
 from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.camera_option import CameraOption
-from modality_forcing.datasets.common.formats import read_text
+from modality_forcing.datasets.common.formats import read_lines, read_text
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_file, require_file
+from modality_forcing.text_io import parse_csv
 
 T = TypeVar("T")
 
@@ -148,18 +150,14 @@ def parts_below(path: Path, folder: Path) -> tuple[str, ...]:
     return path.parts[len(folder.parts) :]
 
 
-def first_file(paths: Iterable[Path]) -> Path | None:
+def first_file(candidates: Iterable[Path]) -> Path | None:
     """Returns the first of the paths that is a file, or None."""
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in candidates if is_file(path)), None)
 
 
 def require_dir(root: Path | str, title: str) -> Path:
     """Returns the root of a data set as a path. Raises UserError if it is not a folder."""
-    root = Path(root)
-    if not root.is_dir():
-        hint = f"give the folder that {title} was unpacked into"
-        raise UserError("no such folder", where=root, hint=hint)
-    return root
+    return paths.require_dir(root, f"give the folder that {title} was unpacked into")
 
 
 def require_nonempty(items: Iterable[T], root: Path, title: str, layout: str) -> tuple[T, ...]:
@@ -180,7 +178,7 @@ def read_split_list(root: Path, candidates: Sequence[str], title: str, source: s
     if path is None:
         what = f"no {candidates[0]}, the list of this split of {title}"
         raise UserError(what, where=root, hint=f"put it there: {source}")
-    names = [line.strip() for line in read_text(path, "a list").splitlines() if line.strip()]
+    names = [line.strip() for line in read_lines(path) if line.strip()]
     if not names:
         raise UserError("names nothing", where=path, hint=f"download it again: {source}")
     return names
@@ -192,17 +190,19 @@ def read_csv(path: Path, columns: Sequence[str], source: str) -> list[dict[str, 
     source: where the file can be downloaded.
     Raises UserError if the file is missing or damaged or lacks one of `columns`.
     """
-    if not path.is_file():
-        raise UserError("no such file", where=path, hint=f"put it there: {source}")
+    require_file(path, f"put it there: {source}")
     again = f"download it again: {source}"
-    rows = list(csv.DictReader(read_text(path, "a table").splitlines()))
+    try:
+        rows = parse_csv(read_text(path))
+    except ValueError as error:
+        raise UserError(f"is not a table: {error}", where=path, hint=again) from error
     for column in columns:
-        if not rows or rows[0].get(column) is None:
+        if not rows or column not in rows[0][1]:
             raise UserError(f"has no column {column}, or no rows", where=path, hint=again)
-    for number, row in enumerate(rows, 2):
+    for number, row in rows:
         if any(row[column] is None for column in columns):
             raise UserError(f"line {number} is cut short", where=path, hint=again)
-    return rows
+    return [{name: cell or "" for name, cell in row.items()} for _, row in rows]
 
 
 def nearest_in_time(

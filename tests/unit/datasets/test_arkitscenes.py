@@ -114,6 +114,7 @@ def test_frame_without_a_camera_is_reported(tmp_path: Path):
     assert np.isnan(layouts.records(DATASET, tmp_path)[0].intrinsics).all()
     for invalid, message in (
         ("16 12 14", "is not width, height"),
+        ("inf 12 14 15 7 5", "is not width, height"),
         ("a b c d e f", "is not width"),
         ("0 0 1 1 0 0", "without pixels"),
     ):

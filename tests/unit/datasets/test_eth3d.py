@@ -96,7 +96,7 @@ def test_inconsistent_files_are_reported(tmp_path: Path):
     (tmp_path / "courtyard/ground_truth_depth/dslr_images/DSC_0001.JPG").write_bytes(b"abc")
     assert "DSC_0001.JPG: holds 3 bytes, not 9600" in layouts.refused(DATASET, tmp_path)
     cameras.unlink()
-    assert "cameras.txt: cannot be read as" in layouts.refused(DATASET, tmp_path)
+    assert "cameras.txt: no such file" in layouts.refused(DATASET, tmp_path)
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path):

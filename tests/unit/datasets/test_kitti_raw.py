@@ -203,7 +203,7 @@ def test_user_errors_are_one_line(tmp_path: Path):
             "its depth has no valid pixel",
         ),
         ("image_2/000003.png", b"\x89PNG", "cannot be read as an image"),
-        ("calib/000003.txt", b"\xff\xfe", "cannot be read as a calibration"),
+        ("calib/000003.txt", b"\xff\xfe", "is not text in UTF-8"),
         ("calib/000003.txt", b"P2: 1 2 3\n", "holds no P2 of 12 numbers"),
         ("calib/000003.txt", b"R0_rect: 1\n", "holds no P2 of 12 numbers"),
         ("calib/000003.txt", b"P2: nan 0 0 0 0 0 0 0 0 0 1 0\n", "holds no P2 of 12 numbers"),

@@ -74,7 +74,7 @@ def test_view_without_a_camera_is_reported(tmp_path: Path):
     split(tmp_path, "allensville,1,0,0")
     path = tmp_path / "point_info/allensville/point_3_view_1_domain_point_info.json"
     for content, message in (
-        ("{", "states no field"),
+        ("{", "is not valid JSON"),
         ("{}", "states no field"),
         ('{"field_of_view_rads": 4}', "a field of view of 4"),
     ):

@@ -97,7 +97,7 @@ def test_other_recordings_need_a_camera(tmp_path: Path):
     assert "6 x 4 pixels, but the camera option has its principal point" in layouts.refused(
         whole, tmp_path
     )
-    with pytest.raises(UserError, match="TUM RGB-D has no option 'fx'; known is camera"):
+    with pytest.raises(UserError, match="TUM RGB-D has no option 'fx'; known are camera"):
         DATASET.with_options({"fx": "1"})
 
 

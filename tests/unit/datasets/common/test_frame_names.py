@@ -87,7 +87,7 @@ def test_plain_list_is_read_line_by_line(tmp_path: Path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "cannot be read"),
+        (None, "no such file"),
         (b"\xff\xfe\x00", "not text in UTF-8"),
         (b"# none\n\n", "names no frames"),
         (b"a\nb\na\n", "'a' twice"),

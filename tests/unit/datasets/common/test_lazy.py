@@ -117,6 +117,7 @@ def test_tables_are_read(tmp_path: Path):
         ("id\n1\n", "no column x"),
         ("id,x\n", "no column id"),
         ("id,x\n1,2\n3\n", "line 3 is cut short"),
+        ("id,x,x\n1,2,3\n", "is not a table: column 'x' is there 2 times"),
     ):
         layouts.text(path, content)
         with pytest.raises(UserError, match=f"t.csv: .*{message}"):
