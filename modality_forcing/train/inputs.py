@@ -267,9 +267,6 @@ def _read_latents(
 
 def _check_records(config: Config, records: RecordSource) -> None:
     is_folder, has_depth = isinstance(records, ImageFolder), False
-    if isinstance(records, ImageFolder) and is_primary():
-        for note in records.notes():
-            print_stderr(note)
     for i in range(len(records) if is_folder else 1):
         record = records[i]
         has_depth |= bool(record.valid.any())
@@ -279,3 +276,6 @@ def _check_records(config: Config, records: RecordSource) -> None:
     if isinstance(records, ImageFolder) and needs_depth and not has_depth:
         hint = "put depth/NAME.png or .npy beside the images, or train without depth: :phase=t2i"
         raise UserError("no image here has depth", where=records.root, hint=hint)
+    if isinstance(records, ImageFolder) and is_primary():  # last, so that an error is one line
+        for note in records.notes():
+            print_stderr(note)
