@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +226,49 @@ def test_copies_and_their_name_are_the_same(tmp_path: Path):
     source = folder(tmp_path)
     assert copy.deepcopy(source) == source and repr(copy.deepcopy(source)) == repr(source)
     assert "_entries" not in repr(source) and "depth_scale=0.001" in repr(source)
+
+
+def test_names_captions_and_intrinsics_match_in_one_form(tmp_path: Path):
+    save_image(tmp_path / "images/cafe\u0301.png")
+    save_image(tmp_path / "images/dog.png")
+    (tmp_path / "captions.txt").write_text("caf\u00e9\ta cafe\ndog\tone\ndog.png\ttwo\n")
+    one = {"fx": 20, "fy": 20, "cx": 7.5, "cy": 5.5}
+    (tmp_path / "intrinsics.json").write_text(json.dumps({"caf\u00e9": one, "Dog": one}))
+    source = folder(tmp_path)
+    cafe, dog = source[0], source[1]
+    assert cafe.caption == "a cafe" and np.isfinite(cafe.intrinsics).all()
+    assert (dog.caption, dog.other_captions) == ("one", ("two",)) and np.isnan(dog.intrinsics).all()
+    (note,) = source.notes()
+    assert note.endswith("intrinsics.json: 1 of 2 name no image here (Dog)")
+    (tmp_path / "intrinsics.json").write_text(json.dumps({"Dog": one}))
+    wrong(tmp_path, "names no image here .first 'Dog'")
+
+
+def test_depth_that_cannot_be_used_is_an_error_of_its_image(tmp_path: Path):
+    for name in "abc":
+        save_image(tmp_path / f"images/{name}.png")
+    depth(tmp_path / "depth/a.png")
+    (tmp_path / "depth/b.exr").touch()
+    (tmp_path / "depth/c.png").symlink_to("nowhere")
+    source = folder(tmp_path)
+    assert source[0].valid.all()
+    for index, reason in [(1, r"b\.exr: depth in a \.exr file"), (2, r"c\.png: no such file")]:
+        with pytest.raises(UserError, match=reason):
+            source[index]
+
+
+def test_scale_of_floats_alone_is_refused(tmp_path: Path):
+    save_image(tmp_path / "images/a.png")
+    depth(tmp_path / "depth/a.npy", value=2)
+    wrong(tmp_path, "depth_scale is for 16-bit PNG and integers")
+    save_image(tmp_path / "images/b.png")
+    depth(tmp_path / "depth/b.png", value=2000)
+    source = folder(tmp_path)
+    np.testing.assert_allclose([source[0].depth, source[1].depth], 2)
+    assert "floats of .npy are depth already" in source.notes()[0]
+
+
+def test_name_that_is_not_utf8_is_escaped(tmp_path: Path):
+    save_image(tmp_path / os.fsdecode(b"caf\xe9.png"))
+    source = folder(tmp_path)
+    assert check(source[0]).id == "caf\\xe9" and "1 names are not UTF-8" in source.notes()[0]
