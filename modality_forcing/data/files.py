@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ DEPTH_SUFFIXES = (".png", ".npy")
 
 # Pillow before 11.3 may open a 16-bit gray PNG as "I".
 MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
-# What Pillow's decoders raise on damaged files, apart from OSError.
+# What decoders raise on damaged files, apart from OSError.
 DECODE_ERRORS = (
     SyntaxError,
     ValueError,
@@ -30,6 +31,8 @@ DECODE_ERRORS = (
     LookupError,
     OverflowError,
     MemoryError,
+    TypeError,  # this and TokenError: a damaged header of a .npy
+    tokenize.TokenError,
     struct.error,
     zlib.error,
 )

@@ -103,7 +103,7 @@ def decode(content: bytes, pixels: bool = True) -> Record:
             id=_text(features, "id"),
             other_captions=_other_captions(features),
         )
-    except (OSError, *DECODE_ERRORS, TypeError) as error:
+    except (OSError, *DECODE_ERRORS) as error:
         raise ValueError(f"not a prepared example ({error or type(error).__name__})") from error
 
 

@@ -254,7 +254,18 @@ def test_wrong_arrays(tmp_path: Path, stored: np.ndarray, reason: str):
     one_line(caught, tmp_path / "a.npy")
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\x93NUMPY", b"PK\x03\x04", b"\x80\x04K\x01."])
+def npy_header(text: str) -> bytes:
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, b"", b"\x93NUMPY", b"PK\x03\x04", b"\x80\x04K\x01."),
+        npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4,\n"),
+        npy_header("{b'descr': '<f4', 'fortran_order': False, 'shape': (4, 4)}\n"),
+    ],
+)
 def test_files_that_are_not_arrays(tmp_path: Path, content: bytes | None):
     path = tmp_path / "a.npy"
     if content is not None:
