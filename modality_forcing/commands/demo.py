@@ -17,6 +17,7 @@ from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
 from modality_forcing.progress import print_stderr
+from modality_forcing.text_io import read_json, read_object
 
 if TYPE_CHECKING:
     import numpy as np
@@ -115,11 +116,11 @@ class PhaseCache:
         self._path = path
         self._done: dict[str, Summary] = {}
         if path.exists():
-            try:
-                self._done = dict(json.loads(path.read_text()))
-            except (OSError, TypeError, ValueError) as error:
-                hint = "choose another --workdir"
-                raise UserError("is not a record of phases", where=path, hint=hint) from error
+            what, hint = "is not a record of phases", "choose another --workdir"
+            self._done = read_object(path, what=what, hint=hint, finite=False)
+            keys = {"seconds", "peak_rss_mb", "result"}
+            if not all(isinstance(e, dict) and keys <= e.keys() for e in self._done.values()):
+                raise UserError(what, where=path, hint=hint)
 
     def run(self, phase: str, work: Callable[[], Any]) -> Any:
         """Runs a phase unless it is done; returns its result, which must be JSON-able."""
@@ -201,7 +202,7 @@ _SHEETS = {
 
 
 def _sheets(workdir: Path) -> list[tuple[str, str, bytes]]:
-    captions = json.loads((workdir / "images" / "captions.json").read_text())
+    captions = read_json(workdir / "images" / "captions.json", hint="choose another --workdir")
     listed = "; ".join(f"{i}. {caption}" for i, caption in enumerate(captions, 1))
     sheets = []
     for name, (title, columns) in _SHEETS.items():

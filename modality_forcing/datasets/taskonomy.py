@@ -34,6 +34,7 @@ from modality_forcing.datasets.common.lazy import (
 )
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.text_io import parse_number
 
 _FOLDERS = ("{task}/{building}", "{task}/taskonomy/{building}", "{building}/{task}")
 _AGAIN = "unpack it again"
@@ -73,7 +74,7 @@ def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndar
         return None
     loaded = read_json(path)
     with wrap_parse_errors(path, "states no field_of_view_rads", _AGAIN):
-        angle = float(loaded["field_of_view_rads"])
+        angle = parse_number(loaded["field_of_view_rads"])
     if not 0 < angle < math.pi:
         raise UserError(f"states a field of view of {angle:g}", where=path, hint=_AGAIN)
     focal, center = _SIDE / 2 / math.tan(angle / 2), (_SIDE - 1) / 2

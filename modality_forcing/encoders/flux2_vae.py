@@ -27,6 +27,7 @@ from jaxtyping import Array, Float
 
 from modality_forcing.encoders.flux2_layers import Attention, Conv, Linear, Norm, Residual, Upsample
 from modality_forcing.errors import UserError
+from modality_forcing.text_io import shorten
 
 _CLASS = "AutoencoderKLFlux2"
 # Values of config.json that are fixed here.
@@ -93,19 +94,33 @@ class VAEConfig:
                 )
                 raise UserError(what)
         default = VAEConfig()
-        widths = tuple(config.get("block_out_channels", default.widths))
-        patch = set(config.get("patch_size", (default.patch,)))
+
+        def read(key: str, default: Any) -> Any:
+            """The value of a key: a positive number, or a list of them if the default is one."""
+            value = config.get(key, default)
+            numbers = value if isinstance(default, tuple) else [value]
+            kinds = int | float if isinstance(default, float) else int
+            if not isinstance(numbers, list | tuple) or not all(
+                isinstance(x, kinds) and not isinstance(x, bool) and x > 0 for x in numbers
+            ):
+                what = f"config.json has {key} {shorten(repr(value))}"
+                raise UserError(what, hint="download it again")
+            return tuple(numbers) if isinstance(default, tuple) else value
+
+        widths = read("block_out_channels", default.widths)
+        patch = set(read("patch_size", (default.patch,)))
         if len(patch) != 1:
             what = f"config.json has patch_size {config['patch_size']}"
             raise UserError(f"{what}; only square patches are known here")
+        decoder = config.get("decoder_block_out_channels")
         return VAEConfig(
             widths,
-            tuple(config.get("decoder_block_out_channels") or widths),
-            layers=config.get("layers_per_block", default.layers),
-            latent_channels=config.get("latent_channels", default.latent_channels),
+            read("decoder_block_out_channels", widths) if decoder else widths,
+            layers=read("layers_per_block", default.layers),
+            latent_channels=read("latent_channels", default.latent_channels),
             patch=patch.pop(),
-            groups=config.get("norm_num_groups", default.groups),
-            stats_eps=config.get("batch_norm_eps", default.stats_eps),
+            groups=read("norm_num_groups", default.groups),
+            stats_eps=read("batch_norm_eps", default.stats_eps),
         )
 
 

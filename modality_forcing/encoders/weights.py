@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from modality_forcing.errors import UserError
+from modality_forcing.text_io import read_object
 
 M = TypeVar("M", bound=nnx.Module)
 ShardingFn = Callable[[str, tuple[int, ...]], Sharding]  # of an array's dotted path and shape
@@ -255,13 +255,7 @@ def _open(path: Path) -> Any:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"is no JSON ({error})", where=path, hint="download it again") from error
-    if not isinstance(found, dict):
-        raise UserError("is no JSON object", where=path, hint="download it again")
-    return found
+    return read_object(path, hint="download it again", finite=False)
 
 
 def _sha256(path: Path) -> str:

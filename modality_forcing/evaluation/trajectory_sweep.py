@@ -19,6 +19,7 @@ from modality_forcing.evaluation.heldout import Evaluator, joint_set
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
+from modality_forcing.text_io import read_object
 from modality_forcing.train.state import params_hash
 from modality_forcing.viz import figures, images
 
@@ -174,7 +175,7 @@ def _write_row(stem: Path, fingerprint: str, row: Row, cells: np.ndarray) -> Non
 def _read_row(stem: Path, fingerprint: str) -> tuple[Row, np.ndarray] | None:
     """Returns a finished row, None if it is missing, damaged or of another estimator state."""
     try:
-        stored = json.loads(_with_suffix(stem, ".json").read_text())
+        stored = read_object(_with_suffix(stem, ".json"), hint="", finite=False)
         if stored["fingerprint"] != fingerprint:
             return None
         sheet = read_image(_with_suffix(stem, ".png"))

@@ -11,6 +11,7 @@ from typing import Any
 
 from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
+from modality_forcing.text_io import read_object
 from modality_forcing.tree import JsonObject
 
 # Of the manifest and of the examples. Format 2 renamed keys (licence, bad, and those of
@@ -111,15 +112,7 @@ def read(folder: Path, split: str) -> Manifest | None:
 
 def read_json(path: Path) -> JsonObject:
     """Returns the object in a file of prepare; raises UserError if there is none."""
-    hint = f"delete it and {_AGAIN}"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or "damaged"
-        raise UserError(f"cannot be read ({reason})", where=path, hint=hint) from error
-    if not isinstance(content, dict):
-        raise UserError("is damaged", where=path, hint=hint)
-    return content
+    return read_object(path, what="is damaged", hint=f"delete it and {_AGAIN}")
 
 
 def sha256(path: Path) -> str:

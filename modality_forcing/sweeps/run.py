@@ -31,6 +31,7 @@ from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
 from modality_forcing.sweeps.spec import Cell, Run
 from modality_forcing.sweeps.workdir import SweepDir, version
+from modality_forcing.text_io import read_json
 from modality_forcing.train import inputs
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
@@ -156,7 +157,10 @@ class _Worker:
     def _versions(self, run: Run) -> list[str]:
         """The versions of the code that trained a run, one for each start."""
         path = self.folder.run_dir(run) / "versions.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        versions = read_json(path, hint="delete it") if path.exists() else []
+        if not isinstance(versions, list) or not all(isinstance(v, str) for v in versions):
+            raise UserError("is not a list of versions", where=path, hint="delete it")
+        return versions
 
     def _in_memory(self, config: Config) -> RecordSource | None:
         """The records of procedural scenes, made once for all runs.

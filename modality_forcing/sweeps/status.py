@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+from modality_forcing import paths
 from modality_forcing.progress import format_duration, format_table
 from modality_forcing.sweeps.price import SCORE_COLUMNS, run_flops
 from modality_forcing.sweeps.spec import Cell, Run
@@ -72,7 +73,7 @@ def status(folder: SweepDir, cells: Sequence[Cell]) -> str:
 def _result(folder: SweepDir, cell: Cell, failed: bool) -> str:
     """The score of a finished cell, the error of a failed one."""
     if failed:
-        return folder.failure_log(cell).read_text().strip().splitlines()[-1]
+        return paths.read_text(folder.failure_log(cell)).strip().rpartition("\n")[2]
     row = folder.row(cell) or {}
     return next((f"{name} {row[name]:.4f}" for name in SCORE_COLUMNS if row.get(name)), "")
 

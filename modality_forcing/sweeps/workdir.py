@@ -37,6 +37,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
+from modality_forcing.text_io import read_object
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.tree import flatten
 
@@ -94,11 +95,8 @@ class SweepDir:
         path = self.path / kind / f"{cell.name}.json"
         if not path.exists():
             return None
-        try:
-            row = dict(json.loads(path.read_text()))
-        except (OSError, TypeError, ValueError) as error:
-            hint = "delete it to score the cell again"
-            raise UserError("is not a row", where=path, hint=hint) from error
+        hint = "delete it to score the cell again"
+        row = read_object(path, what="is not a row", hint=hint, finite=False)
         if row.get("digest") != cell.digest:
             hint = "choose another --workdir, or delete it"
             raise UserError("is a row of a cell with another config", where=path, hint=hint)

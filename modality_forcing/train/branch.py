@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from modality_forcing.config import Config, from_dict
@@ -10,7 +9,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint
 from modality_forcing.train.optim import branch_point
 from modality_forcing.train.state import TrainState
-from modality_forcing.train.workdir import SCHEDULE_KEYS, check_resumable
+from modality_forcing.train.workdir import SCHEDULE_KEYS, check_resumable, read_config
 
 
 def restore_branch_point(
@@ -28,7 +27,7 @@ def restore_branch_point(
         raise UserError("train.branch_from names no run", where=workdir, hint=hint)
     try:
         check_resumable(workdir, config, ignore=SCHEDULE_KEYS)
-        trunk = from_dict(json.loads((workdir / "config.json").read_text())).train
+        trunk = from_dict(read_config(workdir)).train
     except UserError as error:
         what = str(error).removeprefix(f"{workdir}: ").partition(";")[0]
         hint = "a branch has all of its trunk's config but its length"

@@ -10,6 +10,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 
 from modality_forcing import paths
+from modality_forcing.errors import UserError
+from modality_forcing.text_io import parse_number, parse_object, split_lines
 
 
 class MetricWriter:
@@ -43,14 +45,24 @@ class MetricWriter:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Returns the rows written so far, without a last line that a kill cut short."""
+    """Returns the rows written so far, without a last line that a kill cut short.
+
+    Raises UserError for any other line that is damaged: rows after it must not be lost.
+    """
     path = folder / "metrics.jsonl"
+    lines = split_lines(paths.read_text(path)) if paths.exists(path) else []
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for number, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            row = parse_object(line, finite=False)
+            for value in (row.get("step"), *row.values()):
+                parse_number(value)
+        except ValueError as error:
+            if number == len(lines):
+                break
+            what = f"is not a row of metrics ({error})"
+            raise UserError(what, where=f"{path}, line {number}", hint="remove the line") from error
+        rows.append(row)
     return rows
 
 

@@ -11,7 +11,8 @@ from modality_forcing import distributed, paths
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, write_file
-from modality_forcing.tree import flatten
+from modality_forcing.text_io import read_object
+from modality_forcing.tree import JsonObject, flatten
 
 # Prefixes of config keys that change how a run is logged, fed or laid out, but its numbers only by
 # rounding. A run may resume with other values, on other devices.
@@ -103,10 +104,7 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
             what = "holds checkpoints without a config.json"
             raise UserError(what, where=workdir, hint=_OTHER_WORKDIR)
         return False
-    try:
-        saved = dict(json.loads(path.read_text()))
-    except (OSError, TypeError, ValueError) as error:
-        raise UserError("is not the config of a run", where=path, hint=_OTHER_WORKDIR) from error
+    saved = read_config(workdir)
     ours, theirs = flatten(to_dict(config), "."), flatten(saved, ".")
     for key in sorted({*ours, *theirs}):
         new, old = (_resolve_key(key, values.get(key)) for values in (ours, theirs))
@@ -117,6 +115,12 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
             hint = _OTHER_WORKDIR + (moved if key in _PATH_KEYS else "")
             raise UserError(what, where=workdir, hint=hint)
     return True
+
+
+def read_config(workdir: Path) -> JsonObject:
+    """Returns the config of the run in a workdir as it is written; raises UserError if damaged."""
+    path, what = workdir / "config.json", "is not the config of a run"
+    return read_object(path, what=what, hint=_OTHER_WORKDIR, finite=False)
 
 
 def _check_version(saved: dict[str, object], path: Path) -> None:

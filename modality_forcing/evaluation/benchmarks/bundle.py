@@ -7,7 +7,6 @@ data: Ruicheng/monocular-geometry-evaluation.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,12 @@ from typing import Literal
 
 import numpy as np
 
-from modality_forcing.datasets.common.formats import check_same_size, read_rgb, wrap_read_errors
+from modality_forcing.datasets.common.formats import (
+    check_same_size,
+    read_json,
+    read_rgb,
+    wrap_read_errors,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
 from modality_forcing.storage.log_depth import read_log_depth
@@ -69,8 +73,7 @@ def find_bundle(benchmark: Benchmark, root: Path) -> Bundle | None:
 
 def _read_intrinsics(path: Path) -> np.ndarray:
     """Returns the normalized `intrinsics` f32 [3 3] of a meta.json."""
-    with wrap_read_errors(path, "JSON"):
-        meta = json.loads(path.read_text(encoding="utf-8"))
+    meta = read_json(path)
     try:
         matrix = np.array(meta["intrinsics"], np.float32)
     except (KeyError, TypeError, ValueError):

@@ -128,6 +128,9 @@ def test_weights_without_a_config_are_flux2():
         ({"patch_size": [1, 2]}, r"patch_size \[1, 2\]"),
         ({"norm_num_groups": 48}, "48 groups do not divide"),
         ({"decoder_block_out_channels": [64]}, "not as many"),
+        ({"block_out_channels": 64}, "config.json has block_out_channels 64; download it again"),
+        ({"layers_per_block": True}, "layers_per_block True"),
+        ({"batch_norm_eps": "small"}, "batch_norm_eps 'small'"),
     ],
 )
 def test_config_of_another_network_is_refused(changes, message):

@@ -206,7 +206,7 @@ def test_folders_without_a_checkpoint_are_one_line(tmp_path):
     with pytest.raises(UserError, match="lists no files"):
         open_checkpoint(folder)
     (folder / "model.safetensors.index.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is not a JSON object"):
         open_checkpoint(folder)
     (folder / "other.safetensors.index.json").write_text("{}")
     with pytest.raises(UserError, match="several indices"):

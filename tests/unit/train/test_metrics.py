@@ -70,3 +70,15 @@ def test_full_disk_is_one_line(tmp_path, monkeypatch):
 def test_param_summary_counts_parameters_and_arrays():
     weights = {"a": {"w": np.zeros((1000, 250)), "b": np.zeros(5000)}, "scale": np.zeros(())}
     assert param_summary(weights) == "0.26 M parameters in 3 arrays"
+
+
+@pytest.mark.parametrize(
+    "damaged", ['{"step": 2, "loss": }', "[1]", '{"loss": 1.0}', '{"step": 2, "loss": "low"}']
+)
+def test_rows_after_a_damaged_line_are_not_lost(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    text = f'{{"step": 1, "loss": NaN}}\n{damaged}\n{{"step": 3, "loss": 1}}\n'
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"metrics\.jsonl, line 2: is not a row of metrics"):
+        MetricWriter(tmp_path, 3)
+    assert path.read_text() == text

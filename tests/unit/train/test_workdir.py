@@ -82,3 +82,13 @@ def test_location_of_an_encoder_is_resolved_where_it_is_a_path(home):
     write_config(home / "run", replace(tiny.t2i(), text=text))
     linked = replace(text, encoder="umt5:./link")
     assert check_resumable(home / "run", replace(tiny.t2i(), text=linked))
+
+
+def test_config_of_a_workdir_may_have_a_byte_order_mark_but_no_key_twice(tmp_path):
+    path = tmp_path / "config.json"
+    write_config(tmp_path, tiny.t2i())
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert check_resumable(tmp_path, tiny.t2i())
+    path.write_text('{"seed": 1, ' + path.read_text(encoding="utf-8-sig").lstrip(" {\n"))
+    with pytest.raises(UserError, match=r"is not the config of a run .*'seed' is there 2 times"):
+        check_resumable(tmp_path, tiny.t2i())
