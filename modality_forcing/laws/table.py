@@ -19,6 +19,7 @@ from modality_forcing.laws.rows import Rows, choose, display, read
 from modality_forcing.text_io import read_object, shorten
 
 LOSS = "loss"  # the fitted error, of any kind
+_MAX_VALUE = 1e50  # the fifth power times a loss, which a coefficient may be, is still a float
 # Rows that differ in one of these are not comparable: other code, metrics or held-out samples.
 MUST_MATCH = ("version", "protocol", "seeds")
 
@@ -184,6 +185,7 @@ def _mapping(columns: str, form: Form) -> dict[str, str]:
 
 def _check(values: Array, name: str, rows: Rows, *, zero_allowed: bool) -> None:
     valid = np.isfinite(values) & ((values >= 0) if zero_allowed else (values > 0))
+    in_range = (values == 0) | (values >= 1 / _MAX_VALUE) & (values <= _MAX_VALUE)
     if not valid.all():
         row = int(np.argmin(valid))
         required = "finite and " + ("0 or more" if zero_allowed else "above 0")
@@ -191,3 +193,7 @@ def _check(values: Array, name: str, rows: Rows, *, zero_allowed: bool) -> None:
         raise UserError(
             f"{name} is {values[row]:g}, not {required}", where=rows.line(row), hint=hint
         )
+    if not in_range.all():
+        row = int(np.argmin(in_range))
+        what = f"{name} is {values[row]:g}, not between {1 / _MAX_VALUE:g} and {_MAX_VALUE:g}"
+        raise UserError(what, where=rows.line(row), hint="choose another unit")

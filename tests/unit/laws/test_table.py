@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modality_forcing.errors import UserError
 from modality_forcing.laws.forms import FORMS, parse
 from modality_forcing.laws.table import Table, load
+from tests import damage
 
 CHINCHILLA, TRANSFER = FORMS["chinchilla"], FORMS["transfer"]
 CSV = """Model Size,Training FLOP,loss,protocol,run
@@ -187,3 +190,27 @@ def test_rows_that_repeat_those_of_another_run_are_listed():
     x, loss = [1, 2, 1, 1, 2], [3, 4, 3, 5, 4]
     assert Table.of({"x": x}, loss).repeats == [(2, 0), (4, 1)]
     assert Table.of({"x": x}, loss, list("abacd")).repeats == [(4, 1)]
+
+
+@pytest.mark.parametrize("value", ["1e60", "1e-60"])
+def test_values_whose_powers_are_no_floats_are_refused(table, value):
+    table.write_text(CSV.replace("3.5", value))
+    with pytest.raises(UserError, match=r"line 3: loss = loss is 1e.60, not between 1e-50 and"):
+        load(table, COLUMNS, CHINCHILLA)
+
+
+@damage.examples(60)
+@given(st.data())
+def test_damaged_tables_are_read_or_refused_in_one_line(tmp_path, data):
+    lines = "".join(json.dumps({"x": i, "m": {"loss": 9 - i}}) + "\n" for i in (1, 2))
+    name, content = data.draw(
+        st.sampled_from([("a.csv", b"x,m.loss\n1,8\n2,7\n"), ("a.jsonl", lines.encode())])
+    )
+    path = tmp_path / name
+    path.write_bytes(data.draw(damage.of(content) | st.binary(max_size=40)))
+    try:
+        found = load(path, "x=x,loss=m.loss", FORMS["power"])
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert np.isfinite([found.loss, found.variables["x"]]).all() and (found.loss > 0).all()
