@@ -24,7 +24,13 @@ from modality_forcing.datasets.common.formats import (
     read_rgb,
     read_uint16_depth,
 )
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, rot90
+from modality_forcing.datasets.common.lazy import (
+    DatasetInfo,
+    glob_paths,
+    is_there,
+    make_record,
+    rot90,
+)
 from modality_forcing.datasets.registry import FrameDataset
 
 _SIZE = (704, 704)
@@ -47,7 +53,7 @@ PINHOLE = pinhole_like(CAMERA, size=_SIZE, focal=320.0)
 
 def _list_frames(root: Path, split: str) -> list[Path]:
     images = glob_paths(root, "*/rgb/vignette*.jpg", max_depth=1)
-    return [path for path in images if _depth_path(path).is_file()]
+    return [path for path in images if is_there(_depth_path(path))]
 
 
 def _depth_path(image: Path) -> Path:

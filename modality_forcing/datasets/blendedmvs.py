@@ -26,6 +26,7 @@ from modality_forcing.datasets.common.formats import (
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     glob_paths,
+    is_there,
     make_record,
     read_split_list,
 )
@@ -45,7 +46,7 @@ def _list_frames(root: Path, split: str) -> list[Path]:
         path
         for project in sorted(projects)
         for path in glob_paths(root / project, "blended_images/*.jpg")
-        if _depth_path(path).is_file()  # a _masked image has none
+        if is_there(_depth_path(path))  # a _masked image has none
     ]
 
 

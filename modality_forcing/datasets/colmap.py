@@ -18,7 +18,7 @@ from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.cameras import pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
 from modality_forcing.datasets.common.formats import read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
@@ -33,7 +33,7 @@ def _list_frames(root: Path, split: str) -> list[tuple[Model3D, Image]]:
     return [
         (model, image)
         for image in model.images
-        if (root / "images" / image.name).is_file() and len(image.points)
+        if is_there(root / "images" / image.name) and len(image.points)
     ]
 
 

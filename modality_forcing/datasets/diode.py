@@ -16,7 +16,7 @@ from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import check_same_size, read_array, read_rgb
 from modality_forcing.datasets.common.frame_names import official_names
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 _INTRINSICS = pinhole(886.81, 927.06, 512, 384)
@@ -28,7 +28,7 @@ def _list_frames(root: Path, split: str) -> list[Path]:
         path
         for place in ("indoors", "outdoor")
         for path in glob_paths(root / split, f"{place}/scene_*/scan_*/*.png")
-        if path.stem not in scored and _sibling(path, "depth").is_file()
+        if path.stem not in scored and is_there(_sibling(path, "depth"))
     ]
 
 

@@ -21,7 +21,7 @@ from modality_forcing.data.resize import downscale_image, format_size
 from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
 from modality_forcing.datasets.common.formats import read_raw_floats, read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
@@ -36,7 +36,7 @@ def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Camera]]:
         cameras = cameras_of_images(scene / "dslr_calibration_jpg")
         for path in glob_paths(scene, "images/dslr_images/*.JPG"):
             name = f"dslr_images/{path.name}"
-            if name in cameras and _depth_path(path).is_file():
+            if name in cameras and is_there(_depth_path(path)):
                 yield path, cameras[name]
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_base_255, read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 KEPT_FRACTION = 0.99  # of the valid pixels of an image, from the nearest on
@@ -25,7 +25,7 @@ KEPT_FRACTION = 0.99  # of the valid pixels of an image, from the nearest on
 
 def _list_frames(root: Path, split: str) -> list[Path]:
     images = glob_paths(root, "*/dataset/data/left/rgb/*.jpg")
-    return [path for path in images if _disparity_path(path).is_file()]
+    return [path for path in images if is_there(_disparity_path(path))]
 
 
 def _disparity_path(image: Path) -> Path:

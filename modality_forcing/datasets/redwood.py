@@ -25,7 +25,13 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
+from modality_forcing.datasets.common.lazy import (
+    DatasetInfo,
+    first_file,
+    glob_paths,
+    is_there,
+    make_record,
+)
 from modality_forcing.datasets.registry import FrameDataset
 
 _CAMERA_FILES = ("camera_primesense.json", "intrinsic.json", "camera_intrinsic.json")
@@ -36,7 +42,7 @@ def _list_frames(root: Path, split: str) -> list[Path]:
     return [
         path
         for path in (*glob_paths(root, "color/*"), *glob_paths(root, "*/color/*"))
-        if path.suffix in (".jpg", ".png") and _depth_path(path).is_file()
+        if path.suffix in (".jpg", ".png") and is_there(_depth_path(path))
     ]
 
 

@@ -25,6 +25,7 @@ from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     first_file,
     glob_paths,
+    is_there,
     make_record,
     read_split_list,
 )
@@ -41,7 +42,7 @@ def _list_frames(root: Path, split: str) -> list[Path]:
         scenes = {path.parents[1] for path in images}
         kept = {scene / name for scene in scenes for name in _sequences(scene, split)}
         images = [path for path in images if path.parent in kept]
-    return [path for path in images if _depth_path(path).is_file()]
+    return [path for path in images if is_there(_depth_path(path))]
 
 
 def _sequences(scene: Path, split: str) -> set[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left, bisect_right
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from glob import has_magic
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -18,7 +20,6 @@ from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.camera_option import CameraOption
 from modality_forcing.datasets.common.formats import read_lines, read_text
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_file, require_file
 from modality_forcing.text_io import parse_csv
 
 T = TypeVar("T")
@@ -107,52 +108,54 @@ def glob_paths(folder: Path, pattern: str, *, max_depth: int = 0) -> list[Path]:
     """Returns the sorted matches of a glob pattern, without hidden files (macOS writes "._" twins).
 
     `**` matches folders behind links too, each folder once. max_depth: the pattern is also looked
-    for in folders up to so many levels below, which come behind, level by level.
+    for in folders up to so many levels below, which come behind, level by level. Raises UserError
+    for a folder that cannot be listed, whose files would be missed otherwise.
     """
-    found: list[Path] = []
-    try:
-        for depth in range(max_depth + 1):
-            matches = sorted(_glob(folder, "*/" * depth + pattern))
-            found += [
-                path
-                for path in matches
-                if not any(part.startswith(".") for part in parts_below(path, folder))
-            ]
-    except OSError as error:
-        what = f"cannot be listed ({error.strerror})"
-        raise UserError(what, where=folder, hint="check its permissions") from error
+    if pattern.startswith("**/"):
+        below = pattern.removeprefix("**/")
+        return sorted(path for place in _folders_below(folder) for path in _match(place, below))
+    levels = ("*/" * depth + pattern for depth in range(max_depth + 1))
+    return [path for level in levels for path in sorted(_match(folder, level))]
+
+
+def _match(folder: Path, pattern: str) -> list[Path]:
+    found = [folder]
+    for part in pattern.split("/"):
+        if not has_magic(part):
+            found = [path for parent in found if paths.exists(path := parent / part)]
+            continue
+        found = [
+            path
+            for parent in found
+            if paths.is_dir(parent)
+            for path in paths.list_dir(parent)
+            if fnmatchcase(path.name, part) and not path.name.startswith(".")
+        ]
     return found
 
 
-def _glob(folder: Path, pattern: str) -> Iterator[Path]:
-    """Yields the matches of a pattern, which may start with `**`, see `glob_paths`."""
-    if not pattern.startswith("**/"):
-        yield from folder.glob(pattern)
-        return
-    seen: set[str] = set()
-    links = [folder]
-    while links:  # after all other folders, which keep their paths without a link
-        for path, names, _ in os.walk(links.pop(), onerror=_raise):
-            if (real := os.path.realpath(path)) in seen:
-                names.clear()
-                continue
-            seen.add(real)
-            yield from Path(path).glob(pattern.removeprefix("**/"))
-            links += [link for name in names if (link := Path(path, name)).is_symlink()]
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
-def parts_below(path: Path, folder: Path) -> tuple[str, ...]:
-    """Returns the parts of a path below one of its parent folders."""
-    return path.parts[len(folder.parts) :]
+def _folders_below(folder: Path) -> Iterator[Path]:
+    """Yields a folder and those below it; those behind links follow all others."""
+    seen: set[Path] = set()
+    places, links = deque([folder]), deque[Path]()
+    while places or links:
+        place = places.popleft() if places else links.popleft()
+        if not paths.is_dir(place) or (real := paths.resolve(place)) in seen:
+            continue
+        seen.add(real)
+        yield place
+        for path in _match(place, "*"):
+            (links if path.is_symlink() else places).append(path)
 
 
 def first_file(candidates: Iterable[Path]) -> Path | None:
-    """Returns the first of the paths that is a file, or None."""
-    return next((path for path in candidates if is_file(path)), None)
+    """Returns the first of the paths that `is_there`, or None."""
+    return next((path for path in candidates if is_there(path)), None)
+
+
+def is_there(path: Path) -> bool:
+    """Returns whether a path is a file, or a dangling link, which reading it then reports."""
+    return paths.is_file(path) or path.is_symlink()
 
 
 def require_dir(root: Path | str, title: str) -> Path:
@@ -190,7 +193,7 @@ def read_csv(path: Path, columns: Sequence[str], source: str) -> list[dict[str, 
     source: where the file can be downloaded.
     Raises UserError if the file is missing or damaged or lacks one of `columns`.
     """
-    require_file(path, f"put it there: {source}")
+    paths.require_file(path, f"put it there: {source}")
     again = f"download it again: {source}"
     try:
         rows = parse_csv(read_text(path))

@@ -92,6 +92,28 @@ def test_hidden_folder_above_the_root_hides_nothing(tmp_path: Path):
     assert len(lazy.glob_paths(tmp_path / ".cache/set", "*.png")) == 1
 
 
+def test_folder_that_cannot_be_listed_is_reported(tmp_path: Path, monkeypatch):
+    layouts.text(tmp_path / "a/x.png", "")
+    layouts.text(tmp_path / "b/x.png", "")
+    listed = Path.iterdir
+
+    def refuse(path: Path):
+        if path.name == "b":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    for pattern in ("*/*.png", "**/*.png"):
+        with pytest.raises(UserError, match="b: cannot be listed"):
+            lazy.glob_paths(tmp_path, pattern)
+
+
+def test_dangling_link_counts_as_a_file(tmp_path: Path):
+    (tmp_path / "link.png").symlink_to("gone.png")
+    assert lazy.is_there(tmp_path / "link.png") and not lazy.is_there(tmp_path / "gone.png")
+    assert lazy.first_file([tmp_path / "gone.png", tmp_path / "link.png"]) == tmp_path / "link.png"
+
+
 def test_name_lists_are_read(tmp_path: Path):
     layouts.text(tmp_path / "second.txt", "b\n\n a \n")
     assert lazy.read_split_list(tmp_path, ["first.txt", "second.txt"], "X", "from there") == [
