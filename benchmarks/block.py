@@ -154,9 +154,8 @@ def draw(case: Case) -> tuple[Arrays, Arrays]:
         return random.normal(size=shape).astype(np.float32)
 
     stack = nnx.to_pure_dict(nnx.state(Stack(c, c.num_layers, rngs=nnx.Rngs(0))))["layers"]
-    weights = {
-        name: np.asarray(w) + 0.1 * normal(*w.shape) for name, w in stack.items()
-    }  # none at its neutral value
+    # None at its neutral value.
+    weights = {name: np.asarray(w) + 0.1 * normal(*w.shape) for name, w in stack.items()}
     x, dy = (normal(case.batch, case.tokens, c.width) for _ in range(2))
     levels = 0.3 * normal(case.batch, len(case.lengths), 3 * c.width)
     angles = rotary_angles(text_positions(case.tokens), c.head_dim, c.rope_theta)

@@ -100,9 +100,8 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-        os.sched_setaffinity(
-            0, range(options.threads)
-        )  # XLA has one thread for each core that it may use
+        # XLA has one thread for each core that it may use.
+        os.sched_setaffinity(0, range(options.threads))
     torch.manual_seed(0)
     batch = options.batch or 1
     image, latent = make_images(batch)
@@ -145,9 +144,8 @@ def beside(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows = []
     for name, (ours, theirs) in cases.items():
         with torch.no_grad():
-            turns = [(seconds(ours), seconds(theirs)) for _ in range(options.turns + 1)][
-                1:
-            ]  # the first compiles, or warms
+            # The first compiles, or warms.
+            turns = [(seconds(ours), seconds(theirs)) for _ in range(options.turns + 1)][1:]
         mine, other = (median(turn[i] for turn in turns) for i in range(2))
         ratio = median(their / our for our, their in turns)
         print(f"| {name} | {1e3 * mine:.0f} | {1e3 * other:.0f} | {ratio:.2f} |", flush=True)

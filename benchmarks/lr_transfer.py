@@ -64,10 +64,8 @@ def main() -> int:
             c, head_dim=HEAD_DIM, heads=c.width // HEAD_DIM, kv_heads=c.width // HEAD_DIM // 2
         ),
     )
-    training, held = (
-        batches(config, options.steps),
-        batches(config, -(-options.examples // config.train.batch), "eval"),
-    )
+    training = batches(config, options.steps)
+    held = batches(config, -(-options.examples // config.train.batch), "eval")
     runs, verdicts = [], []
     print(f"| rates | width | {' | '.join(f'{rate:g}' for rate in options.rates)} | best |")
     print(f"|---|--:|{'--:|' * len(options.rates)}--:|", flush=True)

@@ -84,10 +84,8 @@ def write_log(log: Path, frames: int) -> None:
         Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(
             log / f"sensors/cameras/{CAMERA}/{at}.jpg", quality=92
         )
-        angles = (
-            rng.uniform(-np.pi, np.pi, POINTS),
-            rng.uniform(-0.4, 0.2, POINTS),
-        )  # around and up, as a scanner turns
+        # Around and up, as a scanner turns.
+        angles = (rng.uniform(-np.pi, np.pi, POINTS), rng.uniform(-0.4, 0.2, POINTS))
         away = rng.uniform(3, 60, POINTS)
         x, y, z = np.cos(angles[0]) * away, np.sin(angles[0]) * away, np.tan(angles[1]) * away
         feather(

@@ -96,9 +96,8 @@ def load(row: dict[str, str], encoders: str) -> Any:
             f"size={row['size']},encoders={encoders}"
         )
     changes = {key: row[key] for key in ("remat", "attention") if row[key]}
-    train = replace(
-        config.train, batch=int(row["batch"]), distill=False
-    )  # a teacher would need a checkpoint
+    # A teacher would need a checkpoint.
+    train = replace(config.train, batch=int(row["batch"]), distill=False)
     return replace(config, model=replace(config.model, **changes), train=train)
 
 
@@ -185,10 +184,8 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
 
 def in_a_process(row: dict[str, str]) -> dict[str, Any]:
     """Measures one row in a fresh process; if that crashes, its exit code is the row's `error`."""
-    environment = {
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95",
-        **os.environ,
-    }  # a GPU's default of 0.75 is for sharing it
+    # A GPU's default of 0.75 is for sharing it.
+    environment = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.95", **os.environ}
     command = [sys.executable, *sys.argv, f"--row={json.dumps(row)}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode == 0:

@@ -10,11 +10,8 @@ from PIL import Image
 
 from modality_forcing.storage.log_depth import write_log_depth
 
-NAMES = (
-    "x/a",
-    "x/b",
-    "c",
-)  # the index of Spring has no published length, so three frames are complete
+# The index of Spring has no published length, so three frames are complete.
+NAMES = ("x/a", "x/b", "c")
 
 
 def write_bundle(root: Path) -> Path:

@@ -163,9 +163,8 @@ def overlay(record: Record, over: bool) -> np.ndarray:
         :, None, None
     ] + block
     bottom, end = top + round(height * scale) - 1, left + round(width * scale) - 1
-    at = np.broadcast_arrays(
-        np.clip(down, top, bottom), np.clip(right, left, end)
-    )  # [points rows columns], in order
+    # [points rows columns], the nearest point last
+    at = np.broadcast_arrays(np.clip(down, top, bottom), np.clip(right, left, end))
     layer[at[0].ravel(), at[1].ravel()] = colors.repeat(extent * extent, axis=0)
     drawn[at[0], at[1]] = True
     if over and not lone:

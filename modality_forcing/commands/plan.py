@@ -93,11 +93,10 @@ def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from modality_forcing.planning.search import plan, search, with_batch
 
     config, target = config_file.load(options.config, dict(overrides)), _target(options)
-    found = (
-        plan(with_batch(config, target, options.batch), target)
-        if options.batch
-        else search(config, target, print_stderr)
-    )
+    if options.batch:
+        found = plan(with_batch(config, target, options.batch), target)
+    else:
+        found = search(config, target, print_stderr)
     print(json.dumps(report.to_json(found), indent=1) if options.json else report.to_text(found))
     if not found.fits and options.batch:
         print_stderr("searching for a layout that fits")

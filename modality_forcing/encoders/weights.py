@@ -221,10 +221,8 @@ def _some(names: list[str]) -> str:
 def _find_files(folder: Path) -> tuple[Path, ...]:
     indices = sorted(folder.glob("*.safetensors.index.json"))
     if len(indices) > 1:
-        what, hint = (
-            "holds several indices of safetensors files",
-            "name one file, or keep one index",
-        )
+        what = "holds several indices of safetensors files"
+        hint = "name one file, or keep one index"
         raise UserError(what, where=folder, hint=hint)
     if not indices:
         files = tuple(sorted(folder.glob("*.safetensors")))

@@ -284,9 +284,8 @@ def predict(
     outputs = [
         generator.run("i2d", [""] * size, **inputs, sample_index=k) for k in range(options.samples)
     ]
-    maps = np.stack([output.images["depth"] for output in outputs], axis=1)[
-        : len(frames)
-    ]  # [b e h w]
+    # [b e h w]
+    maps = np.stack([output.images["depth"] for output in outputs], axis=1)[: len(frames)]
     if options.samples > 1:
         merged = ensemble(maps, options.ensemble_mode)
         depth, uncertainty = merged.depth, merged.uncertainty

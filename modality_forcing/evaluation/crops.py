@@ -35,10 +35,8 @@ def kitti_eigen(height: int, width: int) -> np.ndarray:
     whole frame. Raises UserError if the frame is too small.
     """
     top, bottom, left, right = _KITTI_EIGEN
-    rows, columns = (
-        (int(top * height), int(bottom * height)),
-        (int(left * width), int(right * width)),
-    )
+    rows = (int(top * height), int(bottom * height))
+    columns = (int(left * width), int(right * width))
     mask = _box(height, width, *rows, *columns)
     if not mask.any():
         raise UserError(

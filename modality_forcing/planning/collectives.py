@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from modality_forcing.planning.roofline import Collective
 
-SMALL = 2**16  # bytes: norms, counters and metrics are welcome to travel as they like
+SMALL = 2**16  # bytes: norms, counters and metrics may be moved in any way
 
 
 def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
@@ -19,7 +19,7 @@ def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
     for c in found:
         what = f"{c.kind} of {c.dtype}{list(c.shape)} in {c.op_name or 'the step'}"
         if c.kind in ("all-to-all", "collective-permute"):
-            warnings.append(f"{what}: nothing moves from device to device in a sound step")
+            warnings.append(f"{what}: nothing moves from device to device in a correct step")
         elif c.bytes < SMALL:
             continue
         elif c.kind == "all-gather" and len(c.shape) > 1 and c.shape[0] == batch:

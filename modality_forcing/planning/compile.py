@@ -49,6 +49,10 @@ class Target:
         """How many machines they are in."""
         return len({d.process_index for d in self.devices}) or 1
 
+    def mfu(self, flops: int, seconds: float) -> float:
+        """Returns the share of all chips' peak that so many FLOPs in so many seconds take."""
+        return flops / (seconds * self.chips * self.chip.bf16_flops)
+
 
 def get_target(topology: str, slices: int = 1) -> Target:
     """Returns a compile target; raises UserError for an unknown topology, with the known ones."""
@@ -74,9 +78,7 @@ class Bytes:
 
 @dataclass(frozen=True)
 class Compiled:
-    """What the compiler said; `text` is empty where the program did not fit, and `bytes` then what
-    it would have taken.
-    """
+    """A compiled program. One that does not fit has no `text`; its `bytes` are what it needs."""
 
     bytes: Bytes
     fits: bool
@@ -87,11 +89,9 @@ class Compiled:
 def abstract_step(
     config: Config, devices: tuple[Any, ...]
 ) -> tuple[Any, tuple[TrainState, Any, Any], Mesh]:
-    """Returns the jitted step of a config for these devices, its sharded abstract arguments, and
-    the mesh.
+    """Returns the jitted step for these devices, its sharded abstract arguments, and the mesh.
 
-    Raises UserError where the config or its batch does not fit the devices, or their attention
-    kernel not the config.
+    Raises UserError if the config does not fit the devices or their attention kernel.
     """
     config = with_attention_kernel(config, devices[0].platform)
     mesh = sharding.make_mesh(config.mesh, devices)
@@ -111,22 +111,18 @@ def abstract_step(
     batch = abstract(batch, sharding.batch_shardings(batch, mesh))
     null = jax.tree.map(lambda s: np.zeros(s.shape[1:], s.dtype), abstract_text(config.text, 1))
     teacher = None
-    if config.train.distill:  # the text-to-image network: the lead alone
-        lead = next(iter(config.modalities))
-        alone = replace(config.modalities[lead], cond_prob=0.0)
-        theirs = replace(
-            config, modalities={lead: alone}, train=replace(config.train, distill=False)
-        )
-        frozen_graph, frozen = abstract_model(theirs, base.build(theirs))
+    if config.train.distill:  # the text-to-image network: the primary modality alone
+        primary = next(iter(config.modalities))
+        alone = {primary: replace(config.modalities[primary], cond_prob=0.0)}
+        t2i = replace(config, modalities=alone, train=replace(config.train, distill=False))
+        frozen_graph, frozen = abstract_model(t2i, base.build(t2i))
         teacher = frozen_graph, abstract(frozen, sharding.tree_shardings(frozen, rules, mesh))
     step = make_step(config, modalities, graph, null, teacher=teacher, mesh=mesh)
     return step.func, (state, batch, step.keywords["frozen"]), mesh
 
 
 def compile_step(config: Config, target: Target) -> Compiled:
-    """Compiles the step for a target; raises UserError where the config fits neither the mesh nor
-    the kernel.
-    """
+    """Compiles the step for a target; raises UserError as `abstract_step`."""
     function, (state, batch, frozen), _ = abstract_step(config, target.devices)
 
     def lower():
@@ -138,8 +134,9 @@ def compile_step(config: Config, target: Target) -> Compiled:
 def compile_lowered(
     lower: Callable[[], Any], target: Target, arguments: int, kept: int = 0
 ) -> Compiled:
-    """Compiles what `lower` returns for a target. arguments, kept: bytes of a device that go in,
-    and that stay in place.
+    """Compiles what `lower` returns for a target.
+
+    arguments, kept: bytes per device of all inputs, and of those that are updated in place.
     """
     started = time.monotonic()
     try:
@@ -171,14 +168,12 @@ def device_bytes(tree: Any) -> int:
 
 
 def _used(message: str) -> int | None:
-    """Returns the bytes that a program would have needed, from the compiler's refusal; None if it
-    refused something else.
-    """
-    number = r"([\d.]+)([KMGT]?)"
-    for said in (
-        rf"Used {number} of [\d.]+[KMGT]? hbm",
+    """Returns the bytes that a program needs, from an out-of-memory error; None for another."""
+    number, unit = r"([\d.]+)([KMGT]?)", r"[\d.]+[KMGT]?"
+    for pattern in (
+        rf"Used {number} of {unit} hbm",
         rf"temporaries \({number}\) exceeds available HBM",
     ):
-        if found := re.search(said, message):
+        if found := re.search(pattern, message):
             return int(float(found[1]) * UNITS[found[2]])
     return None

@@ -53,11 +53,7 @@ class EncodePlan:
     @property
     def mfu_bound(self) -> float | None:
         """The share of peak at the roofline."""
-        return (
-            self.flops / (self.bound.seconds * self.target.chips * self.target.chip.bf16_flops)
-            if self.bound
-            else None
-        )
+        return self.target.mfu(self.flops, self.bound.seconds) if self.bound else None
 
 
 def plan(
@@ -84,15 +80,15 @@ def plan(
         target,
         device_bytes((params, inputs)),
     )
+    is_text = part == "text"
+    flops = text_flops(XXL, batch, tokens) if is_text else image_flops(part, batch, resolution)
     return EncodePlan(
         part=part,
         target=target,
         batch=batch,
-        units=batch * tokens if part == "text" else batch,
+        units=batch * tokens if is_text else batch,
         params=sum(x.size for _, x in leaves),
-        flops=text_flops(XXL, batch, tokens)
-        if part == "text"
-        else image_flops(part, batch, resolution),
+        flops=flops,
         bytes=done.bytes,
         fits=done.fits,
         compile_seconds=done.seconds,

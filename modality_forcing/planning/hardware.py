@@ -37,9 +37,7 @@ class Chip:
     dcn_bandwidth: float
     device_kinds: tuple[str, ...]  # as jax.Device.device_kind says it
     devices: int = 1  # jax devices per chip: TPU7x shows its two cores
-    head_dim: int = (
-        128  # width of the matrix unit: attention heads narrower than that leave part of it idle
-    )
+    head_dim: int = 128  # width of the matrix unit; narrower attention heads leave a part idle
 
     @property
     def is_tpu(self) -> bool:
@@ -75,9 +73,8 @@ _TPUS = (
     #     name    TF/s  GiB usable  GB/s  ici  dcn
     _tpu("v4", 275, 32, 30.75, 1200, 300, 6.25, "v4"),  # dcn: recalled, not looked up
     _tpu("v5e", 197, 16, 15.75, 819, 200, 3.125, "v5 lite, v5e"),
-    _tpu(
-        "v5p", 459, 96, 95.73, 2765, 600, 6.25, "v5, v5p"
-    ),  # documented as 95 GiB; libtpu allows more than that
+    # Documented as 95 GiB; libtpu allows more than that.
+    _tpu("v5p", 459, 96, 95.73, 2765, 600, 6.25, "v5, v5p"),
     _tpu("v6e", 918, 32, 31.24, 1638, 400, 12.5, "v6 lite, v6e", head_dim=256),
 )
 _TPU7X = Chip(  # hbm_bandwidth and ici_bandwidth: recalled, not looked up
@@ -147,8 +144,7 @@ def parse(spec: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def topology(spec: str, slices: int = 1) -> list[Any]:
-    """Returns the jax devices of "v5p:4x4x4", or of several such slices, to compile for without
-    having them.
+    """Returns the jax devices of slices such as "v5p:4x4x4", which need not be attached.
 
     Sets environment variables that keep libtpu from looking for real TPUs, unless they are set. A
     libtpu newer than the one jax was made with may compile programs that jax cannot read back
@@ -200,8 +196,7 @@ _FUSED_GATHERS: Options = {
     "xla_tpu_overlap_compute_collective_tc": True,
     "xla_enable_async_all_gather": True,
 }
-# Collectives run on the SparseCores, beside the matmuls; a collective cannot be fused and handed
-# over.
+# Collectives run on the SparseCores, next to the matmuls. One that is fused cannot.
 _SPARSE_CORES: Options = {
     "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
     "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
@@ -229,8 +224,7 @@ MULTI_SLICE_FLAGS: Options = {
 def compiler_options(chip: Chip, slices: int = 1) -> dict[str, bool | int]:
     """Returns the options of `lowered.compile(compiler_options=...)` for a chip; none for a GPU.
 
-    Names and groups from MaxText's flag library; a test has the installed libtpu accept each of
-    them.
+    Names and groups are MaxText's; a test has the installed libtpu accept each of them.
     """
     if not chip.is_tpu:
         return {}
@@ -238,15 +232,11 @@ def compiler_options(chip: Chip, slices: int = 1) -> dict[str, bool | int]:
 
 
 def libtpu_init_args(chip: Chip, slices: int = 1) -> str:
-    """Returns the same options for the environment variable LIBTPU_INIT_ARGS of a run; "" for a
-    GPU.
-    """
+    """Returns the same options as the value of LIBTPU_INIT_ARGS; "" for a GPU."""
     written = {name: str(value).lower() for name, value in compiler_options(chip, slices).items()}
     return " ".join(f"--{name}={value}" for name, value in written.items())
 
 
 def plan_options(chip: Chip, slices: int = 1) -> dict[str, bool | int]:
-    """Returns the options for a program that is to be read: those of a run, but for what hides
-    collectives from the reader.
-    """
+    """Returns the options for a program to be analyzed: those that do not hide collectives."""
     return dict(_COMMON) if chip.is_tpu else {}

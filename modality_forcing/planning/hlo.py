@@ -15,15 +15,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
+# Instructions whose result is the number they are given.
 TRANSPARENT = {
-    "bitcast",
-    "copy",
-    "convert",
-    "reshape",
-    "copy-start",
-    "copy-done",
+    *("bitcast", "copy", "convert", "reshape", "copy-start", "copy-done"),
     "optimization-barrier",
-}  # keep a number
+}
 
 Number = tuple[int | None, int]  # an element of the loop's tuple, or none, plus a constant
 
@@ -35,9 +31,7 @@ _END = re.compile(r'^\}(, execution_thread="[^"]*")?\s*$')
 
 @dataclass(frozen=True)
 class Buffer:
-    """One array: dtype, shape, and its memory space, where 0 is the device's main memory and 1 a
-    TPU's VMEM.
-    """
+    """One array. Memory space 0 is the device's main memory, 1 a TPU's VMEM."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -51,18 +45,16 @@ class Buffer:
     @property
     def bytes(self) -> int:
         """Bytes, without the padding of tiles."""
-        bits = (
-            BITS.get(self.dtype)
-            if self.dtype in BITS
-            else int((re.search(r"\d+", self.dtype) or ["8"])[0])
-        )
-        return self.size * (bits or 0) // 8
+        digits = re.search(r"\d+", self.dtype)
+        bits = BITS.get(self.dtype, int(digits[0]) if digits else 8)
+        return self.size * bits // 8
 
 
 @dataclass(frozen=True)
 class Op:
-    """One instruction; `outputs` are the leaves of its shape, tuples flattened; `inside` is its
-    parentheses' text.
+    """One instruction.
+
+    outputs: the leaves of its shape, tuples flattened. inside: the text in its parentheses.
     """
 
     name: str
@@ -78,30 +70,25 @@ class Op:
 
     @cached_property
     def op_name(self) -> str:
-        """Where in the traced Python it comes from, as jax wrote it; empty where it was made by
-        the compiler.
-        """
+        """Its origin in the traced Python, as jax wrote it; empty for the compiler's own."""
         return self.attribute(r'op_name="([^"]*)"')
 
     @cached_property
     def target(self) -> str:
         """What a custom call calls; empty for other instructions."""
-        return (
-            self.attribute(r'custom_call_target="([^"]*)"') if self.opcode == "custom-call" else ""
-        )
+        if self.opcode != "custom-call":
+            return ""
+        return self.attribute(r'custom_call_target="([^"]*)"')
 
     @cached_property
     def called(self) -> tuple[str, ...]:
-        """Computations that this instruction runs once: of a fusion, a call, a conditional or an
-        asynchronous start.
-        """
+        """Computations that a fusion, call, conditional or asynchronous start runs once."""
         if self.opcode == "conditional":
             branches = self.attribute(r"branch_computations=\{([^}]*)\}")
             named = re.findall(r"(?:true|false)_computation=%([^\s,]+)", self.attributes)
             return tuple(re.findall(r"%([^\s,]+)", branches) or named)
-        started = (
-            self.opcode.endswith("-start") and "reduce" not in self.opcode
-        )  # their to_apply is the sum of two numbers
+        # A reduction's to_apply is the sum of two numbers.
+        started = self.opcode.endswith("-start") and "reduce" not in self.opcode
         if self.opcode in ("fusion", "call") or started:
             return tuple(re.findall(r"\b(?:calls|to_apply)=%([^\s,]+)", self.attributes)[:1])
         return ()
@@ -123,10 +110,8 @@ class Computation:
     @cached_property
     def parameters(self) -> list[Op]:
         """The parameters in the order of the operands that they stand for."""
-        return sorted(
-            (op for op in self.ops.values() if op.opcode == "parameter"),
-            key=lambda op: int(op.inside),
-        )
+        parameters = (op for op in self.ops.values() if op.opcode == "parameter")
+        return sorted(parameters, key=lambda op: int(op.inside))
 
     def inputs(self, op: Op) -> list[Buffer]:
         """Returns the buffers of an instruction's operands, tuples flattened."""
@@ -135,9 +120,7 @@ class Computation:
 
 @dataclass(frozen=True)
 class Visit:
-    """An instruction met on the way through a program: `count` times a step; `hidden` runs beside
-    the main thread.
-    """
+    """An instruction that runs `count` times a step; a `hidden` one overlaps the main thread."""
 
     computation: Computation
     op: Op
@@ -155,8 +138,7 @@ class Program:
     devices: int
 
     def walk(self, fusions: bool = False) -> Iterator[Visit]:
-        """Yields each instruction that runs, loops unrolled into counts; with `fusions` those
-        fused as well.
+        """Yields each instruction that runs, with `fusions` the fused ones as well.
 
         Every branch of a conditional is visited as if it ran. A loop without a known trip count is
         taken as run once: `unknown_loops` names them.
@@ -170,14 +152,11 @@ class Program:
             yield Visit(computation, op, count, hidden, fused)
             if op.opcode == "while":
                 body = self.computations[op.attribute(r"\bbody=%([^\s,]+)")]
-                yield from self._walk(
-                    body, count * (self.trips(computation, op) or 1), hidden, fused, fusions
-                )
+                times = count * (self.trips(computation, op) or 1)
+                yield from self._walk(body, times, hidden, fused, fusions)
             elif op.opcode != "fusion" or fusions:
-                aside, inner = (
-                    hidden or op.opcode.endswith("-start"),
-                    fused or op.opcode == "fusion",
-                )
+                aside = hidden or op.opcode.endswith("-start")
+                inner = fused or op.opcode == "fusion"
                 for name in op.called:
                     yield from self._walk(self.computations[name], count, aside, inner, fusions)
 
@@ -192,9 +171,8 @@ class Program:
         if known:
             return int(known)
         body = self.computations[loop.attribute(r"\bbody=%([^\s,]+)")]
-        direction, counter, limit = self._test(
-            self.computations[loop.attribute(r"\bcondition=%([^\s,]+)")]
-        )
+        condition = self.computations[loop.attribute(r"\bcondition=%([^\s,]+)")]
+        direction, counter, limit = self._test(condition)
         if counter is None or limit is None or counter[0] is None:
             return None
 
@@ -219,7 +197,7 @@ class Program:
         return max(0, math.ceil(((span if upwards else -span) + (direction[1] == "E")) / abs(step)))
 
     def _test(self, condition: Computation) -> tuple[str, Number | None, Number | None]:
-        """What a loop's condition compares: (direction, counter, limit)."""
+        """Returns what a loop's condition compares: (direction, counter, limit)."""
         inner, test, arguments = condition, condition.ops[condition.root], None
         if test.called:  # the comparison alone in a fusion
             arguments = [self._value(condition, name, None) for name in test.operands]
@@ -240,8 +218,9 @@ class Program:
         arguments: list[Number | None] | None,
         index: int | None = None,
     ) -> Number | None:
-        """An integer, None if not known; `index` picks from a tuple, `arguments` are those of a
-        fusion.
+        """Returns an integer, None if it is not known.
+
+        index: of an element, for a tuple. arguments: those of the fusion that is read.
         """
         op = computation.ops.get(name)
         if op is None:
@@ -279,20 +258,15 @@ def buffers(shape: str) -> tuple[Buffer, ...]:
     found = []
     for dtype, dims, layout in _LEAF.findall(shape):
         space = re.search(r"S\((\d+)\)", layout)
-        found.append(
-            Buffer(
-                dtype,
-                tuple(int(d.lstrip("<=")) for d in dims.split(",") if d),
-                int(space[1]) if space else 0,
-            )
-        )
+        sizes = tuple(int(d.lstrip("<=")) for d in dims.split(",") if d)
+        found.append(Buffer(dtype, sizes, int(space[1]) if space else 0))
     return tuple(found)
 
 
 def parse(text: str) -> Program:
     """Returns the program that a text prints; raises ValueError where there is none."""
     computations: dict[str, Computation] = {}
-    entry, name, root = "", "", ""
+    entry, name = "", ""
     lines: list[str] = []
     for line in text.splitlines():
         head = _COMPUTATION.match(line) if not name else None
@@ -300,14 +274,9 @@ def parse(text: str) -> Program:
             name, entry = head[2], head[2] if head[1] else entry
         elif name and _END.match(line):
             ops = [_op(line) for line in lines]
-            root = next(
-                (
-                    op.name
-                    for op, printed in zip(ops, lines, strict=True)
-                    if printed.lstrip().startswith("ROOT ")
-                ),
-                ops[-1].name,
-            )
+            printed = zip(ops, lines, strict=True)
+            roots = [op.name for op, text in printed if text.lstrip().startswith("ROOT ")]
+            root = roots[0] if roots else ops[-1].name
             computations[name] = Computation(name, {op.name: op for op in ops}, root)
             name, lines = "", []
         elif name and _HEAD.match(line):
@@ -328,14 +297,12 @@ def _op(line: str) -> Op:
     end = _close(line, start) if line[start] == "(" else line.index(" ", start)
     opening = line.index("(", end)
     closing = _close(line, opening)
-    opcode = line[end:opening].strip()
-    return Op(
-        head[2], opcode, buffers(line[start:end]), line[opening + 1 : closing - 1], line[closing:]
-    )
+    opcode, inside = line[end:opening].strip(), line[opening + 1 : closing - 1]
+    return Op(head[2], opcode, buffers(line[start:end]), inside, line[closing:])
 
 
 def _close(line: str, start: int) -> int:
-    """The index after the parenthesis that closes the one at `start`."""
+    """Returns the index after the parenthesis that closes the one at `start`."""
     depth = 0
     for found in re.compile(r"[()]").finditer(line, start):
         depth += 1 if found[0] == "(" else -1

@@ -17,43 +17,22 @@ from collections.abc import Callable, Mapping
 from modality_forcing.planning.hlo import Buffer, Computation, Op, Program
 
 KINDS = (
-    "all-gather",
-    "reduce-scatter",
-    "all-reduce",
-    "all-to-all",
-    "collective-permute",
-    "send",
-    "recv",
+    *("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute"),
+    *("send", "recv"),
 )
 COLLECTIVE = {name: kind for kind in KINDS for name in (kind, f"{kind}-start")} | {
     "ragged-all-to-all": "all-to-all"
 }
 FREE = {
-    *(
-        "parameter",
-        "constant",
-        "tuple",
-        "get-tuple-element",
-        "bitcast",
-        "while",
-        "conditional",
-        "call",
-        "after-all",
-    ),
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+    *("while", "conditional", "call", "after-all"),
     *("partition-id", "replica-id", "optimization-barrier", "add-dependency", "domain"),
 }
-BOOKKEEPING = (
-    "AllocateBuffer",
-    "ConcatBitcast",
-    "AsyncCollective",
-    "PrepareAsync",
-    "Sharding",
-)  # custom calls
+# Custom calls that are annotations.
+BOOKKEEPING = ("AllocateBuffer", "ConcatBitcast", "AsyncCollective", "PrepareAsync", "Sharding")
 SLICES = {"dynamic-slice", "slice", "gather"}
-UPDATES = {
-    "dynamic-update-slice": 1,
-    "scatter": 2,
-}  # change a part of operand 0; which operand is the new part
+# Instructions that change a part of operand 0, and which operand is the new part.
+UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 VIEWS = {"bitcast", "reshape", "get-tuple-element"}
 
 KernelFlops = Mapping[str, float] | Callable[[str, list[Buffer], tuple[Buffer, ...]], float]
@@ -75,17 +54,15 @@ def kernel_name(op: Op) -> str:
 
 
 def splash_flops(name: str, inputs: list[Buffer], outputs: tuple[Buffer, ...]) -> float:
-    """FLOPs of jax's splash attention with every block computed: 2 products forward; backward 3
-    for dq, 4 for dk and dv.
+    """Returns the FLOPs of a splash attention kernel of jax that computes every block.
 
-    A fused backward kernel, known by its dq of one rank more than q, does both in 5. Other kernels
-    count 0.
+    Forward has 2 products; backward 3 for dq, 4 for dk and dv. A fused backward kernel,
+    known by its dq of one rank more than q, does both in 5. Other kernels count 0.
     """
     if not name.startswith("splash"):
         return 0.0
-    q, k = [b for b in inputs if b.dtype in ("bf16", "f32") and len(b.shape) >= 3][
-        :2
-    ]  # [.. h n k], [.. g s k]
+    # q [.. h n k], k [.. g s k]
+    q, k = [b for b in inputs if b.dtype in ("bf16", "f32") and len(b.shape) >= 3][:2]
     if "dkv" in name:
         products = 5 if any(len(b.shape) > len(q.shape) for b in outputs) else 4
     else:
@@ -106,16 +83,13 @@ def flops(program: Program, computation: Computation, op: Op, kernel_flops: Kern
     if op.opcode == "dot":
         left = computation.inputs(op)[0]
         dims = op.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")
-        return (
-            2.0 * op.outputs[0].size * math.prod(left.shape[int(d)] for d in dims.split(",") if d)
-        )
+        summed = math.prod(left.shape[int(d)] for d in dims.split(",") if d)
+        return 2.0 * op.outputs[0].size * summed
     return _convolution(op, *computation.inputs(op)[:2]) if op.opcode == "convolution" else 0.0
 
 
 def _convolution(op: Op, image: Buffer, kernel: Buffer) -> float:
-    """Counts products whose window position is neither in the padding nor in a hole of a dilated
-    image.
-    """
+    """FLOPs of products whose window position is neither in padding nor in a dilation's hole."""
     image_dims, kernel_dims, output_dims = re.split("_|->", op.attribute(r"dim_labels=(\S+?->\w+)"))
     window = dict(re.findall(r"(\w+)=(\S+)", op.attribute(r"window=\{([^}]*)\}")))
 
@@ -124,17 +98,14 @@ def _convolution(op: Op, image: Buffer, kernel: Buffer) -> float:
 
     positions = 1
     for i in range(sum(c.isdigit() for c in image_dims)):
-        size, outputs = (
-            image.shape[image_dims.index(str(i))],
-            op.outputs[0].shape[output_dims.index(str(i))],
-        )
-        stride, hole, step = (
-            int(field(key, i, 1)) for key in ("stride", "lhs_dilate", "rhs_dilate")
-        )
+        size = image.shape[image_dims.index(str(i))]
+        outputs = op.outputs[0].shape[output_dims.index(str(i))]
+        keys = ("stride", "lhs_dilate", "rhs_dilate")
+        stride, hole, step = (int(field(key, i, 1)) for key in keys)
         low = int(field("pad", i, "0_0").split("_")[0])
         taps = range(0, kernel.shape[kernel_dims.index(str(i))] * step, step)
-        places = (o * stride + tap - low for o in range(outputs) for tap in taps)
-        positions *= sum(0 <= p <= (size - 1) * hole and p % hole == 0 for p in places)
+        inputs = (o * stride + tap - low for o in range(outputs) for tap in taps)
+        positions *= sum(0 <= p <= (size - 1) * hole and p % hole == 0 for p in inputs)
     groups = int(op.attribute(r"batch_group_count=(\d+)") or 1)
     batch, features = image.shape[image_dims.index("b")], kernel.shape[kernel_dims.index("i")]
     return 2.0 * positions * batch / groups * features * kernel.shape[kernel_dims.index("o")]
@@ -146,18 +117,18 @@ def traffic(program: Program, computation: Computation, op: Op) -> list[tuple[fl
     kind = op.opcode.removesuffix("-start")
     if op.opcode == "copy-start":
         return [(b.bytes, b.space) for b in op.outputs[:2]]  # where to, where from
-    results = (
-        op.outputs[sum(map(len, operands)) :][:1] if op.opcode.endswith("-start") else op.outputs
-    )
+    results = op.outputs
+    if op.opcode.endswith("-start"):  # its outputs begin with its operands
+        results = op.outputs[sum(map(len, operands)) :][:1]
     if kind in SLICES:
         return [(results[0].bytes, b.space) for b in (operands[0][0], results[0])]
     if kind in UPDATES:  # a scatter adds to what it finds there
         update = operands[UPDATES[kind]][0]
-        return [
-            (update.bytes, b.space) for b in (update, results[0], *results[: kind == "scatter"])
-        ]
+        touched = (update, results[0], *results[: kind == "scatter"])
+        return [(update.bytes, b.space) for b in touched]
     if op.opcode != "fusion":
-        return [(b.bytes, b.space) for b in (*(b for leaves in operands for b in leaves), *results)]
+        read = [b for leaves in operands for b in leaves]
+        return [(b.bytes, b.space) for b in (*read, *results)]
     inner = program.computations[op.called[0]]
     written = {name: _written(inner, name) for name in _outputs(inner)}
     read = zip(_read(program, inner, written), operands, strict=True)
@@ -193,17 +164,13 @@ def _written(computation: Computation, output: str) -> float:
     if op.opcode == "parameter" or origin.opcode in COLLECTIVE or is_bookkeeping(origin):
         return 0.0
     if op.opcode in UPDATES and _source(computation, op.operands[0]).opcode == "parameter":
-        return min(
-            1.0,
-            computation.ops[op.operands[UPDATES[op.opcode]]].outputs[0].size / op.outputs[0].size,
-        )
+        update = computation.ops[op.operands[UPDATES[op.opcode]]].outputs[0]
+        return min(1.0, update.size / op.outputs[0].size)
     return 1.0
 
 
 def _read(program: Program, computation: Computation, written: Mapping[str, float]) -> list[float]:
-    """The share of each parameter that a fusion reads: what its outputs need, from the root back
-    to the parameters.
-    """
+    """The share of each parameter that a fusion reads to make its outputs."""
     need: defaultdict[str, float] = defaultdict(float, written)
     updated = {_source(computation, name).name for name, share in written.items() if share < 1.0}
     for op in reversed(computation.ops.values()):
@@ -221,9 +188,8 @@ def _read(program: Program, computation: Computation, written: Mapping[str, floa
             parts = [0.0 if untouched else share] + [1.0] * (len(op.operands) - 1)
         for i, (name, part) in enumerate(zip(op.operands, parts, strict=True)):
             if op.opcode in SLICES and i == 0:  # different slices of one stack add up
-                need[name] += (
-                    part * op.outputs[0].size / max(computation.ops[name].outputs[0].size, 1)
-                )
+                stack = computation.ops[name].outputs[0]
+                need[name] += part * op.outputs[0].size / max(stack.size, 1)
             else:
                 need[name] = max(need[name], part)
     return [min(1.0, need[p.name]) for p in computation.parameters]

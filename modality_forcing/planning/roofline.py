@@ -35,8 +35,7 @@ from modality_forcing.planning.hlo_cost import (
 
 @dataclass(frozen=True)
 class Collective:
-    """One buffer that a step moves between devices; a combined collective over several buffers
-    gives one each.
+    """One buffer that a step moves between devices. A combined collective counts once per buffer.
 
     `bytes` and `shape` are per device, of the larger side: what is gathered, what is reduced.
     `count` is executions per step. `group_size` is how many devices take part together; of a
@@ -58,9 +57,7 @@ class Collective:
 
     @property
     def wire_bytes(self) -> float:
-        """Bytes that a device must receive in one execution at least (send: must send; its recv is
-        the other end's).
-        """
+        """Bytes that a device must at least receive in one execution, or send for a `send`."""
         share = (self.group_size - 1) / max(self.group_size, 1)
         factor = {"all-reduce": 2 * share, "collective-permute": 1.0, "send": 1.0, "recv": 0.0}
         return self.bytes * factor.get(self.kind, share)
@@ -68,12 +65,11 @@ class Collective:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one instruction costs: per execution flops, bytes of main memory and seconds; `count`
-    executions a step.
+    """The cost of one instruction: FLOPs, bytes of main memory and seconds of each execution.
 
-    `cycles` is the compiler's own estimate of one execution, where it wrote one: well above
-    `seconds` means a product that fills the matrix unit badly or work that this bound does not
-    see.
+    count: executions a step. cycles: the compiler's own estimate of one execution, 0 without one.
+    If it is well above `seconds`, a product fills the matrix unit badly, or there is work that this
+    bound does not see.
     """
 
     name: str
@@ -93,8 +89,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Roofline:
-    """A lower bound of a step's time on one device, and what it is made of; all totals are of one
-    step of one device.
+    """A lower bound of a step's time and its parts, all of one step of one device.
 
     `seconds` is the largest of four lanes that could overlap perfectly: instructions one after
     another, all bytes of main memory, collectives within and across slices. `touched_bytes` counts
@@ -127,9 +122,7 @@ def collectives(text: str) -> list[Collective]:
 
 
 def summarize(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    """Returns {"kind dtype": {"distinct", "executions", "bytes"}}: collectives in the program,
-    runs and bytes a step.
-    """
+    """Returns {"kind dtype": {"distinct", "executions", "bytes"}}, the last two per step."""
     table: dict[str, dict[str, int]] = {}
     for c in sorted(found, key=lambda c: (c.kind, c.dtype)):
         row = table.setdefault(f"{c.kind} {c.dtype}", {"distinct": 0, "executions": 0, "bytes": 0})
@@ -141,9 +134,8 @@ def summarize(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
 
 def kernels(text: str) -> dict[str, int]:
     """Returns how often each Pallas kernel stands in the program's text, by the kernel's name."""
-    ops = (
-        op for computation in parse(text).computations.values() for op in computation.ops.values()
-    )
+    computations = parse(text).computations.values()
+    ops = [op for computation in computations for op in computation.ops.values()]
     return dict(Counter(kernel_name(op) for op in ops if op.target == "tpu_custom_call"))
 
 
@@ -152,12 +144,14 @@ def roofline(
     peak_flops: float,
     hbm_bandwidth: float,
     ici_bandwidth: float,
+    *,
     dcn_bandwidth: float = math.inf,
     kernel_flops: KernelFlops = splash_flops,
     top_ops: int = 15,
 ) -> Roofline:
-    """Returns the bound of a compiled step: flops in 1/s, bandwidths in bytes/s per device, ICI's
-    all links received at once.
+    """Returns the bound of a compiled step for a device's peak FLOP/s and bandwidths in bytes/s.
+
+    ici_bandwidth is that of all links together, in one direction.
 
     An instruction takes the longer of its FLOPs at peak and its bytes of main memory at full
     bandwidth. FLOPs are those of matrix products (convolutions by their valid positions, as XLA
@@ -169,18 +163,13 @@ def roofline(
     moved = _collectives(program)
     costs, touched = [], 0.0
     for v in program.walk():
-        if (
-            is_free(v.op)
-            or v.op.opcode in COLLECTIVE
-            or (v.op.opcode.endswith("-start") and v.op.called)
-        ):
+        starts_others = v.op.opcode.endswith("-start") and v.op.called
+        if is_free(v.op) or v.op.opcode in COLLECTIVE or starts_others:
             continue
         buffers = traffic(program, v.computation, v.op)
         touched += v.count * sum(size for size, _ in buffers)
-        bytes_, work = (
-            sum(size for size, space in buffers if space == 0),
-            flops(program, v.computation, v.op, kernel_flops),
-        )
+        bytes_ = sum(size for size, space in buffers if space == 0)
+        work = flops(program, v.computation, v.op, kernel_flops)
         lane = "hbm" if v.hidden or v.op.opcode.endswith("-start") else "serial"
         cycles = int(v.op.attribute(r'"estimated_cycles":"?(\d+)') or 0)
         seconds = max(work / peak_flops, bytes_ / hbm_bandwidth)
@@ -188,18 +177,8 @@ def roofline(
     wires = {False: ici_bandwidth, True: dcn_bandwidth}
     for c in moved:
         lane, seconds = ("dcn" if c.across_slices else "ici"), c.wire_bytes / wires[c.across_slices]
-        costs.append(
-            Cost(
-                f"{c.kind} {c.dtype}{list(c.shape)}",
-                lane,
-                c.op_name,
-                0.0,
-                c.hbm_bytes,
-                seconds,
-                c.count,
-                0,
-            )
-        )
+        name = f"{c.kind} {c.dtype}{list(c.shape)}"
+        costs.append(Cost(name, lane, c.op_name, 0.0, c.hbm_bytes, seconds, c.count, 0))
 
     def total(lane):
         return sum(c.total_seconds for c in costs if c.lane == lane)
@@ -208,13 +187,12 @@ def roofline(
         return sum(c.wire_bytes * c.count for c in moved if c.across_slices is far)
 
     hbm_bytes = sum(c.hbm_bytes * c.count for c in costs)
+    waits = (c.wire_bytes * c.count / wires[c.across_slices] for c in moved if not c.asynchronous)
     lanes = (total("serial"), hbm_bytes / hbm_bandwidth, total("ici"), total("dcn"))
     return Roofline(
         max(lanes),
         *lanes,
-        exposed_seconds=sum(
-            c.wire_bytes * c.count / wires[c.across_slices] for c in moved if not c.asynchronous
-        ),
+        exposed_seconds=sum(waits),
         flops=sum(c.flops * c.count for c in costs),
         hbm_bytes=hbm_bytes,
         touched_bytes=touched,
@@ -235,7 +213,7 @@ def roofline_on(chip: Chip, text: str) -> Roofline | None:
         rate(chip.bf16_flops),
         rate(chip.hbm_bandwidth),
         rate(chip.ici_bandwidth),
-        rate(chip.dcn_bandwidth),
+        dcn_bandwidth=rate(chip.dcn_bandwidth),
     )
 
 
@@ -260,12 +238,8 @@ def _collectives(program: Program) -> list[Collective]:
         inputs = [b for b in v.computation.inputs(v.op) if b.dtype != "token"]
         n, size = len(inputs), _group_size(v.op, program.devices)
         outputs = v.op.outputs[n : 2 * n] if async_op and kind != "all-reduce" else v.op.outputs[:n]
-        pairs = (
-            list(zip(inputs, outputs or inputs, strict=False))
-            if inputs
-            else [(b, b) for b in v.op.outputs[:1]]
-        )
-        for source, result in pairs:
+        pairs = zip(inputs, outputs or inputs, strict=False)
+        for source, result in pairs if inputs else [(b, b) for b in v.op.outputs[:1]]:
             large = max(source, result, key=lambda b: b.bytes)
             ends = [source] if kind in ("send", "recv") else [source, *_landing(v, result, size)]
             found.append(
@@ -287,20 +261,20 @@ def _collectives(program: Program) -> list[Collective]:
 
 
 def _landing(visit: Visit, result: Buffer, size: int) -> list[Buffer]:
-    """Where a result ends up: inside a fusion, the output that holds it, or its shard of an
-    all-reduce.
+    """Returns the buffer that a result ends in.
+
+    Inside a fusion this is the output of its size or, for an all-reduce, of its shard's.
     """
     if not visit.fused:
         return [result]
-    leaves = [
-        b for b in visit.computation.ops[visit.computation.root].outputs if b.dtype == result.dtype
-    ]
+    outputs = visit.computation.ops[visit.computation.root].outputs
+    leaves = [b for b in outputs if b.dtype == result.dtype]
     shard = result.size // size if visit.op.opcode == "all-reduce" else 0
     return [b for wanted in (result.size, shard) for b in leaves if b.size == wanted][:1]
 
 
 def _group_size(op: Op, devices: int) -> int:
-    """Devices per group; XLA prints groups as lists, as an iota or as axes of a mesh."""
+    """Returns the devices per group; XLA prints groups as lists, an iota or axes of a mesh."""
     if "source_target_pairs=" in op.attributes:
         return op.attribute(r"source_target_pairs=\{(.*?)\}\}").count("{")
     iota = op.attribute(r"replica_groups=\[\d+,(\d+)\]")

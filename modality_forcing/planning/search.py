@@ -78,13 +78,11 @@ class Plan:
         """The share of peak that the step reaches if it takes no longer than the roofline."""
         if self.roofline is None:
             return None
-        return self.flops_per_step / (
-            self.roofline.seconds * self.target.chips * self.target.chip.bf16_flops
-        )
+        return self.target.mfu(self.flops_per_step, self.roofline.seconds)
 
     @property
     def host_bytes_at_save(self) -> int:
-        """Memory that a host needs to copy its shards of the state into before they are written."""
+        """Memory of a host into which its shards of the state are copied to be written."""
         return self.state_bytes * len(self.target.devices) // self.target.hosts
 
 
@@ -205,13 +203,11 @@ def _with_layout(
 
 
 def estimate(config: Config, target: Target, weights: Any) -> float:
-    """Returns about how many bytes a device will need; good to some 10%, to save compiling what
-    cannot fit.
+    """Returns about how many bytes a device needs, to some 10%, so that less has to be compiled.
 
-    The state is exact: weights, two moments, EMA. Per token and block the backward pass is left 2
-    bytes times the widths of x, q, k, v, attention's result, gate, up and their sum
-    ("elementwise"), or of x alone ("full"), and one block at a time takes all of its own. weights:
-    their shapes.
+    The state is exact: weights, two moments, EMA. For the backward pass each block keeps, in 2
+    bytes per token, x, q, k, v, attention's result, gate, up and their sum ("elementwise"), or x
+    alone ("full"); one block at a time keeps all of its own. weights: their shapes.
     """
     mesh = sharding.make_mesh(config.mesh, target.devices)
     rules = sharding.PRESETS[config.mesh.preset]
@@ -221,11 +217,8 @@ def estimate(config: Config, target: Target, weights: Any) -> float:
     count = sum(w.size for w in leaves)
     c, tokens = config.model, _tokens(config)
     d, heads, kv = c.width, c.heads * c.head_dim, c.kv_heads * c.head_dim
-    micro = (
-        config.train.batch
-        // config.train.grad_accum_steps
-        // (mesh.shape["data"] * mesh.shape["fsdp"])
-    )
+    shards_of_batch = mesh.shape["data"] * mesh.shape["fsdp"]
+    micro = config.train.batch // config.train.grad_accum_steps // shards_of_batch
     kept = {
         "none": 5 * d + 6 * heads + 6 * c.mlp_dim,
         "elementwise": 2 * d + 2 * heads + 2 * kv + 2 * c.mlp_dim,

@@ -39,10 +39,10 @@ _RESAMPLES = 400
 
 
 def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
-    """Writes report.html and figure4.{png,svg} into the folder, and law.{png,svg} if the rows allow
-    a fit; returns the path of the report.
+    """Writes report.html and its figures into the folder and returns the report's path.
 
-    Raises UserError if no row has a score of depth.
+    figure4.{png,svg} is always there, law.{png,svg} if the rows allow a fit. Raises
+    UserError if no row has a score of depth.
     """
     curves = sweep_figures.write(rows, folder / "figure4")[1]
     body = [

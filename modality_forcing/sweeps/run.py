@@ -212,10 +212,10 @@ def _broadcast(value: bool) -> bool:
 
 @contextmanager
 def _compilation_cache(folder: Path) -> Iterator[None]:
-    """Keeps compiled programs on disk unless the user has set a cache: seeds and pretraining sizes
-    share many.
+    """Keeps compiled programs on disk unless the user has set a cache.
 
-    Each host has its own folder, since a program for one processor may not run on another.
+    Seeds and pretraining sizes share many. Each host has its own folder, since a
+    program for one processor may not run on another.
     """
     changes = {
         "jax_compilation_cache_dir": str(folder),

@@ -308,9 +308,7 @@ def sweep(
 def horizons(
     phase: str, config: Config, examples: Sequence[int], init_from: Run | None = None
 ) -> dict[int, Run]:
-    """Returns a run for each number of examples. All branch off the longest one
-    (train/width_scaling.py: with_horizon).
-    """
+    """Returns a run per number of examples; all branch off the longest (`with_horizon`)."""
     longest = max(examples)
     trunk = Run(phase, with_horizon(config, longest), init_from)
     runs = {longest: trunk}

@@ -121,9 +121,7 @@ class SweepDir:
         return (self.run_dir(run) / "checkpoints" / str(step) / "meta").is_dir()
 
     def config(self, run: Run) -> Config:
-        """The config that trains a run in this folder: with init_from, branch_from and the steps
-        at which other runs branch off.
-        """
+        """The config that trains a run in this folder, with the paths and steps of its branches."""
         config, trunk = run.config_in(self.runs), run.branch_from
         # A trunk trained before the branch was added lacks the checkpoint. Training from step 0
         # gives the same weights.
@@ -147,8 +145,9 @@ class SweepDir:
 
     @contextmanager
     def try_lock(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Tries to hold a lock, and yields whether it succeeded. The kernel releases the locks of
-        a killed process.
+        """Tries to hold a lock, and yields whether it succeeded.
+
+        The kernel releases the locks of a killed process.
         """
         if not distributed.is_primary():
             yield True

@@ -43,9 +43,8 @@ def alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     stat = Path(f"/proc/{pid}/stat")
-    return (
-        not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
-    )  # a zombie only waits for its parent
+    # A zombie only waits for its parent.
+    return not stat.exists() or stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def until(what, seconds: float = 20) -> None:

@@ -24,12 +24,8 @@ from modality_forcing.train.state import TrainState
 from modality_forcing.train.workdir import write_config
 from tests import tiny
 
-TIMES = {
-    "data_wait_fraction",
-    "elapsed_s",
-    "compile_s",
-    "total_data_wait_fraction",
-}  # measured times differ between runs
+# Measured times differ between runs.
+TIMES = {"data_wait_fraction", "elapsed_s", "compile_s", "total_data_wait_fraction"}
 LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
 T2I = tiny.t2i(**LOOP)
 

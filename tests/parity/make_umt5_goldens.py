@@ -36,16 +36,10 @@ CASES: dict[str, dict[str, Any]] = {
     },  # heads x head dim is not the width
     "buckets": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_heads": 4, "num_layers": 2},
 }
-BUCKETS = {
-    "odd": (32, 128),
-    "long": (32, 128),
-    "buckets": (20, 50),
-}  # their number, and the largest distance
-LENGTHS = {
-    "odd": (17, 5, 1, 12),
-    "long": (300, 131),
-    "buckets": (90, 33, 2),
-}  # of the captions; padded to the longest, or 20
+# Their number, and the largest distance.
+BUCKETS = {"odd": (32, 128), "long": (32, 128), "buckets": (20, 50)}
+# Of the captions; padded to the longest, or 20.
+LENGTHS = {"odd": (17, 5, 1, 12), "long": (300, 131), "buckets": (90, 33, 2)}
 
 
 def config(case: str) -> dict[str, Any]:

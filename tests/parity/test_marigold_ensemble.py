@@ -134,9 +134,8 @@ def test_marigolds_scale_collapses_in_larger_units(golden, case):
     """Scales of maps in centimeters are below 0.5, so the search moves to the minimum."""
     maps = np.abs(golden[f"case{case}/maps"])
     theirs, ours = search(100 * maps, affine=False), ensemble(100 * maps, "scale")
-    assert (
-        theirs.found.fun < 0.05 and abs(theirs.extent) < 0.01
-    )  # 0.5 to 1.1, and 1, in the original unit
+    # 0.5 to 1.1, and 1, in the original unit.
+    assert theirs.found.fun < 0.05 and abs(theirs.extent) < 0.01
     assert apart(theirs.depth, golden[f"case{case}/scale/depth"]) > 0.5
     assert apart(ours.depth, ensemble(maps, "scale").depth) < 1e-5
 
@@ -166,10 +165,8 @@ def test_affine_depth_and_uncertainty(golden, case):
     one, not that it is theirs.
     """
     ours = ensemble(golden[f"case{case}/maps"])
-    depth, uncertainty = (
-        golden[f"case{case}/affine/depth"],
-        golden[f"case{case}/affine/uncertainty"],
-    )
+    depth = golden[f"case{case}/affine/depth"]
+    uncertainty = golden[f"case{case}/affine/uncertainty"]
     assert apart(ours.depth, depth) < 0.05
     assert np.abs(ours.depth - depth).mean() < 0.01
     assert np.corrcoef(ours.depth.ravel(), depth.ravel())[0, 1] > 0.999

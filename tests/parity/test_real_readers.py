@@ -261,9 +261,8 @@ def test_colmap_with_most_images_missing(real_data: Path):
     model = read_model(root / "colmap_ground_truth")
     assert len(model.images) == 12 and len(model.points) == 11384
     medians = [np.median(model.depths(image)[2]) for image in model.images]
-    np.testing.assert_allclose(
-        [medians[0], medians[-1]], 0.25, atol=0.005
-    )  # of the two whose images are here
+    # Of the two whose images are here.
+    np.testing.assert_allclose([medians[0], medians[-1]], 0.25, atol=0.005)
     assert min(medians) > 0.2 and max(medians) <= 0.25
     source = colmap.DATASET.open(root, "train")
     assert len(source) == 2

@@ -125,9 +125,8 @@ def test_crop_of_a_record_keeps_its_depth(
         assert abs(record.valid.mean() - valid.mean()) < 0.03
 
     mean = image[center_rows(image), center_columns(image)].mean(axis=(0, 1))
-    np.testing.assert_allclose(
-        record.image.mean(axis=(0, 1)), mean, atol=1.5
-    )  # the same crop of the image
+    # The same crop of the image.
+    np.testing.assert_allclose(record.image.mean(axis=(0, 1)), mean, atol=1.5)
 
 
 def center_rows(image: np.ndarray) -> slice:
@@ -172,12 +171,8 @@ def test_sizes_mixed_in_one_folder_reach_a_batch(real_data: Path, tmp_path: Path
 
 
 def test_intrinsics_of_a_crop_project_to_the_same_rays(real_data: Path, tmp_path: Path):
-    focal_x, focal_y, center_x, center_y = (
-        721.5377,
-        721.5377,
-        609.5593,
-        172.854,
-    )  # of 26 September 2011
+    # Of 26 September 2011.
+    focal_x, focal_y, center_x, center_y = 721.5377, 721.5377, 609.5593, 172.854
     root = write_folder(tmp_path, real_data, ["lidar"])
     values = {"fx": focal_x, "fy": focal_y, "cx": center_x, "cy": center_y}
     (root / "intrinsics.json").write_text(json.dumps(values))

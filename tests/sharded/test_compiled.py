@@ -103,9 +103,8 @@ def test_plan_report_is_complete(planned):
 
 def test_state_is_sharded_and_donated(planned):
     weights = 4 * planned.params
-    assert planned.state_bytes == pytest.approx(
-        4 * weights / 4, rel=0.05
-    )  # weights, two moments and EMA, over four chips
+    # Weights, two moments and EMA, over four chips.
+    assert planned.state_bytes == pytest.approx(4 * weights / 4, rel=0.05)
     assert planned.bytes.alias == pytest.approx(planned.state_bytes, rel=0.01)
     assert planned.bytes.output - planned.bytes.alias < 2**16
 

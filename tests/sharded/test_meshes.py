@@ -49,9 +49,8 @@ def test_noise_levels_noise_and_text_are_equal_on_every_mesh(folder, name):
     assert set(ours) == {"t_image", "t_depth", "eps_image", "eps_depth", "text"}
     for key in one:
         np.testing.assert_array_equal(ours[key], one[key], err_msg=key)
-    assert (
-        np.unique(one["t_image"]).size > 8
-    )  # of 16 examples: sampled per example, not repeated on every device
+    # Of 16 examples: sampled per example, not repeated on every device.
+    assert np.unique(one["t_image"]).size > 8
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -68,7 +68,6 @@ def test_killed_run_of_four_processes_resumes_with_two(tmp_path, one):
     said = run(tmp_path / "run", 4, stop_after=5)
     assert said.count("ended at step 5") == 4 and "over 4 devices" in said
     said = run(tmp_path / "run", 2)
-    assert (
-        "resuming from step 3 of 6" in said and said.count("resuming") == 1
-    )  # only the first process logs
+    # Only the first process logs.
+    assert "resuming from step 3 of 6" in said and said.count("resuming") == 1
     same(tmp_path / "run", said, one)

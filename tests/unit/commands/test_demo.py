@@ -41,9 +41,8 @@ def test_failed_phase_is_repeated(tmp_path: Path):
 
 def test_seconds_of_all_attempts_are_added(tmp_path: Path):
     ledger = demo.PhaseCache(tmp_path / "phases.json")
-    ledger.run(
-        "t2i", lambda: {"seconds": 100.0}
-    )  # the time that the run counted, including killed attempts
+    # The time that the run counted, including killed attempts.
+    ledger.run("t2i", lambda: {"seconds": 100.0})
     ledger.run("evaluate", lambda: None)
     again = demo.PhaseCache(tmp_path / "phases.json")
     assert again.seconds["t2i"] == 100.0

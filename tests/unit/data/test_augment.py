@@ -78,9 +78,8 @@ def test_points_keep_their_depth_and_ray(height, width, part, augment, resolutio
     expected = after.intrinsics.astype(np.float64) @ measured[:, place]
     row, column = np.nonzero(after.valid)
     off = np.abs(expected[:2] - np.stack((column, row)))
-    scale = (
-        after.intrinsics[1, 1] / before.intrinsics[1, 1]
-    )  # target pixels per pixel of the record
+    # Target pixels per pixel of the record.
+    scale = after.intrinsics[1, 1] / before.intrinsics[1, 1]
     assert off.max() <= 0.5 * max(1, scale) + 1e-3
 
 
@@ -138,10 +137,8 @@ def test_window_sides_are_within_crop_range(height, width, augment, resolution, 
 def test_default_is_the_center_crop():
     for size in ((20, 33), (12, 12)):
         before = record(*size, part=0.4)
-        after, expected = (
-            SQUARE(before, 12, np.random.default_rng(0)),
-            center_crop_resize(before, 12),
-        )
+        after = SQUARE(before, 12, np.random.default_rng(0))
+        expected = center_crop_resize(before, 12)
         for name in ("image", "depth", "valid", "intrinsics"):
             np.testing.assert_array_equal(getattr(after, name), getattr(expected, name))
 
@@ -159,9 +156,8 @@ def test_windows_cover_the_whole_image():
         sizes.append(12 * before.intrinsics[0, 0] / after.intrinsics[0, 0])
     assert seen[2:-2, 2:-2].min() >= 1 and seen[20:28, 28:36].min() > 100
     assert abs(flips - 200) < 45
-    assert (
-        min(sizes) < 13 and max(sizes) > 46 and abs(np.median(sizes) - 24) < 4
-    )  # the middle of 12 and 48 in logarithm
+    # The middle of 12 and 48 in logarithm.
+    assert min(sizes) < 13 and max(sizes) > 46 and abs(np.median(sizes) - 24) < 4
 
 
 def test_vertical_and_horizontal_jitter_are_independent():

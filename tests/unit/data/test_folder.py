@@ -105,9 +105,8 @@ def test_intrinsics_follow_the_crop(tmp_path: Path):
         save_image(tmp_path / f"images/{name}.png", size=(8, 16))
     one = {"fx": 20, "fy": 20, "cx": 7.5, "cy": 3.5}
     (tmp_path / "intrinsics.json").write_text(json.dumps(one))
-    middle = np.array(
-        [[10, 0, 1.5], [0, 10, 1.5], [0, 0, 1]], np.float32
-    )  # half the size: the center stays the center
+    # Half the size: the center stays the center.
+    middle = np.array([[10, 0, 1.5], [0, 10, 1.5], [0, 0, 1]], np.float32)
     np.testing.assert_allclose(folder(tmp_path, resolution=4)[1].intrinsics, middle)
     (tmp_path / "intrinsics.json").write_text(json.dumps({"b.png": one}))
     np.testing.assert_allclose(folder(tmp_path, resolution=4)[1].intrinsics, middle)

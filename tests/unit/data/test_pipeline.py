@@ -336,9 +336,8 @@ def test_empty_sources_are_refused():
 
 def test_memory_is_constant_and_no_process_remains():
     process = psutil.Process()
-    take(
-        batches(workers=1), 1
-    )  # Grain keeps one pool of threads for good, which frees shared memory
+    # Grain keeps one pool of threads for good, which frees shared memory.
+    take(batches(workers=1), 1)
     threads, children = set(threading.enumerate()), set(process.children(recursive=True))
     own_files = f"mforce-{os.getpid()}-*"  # other workers of the suite have files there too
     files = set(Path("/dev/shm").glob(own_files))

@@ -97,10 +97,8 @@ def test_nearest_of_the_sparse_points_in_each_cell(height, width, resolution, se
 def test_no_point_is_lost_with_a_cell_each():
     depth, valid = np.full((64, 64), 9, np.float32), np.zeros((64, 64), np.bool_)
     rng = np.random.default_rng(0)
-    rows, columns = (
-        np.arange(0, 64, 8) + rng.integers(0, 8, 8),
-        np.arange(0, 64, 8) + rng.integers(0, 8, 8),
-    )
+    rows = np.arange(0, 64, 8) + rng.integers(0, 8, 8)
+    columns = np.arange(0, 64, 8) + rng.integers(0, 8, 8)
     valid[np.ix_(rows, columns)] = True
     assert center_crop_resize(record(depth, valid), 8).valid.all()
 
@@ -120,9 +118,8 @@ def test_dense_map_keeps_holes_and_depth():
     valid = np.ones((height, width), np.bool_)
     valid[:, 40:60] = False
     out = center_crop_resize(record(ramp, valid), 16)
-    centers = (
-        16 + (np.arange(16) + 0.5) * 6 + 0.5
-    )  # exact depth of the ramp under each cell's center
+    # Exact depth of the ramp under each cell's center.
+    centers = 16 + (np.arange(16) + 0.5) * 6 + 0.5
     hole = (centers > 40.5) & (centers <= 60.5)
     np.testing.assert_array_equal(out.valid, np.broadcast_to(~hole, (16, 16)))
     assert np.abs(out.depth - centers)[out.valid].max() <= 0.5
@@ -177,9 +174,8 @@ def test_intrinsics_follow_the_crop(size, resolution):
         (window.left, window.top),
         (window.left + window.width, window.top + window.height),
     ):
-        ray = np.linalg.solve(
-            intrinsics.astype(np.float64), [x - 0.5, y - 0.5, 1]
-        )  # edge 0 is at -0.5
+        # Edge 0 is at -0.5.
+        ray = np.linalg.solve(intrinsics.astype(np.float64), [x - 0.5, y - 0.5, 1])
         u, v, w = moved @ ray
         expected = [
             (x - window.left) / window.width * resolution,
@@ -305,6 +301,5 @@ def test_downscale_keeps_points_in_space():
     back = np.linalg.inv(small.intrinsics) @ np.stack((column, row, np.ones(len(row))))
     before = record.intrinsics @ back
     source = record.depth[np.rint(before[1]).astype(int), np.rint(before[0]).astype(int)]
-    np.testing.assert_array_equal(
-        source, small.depth[row, column]
-    )  # 3 : 1, so that centers fall on centers
+    # 3 : 1, so that centers fall on centers.
+    np.testing.assert_array_equal(source, small.depth[row, column])

@@ -79,9 +79,8 @@ def write(root: Path, split: str = "train", taken: tuple[int, ...] = (BEFORE, AF
         transform_points(seen, matrix(POSES[AFTER]) @ matrix(MOUNTED)),
         invert_pose(matrix(POSES[SWEEP])),
     )
-    points = np.concatenate([points, [[np.inf, np.nan, 0], [-5, 0, 0]]]).astype(
-        np.float16
-    )  # as stored; one is behind the camera
+    # As stored; one is behind the camera.
+    points = np.concatenate([points, [[np.inf, np.nan, 0], [-5, 0, 0]]]).astype(np.float16)
     more = {
         "intensity": np.zeros(6, np.uint8),
         "laser_number": np.zeros(6, np.uint8),

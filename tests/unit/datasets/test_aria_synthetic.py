@@ -49,9 +49,8 @@ def test_corners_are_inside_the_lens():
     assert angles.max() < 1.005  # radians, the range of the calibration
     pixels, ok = CAMERA.project(np.concatenate([corners, np.ones((4, 1))], axis=1))
     assert ok.all()
-    assert (
-        np.hypot(*(pixels - [CAMERA.cx, CAMERA.cy]).T).max() < 1415 / 4 + 1
-    )  # the image circle of the lens
+    # The image circle of the lens.
+    assert np.hypot(*(pixels - [CAMERA.cx, CAMERA.cy]).T).max() < 1415 / 4 + 1
 
 
 def test_another_size_has_another_camera(tmp_path: Path):

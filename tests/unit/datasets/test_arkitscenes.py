@@ -45,9 +45,8 @@ def test_coarse_depth_is_scattered_to_single_pixels(tmp_path: Path):
     meta(tmp_path / "raw", f"{VIDEO},1,Training,Up")
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == f"raw/Training/{VIDEO}/vga_wide/{VIDEO}_6790.105"
-    assert (
-        record.image.shape == (12, 16, 3) and record.valid.sum() == 9
-    )  # without 0 and the two of low confidence
+    # Without 0 and the two of low confidence.
+    assert record.image.shape == (12, 16, 3) and record.valid.sum() == 9
     np.testing.assert_array_equal(
         record.depth[2::4, 2::4][record.valid[2::4, 2::4]], counts.ravel()[1:10] / np.float32(1000)
     )

@@ -21,18 +21,16 @@ def test_depth_is_the_inverse_of_disparity(tmp_path: Path):
     thousandths = layouts.RNG.permutation(np.arange(5000, 5400)).reshape(20, 20) * 20
     thousandths[0, :4] = 0
     write(tmp_path / "manipulation_v5_1/dataset/data/left", thousandths)
-    layouts.image(
-        tmp_path / "manipulation_v5_1/dataset/data/left/rgb/0001.jpg", 20, 20
-    )  # without disparity
+    # Without disparity.
+    layouts.image(tmp_path / "manipulation_v5_1/dataset/data/left/rgb/0001.jpg", 20, 20)
     (record,) = layouts.records(DATASET, tmp_path)
     assert record.id == "manipulation_v5_1/dataset/data/left/rgb/0000" and record.unit == "relative"
     np.testing.assert_allclose(
         record.depth[record.valid], 1000 / thousandths[record.valid], rtol=1e-6
     )
     positive = thousandths > 0
-    assert (
-        record.valid.sum() == positive.sum() - 3 and np.isnan(record.intrinsics).all()
-    )  # of 396, the farthest 3
+    # Of 396, the farthest 3.
+    assert record.valid.sum() == positive.sum() - 3 and np.isnan(record.intrinsics).all()
     assert thousandths[record.valid].min() > thousandths[positive & ~record.valid].max()
 
 

@@ -73,10 +73,8 @@ def test_intrinsics_and_ray_lengths_agree(rays: np.ndarray):
         and intrinsics[1, 1] > 0
     )
     rows, columns = np.mgrid[:H, :W]
-    u, v = (
-        (2 * columns + 1) / W - 1,
-        1 - (2 * rows + 1) / H,
-    )  # centers of pixels between the edges -1 and 1
+    # Centers of pixels between the edges -1 and 1.
+    u, v = (2 * columns + 1) / W - 1, 1 - (2 * rows + 1) / H
     theirs = np.stack([u, v, np.ones((H, W))], axis=-1) @ rays.T
     ours = np.stack([columns, rows, np.ones((H, W))], axis=-1) @ np.linalg.inv(intrinsics).T
     np.testing.assert_allclose(lengths, np.linalg.norm(ours, axis=-1), rtol=1e-12)

@@ -94,12 +94,8 @@ def test_scan_gives_depth_of_the_left_image(tmp_path: Path, write):
     np.testing.assert_array_equal(record.image, image)
     found = {(int(x), int(y)): float(record.depth[y, x]) for y, x in np.argwhere(record.valid)}
     assert found.keys() == {(10, 40), (30, 50), (99, 59), (60, 30)}
-    expected = {
-        (10, 40): 5.0,
-        (30, 50): 7.5,
-        (99, 59): 60.0,
-        (60, 30): 11.0,
-    }  # the nearer of two in a pixel
+    # The nearer of two in a pixel.
+    expected = {(10, 40): 5.0, (30, 50): 7.5, (99, 59): 60.0, (60, 30): 11.0}
     np.testing.assert_allclose([found[at] for at in expected], list(expected.values()), rtol=1e-5)
     np.testing.assert_allclose(record.intrinsics, [[50, 0, 48], [0, 50, 31], [0, 0, 1]])
     assert record.unit == "metric" and record.source == "kitti_raw" and record.caption == ""
@@ -174,9 +170,8 @@ def test_calibration_of_another_size_is_refused(tmp_path: Path):
         match=r"calib_cam_to_cam\.txt: is of images of 1242 x 375 pixels, but .* has 100 x 60",
     ):
         DATASET.open(tmp_path, "train")[0]
-    objects(
-        tmp_path, PIXELS, DEPTH, size=(60, 140)
-    )  # the principal point would be far from the center
+    # The principal point would be far from the center.
+    objects(tmp_path, PIXELS, DEPTH, size=(60, 140))
     with pytest.raises(
         UserError, match=r"000003\.txt: is of other images, but 000003\.png has 140 x 60"
     ):

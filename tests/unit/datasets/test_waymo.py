@@ -274,11 +274,8 @@ def test_points_that_only_the_scanners_see_are_dropped(tmp_path: Path):
     poses[:] = (0.01, -0.02, 0.7, 1e5, -2e5, 30)
     for i, column in enumerate(sorted(ahead)):
         ranges[3, column, 0] = 40 if i == 4 else 10
-        projections[3, column, :3] = (
-            1,
-            40 + i % 3,
-            30 + i // 3,
-        )  # a block of nine pixels, far in the middle
+        # A block of nine pixels, far in the middle.
+        projections[3, column, :3] = (1, 40 + i % 3, 30 + i // 3)
     ranges[4, ahead[0], 0], projections[4, ahead[0], :3] = 0.3, (1, 10, 10)  # and the car itself
     write(tmp_path, [message({ROOF: ranges}, {ROOF: projections}, poses, car_moves=False)])
     record = DATASET.open(tmp_path, "training")[0]

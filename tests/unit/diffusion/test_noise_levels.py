@@ -69,9 +69,8 @@ def test_plateau_samples_follow_the_closed_form(mu):
     inside = np.clip(t, 1e-12, 1 - 1e-12)
     rising = normal_cdf(np.log(inside / (1 - inside)) - mu) / z
     exact = np.where(t < mode, rising, 1 - (1 - t) * density / z)
-    assert (
-        np.max(np.abs(exact - stratified(n))) < 2e-5
-    )  # 1 / (2 n) is the least that n points can do
+    # 1 / (2 n) is the least that n points can do.
+    assert np.max(np.abs(exact - stratified(n))) < 2e-5
 
 
 @given(mu=MU, sigma=SIGMA)

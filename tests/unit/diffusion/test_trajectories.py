@@ -70,9 +70,8 @@ def test_joint_tilts_all_but_the_primary():
     np.testing.assert_array_equal(path.schedule["image"], timesteps(10, 1.1))
     for name in ("depth", "normals"):
         np.testing.assert_allclose(path.schedule[name], tilt(timesteps(10, 1.1), 4.0), rtol=1e-6)
-    assert np.all(
-        path.schedule["depth"][1:-1] > path.schedule["image"][1:-1]
-    )  # the image comes first
+    # The image comes first.
+    assert np.all(path.schedule["depth"][1:-1] > path.schedule["image"][1:-1])
     depth_first = joint("image", ("depth",), 10, alpha=0.25, mu=1.1)
     assert np.all(depth_first.schedule["depth"][1:-1] < depth_first.schedule["image"][1:-1])
 

@@ -95,10 +95,8 @@ def test_latents_are_those_of_the_image_and_its_mirror_image(cache, frozen, sour
 
 
 def test_every_caption_is_there_once(cache, frozen, source):
-    states, sentences = (
-        CachedTextStates(small.TOKENS, (Cache(cache, "train"),)),
-        frozen.tokenizer(small.TOKENS),
-    )
+    states = CachedTextStates(small.TOKENS, (Cache(cache, "train"),))
+    sentences = frozen.tokenizer(small.TOKENS)
     captions = {source[index].caption for index in range(len(source))}
     assert len(captions) == 6 and "" in captions
     assert len(Shards(cache / "text", "train")) == len(captions)

@@ -77,11 +77,9 @@ def test_group_norm_covers_the_whole_image(far):
 
 
 def test_bfloat16_norm_rounds_once():
-    half, wide, x = (
-        make(Norm, 6, 2, dtype=jnp.bfloat16),
-        make(Norm, 6, 2),
-        30 + normal((1, 5, 3, 6)),
-    )
+    half = make(Norm, 6, 2, dtype=jnp.bfloat16)
+    wide = make(Norm, 6, 2)
+    x = 30 + normal((1, 5, 3, 6))
     for name in ("scale", "bias"):
         getattr(wide, name)[...] = getattr(half, name)[...].astype(jnp.float32)
     np.testing.assert_array_equal(half(x, jax.nn.silu), wide(x, jax.nn.silu).astype(jnp.bfloat16))
@@ -91,9 +89,8 @@ def test_residual_stream_is_float32():
     block, x = make(Residual, 4, 4, 2, dtype=jnp.bfloat16), 1000 + normal((1, 4, 4, 4))
     y = block(x)
     assert y.dtype == jnp.float32
-    np.testing.assert_array_equal(
-        y - x, (y - x).astype(jnp.bfloat16).astype(jnp.float32)
-    )  # the block alone rounds
+    # The block alone rounds.
+    np.testing.assert_array_equal(y - x, (y - x).astype(jnp.bfloat16).astype(jnp.float32))
     assert np.abs(np.asarray(x - x.astype(jnp.bfloat16))).max() > 0  # the input is not rounded
 
 

@@ -10,10 +10,8 @@ from modality_forcing.encoders.flux2_names import UNUSED, tensors
 from modality_forcing.encoders.flux2_vae import VAEConfig
 from modality_forcing.encoders.weights import Tensor
 
-DIFFUSERS, BFL = (
-    ["encoder.conv_in.weight", "encoder.mid_block.resnets.0.conv1.weight"],
-    ["encoder.mid.block_1.conv1.weight"],
-)
+DIFFUSERS = ["encoder.conv_in.weight", "encoder.mid_block.resnets.0.conv1.weight"]
+BFL = ["encoder.mid.block_1.conv1.weight"]
 CONV, POINT = "oihw->hwio", "oi11->io"
 
 PLACES = {

@@ -82,10 +82,8 @@ def test_released_network_has_its_published_size():
         kind: sum(leaf.size for leaf in jax.tree.leaves(nnx.state(vae, kind)))
         for kind in (nnx.Param, nnx.BatchStat)
     }
-    assert sizes == {
-        nnx.Param: 84_046_372 - 2 * 128 - 1,
-        nnx.BatchStat: 2 * 2 * 128,
-    }  # both halves hold the statistics
+    # Both halves hold the statistics.
+    assert sizes == {nnx.Param: 84_046_372 - 2 * 128 - 1, nnx.BatchStat: 2 * 2 * 128}
     assert (VAEConfig().channels, VAEConfig().scale) == (128, 16)
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(vae, nnx.Param))} == {
         jnp.dtype("bfloat16")

@@ -217,9 +217,8 @@ def test_bfloat16_keeps_what_blocks_add_to_large_states(tmp_path):
         name: (value * 300 if name == "shared.weight" else value)
         for name, value in goldens.weights(SMALL).items()
     }
-    stored = {
-        name: value.astype(jnp.bfloat16).astype(np.float32) for name, value in loud.items()
-    }  # the same for both
+    # The same for both.
+    stored = {name: value.astype(jnp.bfloat16).astype(np.float32) for name, value in loud.items()}
     folder = save(tmp_path, SMALL, stored)
     ids, mask = captions((9, 12), 12)
     half, full = (states(load(folder, dtype), ids, mask) for dtype in ("bfloat16", "float32"))
@@ -241,9 +240,8 @@ def test_distance_buckets_equal_t5():
 
     found = distance_buckets(400, 32, 128)
     assert found.tolist() == [[bucket(key, query) for key in range(400)] for query in range(400)]
-    assert (
-        found.min() == 0 and found.max() == 31 and len(np.unique(found)) == 31
-    )  # 16 would be distance 0 to the right
+    # 16 would be distance 0 to the right.
+    assert found.min() == 0 and found.max() == 31 and len(np.unique(found)) == 31
 
 
 @pytest.fixture(scope="module")

@@ -108,9 +108,8 @@ def test_rows_are_uniform():
     counts = np.bincount(
         [HashedWordTokenizer(vocab_size=64).row(f"word{i}") for i in range(6400)], minlength=64
     )
-    chi2 = float(
-        ((counts - 100) ** 2 / 100).sum()
-    )  # 63 degrees of freedom: mean 63, standard deviation 11.2
+    # 63 degrees of freedom: mean 63, standard deviation 11.2.
+    chi2 = float(((counts - 100) ** 2 / 100).sum())
     assert 25 < chi2 < 120
 
 

@@ -80,9 +80,8 @@ def test_affine_l1_is_the_optimum_of_brute_force(case):
     pred, target, valid = case
     valid = valid | (np.arange(len(valid)) < 2)
     weight = np.where(valid, 1 / target, 0).astype("f4")
-    padded = [
-        np.pad(x, (0, 50 - len(x))) for x in (pred, target, weight)
-    ]  # one shape, one compilation
+    # One shape, one compilation.
+    padded = [np.pad(x, (0, 50 - len(x))) for x in (pred, target, weight)]
     aligned = one(l1, *padded)
     best = brute_force(pred, target, weight)
     # Six digits of the loss, or, for nearly perfect alignment, of the loss of a constant.

@@ -123,10 +123,8 @@ def test_equal_captions_have_no_chance_level():
 @given(st.permutations(range(5)))
 def test_score_does_not_depend_on_order(order):
     names = sorted(PAINTS)[:5]
-    images, captions = (
-        np.stack([speck(PAINTS[name]) for name in names]),
-        [f"a {names[(i * 2) % 5]} box" for i in range(5)],
-    )
+    images = np.stack([speck(PAINTS[name]) for name in names])
+    captions = [f"a {names[(i * 2) % 5]} box" for i in range(5)]
     plain = color_recall(images, captions)
     moved = color_recall(images[list(order)], [captions[i] for i in order])
     assert moved == {key: pytest.approx(value) for key, value in plain.items()}

@@ -40,11 +40,9 @@ class FakeEstimator:
     """An estimator that returns fixed arrays and records its inputs; `missing` has no map."""
 
     def __init__(self, depth: np.ndarray, valid: np.ndarray | None = None, missing: str = ""):
-        self.depth, self.valid, self.missing = (
-            depth,
-            np.ones_like(depth, bool) if valid is None else valid,
-            missing,
-        )
+        self.depth = depth
+        self.valid = np.ones_like(depth, bool) if valid is None else valid
+        self.missing = missing
         self.name, self.asked = "fake", []
 
     def fingerprint(self, names):

@@ -84,10 +84,8 @@ def test_scores_are_invariant_to_what_is_aligned(name, align):
     pred, target, valid = scenes()
     chosen = get_protocol(name, align)
     moved = 3 * pred + (0 if align == "scale" else 2)
-    plain, other = (
-        score(pred, target, valid, chosen),
-        score(moved.astype("f4"), target, valid, chosen),
-    )
+    plain = score(pred, target, valid, chosen)
+    other = score(moved.astype("f4"), target, valid, chosen)
     np.testing.assert_allclose(other.absrel, plain.absrel, rtol=1e-3)
     np.testing.assert_allclose(other.delta1, plain.delta1, atol=0.01)
 
@@ -99,9 +97,8 @@ def test_protocols_give_different_scores():
         for name, aligns in ALIGNMENTS.items()
         for align in aligns
     }
-    found.pop(
-        ("metric", "none")
-    )  # differs from ("moge", "none") where there are negative depths, and in the seventh digit
+    # Differs from ("moge", "none") where there are negative depths, and in the seventh digit.
+    found.pop(("metric", "none"))
     assert len({round(x, 4) for x in found.values()}) == len(found)
 
 
@@ -127,9 +124,8 @@ def test_one_valid_pixel_can_be_scored_but_not_aligned():
 
 def test_target_outside_the_range_is_not_scored():
     pred, target, valid = scenes()
-    far = np.where(target > 3, np.where(target > 4, 1000, 3), target).astype(
-        "f4"
-    )  # 3 is excluded, as published
+    # 3 is excluded, as published.
+    far = np.where(target > 3, np.where(target > 4, 1000, 3), target).astype("f4")
     chosen = Protocol(depth_range=(0.0, 3.0))
     np.testing.assert_array_equal(
         score(pred, far, valid, chosen).absrel, score(pred, target, valid, chosen).absrel
@@ -203,10 +199,8 @@ def test_marigold_aligns_large_maps_on_fewer_columns_and_scores_all(height, widt
 )
 def test_align_prediction_returns_what_is_scored(chosen):
     pred, target, valid = scenes()
-    aligned, scores = (
-        align_prediction(pred, target, valid, chosen),
-        score(pred, target, valid, chosen),
-    )
+    aligned = align_prediction(pred, target, valid, chosen)
+    scores = score(pred, target, valid, chosen)
     for i in range(len(pred)):
         inside = valid[i] & ((target[i] > 0.5) & (target[i] < 6) | (chosen.depth_range is None))
         found = np.mean(np.abs(aligned[i] - target[i])[inside] / target[i][inside])

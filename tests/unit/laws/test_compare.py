@@ -55,9 +55,8 @@ def test_best_nested_form_has_the_lowest_held_out_error():
     ] and best == "chinchilla"
     floorless = grid_table(POWER, (1e-9, 20.0, 0.3), seed=0, x=np.geomspace(1e6, 1e10, 30))
     rows, best = compare(floorless, POWER, largest_cells(floorless, POWER))
-    assert best == "power-E" and rows[0].objective <= rows[1].objective * (
-        1 + 1e-9
-    )  # though it fits less closely
+    # Though it fits less closely.
+    assert best == "power-E" and rows[0].objective <= rows[1].objective * (1 + 1e-9)
     one_s = grid_table(
         TRANSFER,
         (0.03, 0.6, 0.25, 40, 0.3, 20, 0.35, 2),

@@ -62,11 +62,9 @@ def test_standard_errors_are_near_the_published(law):
 
 
 def test_any_start_reaches_the_optimum(hoffmann):
-    design, log_loss, rng = (
-        Design.of(CHINCHILLA, hoffmann.variables),
-        np.log(hoffmann.loss),
-        np.random.default_rng(0),
-    )
+    design = Design.of(CHINCHILLA, hoffmann.variables)
+    log_loss = np.log(hoffmann.loss)
+    rng = np.random.default_rng(0)
     for start in (
         (1e-6, 1e12, 4.9, 1e-6, 0.001),
         (50, 1e-9, 0.01, 1e9, 3),
@@ -181,9 +179,8 @@ def test_unidentified_parameters_have_no_value(table, unidentified):
     assert unknown.keys() >= unidentified
     for p in unknown.values():
         assert p.value is p.stderr is p.low is p.high is None and p.why
-    np.testing.assert_allclose(
-        found.predict(table.variables), np.log(table.loss), atol=4
-    )  # the law itself is known
+    # The law itself is known.
+    np.testing.assert_allclose(found.predict(table.variables), np.log(table.loss), atol=4)
 
 
 def test_too_few_rows_are_refused():

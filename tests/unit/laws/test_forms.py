@@ -48,9 +48,8 @@ def test_forms_equal_their_equations():
         np.exp(FORMS["power"].predict([0.05, 20, 0.3], x)), 0.05 + 20 * x["x"] ** -0.3, rtol=1e-13
     )
     x = rows(FORMS["transfer"])
-    images = np.where(
-        x["n"] > 0, 20 * np.maximum(x["n"], 1) ** -0.35, 2.0
-    )  # none: a level of its own
+    # none: a level of its own.
+    images = np.where(x["n"] > 0, 20 * np.maximum(x["n"], 1) ** -0.35, 2.0)
     expected = 0.03 + (0.6 + 40 * x["N"] ** -0.3 + images) * x["s"] ** -0.25
     np.testing.assert_allclose(
         np.exp(FORMS["transfer"].predict(values(FORMS["transfer"]), x)), expected, rtol=1e-13

@@ -76,10 +76,8 @@ def test_no_point_near_the_minimum_is_lower(name):
 
 def test_bad_starts_reach_the_minimum():
     design, log_loss, theta = problem()
-    rng, best = (
-        np.random.default_rng(3),
-        solver.minimize(design, log_loss, np.ones((1, 36)), theta[None])[1][0],
-    )
+    rng = np.random.default_rng(3)
+    best = solver.minimize(design, log_loss, np.ones((1, 36)), theta[None])[1][0]
     starts = np.where(
         design.is_coefficient, rng.uniform(-8, 2, (200, 5)), rng.uniform(0, 3, (200, 5))
     )
@@ -105,10 +103,8 @@ def test_weight_of_2_equals_a_repeated_row():
 def test_batch_equals_single_descents_inside_the_box():
     design, log_loss, theta = problem(noise=0.5)
     rng = np.random.default_rng(4)
-    weights, starts = (
-        rng.multinomial(36, np.ones(36) / 36, 40).astype(float),
-        theta + rng.normal(0, 20, (40, 5)),
-    )
+    weights = rng.multinomial(36, np.ones(36) / 36, 40).astype(float)
+    starts = theta + rng.normal(0, 20, (40, 5))
     found, value = solver.minimize(design, log_loss, weights, starts)
     box = solver.Box.of(design, log_loss)
     assert np.all((found >= box.low) & (found <= box.high)) and np.isfinite(value).all()

@@ -27,11 +27,9 @@ def source(trees) -> dict:
 
 def test_shared_weights_come_from_the_checkpoint_and_new_ones_stay(trees):
     source, target = trees
-    out, have, want = (
-        flatten(merge_params(source, target, ("depth",))),
-        flatten(source),
-        flatten(target),
-    )
+    out = flatten(merge_params(source, target, ("depth",)))
+    have = flatten(source)
+    want = flatten(target)
     assert out.keys() == want.keys()
     new = {path for path in out if path not in have}
     assert {"/".join(path.split("/")[:2]) for path in new} == {

@@ -72,15 +72,13 @@ def test_rotation_of_bfloat16_happens_in_float32():
 
 def test_image_positions_follow_the_patches():
     rows, columns = np.mgrid[:4, :6]
-    image = (
-        np.stack([rows, columns], axis=-1)[None].repeat(2, 1).repeat(2, 2).astype(np.float32)
-    )  # 8 x 12 pixels
+    # 8 x 12 pixels.
+    image = np.stack([rows, columns], axis=-1)[None].repeat(2, 1).repeat(2, 2).astype(np.float32)
     positions = np.asarray(patchify(jnp.asarray(image), 2)).reshape(24, 4, 2)
     corner = np.asarray(image_positions(3, (4, 6)))
     assert np.all(corner[:, 0] == 3) and np.all(corner[:, 3] == 0)
-    coarse = np.repeat(
-        np.repeat(np.stack([rows, columns], -1), 2, 0), 2, 1
-    )  # the position of each pixel's token
+    # The position of each pixel's token.
+    coarse = np.repeat(np.repeat(np.stack([rows, columns], -1), 2, 0), 2, 1)
     np.testing.assert_array_equal(image[0], coarse)
     np.testing.assert_array_equal(corner[:, 1:3], positions[:, 0])
 

@@ -52,9 +52,8 @@ def test_device_kinds_are_known_by_their_exact_name():
     assert hardware.by_device_kind("TPU v5 lite") is hardware.CHIPS["v5e"]
     assert hardware.by_device_kind("TPU v5") is hardware.CHIPS["v5p"]
     assert hardware.by_device_kind("NVIDIA H200") is hardware.CHIPS["h200"]
-    assert (
-        hardware.by_device_kind("NVIDIA H100 PCIe") is None
-    )  # slower than the module whose peak we know
+    # Slower than the module whose peak we know.
+    assert hardware.by_device_kind("NVIDIA H100 PCIe") is None
     assert hardware.by_device_kind("cpu") is None
 
 
@@ -146,9 +145,8 @@ class TestWithLibtpu:
     def test_usable_memory_is_what_the_compiler_allows(self, name):
         def large(x):
             stack = jnp.broadcast_to(x, (400, *x.shape)) + jnp.arange(400.0)[:, None, None]
-            return jnp.sum(
-                jnp.sort(stack, axis=0), axis=(1, 2)
-            )  # a sort is not fused: the stack must be in memory
+            # A sort is not fused: the stack must be in memory.
+            return jnp.sum(jnp.sort(stack, axis=0), axis=(1, 2))
 
         with pytest.raises(Exception, match="Ran out of memory") as found:
             compile_for(hardware.topology(SMALLEST[name])[:1], large, (16384, 32768))

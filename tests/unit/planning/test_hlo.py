@@ -170,15 +170,12 @@ ENTRY %main.2 (x: f32[2]) -> f32[2] {
     ) == ("jit(f)/a/pallas_call", "5", 2)
     assert main.ops["table"].operands == ()
     assert main.inputs(kernel)[1].shape == (2, 2)
+    # Nothing of the all-reduce's sum.
     assert [
         (v.op.name, v.hidden, v.fused)
         for v in program.walk(fusions=True)
         if v.op.name in ("n", "p")
-    ] == [
-        ("p", True, False),
-        ("n", True, False),
-        ("p", False, True),
-    ]  # nothing of the all-reduce's sum
+    ] == [("p", True, False), ("n", True, False), ("p", False, True)]
 
 
 def test_text_without_a_program_is_refused():

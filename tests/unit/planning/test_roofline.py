@@ -101,11 +101,8 @@ def test_gather_split_over_fusions_is_counted_once():
   %g = (bf16[64,32]{1,0:S(1)}) fusion(%shard), kind=kOutput, calls=%async_collective_fusion
   %h = bf16[64,32]{1,0:S(1)} fusion(%shard), kind=kCustom, calls=%finish"""
     (found,) = roofline.collectives(looped(lines, fused=fused))
-    assert (found.count, found.asynchronous, found.hbm_bytes) == (
-        30,
-        True,
-        512,
-    )  # the result lands in VMEM
+    # The result lands in VMEM.
+    assert (found.count, found.asynchronous, found.hbm_bytes) == (30, True, 512)
     assert roofline.roofline(looped(lines, fused=fused), PEAK, HBM, ICI).exposed_seconds == 0
 
 
@@ -134,9 +131,8 @@ def test_all_reduce_that_keeps_a_slice_is_a_reduce_scatter():
     bound = roofline.roofline(text, PEAK, HBM, ICI)
     assert math.isclose(bound.ici_bytes, 30 * 7 / 8 * (8192 + 4096))
     assert math.isclose(bound.exposed_seconds, bound.ici_seconds)
-    assert all(
-        c.hbm_bytes == 0 for c in bound.top_ops if c.name == "f"
-    )  # counted with the collective
+    # Counted with the collective.
+    assert all(c.hbm_bytes == 0 for c in bound.top_ops if c.name == "f")
 
 
 def test_each_start_done_pair_is_counted_once():
@@ -323,9 +319,8 @@ def test_cost_of_an_unrolled_step_equals_xla_cost_analysis():
     read, analysis = hlo.parse(step.as_text()), step.cost_analysis()
     assert isinstance(analysis, dict)
     bound = bound_of(2, scan=False, devices=1)
-    assert bound.flops == pytest.approx(
-        analysis["flops"], rel=0.02
-    )  # XLA counts sums and exponentials too
+    # XLA counts sums and exponentials too.
+    assert bound.flops == pytest.approx(analysis["flops"], rel=0.02)
     assert bound.flops == (2 * 6 - 1) * PRODUCT  # the first layer's input needs no gradient
     # XLA counts what copies and slices aside name where they start and where they end: two sizes
     # more, and one.

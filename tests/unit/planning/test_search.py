@@ -51,9 +51,8 @@ def test_first_layout_that_fits_with_enough_tokens_is_compiled_once(target, comp
     found = search(CONFIG, target)
     assert len(asked) == 1 and found.fits
     assert (found.config.mesh.preset, found.config.model.remat) == planning.LAYOUTS[0][:2]
-    assert (
-        found.config.mesh.data == 8 and found.config.mesh.fsdp == 8
-    )  # along one ring of the torus, repeated along the other
+    # Along one ring of the torus, repeated along the other.
+    assert found.config.mesh.data == 8 and found.config.mesh.fsdp == 8
     assert (
         found.micro_batch * 640 >= min_tokens_per_chip(target)
         and found.config.train.batch == found.micro_batch * 64

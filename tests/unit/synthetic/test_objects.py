@@ -22,9 +22,8 @@ def test_objects_are_inside_the_room():
                 @ np.array(obj.axes)
             )
             lowest = corners[:, 2].min() + obj.position[2]
-            assert lowest > -0.5 * max(
-                obj.half
-            )  # a box around it may dip where a round obj does not
+            # A box around it may dip where a round obj does not.
+            assert lowest > -0.5 * max(obj.half)
             assert one.room.low[0] < obj.position[0] < one.room.high[0]
             assert one.room.low[1] < obj.position[1] < one.room.high[1]
 

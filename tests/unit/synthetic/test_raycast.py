@@ -176,9 +176,8 @@ def test_sky_is_above_the_fence():
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
     _, depth, valid, intrinsics, _ = render(Scene(level, (), yard, LAMP, "outdoors"), 64)
     rows = np.arange(64)
-    rise = (
-        1.0 - 10 * (rows - intrinsics[1, 2]) / intrinsics[1, 1]
-    )  # height at which a row meets the fence
+    # Height at which a row meets the fence.
+    rise = 1.0 - 10 * (rows - intrinsics[1, 2]) / intrinsics[1, 1]
     np.testing.assert_array_equal(valid[:, 32], rise < 2.0)
     assert (depth[~valid] == 0).all()
 

@@ -104,9 +104,8 @@ def test_content_does_not_depend_on_resolution(index: int):
     coarse, fine = Scenes(resolution=32)[index], Scenes(resolution=96)[index]
     assert coarse.caption == fine.caption
     # 96 = 3 * 32, so that the middle of each block of nine is the coarse pixel's very ray.
-    assert (
-        np.mean(coarse.valid == fine.valid[1::3, 1::3]) > 0.995
-    )  # all but what rounding does to an outline
+    # All but what rounding does to an outline.
+    assert np.mean(coarse.valid == fine.valid[1::3, 1::3]) > 0.995
     assert np.mean(np.isclose(coarse.depth, fine.depth[1::3, 1::3], rtol=1e-4)) > 0.995
 
 

@@ -27,9 +27,8 @@ RECIPE = Recipe(warmup_fraction=0.2, decay_fraction=0.5)
 TRUNK = with_horizon(
     replace(tiny.t2i(save_every=3, max_to_keep=9, log_every=2), name="trunk"), 48, RECIPE
 )
-SHORT = replace(
-    with_horizon(TRUNK, 32, RECIPE, trunk=TRUNK), name="short"
-)  # 8 steps, 4 of them cooling down
+# 8 steps, 4 of them cooling down.
+SHORT = replace(with_horizon(TRUNK, 32, RECIPE, trunk=TRUNK), name="short")
 
 
 def like(config: Config) -> TrainState:
@@ -82,9 +81,8 @@ def test_branch_killed_before_its_first_checkpoint_restarts(tmp_path, trunk, dir
 
 
 def test_branch_starts_at_the_last_checkpoint_before_either_run_decays(trunk):
-    longer = with_horizon(
-        TRUNK, 4 * 20, RECIPE, trunk=TRUNK
-    )  # cools from the 10th on, by when the trunk has begun
+    # Cools from the 10th on, by when the trunk has begun.
+    longer = with_horizon(TRUNK, 4 * 20, RECIPE, trunk=TRUNK)
     assert decay_start_step(longer.train) == 10
     assert int(restore_branch_point(branch_of(trunk, longer), like(longer))[0].step) == 6
 

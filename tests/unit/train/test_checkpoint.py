@@ -295,9 +295,8 @@ def test_weights_of_another_network_are_refused(saved):
     like = jax.eval_shape(
         lambda p: init_state(wider, p), abstract_model(wider, base.build(wider))[1]
     )
-    here = jax.sharding.SingleDeviceSharding(
-        jax.devices()[0]
-    )  # as runs have it: without one, old Orbax looks at no shape
+    # As runs have it: without one, old Orbax looks at no shape.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     like = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), like
     )

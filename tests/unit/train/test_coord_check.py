@@ -46,10 +46,8 @@ def test_squares_are_those_of_the_network_s_own_pass():
         n: jnp.asarray(draw.standard_normal((2, *m.shape)), jnp.float32)
         for n, m in modalities.items()
     }
-    t, text = (
-        dict.fromkeys(modalities, jnp.full(2, 0.5)),
-        jax.tree.map(lambda x: jnp.asarray(x[:2]), tiny.batch(config)["text"]),
-    )
+    t = dict.fromkeys(modalities, jnp.full(2, 0.5))
+    text = jax.tree.map(lambda x: jnp.asarray(x[:2]), tiny.batch(config)["text"])
     actual = jax.jit(lambda p: squares(graph, p, noisy, t, text))(params)
     whole = jax.jit(lambda p: nnx.merge(graph, p)(noisy, t, text))(params)
     for name, y in whole.items():

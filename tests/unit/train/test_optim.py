@@ -198,9 +198,8 @@ def test_without_base_width_the_optimizer_is_adamw():
         ),
     )
     ours, theirs = walk(make_optimizer(c, 32), FEW), walk(plain, FEW)
-    jax.tree.map(
-        np.testing.assert_array_equal, ours, theirs
-    )  # bit for bit, and the same tree: checkpoints fit
+    # Bit for bit, and the same tree: checkpoints fit.
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     at_its_own, _ = walk(make_optimizer(replace(c, base_width=32), 32), FEW)
     jax.tree.map(np.testing.assert_array_equal, at_its_own, theirs[0])
 

@@ -100,10 +100,8 @@ def test_loss_and_gradient_do_not_depend_on_batch_order(graded):
 
 
 def test_noise_differs_between_examples_modalities_steps_and_seeds():
-    empty = {
-        **BATCH,
-        "valid": jnp.zeros_like(BATCH["valid"]),
-    }  # then depth is nothing but its noise
+    # Then depth is nothing but its noise.
+    empty = {**BATCH, "valid": jnp.zeros_like(BATCH["valid"])}
     eps = np.asarray(capture(empty)[0]["x_t"]["depth"])
     assert eps.mean() == pytest.approx(0, abs=4 / np.sqrt(eps.size)) and eps.std() == pytest.approx(
         1, abs=0.06
@@ -356,11 +354,9 @@ def test_training_overfits_one_batch():
     modalities = base.build(config)
     graph, _ = tiny.network(config)
     step = make_step(config, modalities, graph, tiny.null_text(config))
-    state, batch, losses = (
-        init_state(config, init_params(config, modalities)),
-        on_device(tiny.batch(config)),
-        [],
-    )
+    state = init_state(config, init_params(config, modalities))
+    batch = on_device(tiny.batch(config))
+    losses = []
     for _ in range(100):
         state, metrics = step(state, batch)
         losses.append(metrics["loss"])

@@ -27,10 +27,8 @@ def example_figure(columns: int = 1):
 
 
 def test_equal_figures_give_equal_files(tmp_path):
-    first, second = (
-        figures.save(example_figure(), tmp_path / "a"),
-        figures.save(example_figure(), tmp_path / "b" / "c.d"),
-    )
+    first = figures.save(example_figure(), tmp_path / "a")
+    second = figures.save(example_figure(), tmp_path / "b" / "c.d")
     assert [path.name for path in first + second] == ["a.png", "a.svg", "c.d.png", "c.d.svg"]
     for a, b in zip(first, second, strict=True):
         assert a.read_bytes() == b.read_bytes()

@@ -45,9 +45,8 @@ def test_counts_that_mean_unknown_are_invalid(tmp_path: Path):
 def test_rotated_bits_are_decoded(tmp_path: Path):
     millimeters = np.array([[0, 1, 65535], [2720, 9870, 8191]], np.uint16)
     stored = (millimeters << 3) | (millimeters >> 13)
-    assert (
-        stored[0, 2] == 65535 and stored[1, 0] == 21760 and stored[1, 1] == 13425
-    )  # 9870 wraps around
+    # 9870 wraps around.
+    assert stored[0, 2] == 65535 and stored[1, 0] == 21760 and stored[1, 1] == 13425
     depth = formats.read_sunrgbd_depth(png(tmp_path / "d.png", stored))
     assert depth.dtype == np.float32
     np.testing.assert_array_equal(depth, (millimeters / 1000).astype(np.float32))

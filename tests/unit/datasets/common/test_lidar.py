@@ -34,9 +34,8 @@ def test_nonfinite_points_are_dropped():
 
 def test_motion_between_scan_and_image_is_corrected():
     """A car drives 2 m and turns by 90 degrees, with a camera 1 m ahead of its center."""
-    ahead = np.array(
-        [[0, 0, 1, 1], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], float
-    )  # camera to car
+    # Camera to car.
+    ahead = np.array([[0, 0, 1, 1], [-1, 0, 0, 0], [0, -1, 0, 0.5], [0, 0, 0, 1]], float)
     here = np.array([3e6, 4e6, 10])
     scanned = make_pose(np.eye(3), here)
     turned = make_pose(
@@ -156,9 +155,8 @@ def test_occluded_points_can_be_kept():
     ].sum() == len(near)
     assert project_points(points, CAMERA, drop_occluded=False)[0][50, 100] == 30
     small = (100, 200)
-    larger = Camera(
-        "pinhole", (200, 400), 200, 200, 199.5, 99.5
-    )  # occlusion is decided at image resolution, not at the output's
+    # Occlusion is decided at image resolution, not at the output's.
+    larger = Camera("pinhole", (200, 400), 200, 200, 199.5, 99.5)
     np.testing.assert_array_equal(
         project_points(points, larger, small)[1], project_points(points, CAMERA)[1]
     )

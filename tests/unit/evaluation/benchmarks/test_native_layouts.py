@@ -164,9 +164,8 @@ def test_scannet_of_another_aspect_ratio_is_refused(tmp_path: Path):
 @pytest.mark.parametrize("part", ["", "val/"])
 def test_diode_uses_its_mask(tmp_path: Path, part: str):
     image = write_image(tmp_path / f"{part}{DIODE}.png", 6, 8)
-    depth = (RNG.random((6, 8, 1)) * 400).astype(
-        np.float32
-    )  # the range of the protocol is not applied here
+    # The range of the protocol is not applied here.
+    depth = (RNG.random((6, 8, 1)) * 400).astype(np.float32)
     mask = (RNG.random((6, 8)) < 0.6).astype(np.float32)
     mask[0, :3], depth[0, :3, 0] = 1, (0, np.nan, np.inf)
     np.save(tmp_path / f"{part}{DIODE}_depth.npy", depth)

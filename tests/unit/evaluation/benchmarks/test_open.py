@@ -145,9 +145,8 @@ def test_index_of_another_length_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match="Sintel has 3 images, but 2 are listed here") as caught:
         open_benchmark("sintel", write_bundle(tmp_path, ("a", "b")))
     message(caught, tmp_path)
-    assert (
-        len(open_benchmark("spring", tmp_path)) == 2
-    )  # no published count: the index defines the set
+    # No published count: the index defines the set.
+    assert len(open_benchmark("spring", tmp_path)) == 2
 
 
 def test_packaged_list_of_another_length_is_refused(
