@@ -54,45 +54,24 @@ def run(arguments: list[str]) -> int:
 
 def _parser() -> common.Parser:
     parser = common.Parser("Run a command on TPU slices of a GKE cluster.")
-    parser.add_argument(
-        "--via",
-        choices=("xpk", "jobset"),
-        default="xpk",
-        help="the tool to submit with (%(default)s)",
-    )
+    via = "the tool to submit with (%(default)s)"
+    parser.add_argument("--via", choices=("xpk", "jobset"), default="xpk", help=via)
     parser.add_argument(
         "--name", type=common.run_name, required=True, help="of the run; the same name resumes it"
     )
     parser.add_argument(
         "--topology", type=tpu.topology, required=True, metavar="v5p:4x4x4", help="one slice"
     )
-    parser.add_argument(
-        "--slices",
-        type=common.at_least(1),
-        default=1,
-        help="joined over the data-center network (%(default)s)",
-    )
-    parser.add_argument(
-        "--image",
-        required=True,
-        help="container image in which `python -m modality_forcing.cli` runs",
-    )
-    parser.add_argument(
-        "--retries",
-        type=common.at_least(0),
-        default=50,
-        help="restarts after crashes and preemptions (%(default)s)",
-    )
-    parser.add_argument(
-        "--bucket",
-        type=common.bucket,
-        help="mounted at /gcs/NAME; with xpk, the storage attached under that name",
-    )
-    parser.add_argument(
-        "--shared-workdir",
-        action="store_true",
-        help="--workdir is another mount that all processes share",
-    )
+    slices = "joined over the data-center network (%(default)s)"
+    parser.add_argument("--slices", type=common.at_least(1), default=1, help=slices)
+    image = "container image in which `python -m modality_forcing.cli` runs"
+    parser.add_argument("--image", required=True, help=image)
+    retries = "restarts after crashes and preemptions (%(default)s)"
+    parser.add_argument("--retries", type=common.at_least(0), default=50, help=retries)
+    bucket_help = "mounted at /gcs/NAME; with xpk, the storage attached under that name"
+    parser.add_argument("--bucket", type=common.bucket, help=bucket_help)
+    shared_workdir = "--workdir is another mount that all processes share"
+    parser.add_argument("--shared-workdir", action="store_true", help=shared_workdir)
     common.add_environment(parser)
     parser.add_argument("--priority", help="a priority class; xpk knows very-low to very-high")
     xpk_only = parser.add_argument_group("for --via=xpk")

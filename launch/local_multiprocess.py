@@ -78,12 +78,8 @@ def _parser() -> common.Parser:
     parser.add_argument(
         "--retries", type=common.at_least(0), default=0, help="restarts after a crash (%(default)s)"
     )
-    parser.add_argument(
-        "--grace",
-        type=float,
-        default=3.0,
-        help="seconds from SIGTERM to SIGKILL for the remaining processes",
-    )
+    grace_help = "seconds from SIGTERM to SIGKILL for the remaining processes"
+    parser.add_argument("--grace", type=float, default=3.0, help=grace_help)
     parser.add_argument("--module", default=common.PROGRAM, help="module to run (%(default)s)")
     return parser
 

@@ -77,43 +77,22 @@ def _parser() -> common.Parser:
     parser.add_argument("--name", type=common.run_name, required=True, help="of the run")
     parser.add_argument("--nodes", type=common.at_least(1), default=1, help="(%(default)s)")
     parser.add_argument("--gpus-per-node", type=common.at_least(1), default=8, help="(%(default)s)")
-    parser.add_argument(
-        "--process-per",
-        choices=("gpu", "node"),
-        default="gpu",
-        help="one process per GPU or node (%(default)s)",
-    )
+    process_per = "one process per GPU or node (%(default)s)"
+    parser.add_argument("--process-per", choices=("gpu", "node"), default="gpu", help=process_per)
     parser.add_argument("--cpus-per-process", type=common.at_least(1), help="CPU cores")
     parser.add_argument("--time", help="limit, as HH:MM:SS or DAYS-HH:MM:SS")
     parser.add_argument("--partition")
     parser.add_argument("--account")
     parser.add_argument("--qos")
-    parser.add_argument(
-        "--chdir",
-        type=Path,
-        default=Path.cwd(),
-        help="working directory, a folder that all nodes share (here)",
-    )
-    parser.add_argument(
-        "--setup",
-        action="append",
-        default=[],
-        metavar="LINE",
-        help="shell line to run before, such as module load; may be repeated",
-    )
+    chdir = "working directory, a folder that all nodes share (here)"
+    parser.add_argument("--chdir", type=Path, default=Path.cwd(), help=chdir)
+    setup_help = "shell line to run before, such as module load; may be repeated"
+    parser.add_argument("--setup", action="append", default=[], metavar="LINE", help=setup_help)
     parser.add_argument("--python", default="python", help="(%(default)s)")
-    parser.add_argument(
-        "--notice",
-        type=common.at_least(1),
-        default=120,
-        help="seconds for saving before the time limit (%(default)s)",
-    )
-    parser.add_argument(
-        "--retries",
-        type=common.at_least(0),
-        default=20,
-        help="restarts after crashes and time limits (%(default)s)",
-    )
+    notice = "seconds for saving before the time limit (%(default)s)"
+    parser.add_argument("--notice", type=common.at_least(1), default=120, help=notice)
+    retries = "restarts after crashes and time limits (%(default)s)"
+    parser.add_argument("--retries", type=common.at_least(0), default=20, help=retries)
     common.add_environment(parser)
     return parser
 

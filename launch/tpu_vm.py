@@ -71,12 +71,8 @@ def _parser() -> common.Parser:
     parser.add_argument(
         "--topology", type=tpu.topology, required=True, metavar="v6e:4x4", help="one slice"
     )
-    parser.add_argument(
-        "--slices",
-        type=common.at_least(1),
-        default=1,
-        help="joined over the data-center network (%(default)s)",
-    )
+    slices = "joined over the data-center network (%(default)s)"
+    parser.add_argument("--slices", type=common.at_least(1), default=1, help=slices)
     parser.add_argument(
         "--capacity",
         choices=("spot", "reserved", "on-demand"),
@@ -86,33 +82,18 @@ def _parser() -> common.Parser:
     parser.add_argument(
         "--runtime-version", help="software version of the VM; by default that of the generation"
     )
-    parser.add_argument(
-        "--install",
-        default="checkout",
-        metavar="WHAT",
-        help="checkout (this tree as it is), FILE.whl, or git+URL[@REF]",
-    )
+    install = "checkout (this tree as it is), FILE.whl, or git+URL[@REF]"
+    parser.add_argument("--install", default="checkout", metavar="WHAT", help=install)
     parser.add_argument(
         "--python", default="3.12", help="version of Python to run with (%(default)s)"
     )
-    parser.add_argument(
-        "--retries",
-        type=common.at_least(0),
-        default=20,
-        help="after crashes and preemptions (%(default)s)",
-    )
-    parser.add_argument(
-        "--poll",
-        type=float,
-        default=30.0,
-        help="seconds between queries of the state (%(default)s)",
-    )
+    retries = "after crashes and preemptions (%(default)s)"
+    parser.add_argument("--retries", type=common.at_least(0), default=20, help=retries)
+    poll = "seconds between queries of the state (%(default)s)"
+    parser.add_argument("--poll", type=float, default=30.0, help=poll)
     parser.add_argument("--bucket", type=common.bucket, help="mounted at /gcs/NAME on every host")
-    parser.add_argument(
-        "--shared-workdir",
-        action="store_true",
-        help="--workdir is another mount that all hosts share",
-    )
+    shared_workdir = "--workdir is another mount that all hosts share"
+    parser.add_argument("--shared-workdir", action="store_true", help=shared_workdir)
     parser.add_argument("--keep", action="store_true", help="do not delete the machines at the end")
     parser.add_argument(
         "--internal-ip", action="store_true", help="reach the hosts within their network"

@@ -26,32 +26,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--split", default="", help="required if the folder has several")
     add("--out", type=Path, required=True, help="folder of the cache; splits may share it")
     add("--text", default="", metavar="umt5:PATH", help="encode captions with this UMT5")
-    add(
-        "--image",
-        default="",
-        metavar="flux2:PATH",
-        help="encode images and their mirror images with this autoencoder",
-    )
-    add(
-        "--resolution",
-        type=positive_int,
-        default=256,
-        help="pixels a side of the encoded center square (%(default)s)",
-    )
+    image = "encode images and their mirror images with this autoencoder"
+    add("--image", default="", metavar="flux2:PATH", help=image)
+    resolution = "pixels a side of the encoded center square (%(default)s)"
+    add("--resolution", type=positive_int, default=256, help=resolution)
     add("--tokens", type=positive_int, default=128, help="of a caption at most (%(default)s)")
-    add(
-        "--batch",
-        type=positive_int,
-        default=32,
-        help="images, or captions, per step and device (%(default)s)",
-    )
+    batch = "images, or captions, per step and device (%(default)s)"
+    add("--batch", type=positive_int, default=32, help=batch)
     add("--shard-size", type=positive_int, default=1024, help="records per shard (%(default)s)")
-    add(
-        "--shard",
-        type=shard_of,
-        metavar="I/N",
-        help="write every N-th shard from I on, I from 0: one of N jobs",
-    )
+    shard = "write every N-th shard from I on, I from 0: one of N jobs"
+    add("--shard", type=shard_of, metavar="I/N", help=shard)
     renamed_option(parser, "--part", "--shard")
 
 

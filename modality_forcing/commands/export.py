@@ -9,12 +9,8 @@ from pathlib import Path
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add(
-        "--checkpoint",
-        type=Path,
-        required=True,
-        help="a workdir, its checkpoints/ or one step of it",
-    )
+    checkpoint = "a workdir, its checkpoints/ or one step of it"
+    add("--checkpoint", type=Path, required=True, help=checkpoint)
     add("--out", type=Path, required=True, help="a folder that does not exist yet")
     add("--format", choices=("orbax", "safetensors"), default="orbax")
 

@@ -35,18 +35,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--split", default="", help="required if the folder has several")
     add("--json", action="store_true", help="print the manifest itself")
     add("--verify", action="store_true", help="compare the checksum of every shard")
-    add(
-        "--sheet",
-        type=Path,
-        metavar="FILE.png",
-        help="write an image of a few records with their depth",
-    )
-    add(
-        "--records",
-        type=positive_int,
-        default=RECORDS,
-        help="number on the sheet, evenly spaced in the split (%(default)s)",
-    )
+    sheet_help = "write an image of a few records with their depth"
+    add("--sheet", type=Path, metavar="FILE.png", help=sheet_help)
+    records_help = "number on the sheet, evenly spaced in the split (%(default)s)"
+    add("--records", type=positive_int, default=RECORDS, help=records_help)
 
 
 def main(options: argparse.Namespace) -> None:

@@ -34,24 +34,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("--config", metavar="FILE[:ARG]", help="plan a run, e.g. configs/forcing.py:size=3b3")
-    add(
-        "--encode",
-        choices=("text", "encoder", "decoder"),
-        help="plan a frozen encoder: UMT5-XXL, or a half of FLUX.2's autoencoder",
-    )
+    encode = "plan a frozen encoder: UMT5-XXL, or a half of FLUX.2's autoencoder"
+    add("--encode", choices=("text", "encoder", "decoder"), help=encode)
     add("--sweep", metavar="FILE[:ARG]", help="price a study, e.g. configs/sweep_paper.py")
-    add(
-        "--coord-check",
-        action="store_true",
-        help="take real steps at widths 128 to 1024, of --config if it is given",
-    )
+    coord_check_help = "take real steps at widths 128 to 1024, of --config if it is given"
+    add("--coord-check", action="store_true", help=coord_check_help)
     add("--topology", help="chips of one slice, e.g. v5p:4x4x4, v6e:8x8")
     add("--slices", type=positive_int, help="slices joined by the data-center network (1)")
-    add(
-        "--batch",
-        type=positive_int,
-        help="examples of a step; a config's own layout is planned as it is",
-    )
+    batch = "examples of a step; a config's own layout is planned as it is"
+    add("--batch", type=positive_int, help=batch)
     add("--chip", nargs="+", help="kinds of chips to price a study on")
     add(
         "--mfu", type=float, help="utilization that a price assumes (the published one of the chip)"

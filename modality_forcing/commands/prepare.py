@@ -26,56 +26,28 @@ SHARD_SIZE = 1024
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add(
-        "--list-datasets",
-        action="store_true",
-        help="print the known data sets with unit, splits and license",
-    )
+    list_datasets = "print the known data sets with unit, splits and license"
+    add("--list-datasets", action="store_true", help=list_datasets)
     add("--dataset", help="one of those, or folder")
     add("--root", type=Path, help="the folder it was unpacked into")
     add("--out", type=Path, help="folder of the shards; splits may share it")
     add("--split", default="", help="the data set's first one by default")
-    add(
-        "--option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="of the data set, e.g. depth_scale=0.001",
-    )
-    add(
-        "--resolution",
-        type=positive_int,
-        help=f"pixels of the shorter side ({RESOLUTION}); more allows closer crops in training",
-    )
+    option_help = "of the data set, e.g. depth_scale=0.001"
+    add("--option", action="append", default=[], metavar="NAME=VALUE", help=option_help)
+    resolution = f"pixels of the shorter side ({RESOLUTION}); more allows closer crops in training"
+    add("--resolution", type=positive_int, help=resolution)
     add("--max-side", type=positive_int, help="pixels of the longer side, instead of --resolution")
-    add(
-        "--image-format",
-        choices=("jpeg", "webp", "png"),
-        default="jpeg",
-        help="png is lossless (%(default)s)",
-    )
+    image_format = "png is lossless (%(default)s)"
+    add("--image-format", choices=("jpeg", "webp", "png"), default="jpeg", help=image_format)
     add("--quality", type=positive_int, default=95, help="of JPEG and WebP (%(default)s)")
-    add(
-        "--shard-size",
-        type=positive_int,
-        default=SHARD_SIZE,
-        help="records per shard (%(default)s)",
-    )
+    shard_size = "records per shard (%(default)s)"
+    add("--shard-size", type=positive_int, default=SHARD_SIZE, help=shard_size)
     add("--limit", type=positive_int, help="use at most the first so many records")
     add("--workers", type=_workers, default=0, help="processes; 0 uses this one (%(default)s)")
-    add(
-        "--shard",
-        type=shard_of,
-        default=(0, 1),
-        metavar="I/N",
-        help="write every N-th shard from I on, I from 0: one of N jobs",
-    )
-    add(
-        "--max-errors",
-        type=_fraction,
-        default=0.01,
-        help="fraction of records that may be unreadable (%(default)s)",
-    )
+    shard = "write every N-th shard from I on, I from 0: one of N jobs"
+    add("--shard", type=shard_of, default=(0, 1), metavar="I/N", help=shard)
+    max_errors = "fraction of records that may be unreadable (%(default)s)"
+    add("--max-errors", type=_fraction, default=0.01, help=max_errors)
     renamed_option(parser, "--list", "--list-datasets")
     renamed_option(parser, "--part", "--shard")
     renamed_option(parser, "--max-bad", "--max-errors")

@@ -80,14 +80,8 @@ def main(options: argparse.Namespace) -> None:
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
     inputs = read_inputs(options, config.data.resolution)
     batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in inputs.items()}
-    made = generator.run(
-        options.mode,
-        captions,
-        batch=batch,
-        options=sampling,
-        seed=config.seed,
-        refine=options.refine,
-    ).images
+    how = {"options": sampling, "seed": config.seed, "refine": options.refine}
+    made = generator.run(options.mode, captions, batch=batch, **how).images
     for i in range(len(captions)):
         stem = options.out / f"{options.mode}_{i:03d}"
         for path in write_example(stem, {n: x[i] for n, x in made.items()}, inputs):

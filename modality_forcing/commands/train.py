@@ -17,18 +17,10 @@ Any value of the config can be set with --config.KEY=VALUE."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add(
-        "--config",
-        required=True,
-        metavar="FILE[:ARG]",
-        help="a file, or the name of one in configs/",
-    )
-    add(
-        "--workdir",
-        type=Path,
-        required=True,
-        help="for checkpoints, metrics and TensorBoard events",
-    )
+    config = "a file, or the name of one in configs/"
+    add("--config", required=True, metavar="FILE[:ARG]", help=config)
+    workdir = "for checkpoints, metrics and TensorBoard events"
+    add("--workdir", type=Path, required=True, help=workdir)
 
 
 def main(options: argparse.Namespace) -> None:
