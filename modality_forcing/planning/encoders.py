@@ -185,13 +185,10 @@ def to_text(p: EncodePlan) -> str:
         for kind, v in p.collectives.items()
     ]
     if p.bound:
-        ms, ici, exposed = (
-            f"{1e3 * seconds:.1f}"
-            for seconds in (p.bound.seconds, p.bound.ici_seconds, p.bound.exposed_seconds)
-        )
         lines += [
-            f"  roofline        {ms} ms a batch at least; collectives {ici}"
-            f" (without overlap they add {exposed})",
+            f"  roofline        {1e3 * p.bound.seconds:.1f} ms a batch at least;"
+            f" collectives {1e3 * p.bound.ici_seconds:.1f}"
+            f" (without overlap they add {1e3 * p.bound.exposed_seconds:.1f})",
             f"  rate            {_rate(p)}, MFU {p.mfu_bound:.1%}",
         ]
     return "\n".join([*lines, f"  {NOT_MODELED}"])

@@ -8,18 +8,8 @@ from modality_forcing.planning.search import GIB, NOT_MODELED, Plan, describe, m
 from modality_forcing.tree import JsonObject
 
 COLUMNS = (
-    *(
-        "config",
-        "topology",
-        "layout",
-        "batch",
-        "GiB a chip",
-        "of",
-        "TFLOP a step",
-        "bound, ms",
-        "MFU bound",
-    ),
-    *("ICI, ms", "host GiB at save", "compile, s"),
+    *("config", "topology", "layout", "batch", "GiB a chip", "of"),
+    *("TFLOP a step", "bound, ms", "MFU bound", "ICI, ms", "host GiB at save", "compile, s"),
 )
 
 
@@ -125,24 +115,18 @@ def to_text(p: Plan) -> str:
 
 def _program_lines(p: Plan, bound: Roofline) -> list[str]:
     """The lines of what the compiled program moves and how long it takes at least, in ms."""
-    total, serial, hbm, ici, exposed = (
-        f"{1e3 * seconds:.1f}"
-        for seconds in (
-            bound.seconds,
-            bound.serial_seconds,
-            bound.hbm_seconds,
-            bound.ici_seconds,
-            bound.exposed_seconds,
-        )
-    )
+    lines = [
+        f"  {kind:15} {v['executions']} a step, {v['bytes'] / GIB:.2f} GiB a device"
+        for kind, v in p.collectives.items()
+    ]
     return [
-        *(
-            f"  {kind:15} {v['executions']} a step, {v['bytes'] / GIB:.2f} GiB a device"
-            for kind, v in p.collectives.items()
-        ),
+        *lines,
         f"  kernels         {', '.join(f'{n} x{k}' for n, k in p.kernels.items()) or 'none'}",
-        f"  roofline        {total} ms a step at least: instructions {serial},"
-        f" all memory traffic {hbm}, collectives {ici} (without overlap they add {exposed})",
+        f"  roofline        {1e3 * bound.seconds:.1f} ms a step at least:"
+        f" instructions {1e3 * bound.serial_seconds:.1f},"
+        f" all memory traffic {1e3 * bound.hbm_seconds:.1f},"
+        f" collectives {1e3 * bound.ici_seconds:.1f}"
+        f" (without overlap they add {1e3 * bound.exposed_seconds:.1f})",
         f"  MFU at most     {p.mfu_bound:.1%}",
     ]
 

@@ -51,14 +51,8 @@ def plot(rows: Sequence[Row]) -> Figure:
         axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper left",
-        ncols=len(labels),
-        title="pretraining images",
-        title_fontsize=6.5,
-    )
+    title = {"title": "pretraining images", "title_fontsize": 6.5}
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), **title)
     return figure
 
 
@@ -117,11 +111,5 @@ def _plot_baselines(axes: Axes, panel: Panel) -> None:
         level = float(np.mean(known))
         if min(values) - margin <= level <= max(values) + margin:
             axes.axhline(level, color=figures.GRAY, linewidth=0.8, linestyle=":")
-            axes.annotate(
-                label,
-                (1, level),
-                xycoords=("axes fraction", "data"),
-                ha="right",
-                va="bottom",
-                fontsize=6,
-            )
+            at_right = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+            axes.annotate(label, (1, level), fontsize=6, **at_right)

@@ -22,17 +22,8 @@ from modality_forcing.viz.figures import format_count
 from modality_forcing.viz.page import chart, page, section, table
 
 _COLUMNS = (
-    "width",
-    "params",
-    "images",
-    "frames",
-    "seed",
-    "flops",
-    "i2d_absrel",
-    "i2d_delta1",
-    "absrel",
-    "delta1",
-    "loss",
+    *("width", "params", "images", "frames", "seed", "flops"),
+    *("i2d_absrel", "i2d_delta1", "absrel", "delta1", "loss"),
 )
 _SHARED = (*MUST_MATCH, "device", "devices")
 _RESAMPLES = 400
