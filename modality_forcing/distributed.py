@@ -77,6 +77,36 @@ def exit_process(code: int) -> int:
     return code
 
 
+def devices() -> list[Any]:
+    """Returns all devices of the run, starting them if need be.
+
+    Raises UserError if those that JAX_PLATFORMS names are not there, or one cannot be started.
+    """
+    jax = _jax()
+    try:
+        return jax.devices()
+    except Exception as error:  # a plugin without its chip raises what it likes
+        if jax.config.jax_platforms is None:
+            raise
+        asked, here = jax.config.jax_platforms, ", ".join(_hardware()) or "a CPU"
+        said = " ".join(str(error).split()) or type(error).__name__
+        what = f"{asked} cannot be started; this machine has {here} ({said})"
+        hint = "unset JAX_PLATFORMS, set it to cpu, or install what jax needs for the device"
+        raise UserError(what, where="JAX_PLATFORMS", hint=hint) from error
+
+
+def local_devices() -> list[Any]:
+    """Returns the devices of this process; raises UserError as `devices` does."""
+    devices()
+    return _jax().local_devices()
+
+
+def backend() -> str:
+    """Returns "cpu", "gpu" or "tpu", where programs run; raises UserError as `devices` does."""
+    devices()
+    return _jax().default_backend()
+
+
 def process_count() -> int:
     """Returns the number of processes of this run."""
     return _jax().process_count() if _joined() else 1
@@ -163,8 +193,17 @@ def _tpu_hosts(environment: Mapping[str, str]) -> int:
 
 
 def _may_ask_metadata(environment: Mapping[str, str]) -> bool:
-    chips = [*DEVICES.glob("accel[0-9]*"), *DEVICES.glob("vfio/[0-9]*")]
-    return "TPU_SKIP_MDS_QUERY" not in environment and bool(chips)
+    return "TPU_SKIP_MDS_QUERY" not in environment and bool(_tpu_chips())
+
+
+def _tpu_chips() -> list[Path]:
+    return [*DEVICES.glob("accel[0-9]*"), *DEVICES.glob("vfio/[0-9]*")]
+
+
+def _hardware() -> list[str]:
+    """The accelerators of this machine, by the files of their drivers."""
+    counts = {"NVIDIA GPU": len([*DEVICES.glob("nvidia[0-9]*")]), "TPU chip": len(_tpu_chips())}
+    return [f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n]
 
 
 def _metadata(server: str, name: str) -> str | None:

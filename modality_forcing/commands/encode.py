@@ -61,7 +61,7 @@ def main(options: argparse.Namespace) -> None:
 
     check_folder(options.out, "--out")
     source = Shards(options.source, options.split)
-    mesh = sharding.make_mesh(MeshConfig(), jax.local_devices())
+    mesh = sharding.make_mesh(MeshConfig(), distributed.local_devices())
     frozen = FrozenEncoders(options.text, options.image, mesh)
     own = {"text": {"tokens": options.tokens}, "image": {"resolution": options.resolution}}
     settings = {

@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree, UInt8
 
+from modality_forcing import distributed
 from modality_forcing.encoders import flux2_names, umt5
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.pixels import from_u8
@@ -138,7 +139,7 @@ class FrozenEncoders:
 
     def _load_half(self, module: type[Encoder | Decoder], half: flux2_names.Half) -> nnx.Module:
         c, weights = self.image_config, self._image_weights
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = jnp.float32 if distributed.backend() == "cpu" else jnp.bfloat16
         return load_module(
             lambda: module(c, rngs=nnx.Rngs(0), dtype=dtype),
             flux2_names.tensors(c, weights.shapes, half),

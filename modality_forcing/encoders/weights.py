@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
 
+from modality_forcing import distributed
 from modality_forcing.errors import UserError
 from modality_forcing.text_io import read_object
 
@@ -149,7 +150,7 @@ def load_module(
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     shapes = {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
     _check(shapes, tensors, checkpoint, tuple(unused))
-    first_device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    first_device = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     arrays = []
     for path, like in shapes.items():
         at = first_device if sharding is None else sharding(path, like.shape)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from modality_forcing import distributed
 from modality_forcing.evaluation.alignment import (
     Alignment,
     align_affine_l1,
@@ -67,7 +68,7 @@ def score(
     gives the image an AbsRel of infinity or NaN, and leaves NaN out of the mean.
     """
     count, height, width = pred.shape
-    devices = len(jax.local_devices())
+    devices = len(distributed.local_devices())
     chunk = max(1, min(_IMAGES_PER_CHUNK, _PIXELS_PER_CHUNK // (height * width)))
     chunk = -(-min(chunk, max(count, 1)) // devices) * devices
     compiled, sharding = _compile(protocol)
@@ -89,7 +90,7 @@ def score(
 @cache
 def _compile(protocol: Protocol):
     """Returns the jitted scores of a protocol over the local devices, and the image sharding."""
-    mesh = Mesh(np.array(jax.local_devices()), ("image",))
+    mesh = Mesh(np.array(distributed.local_devices()), ("image",))
     spec = PartitionSpec("image")
     scores = partial(_scores, protocol=protocol)
     mapped = jax.shard_map(scores, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)

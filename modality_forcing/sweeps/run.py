@@ -56,6 +56,7 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
 
     Returns: the failures, by name of the cell.
     """
+    distributed.devices()  # once, not as a failure of every cell
     failed: dict[str, Failure] = {}
     worker = _Worker(folder, log)
     outdated = sum(row["version"] != worker.version for _, row in folder.rows())

@@ -144,7 +144,7 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
     """
     _silence_orbax()
     folder = resolve_checkpoint(path).absolute()
-    first = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     with _readable(folder):
         meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
         with ocp.StandardCheckpointer() as reader:

@@ -17,6 +17,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from modality_forcing import distributed
 from modality_forcing.config import MeshConfig, TrainConfig
 from modality_forcing.errors import UserError
 from modality_forcing.models.layout import spec
@@ -107,7 +108,7 @@ def make_mesh(c: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Axes within a slice follow its interconnect; "data" also runs over slices, across the
     data-center network. Raises UserError if the axes do not multiply to the number of devices.
     """
-    devices = list(jax.devices() if devices is None else devices)
+    devices = list(distributed.devices() if devices is None else devices)
     sizes = _sizes(c, len(devices))
     if c.slices > 1:
         found = len({getattr(d, "slice_index", 0) for d in devices})

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int, PyTree
 
+from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.diffusion import rng
 from modality_forcing.modalities.base import Modality
@@ -37,7 +38,7 @@ def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT:
 
     Raises UserError if the device's attention kernel does not take the config's shapes.
     """
-    c = with_attention_kernel(config, jax.default_backend())
+    c = with_attention_kernel(config, distributed.backend())
     keep = PRESETS[c.mesh.preset].keep_gathered
     return DiT(
         c.model,

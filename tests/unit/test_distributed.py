@@ -16,6 +16,7 @@ import pytest
 
 from modality_forcing import distributed
 from modality_forcing.errors import UserError
+from tests import runs
 
 EXPLICIT = {
     "MFORCE_COORDINATOR": "127.0.0.1:1234",
@@ -256,3 +257,39 @@ def test_uncaught_exception_is_printed_and_ends_the_process(started, monkeypatch
     sys.excepthook(ValueError, ValueError("out of memory"), None)
     sys.excepthook(KeyboardInterrupt, KeyboardInterrupt(), None)
     assert left == [1, 130] and "ValueError: out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("files", "here"),
+    [((), "a CPU"), (("nvidia0", "nvidia1", "nvidiactl"), "2 NVIDIA GPUs"), (("accel0",), "1 TPU")],
+)
+def test_missing_accelerator_is_one_line_that_names_the_variable(
+    tmp_path, monkeypatch, files, here
+):
+    for name in files:
+        (tmp_path / name).touch()
+
+    def fail() -> None:
+        raise AssertionError  # what jax raises for cuda without its plugin
+
+    monkeypatch.setattr(distributed, "DEVICES", tmp_path)
+    monkeypatch.setattr(jax, "devices", fail)
+    for ask in (distributed.devices, distributed.local_devices, distributed.backend):
+        with pytest.raises(UserError, match=rf"JAX_PLATFORMS: cpu cannot .* has {here}") as caught:
+            ask()
+        assert "\n" not in str(caught.value) and "unset JAX_PLATFORMS" in str(caught.value)
+
+
+def test_devices_are_those_of_jax():
+    assert distributed.devices() == jax.devices()
+    assert distributed.local_devices() == jax.local_devices()
+    assert distributed.backend() == jax.default_backend()
+
+
+def test_checkpoint_is_not_blamed_for_a_missing_accelerator(t2i_run, tmp_path):
+    command = runs.command("export", "--checkpoint", t2i_run, "--out", tmp_path / "out")
+    env = {**runs.environment(), "JAX_PLATFORMS": "cuda"}
+    if any(device.platform == "gpu" for device in jax.devices()):
+        pytest.skip("there is a GPU")
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    runs.refused(runs.Done(done.returncode, done.stdout, done.stderr), "JAX_PLATFORMS: cuda")
