@@ -103,7 +103,7 @@ def run_benchmarks(
         write_file(stem.with_suffix(".json"), json.dumps(result, indent=1) + "\n")
         write_file(stem.with_suffix(".md"), report.to_markdown([result]))
         if result["images"]:
-            load = _example_loader(generator, one, resolved, options, store)
+            load = _example_loader(generator, one, resolved, options, store=store)
             sheet = report.example_sheet(scores.per_image, load, resolved)
             write_file(stem.with_suffix(".png"), images.png_bytes(sheet))
         log(f"{stem}.json, .md, .png")
@@ -122,6 +122,7 @@ def _example_loader(
     opened: OpenedBenchmark,
     protocol: Protocol,
     options: InferenceOptions,
+    *,
     store: PredictionStore,
 ) -> report.ExampleLoader:
     resolution = generator.config.data.resolution

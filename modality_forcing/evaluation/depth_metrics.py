@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,6 @@ from modality_forcing.evaluation.alignment import (
 )
 from modality_forcing.evaluation.protocols import MOGE, Protocol
 from modality_forcing.evaluation.resample import subsample, thin_columns
-from modality_forcing.tree import JsonObject
 
 _PIXELS_PER_CHUNK = 2**20
 _IMAGES_PER_CHUNK = 32
@@ -222,7 +221,7 @@ def mean_scores(scores: DepthScores) -> dict[str, float]:
     return means | {name: int(images.sum()) for name, images in counts.items()}
 
 
-def describe_counts(result: JsonObject) -> str:
+def describe_counts(result: Mapping[str, Any]) -> str:
     """Returns how many images of a result were scored, and which predictions are not finite.
 
     result: counts of `mean_scores`, and `rows` with `nonfinite` and a `name` or an `index`.

@@ -25,7 +25,8 @@ def subsample(
     """Returns pred, target and validity of the valid pixel nearest to the center of each cell.
 
     The grid has cells x cells cells. An image of at most `cells` a side is returned as it is, each
-    pixel once; MoGe would repeat some pixels and so weight them more.
+    pixel once, as newer versions of utils3d have it. Older ones (078890a) fill all cells and so
+    weight some pixels more, unless `cells` is a multiple of both sides.
     """
     pred, target, valid = jnp.asarray(pred), jnp.asarray(target), jnp.asarray(valid)
     b, height, width = pred.shape

@@ -76,7 +76,7 @@ def make_eval_frame(
         intrinsics = frame.intrinsics
         if intrinsics is None:
             intrinsics = _centered_intrinsics(*target.shape)
-        warped = warp(image, target, valid, intrinsics, size)
+        warped = warp(image, target, valid, intrinsics, width_height=size)
         image, target = warped.image, warped.depth
         valid = drop_far(warped.depth, warped.valid)
     model_image = image
@@ -96,6 +96,7 @@ def warp(
     depth: np.ndarray,
     valid: np.ndarray,
     intrinsics: np.ndarray,
+    *,
     width_height: tuple[int, int],
 ) -> View:
     """Returns the view of width_height pixels around the center of a frame, as MoGe's loader.

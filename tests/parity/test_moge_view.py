@@ -22,7 +22,11 @@ def test_view_equals_moge(case):
         }
     width, height = map(int, given["width_height"])
     view = warp(
-        given["image"], given["depth"], given["valid"], given["intrinsics"], (width, height)
+        given["image"],
+        given["depth"],
+        given["valid"],
+        given["intrinsics"],
+        width_height=(width, height),
     )
     np.testing.assert_allclose(view.intrinsics, given["out_intrinsics"], atol=1e-6)
     np.testing.assert_array_equal(view.valid, given["out_valid"])

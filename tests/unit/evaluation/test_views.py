@@ -41,7 +41,7 @@ def test_frame_equal_to_the_view_is_unchanged(size):
     width, height = size
     image, depth, valid = frame(height, width)
     k = camera(1.0, width / height)
-    view = warp(image, depth, valid, k, size)
+    view = warp(image, depth, valid, k, width_height=size)
     np.testing.assert_array_equal(view.image, image)
     np.testing.assert_array_equal(view.valid, valid)
     np.testing.assert_allclose(view.depth[valid], depth[valid], rtol=1e-6)
@@ -61,7 +61,11 @@ def test_warp_preserves_planes(f, cx, cy, size):
     k, n = camera(f, f * width / height, cx, cy), np.array([0.05, 0.1, 1.0])
     depth = (4 / (rays(k, width, height) @ n)).astype("f4")
     view = warp(
-        np.zeros((height, width, 3), np.uint8), depth, np.ones((height, width), bool), k, size
+        np.zeros((height, width, 3), np.uint8),
+        depth,
+        np.ones((height, width), bool),
+        k,
+        width_height=size,
     )
     assert view.valid.mean() > 0.95
     middle = np.linalg.inv(k.astype(np.float64)) @ (0.5, 0.5, 1)
@@ -81,7 +85,7 @@ def test_warp_preserves_planes(f, cx, cy, size):
 def test_warp_scales_with_the_unit():
     image, depth, valid = frame(40, 60)
     k = camera(0.9, 1.3, 0.45, 0.55)
-    plain, scaled = (warp(image, x, valid, k, (32, 32)) for x in (depth, 1000 * depth))
+    plain, scaled = (warp(image, x, valid, k, width_height=(32, 32)) for x in (depth, 1000 * depth))
     np.testing.assert_array_equal(plain.valid, scaled.valid)
     np.testing.assert_allclose(scaled.depth, 1000 * plain.depth, rtol=1e-6)
 
@@ -99,9 +103,9 @@ def test_far_pixels_are_dropped_by_quantile():
 def test_invalid_intrinsics_are_refused():
     image, depth, valid = frame(8, 8)
     with pytest.raises(UserError, match="not a pinhole camera"):
-        warp(image, depth, valid, camera(0.0), (8, 8))
+        warp(image, depth, valid, camera(0.0), width_height=(8, 8))
     with pytest.raises(ValueError):
-        warp(image[:4], depth, valid, camera(), (8, 8))
+        warp(image[:4], depth, valid, camera(), width_height=(8, 8))
 
 
 NYU = BENCHMARKS["nyuv2"]
@@ -119,7 +123,7 @@ def benchmark_frame(height: int = 48, width: int = 64, camera: np.ndarray | None
 def test_square_view_equals_moge_at_model_size():
     one = benchmark_frame()
     seen = make_eval_frame(one, NYU, "square", 32)
-    expected = warp(one.image, one.depth, one.valid, CAMERA, (32, 32))
+    expected = warp(one.image, one.depth, one.valid, CAMERA, width_height=(32, 32))
     np.testing.assert_array_equal(seen.model_image, expected.image)
     np.testing.assert_array_equal(seen.image, expected.image)
     np.testing.assert_array_equal(seen.target, expected.depth)
