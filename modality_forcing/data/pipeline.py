@@ -26,10 +26,12 @@ from modality_forcing.data.shared_memory import (
     BufferedStacker,
     SharedMemoryReceiver,
     SharedMemorySender,
+    no_shared_memory,
 )
 from modality_forcing.data.sparsity import sparsify
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_environment_error
 
 _SHUFFLE, _SPARSIFY, _AUGMENT = 0, 1, 2  # random streams, independent for one seed
 _SMALL_SOURCE = 4096  # records up to which the order of an epoch is kept in memory
@@ -139,14 +141,19 @@ class BatchIterator:
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
-        if self._running.batches is None:
-            self._start()
-        assert self._running.batches is not None
         try:
+            if self._running.batches is None:
+                self._start()
+            assert self._running.batches is not None
             batch = next(self._running.batches)
             if isinstance(batch, BatchHandle):
                 assert self._running.receiver is not None
                 batch = self._running.receiver.open(batch)
+        except OSError as error:
+            self.close()
+            if not self._workers or not is_environment_error(error):
+                raise
+            raise no_shared_memory(f"{self._workers} loader processes", error) from error
         except BaseException:
             self.close()  # else the loader's processes outlive the error, and the exit hangs
             raise

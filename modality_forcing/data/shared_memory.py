@@ -7,6 +7,7 @@ loads for itself has private slabs (`BufferedStacker`). Loader processes write i
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import tempfile
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.errors import UserError
+from modality_forcing.paths import cause, hint_for, reason
 
 Batch = dict[str, Any]  # nested; arrays [b ...]
 ArraySpecs = dict[str, object]  # nested as the batch is
@@ -132,6 +134,15 @@ class SharedMemoryReceiver:
         self._directory.cleanup()
 
 
+def no_shared_memory(use: str, error: OSError) -> UserError:
+    """Returns an error of shared memory, or of too many open files, in one line."""
+    default = "give it more, with docker run --shm-size for one"
+    hint = default if cause(error) == errno.ENOSPC else hint_for(error, "make it writable")
+    where = _SHM if _SHM.is_dir() else tempfile.gettempdir()
+    what = f"no room for {use} in shared memory ({reason(error)})"
+    return UserError(what, where=where, hint=f"{hint}, or set data.workers=0")
+
+
 def _create(path: str, size: int) -> mmap.mmap:
     with open(path, "x+b") as file:
         try:
@@ -141,10 +152,7 @@ def _create(path: str, size: int) -> mmap.mmap:
                 os.ftruncate(file.fileno(), size)
         except OSError as error:
             os.unlink(path)
-            need = f"no room for a batch of {size / 2**20:.0f} MiB in shared memory"
-            where = os.path.dirname(os.path.dirname(path))
-            hint = "give it more, with docker run --shm-size for one, or set data.workers=0"
-            raise UserError(f"{need} ({error.strerror})", where=where, hint=hint) from error
+            raise no_shared_memory(f"a batch of {size / 2**20:.0f} MiB", error) from error
         return mmap.mmap(file.fileno(), size)
 
 

@@ -27,7 +27,14 @@ class MetricWriter:
         kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
         paths.write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         purge = first_step + 1 if first_step else None
-        self._events = SummaryWriter(str(folder / "events"), purge_step=purge)
+        try:
+            self._events = SummaryWriter(str(folder / "events"), purge_step=purge)
+        except OSError as error:
+            if error.filename is not None:
+                raise paths.os_error(error, folder / "events", "written") from error
+            what = f"TensorBoard's writer finds no shared memory ({paths.reason(error)})"
+            hint = paths.hint_for(error, "make it writable")
+            raise UserError(what, where="/dev/shm", hint=hint) from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Appends the scalars of one step; raises UserError if they cannot be written."""

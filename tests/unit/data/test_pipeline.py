@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import grain
 import numpy as np
 import psutil
 import pytest
@@ -384,3 +386,21 @@ def test_data_modules_load_neither_jax_nor_grain():
         [sys.executable, "-c", program], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.ENOSPC, r"No space left on device\); give it more, .*, or set data\.workers=0"),
+        (errno.EROFS, r"Read-only file system\); make it writable, or set data\.workers=0"),
+        (errno.EMFILE, r"Too many open files\); allow more open files .*, or set data\.workers=0"),
+    ],
+)
+def test_missing_memory_for_loader_processes_is_one_line(monkeypatch, code, message):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))  # as a semaphore does
+
+    monkeypatch.setattr(grain.IterDataset, "mp_prefetch", fail)
+    loading = batches(workers=2)
+    with pytest.raises(UserError, match=rf"no room for 2 loader processes .*{message}"):
+        next(loading)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.errors import UserError
+from modality_forcing.train import metrics
 from modality_forcing.train.metrics import MetricWriter, param_summary, read_metrics
 
 
@@ -42,6 +43,15 @@ def test_restarted_run_removes_old_rows(tmp_path):
     write(tmp_path, 0, (1, {"loss": 1.0}))
     write(tmp_path, 0)
     assert read_metrics(tmp_path) == []
+
+
+def test_read_only_shared_memory_is_one_line(tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(metrics, "SummaryWriter", fail)
+    with pytest.raises(UserError, match=r"/dev/shm: .*\(Read-only file system\); make it writable"):
+        MetricWriter(tmp_path, 0)
 
 
 def test_truncated_last_line_is_ignored_and_repaired(tmp_path):
