@@ -14,6 +14,7 @@ from modality_forcing.commands.arguments import split_overrides
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_environment_error, os_error
 from modality_forcing.progress import LossyStream, keep_standard_descriptors
+from modality_forcing.signals import resend_lost_interrupts
 
 
 class Command(NamedTuple):
@@ -57,14 +58,15 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command and returns its exit code.
 
-    0: success. 1: a plan that does not fit. 2: a mistake of the user, or output that could not be
-    printed. 130: Ctrl-C. 141: the reader of the output is gone.
+    0: success. 1: a plan that does not fit, or a worker process that died. 2: a mistake of the
+    user, or output that could not be printed. 130: Ctrl-C. 141: the reader of the output is gone.
     """
     keep_standard_descriptors()
     stdout, stderr = LossyStream(sys.stdout), LossyStream(sys.stderr)
     with redirect_stdout(stdout), redirect_stderr(stderr):  # pyright: ignore[reportArgumentType]
         try:
-            return _main(sys.argv[1:] if arguments is None else arguments, stdout)
+            with resend_lost_interrupts():
+                return _main(sys.argv[1:] if arguments is None else arguments, stdout)
         finally:
             with suppress(BrokenPipeError):
                 stdout.flush()
@@ -92,7 +94,7 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
         stdout.discard()
         return distributed.exit_process(141)  # the shell's code for SIGPIPE, as after `| head`
     except UserError as error:
-        message, code = str(error), 2
+        message, code = str(error), error.exit_code
     except FloatingPointError as error:  # training diverged
         message, code = f"{error}; lower train.learning_rate, in another --workdir", 2
     except OSError as error:  # the last net: a path that no reader or writer has looked after

@@ -1,11 +1,36 @@
-"""The exception for mistakes of the user, which the command line prints as one line."""
+"""The exceptions that the command line prints as one line."""
+
+from __future__ import annotations
+
+import signal
 
 
 class UserError(Exception):
     """A mistake of the user in one line: what is wrong, where, and how to fix it."""
+
+    exit_code = 2  # launchers do not retry it
 
     def __init__(self, what: str, *, where: object = None, hint: str = ""):
         parts = [what if where is None else f"{where}: {what}"]
         if hint:
             parts.append(hint)
         super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
+
+
+class WorkerDied(UserError):
+    """A process that worked for this one has died, of what may not happen again."""
+
+    exit_code = 1  # launchers retry it
+
+    def __init__(self, name: str, exit_code: int, *, hint: str):
+        """exit_code: negative for a signal, as in multiprocessing. hint: if memory ran out."""
+        cause = f"ended with exit code {exit_code}"
+        if exit_code < 0:
+            number = -exit_code
+            known = number in signal.valid_signals()
+            cause = f"was killed by {signal.Signals(number).name if known else f'signal {number}'}"
+        if exit_code == -signal.SIGKILL:
+            cause += ", as the system does when memory runs out"
+        elif exit_code == -signal.SIGBUS:
+            cause += ", as the system does when shared memory is full"
+        super().__init__(f"{name} {cause}", hint=f"{hint}; the same command resumes")

@@ -48,17 +48,24 @@ def main(options: argparse.Namespace) -> None:
     Writes under the workdir: `t2i/`, `forcing/` and, with --ablate, `no_pretraining/` with
     checkpoints and TensorBoard events, `images/`, `summary.json` and `report.html`.
     """
+    from modality_forcing import locks
+    from modality_forcing.train.workdir import check_resumable
+
+    t2i, forcing = configs(options)
+    for config in (t2i, forcing):  # also where the phase is done and would only be read back
+        check_resumable(options.workdir / config.name, config, ignore=("train.init_from",))
+    with locks.hold(options.workdir, "--workdir"):
+        _run_phases(options, t2i, forcing)
+
+
+def _run_phases(options: argparse.Namespace, t2i: Config, forcing: Config) -> None:
     from modality_forcing.data.in_memory import InMemory
     from modality_forcing.evaluation.heldout import Evaluator
     from modality_forcing.generator import Generator
     from modality_forcing.train import checkpoint, inputs
-    from modality_forcing.train.workdir import check_resumable
     from modality_forcing.viz.html_report import write_report
 
     workdir = options.workdir
-    t2i, forcing = configs(options)
-    for config in (t2i, forcing):  # also where the phase is done and would only be read back
-        check_resumable(workdir / config.name, config, ignore=("train.init_from",))
     phases = PhaseCache(workdir / "phases.json")
     records = InMemory(inputs.open_source(t2i))  # both phases see the same scenes
 

@@ -56,6 +56,7 @@ def main(options: argparse.Namespace) -> None:
     from modality_forcing.encode.job import EncodeJob
     from modality_forcing.encoders.frozen import FrozenEncoders
     from modality_forcing.storage import latent_cache
+    from modality_forcing.storage.shard_job import hold_job
     from modality_forcing.storage.shards import Shards
     from modality_forcing.train import sharding
 
@@ -81,9 +82,10 @@ def main(options: argparse.Namespace) -> None:
         batch=options.batch * mesh.size,
         shard=options.shard or (jax.process_index(), distributed.process_count()),
     )
-    job.check_or_write_settings()
-    if frozen.has_text:
-        job.encode_text(options.tokens)
-    if frozen.has_image:
-        job.encode_images(options.resolution)
-    print(job.summary())
+    with hold_job(job.out, f"encode-{source.split}", job.shard):
+        job.check_or_write_settings()
+        if frozen.has_text:
+            job.encode_text(options.tokens)
+        if frozen.has_image:
+            job.encode_images(options.resolution)
+        print(job.summary())

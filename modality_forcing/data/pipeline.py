@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from modality_forcing.data.augment import Augment
+from modality_forcing.data.loader_processes import LoaderProcesses, ignore_interrupts
 from modality_forcing.data.mixture import InterleaveSchedule, MixtureComponent, interleave
 from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.data.shared_memory import (
@@ -84,7 +85,7 @@ def train_batches(
     `index` is the position of an example in the whole stream, k * batch + row, modulo 2**31: unique
     in a batch, and independent of hosts and sources.
     Raises UserError if a source is empty or weights are not a mixture, and from `next` if a record
-    raises it.
+    raises it; WorkerDied if a loader process is killed.
     """
     single = not isinstance(source, Mapping)
     components = {"": MixtureComponent(source, 1.0, sparsity)} if single else source
@@ -141,21 +142,23 @@ class BatchIterator:
 
     def __next__(self) -> Batch:
         start = time.perf_counter()
+        running = self._running
         try:
-            if self._running.batches is None:
+            if running.batches is None:
                 self._start()
-            assert self._running.batches is not None
-            batch = next(self._running.batches)
+            assert running.batches is not None
+            batch = next(running.batches)
             if isinstance(batch, BatchHandle):
-                assert self._running.receiver is not None
-                batch = self._running.receiver.open(batch)
-        except OSError as error:
-            self.close()
-            if not self._workers or not is_environment_error(error):
-                raise
-            raise no_shared_memory(f"{self._workers} loader processes", error) from error
-        except BaseException:
+                assert running.receiver is not None and running.processes is not None
+                running.processes.find()
+                batch = running.receiver.open(batch)
+        except BaseException as error:
+            died = running.processes.death(error) if running.processes else None
             self.close()  # else the loader's processes outlive the error, and the exit hangs
+            if died is not None:
+                raise died from error
+            if self._workers and isinstance(error, OSError) and is_environment_error(error):
+                raise no_shared_memory(f"{self._workers} loader processes", error) from error
             raise
         self._delivered += 1
         self._stats.add(batch.pop(_STATS), time.perf_counter() - start)
@@ -195,11 +198,11 @@ class BatchIterator:
         if self._workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain's processes read absl flags
-            dataset = dataset.mp_prefetch(
-                grain.MultiprocessingOptions(
-                    num_workers=self._workers, per_worker_buffer_size=self._prefetch
-                )
+            options = grain.MultiprocessingOptions(
+                num_workers=self._workers, per_worker_buffer_size=self._prefetch
             )
+            dataset = dataset.mp_prefetch(options, worker_init_fn=ignore_interrupts)
+            self._running.processes = LoaderProcesses()
         self._running.batches = iter(dataset)
 
 
@@ -209,10 +212,11 @@ class _Running:
 
     batches: grain.DatasetIterator | None = None
     receiver: SharedMemoryReceiver | None = None
+    processes: LoaderProcesses | None = None
 
     def stop(self) -> None:
         batches, receiver = self.batches, self.receiver
-        self.batches = self.receiver = None
+        self.batches = self.receiver = self.processes = None
         if batches is not None:
             batches.close()
         if receiver is not None:

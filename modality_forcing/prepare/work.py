@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import wait as wait_for
+from multiprocessing.process import BaseProcess
 from typing import Protocol, runtime_checkable
 
 from PIL import features
@@ -21,11 +22,12 @@ from PIL import features
 import modality_forcing
 from modality_forcing.data.records import Record, RecordSource, check
 from modality_forcing.data.resize import downscale
-from modality_forcing.errors import UserError
+from modality_forcing.errors import UserError, WorkerDied
 from modality_forcing.prepare.job import Failures, PrepareJob, ShardRecord
 from modality_forcing.progress import ProgressMeter, print_stderr
 from modality_forcing.storage import codec, manifest
 from modality_forcing.storage.manifest import Manifest, ShardFile
+from modality_forcing.storage.shard_job import hold_job
 from modality_forcing.storage.shards import ShardWriter
 from modality_forcing.storage.stats import DatasetStats
 
@@ -84,9 +86,22 @@ def prepare(
 
     shard: (i, n), every n-th shard from i on. workers: processes, 0 for this one. max_errors: the
     fraction of the job's records that may be unreadable. log: receives progress instead of stderr.
-    Raises UserError for more errors, if a file cannot be written, or if a worker died. Finished
-    shards are kept in every case.
+    Raises UserError for more errors, if a file cannot be written, if a worker died, or if the same
+    job runs already. Finished shards are kept in every case.
     """
+    with hold_job(job.folder, f"prepare-{job.settings.split}", shard):
+        return _prepare(job, source, workers, shard, max_errors=max_errors, log=log)
+
+
+def _prepare(
+    job: PrepareJob,
+    source: RecordSource,
+    workers: int,
+    shard: tuple[int, int],
+    *,
+    max_errors: float,
+    log: Callable[[str], None] | None,
+) -> Manifest | None:
     job.check_or_write_settings()
     assigned = job.shards.assigned(shard)
     finished = {index: record for index in assigned if (record := job.finished(index))}
@@ -259,16 +274,22 @@ def _run_parallel(
         futures: dict[Future[ShardRecord | Failures], int] = {
             pool.submit(_write_one, index): index for index in missing
         }
+        workers = multiprocessing.active_children()
         while futures:
             ended, _ = wait(futures, timeout=_POLL_EVERY, return_when=FIRST_COMPLETED)
             for future in ended:
                 try:
                     yield futures.pop(future), future.result()
                 except BrokenProcessPool as error:
-                    what = "a worker process died"
-                    hint = "if memory ran out, give fewer --workers; the same command resumes"
-                    raise UserError(what, where=work.job.folder, hint=hint) from error
+                    raise _death(workers) from error
             monitor.update()
+
+
+def _death(workers: Sequence[BaseProcess]) -> WorkerDied:
+    codes = [code for worker in workers if (code := worker.exitcode)]
+    first = [code for code in codes if code != -signal.SIGTERM]  # which the pool sends the others
+    code = (first or codes or [1])[0]
+    return WorkerDied("a worker process", code, hint="give fewer --workers")
 
 
 @contextmanager

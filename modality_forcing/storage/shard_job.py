@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from modality_forcing import distributed, locks
 from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
 from modality_forcing.storage.manifest import read_json
@@ -47,6 +49,23 @@ class ShardJob:
     def size(self, indices: range | list[int]) -> int:
         """Returns the number of items in several shards."""
         return sum(len(self.items(index)) for index in indices)
+
+
+@contextmanager
+def hold_job(folder: Path, job: str, shard: tuple[int, int]) -> Iterator[None]:
+    """Holds the lock of one of n jobs, shard = (i, n), that write into a folder.
+
+    job: its name, such as "prepare-train". Raises UserError if the same job runs already, or a job
+    that is one of another number, since the two could write the same shard.
+    """
+    index, count = shard
+    if distributed.is_primary():
+        for path in sorted(folder.glob(f".{job}-*-of-*.lock")):
+            if path.stem.rpartition("-")[2] != str(count) and (owner := locks.owner(path)):
+                what = f"is in use by {owner}, with another number of jobs"
+                raise UserError(what, where=folder, hint="wait until it has ended")
+    with locks.hold(folder, "--out", f".{job}-{index}-of-{count}.lock"):
+        yield
 
 
 def check_or_write_settings(path: Path, settings: Mapping[str, object], folder: Path) -> None:

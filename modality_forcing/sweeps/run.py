@@ -25,7 +25,7 @@ from modality_forcing import distributed
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
-from modality_forcing.errors import UserError
+from modality_forcing.errors import UserError, WorkerDied
 from modality_forcing.paths import write_file
 from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
@@ -136,7 +136,8 @@ class _Worker:
         if distributed.is_primary():
             write_file(self.folder.failure_log(cell), traceback.format_exc())
         self.log(f"{cell.name}: failed: {line}")
-        return Failure(line, isinstance(error, UserError | FloatingPointError))
+        mistake = isinstance(error, UserError | FloatingPointError)
+        return Failure(line, mistake and not isinstance(error, WorkerDied))
 
     def _train(self, run: Run) -> None:
         workdir, config = self.folder.run_dir(run), self.folder.config(run)

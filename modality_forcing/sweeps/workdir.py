@@ -4,34 +4,30 @@
     cells/<cell>.json     the row of a finished cell, determined by config, code and device
     timing/<cell>.json    seconds, kept apart so that rows of two machines can be compared
     failed/<cell>.log     traceback of a failed cell; the next start tries the cell again
-    locks/                flock files of the cells and runs in progress
+    locks/                of the cells and runs in progress
     compiled/<host>/      compiled programs, reused after a restart; may be deleted
     columns.json          columns of a law's variables, for `mforce fit --table=FOLDER`
     rows.jsonl, rows.csv  all rows in the sweep's order; the CSV has seconds and no configs
 
-Locks use flock, which works between processes of one machine and on network disks that support
-it. Elsewhere, as in a bucket that several machines mount, start each machine with its own --shard:
-shards have no run in common.
+Locks work between processes of one machine and on some network disks (`locks`). Elsewhere, as in a
+bucket that several machines mount, start each machine with its own --shard: shards have no run in
+common.
 """
 
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import modality_forcing
-from modality_forcing import distributed
+from modality_forcing import locks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, write_file
@@ -133,36 +129,11 @@ class SweepDir:
 
     def lock_owner(self, name: str) -> str:
         """The process that holds the lock of a cell or run; "" if none is visible from here."""
-        path = self.path / "locks" / name
-        if not path.exists():
-            return ""
-        with path.open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                return file.read().strip() or "another process"
-        return ""
+        return locks.owner(self.path / "locks" / name)
 
-    @contextmanager
-    def try_lock(self, name: str, wait: bool = False) -> Iterator[bool]:
-        """Tries to hold a lock, and yields whether it succeeded.
-
-        The kernel releases the locks of a killed process.
-        """
-        if not distributed.is_primary():
-            yield True
-            return
-        path = self.path / "locks" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except OSError:
-                yield False
-                return
-            file.truncate(0)
-            print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
-            yield True
+    def try_lock(self, name: str, wait: bool = False) -> AbstractContextManager[bool]:
+        """Tries to hold a lock; the context is whether it succeeded (`locks.try_hold`)."""
+        return locks.try_hold(self.path / "locks" / name, wait)
 
     def write_rows(self) -> None:
         """Writes rows.jsonl, rows.csv and columns.json from the finished cells."""

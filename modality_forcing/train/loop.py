@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from modality_forcing import locks, signals
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
+from modality_forcing.errors import WorkerDied
 from modality_forcing.train.init import init_run
 from modality_forcing.train.logger import TrainLogger
 from modality_forcing.train.state import TrainState
-from modality_forcing.train.workdir import resolve_paths
+from modality_forcing.train.workdir import check_resumable, resolve_paths
 
 
 def train(
@@ -36,11 +39,19 @@ def train(
         tests).
 
     Raises:
-      UserError: the workdir holds another config's run, the initial weights do not fit, or the disk
-        is full.
+      UserError: the workdir is in use or holds another config's run, the initial weights do not
+        fit, or the disk is full.
       FloatingPointError: a metric is no longer finite.
     """
     config = resolve_paths(config)
+    check_resumable(workdir, config)  # before the folder is touched
+    with locks.hold(workdir, "--workdir"):
+        return _train(config, workdir, records, stop_after)
+
+
+def _train(
+    config: Config, workdir: Path, records: RecordSource | None, stop_after: int | None
+) -> TrainState:
     run, state = init_run(config, workdir, records)
     logger = TrainLogger(
         config,
@@ -51,8 +62,14 @@ def train(
     )
     c = config.train
     newest: Any = None  # the loss of the last dispatched step
-    try:
+    with ExitStack() as stack:
+        stack.callback(run.checkpoints.close)
+        stack.callback(logger.close)
+        stack.callback(run.batches.close)
+        # Not KeyboardInterrupt at any moment: it would be lost in callbacks, or break off a save.
+        stop = stack.enter_context(signals.stop_flag())
         for k in range(run.start_step, c.steps):
+            stop.check()
             if k == stop_after:
                 return state
             resumed = k == run.start_step  # this step's row and checkpoint are written already
@@ -66,7 +83,11 @@ def train(
                 metadata = logger.checkpoint_metadata(run.batches.get_state())
                 run.checkpoints.save(state, config, metadata)
             before = time.monotonic()
-            batch = next(run.batches)
+            try:
+                batch = next(run.batches)
+            except WorkerDied:
+                stop.check()  # Ctrl-C ends loader processes that are just starting
+                raise
             # Only an idle device counts as waiting. While the last step still runs, loading is
             # free.
             if newest is None or newest.is_ready():
@@ -87,8 +108,4 @@ def train(
             metadata = logger.checkpoint_metadata(run.batches.get_state())
             logger.write_summary(metadata)
             run.checkpoints.save(state, config, metadata)
-    finally:
-        run.batches.close()
-        logger.close()
-        run.checkpoints.close()
     return state

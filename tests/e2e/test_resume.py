@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from modality_forcing import locks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint, init
@@ -54,7 +56,7 @@ def extras(workdir: Path) -> dict[str, Any]:
     meta = checkpoint.resolve_checkpoint(workdir) / "meta"
     (description,) = (p for p in meta.rglob("*") if p.is_file() and p.name == "metadata")
     metadata = json.loads(description.read_text())
-    return {k: v for k, v in metadata.items() if k not in TIMES | {"config"}}
+    return {k: v for k, v in metadata.items() if k not in TIMES | {"config", "checksum"}}
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +239,32 @@ from modality_forcing.cli import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 sys.exit(main(sys.argv[1:]))
 """
+
+
+def test_second_run_in_the_workdir_is_refused(finished, tmp_path):
+    with locks.hold(tmp_path, "--workdir"):
+        with pytest.raises(UserError, match="is in use by process"):
+            train(T2I, tmp_path)
+        assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
+
+
+def test_interrupt_ends_the_run_after_a_step_and_it_resumes_to_the_bit(
+    finished, tmp_path, monkeypatch
+):
+    """The signal arrives inside a callback that swallows exceptions, as jax's may."""
+    save = Checkpoints.save
+
+    def interrupted(checkpoints, state, *rest):
+        save(checkpoints, state, *rest)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Checkpoints, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(T2I, tmp_path)
+    monkeypatch.undo()
+    assert checkpoint.resolve_checkpoint(tmp_path).name == "3"
+    assert not (tmp_path / locks.LOCK).exists()
+    equal(train(T2I, tmp_path), finished[0])
 
 
 def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_path):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing.errors import UserError
+from modality_forcing.errors import UserError, WorkerDied
 
 TEXT = st.text(min_size=1)
 
@@ -46,3 +47,14 @@ def test_user_error_is_not_a_builtin_error():
     with pytest.raises(UserError, match=r"^what$"):
         raise UserError("what")
     assert not issubclass(UserError, ValueError | OSError | KeyError)
+
+
+def test_death_of_a_worker_names_signal_cause_and_way_out():
+    killed = WorkerDied("loader process 1 of 2", -signal.SIGKILL, hint="give more memory")
+    memory = "was killed by SIGKILL, as the system does when memory runs out"
+    assert (
+        str(killed) == f"loader process 1 of 2 {memory}; give more memory; the same command resumes"
+    )
+    assert (killed.exit_code, UserError("x").exit_code) == (1, 2)
+    for code, text in ((3, "ended with exit code 3"), (-99, "killed by signal 99"), (-7, "SIGBUS")):
+        assert text in str(WorkerDied("it", code, hint=""))

@@ -11,7 +11,7 @@ import pytest
 
 from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.datasets.folder import DATASET
-from modality_forcing.errors import UserError
+from modality_forcing.errors import UserError, WorkerDied
 from modality_forcing.prepare import work
 from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.storage import manifest
@@ -200,9 +200,7 @@ def test_jobs_complete_the_split_in_any_order(tmp_path: Path):
 
 
 def test_dead_worker_is_reported(tmp_path: Path):
-    with pytest.raises(
-        UserError, match="a worker process died; if memory ran out, give fewer --workers"
-    ):
+    with pytest.raises(WorkerDied, match=r"a worker process .*; give fewer --workers; the same"):
         prepare(tmp_path, Torn(kills=10), workers=1)
     prepare(tmp_path, Torn(), workers=0)
     assert len(Shards(tmp_path)) == COUNT

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from modality_forcing.storage.shard_job import ShardJob, remove_temp_files
+import pytest
+
+from modality_forcing.errors import UserError
+from modality_forcing.storage.shard_job import ShardJob, hold_job, remove_temp_files
 
 JOB = ShardJob(Path("out"), name="tum", split="train", total=20, shard_size=8)
 
@@ -27,3 +30,23 @@ def test_only_temp_files_of_the_same_shard_are_removed(tmp_path: Path):
         (tmp_path / name).touch()
     remove_temp_files(tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".b.x", "a"]
+
+
+def test_job_is_refused_while_it_or_one_of_another_number_runs(tmp_path):
+    with hold_job(tmp_path, "prepare-train", (0, 2)):
+        with (
+            pytest.raises(UserError, match="in use by process"),
+            hold_job(tmp_path, "prepare-train", (0, 2)),
+        ):
+            pass
+        with (
+            pytest.raises(UserError, match=r"in use by .* with another number of jobs"),
+            hold_job(tmp_path, "prepare-train", (1, 3)),
+        ):
+            pass
+        with (
+            hold_job(tmp_path, "prepare-train", (1, 2)),
+            hold_job(tmp_path, "prepare-test", (0, 1)),
+        ):
+            pass
+    assert list(tmp_path.iterdir()) == []
