@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.config_keys import RENAMED, unknown_key
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir, is_file
 
 T = TypeVar("T")
 _PACKAGE = Path(__file__).parent
@@ -26,7 +27,7 @@ def config_folder() -> Path:
     A wheel holds them in the package, a checkout (also with `pip install -e`) beside it.
     """
     installed = _PACKAGE / "configs"
-    return installed if installed.is_dir() else _PACKAGE.parent / "configs"
+    return installed if is_dir(installed) else _PACKAGE.parent / "configs"
 
 
 def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
@@ -80,9 +81,9 @@ def call(spec: str, function: str, kind: type[T]) -> T:
 def _find(name: str, what: str) -> Path:
     """Returns the file of a path, or of a name in configs/."""
     path, folder = Path(name), config_folder()
-    if path.is_file():
+    if is_file(path):
         return path
-    if (folder / f"{name}.py").is_file() and path.name == name:
+    if is_file(folder / f"{name}.py") and path.name == name:
         return folder / f"{name}.py"
     names = [f.stem for f in sorted(folder.glob("[!_]*.py"))]
     known = ", ".join(n for n in names if n.startswith("sweep_") == (what == "sweep"))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.paths import write_file
+from modality_forcing.paths import exists, write_file
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import read_json, read_object
 
@@ -94,7 +94,7 @@ def _run_phases(options: argparse.Namespace, t2i: Config, forcing: Config) -> No
     curves = {
         f"{phase}/{name}": curve
         for phase in ("t2i", "forcing", "no_pretraining")
-        if (workdir / phase / "metrics.jsonl").exists()
+        if exists(workdir / phase / "metrics.jsonl")
         for name, curve in _curves(workdir / phase).items()
     }
     write_report(workdir / "report.html", summary, curves, _sheets(workdir))
@@ -122,7 +122,7 @@ class PhaseCache:
     def __init__(self, path: Path):
         self._path = path
         self._done: dict[str, Summary] = {}
-        if path.exists():
+        if exists(path):
             what, hint = "is not a record of phases", "choose another --workdir"
             self._done = read_object(path, what=what, hint=hint, finite=False)
             keys = {"seconds", "peak_rss_mb", "result"}

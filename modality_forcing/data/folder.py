@@ -37,6 +37,7 @@ from modality_forcing.data.resize import (
     crop_resize_intrinsics,
 )
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir, is_file
 
 _MAPS_EXAMINED = 32  # for values that repeat, evenly spread over the folder
 _INTRINSICS = 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...}'
@@ -78,7 +79,7 @@ class ImageFolder:
 
     def __post_init__(self) -> None:
         root = Path(self.root)
-        if not root.is_dir():
+        if not is_dir(root):
             hint = "give the folder that holds the images"
             raise UserError("no such folder", where=root, hint=hint)
         if self.resolution < 1:
@@ -180,8 +181,8 @@ def _find_captions(
 ) -> CaptionTable | CaptionFolder:
     if elsewhere:
         return read_caption_table(Path(elsewhere), set(files.pairs))
-    found = [root / name for name in CAPTION_FILES if (root / name).is_file()]
-    if (root / "captions").is_dir():
+    found = [root / name for name in CAPTION_FILES if is_file(root / name)]
+    if is_dir(root / "captions"):
         found.append(root / "captions")
     if len(found) > 1:
         what = f"has captions in {found[0].name} and in {found[1].name}"
@@ -224,7 +225,7 @@ class _IntrinsicsTable:
 def _find_intrinsics(root: Path, keys: set[str]) -> _IntrinsicsTable:
     path = root / INTRINSICS_FILE
     unknown = _Intrinsics(np.full((3, 3), np.nan, np.float32), None)
-    if not path.is_file():
+    if not is_file(path):
         return _IntrinsicsTable({}, unknown)
     loaded = read_json(path)
     if not isinstance(loaded, dict):

@@ -11,6 +11,7 @@ from modality_forcing.data.files import DEPTH_SUFFIXES, IMAGE_SUFFIXES
 from modality_forcing.data.names import list_some, name_key
 from modality_forcing.data.pairs import Pair
 from modality_forcing.errors import UserError
+from modality_forcing.paths import exists, is_dir, is_file
 
 CAPTION_FILES = ("captions.txt", "captions.tsv", "captions.json")
 INTRINSICS_FILE = "intrinsics.json"
@@ -47,7 +48,7 @@ def find_files(root: Path) -> FolderFiles:
     A depth map of another kind and a link to nothing are listed too: reading them is an error.
     Raises UserError if there is no image, for depth without an image, and for two files of a name.
     """
-    has_images, has_depth = (root / "images").is_dir(), (root / "depth").is_dir()
+    has_images, has_depth = is_dir(root / "images"), is_dir(root / "depth")
     image_folder = root / "images" if has_images else root
     listed = _list_visible(image_folder)
     beside = {path for path in listed if path.stem.lower().endswith(_DEPTH)}
@@ -69,9 +70,9 @@ def find_files(root: Path) -> FolderFiles:
     unread = (path for path in maps if path.suffix.lower() not in DEPTH_SUFFIXES)
     for path in unread:
         key = name_key(_name(path, "" if has_depth else _DEPTH))
-        if key in images and not path.is_dir():
+        if key in images and not is_dir(path):
             depths.setdefault(key, path)
-    if (root / "captions").is_dir():
+    if is_dir(root / "captions"):
         texts = _list_visible(root / "captions")
         listed += texts
     else:
@@ -105,7 +106,7 @@ def _by_name(
     found: dict[str, Path] = {}
     for path in paths:
         # A link to nothing counts, but neither a folder nor a pipe.
-        if path.suffix.lower() not in suffixes or (path.exists() and not path.is_file()):
+        if path.suffix.lower() not in suffixes or (exists(path) and not is_file(path)):
             continue
         name = _name(path, ending)
         key = name_key(name)

@@ -43,6 +43,7 @@ from modality_forcing.datasets.common.lidar import finite_points, project_points
 from modality_forcing.datasets.common.poses import make_pose, rotation_from_quaternion
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir, is_file
 
 _MAX_TIME_GAP = 25_000_000  # nanoseconds: half of the time between two images
 _POSE = ("qw", "qx", "qy", "qz", "tx_m", "ty_m", "tz_m")
@@ -57,7 +58,7 @@ class _Frame(NamedTuple):
 
 def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
     for log in glob_paths(root, f"{split}/*"):
-        if not (log / "sensors").is_dir():
+        if not is_dir(log / "sensors"):
             continue
         scans = [path for path in glob_paths(log, "sensors/lidar/*.feather") if _is_timed(path)]
         for camera in glob_paths(log, "sensors/cameras/ring_*"):
@@ -138,7 +139,7 @@ def _to_pose(path: Path, numbers: list[float]) -> np.ndarray:
 
 def _cached_columns(path: Path, names: tuple[str, ...]) -> list[np.ndarray]:
     """Returns columns of a file that every frame of a log reads."""
-    return _read_columns_of(path, names, path.stat().st_mtime_ns if path.is_file() else 0)
+    return _read_columns_of(path, names, path.stat().st_mtime_ns if is_file(path) else 0)
 
 
 @lru_cache(16)

@@ -44,6 +44,7 @@ from modality_forcing.datasets.common.lazy import (
 )
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir
 
 MAX_TIME_GAP = 0.005  # seconds between an image and its depth
 _TURNS = {"Up": 0, "Right": 1, "Down": 2, "Left": 3}  # counterclockwise, by the side of the sky
@@ -61,7 +62,7 @@ def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
     highres = split.startswith("highres")
     fold = "Training" if split.endswith("train") else "Validation"
     homes = (root, root / "upsampling", root / "raw") if highres else (root, root / "raw")
-    home = next((home for home in homes if (home / fold).is_dir()), root)
+    home = next((home for home in homes if is_dir(home / fold)), root)
     columns = ("video_id", "fold", "sky_direction")
     source = "download_data.py of apple/ARKitScenes fetches it"
     rows = read_csv(home / "metadata.csv", columns, source)
@@ -75,7 +76,7 @@ def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
 def _video_frames(video: Path, highres: bool, turns: int) -> Iterator[_Frame]:
     """Yields the frames of one video, none where it lacks a folder or was not downloaded."""
     folders = ("wide",) if highres else ("vga_wide", "lowres_wide", "wide")
-    folder = next((folder for folder in folders if (video / folder).is_dir()), None)
+    folder = next((folder for folder in folders if is_dir(video / folder)), None)
     if folder is None:
         return
     images = _by_time(video / folder, ".png")

@@ -21,13 +21,14 @@ from modality_forcing.datasets.common.formats import read_rgb
 from modality_forcing.datasets.common.lazy import DatasetInfo, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir
 
 MAX_REPROJECTION_ERROR = 4.0  # pixels; COLMAP's own limit
 
 
 def _list_frames(root: Path, split: str) -> list[tuple[Model3D, Image]]:
     folder = find_model(root)
-    if folder is None or not (root / "images").is_dir():
+    if folder is None or not is_dir(root / "images"):
         return []
     model = read_model(folder)
     return [

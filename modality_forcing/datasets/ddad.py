@@ -43,6 +43,7 @@ from modality_forcing.datasets.common.lidar import finite_points, project_points
 from modality_forcing.datasets.common.poses import make_pose, rotation_from_quaternion
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_file
 
 _SPLITS = {"train": "0", "val": "1"}  # the numbers of the format
 
@@ -71,7 +72,7 @@ class _Frame(NamedTuple):
 
 def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
     if split == "every":
-        scenes = [path for path in glob_paths(root, "scene_*.json", max_depth=1) if path.is_file()]
+        scenes = [path for path in glob_paths(root, "scene_*.json", max_depth=1) if is_file(path)]
     else:
         scenes = _scenes_of_split(root, split)
     for scene in scenes:
@@ -80,7 +81,7 @@ def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
 
 def _scenes_of_split(root: Path, split: str) -> list[Path]:
     path = root / "ddad.json"
-    if not path.is_file():
+    if not is_file(path):
         what = f"no ddad.json, which names the scenes of split {split}"
         raise UserError(what, where=root, hint="put it there, or use --split=every")
     loaded = read_json(path)

@@ -26,6 +26,7 @@ from modality_forcing.datasets.common.formats import read_hdf5, wrap_parse_error
 from modality_forcing.datasets.common.lazy import DatasetInfo, make_record, read_csv
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir
 
 _GAMMA = 2.2
 _SPLIT_COLUMNS = (
@@ -56,7 +57,7 @@ def _list_frames(root: Path, split: str) -> list[_Frame]:
     rays = _read_rays(root / "metadata_camera_parameters.csv")
     frames = [_Frame(*row, rays[row[0]]) for row in rows if row[0] in rays]
     folders = {frame.path(root, "final", "color").parent for frame in frames}
-    here = {folder for folder in folders if folder.is_dir()}  # many download only some scenes
+    here = {folder for folder in folders if is_dir(folder)}  # many download only some scenes
     return [frame for frame in frames if frame.path(root, "final", "color").parent in here]
 
 

@@ -28,6 +28,7 @@ from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_
 from modality_forcing.datasets.kitti_raw import DAYS, TEST_DRIVES, check_camera, read_calibration
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir, is_file
 
 
 def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
@@ -38,7 +39,7 @@ def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
         day = drive.name[:10]
         drives = (root / day / drive.name, root / "raw" / day / drive.name, drive)
         folders = (place / maps.name / "data" for place in drives)
-        folder = next((folder for folder in folders if folder.is_dir()), None)
+        folder = next((folder for folder in folders if is_dir(folder)), None)
         if folder:
             yield from _pairs(folder, maps)
     if split == "train":
@@ -62,7 +63,7 @@ def _intrinsics(image: Path, size: tuple[int, int]) -> np.ndarray:
     """Returns f64 [3 3] by the calibration of the day three folders above, else by the size."""
     day = image.parents[min(3, len(image.parents) - 1)]
     path = day / "calib_cam_to_cam.txt"
-    if image.parent.name == "data" and path.is_file():
+    if image.parent.name == "data" and is_file(path):
         camera = image.parents[1].name.removeprefix("image_")
         projection, calibrated = read_calibration(path).projection(camera)
         check_camera(projection, size, calibrated=calibrated, path=path, image=image)

@@ -19,11 +19,12 @@ from modality_forcing.datasets.common.formats import read_hdf5, read_rgb
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir
 
 
 def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
     homes = (root / "phoenix/S6/zl548/MegaDepth_v1", root / "MegaDepth_v1", root)
-    home = next(home for home in homes if home.is_dir())
+    home = next(home for home in homes if is_dir(home))
     images = {path.with_name(path.stem): path for path in glob_paths(home, "*/dense*/imgs/*.*")}
     for path in glob_paths(home, "*/dense*/depths/*.h5"):
         name = path.parents[1] / "imgs" / path.stem

@@ -28,6 +28,7 @@ from modality_forcing.datasets.common.formats import (
 from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
+from modality_forcing.paths import is_dir
 
 BORDER = 8
 _INTRINSICS = pinhole(
@@ -46,7 +47,7 @@ def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
 
 def _list_images(root: Path, split: str) -> list[Path]:
     for archive in (root, root / "nyuv2"):
-        if (archive / "train").is_dir() or (archive / "test").is_dir():
+        if is_dir(archive / "train") or is_dir(archive / "test"):
             return glob_paths(archive / split, "*/rgb_*.png")
     images = glob_paths(root, "rgb_*.*", max_depth=2)
     scored = set(official_names("nyuv2"))

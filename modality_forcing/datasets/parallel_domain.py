@@ -25,6 +25,7 @@ from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_
 from modality_forcing.datasets.ddad import read_camera, read_samples
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir
 
 FAR = 500.0
 _DEPTH = "6"  # the number of this type of annotation
@@ -40,7 +41,7 @@ class _Frame(NamedTuple):
 
 def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
     for folder in (root, *glob_paths(root, "*")):
-        if (folder / "rgb").is_dir() and (folder / "depth").is_dir():
+        if is_dir(folder / "rgb") and is_dir(folder / "depth"):
             scenes = glob_paths(folder, "scene_*.json")
             yield from _frames_by_scene(folder, scenes) if scenes else _frames_by_name(folder)
 

@@ -36,6 +36,7 @@ from modality_forcing.datasets.common.lazy import (
     read_split_list,
 )
 from modality_forcing.datasets.registry import FrameDataset
+from modality_forcing.paths import is_dir
 
 
 def _list_frames(root: Path, split: str) -> Iterator[str]:
@@ -52,7 +53,7 @@ def _scene_frames(root: Path, scene: str) -> Iterator[str]:
     There are none if the scene was not downloaded.
     """
     folders = (root / "scans" / scene, root / scene)
-    folder = next((folder for folder in folders if folder.is_dir()), root / scene)
+    folder = next((folder for folder in folders if is_dir(folder)), root / scene)
     images = {path.stem for path in glob_paths(folder, "color/*.jpg")}
     maps = [path for path in glob_paths(folder, "depth/*.png") if path.stem in images]
     # Numbers are not padded with zeros. Strings, since the whole data set has 2.5 million frames.

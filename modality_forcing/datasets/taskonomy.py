@@ -34,6 +34,7 @@ from modality_forcing.datasets.common.lazy import (
 )
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_file
 from modality_forcing.text_io import parse_number
 
 _FOLDERS = ("{task}/{building}", "{task}/taskonomy/{building}", "{building}/{task}")
@@ -70,7 +71,7 @@ def _views_of_task(folder: Path, task: str) -> set[str]:
 
 def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     """Returns the intrinsics by the field of view in a point_info, None without that file."""
-    if not path.is_file():
+    if not is_file(path):
         return None
     loaded = read_json(path)
     with wrap_parse_errors(path, "states no field_of_view_rads", _AGAIN):

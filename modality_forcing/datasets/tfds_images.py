@@ -24,6 +24,7 @@ from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.lazy import require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_file
 
 _TITLE = "a data set of tensorflow-datasets"
 _PREFERRED = ("caption", "text")
@@ -120,7 +121,7 @@ def _tfds() -> Any:
 def _builder(folder: Path) -> Any:
     """Returns the builder of a folder, which must be stored for random access."""
     tfds = _tfds()
-    if not (folder / "dataset_info.json").is_file():
+    if not is_file(folder / "dataset_info.json"):
         hint = "give the folder of a version, e.g. coco_captions/2014/1.1.0"
         raise UserError("has no dataset_info.json", where=folder, hint=hint)
     try:

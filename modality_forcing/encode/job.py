@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 from modality_forcing.data.augment import hflip
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.encoders.frozen import BATCH, FrozenEncoders
-from modality_forcing.paths import write_file
+from modality_forcing.paths import is_file, write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.storage import codec, latent_cache
 from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files
@@ -106,7 +106,7 @@ class EncodeJob:
             parts.append(self._shards("text", np.load(index, mmap_mode="r").shape[1]))
         if self.frozen.has_image:
             parts.append(self._shards("latents", len(self.source)))
-        exist = [sum(part.path(i).is_file() for i in range(part.count)) for part in parts]
+        exist = [sum(is_file(part.path(i)) for i in range(part.count)) for part in parts]
         if all(n == part.count for n, part in zip(exist, parts, strict=True)):
             return str(latent_cache.settings_path(self.out, self.source.split))
         return "this job is done; " + ", ".join(
@@ -122,7 +122,7 @@ class EncodeJob:
     def _write(self, shards: ShardJob, encode: Callable[[range], Iterator[bytes]]) -> None:
         """Writes the missing shards of this job."""
         assigned = shards.assigned(self.shard)
-        missing = [index for index in assigned if not shards.path(index).is_file()]
+        missing = [index for index in assigned if not is_file(shards.path(index))]
         total = shards.size(assigned)
         done = total - shards.size(missing)
         title = f"{shards.split} {shards.name}"

@@ -21,6 +21,7 @@ from modality_forcing.encoders.sentencepiece import SentencePieceTokenizer
 from modality_forcing.encoders.umt5 import UMT5, UMT5Config
 from modality_forcing.encoders.weights import Checkpoint, load_module, open_checkpoint
 from modality_forcing.errors import UserError
+from modality_forcing.paths import exists, is_dir
 
 TEXT, IMAGE = "umt5", "flux2"  # the known kinds: "umt5:PATH", "flux2:PATH"
 BATCH = PartitionSpec(("data", "fsdp"))  # how a run's mesh splits a batch
@@ -58,7 +59,7 @@ class FrozenEncoders:
         """Returns the host side of the text encoder: captions to at most `tokens` ids."""
         folder = self._text_weights.folder
         beside = folder.parent / "tokenizer"  # the layout of diffusers' pipelines
-        if not (folder / "spiece.model").exists() and beside.is_dir():
+        if not exists(folder / "spiece.model") and is_dir(beside):
             folder = beside
         return SentencePieceTokenizer(tokens, str(folder))
 

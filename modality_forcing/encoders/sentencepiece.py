@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.errors import UserError
+from modality_forcing.paths import exists, is_dir, is_file
 
 PAD, EOS, UNK = 0, 1, 2  # in every T5 and UMT5
 _FILE = "spiece.model"
@@ -78,11 +79,11 @@ def _processor(model: str) -> Any:
 
 
 def _find_model(path: Path) -> Path:
-    if not path.exists():
+    if not exists(path):
         hint = f"give the {_FILE} of a text encoder"
         raise UserError("no such file or folder", where=path, hint=hint)
-    if path.suffix == ".json" or (path.is_dir() and not (path / _FILE).exists()):
-        what = "is a tokenizer.json" if path.is_file() else f"holds no {_FILE}"
+    if path.suffix == ".json" or (is_dir(path) and not exists(path / _FILE)):
+        what = "is a tokenizer.json" if is_file(path) else f"holds no {_FILE}"
         hint = f"download {_FILE} from the same place: a tokenizer.json cannot be read"
         raise UserError(what, where=path, hint=hint)
-    return path / _FILE if path.is_dir() else path
+    return path / _FILE if is_dir(path) else path

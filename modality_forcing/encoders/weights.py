@@ -18,6 +18,7 @@ from jax.sharding import Sharding
 
 from modality_forcing import distributed
 from modality_forcing.errors import UserError
+from modality_forcing.paths import exists, is_dir, is_file
 from modality_forcing.text_io import read_object
 
 M = TypeVar("M", bound=nnx.Module)
@@ -84,7 +85,7 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The `config.json` beside the files; empty without one."""
         path = self.folder / "config.json"
-        return _read_json(path) if path.exists() else {}
+        return _read_json(path) if exists(path) else {}
 
     @cached_property
     def digest(self) -> str:
@@ -113,12 +114,12 @@ def open_checkpoint(location: str | Path) -> Checkpoint:
     a file is truncated or no safetensors.
     """
     path = Path(location).expanduser()
-    if path.is_file():
+    if is_file(path):
         return Checkpoint(str(location), (path,))
-    if path.is_dir():
+    if is_dir(path):
         return Checkpoint(str(location), _find_files(path))
     hub = _HUB.fullmatch(str(location))
-    if hub is None or path.parent.is_dir():  # a path with a wrong last part is not a hub id
+    if hub is None or is_dir(path.parent):  # a path with a wrong last part is not a hub id
         hint = "give a folder of safetensors files, or a hub id"
         raise UserError("no such file or folder", where=location, hint=hint)
     folder, revision = _download(hub["repo"], hub["folder"].strip("/"), hub["revision"])
@@ -235,7 +236,7 @@ def _find_files(folder: Path) -> tuple[Path, ...]:
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError("lists no files", where=indices[0], hint="download it again")
     files = tuple(folder / name for name in sorted(set(listed.values())))
-    if missing := [path.name for path in files if not path.is_file()]:
+    if missing := [path.name for path in files if not is_file(path)]:
         raise UserError(f"lacks {_some(missing)}", where=folder, hint="download the rest")
     return files
 

@@ -28,6 +28,7 @@ from modality_forcing.data.files import (
 )
 from modality_forcing.data.resize import Window, crop_resize_depth
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_dir, is_file
 
 BATCH_SIZE = 32  # images per call of a user's function, whose memory use is unknown
 # Mean difference in u8 codes up to which two images count as equal. The same weights on another
@@ -62,7 +63,7 @@ def parse_estimator(text: str) -> Estimator | None:
     """Parses `self` (None: the model's own i2d), a folder of maps, or `module:function`."""
     if text == "self":
         return None
-    if text and Path(text).is_dir():  # "" would be the current folder
+    if text and is_dir(Path(text)):  # "" would be the current folder
         return from_folder(text)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text):
         return from_callable(text)
@@ -78,7 +79,7 @@ def from_folder(path: str | Path) -> Estimator:
     it must equal the judged one: maps of another checkpoint's images are refused. Raises UserError
     if there is no such folder.
     """
-    if not Path(path).is_dir():
+    if not is_dir(Path(path)):
         raise UserError("no such folder", where=path, hint="check --estimator")
     return _FolderEstimator(Path(path))
 
@@ -136,7 +137,7 @@ class _FolderEstimator:
 
     def _read(self, image: np.ndarray, name: str) -> DepthMap:
         beside = self.path / f"{name}.png"
-        if beside.is_file() and _is_image(beside) and not _same_image(read_image(beside), image):
+        if is_file(beside) and _is_image(beside) and not _same_image(read_image(beside), image):
             hint = "write the images again with --save-images, and their maps"
             raise UserError("differs from this checkpoint's image", where=beside, hint=hint)
         path = self._map_path(name)
@@ -146,9 +147,9 @@ class _FolderEstimator:
 
     def _map_path(self, name: str) -> Path | None:
         array, coded = self.path / f"{name}.npy", self.path / f"{name}.png"
-        if array.is_file():
+        if is_file(array):
             return array
-        return coded if coded.is_file() and not _is_image(coded) else None
+        return coded if is_file(coded) and not _is_image(coded) else None
 
 
 class _FunctionEstimator:
@@ -157,7 +158,7 @@ class _FunctionEstimator:
 
     def fingerprint(self, names: Sequence[str]) -> str:
         source = Path(self._source or "")
-        return hashlib.sha256(source.read_bytes()).hexdigest()[:16] if source.is_file() else ""
+        return hashlib.sha256(source.read_bytes()).hexdigest()[:16] if is_file(source) else ""
 
     def __call__(self, images: np.ndarray, names: Sequence[str]) -> DepthMap:
         maps = []

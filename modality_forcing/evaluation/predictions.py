@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import write_file
+from modality_forcing.paths import is_file, write_file
 
 FORMAT = 2  # of the files: a .npy, which numpy reads, and the SHA-256 of its bytes
 _CHECKSUM = 32  # bytes
@@ -30,7 +30,7 @@ class PredictionStore:
         self.digest = hashlib.sha256(canonical.encode()).hexdigest()[:12]
         self.folder, self.resolution = folder / self.digest, resolution
         about = self.folder / "about.json"
-        if not about.is_file():
+        if not is_file(about):
             write_file(about, json.dumps(identity, indent=1, sort_keys=True) + "\n")
 
     def get(self, index: int) -> np.ndarray | None:

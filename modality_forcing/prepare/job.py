@@ -24,7 +24,7 @@ from pathlib import Path
 from modality_forcing.data.resize import Size, limit_longer_side, limit_shorter_side
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
-from modality_forcing.paths import write_file
+from modality_forcing.paths import is_file, write_file
 from modality_forcing.storage import manifest, tfds_metadata
 from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
@@ -111,7 +111,7 @@ class PrepareJob:
     def finished(self, index: int) -> ShardRecord | None:
         """Returns the record of a finished shard, None if it is missing or incomplete."""
         path = self._record_path(index)
-        if not path.is_file():
+        if not is_file(path):
             return None
         content = manifest.read_json(path)
         try:
@@ -126,7 +126,7 @@ class PrepareJob:
             hint = "delete it and run the same mforce prepare again"
             raise UserError("is damaged", where=path, hint=hint) from error
         shard = self.shards.path(index)
-        complete = shard.is_file() and shard.stat().st_size == record.file.bytes
+        complete = is_file(shard) and shard.stat().st_size == record.file.bytes
         return record if complete and record.settings == self.settings.digest() else None
 
     def finish(self, index: int, record: ShardRecord) -> None:

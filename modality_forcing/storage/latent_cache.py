@@ -25,6 +25,7 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_file
 from modality_forcing.storage import manifest, tf_example
 from modality_forcing.storage.shards import Shards
 
@@ -95,7 +96,7 @@ class Cache:
 
     def __post_init__(self) -> None:
         path = settings_path(self.folder, self.split)
-        if not path.is_file():
+        if not is_file(path):
             what = f"holds no cache of {self.split}"
             raise UserError(what, where=self.folder, hint="make it with mforce encode")
         settings = manifest.read_json(path)

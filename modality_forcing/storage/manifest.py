@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import write_file
+from modality_forcing.paths import is_file, write_file
 from modality_forcing.text_io import read_object
 from modality_forcing.tree import JsonObject
 
@@ -90,7 +90,7 @@ def write(manifest: Manifest) -> None:
 def read(folder: Path, split: str) -> Manifest | None:
     """Returns the manifest of a split, or None; raises UserError for a damaged or older one."""
     path = manifest_path(folder, split)
-    if not path.is_file():
+    if not is_file(path):
         return None
     content = read_json(path)
     if content.get("format") != FORMAT:

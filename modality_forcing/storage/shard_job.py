@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modality_forcing import distributed, locks
 from modality_forcing.errors import UserError
-from modality_forcing.paths import write_file
+from modality_forcing.paths import is_file, write_file
 from modality_forcing.storage.manifest import read_json
 from modality_forcing.storage.shards import shard_name
 from modality_forcing.tree import differences
@@ -74,7 +74,7 @@ def check_or_write_settings(path: Path, settings: Mapping[str, object], folder: 
     Keys that the file lacks are added. Raises UserError with the differences if the folder was
     started with other settings.
     """
-    before = read_json(path) if path.is_file() else {}
+    before = read_json(path) if is_file(path) else {}
     now = {**before, **settings}
     if changes := differences(before, {name: now[name] for name in before}):
         what = f"was started with other settings ({changes})"

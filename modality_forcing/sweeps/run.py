@@ -26,7 +26,7 @@ from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError, WorkerDied
-from modality_forcing.paths import write_file
+from modality_forcing.paths import exists, write_file
 from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
 from modality_forcing.sweeps.spec import Cell, Run
@@ -159,7 +159,7 @@ class _Worker:
     def _versions(self, run: Run) -> list[str]:
         """The versions of the code that trained a run, one for each start."""
         path = self.folder.run_dir(run) / "versions.json"
-        versions = read_json(path, hint="delete it") if path.exists() else []
+        versions = read_json(path, hint="delete it") if exists(path) else []
         if not isinstance(versions, list) or not all(isinstance(v, str) for v in versions):
             raise UserError("is not a list of versions", where=path, hint="delete it")
         return versions

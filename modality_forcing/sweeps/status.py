@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from modality_forcing import paths
+from modality_forcing.paths import exists
 from modality_forcing.progress import format_duration, format_table
 from modality_forcing.sweeps.price import SCORE_COLUMNS, run_flops
 from modality_forcing.sweeps.spec import Cell, Run
@@ -40,7 +41,7 @@ def state(folder: SweepDir, cell: Cell) -> str:
         return "done"
     if folder.lock_owner(cell.name):
         return "running"
-    return "failed" if folder.failure_log(cell).exists() else "waiting"
+    return "failed" if exists(folder.failure_log(cell)) else "waiting"
 
 
 def status(folder: SweepDir, cells: Sequence[Cell]) -> str:

@@ -30,7 +30,7 @@ import modality_forcing
 from modality_forcing import locks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
-from modality_forcing.paths import check_folder, write_file
+from modality_forcing.paths import check_folder, exists, is_dir, write_file
 from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.text_io import read_object
@@ -89,7 +89,7 @@ class SweepDir:
 
     def _read(self, kind: str, cell: Cell) -> dict[str, Any] | None:
         path = self.path / kind / f"{cell.name}.json"
-        if not path.exists():
+        if not exists(path):
             return None
         hint = "delete it to score the cell again"
         row = read_object(path, what="is not a row", hint=hint, finite=False)
@@ -114,7 +114,7 @@ class SweepDir:
         return self._has_checkpoint(run, run.config.train.steps)
 
     def _has_checkpoint(self, run: Run, step: int) -> bool:
-        return (self.run_dir(run) / "checkpoints" / str(step) / "meta").is_dir()
+        return is_dir(self.run_dir(run) / "checkpoints" / str(step) / "meta")
 
     def config(self, run: Run) -> Config:
         """The config that trains a run in this folder, with the paths and steps of its branches."""
@@ -163,6 +163,6 @@ def version() -> str:
     digest, package = hashlib.sha256(), Path(modality_forcing.__file__).parent
     for part in VERSIONED_PATHS:
         path = package / part
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in sorted(path.rglob("*.py")) if is_dir(path) else [path]:
             digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes())
     return f"{modality_forcing.__version__}+{digest.hexdigest()[:10]}"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_file
 from modality_forcing.train import checkpoint
 from modality_forcing.train.optim import branch_point
 from modality_forcing.train.state import TrainState
@@ -22,7 +23,7 @@ def restore_branch_point(
     step at which either of the two runs begins to decay.
     """
     workdir = Path(config.train.branch_from)
-    if not (workdir / "config.json").is_file():
+    if not is_file(workdir / "config.json"):
         hint = "give the workdir of the run to branch off"
         raise UserError("train.branch_from names no run", where=workdir, hint=hint)
     try:

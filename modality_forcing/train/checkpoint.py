@@ -26,6 +26,7 @@ from modality_forcing import distributed, paths
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models.restore import merge_params
+from modality_forcing.paths import is_dir
 from modality_forcing.progress import print_stderr
 from modality_forcing.train import checksums
 from modality_forcing.train.sharding import Shardings
@@ -120,7 +121,7 @@ def remove_unfinished(folder: Path) -> None:
 
 def step_folders(folder: Path) -> list[Path]:
     """Returns the complete checkpoints in a run's `checkpoints/`."""
-    return [p for p in folder.glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
+    return [p for p in folder.glob("*") if p.name.isdigit() and is_dir(p / "meta")]
 
 
 def resolve_checkpoint(path: Path) -> Path:

@@ -19,6 +19,7 @@ from modality_forcing.datasets.common.cameras import Camera, Model
 from modality_forcing.datasets.common.formats import read_lines, wrap_read_errors
 from modality_forcing.datasets.common.poses import rotation_from_quaternion
 from modality_forcing.errors import UserError
+from modality_forcing.paths import is_file
 
 # Name, number of parameters and model here, by COLMAP's number of it.
 _MODELS: dict[int, tuple[str, int, Model | None]] = {
@@ -87,7 +88,7 @@ def find_model(root: Path) -> Path | None:
 def format_of(folder: Path) -> str:
     """Returns "bin" or "txt" for a folder with a model, else ""."""
     for suffix in ("bin", "txt"):
-        if all((folder / f"{name}.{suffix}").is_file() for name in _FILES):
+        if all(is_file(folder / f"{name}.{suffix}") for name in _FILES):
             return suffix
     return ""
 

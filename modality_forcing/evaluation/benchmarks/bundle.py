@@ -22,6 +22,7 @@ from modality_forcing.datasets.common.formats import (
 )
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
+from modality_forcing.paths import is_file
 from modality_forcing.storage.log_depth import read_log_depth
 
 
@@ -47,7 +48,7 @@ class Bundle:
         """Returns the expected paths of a frame's files by role."""
         folder = self.index.parent / name
         candidates = [folder / "image.jpg", folder / "image.png"]
-        image = next((path for path in candidates if path.is_file()), candidates[0])
+        image = next((path for path in candidates if is_file(path)), candidates[0])
         return {"image": image, "depth": folder / "depth.png", "meta": folder / "meta.json"}
 
     def read(self, name: str) -> Frame:
@@ -66,7 +67,7 @@ def find_bundle(benchmark: Benchmark, root: Path) -> Bundle | None:
     """Returns the bundle in `root` or in its subfolder for the set; None if there is no index."""
     for folder in (root, root / benchmark.folder):
         for index in benchmark.indexes:
-            if (folder / index).is_file():
+            if is_file(folder / index):
                 return Bundle(folder / index, benchmark.num_bundle_images)
     return None
 

@@ -49,6 +49,7 @@ from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import crops
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
+from modality_forcing.paths import is_file
 
 # Image, depth, mask and intrinsics (or None) of one frame.
 _Parts = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]
@@ -93,7 +94,7 @@ def _read_scannet(files: Mapping[str, Path]) -> _Parts:
     check_same_size(image, depth, files["image"], files["depth"])
     camera = files["depth"].parents[1] / "intrinsic" / "intrinsic_depth.txt"
     intrinsics = None
-    if camera.is_file():
+    if is_file(camera):
         matrix = check_principal_point(
             read_matrix(camera), depth.shape, files["depth"], camera.name
         )
@@ -218,7 +219,7 @@ class NativeLayout:
         files = {}
         for role, candidates in layout.files.items():
             paths = [self.root / path.format(**match.groupdict()) for path in candidates]
-            files[role] = next((path for path in paths if path.is_file()), paths[0])
+            files[role] = next((path for path in paths if is_file(path)), paths[0])
         return files
 
     def read(self, name: str) -> Frame:

@@ -15,6 +15,7 @@ from modality_forcing.evaluation.benchmarks.native_layouts import (
     layout_patterns,
 )
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame, find_benchmark
+from modality_forcing.paths import is_dir, is_file
 
 LayoutName = Literal["bundle", "native"]
 _UNPACK = "unpack the whole set again, or give a --frame-list of the frames to score"
@@ -84,7 +85,7 @@ def open_benchmark(
 def _find_layout(benchmark: Benchmark, root: Path) -> _Layout:
     title = benchmark.title
     hint = f"give the folder that {title} is unpacked in"
-    if not root.is_dir():
+    if not is_dir(root):
         raise UserError("no such folder", where=root, hint=hint)
     bundle, native = find_bundle(benchmark, root), find_native_layout(benchmark, root)
     patterns = ", ".join(layout_patterns(benchmark.name))
@@ -111,7 +112,7 @@ def _find_layout(benchmark: Benchmark, root: Path) -> _Layout:
 def _check_files(layout: _Layout, names: tuple[str, ...], root: Path) -> None:
     first, incomplete = None, 0
     for name in names:
-        missing = [path for path in layout.files(name).values() if not path.is_file()]
+        missing = [path for path in layout.files(name).values() if not is_file(path)]
         if missing:
             incomplete, first = incomplete + 1, first or missing[0]
     if incomplete:
