@@ -31,7 +31,7 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     """
     if paths.exists(out) or out.is_symlink():
         raise UserError("already exists", where=out, hint="name a folder that does not")
-    check_folder(out, "--out")
+    check_folder(out, "--out", utf8=True)
     generator = Generator.from_checkpoint(source)
     flat = {path: np.asarray(leaf) for path, leaf in flatten(generator.params).items()}
     out = out.absolute()

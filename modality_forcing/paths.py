@@ -133,14 +133,17 @@ def is_address(path: str | Path) -> bool:
     return _ADDRESS.match(os.fspath(path)) is not None
 
 
-def check_folder(path: str | Path, option: str) -> None:
-    """Raises UserError, naming the option, if a folder cannot be written to; creates nothing."""
+def check_folder(path: str | Path, option: str, *, utf8: bool = False) -> None:
+    """Raises UserError, naming the option, if a folder cannot be written to; creates nothing.
+
+    utf8: libraries will write there that take no other names.
+    """
     hint = f"choose another {option}"
     if is_address(path):
         hint = f"mount the bucket and choose an {option} below the mount"
         raise UserError("is an address, and files are written to paths only", where=path, hint=hint)
     absolute = Path(os.path.abspath(path))
-    if not _is_utf8(absolute):
+    if utf8 and not _is_utf8(absolute):
         what = "has a name that is not UTF-8, in which checkpoints and shards cannot be written"
         raise UserError(what, where=absolute, hint=hint)
     above = (absolute, *absolute.parents)

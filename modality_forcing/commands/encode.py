@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> None:
     from modality_forcing.storage.shards import Shards
     from modality_forcing.train import sharding
 
-    check_folder(options.out, "--out")
+    check_folder(options.out, "--out", utf8=True)
     source = Shards(options.source, options.split)
     mesh = sharding.make_mesh(MeshConfig(), distributed.local_devices())
     frozen = FrozenEncoders(options.text, options.image, mesh)

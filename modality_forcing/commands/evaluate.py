@@ -165,7 +165,10 @@ def _load_evaluator(options: argparse.Namespace, task: str) -> tuple[Generator, 
     """Returns a generator and the evaluator of its config; checks options before loading data."""
     from modality_forcing.evaluation.estimators import parse_estimator
     from modality_forcing.evaluation.heldout import Evaluator, with_num_examples
+    from modality_forcing.paths import check_folder
 
+    if options.save_images is not None:
+        check_folder(options.save_images, "--save-images")
     estimator = parse_estimator(options.estimator or "self")
     generator = _load_generator(options, options.seed)
     config = generator.config
@@ -223,8 +226,10 @@ def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
 
 
 def _check_out_file(out: Path | None) -> None:
-    if out is not None and out.is_dir():
-        raise UserError("is a folder", where=out, hint="name a file with --out")
+    from modality_forcing.paths import check_file
+
+    if out is not None:
+        check_file(out, "--out")
 
 
 def _print_result(options: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:

@@ -46,11 +46,13 @@ def main(options: argparse.Namespace) -> None:
 
     Raises UserError if it is incomplete or, with --verify, not as it was written.
     """
-    from modality_forcing.paths import write_file
+    from modality_forcing.paths import check_file, write_file
     from modality_forcing.storage import manifest
     from modality_forcing.storage.shards import Shards
     from modality_forcing.viz.images import png_bytes
 
+    if options.sheet:
+        check_file(options.sheet, "--sheet")
     source = Shards(options.folder, options.split)
     found = manifest.read(source.folder, source.split)
     if found is None:

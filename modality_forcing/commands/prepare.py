@@ -75,7 +75,7 @@ def main(options: argparse.Namespace) -> None:
     dataset_options = dict(map(_pair, options.option))
     dataset = find_dataset(options.dataset).with_options(dataset_options)
     split = check_split(dataset, options.split)
-    check_folder(options.out, "--out")
+    check_folder(options.out, "--out", utf8=True)
     source = dataset.open(options.root, split)
     if isinstance(source, Notes):
         for note in source.notes():

@@ -91,7 +91,7 @@ def main(options: argparse.Namespace) -> None:
 def check_inputs(options: argparse.Namespace) -> None:
     """Raises UserError if the mode is unknown, lacks its input, or has one it would ignore."""
     from modality_forcing.generator import TASKS
-    from modality_forcing.paths import check_folder
+    from modality_forcing.paths import check_folder, require_file
 
     mode = options.mode
     if mode not in TASKS:
@@ -113,6 +113,9 @@ def check_inputs(options: argparse.Namespace) -> None:
     if (count := options.n * max(len(options.caption), 1)) > MAX_EXAMPLES:
         raise UserError(f"{count} examples asked for", hint=f"ask for at most {MAX_EXAMPLES}")
     check_folder(options.out, "--out")
+    for name in ("image", "depth"):  # before the checkpoint is loaded
+        if (path := getattr(options, name)) is not None:
+            require_file(path, f"check --{name}")
 
 
 def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.depth_metrics import METRICS, describe_counts, mean_scores, score
 from modality_forcing.evaluation.protocols import Protocol
+from modality_forcing.paths import require_file
 from modality_forcing.tree import JsonObject
 
 _SAVE = "write it with numpy.savez_compressed(file, {}=...)"
@@ -89,6 +90,7 @@ def read_npz(path: Path | None, option: str, keys: tuple[str, ...]) -> dict[str,
             f"{option} is missing", hint="give both --pred FILE.npz and --target FILE.npz"
         )
     save = _SAVE.format(keys[0])
+    require_file(path, f"check {option}")
     try:
         with open(path, "rb") as file:  # np.load would leave a damaged file open
             archive = np.load(file, allow_pickle=False)
@@ -100,8 +102,6 @@ def read_npz(path: Path | None, option: str, keys: tuple[str, ...]) -> dict[str,
                     what = f"has no array `{key}`, but {has}"
                     raise UserError(what, where=path, hint=_SAVE.format(key))
             arrays = {key: archive[key] for key in keys}
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=path, hint=f"check {option}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise UserError("cannot be read as an .npz of numbers", where=path, hint=save) from error
     for key, array in arrays.items():

@@ -21,7 +21,7 @@ from typing import Protocol, runtime_checkable
 
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_dir, os_error
+from modality_forcing.paths import list_dir, os_error
 from modality_forcing.storage import codec, manifest
 
 # Reading a record decompresses its group. Images and depth are compressed already.
@@ -204,10 +204,8 @@ def splits(folder: Path) -> tuple[str, ...]:
 
 def _list_shards(folder: Path) -> dict[str, dict[tuple[str, int], set[int]]]:
     """Returns the indices of the shards in a folder, by split, then by name and count."""
-    if not is_dir(folder):
-        raise UserError("no such folder", where=folder, hint=_NOT_PREPARED)
     found: dict[str, dict[tuple[str, int], set[int]]] = {}
-    for path in folder.iterdir():
+    for path in list_dir(folder, _NOT_PREPARED):
         if parts := _NAME.fullmatch(path.name):
             runs = found.setdefault(parts["split"], {})
             runs.setdefault((parts["name"], int(parts["count"])), set()).add(int(parts["index"]))

@@ -62,7 +62,7 @@ class SweepDir:
     """
 
     def __init__(self, sweep: Sweep, workdir: Path):
-        check_folder(workdir, "--workdir")
+        check_folder(workdir, "--workdir", utf8=True)
         self.sweep = sweep
         # Absolute, because train.init_from must not depend on the current directory.
         self.path = workdir.absolute()

@@ -97,7 +97,7 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
     ignore: prefixes of further keys that may differ. Raises UserError if the workdir holds another
     run, naming the first key that differs, or cannot be a folder.
     """
-    check_folder(workdir, "--workdir")
+    check_folder(workdir, "--workdir", utf8=True)
     path = workdir / "config.json"
     if not paths.exists(path):
         if paths.exists(workdir / "checkpoints"):
