@@ -22,7 +22,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from modality_forcing import distributed
 from modality_forcing.errors import UserError
 from modality_forcing.paths import os_error
 from modality_forcing.progress import print_stderr
@@ -32,12 +31,17 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 
 @contextmanager
-def hold(folder: str | Path, option: str, name: str = LOCK) -> Iterator[None]:
+def hold(
+    folder: str | Path, option: str, name: str = LOCK, *, primary: bool = True
+) -> Iterator[None]:
     """Holds a lock of a folder, which is created for the time if it does not exist.
 
-    In a run of several processes the first one holds it. Raises UserError, naming the owner and the
-    option that chose the folder, if another process holds the lock or it cannot be written.
+    primary: of the processes of a run, only the first one locks. Raises UserError, naming the owner
+    and the option that chose the folder, if another run holds the lock or it cannot be written.
     """
+    if not primary:
+        yield
+        return
     folder = Path(os.path.abspath(folder))
     above = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
@@ -48,21 +52,17 @@ def hold(folder: str | Path, option: str, name: str = LOCK) -> Iterator[None]:
                 raise UserError(what, where=folder, hint=hint)
             yield
     finally:
-        if distributed.is_primary():
-            with suppress(OSError):  # not empty
-                for path in above:
-                    path.rmdir()
+        with suppress(OSError):  # not empty
+            for path in above:
+                path.rmdir()
 
 
 @contextmanager
 def try_hold(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Tries to hold a lock, and yields whether it succeeded; always, after the first process.
+    """Tries to hold a lock, and yields whether it succeeded.
 
     wait: until it is free. Raises UserError if the file cannot be written.
     """
-    if not distributed.is_primary():
-        yield True
-        return
     file = _acquire(path, wait)
     try:
         yield file is not None

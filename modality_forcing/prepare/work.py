@@ -274,14 +274,14 @@ def _run_parallel(
         futures: dict[Future[ShardRecord | Failures], int] = {
             pool.submit(_write_one, index): index for index in missing
         }
-        workers = multiprocessing.active_children()
+        processes = multiprocessing.active_children()
         while futures:
             ended, _ = wait(futures, timeout=_POLL_EVERY, return_when=FIRST_COMPLETED)
             for future in ended:
                 try:
                     yield futures.pop(future), future.result()
                 except BrokenProcessPool as error:
-                    raise _death(workers) from error
+                    raise _death(processes) from error
             monitor.update()
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from modality_forcing import distributed, locks
+from modality_forcing import locks
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file, write_file
 from modality_forcing.storage.manifest import read_json
@@ -59,11 +59,10 @@ def hold_job(folder: Path, job: str, shard: tuple[int, int]) -> Iterator[None]:
     that is one of another number, since the two could write the same shard.
     """
     index, count = shard
-    if distributed.is_primary():
-        for path in sorted(folder.glob(f".{job}-*-of-*.lock")):
-            if path.stem.rpartition("-")[2] != str(count) and (owner := locks.owner(path)):
-                what = f"is in use by {owner}, with another number of jobs"
-                raise UserError(what, where=folder, hint="wait until it has ended")
+    for path in sorted(folder.glob(f".{job}-*-of-*.lock")):
+        if path.stem.rpartition("-")[2] != str(count) and (owner := locks.owner(path)):
+            what = f"is in use by {owner}, with another number of jobs"
+            raise UserError(what, where=folder, hint="wait until it has ended")
     with locks.hold(folder, "--out", f".{job}-{index}-of-{count}.lock"):
         yield
 

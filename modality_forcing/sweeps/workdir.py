@@ -20,14 +20,14 @@ import csv
 import hashlib
 import io
 import json
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import modality_forcing
-from modality_forcing import locks
+from modality_forcing import distributed, locks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, exists, is_dir, write_file
@@ -133,6 +133,8 @@ class SweepDir:
 
     def try_lock(self, name: str, wait: bool = False) -> AbstractContextManager[bool]:
         """Tries to hold a lock; the context is whether it succeeded (`locks.try_hold`)."""
+        if not distributed.is_primary():
+            return nullcontext(True)
         return locks.try_hold(self.path / "locks" / name, wait)
 
     def write_rows(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from modality_forcing import locks, signals
+from modality_forcing import distributed, locks, signals
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import WorkerDied
@@ -45,7 +45,7 @@ def train(
     """
     config = resolve_paths(config)
     check_resumable(workdir, config)  # before the folder is touched
-    with locks.hold(workdir, "--workdir"):
+    with locks.hold(workdir, "--workdir", primary=distributed.is_primary()):
         return _train(config, workdir, records, stop_after)
 
 
