@@ -265,14 +265,15 @@ def _checked(meta: object, folder: Path, way_out: str = "") -> Metadata:
     damaged = UserError("its description is damaged", where=folder, hint=way_out)
     if not isinstance(meta, Mapping) or not isinstance(meta.get("config"), Mapping):
         raise damaged
-    meta = dict(meta)
-    stored = meta.pop("checksum", None)
-    has_checksum = stored is not None or meta.get("format") == FORMAT
-    if has_checksum and stored != checksums.json_checksum(meta):
-        raise damaged
+    # First, since another format may have other checksums.
     if meta.get("format") not in (FORMAT, _UNVERIFIED):
         what = f"is of format {meta.get('format')}, this version reads {FORMAT}"
         raise UserError(what, where=folder, hint="train anew, or use the version that wrote it")
+    meta = dict(meta)
+    stored = meta.pop("checksum", None)
+    has_checksum = stored is not None or meta["format"] == FORMAT
+    if has_checksum and stored != checksums.json_checksum(meta):
+        raise damaged
     if meta["format"] == _UNVERIFIED and distributed.is_primary():
         _note_unverified(folder)
     return meta

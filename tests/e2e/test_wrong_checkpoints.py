@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from modality_forcing.train.checksums import json_checksum
 from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 from tests.runs import CONFIGS, SMALL, Command, attempt, process, refused, save
@@ -113,6 +114,12 @@ def damage_meta(change: Callable[[dict], object]) -> Callable[[Path], None]:
     return damage
 
 
+def config_of_another_version(meta: dict) -> dict:
+    del meta["checksum"]
+    changed = meta | {"config": meta["config"] | {"colour": 1}}
+    return changed | {"checksum": json_checksum(changed)}
+
+
 def cut_largest(step: Path) -> None:
     largest = max(
         (step / "ema").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0
@@ -135,12 +142,9 @@ DAMAGE = {
     "meta_without_config": (damage_meta(lambda meta: {"format": meta["format"]}), r"damaged"),
     "another_format": (
         damage_meta(lambda meta: meta | {"format": 99}),
-        r"is of format 99, this version reads 2",
+        r"is of format 99, this version reads 3",
     ),
-    "unknown_key": (
-        damage_meta(lambda meta: meta | {"config": meta["config"] | {"colour": 1}}),
-        r"unknown config key 'colour'",
-    ),
+    "unknown_key": (damage_meta(config_of_another_version), r"unknown config key 'colour'"),
 }
 
 

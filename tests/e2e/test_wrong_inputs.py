@@ -183,7 +183,7 @@ def test_workdir_without_permission(mforce: Command, tmp_path: Path):
 def test_workdir_with_a_broken_config(mforce: Command, tmp_path: Path):
     for text in ("{", "[1, 2]", "5", "\xff"):
         (tmp_path / "config.json").write_text(text, encoding="latin-1")
-        message = r"config\.json: is not the config of a run"
+        message = r"config\.json: is not (the config of a run|text in UTF-8)"
         attempt(mforce, tmp_path, message, "train", T2I, "--workdir", tmp_path)
 
 

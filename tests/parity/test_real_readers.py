@@ -285,7 +285,8 @@ def test_colmap_with_most_images_missing(real_data: Path):
 
 def test_readers_refuse_other_data_sets(real_data: Path):
     from modality_forcing.errors import UserError
+    from modality_forcing.paths import resolve
 
     for module in (tum, sunrgbd, middlebury):
-        with pytest.raises(UserError, match=re.escape(str(real_data / "tartanair_P000"))):
+        with pytest.raises(UserError, match=re.escape(str(resolve(real_data / "tartanair_P000")))):
             module.DATASET.open(real_data / "tartanair_P000", module.DATASET.splits[0])

@@ -205,7 +205,7 @@ def test_invalid_real_folders_are_reported(real_data: Path, tmp_path: Path):
         tartanair / "depth_left/._000036_left_depth.npy",
     ):
         with pytest.raises(UserError, match="cannot be read"):
-            (read_image if junk.suffix == ".png" else read_depth)(junk)
+            read_image(junk) if junk.suffix == ".png" else read_depth(junk, DepthFormat())
     assert [ImageFolder(tartanair / "image_left", 32)[i].id for i in range(2)] == [
         "000036_left",
         "000180_left",
