@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import struct
-import tokenize
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, PngImagePlugin
 
+from modality_forcing import numpy_io
 from modality_forcing.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -31,8 +31,7 @@ DECODE_ERRORS = (
     LookupError,
     OverflowError,
     MemoryError,
-    TypeError,  # this and TokenError: a damaged header of a .npy
-    tokenize.TokenError,
+    TypeError,
     struct.error,
     zlib.error,
 )
@@ -132,12 +131,8 @@ def holds_floats(path: str | Path) -> bool:
     """Returns whether a file is a .npy of floats, which no scale applies to; reads its header."""
     if Path(path).suffix.lower() != ".npy":
         return False
-    with suppress(OSError, *DECODE_ERRORS), open(path, "rb") as opened:
-        version = np.lib.format.read_magic(opened)
-        read = np.lib.format.read_array_header_1_0
-        header = read(opened) if version == (1, 0) else np.lib.format.read_array_header_2_0(opened)
-        return header[2].kind == "f"
-    return False  # reading the array reports the error
+    dtype = numpy_io.npy_dtype(path)
+    return dtype is not None and dtype.kind == "f"
 
 
 def orient(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -252,14 +247,7 @@ def _gray_from_16_bits(image: Image.Image, path: str | Path | BytesIO) -> np.nda
 
 def _read_npy(path: Path) -> np.ndarray:
     """Returns the numbers of a .npy as stored [h w]."""
-    try:
-        with open(path, "rb") as opened:  # not np.load, which also accepts a zip or a pickle
-            stored = np.lib.format.read_array(opened, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError("no such file", where=path, hint=_CHECK_PATH) from error
-    except (OSError, *DECODE_ERRORS) as error:
-        what = "cannot be read as an array of numbers"
-        raise UserError(what, where=path, hint=_SAVE_DEPTH) from error
+    stored = numpy_io.read_npy(path, _SAVE_DEPTH)
     if stored.dtype.kind not in "fiu":
         what = f"holds {stored.dtype}, not numbers of depth"
         raise UserError(what, where=path, hint=_SAVE_DEPTH)

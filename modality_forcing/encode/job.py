@@ -103,7 +103,7 @@ class EncodeJob:
         parts = []
         if self.frozen.has_text:
             index = latent_cache.caption_index_path(self.out, self.source.split)
-            parts.append(self._shards("text", np.load(index, mmap_mode="r").shape[1]))
+            parts.append(self._shards("text", latent_cache.read_caption_index(index).shape[1]))
         if self.frozen.has_image:
             parts.append(self._shards("latents", len(self.source)))
         exist = [sum(is_file(part.path(i)) for i in range(part.count)) for part in parts]

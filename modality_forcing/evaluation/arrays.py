@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from modality_forcing import numpy_io
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.depth_metrics import METRICS, describe_counts, mean_scores, score
 from modality_forcing.evaluation.protocols import Protocol
@@ -89,25 +89,8 @@ def read_npz(path: Path | None, option: str, keys: tuple[str, ...]) -> dict[str,
         raise UserError(
             f"{option} is missing", hint="give both --pred FILE.npz and --target FILE.npz"
         )
-    save = _SAVE.format(keys[0])
     require_file(path, f"check {option}")
-    try:
-        with open(path, "rb") as file:  # np.load would leave a damaged file open
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError("is a single array, not an .npz", where=path, hint=save)
-            for key in keys:
-                if key not in archive:
-                    has = ", ".join(archive.files) or "nothing"
-                    what = f"has no array `{key}`, but {has}"
-                    raise UserError(what, where=path, hint=_SAVE.format(key))
-            arrays = {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError("cannot be read as an .npz of numbers", where=path, hint=save) from error
-    for key, array in arrays.items():
-        if array.dtype.kind not in "fiub":
-            raise UserError(f"`{key}` has type {array.dtype}, not numbers", where=path, hint=save)
-    return arrays
+    return numpy_io.read_npz(path, keys, _SAVE)
 
 
 def _finite(value: float) -> float | None:

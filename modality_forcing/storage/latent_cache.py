@@ -23,6 +23,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
+from modality_forcing import numpy_io
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file
@@ -64,6 +65,15 @@ def build_caption_index(captions: Sequence[str]) -> np.ndarray:
     keys = np.array([caption_key(caption) for caption in captions], np.uint64)
     order = np.argsort(keys)
     return np.stack([keys[order], order.astype(np.uint64)])
+
+
+def read_caption_index(path: Path) -> np.ndarray:
+    """Returns what `build_caption_index` made, in shared memory; raises UserError if damaged."""
+    index = numpy_io.map_npy(path, _AGAIN)
+    if index.ndim != 2 or len(index) != 2 or index.dtype != np.uint64:
+        what = f"holds {index.dtype} {index.shape}, not the index of captions"
+        raise UserError(what, where=path, hint=f"delete it and {_AGAIN}")
+    return index
 
 
 def pack(array: np.ndarray, name: str, **more: bytes) -> bytes:
@@ -192,11 +202,8 @@ class _TextCache:
 
     def __init__(self, cache: Cache):
         cache.check("text")
-        path = caption_index_path(cache.folder, cache.split)
-        try:
-            self._index = np.load(path, mmap_mode="r")  # shared by all processes of a machine
-        except (OSError, ValueError, EOFError) as error:
-            raise UserError("cannot be read", where=path, hint=_AGAIN) from error
+        path = self._path = caption_index_path(cache.folder, cache.split)
+        self._index = read_caption_index(path)
         self._shards = Shards(cache.folder / "text", cache.split)
         if self._index.shape != (2, len(self._shards)):
             what = "does not list the captions beside it"
@@ -208,5 +215,9 @@ class _TextCache:
         at = int(np.searchsorted(keys, key))
         if at == len(keys) or keys[at] != key:
             return None
-        states, features = unpack(self._shards.example(int(rows[at])), "states")
-        return states if features["caption"] == [caption.encode()] else None
+        try:
+            states, features = unpack(self._shards.example(int(rows[at])), "states")
+        except (IndexError, ValueError) as error:
+            what = f"leads to no states of the caption {caption!r}"
+            raise UserError(what, where=self._path, hint=_AGAIN) from error
+        return states if features.get("caption") == [caption.encode()] else None

@@ -70,7 +70,7 @@ SAMPLE = {
     "words": ([*D2I, "--depth={sample_dir}/words.npy"], r"holds <U3, not numbers of depth"),
     "pickle": (
         [*D2I, "--depth={sample_dir}/objects.npy"],
-        r"objects\.npy: cannot be read as an array of numbers",
+        r"objects\.npy: cannot be read as a .npy of numbers",
     ),
     "cropped_away": (
         [*D2I, "--depth={sample_dir}/edges.npy"],

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from modality_forcing import paths, text_io
+from modality_forcing import numpy_io, paths, text_io
 from modality_forcing.data.files import (
     DECODE_ERRORS,
     MODES_16_BIT,
@@ -153,21 +153,12 @@ def read_hdf5(path: Path, key: str) -> np.ndarray:
 
 def read_npz(path: Path, key: str) -> np.ndarray:
     """Returns one numeric array of a .npz, as stored."""
-    found = None
-    with wrap_read_errors(path, "a .npz"):
-        opened = np.load(path)  # an array if the file is a .npy
-        if isinstance(opened, np.lib.npyio.NpzFile):
-            with opened:
-                found = opened[key] if key in opened.files else None
-    if found is None:
-        raise UserError(f"holds no array {key!r}", where=path, hint=UNPACK_AGAIN)
-    return _check_numeric(found, path)
+    return numpy_io.read_npz(path, (key,), UNPACK_AGAIN)[key]
 
 
 def read_array(path: Path) -> np.ndarray:
     """Returns the numbers [h w] of a .npy of [h w] or [h w 1], as stored."""
-    with wrap_read_errors(path, "a .npy"), open(path, "rb") as opened:
-        stored = np.lib.format.read_array(opened, allow_pickle=False)
+    stored = numpy_io.read_npy(path, UNPACK_AGAIN)
     if stored.ndim == 3 and stored.shape[-1] == 1:
         stored = stored[..., 0]
     if stored.ndim != 2 or stored.dtype.kind not in "fiub":

@@ -244,7 +244,7 @@ class Evil:
         (np.ones((2, 2), np.bool_), "holds bool"),
         (np.ones((2, 2), np.complex64), "holds complex64"),
         (np.array([["far"]]), "not numbers"),
-        (np.array([[Evil()]], object), "array of numbers"),
+        (np.array([[Evil()]], object), "of numbers"),
     ],
 )
 def test_wrong_arrays(tmp_path: Path, stored: np.ndarray, reason: str):
@@ -279,7 +279,7 @@ def test_truncated_array(tmp_path: Path):
     path = tmp_path / "a.npy"
     np.save(path, np.ones((8, 8)))
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(UserError, match="array of numbers"):
+    with pytest.raises(UserError, match="of numbers"):
         read_depth(path, DepthFormat())
 
 

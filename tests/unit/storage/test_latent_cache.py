@@ -17,6 +17,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.storage import latent_cache
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates
 from modality_forcing.storage.shards import ShardWriter, shard_name
+from tests import damage
 
 WIDTH = 4
 CAPTIONS = ("", "a red cube", "赤い球", "un gato negro")
@@ -123,11 +124,39 @@ def test_missing_cache_is_one_line(tmp_path):
 def test_damaged_index_is_one_line(tmp_path):
     path = latent_cache.caption_index_path(write(tmp_path), "train")
     path.write_bytes(path.read_bytes()[:20])
-    with pytest.raises(UserError, match="cannot be read; run the same mforce encode again"):
+    with pytest.raises(UserError, match=r"cannot be read as a .*; run the same mforce encode"):
+        found(5, tmp_path)
+    np.save(path, np.zeros((2, 4)))
+    with pytest.raises(UserError, match=r"holds float64 \(2, 4\), not the index of captions"):
         found(5, tmp_path)
     np.save(path, latent_cache.build_caption_index(CAPTIONS[:2]))
     with pytest.raises(UserError, match="does not list the captions beside it"):
         found(5, tmp_path)
     path.unlink()
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         found(5, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory) -> Path:
+    """A cache that every example of the fuzz test damages and repairs."""
+    return write(tmp_path_factory.mktemp("spare"))
+
+
+@given(st.data())
+@damage.examples(60)
+@pytest.mark.filterwarnings("ignore")
+def test_damaged_cache_gives_one_line_or_the_same_states(spare, data):
+    path = data.draw(st.sampled_from(sorted(p for p in spare.rglob("*") if p.is_file())))
+    before = path.read_bytes()
+    path.write_bytes(data.draw(damage.of(before)))
+    try:
+        cache = found(8, spare)
+        for caption in CAPTIONS:
+            tokens = cache.encode(caption)["tokens"]
+            expected = states(caption)[:8]
+            np.testing.assert_array_equal(tokens[: len(expected)], expected)
+    except UserError as error:
+        assert str(spare) in str(error) and "\n" not in str(error)
+    finally:
+        path.write_bytes(before)

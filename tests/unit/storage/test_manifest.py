@@ -7,11 +7,14 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modality_forcing.errors import UserError
 from modality_forcing.storage import manifest
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.stats import DatasetStats
+from tests import damage
 
 
 def written(folder: Path, contents: tuple[bytes, ...] = (b"one", b"two")) -> Manifest:
@@ -104,3 +107,22 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: bytes):
         match=r"manifest-val.json: is (damaged|not text in UTF-8) \(.*\); delete it and run",
     ):
         manifest.read(tmp_path, "val")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder whose manifest every example of the fuzz test damages."""
+    return tmp_path_factory.mktemp("manifest")
+
+
+@given(st.data())
+@damage.examples(60)
+def test_damaged_manifest_is_one_line_or_readable(folder: Path, data):
+    path = written(folder).path
+    path.write_bytes(data.draw(damage.of(path.read_bytes())))
+    try:
+        found = manifest.read(folder, "val")
+        assert found is not None
+        manifest.verify(found)
+    except UserError as error:
+        assert str(folder) in str(error) and "\n" not in str(error)

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modality_forcing.data.records import check
 from modality_forcing.errors import UserError
 from modality_forcing.storage import codec, shards
 from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
 from modality_forcing.synthetic.source import Scenes
+from tests import damage
 
 SCENES = Scenes(count=20, resolution=16)
 
@@ -138,6 +141,28 @@ def test_damaged_record_is_named(tmp_path: Path):
     with pytest.raises(UserError, match="00000-of-00001: record 1 cannot be read") as caught:
         source[1]
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory) -> Path:
+    """A shard that every example of the fuzz test damages and repairs."""
+    return write(tmp_path_factory.mktemp("spare"), (2,))[0]
+
+
+@given(st.data())
+@damage.examples(60)
+def test_damaged_shard_gives_one_line_or_the_same_examples(spare: Path, data):
+    before = spare.read_bytes()
+    spare.write_bytes(data.draw(damage.of(before)))
+    try:
+        source = Shards(spare.parent)
+        examples = [source.example(index) for index in range(len(source))]
+    except UserError as error:
+        assert str(spare) in str(error) and "\n" not in str(error)
+    else:
+        assert examples == [codec.encode(SCENES[index], "png") for index in range(2)]
+    finally:
+        spare.write_bytes(before)
 
 
 def test_foreign_examples_are_reported(tmp_path: Path):

@@ -119,9 +119,9 @@ def test_npz_is_read_unchanged(tmp_path: Path):
     stored = RNG.random((2, 3), np.float32)
     np.savez(tmp_path / "d.npz", data=stored, words=np.array(["a"]))
     np.testing.assert_array_equal(formats.read_npz(tmp_path / "d.npz", "data"), stored)
-    with pytest.raises(UserError, match=r"d.npz: holds no array 'arr_0'"):
+    with pytest.raises(UserError, match=r"d.npz: has no array `arr_0`, but data, words"):
         formats.read_npz(tmp_path / "d.npz", "arr_0")
-    with pytest.raises(UserError, match=r"d.npz: holds <U1, not numbers"):
+    with pytest.raises(UserError, match=r"d.npz: `words` has type <U1, not numbers"):
         formats.read_npz(tmp_path / "d.npz", "words")
 
 
