@@ -6,12 +6,12 @@ of a .npz without looking at its checksum.
 
 from __future__ import annotations
 
-import io
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -24,6 +24,15 @@ _HEADERS = {
 }  # (3, 0) is for names of fields, which arrays of numbers lack
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 _CHUNK = 2**24  # bytes
+
+
+@runtime_checkable
+class _File(Protocol):
+    """A file, or a member of a zip, open for reading."""
+
+    def read(self, size: int = ..., /) -> bytes: ...
+
+    def tell(self) -> int: ...
 
 
 def read_npy(path: str | Path, hint: str) -> np.ndarray:
@@ -84,7 +93,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     return array
 
 
-def _read_array(file: io.BufferedIOBase, size: int) -> np.ndarray:
+def _read_array(file: _File, size: int) -> np.ndarray:
     """Reads an array from a file of so many bytes. Raises many kinds of errors."""
     shape, by_columns, dtype = _read_header(file)
     if dtype.hasobject:
@@ -93,17 +102,17 @@ def _read_array(file: io.BufferedIOBase, size: int) -> np.ndarray:
     if min(shape, default=0) < 0 or count * dtype.itemsize > size - file.tell():
         raise _Damage("it is cut short")
     array = np.empty(count, dtype)
-    unfilled = memoryview(array.view(np.uint8))
-    while len(unfilled):
-        content = file.read(min(len(unfilled), _CHUNK))
-        if not content:
+    unfilled = array.view(np.uint8)
+    while unfilled.size:
+        content = np.frombuffer(file.read(min(unfilled.size, _CHUNK)), np.uint8)
+        if not content.size:
             raise _Damage("it is cut short")
-        unfilled[: len(content)] = content
-        unfilled = unfilled[len(content) :]
+        unfilled[: content.size] = content
+        unfilled = unfilled[content.size :]
     return array.reshape(shape, order="F" if by_columns else "C")
 
 
-def _read_header(file: io.BufferedIOBase) -> tuple[tuple[int, ...], bool, np.dtype]:
+def _read_header(file: _File) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(file)
     if version not in _HEADERS:
         raise _Damage(f"of the unknown version {version}")
