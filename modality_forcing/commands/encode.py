@@ -64,6 +64,7 @@ def main(options: argparse.Namespace) -> None:
     source = Shards(options.source, options.split)
     mesh = sharding.make_mesh(MeshConfig(), distributed.local_devices())
     frozen = FrozenEncoders(options.text, options.image, mesh)
+    frozen.check()  # before the checksum of all weights, and before anything is written
     own = {"text": {"tokens": options.tokens}, "image": {"resolution": options.resolution}}
     settings = {
         "format": latent_cache.FORMAT,

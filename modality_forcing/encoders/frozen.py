@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +19,28 @@ from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.pixels import from_u8
 from modality_forcing.encoders.sentencepiece import SentencePieceTokenizer
 from modality_forcing.encoders.umt5 import UMT5, UMT5Config
-from modality_forcing.encoders.weights import Checkpoint, load_module, open_checkpoint
+from modality_forcing.encoders.weights import (
+    Checkpoint,
+    Tensor,
+    check_module,
+    load_module,
+    open_checkpoint,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.paths import exists, is_dir
 
 TEXT, IMAGE = "umt5", "flux2"  # the known kinds: "umt5:PATH", "flux2:PATH"
 BATCH = PartitionSpec(("data", "fsdp"))  # how a run's mesh splits a batch
 _MIN_SHARDED = 2**20  # elements of the smallest weight that is sharded
+
+
+class _Part(NamedTuple):
+    """A module, and where its arrays are."""
+
+    build: Callable[[], nnx.Module]
+    tensors: Mapping[str, Tensor]
+    weights: Checkpoint
+    unused: Collection[str]
 
 
 class FrozenEncoders:
@@ -96,6 +111,13 @@ class FrozenEncoders:
             found["image"] = _identity(IMAGE, self._image_weights, self.image_config)
         return found
 
+    def check(self) -> None:
+        """Raises UserError for weights that cannot encode, from the headers of their files."""
+        parts = [self._text_part] if self.has_text else []
+        parts += [self._image_part("encoder")] if self.has_image else []
+        for part in parts:
+            check_module(part.build, part.tensors, part.weights, part.unused)
+
     @cached_property
     def text_config(self) -> UMT5Config:
         """Sizes of the text encoder."""
@@ -120,34 +142,40 @@ class FrozenEncoders:
 
     @cached_property
     def _encode_text(self) -> Callable[..., Array]:
-        c, weights = self.text_config, self._text_weights
-        network = load_module(
-            lambda: UMT5(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
-            umt5.tensors(c, weights.shapes),
-            weights,
-            sharding=None if self.mesh is None else partial(fsdp_sharding, self.mesh),
-            unused=umt5.UNUSED,
-        )
-        return self._compile(network, "text")
+        return self._compile(self._load(self._text_part, fsdp_sharding), "text")
 
     @cached_property
     def _encode_image(self) -> Callable[..., Array]:
-        return self._compile(self._load_half(Encoder, "encoder"), "encoder")
+        return self._compile(self._load(self._image_part("encoder"), replicated), "encoder")
 
     @cached_property
     def _decode_image(self) -> Callable[..., Array]:
-        return self._compile(self._load_half(Decoder, "decoder"), "decoder")
+        return self._compile(self._load(self._image_part("decoder"), replicated), "decoder")
 
-    def _load_half(self, module: type[Encoder | Decoder], half: flux2_names.Half) -> nnx.Module:
+    @property
+    def _text_part(self) -> _Part:
+        c, weights = self.text_config, self._text_weights
+        tensors = umt5.tensors(c, weights.shapes)
+
+        def build() -> nnx.Module:  # with generators of its own trace
+            return UMT5(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
+
+        return _Part(build, tensors, weights, umt5.UNUSED)
+
+    def _image_part(self, half: flux2_names.Half) -> _Part:
         c, weights = self.image_config, self._image_weights
         dtype = jnp.float32 if distributed.backend() == "cpu" else jnp.bfloat16
-        return load_module(
-            lambda: module(c, rngs=nnx.Rngs(0), dtype=dtype),
-            flux2_names.tensors(c, weights.shapes, half),
-            weights,
-            sharding=None if self.mesh is None else partial(replicated, self.mesh),
-            unused=flux2_names.UNUSED[half],
-        )
+        tensors = flux2_names.tensors(c, weights.shapes, half)
+        module = Encoder if half == "encoder" else Decoder
+
+        def build() -> nnx.Module:
+            return module(c, rngs=nnx.Rngs(0), dtype=dtype)
+
+        return _Part(build, tensors, weights, flux2_names.UNUSED[half])
+
+    def _load(self, part: _Part, sharding: Callable[..., NamedSharding]) -> nnx.Module:
+        at = None if self.mesh is None else partial(sharding, self.mesh)
+        return load_module(part.build, part.tensors, part.weights, sharding=at, unused=part.unused)
 
     def _compile(self, network: nnx.Module, part: str) -> Callable[..., Array]:
         graph, weights = nnx.split(network)

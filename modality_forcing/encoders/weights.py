@@ -17,6 +17,14 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from modality_forcing import distributed
+from modality_forcing.encoders.quantized import (
+    FLOAT8,
+    Scale,
+    find_scale,
+    is_beside,
+    layout_of,
+    offsets,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.paths import exists, is_dir, is_file
 from modality_forcing.text_io import read_object
@@ -55,16 +63,18 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, in one or more safetensors files."""
+    """Tensors by name, in one or more safetensors files; quantized ones with their scales."""
 
     where: str  # as the user wrote it
     files: tuple[Path, ...]
     revision: str = ""  # of the hub's repository, if from there
     shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
     _file: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    _dtypes: Mapping[str, str] = field(init=False, repr=False, compare=False)
+    _all_shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        shapes, files = {}, {}
+        shapes, files, dtypes = {}, {}, {}
         for path in self.files:
             opened = _open(path)
             names = opened.keys()  # not a mapping
@@ -72,9 +82,14 @@ class Checkpoint:
                 if name in files:
                     what = f"holds {name}, and so does another file"
                     raise UserError(what, where=path, hint="name one of the files")
-                files[name], shapes[name] = opened, tuple(opened.get_slice(name).get_shape())
-        object.__setattr__(self, "shapes", shapes)
-        object.__setattr__(self, "_file", files)
+                stored = opened.get_slice(name)
+                files[name], shapes[name] = opened, tuple(stored.get_shape())
+                dtypes[name] = str(stored.get_dtype())
+        set_once = object.__setattr__
+        set_once(self, "shapes", {n: s for n, s in shapes.items() if not is_beside(n, shapes)})
+        set_once(self, "_file", files)
+        set_once(self, "_dtypes", dtypes)
+        set_once(self, "_all_shapes", shapes)
 
     @property
     def folder(self) -> Path:
@@ -95,14 +110,44 @@ class Checkpoint:
             return hashlib.sha256("".join(digests).encode()).hexdigest()[:16]
 
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
-        """Returns a tensor, or only the part in an index of slices; nothing else is read."""
-        from safetensors import SafetensorError
+        """Returns a tensor, or only the part in an index of slices; nothing else is read.
 
+        Quantized tensors are returned as weights, in float32.
+        """
+        scale = self.scale(name)
+        part = self._read(name, index)
+        if scale is not None:
+            return scale.apply(part, self._read(scale.name, ()), index)
+        return part.astype(np.float32) if self._dtypes[name] in FLOAT8 else part
+
+    def scale(self, name: str) -> Scale | None:
+        """Returns the scale of a tensor; raises UserError if its numbers are not weights."""
         try:
-            return self._file[name].get_slice(name)[index or ...]
-        except (SafetensorError, OSError) as error:
-            what = f"{name} cannot be read ({error})"
+            found = find_scale(name, self._dtypes, self._all_shapes)
+            if (layout := layout_of(name)) in self._dtypes and self._read(layout, ()).any():
+                raise ValueError("is int8 in an order of rows that is not known")
+        except ValueError as error:
+            hint = "give weights in bfloat16, float16 or float32"
+            raise UserError(f"{name} {error}", where=self.where, hint=hint) from error
+        return found
+
+    def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        try:
+            if self._dtypes[name] in FLOAT8:  # numpy alone has no such type
+                path, offset = self._places[name]
+                shape, dtype = self._all_shapes[name], FLOAT8[self._dtypes[name]]
+                return np.memmap(path, np.uint8, "r", offset, shape).view(dtype)[index or ...]
+            return np.asarray(self._file[name].get_slice(name)[index or ...])
+        except Exception as error:  # safetensors raises several kinds
+            what = f"{name} cannot be read ({' '.join(str(error).split())})"
             raise UserError(what, where=self.where, hint="download it again") from error
+
+    @cached_property
+    def _places(self) -> Mapping[str, tuple[Path, int]]:
+        """The file of each tensor, and where in it the numbers begin."""
+        return {
+            name: (path, offset) for path in self.files for name, offset in offsets(path).items()
+        }
 
 
 def open_checkpoint(location: str | Path) -> Checkpoint:
@@ -124,6 +169,17 @@ def open_checkpoint(location: str | Path) -> Checkpoint:
         raise UserError("no such file or folder", where=location, hint=hint)
     folder, revision = _download(hub["repo"], hub["folder"].strip("/"), hub["revision"])
     return Checkpoint(str(location), _find_files(folder), revision)
+
+
+def check_module(
+    build: Callable[[], nnx.Module],
+    tensors: Mapping[str, Tensor],
+    checkpoint: Checkpoint,
+    unused: Collection[str] = (),
+) -> None:
+    """Raises the UserError that `load_module` would raise for the names, shapes and types."""
+    _, state = nnx.split(nnx.eval_shape(build))
+    _check(_flat_shapes(state)[0], tensors, checkpoint, tuple(unused))
 
 
 def load_module(
@@ -148,8 +204,7 @@ def load_module(
       UserError: tensors are missing, left over or of another shape, with their names.
     """
     graph, state = nnx.split(nnx.eval_shape(build))
-    leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
-    shapes = {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+    shapes, tree = _flat_shapes(state)
     _check(shapes, tensors, checkpoint, tuple(unused))
     first_device = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     arrays = []
@@ -161,6 +216,11 @@ def load_module(
 
         arrays.append(jax.make_array_from_callback(like.shape, at, read))
     return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, arrays))
+
+
+def _flat_shapes(state: nnx.State) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
+    leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
+    return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}, tree
 
 
 def _read_part(
@@ -203,6 +263,7 @@ def _check(
         raise UserError(f"lacks {_some(missing)}", where=where, hint=hint)
     for path, tensor in tensors.items():
         for name in tensor.names:
+            checkpoint.scale(name)  # raises for numbers that are not weights
             have, want = checkpoint.shapes[name], tuple(shapes[path].shape)
             if tensor.shape(have) != want:
                 row = list(want[1:] if tensor.stacked else want)

@@ -51,6 +51,7 @@ class Inputs:
         parts = self.source.values() if isinstance(self.source, Mapping) else ()
         for source in [part.source for part in parts] or [self.source]:
             _check_records(self.config, source)  # pyright: ignore[reportArgumentType]
+        self.encoders.check()
         if self.caches:
             used = build_encoders(self.config, skip=PARTS - _cached_parts(self.caches)).identity()
             for cache in self.caches.values():

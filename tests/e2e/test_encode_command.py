@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
@@ -215,3 +216,16 @@ def test_cache_of_another_config_is_refused(folders, encoded):
     cropped = replace(c, data=replace(c.data, min_crop=0.5))
     refuses(cropped, r"data\.min_crop and data\.crop_jitter cannot move images")
     assert to_dict(c)["data"]["cache"] == str(encoded)
+
+
+def test_encoder_that_cannot_be_loaded_leaves_no_cache(folders, tmp_path):
+    """Numbers of int8 without their scales are no weights."""
+    text = small.text_folder(tmp_path / "text")
+    stored = load_file(text / "model.safetensors")
+    stored["shared.weight"] = stored["shared.weight"].astype(np.int8)
+    save_file(stored, text / "model.safetensors")
+    done = process(
+        "encode", "--source", folders["records"], "--out", tmp_path / "cache", f"--text=umt5:{text}"
+    )
+    refused(done, r"text: shared\.weight is I8 without a scale that is known; give weights in bf")
+    assert not (tmp_path / "cache").exists()

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 from modality_forcing.encoders import weights
 from modality_forcing.encoders.weights import Checkpoint, Tensor, load_module, open_checkpoint
 from modality_forcing.errors import UserError
+from tests import damage
 
 RNG = np.random.default_rng(0)
 ROWS = {f"layer.{i}.weight": RNG.normal(size=(5, 4)).astype(ml_dtypes.bfloat16) for i in range(3)}
@@ -264,3 +265,24 @@ def test_unreachable_hub_is_one_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="pip install 'modality_forcing"):
         open_checkpoint("google/umt5-small")
+
+
+@pytest.fixture(scope="module")
+def spare(tmp_path_factory) -> Path:
+    """A checkpoint that every example of the fuzz test damages and repairs."""
+    return saved(tmp_path_factory.mktemp("spare")) / "model.safetensors"
+
+
+@given(st.data())
+@damage.examples(100)
+def test_damaged_header_is_one_line_or_another_network(spare, data):
+    """The format has no checksum: a changed number is a number, a changed header never a crash."""
+    before = spare.read_bytes()
+    header = 8 + int.from_bytes(before[:8], "little")
+    spare.write_bytes(data.draw(damage.of(before[:header])) + before[header:])
+    try:
+        load_module(Network, TENSORS, open_checkpoint(spare))
+    except UserError as error:
+        assert str(spare) in str(error) and "\n" not in str(error)
+    finally:
+        spare.write_bytes(before)

@@ -1,0 +1,99 @@
+"""Quantized weights come with their scales, in parts as in whole; unknown layouts are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from modality_forcing.encoders.quantized import offsets
+from modality_forcing.encoders.weights import open_checkpoint
+from modality_forcing.errors import UserError
+
+NAMES = {
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+    "int8": "I8",
+    "uint8": "U8",
+    "float32": "F32",
+    "bfloat16": "BF16",
+}
+RNG = np.random.default_rng(0)
+WEIGHT = RNG.normal(size=(6, 4)).astype(np.float32)
+FLOAT8 = WEIGHT.astype(ml_dtypes.float8_e4m3fn)
+INT8 = RNG.integers(-127, 128, (6, 4)).astype(np.int8)
+ROWS = RNG.uniform(0.1, 2, 6).astype(np.float32)
+ONE = np.float32(0.125)
+PART = (slice(1, 5), slice(0, 3))
+
+
+def write(path: Path, tensors: dict[str, np.ndarray]) -> Path:
+    """Writes a safetensors file; the package's own writer has no float8."""
+    header, content = {}, b""
+    for name, array in tensors.items():
+        stored = np.asarray(array, order="C")
+        ends = [len(content), len(content) + stored.nbytes]
+        dtype = NAMES[str(stored.dtype)]
+        header[name] = {"dtype": dtype, "shape": list(stored.shape), "data_offsets": ends}
+        content += stored.tobytes()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("tensors", "expected"),
+    [
+        ({"p.weight": FLOAT8}, FLOAT8.astype("f4")),
+        ({"p.weight": WEIGHT.astype(ml_dtypes.float8_e5m2)}, None),
+        ({"p.weight": FLOAT8, "p.scale_weight": ONE}, FLOAT8.astype("f4") * ONE),
+        ({"p.weight": FLOAT8, "p.weight_scale": ROWS[:, None]}, None),
+        ({"p.weight": INT8, "p.SCB": ROWS, "p.weight_format": np.uint8(0)}, None),
+    ],
+    ids=["float8", "e5m2", "one scale", "scale of rows", "int8"],
+)
+def test_weights_are_the_numbers_times_their_scales(tmp_path, tensors, expected):
+    marks = {"scaled_fp8": FLOAT8[:0, 0], "p.input_scale": ONE, "other": WEIGHT}
+    checkpoint = open_checkpoint(write(tmp_path / "m.safetensors", {**marks, **tensors}))
+    assert set(checkpoint.shapes) == {"p.weight", "other"}
+    if expected is None and "p.SCB" in tensors:
+        expected = INT8 * ROWS[:, None] / np.float32(127)
+    elif expected is None and "p.weight_scale" in tensors:
+        expected = FLOAT8.astype("f4") * ROWS[:, None]
+    elif expected is None:
+        expected = tensors["p.weight"].astype("f4")
+    read = checkpoint.read("p.weight")
+    assert read.dtype == np.float32
+    np.testing.assert_allclose(read, expected, rtol=1e-6)
+    np.testing.assert_array_equal(checkpoint.read("p.weight", PART), read[PART])
+    np.testing.assert_array_equal(checkpoint.read("other"), WEIGHT)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"p.weight": INT8}, "I8 without a scale that is known"),
+        ({"p.weight": INT8, "p.weight_scale": ONE}, "I8 without a scale that is known"),
+        ({"p.weight": INT8.view(np.uint8), "p.absmax": ROWS}, "U8 with absmax, a layout"),
+        ({"p.weight": FLOAT8, "p.weight_scale": WEIGHT}, r"with scales \[6, 4\], not one for each"),
+        ({"p.weight": FLOAT8, "p.weight_scale_2": ONE}, "F8_E4M3 with weight_scale_2, a layout"),
+        ({"p.weight": FLOAT8, "q.weight": FLOAT8, "q.scale_weight": ONE}, "without its scale"),
+        ({"p.weight": INT8, "p.SCB": ROWS, "p.weight_format": np.uint8(2)}, "in an order of rows"),
+    ],
+)
+def test_numbers_that_are_not_weights_are_refused_by_name(tmp_path, tensors, message):
+    checkpoint = open_checkpoint(write(tmp_path / "m.safetensors", tensors))
+    with pytest.raises(UserError, match=rf"m\.safetensors: p\.weight is .*{message}"):
+        checkpoint.read("p.weight")
+
+
+def test_numbers_begin_where_safetensors_reads_them(tmp_path):
+    path = write(tmp_path / "m.safetensors", {"a": WEIGHT, "b": INT8})
+    raw = path.read_bytes()
+    found = offsets(path)
+    assert raw[found["a"] :][: WEIGHT.nbytes] == WEIGHT.tobytes()
+    assert raw[found["b"] :] == INT8.tobytes()
