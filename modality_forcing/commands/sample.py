@@ -82,10 +82,20 @@ def main(options: argparse.Namespace) -> None:
     batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in inputs.items()}
     how = {"options": sampling, "seed": config.seed, "refine": options.refine}
     made = generator.run(options.mode, captions, batch=batch, **how).images
+    if bad := [name for name, x in made.items() if name not in inputs and not _is_finite(x)]:
+        what = f"generated {' and '.join(bad)} with values that are not finite"
+        hint = "check the weights of its encoders, or change --guidance, --steps or --solver"
+        raise UserError(what, where=options.checkpoint, hint=hint)
     for i in range(len(captions)):
         stem = options.out / f"{options.mode}_{i:03d}"
         for path in write_example(stem, {n: x[i] for n, x in made.items()}, inputs):
             print(path)
+
+
+def _is_finite(x: np.ndarray) -> bool:
+    import numpy as np
+
+    return bool(np.isfinite(x).all())
 
 
 def check_inputs(options: argparse.Namespace) -> None:

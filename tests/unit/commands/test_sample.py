@@ -12,6 +12,8 @@ from PIL import Image
 from modality_forcing import cli
 from modality_forcing.commands import sample
 from modality_forcing.data.resize import Window
+from modality_forcing.generator import Generator, Output
+from tests.runs import refused
 
 
 @pytest.fixture
@@ -149,3 +151,17 @@ def test_inputs_have_the_resolution_of_the_model(photo: Path, sparse: Path):
     assert inputs["depth"].shape == inputs["valid"].shape == (16, 16)
     values = inputs["depth"][inputs["valid"]]
     assert len(values) and values.min() >= 1 and values.max() <= 9
+
+
+def test_images_that_are_not_finite_are_never_written(mforce, t2i_run, tmp_path, monkeypatch):
+    run = Generator.run
+
+    def broken(*arguments, **options):
+        made = run(*arguments, **options)
+        return Output(made.tokens, {name: x * np.nan for name, x in made.images.items()})
+
+    monkeypatch.setattr(Generator, "run", broken)
+    out = tmp_path / "out"
+    done = mforce("sample", "--checkpoint", t2i_run, "--mode", "t2i", "--out", out)
+    refused(done, "run: generated image with values that are not finite; check the weights")
+    assert not out.exists()
