@@ -92,4 +92,5 @@ def resend_lost_interrupts() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.unraisablehook = before
+        if sys.unraisablehook is hook:  # the one of a failed read of a checkpoint stays to the end
+            sys.unraisablehook = before

@@ -114,12 +114,6 @@ def damage_meta(change: Callable[[dict], object]) -> Callable[[Path], None]:
     return damage
 
 
-def config_of_another_version(meta: dict) -> dict:
-    del meta["checksum"]
-    changed = meta | {"config": meta["config"] | {"colour": 1}}
-    return changed | {"checksum": json_checksum(changed)}
-
-
 def cut_largest(step: Path) -> None:
     largest = max(
         (step / "ema").rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0
@@ -130,6 +124,13 @@ def cut_largest(step: Path) -> None:
 def remove_arrays(step: Path) -> None:
     for path in (step / "ema").rglob("d/*"):
         path.unlink()
+
+
+def with_config_key(meta: dict, key: str) -> dict:
+    """The description as another version wrote it, with its checksum."""
+    del meta["checksum"]
+    meta = meta | {"config": meta["config"] | {key: 1}}
+    return meta | {"checksum": json_checksum(meta)}
 
 
 DAMAGE = {
@@ -144,7 +145,14 @@ DAMAGE = {
         damage_meta(lambda meta: meta | {"format": 99}),
         r"is of format 99, this version reads 3",
     ),
-    "unknown_key": (damage_meta(config_of_another_version), r"unknown config key 'colour'"),
+    "unknown_key": (
+        damage_meta(lambda meta: with_config_key(meta, "colour")),
+        r"unknown config key 'colour'",
+    ),
+    "edited_config": (
+        damage_meta(lambda meta: meta | {"config": meta["config"] | {"seed": 1}}),
+        r"checkpoints/0: its description is damaged",
+    ),
 }
 
 
