@@ -75,7 +75,8 @@ def _digest(x: jax.Array) -> _Digest:
 
 def _digest_on_host(x: np.ndarray) -> _Digest:
     x = np.ascontiguousarray(x).reshape(-1)
-    finite = bool(np.isfinite(x).all()) if jnp.issubdtype(x.dtype, jnp.inexact) else True
+    with np.errstate(invalid="ignore"):  # ml_dtypes warns of a NaN
+        finite = bool(np.isfinite(x).all()) if jnp.issubdtype(x.dtype, jnp.inexact) else True
     bits = x.view(f"uint{8 * x.dtype.itemsize}").astype(np.uint32)
     low, high = _mix(bits, np.arange(x.size, dtype=np.uint32), np.uint32)
     return _Digest(low.sum(dtype=np.uint32), high.sum(dtype=np.uint32), finite)

@@ -57,6 +57,7 @@ def test_not_finite_arrays_are_named():
     tree = {"a": jnp.ones(3), "b": {"c": jnp.array([1, jnp.nan])}, "d": jnp.full(2, -jnp.inf)}
     assert checksums.not_finite(tree) == ["b/c", "d"]
     assert checksums.not_finite({"n": jnp.arange(3)}) == []
+    assert checksums.not_finite({"n": jnp.array([0, jnp.nan], jnp.bfloat16)}) == ["n"]
 
 
 def test_checksum_of_json_ignores_the_order_of_keys():
