@@ -50,7 +50,10 @@ SAMPLE = {
         r"mode i2d has no use for --depth-scale",
     ),
     "missing_image": ([*I2D, "--image={sample_dir}/none.jpg"], r"none\.jpg: no such file"),
-    "image_is_a_folder": ([*I2D, "--image={sample_dir}/empty"], r"empty: is a folder, not a file"),
+    "image_is_a_folder": (
+        [*I2D, "--image={sample_dir}/empty"],
+        r"empty: is a folder, not a file; check --image",
+    ),
     "truncated_image": (
         [*I2D, "--image={sample_dir}/truncated.jpg"],
         r"truncated\.jpg: cannot be read as an image",
