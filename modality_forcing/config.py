@@ -197,11 +197,9 @@ class Config:
             raise UserError(f"seed is {self.seed}", hint="it must be below 2**32")
         self._check_modalities()
         self._check_encoders()
-        train, kv_heads = self.train, self.model.kv_heads
-        _check_multiple(
-            "train.batch", train.batch, "train.grad_accum_steps", train.grad_accum_steps
-        )
-        _check_multiple("model.kv_heads", kv_heads, "mesh.tensor", self.mesh.tensor)
+        batch, accum_steps = self.train.batch, self.train.grad_accum_steps
+        _check_multiple("train.batch", batch, "train.grad_accum_steps", accum_steps)
+        _check_multiple("model.kv_heads", self.model.kv_heads, "mesh.tensor", self.mesh.tensor)
         if self.model.attention == "splash":
             check_splash(self)
 

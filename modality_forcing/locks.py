@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TextIO
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import os_error
+from modality_forcing.paths import exists, os_error
 from modality_forcing.progress import print_stderr
 
 LOCK = ".lock"  # of a whole folder
@@ -43,7 +43,7 @@ def hold(
         yield
         return
     folder = Path(os.path.abspath(folder))
-    above = [path for path in (folder, *folder.parents) if not path.exists()]
+    above = [path for path in (folder, *folder.parents) if not exists(path)]
     try:
         with try_hold(folder / name) as held:
             if not held:

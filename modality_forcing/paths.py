@@ -62,12 +62,7 @@ def is_dir(path: str | Path) -> bool:
 
 def require_dir(path: str | Path, hint: str = _CHECK) -> Path:
     """Returns the path; raises UserError if it is no folder that can be listed."""
-    path = Path(path)
-    kind = _kind(path)
-    if kind != stat.S_IFDIR:
-        what = "no such folder" if kind is None else f"is {_KINDS[kind]}, not a folder"
-        raise UserError(what, where=path, hint=hint)
-    return path
+    return _require(path, stat.S_IFDIR, hint)
 
 
 def list_dir(path: str | Path, hint: str = _CHECK) -> list[Path]:
@@ -81,12 +76,7 @@ def list_dir(path: str | Path, hint: str = _CHECK) -> list[Path]:
 
 def require_file(path: str | Path, hint: str = _CHECK) -> Path:
     """Returns the path; raises UserError if it is no regular file, such as a device or a pipe."""
-    path = Path(path)
-    kind = _kind(path)
-    if kind != stat.S_IFREG:
-        what = "no such file" if kind is None else f"is {_KINDS[kind]}, not a file"
-        raise UserError(what, where=path, hint=hint)
-    return path
+    return _require(path, stat.S_IFREG, hint)
 
 
 def read_bytes(path: str | Path, hint: str = _CHECK) -> bytes:
@@ -280,6 +270,15 @@ def _kind(path: str | Path) -> int | None:
         return None
     except (OSError, ValueError) as error:
         raise os_error(error, path, "looked up") from error
+
+
+def _require(path: str | Path, wanted: int, hint: str) -> Path:
+    path, kind = Path(path), _kind(path)
+    if kind != wanted:
+        name = _KINDS[wanted]
+        what = f"is {_KINDS[kind]}, not {name}" if kind else f"no such {name.removeprefix('a ')}"
+        raise UserError(what, where=path, hint=hint)
+    return path
 
 
 def _is_utf8(path: Path) -> bool:

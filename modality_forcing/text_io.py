@@ -18,6 +18,7 @@ from modality_forcing.tree import JsonObject
 
 _MAX_DEPTH = 100  # of nested JSON, far from the recursion limit of those who walk it
 _MAX_SHOWN = 40  # characters of a value in a message
+_NO_OBJECT = "its value is not an object"
 
 
 def split_lines(text: str) -> list[str]:
@@ -55,17 +56,22 @@ def parse_object(text: str, finite: bool = True) -> JsonObject:
     """Returns the object of a JSON text, see `parse_json`; raises ValueError for other values."""
     value = parse_json(text, finite)
     if not isinstance(value, dict):
-        raise ValueError("its value is not an object")
+        raise ValueError(_NO_OBJECT)
     return value
 
 
 def read_json(
-    path: Path, *, what: str = "is not valid JSON", hint: str, finite: bool = True
+    path: Path,
+    *,
+    what: str = "is not valid JSON",
+    hint: str,
+    finite: bool = True,
+    surrogates: bool = False,
 ) -> Any:
     """Returns the value in a file, see `parse_json`; raises UserError, `what` with the reason."""
     text = paths.read_text(path, hint)
     try:
-        return parse_json(text, finite)
+        return parse_json(text, finite, surrogates=surrogates)
     except ValueError as error:
         raise UserError(f"{what} ({error})", where=path, hint=hint) from error
 
@@ -74,11 +80,10 @@ def read_object(
     path: Path, *, what: str = "is not a JSON object", hint: str, finite: bool = True
 ) -> JsonObject:
     """Returns the object in a file, see `parse_json`; raises UserError, `what` with the reason."""
-    text = paths.read_text(path, hint)
-    try:
-        return parse_object(text, finite)
-    except ValueError as error:
-        raise UserError(f"{what} ({error})", where=path, hint=hint) from error
+    value = read_json(path, what=what, hint=hint, finite=finite)
+    if not isinstance(value, dict):
+        raise UserError(f"{what} ({_NO_OBJECT})", where=path, hint=hint)
+    return value
 
 
 def parse_number(value: object) -> float:

@@ -109,7 +109,7 @@ def main(options: argparse.Namespace) -> None:
     loaded = load(options.table, options.columns, form, where=options.where, group=options.group)
     table = loaded.drop_highest_losses(options.drop_highest) if options.drop_highest else loaded
     heldout_mask = _held_out(options.hold_out, table, form)
-    fitted = fit(table, form, options.bootstrap, options.seed)
+    fitted = fit(table, form, options.bootstrap, seed=options.seed)
     compared, best = compare(table, form, heldout_mask)
     k = options.flops or compute_optimal.TOKENS
     allocation = view = None
@@ -189,13 +189,13 @@ def _held_out(text: str | None, table: Table, form: Any) -> Any:
 
 def _parameter(parameter: Parameter) -> JsonObject:
     result = asdict(parameter) | {"identified": parameter.identified}
-    why = result.pop("why")
-    return result if parameter.identified else result | {"why": why}
+    reason = result.pop("reason")
+    return result if parameter.identified else result | {"reason": reason}
 
 
 def _comparison(compared: Iterable[FormComparison], best: str | None) -> JsonObject:
     rows = [asdict(row) for row in compared]
-    return {"held_out": rows[0]["held_out"], "compared": rows, "best": best}
+    return {"held_out": rows[0]["held_out"], "forms": rows, "best": best}
 
 
 def _allocation(found: Allocation | None) -> JsonObject | None:
@@ -266,17 +266,17 @@ def to_text(result: JsonObject) -> str:
         cells = (
             [_number(p[key]) for key in ("value", "stderr", "low", "high")]
             if p["identified"]
-            else ["not identified:", p["why"]]
+            else ["not identified:", p["reason"]]
         )
         table.append((name, *cells))
     header = ("parameter", "value", "stderr", "95% from", "to")
     parts += [format_table(table, header), *(f"note: {note}" for note in result["notes"])]
     table = []
-    for row in result["compared"]:
+    for row in result["forms"]:
         held_out = row["held_out"]
         errors = [f"{100 * held_out[key]:.2f}%" if held_out else "-" for key in ("rms", "bias")]
         verdict = ["best"] if row["form"] == result["best"] else []
-        verdict += [] if row["identified"] else [f"not identified: {row['why']}"]
+        verdict += [] if row["identified"] else [f"not identified: {row['reason']}"]
         size = (str(row["parameters"]), _number(row["objective"]))
         table.append((row["form"], *size, *errors, "; ".join(verdict)))
     extent = "no cells held out"

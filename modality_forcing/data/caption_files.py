@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from modality_forcing import paths
+from modality_forcing import paths, text_io
 from modality_forcing.data.files import IMAGE_SUFFIXES
 from modality_forcing.data.names import is_valid_text, list_some, name_key, replace_surrogates
 from modality_forcing.errors import UserError
-from modality_forcing.text_io import parse_json, split_lines
+from modality_forcing.text_io import split_lines
 
 Captions = tuple[str, ...]
 
@@ -87,7 +87,7 @@ def match(name: str, keys: set[str]) -> str:
 
 def read_text(path: Path) -> str:
     """Returns the content of a UTF-8 text file; raises UserError if it cannot be read."""
-    return paths.read_text(path, "name a file of text in UTF-8").removeprefix("\ufeff")
+    return paths.read_text(path, "name a file of text in UTF-8")
 
 
 def read_json(path: Path) -> object:
@@ -95,12 +95,7 @@ def read_json(path: Path) -> object:
 
     Strings may hold lone surrogates, see `replace_surrogates`.
     """
-    text = read_text(path)
-    try:
-        return parse_json(text, surrogates=True)
-    except ValueError as error:
-        hint = "check it with a JSON validator"
-        raise UserError(f"is not valid JSON ({error})", where=path, hint=hint) from error
+    return text_io.read_json(path, hint="check it with a JSON validator", surrogates=True)
 
 
 def _read_lines(path: Path) -> list[tuple[str, str]]:

@@ -50,7 +50,7 @@ def read_pair(
         turn = image_tag
     elif orientation == "upright" or depth_tag == image_tag:
         turn = depth_tag
-    elif depth_tag == 1 and _is_told_by_aspect(image_tag, size, stored):
+    elif depth_tag == 1 and _is_known_by_aspect(image_tag, size, stored):
         turn = 1
     else:
         what = f"its EXIF orientation is {depth_tag}, that of its image {image_tag}"
@@ -90,7 +90,7 @@ def repeated_values(
     return count, *first
 
 
-def _is_told_by_aspect(orientation: int, size: Size, stored: Size) -> bool:
+def _is_known_by_aspect(orientation: int, size: Size, stored: Size) -> bool:
     """Returns whether a map without a tag can only be upright, by its aspect.
 
     size: of the upright image, which was stored in an orientation.

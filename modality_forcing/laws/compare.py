@@ -35,7 +35,7 @@ class FormComparison:
     objective: float | None = None
     held_out: HeldOut | None = None
     identified: bool = False
-    why: str = ""  # the reason why it is not identified or not fitted
+    reason: str = ""  # the reason why it is not identified or not fitted
 
 
 def largest_cells(
@@ -102,12 +102,12 @@ def compare(
             found = optimum(table, simpler)
             errors = None if heldout_mask is None else held_out(table, simpler, heldout_mask)
         except UserError as error:
-            rows.append(FormComparison(simpler.name, count, why=str(error)))
+            rows.append(FormComparison(simpler.name, count, reason=str(error)))
             continue
-        why = "; ".join(dict.fromkeys(found.unidentified.values()))
+        reason = "; ".join(dict.fromkeys(found.unidentified.values()))
         rows.append(
             FormComparison(
-                simpler.name, count, found.objective, errors, not found.unidentified, why
+                simpler.name, count, found.objective, errors, not found.unidentified, reason
             )
         )
     measured = [(row.held_out.rms, row) for row in rows if row.held_out is not None]

@@ -137,7 +137,10 @@ def isoflop(table: Table, fit: Fit, k: float) -> IsoFlop:
     """
     lines = tuple(
         sorted(
-            (_curve(table, fit, k, *found) for found in _isoflop_budgets(table, k)),
+            (
+                _curve(table, fit, k, flops=flops, rows=rows)
+                for flops, rows in _isoflop_budgets(table, k)
+            ),
             key=lambda line: line.flops,
         )
     )
@@ -193,7 +196,9 @@ def _isoflop_budgets(table: Table, k: float) -> list[tuple[float, NDArray[np.int
     return found
 
 
-def _curve(table: Table, fit: Fit, k: float, flops: float, rows: NDArray[np.intp]) -> IsoFlopCurve:
+def _curve(
+    table: Table, fit: Fit, k: float, *, flops: float, rows: NDArray[np.intp]
+) -> IsoFlopCurve:
     size = table.variables["N"][rows]
     law = np.exp(fit.predict({"N": size, "D": flops / k / size}))
     best = float(_best(fit, fit.optimum.values, k, flops)[0])

@@ -95,7 +95,9 @@ def _law(axes: Axes, fit: Fit, table: Table) -> None:
         label = f"{by} = {figures.format_count(value)}" if by else "runs"
         x = np.where(part.variables[along] > 0, part.variables[along], none_at)
         axes.plot(x, part.loss, figures.MARKERS[i], color=color, label=label, markeredgewidth=0)
-        _line_and_band(axes, fit, along, fixed, part.variables[along], none_at, color)
+        _line_and_band(
+            axes, fit, along, fixed, values=part.variables[along], none_at=none_at, color=color
+        )
     _logarithmic(axes, ", ".join(filter(None, (along, fit.form.meaning[along]))), "loss")
     if np.any(table.variables[along] == 0):
         _mark_none(axes, table.variables[along], none_at)
@@ -113,6 +115,7 @@ def _line_and_band(
     fit: Fit,
     along: str,
     fixed: Mapping[str, float],
+    *,
     values: Array,
     none_at: float,
     color: str,

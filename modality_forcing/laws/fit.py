@@ -39,12 +39,12 @@ class Parameter:
     stderr: float | None = None
     low: float | None = None
     high: float | None = None
-    why: str = ""  # the reason why it is not identified
+    reason: str = ""  # the reason why it is not identified
 
     @property
     def identified(self) -> bool:
         """Whether the table determines it."""
-        return not self.why
+        return not self.reason
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _descend(
     design: Design, table: Table, starts: Array, max_steps: int = 200
 ) -> tuple[Array, Array]:
     weights = np.tile(table.weights, (len(starts), 1))
-    return solver.minimize(design, np.log(table.loss), weights, starts, max_steps)
+    return solver.minimize(design, np.log(table.loss), weights, starts, max_steps=max_steps)
 
 
 def _optima_without_terms(design: Design, table: Table, theta: Array) -> tuple[Array, Array]:
@@ -181,12 +181,12 @@ def _unidentified(design: Design, theta: Array) -> dict[str, str]:
         moved[tested] = np.abs(direction) > 1e-6
         # A coefficient in the form's units changes with its exponents.
         together = names[moved @ (design.to_natural != 0).T].tolist()
-        why = f"the rows determine only {', '.join(together)} together"
-        reasons |= dict.fromkeys(together, why)
+        reason = f"the rows determine only {', '.join(together)} together"
+        reasons |= dict.fromkeys(together, reason)
     return reasons
 
 
-def _reasons_of_terms(form: Form, gone: NDArray[np.bool_], why: str) -> dict[str, str]:
+def _reasons_of_terms(form: Form, gone: NDArray[np.bool_], reason: str) -> dict[str, str]:
     """Reasons for the coefficients of some terms and the exponents that no other term has."""
     others = [term for term, absent in zip(form.terms, gone, strict=True) if not absent]
     determined = {exponent for term in others for _, exponent in term.powers}
@@ -194,7 +194,7 @@ def _reasons_of_terms(form: Form, gone: NDArray[np.bool_], why: str) -> dict[str
     for term, absent in zip(form.terms, gone, strict=True):
         names = (term.coefficient, *dict(term.powers).values()) if absent else ()
         unidentified = [name for name in names if name not in determined]
-        reasons |= dict.fromkeys(unidentified, f"the term of {term.coefficient} {why}")
+        reasons |= dict.fromkeys(unidentified, f"the term of {term.coefficient} {reason}")
     return reasons
 
 
@@ -202,6 +202,7 @@ def fit(
     table: Table,
     form: Form,
     resamples: int = 1000,
+    *,
     seed: int = 0,
     start: Mapping[str, float] | None = None,
 ) -> Fit:
@@ -228,7 +229,7 @@ def fit(
     replicates = found.design.natural(best)
     unidentified = _unbounded(found, best, replicates) | dict(found.unidentified)
     parameters = {
-        name: Parameter(None, why=unidentified[name])
+        name: Parameter(None, reason=unidentified[name])
         if name in unidentified
         else interval(value, replicates[:, i])
         for i, (name, value) in enumerate(
@@ -295,8 +296,8 @@ def _unbounded(found: Optimum, theta: Array, replicates: Array) -> dict[str, str
         [solver.shares(design, at)[1].max(axis=2) for at in np.array_split(theta, 20)]
     )  # [r k]
     gone = (share < _VANISHED).mean(axis=0) > [below[name] for name in design.form.coefficients]
-    why = "cannot be distinguished from 0, where its interval begins"
-    reasons = _reasons_of_terms(design.form, gone, why)
+    reason = "cannot be distinguished from 0, where its interval begins"
+    reasons = _reasons_of_terms(design.form, gone, reason)
     for name, x in zip(design.form.parameters, theta.T, strict=True):
         for end, tail in zip(solver.EXPONENTS, (below[name], above[name]), strict=True):
             if name in design.form.exponents and (np.abs(x - end) < 1e-6).mean() > tail:
@@ -305,8 +306,8 @@ def _unbounded(found: Optimum, theta: Array, replicates: Array) -> dict[str, str
                     for term in design.form.terms
                     if name in dict(term.powers).values()
                 ]
-                why = f"the interval of {name} has no end: it reaches {end:g}"
-                reasons = dict.fromkeys((name, *coefficients), why) | reasons
+                reason = f"the interval of {name} has no end: it reaches {end:g}"
+                reasons = dict.fromkeys((name, *coefficients), reason) | reasons
     return reasons
 
 
@@ -333,5 +334,5 @@ def interval(value: float, replicates: Array) -> Parameter:
         low, high = np.quantile(replicates, _ends(value, replicates)).tolist()
         stderr = float(replicates.std(ddof=1))
     if not np.isfinite([value, low, high]).all():
-        return Parameter(None, why="its interval has no end")
+        return Parameter(None, reason="its interval has no end")
     return Parameter(value, stderr if np.isfinite(stderr) else None, low, high)

@@ -71,7 +71,7 @@ def objective(design: Design, log_loss: Array, weights: Array, theta: Array) -> 
 
 
 def minimize(
-    design: Design, log_loss: Array, weights: Array, start: Array, max_steps: int = 200
+    design: Design, log_loss: Array, weights: Array, start: Array, *, max_steps: int = 200
 ) -> tuple[Array, Array]:
     """Returns theta [b p] and value [b] of the minimum below each start [b p]; weights [b n].
 
@@ -85,7 +85,9 @@ def minimize(
     box = Box.of(design, log_loss)
     pieces = max(1, len(start) * len(log_loss) // _BLOCK_SIZE)
     done = [
-        _minimize(design, log_loss, w, np.clip(theta, box.low, box.high), box, max_steps)
+        _minimize(
+            design, log_loss, w, np.clip(theta, box.low, box.high), box=box, max_steps=max_steps
+        )
         for w, theta in zip(
             np.array_split(weights, pieces), np.array_split(start, pieces), strict=True
         )
@@ -96,7 +98,7 @@ def minimize(
 
 
 def _minimize(
-    design: Design, log_loss: Array, weights: Array, start: Array, box: Box, max_steps: int
+    design: Design, log_loss: Array, weights: Array, start: Array, *, box: Box, max_steps: int
 ):
     theta = start.copy()
     value = objective(design, log_loss, weights, theta)
@@ -106,7 +108,7 @@ def _minimize(
         if not len(active):
             break
         at, w = theta[active], weights[active]
-        step, predicted = _step(design, log_loss, w, at, mu[active], box)
+        step, predicted = _step(design, log_loss, w, at, mu=mu[active], box=box)
         tried = np.clip(at + step, box.low, box.high)
         reached = objective(design, log_loss, w, tried)
         better = reached < value[active]
@@ -123,7 +125,7 @@ def _minimize(
 
 
 def _step(
-    design: Design, log_loss: Array, weights: Array, theta: Array, mu: Array, box: Box
+    design: Design, log_loss: Array, weights: Array, theta: Array, *, mu: Array, box: Box
 ) -> tuple[Array, Array]:
     """The step [b p], which stays in the box, and the decrease that its model predicts [b]."""
     law, share = shares(design, theta)

@@ -105,7 +105,7 @@ def _nested_forms(points: Table, name: str, fitted: Fit) -> str:
         errors = ("", "")
         if c.held_out is not None:
             errors = (f"{c.held_out.rms_fitted:.1%}", f"{c.held_out.rms:.1%}")
-        rows.append((c.form, str(c.parameters), *errors, c.why))
+        rows.append((c.form, str(c.parameters), *errors, c.reason))
     winner = "Least error on larger, held-out cells, then fewest parameters"
     sentence = f"<p>{winner}: {escape(best)}.</p>" if best else ""
     return sentence + table(header, rows)

@@ -16,7 +16,7 @@ import modality_forcing
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "modality_forcing"
 MODULES = sorted(PACKAGE.rglob("*.py"))
-MOST_LINES = 360
+MOST_LINES = 350
 
 # Modules without a twin test, with the reason. An entry that is no longer needed fails.
 NO_TWIN: dict[str, str] = {

@@ -319,12 +319,9 @@ def _fold(series: np.ndarray) -> float:
     """Returns the least r at which r (1 + k1 r^2 + ...) stops increasing, or inf."""
     slope = np.trim_zeros(series * (2 * np.arange(len(series)) + 1), "b")
     roots = np.polynomial.polynomial.polyroots(slope) if len(slope) > 1 else np.zeros(0)
-    turns = [
-        root.real
-        for root in roots
-        if abs(root.imag) < 1e-9 * max(1.0, abs(root.real)) and root.real > 0
-    ]
-    return float(np.sqrt(min(turns))) if turns else np.inf
+    is_real = np.abs(roots.imag) < 1e-9 * np.maximum(1.0, np.abs(roots.real))
+    turns = roots.real[is_real & (roots.real > 0)]
+    return float(np.sqrt(turns.min())) if len(turns) else np.inf
 
 
 def _polynomial(coefficients: np.ndarray, q: Q) -> Q:

@@ -77,15 +77,13 @@ def test_json_has_full_precision(rows, capsys, tmp_path):
         )
         assert len(repr(p["value"])) > 12 and p["stderr"] > 0
     assert result["objective"] > 0 and result["best"] == "chinchilla"
-    assert [row["form"] for row in result["compared"]] == [
+    assert [row["form"] for row in result["forms"]] == [
         "chinchilla",
         "chinchilla-E",
         "chinchilla-N",
         "chinchilla-D",
     ]
-    assert (
-        result["held_out"]["rms"] < 0.03 and result["held_out"] == result["compared"][0]["held_out"]
-    )
+    assert result["held_out"]["rms"] < 0.03 and result["held_out"] == result["forms"][0]["held_out"]
     assert [row["flops"] for row in result["allocation"]["budgets"]] == [1e20]
     assert result["allocation"]["a"]["value"] == pytest.approx(0.37 / 0.72, abs=0.03)
     line = result["isoflop"]["lines"][0]

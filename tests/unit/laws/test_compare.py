@@ -65,7 +65,7 @@ def test_best_nested_form_has_the_lowest_held_out_error():
         s=np.array([1e6]),
     )
     rows, best = compare(one_s, TRANSFER, largest_cells(one_s, TRANSFER))
-    assert not rows[0].identified and "gamma" in rows[0].why and best.startswith("transfer-s")
+    assert not rows[0].identified and "gamma" in rows[0].reason and best.startswith("transfer-s")
     # Besides none: the rows determine only B and beta together, and yet the law.
     one_n = grid_table(
         TRANSFER,

@@ -70,7 +70,7 @@ def test_resamples_without_an_effect_of_n_are_tolerated():
     assert found.D.stderr is None  # the deviation is infinite
     spread[:50, 2] = 0
     assert (
-        compute_optimal.allocate(replace(law, replicates=spread), K, [1e20]).budgets[0].D.why
+        compute_optimal.allocate(replace(law, replicates=spread), K, [1e20]).budgets[0].D.reason
         == "its interval has no end"
     )
 

@@ -178,7 +178,7 @@ def test_unidentified_parameters_have_no_value(table, unidentified):
     unknown = {name: p for name, p in found.parameters.items() if not p.identified}
     assert unknown.keys() >= unidentified
     for p in unknown.values():
-        assert p.value is p.stderr is p.low is p.high is None and p.why
+        assert p.value is p.stderr is p.low is p.high is None and p.reason
     # The law itself is known.
     np.testing.assert_allclose(found.predict(table.variables), np.log(table.loss), atol=4)
 
