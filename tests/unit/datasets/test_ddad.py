@@ -203,7 +203,7 @@ def test_damaged_scene_is_named(tmp_path: Path, change):
         (
             "point_cloud/LIDAR/1561.npz",
             lambda path: np.savez(path, points=np.ones((3, 4))),
-            "holds no array 'data'",
+            "has no array .data., but points",
         ),
         (
             "point_cloud/LIDAR/1561.npz",

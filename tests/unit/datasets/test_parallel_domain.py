@@ -137,7 +137,7 @@ def test_folder_of_another_data_set_is_reported(tmp_path: Path):
         (
             f"depth/camera3/{NAME}.npz",
             lambda path: np.savez(path, depth=np.ones(SIZE)),
-            "holds no array 'data'",
+            "has no array .data., but depth",
         ),
         (
             f"depth/camera3/{NAME}.npz",
