@@ -39,7 +39,8 @@ DECODE_ERRORS = (
 MAX_TEXT_BYTES = 64 * 2**20
 PngImagePlugin.MAX_TEXT_CHUNK = MAX_TEXT_BYTES
 PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
-_TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY")  # named in what Pillow then raises
+# What Pillow raises then has one of these in it; the last is that of Pillow 10.1.
+_TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY", "Decompressed Data Too Large")
 _UPRIGHT = 1  # the EXIF orientation of an image that is not to be turned
 _SAVE_DEPTH = "save depth as a 16-bit single-channel PNG or as a .npy of floats"
 _SAVE_IMAGE = "save it as an 8-bit JPEG or PNG"

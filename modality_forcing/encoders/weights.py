@@ -137,7 +137,9 @@ class Checkpoint:
                 path, offset = self._places[name]
                 shape, dtype = self._all_shapes[name], FLOAT8[self._dtypes[name]]
                 return np.memmap(path, np.uint8, "r", offset, shape).view(dtype)[index or ...]
-            return np.asarray(self._file[name].get_slice(name)[index or ...])
+            if not index:  # safetensors 0.4.5 takes no Ellipsis
+                return np.asarray(self._file[name].get_tensor(name))
+            return np.asarray(self._file[name].get_slice(name)[index])
         except Exception as error:  # safetensors raises several kinds
             what = f"{name} cannot be read ({' '.join(str(error).split())})"
             raise UserError(what, where=self.where, hint="download it again") from error
