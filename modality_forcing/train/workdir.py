@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from modality_forcing import distributed, paths
 from modality_forcing.config import Config, from_dict, to_dict
@@ -38,8 +41,6 @@ SCHEDULE_KEYS = (
     "train.decay_fraction",
     "train.branch_from",
 )
-# Keys that hold paths. Those of encoders hold KIND:PATH, where PATH may be an id of the hub.
-_PATH_KEYS = ("data.root", "data.cache", "train.init_from", "train.branch_from")
 _OTHER_WORKDIR = "choose another --workdir"
 
 
@@ -48,40 +49,44 @@ def resolve_paths(config: Config) -> Config:
 
     A run keeps such a config, so that what it reads is found from any working directory.
     """
-    data, train = config.data, config.train
-    modalities = {
-        name: replace(m, autoencoder=_resolve_location(m.autoencoder))
-        for name, m in config.modalities.items()
-    }
-    return replace(
-        config,
-        data=replace(data, root=_resolve(data.root), cache=_resolve(data.cache)),
-        train=replace(
-            train, init_from=_resolve(train.init_from), branch_from=_resolve(train.branch_from)
-        ),
-        text=replace(config.text, encoder=_resolve_location(config.text.encoder)),
-        modalities=modalities,
-    )
+    return _resolve_below("", config)
 
 
-def _resolve(path: str) -> str:
+def _resolve_below(key: str, value: Any) -> Any:
+    """Returns a part of a config, which is at a dotted key, with its paths resolved."""
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = {field.name: getattr(value, field.name) for field in fields(value)}
+        return replace(value, **_resolve_below(key, inner))
+    if isinstance(value, Mapping):
+        return {k: _resolve_below(f"{key}.{k}" if key else k, v) for k, v in value.items()}
+    return _resolve_key(key, value)
+
+
+def _resolve_key(key: str, value: object) -> object:
+    """Returns a value of a flat config, resolved if it is a path, whatever version wrote it."""
+    resolve = next((_PATHS[name] for name in _PATHS if fnmatchcase(key, name)), None)
+    return resolve(value) if resolve and isinstance(value, str) else value
+
+
+def _resolve_path(path: str) -> str:
     return str(paths.resolve(path)) if path else ""
 
 
 def _resolve_location(location: str) -> str:
     kind, colon, path = location.partition(":")
     path = os.path.expanduser(path)
-    return f"{kind}:{_resolve(path)}" if colon and path and paths.exists(path) else location
+    return f"{kind}:{_resolve_path(path)}" if colon and path and paths.exists(path) else location
 
 
-def _resolve_key(key: str, value: object) -> object:
-    """Returns a value of a flat config, resolved if it is a path, whatever version wrote it."""
-    if not isinstance(value, str):
-        return value
-    if key in _PATH_KEYS:
-        return _resolve(value)
-    is_location = key == "text.encoder" or key.endswith(".autoencoder")
-    return _resolve_location(value) if is_location else value
+# The keys that hold paths. Those of encoders hold KIND:PATH, where PATH may be an id of the hub.
+_PATHS: Mapping[str, Callable[[str], str]] = {
+    "data.root": _resolve_path,
+    "data.cache": _resolve_path,
+    "train.init_from": _resolve_path,
+    "train.branch_from": _resolve_path,
+    "text.encoder": _resolve_location,
+    "modalities.*.autoencoder": _resolve_location,
+}
 
 
 def write_config(workdir: Path, config: Config) -> None:
@@ -112,7 +117,7 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
             _check_version(saved, path)
             what = f"the workdir holds a run with {key}={old!r}, not {new!r}"
             moved = f"; if that was moved, change {key} in its config.json"
-            hint = _OTHER_WORKDIR + (moved if key in _PATH_KEYS else "")
+            hint = _OTHER_WORKDIR + (moved if key in _PATHS else "")
             raise UserError(what, where=workdir, hint=hint)
     return True
 
