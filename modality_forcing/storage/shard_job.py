@@ -56,14 +56,16 @@ def hold_job(folder: Path, job: str, shard: tuple[int, int]) -> Iterator[None]:
     """Holds the lock of one of n jobs, shard = (i, n), that write into a folder.
 
     job: its name, such as "prepare-train". Raises UserError if the same job runs already, or a job
-    that is one of another number, since the two could write the same shard.
+    that is one of another number, since the two could write the same shard. Of two such jobs that
+    start at the same instant at most one runs; both may be refused.
     """
     index, count = shard
-    for path in sorted(folder.glob(f".{job}-*-of-*.lock")):
-        if path.stem.rpartition("-")[2] != str(count) and (owner := locks.owner(path)):
-            what = f"is in use by {owner}, with another number of jobs"
-            raise UserError(what, where=folder, hint="wait until it has ended")
     with locks.hold(folder, "--out", f".{job}-{index}-of-{count}.lock"):
+        # After the lock is held: whichever of two jobs looks last sees the other.
+        for path in sorted(folder.glob(f".{job}-*-of-*.lock")):
+            if path.stem.rpartition("-")[2] != str(count) and (owner := locks.owner(path)):
+                what = f"is in use by {owner}, with another number of jobs"
+                raise UserError(what, where=folder, hint="wait until it has ended")
         yield
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from modality_forcing import locks
 from modality_forcing.errors import UserError
 from modality_forcing.storage.shard_job import ShardJob, hold_job, remove_temp_files
 
@@ -49,4 +54,33 @@ def test_job_is_refused_while_it_or_one_of_another_number_runs(tmp_path):
             hold_job(tmp_path, "prepare-test", (0, 1)),
         ):
             pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_at_most_one_of_two_numbers_of_jobs_starts_at_the_same_instant(tmp_path, monkeypatch):
+    """Both reach the taking of their own lock before either takes it."""
+    barrier, held, jobs = threading.Barrier(2), locks.hold, ((0, 2), (0, 3))
+
+    @contextmanager
+    def hold_together(*arguments) -> Iterator[None]:
+        barrier.wait(timeout=10)
+        with held(*arguments):
+            yield
+
+    monkeypatch.setattr(locks, "hold", hold_together)
+    ended = threading.Barrier(2)
+
+    def start(shard: tuple[int, int]) -> bool:
+        try:
+            with hold_job(tmp_path, "prepare-train", shard):
+                ended.wait(timeout=10)  # its lock is held until the other has looked
+        except UserError as error:
+            assert "with another number of jobs" in str(error)
+            ended.wait(timeout=10)
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as pool:
+        started = list(pool.map(start, jobs))
+    assert sum(started) < 2
     assert list(tmp_path.iterdir()) == []
