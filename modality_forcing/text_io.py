@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from modality_forcing.tree import JsonObject
 _MAX_DEPTH = 100  # of nested JSON, far from the recursion limit of those who walk it
 _MAX_SHOWN = 40  # characters of a value in a message
 _NO_OBJECT = "its value is not an object"
+_CHECKSUM = "checksum"  # key of an object
 
 
 def split_lines(text: str) -> list[str]:
@@ -84,6 +86,30 @@ def read_object(
     if not isinstance(value, dict):
         raise UserError(f"{what} ({_NO_OBJECT})", where=path, hint=hint)
     return value
+
+
+def json_checksum(content: Mapping[Any, object]) -> str:
+    """Returns a checksum (SHA-256, 16 digits) of what JSON keeps of a mapping."""
+    kept = json.loads(json.dumps(content))  # its keys are texts, which sort in another order
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def with_checksum(content: Mapping[str, object]) -> JsonObject:
+    """Returns an object to write as JSON, with a checksum that `read_verified` compares."""
+    return {**content, _CHECKSUM: json_checksum(content)}
+
+
+def read_verified(path: Path, *, what: str, hint: str, finite: bool = True) -> JsonObject:
+    """Returns the object in a file of this package, without its checksum.
+
+    Raises UserError as `read_object` does, and if the object is not that of the checksum. Files of
+    earlier versions have none.
+    """
+    content = read_object(path, what=what, hint=hint, finite=finite)
+    stored = content.pop(_CHECKSUM, None)
+    if stored is not None and stored != json_checksum(content):
+        raise UserError(f"{what} (its checksum differs)", where=path, hint=hint)
+    return content
 
 
 def parse_number(value: object) -> float:

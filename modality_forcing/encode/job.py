@@ -50,7 +50,7 @@ class EncodeJob:
         An encoder that was not used before may be added.
         """
         path = latent_cache.settings_path(self.out, self.source.split)
-        check_or_write_settings(path, self.settings, self.out)
+        check_or_write_settings(path, self.settings, self.out, again=latent_cache.AGAIN)
 
     def encode_text(self, tokens: int) -> None:
         """Writes the states of every distinct caption."""

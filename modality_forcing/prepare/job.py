@@ -30,6 +30,7 @@ from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files
 from modality_forcing.storage.stats import DatasetStats
+from modality_forcing.text_io import with_checksum
 
 Failures = tuple[tuple[int, str], ...]  # index and reason
 
@@ -106,7 +107,9 @@ class PrepareJob:
 
     def check_or_write_settings(self) -> None:
         """Writes the settings. Raises UserError if the folder was started with others."""
-        check_or_write_settings(self._settings_path, self.settings.to_json(), self.folder)
+        check_or_write_settings(
+            self._settings_path, self.settings.to_json(), self.folder, again=manifest.AGAIN
+        )
 
     def finished(self, index: int) -> ShardRecord | None:
         """Returns the record of a finished shard, None if it is missing or incomplete."""
@@ -131,7 +134,7 @@ class PrepareJob:
 
     def finish(self, index: int, record: ShardRecord) -> None:
         """Records that a shard is finished, and removes what killed runs left of it."""
-        write_file(self._record_path(index), json.dumps(record.to_json()) + "\n")
+        write_file(self._record_path(index), json.dumps(with_checksum(record.to_json())) + "\n")
         remove_temp_files(self._record_path(index))
         remove_temp_files(self.shards.path(index))
 

@@ -32,7 +32,7 @@ from modality_forcing.storage.shards import Shards
 
 FORMAT = 1
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-_AGAIN = "run the same mforce encode again"
+AGAIN = "run the same mforce encode again"
 _ELSEWHERE = "encode again, into another folder"
 
 
@@ -69,10 +69,10 @@ def build_caption_index(captions: Sequence[str]) -> np.ndarray:
 
 def read_caption_index(path: Path) -> np.ndarray:
     """Returns what `build_caption_index` made, in shared memory; raises UserError if damaged."""
-    index = numpy_io.map_npy(path, _AGAIN)
+    index = numpy_io.map_npy(path, AGAIN)
     if index.ndim != 2 or len(index) != 2 or index.dtype != np.uint64:
         what = f"holds {index.dtype} {index.shape}, not the index of captions"
-        raise UserError(what, where=path, hint=f"delete it and {_AGAIN}")
+        raise UserError(what, where=path, hint=f"delete it and {AGAIN}")
     return index
 
 
@@ -109,7 +109,7 @@ class Cache:
         if not is_file(path):
             what = f"holds no cache of {self.split}"
             raise UserError(what, where=self.folder, hint="make it with mforce encode")
-        settings = manifest.read_json(path)
+        settings = manifest.read_json(path, AGAIN)
         if settings.get("format") != FORMAT:
             what = f"is of format {settings.get('format')!r}, and this version reads {FORMAT}"
             raise UserError(what, where=path, hint=_ELSEWHERE)
@@ -149,7 +149,7 @@ class LatentSource:
         latents = Shards(cache.folder / "latents", cache.split)
         if len(latents) != len(source):
             what = f"holds {len(latents)} of {len(source)} latents"
-            raise UserError(what, where=latents.folder, hint=_AGAIN)
+            raise UserError(what, where=latents.folder, hint=AGAIN)
         object.__setattr__(self, "_latents", latents)
 
     def __len__(self) -> int:
@@ -160,7 +160,7 @@ class LatentSource:
             latents, _ = unpack(self._latents.example(index), "latents")
         except ValueError as error:
             what = f"record {index} {error}"
-            raise UserError(what, where=self._latents.folder, hint=_AGAIN) from error
+            raise UserError(what, where=self._latents.folder, hint=AGAIN) from error
         return replace(self.source[index], latents=latents)
 
 
@@ -187,7 +187,7 @@ class CachedTextStates:
                 tokens[: len(states)] = states[: self.tokens]
                 return {"tokens": tokens, "mask": np.arange(self.tokens) < len(states)}
         what = f"no cache has the caption {caption!r}"
-        raise UserError(what, where=self.caches[0].folder, hint=_AGAIN)
+        raise UserError(what, where=self.caches[0].folder, hint=AGAIN)
 
     def null(self) -> dict[str, np.ndarray]:
         """Returns the states of the empty caption."""
@@ -207,7 +207,7 @@ class _TextCache:
         self._shards = Shards(cache.folder / "text", cache.split)
         if self._index.shape != (2, len(self._shards)):
             what = "does not list the captions beside it"
-            raise UserError(what, where=path, hint=f"delete it and {_AGAIN}")
+            raise UserError(what, where=path, hint=f"delete it and {AGAIN}")
 
     def find(self, caption: str) -> np.ndarray | None:
         keys, rows = self._index
@@ -219,5 +219,5 @@ class _TextCache:
             states, features = unpack(self._shards.example(int(rows[at])), "states")
         except (IndexError, ValueError) as error:
             what = f"leads to no states of the caption {caption!r}"
-            raise UserError(what, where=self._path, hint=_AGAIN) from error
+            raise UserError(what, where=self._path, hint=AGAIN) from error
         return states if features.get("caption") == [caption.encode()] else None

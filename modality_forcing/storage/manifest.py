@@ -11,13 +11,13 @@ from typing import Any
 
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file, write_file
-from modality_forcing.text_io import read_object
+from modality_forcing.text_io import read_verified, with_checksum
 from modality_forcing.tree import JsonObject
 
 # Of the manifest and of the examples. Format 2 renamed keys (licence, bad, and those of
 # statistics).
 FORMAT = 2
-_AGAIN = "run the same mforce prepare again"
+AGAIN = "run the same mforce prepare again"
 _TEXTS = ("name", "title", "split", "unit", "license")
 _KEYS = {"format", *_TEXTS, "failed", "bytes", "shards", "settings", "versions", "files"}
 
@@ -63,8 +63,8 @@ class Manifest:
         return sum(file.failed for file in self.files)
 
     def to_json(self) -> JsonObject:
-        """Returns the manifest as it is written."""
-        return {
+        """Returns the manifest as it is written, with a checksum of itself."""
+        content = {
             "format": FORMAT,
             **{name: getattr(self, name) for name in _TEXTS},
             "failed": self.failed,
@@ -75,6 +75,7 @@ class Manifest:
             "versions": dict(self.versions),
             "files": [vars(file) for file in self.files],
         }
+        return with_checksum(content)
 
 
 def manifest_path(folder: Path, split: str) -> Path:
@@ -106,13 +107,16 @@ def read(folder: Path, split: str) -> Manifest | None:
             versions=dict(content["versions"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        hint = f"delete it and {_AGAIN}"
+        hint = f"delete it and {AGAIN}"
         raise UserError(f"is not a manifest ({error})", where=path, hint=hint) from error
 
 
-def read_json(path: Path) -> JsonObject:
-    """Returns the object in a file of prepare; raises UserError if there is none."""
-    return read_object(path, what="is damaged", hint=f"delete it and {_AGAIN}")
+def read_json(path: Path, again: str = AGAIN) -> JsonObject:
+    """Returns the object in a file of a shard job; raises UserError if it is damaged.
+
+    again: how to write it again, for the message.
+    """
+    return read_verified(path, what="is damaged", hint=f"delete it and {again}")
 
 
 def sha256(path: Path) -> str:
@@ -121,7 +125,7 @@ def sha256(path: Path) -> str:
         with open(path, "rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
-        raise UserError(f"cannot be read ({error.strerror})", where=path, hint=_AGAIN) from error
+        raise UserError(f"cannot be read ({error.strerror})", where=path, hint=AGAIN) from error
 
 
 def verify(manifest: Manifest) -> None:
@@ -130,4 +134,4 @@ def verify(manifest: Manifest) -> None:
         path = manifest.path.parent / file.name
         if sha256(path) != file.sha256:
             what = "is not what was written: its checksum differs"
-            raise UserError(what, where=path, hint=f"delete it and {_AGAIN}")
+            raise UserError(what, where=path, hint=f"delete it and {AGAIN}")

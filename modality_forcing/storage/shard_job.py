@@ -13,6 +13,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file, write_file
 from modality_forcing.storage.manifest import read_json
 from modality_forcing.storage.shards import shard_name
+from modality_forcing.text_io import with_checksum
 from modality_forcing.tree import differences
 
 
@@ -69,19 +70,21 @@ def hold_job(folder: Path, job: str, shard: tuple[int, int]) -> Iterator[None]:
         yield
 
 
-def check_or_write_settings(path: Path, settings: Mapping[str, object], folder: Path) -> None:
+def check_or_write_settings(
+    path: Path, settings: Mapping[str, object], folder: Path, *, again: str
+) -> None:
     """Writes the settings that the shards in a folder depend on.
 
-    Keys that the file lacks are added. Raises UserError with the differences if the folder was
-    started with other settings.
+    Keys that the file lacks are added. again: how to write the file again, for messages. Raises
+    UserError with the differences if the folder was started with other settings.
     """
-    before = read_json(path) if is_file(path) else {}
+    before = read_json(path, again) if is_file(path) else {}
     now = {**before, **settings}
     if changes := differences(before, {name: now[name] for name in before}):
         what = f"was started with other settings ({changes})"
         raise UserError(what, where=folder, hint="choose another --out, or delete this one")
     if before != now:
-        write_file(path, json.dumps(now, indent=1) + "\n")
+        write_file(path, json.dumps(with_checksum(now), indent=1) + "\n")
 
 
 def remove_temp_files(path: Path) -> None:

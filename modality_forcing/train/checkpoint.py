@@ -28,6 +28,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.models.restore import merge_params
 from modality_forcing.paths import is_dir
 from modality_forcing.progress import print_stderr
+from modality_forcing.text_io import json_checksum
 from modality_forcing.train import checksums
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState
@@ -76,7 +77,7 @@ class Checkpoints:
             **metadata,
             "checksums": {name: checksums.checksums(tree) for name, tree in trees.items()},
         }
-        meta = ocp.args.JsonSave(meta | {"checksum": checksums.json_checksum(meta)})
+        meta = ocp.args.JsonSave(meta | {"checksum": json_checksum(meta)})
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         try:
             with suppress_secondary_errors():
@@ -272,7 +273,7 @@ def _checked(meta: object, folder: Path, way_out: str = "") -> Metadata:
     meta = dict(meta)
     stored = meta.pop("checksum", None)
     has_checksum = stored is not None or meta["format"] == FORMAT
-    if has_checksum and stored != checksums.json_checksum(meta):
+    if has_checksum and stored != json_checksum(meta):
         raise damaged
     if meta["format"] == _UNVERIFIED and distributed.is_primary():
         _note_unverified(folder)

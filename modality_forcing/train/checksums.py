@@ -1,9 +1,7 @@
-"""Checksums of weights and JSON, kept in checkpoints: damage on disk is named, never used."""
+"""Checksums of weights, kept in checkpoints: damage on disk is named, never used."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -45,12 +43,6 @@ def changed(tree: PyTree, expected: Mapping[str, str]) -> list[str]:
 def not_finite(tree: PyTree) -> list[str]:
     """Returns the paths of the arrays that hold a NaN or an infinity."""
     return [path for path, digest in _digests(tree).items() if not digest.finite]
-
-
-def json_checksum(content: Mapping[str, object]) -> str:
-    """Returns a checksum (SHA-256, 16 digits) of what JSON keeps of a mapping."""
-    canonical = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
 def some(names: list[str]) -> str:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from modality_forcing.train.checksums import json_checksum
+from modality_forcing.text_io import json_checksum
 from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 from tests.runs import CONFIGS, SMALL, Command, attempt, process, refused, save

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -106,3 +108,31 @@ def test_csv_has_cells_of_any_length():
 def test_other_csv_is_refused(text, reason):
     with pytest.raises(ValueError, match=reason):
         text_io.parse_csv(text)
+
+
+OBJECTS = st.dictionaries(TEXTS.filter(lambda key: key != "checksum"), VALUES, max_size=4)
+
+
+@given(OBJECTS)
+def test_verified_object_is_read_as_it_was_written(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.json"
+        path.write_text(json.dumps(text_io.with_checksum(content), indent=1))
+        assert text_io.read_verified(path, what="is damaged", hint="") == content
+
+
+def test_checksum_is_of_what_json_keeps():
+    one, other = {"a": [1, 2.5], "b": {"c": None}}, {"b": {"c": None}, "a": (1, 2.5)}
+    assert text_io.json_checksum(one) == text_io.json_checksum(other)
+    assert text_io.json_checksum(one) != text_io.json_checksum({**one, "a": [1, 2.50001]})
+    assert text_io.json_checksum({2: 0, 10: 1}) == text_io.json_checksum({"10": 1, "2": 0})
+
+
+@pytest.mark.parametrize("changes", [{"a": 2}, {"b": 0}, {"checksum": "x"}, {"checksum": 0}])
+def test_object_that_is_not_that_of_its_checksum_is_refused(tmp_path, changes):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({**text_io.with_checksum({"a": 1}), **changes}))
+    with pytest.raises(UserError, match=r"a\.json: is odd \(its checksum differs\); do so"):
+        text_io.read_verified(path, what="is odd", hint="do so")
+    path.write_text('{"a": 1}')  # as earlier versions wrote it
+    assert text_io.read_verified(path, what="is odd", hint="do so") == {"a": 1}

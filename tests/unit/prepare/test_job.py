@@ -111,6 +111,21 @@ def test_damaged_record_is_refused(tmp_path: Path, content: str):
         job.finished(1)
 
 
+@pytest.mark.parametrize("name", ["prepare-train.json", "done-train/00001.json"])
+def test_changed_digit_is_refused(tmp_path: Path, name: str):
+    job = job_in(tmp_path)
+    job.check_or_write_settings()
+    finish(job, 1)
+    path = tmp_path / name
+    digit = next(i for i, byte in enumerate(path.read_bytes()) if byte in b"123456789")
+    content = bytearray(path.read_bytes())
+    content[digit] ^= 1  # another digit
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name}: is damaged \(its checksum differs\)"):
+        job.check_or_write_settings()
+        job.finished(1)
+
+
 def test_manifest_sums_up_the_shards(tmp_path: Path):
     job = job_in(tmp_path)
     finished = [

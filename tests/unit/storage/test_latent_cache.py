@@ -17,6 +17,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.storage import latent_cache
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates
 from modality_forcing.storage.shards import ShardWriter, shard_name
+from modality_forcing.text_io import with_checksum
 from tests import damage
 
 WIDTH = 4
@@ -33,7 +34,7 @@ def states(caption: str) -> np.ndarray:
 def write(folder: Path, captions: tuple[str, ...] = CAPTIONS, **settings) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"format": latent_cache.FORMAT, "text": {"width": WIDTH, "tokens": 8}, **settings}
-    latent_cache.settings_path(folder, "train").write_text(json.dumps(content))
+    latent_cache.settings_path(folder, "train").write_text(json.dumps(with_checksum(content)))
     np.save(
         latent_cache.caption_index_path(folder, "train"), latent_cache.build_caption_index(captions)
     )
@@ -121,6 +122,19 @@ def test_missing_cache_is_one_line(tmp_path):
         cache.check("text", width=WIDTH, tokens=9)
 
 
+def test_changed_digit_of_the_settings_is_one_line_and_old_settings_are_read(tmp_path):
+    path = latent_cache.settings_path(write(tmp_path), "train")
+    text = path.read_text()
+    path.write_text(text.replace(f'"width": {WIDTH}', '"width": 5'))
+    damaged = r"is damaged \(its checksum differs\); delete it and run the same mforce encode again"
+    with pytest.raises(UserError, match=damaged):
+        Cache(tmp_path, "train")
+    content = json.loads(text)
+    del content["checksum"]  # as earlier versions wrote it
+    path.write_text(json.dumps(content))
+    assert Cache(tmp_path, "train").settings == content
+
+
 def test_damaged_index_is_one_line(tmp_path):
     path = latent_cache.caption_index_path(write(tmp_path), "train")
     path.write_bytes(path.read_bytes()[:20])
@@ -151,6 +165,9 @@ def test_damaged_cache_gives_one_line_or_the_same_states(spare, data):
     before = path.read_bytes()
     path.write_bytes(data.draw(damage.of(before)))
     try:
+        settings = Cache(spare, "train").settings
+        # A changed name of the checksum is one more key, which nothing reads.
+        assert {**settings, "format": 1, "text": {"width": WIDTH, "tokens": 8}} == settings
         cache = found(8, spare)
         for caption in CAPTIONS:
             tokens = cache.encode(caption)["tokens"]

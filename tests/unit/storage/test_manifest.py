@@ -14,6 +14,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.storage import manifest
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.stats import DatasetStats
+from modality_forcing.text_io import with_checksum
 from tests import damage
 
 
@@ -77,9 +78,9 @@ def test_checksums_are_verified(tmp_path: Path):
 def change(folder: Path, **changes) -> None:
     path = manifest.manifest_path(folder, "val")
     content = {**json.loads(path.read_text()), **changes}
-    path.write_text(
-        json.dumps({name: value for name, value in content.items() if value is not None})
-    )
+    del content["checksum"]
+    kept = {name: value for name, value in content.items() if value is not None}
+    path.write_text(json.dumps(with_checksum(kept)))
 
 
 @pytest.mark.parametrize(
@@ -109,6 +110,18 @@ def test_damaged_manifest_is_refused(tmp_path: Path, content: bytes):
         manifest.read(tmp_path, "val")
 
 
+def test_changed_digit_is_refused_and_a_manifest_without_checksum_is_read(tmp_path: Path):
+    before = written(tmp_path)
+    text = before.path.read_text()
+    before.path.write_text(text.replace('"records": 11', '"records": 17'))
+    with pytest.raises(UserError, match=r"is damaged \(its checksum differs\); delete it and run"):
+        manifest.read(tmp_path, "val")
+    content = json.loads(text)
+    del content["checksum"]  # as earlier versions wrote it
+    before.path.write_text(json.dumps(content))
+    assert manifest.read(tmp_path, "val") == before
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder whose manifest every example of the fuzz test damages."""
@@ -117,12 +130,14 @@ def folder(tmp_path_factory) -> Path:
 
 @given(st.data())
 @damage.examples(60)
-def test_damaged_manifest_is_one_line_or_readable(folder: Path, data):
-    path = written(folder).path
-    path.write_bytes(data.draw(damage.of(path.read_bytes())))
+def test_damaged_manifest_is_one_line_or_unchanged(folder: Path, data):
+    before = written(folder)
+    before.path.write_bytes(data.draw(damage.of(before.path.read_bytes())))
     try:
         found = manifest.read(folder, "val")
         assert found is not None
+        # A changed name of the checksum is one more key, which nothing reads.
+        assert {**found.to_json(), **before.to_json()} == found.to_json()
         manifest.verify(found)
     except UserError as error:
         assert str(folder) in str(error) and "\n" not in str(error)
