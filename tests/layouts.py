@@ -7,8 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
+from modality_forcing.data.files import orient
 from modality_forcing.data.records import Record, check
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
@@ -35,6 +36,17 @@ def counts(path: Path, height: int, width: int, most: int = 65535) -> np.ndarray
     """Writes 16-bit counts of which about a third is 0, and returns them."""
     values = RNG.integers(1, most, (height, width), np.uint16) * (RNG.random((height, width)) < 0.7)
     return stored(path, values.astype(np.uint16))
+
+
+def tag(path: Path, orientation: int, *, turned: bool) -> None:
+    """Gives an image file an EXIF orientation. turned: its pixels are stored so that it shows."""
+    with Image.open(path) as opened:
+        pixels = np.array(opened)
+    if turned:
+        pixels = orient(pixels, {6: 8, 8: 6}.get(orientation, orientation))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(pixels).save(path, exif=exif)
 
 
 def text(path: Path, content: str) -> Path:

@@ -79,7 +79,7 @@ def read_image(path: str | Path | BytesIO) -> np.ndarray:
 def read_oriented_image(path: str | Path | BytesIO) -> tuple[np.ndarray, int]:
     """Returns an image as `read_image`, and the EXIF orientation it is stored in, 1 to 8."""
     with open_image(path, "image") as opened:
-        orientation = _orientation(opened)
+        orientation = exif_orientation(opened)
         return orient(_to_rgb(opened, path), orientation), orientation
 
 
@@ -107,7 +107,8 @@ def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, 
         if form.scale is None:
             hint = "state the depth scale, e.g. 0.001 for millimeters"
             raise UserError("the unit of its counts is not known", where=path, hint=hint)
-        stored, orientation = _read_png16(path)
+        with _open_png16(path) as opened:
+            stored, orientation = np.asarray(opened), exif_orientation(opened)
     else:
         stored, orientation = _read_npy(path), _UPRIGHT
     is_count = stored.dtype.kind in "iu"
@@ -160,6 +161,18 @@ def check_scale(scale: object) -> float:
     raise UserError(f"depth scale is {scale!r}", hint=hint)
 
 
+def refuse_orientation(orientation: int, path: object) -> None:
+    """Raises UserError for a file of a data set whose EXIF orientation is not 1.
+
+    Cameras and depth of a data set are for the pixels as published. With such a tag they may be
+    stored in another order.
+    """
+    if orientation != _UPRIGHT:
+        what = f"its EXIF orientation is {orientation}, so its pixels may not be as published"
+        hint = "unpack the original again; if only the tag was added, exiftool -Orientation= FILE"
+        raise UserError(what, where=path, hint=f"{hint} removes it")
+
+
 @contextmanager
 def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
     """Opens and decodes an image file; decoder errors name its kind ("depth map")."""
@@ -201,22 +214,32 @@ def decode_jpeg(content: bytes, max_pixels: float = math.inf) -> np.ndarray:
     return simplejpeg.decode_jpeg(content, "RGB")
 
 
+def jpeg_orientation(content: bytes) -> int:
+    """Returns the EXIF orientation of a JPEG, reading only its header."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        with Image.open(BytesIO(content), formats=("JPEG",)) as opened:
+            return exif_orientation(opened)
+
+
 def read_png16(path: Path) -> np.ndarray:
-    """Returns the counts of a 16-bit gray PNG as f64 [h w], in its stored raster."""
-    return _read_png16(path)[0].astype(np.float64)
+    """Returns the counts of a 16-bit gray PNG as f64 [h w]; raises as `refuse_orientation`."""
+    with _open_png16(path) as opened:
+        refuse_orientation(exif_orientation(opened), path)
+        return np.asarray(opened).astype(np.float64)
 
 
-def _read_png16(path: Path) -> tuple[np.ndarray, int]:
-    """Returns the counts of a 16-bit gray PNG as integers [h w], and its EXIF orientation."""
+@contextmanager
+def _open_png16(path: Path) -> Iterator[Image.Image]:
     with open_image(path, "depth map") as opened:
         if opened.mode not in MODES_16_BIT:
             kinds = {"1": "a 1-bit", "L": "an 8-bit", "P": "a palette"}
             kind = kinds.get(opened.mode, f"a color ({opened.mode})")
             raise UserError(f"is {kind} image, not 16-bit depth", where=path, hint=_SAVE_DEPTH)
-        return np.asarray(opened), _orientation(opened)
+        yield opened
 
 
-def _orientation(image: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """Returns the EXIF orientation, 1 where there is none that can be read."""
     with suppress(OSError, *DECODE_ERRORS):
         stored = image.getexif().get(ExifTags.Base.Orientation)

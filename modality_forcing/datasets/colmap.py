@@ -3,7 +3,8 @@
 Layout: images/ and a model (`common.colmap`) in sparse/0, sparse, the root or another folder of it.
 Depth is along the axis in the arbitrary unit of the model ("sfm"). It is known at the pixels of the
 observed points whose projection is within 4 pixels of the observation, the nearest point where two
-share a pixel. Images are undistorted (`cameras.undistort`) and the points projected again. Images
+share a pixel. Images are undistorted (`cameras.undistort`) and the points projected again. Their
+EXIF orientations are ignored as by COLMAP, unless only an upright image fits its camera. Images
 of the model that are not in images/ are left out.
 """
 
@@ -17,7 +18,7 @@ from modality_forcing.data.records import Record
 from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.cameras import pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
-from modality_forcing.datasets.common.formats import read_rgb
+from modality_forcing.datasets.common.formats import read_photograph
 from modality_forcing.datasets.common.lazy import DatasetInfo, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
@@ -42,7 +43,7 @@ def _read_frame(info: DatasetInfo, frame: tuple[Model3D, Image]) -> Record:
     model, posed = frame
     path = info.root / "images" / posed.name
     camera = model.cameras[posed.camera]
-    image = read_rgb(path)
+    image = read_photograph(path, camera.size)
     if image.shape[:2] != camera.size:
         sizes = (
             f"{format_size(image.shape)} pixels, but the model's camera {format_size(camera.size)}"

@@ -20,7 +20,7 @@ from modality_forcing.data.records import Record
 from modality_forcing.data.resize import downscale_image, format_size
 from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
-from modality_forcing.datasets.common.formats import read_raw_floats, read_rgb
+from modality_forcing.datasets.common.formats import read_photograph, read_raw_floats
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
@@ -53,7 +53,7 @@ def scale_camera(camera: Camera, size: tuple[int, int]) -> Camera:
 
 def _read_frame(info: DatasetInfo, frame: tuple[Path, Camera]) -> Record:
     path, camera = frame
-    image = read_rgb(path)
+    image = read_photograph(path, camera.size)
     height, width = image.shape[:2]
     depth = read_raw_floats(_depth_path(path), (height, width))
     if depth.shape != camera.size:

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import read_hdf5, read_rgb
+from modality_forcing.datasets.common.formats import read_hdf5, read_photograph
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
@@ -42,7 +42,8 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
         what = "holds only the order of depths"
         raise UserError(what, where=depth_path, hint="leave the frame out")
     home = path.parents[3]  # ids are relative to it
-    return make_record(replace(info, root=home), path, read_rgb(path), depth)
+    image = read_photograph(path, (depth.shape[0], depth.shape[1]))
+    return make_record(replace(info, root=home), path, image, depth)
 
 
 DATASET = FrameDataset(

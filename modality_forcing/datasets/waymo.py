@@ -34,6 +34,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from modality_forcing.data.files import exif_orientation, refuse_orientation
 from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import format_size
@@ -133,6 +134,7 @@ def _read_frame(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) ->
             raise UserError(what, where=frame.file, hint="leave the frame out")
         taken, calibration = decoded.images[frame.camera], decoded.cameras[frame.camera]
         with Image.open(io.BytesIO(taken.image)) as opened:
+            refuse_orientation(exif_orientation(opened), f"{frame.file}:{name}")
             image = np.array(opened.convert("RGB"))
         size = (calibration.height, calibration.width)
         if image.shape[:2] != size:

@@ -14,7 +14,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from modality_forcing.data.files import MODES_16_BIT, open_image
+from modality_forcing.data.files import (
+    MODES_16_BIT,
+    exif_orientation,
+    open_image,
+    refuse_orientation,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
 
@@ -35,6 +40,7 @@ def read_log_depth(path: str | Path) -> tuple[np.ndarray, float | None]:
         if opened.format != "PNG" or opened.mode not in MODES_16_BIT:
             what = f"is a {opened.format} of mode {opened.mode}, not a 16-bit gray PNG"
             raise UserError(what, where=path, hint=_HINT)
+        refuse_orientation(exif_orientation(opened), path)
         codes, chunks = np.asarray(opened).astype(np.uint16), opened.info
     near, far = (_number(chunks, name, path) for name in ("near", "far"))
     if near is None or far is None:

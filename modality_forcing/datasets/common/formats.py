@@ -1,7 +1,8 @@
 """Decodes the file formats of data sets, bit for bit.
 
 Unlike the readers of a user's own images (`data.files`), nothing is rotated upright or repaired:
-ground truth is in the raster of the stored image. Every reader raises UserError with the name of a
+cameras and depth are for the stored raster. An EXIF orientation says that a file was changed, and
+is refused; only photographs come with one. Every reader raises UserError with the name of a
 file that is missing, damaged or of another format.
 """
 
@@ -24,8 +25,12 @@ from modality_forcing.data.files import (
     DECODE_ERRORS,
     MODES_16_BIT,
     decode_jpeg,
+    exif_orientation,
+    jpeg_orientation,
     open_image,
+    orient,
     read_png16,
+    refuse_orientation,
 )
 from modality_forcing.data.resize import format_size
 from modality_forcing.errors import UserError
@@ -60,15 +65,38 @@ def wrap_parse_errors(path: Path, what: str, hint: str = UNPACK_AGAIN) -> Iterat
 
 
 def read_rgb(path: Path) -> np.ndarray:
-    """Returns an image as u8 [h w 3] in its stored raster, whatever its EXIF orientation."""
+    """Returns an image as u8 [h w 3] in its stored raster; raises as `refuse_orientation`."""
+    image, orientation = _read_image(path)
+    refuse_orientation(orientation, path)
+    return image
+
+
+def read_photograph(path: Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Returns an image as u8 [h w 3] in the raster of its camera, whatever its EXIF orientation.
+
+    That is the stored raster: structure from motion ignores the orientation, which cameras write
+    into photographs. size: (h, w) of the camera or the depth; the image is returned upright where
+    only that has this size.
+    """
+    image, orientation = _read_image(path)
+    if size not in (None, image.shape[:2]):
+        upright = orient(image, orientation)
+        return upright if upright.shape[:2] == size else image
+    return image
+
+
+def _read_image(path: Path) -> tuple[np.ndarray, int]:
+    """Returns an image as u8 [h w 3] in its stored raster, and its EXIF orientation."""
     with suppress(OSError, ValueError):  # Pillow reports errors better
         if path.suffix.lower() in (".jpg", ".jpeg"):
+            content = path.read_bytes()
             # The limit is Pillow's.
-            return decode_jpeg(path.read_bytes(), 2 * (Image.MAX_IMAGE_PIXELS or math.inf))
+            pixels = decode_jpeg(content, 2 * (Image.MAX_IMAGE_PIXELS or math.inf))
+            return pixels, jpeg_orientation(content)
     with open_image(path, "image") as opened:
         if opened.mode in (*MODES_16_BIT, "F"):
             raise UserError("is not an image of 8 bits", where=path, hint=UNPACK_AGAIN)
-        return np.array(opened.convert("RGB"))
+        return np.array(opened.convert("RGB")), exif_orientation(opened)
 
 
 def _decode(path: Path, kind: str, modes: tuple[str, ...], expected: str) -> np.ndarray:
@@ -76,6 +104,7 @@ def _decode(path: Path, kind: str, modes: tuple[str, ...], expected: str) -> np.
         if opened.mode not in modes:
             what = f"is an image of mode {opened.mode}, not {expected}"
             raise UserError(what, where=path, hint=UNPACK_AGAIN)
+        refuse_orientation(exif_orientation(opened), path)
         return np.array(opened)
 
 

@@ -42,6 +42,7 @@ from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_array,
     read_matrix,
+    read_photograph,
     read_raw_floats,
     read_rgb,
 )
@@ -80,7 +81,7 @@ def _read_kitti(files: Mapping[str, Path]) -> _Parts:
 
 
 def _read_eth3d(files: Mapping[str, Path]) -> _Parts:
-    image = read_rgb(files["image"])
+    image = read_photograph(files["image"])
     depth = read_raw_floats(files["depth"], image.shape[:2])
     return image, depth, np.ones(depth.shape, bool), None
 

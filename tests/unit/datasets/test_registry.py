@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+import shutil
 from pathlib import Path
 from types import ModuleType
 
@@ -40,6 +42,9 @@ REFUSED = {
     "sunrgbd": "is 3 x 2 pixels, but intrinsics.txt has its principal point",
     "waymo": "image of FRONT in frame 0 is 50 x 30 pixels, its camera 100 x 60",
 }
+# Their images come from cameras, which write orientations; models are of the stored pixels.
+PHOTOGRAPHS = ("colmap", "eth3d", "megadepth")
+_DEPTH = re.compile("depth|disparity|confidence|groundtruth")
 # Depth that is not that of every second pixel: projected, divided by a ray's length, up to a cut.
 RECOMPUTED = ("ddad", "hypersim", "foundationstereo")
 
@@ -201,6 +206,50 @@ def test_points_do_not_depend_on_the_size_of_the_copy(name: str, tmp_path: Path,
     np.testing.assert_allclose(half.intrinsics, expected, rtol=1e-6, atol=1e-6)
     if name not in RECOMPUTED:
         np.testing.assert_array_equal(half.depth, whole.depth[::2, ::2])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_points_do_not_depend_on_an_exif_orientation(name: str, tmp_path: Path, monkeypatch):
+    tests = write(name, tmp_path / "set", monkeypatch)
+    whole = open_root(name, tmp_path / "set")[0]
+    is_eth3d = name == "eth3d"  # whose depth is floats, whatever its suffix
+    cases = [(n, True, True) for n in range(2, 9)] + [(3, False, True), (6, False, False)]
+    for orientation, turned, both in cases:
+        root = tmp_path / f"{orientation} {turned} {both}" / "set"
+        shutil.copytree(tmp_path / "set", root)
+        if name == "waymo":
+            jpegs = {camera: tests.jpeg(90, (60, 100), orientation) for camera in (1, 2)}
+            tests.write(root, [tests.message(*tests.scene()[:3], jpegs=jpegs)])
+        for path in sorted(root.rglob("[!.]*")):
+            is_depth = _DEPTH.search(str(path.relative_to(root))) is not None
+            is_raster = path.suffix in (".png", ".jpg", ".JPG") and not (is_depth and is_eth3d)
+            if is_raster and (both or not is_depth):
+                layouts.tag(path, orientation, turned=turned)
+        if name == "folder" and not turned:  # of which the tag is believed
+            continue
+        if name in (*PHOTOGRAPHS, "folder", "hypersim"):
+            record = open_root(name, root)[0]
+            np.testing.assert_array_equal(record.depth, whole.depth)
+            np.testing.assert_array_equal(record.intrinsics, whole.intrinsics)
+            if not turned or orientation > 4 or name == "folder":
+                np.testing.assert_allclose(record.image.astype(int), whole.image, atol=1)
+            continue
+        with pytest.raises(UserError) as caught:
+            open_root(name, root)[0]
+        message = str(caught.value)
+        assert f"its EXIF orientation is {orientation}" in message and "\n" not in message
+
+
+def test_depth_with_an_orientation_of_its_own_is_refused(tmp_path: Path, monkeypatch):
+    for name in ("tum", "kitti_depth", "sunrgbd", "tartanair", "foundationstereo", "arkitscenes"):
+        root = tmp_path / name
+        write(name, root, monkeypatch)
+        maps = [path for path in root.rglob("*.png") if _DEPTH.search(str(path.relative_to(root)))]
+        for path in maps:
+            layouts.tag(path, 3, turned=False)
+        with pytest.raises(UserError, match="EXIF orientation is 3") as caught:
+            open_root(name, root)[0]
+        assert any(str(path) in str(caught.value) for path in maps)
 
 
 def test_every_module_of_the_folder_is_registered():

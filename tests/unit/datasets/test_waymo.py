@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from modality_forcing.data.records import Record, check
 from modality_forcing.datasets.common.tfrecord import masked_crc
@@ -132,9 +132,11 @@ def scene() -> tuple[
     return ranges, projections, poses, depth
 
 
-def jpeg(value: int, size: tuple[int, int] = SIZE) -> bytes:
-    written = io.BytesIO()
-    Image.new("RGB", (size[1], size[0]), (value, value, value)).save(written, "JPEG")
+def jpeg(value: int, size: tuple[int, int] = SIZE, orientation: int = 1) -> bytes:
+    written, exif = io.BytesIO(), Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    image = Image.new("RGB", (size[1], size[0]), (value, value, value))
+    image.save(written, "JPEG", exif=exif)
     return written.getvalue()
 
 

@@ -12,6 +12,7 @@ from PIL import Image, PngImagePlugin
 
 from modality_forcing.errors import UserError
 from modality_forcing.storage.log_depth import decode, encode, read_log_depth, write_log_depth
+from tests import layouts
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1.0, 1e6), st.integers(0, 2**32 - 1))
@@ -78,6 +79,10 @@ def test_other_files(tmp_path):
     save(tmp_path / "eight.png", np.ones((2, 2), np.uint8), near="1", far="2")
     with pytest.raises(UserError, match="16-bit"):
         read_log_depth(tmp_path / "eight.png")
+    save(tmp_path / "turned.png", np.ones((2, 2), np.uint16), near="1", far="2")
+    layouts.tag(tmp_path / "turned.png", 3, turned=False)
+    with pytest.raises(UserError, match="EXIF orientation is 3"):
+        read_log_depth(tmp_path / "turned.png")
     (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n")
     with pytest.raises(UserError, match="cannot be read"):
         read_log_depth(tmp_path / "cut.png")

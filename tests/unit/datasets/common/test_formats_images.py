@@ -11,17 +11,26 @@ from PIL import Image
 
 from modality_forcing.datasets.common import formats as stored
 from modality_forcing.errors import UserError
+from tests import layouts
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
 
 
-def test_image_keeps_its_size(tmp_path: Path):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees for display
-    Image.fromarray(RAMP).save(tmp_path / "a.png", exif=exif)
-    image = stored.read_rgb(tmp_path / "a.png")
-    assert image.dtype == np.uint8
-    np.testing.assert_array_equal(image, RAMP)
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_image_with_an_orientation_is_refused_unless_it_is_a_photograph(tmp_path: Path, suffix):
+    path = tmp_path / f"a{suffix}"
+    red = np.zeros((2, 4, 3), np.uint8)
+    red[:, :2, 0] = 200
+    Image.fromarray(red).save(path, subsampling=0, quality=95)
+    plain = stored.read_rgb(path)
+    layouts.tag(path, 6, turned=False)  # to be rotated by 90 degrees for display
+    with pytest.raises(UserError, match=r"its EXIF orientation is 6.*exiftool -Orientation="):
+        stored.read_rgb(path)
+    upright = np.rot90(plain, -1)
+    for size, expected in (((2, 4), plain), (None, plain), ((4, 2), upright), ((3, 3), plain)):
+        photograph = stored.read_photograph(path, size)
+        assert photograph.dtype == np.uint8
+        np.testing.assert_allclose(photograph.astype(int), expected, atol=8)
 
 
 def test_gray_image_has_three_channels(tmp_path: Path):
