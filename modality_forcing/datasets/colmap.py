@@ -5,21 +5,26 @@ Depth is along the axis in the arbitrary unit of the model ("sfm"). It is known 
 observed points whose projection is within 4 pixels of the observation, the nearest point where two
 share a pixel. Images are undistorted (`cameras.undistort`) and the points projected again. Their
 EXIF orientations are ignored as by COLMAP, unless only an upright image fits its camera. Images
-of the model that are not in images/ are left out.
+of the model that are not in images/ or saw no point are left out, counted and named; names are
+compared in one Unicode form.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from modality_forcing.data.files import IMAGE_SUFFIXES
+from modality_forcing.data.names import list_some, name_key
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.cameras import pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
 from modality_forcing.datasets.common.formats import read_photograph
-from modality_forcing.datasets.common.lazy import DatasetInfo, is_there, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir
@@ -27,21 +32,62 @@ from modality_forcing.paths import is_dir
 MAX_REPROJECTION_ERROR = 4.0  # pixels; COLMAP's own limit
 
 
-def _list_frames(root: Path, split: str) -> list[tuple[Model3D, Image]]:
+class _Frame(NamedTuple):
+    model: Model3D
+    posed: Image
+    path: Path  # of the image
+
+
+def _list_frames(root: Path, split: str) -> list[_Frame]:
     folder = find_model(root)
     if folder is None or not is_dir(root / "images"):
         return []
-    model = read_model(folder)
-    return [
-        (model, image)
+    model, files = read_model(folder), _image_files(root)
+    found = [
+        _Frame(model, image, files[name_key(image.name)])
         for image in model.images
-        if is_there(root / "images" / image.name) and len(image.points)
+        if name_key(image.name) in files
+    ]
+    if model.images and not found:
+        what = f"holds none of the {len(model.images)} images of the model in {folder}"
+        names = list_some(image.name for image in model.images)
+        raise UserError(what, where=root / "images", hint=f"put them there: {names}")
+    return [frame for frame in found if len(frame.posed.points)]
+
+
+def _image_files(root: Path) -> dict[str, Path]:
+    """Returns what is below images/, by the `name_key` of its path there."""
+    folder = root / "images"
+    files = (path for path in glob_paths(folder, "**/*") if is_there(path))
+    return {name_key(path.relative_to(folder).as_posix()): path for path in files}
+
+
+def _note_unused(root: Path, frames: Sequence[_Frame]) -> list[str]:
+    """Returns a line for the images of the model that are not used, and one for the other files."""
+    model, files = frames[0].model, _image_files(root)
+    names = {name_key(image.name): image for image in model.images}
+    absent = [image.name for key, image in names.items() if key not in files]
+    empty = [image.name for key, image in names.items() if key in files and not len(image.points)]
+    unposed = [
+        files[key].name
+        for key in files.keys() - names.keys()
+        if files[key].suffix.lower() in IMAGE_SUFFIXES
+    ]
+    total = len(model.images)
+    lines = (
+        (absent, f"of {total} images of the model are not there"),
+        (empty, f"of {total} images of the model saw no point"),
+        (unposed, "images are not in the model"),
+    )
+    return [
+        f"{root / 'images'}: {len(unused)} {what} ({list_some(sorted(unused))})"
+        for unused, what in lines
+        if unused
     ]
 
 
-def _read_frame(info: DatasetInfo, frame: tuple[Model3D, Image]) -> Record:
-    model, posed = frame
-    path = info.root / "images" / posed.name
+def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
+    model, posed, path = frame
     camera = model.cameras[posed.camera]
     image = read_photograph(path, camera.size)
     if image.shape[:2] != camera.size:
@@ -78,4 +124,5 @@ DATASET = FrameDataset(
     layout="images/ and sparse/0/{cameras, images, points3D}.bin or .txt",
     list_frames=_list_frames,
     read_frame=_read_frame,
+    note_unused=_note_unused,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -83,12 +83,14 @@ class FrameDataset(Dataset, Generic[T]):
 
     layout: the expected files, for errors; "SPLIT" stands for the name of the split.
     list_frames: from root and split to the frames. read_frame: makes a record of one frame.
+    note_unused: from root and frames to a line for each kind of thing that is left out.
     camera: of all images, stated by the option of this name.
     """
 
     layout: str
     list_frames: Callable[[Path, str], Iterable[T]]
     read_frame: Callable[[DatasetInfo, T], Record]
+    note_unused: Callable[[Path, Sequence[T]], list[str]] = lambda root, frames: []
     camera: CameraOption | None = None
 
     def with_options(self, options: Mapping[str, str]) -> Dataset:
@@ -104,7 +106,8 @@ class FrameDataset(Dataset, Generic[T]):
         layout = self.layout.replace("SPLIT", split)
         frames = require_nonempty(self.list_frames(root, split), root, title, layout)
         info = DatasetInfo(self.name, self.unit, root, self.camera)
-        return LazySource(frames, partial(self.read_frame, info))
+        unused = tuple(self.note_unused(root, frames))
+        return LazySource(frames, partial(self.read_frame, info), unused)
 
 
 def find_dataset(name: str) -> Dataset:

@@ -19,7 +19,7 @@ from modality_forcing.datasets.common.cameras import Camera, Model
 from modality_forcing.datasets.common.formats import read_lines, wrap_read_errors
 from modality_forcing.datasets.common.poses import rotation_from_quaternion
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_file
+from modality_forcing.paths import is_file, list_dir, read_bytes
 
 # Name, number of parameters and model here, by COLMAP's number of it.
 _MODELS: dict[int, tuple[str, int, Model | None]] = {
@@ -80,7 +80,7 @@ class Model3D:
 def find_model(root: Path) -> Path | None:
     """Returns the folder of the model: where COLMAP puts it, else the first folder with one."""
     names = ("sparse/0", "sparse", "dense/sparse", "dense/0/sparse", ".")
-    others = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    others = (path for path in list_dir(root) if not path.name.startswith("."))
     folders = (*(root / name for name in names), *others)
     return next((folder for folder in folders if format_of(folder)), None)
 
@@ -225,7 +225,7 @@ class _Bytes:
 def _binary_cameras(path: Path) -> dict[int, Camera]:
     cameras = {}
     with wrap_read_errors(path, "COLMAP's cameras"):
-        stored = _Bytes(path.read_bytes())
+        stored = _Bytes(read_bytes(path, _AGAIN))
         for _ in range(stored.count(24)):
             number, kind, width, height = stored.take("iiQQ")
             name, count, _ = _MODELS.get(kind, (str(kind), 0, None))
@@ -235,7 +235,7 @@ def _binary_cameras(path: Path) -> dict[int, Camera]:
 
 def _binary_images(path: Path) -> Iterator[Image]:
     with wrap_read_errors(path, "COLMAP's images"):
-        stored = _Bytes(path.read_bytes())
+        stored = _Bytes(read_bytes(path, _AGAIN))
         for _ in range(stored.count(73)):
             _, *pose, camera = stored.take("i7di")
             name = stored.text()
@@ -251,7 +251,7 @@ def _binary_images(path: Path) -> Iterator[Image]:
 def _binary_points(path: Path) -> dict[int, np.ndarray]:
     points = {}
     with wrap_read_errors(path, "COLMAP's points"):
-        stored = _Bytes(path.read_bytes())
+        stored = _Bytes(read_bytes(path, _AGAIN))
         for _ in range(stored.count(51)):
             number, x, y, z = stored.take("Q3d")
             stored.at += 3 + 8  # color and error

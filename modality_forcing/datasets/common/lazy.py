@@ -30,16 +30,22 @@ class LazySource(Generic[T]):
     """A source of records.
 
     items: small, picklable descriptions of the frames, as listed. read: makes a record of one item.
+    unused: a line for each kind of thing that is left out.
     """
 
     items: tuple[T, ...]
     read: Callable[[T], Record]
+    unused: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> Record:
         return self.read(self.items[index])
+
+    def notes(self) -> list[str]:
+        """Returns a line for each kind of thing that is left out."""
+        return list(self.unused)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from modality_forcing.data.records import Notes
 from modality_forcing.datasets.colmap import DATASET
 from tests import layouts
 
@@ -88,6 +90,53 @@ def test_image_without_points_is_reported(tmp_path: Path, seen: str):
     reconstruction(tmp_path, "PINHOLE 60 40 50 50 30.5 20.5", {1: (0, 0, 2)}, seen)
     message = layouts.refused(DATASET, tmp_path)
     assert ("its depth has no valid pixel" if seen else "holds no frame") in message
+
+
+def model_of(root: Path, names: list[str]) -> None:
+    """Writes a model whose images saw one point each, but those called blind saw none."""
+    layouts.text(root / "sparse/0/cameras.txt", "1 PINHOLE 60 40 50 50 30.5 20.5\n")
+    layouts.text(root / "sparse/0/points3D.txt", "1 0 0 2 0 0 0 0.1 1 0\n")
+    lines = (
+        f"{i} 1 0 0 0 0 0 0 1 {name}\n{'' if 'blind' in name else '30.5 20.5 1'}\n"
+        for i, name in enumerate(names)
+    )
+    layouts.text(root / "sparse/0/images.txt", "".join(lines))
+
+
+def test_images_that_are_not_used_are_counted_and_named(tmp_path: Path):
+    model_of(tmp_path, ["a.png", "blind.png", "gone.png", "room/b.png"])
+    for name in ("a.png", "blind.png", "other.png", "room/b.png"):
+        layouts.image(tmp_path / "images" / name, 40, 60)
+    layouts.text(tmp_path / "images/notes.txt", "no image")
+    source = DATASET.open(tmp_path, "train")
+    assert isinstance(source, Notes)
+    assert [record.id for record in map(source.__getitem__, range(2))] == [
+        "images/a",
+        "images/room/b",
+    ]
+    assert source.notes() == [
+        f"{tmp_path}/images: 1 of 4 images of the model are not there (gone.png)",
+        f"{tmp_path}/images: 1 of 4 images of the model saw no point (blind.png)",
+        f"{tmp_path}/images: 1 images are not in the model (other.png)",
+    ]
+
+
+@pytest.mark.parametrize(("model", "disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_are_compared_in_one_unicode_form(tmp_path: Path, model, disk):
+    name = "caf\u00e9/\u00fc.png"
+    model_of(tmp_path, [unicodedata.normalize(model, name)])
+    layouts.image(tmp_path / "images" / unicodedata.normalize(disk, name), 40, 60)
+    source = DATASET.open(tmp_path, "train")
+    assert len(source) == 1 and source[0].valid[20, 30]
+    assert isinstance(source, Notes) and source.notes() == []
+
+
+def test_model_of_other_images_is_reported(tmp_path: Path):
+    model_of(tmp_path, ["a.png", "b.png"])
+    layouts.image(tmp_path / "images/c.png", 40, 60)
+    message = layouts.refused(DATASET, tmp_path)
+    assert f"holds none of the 2 images of the model in {tmp_path}/sparse/0" in message
+    assert "put them there: a.png, b.png" in message
 
 
 def test_missing_and_empty_folders_are_refused(tmp_path: Path):
