@@ -17,7 +17,7 @@ from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.paths import exists, write_file
 from modality_forcing.progress import print_stderr
-from modality_forcing.text_io import read_json, read_object
+from modality_forcing.text_io import read_json, read_verified, with_checksum
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,7 +124,7 @@ class PhaseCache:
         self._done: dict[str, Summary] = {}
         if exists(path):
             what, hint = "is not a record of phases", "choose another --workdir"
-            self._done = read_object(path, what=what, hint=hint, finite=False)
+            self._done = read_verified(path, what=what, hint=hint, finite=False)
             keys = {"seconds", "peak_rss_mb", "result"}
             if not all(isinstance(e, dict) and keys <= e.keys() for e in self._done.values()):
                 raise UserError(what, where=path, hint=hint)
@@ -142,7 +142,7 @@ class PhaseCache:
             seconds = max(seconds, result.pop("seconds"))  # of all its attempts
         entry = {"seconds": round(seconds, 2), "peak_rss_mb": _peak_rss_mb(), "result": result}
         self._done[phase] = entry
-        write_file(self._path, json.dumps(self._done, indent=1))
+        write_file(self._path, json.dumps(with_checksum(self._done), indent=1))
         return result
 
     @property
@@ -159,10 +159,10 @@ class PhaseCache:
 
 def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, float]:
     from modality_forcing.train.loop import train
-    from modality_forcing.train.metrics import read_metrics
+    from modality_forcing.train.metrics import last_value
 
     train(config, workdir, records=records)
-    return {"seconds": read_metrics(workdir)[-1]["elapsed_s"]}
+    return {"seconds": last_value(workdir, "elapsed_s") or 0.0}
 
 
 def _evaluate(evaluator: Evaluator, workdir: Path) -> Summary:
@@ -229,7 +229,8 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def _last_metrics(folder: Path) -> dict[str, float]:
     from modality_forcing.train.metrics import read_metrics
 
-    return {k: round(v, 4) for k, v in read_metrics(folder)[-1].items() if k != "step"}
+    last = (read_metrics(folder) or [{}])[-1]
+    return {k: round(v, 4) for k, v in last.items() if k != "step"}
 
 
 def _peak_rss_mb() -> float:

@@ -19,7 +19,7 @@ from modality_forcing.evaluation.heldout import Evaluator, joint_set
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
-from modality_forcing.text_io import read_object
+from modality_forcing.text_io import read_verified, with_checksum
 from modality_forcing.train.state import params_hash
 from modality_forcing.viz import figures, images
 
@@ -168,14 +168,14 @@ def _write_row(stem: Path, fingerprint: str, row: Row, cells: np.ndarray) -> Non
     """Writes the metrics last: where they exist, the images do."""
     sheet = images.grid([list(example) for example in cells], pad=0)
     write_file(_with_suffix(stem, ".png"), images.png_bytes(sheet))
-    stored = {"fingerprint": fingerprint, "row": row}
+    stored = with_checksum({"fingerprint": fingerprint, "row": row})
     write_file(_with_suffix(stem, ".json"), json.dumps(stored, indent=1) + "\n")
 
 
 def _read_row(stem: Path, fingerprint: str) -> tuple[Row, np.ndarray] | None:
     """Returns a finished row, None if it is missing, damaged or of another estimator state."""
     try:
-        stored = read_object(_with_suffix(stem, ".json"), hint="", finite=False)
+        stored = read_verified(_with_suffix(stem, ".json"), what="is damaged", hint="")
         if stored["fingerprint"] != fingerprint:
             return None
         sheet = read_image(_with_suffix(stem, ".png"))

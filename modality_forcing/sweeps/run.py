@@ -31,10 +31,10 @@ from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
 from modality_forcing.sweeps.spec import Cell, Run
 from modality_forcing.sweeps.workdir import SweepDir, version
-from modality_forcing.text_io import read_json
+from modality_forcing.text_io import read_json, with_checksum
 from modality_forcing.train import inputs
 from modality_forcing.train.loop import train
-from modality_forcing.train.metrics import read_metrics
+from modality_forcing.train.metrics import last_value
 from modality_forcing.train.workdir import check_resumable, resolve_paths
 from modality_forcing.tree import JsonObject
 
@@ -117,7 +117,7 @@ class _Worker:
         start = time.monotonic()
         row = self._row(cell)
         seconds = {
-            f"seconds_{run.phase}": read_metrics(folder.run_dir(run))[-1].get("elapsed_s")
+            f"seconds_{run.phase}": last_value(folder.run_dir(run), "elapsed_s")
             for run in cell.runs()
         }
         seconds["seconds_evaluation"] = round(time.monotonic() - start, 2)
@@ -126,7 +126,7 @@ class _Worker:
         if distributed.is_primary():
             # The row comes last: a cell with a row is done.
             for kind, content in (("timing", timing), ("cells", row)):
-                text = json.dumps(content, indent=1) + "\n"
+                text = json.dumps(with_checksum(content), indent=1) + "\n"
                 write_file(folder.path / kind / f"{cell.name}.json", text)
         return True
 

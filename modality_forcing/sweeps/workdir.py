@@ -33,7 +33,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, exists, is_dir, write_file
 from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
-from modality_forcing.text_io import read_object
+from modality_forcing.text_io import read_verified
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.tree import flatten
 
@@ -92,7 +92,7 @@ class SweepDir:
         if not exists(path):
             return None
         hint = "delete it to score the cell again"
-        row = read_object(path, what="is not a row", hint=hint, finite=False)
+        row = read_verified(path, what="is not a row", hint=hint, finite=False)
         if row.get("digest") != cell.digest:
             hint = "choose another --workdir, or delete it"
             raise UserError("is a row of a cell with another config", where=path, hint=hint)

@@ -62,8 +62,10 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
     for number, line in enumerate(lines, 1):
         try:
             row = parse_object(line, finite=False)
-            for value in (row.get("step"), *row.values()):
+            for value in row.values():
                 parse_number(value)
+            if not parse_number(row.get("step")).is_integer():
+                raise ValueError(f"step {row['step']} is not a whole number")
         except ValueError as error:
             if number == len(lines):
                 break
@@ -71,6 +73,11 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
             raise UserError(what, where=f"{path}, line {number}", hint="remove the line") from error
         rows.append(row)
     return rows
+
+
+def last_value(folder: Path, name: str) -> float | None:
+    """Returns a scalar of the last row that has it, None if none does; raises as `read_metrics`."""
+    return next((row[name] for row in reversed(read_metrics(folder)) if name in row), None)
 
 
 def param_summary(params: Mapping[str, Any]) -> str:

@@ -7,8 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from modality_forcing.commands import demo
+from modality_forcing.errors import UserError
+from tests import damage
 
 
 def options(workdir: Path, *arguments: str) -> argparse.Namespace:
@@ -48,6 +52,31 @@ def test_seconds_of_all_attempts_are_added(tmp_path: Path):
     assert again.seconds["t2i"] == 100.0
     assert again.seconds["total"] == pytest.approx(100.0 + again.seconds["evaluate"], abs=0.02)
     assert again.peak_rss_mb == ledger.peak_rss_mb > 10
+
+
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory) -> Path:
+    """Finished phases, whose file every example of the fuzz test damages and repairs."""
+    path = tmp_path_factory.mktemp("phases") / "phases.json"
+    demo.PhaseCache(path).run("evaluate", lambda: {"absrel": 0.5})
+    return path
+
+
+@given(st.data())
+@damage.examples(60)
+def test_damaged_phases_are_one_line_or_unchanged(phases: Path, data):
+    before = phases.read_bytes()
+    want = demo.PhaseCache(phases)
+    phases.write_bytes(data.draw(damage.of(before)))
+    try:
+        found = demo.PhaseCache(phases)
+    except UserError as error:
+        assert str(phases) in str(error) and "\n" not in str(error)
+    else:
+        assert found.run("evaluate", lambda: None) == {"absrel": 0.5}
+        assert (found.seconds, found.peak_rss_mb) == (want.seconds, want.peak_rss_mb)
+    finally:
+        phases.write_bytes(before)
 
 
 def test_two_phases_fit(tmp_path: Path):

@@ -9,6 +9,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from modality_forcing.errors import UserError
@@ -17,7 +19,7 @@ from modality_forcing.evaluation import trajectory_sweep
 from modality_forcing.evaluation.heldout import Evaluator
 from modality_forcing.evaluation.trajectory_sweep import parse_values
 from modality_forcing.generator import Generator
-from tests import tiny
+from tests import damage, tiny
 
 VALUES = (-1.0, 0.0, 0.5)
 
@@ -300,3 +302,27 @@ def test_long_captions_and_large_images_fit_the_sheet():
     sheet = trajectory_sweep.sample_sheet(["word " * 200, "w" * 500], {0.0: cells, 1.0: cells})
     assert sheet.shape == (22 + 4 + 6 * 132, 4 + 3 * 132, 3)
     assert (sheet[:130, :132] > 200).any() and not (sheet[26:, 132 + 4 :][:128, :128]).any()
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The files of a row, which every example of the fuzz test damages and repairs, and the row."""
+    stem = tmp_path_factory.mktemp("rows") / "joint"
+    row = {"log2_alpha": 0.5, "absrel": 0.125, "absrel_stderr": None}
+    cells = np.arange(2 * 3 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 4, 3)
+    trajectory_sweep._write_row(stem, "1", row, cells)
+    return stem, row, cells
+
+
+@given(st.data())
+@damage.examples(60)
+def test_damaged_row_counts_as_missing_or_is_the_same(stored, data):
+    stem, row, cells = stored
+    path = data.draw(st.sampled_from(sorted(stem.parent.iterdir())))
+    before = path.read_bytes()
+    path.write_bytes(data.draw(damage.of(before)))
+    found = trajectory_sweep._read_row(stem, "1")
+    path.write_bytes(before)
+    if found is not None:
+        assert found[0] == row
+        np.testing.assert_array_equal(found[1], cells)

@@ -63,6 +63,19 @@ def test_truncated_last_line_is_ignored_and_repaired(tmp_path):
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
 
 
+@pytest.mark.parametrize("step", ["1e999", "0.5", "NaN", "true", '"1"', "null"])
+def test_row_without_a_whole_step_is_refused(tmp_path, step):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": {step}, "a": 1}}\n{{"step": 2}}\n')
+    with pytest.raises(UserError, match=r"line 1: is not a row of metrics"):
+        read_metrics(tmp_path)
+
+
+def test_last_value_is_that_of_the_last_row_with_it(tmp_path):
+    assert metrics.last_value(tmp_path, "loss") is None
+    write(tmp_path, 0, (1, {"loss": 1.0}), (2, {"loss": 2.0}), (2, {"elapsed_s": 9.0}))
+    assert metrics.last_value(tmp_path, "loss") == 2 and metrics.last_value(tmp_path, "a") is None
+
+
 def test_tensorboard_events_hold_the_scalars(tmp_path):
     write(tmp_path, 0, (7, {"loss_depth": 0.25}))
     (events,) = (tmp_path / "events").iterdir()
