@@ -23,9 +23,7 @@ def test_changed_score_of_a_row_is_refused(tmp_path, trained):
     run_cells(SweepDir(SWEEP, tmp_path))
     path = tmp_path / "cells" / f"{NAMES[0]}.json"
     path.write_text(path.read_text().replace('"i2d_absrel": 0.25', '"i2d_absrel": 0.35'))
-    with pytest.raises(
-        UserError, match=r"is not a row \(its checksum differs\); delete it"
-    ):
+    with pytest.raises(UserError, match=r"is not a row \(its checksum differs\); delete it"):
         SweepDir(SWEEP, tmp_path).rows()
 
 
