@@ -31,9 +31,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from modality_forcing import chips
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.umt5 import UMT5
-from modality_forcing.planning import hardware
 from modality_forcing.planning.encoders import XXL, text_flops
 
 SIDE = 256
@@ -158,7 +158,7 @@ def alone(options: argparse.Namespace) -> list[dict[str, Any]]:
     batch = options.batch or 32
     (image, latent), (ids, mask) = make_images(batch), captions(batch, options.tokens)
     c, half = VAEConfig(), jnp.bfloat16
-    chip = hardware.by_device_kind(jax.devices()[0].device_kind)
+    chip = chips.by_device_kind(jax.devices()[0].device_kind)
     peak = chip.bf16_flops if chip else None
     print("| bfloat16 | batch | ms | per second | TFLOP/s | MFU |\n|---|---|---|---|---|---|")
     rows = []

@@ -117,6 +117,7 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
     config = load(row, encoders)
     import jax
 
+    from modality_forcing import chips
     from modality_forcing.modalities import base
     from modality_forcing.models import flops
     from modality_forcing.planning import hardware
@@ -126,7 +127,7 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
 
     devices = jax.devices()
     config, modalities = with_attention_kernel(config, devices[0].platform), base.build(config)
-    chip = hardware.by_device_kind(devices[0].device_kind)
+    chip = chips.by_device_kind(devices[0].device_kind)
     function, (shapes, batch_shapes, _), _ = abstract_step(config, tuple(devices))
     started = time.perf_counter()
     options = hardware.compiler_options(chip) if chip else None

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from modality_forcing.chips import Chip
 from modality_forcing.config import Config
 from modality_forcing.modalities import base
 from modality_forcing.planning import hardware
@@ -35,7 +36,7 @@ class Target:
 
     topology: str  # of one slice, such as "v5p:4x4x4"
     slices: int
-    chip: hardware.Chip
+    chip: Chip
     shape: tuple[int, ...]  # chips along each axis of a slice
     devices: tuple[Any, ...]
 

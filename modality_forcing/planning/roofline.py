@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from modality_forcing.planning.hardware import Chip
+from modality_forcing.chips import Chip
 from modality_forcing.planning.hlo import Buffer, Op, Program, Visit, parse
 from modality_forcing.planning.hlo_cost import (
     COLLECTIVE,

@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from modality_forcing.chips import CHIPS
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models import flops
 from modality_forcing.models.flops import Parameters
-from modality_forcing.planning.hardware import CHIPS
 from modality_forcing.progress import format_table
 from modality_forcing.sweeps.spec import Cell, Run, Sweep, load
 from modality_forcing.train.state import abstract_model

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from modality_forcing import chips
 from modality_forcing.errors import UserError
 from modality_forcing.planning import hardware
 
@@ -44,23 +45,8 @@ def gradient(x, w):
 
 
 def test_every_tpu_has_topologies_flags_and_a_smallest_slice():
-    tpus = {name for name, chip in hardware.CHIPS.items() if chip.is_tpu}
+    tpus = {name for name, chip in chips.CHIPS.items() if chip.is_tpu}
     assert tpus == set(hardware.TOPOLOGIES) == set(hardware.XLA_FLAGS) == set(SMALLEST)
-
-
-def test_device_kinds_are_known_by_their_exact_name():
-    assert hardware.by_device_kind("TPU v5 lite") is hardware.CHIPS["v5e"]
-    assert hardware.by_device_kind("TPU v5") is hardware.CHIPS["v5p"]
-    assert hardware.by_device_kind("NVIDIA H200") is hardware.CHIPS["h200"]
-    # Slower than the module whose peak we know.
-    assert hardware.by_device_kind("NVIDIA H100 PCIe") is None
-    assert hardware.by_device_kind("cpu") is None
-
-
-def test_numbers_of_a_chip_are_split_between_its_two_devices():
-    chip = hardware.CHIPS["tpu7x"]
-    assert chip.per_device(chip.bf16_flops) == 2307e12 / 2
-    assert chip.usable_bytes < chip.per_device(chip.hbm_bytes)  # already a device's
 
 
 @pytest.mark.parametrize("spec", ["h100:8", "v5p", "v5p:4x4", "v5p:3x3x3", "v5e:4x4x4", "", ":"])
@@ -95,7 +81,7 @@ def test_rings_close_on_full_axes(shape, closed):
 
 
 def test_libtpu_init_args_equal_the_compiler_options():
-    chip = hardware.CHIPS["v6e"]
+    chip = chips.CHIPS["v6e"]
     written = hardware.libtpu_init_args(chip, slices=2)
     assert "--xla_tpu_scoped_vmem_limit_kib=98304" in written.split()
     assert "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=false" in written.split()
@@ -103,8 +89,8 @@ def test_libtpu_init_args_equal_the_compiler_options():
     assert names == list(hardware.compiler_options(chip, slices=2))
     assert len(names) == len(hardware.compiler_options(chip)) + 2
     assert (
-        hardware.compiler_options(hardware.CHIPS["h200"]) == {}
-        and hardware.libtpu_init_args(hardware.CHIPS["h200"]) == ""
+        hardware.compiler_options(chips.CHIPS["h200"]) == {}
+        and hardware.libtpu_init_args(chips.CHIPS["h200"]) == ""
     )
 
 
@@ -115,11 +101,11 @@ class TestWithLibtpu:
 
     @pytest.mark.parametrize("name", hardware.TOPOLOGIES)
     def test_every_named_topology_resolves(self, name):
-        chip = hardware.CHIPS[name]
+        chip = chips.CHIPS[name]
         for shape in hardware.TOPOLOGIES[name]:
             devices = hardware.topology(f"{name}:{shape}")
             assert len(devices) == chip.devices * np.prod([int(n) for n in shape.split("x")])
-            assert hardware.by_device_kind(devices[0].device_kind) is chip
+            assert chips.by_device_kind(devices[0].device_kind) is chip
 
     def test_devices_name_their_slice(self):
         devices = hardware.topology("v5e:2x2", slices=2)
@@ -128,12 +114,12 @@ class TestWithLibtpu:
     @pytest.mark.parametrize("name", SMALLEST)
     def test_compiler_accepts_every_flag(self, name):
         devices = hardware.topology(SMALLEST[name], slices=2)
-        options = hardware.compiler_options(hardware.CHIPS[name], slices=2)
+        options = hardware.compiler_options(chips.CHIPS[name], slices=2)
         compiled = compile_for(devices, gradient, (128, 256), (256, 512), options=options)
         assert "collective" in compiled.as_text() or "all-" in compiled.as_text()
 
     def test_compiler_rejects_an_unknown_flag(self):
-        options = hardware.compiler_options(hardware.CHIPS["v5e"]) | {
+        options = hardware.compiler_options(chips.CHIPS["v5e"]) | {
             "xla_tpu_enable_wishful_thinking": True
         }
         with pytest.raises(Exception, match="xla_tpu_enable_wishful_thinking"):
@@ -152,7 +138,7 @@ class TestWithLibtpu:
             compile_for(hardware.topology(SMALLEST[name])[:1], large, (16384, 32768))
         available = re.search(r"exceeds available HBM \(([\d.]+)G\)", str(found.value))
         assert available and float(available[1]) == pytest.approx(
-            hardware.CHIPS[name].usable_bytes / hardware.GIB, abs=0.02
+            chips.CHIPS[name].usable_bytes / chips.GIB, abs=0.02
         )
 
     @pytest.mark.parametrize(
@@ -162,7 +148,7 @@ class TestWithLibtpu:
         # Flags of all chips at once: what counts is that libtpu, which ends the process otherwise,
         # knows the names.
         written = " ".join(
-            hardware.libtpu_init_args(hardware.CHIPS[name], slices=2) for name in SMALLEST
+            hardware.libtpu_init_args(chips.CHIPS[name], slices=2) for name in SMALLEST
         )
         environment = {
             **os.environ,

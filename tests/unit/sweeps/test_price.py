@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from configs import t2i
+from modality_forcing.chips import CHIPS
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models import flops
-from modality_forcing.planning.hardware import CHIPS
 from modality_forcing.sweeps.price import cell_columns, price, to_json, to_text
 from modality_forcing.sweeps.spec import Records, Run, axis, product, sweep
 from tests import tiny
