@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
 from modality_forcing.config import Config, SampleConfig
@@ -22,7 +23,9 @@ from modality_forcing.evaluation.depth_metrics import (
 from modality_forcing.evaluation.estimators import DepthMap, Estimator
 from modality_forcing.generator import Generator
 from modality_forcing.paths import check_folder, write_file
-from modality_forcing.train import inputs
+from modality_forcing.train import checksums, inputs
+from modality_forcing.train.state import Params
+from modality_forcing.tree import flatten
 from modality_forcing.viz.images import png_bytes, to_u8
 
 ROW_MEAN_SCENES = 1024  # training records of the row-mean baseline
@@ -33,12 +36,13 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class HeldOutData:
-    """All evaluation examples: image u8 [n h w 3], depth f32 and valid bool [n h w], captions."""
+    """All evaluation examples: image u8 [n h w 3], depth f32 and valid bool [n h w], and texts."""
 
     image: np.ndarray
     depth: np.ndarray
     valid: np.ndarray
     captions: list[str]
+    ids: list[str]  # of the records
 
 
 @dataclass
@@ -77,6 +81,7 @@ def _load(config: Config, split: str, count: int) -> HeldOutData:
         np.stack([r.depth for r in records]),
         np.stack([r.valid for r in records]),
         [r.caption for r in records],
+        [r.id for r in records],
     )
 
 
@@ -249,7 +254,10 @@ class Evaluator:
         batch: Mapping[str, np.ndarray],
         options: SampleConfig | None = None,
     ) -> Arrays:
-        """Runs a task for every example in batches of one size; noise depends on the index."""
+        """Runs a task for every example in batches of one size; noise depends on the index.
+
+        Raises UserError for the first record with a value that is not finite.
+        """
         captions, seed = self.data.captions, self.config.seed
         n = len(captions)
         size = min(self.config.eval.batch, n)
@@ -261,8 +269,32 @@ class Evaluator:
             texts = [captions[i] for i in index]
             noise = {"seed": seed, "index": index}
             output = generator.run(task, texts, batch=rows, options=options, **noise)
+            for name in (name for name in output.images if name not in batch):
+                self._check_finite(generator, task, name, output.images[name], index)
             parts.append(output.images)
         return {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
+
+    def _check_finite(
+        self, generator: Generator, task: str, name: str, values: np.ndarray, index: np.ndarray
+    ) -> None:
+        """Raises UserError for the first record whose values [b ...] are not all finite."""
+        bad = ~np.isfinite(values).reshape(len(values), -1)
+        if not bad.any():
+            return
+        row = int(bad.any(axis=1).argmax())
+        record = f"held-out record {index[row]} ({self.data.ids[index[row]]})"
+        share = f"{bad[row].sum()} of {bad[row].size} values"
+        what = f"{record}: mode {task} generates {name} with {share} that are not finite"
+        hint = "use an earlier checkpoint, or other --steps or --solver"
+        raise UserError(f"{what}, since {_cause(generator.params)}", hint=hint)
+
+
+def _cause(params: Params) -> str:
+    """Returns why a network generates values that are not finite."""
+    if bad := checksums.not_finite(params):
+        return f"its weights are not: {checksums.some(bad)}"
+    largest, path = max((float(jnp.abs(x).max()), path) for path, x in flatten(params).items())
+    return f"the network overflows; its largest weight is {largest:.3g} ({path})"
 
 
 def write_images(folder: Path, images: np.ndarray, names: Sequence[str]) -> None:
