@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from modality_forcing import config_file
 from modality_forcing.progress import format_table
 from modality_forcing.train import checksums
-from modality_forcing.train.checkpoint import Checkpoints
+from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import TrainState
 
 COPIES = 4  # of the weights in a state: parameters, EMA, two moments

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import math
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from modality_forcing.config_keys import unknown_key
+from modality_forcing.config_ranges import check_numbers
 from modality_forcing.errors import UserError
-from modality_forcing.tree import flatten
 
 
 def _check_multiple(key: str, value: int, divisor_key: str, divisor: int) -> None:
@@ -146,7 +145,8 @@ class TrainConfig:
     allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh
     log_every: int = 20  # steps between rows of metrics
     save_every: int = 500  # steps between checkpoints
-    max_to_keep: int = 1  # checkpoints
+    max_to_keep: int = 2  # checkpoints; the last but one is for a damaged last one
+    async_save: bool = True  # write checkpoints while training goes on, from a copy in host memory
     keep_at_steps: tuple[int, ...] = ()  # also keep these, for other runs to branch from
 
 
@@ -192,7 +192,7 @@ class Config:
     def __post_init__(self):
         if not self.modalities:
             raise UserError("modalities is empty", hint="name at least one")
-        _check_numbers(to_dict(self))
+        check_numbers(to_dict(self))
         if self.seed >= 2**32:  # jax reads no more bits of it
             raise UserError(f"seed is {self.seed}", hint="it must be below 2**32")
         self._check_modalities()
@@ -261,44 +261,6 @@ def check_splash(config: Config) -> None:
             f"model.head_dim is {head_dim}: the TPU attention kernel takes multiples of 128",
             hint="set model.head_dim to 128 (or 256, for v6e and tpu7x), or model.attention=einsum",
         )
-
-
-# Ranges of numbers, by keys or their last parts. NaN is in none. All other floats are finite, and
-# all other integers count something of which there must be at least one.
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("above 0", lambda x: 0 < x < math.inf, "learning_rate grad_clip_norm rope_theta"),
-    (
-        "at least 0",
-        lambda x: 0 <= x < math.inf,
-        "loss_weight weight_decay distill_high distill_low depth_scale depth_max seed workers "
-        "base_width vocab_size position_id detokenizer_layers latent_channels",
-    ),
-    (
-        "from 0 to 1",
-        lambda x: 0 <= x <= 1,
-        "cond_prob text_dropout warmup_fraction decay_fraction crop_jitter flip_prob",
-    ),
-    ("at least 0 and below 1", lambda x: 0 <= x < 1, "b1 b2 ema_decay"),
-    ("above 0 and at most 1", lambda x: 0 < x <= 1, "t_min min_crop"),
-    ("above 0 and at most 0.05", lambda x: 0 < x <= 0.05, "sample.t_min"),
-    ("from -16 to 16", lambda x: -16 <= x <= 16, "timestep_shift"),
-    ("from -64 to 64", lambda x: -64 <= x <= 64, "log2_alpha"),
-)
-_RANGE_OF = {key: (text, holds) for text, holds, keys in _RANGES for key in keys.split()}
-_MAY_BE_REST = ("mesh.data", "mesh.fsdp")  # -1 takes the devices that are left
-
-
-def _check_numbers(tree: Mapping[str, Any]) -> None:
-    for path, value in flatten(tree, ".").items():
-        key = path.rpartition(".")[2]
-        if limits := _RANGE_OF.get(path) or _RANGE_OF.get(key):
-            text, holds = limits
-            if not holds(value):
-                raise UserError(f"{path} is {value}", hint=f"it must be {text}")
-        elif type(value) is int and value < 1 and not (path in _MAY_BE_REST and value == -1):
-            raise UserError(f"{path} is {value}", hint="it must be at least 1")
-        elif isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{path} is {value}", hint="it must be a finite number")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -17,6 +17,12 @@ class UserError(Exception):
         super().__init__("; ".join(" ".join(str(part).split()) for part in parts))
 
 
+class StorageFailed(UserError):
+    """A bucket did not do what was asked, for a cause that may pass."""
+
+    exit_code = 1  # launchers retry it
+
+
 class WorkerDied(UserError):
     """A process that worked for this one has died, of what may not happen again."""
 

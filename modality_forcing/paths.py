@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 import tempfile
 from pathlib import Path
@@ -216,6 +217,19 @@ def make_folder(path: str | Path) -> Path:
     except OSError as error:
         raise os_error(error, path, "created") from error
     return Path(path)
+
+
+def remove(path: str | Path) -> None:
+    """Deletes a file if it is there; raises UserError if that fails."""
+    try:
+        Path(path).unlink(missing_ok=True)
+    except OSError as error:
+        raise os_error(error, path, "deleted") from error
+
+
+def remove_tree(path: str | Path) -> None:
+    """Deletes a folder and what is in it, as far as that is possible."""
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def cause(error: BaseException) -> int | None:

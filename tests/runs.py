@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from modality_forcing.config import Config
-from modality_forcing.train.checkpoint import Checkpoints
+from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import Params, TrainState, init_state
 from modality_forcing.train.workdir import write_config
 from tests import tiny

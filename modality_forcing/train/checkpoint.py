@@ -1,32 +1,35 @@
-"""Checkpoints: weights, EMA, optimizer, data position and config in one atomic Orbax save.
+"""Checkpoints on disk or in a bucket: which steps are complete, reading and verifying them.
 
-`meta` holds the checksum of every array and of itself. They are verified on reading, so that a
-checkpoint damaged on disk is refused, naming what is damaged.
+A step is a folder with one Orbax item each for weights, EMA and optimizer, and `meta`. `meta` holds
+the config, the data position, and the checksum of every array and of itself. It is written last: a
+step without it is unfinished, whatever else is there. The checksums are verified on reading, so
+that a checkpoint damaged on disk is refused, naming what is damaged.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
+import json
 import logging
-import shutil
 import sys
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
 from jaxtyping import PyTree
-from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, CustomSteps, LatestN
 
 from modality_forcing import distributed, paths
-from modality_forcing.config import Config, from_dict, to_dict
+from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models.restore import merge_params
-from modality_forcing.paths import is_dir
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import json_checksum
 from modality_forcing.train import checksums
@@ -35,94 +38,32 @@ from modality_forcing.train.state import Params, TrainState
 
 FORMAT = 3  # of the folder; format 2 has no checksums and is read, others are refused
 _UNVERIFIED = 2
+META = "meta/metadata"  # of a step's folder: JSON, written last
+DAMAGED = "damaged.txt"  # in a step's folder that a run found damaged: why
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 _HINT = "give a workdir, its checkpoints/ or one step in it"
 Metadata = Mapping[str, Any]  # JSON: the config, the data position, metrics not written yet
 
 
-class Checkpoints:
-    """The checkpoints of one run in `folder/<step>/`. Each is visible once it is complete.
-
-    max_to_keep: how many of the last ones stay, besides those of keep_steps.
-    """
-
-    def __init__(self, folder: Path, max_to_keep: int = 1, keep_steps: Collection[int] = ()):
-        _silence_orbax()
-        self.folder = folder.absolute()
-        remove_unfinished(self.folder)
-        kept = AnyPreservationPolicy([LatestN(max_to_keep), CustomSteps(sorted(keep_steps))])
-        # Synchronous: an error belongs to the step that caused it, and the state may be donated.
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=kept, enable_async_checkpointing=False, create=True
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def latest(self) -> int | None:
-        """Returns the last complete step, or None."""
-        return self._manager.latest_step()
-
-    def save(self, state: TrainState, config: Config, metadata: Metadata) -> None:
-        """Saves a state and JSON metadata, the data position among it, under the state's step.
-
-        Raises UserError when the system refuses it, as for a full disk. Earlier checkpoints stay.
-        """
-        step = int(jax.device_get(state.step))
-        if step == self.latest():
-            return
-        trees = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
-        meta = {
-            "format": FORMAT,
-            "step": step,
-            "config": to_dict(config),
-            **metadata,
-            "checksums": {name: checksums.checksums(tree) for name, tree in trees.items()},
-        }
-        meta = ocp.args.JsonSave(meta | {"checksum": json_checksum(meta)})
-        items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        try:
-            with suppress_secondary_errors():
-                args = ocp.args.Composite(**items, meta=meta)
-                self._manager.save(step, args=args, force=True)
-        except Exception as error:  # tensorstore reports a full disk through several types
-            remove_unfinished(self.folder)
-            if paths.cause(error) is None:
-                raise
-            last = self.latest()
-            kept = f"the checkpoint of step {last} is intact"
-            if last is None:
-                kept = "there is no earlier checkpoint"
-            raise UserError(
-                f"step {step} could not be saved ({paths.reason(error)}); {kept}",
-                where=self.folder,
-                hint=f"{paths.hint_for(error)} and run the same command again",
-            ) from error
-
-    def restore(self, like: TrainState) -> tuple[TrainState, Metadata]:
-        """Returns the latest state, with the types and shardings of `like`, and its metadata.
-
-        Raises UserError if it is damaged or cannot be read, with the way out.
-        """
-        earlier = sorted(int(path.name) for path in step_folders(self.folder))[:-1]
-        way_out = "restore it from a backup, or train again in another --workdir"
-        if earlier:
-            way_out = f"delete this folder to resume from step {earlier[-1]}"
-        return read_state(self.folder / str(self.latest()), like, way_out)
-
-    def close(self) -> None:
-        """Releases the manager's threads, and deletes what a failed save still wrote."""
-        self._manager.close()
-        remove_unfinished(self.folder)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Deletes what an interrupted save left: it fills the disk and looks like a checkpoint."""
-    for leftover in folder.glob("*.orbax-checkpoint-tmp*") if distributed.is_primary() else ():
-        shutil.rmtree(leftover, ignore_errors=True)
+class DamagedCheckpoint(UserError):
+    """A checkpoint is not what was saved; an earlier one may be."""
 
 
 def step_folders(folder: Path) -> list[Path]:
-    """Returns the complete checkpoints in a run's `checkpoints/`."""
-    return [p for p in folder.glob("*") if p.name.isdigit() and is_dir(p / "meta")]
+    """Returns the complete checkpoints in a run's `checkpoints/`, the newest last.
+
+    Those that a run has found damaged are left out.
+    """
+    if not paths.is_dir(folder):
+        return []
+    steps = [p for p in paths.list_dir(folder) if p.name.isdigit()]
+    complete = [p for p in steps if is_complete(p) and not paths.exists(p / DAMAGED)]
+    return sorted(complete, key=lambda p: int(p.name))
+
+
+def is_complete(step: Path) -> bool:
+    """Returns whether the folder of a step was written to its end."""
+    return paths.exists(step / META)
 
 
 def resolve_checkpoint(path: Path) -> Path:
@@ -130,10 +71,13 @@ def resolve_checkpoint(path: Path) -> Path:
     if not paths.exists(path):
         raise UserError("no such checkpoint", where=path, hint=_HINT)
     for folder in (path, path / "checkpoints"):
-        if paths.is_dir(folder / "meta"):
+        if paths.is_dir(folder) and is_complete(folder):
             return folder
         if steps := step_folders(folder):
-            return max(steps, key=lambda p: int(p.name))
+            return steps[-1]
+    if paths.exists(path / WEIGHTS):
+        what = "is unfinished: its save was interrupted, or not all of it was copied"
+        raise UserError(what, where=path, hint="give an earlier step, or copy it again")
     raise UserError("holds no checkpoint", where=path, hint=_HINT)
 
 
@@ -144,22 +88,14 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
     Raises UserError if there is none, if it cannot be read, is damaged or has another format, and
     for weights that are not finite.
     """
-    _silence_orbax()
-    folder = resolve_checkpoint(path).absolute()
+    silence_orbax()
+    folder = paths.resolve(resolve_checkpoint(path))
     first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     with _readable(folder):
-        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.metadata(folder / WEIGHTS)
-            tree = _plain(getattr(tree, "item_metadata", tree))
-            shapes = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), tree)
-            placed = (
-                jax.tree.map(lambda _: first, shapes) if shardings is None else shardings(shapes)
-            )
-            abstract = jax.tree.map(
-                lambda m, s: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=s), shapes, placed
-            )
-            params = reader.restore(folder / WEIGHTS, abstract)
+        meta = _read_meta(folder)
+        shapes = _shapes(folder / WEIGHTS)
+        placed = jax.tree.map(lambda _: first, shapes) if shardings is None else shardings(shapes)
+        params = _read_item(folder / WEIGHTS, jax.tree.map(_on, shapes, placed))
     meta = _checked(meta, folder)
     _verify(meta, {WEIGHTS: params}, folder)
     if bad := checksums.not_finite(params):
@@ -180,16 +116,16 @@ def read_state(
     The state has the types and shardings of `like` (abstract or real). Raises UserError with the
     way out if it is damaged or cannot be read.
     """
+    silence_orbax()
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     wanted = {"params": like.params, "ema": like.ema, "optimizer": like.opt_state}
-    with _readable(folder, way_out):
-        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(folder / "meta")
-        with ocp.StandardCheckpointer() as reader:
-            items = {name: reader.restore(folder / name, tree) for name, tree in wanted.items()}
+    with _on_all_processes(folder, way_out), _readable(folder, way_out):
+        meta = _read_meta(folder)
+        items = {name: _read_item(folder / name, tree) for name, tree in wanted.items()}
     meta = _checked(meta, folder, way_out)
     if (saved_as := meta.get("step", int(folder.name))) != int(folder.name):
         what = f"is the checkpoint of step {saved_as} under another name"
-        raise UserError(what, where=folder, hint="give it its own name back")
+        raise DamagedCheckpoint(what, where=folder, hint="give it its own name back")
     _verify(meta, items, folder, way_out)
     step = jax.numpy.asarray(int(folder.name), like.step.dtype)
     return TrainState(step, items["params"], items["optimizer"], items["ema"]), meta
@@ -203,9 +139,49 @@ def init_from_checkpoint(
     return merge_params(params, fresh, allow_missing, where=path)
 
 
-def _silence_orbax() -> None:
-    # Orbax warns of files that are absent by design.
+def silence_orbax() -> None:
+    """Turns off the warnings of Orbax, which are of files that are absent by design."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+
+
+# The handlers without a Checkpointer around them: in a run of several processes that one waits for
+# the others, which would hang where one of them meets a damaged file.
+
+
+def _read_item(folder: Path, like: PyTree) -> PyTree:
+    handler = ocp.StandardCheckpointHandler()
+    return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(like))
+
+
+def _shapes(folder: Path) -> PyTree:
+    tree = ocp.StandardCheckpointHandler().metadata(epath.Path(folder))
+    tree = _plain(getattr(tree, "item_metadata", tree))
+    return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), tree)
+
+
+def _read_meta(folder: Path) -> object:
+    return json.loads(paths.read_text(folder / META))
+
+
+def _on(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
+
+
+@contextmanager
+def _on_all_processes(folder: Path, way_out: str) -> Iterator[None]:
+    """Raises an error in every process of a run if one of them raises one."""
+    failure: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        failure = error
+    if jax.process_count() > 1:
+        failed = multihost_utils.process_allgather(np.array(failure is not None))
+        if failure is None and failed.any():
+            what = f"process {int(np.argmax(failed))} cannot read it"
+            failure = DamagedCheckpoint(what, where=folder, hint=way_out)
+    if failure is not None:
+        raise failure
 
 
 @contextmanager
@@ -223,7 +199,7 @@ def _readable(folder: Path, way_out: str = "") -> Iterator[None]:
         first_line = str(cause).strip().partition("\n")[0]
         what = f"cannot be read ({first_line[:200]})"
         hint = "; ".join(filter(None, ("the checkpoint is damaged or of another run", way_out)))
-        raise UserError(what, where=folder, hint=hint) from error
+        raise DamagedCheckpoint(what, where=folder, hint=hint) from error
 
 
 @contextmanager
@@ -263,7 +239,7 @@ def _plain(tree: PyTree) -> PyTree:
 
 def _checked(meta: object, folder: Path, way_out: str = "") -> Metadata:
     """Returns a checkpoint's metadata; raises UserError if damaged or not read by this version."""
-    damaged = UserError("its description is damaged", where=folder, hint=way_out)
+    damaged = DamagedCheckpoint("its description is damaged", where=folder, hint=way_out)
     if not isinstance(meta, Mapping) or not isinstance(meta.get("config"), Mapping):
         raise damaged
     # First, since another format may have other checksums.
@@ -296,4 +272,6 @@ def _verify(meta: Metadata, items: Mapping[str, PyTree], folder: Path, way_out: 
     ]
     if bad:
         what = f"is damaged: {checksums.some(bad)} changed after saving"
-        raise UserError(what, where=folder, hint=way_out or "use another checkpoint or a backup")
+        raise DamagedCheckpoint(
+            what, where=folder, hint=way_out or "use another checkpoint or a backup"
+        )

@@ -32,6 +32,30 @@ def checksums(tree: PyTree) -> dict[str, str]:
     return {path: _hex(digest) for path, digest in _digests(tree).items()}
 
 
+def start(trees: Mapping[str, PyTree]) -> Callable[[], dict[str, dict[str, str]]]:
+    """Starts the checksums of trees, whose arrays may be donated afterwards.
+
+    Returns a function that waits for them and gives them by the trees' names, in any thread. On
+    accelerators they are computed before the next program; on the CPU of a single process, where
+    they would hold that up, in the thread that calls the function.
+    """
+
+    def begin(leaf: Any) -> Callable[[], _Digest]:
+        leaf = jnp.asarray(leaf)
+        on_host = all(device.platform == "cpu" for device in leaf.sharding.device_set)
+        if leaf.is_fully_addressable and on_host:
+            view = np.asarray(leaf)  # holds the memory: a donated array's is then not reused
+            return lambda: _digest(jnp.asarray(view))
+        digest = _digest(leaf)
+        return lambda: digest
+
+    begun = {name: {path: begin(x) for path, x in _leaves(tree)} for name, tree in trees.items()}
+    return lambda: {
+        name: {path: _hex(digest()) for path, digest in tree.items()}
+        for name, tree in begun.items()
+    }
+
+
 def changed(tree: PyTree, expected: Mapping[str, str]) -> list[str]:
     """Returns the paths whose arrays are absent, unexpected, or differ from their checksums."""
     found = checksums(tree)
@@ -52,10 +76,13 @@ def some(names: list[str]) -> str:
 
 
 def _digests(tree: PyTree) -> dict[str, _Digest]:
+    digests = {path: _digest(jnp.asarray(leaf)) for path, leaf in _leaves(tree)}
+    return jax.device_get(digests)
+
+
+def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    digests = jax.device_get([_digest(jnp.asarray(leaf)) for _, leaf in leaves])
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    return dict(zip(names, digests, strict=True))
+    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
 
 def _digest(x: jax.Array) -> _Digest:

@@ -25,6 +25,7 @@ from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.inputs import Inputs, open_inputs
 from modality_forcing.train.metrics import param_summary
+from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState, abstract_model, init_params, init_state
 from modality_forcing.train.step import Step, make_step
@@ -38,7 +39,7 @@ class Run:
     step: Step
     start_step: int  # updates already done
     batches: PrefetchToDevice
-    checkpoints: checkpoint.Checkpoints
+    checkpoints: Checkpoints
     metadata: checkpoint.Metadata  # of the checkpoint that the state is from
 
 
@@ -72,7 +73,9 @@ def init_run(
     if jax.process_count() > 1:  # the first process writes the config before another reads it
         multihost_utils.sync_global_devices("config written")
     c = config.train
-    checkpoints = checkpoint.Checkpoints(workdir / "checkpoints", c.max_to_keep, c.keep_at_steps)
+    checkpoints = Checkpoints(
+        workdir / "checkpoints", c.max_to_keep, c.keep_at_steps, asynchronous=c.async_save
+    )
     restored = checkpoints.latest() is not None
     state, metadata = initial or initialize(checkpoints=checkpoints)
     if metadata:
@@ -96,7 +99,7 @@ def _initial_state(
     modalities: Mapping[str, base.Modality],
     abstract: TrainState,
     shardings: Shardings,
-    checkpoints: checkpoint.Checkpoints | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainState, checkpoint.Metadata]:
     """Returns the first state of a run, and the metadata of the checkpoint it is from.
 

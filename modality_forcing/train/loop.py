@@ -70,6 +70,7 @@ def _train(
         stop = stack.enter_context(signals.stop_flag())
         for k in range(run.start_step, c.steps):
             stop.check()
+            run.checkpoints.check()
             if k == stop_after:
                 return state
             resumed = k == run.start_step  # this step's row and checkpoint are written already
@@ -108,4 +109,5 @@ def _train(
             metadata = logger.checkpoint_metadata(run.batches.get_state())
             logger.write_summary(metadata)
             run.checkpoints.save(state, config, metadata)
+            run.checkpoints.wait()
     return state

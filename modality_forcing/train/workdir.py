@@ -24,6 +24,7 @@ NON_IDENTITY_KEYS = (
     "train.save_every",
     "train.keep_at_steps",
     "train.max_to_keep",
+    "train.async_save",
     "train.grad_accum_steps",
     "data.workers",
     "sample.",

@@ -19,9 +19,9 @@ from modality_forcing import locks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint, init
-from modality_forcing.train.checkpoint import Checkpoints
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
+from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import TrainState
 from modality_forcing.train.workdir import write_config
 from tests import tiny
@@ -291,5 +291,5 @@ def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_pat
     assert not any(noise in done.stderr for noise in ("Traceback", "Warning", "ERROR"))
     assert checkpoint.resolve_checkpoint(workdir).name == "3"
     equal(train(T2I, workdir), finished[0])
-    assert [p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()] == ["6"]
+    assert {p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()} == {"3", "6"}
     assert rows(workdir) == rows(finished[1])

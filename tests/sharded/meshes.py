@@ -23,7 +23,7 @@ from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
 from modality_forcing.train import sharding
 from modality_forcing.train import step as step_module
-from modality_forcing.train.checkpoint import Checkpoints
+from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import abstract_model, init_params, init_state
 from modality_forcing.train.step import compute_loss, make_step
 from modality_forcing.tree import flatten

@@ -18,73 +18,13 @@ from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.train import checkpoint
-from modality_forcing.train.checkpoint import Checkpoints
-from modality_forcing.train.state import TrainState, abstract_model, init_state
+from modality_forcing.train.saving import Checkpoints
+from modality_forcing.train.state import abstract_model, init_state
 from tests import damage, tiny
+from tests.saved import CONFIG, EXTRA, biggest, description, restore
 
 # Orbax leaves reads unfinished when one of them fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-CONFIG = tiny.t2i()
-EXTRA = {"data_state": {"batches": 12}, "elapsed_s": 1.5, "pending_metrics": [{"loss": 0.1}]}
-
-
-@pytest.fixture(scope="module")
-def state() -> TrainState:
-    """A state whose weights, average and moments all differ."""
-    made = init_state(CONFIG, tiny.network(CONFIG)[1])
-
-    def fill(tree, seed):
-        return jax.tree.map(jnp.asarray, tiny.perturbed({"": tree}, seed)[""])
-
-    moments = jax.tree.map(lambda x: x if x.ndim == 0 else x + 0.25, made.opt_state)
-    return TrainState(jnp.int32(3), made.params, moments, fill(made.ema, 1))
-
-
-@pytest.fixture(scope="module")
-def abstract() -> TrainState:
-    shapes = abstract_model(CONFIG, base.build(CONFIG))[1]
-    return jax.eval_shape(lambda p: init_state(CONFIG, p), shapes)
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory, state) -> Path:
-    """A workdir with one checkpoint, of step 3; for reading only."""
-    workdir = tmp_path_factory.mktemp("run")
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    checkpoints.save(state, CONFIG, EXTRA)
-    checkpoints.close()
-    return workdir
-
-
-@pytest.fixture
-def copy(tmp_path, saved) -> Path:
-    """The same, to be damaged."""
-    return Path(shutil.copytree(saved, tmp_path / "run"))
-
-
-def restore(workdir: Path, like: TrainState):
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    try:
-        return checkpoints.restore(like)
-    finally:
-        checkpoints.close()
-
-
-def test_restored_state_equals_the_saved_one_to_the_bit(saved, state, abstract):
-    back, extra = restore(saved, abstract)
-    assert jax.tree.structure(back) == jax.tree.structure(state)
-    jax.tree.map(np.testing.assert_array_equal, back, state)
-    assert jax.tree.map(lambda x: x.dtype, back) == jax.tree.map(lambda x: x.dtype, state)
-    assert {k: extra[k] for k in EXTRA} == EXTRA
-
-
-def test_metadata_numbers_keep_every_bit(tmp_path, state, abstract):
-    numbers = np.random.default_rng(0).standard_normal(50).astype(np.float32)
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    checkpoints.save(state, CONFIG, {"pending": [float(x) for x in numbers]})
-    checkpoints.close()
-    np.testing.assert_array_equal(np.float32(restore(tmp_path, abstract)[1]["pending"]), numbers)
 
 
 def test_load_returns_config_and_ema(saved, state):
@@ -94,46 +34,7 @@ def test_load_returns_config_and_ema(saved, state):
         jax.tree.map(np.testing.assert_array_equal, params, state.ema)
 
 
-def test_latest_is_none_without_a_checkpoint(tmp_path):
-    checkpoints = Checkpoints(tmp_path / "checkpoints")
-    assert checkpoints.latest() is None
-    checkpoints.close()
-
-
-def test_old_checkpoints_are_deleted_except_keep_steps(tmp_path, state):
-    for keep, also, left in ((1, (), [12]), (2, (), [9, 12]), (1, (3, 4), [3, 12])):
-        folder = tmp_path / f"{keep}{len(also)}" / "checkpoints"
-        checkpoints = Checkpoints(folder, keep, also)
-        for step in (3, 9, 12):
-            checkpoints.save(state._replace(step=jnp.int32(step)), CONFIG, EXTRA)
-        assert checkpoints.latest() == 12
-        checkpoints.close()
-        assert sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) == left
-        assert checkpoint.resolve_checkpoint(folder.parent).name == "12"
-
-
-def test_saving_a_step_twice_writes_it_once(copy, state):
-    checkpoints = Checkpoints(copy / "checkpoints")
-    meta = copy / "checkpoints" / "3" / "meta"
-    before = {p: p.stat().st_mtime_ns for p in meta.rglob("*")}
-    checkpoints.save(state, CONFIG, {"other": 1})
-    checkpoints.close()
-    assert {p: p.stat().st_mtime_ns for p in meta.rglob("*")} == before
-
-
-def test_unfinished_save_is_ignored_and_deleted(copy, state, abstract):
-    half = copy / "checkpoints" / "7.orbax-checkpoint-tmp-123"
-    shutil.copytree(copy / "checkpoints" / "3", half)
-    assert checkpoint.resolve_checkpoint(copy).name == "3"
-    back, _ = restore(copy, abstract)
-    assert int(back.step) == 3 and not half.exists()
-
-
 # ---- What a person can do to one
-
-
-def biggest(folder: Path) -> Path:
-    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
 def cut(path: Path) -> None:
@@ -183,12 +84,6 @@ def test_damaged_metadata_is_refused(copy, abstract, text):
             restore(copy, abstract)
 
 
-def description(workdir: Path) -> Path:
-    """The JSON of the checkpoint in a copy."""
-    (found,) = (workdir / "checkpoints" / "3" / "meta").rglob("*metadata*")
-    return found
-
-
 def test_checkpoint_of_another_format_is_refused(copy, abstract):
     description(copy).write_text(json.dumps({"format": 1, "config": to_dict(CONFIG)}))
     for read in (checkpoint.load, lambda folder: restore(folder, abstract)):
@@ -226,12 +121,6 @@ def test_changed_weight_is_named_with_the_way_out(copy, abstract, state):
     with pytest.raises(UserError, match=named + "use another checkpoint or a backup"):
         checkpoint.load(copy)
     with pytest.raises(UserError, match=named + "restore it from a backup, or train again"):
-        restore(copy, abstract)
-    later = Checkpoints(copy / "checkpoints", max_to_keep=2)
-    later.save(state._replace(step=jnp.int32(4)), CONFIG, EXTRA)
-    later.close()
-    biggest(copy / "checkpoints" / "4" / "params").write_bytes(b"")
-    with pytest.raises(UserError, match=r"4: .*delete this folder to resume from step 3"):
         restore(copy, abstract)
 
 
@@ -311,38 +200,3 @@ def test_init_from_checkpoint_puts_the_ema_into_a_larger_network(saved, state):
     np.testing.assert_array_equal(out["tokenizer"]["depth"]["w"], fresh["tokenizer"]["depth"]["w"])
     with pytest.raises(UserError, match=r"missing: .*depth"):
         checkpoint.init_from_checkpoint(saved, fresh, ())
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [
-        (OSError(24, "Too many open files"), r"\(Too many open files\); .* allow more open files"),
-        (
-            ValueError("RESOURCE_EXHAUSTED: x: No space left on device"),
-            r"\(No space left on device",
-        ),
-        (RuntimeError("Disk quota exceeded"), r"\(Disk quota exceeded\); .* make room"),
-    ],
-)
-def test_failed_save_names_its_own_cause(copy, state, monkeypatch, error, message):
-    checkpoints = Checkpoints(copy / "checkpoints")
-
-    def fail(*_, **__):
-        raise error
-
-    monkeypatch.setattr(checkpoints._manager, "save", fail)
-    with pytest.raises(UserError, match=rf"step 4 could not be saved {message}"):
-        checkpoints.save(state._replace(step=jnp.int32(4)), CONFIG, EXTRA)
-    checkpoints.close()
-
-
-def test_other_save_errors_pass(copy, state, monkeypatch):
-    checkpoints = Checkpoints(copy / "checkpoints")
-
-    def fail(*_, **__):
-        raise RuntimeError("a bug")
-
-    monkeypatch.setattr(checkpoints._manager, "save", fail)
-    with pytest.raises(RuntimeError, match="a bug"):
-        checkpoints.save(state._replace(step=jnp.int32(4)), CONFIG, EXTRA)
-    checkpoints.close()
