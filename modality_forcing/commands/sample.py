@@ -31,7 +31,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
     add("--n", type=positive_int, default=1, help="examples per caption (%(default)s)")
     add("--image", type=Path, help="input of i2d")
-    depth = "input of d2i and partial: .npy of floats, or 16-bit PNG with --depth-scale"
+    depth = "input of d2i and partial: .npy or .exr of floats, or 16-bit PNG with --depth-scale"
     add("--depth", type=Path, help=depth)
     scale = "units per count of a PNG or of integers, e.g. 0.001 for millimeters"
     add("--depth-scale", type=finite_float, help=scale)

@@ -17,9 +17,10 @@ from PIL import ExifTags, Image, PngImagePlugin
 
 from modality_forcing import numpy_io
 from modality_forcing.errors import UserError
+from modality_forcing.exr_io import read_depth_channel
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
-DEPTH_SUFFIXES = (".png", ".npy")
+DEPTH_SUFFIXES = (".png", ".npy", ".exr")
 
 # Pillow before 11.3 may open a 16-bit gray PNG as "I".
 MODES_16_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -42,7 +43,7 @@ PngImagePlugin.MAX_TEXT_MEMORY = MAX_TEXT_BYTES
 # What Pillow raises then has one of these in it; the last is that of Pillow 10.1.
 _TEXT_LIMITS = ("MAX_TEXT_CHUNK", "MAX_TEXT_MEMORY", "Decompressed Data Too Large")
 _UPRIGHT = 1  # the EXIF orientation of an image that is not to be turned
-_SAVE_DEPTH = "save depth as a 16-bit single-channel PNG or as a .npy of floats"
+_SAVE_DEPTH = "save depth as a 16-bit single-channel PNG, or as a .npy or .exr of floats"
 _SAVE_IMAGE = "save it as an 8-bit JPEG or PNG"
 _CHECK_PATH = "check the path"
 
@@ -92,8 +93,9 @@ def read_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, np.ndar
 def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns depth f32 [h w] and valid bool [h w] of a file as stored, and its EXIF orientation.
 
-    The file is a 16-bit PNG, whose scale must be known, or a .npy of [h w] or [h w 1]. Stored 0,
-    NaN, +inf and what the format excludes are unknown: there depth is 0 and valid False.
+    The file is a 16-bit PNG, whose scale must be known, a .npy of [h w] or [h w 1], or a .exr
+    (`exr_io`). Stored 0, NaN, +inf and what the format excludes are unknown: there depth is 0 and
+    valid False.
 
     Raises UserError if the file is missing, damaged or of another kind, has a negative value, or
     has no valid one.
@@ -110,7 +112,9 @@ def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, 
         with _open_png16(path) as opened:
             stored, orientation = np.asarray(opened), exif_orientation(opened)
     else:
-        stored, orientation = _read_npy(path), _UPRIGHT
+        is_exr = suffix == ".exr"
+        stored = read_depth_channel(path, _SAVE_DEPTH) if is_exr else _read_npy(path)
+        orientation = _UPRIGHT
     is_count = stored.dtype.kind in "iu"
     factor = form.scale if is_count and form.scale is not None else 1.0
     stored = stored.astype(np.float64)
@@ -130,9 +134,10 @@ def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, 
 
 
 def holds_floats(path: str | Path) -> bool:
-    """Returns whether a file is a .npy of floats, which no scale applies to; reads its header."""
-    if Path(path).suffix.lower() != ".npy":
-        return False
+    """Returns whether a file is a .exr or a .npy of floats, to which no scale applies."""
+    suffix = Path(path).suffix.lower()
+    if suffix != ".npy":
+        return suffix == ".exr"
     dtype = numpy_io.npy_dtype(path)
     return dtype is not None and dtype.kind == "f"
 

@@ -37,6 +37,7 @@ from modality_forcing.data.resize import (
     crop_resize_intrinsics,
 )
 from modality_forcing.errors import UserError
+from modality_forcing.exr_io import require_package
 from modality_forcing.paths import is_dir, is_file
 
 _MAPS_EXAMINED = 32  # for values that repeat, evenly spread over the folder
@@ -48,7 +49,8 @@ class ImageFolder:
     """Images and depth of one folder, center-cropped to `resolution`, sorted by name.
 
     images      images/NAME.jpg (.jpeg .png .webp), or NAME.jpg if there is no images/
-    depth       depth/NAME.png or .npy, or NAME.depth.png or .npy beside the image; sizes may differ
+    depth       depth/NAME.png, .npy or .exr, or NAME.depth.png, ... beside the image; sizes
+                may differ
     captions    captions.txt or .tsv (a line each: NAME, tab, caption), captions.json
                 ({NAME: caption or list of captions}), captions/NAME.txt, or NAME.txt beside the
                 image
@@ -85,7 +87,7 @@ class ImageFolder:
         if self.resolution < 1:
             raise UserError(f"resolution is {self.resolution}", hint="it must be at least 1 pixel")
         files = find_files(root)
-        _check_scale_fits(self._form.scale, files)
+        _check_depth(self._form.scale, files)
         set_once = object.__setattr__
         set_once(self, "root", root)
         set_once(self, "_files", files)
@@ -135,10 +137,11 @@ class ImageFolder:
 
     def _note_of_floats(self) -> list[str]:
         depths = [pair.depth for pair in self._files.pairs.values() if pair.depth]
-        arrays = [path for path in depths if path.suffix.lower() == ".npy"]
+        arrays = [path for path in depths if path.suffix.lower() in (".npy", ".exr")]
         if self.depth_scale in (None, 1) or not arrays or not holds_floats(arrays[0]):
             return []
-        what = f"floats of .npy are depth already: depth_scale={self.depth_scale:g}"
+        kind = arrays[0].suffix.lower()
+        what = f"floats of {kind} are depth already: depth_scale={self.depth_scale:g}"
         return [f"{self.root}: {what} is for the PNG beside them ({arrays[0].name}, ...)"]
 
     @property
@@ -164,9 +167,13 @@ class ImageFolder:
         )
 
 
-def _check_scale_fits(scale: float | None, files: FolderFiles) -> None:
-    """Raises UserError for PNG without a scale, and for a scale where all depth is floats."""
+def _check_depth(scale: float | None, files: FolderFiles) -> None:
+    """Raises UserError for PNG without a scale, a scale where all depth is floats, unread .exr."""
     depths = [pair.depth for pair in files.pairs.values() if pair.depth]
+    for path in depths:
+        if path.suffix.lower() == ".exr":
+            require_package(path)
+            break
     png = next((path for path in depths if path.suffix.lower() == ".png"), None)
     if scale is None and png:
         hint = "state depth_scale, e.g. 0.001 for millimeters"

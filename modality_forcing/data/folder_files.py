@@ -17,7 +17,9 @@ CAPTION_FILES = ("captions.txt", "captions.tsv", "captions.json")
 INTRINSICS_FILE = "intrinsics.json"
 _DEPTH = ".depth"  # ends the name of a depth map beside its image
 _TEXT = ".txt"
-_LAYOUT = "add images (.jpg .jpeg .png .webp), or images/ with depth/NAME.png or .npy beside it"
+_LAYOUT = (
+    "add images (.jpg .jpeg .png .webp), or images/ with depth/NAME.png, .npy or .exr beside it"
+)
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def parse_estimator(text: str) -> Estimator | None:
 
 
 def from_folder(path: str | Path) -> Estimator:
-    """Returns an estimator that reads `name.npy`, or else a 16-bit `name.png`, of image `name`.
+    """Returns an estimator that reads `name.npy`, `name.exr` or a 16-bit `name.png` of an image.
 
     0, NaN and inf mean invalid. A map may have another size with the image's aspect ratio; it is
     sampled at cell centers (`crop_resize_depth`) and never interpolated. If `name.png` is an image,
@@ -125,7 +125,7 @@ class _FolderEstimator:
         if missing:
             raise UserError(
                 f"{len(missing)} of {len(names)} maps are missing, "
-                f"the first is {missing[0]}.npy (or .png of 16 bits)",
+                f"the first is {missing[0]}.npy (or .exr, or .png of 16 bits)",
                 where=self.path,
                 hint="write the images with --save-images, and a map for each under its name",
             )
@@ -146,9 +146,10 @@ class _FolderEstimator:
         return _resize(depth, valid, image, path)
 
     def _map_path(self, name: str) -> Path | None:
-        array, coded = self.path / f"{name}.npy", self.path / f"{name}.png"
-        if is_file(array):
-            return array
+        for path in (self.path / f"{name}.npy", self.path / f"{name}.exr"):
+            if is_file(path):
+                return path
+        coded = self.path / f"{name}.png"
         return coded if is_file(coded) and not _is_image(coded) else None
 
 

@@ -275,7 +275,9 @@ def _check_records(config: Config, records: RecordSource) -> None:
             sparsify(record, np.random.default_rng(0), config.data.sparsity_patterns)
     needs_depth = any(m.kind == "depth" for m in config.modalities.values())
     if isinstance(records, ImageFolder) and needs_depth and not has_depth:
-        hint = "put depth/NAME.png or .npy beside the images, or train without depth: :phase=t2i"
+        hint = (
+            "put depth/NAME.png, .npy or .exr beside the images, or train without depth: :phase=t2i"
+        )
         raise UserError("no image here has depth", where=records.root, hint=hint)
     if isinstance(records, ImageFolder) and is_primary():  # last, so that an error is one line
         for note in records.notes():

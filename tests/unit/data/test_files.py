@@ -311,8 +311,8 @@ def test_wrong_scales(tmp_path: Path, scale):
 def test_counts_need_a_scale_and_a_known_kind(tmp_path: Path):
     with pytest.raises(UserError, match=r"unit of its counts is not known; state the depth scale"):
         read_depth(save(np.ones((2, 2), np.uint16), tmp_path / "a.png"), DepthFormat())
-    with pytest.raises(UserError, match=r"\.exr file is not understood"):
-        read_depth(tmp_path / "a.exr", DepthFormat())
+    with pytest.raises(UserError, match=r"\.tif file is not understood"):
+        read_depth(tmp_path / "a.tif", DepthFormat())
 
 
 def test_16_bit_modes_are_those_of_pillow():

@@ -247,11 +247,11 @@ def test_depth_that_cannot_be_used_is_an_error_of_its_image(tmp_path: Path):
     for name in "abc":
         save_image(tmp_path / f"images/{name}.png")
     depth(tmp_path / "depth/a.png")
-    (tmp_path / "depth/b.exr").touch()
+    (tmp_path / "depth/b.tif").touch()
     (tmp_path / "depth/c.png").symlink_to("nowhere")
     source = folder(tmp_path)
     assert source[0].valid.all()
-    for index, reason in [(1, r"b\.exr: depth in a \.exr file"), (2, r"c\.png: no such file")]:
+    for index, reason in [(1, r"b\.tif: depth in a \.tif file"), (2, r"c\.png: no such file")]:
         with pytest.raises(UserError, match=reason):
             source[index]
 

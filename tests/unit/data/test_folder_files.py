@@ -19,21 +19,21 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def test_depth_of_another_kind_and_links_to_nothing_are_listed(tmp_path: Path):
-    touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg", "depth/a.png", "depth/b.exr")
+    touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/c.jpg", "depth/a.png", "depth/b.tif")
     (tmp_path / "depth/c.png").symlink_to("nowhere")
     (tmp_path / "images/d.jpg").symlink_to("nowhere")
     found = find_files(tmp_path)
     depths = {key: pair.depth and pair.depth.name for key, pair in found.pairs.items()}
-    assert depths == {"a": "a.png", "b": "b.exr", "c": "c.png", "d": None}
+    assert depths == {"a": "a.png", "b": "b.tif", "c": "c.png", "d": None}
 
 
 def test_files_that_are_not_used_are_named(tmp_path: Path):
     touch(tmp_path, "images/a.jpg", "images/b.heic", "images/old/x.jpg", "images/.hidden.jpg")
-    touch(tmp_path, "depth/a.npy", "depth/a.exr", "captions/z.txt", "captions/a.txt", "notes.md")
+    touch(tmp_path, "depth/a.npy", "depth/a.tif", "captions/z.txt", "captions/a.txt", "notes.md")
     os.mkfifo(tmp_path / "images/pipe.png")
     assert find_files(tmp_path).notes(tmp_path) == [
         f"{tmp_path}/captions: 1 not used (z.txt)",
-        f"{tmp_path}/depth: 1 not used (a.exr)",
+        f"{tmp_path}/depth: 1 not used (a.tif)",
         f"{tmp_path}/images: 3 not used (b.heic, old, pipe.png)",
     ]
 

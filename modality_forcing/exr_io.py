@@ -1,0 +1,98 @@
+"""OpenEXR files of renderers, whose depth is floats in a channel; needs the extra `exr`.
+
+Whatever is wrong with a file is one line, as for .npy (`numpy_io`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+
+from modality_forcing.errors import UserError
+from modality_forcing.paths import require_file
+
+# Twice what Pillow warns of: it refuses images of more.
+_MAX_PIXELS = 179_000_000
+_SHOWN = 4  # channels in a message
+
+
+def require_package(path: str | Path) -> None:
+    """Raises UserError, naming a file and the extra, if the package OpenEXR is not installed."""
+    if importlib.util.find_spec("OpenEXR") is None:
+        hint = "pip install 'modality_forcing[exr]'"
+        raise UserError("needs the package OpenEXR", where=path, hint=hint)
+
+
+def read_depth_channel(path: str | Path, hint: str) -> np.ndarray:
+    """Returns the depth of an OpenEXR file as stored, f32 or f16 [h w].
+
+    That is the channel of which a part of the name ends with "depth" (ViewLayer.Depth.Z), else Z,
+    else the only one; R of three colors that are equal; alpha aside. hint: how to save depth.
+
+    Raises UserError without the package OpenEXR, and for a file that is missing, damaged or too
+    large, of several parts or deep pixels, of a cropped frame, or without such a channel.
+    """
+    path = require_file(path, hint)
+    require_package(path)
+    import OpenEXR
+
+    again = "export or download it again"
+    # It prints to stdout what is wrong with pixels, and takes names that are not UTF-8 as bytes.
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            name = os.fsencode(path)
+            with OpenEXR.File(name, separate_channels=True, header_only=True) as opened:
+                header, parts = dict(opened.header()), len(opened.parts)  # it is emptied
+            size = _size(header["dataWindow"])
+            _check(header, size, parts, path)
+            with OpenEXR.File(name, separate_channels=True) as opened:
+                channels = {key: one.pixels for key, one in opened.channels().items()}
+            if any(pixels.shape != size for pixels in channels.values()):
+                raise ValueError("channels of several sizes")
+        except UserError:
+            raise
+        except Exception as error:  # RuntimeError, and what the damage leads to
+            what = "cannot be read as OpenEXR (damaged, or another format)"
+            raise UserError(what, where=path, hint=again) from error
+    chosen = _choose(channels)
+    if chosen is None:
+        names = sorted(channels)
+        listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        raise UserError(f"has channels {listed}, none of which is depth", where=path, hint=hint)
+    if chosen.dtype.kind != "f":
+        raise UserError(f"holds {chosen.dtype}, not floats", where=path, hint=hint)
+    return chosen
+
+
+def _size(window: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:
+    (left, top), (right, bottom) = (corner.tolist() for corner in window)
+    return bottom - top + 1, right - left + 1
+
+
+def _check(header: dict, size: tuple[int, int], parts: int, path: Path) -> None:
+    if math.prod(size) > _MAX_PIXELS:
+        what, hint = "more pixels than a depth map should have", "scale it down"
+        raise UserError(what, where=path, hint=hint)
+    if parts != 1 or "deep" in str(header.get("type")):
+        what = "has several parts" if parts != 1 else "has deep pixels"
+        raise UserError(what, where=path, hint="export depth as one flat layer")
+    if not np.array_equal(header["dataWindow"], header["displayWindow"]):
+        what = "holds another part of the view than its frame (data window, display window)"
+        raise UserError(what, where=path, hint="export the whole frame, without a crop or overscan")
+
+
+def _choose(channels: dict[str, np.ndarray]) -> np.ndarray | None:
+    names = [n for n in channels if any(p.lower().endswith("depth") for p in n.split("."))]
+    names = names or [n for n in channels if n == "Z"] or list(channels)
+    if len(names) > 1:
+        names = [n for n in names if n.rpartition(".")[2] != "A"]
+    if sorted(n.rpartition(".")[2] for n in names) == ["B", "G", "R"]:
+        red, *others = (channels[n] for n in sorted(names, reverse=True))
+        return red if all(np.array_equal(red, x, equal_nan=True) for x in others) else None
+    return channels[names[0]] if len(names) == 1 else None
