@@ -1,8 +1,11 @@
-"""Damage that a disk or a transfer does to a file, for fuzz tests."""
+"""Damage that a disk, a transfer or an editor does to a file, for fuzz tests."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
+from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -30,3 +33,41 @@ def of(content: bytes) -> st.SearchStrategy[bytes]:
 
     changed = st.builds(change, position, st.integers(1, 255))
     return st.one_of(changed, position.map(lambda end: content[:end]))
+
+
+_ODD = (None, True, -1, 0, 2, 0.5, 1e300, "", "x", "1", [], [[]], {}, {"x": 1}, [1, 2])
+
+
+def of_json(content: bytes) -> st.SearchStrategy[bytes]:
+    """Returns JSON, or a line of JSON, with one value replaced by an odd one or left out.
+
+    A checksum is left out, as by someone who edits the file.
+    """
+    try:
+        values = [json.loads(content)]
+    except ValueError:
+        values = [json.loads(line) for line in content.splitlines()]
+    for value in values:
+        if isinstance(value, dict):
+            value.pop("checksum", None)
+
+    @st.composite
+    def change(draw) -> bytes:
+        changed = json.loads(json.dumps(values))
+        parent, key = draw(st.sampled_from([*_places(changed)]))
+        if draw(st.booleans()):
+            parent[key] = draw(st.sampled_from(_ODD))
+        else:
+            del parent[key]
+        return "\n".join(map(json.dumps, changed)).encode()
+
+    return change()
+
+
+def _places(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yields every list or dict in a value with each of its indices or keys."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in inside:
+        yield value, key
+        if isinstance(item, dict | list):
+            yield from _places(item)

@@ -269,8 +269,9 @@ class Evaluator:
             texts = [captions[i] for i in index]
             noise = {"seed": seed, "index": index}
             output = generator.run(task, texts, batch=rows, options=options, **noise)
-            for name in (name for name in output.images if name not in batch):
-                self._check_finite(generator, task, name, output.images[name], index)
+            for name, values in output.images.items():
+                if name not in batch:
+                    self._check_finite(generator, task, name, values, index)
             parts.append(output.images)
         return {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
 
