@@ -216,7 +216,7 @@ def test_damaged_file_of_a_command_is_one_line_or_harmless(
     files = [path.relative_to(whole) for path in found if path.is_file()]
 
     @given(st.data())
-    @damage.examples(6)
+    @damage.examples(4)
     def try_damage(data):
         shutil.rmtree(folder)
         shutil.copytree(whole, folder)
