@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -54,7 +54,11 @@ def of_json(content: bytes) -> st.SearchStrategy[bytes]:
     @st.composite
     def change(draw) -> bytes:
         changed = json.loads(json.dumps(values))
-        parent, key = draw(st.sampled_from([*_places(changed)]))
+        parent, key = changed, draw(st.integers(0, len(changed) - 1))
+        while (inside := parent[key]) and isinstance(inside, dict | list):
+            if parent is not changed and draw(st.booleans()):
+                break  # values at the top are changed most often
+            parent, key = inside, draw(st.sampled_from([*_keys(inside)]))
         if draw(st.booleans()):
             parent[key] = draw(st.sampled_from(_ODD))
         else:
@@ -64,10 +68,5 @@ def of_json(content: bytes) -> st.SearchStrategy[bytes]:
     return change()
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yields every list or dict in a value with each of its indices or keys."""
-    inside = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in inside:
-        yield value, key
-        if isinstance(item, dict | list):
-            yield from _places(item)
+def _keys(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, dict) else range(len(value))

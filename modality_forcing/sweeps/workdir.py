@@ -20,6 +20,8 @@ import csv
 import hashlib
 import io
 import json
+import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
@@ -33,7 +35,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, exists, is_dir, write_file
 from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
-from modality_forcing.text_io import read_verified
+from modality_forcing.text_io import parse_number, read_verified
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.tree import flatten
 
@@ -96,6 +98,9 @@ class SweepDir:
         if row.get("digest") != cell.digest:
             hint = "choose another --workdir, or delete it"
             raise UserError("is a row of a cell with another config", where=path, hint=hint)
+        if kind == "cells" and (wrong := _wrong_column(row)):
+            hint = "delete it to score the cell again"
+            raise UserError(f"is not a row ({wrong})", where=path, hint=hint)
         return row
 
     def rows(self) -> list[tuple[Cell, dict[str, Any]]]:
@@ -157,6 +162,25 @@ class SweepDir:
             writer.writeheader()
             writer.writerows(records)
             write_file(self.path / "rows.csv", text.getvalue())
+
+
+def _wrong_column(row: Mapping[str, object]) -> str:
+    """Returns which of the columns that this package reads is no value of it, "" if none is."""
+    if not isinstance(row.get("version"), str):
+        return "version is not a text"
+    if not isinstance(row.get("axes"), dict):
+        return "axes is not an object"
+    for name in (*LAW_COLUMNS.values(), *SCORE_COLUMNS, "seed"):
+        value = row.get(name)
+        if value is None and name in SCORE_COLUMNS:
+            continue
+        try:
+            number = parse_number(value)
+        except ValueError as error:
+            return f"{name}: {error}"
+        if not 0 <= number < math.inf:
+            return f"{name} is {number:g}"
+    return ""
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,27 @@ def test_changed_score_of_a_row_is_refused(tmp_path, trained):
     path = tmp_path / "cells" / f"{NAMES[0]}.json"
     path.write_text(path.read_text().replace('"i2d_absrel": 0.25', '"i2d_absrel": 0.35'))
     with pytest.raises(UserError, match=r"is not a row \(its checksum differs\); delete it"):
+        SweepDir(SWEEP, tmp_path).rows()
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "reason"),
+    [
+        ("version", None, "version is not a text"),
+        ("axes", [], "axes is not an object"),
+        ("params", "1", "params: '1' is not a number"),
+        ("frames", -1, "frames is -1"),
+        ("i2d_absrel", True, "i2d_absrel: True is not a number"),
+        ("seed", None, "seed: None is not a number"),
+    ],
+)
+def test_edited_row_is_refused(tmp_path, trained, column, value, reason):
+    run_cells(SweepDir(SWEEP, tmp_path))
+    path = tmp_path / "cells" / f"{NAMES[0]}.json"
+    row = json.loads(path.read_text()) | {column: value}
+    del row["checksum"]
+    path.write_text(json.dumps(row))
+    with pytest.raises(UserError, match=rf"is not a row \({reason}\); delete it to score the cell"):
         SweepDir(SWEEP, tmp_path).rows()
 
 
