@@ -17,7 +17,7 @@ from PIL import Image
 
 from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.score import Score
-from modality_forcing.train.checkpoint import Checkpoints
+from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import init_state
 from modality_forcing.train.workdir import write_config
 from tests import damage, frozen, tiny
