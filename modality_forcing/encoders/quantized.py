@@ -1,19 +1,25 @@
 """Quantized tensors of safetensors files: which ones can be read, and with which scales.
 
-Read are, by the names of the tensors beside `P.weight`:
+A weight is (number - zero point) * scale. Read are, by the names of the tensors beside `P.weight`:
 
-- float8 alone: a plain cast, the values are the weights;
-- float8 with `P.scale_weight` or `P.weight_scale`, one number or one for each row: weight * scale
-  (ComfyUI; `P.scale_input` and `P.input_scale` are of activations and ignored);
-- int8 with `P.SCB`, one number for each row: weight * SCB / 127 (bitsandbytes).
+- float8 alone: a plain cast, the values are the weights (diffusers' layerwise casting);
+- float8 with `P.scale_weight` (ComfyUI), `P.weight_scale_inv` (transformers, DeepSeek) or
+  `P.weight_scale`, and int8 with `P.weight_scale` and maybe `P.weight_zero_point`
+  (compressed-tensors): one number, or one for each row, group of columns or block;
+- int8 with `P.SCB`, one number for each row: weight * SCB / 127 (bitsandbytes);
+- the same under other names (`canonical_name`): `P.weight._data` and `P.weight._scale`
+  (optimum-quanto), `P._weight_qdata` and `P._weight_scale` (torchao).
 
-Everything else that is not a float of 16 bits or more is refused by name: numbers without their
-scales are not weights.
+Scales are floats, or powers of two (E8M0, also stored as bytes). Blocks have the size that
+`quantization_config` of config.json states, else 128 x 128. Everything else that is not a float of
+16 bits or more is refused by name: numbers without their scales are not weights.
+Files that these libraries wrote are in tests/parity/data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,70 +30,157 @@ from modality_forcing.text_io import parse_object
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
+_EXPONENTS = ("F8_E8M0", "U8")
+RAW = {**FLOAT8, "F8_E8M0": ml_dtypes.float8_e8m0fnu}  # types that numpy alone does not have
 _INT8 = "I8"
 _INT8_UNIT = 1 / 127
+_EXPONENT_BIAS = 127
 _WEIGHT = ".weight"
-_FLOAT8_SCALES = ("scale_weight", "weight_scale")
+_SCALE, _ZERO = "weight_scale", "weight_zero_point"
+_FLOAT8_SCALES = ("scale_weight", _SCALE, "weight_scale_inv")
 _INT8_SCALE, _INT8_LAYOUT = "SCB", "weight_format"  # the layout: 0 for rows in order
-_OTHER_SCALES = ("weight_scale_2", "pre_quant_scale", "absmax", "quant_map", "weight_zero_point")
-_IGNORED = ("scale_input", "input_scale", "comfy_quant")
+_OTHER_SCALES = (
+    *("weight_scale_2", "weight_global_scale", "pre_quant_scale", "weight_shift", "weight_g_idx"),
+    *("absmax", "quant_map"),
+)
+_IGNORED = ("scale_input", "input_scale", "output_scale", "activation_scale", "comfy_quant")
 _MARKS = ("scaled_fp8", "spiece_model")  # whole names: a flag, and the tokenizer's file
-_BESIDE = (*_FLOAT8_SCALES, _INT8_SCALE, _INT8_LAYOUT, *_OTHER_SCALES, *_IGNORED)
+_BESIDE = (*_FLOAT8_SCALES, _ZERO, _INT8_SCALE, _INT8_LAYOUT, *_OTHER_SCALES, *_IGNORED)
+_BLOCK = (128, 128)
+_QUANTO = {"._data._data": "", "._data": "", "._scale": "_scale", "._shift": "_shift"}
+_TORCHAO = re.compile(r"(?P<owner>.*\.|)_weight_(?P<part>qdata|scale|zero_point)")
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What a tensor is multiplied with: another tensor of the file, and a number."""
+    """What makes weights of a tensor: the name of its scales, a factor, and their zero points.
+
+    shape: of the tensor. block: how many rows and columns share a scale; () if all do.
+    """
 
     name: str
+    shape: tuple[int, ...]
+    block: tuple[int, ...] = ()
     unit: float = 1.0
+    zero: str = ""
 
-    def apply(self, part: np.ndarray, scale: np.ndarray, index: tuple[slice, ...]) -> np.ndarray:
-        """Returns the weights of a part of a tensor; scale: of one number, or of all rows."""
-        scale = scale.astype(np.float32).reshape(-1)
-        if scale.size > 1:
-            rows = scale[index[0]] if index else scale
-            scale = rows.reshape(-1, *[1] * (part.ndim - 1))
-        return part.astype(np.float32) * scale * self.unit
+    def apply(
+        self,
+        part: np.ndarray,
+        index: tuple[slice, ...],
+        scales: np.ndarray,
+        zeros: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Returns the weights of the part of a tensor in an index, from all scales and zeros."""
+        if scales.dtype == np.uint8:
+            scales = np.exp2(scales.astype(np.float32) - _EXPONENT_BIAS)
+        numbers = part.astype(np.float32)
+        if zeros is not None:
+            numbers = numbers - self._spread(zeros, part.ndim, index)
+        return numbers * self._spread(scales, part.ndim, index) * self.unit
+
+    def _spread(self, values: np.ndarray, ndim: int, index: tuple[slice, ...]) -> np.ndarray:
+        """Returns one value, or those of each row, or row and column, of a part."""
+        values = values.astype(np.float32)
+        if not self.block:
+            return values.reshape(())
+        at = [
+            np.arange(size)[slices] // block
+            for size, slices, block in zip(
+                self.shape, (*index, *[slice(None)] * ndim), self.block, strict=False
+            )
+        ]
+        values = values.reshape([-1] if len(at) == 1 else list(values.shape))
+        return values[np.ix_(*at)].reshape(*map(len, at), *[1] * (ndim - len(at)))
+
+
+def canonical_name(name: str) -> str:
+    """Returns the name that a tensor of optimum-quanto or torchao has in the other layouts."""
+    for ending, other in _QUANTO.items():
+        if name.endswith(f"{_WEIGHT}{ending}"):
+            return name.removesuffix(ending) + other
+    if found := _TORCHAO.fullmatch(name):
+        part = "weight" if found["part"] == "qdata" else f"weight_{found['part']}"
+        return f"{found['owner']}{part}"
+    return name
 
 
 def is_beside(name: str, names: Mapping[str, object]) -> bool:
     """Returns whether a tensor belongs to the quantization of another one of the file."""
     owner, _, kind = name.rpartition(".")
-    return name in _MARKS or (kind in _BESIDE and owner + _WEIGHT in names)
+    of_weight, below, _ = name.partition(f"{_WEIGHT}.")  # bitsandbytes, of 4 bits
+    return (
+        name in _MARKS
+        or (kind in _BESIDE and owner + _WEIGHT in names)
+        or (below != "" and of_weight + _WEIGHT in names)
+    )
 
 
 def find_scale(
-    name: str, dtypes: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+    name: str,
+    dtypes: Mapping[str, str],
+    shapes: Mapping[str, tuple[int, ...]],
+    block: Sequence[int] = (),
 ) -> Scale | None:
     """Returns the scale of a tensor, None if it needs none.
 
-    Raises ValueError, with what is wrong as its message, for a layout that is not known.
+    block: rows and columns that share a scale, as stated beside the file. Raises ValueError, with
+    what is wrong as its message, for a layout that is not known.
     """
     kind, owner = dtypes[name], name.removesuffix(_WEIGHT)
-    beside = {part: f"{owner}.{part}" for part in _BESIDE if f"{owner}.{part}" in dtypes}
     if kind in FLOATS:
         return None
-    if other := [part for part in _OTHER_SCALES if part in beside]:
+    beside = {part: f"{owner}.{part}" for part in _BESIDE if f"{owner}.{part}" in dtypes}
+    if other := [part for part in _OTHER_SCALES if part in beside] or _unknown(owner, dtypes):
         raise ValueError(f"is {kind} with {other[0]}, a layout that is not known")
-    if kind in FLOAT8:
-        scales = [beside[part] for part in _FLOAT8_SCALES if part in beside]
-        if not scales and _any_scale(dtypes):
-            raise ValueError(f"is {kind} without its scale, beside others that have one")
-        found = Scale(scales[0]) if scales else None
-    elif kind == _INT8 and _INT8_SCALE in beside:
-        found = Scale(beside[_INT8_SCALE], _INT8_UNIT)
-    else:
-        raise ValueError(f"is {kind} without a scale that is known")
-    rows = shapes[name][:1]
-    if found is not None and shapes[found.name] not in ((), (1,), rows, (*rows, 1)):
-        raise ValueError(f"is {kind} with scales {list(shapes[found.name])}, not one for each row")
-    return found
+    unit, known = 1.0, _FLOAT8_SCALES if kind in FLOAT8 else (_SCALE,) if kind == _INT8 else ()
+    if kind == _INT8 and _INT8_SCALE in beside:
+        unit, known = _INT8_UNIT, (_INT8_SCALE,)
+    scales = [beside[part] for part in known if part in beside]
+    if not scales and kind in FLOAT8 and not _any_scale(dtypes):
+        return None
+    if not scales:
+        what = "its scale, beside others that have one"
+        raise ValueError(f"is {kind} without {what if kind in FLOAT8 else 'a scale that is known'}")
+    scale, zero = scales[0], beside.get(_ZERO, "")
+    if dtypes[scale] not in FLOATS and (kind == _INT8 or dtypes[scale] not in _EXPONENTS):
+        raise ValueError(f"is {kind} with scales of {dtypes[scale]}")
+    shared = _block(shapes[name], shapes[scale], tuple(block) or _BLOCK)
+    if shared is None or (zero and shapes[zero] != shapes[scale]):
+        listed = [list(shapes[part]) for part in (scale, zero) if part]
+        raise ValueError(f"is {kind} with scales {listed[0]}, not one for each row or block")
+    return Scale(scale, shapes[name], shared, unit, zero)
+
+
+def _block(
+    shape: tuple[int, ...], scales: tuple[int, ...], block: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """Returns how many rows, or rows and columns, share one of the scales; None if unknown."""
+    if set(scales) <= {1}:
+        return ()
+    if scales[0] == shape[0] and set(scales[1:]) <= {1}:
+        return (1,)
+    if len(shape) != 2 or len(scales) != 2:
+        return None
+    if scales[0] == shape[0] and shape[1] % scales[1] == 0:
+        return (1, shape[1] // scales[1])  # groups of columns
+    if len(block) == 2 and scales == tuple(-(-n // m) for n, m in zip(shape, block, strict=True)):
+        return block
+    return None
 
 
 def layout_of(name: str) -> str:
     """Returns the name of the tensor that says in which order an int8 tensor is, if it exists."""
     return f"{name.removesuffix(_WEIGHT)}.{_INT8_LAYOUT}"
+
+
+def stated_block(config: Mapping[str, object]) -> tuple[int, ...]:
+    """Returns the rows and columns of a block by a config.json, () if it states none."""
+    stated = config.get("quantization_config")
+    size = stated.get("weight_block_size") if isinstance(stated, Mapping) else None
+    if isinstance(size, list | tuple) and len(size) == 2 and all(type(n) is int for n in size):
+        return tuple(max(n, 1) for n in size)
+    return ()
 
 
 def offsets(path: Path) -> dict[str, int]:
@@ -97,6 +190,14 @@ def offsets(path: Path) -> dict[str, int]:
         header = parse_object(file.read(length).decode())
     header.pop("__metadata__", None)
     return {name: 8 + length + stored["data_offsets"][0] for name, stored in header.items()}
+
+
+def _unknown(owner: str, names: Iterable[str]) -> list[str]:
+    """Returns what follows a weight's name, or its owner's, in tensors that look like scales."""
+    known = {f"{owner}.{part}" for part in _BESIDE}
+    below = (name for name in names if name.startswith((f"{owner}.", f"{owner}{_WEIGHT}.")))
+    found = (name.removeprefix(f"{owner}.") for name in below if name not in known)
+    return sorted(part for part in found if re.search("scale|absmax|quant_map|zero", part))
 
 
 def _any_scale(names: Iterable[str]) -> bool:

@@ -17,14 +17,7 @@ from flax import nnx
 from jax.sharding import Sharding
 
 from modality_forcing import distributed
-from modality_forcing.encoders.quantized import (
-    FLOAT8,
-    Scale,
-    find_scale,
-    is_beside,
-    layout_of,
-    offsets,
-)
+from modality_forcing.encoders import quantized
 from modality_forcing.errors import UserError
 from modality_forcing.paths import exists, is_dir, is_file
 from modality_forcing.text_io import read_object
@@ -69,7 +62,8 @@ class Checkpoint:
     files: tuple[Path, ...]
     revision: str = ""  # of the hub's repository, if from there
     shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
-    _file: Mapping[str, Any] = field(init=False, repr=False, compare=False)
+    # The open file of each tensor, and its name there.
+    _file: Mapping[str, tuple[Any, str]] = field(init=False, repr=False, compare=False)
     _dtypes: Mapping[str, str] = field(init=False, repr=False, compare=False)
     _all_shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
@@ -78,15 +72,17 @@ class Checkpoint:
         for path in self.files:
             opened = _open(path)
             names = opened.keys()  # not a mapping
-            for name in names:
+            for stored_name in names:
+                name = quantized.canonical_name(stored_name)
                 if name in files:
                     what = f"holds {name}, and so does another file"
                     raise UserError(what, where=path, hint="name one of the files")
-                stored = opened.get_slice(name)
-                files[name], shapes[name] = opened, tuple(stored.get_shape())
+                stored = opened.get_slice(stored_name)
+                files[name], shapes[name] = (opened, stored_name), tuple(stored.get_shape())
                 dtypes[name] = str(stored.get_dtype())
         set_once = object.__setattr__
-        set_once(self, "shapes", {n: s for n, s in shapes.items() if not is_beside(n, shapes)})
+        weights = {n: s for n, s in shapes.items() if not quantized.is_beside(n, shapes)}
+        set_once(self, "shapes", weights)
         set_once(self, "_file", files)
         set_once(self, "_dtypes", dtypes)
         set_once(self, "_all_shapes", shapes)
@@ -100,7 +96,7 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """The `config.json` beside the files; empty without one."""
         path = self.folder / "config.json"
-        return _read_json(path) if exists(path) else {}
+        return read_object(path, hint="download it again", finite=False) if exists(path) else {}
 
     @cached_property
     def digest(self) -> str:
@@ -117,14 +113,18 @@ class Checkpoint:
         scale = self.scale(name)
         part = self._read(name, index)
         if scale is not None:
-            return scale.apply(part, self._read(scale.name, ()), index)
-        return part.astype(np.float32) if self._dtypes[name] in FLOAT8 else part
+            zeros = self._read(scale.zero, ()) if scale.zero else None
+            return scale.apply(part, index, self._read(scale.name, ()), zeros)
+        return part.astype(np.float32) if self._dtypes[name] in quantized.FLOAT8 else part
 
-    def scale(self, name: str) -> Scale | None:
+    def scale(self, name: str) -> quantized.Scale | None:
         """Returns the scale of a tensor; raises UserError if its numbers are not weights."""
+        if self._dtypes[name] in quantized.FLOATS:
+            return None
+        layout, block = quantized.layout_of(name), quantized.stated_block(self.config)
         try:
-            found = find_scale(name, self._dtypes, self._all_shapes)
-            if (layout := layout_of(name)) in self._dtypes and self._read(layout, ()).any():
+            found = quantized.find_scale(name, self._dtypes, self._all_shapes, block)
+            if layout in self._dtypes and self._read(layout, ()).any():
                 raise ValueError("is int8 in an order of rows that is not known")
         except ValueError as error:
             hint = "give weights in bfloat16, float16 or float32"
@@ -132,14 +132,15 @@ class Checkpoint:
         return found
 
     def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        file, stored_name = self._file[name]
         try:
-            if self._dtypes[name] in FLOAT8:  # numpy alone has no such type
-                path, offset = self._places[name]
-                shape, dtype = self._all_shapes[name], FLOAT8[self._dtypes[name]]
+            if self._dtypes[name] in quantized.RAW:
+                path, offset = self._places[stored_name]
+                shape, dtype = self._all_shapes[name], quantized.RAW[self._dtypes[name]]
                 return np.memmap(path, np.uint8, "r", offset, shape).view(dtype)[index or ...]
             if not index:  # safetensors 0.4.5 takes no Ellipsis
-                return np.asarray(self._file[name].get_tensor(name))
-            return np.asarray(self._file[name].get_slice(name)[index])
+                return np.asarray(file.get_tensor(stored_name))
+            return np.asarray(file.get_slice(stored_name)[index])
         except Exception as error:  # safetensors raises several kinds
             what = f"{name} cannot be read ({' '.join(str(error).split())})"
             raise UserError(what, where=self.where, hint="download it again") from error
@@ -147,9 +148,8 @@ class Checkpoint:
     @cached_property
     def _places(self) -> Mapping[str, tuple[Path, int]]:
         """The file of each tensor, and where in it the numbers begin."""
-        return {
-            name: (path, offset) for path in self.files for name, offset in offsets(path).items()
-        }
+        starts = {path: quantized.offsets(path) for path in self.files}
+        return {name: (path, at) for path, found in starts.items() for name, at in found.items()}
 
 
 def open_checkpoint(location: str | Path) -> Checkpoint:
@@ -295,7 +295,8 @@ def _find_files(folder: Path) -> tuple[Path, ...]:
             hint = "give the folder of the weights themselves"
             raise UserError("holds no .safetensors file", where=folder, hint=hint)
         return files
-    listed = _read_json(indices[0]).get("weight_map")
+    index = read_object(indices[0], hint="download it again", finite=False)
+    listed = index.get("weight_map")
     if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
         raise UserError("lists no files", where=indices[0], hint="download it again")
     files = tuple(folder / name for name in sorted(set(listed.values())))
@@ -315,10 +316,6 @@ def _open(path: Path) -> Any:
     except OSError as error:
         what = f"cannot be opened ({error.strerror or error})"
         raise UserError(what, where=path, hint="check the path") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return read_object(path, hint="download it again", finite=False)
 
 
 def _sha256(path: Path) -> str:

@@ -16,7 +16,10 @@ from modality_forcing.errors import UserError
         ({"train": {"learning_rate": 0.0}}, r"train\.learning_rate is 0\.0; it must be above 0"),
         ({"train": {"b1": 1.0}}, r"train\.b1 is 1\.0; it must be at least 0 and below 1"),
         ({"train": {"t_min": math.nan}}, r"train\.t_min is nan; it must be above 0 and at most 1"),
-        ({"sample": {"t_min": 0.3}}, r"sample\.t_min is 0\.3; it must be above 0 and at most 0\.05"),
+        (
+            {"sample": {"t_min": 0.3}},
+            r"sample\.t_min is 0\.3; it must be above 0 and at most 0\.05",
+        ),
         ({"train": {"steps": 0}}, r"train\.steps is 0; it must be at least 1"),
         ({"mesh": {"tensor": -1}}, r"mesh\.tensor is -1; it must be at least 1"),
         ({"train": {"base": math.inf}}, r"train\.base is inf; it must be a finite number"),

@@ -77,9 +77,13 @@ def test_weights_are_the_numbers_times_their_scales(tmp_path, tensors, expected)
     ("tensors", "message"),
     [
         ({"p.weight": INT8}, "I8 without a scale that is known"),
-        ({"p.weight": INT8, "p.weight_scale": ONE}, "I8 without a scale that is known"),
+        ({"p.weight": INT8, "p.weight_scale_inv": ONE}, "I8 without a scale that is known"),
+        ({"p.weight": INT8, "p.weight_scale": np.uint8([127])}, "I8 with scales of U8"),
         ({"p.weight": INT8.view(np.uint8), "p.absmax": ROWS}, "U8 with absmax, a layout"),
-        ({"p.weight": FLOAT8, "p.weight_scale": WEIGHT}, r"with scales \[6, 4\], not one for each"),
+        ({"p.weight": FLOAT8, "p.weight.scale": ONE}, r"F8_E4M3 with weight\.scale, a layout"),
+        ({"p.weight": FLOAT8, "p.weight_scales": ONE}, "F8_E4M3 with weight_scales, a layout"),
+        ({"p.weight": FLOAT8, "p.weight_scale": WEIGHT[:4]}, r"scales \[4, 4\], not one for each"),
+        ({"p.weight": INT8, "p.weight_scale": ONE, "p.weight_zero_point": ROWS}, r"scales \[\]"),
         ({"p.weight": FLOAT8, "p.weight_scale_2": ONE}, "F8_E4M3 with weight_scale_2, a layout"),
         ({"p.weight": FLOAT8, "q.weight": FLOAT8, "q.scale_weight": ONE}, "without its scale"),
         ({"p.weight": INT8, "p.SCB": ROWS, "p.weight_format": np.uint8(2)}, "in an order of rows"),
@@ -89,6 +93,47 @@ def test_numbers_that_are_not_weights_are_refused_by_name(tmp_path, tensors, mes
     checkpoint = open_checkpoint(write(tmp_path / "m.safetensors", tensors))
     with pytest.raises(UserError, match=rf"m\.safetensors: p\.weight is .*{message}"):
         checkpoint.read("p.weight")
+
+
+GOLDENS = Path(__file__).parents[2] / "parity" / "data"  # make_quantized_goldens.py makes them
+REFUSED = {
+    "bitsandbytes_nf4": r"0\.weight is U8 with weight\.absmax, a layout that is not known",
+    "quanto_int4": r"0\.weight is U8 with weight_shift, a layout that is not known",
+}
+CASES = [path.stem.removeprefix("quantized_") for path in sorted(GOLDENS.glob("quantized_*.s*"))]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_files_of_the_libraries_have_the_weights_that_they_restore(case: str):
+    checkpoint = open_checkpoint(GOLDENS / f"quantized_{case}.safetensors")
+    assert set(checkpoint.shapes) == {"0.weight"}
+    if case in REFUSED:
+        with pytest.raises(UserError, match=REFUSED[case]):
+            checkpoint.read("0.weight")
+        return
+    weights = checkpoint.read("0.weight")
+    with np.load(GOLDENS / "quantized.npz") as expected:
+        np.testing.assert_array_equal(weights[::5, ::3], expected[case])
+    part = (slice(5, len(weights) - 2), slice(17, weights.shape[1] - 5))
+    np.testing.assert_array_equal(checkpoint.read("0.weight", part), weights[part])
+    np.testing.assert_array_equal(checkpoint.read("0.weight", part[:1]), weights[part[:1]])
+
+
+def test_every_library_was_tried():
+    with np.load(GOLDENS / "quantized.npz") as expected:
+        assert len(CASES) == 17 and set(CASES) == {*expected, *REFUSED}
+
+
+def test_blocks_have_the_size_that_the_config_states(tmp_path):
+    wide = RNG.normal(size=(6, 10)).astype(np.float32).astype(ml_dtypes.float8_e4m3fn)
+    scales = RNG.uniform(0.1, 2, (2, 3)).astype(np.float32)
+    path = write(tmp_path / "m.safetensors", {"p.weight": wide, "p.weight_scale_inv": scales})
+    with pytest.raises(UserError, match=r"with scales \[2, 3\], not one for each row or block"):
+        open_checkpoint(path).read("p.weight")
+    stated = {"quantization_config": {"weight_block_size": [4, 4]}}
+    (tmp_path / "config.json").write_text(json.dumps(stated))
+    expected = wide.astype("f4") * scales.repeat(4, 0)[:6].repeat(4, 1)[:, :10]
+    np.testing.assert_array_equal(open_checkpoint(path).read("p.weight"), expected)
 
 
 def test_numbers_begin_where_safetensors_reads_them(tmp_path):
