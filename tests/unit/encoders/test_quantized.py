@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 
 import ml_dtypes
@@ -105,6 +106,8 @@ CASES = [path.stem.removeprefix("quantized_") for path in sorted(GOLDENS.glob("q
 
 @pytest.mark.parametrize("case", CASES)
 def test_files_of_the_libraries_have_the_weights_that_they_restore(case: str):
+    if case.endswith("ue8m0") and tuple(map(int, version("safetensors").split(".")[:2])) < (0, 6):
+        pytest.skip("older safetensors have no such type")
     checkpoint = open_checkpoint(GOLDENS / f"quantized_{case}.safetensors")
     assert set(checkpoint.shapes) == {"0.weight"}
     if case in REFUSED:
