@@ -119,6 +119,14 @@ def parse_number(value: object) -> float:
     return float(value)
 
 
+def parse_count(value: object) -> int:
+    """Returns a whole number of 0 or more of a JSON value; raises ValueError for all else."""
+    number = parse_number(value)
+    if not (number.is_integer() and number >= 0):
+        raise ValueError(f"{value} is not a count")
+    return int(number)
+
+
 def parse_csv(text: str) -> list[tuple[int, dict[str, str | None]]]:
     """Returns the line number and the cells by column of the rows below a header.
 

@@ -30,7 +30,7 @@ from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files
 from modality_forcing.storage.stats import DatasetStats
-from modality_forcing.text_io import with_checksum
+from modality_forcing.text_io import parse_count, with_checksum
 
 Failures = tuple[tuple[int, str], ...]  # index and reason
 
@@ -121,11 +121,12 @@ class PrepareJob:
             record = ShardRecord(
                 settings=str(content["settings"]),
                 file=ShardFile.from_json(content["file"]),
-                failed=tuple((int(number), str(reason)) for number, reason in content["failed"]),
+                failed=tuple((parse_count(at), str(reason)) for at, reason in content["failed"]),
                 stats=DatasetStats.from_json(content["stats"]),
                 versions=dict(content["versions"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            record.stats.summary()  # fails for counts that contradict each other
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             hint = "delete it and run the same mforce prepare again"
             raise UserError("is damaged", where=path, hint=hint) from error
         shard = self.shards.path(index)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.data.records import Record
+from modality_forcing.text_io import parse_count, parse_number
 from modality_forcing.tree import JsonObject
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -79,10 +80,10 @@ class DatasetStats:
         """Inverts `to_json`; raises KeyError, TypeError or ValueError for anything else."""
         low, high = content["min_depth"], content["max_depth"]
         return DatasetStats(
-            **{name: int(content[name]) for name in _COUNTS},
-            min_depth=None if low is None else float(low),
-            max_depth=None if high is None else float(high),
-            sizes=Counter(content["sizes"]),
+            **{name: parse_count(content[name]) for name in _COUNTS},
+            min_depth=None if low is None else parse_number(low),
+            max_depth=None if high is None else parse_number(high),
+            sizes=Counter({size: parse_count(n) for size, n in content["sizes"].items()}),
             depth_bins=_by_int(content["depth_bins"]),
             valid_percents=_by_int(content["valid_percents"]),
         )
@@ -120,8 +121,27 @@ class DatasetStats:
         return float(f"{min(max(center, self.min_depth or 0), self.max_depth or center):.4g}")
 
 
+def check_summary(stats: JsonObject) -> JsonObject:
+    """Returns what `DatasetStats.summary` gave, from JSON.
+
+    Raises KeyError, TypeError, ValueError or AttributeError for anything else.
+    """
+    counts = [stats[name] for name in ("records", "with_caption", "with_intrinsics")]
+    for count in (*counts, stats["without_depth"], *stats["sizes"].values()):
+        parse_count(count)
+    parse_number(stats["valid_fraction"])
+    if (depth := stats["depth"]) is not None:
+        fractions, quantiles = stats["valid_fraction_of_records"], depth["quantiles"]
+        for name in ("min", "median", "max"):
+            parse_number(depth[name])
+        for quantile, value in (*fractions.items(), *quantiles.items()):
+            float(quantile)
+            parse_number(value)
+    return stats
+
+
 def _by_int(counts: Mapping[str, int]) -> Counter[int]:
-    return Counter({int(key): int(n) for key, n in counts.items()})
+    return Counter({int(key): parse_count(n) for key, n in counts.items()})
 
 
 def _quantile(counts: Mapping[int, int], quantile: float) -> int:

@@ -126,6 +126,28 @@ def test_changed_digit_is_refused(tmp_path: Path, name: str):
         job.finished(1)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"depth_bins": {}, "min_depth": 1.0, "max_depth": 2.0},
+        {"depth_bins": {"99999": 1}, "min_depth": 1.0, "max_depth": 2.0},
+        {"records": True},
+        {"valid": -1},
+        {"sizes": 3},
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(tmp_path: Path, changes: dict):
+    job = job_in(tmp_path)
+    finish(job, 1)
+    path = tmp_path / "done-train/00001.json"
+    content = json.loads(path.read_text())
+    content["stats"] |= changes
+    del content["checksum"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"done-train/00001\.json: is damaged; delete it and run"):
+        job.finished(1)
+
+
 def test_manifest_sums_up_the_shards(tmp_path: Path):
     job = job_in(tmp_path)
     finished = [

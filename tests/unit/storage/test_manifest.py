@@ -91,6 +91,11 @@ def change(folder: Path, **changes) -> None:
         ({"files": [{"name": "x"}]}, "is not a manifest"),
         ({"files": 3}, "is not a manifest"),
         ({"settings": [1]}, "is not a manifest"),
+        ({"records": None}, r"is not a manifest \('records' is missing\)"),
+        ({"records": 0.5}, r"is not a manifest \(0.5 is not a count\)"),
+        ({"unit": 3}, r"is not a manifest \(3 is not a text\)"),
+        ({"depth": {"min": 1}}, "is not a manifest"),
+        ({"sizes": [3]}, "is not a manifest"),
     ],
 )
 def test_other_content_is_refused(tmp_path: Path, changes: dict, message: str):
