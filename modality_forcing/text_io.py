@@ -121,10 +121,9 @@ def parse_number(value: object) -> float:
 
 def parse_count(value: object) -> int:
     """Returns a whole number of 0 or more of a JSON value; raises ValueError for all else."""
-    number = parse_number(value)
-    if not (number.is_integer() and number >= 0):
-        raise ValueError(f"{value} is not a count")
-    return int(number)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{shorten(repr(value))} is not a count")
+    return value
 
 
 def parse_csv(text: str) -> list[tuple[int, dict[str, str | None]]]:

@@ -138,8 +138,8 @@ def test_object_that_is_not_that_of_its_checksum_is_refused(tmp_path, changes):
     assert text_io.read_verified(path, what="is odd", hint="do so") == {"a": 1}
 
 
-@pytest.mark.parametrize("value", [True, None, "1", -1, 0.5, math.inf, math.nan, [1]])
+@pytest.mark.parametrize("value", [True, None, "1", -1, 0.5, 1.0, 1e300, math.nan, [1]])
 def test_count_is_a_whole_number_of_0_or_more(value):
-    assert text_io.parse_count(3) == text_io.parse_count(3.0) == 3
-    with pytest.raises(ValueError, match=r"is not a (count|number)"):
+    assert text_io.parse_count(3) == 3
+    with pytest.raises(ValueError, match="is not a count"):
         text_io.parse_count(value)
