@@ -1,23 +1,33 @@
-"""The one door to the file system: what a path names, reading, listing and atomic writing.
+"""The one door to files, on disks and in buckets: what a path names, reading, listing, writing.
 
-Whatever the system refuses becomes a UserError of one line, and addresses of buckets are refused
-in one place.
+Whatever the system or a bucket refuses becomes a UserError of one line. All of the package passes
+paths through `as_path` and acts on files through these functions, so that gs://bucket/folder serves
+as a folder does. Exceptions stay on disks: the unpacked data sets of others, and what libraries map
+into memory.
 """
 
 from __future__ import annotations
 
-import errno
+import fnmatch
+import io
 import os
-import re
 import shutil
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
+from modality_forcing import buckets
+from modality_forcing.buckets import BucketPath, is_address
 from modality_forcing.errors import UserError
+from modality_forcing.system_errors import cause as cause
+from modality_forcing.system_errors import hint_for as hint_for
+from modality_forcing.system_errors import is_environment_error as is_environment_error
+from modality_forcing.system_errors import os_error as os_error
+from modality_forcing.system_errors import reason as reason
 
-# One slash is what pathlib leaves of gs://.
-_ADDRESS = re.compile(r"[A-Za-z][-+.A-Za-z0-9]+:/")
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFREG: "a file",
@@ -27,26 +37,23 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 _DESCRIPTORS = ("/dev/std", "/dev/fd/", "/proc/")  # replacing their files would cut the output off
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Causes that libraries report by their name or their words, without an errno.
-_NAMED = (*_FULL, errno.EMFILE, errno.ENFILE, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO)
-_HINTS = {
-    **dict.fromkeys(_FULL, "make room"),
-    errno.EMFILE: "allow more open files (ulimit -n)",
-    errno.ENFILE: "close other programs: the system has too many open files",
-    errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "mend the link",
-    errno.EIO: "check the disk",
-}
 _CHECK = "check the path"
-_PERMISSION = "check the path and its permissions"
+
+
+def as_path(text: str | Path) -> Path:
+    """Returns the path of a text: a `BucketPath` for an address such as gs://bucket/folder.
+
+    Serves as the type of an option. `pathlib.Path(text)` would drop a slash of an address. One of
+    another kind than gs:// and s3:// is refused where it is used.
+    """
+    return buckets.as_bucket_path(text) if buckets.is_supported(text) else Path(text)
 
 
 def exists(path: str | Path) -> bool:
     """Returns whether a path names anything; a dangling link does not.
 
     Like all functions of this module it raises UserError where the system does not say, as below a
-    folder that may not be searched, for a name that is too long and for an address.
+    folder that may not be searched, for a name that is too long and for a bucket out of reach.
     """
     return _kind(path) is not None
 
@@ -69,10 +76,22 @@ def require_dir(path: str | Path, hint: str = _CHECK) -> Path:
 def list_dir(path: str | Path, hint: str = _CHECK) -> list[Path]:
     """Returns what is in a folder, sorted; raises UserError if it cannot be listed."""
     path = require_dir(path, hint)
+    if isinstance(path, BucketPath):
+        return [*buckets.list_dir(path)]
     try:
         return sorted(path.iterdir())
     except OSError as error:
         raise os_error(error, path, "listed") from error
+
+
+def glob(folder: str | Path, pattern: str) -> list[Path]:
+    """Returns what is in a folder under names that match a pattern, sorted; [] if there is none.
+
+    The pattern is of one name: it has no slash. Case counts.
+    """
+    if not is_dir(folder):
+        return []
+    return [path for path in list_dir(folder) if fnmatch.fnmatchcase(path.name, pattern)]
 
 
 def require_file(path: str | Path, hint: str = _CHECK) -> Path:
@@ -85,13 +104,35 @@ def read_bytes(path: str | Path, hint: str = _CHECK) -> bytes:
 
     Raises UserError if it cannot be read, or is a folder or a device, which may have no end.
     """
-    path = Path(path)
+    path = as_path(path)
+    if isinstance(path, BucketPath):
+        return buckets.read(path)
     if _kind(path) != stat.S_IFIFO:
         require_file(path, hint)
     try:
         return path.read_bytes()
     except OSError as error:
         raise os_error(error, path, "read", hint) from error
+
+
+@contextmanager
+def open_file(path: str | Path) -> Iterator[BinaryIO]:
+    """Opens a file for reading; an object of a bucket is fetched into memory.
+
+    Raises OSError as `open` does, and UserError for what a bucket refuses.
+    """
+    path = as_path(path)
+    if isinstance(path, BucketPath):
+        yield io.BytesIO(buckets.read(path))
+        return
+    with open(path, "rb") as opened:
+        yield opened
+
+
+def size(path: str | Path) -> int:
+    """Returns the bytes of a file. Raises OSError if it does not exist."""
+    path = as_path(path)
+    return buckets.size(path) if isinstance(path, BucketPath) else path.stat().st_size
 
 
 def read_text(path: str | Path, hint: str = _CHECK) -> str:
@@ -109,30 +150,27 @@ def read_text(path: str | Path, hint: str = _CHECK) -> str:
 def resolve(path: str | Path) -> Path:
     """Returns the absolute path without links, `..` and a slash at the end.
 
-    Nothing need exist there. An address stays as it is.
+    Nothing need exist there.
     """
     if is_address(path):
-        return Path(path)
+        return buckets.as_bucket_path(path).resolve()
     try:
         return Path(os.path.realpath(path))
     except (OSError, ValueError) as error:  # the working directory may be deleted
         raise os_error(error, path, "looked up") from error
 
 
-def is_address(path: str | Path) -> bool:
-    """Returns whether a path is the address of a bucket, such as gs://bucket/folder."""
-    return _ADDRESS.match(os.fspath(path)) is not None
-
-
 def check_folder(path: str | Path, option: str, *, utf8: bool = False) -> None:
     """Raises UserError, naming the option, if a folder cannot be written to; creates nothing.
 
-    utf8: libraries will write there that take no other names.
+    utf8: libraries will write there that take no other names. Of a bucket it is checked that it
+    can be reached; whether it may be written to shows when something is.
     """
     hint = f"choose another {option}"
     if is_address(path):
-        hint = f"mount the bucket and choose an {option} below the mount"
-        raise UserError("is an address, and files are written to paths only", where=path, hint=hint)
+        if buckets.check(buckets.as_bucket_path(path), hint) == stat.S_IFREG:
+            raise UserError("is a file", where=path, hint=hint)
+        return
     absolute = Path(os.path.abspath(path))
     if utf8 and not _is_utf8(absolute):
         what = "has a name that is not UTF-8, in which checkpoints and shards cannot be written"
@@ -153,12 +191,13 @@ def check_file(path: str | Path, option: str) -> None:
     A pipe or a character device passes: it is written into.
     """
     if is_address(path):
-        check_folder(path, option)  # which says what to do
+        buckets.check(buckets.as_bucket_path(path), f"choose another {option}")
     kind = _kind(path)
     if kind in (stat.S_IFDIR, stat.S_IFBLK, stat.S_IFSOCK):
         raise UserError(f"is {_KINDS[kind]}", where=path, hint=f"name a file with {option}")
     if kind in (None, stat.S_IFREG):
-        check_folder(resolve(path).parent, option)
+        if not is_address(path):
+            check_folder(resolve(path).parent, option)
     elif not os.access(path, os.W_OK):
         raise UserError("may not be written to", where=path, hint=f"choose another {option}")
 
@@ -171,6 +210,8 @@ def write_file(path: str | Path, content: bytes | str) -> None:
     """
     if isinstance(content, str):
         content = content.encode(errors="backslashreplace")  # names of files may not be UTF-8
+    if is_address(path):
+        return buckets.write(buckets.as_bucket_path(path), content)
     kind = _kind(path)
     open_elsewhere = os.path.abspath(path).startswith(_DESCRIPTORS)
     try:
@@ -211,73 +252,66 @@ def _replace(path: Path, content: bytes) -> None:
 
 
 def make_folder(path: str | Path) -> Path:
-    """Creates a folder and those above it; raises UserError if that fails."""
+    """Creates a folder and those above it; raises UserError if that fails.
+
+    In a bucket there are no folders, and nothing is done.
+    """
+    path = as_path(path)
+    if isinstance(path, BucketPath):
+        return path
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise os_error(error, path, "created") from error
-    return Path(path)
+    return path
 
 
 def remove(path: str | Path) -> None:
-    """Deletes a file if it is there; raises UserError if that fails."""
+    """Deletes a file, if it exists; raises UserError if that fails."""
+    path = as_path(path)
+    if isinstance(path, BucketPath):
+        return buckets.remove(path)
     try:
-        Path(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
     except OSError as error:
         raise os_error(error, path, "deleted") from error
 
 
 def remove_tree(path: str | Path) -> None:
-    """Deletes a folder and what is in it, as far as that is possible."""
-    shutil.rmtree(path, ignore_errors=True)
+    """Deletes a folder with all that is in it, as far as the system allows."""
+    path = as_path(path)
+    if isinstance(path, BucketPath):
+        buckets.remove_tree(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
-def cause(error: BaseException) -> int | None:
-    """Returns the errno of the system's error behind an error; None if there is none.
+@contextmanager
+def staged(path: str | Path) -> Iterator[Path]:
+    """Yields a local folder, whose files are uploaded at the end if `path` is an address.
 
-    Libraries wrap it, or leave its name or its words in their message.
+    For libraries that write to disks only. A local path is yielded as it is.
     """
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, OSError) and seen.errno is not None:
-            return seen.errno
-        for code in _NAMED:
-            if re.search(rf"\b{errno.errorcode[code]}\b|{os.strerror(code)}", str(seen), re.I):
-                return code
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return None
+    path = as_path(path)
+    if not isinstance(path, BucketPath):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mforce-") as scratch:
+        yield Path(scratch)
+        upload_tree(Path(scratch), path)
 
 
-def is_environment_error(error: BaseException) -> bool:
-    """Returns whether the machine, not data or program, causes an error: no room, no permission."""
-    return cause(error) in _NAMED
-
-
-def reason(error: BaseException) -> str:
-    """Returns why something failed in the system's words, else in the error's own."""
-    code = cause(error)
-    return os.strerror(code) if code is not None else " ".join(str(error).split())
-
-
-def hint_for(error: BaseException, default: str = _PERMISSION) -> str:
-    """Returns what to do about an error; the default is for causes without a hint of their own."""
-    code = cause(error)
-    return default if code is None else _HINTS.get(code, default)
-
-
-def os_error(
-    error: BaseException, path: object, done: str = "used", hint: str = _PERMISSION
-) -> UserError:
-    """Returns the error in one line: "PATH: cannot be DONE (reason); hint"."""
-    where = None if path is None else _shown(path)
-    what = f"cannot be {done} ({reason(error)})"
-    return UserError(what, where=where, hint=hint_for(error, hint))
+def upload_tree(folder: Path, address: BucketPath) -> None:
+    """Writes all files below a local folder to the same names below an address."""
+    for local in sorted(folder.rglob("*")):
+        if local.is_file():
+            buckets.upload(local, address / local.relative_to(folder).as_posix())
 
 
 def _kind(path: str | Path) -> int | None:
     """Returns the type of what a path names, as in stat.S_IFMT; None if there is nothing."""
     if is_address(path):
-        raise UserError("is an address, not a path", where=path, hint="mount the bucket")
+        return buckets.kind(buckets.as_bucket_path(path))
     try:
         return stat.S_IFMT(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
@@ -287,7 +321,7 @@ def _kind(path: str | Path) -> int | None:
 
 
 def _require(path: str | Path, wanted: int, hint: str) -> Path:
-    path, kind = Path(path), _kind(path)
+    path, kind = as_path(path), _kind(path)
     if kind != wanted:
         name = _KINDS[wanted]
         what = f"is {_KINDS[kind]}, not {name}" if kind else f"no such {name.removeprefix('a ')}"
@@ -301,9 +335,3 @@ def _is_utf8(path: Path) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _shown(path: object) -> str:
-    """Returns a path for a message, a very long one cut in the middle."""
-    text = str(path)
-    return text if len(text) <= 200 else f"{text[:90]}...{text[-90:]}"

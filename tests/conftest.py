@@ -14,6 +14,7 @@ import pytest
 from hypothesis import settings
 
 import tests.typecheck  # noqa: F401  # the hook names it
+from tests.bucket import _emulator, bucket, folder, gs_path  # noqa: F401  # fixtures
 
 if TYPE_CHECKING:
     from tests.runs import Done
@@ -56,8 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the slow files first. `--dist=loadfile` sends a file's tests to one worker."""
 
     def rank(item: pytest.Item) -> int:
-        folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return SLOW_FIRST.index(folder) if folder in SLOW_FIRST else len(SLOW_FIRST)
+        top = item.path.relative_to(Path(__file__).parent).parts[0]
+        return SLOW_FIRST.index(top) if top in SLOW_FIRST else len(SLOW_FIRST)
 
     items.sort(key=rank)
 
@@ -70,11 +71,11 @@ def real_data() -> Path:
     """The folder of real image and depth samples; the test is skipped if none is named."""
     if not (named := os.environ.get(REAL_DATA)):
         pytest.skip(f"{REAL_DATA} names no folder of real samples")
-    folder = Path(named)
-    if not folder.is_dir():
+    samples = Path(named)
+    if not samples.is_dir():
         # A misspelled folder must fail, not skip.
         pytest.fail(f"{REAL_DATA}={named} is not a folder")
-    return folder
+    return samples
 
 
 @pytest.fixture

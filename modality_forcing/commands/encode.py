@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
 from modality_forcing.errors import UserError
-from modality_forcing.paths import check_folder
+from modality_forcing.paths import as_path, check_folder
 
 EXAMPLES = """examples:
   mforce encode --source=prepared/tum --out=encoded/tum \\
@@ -22,9 +21,9 @@ google/umt5-xxl."""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--source", type=Path, required=True, help="the --out of mforce prepare")
+    add("--source", type=as_path, required=True, help="the --out of mforce prepare")
     add("--split", default="", help="required if the folder has several")
-    add("--out", type=Path, required=True, help="folder of the cache; splits may share it")
+    add("--out", type=as_path, required=True, help="folder of the cache; splits may share it")
     add("--text", default="", metavar="umt5:PATH", help="encode captions with this UMT5")
     image = "encode images and their mirror images with this autoencoder"
     add("--image", default="", metavar="flux2:PATH", help=image)

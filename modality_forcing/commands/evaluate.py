@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modality_forcing.commands.arguments import positive_int, renamed_option
 from modality_forcing.errors import UserError
+from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class Mode(NamedTuple):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=Path, help="a workdir, its checkpoints/ or one step of it")
+    add("--checkpoint", type=as_path, help="a workdir, its checkpoints/ or one step of it")
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
     add("--text-encoder", metavar="umt5:PATH", help="frozen, if not at the config's path")
@@ -58,14 +59,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help = "depth of generated images: self (default), a folder of maps, package.module:function"
     add("--estimator", help=help)
     help = "write the generated images to this folder, for an external estimator"
-    add("--save-images", type=Path, help=help)
+    add("--save-images", type=as_path, help=help)
     help = "joint generation along trajectories, e.g. log2_alpha:-5..5"
     add("--trajectory-sweep", metavar="log2_alpha:FROM..TO", help=help)
     help = "nyuv2, kitti, eth3d, scannet, diode, ibims1, sintel, ddad...; several with commas"
     add("--benchmark", help=help)
-    add("--root", type=Path, help="the folder with the unpacked benchmark")
+    add("--root", type=as_path, help="the folder with the unpacked benchmark")
     help = "frames to score, one name a line, instead of the official list"
-    add("--frame-list", type=Path, help=help)
+    add("--frame-list", type=as_path, help=help)
     help = "square (default, the model's own), moge (as published) or frame (as stored)"
     add("--view", help=help)
     add("--ensemble", type=positive_int, help="samples of each frame, merged into one map (1)")
@@ -74,8 +75,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of the samples (benchmarks: 0; others: the config's)")
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--solver", choices=("euler", "heun"))
-    add("--pred", type=Path, help="predicted depth, .npz")
-    add("--target", type=Path, help="ground-truth depth and its valid mask, .npz")
+    add("--pred", type=as_path, help="predicted depth, .npz")
+    add("--target", type=as_path, help="ground-truth depth and its valid mask, .npz")
     add("--protocol", help="moge (default), marigold or metric")
     add("--align", help="what is unknown of the prediction: affine, scale, disparity or none")
     add("--depth-range", metavar="MIN:MAX", help="range of scored depth, e.g. 0.001:10")
@@ -83,7 +84,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", default=None, help=help)
     add("--json", action="store_true", help="print JSON with a row per image, not a table")
     help = f"arrays and records: also write the JSON to this file; others: a folder ({_OUT})"
-    add("--out", type=Path, help=help)
+    add("--out", type=as_path, help=help)
 
 
 def main(options: argparse.Namespace) -> None:

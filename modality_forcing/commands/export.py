@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from modality_forcing.paths import as_path
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     checkpoint = "a workdir, its checkpoints/ or one step of it"
-    add("--checkpoint", type=Path, required=True, help=checkpoint)
-    add("--out", type=Path, required=True, help="a folder that does not exist yet")
+    add("--checkpoint", type=as_path, required=True, help=checkpoint)
+    add("--out", type=as_path, required=True, help="a folder that does not exist yet")
     add("--format", choices=("orbax", "safetensors"), default="orbax")
 
 

@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
+from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 EXAMPLES = """examples:
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--mfu", type=float, help="utilization that a price assumes (the published one of the chip)"
     )
-    add("--out", type=Path, help="a folder for the figure of --coord-check")
+    add("--out", type=as_path, help="a folder for the figure of --coord-check")
     add("--json", action="store_true", help="print JSON")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from modality_forcing.commands.arguments import finite_float, positive_int, renamed_option
 from modality_forcing.errors import UserError
+from modality_forcing.paths import as_path
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,14 +26,14 @@ EXAMPLES = """examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="a workdir, its checkpoints/ or one step")
+    add("--checkpoint", type=as_path, required=True, help="a workdir, its checkpoints/ or one step")
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
-    add("--out", type=Path, required=True, help="output folder")
+    add("--out", type=as_path, required=True, help="output folder")
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
     add("--n", type=positive_int, default=1, help="examples per caption (%(default)s)")
-    add("--image", type=Path, help="input of i2d")
+    add("--image", type=as_path, help="input of i2d")
     depth = "input of d2i and partial: .npy or .exr of floats, or 16-bit PNG with --depth-scale"
-    add("--depth", type=Path, help=depth)
+    add("--depth", type=as_path, help=depth)
     scale = "units per count of a PNG or of integers, e.g. 0.001 for millimeters"
     add("--depth-scale", type=finite_float, help=scale)
     square = "how an input becomes square: its center, or all of it (%(default)s)"

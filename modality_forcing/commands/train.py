@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from modality_forcing import distributed
+from modality_forcing.paths import as_path
 
 EXAMPLES = """examples:
   mforce train --config=demo:phase=t2i --workdir=runs/t2i
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     config = "a file, or the name of one in configs/"
     add("--config", required=True, metavar="FILE[:ARG]", help=config)
     workdir = "for checkpoints, metrics and TensorBoard events"
-    add("--workdir", type=Path, required=True, help=workdir)
+    add("--workdir", type=as_path, required=True, help=workdir)
 
 
 def main(options: argparse.Namespace) -> None:

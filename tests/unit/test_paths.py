@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import socket
 import stat
@@ -51,14 +50,10 @@ def test_check_folder_creates_nothing(tmp_path):
             check_folder(path, "--out")
 
 
-@pytest.mark.parametrize(
-    "address", ["gs://bucket/run", "s3://bucket/run", "gs:/bucket/run", Path("gs://bucket/run")]
-)
-def test_url_is_refused_as_a_folder(address, tmp_path, monkeypatch):
+@pytest.mark.parametrize("address", ["ftp://host/run", "abc:/run", Path("http://host/run")])
+def test_address_of_another_kind_is_refused_as_a_folder(address, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UserError, match=r"is an address.*mount the bucket.* --workdir below the mount"
-    ) as caught:
+    with pytest.raises(UserError, match=r"is an address of the kind .* use gs://") as caught:
         check_folder(address, "--workdir")
     assert "\n" not in str(caught.value)
 
@@ -167,11 +162,74 @@ def test_file_as_a_folder_is_nothing(tmp_path):
         paths.list_dir(tmp_path / "file")
 
 
-def test_address_is_refused_by_every_question():
-    for ask in (paths.exists, paths.is_dir, paths.read_bytes, paths.list_dir):
-        with pytest.raises(UserError, match="is an address, not a path; mount the bucket"):
-            ask("gs://bucket/file")
-    assert paths.resolve("gs://bucket/file") == Path("gs://bucket/file")
+def test_files_are_written_listed_and_read_back(folder):
+    assert not paths.exists(folder / "a") and paths.glob(folder / "a", "*") == []
+    paths.make_folder(folder / "a")
+    for name, content in {"x.txt": "é\r\n", "y.bin": b"\x00\xff", "z.txt": ""}.items():
+        write_file(folder / "a" / name, "old")
+        write_file(folder / "a" / name, content)
+    assert paths.is_dir(folder / "a") and not paths.is_file(folder / "a")
+    assert paths.is_file(folder / "a" / "x.txt") and not paths.is_dir(folder / "a" / "x.txt")
+    assert [path.name for path in paths.list_dir(folder / "a")] == ["x.txt", "y.bin", "z.txt"]
+    assert paths.glob(folder / "a", "*.txt") == [folder / "a" / name for name in ("x.txt", "z.txt")]
+    assert paths.read_text(folder / "a" / "x.txt") == "é\r\n"
+    assert paths.read_bytes(folder / "a" / "y.bin") == b"\x00\xff"
+    assert paths.size(folder / "a" / "y.bin") == 2 and paths.size(folder / "a" / "z.txt") == 0
+    with paths.open_file(folder / "a" / "y.bin") as opened:
+        opened.seek(1)
+        assert opened.read() == b"\xff"
+    assert paths.require_file(folder / "a" / "x.txt") == folder / "a" / "x.txt"
+    assert paths.resolve(folder / "b" / ".." / "a") == folder / "a"
+
+
+def test_files_and_folders_are_removed(folder):
+    for name in ("x", "a/y", "a/b/z"):
+        write_file(folder / name, name)
+    paths.remove(folder / "x")
+    paths.remove(folder / "x")
+    assert [path.name for path in paths.list_dir(folder)] == ["a"]
+    paths.remove_tree(folder / "a")
+    assert not paths.exists(folder / "a" / "b" / "z")
+
+
+def test_missing_files_are_one_line(folder):
+    write_file(folder / "x", "")
+    for ask in (paths.read_bytes, paths.read_text, paths.list_dir, paths.require_file):
+        with pytest.raises(UserError, match=r"no such") as caught:
+            ask(folder / "y")
+        assert str(folder / "y") in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(FileNotFoundError):
+        paths.size(folder / "y")
+
+
+def test_a_file_is_no_folder_to_write_to(folder):
+    check_folder(folder / "new" / "below", "--out")
+    check_file(folder / "new", "--out")
+    write_file(folder / "x", "")
+    with pytest.raises(UserError, match=r"x: is a file; choose another --out"):
+        check_folder(folder / "x", "--out")
+
+
+def test_what_is_staged_arrives_where_it_is_meant_to(folder):
+    with paths.staged(folder / "out") as local:
+        (local / "below").mkdir(parents=True)
+        (local / "below" / "x").write_bytes(b"content")
+        assert not paths.is_address(local)
+    assert paths.read_bytes(folder / "out" / "below" / "x") == b"content"
+
+
+def test_nothing_is_staged_where_the_work_fails(gs_path):
+    with pytest.raises(ZeroDivisionError), paths.staged(gs_path / "out") as local:
+        (local / "x").write_bytes(b"content")
+        raise ZeroDivisionError
+    assert not paths.exists(gs_path / "out")
+
+
+def test_writing_to_a_bucket_renames_and_copies_nothing(bucket, gs_path):
+    write_file(gs_path / "x", "old")
+    write_file(gs_path / "x", "new")
+    assert [method for method, _ in bucket.requests] == ["POST", "POST"]  # two uploads, no more
+    assert not [path for _, path in bucket.requests if "copyTo" in path or "rewriteTo" in path]
 
 
 def test_device_is_not_read():
@@ -197,17 +255,3 @@ def test_unreadable_parent_is_one_line(tmp_path):
                 ask(tmp_path / "locked" / "in" / "x")
     finally:
         (tmp_path / "locked").chmod(0o700)
-
-
-def test_cause_is_found_below_other_errors():
-    wrapped = RuntimeError("save failed")
-    wrapped.__cause__ = ValueError("x")
-    wrapped.__cause__.__cause__ = OSError(errno.EMFILE, "Too many open files")
-    assert paths.cause(wrapped) == errno.EMFILE
-    assert paths.cause(ValueError("[OS error 24: Too many open files] of x")) == errno.EMFILE
-    full = RuntimeError("RESOURCE_EXHAUSTED: cannot write: No space left on device [os_error='28']")
-    assert paths.cause(full) == errno.ENOSPC and paths.is_environment_error(full)
-    assert paths.cause(ValueError("a bug")) is None
-    assert not paths.is_environment_error(FileNotFoundError(2, "No such file or directory"))
-    line = str(paths.os_error(wrapped, "file", "read"))
-    assert line == "file: cannot be read (Too many open files); allow more open files (ulimit -n)"

@@ -20,9 +20,10 @@ from modality_forcing import cli, distributed
 from modality_forcing.data import in_memory
 from modality_forcing.encoders.weights import open_checkpoint
 from modality_forcing.errors import UserError
+from modality_forcing.paths import as_path
 from tests.runs import Done
 
-# A path by the text of its metavar; all others have the type Path.
+# A path by the text of its metavar; all others have the type as_path.
 METAVARS = ("FILE[:ARG]", "umt5:PATH", "flux2:PATH")
 PATHLESS = {"completion"}
 ODD = "a b%20#\N{GRINNING FACE}"
@@ -71,7 +72,7 @@ FLAGS = {"--coord-check"}
 
 
 def is_path(action: argparse.Action) -> bool:
-    return action.type is Path or action.metavar in METAVARS
+    return action.type is as_path or action.metavar in METAVARS
 
 
 def options() -> list[tuple[str, str]]:

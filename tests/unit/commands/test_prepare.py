@@ -111,7 +111,7 @@ def test_data_sets_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch: p
         (("--dataset=foldr", "--root=ROOT", "--out=OUT"), "did you mean folder"),
         ((*FOLDER, "--root=ROOT/none", "--out=OUT"), "none: no such folder"),
         ((*FOLDER, "--root=ROOT", "--out=OUT", "--split=val"), "has no split 'val'"),
-        ((*FOLDER, "--root=ROOT", "--out=gs://bucket/x"), "is an address"),
+        ((*FOLDER, "--root=ROOT", "--out=ftp://bucket/x"), "is an address"),
         (
             (*FOLDER, "--root=ROOT", "--out=OUT", "--option=depth"),
             "--option depth is not NAME=VALUE",
