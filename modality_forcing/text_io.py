@@ -126,6 +126,13 @@ def parse_count(value: object) -> int:
     return value
 
 
+def parse_text(value: object) -> str:
+    """Returns a text of a JSON value; raises ValueError for all else."""
+    if not isinstance(value, str):
+        raise ValueError(f"{shorten(repr(value))} is not a text")
+    return value
+
+
 def parse_csv(text: str) -> list[tuple[int, dict[str, str | None]]]:
     """Returns the line number and the cells by column of the rows below a header.
 

@@ -30,7 +30,7 @@ from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files
 from modality_forcing.storage.stats import DatasetStats
-from modality_forcing.text_io import parse_count, with_checksum
+from modality_forcing.text_io import parse_count, parse_text, with_checksum
 
 Failures = tuple[tuple[int, str], ...]  # index and reason
 
@@ -119,11 +119,13 @@ class PrepareJob:
         content = manifest.read_json(path)
         try:
             record = ShardRecord(
-                settings=str(content["settings"]),
+                settings=parse_text(content["settings"]),
                 file=ShardFile.from_json(content["file"]),
-                failed=tuple((parse_count(at), str(reason)) for at, reason in content["failed"]),
+                failed=tuple(
+                    (parse_count(i), parse_text(reason)) for i, reason in content["failed"]
+                ),
                 stats=DatasetStats.from_json(content["stats"]),
-                versions=dict(content["versions"]),
+                versions={name: parse_text(used) for name, used in content["versions"].items()},
             )
             record.stats.summary()  # fails for counts that contradict each other
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:

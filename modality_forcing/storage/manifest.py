@@ -12,7 +12,7 @@ from typing import Any
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file, write_file
 from modality_forcing.storage.stats import check_summary
-from modality_forcing.text_io import parse_count, read_verified, shorten, with_checksum
+from modality_forcing.text_io import parse_count, parse_text, read_verified, with_checksum
 from modality_forcing.tree import JsonObject
 
 # Of the manifest and of the examples. Format 2 renamed keys (licence, bad, and those of
@@ -36,8 +36,13 @@ class ShardFile:
     @staticmethod
     def from_json(content: Mapping[str, Any]) -> ShardFile:
         """Raises KeyError, TypeError or ValueError for anything but a shard's entry."""
-        counts = {name: parse_count(content[name]) for name in ("records", "failed", "bytes")}
-        return ShardFile(_text(content["name"]), sha256=_text(content["sha256"]), **counts)
+        return ShardFile(
+            name=parse_text(content["name"]),
+            sha256=parse_text(content["sha256"]),
+            records=parse_count(content["records"]),
+            failed=parse_count(content["failed"]),
+            bytes=parse_count(content["bytes"]),
+        )
 
 
 @dataclass(frozen=True)
@@ -101,22 +106,16 @@ def read(folder: Path, split: str) -> Manifest | None:
     try:
         return Manifest(
             path=path,
-            **{name: _text(content[name]) for name in _TEXTS},
+            **{name: parse_text(content[name]) for name in _TEXTS},
             files=tuple(ShardFile.from_json(file) for file in content["files"]),
             stats=check_summary({name: x for name, x in content.items() if name not in _KEYS}),
             settings={**content["settings"]},
-            versions={name: _text(version) for name, version in content["versions"].items()},
+            versions={name: parse_text(version) for name, version in content["versions"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         hint = f"delete it and {AGAIN}"
         reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise UserError(f"is not a manifest ({reason})", where=path, hint=hint) from error
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{shorten(repr(value))} is not a text")
-    return value
 
 
 def read_json(path: Path, again: str = AGAIN) -> JsonObject:

@@ -143,3 +143,10 @@ def test_count_is_a_whole_number_of_0_or_more(value):
     assert text_io.parse_count(3) == 3
     with pytest.raises(ValueError, match="is not a count"):
         text_io.parse_count(value)
+
+
+def test_text_is_a_text():
+    assert text_io.parse_text("a") == "a"
+    for value in (None, 1, ["a"]):
+        with pytest.raises(ValueError, match="is not a text"):
+            text_io.parse_text(value)

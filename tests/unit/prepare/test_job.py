@@ -99,7 +99,9 @@ def test_shard_is_finished_if_file_and_record_exist(tmp_path: Path):
     assert job.finished(1) is None
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", '{"settings": "x", "file": {}}'])
+@pytest.mark.parametrize(
+    "content", ["", "{}", "[]", '{"settings": "x", "file": {}}', '{"settings": 1}']
+)
 def test_damaged_record_is_refused(tmp_path: Path, content: str):
     job = job_in(tmp_path)
     finish(job, 1)
@@ -141,11 +143,12 @@ def test_statistics_that_cannot_be_are_refused(tmp_path: Path, changes: dict):
     finish(job, 1)
     path = tmp_path / "done-train/00001.json"
     content = json.loads(path.read_text())
-    content["stats"] |= changes
     del content["checksum"]
-    path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"done-train/00001\.json: is damaged; delete it and run"):
-        job.finished(1)
+    damaged = r"done-train/00001\.json: is damaged; delete it and run"
+    for key, value in (("stats", content["stats"] | changes), ("versions", {"pillow": None})):
+        path.write_text(json.dumps({**content, key: value}))
+        with pytest.raises(UserError, match=damaged):
+            job.finished(1)
 
 
 def test_manifest_sums_up_the_shards(tmp_path: Path):
