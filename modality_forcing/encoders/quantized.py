@@ -6,6 +6,7 @@ A weight is (number - zero point) * scale. Read are, by the names of the tensors
 - float8 with `P.scale_weight` (ComfyUI), `P.weight_scale_inv` (transformers, DeepSeek) or
   `P.weight_scale`, and int8 with `P.weight_scale` and maybe `P.weight_zero_point`
   (compressed-tensors): one number, or one for each row, group of columns or block;
+  ComfyUI describes these in `P.comfy_quant` or in the metadata; rotated weights are refused;
 - int8 with `P.SCB`, one number for each row: weight * SCB / 127 (bitsandbytes);
 - the same under other names (`canonical_name`): `P.weight._data` and `P.weight._scale`
   (optimum-quanto), `P._weight_qdata` and `P._weight_scale` (torchao).
@@ -19,14 +20,15 @@ Files that these libraries wrote are in tests/parity/data.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 
 from modality_forcing.text_io import parse_object
+from modality_forcing.tree import JsonObject
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 FLOAT8 = {"F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2}
@@ -43,7 +45,9 @@ _OTHER_SCALES = (
     *("weight_scale_2", "weight_global_scale", "pre_quant_scale", "weight_shift", "weight_g_idx"),
     *("absmax", "quant_map"),
 )
-_IGNORED = ("scale_input", "input_scale", "output_scale", "activation_scale", "comfy_quant")
+_FORMAT, _FORMATS_KEY = "comfy_quant", "_quantization_metadata"  # descriptions by ComfyUI, JSON
+_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # whose names say everything
+_IGNORED = ("scale_input", "input_scale", "output_scale", "activation_scale", _FORMAT)
 _MARKS = ("scaled_fp8", "spiece_model")  # whole names: a flag, and the tokenizer's file
 _BESIDE = (*_FLOAT8_SCALES, _ZERO, _INT8_SCALE, _INT8_LAYOUT, *_OTHER_SCALES, *_IGNORED)
 _BLOCK = (128, 128)
@@ -116,23 +120,46 @@ def is_beside(name: str, names: Mapping[str, object]) -> bool:
     )
 
 
-def find_scale(
-    name: str,
-    dtypes: Mapping[str, str],
-    shapes: Mapping[str, tuple[int, ...]],
-    block: Sequence[int] = (),
-) -> Scale | None:
+@dataclass(frozen=True)
+class Contents:
+    """The tensors of a checkpoint, and what its files say about them.
+
+    read: returns a tensor as stored. block: rows and columns that share a scale, () if not stated.
+    formats: ComfyUI's descriptions in the metadata, by the owner of the weight.
+    """
+
+    dtypes: Mapping[str, str]
+    shapes: Mapping[str, tuple[int, ...]]
+    read: Callable[[str], np.ndarray]
+    block: tuple[int, ...] = ()
+    formats: Mapping[str, JsonObject] = field(default_factory=dict)
+
+    def format_of(self, owner: str) -> JsonObject:
+        """Returns ComfyUI's description of a weight, {} without one; ValueError if damaged."""
+        name = f"{owner}.{_FORMAT}"
+        if name not in self.dtypes:
+            return self.formats.get(owner, {})
+        try:
+            return parse_object(self.read(name).tobytes().decode(), finite=False)
+        except ValueError as error:
+            raise ValueError(f"has a {_FORMAT} that cannot be read") from error
+
+
+def find_scale(name: str, contents: Contents) -> Scale | None:
     """Returns the scale of a tensor, None if it needs none.
 
-    block: rows and columns that share a scale, as stated beside the file. Raises ValueError, with
-    what is wrong as its message, for a layout that is not known.
+    Raises ValueError, with what is wrong as its message, for a layout that is not known.
     """
+    dtypes, shapes = contents.dtypes, contents.shapes
     kind, owner = dtypes[name], name.removesuffix(_WEIGHT)
     if kind in FLOATS:
         return None
     beside = {part: f"{owner}.{part}" for part in _BESIDE if f"{owner}.{part}" in dtypes}
     if other := [part for part in _OTHER_SCALES if part in beside] or _unknown(owner, dtypes):
         raise ValueError(f"is {kind} with {other[0]}, a layout that is not known")
+    _check_format(kind, contents.format_of(owner))
+    if _INT8_LAYOUT in beside and contents.read(beside[_INT8_LAYOUT]).any():
+        raise ValueError("is int8 in an order of rows that is not known")
     unit, known = 1.0, _FLOAT8_SCALES if kind in FLOAT8 else (_SCALE,) if kind == _INT8 else ()
     if kind == _INT8 and _INT8_SCALE in beside:
         unit, known = _INT8_UNIT, (_INT8_SCALE,)
@@ -145,11 +172,19 @@ def find_scale(
     scale, zero = scales[0], beside.get(_ZERO, "")
     if dtypes[scale] not in FLOATS and (kind == _INT8 or dtypes[scale] not in _EXPONENTS):
         raise ValueError(f"is {kind} with scales of {dtypes[scale]}")
-    shared = _block(shapes[name], shapes[scale], tuple(block) or _BLOCK)
+    shared = _block(shapes[name], shapes[scale], contents.block or _BLOCK)
     if shared is None or (zero and shapes[zero] != shapes[scale]):
         listed = [list(shapes[part]) for part in (scale, zero) if part]
         raise ValueError(f"is {kind} with scales {listed[0]}, not one for each row or block")
     return Scale(scale, shapes[name], shared, unit, zero)
+
+
+def _check_format(kind: str, described: JsonObject) -> None:
+    """Raises ValueError for a weight that ComfyUI stores in another way than its names say."""
+    if described and described.get("format") not in _FORMATS:
+        raise ValueError(f"is {kind} in the format {described.get('format')!r}, which is not known")
+    if described.get("convrot"):
+        raise ValueError(f"is {kind} with rotated columns (convrot), a layout that is not known")
 
 
 def _block(
@@ -169,9 +204,15 @@ def _block(
     return None
 
 
-def layout_of(name: str) -> str:
-    """Returns the name of the tensor that says in which order an int8 tensor is, if it exists."""
-    return f"{name.removesuffix(_WEIGHT)}.{_INT8_LAYOUT}"
+def stated_formats(metadata: Mapping[str, str] | None) -> dict[str, JsonObject]:
+    """Returns ComfyUI's descriptions of weights in the metadata of a file, by their owners."""
+    try:
+        stated = parse_object((metadata or {}).get(_FORMATS_KEY, "{}"), finite=False)
+    except ValueError:
+        return {}
+    layers = stated.get("layers")
+    found = layers.items() if isinstance(layers, dict) else ()
+    return {owner: layer for owner, layer in found if isinstance(layer, dict)}
 
 
 def stated_block(config: Mapping[str, object]) -> tuple[int, ...]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -121,15 +122,11 @@ class Checkpoint:
         """Returns the scale of a tensor; raises UserError if its numbers are not weights."""
         if self._dtypes[name] in quantized.FLOATS:
             return None
-        layout, block = quantized.layout_of(name), quantized.stated_block(self.config)
         try:
-            found = quantized.find_scale(name, self._dtypes, self._all_shapes, block)
-            if layout in self._dtypes and self._read(layout, ()).any():
-                raise ValueError("is int8 in an order of rows that is not known")
+            return quantized.find_scale(name, self._contents)
         except ValueError as error:
             hint = "give weights in bfloat16, float16 or float32"
             raise UserError(f"{name} {error}", where=self.where, hint=hint) from error
-        return found
 
     def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         file, stored_name = self._file[name]
@@ -144,6 +141,14 @@ class Checkpoint:
         except Exception as error:  # safetensors raises several kinds
             what = f"{name} cannot be read ({' '.join(str(error).split())})"
             raise UserError(what, where=self.where, hint="download it again") from error
+
+    @cached_property
+    def _contents(self) -> quantized.Contents:
+        block, read = quantized.stated_block(self.config), partial(self._read, index=())
+        opened = {id(file): file for file, _ in self._file.values()}
+        metadata = [quantized.stated_formats(file.metadata()) for file in opened.values()]
+        formats = dict(ChainMap(*metadata))
+        return quantized.Contents(self._dtypes, self._all_shapes, read, block, formats)
 
     @cached_property
     def _places(self) -> Mapping[str, tuple[Path, int]]:

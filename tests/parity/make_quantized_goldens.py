@@ -3,7 +3,8 @@
     python -m tests.parity.make_quantized_goldens
 
 Needs, in an environment of its own, torch 2.13, transformers 5.24, optimum-quanto 0.2.7,
-bitsandbytes 0.50.2, torchao 0.18, compressed-tensors 0.20 and accelerate; CPU versions are enough.
+bitsandbytes 0.50.2, torchao 0.18, compressed-tensors 0.20, comfy-kitchen 0.2.40 and accelerate;
+CPU versions are enough.
 data/quantized.npz holds each library's own dequantized values at every fifth row and third column,
 which tests/unit/encoders/test_quantized.py compares with.
 """
@@ -11,6 +12,7 @@ which tests/unit/encoders/test_quantized.py compares with.
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -59,7 +61,9 @@ def from_bitsandbytes_int8() -> Made:
 def from_bitsandbytes_nf4() -> Made:
     import bitsandbytes
 
-    layer = bitsandbytes.nn.Linear4bit(64, 12, bias=False, quant_type="nf4").to("cpu")
+    layer = bitsandbytes.nn.Linear4bit(64, 12, bias=False, quant_type="nf4")
+    layer.load_state_dict({"weight": model((12, 64))[0].weight.data})
+    layer = layer.to("cpu")
     return {f"0.{name}": x for name, x in layer.state_dict().items()}, None
 
 
@@ -117,6 +121,17 @@ def from_transformers(scale_fmt: str) -> Made:
     return stored, Fp8Dequantize(quantizer)._dequantize_one(weight, scales, torch.float32)
 
 
+def from_comfy(layout: str, stated: dict[str, Any], **options: Any) -> Made:
+    from comfy_kitchen.tensor import QuantizedTensor
+
+    quantized = QuantizedTensor.from_float(model((32, 256))[0].weight.data, layout, **options)
+    stored = quantized.layout_cls.state_dict_tensors(quantized._qdata, quantized._params)
+    tensors = {f"0.weight{suffix}": x for suffix, x in stored.items()}
+    text = json.dumps(stated).encode()
+    tensors["0.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    return tensors, quantized.dequantize()
+
+
 def from_torch() -> Made:
     """As diffusers' layerwise casting stores weights: float8 without a scale."""
     weight = model((12, 32))[0].weight.data.to(torch.float8_e4m3fn)
@@ -126,6 +141,7 @@ def from_torch() -> Made:
 FLOAT8: dict[str, Any] = {"num_bits": 8, "type": "float"}
 INT8: dict[str, Any] = {"num_bits": 8, "type": "int"}
 MX: dict[str, Any] = {"strategy": "group", "group_size": 32, "scale_dtype": torch.uint8}
+ROTATED = {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 256}
 CASES: dict[str, Callable[[], Made]] = {
     "quanto_int8": lambda: from_quanto("qint8"),
     "quanto_float8": lambda: from_quanto("qfloat8"),
@@ -149,6 +165,15 @@ CASES: dict[str, Callable[[], Made]] = {
     "compressed_mxfp8": lambda: from_compressed_tensors(**FLOAT8, **MX),
     "transformers_float8": lambda: from_transformers("float"),
     "transformers_float8_ue8m0": lambda: from_transformers("ue8m0"),
+    "comfy_float8": lambda: from_comfy("TensorCoreFP8Layout", {"format": "float8_e4m3fn"}),
+    "comfy_int8": lambda: from_comfy(
+        "TensorWiseINT8Layout", {"format": "int8_tensorwise"}, per_channel=True
+    ),
+    "comfy_int8_rotated": lambda: (
+        from_comfy("TensorWiseINT8Layout", ROTATED, per_channel=True, convrot=True)[0],
+        None,
+    ),
+    "comfy_mxfp8": lambda: (from_comfy("TensorCoreMXFP8Layout", {"format": "mxfp8"})[0], None),
     "torch_float8": from_torch,
 }
 

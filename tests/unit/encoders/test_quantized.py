@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from modality_forcing.encoders.quantized import offsets
 from modality_forcing.encoders.weights import open_checkpoint
@@ -97,8 +98,11 @@ def test_numbers_that_are_not_weights_are_refused_by_name(tmp_path, tensors, mes
 
 
 GOLDENS = Path(__file__).parents[2] / "parity" / "data"  # make_quantized_goldens.py makes them
+EXPONENTS = ("transformers_float8_ue8m0", "comfy_mxfp8")  # whose scales are of that type
 REFUSED = {
     "bitsandbytes_nf4": r"0\.weight is U8 with weight\.absmax, a layout that is not known",
+    "comfy_int8_rotated": r"0\.weight is I8 with rotated columns \(convrot\), a layout",
+    "comfy_mxfp8": r"0\.weight is F8_E4M3 in the format 'mxfp8', which is not known",
     "quanto_int4": r"0\.weight is U8 with weight_shift, a layout that is not known",
 }
 CASES = [path.stem.removeprefix("quantized_") for path in sorted(GOLDENS.glob("quantized_*.s*"))]
@@ -106,7 +110,7 @@ CASES = [path.stem.removeprefix("quantized_") for path in sorted(GOLDENS.glob("q
 
 @pytest.mark.parametrize("case", CASES)
 def test_files_of_the_libraries_have_the_weights_that_they_restore(case: str):
-    if case.endswith("ue8m0") and tuple(map(int, version("safetensors").split(".")[:2])) < (0, 6):
+    if case in EXPONENTS and tuple(map(int, version("safetensors").split(".")[:2])) < (0, 6):
         pytest.skip("older safetensors have no such type")
     checkpoint = open_checkpoint(GOLDENS / f"quantized_{case}.safetensors")
     assert set(checkpoint.shapes) == {"0.weight"}
@@ -124,7 +128,34 @@ def test_files_of_the_libraries_have_the_weights_that_they_restore(case: str):
 
 def test_every_library_was_tried():
     with np.load(GOLDENS / "quantized.npz") as expected:
-        assert len(CASES) == 17 and set(CASES) == {*expected, *REFUSED}
+        assert len(CASES) == 21 and set(CASES) == {*expected, *REFUSED}
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        ({"format": "asym_w4a8_int8"}, "is I8 in the format 'asym_w4a8_int8'"),
+        ({"format": "int8_tensorwise", "convrot": True}, "with rotated columns"),
+        ({"format": "int8_tensorwise"}, None),
+        ("no description", None),
+    ],
+)
+def test_formats_of_the_metadata_are_heeded(tmp_path, stated, message):
+    metadata = {"_quantization_metadata": json.dumps({"layers": {"p": stated}})}
+    save_file({"p.weight": INT8, "p.weight_scale": ROWS}, tmp_path / "m.safetensors", metadata)
+    checkpoint = open_checkpoint(tmp_path / "m.safetensors")
+    if message:
+        with pytest.raises(UserError, match=message):
+            checkpoint.read("p.weight")
+    else:
+        np.testing.assert_array_equal(checkpoint.read("p.weight"), INT8 * ROWS[:, None])
+
+
+def test_damaged_description_is_one_line(tmp_path):
+    tensors = {"p.weight": INT8, "p.weight_scale": ONE, "p.comfy_quant": np.uint8([123, 34])}
+    checkpoint = open_checkpoint(write(tmp_path / "m.safetensors", tensors))
+    with pytest.raises(UserError, match=r"p\.weight has a comfy_quant that cannot be read"):
+        checkpoint.read("p.weight")
 
 
 def test_blocks_have_the_size_that_the_config_states(tmp_path):
