@@ -23,7 +23,7 @@ import fsspec
 import fsspec.config
 from etils.epath.gpath import PosixGPath
 
-from modality_forcing.errors import UserError
+from modality_forcing.errors import StorageFailed, UserError
 from modality_forcing.progress import print_stderr
 from modality_forcing.system_errors import os_error
 
@@ -41,12 +41,6 @@ _CREDENTIALS = {
 _DENIED = re.compile(
     r"forbidden|denied|unauthorized|\b40[13]\b|credentials|does not have .*access", re.I
 )
-
-
-class Unreachable(UserError):
-    """A bucket that does not answer. It may later, so that launchers try again."""
-
-    exit_code = 1
 
 
 class BucketPath(PosixGPath, PosixPath):
@@ -121,7 +115,7 @@ def check(path: BucketPath, hint: str) -> int | None:
         if found is None and kind(bucket, _CONTACT_S) is None:
             raise UserError("no such bucket", where=bucket, hint=hint)
         return found
-    except Unreachable as error:
+    except StorageFailed as error:
         raise UserError(str(error)) from error  # a wrong name as well as a bad network
     finally:
         timer.cancel()
@@ -251,4 +245,4 @@ def _explain(error: Exception, path: BucketPath, done: str) -> UserError:
     elif module not in ("aiohttp", "requests", "gcsfs", "botocore", "google"):
         return os_error(error, path, done, "check the address and the credentials")
     hint = "check the address, the network and the credentials"
-    return Unreachable(f"cannot be {done} ({words})", where=path, hint=hint)
+    return StorageFailed(f"cannot be {done} ({words})", where=path, hint=hint)

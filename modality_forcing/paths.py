@@ -251,6 +251,15 @@ def _replace(path: Path, content: bytes) -> None:
             raise
 
 
+def append_file(path: str | Path, content: str) -> None:
+    """Adds text to the end of a file of a disk; objects of buckets cannot be added to."""
+    try:
+        with open(path, "a") as opened:
+            opened.write(content)
+    except OSError as error:
+        raise os_error(error, path, "written") from error
+
+
 def make_folder(path: str | Path) -> Path:
     """Creates a folder and those above it; raises UserError if that fails.
 
@@ -284,28 +293,6 @@ def remove_tree(path: str | Path) -> None:
         buckets.remove_tree(path)
     else:
         shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def staged(path: str | Path) -> Iterator[Path]:
-    """Yields a local folder, whose files are uploaded at the end if `path` is an address.
-
-    For libraries that write to disks only. A local path is yielded as it is.
-    """
-    path = as_path(path)
-    if not isinstance(path, BucketPath):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="mforce-") as scratch:
-        yield Path(scratch)
-        upload_tree(Path(scratch), path)
-
-
-def upload_tree(folder: Path, address: BucketPath) -> None:
-    """Writes all files below a local folder to the same names below an address."""
-    for local in sorted(folder.rglob("*")):
-        if local.is_file():
-            buckets.upload(local, address / local.relative_to(folder).as_posix())
 
 
 def _kind(path: str | Path) -> int | None:

@@ -56,7 +56,12 @@ class TrainLogger:
         self.pending: list[Row] = list(metadata.get("pending_metrics", []))
 
     def checkpoint_metadata(self, data_state: Mapping[str, int]) -> Metadata:
-        """Returns what a checkpoint keeps besides the state; data_state: the loader's position."""
+        """Returns what a checkpoint keeps besides the state, and stores the rows before it.
+
+        data_state: the loader's position.
+        """
+        if self._writer:
+            self._writer.flush()
         elapsed = self._earlier_s + time.monotonic() - self._start
         pending = _to_floats(self.pending)
         return {"data_state": data_state, "elapsed_s": elapsed, "pending_metrics": pending}

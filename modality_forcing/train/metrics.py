@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,28 @@ from tensorboardX import SummaryWriter
 
 from modality_forcing import paths
 from modality_forcing.errors import UserError
-from modality_forcing.text_io import parse_number, parse_object, split_lines
+from modality_forcing.mirror import Mirror
+from modality_forcing.train.metric_rows import open_rows, read_metrics
+
+FLUSH_S = 60.0  # after which a row that is written brings all rows and events into a bucket
 
 
 class MetricWriter:
-    """Writes scalars to `folder/metrics.jsonl` and to TensorBoard event files beside it.
+    """Writes scalars as rows (`metric_rows`) and to TensorBoard event files beside them.
 
     tensorboardX, because clu's writer needs all of TensorFlow for the same files. A resumed run
-    runs the steps after `first_step` again, so that their rows are removed.
+    runs the steps after `first_step` again, so that their rows are removed. In a bucket, rows and
+    events are stored by `flush`, by `close`, and by `write` once a minute: events are files of a
+    temporary folder until then.
     """
 
     def __init__(self, folder: Path, first_step: int):
-        paths.make_folder(folder)
-        self._path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
-        paths.write_file(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._rows = open_rows(folder, first_step)
+        self._flushed = time.monotonic()
         purge = first_step + 1 if first_step else None
+        self._mirror = Mirror(folder / "events")
         try:
-            self._events = SummaryWriter(str(folder / "events"), purge_step=purge)
+            self._events = SummaryWriter(str(self._mirror.local), purge_step=purge)
         except OSError as error:
             if error.filename is not None:
                 raise paths.os_error(error, folder / "events", "written") from error
@@ -37,42 +41,25 @@ class MetricWriter:
             raise UserError(what, where="/dev/shm", hint=hint) from error
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Appends the scalars of one step; raises UserError if they cannot be written."""
-        try:
-            with self._path.open("a") as file:
-                file.write(json.dumps({"step": step, **scalars}) + "\n")
-        except OSError as error:
-            raise paths.os_error(error, self._path, "written") from error
+        """Adds the scalars of one step; raises UserError if they cannot be written."""
+        self._rows.write({"step": step, **scalars})
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
+        if time.monotonic() - self._flushed >= FLUSH_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Stores what was written so far, as before a checkpoint, after which nothing is lost."""
+        self._rows.flush()
+        self._events.flush()
+        self._mirror.upload()
+        self._flushed = time.monotonic()
 
     def close(self) -> None:
-        """Flushes the event file."""
+        """Stores what was written, and ends the event file."""
         self._events.close()
-
-
-def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """Returns the rows written so far, without a last line that a kill cut short.
-
-    Raises UserError for any other line that is damaged: rows after it must not be lost.
-    """
-    path = folder / "metrics.jsonl"
-    lines = split_lines(paths.read_text(path)) if paths.exists(path) else []
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_object(line, finite=False)
-            for value in row.values():
-                parse_number(value)
-            if not parse_number(row.get("step")).is_integer():
-                raise ValueError(f"step {row['step']} is not a whole number")
-        except ValueError as error:
-            if number == len(lines):
-                break
-            what = f"is not a row of metrics ({error})"
-            raise UserError(what, where=f"{path}, line {number}", hint="remove the line") from error
-        rows.append(row)
-    return rows
+        self._rows.flush()
+        self._mirror.close()
 
 
 def last_value(folder: Path, name: str) -> float | None:

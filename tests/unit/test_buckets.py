@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modality_forcing import buckets, paths
-from modality_forcing.buckets import BucketPath, Unreachable
-from modality_forcing.errors import UserError
+from modality_forcing.buckets import BucketPath
+from modality_forcing.errors import StorageFailed, UserError
 
 ADDRESS = BucketPath("gs://bucket/a")
 
@@ -128,7 +128,7 @@ def test_a_bucket_that_does_not_answer_is_reported_in_time(bucket, gs_path, monk
     assert caught.value.exit_code == 2  # a name may be wrong
     err = capfd.readouterr().err
     assert err == "gs://bucket: waiting for an answer, for up to 1 s\n"
-    with pytest.raises(Unreachable) as caught:
+    with pytest.raises(StorageFailed) as caught:
         buckets.kind(gs_path, 1.0)
     assert caught.value.exit_code == 1  # of a run that has begun: it is tried again
 

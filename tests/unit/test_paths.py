@@ -182,6 +182,14 @@ def test_files_are_written_listed_and_read_back(folder):
     assert paths.resolve(folder / "b" / ".." / "a") == folder / "a"
 
 
+def test_text_is_added_to_the_end(tmp_path):
+    for text in ("a\n", "b\n"):
+        paths.append_file(tmp_path / "x", text)
+    assert (tmp_path / "x").read_text() == "a\nb\n"
+    with pytest.raises(UserError, match="cannot be written"):
+        paths.append_file(tmp_path / "missing" / "x", "a")
+
+
 def test_files_and_folders_are_removed(folder):
     for name in ("x", "a/y", "a/b/z"):
         write_file(folder / name, name)
@@ -208,21 +216,6 @@ def test_a_file_is_no_folder_to_write_to(folder):
     write_file(folder / "x", "")
     with pytest.raises(UserError, match=r"x: is a file; choose another --out"):
         check_folder(folder / "x", "--out")
-
-
-def test_what_is_staged_arrives_where_it_is_meant_to(folder):
-    with paths.staged(folder / "out") as local:
-        (local / "below").mkdir(parents=True)
-        (local / "below" / "x").write_bytes(b"content")
-        assert not paths.is_address(local)
-    assert paths.read_bytes(folder / "out" / "below" / "x") == b"content"
-
-
-def test_nothing_is_staged_where_the_work_fails(gs_path):
-    with pytest.raises(ZeroDivisionError), paths.staged(gs_path / "out") as local:
-        (local / "x").write_bytes(b"content")
-        raise ZeroDivisionError
-    assert not paths.exists(gs_path / "out")
 
 
 def test_writing_to_a_bucket_renames_and_copies_nothing(bucket, gs_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.train import metrics
 from modality_forcing.train.metrics import MetricWriter, param_summary, read_metrics
@@ -17,10 +18,10 @@ def write(folder, first: int, *rows: tuple[int, dict[str, float]]) -> None:
     writer.close()
 
 
-def test_rows_are_read_back(tmp_path):
-    assert read_metrics(tmp_path) == []
-    write(tmp_path / "new", 0, (1, {"loss": 0.1}), (2, {"loss": 1 / 3, "extra": 2.0}))
-    assert read_metrics(tmp_path / "new") == [
+def test_rows_are_read_back(folder):
+    assert read_metrics(folder) == []
+    write(folder / "new", 0, (1, {"loss": 0.1}), (2, {"loss": 1 / 3, "extra": 2.0}))
+    assert read_metrics(folder / "new") == [
         {"step": 1, "loss": 0.1},
         {"step": 2, "loss": 1 / 3, "extra": 2.0},
     ]
@@ -33,16 +34,28 @@ def test_rows_are_on_disk_before_close(tmp_path):
     writer.close()
 
 
-def test_resumed_run_writes_no_step_twice(tmp_path):
-    write(tmp_path, 0, *((k, {"loss": float(k)}) for k in (1, 2, 3, 4, 5)))
-    write(tmp_path, 3, (4, {"loss": 40.0}))
-    assert [row["loss"] for row in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
+def test_resumed_run_writes_no_step_twice(folder):
+    write(folder, 0, *((k, {"loss": float(k)}) for k in (1, 2, 3, 4, 5)))
+    write(folder, 3, (4, {"loss": 40.0}))
+    assert [row["loss"] for row in read_metrics(folder)] == [1.0, 2.0, 3.0, 40.0]
 
 
-def test_restarted_run_removes_old_rows(tmp_path):
-    write(tmp_path, 0, (1, {"loss": 1.0}))
-    write(tmp_path, 0)
-    assert read_metrics(tmp_path) == []
+def test_restarted_run_removes_old_rows(folder):
+    write(folder, 0, (1, {"loss": 1.0}))
+    write(folder, 0)
+    assert read_metrics(folder) == []
+
+
+def test_rows_reach_a_bucket_when_flushed_and_once_a_minute(gs_path, monkeypatch):
+    writer = MetricWriter(gs_path, 0)
+    writer.write(1, {"loss": 0.1})
+    assert read_metrics(gs_path) == []
+    writer.flush()
+    assert read_metrics(gs_path) == [{"step": 1, "loss": 0.1}]
+    monkeypatch.setattr(metrics, "FLUSH_S", 0.0)
+    writer.write(2, {"loss": 0.2})
+    assert [row["step"] for row in read_metrics(gs_path)] == [1, 2]
+    writer.close()
 
 
 def test_read_only_shared_memory_is_one_line(tmp_path, monkeypatch):
@@ -76,15 +89,15 @@ def test_last_value_is_that_of_the_last_row_with_it(tmp_path):
     assert metrics.last_value(tmp_path, "loss") == 2 and metrics.last_value(tmp_path, "a") is None
 
 
-def test_tensorboard_events_hold_the_scalars(tmp_path):
-    write(tmp_path, 0, (7, {"loss_depth": 0.25}))
-    (events,) = (tmp_path / "events").iterdir()
-    assert "tfevents" in events.name and b"loss_depth" in events.read_bytes()
+def test_tensorboard_events_hold_the_scalars(folder):
+    write(folder, 0, (7, {"loss_depth": 0.25}))
+    (events,) = paths.list_dir(folder / "events")
+    assert "tfevents" in events.name and b"loss_depth" in paths.read_bytes(events)
 
 
 def test_full_disk_is_one_line(tmp_path, monkeypatch):
     writer = MetricWriter(tmp_path, 0)
-    writer._path = tmp_path / "no such folder" / "metrics.jsonl"  # any OSError will do
+    writer._rows._path = tmp_path / "no such folder" / "metrics.jsonl"  # any OSError will do
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written"):
         writer.write(1, {"loss": 1.0})
     writer.close()

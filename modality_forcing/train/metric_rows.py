@@ -1,0 +1,114 @@
+"""Rows of metrics on disk, one file that grows, and in a bucket, where no object can grow.
+
+A run in a folder appends to `metrics.jsonl`. A run in a bucket writes `metrics/<step>.jsonl`, parts
+of up to 1000 rows named by their first step, of which the last one is written again whenever rows
+are flushed. Reading takes both, so that a run may be copied from one to the other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from modality_forcing import paths
+from modality_forcing.errors import UserError
+from modality_forcing.text_io import parse_number, parse_object, split_lines
+
+PART_ROWS = 1000
+Row = dict[str, float]
+
+
+def open_rows(folder: Path, first_step: int) -> RowFile | RowParts:
+    """Opens the rows of a run, without those of the steps after `first_step`, which run again."""
+    return (RowParts if paths.is_address(folder) else RowFile)(folder, first_step)
+
+
+def read_metrics(folder: Path) -> list[Row]:
+    """Returns the rows written so far, without a last line that a kill cut short.
+
+    Raises UserError for any other line that is damaged: rows after it must not be lost.
+    """
+    return [row for path in _files(folder) for row in _read(path)]
+
+
+class RowFile:
+    """The rows of a run in a folder, each in the file as soon as it is written."""
+
+    def __init__(self, folder: Path, first_step: int):
+        paths.make_folder(folder)
+        self._path = folder / "metrics.jsonl"
+        kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
+        paths.write_file(self._path, _format(kept))
+        for part in _parts(folder):  # of a run copied from a bucket
+            paths.remove(part)
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Adds a row; raises UserError if it cannot be written."""
+        paths.append_file(self._path, _format([row]))
+
+    def flush(self) -> None:
+        """Does nothing."""
+
+
+class RowParts:
+    """The rows of a run in a bucket, which are there once they are flushed."""
+
+    def __init__(self, folder: Path, first_step: int):
+        self._folder = folder / "metrics"
+        for path in _files(folder):
+            rows = _read(path)
+            kept = [row for row in rows if row["step"] <= first_step]
+            if not kept:
+                paths.remove(path)
+            elif len(kept) < len(rows):
+                paths.write_file(path, _format(kept))
+        self._part: list[Mapping[str, float]] = []
+        self._unsaved = False
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Adds a row; raises UserError if it cannot be written."""
+        self._part.append(row)
+        self._unsaved = True
+        if len(self._part) == PART_ROWS:
+            self.flush()
+            self._part = []
+
+    def flush(self) -> None:
+        """Writes the last part."""
+        if self._unsaved:
+            first = int(self._part[0]["step"])
+            paths.write_file(self._folder / f"{first:09d}.jsonl", _format(self._part))
+        self._unsaved = False
+
+
+def _files(folder: Path) -> list[Path]:
+    whole = folder / "metrics.jsonl"
+    return [whole, *_parts(folder)] if paths.exists(whole) else _parts(folder)
+
+
+def _parts(folder: Path) -> list[Path]:
+    return paths.glob(folder / "metrics", "*.jsonl")
+
+
+def _read(path: Path) -> list[Row]:
+    lines = split_lines(paths.read_text(path))
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = parse_object(line, finite=False)
+            for value in row.values():
+                parse_number(value)
+            if not parse_number(row.get("step")).is_integer():
+                raise ValueError(f"step {row['step']} is not a whole number")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            what = f"is not a row of metrics ({error})"
+            raise UserError(what, where=f"{path}, line {number}", hint="remove the line") from error
+        rows.append(row)
+    return rows
+
+
+def _format(rows: Sequence[Mapping[str, float]]) -> str:
+    return "".join(json.dumps(dict(row)) + "\n" for row in rows)
