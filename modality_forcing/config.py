@@ -165,10 +165,16 @@ class SampleConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Held-out evaluation."""
+    """Held-out evaluation, of checkpoints and while training."""
 
-    examples: int = 256  # held-out records that are scored
+    examples: int = 256  # held-out records of a checkpoint that are scored
     batch: int = 64  # records scored at a time
+    every: int = 0  # steps between evaluations while training; 0: none
+    while_training_examples: int = 64  # held-out records of each of those
+    while_training_steps: int = 10  # sampler steps of those, at most
+    benchmark: str = ""  # real sets scored while training, as "nyuv2,diode"
+    benchmark_root: str = ""  # the folder that they are unpacked in
+    benchmark_frames: int = 32  # of each set while training, evenly spaced
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from jaxtyping import Array, Key
 
 from modality_forcing.config import Config, SampleConfig
@@ -22,7 +24,7 @@ from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.restore import merge_params
-from modality_forcing.train import checkpoint, inputs
+from modality_forcing.train import checkpoint, inputs, sharding
 from modality_forcing.train.state import Params, abstract_model
 
 # The condition of each task; it generates all else. "partial" follows its condition loosely.
@@ -39,25 +41,36 @@ TASKS: dict[str, tuple[str, ...]] = {
 class Output:
     """What a task generated, and its condition, by modality."""
 
-    tokens: dict[str, jax.Array]  # x0 [b n c]
+    tokens: dict[str, jax.Array]  # x0 [b n c]; on a mesh, the last example may be repeated
     images: dict[str, np.ndarray]  # image f32 [b h w 3] in [0, 1]; depth f32 [b h w] up to scale
 
 
 class Generator:
     """Runs any task on one set of weights, and compiles each (task, batch size, steps) once.
 
-    frozen: the encoders of a network of latents or of text states; by default the config's.
+    Args:
+      frozen: the encoders of a network of latents or of text states; by default the config's.
+      mesh: devices on which the weights are sharded. Every process then runs the same tasks with
+        the same arguments, examples are split over the devices, and all get all outputs. Without a
+        mesh, this process's first device does everything.
     """
 
-    def __init__(self, config: Config, params: Params, frozen: FrozenEncoders | None = None):
-        self.config, self.params = config, params
+    def __init__(
+        self,
+        config: Config,
+        params: Params,
+        frozen: FrozenEncoders | None = None,
+        mesh: Mesh | None = None,
+    ):
+        self.config, self.params, self.mesh = config, params, mesh
         self.modalities = base.build(config)
         self.primary = next(iter(self.modalities))
         self.graph, self._param_shapes = abstract_model(config, self.modalities)
         self.frozen = inputs.build_encoders(config) if frozen is None else frozen
         self._to_tokens = {name: jax.jit(m.to_tokens) for name, m in self.modalities.items()}
         self._to_images = {name: jax.jit(m.from_tokens) for name, m in self.modalities.items()}
-        self._sample = jax.jit(self._trace_sampler, static_argnames=("guidance", "solver", "t_min"))
+        trace = sharding.traced_on(self._trace_sampler, mesh)
+        self._sample = jax.jit(trace, static_argnames=("guidance", "solver", "t_min"))
 
     @classmethod
     def from_checkpoint(
@@ -144,10 +157,14 @@ class Generator:
             hint = "name their autoencoder with --autoencoder flux2:PATH"
             raise UserError("this network makes latents", hint=hint)
         trajectory, names = self.trajectory(task, c)
+        index, count = np.arange(len(captions)) if index is None else index, len(captions)
+        if self.mesh is not None:  # the last example is repeated until they divide
+            rows = np.arange(-(-count // self._parts) * self._parts).clip(max=count - 1)
+            captions, index = [str(captions[i]) for i in rows], index[rows]
+            batch = {name: value[rows] for name, value in (batch or {}).items()}
         cond = {name: self._encode(name, batch or {}) for name in names}
-        index = np.arange(len(captions)) if index is None else index
         stream = rng.named_key(seed, "sample", sample_index)
-        keys = rng.per_example(stream, jnp.asarray(index, jnp.int32))
+        keys = self._put_keys(rng.per_example(stream, jnp.asarray(index, jnp.int32)))
         tokens = self._run_sampler(trajectory, cond, captions, keys, options=c)
         others = tuple(n for n in trajectory.schedule if n != self.primary)
         if refine and task == "joint" and others:
@@ -157,10 +174,11 @@ class Generator:
             primary = tokens[self.primary]
             cond = {self.primary: (primary, jnp.ones_like(primary, bool))}
             tokens = self._run_sampler(again, cond, captions, keys, options=c)
-        return Output(tokens, {n: np.asarray(self._decode(n, x)) for n, x in tokens.items()})
+        images = {n: self._fetch(self._decode(n, x))[:count] for n, x in tokens.items()}
+        return Output(tokens, images)
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
-        read = {k: jnp.asarray(v) for k, v in batch.items() if k in ("image", "depth", "valid")}
+        read = self._put({k: batch[k] for k in ("image", "depth", "valid") if k in batch})
         if self.modalities[name].latent_channels:
             read = {"latent": self.frozen.latents(read["image"])}
         return self._to_tokens[name](read)
@@ -180,16 +198,37 @@ class Generator:
         options: SampleConfig,
     ) -> dict[str, jax.Array]:
         encoded = [self.encoder.encode(caption) for caption in captions]
-        text = {k: jnp.asarray(np.stack([e[k] for e in encoded])) for k in encoded[0]}
+        text = {k: np.stack([e[k] for e in encoded]) for k in encoded[0]}
         null = self.encoder.null().items()
-        null = {k: jnp.broadcast_to(jnp.asarray(v), text[k].shape) for k, v in null}
+        null = self._put({k: np.broadcast_to(v, text[k].shape) for k, v in null})
+        text = self._put(text)
         if self.frozen.has_text:
             text, null = self.frozen.states(text), self.frozen.states(null)
-        schedule = {name: jnp.asarray(t) for name, t in trajectory.schedule.items()}
+        schedule = {n: np.asarray(t, np.float32) for n, t in trajectory.schedule.items()}
         guidance = tuple(sorted(options.guidance.items()))
         # Noise levels are data: what is compiled depends only on their names and their number.
         static = {"guidance": guidance, "solver": options.solver, "t_min": options.t_min}
         return self._sample(self.params, schedule, cond, text, null, keys, **static)
+
+    @cached_property
+    def _parts(self) -> int:
+        return 1 if self.mesh is None else sharding.batch_devices(self.mesh)
+
+    def _put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        if self.mesh is None:
+            return {name: jnp.asarray(value) for name, value in batch.items()}
+        return sharding.put_batch(dict(batch), self.mesh)
+
+    def _put_keys(self, keys: Key[Array, " b"]) -> Key[Array, " b"]:
+        if self.mesh is None:
+            return keys
+        bits = np.asarray(jax.random.key_data(keys))
+        return jax.random.wrap_key_data(sharding.put_batch(bits, self.mesh))
+
+    def _fetch(self, x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
     def _trace_sampler(
         self,

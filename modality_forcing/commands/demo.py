@@ -158,10 +158,11 @@ class PhaseCache:
 
 
 def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, float]:
+    from modality_forcing.evaluation.while_training import make_evaluate
     from modality_forcing.train.loop import train
     from modality_forcing.train.metrics import last_value
 
-    train(config, workdir, records=records)
+    train(config, workdir, records=records, make_evaluate=make_evaluate)
     return {"seconds": last_value(workdir, "elapsed_s") or 0.0}
 
 

@@ -27,6 +27,8 @@ def main(options: argparse.Namespace) -> None:
     """Trains."""
     distributed.initialize()  # before anything asks for devices
     from modality_forcing import config_file
+    from modality_forcing.evaluation.while_training import make_evaluate
     from modality_forcing.train.loop import train
 
-    train(config_file.load(options.config, options.overrides), options.workdir)
+    config = config_file.load(options.config, options.overrides)
+    train(config, options.workdir, make_evaluate=make_evaluate)

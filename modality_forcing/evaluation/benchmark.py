@@ -20,7 +20,11 @@ from modality_forcing.evaluation.benchmarks.open import OpenedBenchmark, open_be
 from modality_forcing.evaluation.benchmarks.registry import Benchmark
 from modality_forcing.evaluation.depth_metrics import DepthScores, concatenate, score
 from modality_forcing.evaluation.ensemble import ensemble
-from modality_forcing.evaluation.predictions import PredictionStore, names_digest
+from modality_forcing.evaluation.predictions import (
+    PredictionStore,
+    UnstoredPredictions,
+    names_digest,
+)
 from modality_forcing.evaluation.protocols import Protocol
 from modality_forcing.evaluation.report import BenchmarkScores
 from modality_forcing.evaluation.resample import resize_prediction
@@ -215,7 +219,7 @@ def evaluate_benchmark(
     protocol: Protocol,
     options: InferenceOptions,
     *,
-    store: PredictionStore,
+    store: PredictionStore | UnstoredPredictions,
     log: Log = lambda line: None,
 ) -> BenchmarkScores:
     """Scores every frame; frames missing from the store are predicted and stored, by batches.
@@ -269,7 +273,7 @@ def predict(
     generator: Generator,
     frames: Sequence[tuple[int, np.ndarray]],
     options: InferenceOptions,
-    store: PredictionStore,
+    store: PredictionStore | UnstoredPredictions,
 ) -> dict[int, np.ndarray]:
     """Predicts and stores frames (index, image u8 [r r 3]) with empty captions.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def load_held_out(config: Config) -> HeldOutData:
 
     Raises UserError if no record has depth.
     """
-    data = _load(config, "eval", config.eval.examples)
+    data = load_records(config, "eval", config.eval.examples)
     if not data.valid.any():
         raise UserError(
             "no held-out record has depth to compare with", where=config.data.root or None
@@ -68,11 +69,15 @@ def load_held_out(config: Config) -> HeldOutData:
 
 def row_mean_baseline(config: Config) -> np.ndarray:
     """Returns the mean relative depth of each image row over training records, f32 [h w]."""
-    data = _load(config, "train", ROW_MEAN_SCENES)
+    data = load_records(config, "train", ROW_MEAN_SCENES)
     return row_mean_prediction(data.depth, data.valid)
 
 
-def _load(config: Config, split: str, count: int) -> HeldOutData:
+def load_records(config: Config, split: str, count: int) -> HeldOutData:
+    """Returns the first records of "train" or "eval" at the model's resolution, if they are there.
+
+    Raises UserError if there are none.
+    """
     source = inputs.open_source(config, split)
     resolution = config.data.resolution
     records = [center_crop_resize(source[i], resolution) for i in range(min(count, len(source)))]
@@ -102,7 +107,7 @@ def joint_set(log2_alpha: float) -> str:
 
 
 class Evaluator:
-    """Scores checkpoints of one config on its held-out records, loaded once.
+    """Scores checkpoints of one config on its held-out records, or on `data`, loaded once.
 
     Args:
       estimator: judges generated images in d2i and joint; by default the model's own i2d.
@@ -112,13 +117,21 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: Config, estimator: Estimator | None = None, save_images: Path | None = None
+        self,
+        config: Config,
+        estimator: Estimator | None = None,
+        save_images: Path | None = None,
+        data: HeldOutData | None = None,
     ):
         if save_images is not None:
             check_folder(save_images, "--save-images")
         self.config, self.estimator, self.save_images = config, estimator, save_images
-        self.data = load_held_out(config)
-        self.row_mean = row_mean_baseline(config)
+        self.data = load_held_out(config) if data is None else data
+
+    @cached_property
+    def row_mean(self) -> np.ndarray:
+        """The `row_mean_baseline` of the training records."""
+        return row_mean_baseline(self.config)
 
     def image_names(self, image_set: str) -> list[str]:
         """Returns the names of a set's images ("d2i" or a `joint_set`): `d2i/0000` and so on."""

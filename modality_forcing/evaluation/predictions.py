@@ -65,6 +65,18 @@ class PredictionStore:
         return self.folder / f"{index:06d}.npy"
 
 
+class UnstoredPredictions:
+    """Predictions that are kept nowhere, for weights that are scored once."""
+
+    def get(self, index: int) -> np.ndarray | None:
+        """Returns None."""
+        return None
+
+    def put(self, index: int, depth: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
+        """Returns depth and uncertainty as f32 [2 r r]."""
+        return np.stack([depth, uncertainty]).astype(np.float32)
+
+
 def names_digest(names: tuple[str, ...]) -> str:
     """Returns a digest of a list of frames; raises UserError if it is empty."""
     if not names:

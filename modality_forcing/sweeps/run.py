@@ -26,6 +26,7 @@ from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError, WorkerDied
+from modality_forcing.evaluation.while_training import make_evaluate
 from modality_forcing.paths import exists, write_file
 from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
@@ -154,7 +155,8 @@ class _Worker:
                 text = json.dumps(to_dict(resolve_paths(config)), indent=1)
                 write_file(workdir / "config.json", text)
             write_file(workdir / "versions.json", json.dumps(versions))
-        train(config, workdir, records=self._in_memory(config))
+        records = self._in_memory(config)
+        train(config, workdir, records=records, make_evaluate=make_evaluate)
 
     def _versions(self, run: Run) -> list[str]:
         """The versions of the code that trained a run, one for each start."""

@@ -239,7 +239,8 @@ class Cell:
     def digest(self) -> str:
         """Identifies all that its row depends on, except the code."""
         kind, c = type(self.evaluation).__name__, self.run.config
-        options = [asdict(self.evaluation), to_dict(c.sample), to_dict(c.eval)]
+        records = {"examples": c.eval.examples, "batch": c.eval.batch}
+        options = [asdict(self.evaluation), to_dict(c.sample), records]
         return _digest([self.run.digest, kind, *options])
 
     def runs(self) -> tuple[Run, ...]:

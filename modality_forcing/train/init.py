@@ -23,6 +23,7 @@ from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
 from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
+from modality_forcing.train.evaluation import Evaluate, MakeEvaluate
 from modality_forcing.train.inputs import Inputs, open_inputs
 from modality_forcing.train.metrics import param_summary
 from modality_forcing.train.saving import Checkpoints
@@ -41,15 +42,19 @@ class Run:
     batches: PrefetchToDevice
     checkpoints: Checkpoints
     metadata: checkpoint.Metadata  # of the checkpoint that the state is from
+    evaluate: Evaluate | None = None
 
 
 def init_run(
-    config: Config, workdir: Path, records: RecordSource | None = None
+    config: Config,
+    workdir: Path,
+    records: RecordSource | None = None,
+    make_evaluate: MakeEvaluate | None = None,
 ) -> tuple[Run, TrainState]:
     """Sets up a run and its state; `records` replaces the config's own source.
 
     Raises UserError, before anything is written, if the workdir holds another run, or if the
-    devices, the records or the initial weights do not fit the config.
+    devices, the records, the initial weights or what is to be evaluated do not fit the config.
     """
     resumes = check_resumable(workdir, config)
     mesh = sharding.make_mesh(config.mesh)
@@ -57,6 +62,7 @@ def init_run(
     modalities = base.build(config)
     graph, params = abstract_model(config, modalities)
     inputs = open_inputs(config, mesh, records)
+    evaluate = make_evaluate(config, inputs, mesh) if make_evaluate else None
     batches = _open_batches(inputs, mesh)
     rules = sharding.PRESETS[config.mesh.preset]
     shardings = partial(sharding.tree_shardings, rules=rules, mesh=mesh)
@@ -91,7 +97,7 @@ def init_run(
             )
         layout = f", {mesh.size} devices, {config.mesh.preset}" if mesh.size > 1 else ""
         print(f"{config.name}: {param_summary(params)}{layout}", flush=True)
-    return Run(step, start_step, batches, checkpoints, metadata), state
+    return Run(step, start_step, batches, checkpoints, metadata, evaluate), state
 
 
 def _initial_state(

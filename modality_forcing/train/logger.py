@@ -12,9 +12,12 @@ import numpy as np
 
 from modality_forcing import distributed
 from modality_forcing.config import Config
+from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.checkpoint import Metadata
+from modality_forcing.train.evaluation import EvalResult
 from modality_forcing.train.metrics import MetricWriter
+from modality_forcing.viz.images import png_bytes
 
 Row = Mapping[str, jax.Array | float]  # metrics of one step
 
@@ -31,6 +34,7 @@ class TrainLogger:
 
     Attributes:
       pending: metrics of the steps since the last row.
+      evaluated_step: of the last row of `eval/`, -1 before the first.
       data_wait_s: seconds for which the devices waited for data, in this process.
       compile_s: seconds of the first step's compilation.
     """
@@ -46,6 +50,7 @@ class TrainLogger:
     ):
         self._loader_stats = loader_stats
         self._every, self._steps = config.train.log_every, config.train.steps
+        self._sheets = workdir / "sheets"
         self._earlier_s = metadata.get("elapsed_s", 0.0)  # of the processes before this one
         primary = distributed.is_primary()
         self._writer = MetricWriter(workdir, start_step) if primary else None
@@ -54,6 +59,7 @@ class TrainLogger:
         self._last_data_wait_s = 0.0
         self.data_wait_s = self.compile_s = 0.0
         self.pending: list[Row] = list(metadata.get("pending_metrics", []))
+        self.evaluated_step: int = metadata.get("evaluated_step", -1)
 
     def checkpoint_metadata(self, data_state: Mapping[str, int]) -> Metadata:
         """Returns what a checkpoint keeps besides the state, and stores the rows before it.
@@ -64,7 +70,12 @@ class TrainLogger:
             self._writer.flush()
         elapsed = self._earlier_s + time.monotonic() - self._start
         pending = _to_floats(self.pending)
-        return {"data_state": data_state, "elapsed_s": elapsed, "pending_metrics": pending}
+        return {
+            "data_state": data_state,
+            "elapsed_s": elapsed,
+            "pending_metrics": pending,
+            "evaluated_step": self.evaluated_step,
+        }
 
     def log(self, step: int, skip_last: int = 0) -> None:
         """Writes the mean of the pending metrics, without the last `skip_last` of them.
@@ -85,9 +96,22 @@ class TrainLogger:
             losses = {n: value for n, value in row.items() if n.startswith("loss")}
             self._progress.report(step, **losses, wait=f"{row['data_wait_fraction']:.1%}")
 
+    def write_evaluation(self, step: int, result: EvalResult, seconds: float) -> None:
+        """Writes a row of `eval/` and the image sheet, as workdir/sheets/<step>.png too."""
+        self.evaluated_step = step
+        self._last_row += seconds  # no data was waited for
+        if self._writer:
+            row = {f"eval/{name}": value for name, value in result.scalars.items()}
+            self._writer.write(step, row | {"perf/eval_s": seconds})
+            self._writer.write_image(step, "eval/sheet", result.sheet)
+            write_file(self._sheets / f"{step:08d}.png", png_bytes(result.sheet))
+            means = {n: v for n, v in row.items() if n.count("/") == 1}
+            self._progress.report(step, **means, seconds=f"{seconds:.1f}")
+
     def check_finite(self, step: int) -> None:
         """Raises FloatingPointError if a pending metric is not finite."""
-        self._check_finite(_mean(self.pending), step)
+        if self.pending:
+            self._check_finite(_mean(self.pending), step)
 
     def write_summary(self, metadata: Metadata) -> None:
         """Writes the last row, the times of the whole run; metadata: of its last checkpoint."""

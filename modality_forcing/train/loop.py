@@ -1,4 +1,7 @@
-"""The training loop of every phase. Its order never changes: save(old state), next, step, log."""
+"""The training loop of every phase. Its order never changes.
+
+evaluate(old state), save(old state), next, step, log.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from modality_forcing import distributed, locks, signals
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import WorkerDied
-from modality_forcing.train.init import init_run
+from modality_forcing.train.evaluation import MakeEvaluate, is_due
+from modality_forcing.train.init import Run, init_run
 from modality_forcing.train.logger import TrainLogger
 from modality_forcing.train.state import TrainState
 from modality_forcing.train.workdir import check_resumable, resolve_paths
@@ -24,6 +28,7 @@ def train(
     workdir: Path,
     *,
     records: RecordSource | None = None,
+    make_evaluate: MakeEvaluate | None = None,
     stop_after: int | None = None,
 ) -> TrainState:
     """Trains a config in a workdir and returns the final state.
@@ -35,6 +40,8 @@ def train(
 
     Args:
       records: replaces the config's own source, for example by the same records in memory.
+      make_evaluate: makes what is evaluated every eval.every steps; None: nothing, whatever the
+        config says. It changes no weights.
       stop_after: return after this many steps in total without a checkpoint, as if killed (for
         tests).
 
@@ -46,13 +53,13 @@ def train(
     config = resolve_paths(config)
     check_resumable(workdir, config)  # before the folder is touched
     with locks.hold(workdir, "--workdir", primary=distributed.is_primary()):
-        return _train(config, workdir, records, stop_after)
+        run, state = init_run(config, workdir, records, make_evaluate)
+        return _train(config, workdir, run, state, stop_after)
 
 
 def _train(
-    config: Config, workdir: Path, records: RecordSource | None, stop_after: int | None
+    config: Config, workdir: Path, run: Run, state: TrainState, stop_after: int | None
 ) -> TrainState:
-    run, state = init_run(config, workdir, records)
     logger = TrainLogger(
         config,
         workdir,
@@ -75,6 +82,7 @@ def _train(
                 return state
             resumed = k == run.start_step  # this step's row and checkpoint are written already
             log_due = not resumed and k % c.log_every == 0
+            _evaluate(config, k, run, state, logger)
             if not resumed and (k % c.save_every == 0 or k in c.keep_at_steps):
                 if log_due:  # before the checkpoint, or a resumed run would write the row again
                     logger.log(k)
@@ -106,8 +114,20 @@ def _train(
                 logger.log(k, skip_last=1)
         if run.start_step < c.steps:
             logger.log(c.steps)
+            _evaluate(config, c.steps, run, state, logger)
             metadata = logger.checkpoint_metadata(run.batches.get_state())
             logger.write_summary(metadata)
             run.checkpoints.save(state, config, metadata)
             run.checkpoints.wait()
     return state
+
+
+def _evaluate(config: Config, step: int, run: Run, state: TrainState, logger: TrainLogger) -> None:
+    """Evaluates the EMA after `step` updates if it is due, and writes the row before a save."""
+    if run.evaluate is None or not is_due(config, step, logger.evaluated_step):
+        return
+    logger.check_finite(step)
+    jax.block_until_ready(state.ema)  # steps in flight are not the evaluation's time
+    before = time.monotonic()
+    result = run.evaluate(state.ema)
+    logger.write_evaluation(step, result, time.monotonic() - before)

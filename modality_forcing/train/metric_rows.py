@@ -38,7 +38,7 @@ class RowFile:
     def __init__(self, folder: Path, first_step: int):
         paths.make_folder(folder)
         self._path = folder / "metrics.jsonl"
-        kept = [row for row in read_metrics(folder) if row["step"] <= first_step]
+        kept = _keep(read_metrics(folder), first_step)
         paths.write_file(self._path, _format(kept))
         for part in _parts(folder):  # of a run copied from a bucket
             paths.remove(part)
@@ -56,14 +56,17 @@ class RowParts:
 
     def __init__(self, folder: Path, first_step: int):
         self._folder = folder / "metrics"
+        self._part: list[Mapping[str, float]] = []
         for path in _files(folder):
             rows = _read(path)
-            kept = [row for row in rows if row["step"] <= first_step]
+            kept = _keep(rows, first_step)
+            if kept and path.parent == self._folder:
+                # It goes on: another part could have the same first step.
+                self._part = list(kept) if len(kept) < PART_ROWS else []
             if not kept:
                 paths.remove(path)
             elif len(kept) < len(rows):
                 paths.write_file(path, _format(kept))
-        self._part: list[Mapping[str, float]] = []
         self._unsaved = False
 
     def write(self, row: Mapping[str, float]) -> None:
@@ -80,6 +83,11 @@ class RowParts:
             first = int(self._part[0]["step"])
             paths.write_file(self._folder / f"{first:09d}.jsonl", _format(self._part))
         self._unsaved = False
+
+
+def _keep(rows: Sequence[Row], first_step: int) -> list[Row]:
+    """Returns the rows up to a step; a run that starts from step 0 evaluates that again too."""
+    return [row for row in rows if first_step and row["step"] <= first_step]
 
 
 def _files(folder: Path) -> list[Path]:

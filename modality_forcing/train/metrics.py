@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tensorboardX import SummaryWriter
 
 from modality_forcing import paths
@@ -54,6 +55,10 @@ class MetricWriter:
         self._events.flush()
         self._mirror.upload()
         self._flushed = time.monotonic()
+
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds an image u8 [h w 3] to the events."""
+        self._events.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         """Stores what was written, and ends the event file."""

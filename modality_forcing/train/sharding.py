@@ -7,6 +7,7 @@ The batch is sharded over ("data", "fsdp"). Weights, Adam's moments and the EMA 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -143,7 +144,7 @@ def _sizes(c: MeshConfig, devices: int) -> tuple[int, int, int]:
 
 def check_batch(c: TrainConfig, mesh: Mesh) -> None:
     """Raises UserError if the batch does not divide among devices and micro-batches."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"] * c.grad_accum_steps
+    parts = batch_devices(mesh) * c.grad_accum_steps
     if c.batch % parts:
         what = f"train.batch {c.batch} does not divide among {parts} micro-batches"
         devices = "devices along mesh.data and mesh.fsdp, times train.grad_accum_steps"
@@ -196,6 +197,37 @@ def tree_shardings(tree: PyTree, rules: ShardingRules, mesh: AnyMesh) -> PyTree:
 def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:
     """Returns the sharding of every leaf of a batch, examples over "data" and "fsdp"."""
     return jax.tree.map(lambda _: NamedSharding(mesh, spec("b")), batch)
+
+
+def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
+    """Puts a batch that every process has in full on the mesh, split by examples.
+
+    The examples must divide among the devices of `batch_devices`.
+    """
+    by_example = NamedSharding(mesh, spec("b"))
+
+    def put(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, by_example, lambda index: x[index])
+
+    return jax.tree.map(put, batch)
+
+
+def batch_devices(mesh: AnyMesh) -> int:
+    """Returns the number of parts into which a mesh splits a batch."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def traced_on(call: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., PyTree]:
+    """Returns the call for `jit`, with the mesh that models/layout.py reads while it is traced."""
+    if mesh is None:
+        return call
+
+    @functools.wraps(call)
+    def on_mesh(*args: Any, **kwargs: Any) -> PyTree:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return call(*args, **kwargs)
+
+    return on_mesh
 
 
 def replicated_params(params: PyTree, rules: ShardingRules, mesh: AnyMesh) -> dict[str, int]:

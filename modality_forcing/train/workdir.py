@@ -85,6 +85,7 @@ _PATHS: Mapping[str, Callable[[str], str]] = {
     "data.cache": _resolve_path,
     "train.init_from": _resolve_path,
     "train.branch_from": _resolve_path,
+    "eval.benchmark_root": _resolve_path,
     "text.encoder": _resolve_location,
     "modalities.*.autoencoder": _resolve_location,
 }

@@ -9,25 +9,29 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from modality_forcing import locks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
+from modality_forcing.evaluation.while_training import make_evaluate
 from modality_forcing.train import checkpoint, init
+from modality_forcing.train.evaluation import EvalResult, Evaluate
+from modality_forcing.train.inputs import Inputs
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.train.saving import Checkpoints
-from modality_forcing.train.state import TrainState
+from modality_forcing.train.state import Params, TrainState
 from modality_forcing.train.workdir import write_config
 from tests import tiny
 
 # Measured times differ between runs.
-TIMES = {"data_wait_fraction", "elapsed_s", "compile_s", "total_data_wait_fraction"}
+TIMES = {"perf/eval_s", "data_wait_fraction", "elapsed_s", "compile_s", "total_data_wait_fraction"}
 LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
 T2I = tiny.t2i(**LOOP)
 
@@ -88,6 +92,69 @@ def test_resumed_run_has_the_same_next_batch(finished, broken):
 def test_resumed_run_writes_the_same_metrics(finished, broken):
     assert rows(broken[1]) == rows(finished[1])
     assert [row["step"] for row in rows(finished[1])] == [2, 4, 6]
+
+
+def norm_of(config: Config, inputs: Inputs, mesh: Mesh) -> Evaluate:
+    """A cheap evaluation that depends on every weight."""
+
+    def evaluate(params: Params) -> EvalResult:
+        norm = sum(float(np.abs(jax.device_get(x)).sum()) for x in jax.tree.leaves(params))
+        return EvalResult({"norm": norm}, np.full((4, 6, 3), 7, np.uint8))
+
+    return evaluate
+
+
+def evaluated(every: int, **train: Any) -> Config:
+    config = replace(T2I, train=replace(T2I.train, **train))
+    return replace(config, eval=replace(config.eval, every=every))
+
+
+@pytest.fixture(scope="module")
+def evaluated_run(tmp_path_factory) -> tuple[TrainState, Path]:
+    """The same six steps, with an evaluation after every third."""
+    workdir = tmp_path_factory.mktemp("evaluated")
+    return train(evaluated(3), workdir, make_evaluate=norm_of), workdir
+
+
+def test_evaluation_changes_no_weight(finished, evaluated_run):
+    equal(evaluated_run[0], finished[0])
+    without = [row for row in rows(evaluated_run[1]) if "loss" in row]
+    assert without == rows(finished[1])
+
+
+def test_evaluation_is_of_the_ema_before_the_step(evaluated_run):
+    state, workdir = evaluated_run
+    found = {row["step"]: row["eval/norm"] for row in rows(workdir) if "eval/norm" in row}
+    assert list(found) == [0, 3, 6] and len(set(found.values())) == 3
+    norm = norm_of(T2I, cast(Any, None), cast(Any, None))(state.ema)
+    assert found[6] == norm.scalars["norm"]
+    names = sorted(path.name for path in (workdir / "sheets").iterdir())
+    assert names == ["00000000.png", "00000003.png", "00000006.png"]
+    assert all("perf/eval_s" in row for row in read_metrics(workdir) if "eval/norm" in row)
+
+
+@pytest.mark.parametrize("killed_after", (1, 3, 4))
+def test_resumed_run_has_each_evaluation_once(evaluated_run, tmp_path, killed_after):
+    """Killed before the first save, at the step that is saved and evaluated, and after it."""
+    train(evaluated(3), tmp_path, make_evaluate=norm_of, stop_after=killed_after)
+    state = train(evaluated(3), tmp_path, make_evaluate=norm_of)
+    equal(state, evaluated_run[0])
+    assert rows(tmp_path) == rows(evaluated_run[1])
+
+
+def test_evaluation_between_saves_is_done_again(evaluated_run, tmp_path):
+    config = evaluated(2, save_every=3)
+    train(config, tmp_path, make_evaluate=norm_of, stop_after=5)  # evaluated at 4, saved at 3
+    equal(train(config, tmp_path, make_evaluate=norm_of), evaluated_run[0])
+    assert [row["step"] for row in rows(tmp_path) if "eval/norm" in row] == [0, 2, 4, 6]
+
+
+def test_what_cannot_be_evaluated_is_refused_before_anything_is_written(tmp_path):
+    config = evaluated(3)
+    config = replace(config, eval=replace(config.eval, benchmark="nyuv3", benchmark_root="x"))
+    with pytest.raises(UserError, match="mode i2d needs a second modality"):
+        train(config, tmp_path / "run", make_evaluate=make_evaluate)
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_metric_row_is_the_mean_of_its_steps(finished, tmp_path):

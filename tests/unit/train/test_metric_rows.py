@@ -31,6 +31,20 @@ def test_parts_hold_each_step_once_after_a_resume(gs_path, first, monkeypatch):
     assert steps(gs_path) == [*range(1, min(first, 7) + 1), *range(first + 1, 13)]
 
 
+def test_a_resumed_run_may_add_rows_of_its_first_step(gs_path):
+    """An evaluation that a signal cut off is done by the resumed run, in the step of the save."""
+    write(gs_path, 0, [3])
+    write(gs_path, 3, [3, 4])
+    assert steps(gs_path) == [3, 3, 4]
+
+
+def test_a_run_that_starts_again_writes_step_0_again(tmp_path, gs_path):
+    for folder in (tmp_path, gs_path):
+        write(folder, 0, [0, 1])
+        write(folder, 0, [0, 1, 2])
+        assert steps(folder) == [0, 1, 2]
+
+
 def test_a_run_may_move_between_disk_and_bucket(tmp_path, gs_path):
     write(tmp_path, 0, range(1, 5))
     paths.write_file(gs_path / "metrics.jsonl", paths.read_bytes(tmp_path / "metrics.jsonl"))
