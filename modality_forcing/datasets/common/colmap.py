@@ -217,7 +217,7 @@ class _Bytes:
 
     def text(self) -> str:
         end = self.content.index(b"\0", self.at)
-        name = self.content[self.at : end].decode()
+        name = self.content[self.at : end].decode(errors="surrogateescape")  # as paths are
         self.at = end + 1
         return name
 

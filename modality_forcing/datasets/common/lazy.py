@@ -15,6 +15,7 @@ import numpy as np
 
 from modality_forcing import paths
 from modality_forcing.data.intrinsics import pinhole
+from modality_forcing.data.names import printable_name
 from modality_forcing.data.records import Record, Unit
 from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.camera_option import CameraOption
@@ -72,9 +73,10 @@ def make_record(
 ) -> Record:
     """Returns the record of an image u8 [h w 3] and its depth [h w] in any float type.
 
-    path: a file of the frame below `info.root`. The id is this path without its suffix, and errors
-    name it. valid: bool [h w], everywhere True if None. Depth that is not finite and positive is
-    invalid in any case. intrinsics: [3 3], None if unknown.
+    path: a file of the frame below `info.root`. The id is this path without its suffix, with
+    escapes for bytes that are not UTF-8, and errors name it. valid: bool [h w], everywhere True if
+    None. Depth that is not finite and positive is invalid in any case. intrinsics: [3 3], None if
+    unknown.
     Raises UserError for unequal sizes, for no valid pixel and for impossible intrinsics.
     """
     if image.shape[:2] != depth.shape or (valid is not None and valid.shape != depth.shape):
@@ -106,7 +108,7 @@ def make_record(
         unit=info.unit,
         caption="",
         source=info.name,
-        id=path.relative_to(info.root).with_suffix("").as_posix(),
+        id=printable_name(path.relative_to(info.root).with_suffix("").as_posix()),
     )
 
 

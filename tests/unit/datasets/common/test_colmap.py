@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -91,6 +92,12 @@ def test_images_are_read_by_name_with_their_points(model: Model3D):
     np.testing.assert_allclose(two.rotation, [[0, 0, 1], [0, 1, 0], [-1, 0, 0]], atol=1e-15)
     np.testing.assert_array_equal(two.translation, [0.5, -0.25, 4])
     np.testing.assert_array_equal(none.rotation, np.eye(3))
+
+
+def test_names_of_a_binary_model_are_bytes_of_paths(tmp_path: Path):
+    path = binary(tmp_path) / "images.bin"
+    path.write_bytes(path.read_bytes().replace(b"a.jpg", b"\xe9.jpg"))
+    assert os.fsencode(read_model(tmp_path).images[-1].name) == b"\xe9.jpg"
 
 
 def test_points_are_transformed_to_camera_axes(model: Model3D):

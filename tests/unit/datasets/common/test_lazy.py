@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,12 @@ def test_only_finite_positive_valid_depth_is_kept(tmp_path: Path):
     )
     np.testing.assert_array_equal(record.depth, [[0, 0, 0], [4, 5, 6]])
     assert np.isnan(record.intrinsics).all()
+
+
+def test_names_that_are_not_utf8_are_escaped_in_ids(tmp_path: Path):
+    path = tmp_path / os.fsdecode(b"r\xe9d/b.png")
+    made = make_record(DatasetInfo("x", "sfm", tmp_path), path, IMAGE, np.ones((2, 3)))
+    assert check(made).id == r"r\xe9d/b"
 
 
 @pytest.mark.parametrize(
