@@ -115,6 +115,26 @@ def test_saving_a_step_twice_writes_it_once(copy, state):
     assert description(copy).stat().st_mtime_ns == before
 
 
+def test_save_in_a_bucket_is_committed_by_its_last_object(gs_path, bucket, state, abstract):
+    checkpoints = Checkpoints(gs_path / "checkpoints")
+    checkpoints.save(state, CONFIG, EXTRA)
+    checkpoints.close()
+    assert_same(restore(gs_path, abstract)[0], state)
+    written = [path for method, path in bucket.requests if method == "POST"]
+    assert written and not [path for path in written if "rewriteTo" in path or "copyTo" in path]
+    meta = gs_path / "checkpoints" / "3" / checkpoint.META
+    content = paths.read_bytes(meta)
+    assert b"/tmp" not in content and str(gs_path).encode() not in content
+    for mark in (meta, gs_path / "checkpoints" / "3" / saving._DONE):
+        paths.remove(mark)
+    with pytest.raises(UserError, match=r"3: is unfinished"):
+        checkpoint.load(gs_path / "checkpoints" / "3")
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.load(gs_path)
+    Checkpoints(gs_path / "checkpoints").close()
+    assert not [name for name in bucket.names() if name.startswith(f"{gs_path.name}/checkpoints/3")]
+
+
 # ---- Interrupted saves
 
 
