@@ -13,6 +13,7 @@ from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.native_layouts import NativeLayout, find_native_layout
 from modality_forcing.evaluation.benchmarks.registry import BENCHMARKS, Frame
+from tests import layouts
 
 RNG = np.random.default_rng(7)
 NYU = "test/kitchen_0004/rgb_0001"
@@ -226,6 +227,20 @@ def test_official_names_have_distinct_files(tmp_path: Path, name: str):
 def test_malformed_name_is_refused_with_an_example(tmp_path: Path, wrong: str):
     with pytest.raises(UserError, match="write names like test/kitchen_0004/rgb_0001"):
         NativeLayout(BENCHMARKS["nyuv2"], tmp_path).files(wrong)
+
+
+def test_files_with_an_orientation_are_refused_but_photographs_are_read_as_stored(tmp_path: Path):
+    write_nyuv2(tmp_path)
+    layouts.tag(tmp_path / f"{NYU}.png", 3, turned=False)
+    with pytest.raises(UserError, match=r"rgb_0001\.png: its EXIF orientation is 3"):
+        read("nyuv2", tmp_path, NYU)
+    photograph = tmp_path / "courtyard/images/dslr_images/DSC_0286.JPG"
+    image = write_image(photograph, 4, 6)
+    layouts.tag(photograph, 6, turned=False)
+    depth = tmp_path / "courtyard/ground_truth_depth/dslr_images/DSC_0286.JPG"
+    depth.parent.mkdir(parents=True)
+    depth.write_bytes(np.ones((4, 6), "<f4").tobytes())
+    assert read("eth3d", tmp_path, ETH).image.shape == image.shape
 
 
 def test_bundle_only_sets_have_no_native_layout(tmp_path: Path):
