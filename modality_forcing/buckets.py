@@ -38,6 +38,8 @@ _CREDENTIALS = {
     "gs": "check the credentials (gcloud auth application-default login) and their role",
     "s3": "check the credentials (AWS_ACCESS_KEY_ID, ~/.aws) and their policy",
 }
+_CLIENT_MODULES = ("aiohttp", "requests", "gcsfs", "botocore", "google")
+_SERVICE = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|HTTP response code")  # tensorstore's
 _DENIED = re.compile(
     r"forbidden|denied|unauthorized|\b40[13]\b|credentials|does not have .*access", re.I
 )
@@ -231,10 +233,11 @@ def _one_line(path: BucketPath, done: str, missing: bool = False) -> Iterator[No
         what = f"cannot be {done}: no such object or bucket"
         raise UserError(what, where=path, hint="check the address") from error
     except Exception as error:
-        raise _explain(error, path, done) from error
+        raise explain(error, path, done) from error
 
 
-def _explain(error: Exception, path: BucketPath, done: str) -> UserError:
+def explain(error: Exception, path: BucketPath, done: str) -> UserError:
+    """Returns the error of a client in one line: "ADDRESS: cannot be DONE (reason); hint"."""
     words = " ".join(str(error).split())[:200] or type(error).__name__
     module = type(error).__module__.partition(".")[0]
     if isinstance(error, PermissionError) or _DENIED.search(words):
@@ -242,7 +245,7 @@ def _explain(error: Exception, path: BucketPath, done: str) -> UserError:
         return UserError(f"cannot be {done}: access is denied ({words})", where=path, hint=hint)
     if isinstance(error, TimeoutError):
         words = "no answer in time"
-    elif module not in ("aiohttp", "requests", "gcsfs", "botocore", "google"):
+    elif module not in _CLIENT_MODULES and not _SERVICE.search(words):
         return os_error(error, path, done, "check the address and the credentials")
     hint = "check the address, the network and the credentials"
     return StorageFailed(f"cannot be {done} ({words})", where=path, hint=hint)

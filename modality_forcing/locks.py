@@ -5,8 +5,7 @@ of a killed process, and the next owner takes the file over. flock works between
 one machine and on network disks that support it. Where it is not supported, a line says so once and
 nothing is locked.
 
-Callers name a folder and a lock in it and rely on nothing else, so that a lease in a bucket can
-take the place of flock for folders there.
+Callers name a folder and a lock in it. In a bucket a lease takes the place of flock (`leases`).
 """
 
 from __future__ import annotations
@@ -22,8 +21,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from modality_forcing import leases
+from modality_forcing.buckets import BucketPath
 from modality_forcing.errors import UserError
-from modality_forcing.paths import exists, os_error
+from modality_forcing.paths import as_path, exists, os_error
 from modality_forcing.progress import print_stderr
 
 LOCK = ".lock"  # of a whole folder
@@ -42,8 +43,11 @@ def hold(
     if not primary:
         yield
         return
-    folder = Path(os.path.abspath(folder))
-    above = [path for path in (folder, *folder.parents) if not exists(path)]
+    folder = as_path(folder)
+    above: list[Path] = []
+    if not isinstance(folder, BucketPath):
+        folder = Path(os.path.abspath(folder))
+        above = [path for path in (folder, *folder.parents) if not exists(path)]
     try:
         with try_hold(folder / name) as held:
             if not held:
@@ -63,6 +67,10 @@ def try_hold(path: Path, wait: bool = False) -> Iterator[bool]:
 
     wait: until it is free. Raises UserError if the file cannot be written.
     """
+    if isinstance(path, BucketPath):
+        with leases.try_hold(path, wait) as held:
+            yield held
+        return
     file = _acquire(path, wait)
     try:
         yield file is not None
@@ -74,7 +82,12 @@ def try_hold(path: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def owner(path: Path) -> str:
-    """Returns the process that holds a lock, "" if none is visible from here."""
+    """Returns the process that holds a lock, "" if none is visible from here.
+
+    For reports. In a bucket it may have died within the last minute.
+    """
+    if isinstance(path, BucketPath):
+        return leases.owner(path)
     try:
         with path.open() as file:
             try:
@@ -84,6 +97,11 @@ def owner(path: Path) -> str:
     except OSError:
         pass
     return ""
+
+
+def live_owner(path: Path) -> str:
+    """Returns the process that holds a lock, "" if none; in a bucket that takes up to a minute."""
+    return leases.live_owner(path) if isinstance(path, BucketPath) else owner(path)
 
 
 def _acquire(path: Path, wait: bool) -> TextIO | None:

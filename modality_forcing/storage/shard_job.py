@@ -10,7 +10,7 @@ from pathlib import Path
 
 from modality_forcing import locks
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_file, write_file
+from modality_forcing.paths import glob, is_file, remove, write_file
 from modality_forcing.storage.manifest import read_json
 from modality_forcing.storage.shards import shard_name
 from modality_forcing.text_io import with_checksum
@@ -63,8 +63,8 @@ def hold_job(folder: Path, job: str, shard: tuple[int, int]) -> Iterator[None]:
     index, count = shard
     with locks.hold(folder, "--out", f".{job}-{index}-of-{count}.lock"):
         # After the lock is held: whichever of two jobs looks last sees the other.
-        for path in sorted(folder.glob(f".{job}-*-of-*.lock")):
-            if path.stem.rpartition("-")[2] != str(count) and (owner := locks.owner(path)):
+        for path in glob(folder, f".{job}-*-of-*.lock"):
+            if path.stem.rpartition("-")[2] != str(count) and (owner := locks.live_owner(path)):
                 what = f"is in use by {owner}, with another number of jobs"
                 raise UserError(what, where=folder, hint="wait until it has ended")
         yield
@@ -89,5 +89,5 @@ def check_or_write_settings(
 
 def remove_temp_files(path: Path) -> None:
     """Removes the temporary files that killed runs left beside a file that is now complete."""
-    for left in path.parent.glob(f".{path.name}.*"):
-        left.unlink(missing_ok=True)
+    for left in glob(path.parent, f".{path.name}.*"):
+        remove(left)
