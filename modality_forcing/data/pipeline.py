@@ -5,11 +5,10 @@ Workers, threads and restarts do not change it.
 
 from __future__ import annotations
 
-import threading
 import time
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -19,6 +18,7 @@ from absl import flags
 
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.loader_processes import LoaderProcesses, ignore_interrupts
+from modality_forcing.data.loader_stats import LoaderStats
 from modality_forcing.data.mixture import InterleaveSchedule, MixtureComponent, interleave
 from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.data.shared_memory import (
@@ -97,8 +97,9 @@ def train_batches(
     if batch < 1:
         raise UserError(f"batch size is {batch}", hint="it must be at least 1")
     patterns = [component.sparsity for component in components.values()]
+    stream = _ExampleStream(components, schedule, seed)
     examples = (
-        grain.MapDataset.source(_ExampleStream(components, schedule, seed))
+        grain.MapDataset.source(stream)
         .random_map(_AugmentOp(augment or Augment(), resolution), seed=_stream_seed(seed, _AUGMENT))
         .random_map(_ToExampleOp(text, patterns), seed=_stream_seed(seed, _SPARSIFY))
     )
@@ -110,6 +111,7 @@ def train_batches(
         threads=threads,
         prefetch=prefetch,
         names=tuple(components),
+        records=lambda number: stream.records(range(number * batch, (number + 1) * batch)),
     )
 
 
@@ -125,8 +127,10 @@ class BatchIterator:
         threads: int,
         prefetch: int,
         names: Sequence[str],
+        records: Callable[[int], dict[str, list[int]]],
     ):
         self._examples = examples
+        self.records = records  # the numbers of a batch's records, by source; of all hosts
         self._batch = batch
         self._workers = workers
         self._threads = threads
@@ -223,45 +227,6 @@ class _Running:
             receiver.close()
 
 
-class LoaderStats:
-    """Sums over batches, by source: examples, valid fraction of depth, seconds to make."""
-
-    def __init__(self, names: Sequence[str]):
-        self._names = names
-        self._sums = np.zeros((3, len(names)))  # examples, valid fractions, seconds
-        self._waits: list[float] = []
-        self._lock = threading.Lock()  # batches may arrive in one thread and be logged in another
-
-    def add(self, rows: np.ndarray, wait: float) -> None:
-        """Adds a batch: rows f32 [b 3] (source, valid fraction, seconds to make); wait: seconds."""
-        columns = np.ones(len(rows)), rows[:, 1], rows[:, 2]
-        number, count = rows[:, 0].astype(np.int64), len(self._names)
-        sums = [np.bincount(number, column, minlength=count) for column in columns]
-        with self._lock:
-            self._sums += np.stack(sums)
-            self._waits.append(wait)
-
-    def pop(self) -> dict[str, float]:
-        """Returns means since the last call and resets them.
-
-        `wait`: seconds until a batch arrived. By source, as KEY/NAME if there are several: `share`
-        of the examples, `valid` fraction of pixels, `seconds` to make one example. Sources without
-        examples are left out.
-        """
-        with self._lock:
-            sums, waits = self._sums, self._waits
-            self._sums, self._waits = np.zeros_like(sums), []
-        stats = {"wait": float(np.mean(waits))} if waits else {}
-        total = sums[0].sum()
-        for name, (count, valid, seconds) in zip(self._names, sums.T, strict=True):
-            if count:
-                suffix = f"/{name}" if name else ""
-                stats[f"share{suffix}"] = float(count / total)
-                stats[f"valid{suffix}"] = float(valid / count)
-                stats[f"seconds{suffix}"] = float(seconds / count)
-        return stats
-
-
 @dataclass(frozen=True)
 class _Sample:
     """A record on its way to an example."""
@@ -278,6 +243,7 @@ class _ExampleStream:
     def __init__(
         self, components: Mapping[str, MixtureComponent], schedule: InterleaveSchedule, seed: int
     ):
+        self._names = list(components)
         self._sources = [component.source for component in components.values()]
         self._schedule = schedule
         self._shuffles = [
@@ -293,6 +259,14 @@ class _ExampleStream:
         source, turn = self._schedule[index]
         record = self._sources[source][self._shuffles[source][turn]]
         return _Sample(record, int(index), source, start)
+
+    def records(self, positions: Sequence[int]) -> dict[str, list[int]]:
+        """Returns the numbers of the records at some positions, by the name of their source."""
+        found: dict[str, list[int]] = {}
+        for position in positions:
+            source, turn = self._schedule[position]
+            found.setdefault(self._names[source], []).append(self._shuffles[source][turn])
+        return found
 
 
 class EpochShuffle:

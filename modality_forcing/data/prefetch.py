@@ -18,6 +18,7 @@ class BatchStream(Protocol[_Host_co]):
 
     def __next__(self) -> _Host_co: ...
     def pop_stats(self) -> dict[str, float]: ...
+    def records(self, number: int) -> dict[str, list[int]]: ...
     def get_state(self) -> dict[str, int]: ...
     def set_state(self, state: Mapping[str, int]) -> None: ...
 
@@ -59,6 +60,10 @@ class PrefetchToDevice(Generic[_Device]):
     def pop_stats(self) -> dict[str, float]:
         """Returns the loader's statistics since the last call; its waits are the thread's."""
         return self._batches.pop_stats()
+
+    def records(self, number: int) -> dict[str, list[int]]:
+        """Returns the numbers of the records of a batch, by their source."""
+        return self._batches.records(number)
 
     def get_state(self) -> dict[str, int]:
         """Returns the number of delivered batches."""

@@ -288,6 +288,15 @@ class Gradient:
         return replace(record, image=image)
 
 
+@pytest.mark.parametrize("number", [0, 7])
+def test_records_of_a_batch_are_named_without_reading_them(number):
+    iterator, first = batches(MIXED), {"many": 0, "few": 100, "rare": 200}
+    shown = record_numbers(take(iterator, number + 1)[number:])
+    named = iterator.records(number)
+    assert sorted(shown) == sorted(first[name] + i for name, found in named.items() for i in found)
+    assert batches(MIXED, shard=(1, 2)).records(number) == named
+
+
 def test_loader_stats():
     iterator = batches(MIXED)
     assert iterator.pop_stats() == {}

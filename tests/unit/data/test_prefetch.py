@@ -26,6 +26,9 @@ class Numbers:
     def pop_stats(self) -> dict[str, float]:
         return {"wait": 0.5}
 
+    def records(self, number: int) -> dict[str, list[int]]:
+        return {"": [number]}
+
     def get_state(self) -> dict[str, int]:
         return {"batches": self.at}
 
