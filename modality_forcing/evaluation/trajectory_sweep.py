@@ -19,7 +19,7 @@ from modality_forcing.evaluation.heldout import Evaluator, joint_set
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
-from modality_forcing.text_io import read_verified, with_checksum
+from modality_forcing.text_io import parse_number, read_verified, with_checksum
 from modality_forcing.train.state import params_hash
 from modality_forcing.viz import figures, images
 
@@ -178,10 +178,13 @@ def _read_row(stem: Path, fingerprint: str) -> tuple[Row, np.ndarray] | None:
         stored = read_verified(_with_suffix(stem, ".json"), what="is damaged", hint="")
         if stored["fingerprint"] != fingerprint:
             return None
+        row = dict(stored["row"])
+        for name in (*_NUMBERS, *(name for name in _OPTIONAL if row[name] is not None)):
+            parse_number(row[name])
         sheet = read_image(_with_suffix(stem, ".png"))
         side = sheet.shape[1] // len(_KINDS)
         cells = sheet.reshape(-1, side, len(_KINDS), side, 3).swapaxes(1, 2)
-        return dict(stored["row"]), cells
+        return row, cells
     except (OSError, KeyError, TypeError, ValueError, UserError):
         return None
 
@@ -206,6 +209,8 @@ _COLUMNS = {
     "color_recall_chance": ("by chance", 3),
     "color_recall_dataset": ("dataset", 3),
 }
+_NUMBERS = ("log2_alpha", "coverage")
+_OPTIONAL = ("absrel", "absrel_stderr", *_COLUMNS)  # None for NaN
 
 
 def to_markdown(result: Mapping[str, Any]) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from modality_forcing.sweeps.score import Score
 from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import init_state
 from modality_forcing.train.workdir import write_config
-from tests import damage, frozen, tiny
+from tests import bundles, damage, frozen, runs, tiny
 from tests.runs import Command
 
 CONFIG = """
@@ -40,6 +40,9 @@ def get_sweep(arg):
         return Run("forcing", replace(config, model=replace(config.model, width=width)))
     return sweep("tiny", axis("width", 32, 64), run, Records())
 """
+FUZZED_ONLY = pytest.mark.skipif(
+    "FUZZ_FACTOR" not in os.environ, reason="compiles for many examples; tests/fuzz.py runs it"
+)
 SIZES = (1e6, 3e6, 9e6, 3e7, 1e8, 3e8)  # of runs
 PREPARE = ("prepare", "--dataset=folder", "--option=depth_scale=0.001", "--resolution=8")
 PREPARE += ("--shard-size=2", "--max-errors=1")
@@ -146,6 +149,15 @@ def encoded_cache(folder: Path, mforce: Command) -> Case:
     return Case(("out/*", "out/*/*", "text/*"), ((*command, f"--tokens={frozen.TOKENS}"),))
 
 
+def benchmark(folder: Path, mforce: Command) -> Case:
+    """A benchmark whose predictions are stored."""
+    run, out = runs.save(folder / "run", tiny.forcing()), folder / "out"
+    command = ("evaluate", f"--checkpoint={run}", "--benchmark=spring", f"--out={out}", "--json")
+    command = (*command, f"--root={bundles.write_bundle(folder / 'data')}", "--steps=1")
+    assert mforce(*command).code == 0
+    return Case(("data/Spring/**/*", "data/Spring/.index.txt", "out/predictions/**/*"), (command,))
+
+
 def sweep_folder(folder: Path, mforce: Command) -> Case:
     """A sweep whose cells are done; `stub_training` takes the place of training and scoring."""
     config, workdir = folder / "sweep.py", folder / "run"
@@ -156,7 +168,7 @@ def sweep_folder(folder: Path, mforce: Command) -> Case:
     return Case(patterns, ((*command, "--status"), command, (*command, "--dry-run")))
 
 
-CASES: tuple[Callable[[Path, Command], Case], ...] = (
+CASES = (
     records_to_prepare,
     resumed_prepare,
     prepared_records,
@@ -165,6 +177,7 @@ CASES: tuple[Callable[[Path, Command], Case], ...] = (
     arrays,
     finished_run,
     encoded_cache,
+    pytest.param(benchmark, marks=FUZZED_ONLY),
     sweep_folder,
 )
 
