@@ -26,10 +26,11 @@ from modality_forcing.datasets.common.formats import (
 )
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
+    Listing,
     glob_paths,
-    is_there,
     make_record,
     rot90,
+    with_depth,
 )
 from modality_forcing.datasets.registry import FrameDataset
 
@@ -51,9 +52,9 @@ CAMERA = Camera(
 PINHOLE = pinhole_like(CAMERA, size=_SIZE, focal=320.0)
 
 
-def _list_frames(root: Path, split: str) -> list[Path]:
+def _list_frames(root: Path, split: str) -> Listing[Path]:
     images = glob_paths(root, "*/rgb/vignette*.jpg", max_depth=1)
-    return [path for path in images if is_there(_depth_path(path))]
+    return with_depth(images, _depth_path)
 
 
 def _depth_path(image: Path) -> Path:

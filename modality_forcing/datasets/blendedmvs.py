@@ -25,10 +25,11 @@ from modality_forcing.datasets.common.formats import (
 )
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
+    Listing,
     glob_paths,
-    is_there,
     make_record,
     read_split_list,
+    with_depth,
 )
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
@@ -39,15 +40,16 @@ _LISTS = {
 }
 
 
-def _list_frames(root: Path, split: str) -> list[Path]:
+def _list_frames(root: Path, split: str) -> Listing[Path]:
     lists = [f"{folder}{name}" for name in _LISTS[split] for folder in ("", "project_lists/")]
     projects = read_split_list(root, lists, "BlendedMVS", "YoYo000/BlendedMVS has it")
-    return [
+    images = (
         path
         for project in sorted(projects)
         for path in glob_paths(root / project, "blended_images/*.jpg")
-        if is_there(_depth_path(path))  # a _masked image has none
-    ]
+        if not path.stem.endswith("_masked")
+    )
+    return with_depth(images, _depth_path)
 
 
 def _depth_path(image: Path) -> Path:

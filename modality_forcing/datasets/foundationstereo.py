@@ -17,15 +17,21 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_base_255, read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
+from modality_forcing.datasets.common.lazy import (
+    DatasetInfo,
+    Listing,
+    glob_paths,
+    make_record,
+    with_depth,
+)
 from modality_forcing.datasets.registry import FrameDataset
 
 KEPT_FRACTION = 0.99  # of the valid pixels of an image, from the nearest on
 
 
-def _list_frames(root: Path, split: str) -> list[Path]:
+def _list_frames(root: Path, split: str) -> Listing[Path]:
     images = glob_paths(root, "*/dataset/data/left/rgb/*.jpg")
-    return [path for path in images if is_there(_disparity_path(path))]
+    return with_depth(images, _disparity_path)
 
 
 def _disparity_path(image: Path) -> Path:

@@ -27,10 +27,11 @@ from modality_forcing.datasets.common.formats import (
 )
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
+    Listing,
     first_file,
     glob_paths,
-    is_there,
     make_record,
+    with_depth,
 )
 from modality_forcing.datasets.registry import FrameDataset
 
@@ -38,12 +39,9 @@ _CAMERA_FILES = ("camera_primesense.json", "intrinsic.json", "camera_intrinsic.j
 _PRIMESENSE = pinhole(525.0, 525.0, 319.5, 239.5)
 
 
-def _list_frames(root: Path, split: str) -> list[Path]:
-    return [
-        path
-        for path in (*glob_paths(root, "color/*"), *glob_paths(root, "*/color/*"))
-        if path.suffix in (".jpg", ".png") and is_there(_depth_path(path))
-    ]
+def _list_frames(root: Path, split: str) -> Listing[Path]:
+    files = (*glob_paths(root, "color/*"), *glob_paths(root, "*/color/*"))
+    return with_depth((path for path in files if path.suffix in (".jpg", ".png")), _depth_path)
 
 
 def _depth_path(image: Path) -> Path:

@@ -16,6 +16,7 @@ from modality_forcing.datasets.common.camera_option import CameraOption, parse_c
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
     LazySource,
+    Listing,
     require_dir,
     require_nonempty,
 )
@@ -104,10 +105,12 @@ class FrameDataset(Dataset, Generic[T]):
         root = resolve(require_dir(root, self.title))
         title = f"{self.title}'s {split} split" if len(self.splits) > 1 else self.title
         layout = self.layout.replace("SPLIT", split)
-        frames = require_nonempty(self.list_frames(root, split), root, title, layout)
+        listed = self.list_frames(root, split)
+        frames = require_nonempty(listed, root, title, layout)
         info = DatasetInfo(self.name, self.unit, root, self.camera)
-        unused = tuple(self.note_unused(root, frames))
-        return LazySource(frames, partial(self.read_frame, info), unused)
+        unused = self.note_unused(root, frames)
+        unused += listed.notes(root) if isinstance(listed, Listing) else []
+        return LazySource(frames, partial(self.read_frame, info), tuple(unused))
 
 
 def find_dataset(name: str) -> Dataset:

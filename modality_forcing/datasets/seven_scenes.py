@@ -23,11 +23,12 @@ from modality_forcing.datasets.common.camera_option import vga_intrinsics
 from modality_forcing.datasets.common.formats import read_matrix, read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
+    Listing,
     first_file,
     glob_paths,
-    is_there,
     make_record,
     read_split_list,
+    with_depth,
 )
 from modality_forcing.datasets.registry import FrameDataset
 
@@ -36,13 +37,13 @@ _CAMERA_FILE = "camera-intrinsics.txt"
 _KINECT = pinhole(585.0, 585.0, 320.0, 240.0)
 
 
-def _list_frames(root: Path, split: str) -> list[Path]:
+def _list_frames(root: Path, split: str) -> Listing[Path]:
     images = glob_paths(root, "frame-*.color.png", max_depth=2)
     if split in _LISTS:
         scenes = {path.parents[1] for path in images}
         kept = {scene / name for scene in scenes for name in _sequences(scene, split)}
         images = [path for path in images if path.parent in kept]
-    return [path for path in images if is_there(_depth_path(path))]
+    return with_depth(images, _depth_path)
 
 
 def _sequences(scene: Path, split: str) -> set[str]:

@@ -18,13 +18,12 @@ Source: castacks/tartanairpy, docs/modalities.rst; theairlab.org.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_array, read_packed_floats, read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, Listing, glob_paths, make_record
 from modality_forcing.datasets.registry import FrameDataset
 
 FAR = 1000.0
@@ -33,7 +32,8 @@ _SIZES = {"npy": (480, 640), "png": (640, 640)}  # (h, w) by the kind of depth f
 _CAMERA = re.compile(r"image_(left|right|[lr]cam_(?:front|back|left|right))")
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
+def _list_frames(root: Path, split: str) -> Listing[tuple[Path, Path]]:
+    frames, alone = [], []
     for folder in glob_paths(root, "image_*", max_depth=3):
         name = _CAMERA.fullmatch(folder.name)
         if not name:
@@ -44,7 +44,10 @@ def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
         for image in glob_paths(folder, "*.png"):
             depth = maps / f"{image.stem}_depth.{suffix}"
             if depth in here:
-                yield image, depth
+                frames.append((image, depth))
+            else:
+                alone.append(image)
+    return Listing(tuple(frames), tuple(alone))
 
 
 def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
