@@ -44,4 +44,7 @@ def restore_branch_point(
         what = f"no checkpoint up to step {last}, where the decay begins; there is {there}"
         hint = "train the trunk with a train.save_every and train.max_to_keep that leave one"
         raise UserError(what, where=workdir, hint=hint)
-    return checkpoint.read_state((workdir / "checkpoints" / str(usable[-1])).absolute(), like)
+    folder = (workdir / "checkpoints" / str(usable[-1])).absolute()
+    state, metadata = checkpoint.read_state(folder, like)
+    # The time between the two runs is not lost by this one.
+    return state, {name: value for name, value in metadata.items() if name != "clock"}

@@ -1,29 +1,34 @@
-"""The metrics of a run: means over train.log_every steps, times, a check for NaN."""
+"""The metrics of a run: one row every train.log_every steps, times, a check for NaN."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
+from modality_forcing.train import throughput
 from modality_forcing.train.checkpoint import Metadata
 from modality_forcing.train.evaluation import EvalResult
-from modality_forcing.train.metrics import MetricWriter
+from modality_forcing.train.metrics import MetricWriter, last_value
+from modality_forcing.train.run_clock import RunClock
+from modality_forcing.train.step_metrics import Metrics, Values, summarize, to_values
 from modality_forcing.viz.images import png_bytes
 
-Row = Mapping[str, jax.Array | float]  # metrics of one step
+# Prefixes of what depends on the machine and its load. All else is equal in a resumed run.
+MEASURED = ("perf/", "memory/", "data_wait_fraction", "elapsed_s", "compile_s", "started_unix_s")
+MEASURED += ("total_data_wait_fraction",)
 
 
 class TrainLogger:
-    """Collects the metrics of steps and writes their means, in the first process.
+    """Collects the metrics of steps and writes a row of them, in the first process.
 
     Metrics that are not written yet go into checkpoints, so that a resumed run writes the rows of
     an uninterrupted one.
@@ -31,12 +36,12 @@ class TrainLogger:
     Args:
       start_step, metadata: of the checkpoint that the run starts from.
       loader_stats: returns what the loader counted since the last call.
+      clock: started when the process began to prepare the run.
 
     Attributes:
       pending: metrics of the steps since the last row.
       evaluated_step: of the last row of `eval/`, -1 before the first.
-      data_wait_s: seconds for which the devices waited for data, in this process.
-      compile_s: seconds of the first step's compilation.
+      clock: where the time goes; the loop adds to its attributes.
     """
 
     def __init__(
@@ -47,19 +52,36 @@ class TrainLogger:
         start_step: int,
         metadata: Metadata,
         loader_stats: Callable[[], Mapping[str, float]],
+        clock: RunClock,
     ):
-        self._loader_stats = loader_stats
+        self._loader_stats, self.clock = loader_stats, clock
         self._every, self._steps = config.train.log_every, config.train.steps
         self._sheets = workdir / "sheets"
         self._earlier_s = metadata.get("elapsed_s", 0.0)  # of the processes before this one
-        primary = distributed.is_primary()
+        self._start = time.monotonic()
+        self._cost = throughput.step_cost(config)
+        saved, began = metadata.get("clock"), None
+        if primary := distributed.is_primary():
+            began = last_value(workdir, "started_unix_s")
+        clock.resume(saved, began)
         self._writer = MetricWriter(workdir, start_step) if primary else None
+        # A run that is killed before its first checkpoint has it too.
+        if self._writer and saved is None and (began is None or not start_step):
+            self._writer.write(start_step, {"started_unix_s": began or time.time()})
+            self._writer.flush()
         self._progress = ProgressMeter(config.name, self._steps, done=start_step)
-        self._start = self._last_row = time.monotonic()
-        self._last_data_wait_s = 0.0
-        self.data_wait_s = self.compile_s = 0.0
-        self.pending: list[Row] = list(metadata.get("pending_metrics", []))
+        self.pending: list[Metrics | Values] = list(metadata.get("pending_metrics", []))
+        self._restored = len(self.pending)  # steps of earlier processes among the pending ones
         self.evaluated_step: int = metadata.get("evaluated_step", -1)
+        clock.begin_steps()
+
+    def outside_steps(self) -> AbstractContextManager[None]:
+        """Returns a context whose time does not count as that of steps, such as that of a save.
+
+        It first waits for the steps that are in flight.
+        """
+        jax.block_until_ready(self.pending)
+        return self.clock.outside_steps()
 
     def checkpoint_metadata(self, data_state: Mapping[str, int]) -> Metadata:
         """Returns what a checkpoint keeps besides the state, and stores the rows before it.
@@ -68,38 +90,40 @@ class TrainLogger:
         """
         if self._writer:
             self._writer.flush()
-        elapsed = self._earlier_s + time.monotonic() - self._start
-        pending = _to_floats(self.pending)
         return {
             "data_state": data_state,
-            "elapsed_s": elapsed,
-            "pending_metrics": pending,
+            "elapsed_s": self._earlier_s + time.monotonic() - self._start,
+            "pending_metrics": to_values(self.pending),
             "evaluated_step": self.evaluated_step,
+            "clock": self.clock.state(),
         }
 
     def log(self, step: int, skip_last: int = 0) -> None:
-        """Writes the mean of the pending metrics, without the last `skip_last` of them.
+        """Writes a row of the pending metrics, without the last `skip_last` of them.
 
         Raises FloatingPointError if one is not finite.
         """
-        end, now = len(self.pending) - skip_last, time.monotonic()
-        row, self.pending = _mean(self.pending[:end]), self.pending[end:]
-        waited = self.data_wait_s - self._last_data_wait_s
-        row["data_wait_fraction"] = waited / (now - self._last_row)
-        self._last_row, self._last_data_wait_s = now, self.data_wait_s
+        end = len(self.pending) - skip_last
+        values, self.pending = to_values(self.pending[:end]), self.pending[end:]  # waits for them
+        row = summarize(values)
+        steps, self._restored = end - self._restored, 0
+        window_s, waited = self.clock.end_window()
+        row["data_wait_fraction"] = waited
         # Statistics of each source of a mixture since the last row, or since the start of this
         # process.
         row |= {f"data/{n}": value for n, value in self._loader_stats().items() if "/" in n}
+        if steps > 0 and window_s > 0:
+            row |= self._cost.rates(window_s / steps)
+        row |= {"perf/goodput": self.clock.goodput(), **throughput.memory()}
         self._check_finite(row, step)
         if self._writer:
             self._writer.write(step, row)
-            losses = {n: value for n, value in row.items() if n.startswith("loss")}
+            losses = {n: v for n, v in row.items() if n.startswith("loss") and "/" not in n}
             self._progress.report(step, **losses, wait=f"{row['data_wait_fraction']:.1%}")
 
     def write_evaluation(self, step: int, result: EvalResult, seconds: float) -> None:
         """Writes a row of `eval/` and the image sheet, as workdir/sheets/<step>.png too."""
         self.evaluated_step = step
-        self._last_row += seconds  # no data was waited for
         if self._writer:
             row = {f"eval/{name}": value for name, value in result.scalars.items()}
             self._writer.write(step, row | {"perf/eval_s": seconds})
@@ -111,14 +135,15 @@ class TrainLogger:
     def check_finite(self, step: int) -> None:
         """Raises FloatingPointError if a pending metric is not finite."""
         if self.pending:
-            self._check_finite(_mean(self.pending), step)
+            self._check_finite(summarize(to_values(self.pending)), step)
 
     def write_summary(self, metadata: Metadata) -> None:
         """Writes the last row, the times of the whole run; metadata: of its last checkpoint."""
         summary = {
             "elapsed_s": metadata["elapsed_s"],
-            "compile_s": self.compile_s,
-            "total_data_wait_fraction": self.data_wait_s / (time.monotonic() - self._start),
+            "compile_s": self.clock.compile_s,
+            "total_data_wait_fraction": self.clock.total_data_wait_share(),
+            "perf/goodput": self.clock.goodput(),
         }
         if self._writer:
             self._writer.write(self._steps, summary)
@@ -133,12 +158,3 @@ class TrainLogger:
         if bad := [name for name, value in row.items() if not math.isfinite(value)]:
             what = f"{', '.join(bad)} not finite between steps {step - self._every} and {step}"
             raise FloatingPointError(what)
-
-
-def _mean(metrics: Sequence[Row]) -> dict[str, float]:
-    rows = _to_floats(metrics)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-def _to_floats(metrics: Sequence[Row]) -> list[dict[str, float]]:
-    return [{k: float(v) for k, v in row.items()} for row in jax.device_get(list(metrics))]

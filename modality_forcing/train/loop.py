@@ -19,6 +19,7 @@ from modality_forcing.errors import WorkerDied
 from modality_forcing.train.evaluation import MakeEvaluate, is_due
 from modality_forcing.train.init import Run, init_run
 from modality_forcing.train.logger import TrainLogger
+from modality_forcing.train.run_clock import RunClock
 from modality_forcing.train.state import TrainState
 from modality_forcing.train.workdir import check_resumable, resolve_paths
 
@@ -53,21 +54,23 @@ def train(
     config = resolve_paths(config)
     check_resumable(workdir, config)  # before the folder is touched
     with locks.hold(workdir, "--workdir", primary=distributed.is_primary()):
+        clock = RunClock()
         run, state = init_run(config, workdir, records, make_evaluate)
-        return _train(config, workdir, run, state, stop_after)
+        logger = TrainLogger(
+            config,
+            workdir,
+            start_step=run.start_step,
+            metadata=run.metadata,
+            loader_stats=run.batches.pop_stats,
+            clock=clock,
+        )
+        return _train(config, run, state, logger, stop_after)
 
 
 def _train(
-    config: Config, workdir: Path, run: Run, state: TrainState, stop_after: int | None
+    config: Config, run: Run, state: TrainState, logger: TrainLogger, stop_after: int | None
 ) -> TrainState:
-    logger = TrainLogger(
-        config,
-        workdir,
-        start_step=run.start_step,
-        metadata=run.metadata,
-        loader_stats=run.batches.pop_stats,
-    )
-    c = config.train
+    c, clock = config.train, logger.clock
     newest: Any = None  # the loss of the last dispatched step
     with ExitStack() as stack:
         stack.callback(run.checkpoints.close)
@@ -90,7 +93,8 @@ def _train(
                 else:  # a state that is not finite must not replace one that is
                     logger.check_finite(k)
                 metadata = logger.checkpoint_metadata(run.batches.get_state())
-                run.checkpoints.save(state, config, metadata)
+                with logger.outside_steps():
+                    run.checkpoints.save(state, config, metadata)
             before = time.monotonic()
             try:
                 batch = next(run.batches)
@@ -100,12 +104,12 @@ def _train(
             # Only an idle device counts as waiting. While the last step still runs, loading is
             # free.
             if newest is None or newest.is_ready():
-                logger.data_wait_s += time.monotonic() - before
+                clock.data_wait_s += time.monotonic() - before
             before = time.monotonic()
             with jax.transfer_guard("disallow"):
                 state, metrics = run.step(state, batch)
             if resumed:
-                logger.compile_s = time.monotonic() - before
+                clock.compile_s = time.monotonic() - before
             newest = metrics["loss"]
             logger.pending.append(metrics)
             if len(logger.pending) > 2:
@@ -127,7 +131,7 @@ def _evaluate(config: Config, step: int, run: Run, state: TrainState, logger: Tr
     if run.evaluate is None or not is_due(config, step, logger.evaluated_step):
         return
     logger.check_finite(step)
-    jax.block_until_ready(state.ema)  # steps in flight are not the evaluation's time
-    before = time.monotonic()
-    result = run.evaluate(state.ema)
-    logger.write_evaluation(step, result, time.monotonic() - before)
+    with logger.outside_steps():
+        before = time.monotonic()
+        result = run.evaluate(state.ema)
+        logger.write_evaluation(step, result, time.monotonic() - before)

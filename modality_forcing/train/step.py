@@ -19,13 +19,13 @@ from modality_forcing.diffusion import distillation, flow, losses, noise_levels,
 from modality_forcing.diffusion.flow import NoisyTokens
 from modality_forcing.modalities.base import Batch, Modality
 from modality_forcing.models.layout import constrain
-from modality_forcing.train.optim import make_optimizer
+from modality_forcing.train import step_metrics
+from modality_forcing.train.optim import make_optimizer, schedule
 from modality_forcing.train.sharding import PRESETS, tree_shardings
 from modality_forcing.train.state import Params, TrainState
+from modality_forcing.train.step_metrics import BY_LEVEL, Metrics, Sums, normalize_metrics
 
 Model = Callable[[dict[str, Array], dict[str, Array], dict[str, Array]], Mapping[str, Array]]
-Metrics = dict[str, Float[Array, ""]]
-Sums = dict[str, tuple[Float[Array, ""], Float[Array, ""]]]  # a metric's sum and its divisor
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
@@ -59,6 +59,7 @@ def compute_loss(
         # Only examples with a target count: the curve does not depend on the mix of tasks.
         has_target = jnp.any(x.mask, axis=(1, 2)) & ~x.is_cond
         sums[f"loss_{name}"] = (jnp.sum(loss), jnp.sum(has_target, dtype=jnp.float32))
+        sums[f"loss_{name}{BY_LEVEL}"] = step_metrics.sum_by_level(loss, x.t, has_target)
     if teacher is not None:
         # Paper, eq. 8: the target is the velocity of the frozen text-to-image model, which sees the
         # primary modality alone.
@@ -148,11 +149,6 @@ def compute_grads(
     return jax.tree.map(lambda g: g / num_microbatches, grads), normalize_metrics(sums)
 
 
-def normalize_metrics(sums: Sums) -> Metrics:
-    """Returns each metric's sum divided by its count, 0 where the count is 0."""
-    return {name: value / jnp.maximum(count, 1.0) for name, (value, count) in sums.items()}
-
-
 def make_step(
     config: Config,
     modalities: Mapping[str, Modality],
@@ -167,7 +163,7 @@ def make_step(
     With a mesh, state and batch are sharded as in train/sharding.py, and the state stays so.
     """
     c, rules = config.train, PRESETS[config.mesh.preset]
-    optimizer = make_optimizer(c, config.model.width)
+    optimizer, learning_rate = make_optimizer(c, config.model.width), schedule(c)
     teacher_graph, teacher_params = teacher if teacher is not None else (graph, None)
 
     def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
@@ -185,7 +181,11 @@ def make_step(
         # An EMA of the updated weights; its decay starts small to forget the initial ones.
         decay = jnp.minimum(c.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        metrics |= step_metrics.norms("grad_norm", grads)
+        # Of the difference: after a second use of `updates`, XLA may round the weights otherwise.
+        changes = jax.tree.map(jnp.subtract, params, state.params)
+        metrics |= step_metrics.norms("update_norm", changes)
+        metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
         return constrain_state(TrainState(state.step + 1, params, opt_state, ema)), metrics
 
     def constrain_state(tree: PyTree) -> PyTree:

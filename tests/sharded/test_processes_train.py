@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from modality_forcing.train.logger import MEASURED
 from modality_forcing.train.metrics import read_metrics
 from tests.runs import ROOT, environment
 
@@ -34,8 +35,10 @@ def run(workdir: Path, processes: int, stop_after: int | None = None) -> str:
 
 
 def rows(workdir: Path) -> list[dict[str, float]]:
-    timing = ("data_wait_fraction", "elapsed_s", "compile_s", "total_data_wait_fraction")
-    return [{k: v for k, v in row.items() if k not in timing} for row in read_metrics(workdir)]
+    return [
+        {k: v for k, v in row.items() if not k.startswith(MEASURED)}
+        for row in read_metrics(workdir)
+    ]
 
 
 def weights(said: str) -> float:

@@ -15,7 +15,8 @@ from modality_forcing.config import Config
 from modality_forcing.modalities import base
 from modality_forcing.models.restore import merge_params
 from modality_forcing.train.state import init_params, init_state
-from modality_forcing.train.step import compute_loss, make_step, normalize_metrics, text_dropout
+from modality_forcing.train.step import compute_loss, make_step, text_dropout
+from modality_forcing.train.step_metrics import normalize_metrics
 from modality_forcing.tree import flatten
 from tests import tiny
 
@@ -93,7 +94,7 @@ def test_loss_and_gradient_do_not_depend_on_batch_order(graded):
     metrics, gradient = graded(BATCH)
     turned_metrics, turned = graded(tiny.take(BATCH, ORDER))
     for name, value in metrics.items():
-        assert float(turned_metrics[name]) == pytest.approx(float(value), rel=1e-6)
+        np.testing.assert_allclose(turned_metrics[name], value, rtol=1e-6)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), turned, gradient
     )
@@ -220,10 +221,8 @@ def test_logged_loss_is_divided_by_examples_with_a_target():
 def test_image_alone_is_trained_by_the_same_step():
     config = tiny.t2i()
     seen, metrics = capture(on_device(tiny.batch(config, B)), config)
-    assert set(seen["x_t"]) == set(seen["t"]) == {"image"} and set(metrics) == {
-        "loss_image",
-        "loss",
-    }
+    assert set(seen["x_t"]) == set(seen["t"]) == {"image"}
+    assert set(metrics) == {"loss_image", "loss_image_by_level", "loss"}
     assert float(metrics["loss"]) == pytest.approx(float(metrics["loss_image"]))
 
 
@@ -319,7 +318,10 @@ def stepped(step):
 def test_step_increments_its_count_and_updates_every_weight(stepped):
     states, metrics = stepped
     assert [int(state.step) for state in states] == [0, 1, 2]
-    assert set(metrics[0]) == {"loss", "loss_image", "loss_depth", "grad_norm"}
+    losses = {"loss", "loss_image", "loss_depth", "loss_image_by_level", "loss_depth_by_level"}
+    groups = ("", "/embed", "/blocks", "/head_image", "/head_depth")
+    norms = {f"{kind}_norm{group}" for kind in ("grad", "update") for group in groups}
+    assert set(metrics[0]) == {*losses, *norms, "learning_rate"}
     moved = jax.tree.map(lambda a, b: np.any(a != b), states[2].params, states[0].params)
     assert all(flatten(moved).values()), [path for path, any_ in flatten(moved).items() if not any_]
 
