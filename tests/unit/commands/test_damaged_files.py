@@ -158,6 +158,13 @@ def benchmark(folder: Path, mforce: Command) -> Case:
     return Case(("data/Spring/**/*", "data/Spring/.index.txt", "out/predictions/**/*"), (command,))
 
 
+def exported_run(folder: Path, mforce: Command) -> Case:
+    """A checkpoint, whose averaged weights and description are read."""
+    run = runs.save(folder / "run", tiny.t2i())
+    command = ("export", f"--checkpoint={run}", f"--out={folder / 'out'}", "--format=safetensors")
+    return Case(("run/config.json", "run/checkpoints/**/*"), (command,), has_checksums=True)
+
+
 def sweep_folder(folder: Path, mforce: Command) -> Case:
     """A sweep whose cells are done; `stub_training` takes the place of training and scoring."""
     config, workdir = folder / "sweep.py", folder / "run"
@@ -178,6 +185,7 @@ CASES = (
     finished_run,
     encoded_cache,
     pytest.param(benchmark, marks=FUZZED_ONLY),
+    pytest.param(exported_run, marks=FUZZED_ONLY),
     sweep_folder,
 )
 
