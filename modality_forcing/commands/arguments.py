@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import math
 from collections.abc import Sequence
+
+from modality_forcing.errors import UserError
+from modality_forcing.storage import beam
 
 
 def positive_int(text: str) -> int:
@@ -58,6 +62,34 @@ def shard_of(text: str) -> tuple[int, int]:
     if not (index.isdecimal() and count.isdecimal()) or int(index) >= int(count):
         raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 0 to N - 1")
     return int(index), int(count)
+
+
+def add_runner(parser: argparse.ArgumentParser) -> None:
+    """Adds --runner and --beam-options."""
+    runner = "local, or beam: every shard is a step of an Apache Beam pipeline (%(default)s)"
+    parser.add_argument("--runner", choices=("local", "beam"), default="local", help=runner)
+    options = "of Beam, such as '--runner=DataflowRunner --project=P'; this machine by default"
+    parser.add_argument("--beam-options", default="", metavar="OPTIONS", help=options)
+
+
+def check_runner(options: argparse.Namespace, excluded: Sequence[str]) -> None:
+    """Raises UserError for options that do not go together, or a missing package.
+
+    excluded: names of the options that divide the work of a local run.
+    """
+    if options.runner == "local":
+        if options.beam_options:
+            raise UserError(
+                "--beam-options are for --runner=beam", hint="add it, or leave them out"
+            )
+        return
+    if given := [f"--{name}" for name in excluded if getattr(options, name.replace("-", "_"))]:
+        hint = "leave it out: the workers of the pipeline share the shards"
+        raise UserError(f"{given[0]} is for --runner=local", hint=hint)
+    beam.split_options(options.beam_options)
+    if importlib.util.find_spec("apache_beam") is None:
+        hint = "pip install 'modality_forcing[beam]'"
+        raise UserError("--runner=beam needs the package apache_beam", hint=hint)
 
 
 def renamed_option(parser: argparse.ArgumentParser, old: str, new: str) -> None:

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
+from modality_forcing.commands.arguments import (
+    add_runner,
+    check_runner,
+    positive_int,
+    renamed_option,
+    shard_of,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path, check_folder
 
@@ -14,8 +20,8 @@ EXAMPLES = """examples:
   mforce train --config=forcing:size=370m --config.data.source=prepared \\
       --config.data.root=prepared/tum --config.data.cache=encoded/tum --workdir=runs/forcing
 An interrupted command resumes with the missing shards. Several processes (a TPU slice, or --shard)
-share the work. A path is a folder of safetensors files, one such file, or a hub id such as
-google/umt5-xxl."""
+share the work; so do the workers of --runner=beam. A path is a folder of safetensors files, one
+such file, or a hub id such as google/umt5-xxl."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shard-size", type=positive_int, default=1024, help="records per shard (%(default)s)")
     shard = "write every N-th shard from I on, I from 0: one of N jobs"
     add("--shard", type=shard_of, metavar="I/N", help=shard)
+    add_runner(parser)
     renamed_option(parser, "--part", "--shard")
 
 
@@ -46,12 +53,16 @@ def main(options: argparse.Namespace) -> None:
     if not options.text and not options.image:
         hint = "give --text=umt5:PATH, --image=flux2:PATH or both"
         raise UserError("nothing to encode with", hint=hint)
+    check_runner(options, ("shard",))
+    on_beam = options.runner == "beam"
     from modality_forcing import distributed
 
-    distributed.initialize()
+    if not on_beam:
+        distributed.initialize()
     import jax
 
     from modality_forcing.config import MeshConfig
+    from modality_forcing.encode import pipeline
     from modality_forcing.encode.job import EncodeJob
     from modality_forcing.encoders.frozen import FrozenEncoders
     from modality_forcing.storage import latent_cache
@@ -61,7 +72,8 @@ def main(options: argparse.Namespace) -> None:
 
     check_folder(options.out, "--out", utf8=True)
     source = Shards(options.source, options.split)
-    mesh = sharding.make_mesh(MeshConfig(), distributed.local_devices())
+    # The process that starts a pipeline leaves the devices to the workers.
+    mesh = None if on_beam else sharding.make_mesh(MeshConfig(), distributed.local_devices())
     frozen = FrozenEncoders(options.text, options.image, mesh)
     frozen.check()  # before the checksum of all weights, and before anything is written
     own = {"text": {"tokens": options.tokens}, "image": {"resolution": options.resolution}}
@@ -74,6 +86,20 @@ def main(options: argparse.Namespace) -> None:
     }
     if frozen.has_text:
         frozen.tokenizer(options.tokens)  # raises without a tokenizer, before anything is written
+    if on_beam:
+        task = pipeline.EncodeTask(
+            source=source,
+            out=options.out.absolute(),
+            settings=settings,
+            text=options.text,
+            image=options.image,
+            batch=options.batch,
+            tokens=options.tokens,
+            resolution=options.resolution,
+        )
+        print(pipeline.encode(task, options.beam_options))
+        return
+    assert mesh is not None
     job = EncodeJob(
         source=source,
         out=options.out.absolute(),

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
+from modality_forcing.commands.arguments import (
+    add_runner,
+    check_runner,
+    positive_int,
+    renamed_option,
+    shard_of,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
@@ -16,6 +22,8 @@ EXAMPLES = """examples:
       --root=photos --out=prepared/photos
   mforce prepare --dataset=scannet --root=data/scannet --out=prepared/scannet \\
       --shard=$SLURM_ARRAY_TASK_ID/64
+  mforce prepare --dataset=tum --root=data/tum --out=prepared/tum --runner=beam \\
+      --beam-options='--direct_num_workers=4 --direct_running_mode=multi_processing'
 An interrupted command resumes with the missing shards and produces the same bytes. Training and
 mforce inspect read the folder once all shards exist."""
 
@@ -45,9 +53,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--limit", type=positive_int, help="use at most the first so many records")
     add("--workers", type=_workers, default=0, help="processes; 0 uses this one (%(default)s)")
     shard = "write every N-th shard from I on, I from 0: one of N jobs"
-    add("--shard", type=shard_of, default=(0, 1), metavar="I/N", help=shard)
+    add("--shard", type=shard_of, metavar="I/N", help=shard)
     max_errors = "fraction of records that may be unreadable (%(default)s)"
     add("--max-errors", type=_fraction, default=0.01, help=max_errors)
+    add_runner(parser)
     renamed_option(parser, "--list", "--list-datasets")
     renamed_option(parser, "--part", "--shard")
     renamed_option(parser, "--max-bad", "--max-errors")
@@ -66,11 +75,12 @@ def main(options: argparse.Namespace) -> None:
         raise UserError("--resolution and --max-side are two sizes", hint="give one of them")
     if options.quality > 100:
         raise UserError(f"--quality is {options.quality}", hint="the range is 1 to 100")
+    check_runner(options, ("workers", "shard"))
     from modality_forcing.data.records import Notes
     from modality_forcing.datasets.registry import check_split, find_dataset
     from modality_forcing.paths import check_folder
+    from modality_forcing.prepare import pipeline, work
     from modality_forcing.prepare.job import PrepareJob, Settings
-    from modality_forcing.prepare.work import prepare
 
     dataset_options = dict(map(_pair, options.option))
     dataset = find_dataset(options.dataset).with_options(dataset_options)
@@ -94,13 +104,18 @@ def main(options: argparse.Namespace) -> None:
         shard_size=options.shard_size,
         options=dataset_options,
     )
-    manifest = prepare(
-        PrepareJob(options.out.absolute(), dataset, settings),
-        source,
-        workers=options.workers,
-        shard=options.shard,
-        max_errors=options.max_errors,
-    )
+    job = PrepareJob(options.out.absolute(), dataset, settings)
+    if options.runner == "beam":
+        root, given = options.root.absolute(), options.beam_options
+        manifest = pipeline.prepare(job, root, given, max_errors=options.max_errors)
+    else:
+        manifest = work.prepare(
+            job,
+            source,
+            workers=options.workers,
+            shard=options.shard or (0, 1),
+            max_errors=options.max_errors,
+        )
     if manifest:
         print(manifest.path)
 

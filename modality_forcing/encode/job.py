@@ -30,6 +30,21 @@ _REPORT_EVERY = 10.0  # seconds
 _READERS = 8  # threads that decode images while the previous ones are encoded
 
 
+@dataclass(frozen=True)
+class Part:
+    """The shards of one encoder. encode: from the items of a shard to its examples."""
+
+    shards: ShardJob
+    encode: Callable[[range], Iterator[bytes]]
+
+    def write(self, index: int, count: Callable[[], None] = lambda: None) -> None:
+        """Writes one shard. count: called after each example."""
+        with ShardWriter(self.shards.path(index)) as writer:
+            for example in self.encode(self.shards.items(index)):
+                writer.write(example)
+                count()
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncodeJob:
     """A cache that is being written. The bytes of a shard depend only on the settings.
@@ -54,11 +69,23 @@ class EncodeJob:
 
     def encode_text(self, tokens: int) -> None:
         """Writes the states of every distinct caption."""
+        self._write(self.text(self.write_captions(), tokens))
+
+    def encode_images(self, resolution: int) -> None:
+        """Writes the latents of every image and of its mirror image."""
+        self._write(self.images(resolution))
+
+    def write_captions(self) -> list[str]:
+        """Writes the index of the distinct captions, and returns them in their order."""
         captions = self._captions()
         index = io.BytesIO()
         np.save(index, latent_cache.build_caption_index(captions))
         index_path = latent_cache.caption_index_path(self.out, self.source.split)
         write_file(index_path, index.getvalue())
+        return captions
+
+    def text(self, captions: Sequence[str], tokens: int) -> Part:
+        """Returns the shards of the states of captions. tokens: of a caption at most."""
         tokenizer = self.frozen.tokenizer(tokens)
 
         def encode(rows: range) -> Iterator[bytes]:
@@ -79,10 +106,10 @@ class EncodeJob:
                         states[i] = latent_cache.pack(one[: counts[i]], "states", caption=caption)
             yield from (states[i] for i in range(len(texts)))
 
-        self._write(self._shards("text", len(captions)), encode)
+        return Part(self._shards("text", len(captions)), encode)
 
-    def encode_images(self, resolution: int) -> None:
-        """Writes the latents of every image and of its mirror image."""
+    def images(self, resolution: int) -> Part:
+        """Returns the shards of the latents of images. resolution: in pixels a side."""
 
         def read(index: int) -> tuple[np.ndarray, np.ndarray]:
             record = center_crop_resize(self.source[index], resolution)
@@ -96,7 +123,7 @@ class EncodeJob:
                     for i in range(len(chunk)):
                         yield latent_cache.pack(latents[2 * i : 2 * i + 2], "latents")
 
-        self._write(self._shards("latents", len(self.source)), encode)
+        return Part(self._shards("latents", len(self.source)), encode)
 
     def summary(self) -> str:
         """Returns the path of a complete cache, or how many shards exist."""
@@ -119,20 +146,23 @@ class EncodeJob:
         assert isinstance(shard_size, int)
         return ShardJob(self.out / name, name, self.source.split, total, shard_size)
 
-    def _write(self, shards: ShardJob, encode: Callable[[range], Iterator[bytes]]) -> None:
+    def _write(self, part: Part) -> None:
         """Writes the missing shards of this job."""
+        shards = part.shards
         assigned = shards.assigned(self.shard)
         missing = [index for index in assigned if not is_file(shards.path(index))]
         total = shards.size(assigned)
         done = total - shards.size(missing)
         title = f"{shards.split} {shards.name}"
         meter = ProgressMeter(title, total, done=done, every=_REPORT_EVERY)
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            meter.update(done)
+
         for index in missing:
-            with ShardWriter(shards.path(index)) as writer:
-                for example in encode(shards.items(index)):
-                    writer.write(example)
-                    done += 1
-                    meter.update(done)
+            part.write(index, count)
             remove_temp_files(shards.path(index))
         meter.report(done)
         meter.close()

@@ -135,9 +135,14 @@ class PrepareJob:
         complete = is_file(shard) and shard.stat().st_size == record.file.bytes
         return record if complete and record.settings == self.settings.digest() else None
 
-    def finish(self, index: int, record: ShardRecord) -> None:
-        """Records that a shard is finished, and removes what killed runs left of it."""
+    def finish(self, index: int, record: ShardRecord, alone: bool = True) -> None:
+        """Records that a shard is finished, and removes what killed runs left of it.
+
+        alone: no other process may be writing the same shard.
+        """
         write_file(self._record_path(index), json.dumps(with_checksum(record.to_json())) + "\n")
+        if not alone:
+            return
         remove_temp_files(self._record_path(index))
         remove_temp_files(self.shards.path(index))
 

@@ -61,12 +61,16 @@ class Counters:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What every process of a run needs."""
+class Work:
+    """What every process of a run needs.
+
+    alone: no other process writes the same shards, so that temporary files are of killed runs.
+    """
 
     job: PrepareJob
     source: RecordSource
     counters: Counters
+    alone: bool = True
 
 
 class Stopped(Exception):
@@ -122,7 +126,7 @@ def _prepare(
         done=job.shards.size([*finished]),
         max_failed=int(max_errors * total),
     )
-    work = _Work(job, source, counters)
+    work = Work(job, source, counters)
     run = (
         _run_parallel(work, missing, workers, monitor)
         if workers
@@ -137,7 +141,7 @@ def _prepare(
     monitor.close()
     if counters.failed.value > monitor.max_failed:
         failed += (failure for record in finished.values() for failure in record.failed)
-        raise _too_many_errors(job, failed, total, max_errors)
+        raise too_many_errors(job, failed, total, max_errors)
     found = [finished.get(index) or job.finished(index) for index in range(job.shards.count)]
     records = [record for record in found if record]
     if len(records) < len(found):
@@ -147,7 +151,7 @@ def _prepare(
     return job.complete(records, alone=shard[1] == 1)
 
 
-def write_shard(work: _Work, index: int) -> ShardRecord:
+def write_shard(work: Work, index: int) -> ShardRecord:
     """Writes one shard and its record.
 
     Raises Stopped when the run is stopped, and UserError if the shard cannot be written.
@@ -180,7 +184,7 @@ def write_shard(work: _Work, index: int) -> ShardRecord:
         stats=stats,
         versions=versions(),
     )
-    work.job.finish(index, record)
+    work.job.finish(index, record, work.alone)
     return record
 
 
@@ -250,9 +254,9 @@ class _Monitored:
 
 
 def _run_serial(
-    work: _Work, missing: Sequence[int], monitor: ProgressMonitor
+    work: Work, missing: Sequence[int], monitor: ProgressMonitor
 ) -> Iterator[tuple[int, ShardRecord | Failures]]:
-    monitored = _Work(work.job, _Monitored(work.source, monitor), work.counters)
+    monitored = Work(work.job, _Monitored(work.source, monitor), work.counters)
     for index in missing:
         try:
             yield index, write_shard(monitored, index)
@@ -261,11 +265,11 @@ def _run_serial(
             return
 
 
-_WORK: list[_Work] = []  # of a worker process
+_WORK: list[Work] = []  # of a worker process
 
 
 def _run_parallel(
-    work: _Work, missing: Sequence[int], workers: int, monitor: ProgressMonitor
+    work: Work, missing: Sequence[int], workers: int, monitor: ProgressMonitor
 ) -> Iterator[tuple[int, ShardRecord | Failures]]:
     context = multiprocessing.get_context("spawn")  # forking a process with threads is unsafe
     count = max(1, min(workers, len(missing)))
@@ -304,7 +308,7 @@ def _stop_on_error(pool: ProcessPoolExecutor, counters: Counters) -> Iterator[No
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _start_worker(work: _Work) -> None:
+def _start_worker(work: Work) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops workers
     _WORK.append(work)
     parent = multiprocessing.parent_process()
@@ -322,9 +326,10 @@ def _write_one(index: int) -> ShardRecord | Failures:
         return tuple(stopped.args[0])
 
 
-def _too_many_errors(
+def too_many_errors(
     job: PrepareJob, failed: list[tuple[int, str]], total: int, max_errors: float
 ) -> UserError:
+    """Lists the unreadable records, of which there are some, and returns the error."""
     path = job.write_failed(failed)
     index, reason = min(failed)
     counts = f"{len(failed)} of {total} records could not be read"
