@@ -9,12 +9,11 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import NamedTuple, NoReturn
 
-from modality_forcing import __version__, distributed
+from modality_forcing import __version__, distributed, signals
 from modality_forcing.commands.arguments import split_overrides
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_environment_error, os_error
 from modality_forcing.progress import LossyStream, keep_standard_descriptors
-from modality_forcing.signals import resend_lost_interrupts
 
 
 class Command(NamedTuple):
@@ -60,12 +59,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     0: success. 1: a plan that does not fit, or a worker process that died. 2: a mistake of the
     user, or output that could not be printed. 130: Ctrl-C. 141: the reader of the output is gone.
+    143: SIGTERM, SIGHUP or SIGUSR1.
     """
     keep_standard_descriptors()
     stdout, stderr = LossyStream(sys.stdout), LossyStream(sys.stderr)
     with redirect_stdout(stdout), redirect_stderr(stderr):  # pyright: ignore[reportArgumentType]
         try:
-            with resend_lost_interrupts():
+            with signals.raise_on_signals():
                 return _main(sys.argv[1:] if arguments is None else arguments, stdout)
         finally:
             with suppress(BrokenPipeError):
@@ -80,7 +80,7 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
     if overrides and not command.overrides:
         takers = " and ".join(name for name, c in COMMANDS.items() if c.overrides)
         parser.error(f"--config.{next(iter(overrides))} is an option of {takers}")
-    options.overrides = overrides
+    options.overrides, agreed = overrides, False
     try:
         code = options.main(options) or 0
         stdout.flush()  # here, where a closed pipe can still be handled
@@ -101,11 +101,12 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
         if error.filename is None and not is_environment_error(error):
             raise
         message, code = str(os_error(error, error.filename)), 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         hint = "; run the same command again to resume" if command.resumable else ""
-        message, code = f"interrupted{hint}", 130
+        message, code = f"{error or 'interrupted'}{hint}", signals.exit_code(error)
+        agreed = getattr(error, "agreed", False)
     print(f"mforce {options.command}: {message}", file=sys.stderr)
-    return distributed.exit_process(code)
+    return distributed.exit_process(code, agreed=agreed)
 
 
 def build_parser() -> argparse.ArgumentParser:

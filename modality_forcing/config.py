@@ -145,6 +145,7 @@ class TrainConfig:
     allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh
     log_every: int = 20  # steps between rows of metrics
     save_every: int = 500  # steps between checkpoints
+    save_every_minutes: float = 0.0  # also after so much time without one; 0: off
     max_to_keep: int = 2  # checkpoints; the last but one is for a damaged last one
     async_save: bool = True  # write checkpoints while training goes on, from a copy in host memory
     keep_at_steps: tuple[int, ...] = ()  # also keep these, for other runs to branch from

@@ -18,15 +18,18 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any
 
+from modality_forcing import preemption, signals
 from modality_forcing.errors import UserError
 
 COORDINATOR, COUNT, ID = "MFORCE_COORDINATOR", "MFORCE_PROCESS_COUNT", "MFORCE_PROCESS_ID"
 LOOPBACK = ("127.0.0.1", "localhost")
 DEVICES = Path("/dev")
+HEARTBEAT_TIMEOUT = 60  # seconds without a sign of life after which a process counts as dead
 Arguments = dict[str, Any]  # of jax.distributed.initialize
 
 
@@ -48,7 +51,8 @@ def initialize() -> None:
     if jax.distributed.is_initialized():
         return
     # On CPUs, collectives need gloo, which is jax's default in all versions that we allow.
-    jax.distributed.initialize(**arguments)
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+    preemption.take_sigterm()
     if not arguments and _one_task_per_node(os.environ):
         # Under SLURM jax gives each process one GPU. This process has the whole node.
         jax.config.update("jax_cuda_visible_devices", "all")
@@ -59,18 +63,23 @@ def initialize() -> None:
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         print_exception(kind, error, trace)
-        exit_process(130 if issubclass(kind, KeyboardInterrupt) else 1)
+        exit_process(signals.exit_code(error) if isinstance(error, KeyboardInterrupt) else 1)
 
     sys.excepthook = print_and_exit
 
 
-def exit_process(code: int) -> int:
+def exit_process(code: int, *, agreed: bool = False) -> int:
     """Returns an exit code, or ends the process with it after a failure in a run of several.
 
     This skips Python's own exit, which would wait for the other processes. After a success they do
     wait for each other, so that none is gone while another still writes.
+
+    agreed: all processes end with this code here, and wait for each other.
     """
     if code and _joined():
+        if agreed:
+            with suppress(Exception):  # another has died; nothing is left to do
+                _jax().distributed.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

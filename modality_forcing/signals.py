@@ -1,7 +1,11 @@
-"""Ctrl-C that is never lost: a flag that a loop looks at, or an exception that is sent again.
+"""Signals that end a command: an exception, or a flag that a training loop looks at.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be. Inside a callback of the
-garbage collector, such as jax's, or a finalizer, it is printed as "Exception ignored" and lost.
+SIGTERM (a preemption), SIGUSR1 (SLURM's notice of the time limit) and SIGHUP (a lost terminal) end
+a command as Ctrl-C does, with exit code 143, on which launchers restart it. Ctrl-C has 130. A
+signal that was ignored when Python started, as under nohup, stays ignored.
+
+Python raises an exception wherever the main thread happens to be. Inside a callback of the garbage
+collector, such as jax's, or a finalizer, it is printed as "Exception ignored" and lost.
 """
 
 from __future__ import annotations
@@ -10,13 +14,39 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any
 
 from modality_forcing.progress import print_stderr
 
+STOPPED, INTERRUPTED = 143, 130  # exit codes
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 _AGAIN_AFTER = 0.05  # seconds, in which the callback ends
+# Some send a signal twice, such as timeout(1), to a process and to its group. The second one must
+# not break off the cleanup.
+_REPEATED_WITHIN = 5.0  # seconds
+
+
+class StopRequest(KeyboardInterrupt):
+    """A signal asked the process to end.
+
+    Attributes:
+      number: of the signal.
+      agreed: whether all processes of the run end at this point.
+    """
+
+    def __init__(self, number: int, message: str = "", *, agreed: bool = False):
+        super().__init__(message or f"stopped by {name(number)}")
+        self.number, self.agreed = number, agreed
+
+
+def exit_code(error: KeyboardInterrupt) -> int:
+    """Returns the exit code of a command that was asked to end."""
+    number = getattr(error, "number", signal.SIGINT)
+    return INTERRUPTED if number == signal.SIGINT else STOPPED
 
 
 class StopFlag:
@@ -30,17 +60,21 @@ class StopFlag:
         self.signal: int | None = None
 
     def check(self) -> None:
-        """Raises KeyboardInterrupt once Ctrl-C was pressed."""
-        if self.signal == signal.SIGINT:
-            raise KeyboardInterrupt
+        """Raises StopRequest once a signal asked to stop."""
+        if self.signal is not None:
+            raise StopRequest(self.signal)
 
 
 @contextmanager
-def stop_flag(signals: Sequence[int] = (signal.SIGINT,)) -> Iterator[StopFlag]:
-    """Collects signals in a flag. The second one ends the process at once, with 128 + its number.
+def stop_flag(
+    signals: Sequence[int] = (signal.SIGINT, *SIGNALS), notify: Callable[[], None] | None = None
+) -> Iterator[StopFlag]:
+    """Collects signals in a flag. A Ctrl-C after another signal ends the process at once.
 
     A thread receives them, so that this holds while the main thread compiles or waits. Outside the
     main thread, where Python handles no signals, nothing changes.
+
+    notify: called in that thread at the first signal.
     """
     flag = StopFlag()
     if threading.current_thread() is not threading.main_thread():
@@ -48,9 +82,10 @@ def stop_flag(signals: Sequence[int] = (signal.SIGINT,)) -> Iterator[StopFlag]:
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in signals}
+    heeded = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: None) for number in heeded}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    thread = threading.Thread(target=_receive, args=(reading, flag, signals), daemon=True)
+    thread = threading.Thread(target=_receive, args=(reading, flag, heeded, notify), daemon=True)
     thread.start()
     try:
         yield flag
@@ -63,28 +98,66 @@ def stop_flag(signals: Sequence[int] = (signal.SIGINT,)) -> Iterator[StopFlag]:
         os.close(reading)
 
 
-def _receive(reading: int, flag: StopFlag, signals: Sequence[int]) -> None:
+def _receive(
+    reading: int, flag: StopFlag, signals: Sequence[int], notify: Callable[[], None] | None
+) -> None:
     while content := os.read(reading, 1):
         number = content[0]
         if number not in signals:
             continue
         if flag.signal is not None:
-            os._exit(128 + number)
+            if number == signal.SIGINT:
+                os._exit(INTERRUPTED)
+            continue
         flag.signal = number
-        again = "press Ctrl-C again" if number == signal.SIGINT else "send it again"
-        print_stderr(f"stopping after this step; {again} to stop at once")
+        if notify is not None:
+            notify()
+        again = "; press Ctrl-C again to stop at once" if number == signal.SIGINT else ""
+        with suppress(OSError):  # the terminal may be gone
+            print_stderr(f"{name(number)}: stopping after this step{again}")
 
 
 @contextmanager
-def resend_lost_interrupts() -> Iterator[None]:
-    """Sends SIGINT again where its KeyboardInterrupt was ignored."""
+def raise_on_signals() -> Iterator[None]:
+    """Raises StopRequest in the main thread at SIGTERM, SIGHUP and SIGUSR1."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    raised_at = -_REPEATED_WITHIN
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal raised_at
+        if time.monotonic() - raised_at >= _REPEATED_WITHIN:
+            raised_at = time.monotonic()
+            raise StopRequest(number)
+
+    def lost() -> None:
+        nonlocal raised_at
+        raised_at = -_REPEATED_WITHIN
+
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handle) for number in heeded}
+    try:
+        with resend_lost_interrupts(lost):
+            yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def resend_lost_interrupts(lost: Callable[[], None] | None = None) -> Iterator[None]:
+    """Sends the signal again where its exception was ignored, after calling `lost`."""
     before = sys.unraisablehook
 
     def hook(raised: Any) -> None:  # sys.UnraisableHookArgs, a name for type checkers only
         if not issubclass(raised.exc_type, KeyboardInterrupt):
             before(raised)
             return
-        again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), signal.SIGINT))
+        if lost is not None:
+            lost()
+        number = getattr(raised.exc_value, "number", signal.SIGINT)
+        again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), number))
         again.daemon = True
         again.start()
 
@@ -94,3 +167,30 @@ def resend_lost_interrupts() -> Iterator[None]:
     finally:
         if sys.unraisablehook is hook:  # the one of a failed read of a checkpoint stays to the end
             sys.unraisablehook = before
+
+
+@contextmanager
+def blocked(when: bool = True) -> Iterator[None]:
+    """Starts processes that receive none of the signals: they inherit this thread's mask.
+
+    Other threads of this process still receive them. when: whether to do anything.
+    """
+    if not when:
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *SIGNALS))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def ignore(numbers: Sequence[int] = (signal.SIGINT, *SIGNALS)) -> None:
+    """Ignores signals in a worker process, which its main process ends."""
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def name(number: int) -> str:
+    """Returns the name of a signal for a person."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name

@@ -1,24 +1,24 @@
-"""The loader's processes: deaf to Ctrl-C, and named when one of them dies."""
+"""The loader's processes: they ignore signals, and are named when one of them dies."""
 
 from __future__ import annotations
 
 import multiprocessing
 import re
-import signal
 from multiprocessing.process import BaseProcess
 
+from modality_forcing import signals
 from modality_forcing.errors import WorkerDied
 
 _NAME = "grain-"  # how Grain names its processes
 _DIED = re.compile(r"terminated unexpectedly with exit code (-?\d+)")  # and reports their death
 
 
-def ignore_interrupts(index: int, count: int) -> None:
-    """Makes a loader process ignore Ctrl-C, which a terminal sends to all: the main one stops it.
+def ignore_signals(index: int, count: int) -> None:
+    """Makes a loader process ignore the signals that stop a command; the main process ends it.
 
-    index, count: of the process, as Grain passes them.
+    A terminal and SLURM send them to all processes. index, count: of the process, from Grain.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signals.ignore()
 
 
 class LoaderProcesses:

@@ -16,8 +16,9 @@ import grain
 import numpy as np
 from absl import flags
 
+from modality_forcing import signals
 from modality_forcing.data.augment import Augment
-from modality_forcing.data.loader_processes import LoaderProcesses, ignore_interrupts
+from modality_forcing.data.loader_processes import LoaderProcesses, ignore_signals
 from modality_forcing.data.loader_stats import LoaderStats
 from modality_forcing.data.mixture import InterleaveSchedule, MixtureComponent, interleave
 from modality_forcing.data.records import Record, RecordSource
@@ -148,10 +149,8 @@ class BatchIterator:
         start = time.perf_counter()
         running = self._running
         try:
-            if running.batches is None:
-                self._start()
-            assert running.batches is not None
-            batch = next(running.batches)
+            with signals.blocked(running.batches is None):  # loaders cannot ignore them yet
+                batch = next(running.batches or self._start())
             if isinstance(batch, BatchHandle):
                 assert running.receiver is not None and running.processes is not None
                 running.processes.find()
@@ -189,7 +188,7 @@ class BatchIterator:
         """Stops loader threads and processes; a later `next` continues after the last batch."""
         self._running.stop()
 
-    def _start(self) -> None:
+    def _start(self) -> grain.DatasetIterator:
         # Resumes by position: Grain's own iterator state depends on the number of workers.
         buffered = max(self._prefetch, self._threads)
         reading = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=buffered)
@@ -205,9 +204,10 @@ class BatchIterator:
             options = grain.MultiprocessingOptions(
                 num_workers=self._workers, per_worker_buffer_size=self._prefetch
             )
-            dataset = dataset.mp_prefetch(options, worker_init_fn=ignore_interrupts)
+            dataset = dataset.mp_prefetch(options, worker_init_fn=ignore_signals)
             self._running.processes = LoaderProcesses()
         self._running.batches = iter(dataset)
+        return self._running.batches
 
 
 @dataclass

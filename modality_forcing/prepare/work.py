@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -20,6 +21,7 @@ from typing import Protocol, runtime_checkable
 from PIL import features
 
 import modality_forcing
+from modality_forcing import signals
 from modality_forcing.data.records import Record, RecordSource, check
 from modality_forcing.data.resize import downscale
 from modality_forcing.errors import UserError, WorkerDied
@@ -33,6 +35,7 @@ from modality_forcing.storage.stats import DatasetStats
 
 _REPORT_EVERY = 10.0  # seconds between progress reports
 _POLL_EVERY = 0.5  # seconds between looks at what workers have counted
+_SIGNAL_WITHIN = 0.2  # seconds in which this process receives a signal that ended its workers
 
 
 @runtime_checkable
@@ -285,6 +288,7 @@ def _run_parallel(
                 try:
                     yield futures.pop(future), future.result()
                 except BrokenProcessPool as error:
+                    time.sleep(_SIGNAL_WITHIN)  # StopRequest, if SIGTERM was sent to all processes
                     raise _death(processes) from error
             monitor.update()
 
@@ -309,7 +313,8 @@ def _stop_on_error(pool: ProcessPoolExecutor, counters: Counters) -> Iterator[No
 
 
 def _start_worker(work: Work) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent stops workers
+    # These may reach all processes; the parent stops its workers. The pool ends them by SIGTERM.
+    signals.ignore([n for n in (signal.SIGINT, *signals.SIGNALS) if n != signal.SIGTERM])
     _WORK.append(work)
     parent = multiprocessing.parent_process()
     assert parent is not None

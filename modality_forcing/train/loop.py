@@ -1,6 +1,8 @@
 """The training loop of every phase. Its order never changes.
 
 evaluate(old state), save(old state), next, step, log.
+
+A run that a signal stops ends after a save, before the next batch.
 """
 
 from __future__ import annotations
@@ -12,15 +14,15 @@ from typing import Any
 
 import jax
 
-from modality_forcing import distributed, locks, signals
+from modality_forcing import distributed, locks
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
-from modality_forcing.errors import WorkerDied
 from modality_forcing.train.evaluation import MakeEvaluate, is_due
 from modality_forcing.train.init import Run, init_run
 from modality_forcing.train.logger import TrainLogger
 from modality_forcing.train.run_clock import RunClock
 from modality_forcing.train.state import TrainState
+from modality_forcing.train.stopping import SaveClock, Stopping
 from modality_forcing.train.workdir import check_resumable, resolve_paths
 
 
@@ -50,6 +52,7 @@ def train(
       UserError: the workdir is in use or holds another config's run, the initial weights do not
         fit, or the disk is full.
       FloatingPointError: a metric is no longer finite.
+      StopRequest: a signal asked to stop; the state is saved.
     """
     config = resolve_paths(config)
     check_resumable(workdir, config)  # before the folder is touched
@@ -71,22 +74,25 @@ def _train(
     config: Config, run: Run, state: TrainState, logger: TrainLogger, stop_after: int | None
 ) -> TrainState:
     c, clock = config.train, logger.clock
+    saves = SaveClock(c.save_every_minutes)
     newest: Any = None  # the loss of the last dispatched step
     with ExitStack() as stack:
         stack.callback(run.checkpoints.close)
         stack.callback(logger.close)
         stack.callback(run.batches.close)
-        # Not KeyboardInterrupt at any moment: it would be lost in callbacks, or break off a save.
-        stop = stack.enter_context(signals.stop_flag())
+        # Not an exception at any moment: it would be lost in callbacks, or break off a save.
+        stop = stack.enter_context(Stopping())
         for k in range(run.start_step, c.steps):
-            stop.check()
             run.checkpoints.check()
             if k == stop_after:
                 return state
             resumed = k == run.start_step  # this step's row and checkpoint are written already
             log_due = not resumed and k % c.log_every == 0
-            _evaluate(config, k, run, state, logger)
-            if not resumed and (k % c.save_every == 0 or k in c.keep_at_steps):
+            if not (ends := stop.reached()):
+                _evaluate(config, k, run, state, logger)
+                ends = stop.reached()  # an evaluation takes a while
+            save_due = k % c.save_every == 0 or k in c.keep_at_steps or saves.is_due(k)
+            if not resumed and (ends or save_due):
                 if log_due:  # before the checkpoint, or a resumed run would write the row again
                     logger.log(k)
                     log_due = False
@@ -95,12 +101,13 @@ def _train(
                 metadata = logger.checkpoint_metadata(run.batches.get_state())
                 with logger.outside_steps():
                     run.checkpoints.save(state, config, metadata)
+                saves.restart()
+                ends = ends or stop.reached()  # or the next step would be saved as well
+            if ends:
+                run.checkpoints.wait()
+                stop.end(k, saved=k > 0)
             before = time.monotonic()
-            try:
-                batch = next(run.batches)
-            except WorkerDied:
-                stop.check()  # Ctrl-C ends loader processes that are just starting
-                raise
+            batch = next(run.batches)
             # Only an idle device counts as waiting. While the last step still runs, loading is
             # free.
             if newest is None or newest.is_ready():
@@ -123,6 +130,7 @@ def _train(
             logger.write_summary(metadata)
             run.checkpoints.save(state, config, metadata)
             run.checkpoints.wait()
+        stop.finish()
     return state
 
 

@@ -21,7 +21,7 @@ from modality_forcing.tree import JsonObject, flatten
 # rounding. A run may resume with other values, on other devices.
 NON_IDENTITY_KEYS = (
     "train.log_every",
-    "train.save_every",
+    "train.save_every",  # and save_every_minutes
     "train.keep_at_steps",
     "train.max_to_keep",
     "train.async_save",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from modality_forcing import locks
+from modality_forcing import locks, signals
 from modality_forcing.config import Config
+from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.while_training import make_evaluate
 from modality_forcing.train import checkpoint, init
@@ -318,23 +320,59 @@ def test_second_run_in_the_workdir_is_refused(finished, tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
 
 
-def test_interrupt_ends_the_run_after_a_step_and_it_resumes_to_the_bit(
-    finished, tmp_path, monkeypatch
-):
-    """The signal arrives inside a callback that swallows exceptions, as jax's may."""
+def during_save(monkeypatch) -> None:
     save = Checkpoints.save
 
     def interrupted(checkpoints, state, *rest):
-        save(checkpoints, state, *rest)
         os.kill(os.getpid(), signal.SIGINT)
+        save(checkpoints, state, *rest)
 
     monkeypatch.setattr(Checkpoints, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        train(T2I, tmp_path)
-    monkeypatch.undo()
-    assert checkpoint.resolve_checkpoint(tmp_path).name == "3"
+
+
+def during_step(monkeypatch) -> None:
+    """In the fourth step, which no checkpoint follows."""
+    get_next = PrefetchToDevice.__next__
+    delivered = count(1)
+
+    def interrupted(batches):
+        if next(delivered) == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return get_next(batches)
+
+    monkeypatch.setattr(PrefetchToDevice, "__next__", interrupted)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "saved", "code"), [(during_save, "3", 130), (during_step, "4", 143)]
+)
+def test_signal_saves_the_step_in_flight_and_the_run_resumes_to_the_bit(
+    finished, tmp_path, monkeypatch, interrupt, saved, code
+):
+    with monkeypatch.context() as patch:
+        interrupt(patch)
+        with pytest.raises(signals.StopRequest, match=f"at step {saved}, which is saved") as ended:
+            train(T2I, tmp_path)
+    assert signals.exit_code(ended.value) == code
+    assert checkpoint.resolve_checkpoint(tmp_path).name == saved
     assert not (tmp_path / locks.LOCK).exists()
     equal(train(T2I, tmp_path), finished[0])
+    assert rows(tmp_path) == rows(finished[1]) and extras(tmp_path) == extras(finished[1])
+
+
+def test_run_saves_by_the_clock(finished, tmp_path, monkeypatch):
+    """A clock that is always due saves every step, and the numbers stay."""
+    saved = []
+    save = Checkpoints.save
+
+    def counted(checkpoints, state, *rest):
+        saved.append(int(state.step))
+        save(checkpoints, state, *rest)
+
+    monkeypatch.setattr(Checkpoints, "save", counted)
+    loop = replace(T2I.train, save_every=100, save_every_minutes=1e-9)
+    equal(train(replace(T2I, train=loop), tmp_path), finished[0])
+    assert saved == [1, 2, 3, 4, 5, 6]
 
 
 def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_path):

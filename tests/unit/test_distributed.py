@@ -38,7 +38,12 @@ def started(monkeypatch, tmp_path) -> Callable[[dict[str, str]], list[dict[str, 
     monkeypatch.setattr(distributed, "DEVICES", tmp_path)
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     calls: list[dict[str, Any]] = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **arguments: calls.append(arguments))
+
+    def begin(*, heartbeat_timeout_seconds: int, **arguments: Any) -> None:
+        assert heartbeat_timeout_seconds == distributed.HEARTBEAT_TIMEOUT
+        calls.append(arguments)
+
+    monkeypatch.setattr(jax.distributed, "initialize", begin)
     monkeypatch.setattr(jax.config, "update", lambda name, value: calls.append({name: value}))
 
     def start(variables: dict[str, str]) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Ctrl-C reaches the program wherever it arrives, and the second one ends it at once."""
+"""A signal reaches the program wherever it arrives; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from modality_forcing import signals
 def callback(phase, info):
     if phase == "start":
         gc.callbacks.remove(callback)
-        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.{number})
         for _ in range(1000):
             pass
 
@@ -45,35 +45,87 @@ with signals.stop_flag():
 """
 
 
+ALL = (signal.SIGINT, *signals.SIGNALS)
+
+
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
     )
 
 
-def test_interrupt_lost_in_a_callback_is_sent_again():
-    lost = run(LOST.format(context="nullcontext()", steps=10))
+def test_signal_lost_in_a_callback_is_sent_again():
+    lost = run(LOST.format(context="nullcontext()", steps=10, number="SIGINT"))
     assert "went on" in lost.stdout and "Exception ignored" in lost.stderr  # what Python does
-    mended = run(LOST.format(context="signals.resend_lost_interrupts()", steps=1000))
-    assert "went on" not in mended.stdout and mended.stderr.rstrip().endswith("KeyboardInterrupt")
+    for number, error in (("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "StopRequest: stopped by")):
+        code = LOST.format(context="signals.raise_on_signals()", steps=1000, number=number)
+        mended = run(code)
+        assert "went on" not in mended.stdout
+        assert error in mended.stderr.splitlines()[-1]
 
 
 def test_flag_is_set_and_handlers_are_restored(capsys):
-    handler = signal.getsignal(signal.SIGINT)
-    with signals.stop_flag((signal.SIGINT, signal.SIGUSR1)) as stop:
-        stop.check()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        wait_for(lambda: stop.signal is not None)
-        assert stop.signal == signal.SIGUSR1
-        stop.check()  # not Ctrl-C
-    with signals.stop_flag() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
-        wait_for(lambda: stop.signal is not None)
-        with pytest.raises(KeyboardInterrupt):
+    handlers = [signal.getsignal(number) for number in ALL]
+    for number, code in ((signal.SIGUSR1, 143), (signal.SIGINT, 130)):
+        with signals.stop_flag() as stop:
             stop.check()
-    assert signal.getsignal(signal.SIGINT) is handler
+            os.kill(os.getpid(), number)
+            wait_for(lambda stop=stop: stop.signal is not None)
+            with pytest.raises(signals.StopRequest) as raised:
+                stop.check()
+        assert (raised.value.number, signals.exit_code(raised.value)) == (number, code)
+    assert [signal.getsignal(number) for number in ALL] == handlers
     assert signal.set_wakeup_fd(-1) == -1
-    assert "press Ctrl-C again to stop at once" in capsys.readouterr().err
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        "SIGUSR1: stopping after this step",
+        "Ctrl-C: stopping after this step; press Ctrl-C again to stop at once",
+    ]
+
+
+def test_repeated_signal_of_a_scheduler_changes_nothing():
+    """timeout(1) sends SIGTERM to its child and to the child's group."""
+    noticed = []
+    with signals.stop_flag(notify=lambda: noticed.append(1)) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: stop.signal is not None)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.05)
+        assert stop.signal == signal.SIGTERM and noticed == [1]
+
+
+@pytest.mark.parametrize("number", signals.SIGNALS)
+def test_signal_is_an_exception_once(number):
+    handler = signal.getsignal(number)
+    with signals.raise_on_signals():
+        with pytest.raises(signals.StopRequest, match=rf"stopped by {signal.Signals(number).name}"):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # the cleanup goes on
+    assert signal.getsignal(number) == handler
+
+
+def test_ignored_signal_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.raise_on_signals(), signals.stop_flag() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            time.sleep(0.05)
+            assert stop.signal is None
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_blocked_signals_reach_this_process_but_not_one_started_meanwhile():
+    code = "import signal; print(len(signal.pthread_sigmask(signal.SIG_BLOCK, ())))"
+    with signals.stop_flag() as stop:
+        with signals.blocked():
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+        wait_for(lambda: stop.signal is not None)
+        assert stop.signal == signal.SIGTERM and done.stdout == f"{len(ALL)}\n"
 
 
 def test_second_interrupt_ends_a_busy_process_at_once():

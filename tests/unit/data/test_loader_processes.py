@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from modality_forcing.data.loader_processes import LoaderProcesses, ignore_interrupts
+from modality_forcing import signals
+from modality_forcing.data.loader_processes import LoaderProcesses, ignore_signals
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import WorkerDied
@@ -39,10 +40,12 @@ def test_other_errors_are_not_deaths():
     assert LoaderProcesses().death(ValueError("damaged")) is None
 
 
-def test_loaders_ignore_interrupts():
-    before = signal.getsignal(signal.SIGINT)
+def test_loaders_ignore_signals():
+    numbers = (signal.SIGINT, *signals.SIGNALS)
+    before = {number: signal.getsignal(number) for number in numbers}
     try:
-        ignore_interrupts(0, 1)
-        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+        ignore_signals(0, 1)
+        assert {signal.getsignal(number) for number in numbers} == {signal.SIG_IGN}
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
