@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 from modality_forcing import exr_io
 from modality_forcing.data.files import DepthFormat, holds_floats, read_depth
@@ -98,21 +99,17 @@ def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @needs_package
-def test_any_damage_is_one_line_or_harmless(content: bytes, tmp_path: Path, capsys):
+@damage.examples(100)
+@given(st.data())
+def test_any_damage_is_one_line_or_harmless(content: bytes, tmp_path: Path, capsys, data):
     path = tmp_path / "damaged.exr"
-
-    @damage.examples(100)
-    @given(damage.of(content))
-    def check(changed: bytes) -> None:
-        path.write_bytes(changed)
-        try:
-            read = read_depth_channel(path, HINT)
-        except UserError as error:
-            assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
-        else:
-            assert read.ndim == 2 and read.dtype.kind == "f"
-
-    check()
+    path.write_bytes(data.draw(damage.of(content)))
+    try:
+        read = read_depth_channel(path, HINT)
+    except UserError as error:
+        assert str(error).startswith(f"{path}: ") and "\n" not in str(error)
+    else:
+        assert read.ndim == 2 and read.dtype.kind == "f"
     assert capsys.readouterr().out == ""  # the library prints there
 
 
