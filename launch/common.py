@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROGRAM = "modality_forcing.cli"
 MISTAKE = 2  # exit code of a user's mistake: a retry would repeat it
 INTERRUPTED = 130  # Ctrl-C
+STOPPED = 143  # SIGTERM, SIGHUP or SIGUSR1, after saving: restarted like a crash
 MOUNTS = "/gcs"  # buckets are mounted at MOUNTS/NAME
 # Writes of one host are visible to the others at once, and checkpoint folders can be renamed in
 # flat and hierarchical buckets. MOUNT_OPTIONS are for GKE's driver, MOUNT_FLAGS for gcsfuse.

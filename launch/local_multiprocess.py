@@ -4,7 +4,8 @@ python launch/local_multiprocess.py --processes=2 --devices-per-process=2 \\
     -- train --config=configs/demo.py --workdir=runs/x
 
 Each line of output is prefixed with the number of its process. When one process fails, the others
-are stopped, and its exit code is the run's.
+are stopped, and its exit code is the run's. SIGTERM, SIGHUP, SIGUSR1 and Ctrl-C stop all of them,
+which save first.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ SETTLE = 0.3
 
 
 class Terminated(Exception):
-    """The launcher received SIGTERM."""
+    """The launcher received SIGTERM, SIGHUP or SIGUSR1."""
 
 
 def run(arguments: list[str]) -> int:
@@ -45,7 +46,9 @@ def run(arguments: list[str]) -> int:
             print(f"{shlex.join(['env', *environment, *_command(options)])} &")
         print("wait")
         return 0
-    signal.signal(signal.SIGTERM, _terminate)
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _terminate)
     shell = common.Shell(dry=False)
     code = 0
     for attempt in range(options.retries + 1):
@@ -56,7 +59,7 @@ def run(arguments: list[str]) -> int:
         try:
             code = _attempt(options)
         except Terminated:
-            return 128 + signal.SIGTERM
+            return common.STOPPED
         if not common.is_retryable(code):
             break
     return code
@@ -78,8 +81,10 @@ def _parser() -> common.Parser:
     parser.add_argument(
         "--retries", type=common.at_least(0), default=0, help="restarts after a crash (%(default)s)"
     )
-    grace_help = "seconds from SIGTERM to SIGKILL for the remaining processes"
+    grace_help = "seconds from SIGTERM to SIGKILL for the others after one has failed"
     parser.add_argument("--grace", type=float, default=3.0, help=grace_help)
+    stop_help = "the same when the launcher is stopped, for saving (%(default)s)"
+    parser.add_argument("--stop-grace", type=float, default=120.0, help=stop_help)
     parser.add_argument("--module", default=common.PROGRAM, help="module to run (%(default)s)")
     return parser
 
@@ -116,7 +121,7 @@ def _attempt(options) -> int:
     """Runs all processes once and returns the run's exit code; no process is left running."""
     children: list[subprocess.Popen[bytes]] = []
     pumps: list[threading.Thread] = []
-    asked = signal.SIGTERM
+    asked, grace = signal.SIGTERM, options.grace
     try:
         for each in _variables(options.processes, options.devices_per_process):
             children.append(
@@ -139,10 +144,13 @@ def _attempt(options) -> int:
             _thread(lambda child=child: ended.put(common.exit_code(child.wait())))
         return _watch(ended, len(children))
     except KeyboardInterrupt:
-        asked = signal.SIGINT
+        asked, grace = signal.SIGINT, options.stop_grace
         return common.INTERRUPTED
+    except Terminated:
+        grace = options.stop_grace
+        raise
     finally:
-        _stop(children, asked, options.grace)
+        _stop(children, asked, grace)
         for pump in pumps:
             pump.join(timeout=1)
 

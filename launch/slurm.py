@@ -4,7 +4,8 @@ python launch/slurm.py --name=run1 --nodes=4 --gpus-per-node=8 --time=24:00:00 \
     -- train --config=... --workdir=/nfs/...
 
 The run is requeued after a preemption, at its time limit and after a crash, and resumes from its
-last checkpoint. After exit code 2, a mistake of the user, it is not requeued.
+last checkpoint. Near the time limit and at a preemption SIGUSR1 tells its processes to save. After
+exit code 2, a mistake of the user, and once it is cancelled it is not requeued.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from pathlib import Path
 import common
 
 # `srun` exits with the highest code of its tasks, and tasks that it stops after a failure exit with
-# 137 or 143. A task that exits with 2 therefore leaves a file. The shell of a task ignores SIGTERM,
-# which the program also receives; otherwise the program's code would be lost.
+# 137 or 143. A task that exits with 2 therefore leaves a file. The shell of a task ignores signals
+# that the program also receives; otherwise the program's code would be lost.
 # A trap runs as soon as `wait` is interrupted, so `wait` is called again.
+# The step gets SIGUSR1, which srun passes on to its tasks. SIGTERM ends them by SIGKILL there.
+# A job that was cancelled, or that SLURM requeues by itself, is no longer RUNNING.
 SCRIPT = """\
 #!/bin/bash
 {directives}
@@ -26,11 +29,11 @@ SCRIPT = """\
 {setup}mistake="$PWD/.{name}-$SLURM_JOB_ID.mistake"
 rm -f "$mistake"
 stopped=
-trap 'stopped=time; kill -TERM "$step" 2>/dev/null' USR1  # near the time limit: the run may save
-trap 'stopped=asked; kill -TERM "$step" 2>/dev/null' TERM  # preempted or cancelled
+trap 'stopped="the time is up"; kill -USR1 "$step" 2>/dev/null' USR1
+trap 'stopped="preempted or cancelled"; kill -USR1 "$step" 2>/dev/null' TERM
 
 srun {srun} bash -c '
-    trap : TERM
+    trap : TERM USR1 HUP
     "${{@:2}}"
     code=$?
     [ $code -ne {mistake} ] || touch "$1"
@@ -49,9 +52,16 @@ if [ -e "$mistake" ]; then
     echo "launch: a mistake that a retry would repeat; not requeued"
     exit {mistake}
 fi
-case "$stopped:$code" in
-    :0 | asked:* | :130 | :143) exit "$code" ;;
+case $code in
+    0 | {interrupted}) exit "$code" ;;
 esac
+if [ $code -eq {stopped} ] || [ -n "$stopped" ]; then
+    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)
+    if [ "$state" != RUNNING ]; then
+        echo "launch: ${{stopped:-exit code $code}}; the job is ${{state:-gone}}; not requeued"
+        exit "$code"
+    fi
+fi
 if [ "${{SLURM_RESTART_COUNT:-0}}" -ge {retries} ]; then
     echo "launch: exit code $code after {retries} restarts"
     exit "$code"
@@ -136,6 +146,8 @@ def script(options: argparse.Namespace) -> str:
         srun=shlex.join(srun),
         command=shlex.join(common.program(options.argv, options.python)),
         mistake=common.MISTAKE,
+        interrupted=common.INTERRUPTED,
+        stopped=common.STOPPED,
         retries=options.retries,
     )
 

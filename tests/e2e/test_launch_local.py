@@ -135,8 +135,17 @@ def test_launcher_runs_as_a_script(tmp_path):
         ("134,2", 2, 1),
         ("-9,0", 137, 3),
         ("130,130", 130, 1),
+        ("143,143", 143, 3),
     ],
-    ids=["success", "crash", "mistake", "mistake and its consequence", "signal", "interrupted"],
+    ids=[
+        "success",
+        "crash",
+        "mistake",
+        "mistake and its consequence",
+        "signal",
+        "interrupted",
+        "stopped",
+    ],
 )
 def test_exit_code_and_number_of_attempts(codes: str, code: int, tried: int):
     done = launch("--retries=2", "--grace=0.2", "--module=tests.collective", "--", "end", codes)
@@ -145,8 +154,14 @@ def test_exit_code_and_number_of_attempts(codes: str, code: int, tried: int):
 
 @pytest.mark.parametrize(
     ("sent", "code"),
-    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)],
-    ids=["Ctrl-C", "SIGTERM", "SIGKILL"],
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 143),
+        (signal.SIGUSR1, 143),
+        (signal.SIGKILL, -9),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGKILL"],
 )
 def test_stopped_launcher_leaves_no_process(sent: signal.Signals, code: int, tmp_path):
     if sent == signal.SIGKILL and sys.platform != "linux":

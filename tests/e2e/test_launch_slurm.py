@@ -20,18 +20,20 @@ SLURM = [
     "--env=A=b c",
 ]
 
-# Runs the command of srun as two tasks, and ends with the highest code, as srun does.
+# Runs the command of srun as two tasks, and ends with the highest code, as srun does. It passes
+# SIGUSR1 on to all processes of the step, and ends them at SIGTERM.
 SRUN = """
 at = arguments.index("bash")
 environments = [{**os.environ, "SLURM_PROCID": str(i)} for i in range(2)]
 tasks = [subprocess.Popen(arguments[at:], env=environment) for environment in environments]
 import signal
 
-def terminate(*_):
+def send(name):
     for t in tasks:
-        os.system(f"pkill -TERM -P {t.pid}; kill -TERM {t.pid}")
+        os.system(f"pkill -{name} -P {t.pid}; kill -{name} {t.pid}")
 
-signal.signal(signal.SIGTERM, terminate)
+signal.signal(signal.SIGUSR1, lambda *_: send("USR1"))
+signal.signal(signal.SIGTERM, lambda *_: send("KILL"))
 sys.exit(max(t.wait() for t in tasks))
 """
 
@@ -42,7 +44,14 @@ def batch(tools: Tools) -> Callable[..., tuple[int, str, list[list[str]]]]:
     tools.add("srun", SRUN)
     tools.add("scontrol")
 
-    def run(program: str, *options: str, restarts: int = 0, send: signal.Signals | None = None):
+    def run(
+        program: str,
+        *options: str,
+        restarts: int = 0,
+        send: signal.Signals | None = None,
+        state: str = "RUNNING",
+    ):
+        tools.add("squeue", f"print({state!r})")
         (tools.folder / "program").write_text(f"#!/bin/bash\n{program}\n")
         (tools.folder / "program").chmod(0o755)
         python = f"--python={tools.folder}/program"
@@ -91,29 +100,46 @@ REQUEUED = [["requeue", "7"]]
         ),  # the highest code is not the user error's
         ("exit 1", 0, 0, REQUEUED),
         ("exit 1", 20, 1, []),
-        ("exit 143", 0, 143, []),  # canceled
+        ("exit 143", 0, 0, REQUEUED),  # another has sent a signal to a task
+        ("exit 143", 20, 143, []),
+        ("exit 130", 0, 130, []),
     ],
-    ids=["success", "mistake", "mistake of one", "crash", "too many crashes", "canceled"],
+    ids=[
+        "success",
+        "mistake",
+        "mistake of one",
+        "crash",
+        "too many crashes",
+        "stopped",
+        "stopped too often",
+        "Ctrl-C",
+    ],
 )
 def test_slurm_requeue_decision(program: str, restarts: int, code: int, requeued: list, batch):
     assert batch(program, restarts=restarts)[::2] == (code, requeued)
 
 
-# A program that saves on SIGTERM and exits with 0.
+# A program that saves on SIGUSR1, as mforce does.
 SAVES = (
-    'trap "touch saved.$SLURM_PROCID; exit 0" TERM; touch started; '
+    'trap "touch saved.$SLURM_PROCID; exit 143" USR1; touch started; '
     "for i in $(seq 100); do sleep 0.1; done; exit 1"
 )
 
 
 @pytest.mark.parametrize(
-    ("send", "requeued"),
-    [(signal.SIGUSR1, REQUEUED), (signal.SIGTERM, [])],
-    ids=["time is up", "preempted"],
+    ("send", "state", "code", "requeued"),
+    [
+        (signal.SIGUSR1, "RUNNING", 0, REQUEUED),
+        (signal.SIGTERM, "RUNNING", 0, REQUEUED),
+        (signal.SIGTERM, "COMPLETING", 143, []),
+    ],
+    ids=["time is up", "preempted", "cancelled"],
 )
-def test_slurm_run_saves_before_it_ends(send: signal.Signals, requeued: list, batch, tools: Tools):
-    code, out, calls = batch(SAVES, send=send)
-    assert calls == requeued and code == 0, out
+def test_slurm_run_saves_before_it_ends(
+    send: signal.Signals, state: str, code: int, requeued: list, batch, tools: Tools
+):
+    ended, out, calls = batch(SAVES, send=send, state=state)
+    assert (calls, ended) == (requeued, code), out
     assert (tools.folder / "saved.0").exists() and (tools.folder / "saved.1").exists()
 
 
