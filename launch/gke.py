@@ -2,8 +2,11 @@
 
 python launch/gke.py --cluster=C --name=run1 --topology=v5p:4x4x4 --image=IMAGE \\
     -- train --config=... --workdir=/gcs/B/...
-python launch/gke.py --via=jobset --bucket=B --name=run1 --topology=v6e:8x8 --image=IMAGE \\
-    -- train --config=... --workdir=/gcs/B/...
+python launch/gke.py --via=jobset --bucket=B --name=run1 --topology=v6e:8x8 \\
+    --repository=us-docker.pkg.dev/P/R --build -- train --config=... --workdir=/gcs/B/...
+
+The image is --image, or that of the commit that is checked out: REPOSITORY/mforce:tpu-COMMIT, which
+--build makes by the Dockerfile and pushes.
 
 The workdir is a path in a bucket that is mounted at /gcs/NAME: a JobSet mounts --bucket by GKE's
 Cloud Storage FUSE driver, xpk mounts what `xpk storage attach` attached to the cluster.
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from typing import Any
 
 import common
@@ -44,6 +48,11 @@ def run(arguments: list[str]) -> int:
     why = "a restarted container has a new one"
     common.check_workdir(options.argv, None if options.shared_workdir else below, why)
     shell = common.Shell(options.dry_run)
+    if options.repository:
+        options.image = f"{options.repository}/mforce:tpu-{_commit()}"
+    for command in build(options.image) if options.build else []:
+        if code := shell.run(command):
+            return code
     if options.via == "xpk":
         return shell.run(xpk(options))
     context = [f"--context={options.context}"] if options.context else []
@@ -64,8 +73,15 @@ def _parser() -> common.Parser:
     )
     slices = "joined over the data-center network (%(default)s)"
     parser.add_argument("--slices", type=common.at_least(1), default=1, help=slices)
-    image = "container image in which `python -m modality_forcing.cli` runs"
-    parser.add_argument("--image", required=True, help=image)
+    image = parser.add_mutually_exclusive_group(required=True)
+    image.add_argument(
+        "--image", help="container image in which `python -m modality_forcing.cli` runs"
+    )
+    repository = "of images, such as us-docker.pkg.dev/P/R: use the one of this commit there"
+    image.add_argument("--repository", type=_repository, help=repository)
+    parser.add_argument("--build", action="store_true", help="build and push the image first")
+    grace = "seconds to save in after SIGTERM (%(default)s); Spot nodes give less"
+    parser.add_argument("--grace", type=common.at_least(0), default=120, help=grace)
     retries = "restarts after crashes and preemptions (%(default)s)"
     parser.add_argument("--retries", type=common.at_least(0), default=50, help=retries)
     bucket_help = "mounted at /gcs/NAME; with xpk, the storage attached under that name"
@@ -92,6 +108,38 @@ def _parser() -> common.Parser:
     return parser
 
 
+def build(image: str) -> list[list[str]]:
+    """Returns the commands that build an image for TPUs from this checkout and push it."""
+    argument = "--build-arg=ACCELERATOR=tpu"
+    architecture = "--platform=linux/amd64"  # of TPU hosts, whatever this machine is
+    make = ["docker", "build", architecture, argument, f"--tag={image}", str(common.ROOT)]
+    return [make, ["docker", "push", image]]
+
+
+def _repository(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9][-.:a-z0-9]*(/[a-z0-9][-._a-z0-9]*)+", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a repository such as us-docker.pkg.dev/PROJECT/NAME, without a tag"
+        )
+    return text
+
+
+def _commit() -> str:
+    """Returns the commit that is checked out; raises Mistake if it is not what the files are.
+
+    An image of other files under its tag would be reused by nodes that have the first one.
+    """
+    git = ["git", "-C", str(common.ROOT)]
+    shell = common.Shell(dry=False)
+    code, commit = shell.answer([*git, "rev-parse", "--short=12", "HEAD"])
+    if code:
+        raise common.Mistake("--repository needs a git checkout; or name an --image")
+    code, changes = shell.answer([*git, "status", "--porcelain", "--untracked-files=no"])
+    if code or changes:
+        raise common.Mistake("files differ from the last commit; commit them, or name an --image")
+    return commit.strip()
+
+
 def xpk(options: argparse.Namespace) -> list[str]:
     """Returns the command of xpk (1.16).
 
@@ -115,6 +163,7 @@ def xpk(options: argparse.Namespace) -> list[str]:
         command.append(f"--storage={options.bucket}")
     command += [
         f"--max-restarts={options.retries}",
+        f"--termination-grace-period-seconds={options.grace}",
         f"--restart-on-exit-codes=1,{common.MISTAKE + 1}-126",
     ]
     command += [f"--env={name}={value}" for name, value in options.env]
@@ -147,9 +196,12 @@ def jobset(options: argparse.Namespace) -> dict[str, Any]:
             **({"cloud.google.com/gke-spot": "true"} if options.spot else {}),
         },
         "tolerations": [{"key": "google.com/tpu", "operator": "Exists"}],
-        "terminationGracePeriodSeconds": 120,  # to save after SIGTERM
+        "terminationGracePeriodSeconds": options.grace,
         "containers": [container],
+        # Batches are in shared memory, of which a container has 64 MiB by default.
+        "volumes": [{"name": "shm", "emptyDir": {"medium": "Memory"}}],
     }
+    container["volumeMounts"] = [{"name": "shm", "mountPath": "/dev/shm"}]
     if options.spot:
         pod["tolerations"].append(
             {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
@@ -207,13 +259,9 @@ def _mount(pod: dict[str, Any], container: dict[str, Any], bucket: str) -> dict[
         annotations |= {
             f"gke-gcsfuse/{what}-limit": "0" for what in ("cpu", "memory", "ephemeral-storage")
         }
-    pod["volumes"] = [
-        {
-            "name": "bucket",
-            "csi": {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes},
-        }
-    ]
-    container["volumeMounts"] = [{"name": "bucket", "mountPath": common.mount(bucket)}]
+    driver = {"driver": "gcsfuse.csi.storage.gke.io", "volumeAttributes": attributes}
+    pod["volumes"].append({"name": "bucket", "csi": driver})
+    container["volumeMounts"].append({"name": "bucket", "mountPath": common.mount(bucket)})
     return annotations
 
 

@@ -127,9 +127,12 @@ def test_jobset_restarts_after_crashes_and_fails_after_user_errors(tools: Tools)
 
 
 def bucket_of(pod: dict[str, Any]) -> dict[str, str]:
-    """Returns the attributes of a pod's only volume, mounted where TRAIN writes."""
-    (volume,), (container,) = pod["volumes"], pod["containers"]
-    assert container["volumeMounts"] == [{"name": volume["name"], "mountPath": "/gcs/bucket"}]
+    """Returns the attributes of a pod's bucket, mounted where TRAIN writes."""
+    (shm, volume), (container,) = pod["volumes"], pod["containers"]
+    assert container["volumeMounts"] == [
+        {"name": shm["name"], "mountPath": "/dev/shm"},
+        {"name": volume["name"], "mountPath": "/gcs/bucket"},
+    ]
     assert volume["csi"]["driver"] == "gcsfuse.csi.storage.gke.io"
     return volume["csi"]["volumeAttributes"]
 
@@ -164,7 +167,57 @@ def test_jobset_without_a_bucket(tools: Tools):
         == 0
     )
     ((_, _, manifest),) = tools.calls()
-    assert manifest and "gcsfuse" not in manifest and "volume" not in manifest
+    assert manifest and "gcsfuse" not in manifest and "/gcs" not in manifest
+
+
+def test_pods_have_shared_memory_and_time_to_save(tools: Tools):
+    options = [option for option in JOBSET if not option.startswith("--bucket")]
+    for given, seconds in ([], 120), (["--grace=30"], 30):
+        printed = tools.launch(
+            "gke", "--dry-run", *options, *given, "--", "evaluate", "--checkpoint=x"
+        ).out
+        manifest = json.loads(printed.partition("\n")[2].rpartition("EOF")[0])
+        pod = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+        assert pod["terminationGracePeriodSeconds"] == seconds
+        assert pod["volumes"] == [{"name": "shm", "emptyDir": {"medium": "Memory"}}]
+        (container,) = pod["containers"]
+        assert container["volumeMounts"] == [{"name": "shm", "mountPath": "/dev/shm"}]
+        printed = tools.launch("gke", "--dry-run", *XPK, *given, "--", *TRAIN).out
+        passed = flags(shlex.split(printed))
+        assert passed["termination-grace-period-seconds"] == str(seconds)
+
+
+GIT = """
+if "rev-parse" in arguments:
+    print("0123456789ab")
+elif pathlib.Path("changed").exists():
+    print(" M setup.py")
+"""
+
+
+def test_the_image_is_that_of_the_commit(tools: Tools):
+    tools.add("git", GIT)
+    for name in ("docker", "xpk"):
+        tools.add(name)
+    options = [option for option in XPK if not option.startswith("--image")]
+    command = ["gke", *options, "--repository=us-docker.pkg.dev/p/r", "--build", "--", *TRAIN]
+    assert tools.launch(*command).code == 0
+    image = "us-docker.pkg.dev/p/r/mforce:tpu-0123456789ab"
+    build, push, xpk = [arguments for name, arguments, _ in tools.calls() if name != "git"]
+    assert (
+        build[0] == "build" and f"--tag={image}" in build and "--build-arg=ACCELERATOR=tpu" in build
+    )
+    assert push == ["push", image] and f"--docker-image={image}" in xpk
+    (tools.folder / "changed").touch()
+    refused(tools.launch(*command), "gke", "files differ from the last commit; commit them, or")
+    assert {name for name, *_ in tools.calls()} == {"git"}
+
+
+def test_a_build_that_fails_launches_nothing(tools: Tools):
+    tools.add("docker", "sys.exit(7)")
+    tools.add("xpk")
+    assert tools.launch("gke", *XPK, "--build", "--", *TRAIN).code == 7
+    assert [name for name, *_ in tools.calls()] == ["docker"]
 
 
 def test_jobset_options(tools: Tools):
@@ -222,6 +275,7 @@ def test_topology_of_each_tpu_generation(
         (["--cluster=c"], TRAIN, "are for --via=xpk"),
         (["--via=xpk"], TRAIN, "--via=xpk needs --cluster"),
         (["--env=A"], TRAIN, "'A' is not NAME=VALUE"),
+        (["--repository=p/r"], TRAIN, "not allowed with argument --image"),
         (
             [],
             ["train", "--workdir=runs/x"],
