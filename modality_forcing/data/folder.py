@@ -39,8 +39,10 @@ from modality_forcing.data.resize import (
 from modality_forcing.errors import UserError
 from modality_forcing.exr_io import require_package
 from modality_forcing.paths import is_dir, is_file
+from modality_forcing.text_io import parse_number
 
 _MAPS_EXAMINED = 32  # for values that repeat, evenly spread over the folder
+_MAX_PIXELS = 1e9  # of a focal length or a principal point
 _INTRINSICS = 'write {"fx": ..., "fy": ..., "cx": ..., "cy": ...}'
 
 
@@ -252,13 +254,15 @@ def _to_matrix(values: object, path: Path) -> _Intrinsics:
     try:
         if not isinstance(values, Mapping):
             raise TypeError("not an object")
-        fx, fy, cx, cy = (float(values[key]) for key in ("fx", "fy", "cx", "cy"))
-        size = (int(values["height"]), int(values["width"])) if "width" in values else None
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = "holds intrinsics without one of fx fy cx cy"
+        fx, fy, cx, cy = (parse_number(values[key]) for key in ("fx", "fy", "cx", "cy"))
+        size = None
+        if "width" in values:
+            size = int(parse_number(values["height"])), int(parse_number(values["width"]))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"holds intrinsics without one of fx fy cx cy ({error})"
         raise UserError(what, where=path, hint=_INTRINSICS) from error
-    if not (np.isfinite([fx, fy, cx, cy]).all() and fx > 0 and fy > 0):
-        what = "holds a focal length that is not positive"
+    if not (min(fx, fy) > 0 and max(fx, fy, abs(cx), abs(cy)) <= _MAX_PIXELS):
+        what = f"holds a focal length that is not positive, or a number beyond {_MAX_PIXELS:g}"
         raise UserError(what, where=path, hint="give fx and fy in pixels")
     if size and min(size) < 1:
         raise UserError("is for images without pixels", where=path, hint="correct width and height")

@@ -67,6 +67,8 @@ def _problems(record: Record) -> Iterator[str]:
         yield f"valid is {valid.dtype} {valid.shape}, expected bool {size}"
     if intrinsics.dtype != np.float32 or intrinsics.shape != (3, 3):
         yield f"intrinsics are {intrinsics.dtype} {intrinsics.shape}, expected float32 (3, 3)"
+    elif not (np.isfinite(intrinsics).all() or np.isnan(intrinsics).all()):
+        yield "intrinsics are neither finite nor unknown (NaN)"
     measured = record.depth[valid]
     if not np.all(np.isfinite(measured)) or np.any(measured <= 0):
         yield "depth is not finite and positive everywhere it is valid"

@@ -204,6 +204,8 @@ def test_scales(tmp_path: Path):
             "without pixels",
         ),
         ("intrinsics.json", b'{"fx": 0, "fy": 1, "cx": 0, "cy": 0}', "not positive"),
+        ("intrinsics.json", b'{"fx": 1e300, "fy": 1, "cx": 0, "cy": 0}', "a number beyond 1e\\+09"),
+        ("intrinsics.json", b'{"fx": true, "fy": 1, "cx": 0, "cy": 0}', "True is not a number"),
     ],
 )
 def test_wrong_lists(tmp_path: Path, file: str, content: bytes, reason: str):

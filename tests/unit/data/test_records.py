@@ -53,6 +53,10 @@ BROKEN = {
     "mask dtype": ({"valid": np.ones((4, 6), np.uint8)}, "valid is uint8"),
     "mask size": ({"valid": np.ones((4, 5), np.bool_)}, r"valid is bool \(4, 5\)"),
     "intrinsics dtype": ({"intrinsics": np.eye(3)}, "intrinsics are float64"),
+    "intrinsics infinite": (
+        {"intrinsics": np.full((3, 3), np.inf, np.float32)},
+        r"intrinsics are neither finite nor unknown \(NaN\)",
+    ),
     "intrinsics shape": ({"intrinsics": np.ones(4, np.float32)}, r"intrinsics are float32 \(4,\)"),
 }
 
