@@ -149,6 +149,8 @@ class TrainConfig:
     max_to_keep: int = 2  # checkpoints; the last but one is for a damaged last one
     async_save: bool = True  # write checkpoints while training goes on, from a copy in host memory
     keep_at_steps: tuple[int, ...] = ()  # also keep these, for other runs to branch from
+    # Compiled programs on disk: a folder or address; auto: compiled/ in the workdir; empty: none.
+    compilation_cache: str = "auto"
 
 
 @dataclass(frozen=True)

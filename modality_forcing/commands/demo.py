@@ -48,13 +48,14 @@ def main(options: argparse.Namespace) -> None:
     Writes under the workdir: `t2i/`, `forcing/` and, with --ablate, `no_pretraining/` with
     checkpoints and TensorBoard events, `images/`, `summary.json` and `report.html`.
     """
-    from modality_forcing import locks
+    from modality_forcing import compilation_cache, locks
     from modality_forcing.train.workdir import check_resumable
 
     t2i, forcing = configs(options)
     for config in (t2i, forcing):  # also where the phase is done and would only be read back
         check_resumable(options.workdir / config.name, config, ignore=("train.init_from",))
-    with locks.hold(options.workdir, "--workdir"):
+    cache = compilation_cache.enabled(t2i.train.compilation_cache, options.workdir)
+    with locks.hold(options.workdir, "--workdir"), cache:
         _run_phases(options, t2i, forcing)
 
 
@@ -223,7 +224,7 @@ def _curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
     from modality_forcing.train.metrics import read_metrics
 
     rows = read_metrics(folder)
-    names = sorted({n for row in rows for n in row if n.startswith("loss_")})
+    names = sorted({n for row in rows for n in row if n.startswith("loss_") and "/" not in n})
     return {n: [(int(row["step"]), row[n]) for row in rows if n in row] for n in names}
 
 

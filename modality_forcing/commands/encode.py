@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
     add_runner,
     check_runner,
@@ -45,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     renamed_option(parser, "--part", "--shard")
 
 
+@compilation_cache.enabled()
 def main(options: argparse.Namespace) -> None:
     """Encodes a prepared data set.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import positive_int, renamed_option
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
@@ -87,6 +88,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=as_path, help=help)
 
 
+@compilation_cache.enabled()
 def main(options: argparse.Namespace) -> None:
     """Scores and prints the result; raises UserError first for options that do not combine."""
     mode = parse_mode(options)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import finite_float, positive_int, renamed_option
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
@@ -52,6 +53,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--refine", action="store_true", help=refine)
 
 
+@compilation_cache.enabled()
 def main(options: argparse.Namespace) -> None:
     """Generates, then writes the files and prints their paths.
 

@@ -8,20 +8,17 @@ from __future__ import annotations
 import gc
 import json
 import math
-import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.experimental.compilation_cache import compilation_cache
 
-from modality_forcing import distributed
+from modality_forcing import compilation_cache, distributed
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
@@ -63,7 +60,7 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
     outdated = sum(row["version"] != worker.version for _, row in folder.rows())
     if outdated:
         log(f"warning: {outdated} rows are of another version of the code; fits do not pool them")
-    with _compilation_cache(folder.path / "compiled" / socket.gethostname()):
+    with compilation_cache.enabled(beside=folder.path):
         for cell in cells:
             with folder.try_lock(cell.name) as free:
                 if not _broadcast(free):
@@ -212,30 +209,3 @@ def _broadcast(value: bool) -> bool:
     if distributed.process_count() == 1:
         return value
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
-
-
-@contextmanager
-def _compilation_cache(folder: Path) -> Iterator[None]:
-    """Keeps compiled programs on disk unless the user has set a cache.
-
-    Seeds and pretraining sizes share many. Each host has its own folder, since a
-    program for one processor may not run on another.
-    """
-    changes = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.5,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in changes}
-    if before["jax_compilation_cache_dir"]:
-        yield
-        return
-    for name, value in changes.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()

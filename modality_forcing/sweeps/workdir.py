@@ -5,7 +5,7 @@
     timing/<cell>.json    seconds, kept apart so that rows of two machines can be compared
     failed/<cell>.log     traceback of a failed cell; the next start tries the cell again
     locks/                of the cells and runs in progress
-    compiled/<host>/      compiled programs, reused after a restart; may be deleted
+    compiled/<machine>/   compiled programs, reused after a restart; may be deleted
     columns.json          columns of a law's variables, for `mforce fit --table=FOLDER`
     rows.jsonl, rows.csv  all rows in the sweep's order; the CSV has seconds and no configs
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from modality_forcing import distributed, locks
+from modality_forcing import compilation_cache, distributed, locks
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
 from modality_forcing.train.evaluation import MakeEvaluate, is_due
@@ -55,10 +55,16 @@ def train(
       StopRequest: a signal asked to stop; the state is saved.
     """
     config = resolve_paths(config)
-    check_resumable(workdir, config)  # before the folder is touched
-    with locks.hold(workdir, "--workdir", primary=distributed.is_primary()):
-        clock = RunClock()
+    resumes = check_resumable(workdir, config)  # before the folder is touched
+    clock = RunClock()
+    cache = compilation_cache.enabled(config.train.compilation_cache, workdir)
+    with ExitStack() as stack:
+        stack.enter_context(locks.hold(workdir, "--workdir", primary=distributed.is_primary()))
+        if resumes:
+            stack.enter_context(cache)
         run, state = init_run(config, workdir, records, make_evaluate)
+        if not resumes:  # after all that could refuse the run: until then nothing is written
+            stack.enter_context(cache)
         logger = TrainLogger(
             config,
             workdir,

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from modality_forcing import distributed, paths
+from modality_forcing import compilation_cache, distributed, paths
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.paths import check_folder, write_file
@@ -23,6 +23,7 @@ NON_IDENTITY_KEYS = (
     "train.log_every",
     "train.save_every",  # and save_every_minutes
     "train.keep_at_steps",
+    "train.compilation_cache",
     "train.max_to_keep",
     "train.async_save",
     "train.grad_accum_steps",
@@ -79,12 +80,17 @@ def _resolve_location(location: str) -> str:
     return f"{kind}:{_resolve_path(path)}" if colon and path and paths.exists(path) else location
 
 
+def _resolve_cache(setting: str) -> str:
+    return setting if setting == compilation_cache.AUTO else _resolve_path(setting)
+
+
 # The keys that hold paths. Those of encoders hold KIND:PATH, where PATH may be an id of the hub.
 _PATHS: Mapping[str, Callable[[str], str]] = {
     "data.root": _resolve_path,
     "data.cache": _resolve_path,
     "train.init_from": _resolve_path,
     "train.branch_from": _resolve_path,
+    "train.compilation_cache": _resolve_cache,
     "eval.benchmark_root": _resolve_path,
     "text.encoder": _resolve_location,
     "modalities.*.autoencoder": _resolve_location,
