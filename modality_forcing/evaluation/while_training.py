@@ -29,7 +29,7 @@ from modality_forcing.train.state import Params
 from modality_forcing.viz import images
 
 SHEET_EXAMPLES = 8  # the first ones, not selected
-_CELL = 96  # least pixels of a side
+_CELL = 128  # least pixels of a side
 
 
 def make_evaluate(config: Config, inputs: Inputs, mesh: Mesh) -> Evaluate | None:
@@ -170,10 +170,13 @@ def _sheet(parts: _Parts, depth: np.ndarray | None) -> np.ndarray:
             run = generator.run("i2d", captions, batch={"image": image}, seed=seed, index=index)
             depth = run.images["depth"]
         columns["depth"] = _colored(data.depth[:count], valid)
-        columns["depth of image"] = _colored(depth[:count])
+        columns["estimated depth"] = _colored(
+            depth[:count], valid
+        )  # elsewhere nothing is to be compared
     task = "joint" if len(generator.modalities) > 1 else "t2i"
     generated = generator.run(task, captions, seed=seed, index=index).images
-    for name, x in generated.items():
+    for name in generator.modalities:
+        x = generated[name]
         columns[f"generated {name}"] = list(images.to_u8(x)) if x.ndim == 4 else _colored(x)
     side = data.image.shape[1]
     factor = max(1, -(-_CELL // side))

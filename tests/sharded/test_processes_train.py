@@ -53,7 +53,9 @@ def one(tmp_path_factory) -> tuple[Path, str]:
 
 def same(workdir: Path, said: str, one: tuple[Path, str]) -> None:
     ours, theirs = rows(workdir), rows(one[0])
-    assert [row["step"] for row in theirs] == [1, 2, 3, 4, 5, 6, 6]
+    assert [row["step"] for row in theirs] == [0, 0, 1, 2, 3, 4, 4, 5, 6, 6, 6]
+    evaluated = [row["step"] for row in ours if "eval/loss_image/t0.5" in row]
+    assert evaluated == [0, 4, 6]
     for a, b in zip(ours, theirs, strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     assert weights(said) == pytest.approx(weights(one[1]), rel=1e-5)

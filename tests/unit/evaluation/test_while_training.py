@@ -81,7 +81,7 @@ def test_losses_depth_and_a_sheet_are_made_of_the_given_weights():
     assert 0 < result.scalars["absrel"] < 1
     # Five rows of six cells: caption, image, depth, estimate, and both that captions make.
     assert (
-        result.sheet.shape == (22 + 4 + 5 * 100, 4 + 6 * 100, 3) and result.sheet.dtype == np.uint8
+        result.sheet.shape == (22 + 4 + 5 * 132, 4 + 6 * 132, 3) and result.sheet.dtype == np.uint8
     )
     (generator,) = FakeGenerator.made
     assert {call.task for call in generator.calls} == {"i2d", "joint"}
@@ -92,7 +92,7 @@ def test_losses_depth_and_a_sheet_are_made_of_the_given_weights():
 def test_a_text_to_image_run_has_a_loss_and_generated_images():
     result = evaluate(configured(tiny.t2i()))
     assert set(result.scalars) == {"loss_image"}
-    assert result.sheet.shape[1] == 4 + 3 * 100
+    assert result.sheet.shape[1] == 4 + 3 * 132
     assert {call.task for call in FakeGenerator.made[0].calls} == {"t2i"}
 
 

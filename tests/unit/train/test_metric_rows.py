@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 
 from modality_forcing import paths
@@ -9,7 +11,7 @@ from modality_forcing.train import metric_rows
 from modality_forcing.train.metric_rows import open_rows, read_metrics
 
 
-def write(folder, first: int, steps: range) -> None:
+def write(folder, first: int, steps: Iterable[int]) -> None:
     rows = open_rows(folder, first)
     for step in steps:
         rows.write({"step": step, "loss": step / 2})
