@@ -194,7 +194,7 @@ CASES = (
 def stub_training(monkeypatch) -> None:
     """Replaces training and scoring by stubs that write the same files."""
 
-    def train(config, workdir: Path, records):
+    def train(config, workdir: Path, records, **_):
         write_config(workdir, config)
         (workdir / "checkpoints" / str(config.train.steps) / "meta").mkdir(parents=True)
         rows = '{"step": 6, "loss": 0.5}\n{"step": 6, "elapsed_s": 2.0}\n'

@@ -36,7 +36,7 @@ def trained(monkeypatch) -> list[str]:
     """Replaces training by a stub that writes the same files; the names of the trained workdirs."""
     names: list[str] = []
 
-    def train(config, workdir: Path, records):
+    def train(config, workdir: Path, records, **_):
         names.append(workdir.name)
         assert records is not None and not config.data.workers
         if source := config.train.init_from:

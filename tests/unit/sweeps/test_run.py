@@ -76,7 +76,7 @@ def test_moved_folder_resumes(trained, tmp_path):
 def test_failed_run_fails_only_its_cells_and_is_tried_again(trained, tmp_path, monkeypatch):
     folder, stub = SweepDir(SWEEP, tmp_path), sweep_run.train
 
-    def train(config, workdir, records):
+    def train(config, workdir, records, **_):
         if workdir.name.startswith("pretraining"):
             trained.append("failed")
             raise FloatingPointError("loss not finite")
@@ -122,7 +122,7 @@ def test_locked_cells_and_runs_are_skipped(trained, tmp_path):
 def test_row_names_every_version_that_trained_it(trained, tmp_path, monkeypatch):
     folder, stub = SweepDir(SWEEP, tmp_path), sweep_run.train
 
-    def train(config, workdir, records):
+    def train(config, workdir, records, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sweep_run, "train", train)
