@@ -27,7 +27,7 @@ SCRIPTS = (
     + (ROOT / "modality_forcing/cli.py").read_text()
 )
 OTHER_OPTIONS = {  # of mkdocs, mforce itself, gcloud and xpk
-    *("--strict", "--help", "--version", "--update-addons", "--auto-mount", "--size")
+    *("--strict", "--help", "--version", "--update-addons", "--auto-mount", "--size", "--shm-size")
 }
 CONFIGS = {path.stem for path in (ROOT / "configs").glob("*.py")}
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
