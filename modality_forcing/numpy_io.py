@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import os_error, require_file
+from modality_forcing.paths import is_address, open_file, os_error, require_file, size
 
 _HEADERS = {
     (1, 0): np.lib.format.read_array_header_1_0,
@@ -38,13 +38,18 @@ class _File(Protocol):
 def read_npy(path: str | Path, hint: str) -> np.ndarray:
     """Returns the array of a .npy, as stored. Raises UserError with the hint if it is damaged."""
     path = require_file(path, hint)
-    with _one_line(path, ".npy", hint), open(path, "rb") as file:
-        return _read_array(file, path.stat().st_size)
+    with _one_line(path, ".npy", hint), open_file(path) as file:
+        return _read_array(file, size(path))
 
 
 def map_npy(path: str | Path, hint: str) -> np.ndarray:
-    """Returns the array of a .npy in memory that all processes of a machine share; read only."""
+    """Returns the array of a .npy in memory that all processes of a machine share; read only.
+
+    That of a bucket is read into the memory of each.
+    """
     path = require_file(path, hint)
+    if is_address(path):
+        return read_npy(path, hint)
     with _one_line(path, ".npy", hint):
         return np.lib.format.open_memmap(path, mode="r")
 
@@ -52,7 +57,7 @@ def map_npy(path: str | Path, hint: str) -> np.ndarray:
 def npy_dtype(path: str | Path) -> np.dtype | None:
     """Returns the type of a .npy's array from its header; None if it cannot be read."""
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             return _read_header(file)[2]
     except Exception:  # reading the array reports it
         return None
@@ -65,7 +70,7 @@ def read_npz(path: str | Path, names: Sequence[str], hint: str) -> dict[str, np.
     an array or holds something else than numbers under its name.
     """
     path, first = require_file(path, hint), hint.format(names[0])
-    with _one_line(path, ".npz", first), open(path, "rb") as file:
+    with _one_line(path, ".npz", first), open_file(path) as file:
         if file.read(6) == np.lib.format.MAGIC_PREFIX:
             raise UserError("is a single array, not an .npz", where=path, hint=first)
         with zipfile.ZipFile(file) as archive:

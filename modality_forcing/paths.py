@@ -251,6 +251,28 @@ def _replace(path: Path, content: bytes) -> None:
             raise
 
 
+def require_disk(path: Path, what: str) -> Path:
+    """Returns a path; raises UserError for an address. what: is read there, which is on disks."""
+    if is_address(path):
+        hint = "copy them to a disk or mount the bucket; mforce prepare makes shards for buckets"
+        raise UserError(f"is in a bucket, and {what} are read from disks", where=path, hint=hint)
+    return path
+
+
+def move_file(finished: Path, path: Path) -> None:
+    """Moves a finished file of a disk to where it is read: renamed on a disk, else uploaded.
+
+    Raises OSError where the system refuses it, and UserError where a bucket does.
+    """
+    if isinstance(path, BucketPath):
+        buckets.upload(finished, path)
+        finished.unlink()
+    else:
+        with open(finished, "rb") as opened:
+            os.fsync(opened.fileno())
+        os.replace(finished, path)
+
+
 def append_file(path: str | Path, content: str) -> None:
     """Adds text to the end of a file of a disk; objects of buckets cannot be added to."""
     try:

@@ -78,7 +78,7 @@ def main(options: argparse.Namespace) -> None:
     check_runner(options, ("workers", "shard"))
     from modality_forcing.data.records import Notes
     from modality_forcing.datasets.registry import check_split, find_dataset
-    from modality_forcing.paths import check_folder
+    from modality_forcing.paths import check_folder, require_disk
     from modality_forcing.prepare import pipeline, work
     from modality_forcing.prepare.job import PrepareJob, Settings
 
@@ -86,7 +86,7 @@ def main(options: argparse.Namespace) -> None:
     dataset = find_dataset(options.dataset).with_options(dataset_options)
     split = check_split(dataset, options.split)
     check_folder(options.out, "--out", utf8=True)
-    source = dataset.open(options.root, split)
+    source = dataset.open(require_disk(options.root, "unpacked data sets"), split)
     if isinstance(source, Notes):
         for note in source.notes():
             print_stderr(note)

@@ -24,7 +24,7 @@ from pathlib import Path
 from modality_forcing.data.resize import Size, limit_longer_side, limit_shorter_side
 from modality_forcing.datasets.registry import Dataset
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_file, write_file
+from modality_forcing.paths import glob, is_file, size, write_file
 from modality_forcing.storage import manifest, tfds_metadata
 from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
@@ -132,7 +132,7 @@ class PrepareJob:
             hint = "delete it and run the same mforce prepare again"
             raise UserError("is damaged", where=path, hint=hint) from error
         shard = self.shards.path(index)
-        complete = is_file(shard) and shard.stat().st_size == record.file.bytes
+        complete = is_file(shard) and size(shard) == record.file.bytes
         return record if complete and record.settings == self.settings.digest() else None
 
     def finish(self, index: int, record: ShardRecord, alone: bool = True) -> None:
@@ -185,7 +185,7 @@ class PrepareJob:
 
     def _write_tfds_metadata(self) -> list[Path]:
         """Writes the files by which tensorflow-datasets opens all complete splits."""
-        paths = sorted(self.folder.glob(manifest.manifest_path(Path(), "*").name))
+        paths = glob(self.folder, manifest.manifest_path(Path(), "*").name)
         found = [manifest.read(self.folder, path.stem.removeprefix("manifest-")) for path in paths]
         splits = [
             one

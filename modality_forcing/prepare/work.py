@@ -27,7 +27,7 @@ from modality_forcing.data.resize import downscale
 from modality_forcing.errors import UserError, WorkerDied
 from modality_forcing.prepare.job import Failures, PrepareJob, ShardRecord
 from modality_forcing.progress import ProgressMeter, print_stderr
-from modality_forcing.storage import codec, manifest
+from modality_forcing.storage import codec
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shard_job import hold_job
 from modality_forcing.storage.shards import ShardWriter
@@ -180,8 +180,8 @@ def write_shard(work: Work, index: int) -> ShardRecord:
             name=path.name,
             records=stats.records,
             failed=len(failed),
-            bytes=path.stat().st_size,
-            sha256=manifest.sha256(path),
+            bytes=writer.bytes,
+            sha256=writer.sha256,
         ),
         failed=tuple(failed),
         stats=stats,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_file, write_file
+from modality_forcing.paths import is_file, open_file, write_file
 from modality_forcing.storage.stats import check_summary
 from modality_forcing.text_io import parse_count, parse_text, read_verified, with_checksum
 from modality_forcing.tree import JsonObject
@@ -129,8 +129,8 @@ def read_json(path: Path, again: str = AGAIN) -> JsonObject:
 def sha256(path: Path) -> str:
     """Returns the checksum of a file in hexadecimal; raises UserError if it cannot be read."""
     try:
-        with open(path, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        with open_file(path) as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror})", where=path, hint=AGAIN) from error
 

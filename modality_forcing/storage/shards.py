@@ -6,7 +6,6 @@ tensorflow-datasets; each record is an example of `storage.codec`. Format: googl
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 import threading
@@ -21,7 +20,17 @@ from typing import Protocol, runtime_checkable
 
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
-from modality_forcing.paths import list_dir, os_error
+from modality_forcing.mirror import Mirror
+from modality_forcing.paths import (
+    as_path,
+    is_address,
+    list_dir,
+    make_folder,
+    move_file,
+    os_error,
+    require_file,
+    size,
+)
 from modality_forcing.storage import codec, manifest
 
 # Reading a record decompresses its group. Images and depth are compressed already.
@@ -54,19 +63,24 @@ def shard_name(name: str, split: str, index: int, count: int) -> str:
 class ShardWriter:
     """Writes examples into a shard, which appears only when the `with` block ends well.
 
-    Raises UserError if the file cannot be written.
+    Raises UserError if the file cannot be written. A shard of a bucket grows in a temporary folder.
+
+    Attributes:
+      bytes, sha256: of the finished shard, known after the block.
     """
 
     def __init__(self, path: str | Path):
-        self._path = Path(path)
-        self._temporary = self._path.with_name(f".{self._path.name}.{secrets.token_hex(4)}")
+        self._path = as_path(path)
+        self._mirror = Mirror(self._path.parent)  # array_record writes to disks only
+        name = f".{self._path.name}.{secrets.token_hex(4)}"
+        self._temporary = self._mirror.local / name
         self._count = 0
 
     def __enter__(self) -> ShardWriter:
         from array_record.python.array_record_module import ArrayRecordWriter
 
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._temporary.touch()  # the writer itself does not report errors
         except OSError as error:
             raise self._write_error(error) from error
@@ -95,15 +109,15 @@ class ShardWriter:
                     self._writer.close()
         finally:
             self._temporary.unlink(missing_ok=True)
+            self._mirror.discard()
 
     def _finish(self) -> None:
         try:
             self._writer.close()
             if (written := _open(self._temporary).num_records()) != self._count:
                 raise RuntimeError(f"{written} of {self._count} examples arrived")
-            with open(self._temporary, "rb") as opened:
-                os.fsync(opened.fileno())
-            os.replace(self._temporary, self._path)
+            self.bytes, self.sha256 = size(self._temporary), manifest.sha256(self._temporary)
+            move_file(self._temporary, self._path)
         except (OSError, RuntimeError) as error:
             raise self._write_error(error) from error
 
@@ -130,7 +144,7 @@ class Shards:
     _lock: threading.Lock = field(init=False, repr=False, compare=False)  # to open, not to read
 
     def __post_init__(self) -> None:
-        folder = Path(self.folder)
+        folder = as_path(self.folder)
         name, split, count = _find(folder, self.split)
         files = tuple(folder / shard_name(name, split, index, count) for index in range(count))
         found = manifest.read(folder, split)
@@ -256,9 +270,15 @@ def _replace_hint(path: Path) -> str:
 def _open(path: Path) -> _Reader:
     from array_record.python.array_record_module import ArrayRecordReader
 
+    if str(path).startswith("s3://"):
+        hint = "copy them to a disk or to gs://"
+        raise UserError("shards are read from disks and gs:// only", where=path, hint=hint)
     try:
-        with open(path, "rb"):
-            pass  # the reader itself does not report a missing permission
+        if is_address(path):
+            require_file(path, _AGAIN)
+        else:
+            with open(path, "rb"):
+                pass  # the reader itself does not report a missing permission
         return ArrayRecordReader(str(path), _READING)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or str(error)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_file
+from modality_forcing.paths import as_path, is_file, resolve
 from modality_forcing.train import checkpoint
 from modality_forcing.train.optim import branch_point
 from modality_forcing.train.state import TrainState
@@ -22,7 +20,7 @@ def restore_branch_point(
     NON_IDENTITY_KEYS. Raises UserError if it differs in more, or has no checkpoint from before the
     step at which either of the two runs begins to decay.
     """
-    workdir = Path(config.train.branch_from)
+    workdir = as_path(config.train.branch_from)
     if not is_file(workdir / "config.json"):
         hint = "give the workdir of the run to branch off"
         raise UserError("train.branch_from names no run", where=workdir, hint=hint)
@@ -44,7 +42,7 @@ def restore_branch_point(
         what = f"no checkpoint up to step {last}, where the decay begins; there is {there}"
         hint = "train the trunk with a train.save_every and train.max_to_keep that leave one"
         raise UserError(what, where=workdir, hint=hint)
-    folder = (workdir / "checkpoints" / str(usable[-1])).absolute()
+    folder = resolve(workdir / "checkpoints" / str(usable[-1]))
     state, metadata = checkpoint.read_state(folder, like)
     # The time between the two runs is not lost by this one.
     return state, {name: value for name, value in metadata.items() if name != "clock"}

@@ -21,6 +21,7 @@ from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.layout import spec
+from modality_forcing.paths import as_path
 from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.evaluation import Evaluate, MakeEvaluate
@@ -122,11 +123,11 @@ def _initial_state(
     #    modules of the modalities in train.allow_missing_modalities stay fresh.
     # 4. Fresh weights, a function of the seed.
     if c.init_from:
-        checkpoint.resolve_checkpoint(Path(c.init_from))  # raises before the slow part
+        checkpoint.resolve_checkpoint(as_path(c.init_from))  # raises before the slow part
     params = init_params(config, modalities, shardings(abstract.params))
     if c.init_from:
         params = checkpoint.init_from_checkpoint(
-            Path(c.init_from), params, c.allow_missing_modalities, shardings
+            as_path(c.init_from), params, c.allow_missing_modalities, shardings
         )
     return init_state(config, params, shardings(abstract)), {}
 
@@ -156,7 +157,7 @@ def _load_teacher(config: Config, shardings: Shardings) -> tuple[nnx.GraphDef, P
     """Returns graph and weights of the checkpoint in train.init_from, to distill from."""
     if not config.train.init_from:
         raise UserError("train.distill needs train.init_from, the checkpoint to stay near")
-    teacher, params = checkpoint.load(Path(config.train.init_from), shardings)
+    teacher, params = checkpoint.load(as_path(config.train.init_from), shardings)
     return abstract_model(teacher, base.build(teacher))[0], params
 
 

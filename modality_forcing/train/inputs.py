@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,6 +20,7 @@ from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
+from modality_forcing.paths import as_path, require_disk, resolve
 from modality_forcing.progress import print_stderr
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
 from modality_forcing.storage.shards import Shards, splits
@@ -122,7 +122,7 @@ def open_source(config: Config, split: str = "train") -> RecordSource:
             hint = "name the folder of images with --config.data.root=FOLDER"
             raise UserError("data.root is empty", hint=hint)
         return ImageFolder(
-            Path(data.root),
+            require_disk(as_path(data.root), "images"),
             data.resolution,
             data.depth_scale or None,
             data.depth_unit,
@@ -143,8 +143,8 @@ def open_shards(config: Config, split: str) -> dict[str, Shards]:
     if not data.root:
         hint = "name what mforce prepare wrote with --config.data.root=FOLDER"
         raise UserError("data.root is empty", hint=hint)
-    root = Path(data.root)
-    folders = {name: root / name for name in data.mixture} or {root.resolve().name: root}
+    root = as_path(data.root)
+    folders = {name: root / name for name in data.mixture} or {resolve(root).name: root}
     found = {}
     for name, folder in folders.items():
         there = splits(folder)
@@ -237,7 +237,7 @@ def override_encoders(config: Config, text: str = "", image: str = "") -> Config
 def _open_caches(config: Config, shards: Mapping[str, Shards]) -> dict[str, Cache]:
     if not config.data.cache:
         return {}
-    root = Path(config.data.cache)
+    root = as_path(config.data.cache)
     return {
         name: Cache(root / name if config.data.mixture else root, one.split)
         for name, one in shards.items()

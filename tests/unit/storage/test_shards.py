@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import pickle
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,9 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modality_forcing import paths
 from modality_forcing.data.records import check
 from modality_forcing.errors import UserError
-from modality_forcing.storage import codec, shards
+from modality_forcing.storage import codec, manifest, shards
 from modality_forcing.storage.shards import Shards, ShardWriter, shard_name
 from modality_forcing.synthetic.source import Scenes
 from tests import damage
@@ -25,19 +28,19 @@ SCENES = Scenes(count=20, resolution=16)
 def write(
     folder: Path, sizes: tuple[int, ...], name: str = "scenes", split: str = "train"
 ) -> list[Path]:
-    paths, record = [], 0
+    written, record = [], 0
     for index, size in enumerate(sizes):
-        paths.append(folder / shard_name(name, split, index, len(sizes)))
-        with ShardWriter(paths[-1]) as writer:
+        written.append(folder / shard_name(name, split, index, len(sizes)))
+        with ShardWriter(written[-1]) as writer:
             for _ in range(size):
                 writer.write(codec.encode(SCENES[record], "png"))
                 record += 1
-    return paths
+    return written
 
 
-def test_records_are_in_order(tmp_path: Path):
-    write(tmp_path / "new", (3, 0, 4, 1, 0))
-    source = Shards(tmp_path / "new", "train")
+def test_records_are_in_order(folder: Path):
+    write(folder / "new", (3, 0, 4, 1, 0))
+    source = Shards(folder / "new", "train")
     assert len(source) == 8
     for index in (7, 0, 2, 3, 6, 1, 5, 4):
         record = check(source[index])
@@ -53,24 +56,24 @@ def test_names_are_those_of_tensorflow_datasets():
     assert shard_name("kitti", "val", 3, 12) == "kitti-val.array_record-00003-of-00012"
 
 
-def test_split_is_required_if_there_are_several(tmp_path: Path):
-    write(tmp_path, (2,), name="my-set")
-    assert Shards(tmp_path).split == "train"
-    write(tmp_path, (1, 1), name="my-set", split="val")
-    assert len(Shards(tmp_path, "val")) == len(Shards(tmp_path, "train")) == 2
+def test_split_is_required_if_there_are_several(folder: Path):
+    write(folder, (2,), name="my-set")
+    assert Shards(folder).split == "train"
+    write(folder, (1, 1), name="my-set", split="val")
+    assert len(Shards(folder, "val")) == len(Shards(folder, "train")) == 2
     with pytest.raises(UserError, match="holds several splits; choose one of train, val"):
-        Shards(tmp_path)
+        Shards(folder)
     with pytest.raises(UserError, match="has no split 'test'; choose one of train, val"):
-        Shards(tmp_path, "test")
+        Shards(folder, "test")
 
 
 def first_id(source: Shards) -> str:
     return source[0].id
 
 
-def test_shards_are_picklable_and_thread_safe(tmp_path: Path):
-    write(tmp_path, (3, 3))
-    source = Shards(tmp_path)
+def test_shards_are_picklable_and_thread_safe(folder: Path):
+    write(folder, (3, 3))
+    source = Shards(folder)
     assert source[0].id == SCENES[0].id  # opened here, before it is sent
     copy = pickle.loads(pickle.dumps(source))  # noqa: S301
     assert copy == source and copy[5].id == SCENES[5].id
@@ -101,11 +104,35 @@ def test_unfinished_shard_does_not_appear(tmp_path: Path):
         Shards(tmp_path)
 
 
+def test_shard_of_a_bucket_is_uploaded_whole_or_not_at_all(bucket, gs_path: Path, tmp_path: Path):
+    on_disk = write(tmp_path, (3,))[0]
+    bucket.requests.clear()
+    in_bucket = write(gs_path, (3,))[0]
+    assert [method for method, _ in bucket.requests] == ["POST"]
+    assert paths.read_bytes(in_bucket) == on_disk.read_bytes()
+    with pytest.raises(ZeroDivisionError), ShardWriter(gs_path / "x") as writer:
+        writer.write(b"lost")
+        raise ZeroDivisionError
+    assert paths.list_dir(gs_path) == [in_bucket]
+    assert not list(Path(tempfile.gettempdir()).glob("mforce-*/.scenes-*"))
+
+
+def test_writer_knows_size_and_checksum(folder: Path):
+    with ShardWriter(folder / "x") as writer:
+        writer.write(b"example")
+    content = paths.read_bytes(folder / "x")
+    assert (writer.bytes, writer.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    assert manifest.sha256(folder / "x") == writer.sha256
+
+
+def test_shards_in_s3_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="disks and gs:// only"):
+        shards._open(paths.as_path("s3://bucket/x"))
+
+
 def test_unwritable_folder_is_one_line(tmp_path: Path):
     (tmp_path / "file").touch()
-    with pytest.raises(
-        UserError, match=r"train\.array_record-00000-of-00001: cannot be written \(File exists"
-    ):
+    with pytest.raises(UserError, match=r"file: cannot be created \(File exists"):
         write(tmp_path / "file", (1,))
 
 
@@ -165,18 +192,18 @@ def test_damaged_shard_gives_one_line_or_the_same_examples(spare: Path, data):
         spare.write_bytes(before)
 
 
-def test_foreign_examples_are_reported(tmp_path: Path):
-    with ShardWriter(tmp_path / shard_name("other", "train", 0, 1)) as writer:
+def test_foreign_examples_are_reported(folder: Path):
+    with ShardWriter(folder / shard_name("other", "train", 0, 1)) as writer:
         writer.write(b"something else")
     with pytest.raises(UserError, match=r"00000-of-00001: record 0 is not a prepared example"):
-        Shards(tmp_path)[0]
+        Shards(folder)[0]
 
 
 def test_missing_shards_and_mixed_runs_are_named(tmp_path: Path):
     with pytest.raises(UserError, match=r"none: no such folder"):
         Shards(tmp_path / "none")
-    paths = write(tmp_path, (1, 1, 1))
-    paths[1].unlink()
+    written = write(tmp_path, (1, 1, 1))
+    written[1].unlink()
     with pytest.raises(
         UserError, match=r"lacks 1 of 3 shards of train \(1\); run the same mforce prepare again"
     ):
