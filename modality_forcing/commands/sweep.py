@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shard", type=shard_of, metavar="I/N", help=shard)
     renamed_option(parser, "--part", "--shard")
     add("--dry-run", action="store_true", help="list what is left and exit")
-    add("--status", action="store_true", help="print a table of the cells and exit")
+    add("--status", action="store_true", help="print a table of the cells, draw their curves and exit")
     launcher = "others print the commands of launch/ (%(default)s)"
     add("--launcher", choices=LAUNCHERS, default="local", help=launcher)
     jobs = "for a launcher: the number of shards (one per group of cells that share runs)"
@@ -85,6 +85,8 @@ def main(options: argparse.Namespace) -> int:
     folder = SweepDir(sweep, options.workdir)
     if options.status or options.dry_run:
         print((status.status if options.status else status.dry_run)(folder, cells))
+        if options.status:
+            _write_curves(folder)
         return 0
     failed = work(folder, cells, _log)
     if not distributed.is_primary():
@@ -120,11 +122,20 @@ def commands(options: argparse.Namespace, sweep: Sweep, jobs: int) -> list[str]:
 
 def _write_report(folder: SweepDir) -> None:
     """Writes the report of all rows; without depth scores, as in text-to-image, there is none."""
-    from modality_forcing.sweeps import report
+    from modality_forcing.sweeps import curves, report
 
-    rows = [row for _, row in folder.rows()]
+    rows, found = [row for _, row in folder.rows()], curves.read_curves(folder)
     with suppress(UserError):
-        print(f"report in {report.write(folder.path, folder.sweep.name, rows)}")
+        print(f"report in {report.write(folder.path, folder.sweep.name, rows, found)}")
+
+
+def _write_curves(folder: SweepDir) -> None:
+    """Writes the early figure, if runs evaluate while training (eval.every)."""
+    from modality_forcing.sweeps import curves
+
+    if found := curves.read_curves(folder):
+        path = curves.write(found, folder.path / "curves")[0]
+        print(f"held-out losses so far in {path}")
 
 
 def _report_failures(failed: dict[str, Failure], logs: Path) -> int:

@@ -16,6 +16,8 @@ from modality_forcing.laws.fit import Fit, fit
 from modality_forcing.laws.table import MUST_MATCH, Table
 from modality_forcing.paths import write_file
 from modality_forcing.sweeps import figures as sweep_figures
+from modality_forcing.sweeps.curves import Curve
+from modality_forcing.sweeps.curves import write as write_curves
 from modality_forcing.sweeps.figures import Row
 from modality_forcing.viz import figures
 from modality_forcing.viz.figures import format_count
@@ -29,22 +31,29 @@ _SHARED = (*MUST_MATCH, "device", "devices")
 _RESAMPLES = 400
 
 
-def write(folder: Path, name: str, rows: Sequence[Row]) -> Path:
+def write(folder: Path, name: str, rows: Sequence[Row], curves: Sequence[Curve] = ()) -> Path:
     """Writes report.html and its figures into the folder and returns the report's path.
 
-    figure4.{png,svg} is always there, law.{png,svg} if the rows allow a fit. Raises
-    UserError if no row has a score of depth.
+    figure4.{png,svg} is always there, curves.{png,svg} if there are curves, and law.{png,svg} if
+    the rows allow a fit. Raises UserError if no row has a score of depth.
     """
-    curves = sweep_figures.write(rows, folder / "figure4")[1]
+    sizes = sweep_figures.write(rows, folder / "figure4")[1]
     body = [
         f"<header><h1>Sweep {escape(name)}</h1><p class=lead>{_lead(rows)}</p></header>",
-        section("Size and pretraining", chart(curves.read_bytes(), "Error by size")),
+        section("Size and pretraining", chart(sizes.read_bytes(), "Error by size")),
+        *([section("While training", _while_training(folder, curves))] if curves else []),
         section("Scaling law", _law(folder, rows)),
         section("Every cell", _cells(rows)),
         section("What all cells share", _shared(rows)),
     ]
     write_file(folder / "report.html", page(f"Sweep {name}", "\n".join(body)).encode())
     return folder / "report.html"
+
+
+def _while_training(folder: Path, curves: Sequence[Curve]) -> str:
+    svg = write_curves(curves, folder / "curves")[1]
+    caption = "Loss of held-out records at fixed noise levels, mean over the levels"
+    return chart(svg.read_bytes(), caption)
 
 
 def table_of(rows: Sequence[Row], column: str) -> tuple[Table, str]:
