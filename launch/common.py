@@ -17,6 +17,7 @@ PROGRAM = "modality_forcing.cli"
 MISTAKE = 2  # exit code of a user's mistake: a retry would repeat it
 INTERRUPTED = 130  # Ctrl-C
 STOPPED = 143  # SIGTERM, SIGHUP or SIGUSR1, after saving: restarted like a crash
+BUCKETS = ("gs://", "s3://")  # which mforce reads and writes, given the extras gcs and s3
 MOUNTS = "/gcs"  # buckets are mounted at MOUNTS/NAME
 # Writes of one host are visible to the others at once, and checkpoint folders can be renamed in
 # flat and hierarchical buckets. MOUNT_OPTIONS are for GKE's driver, MOUNT_FLAGS for gcsfuse.
@@ -199,7 +200,7 @@ TRAINS = ("train", "sweep")  # commands that resume from their --workdir
 
 
 def check_workdir(argv: Sequence[str], below: str | None, why: str = "") -> None:
-    """Checks that the workdir is a path that every process sees in every attempt.
+    """Checks that every process sees the workdir in every attempt: an address, or a shared path.
 
     Args:
       below: the mount it must be in; None for anywhere, empty if there is no mount.
@@ -212,12 +213,11 @@ def check_workdir(argv: Sequence[str], below: str | None, why: str = "") -> None
     where = workdir(argv)
     if not where:
         raise Mistake(f"{argv[0]} has no --workdir; give it after --")
-    if address := re.match(r"[A-Za-z][-+.A-Za-z0-9]+:/+([^/]*)(.*)", where):
-        name, path = address.groups()
-        if not where.startswith("gs:"):
-            name, path = "B", "/..."
-        hint = f"mount the bucket: --bucket={name} --workdir={mount(name)}{path}"
-        raise Mistake(f"--workdir={where} is an address, and training writes to paths only; {hint}")
+    if where.startswith(BUCKETS):
+        return
+    if re.match(r"[A-Za-z][-+.A-Za-z0-9]+:/", where):
+        known = " and ".join(BUCKETS)
+        raise Mistake(f"--workdir={where} is an address of an unknown kind; known are {known}")
     if below is None:
         return
     if not below or not PurePosixPath(posixpath.normpath(where)).is_relative_to(below):

@@ -220,6 +220,13 @@ def test_a_build_that_fails_launches_nothing(tools: Tools):
     assert [name for name, *_ in tools.calls()] == ["docker"]
 
 
+@pytest.mark.parametrize("workdir", ["gs://b/x", "s3://b/x"])
+def test_addresses_of_buckets_need_no_mount(workdir: str, tools: Tools):
+    options = [option for option in XPK if not option.startswith("--bucket")]
+    done = tools.launch("gke", "--dry-run", *options, "--", "train", f"--workdir={workdir}")
+    assert done.code == 0 and f"--workdir={workdir}" in done.out, done.err
+
+
 def test_jobset_options(tools: Tools):
     manifest = jobset(
         tools,
@@ -283,11 +290,10 @@ def test_topology_of_each_tpu_generation(
         ),
         ([], ["train", "--workdir=/gcs/other/x"], "mount a bucket: --bucket=bucket"),
         ([], ["train", "--workdir=/gcs/bucket/../x"], "mount a bucket: --bucket=bucket"),
-        ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
         (
             ["--shared-workdir"],
-            ["train", "--workdir", "s3://b/x"],
-            "mount the bucket: --bucket=B --workdir=/gcs/B/...",
+            ["train", "--workdir", "hdfs://b/x"],
+            "hdfs://b/x is an address of an unknown kind; known are gs:// and s3://",
         ),
         (["--bucket=gs://b"], TRAIN, "'gs://b' is not the name of a bucket"),
         ([], ["train", "--config=x"], "train has no --workdir"),

@@ -294,11 +294,10 @@ def test_checkout_and_several_slices(tools: Tools):
 @pytest.mark.parametrize(
     ("options", "argv", "message"),
     [
-        ([], ["train", "--workdir=gs://b/x"], "mount the bucket: --bucket=b --workdir=/gcs/b/x"),
         (
             ["--retries=0", "--keep", "--topology=v6e:2x4"],
-            ["train", "--workdir=gs://b/x"],
-            "--workdir=gs://b/x is an address",
+            ["train", "--workdir=hdfs://b/x"],
+            "--workdir=hdfs://b/x is an address",
         ),
         (
             [],
