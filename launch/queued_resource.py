@@ -180,7 +180,7 @@ class QueuedResource:
             "python3 -m pip install -q --user uv",
             f"python3 -m uv venv -q --allow-existing --python {python} venv",
             "python3 -m uv pip install -q --python venv --reinstall-package modality_forcing "
-            f"{package} 'jax[tpu]'",
+            f"{package} 'jax[tpu]' gcsfs",  # of the extras tpu and gcs
         ]
 
     def mount(self) -> None:
