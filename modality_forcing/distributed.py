@@ -29,7 +29,7 @@ from modality_forcing.errors import UserError
 COORDINATOR, COUNT, ID = "MFORCE_COORDINATOR", "MFORCE_PROCESS_COUNT", "MFORCE_PROCESS_ID"
 LOOPBACK = ("127.0.0.1", "localhost")
 DEVICES = Path("/dev")
-HEARTBEAT_TIMEOUT = 60  # seconds without a sign of life after which a process counts as dead
+HEARTBEAT_TIMEOUT = 100  # seconds without a sign of life after which a process counts as dead
 Arguments = dict[str, Any]  # of jax.distributed.initialize
 
 
