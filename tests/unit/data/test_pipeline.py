@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import os
-import subprocess
-import sys
-import threading
-import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import grain
 import numpy as np
-import psutil
 import pytest
 
 from modality_forcing.data import pipeline
-from modality_forcing.data.augment import Augment
 from modality_forcing.data.mixture import MixtureComponent
-from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.data.records import Record
 from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
 from modality_forcing.tree import flatten
-
-SPARSE = {"uniform": 1.0}
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Records whose pixels all hold their index, at their own size."""
-
-    length: int
-    size: int = 16
-    broken: int = -1
-    first: int = 0
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> Record:
-        if index == self.broken:
-            raise UserError("cannot be read", where=f"{index}.png", hint="replace it")
-        shape = (self.size, self.size)
-        number = self.first + index
-        return Record(
-            image=np.full((*shape, 3), number % 256, np.uint8),
-            depth=np.full(shape, number + 1, np.float32),
-            valid=np.ones(shape, np.bool_),
-            intrinsics=np.full((3, 3), np.nan, np.float32),
-            unit="relative",
-            caption=f"image number {number}",
-            source="numbered",
-            id=str(index),
-        )
-
-
-MIXED = {  # records 0 to 39, 100 to 105 and 200 to 224, of other sizes; one is sparsified
-    "many": MixtureComponent(Numbered(40), 2.0, {"uniform": 1.0}),
-    "few": MixtureComponent(Numbered(6, size=24, first=100), 1.0),
-    "rare": MixtureComponent(Numbered(25, size=20, first=200), 0.2),
-}
-MOVED = Augment(crop_range=(0.5, 1), crop_jitter=1, flip_prob=0.5)
-
-
-def batches(
-    source: Numbered | dict[str, MixtureComponent] = Numbered(100), **changes
-) -> pipeline.BatchIterator:
-    options = {"batch": 8, "seed": 3, "resolution": 16, "sparsity": SPARSE, **changes}
-    if isinstance(source, dict):
-        options["sparsity"] = None
-    return pipeline.train_batches(source, HashedWordTokenizer(), **options)
-
-
-def take(iterator: pipeline.BatchIterator, count: int) -> list[pipeline.Batch]:
-    taken = [next(iterator) for _ in range(count)]
-    iterator.close()
-    return taken
+from tests.numbered import MIXED, MOVED, SPARSE, Numbered, batches, take
 
 
 def record_numbers(taken: list[pipeline.Batch]) -> list[int]:
@@ -141,26 +77,6 @@ def test_workers_do_not_change_batches_and_state():
     assert_equal(take(alone, 2), expected[5:])
     parallel.set_state({"batches": 3})
     assert_equal(take(parallel, 2), expected[3:5])
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_process_exit_without_close_is_clean(workers: int, tmp_path: Path):
-    program = tmp_path / "program.py"
-    program.write_text(
-        "from modality_forcing.data.pipeline import train_batches\n"
-        "from modality_forcing.synthetic.source import Scenes\n"
-        "from modality_forcing.encoders.words import HashedWordTokenizer\n"
-        "if __name__ == '__main__':\n"
-        f"    options = dict(batch=4, seed=0, resolution=64, workers={workers})\n"
-        "    loader = train_batches(Scenes(), HashedWordTokenizer(), **options)\n"
-        "    kept = next(loader)\n"
-        "    raise SystemExit(7)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (7, "", "")
 
 
 def test_continues_after_close():
@@ -343,73 +259,3 @@ def test_empty_sources_are_refused():
         batches({})
     with pytest.raises(UserError, match="batch size"):
         batches(batch=0)
-
-
-def test_memory_is_constant_and_no_process_remains():
-    process = psutil.Process()
-    # Grain keeps one pool of threads for good, which frees shared memory.
-    take(batches(workers=1), 1)
-    threads, children = set(threading.enumerate()), set(process.children(recursive=True))
-    own_files = f"mforce-{os.getpid()}-*"  # other workers of the suite have files there too
-    files = set(Path("/dev/shm").glob(own_files))
-    mixture = {
-        "one": MixtureComponent(Numbered(40, size=64), 1.0),
-        "other": MixtureComponent(Numbered(7, size=64, first=100), 1.0),
-    }
-    for workers in (0, 1):
-        prefetched = PrefetchToDevice(
-            batches(mixture, resolution=64, batch=16, workers=workers, threads=2),
-            lambda batch: batch,
-        )
-        sizes = []
-        for number in range(300):
-            next(prefetched)
-            if number % 50 == 49:
-                sizes.append(
-                    sum(
-                        one.memory_info().rss
-                        for one in (process, *process.children(recursive=True))
-                    )
-                    / 2**20
-                )
-        prefetched.close()
-        assert sizes[-1] - sizes[2] < 8, sizes  # MiB; the 150 batches between are 75
-        for _ in range(100):  # Grain's threads end with what they were reading
-            left = {thread.name for thread in set(threading.enumerate()) - threads}
-            if not left:
-                break
-            time.sleep(0.05)
-        assert not left and set(process.children(recursive=True)) <= children
-        assert set(Path("/dev/shm").glob(own_files)) <= files
-
-
-def test_data_modules_load_neither_jax_nor_grain():
-    modules = ("records", "resize", "folder", "sparsity", "mixture", "augment")
-    program = (
-        f"import sys, {', '.join(f'modality_forcing.data.{name}' for name in modules)},"
-        "modality_forcing.encoders.words;"
-        "sys.exit(', '.join(sorted({'jax', 'grain', 'flax'} & set(sys.modules))) or 0)"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
-    )
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.parametrize(
-    ("code", "message"),
-    [
-        (errno.ENOSPC, r"No space left on device\); give it more, .*, or set data\.workers=0"),
-        (errno.EROFS, r"Read-only file system\); make it writable, or set data\.workers=0"),
-        (errno.EMFILE, r"Too many open files\); allow more open files .*, or set data\.workers=0"),
-    ],
-)
-def test_missing_memory_for_loader_processes_is_one_line(monkeypatch, code, message):
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(code, os.strerror(code))  # as a semaphore does
-
-    monkeypatch.setattr(grain.IterDataset, "mp_prefetch", fail)
-    loading = batches(workers=2)
-    with pytest.raises(UserError, match=rf"no room for 2 loader processes .*{message}"):
-        next(loading)
