@@ -5,6 +5,7 @@ python -m tests.sharded.test_frozen_meshes FOLDER   compares FOLDER's outputs on
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,9 +24,11 @@ from tests.runs import ROOT, environment
 def test_encoders_agree_on_eight_devices_and_one(tmp_path):
     small.text_folder(tmp_path / "text")
     small.image_folder(tmp_path / "image")
-    flags = {**environment(), "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     call = [sys.executable, "-m", "tests.sharded.test_frozen_meshes", str(tmp_path)]
-    done = subprocess.run(call, env=flags, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        call, env={**environment(), "XLA_FLAGS": flags}, cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["data=8", "data=2,fsdp=4"]
 
