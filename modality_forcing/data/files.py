@@ -186,6 +186,8 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
             # A large photograph is fine. Pillow refuses above twice its limit, 179 million pixels.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(path) as opened:
+                if opened.format == "PNG":
+                    _verify_png(path)
                 opened.load()
                 yield opened
     except UserError:
@@ -203,6 +205,15 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
         article = "an" if kind[0] in "aeiou" else "a"
         what = f"cannot be read as {article} {kind} ({reason})"
         raise UserError(what, where=path, hint="replace the file") from error
+
+
+def _verify_png(path: str | Path | BytesIO) -> None:
+    """Raises an error of DECODE_ERRORS or OSError if the checksum of a chunk of a PNG differs.
+
+    Pillow does not compare those of the pixels: one changed bit in a hundred gave other pixels.
+    """
+    with Image.open(path) as opened:  # once more, since it cannot be read after it is verified
+        opened.verify()
 
 
 def decode_jpeg(content: bytes, max_pixels: float = math.inf) -> np.ndarray:

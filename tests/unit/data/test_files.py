@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from modality_forcing.data import files
 from modality_forcing.data.files import DepthFormat, read_depth, read_image
 from modality_forcing.errors import UserError
+from tests import damage
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
 
@@ -173,6 +174,48 @@ def test_damage_never_raises_another_error(tmp_path_factory, length, flips, name
             read(path)
         except UserError as error:
             assert "\n" not in str(error)
+
+
+@pytest.fixture(scope="module")
+def pngs(tmp_path_factory) -> dict[Path, bytes]:
+    """An image and a depth map, which every example of the fuzz test damages and repairs."""
+    folder, rng = tmp_path_factory.mktemp("pngs"), np.random.default_rng(0)
+    image = save(rng.integers(0, 256, (6, 7, 3), np.uint8), folder / "image.png")
+    depth = save(rng.integers(1, 9000, (12, 12), np.uint16), folder / "depth.png")
+    return {path: path.read_bytes() for path in (image, depth)}
+
+
+def pixels(path: Path) -> np.ndarray:
+    form = DepthFormat(scale=0.001)
+    return read_image(path) if path.stem == "image" else read_depth(path, form)[0]
+
+
+@given(st.data())
+@damage.examples(100)
+def test_damaged_png_is_one_line_or_has_the_same_pixels(pngs: dict[Path, bytes], data):
+    path = data.draw(st.sampled_from([*pngs]))
+    want = pixels(path)
+    path.write_bytes(data.draw(damage.of(pngs[path])))
+    try:
+        np.testing.assert_array_equal(pixels(path), want)
+    except UserError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    finally:
+        path.write_bytes(pngs[path])
+
+
+def test_changed_pixels_of_a_png_are_refused(tmp_path: Path):
+    """All bits of the compressed pixels; Pillow alone gives other depth for some of them."""
+    rng = np.random.default_rng(0)
+    path = save(rng.integers(1, 9000, (12, 12), np.uint16), tmp_path / "a.png")
+    content = path.read_bytes()
+    start = content.index(b"IDAT") + 4
+    for bit in range(8 * start, 8 * (start + int.from_bytes(content[start - 8 : start - 4]))):
+        damaged = bytearray(content)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"a\.png: cannot be read as a depth map"):
+            read_depth(path, DepthFormat(scale=0.001))
 
 
 def test_float_images_are_refused(tmp_path: Path):
