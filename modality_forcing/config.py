@@ -147,6 +147,9 @@ class TrainConfig:
     save_every: int = 500  # steps between checkpoints
     save_every_minutes: float = 0.0  # also after so much time without one; 0: off
     max_to_keep: int = 2  # checkpoints; the last but one is for a damaged last one
+    on_spike: Literal["stop", "skip", "rollback"] = "stop"  # train/spikes.py
+    spike_deviations: float = 0.0  # a loss so far above its running mean is a spike; 0: only NaN
+    spike_tries: int = 3  # updates left out in a row, or rollbacks in a run, before it stops
     async_save: bool = True  # write checkpoints while training goes on, from a copy in host memory
     keep_at_steps: tuple[int, ...] = ()  # also keep these, for other runs to branch from
     # Compiled programs on disk: a folder or address; auto: compiled/ in the workdir; empty: none.

@@ -16,9 +16,9 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "at least 0",
         lambda x: 0 <= x < math.inf,
-        "loss_weight weight_decay distill_high distill_low depth_scale depth_max seed workers "
-        "base_width vocab_size position_id detokenizer_layers latent_channels eval.every "
-        "save_every_minutes",
+        "loss_weight weight_decay distill_high distill_low spike_deviations depth_scale depth_max "
+        "seed workers base_width vocab_size position_id detokenizer_layers latent_channels "
+        "eval.every save_every_minutes",
     ),
     (
         "from 0 to 1",

@@ -131,7 +131,7 @@ class BatchIterator:
         records: Callable[[int], dict[str, list[int]]],
     ):
         self._examples = examples
-        self.records = records  # the numbers of a batch's records, by source; of all hosts
+        self._records = records
         self._batch = batch
         self._workers = workers
         self._threads = threads
@@ -170,6 +170,10 @@ class BatchIterator:
     def pop_stats(self) -> dict[str, float]:
         """Returns statistics of the batches since the last call (`LoaderStats.pop`)."""
         return self._stats.pop()
+
+    def records(self, number: int) -> dict[str, list[int]]:
+        """Returns the numbers of the records of a batch, of all hosts, by their source."""
+        return self._records(number)
 
     def get_state(self) -> dict[str, int]:
         """Returns {"batches": number of delivered batches}, for `set_state` (plain JSON)."""

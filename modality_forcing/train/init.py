@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ class Run:
     start_step: int  # updates already done
     batches: PrefetchToDevice
     checkpoints: Checkpoints
+    restore: Callable[[], tuple[TrainState, checkpoint.Metadata]]  # the last checkpoint
     metadata: checkpoint.Metadata  # of the checkpoint that the state is from
     evaluate: Evaluate | None = None
 
@@ -98,7 +99,8 @@ def init_run(
             )
         layout = f", {mesh.size} devices, {config.mesh.preset}" if mesh.size > 1 else ""
         print(f"{config.name}: {param_summary(params)}{layout}", flush=True)
-    return Run(step, start_step, batches, checkpoints, metadata, evaluate), state
+    restore = partial(checkpoints.restore, abstract)
+    return Run(step, start_step, batches, checkpoints, restore, metadata, evaluate), state
 
 
 def _initial_state(

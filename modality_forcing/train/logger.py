@@ -1,10 +1,9 @@
-"""The metrics of a run: one row every train.log_every steps, times, a check for NaN."""
+"""The metrics of a run: one row every train.log_every steps, times, evaluations."""
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -55,7 +54,7 @@ class TrainLogger:
         clock: RunClock,
     ):
         self._loader_stats, self.clock = loader_stats, clock
-        self._every, self._steps = config.train.log_every, config.train.steps
+        self._steps = config.train.steps
         self._sheets = workdir / "sheets"
         self._earlier_s = metadata.get("elapsed_s", 0.0)  # of the processes before this one
         self._start = time.monotonic()
@@ -72,6 +71,7 @@ class TrainLogger:
         self._progress = ProgressMeter(config.name, self._steps, done=start_step)
         self.pending: list[Metrics | Values] = list(metadata.get("pending_metrics", []))
         self._restored = len(self.pending)  # steps of earlier processes among the pending ones
+        self._left_out = 0  # steps whose metrics are not pending
         self.evaluated_step: int = metadata.get("evaluated_step", -1)
         clock.begin_steps()
 
@@ -98,15 +98,20 @@ class TrainLogger:
             "clock": self.clock.state(),
         }
 
-    def log(self, step: int, skip_last: int = 0) -> None:
-        """Writes a row of the pending metrics, without the last `skip_last` of them.
+    def leave_out(self, metrics: Sequence[Metrics | Values]) -> None:
+        """Takes the metrics of some steps out of the pending ones."""
+        kept = [row for row in self.pending if all(row is not one for one in metrics)]
+        self._left_out += len(self.pending) - len(kept)
+        self.pending = kept
 
-        Raises FloatingPointError if one is not finite.
-        """
+    def log(self, step: int, skip_last: int = 0) -> None:
+        """Writes a row of the pending metrics, if any, without the last `skip_last` of them."""
         end = len(self.pending) - skip_last
+        if end < 1:
+            return
         values, self.pending = to_values(self.pending[:end]), self.pending[end:]  # waits for them
         row = summarize(values)
-        steps, self._restored = end - self._restored, 0
+        steps, self._restored, self._left_out = end + self._left_out - self._restored, 0, 0
         window_s, waited = self.clock.end_window()
         row["data_wait_fraction"] = waited
         # Statistics of each source of a mixture since the last row, or since the start of this
@@ -115,7 +120,6 @@ class TrainLogger:
         if steps > 0 and window_s > 0:
             row |= self._cost.rates(window_s / steps)
         row |= {"perf/goodput": self.clock.goodput(), **throughput.memory()}
-        self._check_finite(row, step)
         if self._writer:
             self._writer.write(step, row)
             losses = {n: v for n, v in row.items() if n.startswith("loss") and "/" not in n}
@@ -131,11 +135,6 @@ class TrainLogger:
             write_file(self._sheets / f"{step:08d}.png", png_bytes(result.sheet))
             means = {n: v for n, v in row.items() if n.count("/") == 1}
             self._progress.report(step, **means, seconds=f"{seconds:.1f}")
-
-    def check_finite(self, step: int) -> None:
-        """Raises FloatingPointError if a pending metric is not finite."""
-        if self.pending:
-            self._check_finite(summarize(to_values(self.pending)), step)
 
     def write_summary(self, metadata: Metadata) -> None:
         """Writes the last row, the times of the whole run; metadata: of its last checkpoint."""
@@ -153,8 +152,3 @@ class TrainLogger:
         if self._writer:
             self._writer.close()
             self._progress.close()
-
-    def _check_finite(self, row: Mapping[str, float], step: int) -> None:
-        if bad := [name for name, value in row.items() if not math.isfinite(value)]:
-            what = f"{', '.join(bad)} not finite between steps {step - self._every} and {step}"
-            raise FloatingPointError(what)

@@ -8,6 +8,7 @@ from jaxtyping import PyTree
 
 from modality_forcing.config import TrainConfig
 from modality_forcing.errors import UserError
+from modality_forcing.train import spikes
 
 EPS = 1e-8  # Adam's, at the base width (Kingma & Ba 2015)
 WIDTH_SCALED = ("hidden", "output")  # groups whose learning rate falls with the width
@@ -77,9 +78,11 @@ def make_optimizer(c: TrainConfig, width: int) -> optax.GradientTransformation:
     - Adam's epsilon falls by 1/m, as gradients do behind a head whose weights fall so; otherwise it
       would dominate them (Everett et al. 2024, arXiv 2407.05872). The head's own gradients do not
       fall; a smaller epsilon does not hurt them.
+
+    Where train.on_spike needs it, `update` also takes the loss and the gradient norm.
     """
     m = width / c.base_width if c.base_width else 1.0
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(c.grad_clip_norm),
         optax.chain(  # optax.adamw with one more part, which has no state
             optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=EPS / m),
@@ -88,6 +91,7 @@ def make_optimizer(c: TrainConfig, width: int) -> optax.GradientTransformation:
             optax.scale_by_learning_rate(schedule(c)),
         ),
     )
+    return spikes.watch(optimizer, c) if spikes.watches(c) else optimizer
 
 
 def _scale_by_group(factor: float) -> optax.GradientTransformation:

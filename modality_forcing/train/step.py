@@ -19,7 +19,7 @@ from modality_forcing.diffusion import distillation, flow, losses, noise_levels,
 from modality_forcing.diffusion.flow import NoisyTokens
 from modality_forcing.modalities.base import Batch, Modality
 from modality_forcing.models.layout import constrain
-from modality_forcing.train import step_metrics
+from modality_forcing.train import spikes, step_metrics
 from modality_forcing.train.optim import make_optimizer, schedule
 from modality_forcing.train.sharding import PRESETS, tree_shardings
 from modality_forcing.train.state import Params, TrainState
@@ -163,7 +163,8 @@ def make_step(
     With a mesh, state and batch are sharded as in train/sharding.py, and the state stays so.
     """
     c, rules = config.train, PRESETS[config.mesh.preset]
-    optimizer, learning_rate = make_optimizer(c, config.model.width), schedule(c)
+    optimizer = optax.with_extra_args_support(make_optimizer(c, config.model.width))
+    learning_rate = schedule(c)
     teacher_graph, teacher_params = teacher if teacher is not None else (graph, None)
 
     def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
@@ -176,12 +177,16 @@ def make_step(
         grads, metrics = compute_grads(loss, state.params, batch, c.grad_accum_steps)
         # Reduce-scatter: a device updates its own shard and needs only that part of the sum.
         grads = constrain_state(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics |= step_metrics.norms("grad_norm", grads)
+        seen = {name: metrics[name] for name in ("loss", "grad_norm")}
+        if spikes.watches(c):
+            found = spikes.is_spike(state.opt_state, **seen, deviations=c.spike_deviations)
+            metrics[spikes.SPIKE] = found.astype(jnp.float32)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, **seen)
         params = cast(Params, optax.apply_updates(state.params, updates))
         # An EMA of the updated weights; its decay starts small to forget the initial ones.
         decay = jnp.minimum(c.ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = jax.tree.map(lambda e, p: decay * e + (1.0 - decay) * p, state.ema, params)
-        metrics |= step_metrics.norms("grad_norm", grads)
         # Of the difference: after a second use of `updates`, XLA may round the weights otherwise.
         changes = jax.tree.map(jnp.subtract, params, state.params)
         metrics |= step_metrics.norms("update_norm", changes)
