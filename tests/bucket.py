@@ -26,6 +26,7 @@ class Bucket:
       requests: the method and the path, with its query, of each request so far.
       fault: called with both before a request is served: it may sleep, and returns the status to
         answer instead, if any.
+      on_bytes: called with both and the number of bytes sent along.
     """
 
     def __init__(self):
@@ -38,6 +39,7 @@ class Bucket:
         self.address = f"gs://{NAME}"
         self.requests: list[tuple[str, str]] = []
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
+        self.on_bytes: Callable[[str, str, int], None] = lambda method, path, size: None
         self.lock = threading.Lock()  # the emulator is not made for threads
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_handler(server), self))
         self._http.daemon_threads = True
@@ -46,15 +48,7 @@ class Bucket:
 
     def environment(self) -> dict[str, str]:
         """Variables that send the clients of a process here."""
-        url = f"http://127.0.0.1:{self.port}"
-        return {
-            "STORAGE_EMULATOR_HOST": url,  # gcsfs
-            "TENSORSTORE_GCS_HTTP_URL": url,
-            "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array-record
-            "NO_GCE_CHECK": "true",
-            "GCE_METADATA_ROOT": "127.0.0.1:1",
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }
+        return environment(self.port)
 
     def names(self, prefix: str = "") -> list[str]:
         """The names of all objects, sorted."""
@@ -82,6 +76,19 @@ class Bucket:
         self._http.server_close()
 
 
+def environment(port: int) -> dict[str, str]:
+    """Variables that send the clients of a process to the emulator of another one."""
+    url = f"http://127.0.0.1:{port}"
+    return {
+        "STORAGE_EMULATOR_HOST": url,  # gcsfs
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": url,  # array-record
+        "NO_GCE_CHECK": "true",
+        "GCE_METADATA_ROOT": "127.0.0.1:1",
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+
+
 def _handler(server) -> type:
     class Handler(server.RequestHandler):
         def __init__(self, bucket: Bucket, *args):
@@ -90,6 +97,8 @@ def _handler(server) -> type:
 
         def _serve(self) -> None:
             self.bucket.requests.append((self.command, self.path))
+            size = int(self.headers.get("Content-Length") or 0)
+            self.bucket.on_bytes(self.command, self.path, size)
             status = self.bucket.fault(self.command, self.path)
             if status is None:
                 with self.bucket.lock:

@@ -69,34 +69,38 @@ def watch(inner: optax.GradientTransformation, c: TrainConfig) -> optax.Gradient
     """Returns the optimizer, which finds spikes and, with "skip", leaves their updates out.
 
     A spike is a loss or a gradient norm that is not finite, or a loss more than
-    train.spike_deviations standard deviations above the running mean.
+    train.spike_deviations standard deviations above the running mean. Only the latter needs a state
+    of its own, `SpikeState`.
     """
 
-    def init(params: PyTree) -> SpikeState:
+    def init(params: PyTree) -> PyTree:
+        if not c.spike_deviations:
+            return inner.init(params)
         zero = jnp.zeros((), jnp.float32)
         return SpikeState(inner.init(params), zero, zero, jnp.zeros((), jnp.int32))
 
     def update(
         updates: PyTree,
-        state: SpikeState,
+        state: PyTree,
         params: PyTree = None,
         *,
         loss: Float[Array, ""],
         grad_norm: Float[Array, ""],
-    ) -> tuple[PyTree, SpikeState]:
+    ) -> tuple[PyTree, PyTree]:
         spike = is_spike(state, loss, grad_norm, c.spike_deviations)
-        new, new_inner = inner.update(updates, state.inner, params)
+        before = state.inner if c.spike_deviations else state
+        new, after = inner.update(updates, before, params)
         if c.on_spike == "skip":
             new = _where(spike, jax.tree.map(jnp.zeros_like, new), new)
-            new_inner = _where(spike, state.inner, new_inner)
+            after = _where(spike, before, after)
+        if not c.spike_deviations:
+            return new, after
         # The first loss starts the mean; later ones move it.
         weight = jnp.maximum(1.0 - _DECAY, 1.0 / (state.count + 1.0))
         off = loss - state.mean
-        mean = state.mean + weight * off
         variance = (1.0 - weight) * (state.variance + weight * off**2)
-        seen = SpikeState(new_inner, mean, variance, state.count + 1)
-        unseen = SpikeState(new_inner, *state[1:])
-        return new, _where(spike, unseen, seen)
+        seen = (state.mean + weight * off, variance, state.count + 1)
+        return new, SpikeState(after, *_where(spike, tuple(state[1:]), seen))
 
     return optax.GradientTransformationExtraArgs(init, update)  # pyright: ignore
 
@@ -106,9 +110,9 @@ def _where(condition: Bool[Array, ""], yes: PyTree, no: PyTree) -> PyTree:
 
 
 def is_spike(
-    state: SpikeState, loss: Float[Array, ""], grad_norm: Float[Array, ""], deviations: float
+    state: PyTree, loss: Float[Array, ""], grad_norm: Float[Array, ""], deviations: float
 ) -> Bool[Array, ""]:
-    """Returns whether a step is a spike, given the losses before it."""
+    """Returns whether a step is a spike, given the losses before it, in the optimizer's state."""
     spike = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
     if deviations:
         limit = state.mean + deviations * jnp.sqrt(state.variance)

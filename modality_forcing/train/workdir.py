@@ -26,6 +26,8 @@ NON_IDENTITY_KEYS = (
     "train.compilation_cache",
     "train.max_to_keep",
     "train.async_save",
+    "train.on_spike",
+    "train.spike_tries",
     "train.grad_accum_steps",
     "data.workers",
     "sample.",
