@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from modality_forcing.train.checkpoint import is_complete
 from modality_forcing.train.logger import MEASURED
 from modality_forcing.train.metrics import read_metrics
 from tests.runs import ROOT, environment
@@ -76,3 +80,41 @@ def test_killed_run_of_four_processes_resumes_with_two(tmp_path, one):
     # Only the first process logs.
     assert "resuming from step 3 of 6" in said and said.count("resuming") == 1
     same(tmp_path / "run", said, one)
+
+
+LONG = """
+from dataclasses import replace
+from tests import tiny
+
+def get_config(arg):
+    config = tiny.t2i(batch=8, steps=100000, save_every=100000, log_every=1)
+    return replace(config, model=replace(config.model, num_layers=1))
+"""
+
+
+@pytest.mark.slow
+def test_signal_to_one_process_saves_and_ends_all_at_the_same_step(tmp_path):
+    config, workdir = tmp_path / "configs/long.py", tmp_path / "run"
+    config.parent.mkdir()
+    config.write_text(LONG)
+    train = ["train", f"--config={config}", f"--workdir={workdir}"]
+    command = [sys.executable, str(ROOT / "launch/local_multiprocess.py"), "--grace=60"]
+    with (tmp_path / "log").open("w+") as log:
+        launcher = subprocess.Popen(
+            [*command, "--", *train], env=environment(), stdout=log, stderr=log
+        )
+        rows = workdir / "metrics.jsonl"
+        end = time.monotonic() + 200
+        while not (rows.exists() and rows.read_text().count("\n") > 2) and time.monotonic() < end:
+            time.sleep(0.05)
+        listed = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True)
+        second = max(map(int, listed.stdout.split()))  # the one that does not write
+        os.kill(second, signal.SIGUSR1)
+        code = launcher.wait(timeout=200)
+        log.seek(0)
+        said = log.read()
+    ends = re.findall(
+        r"^\[(\d)\] mforce train: stopped by SIGUSR1 at step (\d+)", said, re.MULTILINE
+    )
+    assert code == 143 and sorted(number for number, _ in ends) == ["0", "1"], said[-3000:]
+    assert ends[0][1] == ends[1][1] and is_complete(workdir / "checkpoints" / ends[0][1])
