@@ -29,9 +29,11 @@ from modality_forcing.train import checksums
 from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import TrainState
 
+ROOT = Path(__file__).parents[1]  # where tests/bucket.py is
 COPIES = 4  # of the weights in a state: parameters, EMA, two moments
 SERVE = """
-import os, sys, time
+import sys, time
+sys.path.insert(0, sys.argv[2])
 from tests.bucket import Bucket
 bucket, rate = Bucket(), float(sys.argv[1])
 free = [0.0]  # when the line is free again
@@ -74,11 +76,12 @@ def place(mb_s: float) -> Iterator[Path]:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder)
         return
-    command = [sys.executable, "-c", SERVE, str(mb_s * 1e6)]
+    command = [sys.executable, "-c", SERVE, str(mb_s * 1e6), str(ROOT)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     ) as server:
         assert server.stdout is not None
+        sys.path.insert(0, str(ROOT))
         from tests.bucket import environment
 
         os.environ.update(environment(int(server.stdout.readline())))
