@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -15,6 +14,7 @@ from modality_forcing import __version__, paths
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.generator import Generator
+from modality_forcing.mirror import staged
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.train import checkpoint
 from modality_forcing.tree import flatten, unflatten
@@ -24,8 +24,8 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     """Writes `out/weights` (Orbax) or `out/weights.safetensors`, and `out/manifest.json`.
 
     The manifest holds the config and the path, shape, dtype and sha256 of every weight. The files
-    are read back and compared bit for bit before the folder gets its name, so that a folder that
-    exists is complete.
+    are read back and compared bit for bit before the folder gets its name, or its manifest where it
+    is in a bucket: a folder with a manifest is complete.
 
     Raises UserError if `out` exists, the checkpoint cannot be read, or `out` cannot be written.
     """
@@ -35,10 +35,13 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     generator = Generator.from_checkpoint(source)
     flat = {path: np.asarray(leaf) for path, leaf in flatten(generator.params).items()}
     out = out.absolute()
-    unfinished = out.with_name(f".{out.name}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    # In a bucket, which knows no renaming, the manifest comes last and makes the folder complete.
+    unfinished = out if paths.is_address(out) else out.with_name(f".{out.name}.unfinished")
+    if unfinished != out:
+        paths.remove_tree(unfinished)
+    done = False
     try:
-        unfinished.mkdir(parents=True)
+        paths.make_folder(unfinished)
         write, read = _FORMATS[kind]
         write(unfinished, flat)
         manifest = {
@@ -46,19 +49,22 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
             "config": to_dict(generator.config),
             "weights": {path: _entry(leaf) for path, leaf in sorted(flat.items())},
         }
-        write_file(unfinished / "manifest.json", json.dumps(manifest, indent=1))
         again = read(unfinished)
         changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
         if changed or set(again) != set(flat):
             what = f"what was written does not read back ({changed[:3]})"
             raise UserError(what, where=out, hint="check the disk")
-        unfinished.rename(out)
+        write_file(unfinished / "manifest.json", json.dumps(manifest, indent=1))
+        if unfinished != out:
+            unfinished.rename(out)
+        done = True
     except Exception as error:  # a full disk comes through several types of Orbax and safetensors
         if isinstance(error, UserError) or paths.cause(error) is None:
             raise
         raise paths.os_error(error, out, "written") from error
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if not done:
+            paths.remove_tree(unfinished)
     return out
 
 
@@ -86,13 +92,14 @@ def _write_safetensors(folder: Path, flat: dict[str, np.ndarray]) -> None:
 
     # Not ascontiguousarray, which turns a scalar into a vector.
     arrays = {path: np.asarray(leaf, order="C") for path, leaf in flat.items()}
-    save_file(arrays, folder / "weights.safetensors")
+    with staged(folder) as local:
+        save_file(arrays, local / "weights.safetensors")
 
 
 def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load_file
+    from safetensors.numpy import load
 
-    return load_file(folder / "weights.safetensors")
+    return load(paths.read_bytes(folder / "weights.safetensors"))
 
 
 _FORMATS = {

@@ -5,9 +5,12 @@ Its files are uploaded under their own names. Of a path on a disk the mirror is 
 
 from __future__ import annotations
 
+import hashlib
+import os
+import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -57,6 +60,38 @@ class Mirror:
             self.upload()
         finally:
             self.discard()
+
+
+def on_disk(path: Path, patterns: Sequence[str]) -> Path:
+    """Returns a file or folder of a disk with the content of a path.
+
+    An address is downloaded once for each version into `~/.cache/modality_forcing`
+    (XDG_CACHE_HOME), of a folder the files whose names match a pattern. Raises UserError if that
+    fails.
+    """
+    if not isinstance(path, BucketPath):
+        return path
+    if paths.is_file(path):
+        files = [path]
+    elif paths.is_dir(path):
+        files = sorted({BucketPath(f) for p in patterns for f in paths.glob(path, p)})
+    else:
+        return path  # whoever reads it reports it
+    versions = "\n".join(f"{file} {buckets.version(file)}" for file in files)
+    digest = hashlib.sha256(versions.encode()).hexdigest()[:16]
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = paths.make_folder(Path(cache) / "modality_forcing" / digest)
+    for file in files:
+        if not paths.exists(folder / file.name):
+            unfinished = folder / f".{file.name}.{secrets.token_hex(4)}"
+            try:
+                buckets.download(file, unfinished)
+                paths.move_file(unfinished, folder / file.name)
+            except OSError as error:
+                raise paths.os_error(error, folder, "written") from error
+            finally:
+                unfinished.unlink(missing_ok=True)
+    return folder / path.name if files == [path] else folder
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from modality_forcing.commands.arguments import positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path, exists, write_file
+from modality_forcing.paths import as_path, exists, read_bytes, write_file
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import read_json, read_verified, with_checksum
 
@@ -216,7 +216,7 @@ def _sheets(workdir: Path) -> list[tuple[str, str, bytes]]:
     sheets = []
     for name, (title, columns) in _SHEETS.items():
         text = columns if name == "i2d" else f"{columns}. Captions, row by row: {listed}"
-        sheets.append((title, text, (workdir / "images" / f"{name}.png").read_bytes()))
+        sheets.append((title, text, read_bytes(workdir / "images" / f"{name}.png")))
     return sheets
 
 

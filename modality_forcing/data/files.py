@@ -18,6 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from modality_forcing import numpy_io
 from modality_forcing.errors import UserError
 from modality_forcing.exr_io import read_depth_channel
+from modality_forcing.paths import as_path, is_address, read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 DEPTH_SUFFIXES = (".png", ".npy", ".exr")
@@ -100,7 +101,7 @@ def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, 
     Raises UserError if the file is missing, damaged or of another kind, has a negative value, or
     has no valid one.
     """
-    path = Path(path)
+    path = as_path(path)
     suffix = path.suffix.lower()
     if suffix not in DEPTH_SUFFIXES:
         what = f"depth in a {suffix or 'nameless'} file is not understood"
@@ -185,9 +186,10 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
         with warnings.catch_warnings():
             # A large photograph is fine. Pillow refuses above twice its limit, 179 million pixels.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            source = _source(path)
+            with Image.open(source) as opened:
                 if opened.format == "PNG":
-                    _verify_png(path)
+                    _verify_png(source)
                 opened.load()
                 yield opened
     except UserError:
@@ -205,6 +207,12 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
         article = "an" if kind[0] in "aeiou" else "a"
         what = f"cannot be read as {article} {kind} ({reason})"
         raise UserError(what, where=path, hint="replace the file") from error
+
+
+def _source(path: str | Path | BytesIO) -> str | Path | BytesIO:
+    """Returns what Pillow opens: the content of an object of a bucket."""
+    in_bucket = not isinstance(path, BytesIO) and is_address(path)
+    return BytesIO(read_bytes(path)) if in_bucket else path
 
 
 def _verify_png(path: str | Path | BytesIO) -> None:

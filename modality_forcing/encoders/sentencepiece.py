@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import exists, is_dir, is_file
+from modality_forcing.paths import as_path, exists, is_dir, is_file, read_bytes
 
 PAD, EOS, UNK = 0, 1, 2  # in every T5 and UMT5
 _FILE = "spiece.model"
@@ -60,10 +60,10 @@ def _processor(model: str) -> Any:
     except ImportError as error:
         what = "captions of a frozen text encoder need the package sentencepiece"
         raise UserError(what, hint="pip install 'modality_forcing[encoders]'") from error
-    path = _find_model(Path(model))
+    path = _find_model(as_path(model))
     processor = SentencePieceProcessor()
     try:
-        processor.LoadFromSerializedProto(path.read_bytes())
+        processor.LoadFromSerializedProto(read_bytes(path))
         ids = processor.pad_id(), processor.eos_id(), processor.unk_id()
     except OSError as error:
         what = f"cannot be read ({error.strerror or error})"

@@ -20,7 +20,8 @@ from jax.sharding import Sharding
 from modality_forcing import distributed
 from modality_forcing.encoders import quantized
 from modality_forcing.errors import UserError
-from modality_forcing.paths import exists, is_dir, is_file
+from modality_forcing.mirror import on_disk
+from modality_forcing.paths import as_path, exists, glob, is_dir, is_file
 from modality_forcing.text_io import read_object
 
 M = TypeVar("M", bound=nnx.Module)
@@ -165,7 +166,7 @@ def open_checkpoint(location: str | Path) -> Checkpoint:
     downloaded before. Raises UserError if there is no such thing, a file of an index is missing, or
     a file is truncated or no safetensors.
     """
-    path = Path(location).expanduser()
+    path = on_disk(as_path(location).expanduser(), _HUB_FILES)
     if is_file(path):
         return Checkpoint(str(location), (path,))
     if is_dir(path):
@@ -289,13 +290,13 @@ def _some(names: list[str]) -> str:
 
 
 def _find_files(folder: Path) -> tuple[Path, ...]:
-    indices = sorted(folder.glob("*.safetensors.index.json"))
+    indices = glob(folder, "*.safetensors.index.json")
     if len(indices) > 1:
         what = "holds several indices of safetensors files"
         hint = "name one file, or keep one index"
         raise UserError(what, where=folder, hint=hint)
     if not indices:
-        files = tuple(sorted(folder.glob("*.safetensors")))
+        files = tuple(glob(folder, "*.safetensors"))
         if not files:
             hint = "give the folder of the weights themselves"
             raise UserError("holds no .safetensors file", where=folder, hint=hint)

@@ -28,7 +28,7 @@ from modality_forcing.data.files import (
 )
 from modality_forcing.data.resize import Window, crop_resize_depth
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_dir, is_file
+from modality_forcing.paths import as_path, is_dir, is_file, require_disk
 
 BATCH_SIZE = 32  # images per call of a user's function, whose memory use is unknown
 # Mean difference in u8 codes up to which two images count as equal. The same weights on another
@@ -63,7 +63,7 @@ def parse_estimator(text: str) -> Estimator | None:
     """Parses `self` (None: the model's own i2d), a folder of maps, or `module:function`."""
     if text == "self":
         return None
-    if text and is_dir(Path(text)):  # "" would be the current folder
+    if text and is_dir(as_path(text)):  # "" would be the current folder
         return from_folder(text)
     if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text):
         return from_callable(text)
@@ -79,9 +79,10 @@ def from_folder(path: str | Path) -> Estimator:
     it must equal the judged one: maps of another checkpoint's images are refused. Raises UserError
     if there is no such folder.
     """
-    if not is_dir(Path(path)):
+    folder = require_disk(as_path(path), "maps of depth")
+    if not is_dir(folder):
         raise UserError("no such folder", where=path, hint="check --estimator")
-    return _FolderEstimator(Path(path))
+    return _FolderEstimator(folder)
 
 
 def from_callable(text: str) -> Estimator:

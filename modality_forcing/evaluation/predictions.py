@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_file, write_file
+from modality_forcing.paths import is_file, read_bytes, write_file
 
 FORMAT = 2  # of the files: a .npy, which numpy reads, and the SHA-256 of its bytes
 _CHECKSUM = 32  # bytes
@@ -36,8 +36,8 @@ class PredictionStore:
     def get(self, index: int) -> np.ndarray | None:
         """Returns depth and uncertainty f32 [2 r r] of a frame; None if not stored intact."""
         try:
-            content = self._path(index).read_bytes()
-        except OSError:
+            content = read_bytes(self._path(index))
+        except UserError:
             return None
         array, checksum = content[:-_CHECKSUM], content[-_CHECKSUM:]
         if hashlib.sha256(array).digest() != checksum:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -21,6 +20,7 @@ from modality_forcing.evaluation.heldout import Evaluator, HeldOutData, load_rec
 from modality_forcing.evaluation.predictions import UnstoredPredictions
 from modality_forcing.evaluation.protocols import get_protocol
 from modality_forcing.generator import Generator
+from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 from modality_forcing.train import inputs as run_inputs
 from modality_forcing.train.evaluation import EvalResult, Evaluate
@@ -140,7 +140,7 @@ def _open_benchmarks(config: Config, generator: Generator) -> list[OpenedBenchma
         hint = "name the folder of the sets with --config.eval.benchmark_root=FOLDER"
         raise UserError("eval.benchmark_root is empty", hint=hint)
     benchmark.check_supported(generator, benchmark.InferenceOptions(), get_protocol())
-    return benchmark.open_benchmarks(c.benchmark, Path(c.benchmark_root))
+    return benchmark.open_benchmarks(c.benchmark, as_path(c.benchmark_root))
 
 
 def _few_frames(opened: OpenedBenchmark, count: int) -> OpenedBenchmark:

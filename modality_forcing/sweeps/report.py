@@ -14,7 +14,7 @@ from modality_forcing.laws.compare import compare, largest_cells
 from modality_forcing.laws.figures import plot as plot_fit
 from modality_forcing.laws.fit import Fit, fit
 from modality_forcing.laws.table import MUST_MATCH, Table
-from modality_forcing.paths import write_file
+from modality_forcing.paths import read_bytes, write_file
 from modality_forcing.sweeps import figures as sweep_figures
 from modality_forcing.sweeps.curves import Curve
 from modality_forcing.sweeps.curves import write as write_curves
@@ -40,7 +40,7 @@ def write(folder: Path, name: str, rows: Sequence[Row], curves: Sequence[Curve] 
     sizes = sweep_figures.write(rows, folder / "figure4")[1]
     body = [
         f"<header><h1>Sweep {escape(name)}</h1><p class=lead>{_lead(rows)}</p></header>",
-        section("Size and pretraining", chart(sizes.read_bytes(), "Error by size")),
+        section("Size and pretraining", chart(read_bytes(sizes), "Error by size")),
         *([section("While training", _while_training(folder, curves))] if curves else []),
         section("Scaling law", _law(folder, rows)),
         section("Every cell", _cells(rows)),
@@ -53,7 +53,7 @@ def write(folder: Path, name: str, rows: Sequence[Row], curves: Sequence[Curve] 
 def _while_training(folder: Path, curves: Sequence[Curve]) -> str:
     svg = write_curves(curves, folder / "curves")[1]
     caption = "Loss of held-out records at fixed noise levels, mean over the levels"
-    return chart(svg.read_bytes(), caption)
+    return chart(read_bytes(svg), caption)
 
 
 def table_of(rows: Sequence[Row], column: str) -> tuple[Table, str]:
@@ -84,7 +84,7 @@ def _law(folder: Path, rows: Sequence[Row]) -> str:
             svg = figures.save(plot_fit(fitted, points), folder / "law")[1]
     except UserError as error:
         return f"<p>No law can be fitted to these rows yet: {escape(str(error))}.</p>"
-    drawing = chart(svg.read_bytes(), fitted.form.equation)
+    drawing = chart(read_bytes(svg), fitted.form.equation)
     return drawing + _parameters(fitted) + _nested_forms(points, name, fitted)
 
 

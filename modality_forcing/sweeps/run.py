@@ -24,7 +24,7 @@ from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError, WorkerDied
 from modality_forcing.evaluation.while_training import make_evaluate
-from modality_forcing.paths import exists, write_file
+from modality_forcing.paths import exists, remove, write_file
 from modality_forcing.sweeps.price import cell_columns
 from modality_forcing.sweeps.score import Scorer
 from modality_forcing.sweeps.spec import Cell, Run
@@ -78,7 +78,7 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
                     if not finished:
                         continue
                     if distributed.is_primary():
-                        folder.failure_log(cell).unlink(missing_ok=True)
+                        remove(folder.failure_log(cell))
             if distributed.is_primary():
                 folder.write_rows()
             jax.clear_caches()  # each width is another program; hundreds would fill the memory

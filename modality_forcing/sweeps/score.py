@@ -18,6 +18,7 @@ from modality_forcing.evaluation.heldout import Evaluator, HeldOutData
 from modality_forcing.evaluation.protocols import MOGE, get_protocol
 from modality_forcing.generator import Generator
 from modality_forcing.modalities.base import Batch
+from modality_forcing.paths import as_path
 from modality_forcing.sweeps.spec import Benchmarks, Cell, Records
 from modality_forcing.train.state import Params
 from modality_forcing.train.step import Sums, compute_loss
@@ -83,7 +84,7 @@ class Scorer:
         protocol = get_protocol(options.protocol)
         results = benchmark.run_benchmarks(
             generator,
-            benchmark.open_benchmarks(options.names, Path(options.root)),
+            benchmark.open_benchmarks(options.names, as_path(options.root)),
             protocol,
             benchmark.InferenceOptions(samples=options.samples, seed=options.seed),
             step=str(cell.run.config.train.steps),

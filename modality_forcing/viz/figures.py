@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modality_forcing.paths import write_file
+from modality_forcing.paths import as_path, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def save(figure: Figure, stem: str | Path) -> list[Path]:
 
     Raises UserError if a file cannot be written; files are written atomically.
     """
-    paths = [Path(f"{stem}.{kind}") for kind in ("png", "svg")]
+    paths = [as_path(f"{stem}.{kind}") for kind in ("png", "svg")]
     for path in paths:
         write_file(path, render(figure, path.suffix[1:]))
     return paths

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
-from modality_forcing.paths import write_file
+from modality_forcing.paths import as_path, write_file
 
 # Perceptually uniform: lightness rises evenly, also in a gray print and for the color-blind. The
 # maps of most depth papers are "Spectral_r" of disparity (near is red).
@@ -167,7 +167,7 @@ def save_depth(
     `scale`, with the unit. Depth that is not finite and positive is invalid. Raises UserError if a
     file cannot be written; files are written atomically.
     """
-    stem, valid = Path(stem), _valid_mask(depth, valid)
+    stem, valid = as_path(stem), _valid_mask(depth, valid)
     clean = np.where(valid, depth, np.nan).astype(np.float32)
     scale = float(np.max(clean[valid], initial=0)) / _MAX_CODE or 1.0
     codes = np.clip(np.rint(np.where(valid, clean, 0) / scale), 1, _MAX_CODE)

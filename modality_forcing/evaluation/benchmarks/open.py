@@ -15,7 +15,7 @@ from modality_forcing.evaluation.benchmarks.native_layouts import (
     layout_patterns,
 )
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame, find_benchmark
-from modality_forcing.paths import is_dir, is_file
+from modality_forcing.paths import as_path, is_dir, is_file, require_disk
 
 LayoutName = Literal["bundle", "native"]
 _UNPACK = "unpack the whole set again, or give a --frame-list of the frames to score"
@@ -69,9 +69,9 @@ def open_benchmark(
     Raises UserError for an unknown name, a folder without a layout of the set or with two, an
     official list of another length, or a missing file: an incomplete set has no mean.
     """
-    benchmark, root = find_benchmark(name), Path(root)
+    benchmark, root = find_benchmark(name), require_disk(as_path(root), "benchmarks")
     layout = _find_layout(benchmark, root)
-    names = layout.names() if frame_list is None else read_name_list(Path(frame_list))
+    names = layout.names() if frame_list is None else read_name_list(as_path(frame_list))
     if frame_list is None and layout.num_expected not in (None, len(names)):
         raise UserError(
             f"{benchmark.title} has {layout.num_expected} images, but {len(names)} are listed here",
