@@ -72,7 +72,8 @@ def rasterize_points(
     Points outside of the (h, w) of the image are ignored.
     """
     column, row, inside = _cells(pixels, image_size, size or image_size)
-    z = z[inside].astype(np.float32)
+    with np.errstate(over="ignore"):  # infinite depth is refused with the record
+        z = z[inside].astype(np.float32)
     if drop_occluded:
         seen = ~occlusion_mask(pixels[inside], z, image_size)
         column, row, z = column[seen], row[seen], z[seen]

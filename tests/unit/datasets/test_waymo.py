@@ -191,11 +191,8 @@ def write(
 ) -> Path:
     path = root / split / f"{name}.tfrecord"
     path.parent.mkdir(parents=True, exist_ok=True)
-    framed = ((struct.pack("<Q", len(record)), record) for record in records)
-    parts = (
-        size + struct.pack("<I", masked_crc(size)) + record + b"\0\0\0\0" for size, record in framed
-    )
-    path.write_bytes(b"".join(parts))
+    framed = [part for record in records for part in (struct.pack("<Q", len(record)), record)]
+    path.write_bytes(b"".join(part + struct.pack("<I", masked_crc(part)) for part in framed))
     return path
 
 
