@@ -105,6 +105,11 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
         hint = "; run the same command again to resume" if command.resumable else ""
         message, code = f"{error or 'interrupted'}{hint}", signals.exit_code(error)
         agreed = getattr(error, "agreed", False)
+    except Exception as error:
+        lost = distributed.lost_process(error)
+        if lost is None:
+            raise
+        message, code = f"{lost}; run the same command again to resume", 1
     print(f"mforce {options.command}: {message}", file=sys.stderr)
     return distributed.exit_process(code, agreed=agreed)
 

@@ -86,6 +86,16 @@ def exit_process(code: int, *, agreed: bool = False) -> int:
     return code
 
 
+def lost_process(error: Exception) -> str | None:
+    """Returns a line for an error that means that another process of the run has died, or None."""
+    if not _joined() or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
+        return None
+    reason = str(error).strip().partition("\n")[0]
+    if not re.search(r"Gloo|[Cc]onnection|heartbeat|unhealthy|NCCL|UNAVAILABLE", reason):
+        return None
+    return f"another process of the run has died or does not answer ({reason[:200]})"
+
+
 def devices() -> list[Any]:
     """Returns all devices of the run, starting them if need be.
 

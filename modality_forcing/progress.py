@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import zip_longest
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 
 @runtime_checkable
@@ -37,7 +37,10 @@ class LossyStream:
 
     Attributes:
       error: why text was lost, None if none was.
+      outlives_reader: whether text is discarded once a pipe has no reader, for all streams.
     """
+
+    outlives_reader: ClassVar[bool] = False
 
     def __init__(self, stream: Stream | None):
         self._stream = stream
@@ -52,8 +55,6 @@ class LossyStream:
         else:
             try:
                 self._stream.write(text)
-            except BrokenPipeError:
-                raise
             except OSError as error:
                 self._lose(error)
         return len(text)
@@ -63,8 +64,6 @@ class LossyStream:
         try:
             if self._stream is not None:
                 self._stream.flush()
-        except BrokenPipeError:
-            raise
         except OSError as error:
             self._lose(error)
 
@@ -88,6 +87,8 @@ class LossyStream:
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
 
     def _lose(self, error: OSError) -> None:
+        if isinstance(error, BrokenPipeError) and not LossyStream.outlives_reader:
+            raise error
         self.error = self.error or error
         self.discard()  # or Python would report the buffer at exit
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
-from modality_forcing.progress import print_stderr
+from modality_forcing.progress import LossyStream, print_stderr
 
 STOPPED, INTERRUPTED = 143, 130  # exit codes
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -109,6 +109,7 @@ def _receive(
             if number == signal.SIGINT:
                 os._exit(INTERRUPTED)
             continue
+        _prepare_output(number)
         flag.signal = number
         if notify is not None:
             notify()
@@ -129,6 +130,7 @@ def raise_on_signals() -> Iterator[None]:
         nonlocal raised_at
         if time.monotonic() - raised_at >= _REPEATED_WITHIN:
             raised_at = time.monotonic()
+            _prepare_output(number)
             raise StopRequest(number)
 
     def lost() -> None:
@@ -189,6 +191,12 @@ def ignore(numbers: Sequence[int] = (signal.SIGINT, *SIGNALS)) -> None:
     """Ignores signals in a worker process, which its main process ends."""
     for number in numbers:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _prepare_output(number: int) -> None:
+    # The reader of the output, such as tee, received SIGHUP as well. The state must still be saved.
+    if number == signal.SIGHUP:
+        LossyStream.outlives_reader = True
 
 
 def name(number: int) -> str:

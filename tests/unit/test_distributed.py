@@ -298,3 +298,19 @@ def test_checkpoint_is_not_blamed_for_a_missing_accelerator(t2i_run, tmp_path):
         pytest.skip("there is a GPU")
     done = subprocess.run(command, env=env, capture_output=True, text=True)
     runs.refused(runs.Done(done.returncode, done.stdout, done.stderr), "JAX_PLATFORMS: cuda")
+
+
+@pytest.mark.parametrize(
+    ("message", "is_loss"),
+    [
+        ("UNKNOWN: Gloo AllGather failed: pair.cc:547] Connection closed by peer", True),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", False),
+    ],
+)
+def test_death_of_another_process_is_told_from_other_errors(monkeypatch, message, is_loss):
+    error = jax.errors.JaxRuntimeError(message)
+    assert distributed.lost_process(error) is None  # a single process
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    found = distributed.lost_process(error)
+    assert (found is not None and "another process" in found) == is_loss
+    assert distributed.lost_process(ValueError(message)) is None

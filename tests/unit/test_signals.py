@@ -160,3 +160,27 @@ def wait_for(condition) -> None:
     end = time.monotonic() + 5
     while not condition() and time.monotonic() < end:
         time.sleep(0.01)
+
+
+# The reader of the output has received SIGHUP as well, as `| tee log` of a lost terminal has.
+HUNG_UP = """
+import os, signal, sys, time
+from contextlib import redirect_stdout
+from modality_forcing import signals
+from modality_forcing.progress import LossyStream
+stream = LossyStream(sys.stdout)
+with redirect_stdout(stream), signals.stop_flag() as stop:
+    os.kill(os.getpid(), signal.SIGHUP)
+    while stop.signal is None:
+        time.sleep(0.01)
+    print("x" * 100, flush=True)
+os._exit(7)
+"""
+
+
+def test_lost_reader_does_not_break_off_the_save_after_a_hang_up():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", HUNG_UP]
+    assert subprocess.run(command, env=environment(), stdout=writing).returncode == 7
+    os.close(writing)
