@@ -12,6 +12,7 @@ import time
 import pytest
 
 from modality_forcing import signals
+from modality_forcing.progress import LossyStream
 from tests.runs import environment
 
 # The interrupt arrives inside a callback of the garbage collector, where jax has one too.
@@ -46,6 +47,12 @@ with signals.stop_flag():
 
 
 ALL = (signal.SIGINT, *signals.SIGNALS)
+
+
+@pytest.fixture(autouse=True)
+def _streams(monkeypatch):
+    """Restores what SIGHUP changes for the rest of a process."""
+    monkeypatch.setattr(LossyStream, "outlives_reader", False)
 
 
 def run(code: str) -> subprocess.CompletedProcess[str]:

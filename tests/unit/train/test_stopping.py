@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 
 from modality_forcing import distributed, preemption, signals
+from modality_forcing.progress import LossyStream
 from modality_forcing.train import stopping
 from modality_forcing.train.stopping import ASK_EVERY, READ_AFTER, SaveClock, Stopping
+
+
+@pytest.fixture(autouse=True)
+def _streams(monkeypatch):
+    """Restores what SIGHUP changes for the rest of a process."""
+    monkeypatch.setattr(LossyStream, "outlives_reader", False)
 
 
 def send(number: int, stop: Stopping) -> None:
