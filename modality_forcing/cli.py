@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import select
 import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
@@ -66,7 +67,14 @@ def main(arguments: list[str] | None = None) -> int:
     with redirect_stdout(stdout), redirect_stderr(stderr):  # pyright: ignore[reportArgumentType]
         try:
             with signals.raise_on_signals():
-                return _main(sys.argv[1:] if arguments is None else arguments, stdout)
+                code = _main(sys.argv[1:] if arguments is None else arguments, stdout)
+                if arguments is None and code in (signals.STOPPED, signals.INTERRUPTED):
+                    # Threads that still compile would crash while Python takes itself down.
+                    with suppress(OSError):
+                        stdout.flush()
+                        stderr.flush()
+                    os._exit(code)
+                return code
         finally:
             with suppress(BrokenPipeError):
                 stdout.flush()

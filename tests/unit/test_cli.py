@@ -7,13 +7,14 @@ import json
 import os
 import re
 import shlex
+import signal
 import stat
 import subprocess
 import sys
 
 import pytest
 
-from modality_forcing import __version__, cli
+from modality_forcing import __version__, cli, signals
 from modality_forcing.errors import UserError
 from tests import runs
 from tests.runs import environment, refused
@@ -104,6 +105,14 @@ def test_interruption_is_exit_code_130_and_says_how_to_resume(mforce, raising, c
     assert done.code == 130
     assert ("run the same command again to resume" in done.err) == resumable
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signal_is_exit_code_143(mforce, raising, name):
+    raising("demo", signals.StopRequest(getattr(signal, name)))
+    done = mforce("demo")
+    message = f"stopped by {name}; run the same command again to resume"
+    assert (done.code, done.err) == (143, f"mforce demo: {message}\n")
 
 
 def test_other_exceptions_pass(mforce, raising):
