@@ -14,6 +14,7 @@ Otherwise there is one process, and this module does not import jax.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -25,10 +26,12 @@ from typing import Any
 
 from modality_forcing import preemption, signals
 from modality_forcing.errors import UserError
+from modality_forcing.progress import print_stderr
 
 COORDINATOR, COUNT, ID = "MFORCE_COORDINATOR", "MFORCE_PROCESS_COUNT", "MFORCE_PROCESS_ID"
 LOOPBACK = ("127.0.0.1", "localhost")
 DEVICES = Path("/dev")
+DRIVER = Path("/proc/driver/nvidia/version")
 HEARTBEAT_TIMEOUT = 100  # seconds without a sign of life after which a process counts as dead
 Arguments = dict[str, Any]  # of jax.distributed.initialize
 
@@ -103,7 +106,10 @@ def devices() -> list[Any]:
     """
     jax = _jax()
     try:
-        return jax.devices()
+        found = jax.devices()
+        if is_primary() and (line := _unused_hardware(found[0].platform, jax.config.jax_platforms)):
+            _warn(line)
+        return found
     except Exception as error:  # a plugin without its chip raises what it likes
         if jax.config.jax_platforms is None:
             raise
@@ -223,6 +229,37 @@ def _hardware() -> list[str]:
     """The accelerators of this machine, by the files of their drivers."""
     counts = {"NVIDIA GPU": len([*DEVICES.glob("nvidia[0-9]*")]), "TPU chip": len(_tpu_chips())}
     return [f"{n} {name}{'s' * (n > 1)}" for name, n in counts.items() if n]
+
+
+def _unused_hardware(platform: str, asked: str | None) -> str:
+    """A line on accelerators that are here while jax uses the CPU, or "".
+
+    asked: JAX_PLATFORMS; who sets it, or hides the GPUs, wants the CPU.
+    """
+    here = _hardware()
+    if platform != "cpu" or asked or not here:
+        return ""
+    extra = "tpu"
+    if not any("TPU" in name for name in here):
+        if os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1"):
+            return ""
+        extra = _cuda_extra()
+    what = f"warning: this machine has {', '.join(here)}, and jax uses the CPU"
+    return f'{what}; pip install "modality_forcing[{extra}]", or set JAX_PLATFORMS=cpu'
+
+
+def _cuda_extra() -> str:
+    """The extra whose CUDA the GPU's driver runs: CUDA 13 needs driver 580."""
+    try:
+        version = re.search(r"Kernel Module\D*(\d+)\.", DRIVER.read_text())
+    except OSError:
+        version = None
+    return "cuda12" if version and int(version[1]) < 580 else "cuda13"
+
+
+@functools.cache
+def _warn(line: str) -> None:
+    print_stderr(line)  # once
 
 
 def _metadata(server: str, name: str) -> str | None:

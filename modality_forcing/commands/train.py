@@ -21,6 +21,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--config", required=True, metavar="FILE[:ARG]", help=config)
     workdir = "for checkpoints, metrics and TensorBoard events"
     add("--workdir", type=as_path, required=True, help=workdir)
+    wandb = "log rows of metrics to Weights & Biases too (extra wandb; WANDB_PROJECT, WANDB_MODE)"
+    add("--log", choices=("wandb",), help=wandb)
+    profile = "profile COUNT steps after FROM updates into the workdir; :all for all processes"
+    add("--profile", metavar="FROM:COUNT[:all]", help=profile)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -29,6 +33,13 @@ def main(options: argparse.Namespace) -> None:
     from modality_forcing import config_file
     from modality_forcing.evaluation.while_training import make_evaluate
     from modality_forcing.train.loop import train
+    from modality_forcing.train.profile import parse_window
 
     config = config_file.load(options.config, options.overrides)
-    train(config, options.workdir, make_evaluate=make_evaluate)
+    train(
+        config,
+        options.workdir,
+        make_evaluate=make_evaluate,
+        wandb=options.log == "wandb",
+        profile=parse_window(options.profile) if options.profile else None,
+    )

@@ -12,7 +12,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from modality_forcing import distributed
+from modality_forcing import distributed, paths
 from modality_forcing.config import Config
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
@@ -26,7 +26,7 @@ from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.evaluation import Evaluate, MakeEvaluate
 from modality_forcing.train.inputs import Inputs, open_inputs
-from modality_forcing.train.metrics import param_summary
+from modality_forcing.train.metrics import param_summary, param_table
 from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState, abstract_model, init_params, init_state
@@ -78,6 +78,8 @@ def init_run(
         inputs.check()
         initial = initialize()
         write_config(workdir, config)
+        if distributed.is_primary():
+            paths.write_file(workdir / "parameters.txt", param_table(params))
     if jax.process_count() > 1:  # the first process writes the config before another reads it
         multihost_utils.sync_global_devices("config written")
     c = config.train

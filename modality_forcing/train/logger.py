@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 
 from modality_forcing import distributed
-from modality_forcing.config import Config
+from modality_forcing.config import Config, to_dict
 from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.train import throughput
@@ -19,6 +19,7 @@ from modality_forcing.train.evaluation import EvalResult
 from modality_forcing.train.metrics import MetricWriter, last_value
 from modality_forcing.train.run_clock import RunClock
 from modality_forcing.train.step_metrics import Metrics, Values, summarize, to_values
+from modality_forcing.train.wandb_log import WandbLog
 from modality_forcing.viz.images import png_bytes
 
 # Prefixes of what depends on the machine and its load. All else is equal in a resumed run.
@@ -36,6 +37,7 @@ class TrainLogger:
       start_step, metadata: of the checkpoint that the run starts from.
       loader_stats: returns what the loader counted since the last call.
       clock: started when the process began to prepare the run.
+      wandb: whether rows go to Weights & Biases too.
 
     Attributes:
       pending: metrics of the steps since the last row.
@@ -52,6 +54,7 @@ class TrainLogger:
         metadata: Metadata,
         loader_stats: Callable[[], Mapping[str, float]],
         clock: RunClock,
+        wandb: bool = False,
     ):
         self._loader_stats, self.clock = loader_stats, clock
         self._steps = config.train.steps
@@ -63,7 +66,8 @@ class TrainLogger:
         if primary := distributed.is_primary():
             began = last_value(workdir, "started_unix_s")
         clock.resume(saved, began)
-        self._writer = MetricWriter(workdir, start_step) if primary else None
+        more = [WandbLog(workdir, config.name, to_dict(config))] if wandb and primary else []
+        self._writer = MetricWriter(workdir, start_step, more) if primary else None
         # A run that is killed before its first checkpoint has it too.
         if self._writer and saved is None and (began is None or not start_step):
             self._writer.write(start_step, {"started_unix_s": began or time.time()})

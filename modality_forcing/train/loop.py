@@ -21,6 +21,7 @@ from modality_forcing.data.records import RecordSource
 from modality_forcing.train.evaluation import MakeEvaluate, is_due
 from modality_forcing.train.init import Run, init_run
 from modality_forcing.train.logger import TrainLogger
+from modality_forcing.train.profile import Profiler, ProfileWindow
 from modality_forcing.train.run_clock import RunClock
 from modality_forcing.train.spike_guard import SpikeGuard
 from modality_forcing.train.spikes import Spike
@@ -35,6 +36,8 @@ def train(
     *,
     records: RecordSource | None = None,
     make_evaluate: MakeEvaluate | None = None,
+    wandb: bool = False,
+    profile: ProfileWindow | None = None,
     stop_after: int | None = None,
 ) -> TrainState:
     """Trains a config in a workdir and returns the final state.
@@ -48,6 +51,8 @@ def train(
       records: replaces the config's own source, for example by the same records in memory.
       make_evaluate: makes what is evaluated every eval.every steps; None: nothing, whatever the
         config says. It changes no weights.
+      wandb: log rows to Weights & Biases too.
+      profile: the steps to profile, into `profile/`.
       stop_after: return after this many steps in total without a checkpoint, as if killed (for
         tests).
 
@@ -68,7 +73,17 @@ def train(
         run, state = init_run(config, workdir, records, make_evaluate)
         if not resumes:  # after all that could refuse the run: until then nothing is written
             stack.enter_context(cache)
-        return _train(config, workdir, run, state, clock=clock, stop_after=stop_after)
+        observe = _Observe(Profiler(profile, workdir), wandb, stop_after)
+        return _train(config, workdir, run, state, clock=clock, observe=observe)
+
+
+@dataclass(frozen=True)
+class _Observe:
+    """What is asked of a run besides its training."""
+
+    profiler: Profiler
+    wandb: bool
+    stop_after: int | None
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class _Watch:
     logger: TrainLogger
     guard: SpikeGuard
     stop: Stopping
-    stop_after: int | None
+    observe: _Observe
 
 
 def _train(
@@ -88,12 +103,13 @@ def _train(
     state: TrainState,
     *,
     clock: RunClock,
-    stop_after: int | None,
+    observe: _Observe,
 ) -> TrainState:
     guard = SpikeGuard(config.train, workdir, run.batches.records)
     with ExitStack() as stack:
         stack.callback(run.checkpoints.close)
         stack.callback(run.batches.close)
+        stack.callback(observe.profiler.close)
         # Not an exception at any moment: it would be lost in callbacks, or break off a save.
         stop = stack.enter_context(Stopping())
         while True:
@@ -105,10 +121,11 @@ def _train(
                 metadata=run.metadata,
                 loader_stats=run.batches.pop_stats,
                 clock=clock,
+                wandb=observe.wandb,
             )
             with closing(logger):
                 try:
-                    state = _run_steps(config, run, state, _Watch(logger, guard, stop, stop_after))
+                    state = _run_steps(config, run, state, _Watch(logger, guard, stop, observe))
                     break
                 except Spike as error:
                     spike = error.with_traceback(None)  # which would hold the state
@@ -126,7 +143,7 @@ def _run_steps(config: Config, run: Run, state: TrainState, watch: _Watch) -> Tr
     newest: Any = None  # the loss of the last dispatched step
     for k in range(run.start_step, c.steps):
         run.checkpoints.check()
-        if k == watch.stop_after:
+        if k == watch.observe.stop_after:
             return state
         resumed = k == run.start_step  # this step's row and checkpoint are written already
         log_due = not resumed and k % c.log_every == 0
@@ -152,8 +169,10 @@ def _run_steps(config: Config, run: Run, state: TrainState, watch: _Watch) -> Tr
         # Only an idle device counts as waiting. While the last step still runs, loading is free.
         if newest is None or newest.is_ready():
             clock.data_wait_s += time.monotonic() - before
+        watch.observe.profiler.before_step(k, logger.pending)
         before = time.monotonic()
-        with jax.transfer_guard("disallow"):
+        annotation = jax.profiler.StepTraceAnnotation("step", step_num=k)
+        with jax.transfer_guard("disallow"), annotation:
             state, metrics = run.step(state, batch)
         if resumed:
             clock.compile_s = time.monotonic() - before

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from tensorboardX import SummaryWriter
@@ -18,6 +18,17 @@ from modality_forcing.train.metric_rows import open_rows, read_metrics
 FLUSH_S = 60.0  # after which a row that is written brings all rows and events into a bucket
 
 
+@runtime_checkable
+class Backend(Protocol):
+    """Where else rows go, besides the workdir."""
+
+    def write(self, step: int, scalars: Mapping[str, float]) -> None: ...
+
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class MetricWriter:
     """Writes scalars as rows (`metric_rows`) and to TensorBoard event files beside them.
 
@@ -25,9 +36,12 @@ class MetricWriter:
     runs the steps after `first_step` again, so that their rows are removed. In a bucket, rows and
     events are stored by `flush`, by `close`, and by `write` once a minute: events are files of a
     temporary folder until then.
+
+    more: where rows go too.
     """
 
-    def __init__(self, folder: Path, first_step: int):
+    def __init__(self, folder: Path, first_step: int, more: Sequence[Backend] = ()):
+        self._more = more
         self._rows = open_rows(folder, first_step)
         self._flushed = time.monotonic()
         purge = first_step + 1 if first_step else None
@@ -46,6 +60,8 @@ class MetricWriter:
         self._rows.write({"step": step, **scalars})
         for name, value in scalars.items():
             self._events.add_scalar(name, value, step)
+        for backend in self._more:
+            backend.write(step, scalars)
         if time.monotonic() - self._flushed >= FLUSH_S:
             self.flush()
 
@@ -59,17 +75,28 @@ class MetricWriter:
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds an image u8 [h w 3] to the events."""
         self._events.add_image(name, image, step, dataformats="HWC")
+        for backend in self._more:
+            backend.write_image(step, name, image)
 
     def close(self) -> None:
         """Stores what was written, and ends the event file."""
         self._events.close()
         self._rows.flush()
         self._mirror.close()
+        for backend in self._more:
+            backend.close()
 
 
 def last_value(folder: Path, name: str) -> float | None:
     """Returns a scalar of the last row that has it, None if none does; raises as `read_metrics`."""
     return next((row[name] for row in reversed(read_metrics(folder)) if name in row), None)
+
+
+def param_table(params: Mapping[str, Any]) -> str:
+    """Returns a table of a network's weights, from nested dicts of them or of their shapes."""
+    from clu import parameter_overview
+
+    return parameter_overview.get_parameter_overview(dict(params), include_stats=False) + "\n"
 
 
 def param_summary(params: Mapping[str, Any]) -> str:

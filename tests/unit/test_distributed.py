@@ -314,3 +314,27 @@ def test_death_of_another_process_is_told_from_other_errors(monkeypatch, message
     found = distributed.lost_process(error)
     assert (found is not None and "another process" in found) == is_loss
     assert distributed.lost_process(ValueError(message)) is None
+
+
+@pytest.mark.parametrize(
+    "driver, extra", [("580.95.05", "cuda13"), ("535.104.12", "cuda12"), ("", "cuda13")]
+)
+def test_unused_gpu_is_one_line_with_the_extra(monkeypatch, tmp_path, driver, extra):
+    (tmp_path / "nvidia0").touch()
+    (tmp_path / "version").write_text(f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver} x")
+    monkeypatch.setattr(distributed, "DEVICES", tmp_path)
+    monkeypatch.setattr(distributed, "DRIVER", tmp_path / ("version" if driver else "nowhere"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    line = distributed._unused_hardware("cpu", None)
+    assert line.startswith("warning: this machine has 1 NVIDIA GPU, and jax uses the CPU; ")
+    assert f'pip install "modality_forcing[{extra}]"' in line
+    assert distributed._unused_hardware("gpu", None) == ""
+    assert distributed._unused_hardware("cpu", "cpu") == ""  # asked for
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert distributed._unused_hardware("cpu", None) == ""  # hidden
+
+
+def test_unused_tpu_names_its_extra(monkeypatch, tmp_path):
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(distributed, "DEVICES", tmp_path)
+    assert "modality_forcing[tpu]" in distributed._unused_hardware("cpu", "")
