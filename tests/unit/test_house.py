@@ -161,7 +161,9 @@ def test_each_module_has_its_twin_test():
 
 
 def test_package_imports_only_declared_dependencies():
-    allowed = declared(extras=("tfds", "datasets", "encoders", "exr", "completion", "beam"))
+    allowed = declared(
+        extras=("tfds", "datasets", "encoders", "exr", "completion", "wandb", "beam")
+    )
     for path in MODULES:
         others = imported(path) - sys.stdlib_module_names - {"modality_forcing"}
         assert {normal(DISTRIBUTION.get(name, name)) for name in others} <= allowed, relative(path)
