@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -320,7 +320,9 @@ def flipped_byte(bench: Bench) -> Row:
 
 
 @contextmanager
-def several(bench: Bench, workdir: Path, count: int = 4) -> Iterator[list[Running]]:
+def several(
+    bench: Bench, workdir: Path, count: int = 4, variables: Mapping[str, str] | None = None
+) -> Iterator[list[Running]]:
     """The processes of one run; those that are left are killed at the end."""
     import socket
 
@@ -334,6 +336,7 @@ def several(bench: Bench, workdir: Path, count: int = 4) -> Iterator[list[Runnin
             MFORCE_PROCESS_COUNT=str(count),
             MFORCE_PROCESS_ID=str(i),
             XLA_FLAGS="--xla_force_host_platform_device_count=1",
+            **(variables or {}),
         )
         for i in range(count)
     ]

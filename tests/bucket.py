@@ -6,6 +6,7 @@ of requests (ifGenerationMatch), which locks rely on: they are checked here.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -41,7 +42,7 @@ class Bucket:
         self.fault: Callable[[str, str], int | None] = lambda method, path: None
         self.on_bytes: Callable[[str, str, int], None] = lambda method, path, size: None
         self.lock = threading.Lock()  # the emulator is not made for threads
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), partial(_handler(server), self))
+        self._http = _Server(("127.0.0.1", 0), partial(_handler(server), self))
         self._http.daemon_threads = True
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
         self.port = self._http.server_port
@@ -74,6 +75,13 @@ class Bucket:
         """Stops the server."""
         self._http.shutdown()
         self._http.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request, client_address) -> None:
+        """Says nothing of clients that went away."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def environment(port: int) -> dict[str, str]:
