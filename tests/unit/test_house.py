@@ -55,6 +55,34 @@ UNSAFE_MODULES = {
     "shelve",
 }
 
+# Modules that act on files of disks without paths.py, with the reason. Theirs are never in buckets.
+MAY_TOUCH_FILES: dict[str, str] = {
+    "paths": "the door itself",
+    "mirror": "local folders in place of addresses",
+    "locks": "flock; leases are for buckets",
+    "leases": "/proc of this machine",
+    "distributed": "/dev and /sys of this machine",
+    "train/throughput": "/proc of this machine",
+    "compilation_cache": "caches of disks; jax itself writes those of buckets",
+    "config_file": "configs of the package",
+    "sweeps/workdir": "code of the package",
+    "data/shared_memory": "/dev/shm",
+    "datasets/": "unpacked data sets, see paths.require_disk",
+    "evaluation/benchmarks/": "the same",
+    "evaluation/estimators": "the same, and modules of users",
+    "encoders/": "weights, which mirror.on_disk brings to a disk",
+    "storage/shards": "the temporary file of a mirror",
+    "export": "the rename of a folder of a disk",
+}
+TOUCHES = {
+    *("exists", "is_file", "is_dir", "iterdir", "glob", "rglob", "unlink", "mkdir", "rmdir"),
+    *("rename", "touch", "stat", "read_text", "read_bytes", "write_text", "write_bytes"),
+}
+OS_TOUCHES = re.compile(
+    r"shutil\.|os\.(remove|unlink|rename|replace|listdir|scandir|makedirs|mkdir|rmdir|stat|walk)$"
+    r"|os\.path\.(exists|isfile|isdir|getsize|getmtime|realpath|islink)$"
+)
+
 # Places that mean something on one machine only. The brackets keep this line from matching.
 ELSEWHERE = re.compile(
     r"[/]work/|\b[s]hared/|[/]root\b|[p]ypi\.org|[p]ythonhosted|[f]ind-links|[e]xtra-index"
@@ -122,6 +150,37 @@ def test_no_reader_can_execute_a_file(path: Path):
     if path.is_relative_to(PACKAGE) and path != PACKAGE / "numpy_io.py":
         assert not re.search(r"\bnp\.load\(|\bzipfile\.ZipFile\(", text), "numpy_io reads these"
     assert not imported(path) & UNSAFE_MODULES
+
+
+def file_actions(path: Path) -> list[str]:
+    """Calls that act on files, but for those of paths.py: "line: call"."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        call = ast.unparse(node.func)
+        owner, _, name = call.rpartition(".")
+        direct = name in TOUCHES and owner and owner not in ("paths", "buckets", "self")
+        if direct or call == "open" or OS_TOUCHES.match(call):
+            found.append(f"{node.lineno}: {call}")
+    return found
+
+
+def test_files_are_touched_through_one_door():
+    found = {}
+    for path in MODULES:
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        if actions := file_actions(path):
+            found[name] = actions
+    excused = {name for name in found if any(fits(name, one) for one in MAY_TOUCH_FILES)}
+    wrong = {name: found[name] for name in found.keys() - excused}
+    assert wrong == {}, "go through paths.py, or name the module in MAY_TOUCH_FILES with the reason"
+    unused = [one for one in MAY_TOUCH_FILES if not any(fits(name, one) for name in found)]
+    assert unused == []
+
+
+def fits(module: str, entry: str) -> bool:
+    return module == entry or (entry.endswith("/") and module.startswith(entry))
 
 
 @pytest.mark.parametrize("path", [path for path in tracked() if path.suffix == ".py"], ids=relative)
