@@ -98,7 +98,7 @@ def _neighbors_importable(path: Path):
     if root == _PACKAGE:  # its modules would hide others of the same names
         yield
         return
-    sys.path.insert(0, str(root))
+    sys.path.append(str(root))  # last: what lies there must not hide modules of the same names
     try:
         yield
     finally:

@@ -47,18 +47,47 @@ class Run:
     evaluate: Evaluate | None = None
 
 
-def init_run(
-    config: Config,
-    workdir: Path,
-    records: RecordSource | None = None,
-    make_evaluate: MakeEvaluate | None = None,
-) -> tuple[Run, TrainState]:
-    """Sets up a run and its state; `records` replaces the config's own source.
+@dataclass(frozen=True)
+class Setup:
+    """What a run is made of before it looks at the state in its workdir."""
 
-    Raises UserError, before anything is written, if the workdir holds another run, or if the
-    devices, the records, the initial weights or what is to be evaluated do not fit the config.
+    config: Config
+    mesh: Mesh
+    modalities: Mapping[str, base.Modality]
+    graph: nnx.GraphDef
+    abstract: TrainState  # shapes and shardings
+    shardings: Shardings
+    inputs: Inputs
+    batches: PrefetchToDevice
+    teacher: tuple[nnx.GraphDef, Params] | None
+    evaluate: Evaluate | None
+
+    def make_step(self) -> Step:
+        """Returns the jitted step."""
+        null_text = self.inputs.null_text()
+        return make_step(
+            self.config,
+            self.modalities,
+            self.graph,
+            null_text,
+            teacher=self.teacher,
+            mesh=self.mesh,
+        )
+
+    def summary(self) -> str:
+        """Returns the network's size and the layout in a line."""
+        mesh = self.mesh
+        layout = f", {mesh.size} devices, {self.config.mesh.preset}" if mesh.size > 1 else ""
+        return f"{self.config.name}: {param_summary(self.abstract.params)}{layout}"
+
+
+def set_up(
+    config: Config, records: RecordSource | None = None, make_evaluate: MakeEvaluate | None = None
+) -> Setup:
+    """Opens what a run needs; writes nothing.
+
+    Raises UserError if the devices, the records, or what is to be evaluated do not fit the config.
     """
-    resumes = check_resumable(workdir, config)
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(config.train, mesh)
     modalities = base.build(config)
@@ -71,15 +100,41 @@ def init_run(
     teacher = _load_teacher(config, shardings) if config.train.distill else None
     abstract = jax.eval_shape(partial(init_state, config), params)
     abstract = jax.tree.map(_to_shape_dtype_struct, abstract, shardings(abstract))
-    initialize = partial(_initial_state, config, modalities, abstract, shardings)
+    return Setup(
+        config=config,
+        mesh=mesh,
+        modalities=modalities,
+        graph=graph,
+        abstract=abstract,
+        shardings=shardings,
+        inputs=inputs,
+        batches=batches,
+        teacher=teacher,
+        evaluate=evaluate,
+    )
 
+
+def init_run(
+    config: Config,
+    workdir: Path,
+    records: RecordSource | None = None,
+    make_evaluate: MakeEvaluate | None = None,
+) -> tuple[Run, TrainState]:
+    """Sets up a run and its state; `records` replaces the config's own source.
+
+    Raises UserError, before anything is written, if the workdir holds another run, or if the
+    devices, the records, the initial weights or what is to be evaluated do not fit the config.
+    """
+    resumes = check_resumable(workdir, config)
+    setup = set_up(config, records, make_evaluate)
     initial = None
     if not resumes:  # every error shows before anything is written
-        inputs.check()
-        initial = initialize()
+        setup.inputs.check()
+        initial = initial_state(setup)
         write_config(workdir, config)
         if distributed.is_primary():
-            paths.write_file(workdir / "parameters.txt", param_table(params))
+            table = param_table(setup.abstract.params)
+            paths.write_file(workdir / "parameters.txt", table)
     if jax.process_count() > 1:  # the first process writes the config before another reads it
         multihost_utils.sync_global_devices("config written")
     c = config.train
@@ -87,11 +142,10 @@ def init_run(
         workdir / "checkpoints", c.max_to_keep, c.keep_at_steps, asynchronous=c.async_save
     )
     restored = checkpoints.latest() is not None
-    state, metadata = initial or initialize(checkpoints=checkpoints)
+    state, metadata = initial or initial_state(setup, checkpoints)
     if metadata:
-        batches.set_state(metadata["data_state"])
+        setup.batches.set_state(metadata["data_state"])
     start_step = int(jax.device_get(state.step))
-    step = make_step(config, modalities, graph, inputs.null_text(), teacher=teacher, mesh=mesh)
     if distributed.is_primary():
         if start_step:
             source = workdir if restored else c.branch_from
@@ -99,23 +153,27 @@ def init_run(
                 f"{config.name}: resuming from step {start_step} of {c.steps} in {source}",
                 flush=True,
             )
-        layout = f", {mesh.size} devices, {config.mesh.preset}" if mesh.size > 1 else ""
-        print(f"{config.name}: {param_summary(params)}{layout}", flush=True)
-    restore = partial(checkpoints.restore, abstract)
-    return Run(step, start_step, batches, checkpoints, restore, metadata, evaluate), state
+        print(setup.summary(), flush=True)
+    run = Run(
+        step=setup.make_step(),
+        start_step=start_step,
+        batches=setup.batches,
+        checkpoints=checkpoints,
+        restore=partial(checkpoints.restore, setup.abstract),
+        metadata=metadata,
+        evaluate=setup.evaluate,
+    )
+    return run, state
 
 
-def _initial_state(
-    config: Config,
-    modalities: Mapping[str, base.Modality],
-    abstract: TrainState,
-    shardings: Shardings,
-    checkpoints: Checkpoints | None = None,
+def initial_state(
+    setup: Setup, checkpoints: Checkpoints | None = None
 ) -> tuple[TrainState, checkpoint.Metadata]:
     """Returns the first state of a run, and the metadata of the checkpoint it is from.
 
     checkpoints: of the workdir; None for a workdir that is not written yet.
     """
+    config, abstract, shardings = setup.config, setup.abstract, setup.shardings
     c = config.train
     # 1. The workdir's own last checkpoint: state, optimizer and data position.
     if checkpoints is not None and checkpoints.latest() is not None:
@@ -128,7 +186,7 @@ def _initial_state(
     # 4. Fresh weights, a function of the seed.
     if c.init_from:
         checkpoint.resolve_checkpoint(as_path(c.init_from))  # raises before the slow part
-    params = init_params(config, modalities, shardings(abstract.params))
+    params = init_params(config, setup.modalities, shardings(abstract.params))
     if c.init_from:
         params = checkpoint.init_from_checkpoint(
             as_path(c.init_from), params, c.allow_missing_modalities, shardings
