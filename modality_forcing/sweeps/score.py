@@ -140,6 +140,8 @@ def held_out_loss(
         for draw in range(draws):
             losses = jax.device_get(compute_losses(generator.params, batch, jnp.int32(draw)))
             for name, (value, number) in losses.items():
+                if np.ndim(value):
+                    continue  # by noise level, for the rows of training
                 # `loss` is a mean over the batch, the others are sums.
                 weight = len(index) if name == "loss" else 1
                 part = np.array([value * weight, number * weight], np.float64)
