@@ -7,7 +7,7 @@ import tempfile
 import pytest
 
 from modality_forcing import paths
-from modality_forcing.mirror import Mirror, staged
+from modality_forcing.mirror import Mirror, on_disk, staged
 
 
 def test_only_changed_files_are_uploaded_again(bucket, gs_path):
@@ -50,3 +50,18 @@ def test_nothing_is_staged_where_the_work_fails(gs_path):
         (local / "x").write_bytes(b"content")
         raise ZeroDivisionError
     assert not paths.exists(gs_path / "out")
+
+
+def test_weights_are_downloaded_once_a_version(bucket, gs_path, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    for name in ("a.safetensors", "config.json", "README.md"):
+        paths.write_file(gs_path / name, name)
+    folder = on_disk(gs_path, ("*.safetensors", "*.json"))
+    assert sorted(path.name for path in folder.iterdir()) == ["a.safetensors", "config.json"]
+    bucket.requests.clear()
+    assert on_disk(gs_path, ("*.safetensors", "*.json")) == folder
+    assert not [path for _, path in bucket.requests if "alt=media" in path]
+    paths.write_file(gs_path / "config.json", "another")
+    assert (on_disk(gs_path, ("*.json",)) / "config.json").read_text() == "another"
+    assert on_disk(gs_path / "README.md", ()).read_text() == "README.md"
+    assert on_disk(tmp_path, ()) == tmp_path and on_disk(gs_path / "x", ()) == gs_path / "x"

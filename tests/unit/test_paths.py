@@ -200,6 +200,19 @@ def test_files_and_folders_are_removed(folder):
     assert not paths.exists(folder / "a" / "b" / "z")
 
 
+def test_what_is_read_from_disks_only_is_refused_in_a_bucket(tmp_path):
+    assert paths.require_disk(tmp_path, "images") == tmp_path
+    with pytest.raises(UserError, match=r"b/x: is in a bucket, and images are read from disks"):
+        paths.require_disk(paths.as_path("gs://b/x"), "images")
+
+
+def test_finished_file_is_moved(folder, tmp_path):
+    for content in ("old", "new"):
+        (tmp_path / "finished").write_text(content)
+        paths.move_file(tmp_path / "finished", folder / "x")
+        assert paths.read_text(folder / "x") == content and not (tmp_path / "finished").exists()
+
+
 def test_missing_files_are_one_line(folder):
     write_file(folder / "x", "")
     for ask in (paths.read_bytes, paths.read_text, paths.list_dir, paths.require_file):
