@@ -36,6 +36,7 @@ from modality_forcing.paths import check_folder, exists, is_dir, write_file
 from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.text_io import parse_number, read_verified
+from modality_forcing.train.checkpoint import is_complete
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.tree import flatten
 
@@ -119,7 +120,7 @@ class SweepDir:
         return self._has_checkpoint(run, run.config.train.steps)
 
     def _has_checkpoint(self, run: Run, step: int) -> bool:
-        return is_dir(self.run_dir(run) / "checkpoints" / str(step) / "meta")
+        return is_complete(self.run_dir(run) / "checkpoints" / str(step))
 
     def config(self, run: Run) -> Config:
         """The config that trains a run in this folder, with the paths and steps of its branches."""

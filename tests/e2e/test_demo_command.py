@@ -14,6 +14,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from modality_forcing.generator import Generator
+from modality_forcing.train import checkpoint
 from modality_forcing.train.metrics import read_metrics
 from tests.runs import SMALL, TINY_DEMO, contents, killed, process, refused
 
@@ -186,7 +187,7 @@ def test_killed_training_resumes_and_logs_it(tmp_path: Path):
     arguments = ["train", "--config=demo:phase=t2i", "--workdir", workdir, *size, *steps]
 
     def has_checkpoint() -> bool:
-        return any(path.name.isdigit() for path in workdir.glob("checkpoints/*"))
+        return any(workdir.glob(f"checkpoints/*/{checkpoint.META}"))
 
     first = killed(*arguments, when=has_checkpoint)
     assert first.code == -9, first.err

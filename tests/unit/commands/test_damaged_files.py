@@ -15,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from modality_forcing.paths import write_file
 from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.score import Score
+from modality_forcing.train.checkpoint import META
 from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import init_state
 from modality_forcing.train.workdir import write_config
@@ -196,7 +198,7 @@ def stub_training(monkeypatch) -> None:
 
     def train(config, workdir: Path, records, **_):
         write_config(workdir, config)
-        (workdir / "checkpoints" / str(config.train.steps) / "meta").mkdir(parents=True)
+        write_file(workdir / "checkpoints" / str(config.train.steps) / META, "{}")
         rows = '{"step": 6, "loss": 0.5}\n{"step": 6, "elapsed_s": 2.0}\n'
         (workdir / "metrics.jsonl").write_text(rows)
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from modality_forcing.paths import write_file
 from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.run import Failure, work
 from modality_forcing.sweeps.score import Score
 from modality_forcing.sweeps.spec import Records, Run, axis, product, sweep
 from modality_forcing.sweeps.workdir import SweepDir
+from modality_forcing.train.checkpoint import META
 from modality_forcing.train.workdir import write_config
 from tests import tiny
 
@@ -42,7 +44,7 @@ def trained(monkeypatch) -> list[str]:
         if source := config.train.init_from:
             assert (Path(source) / "checkpoints").is_dir(), "init_from has no checkpoint"
         write_config(workdir, config)
-        (workdir / "checkpoints" / str(config.train.steps) / "meta").mkdir(parents=True)
+        write_file(workdir / "checkpoints" / str(config.train.steps) / META, "{}")
         metrics = '{"step": 6, "loss": 0.5}\n{"step": 6, "elapsed_s": 2.0}\n'
         (workdir / "metrics.jsonl").write_text(metrics)
 

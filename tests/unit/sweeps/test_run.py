@@ -9,11 +9,13 @@ import pytest
 
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
+from modality_forcing.paths import write_file
 from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.run import error_summary
 from modality_forcing.sweeps.spec import Records, axis, horizons, sweep
 from modality_forcing.sweeps.status import dry_run, state
 from modality_forcing.sweeps.workdir import SweepDir
+from modality_forcing.train.checkpoint import META
 from tests import tiny
 from tests.unit.sweeps.conftest import NAMES, SWEEP, run_cells
 
@@ -44,7 +46,7 @@ def test_run_branches_off_its_trunk_if_the_checkpoint_exists(trained, tmp_path):
     assert trained == [trunk.folder, short.folder]
     # The stub keeps no checkpoint at the branch step: training from step 0 is the same run.
     assert not folder.config(short).train.branch_from
-    (folder.run_dir(trunk) / "checkpoints" / str(short.branch_step) / "meta").mkdir(parents=True)
+    write_file(folder.run_dir(trunk) / "checkpoints" / str(short.branch_step) / META, "{}")
     assert folder.config(short).train.branch_from == str(folder.run_dir(trunk))
     assert run_cells(folder, branched.cells)[0] == {} and len(trained) == 2
     row = folder.row(branched.cells[0])
