@@ -94,33 +94,37 @@ def as_bucket_path(address: str | Path) -> BucketPath:
     return BucketPath(f"{scheme}://{text[match.end() :]}")
 
 
-def kind(path: BucketPath, seconds: float = _LOOKUP_S) -> int | None:
-    """Returns stat.S_IFREG of an object, stat.S_IFDIR of a prefix, None if there is nothing."""
-    try:
-        found = _info(path, seconds)
-    except FileNotFoundError:
-        return None
-    return stat.S_IFDIR if found["type"] == "directory" else stat.S_IFREG
+def kind(path: BucketPath) -> int | None:
+    """Returns stat.S_IFREG of an object, stat.S_IFDIR of a prefix, None if there is nothing.
 
-
-def check(path: BucketPath, hint: str) -> int | None:
-    """Returns the kind of an address; raises UserError if its bucket cannot be reached or read."""
-    bucket = BucketPath("/".join(str(path).split("/")[:3]))
-    if str(bucket).endswith("//"):
-        raise UserError("names no bucket", where=path, hint=hint)
+    Raises UserError if the bucket does not answer: sooner, and as a mistake, if it never did.
+    """
+    bucket = _bucket(path)
+    if bucket in _reached:
+        return _kind(path, _LOOKUP_S)
     noted = f"{bucket}: waiting for an answer, for up to {_CONTACT_S:.0f} s"
     timer = threading.Timer(_PATIENCE_S, print_stderr, (noted,))
     timer.daemon = True
     timer.start()
     try:
-        found = kind(path, _CONTACT_S)
-        if found is None and kind(bucket, _CONTACT_S) is None:
-            raise UserError("no such bucket", where=bucket, hint=hint)
-        return found
+        found = _kind(path, _CONTACT_S)
     except StorageFailed as error:
         raise UserError(str(error)) from error  # a wrong name as well as a bad network
     finally:
         timer.cancel()
+    _reached.add(bucket)
+    return found
+
+
+def check(path: BucketPath, hint: str) -> int | None:
+    """Returns the kind of an address; raises UserError if its bucket cannot be reached or read."""
+    bucket = _bucket(path)
+    if str(bucket).endswith("//"):
+        raise UserError("names no bucket", where=path, hint=hint)
+    found = kind(path)
+    if found is None and kind(bucket) is None:
+        raise UserError("no such bucket", where=bucket, hint=hint)
+    return found
 
 
 def list_dir(path: BucketPath) -> list[BucketPath]:
@@ -185,6 +189,21 @@ def version(path: BucketPath) -> str:
     """Returns a text that is another one after each write of an object."""
     found = _info(path)
     return str(found.get("generation") or found.get("ETag") or found.get("mtime"))
+
+
+_reached: set[BucketPath] = set()  # buckets that answered this process
+
+
+def _bucket(path: BucketPath) -> BucketPath:
+    return BucketPath("/".join(str(path).split("/")[:3]))
+
+
+def _kind(path: BucketPath, seconds: float) -> int | None:
+    try:
+        found = _info(path, seconds)
+    except FileNotFoundError:
+        return None
+    return stat.S_IFDIR if found["type"] == "directory" else stat.S_IFREG
 
 
 def _info(path: BucketPath, seconds: float = _LOOKUP_S) -> dict[str, Any]:

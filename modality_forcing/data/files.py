@@ -211,8 +211,9 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
 
 def _source(path: str | Path | BytesIO) -> str | Path | BytesIO:
     """Returns what Pillow opens: the content of an object of a bucket."""
-    in_bucket = not isinstance(path, BytesIO) and is_address(path)
-    return BytesIO(read_bytes(path)) if in_bucket else path
+    if isinstance(path, BytesIO) or not is_address(path):
+        return path
+    return BytesIO(read_bytes(path))
 
 
 def _verify_png(path: str | Path | BytesIO) -> None:

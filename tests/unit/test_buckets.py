@@ -122,14 +122,16 @@ def test_a_bucket_that_does_not_answer_is_reported_in_time(bucket, gs_path, monk
     monkeypatch.setattr(buckets, "_CONTACT_S", 1.0)
     monkeypatch.setattr(buckets, "_LOOKUP_S", 1.0)
     monkeypatch.setattr(buckets, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(buckets, "_reached", set())
     bucket.fault = lambda method, path: 503
     with pytest.raises(UserError, match="no answer in time") as caught:
         buckets.check(gs_path, "choose another --workdir")
     assert caught.value.exit_code == 2  # a name may be wrong
     err = capfd.readouterr().err
     assert err == "gs://bucket: waiting for an answer, for up to 1 s\n"
+    buckets._reached.add(BucketPath(bucket.address))
     with pytest.raises(StorageFailed) as caught:
-        buckets.kind(gs_path, 1.0)
+        buckets.kind(gs_path)
     assert caught.value.exit_code == 1  # of a run that has begun: it is tried again
 
 
