@@ -10,9 +10,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from modality_forcing import paths
 from modality_forcing.data.files import DepthFormat, read_depth
+from modality_forcing.datasets import registry
 from modality_forcing.train import checkpoint
 from modality_forcing.train.loop import train
 from modality_forcing.train.metric_rows import read_metrics
@@ -129,6 +131,28 @@ def test_caches_and_shards_in_a_bucket_are_those_of_a_disk(gs_path, tmp_path, mf
             assert paths.read_bytes(gs_path / name) == path.read_bytes(), name
     train(small.config(gs_path / "records", cache=gs_path / "encoded"), gs_path / "run")
     assert paths.exists(gs_path / "run" / "checkpoints")
+
+
+def test_prepared_folder_in_a_bucket_is_that_of_a_disk(gs_path, tmp_path, mforce, monkeypatch):
+    monkeypatch.setattr(registry, "NAMES", (*registry.NAMES, "folder"))
+    (tmp_path / "from" / "images").mkdir(parents=True)
+    for index in range(6):
+        image = np.random.default_rng(index).integers(0, 256, (20, 30, 3), np.uint8)
+        Image.fromarray(image).save(tmp_path / f"from/images/{index}.png")
+    for root in (tmp_path, gs_path):
+        done = mforce("prepare", "--dataset=folder", "--root", tmp_path / "from", "--out",
+                      root / "out", "--shard-size=4", "--workers=2")  # fmt: skip
+        assert done.code == 0, done.err
+    on_disk = {
+        path.relative_to(tmp_path).as_posix(): path.read_bytes()
+        for path in (tmp_path / "out").rglob("*")
+        if path.is_file()
+    }
+    assert len(on_disk) == 9
+    assert {name: paths.read_bytes(gs_path / name) for name in on_disk} == on_disk
+    done = mforce("prepare", "--dataset=folder", "--root", gs_path / "from", "--out",
+                  tmp_path / "x")  # fmt: skip
+    assert done.code == 2 and "unpacked data sets are read from disks" in done.err
 
 
 def test_sweep_in_a_bucket_has_the_rows_of_one_on_a_disk(gs_path, tmp_path, mforce):
