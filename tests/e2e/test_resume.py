@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -316,6 +317,7 @@ def during_step(monkeypatch) -> None:
     def interrupted(batches):
         if next(delivered) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.3)  # a thread receives it
         return get_next(batches)
 
     monkeypatch.setattr(PrefetchToDevice, "__next__", interrupted)
