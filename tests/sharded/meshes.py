@@ -95,7 +95,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
     losses, first = [], {}
     for k in range(STEPS):
         state, metrics = step(state, on_devices(k))
-        losses.append({n: float(v) for n, v in metrics.items()})
+        losses.append({n: float(v) for n, v in metrics.items() if not v.ndim})
         if k == 0:  # after one step the first moment is (1 - b1) x the clipped gradient
             first = flatten(jax.device_get(state.opt_state[1][0].mu))
     np.savez(folder / f"{name}-moment.npz", **first)
