@@ -110,8 +110,9 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
             raise
         message, code = str(os_error(error, error.filename)), 2
     except KeyboardInterrupt as error:
-        hint = "; run the same command again to resume" if command.resumable else ""
-        message, code = f"{error or 'interrupted'}{hint}", signals.exit_code(error)
+        resumes = command.resumable and getattr(error, "resumes", True)
+        hint = "; run the same command again to resume" if resumes else ""
+        message, code = f"{str(error) or 'interrupted'}{hint}", signals.exit_code(error)
         agreed = getattr(error, "agreed", False)
     except Exception as error:
         lost = distributed.lost_process(error)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from modality_forcing import paths
+from modality_forcing.errors import UserError
 from modality_forcing.progress import print_stderr
 
 AUTO = "auto"
@@ -45,7 +46,7 @@ def enabled(setting: str = AUTO, beside: Path | None = None) -> Iterator[None]:
         return
     folder = cache_folder(setting, beside)
     is_local = not paths.is_address(folder)
-    if is_local and not _is_usable(folder):
+    if not (_is_usable(folder) if is_local else _is_reachable(folder)):
         yield
         return
     changes: dict[str, Any] = {
@@ -88,6 +89,16 @@ def _machine() -> str:
         features = next((x for x in lines if x.startswith(("flags", "Features"))), features)
     digest = hashlib.sha256(" ".join(sorted(features.split())).encode()).hexdigest()
     return f"{platform.machine()}-{digest[:8]}"
+
+
+def _is_reachable(folder: Path) -> bool:
+    """Returns whether a bucket answers."""
+    try:
+        paths.exists(folder)
+    except UserError as error:
+        print_stderr(f"no compiled programs are kept: {error}")
+        return False
+    return True
 
 
 def _is_usable(folder: Path) -> bool:

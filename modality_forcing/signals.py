@@ -36,11 +36,14 @@ class StopRequest(KeyboardInterrupt):
     Attributes:
       number: of the signal.
       agreed: whether all processes of the run end at this point.
+      resumes: whether there is anything left to do.
     """
 
-    def __init__(self, number: int, message: str = "", *, agreed: bool = False):
+    def __init__(
+        self, number: int, message: str = "", *, agreed: bool = False, resumes: bool = True
+    ):
         super().__init__(message or f"stopped by {name(number)}")
-        self.number, self.agreed = number, agreed
+        self.number, self.agreed, self.resumes = number, agreed, resumes
 
 
 def exit_code(error: KeyboardInterrupt) -> int:

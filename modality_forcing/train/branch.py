@@ -43,6 +43,6 @@ def restore_branch_point(
         hint = "train the trunk with a train.save_every and train.max_to_keep that leave one"
         raise UserError(what, where=workdir, hint=hint)
     folder = resolve(workdir / "checkpoints" / str(usable[-1]))
-    state, metadata = checkpoint.read_state(folder, like)
+    state, metadata = checkpoint.read_state(folder, like, "choose another trunk")
     # The time between the two runs is not lost by this one.
     return state, {name: value for name, value in metadata.items() if name != "clock"}

@@ -97,7 +97,7 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
         placed = jax.tree.map(lambda _: first, shapes) if shardings is None else shardings(shapes)
         params = _read_item(folder / WEIGHTS, jax.tree.map(_on, shapes, placed))
     meta = _checked(meta, folder)
-    _verify(meta, {WEIGHTS: params}, folder)
+    _verify(meta, {WEIGHTS: params}, folder, "use another checkpoint or a backup")
     if bad := checksums.not_finite(params):
         what = f"its weights are not finite: {WEIGHTS}/{checksums.some(bad)}"
         raise UserError(what, where=folder, hint="use an earlier checkpoint, or train again")
@@ -108,9 +108,7 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
         raise UserError(f"its config is of another version ({error})", where=folder) from error
 
 
-def read_state(
-    folder: Path, like: TrainState, way_out: str = "choose another checkpoint"
-) -> tuple[TrainState, Metadata]:
+def read_state(folder: Path, like: TrainState, way_out: str = "") -> tuple[TrainState, Metadata]:
     """Returns the state in `folder/`, which is named by its step, and its metadata.
 
     The state has the types and shardings of `like` (abstract or real). Raises UserError with the
@@ -272,6 +270,4 @@ def _verify(meta: Metadata, items: Mapping[str, PyTree], folder: Path, way_out: 
     ]
     if bad:
         what = f"is damaged: {checksums.some(bad)} changed after saving"
-        raise DamagedCheckpoint(
-            what, where=folder, hint=way_out or "use another checkpoint or a backup"
-        )
+        raise DamagedCheckpoint(what, where=folder, hint=way_out)

@@ -17,6 +17,7 @@ from modality_forcing.train.state import TrainState
 from modality_forcing.train.workdir import check_resumable, resolve_paths
 
 _GIB = 2**30
+_EARLIER = "the run will go back to an earlier one, if there is one"
 
 
 def dry_run(config: Config, workdir: Path, make_evaluate: MakeEvaluate | None = None) -> str:
@@ -59,7 +60,7 @@ def _first_state(setup: Setup, workdir: Path | None) -> tuple[TrainState, str]:
     """Returns the state that a run would start from, and where it is from."""
     folders = checkpoint.step_folders(workdir / "checkpoints") if workdir else []
     if folders:
-        state, metadata = checkpoint.read_state(folders[-1], setup.abstract)
+        state, metadata = checkpoint.read_state(folders[-1], setup.abstract, _EARLIER)
         setup.batches.set_state(metadata["data_state"])
         return state, f"from {folders[-1]}"
     state, metadata = initial_state(setup)

@@ -200,10 +200,11 @@ def _roll_back(run: Run, guard: SpikeGuard, spike: Spike) -> tuple[Run, TrainSta
 
     Raises FloatingPointError where train.on_spike, or the number of tries, says to stop.
     """
-    guard.note(spike)
     run.checkpoints.wait()
-    if not guard.may_roll_back(spike) or run.checkpoints.latest() is None:
-        raise FloatingPointError(guard.describe(spike))
+    reason = guard.why_stop(spike, run.checkpoints.latest())
+    guard.note(spike, "rollback" if reason is None else "stop")
+    if reason is not None:
+        raise FloatingPointError(f"{guard.describe(spike)}{reason}")
     state, metadata = run.restore()
     run.batches.set_state({"batches": guard.batch_of(spike.step) + 1})
     return replace(run, start_step=int(jax.device_get(state.step)), metadata=metadata), state

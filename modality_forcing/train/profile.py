@@ -68,7 +68,10 @@ class Profiler:
             self._window = None
 
     def close(self, pending: Any = ()) -> None:
-        """Ends a profile that is being taken, and stores it."""
+        """Ends a profile that is being taken, and stores it; says if none was taken."""
+        if self._mirror is None and self._window is not None:
+            print_stderr(f"--profile: step {self._window.start} was not run; no profile")
+            self._window = None
         if self._mirror is not None:
             jax.block_until_ready(pending)
             self._attempt(self._end)

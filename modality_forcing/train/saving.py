@@ -134,7 +134,7 @@ class Checkpoints:
         for step in reversed(self._steps):
             folder = self.folder / str(step)
             try:
-                restored = checkpoint.read_state(folder, like, _WAY_OUT)
+                restored = checkpoint.read_state(folder, like)
             except DamagedCheckpoint as error:
                 damaged.append((folder, error))
                 continue
@@ -142,7 +142,9 @@ class Checkpoints:
             return restored
         if not damaged:
             raise UserError("holds no checkpoint", where=self.folder)
-        raise damaged[0][1]
+        others = ", ".join(folder.name for folder, _ in damaged[1:])
+        also = f"step {others} cannot be read either; " if others else ""
+        raise UserError(str(damaged[0][1]), hint=f"{also}{_WAY_OUT}")
 
     def close(self) -> None:
         """Waits for the save in flight and releases the threads; raises UserError if it fails."""

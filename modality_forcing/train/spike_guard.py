@@ -63,7 +63,7 @@ class SpikeGuard:
             spike = Spike(step, bad or {"loss": values["loss"]})
             if self._c.on_spike != "skip" or not values.get(SPIKE, 0):
                 raise spike
-            self.note(spike)
+            self.note(spike, "skip")
             left_out.append(metrics)
             self._in_a_row += 1
             if self._in_a_row > self._c.spike_tries:
@@ -71,9 +71,12 @@ class SpikeGuard:
                 raise FloatingPointError(f"{what} at step {step}")
         return left_out
 
-    def note(self, spike: Spike) -> None:
-        """Lists a spike with its data in the workdir, and prints it, in the first process."""
-        action, batch = self._c.on_spike, self.batch_of(spike.step)
+    def note(self, spike: Spike, action: str) -> None:
+        """Lists a spike with its data in the workdir, and prints it, in the first process.
+
+        action: what is done about it: "stop", "skip" or "rollback".
+        """
+        batch = self.batch_of(spike.step)
         if not distributed.is_primary():
             return
         values = {n: v if math.isfinite(v) else str(v) for n, v in spike.values.items()}
@@ -89,13 +92,20 @@ class SpikeGuard:
         named = "; ".join(_shown(name, numbers) for name, numbers in found.items())
         return f"{spike} at step {spike.step}, batch {batch} ({named})"
 
-    def may_roll_back(self, spike: Spike) -> bool:
-        """Returns whether a run may go back for a spike; one that it went back for may come again.
+    def why_stop(self, spike: Spike, saved: int | None) -> str | None:
+        """Returns why a run does not go back for a spike, for a message; None if it does.
 
-        That is the case after an interruption before the next checkpoint.
+        A spike that it went back for may come again: after an interruption before the next
+        checkpoint. That is no further try. saved: the step of the last checkpoint, if any.
         """
+        if self._c.on_spike != "rollback":
+            return ""
+        if saved is None:
+            return ", and there is no checkpoint to go back to"
         self._known.add((spike.step, self.batch_of(spike.step)))
-        return self._c.on_spike == "rollback" and len(self._known) <= self._c.spike_tries
+        if len(self._known) > self._c.spike_tries:
+            return f", after {self._c.spike_tries} rollbacks (train.spike_tries)"
+        return None
 
 
 def _shown(name: str, numbers: Sequence[int]) -> str:

@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from modality_forcing import paths
 from modality_forcing.config import TrainConfig
+from modality_forcing.errors import UserError
 from modality_forcing.text_io import parse_object, split_lines
 
 SPIKE = "spike"  # the metric: 1 where a step is one
@@ -131,16 +132,31 @@ class SpikeRecord(NamedTuple):
 
 
 def read(workdir: Path) -> list[SpikeRecord]:
-    """Returns the spikes of a run so far; a line that a kill cut short is left out."""
+    """Returns the spikes of a run so far, without a last line that a kill cut short.
+
+    Raises UserError for any other line that is none.
+    """
     path = workdir / FILE
     lines = split_lines(paths.read_text(path)) if paths.exists(path) else []
     found = []
-    for line in lines:
+    for number, line in enumerate(lines, 1):
         try:
-            found.append(SpikeRecord(**parse_object(line)))
-        except (TypeError, ValueError):
-            continue
+            found.append(_record(parse_object(line)))
+        except (TypeError, ValueError) as error:
+            if number == len(lines):
+                break
+            what, where = f"is not a spike ({error})", f"{path}, line {number}"
+            raise UserError(what, where=where, hint="remove the line") from error
     return found
+
+
+def _record(content: Mapping[str, Any]) -> SpikeRecord:
+    """Returns the spike of a line; raises TypeError or ValueError if it is none."""
+    spike = SpikeRecord(**content)
+    numbers, objects = (spike.step, spike.batch), (spike.values, spike.records)
+    if not all(type(n) is int for n in numbers) or not all(isinstance(o, dict) for o in objects):
+        raise ValueError("step and batch are whole numbers, values and records objects")
+    return spike
 
 
 def append(workdir: Path, spike: SpikeRecord) -> None:

@@ -66,7 +66,7 @@ class Stopping:
         """Raises StopRequest after the last step if any process has received a signal."""
         if number := self._agreed():
             message = f"{signals.name(number)}, but the run is complete"
-            raise signals.StopRequest(number, message, agreed=True)
+            raise signals.StopRequest(number, message, agreed=True, resumes=False)
 
     def _agreed(self) -> int:
         """The signal of any process, Ctrl-C before others; 0 if there is none."""

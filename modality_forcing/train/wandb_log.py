@@ -43,7 +43,6 @@ class WandbLog:
                 raise UserError("names no run of wandb", where=path, hint=hint)
         else:
             run_id = secrets.token_hex(4)
-            paths.write_file(path, json.dumps({"id": run_id}))
         settings: dict[str, object] = {"console": "off", "silent": True}
         folder = tempfile.gettempdir() if paths.is_address(workdir) else str(workdir)
         try:
@@ -60,6 +59,8 @@ class WandbLog:
             what = f"the run cannot be opened ({' '.join(str(error).split())[:200]})"
             hint = "log in with `wandb login`, set WANDB_MODE=offline, or leave --log out"
             raise UserError(what, where="--log=wandb", hint=hint) from error
+        if not paths.exists(path):
+            paths.write_file(path, json.dumps({"id": run_id}))
         self._image = wandb.Image
         self._next = self._run.step  # 0, or after the last row of a resumed run
 

@@ -102,7 +102,7 @@ def test_diverged_training_is_one_line_and_exit_code_2(mforce, raising):
 def test_interruption_is_exit_code_130_and_says_how_to_resume(mforce, raising, command, resumable):
     raising(command, KeyboardInterrupt())
     done = mforce(command, *(["--checkpoint", "c", "--out", "o"] if command == "export" else []))
-    assert done.code == 130
+    assert done.code == 130 and f"mforce {command}: interrupted" in done.err
     assert ("run the same command again to resume" in done.err) == resumable
     assert done.err.count("\n") == 1
 

@@ -64,8 +64,10 @@ def test_updates_left_out_are_returned_listed_and_bounded_in_a_row(tmp_path, cap
 def test_same_spike_after_an_interruption_is_one_try(tmp_path):
     first = guard(tmp_path, "rollback", tries=1)
     spike = Spike(102, {"loss": math.nan})
-    first.note(spike)
-    assert first.may_roll_back(spike)
-    again = guard(tmp_path, "rollback", tries=1)
-    assert again.may_roll_back(spike) and not again.may_roll_back(Spike(104, {"loss": math.nan}))
-    assert not guard(tmp_path, "stop").may_roll_back(spike)
+    first.note(spike, "rollback")
+    assert first.why_stop(spike, saved=100) is None
+    assert "no checkpoint to go back to" in str(first.why_stop(spike, saved=None))
+    again, other = guard(tmp_path, "rollback", tries=1), Spike(104, {"loss": math.nan})
+    assert again.why_stop(spike, saved=100) is None
+    assert "after 1 rollbacks" in str(again.why_stop(other, saved=100))
+    assert guard(tmp_path, "stop").why_stop(spike, saved=100) == ""

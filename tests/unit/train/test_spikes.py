@@ -12,6 +12,7 @@ import optax
 import pytest
 
 from modality_forcing.config import TrainConfig
+from modality_forcing.errors import UserError
 from modality_forcing.train import spikes
 from modality_forcing.train.spikes import SpikeRecord
 
@@ -93,3 +94,21 @@ def test_spike_is_listed_once(tmp_path):
     with (tmp_path / spikes.FILE).open("a") as file:
         file.write('{"step": 1')  # cut short by a kill
     assert spikes.read(tmp_path) == [one, two]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{",
+        "5",
+        '{"step": 1}',
+        '{"step": 3, "action": "stop", "batch": [1], "values": 3, "records": {}}',
+        '{"step": true, "action": "stop", "batch": 1, "values": {}, "records": {}}',
+    ],
+)
+def test_line_that_is_no_spike_is_named(tmp_path, line):
+    spikes.append(tmp_path, SpikeRecord(7, "skip", 6, {}, {}))
+    good = (tmp_path / spikes.FILE).read_text()
+    (tmp_path / spikes.FILE).write_text(f"{good}{line}\n{good}")
+    with pytest.raises(UserError, match=r"spikes\.jsonl, line 2: is not a spike .*remove the line"):
+        spikes.read(tmp_path)
