@@ -257,7 +257,7 @@ def _one_line(path: BucketPath, done: str, missing: bool = False) -> Iterator[No
 
 def explain(error: Exception, path: BucketPath, done: str) -> UserError:
     """Returns the error of a client in one line: "ADDRESS: cannot be DONE (reason); hint"."""
-    words = " ".join(str(error).split())[:200] or type(error).__name__
+    words = " ".join(str(error).split()).strip(" ,")[:200] or type(error).__name__
     module = type(error).__module__.partition(".")[0]
     if isinstance(error, PermissionError) or _DENIED.search(words):
         hint = _CREDENTIALS[str(path).partition("://")[0]]
