@@ -79,6 +79,8 @@ def plot(curves: Sequence[Curve]) -> Figure:
                 axes.plot(curve.flops, curve.values, ".-", color=color, label=label)
         label = column.removeprefix("loss_").replace("_", " ")
         axes.set(xscale="log", yscale="log", xlabel="training FLOPs", ylabel=f"loss, {label}")
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(lambda value, _: f"{value:.3g}")  # 0.48, not 4.8 x 10^-1
     named = {
         str(label): handle
         for axes in panels

@@ -304,6 +304,7 @@ def during_save(monkeypatch) -> None:
 
     def interrupted(checkpoints, state, *rest):
         os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.3)  # a thread receives it
         save(checkpoints, state, *rest)
 
     monkeypatch.setattr(Checkpoints, "save", interrupted)
