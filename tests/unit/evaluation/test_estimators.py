@@ -100,7 +100,7 @@ def test_maps_of_other_sizes_are_sampled_and_never_interpolated(folder):
     [
         (
             "missing",
-            r"1 of 2 maps are missing, the first is d2i/0001.npy \(or .png of 16 bits\); write the",
+            r"1 of 2 maps are missing, .* d2i/0001.npy \(or .exr, or .png of 16 bits\); write the",
         ),
         ("image", "1 of 2 maps are missing, the first is d2i/0001"),
         (
