@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -19,6 +20,12 @@ from tests.bucket import _emulator, bucket, folder, gs_path  # noqa: F401  # fix
 if TYPE_CHECKING:
     from tests.runs import Done
 
+# A shell starts commands in the background with Ctrl-C ignored, and nohup with SIGHUP ignored. What
+# is ignored stays so in the package, and tests send both.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # Before anything imports jax. JAX_PLATFORMS selects another platform.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 _jax = tuple(map(int, version("jax").split(".")[:2]))

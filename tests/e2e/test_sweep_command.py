@@ -187,7 +187,10 @@ def test_failed_cell_is_named_with_the_last_line_of_its_log(config, mforce, tmp_
             ["--config={sweep}", "--launcher=slurm", "--launcher-options='"],
             r"--launcher-options cannot be read",
         ),
-        (["--config={sweep}", "--workdir=ftp://bucket/x"], r"is an address of the kind ftp://.*use gs://"),
+        (
+            ["--config={sweep}", "--workdir=ftp://bucket/x"],
+            r"is an address of the kind ftp://.*use gs://",
+        ),
     ],
 )
 def test_mistakes_are_refused_with_one_line(config, mforce, tmp_path, arguments, message):

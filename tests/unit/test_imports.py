@@ -20,6 +20,7 @@ EDGE = {
     "data.pipeline": "is the Grain pipeline",
     "train.loop": "feeds the step from the pipeline",
     "train.init": "sets the pipeline up",
+    "train.dry_run": "reads the first batch",
     "commands.demo": "runs the loop",
     "sweeps.run": "runs the loop",
 }
