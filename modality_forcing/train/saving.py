@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,9 @@ class Checkpoints:
         self._remove_unfinished()
         self._steps = _steps(self.folder)
         self._saving: _Save | None = None
+        # A thread of our own, because Orbax's check for errors waits for small files.
+        self._waiter = ThreadPoolExecutor(1, thread_name_prefix="save")
+        self._finished: Future[None] | None = None  # of the save in flight
         self._writer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(
                 composite_options=ocp.CompositeOptions(temporary_path_class=_IN_PLACE)
@@ -97,30 +101,30 @@ class Checkpoints:
             self._writer.save(epath.Path(self.folder / str(step)), args=args, force=True)
         except Exception as error:
             self._fail(error)
+        self._finished = self._waiter.submit(self._writer.wait_until_finished)
         if not self._asynchronous:
             self.wait()
 
     def check(self) -> None:
         """Raises UserError if the save in flight has failed; does not wait."""
-        try:
-            self._writer.check_for_errors()
-        except Exception as error:
-            self._fail(error)
+        if self._finished is not None and self._finished.done():
+            self.wait()
 
     def wait(self) -> None:
         """Waits until the save in flight is complete in all processes.
 
         Raises UserError if it fails, naming its step.
         """
+        if self._saving is None or self._finished is None:
+            return
         try:
-            self._writer.wait_until_finished()
+            self._finished.result()
         except Exception as error:
             self._fail(error)
         self._quiet.close()
-        if self._saving is not None:
-            self._steps = [s for s in self._steps if s not in self._saving.expired]
-            self._steps.append(self._saving.step)
-            self._saving = None
+        self._steps = [s for s in self._steps if s not in self._saving.expired]
+        self._steps.append(self._saving.step)
+        self._saving = self._finished = None
 
     def restore(self, like: TrainState) -> tuple[TrainState, Metadata]:
         """Returns the newest intact state, with the shardings of `like`, and its metadata.
@@ -151,6 +155,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
+            self._waiter.shutdown()
             self._writer.close()
 
     def _commit(self) -> None:
@@ -170,7 +175,7 @@ class Checkpoints:
     def _fail(self, error: Exception) -> NoReturn:
         """Raises what went wrong with the save in flight, and deletes what it wrote."""
         step = "a step" if self._saving is None else f"step {self._saving.step}"
-        self._saving = None
+        self._saving = self._finished = None
         self._quiet.pop_all()  # other errors of the same save may still come
         self._remove_unfinished()
         last = self.latest()

@@ -205,6 +205,24 @@ def test_error_in_the_background_shows_at_the_next_step_with_its_own(copy, state
     assert checkpoint.resolve_checkpoint(copy).name == "5"
 
 
+def test_check_waits_for_no_file_of_a_save_in_flight(copy, state, monkeypatch):
+    checkpoints, waiting = Checkpoints(copy / "checkpoints"), set()
+    store = checkpoints._writer._metadata_store
+    wait = store.wait_until_finished
+    checkpoints.save(at(state, 4), CONFIG, EXTRA)
+
+    def note() -> None:
+        waiting.add(threading.current_thread())
+        wait()
+
+    monkeypatch.setattr(store, "wait_until_finished", note)
+    while checkpoints.latest() == 3:
+        checkpoints.check()
+    assert threading.main_thread() not in waiting
+    checkpoints.close()
+    assert checkpoints.latest() == 4
+
+
 def test_other_save_errors_pass(copy, state, monkeypatch):
     checkpoints = Checkpoints(copy / "checkpoints")
 
