@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from modality_forcing import distributed
 from modality_forcing.config import TrainConfig
@@ -28,7 +29,8 @@ class SpikeGuard:
         self, c: TrainConfig, workdir: Path, records: Callable[[int], Mapping[str, Sequence[int]]]
     ):
         self._c, self._workdir, self._records = c, workdir, records
-        self._known = {(spike.step, spike.batch) for spike in spikes.read(workdir)}
+        listed = [spike for spike in spikes.read(workdir) if spike.action == "rollback"]
+        self._known = {(spike.step, spike.batch) for spike in listed}  # that the run went back for
         self._ahead = 0  # batches drawn before the updates began, less those updates
         self._new: list[tuple[int, Metrics]] = []  # steps that nobody has looked at
         self._in_a_row = 0  # updates left out
@@ -54,8 +56,9 @@ class SpikeGuard:
         end = len(self._new) - skip_last
         looked_at, self._new = self._new[:end], self._new[end:]
         left_out = []
-        for step, metrics in looked_at:
-            values = {n: float(v) for n, v in metrics.items() if not getattr(v, "ndim", 0)}
+        fetched = jax.device_get([metrics for _, metrics in looked_at])  # all in one transfer
+        for (step, metrics), host in zip(looked_at, fetched, strict=True):
+            values = {n: float(v) for n, v in host.items() if not np.ndim(v)}
             bad = {n: v for n, v in values.items() if not math.isfinite(v)}
             if not bad and not values.get(SPIKE, 0):
                 self._in_a_row = 0

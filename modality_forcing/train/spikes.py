@@ -162,7 +162,7 @@ def _record(content: Mapping[str, Any]) -> SpikeRecord:
 def append(workdir: Path, spike: SpikeRecord) -> None:
     """Adds a spike to a run's list, unless it is there already."""
     known = read(workdir)
-    if (spike.step, spike.batch) in [(s.step, s.batch) for s in known]:
+    if spike[:3] in [s[:3] for s in known]:  # the same step, action and batch
         return
     lines = [json.dumps(s._asdict()) + "\n" for s in (*known, spike)]
     paths.write_file(workdir / FILE, "".join(lines))

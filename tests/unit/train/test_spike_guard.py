@@ -71,3 +71,15 @@ def test_same_spike_after_an_interruption_is_one_try(tmp_path):
     assert again.why_stop(spike, saved=100) is None
     assert "after 1 rollbacks" in str(again.why_stop(other, saved=100))
     assert guard(tmp_path, "stop").why_stop(spike, saved=100) == ""
+
+
+def test_updates_left_out_before_are_no_rollbacks(tmp_path):
+    spike = Spike(102, {"loss": math.nan})
+    for action in ("skip", "stop", "rollback"):  # the same spike, each time with another choice
+        guard(tmp_path, action).note(spike, action)
+    assert [listed.action for listed in spikes.read(tmp_path)] == ["skip", "stop", "rollback"]
+    for step in range(110, 115):
+        guard(tmp_path, "skip").note(Spike(step, {"loss": math.nan}), "skip")
+    again = guard(tmp_path, "rollback", tries=2)
+    assert again.why_stop(Spike(120, {"loss": math.nan}), saved=100) is None
+    assert again.why_stop(Spike(121, {"loss": math.nan}), saved=100) is not None
