@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.progress import print_stderr
 from modality_forcing.train import checkpoint
@@ -33,12 +34,12 @@ def dry_run(config: Config, workdir: Path, make_evaluate: MakeEvaluate | None = 
     try:
         setup.inputs.check()
         state, source = _first_state(setup, workdir if resumes else None)
-        print_stderr(f"{config.name}: compiling the step")
-        start = time.monotonic()
         batch = next(setup.batches)
     finally:
         setup.batches.close()
-    step = setup.make_step()
+    if distributed.is_primary():
+        print_stderr(f"{config.name}: compiling the step")
+    step, start = setup.make_step(), time.monotonic()
     assert isinstance(step, partial)  # of a jitted function
     compiled = step.func.lower(state, batch, **step.keywords).compile()
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
