@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from faults import Bench, Row, Running, last_state, several, until  # noqa: E402
+from fault_bench import Bench, Row, Running, last_state, several, until  # noqa: E402
 
 from modality_forcing import paths  # noqa: E402
 from modality_forcing.progress import format_table, print_stderr  # noqa: E402
@@ -33,7 +33,7 @@ AMONG_STEPS = 40  # a fault strikes after this step
 
 
 class Table:
-    """The bench of faults.py and a bucket."""
+    """The bench and a bucket."""
 
     def __init__(self, bench: Bench, bucket: Bucket):
         self.bench, self.bucket = bench, bucket
@@ -63,7 +63,7 @@ def saved(workdir: Path) -> int | None:
 
 
 def state(workdir: Path) -> object:
-    """As `faults.last_state`, of a bucket."""
+    """As `fault_bench.last_state`, of a bucket."""
     folder = checkpoint.resolve_checkpoint(workdir)
     meta = json.loads(paths.read_text(folder / checkpoint.META))
     return {"step": meta["step"], "checksums": meta["checksums"], "data": meta["data_state"]}
