@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.fakes import Tools
+
+if TYPE_CHECKING:
+    from modality_forcing.train.state import TrainState
 
 
 @pytest.fixture
@@ -46,3 +50,13 @@ def sample_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def tools(tmp_path: Path) -> Tools:
     return Tools(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[TrainState, Path]:
+    """Six uninterrupted steps."""
+    from modality_forcing.train.loop import train  # jax, which the tests of commands do without
+    from tests.resumed import T2I
+
+    workdir = tmp_path_factory.mktemp("finished")
+    return train(T2I, workdir), workdir

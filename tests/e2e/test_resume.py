@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,25 +11,19 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from modality_forcing import locks, signals
 from modality_forcing.config import Config
-from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.while_training import make_evaluate
 from modality_forcing.train import checkpoint
 from modality_forcing.train.evaluation import EvalResult, Evaluate
 from modality_forcing.train.inputs import Inputs
-from modality_forcing.train.logger import MEASURED
 from modality_forcing.train.loop import train
 from modality_forcing.train.metrics import read_metrics
 from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import Params, TrainState
 from modality_forcing.train.workdir import write_config
 from tests import tiny
-
-TIMES = {"elapsed_s", "clock"}  # in the metadata of checkpoints
-LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
-T2I = tiny.t2i(**LOOP)
+from tests.resumed import LOOP, T2I, equal, extras, rows
 
 
 def forcing(init: Path) -> Config:
@@ -46,34 +33,6 @@ def forcing(init: Path) -> Config:
     return replace(
         config, data=replace(config.data, sparsity_patterns={"uniform": 1.0, "missing": 0.5})
     )
-
-
-def equal(a: TrainState, b: TrainState) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def rows(workdir: Path) -> list[dict[str, float]]:
-    found = [
-        {k: v for k, v in row.items() if not k.startswith(MEASURED)}
-        for row in read_metrics(workdir)
-    ]
-    return [row for row in found if set(row) != {"step"}]
-
-
-def extras(workdir: Path) -> dict[str, Any]:
-    """The metadata of the latest checkpoint, with the position of the data stream."""
-    meta = checkpoint.resolve_checkpoint(workdir) / "meta"
-    (description,) = (p for p in meta.rglob("*") if p.is_file() and p.name == "metadata")
-    metadata = json.loads(description.read_text())
-    return {k: v for k, v in metadata.items() if k not in TIMES | {"config", "checksum"}}
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> tuple[TrainState, Path]:
-    """Six uninterrupted steps."""
-    workdir = tmp_path_factory.mktemp("finished")
-    return train(T2I, workdir), workdir
 
 
 @pytest.fixture(scope="module")
@@ -273,112 +232,3 @@ def test_workdir_with_checkpoints_but_no_config_is_refused(tmp_path):
 def test_missing_initial_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"nowhere: no such checkpoint"):
         train(forcing(tmp_path / "nowhere"), tmp_path / "run")
-
-
-CONFIG_FILE = """
-from tests import tiny
-
-def get_config(arg):
-    return tiny.t2i(steps=6, save_every=3, log_every=2)
-"""
-
-LIMITED = """
-import resource, sys
-from modality_forcing.cli import main
-
-# Python ignores the signal, so that writing just fails.
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def test_second_run_in_the_workdir_is_refused(finished, tmp_path):
-    with locks.hold(tmp_path, "--workdir"):
-        with pytest.raises(UserError, match="is in use by process"):
-            train(T2I, tmp_path)
-        assert [path.name for path in tmp_path.iterdir()] == [locks.LOCK]
-
-
-def during_save(monkeypatch) -> None:
-    save = Checkpoints.save
-
-    def interrupted(checkpoints, state, *rest):
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.3)  # a thread receives it
-        save(checkpoints, state, *rest)
-
-    monkeypatch.setattr(Checkpoints, "save", interrupted)
-
-
-def during_step(monkeypatch) -> None:
-    """In the fourth step, which no checkpoint follows."""
-    get_next = PrefetchToDevice.__next__
-    delivered = count(1)
-
-    def interrupted(batches):
-        if next(delivered) == 4:
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.3)  # a thread receives it
-        return get_next(batches)
-
-    monkeypatch.setattr(PrefetchToDevice, "__next__", interrupted)
-
-
-@pytest.mark.parametrize(
-    ("interrupt", "saved", "code"), [(during_save, "3", 130), (during_step, "4", 143)]
-)
-def test_signal_saves_the_step_in_flight_and_the_run_resumes_to_the_bit(
-    finished, tmp_path, monkeypatch, interrupt, saved, code
-):
-    with monkeypatch.context() as patch:
-        interrupt(patch)
-        with pytest.raises(signals.StopRequest, match=f"at step {saved}, which is saved") as ended:
-            train(T2I, tmp_path)
-    assert signals.exit_code(ended.value) == code
-    assert checkpoint.resolve_checkpoint(tmp_path).name == saved
-    assert not (tmp_path / locks.LOCK).exists()
-    equal(train(T2I, tmp_path), finished[0])
-    assert rows(tmp_path) == rows(finished[1]) and extras(tmp_path) == extras(finished[1])
-
-
-def test_run_saves_by_the_clock(finished, tmp_path, monkeypatch):
-    """A clock that is always due saves every step, and the numbers stay."""
-    saved = []
-    save = Checkpoints.save
-
-    def counted(checkpoints, state, *rest):
-        saved.append(int(state.step))
-        save(checkpoints, state, *rest)
-
-    monkeypatch.setattr(Checkpoints, "save", counted)
-    loop = replace(T2I.train, save_every=100, save_every_minutes=1e-9)
-    equal(train(replace(T2I, train=loop), tmp_path), finished[0])
-    assert saved == [1, 2, 3, 4, 5, 6]
-
-
-def test_full_disk_is_reported_and_the_last_checkpoint_resumes(finished, tmp_path):
-    """A file size limit replaces the full disk: the same calls fail, with another errno."""
-    config, workdir = tmp_path / "config.py", tmp_path / "run"
-    config.write_text(CONFIG_FILE)
-    train(T2I, workdir, stop_after=4)
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", LIMITED, "train", f"--config={config}", f"--workdir={workdir}"],
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(root), *sys.path]),
-            # The compilation cache is read but not written, which would fail too.
-            "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1000",
-        },
-        capture_output=True,
-        text=True,
-    )
-    last = done.stderr.strip().splitlines()[-1]
-    assert done.returncode == 2, done.stderr
-    assert "step 6 could not be saved (File too large); the checkpoint of step 3 is intact" in last
-    assert not any(noise in done.stderr for noise in ("Traceback", "Warning", "ERROR"))
-    assert checkpoint.resolve_checkpoint(workdir).name == "3"
-    equal(train(T2I, workdir), finished[0])
-    assert {p.name for p in (workdir / "checkpoints").iterdir() if p.is_dir()} == {"3", "6"}
-    assert rows(workdir) == rows(finished[1])
