@@ -2,7 +2,7 @@
 
 python benchmarks/bucket_faults.py --only=stalls
 
-The bucket is a storage emulator in this process (extra `test`), which answers as told. Runs of one
+The bucket is a storage emulator in this process (extra `test`), with injected failures. Runs of one
 process must end in the state of an undisturbed run on a disk, to the bit.
 """
 
@@ -91,7 +91,7 @@ def answers(table: Table, name: str, fault: Callable[[str, str], int | None], fo
     time.sleep(for_s)
     table.bucket.fault = lambda method, path: None
     ok = table.finished(workdir, run)
-    return Row("the run goes on" if ok else run.output().strip()[-200:], "nothing", ok)
+    return Row("the run continues" if ok else run.output().strip()[-200:], "nothing", ok)
 
 
 def fails(table: Table) -> Row:
@@ -142,7 +142,7 @@ def launched_twice(table: Table) -> Row:
 
 
 def four_then_two(table: Table) -> Row:
-    """Kill -9 of four processes over a bucket; two go on."""
+    """Kill -9 of four processes over a bucket; two resume."""
     workdir, environment = table.workdir("four"), table.bucket.environment()
     with several(table.bench, workdir, 4, environment) as runs:
         until(lambda: (saved(workdir) or 0) >= 25, runs[0])

@@ -35,7 +35,7 @@ NAMED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @dataclass(frozen=True)
 class Row:
-    """What a fault did. ok: the run went on to the bit, or was refused as it must be."""
+    """What a fault did. ok: the run continued to the bit, or was refused as it must be."""
 
     happens: str
     lost: str

@@ -169,7 +169,7 @@ def clock_set_back(bench: Bench) -> Row:
     run = bench.start(bench.command(workdir, train__save_every_minutes=0.01), FIRST=str(folder))
     code = run.wait()
     ok = code == 0 and bench.equal(workdir)
-    return Row("the run goes on; rows keep their order", "nothing", ok)
+    return Row("the run continues; rows keep their order", "nothing", ok)
 
 
 def flipped_byte(bench: Bench) -> Row:
@@ -188,9 +188,11 @@ def flipped_byte(bench: Bench) -> Row:
         code, said = run.wait(), run.output()
         # A flip may be of no consequence, as in a comment of the storage format.
         same = code == 0 and bench.equal(workdir)
-        told = any(word in said for word in ("damaged", "cannot be read", "unfinished", "intact"))
+        reported = any(
+            word in said for word in ("damaged", "cannot be read", "unfinished", "intact")
+        )
         wrong += not same or "Traceback" in said
-        harmless += not told
+        harmless += not reported
         if not same:
             print_stderr(f"  {path.relative_to(last)}: code {code}: {said[-300:]}")
         path.write_bytes(content)
@@ -259,7 +261,7 @@ def four_paused(bench: Bench) -> Row:
         runs[2].wait()
 
     codes, _, same = one_of_four(bench, strike)
-    return Row("the run goes on", "nothing", same and codes[:3] == [0] * 3)
+    return Row("the run continues", "nothing", same and codes[:3] == [0] * 3)
 
 
 def four_halted(bench: Bench) -> Row:

@@ -150,7 +150,7 @@ class TrainConfig:
     on_spike: Literal["stop", "skip", "rollback"] = "stop"  # train/spikes.py
     spike_deviations: float = 0.0  # a loss so far above its running mean is a spike; 0: only NaN
     spike_tries: int = 3  # updates left out in a row, or rollbacks in a run, before it stops
-    async_save: bool = True  # write checkpoints while training goes on, from a copy in host memory
+    async_save: bool = True  # write checkpoints during training, from a copy in host memory
     keep_at_steps: tuple[int, ...] = ()  # also keep these, for other runs to branch from
     # Compiled programs on disk: a folder or address; auto: compiled/ in the workdir; empty: none.
     compilation_cache: str = "auto"

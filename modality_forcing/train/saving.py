@@ -1,4 +1,4 @@
-"""The checkpoints of one run: saved while training goes on, committed by their last file."""
+"""The checkpoints of one run: saved during training, committed by their last file."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Checkpoints:
     Args:
       max_to_keep: how many of the last ones stay, besides those of keep_steps.
       asynchronous: `save` returns once the state is copied to host memory, and the copy is written
-        while training goes on. The files are the same either way.
+        during training. The files are the same either way.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class Checkpoints:
                 paths.remove_tree(path)
 
     def _pass_over(self, damaged: Sequence[tuple[Path, DamagedCheckpoint]], step: int) -> None:
-        """Marks and names the damaged checkpoints after the one that a run goes on from."""
+        """Marks and names the damaged checkpoints after the one that a run resumes from."""
         self._steps = [s for s in self._steps if s <= step]
         if distributed.is_primary():
             for folder, error in damaged:

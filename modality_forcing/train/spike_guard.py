@@ -20,7 +20,7 @@ Metrics = Mapping[str, jax.Array | float]  # of one step; those with axes are no
 
 
 class SpikeGuard:
-    """Finds the spikes of a run, lists them in its workdir, and says when it must not go on.
+    """Finds the spikes of a run, lists them in its workdir, and says when it must stop.
 
     records: from the number of a batch to the numbers of its records, by source.
     """

@@ -3,8 +3,8 @@
 `train.on_spike` is one of
 
 - "stop": the run ends; its last checkpoint is from before the spike.
-- "skip": the update is left out, on the devices, and the run goes on.
-- "rollback": the run goes on from its last checkpoint, with the batches after the one that spiked
+- "skip": the update is left out, on the devices, and the run continues.
+- "rollback": the run continues from its last checkpoint, with the batches after the one that spiked
   (as in PaLM: Chowdhery et al. 2022, arXiv 2204.02311, section 5.1).
 
 What is a spike depends on the losses before it alone, so that it is the same in a resumed run.

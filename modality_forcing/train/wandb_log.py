@@ -22,7 +22,7 @@ class WandbLog:
     """One run of Weights & Biases for one workdir, whatever processes train it.
 
     Its project, entity and mode are those of WANDB_PROJECT (by default modality_forcing),
-    WANDB_ENTITY and WANDB_MODE. A resumed run goes on in the same one. Rows that it already has,
+    WANDB_ENTITY and WANDB_MODE. A resumed run continues the same one. Rows that it already has,
     of steps that are done again, are not sent twice: they are equal.
 
     Raises UserError if wandb is not installed or the run cannot be opened.

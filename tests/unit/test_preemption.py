@@ -1,4 +1,4 @@
-"""SIGTERM goes to Python again after C code has caught it, and C code is still told."""
+"""SIGTERM goes to Python again after C code has caught it, and C code is still notified."""
 
 from __future__ import annotations
 
