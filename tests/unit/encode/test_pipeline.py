@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,6 +19,7 @@ from modality_forcing.storage import beam, latent_cache
 from modality_forcing.storage.shards import Shards
 from modality_forcing.train import sharding
 from tests import frozen as small
+from tests.runs import contents
 
 INSTALLED = importlib.util.find_spec("apache_beam") is not None
 BATCH = 4
@@ -53,22 +53,14 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> EncodeTask:
 
 
 @pytest.fixture(scope="module")
-def local(task: EncodeTask) -> dict[str, str]:
-    """The checksums of what the local run writes."""
+def local(task: EncodeTask) -> dict[str, bytes | None]:
+    """What the local run writes."""
     mesh = sharding.make_mesh(MeshConfig(), jax.local_devices()[:1])
     job = task.job(FrozenEncoders(task.text, task.image, mesh))
     job.check_or_write_settings()
     job.encode_text(task.tokens)
     job.encode_images(task.resolution)
-    return bytes_of(task.out)
-
-
-def bytes_of(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    return contents(task.out)
 
 
 def serial(task: beam.ShardTask, shards: Sequence[int], options: str) -> None:
@@ -86,11 +78,11 @@ def test_bytes_are_those_of_a_local_run(
     lines: list[str] = []
     made = replace(task, out=tmp_path)
     assert pipeline.encode(made, "", log=lines.append) == f"{tmp_path}/encoded-train.json"
-    assert bytes_of(tmp_path) == local
+    assert contents(tmp_path) == local
     shard = tmp_path / "latents" / "latents-train.array_record-00002-of-00004"
     shard.unlink()
     pipeline.encode(made, "", log=lines.append)
-    assert bytes_of(tmp_path) == local
+    assert contents(tmp_path) == local
     assert lines == ["6 of 6 shards of train to write", "1 of 6 shards of train to write"]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.storage import beam, manifest
 from modality_forcing.storage.shard_job import hold_job
 from modality_forcing.synthetic.source import Scenes
+from tests.runs import contents
 
 COUNT = 11
 INSTALLED = importlib.util.find_spec("apache_beam") is not None
@@ -67,14 +67,6 @@ def job_in(folder: Path, dataset: Generated = DATASET) -> PrepareJob:
     return PrepareJob(folder, dataset, settings)
 
 
-def bytes_of(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
-
-
 def serial(task: beam.ShardTask, shards: Sequence[int], options: str) -> None:
     """A pipeline of one worker, which writes every shard twice, the last one first."""
     for _ in range(2):
@@ -97,7 +89,7 @@ def test_bytes_are_those_of_a_local_run(runner: None, tmp_path: Path):
     lines: list[str] = []
     made = job_in(tmp_path / "beam", dataset)
     found = pipeline.prepare(made, Path(), "", max_errors=0.1, log=lines.append)
-    assert bytes_of(tmp_path / "beam") == bytes_of(tmp_path / "local")
+    assert contents(tmp_path / "beam") == contents(tmp_path / "local")
     assert lines == ["4 of 4 shards of train to write"]
     assert found.failed == 1
     manifest.verify(found)
@@ -105,7 +97,7 @@ def test_bytes_are_those_of_a_local_run(runner: None, tmp_path: Path):
 
 def test_only_missing_shards_are_written(runner: None, tmp_path: Path):
     pipeline.prepare(job_in(tmp_path), Path(), "")
-    before = bytes_of(tmp_path)
+    before = contents(tmp_path)
     shard = job_in(tmp_path).shards.path(2)
     shard.unlink()
     left = shard.with_name(f".{shard.name}.killed")
@@ -113,7 +105,7 @@ def test_only_missing_shards_are_written(runner: None, tmp_path: Path):
     lines: list[str] = []
     pipeline.prepare(job_in(tmp_path), Path(), "", log=lines.append)
     assert lines == ["1 of 4 shards of train to write"]
-    assert bytes_of(tmp_path) == before and not left.exists()
+    assert contents(tmp_path) == before and not left.exists()
 
 
 def test_a_worker_leaves_what_another_is_writing(tmp_path: Path):
