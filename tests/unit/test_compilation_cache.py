@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from modality_forcing import compilation_cache
+from modality_forcing import compilation_cache, paths
 from modality_forcing.compilation_cache import cache_folder, enabled
+from modality_forcing.errors import StorageFailed
 
 
 @pytest.fixture(autouse=True)
@@ -132,3 +133,14 @@ def test_machines_of_other_instruction_sets_share_nothing(tmp_path, monkeypatch)
     other = cache_folder("auto", tmp_path)
     listed.write_text("processor : 0\nflags : sse avx2\n")
     assert cache_folder("auto", tmp_path) == other != ours
+
+
+def test_bucket_out_of_reach_is_one_line(capfd, monkeypatch):
+    def fail(path):
+        raise StorageFailed("cannot be looked up (no answer in time)", where=path)
+
+    monkeypatch.setattr(paths, "exists", fail)
+    compute(paths.as_path("gs://nowhere/cache"))
+    said = capfd.readouterr().err
+    assert said.startswith("no compiled programs are kept: gs://nowhere/cache/")
+    assert "no answer in time" in said and said.count("\n") == 1

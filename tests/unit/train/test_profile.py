@@ -62,3 +62,11 @@ def test_profile_that_cannot_be_written_does_not_end_the_run(tmp_path, capfd, mo
     profiler.close()
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "no profile (no space left on device)" in said
+
+
+def test_window_that_was_never_reached_is_one_line(tmp_path, capfd):
+    profiler = Profiler(ProfileWindow(500, 2), tmp_path)
+    profiler.before_step(5, ())
+    profiler.close()
+    assert capfd.readouterr().err == "--profile: step 500 was not run; no profile\n"
+    assert not list(tmp_path.iterdir())

@@ -80,3 +80,13 @@ def test_damaged_name_of_the_run_is_refused(tmp_path):
     (tmp_path / "wandb.json").write_text('{"id": "../x"}')
     with pytest.raises(UserError, match=r"wandb\.json: names no run of wandb; delete it"):
         WandbLog(tmp_path, "x", {})
+
+
+def test_run_that_cannot_be_opened_leaves_no_name(tmp_path, monkeypatch):
+    def fail(**_):
+        raise OSError("no key")
+
+    monkeypatch.setattr(importlib.import_module("wandb"), "init", fail)
+    with pytest.raises(UserError, match=r"--log=wandb: the run cannot be opened \(no key\)"):
+        WandbLog(tmp_path, "t2i", {})
+    assert not (tmp_path / "wandb.json").exists()
