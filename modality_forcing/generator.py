@@ -114,7 +114,7 @@ class Generator:
         missing = [n for n in cond if n not in names]
         if missing or (task != "t2i" and len(names) < 2):
             needs = " and ".join(missing) or "a second modality"
-            what = f"mode {task} needs {needs}, this checkpoint has {', '.join(names)} only"
+            what = f"mode {task} needs {needs}, this network has {', '.join(names)} only"
             raise UserError(what, hint="use a checkpoint of the forcing phase")
         free = tuple(n for n in names if n not in cond)
         steps, alpha, mu = num_steps(task, c), 2.0**c.log2_alpha, c.timestep_shift

@@ -37,6 +37,7 @@ _KINDS = {
     stat.S_IFSOCK: "a socket",
 }
 _DESCRIPTORS = ("/dev/std", "/dev/fd/", "/proc/")  # replacing their files would cut the output off
+_NEARLY_ADDRESSES = ("gs:", "s3:")  # without a slash: a run would be kept on a disk
 _CHECK = "check the path"
 
 
@@ -171,6 +172,9 @@ def check_folder(path: str | Path, option: str, *, utf8: bool = False) -> None:
         if buckets.check(buckets.as_bucket_path(path), hint) == stat.S_IFREG:
             raise UserError("is a file", where=path, hint=hint)
         return
+    if str(path).startswith(_NEARLY_ADDRESSES):
+        hint = f"write {str(path).partition(':')[0]}://BUCKET/FOLDER"
+        raise UserError("is not the address of a bucket", where=path, hint=hint)
     absolute = Path(os.path.abspath(path))
     if utf8 and not _is_utf8(absolute):
         what = "has a name that is not UTF-8, in which checkpoints and shards cannot be written"

@@ -135,7 +135,7 @@ def test_sample_needs_depth_in_the_checkpoint(
         "d2i": ["--depth", sample_dir / "depth.npy"],
         "partial": ["--depth", sample_dir / "depth.npy"],
     }
-    needs = rf"mode {mode} needs (depth|a second modality), this checkpoint has image only"
+    needs = rf"mode {mode} needs (depth|a second modality), this network has image only"
     message = f"{needs}; use a checkpoint of the forcing phase"
     attempt(
         mforce,

@@ -56,7 +56,7 @@ def test_model_of_one_modality_does_only_t2i():
         "partial": "depth",
     }.items():
         with pytest.raises(
-            UserError, match=rf"mode {task} needs {needs}, this checkpoint has image only"
+            UserError, match=rf"mode {task} needs {needs}, this network has image only"
         ):
             one.run(task, [""])
     with pytest.raises(UserError, match="unknown mode 'i2i'"):

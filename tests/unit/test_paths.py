@@ -261,3 +261,10 @@ def test_unreadable_parent_is_one_line(tmp_path):
                 ask(tmp_path / "locked" / "in" / "x")
     finally:
         (tmp_path / "locked").chmod(0o700)
+
+
+@pytest.mark.parametrize("text", ["gs:bucket/run", "s3:run"])
+def test_address_without_slashes_is_refused(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"{text}: is not the address of a bucket; write .*://"):
+        paths.check_folder(paths.as_path(text), "--workdir")
