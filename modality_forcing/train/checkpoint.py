@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -221,14 +221,15 @@ def suppress_secondary_errors() -> Iterator[None]:
 
     sys.unraisablehook = hook
     log.addFilter(retrieved)
-    try:
-        yield
-    except Exception:  # after an error all of this stays in place
-        message = "coroutine .* was never awaited"
-        warnings.filterwarnings("ignore", message=message, category=RuntimeWarning)
-        raise
+    message = "coroutine .* was never awaited"
+    warnings.filterwarnings("ignore", message=message, category=RuntimeWarning)
+    ignored = warnings.filters[0]
+    yield
+    # After an error all of this stays in place.
     sys.unraisablehook = before
     log.removeFilter(retrieved)
+    if ignored in warnings.filters:
+        cast("list[object]", warnings.filters).remove(ignored)
 
 
 def _plain(tree: PyTree) -> PyTree:

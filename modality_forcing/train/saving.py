@@ -176,7 +176,7 @@ class Checkpoints:
         """Raises what went wrong with the save in flight, and deletes what it wrote."""
         step = "a step" if self._saving is None else f"step {self._saving.step}"
         self._saving = self._finished = None
-        self._quiet.pop_all()  # other errors of the same save may still come
+        self._quiet.pop_all()  # never closed: other errors of the same save may still come
         self._remove_unfinished()
         last = self.latest()
         kept = f"the checkpoint of step {last} is intact"

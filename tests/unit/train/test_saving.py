@@ -183,6 +183,24 @@ def test_failed_save_names_its_own_cause(copy, state, monkeypatch, error, messag
     assert checkpoints.latest() == 3
 
 
+def test_failed_save_ends_in_silence(copy, state, monkeypatch, recwarn):
+    """Orbax leaves coroutines behind that nobody awaits, and Python would warn of them at exit."""
+    checkpoints = Checkpoints(copy / "checkpoints")
+
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    async def write() -> None: ...
+
+    monkeypatch.setattr(checkpoints._writer, "save", fail)
+    with pytest.raises(UserError):
+        checkpoints.save(at(state, 4), CONFIG, EXTRA)
+    abandoned = write()
+    del abandoned
+    checkpoints.close()
+    assert not [str(w.message) for w in recwarn if "never awaited" in str(w.message)]
+
+
 def test_error_in_the_background_shows_at_the_next_step_with_its_own(copy, state, monkeypatch):
     checkpoints, failed = Checkpoints(copy / "checkpoints"), threading.Event()
 
