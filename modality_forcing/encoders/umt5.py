@@ -14,6 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from modality_forcing.encoders.layers import einsum, rms_norm, weight
 from modality_forcing.encoders.weights import Tensor
 from modality_forcing.errors import UserError
 
@@ -164,24 +165,6 @@ class UMT5(nnx.Module):
         x = self.table[...][ids].astype(jnp.float32)
         x, _ = jax.lax.scan(lambda x, w: (nnx.merge(graph, w)(x, mask), None), x, weights)
         return jnp.where(mask[..., None], rms_norm(x, self.scale[...], self.c.eps), 0)
-
-
-def weight(*shape: int, std: float, rngs: nnx.Rngs, dtype: DTypeLike) -> nnx.Param:
-    """Returns a normally distributed weight; standard deviations as in transformers' T5."""
-    return nnx.Param(std * jax.random.normal(rngs.params(), shape, dtype))
-
-
-def einsum(equation: str, x: Array, w: Array) -> Float[Array, "*s"]:
-    """Einsum of operands in their dtype, accumulated and returned in float32."""
-    return jnp.einsum(equation, x, w, preferred_element_type=jnp.float32)
-
-
-def rms_norm(
-    x: Float[Array, "b l d"], scale: Float[Array, " d"], eps: float
-) -> Float[Array, "b l d"]:
-    """X / rms(x) times the scale, in float32; the result in the scale's dtype."""
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
-    return (x * scale).astype(scale.dtype)
 
 
 @lru_cache(maxsize=8)
