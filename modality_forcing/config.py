@@ -64,13 +64,18 @@ class TextConfig:
 class ModelConfig:
     """The transformer's size and how it is computed."""
 
+    family: Literal["forcing", "flux2"] = "forcing"  # models/dit.py or models/flux2.py
     width: int = 1024  # features per token
     mlp_dim: int = 3072  # hidden features of the gated MLP
-    num_layers: int = 30  # transformer blocks
+    num_layers: int = 30  # transformer blocks; flux2: those that all streams share
+    double_layers: int = 0  # flux2: blocks before them, with weights of its own for each stream
     heads: int = 8  # query heads of attention
     kv_heads: int = 2  # key and value heads (grouped-query attention)
     head_dim: int = 128  # features per head
     rope_theta: float = 2000.0  # as in the public code
+    level_mixing: bool = True  # condition each modality on the noise levels of the others too
+    embedded_guidance: float = 0.0  # flux2: guidance given to the network (dev: 4); 0: none
+    level_dtype: Literal["float32", "bfloat16"] = "float32"  # flux2: of noise levels
     dtype: Literal["float32", "bfloat16"] = "float32"  # of activations; weights are float32
     # auto: splash on TPU, cudnn on GPU, einsum on CPU.
     attention: Literal["auto", "einsum", "splash", "cudnn"] = "auto"
@@ -79,6 +84,9 @@ class ModelConfig:
 
     def __post_init__(self):
         _check_multiple("model.heads", self.heads, "model.kv_heads", self.kv_heads)
+        if self.double_layers and self.family != "flux2":
+            hint = "set it to 0, or model.family=flux2"
+            raise UserError(f"model.double_layers is {self.double_layers}", hint=hint)
         if self.head_dim % 8:
             hint = "there are four rotary axes, in pairs"
             raise UserError(f"model.head_dim {self.head_dim} is not a multiple of 8", hint=hint)

@@ -68,6 +68,13 @@ def forcing(**train: Any) -> Config:
     )
 
 
+def flux2(**train: Any) -> Config:
+    """The post-training run with the FLUX.2 network: two blocks of each kind."""
+    config = forcing(**train)
+    model = replace(config.model, family="flux2", kv_heads=4, double_layers=2)
+    return replace(config, name="flux2", model=model)
+
+
 def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str, Any]:
     """A batch of noise, half of the depth valid; example i has index first + i."""
     rng = np.random.default_rng(seed)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from modality_forcing.config import ModelConfig
 from modality_forcing.models.attention import ATTENTION, HEAD_AXIS_ORDER, attend
@@ -18,7 +20,7 @@ from modality_forcing.models.rope import apply_rope
 
 PRODUCT = "product"  # remat policies know einsums with weights by this name
 Segments = tuple[int, ...]  # first token of each row of the modulation; starts with 0
-Forward = Callable[[Array, nnx.State], Array]
+Forward = Callable[[PyTree, nnx.State], PyTree]
 
 
 class Block(nnx.Module):
@@ -128,27 +130,32 @@ def remat(policy: str, keep_gathered: bool) -> Callable[[Forward], Forward]:
 class Stack(nnx.Module):
     """Blocks whose weights are stacked on a leading axis and applied by one scan.
 
-    30 blocks compile as fast as one.
+    30 blocks compile as fast as one. block: builds one from `rngs`; by default a `Block` of c.
     """
 
     def __init__(
-        self, c: ModelConfig, num_layers: int, *, rngs: nnx.Rngs, keep_gathered: bool = False
+        self,
+        c: ModelConfig,
+        num_layers: int,
+        block: Callable[..., nnx.Module] | None = None,
+        *,
+        rngs: nnx.Rngs,
+        keep_gathered: bool = False,
     ):
         self.c, self.depth, self.keep_gathered = c, num_layers, keep_gathered
+        build = block or partial(Block, c)
         keys = jax.random.split(rngs.params(), num_layers)
-        self.layers = nnx.vmap(lambda key: Block(c, rngs=nnx.Rngs(key)))(keys)
+        self.layers = nnx.vmap(lambda key: build(rngs=nnx.Rngs(key)))(keys)
 
-    def __call__(
-        self,
-        x: Float[Array, "b n d"],
-        modulation: Float[Array, "b s e"],
-        segments: Segments,
-        angles: Float[Array, "n a"],
-    ) -> Float[Array, "b n d"]:
+    def __call__(self, x: PyTree, *args: Any) -> PyTree:
+        """Applies block after block to x, an array or a mapping of arrays.
+
+        args: what every block takes besides, such as modulation and positions.
+        """
         graph, weights = nnx.split(self.layers)
 
-        def apply(x: Array, w: nnx.State) -> Array:
-            return nnx.merge(graph, w)(x, modulation, segments, angles)
+        def apply(x: PyTree, w: nnx.State) -> PyTree:
+            return nnx.merge(graph, w)(x, *args)
 
         # Where nothing is sharded, a kept copy would only take memory.
         keep = self.keep_gathered and devices("fsdp") > 1

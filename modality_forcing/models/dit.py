@@ -107,7 +107,7 @@ class DiT(nnx.Module):
         )
         self.level_embedder = nnx.Dict(embedders(list(streams)))
         # A modality is also conditioned on the other noise levels, through gates that start at 0.
-        pairs = [f"{n}_from_{o}" for n in streams for o in streams if n != o]
+        pairs = [f"{n}_from_{o}" for n in streams for o in streams if n != o and c.level_mixing]
         self.level_embedder_cross = nnx.Dict(embedders(pairs))
         self.level_gate_cross = nnx.Dict({pair: nnx.Param(jnp.zeros(())) for pair in pairs})
         self.modulation = block_modulation(c, rngs)
@@ -149,8 +149,8 @@ class DiT(nnx.Module):
         """Embeds a modality's noise level, plus the gated levels of the other modalities in t."""
         vector = self.level_embedder[name](t[name])
         for other in self.names:
-            if other != name and other in t:
-                pair = f"{name}_from_{other}"
+            pair = f"{name}_from_{other}"
+            if other in t and pair in self.level_embedder_cross:
                 cross = self.level_embedder_cross[pair](t[other])
                 vector = vector + self.level_gate_cross[pair][...] * cross
         return vector

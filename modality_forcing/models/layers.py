@@ -70,6 +70,14 @@ def rms_norm(
     return (y if scale is None else y * scale).astype(x.dtype)
 
 
+def layer_norm(x: Float[Array, "*s d"], eps: float = 1e-6) -> Float[Array, "*s d"]:
+    """(x - mean) / standard deviation over the last axis, in float32; returns x's dtype."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
+    return (y * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+
+
 class Linear(nnx.Module):
     """x @ w without a bias, computed in x's dtype; the weight is stored in float32."""
 
@@ -94,15 +102,21 @@ def sinusoid(
 
 
 class TimestepEmbedder(nnx.Module):
-    """Noise level [b] -> vector [b d] of the model's width: sinusoid, two-layer MLP, in float32."""
+    """Noise level [b] -> vector [b d] of the model's width: sinusoid, two-layer MLP, in float32.
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, in_channels: int = 256):
-        self.in_channels = in_channels
+    dtype: another one, to round as a network was trained that does not compute it in float32.
+    """
+
+    def __init__(
+        self, width: int, *, rngs: nnx.Rngs, in_channels: int = 256, dtype: DTypeLike = jnp.float32
+    ):
+        self.in_channels, self.dtype = in_channels, jnp.dtype(dtype)
         self.inner = Linear(in_channels, width, rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
 
     def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
-        return self.outer(jax.nn.silu(self.inner(sinusoid(t, self.in_channels))))
+        embedded = sinusoid(t, self.in_channels).astype(self.dtype)
+        return self.outer(jax.nn.silu(self.inner(embedded)))
 
 
 class TextEmbedder(nnx.Module):

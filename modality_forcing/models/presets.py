@@ -1,4 +1,4 @@
-"""The sizes of the from-scratch family (paper, table 2): 30 blocks each, scaled by width alone."""
+"""Named sizes: the from-scratch family (paper, table 2: 30 blocks, scaled by width), and FLUX.2."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from modality_forcing.errors import UserError
 
 # Norms, RoPE and activations are cheaper to recompute than to keep (docs/benchmarks.md).
 _family = partial(ModelConfig, num_layers=30, head_dim=128, dtype="bfloat16", remat="elementwise")
+_flux2 = partial(ModelConfig, family="flux2", head_dim=128, dtype="bfloat16", remat="elementwise")
 
 SIZES = {
     "demo": ModelConfig(
@@ -27,6 +28,23 @@ SIZES = {
     "370m": _family(width=1024, mlp_dim=3072, heads=8, kv_heads=2),
     "800m": _family(width=1536, mlp_dim=4608, heads=12, kv_heads=3),
     "3b3": _family(width=3072, mlp_dim=9216, heads=24, kv_heads=6),
+    # Black Forest Labs' transformers. All text encoders give 512 tokens; width of their states:
+    # 7680, 12,288 and 15,360 channels.
+    "klein-4b": _flux2(
+        width=3072, mlp_dim=9216, heads=24, kv_heads=24, double_layers=5, num_layers=20
+    ),
+    "klein-9b": _flux2(
+        width=4096, mlp_dim=12_288, heads=32, kv_heads=32, double_layers=8, num_layers=24
+    ),
+    "flux2-dev": _flux2(
+        width=6144,
+        mlp_dim=18_432,
+        heads=48,
+        kv_heads=48,
+        double_layers=8,
+        num_layers=48,
+        embedded_guidance=4.0,
+    ),
 }
 
 

@@ -113,24 +113,32 @@ def param_group(path: tuple[str, ...]) -> str:
     match path:
         case (
             ("tokenizer", _, "w")
+            | ("text_in", "w")
+            | ("table",)
             | ("text_embedder", "table")
             | ("text_embedder", "linear", "w")
             | ("level_embedder" | "level_embedder_cross", _, "inner", "w")
+            | ("guidance_embedder", "inner", "w")
         ):
             return "input"
         case ("head", _, "linear", "w"):
             return "output"
-        case (*_, "layers", "q" | "k" | "v" | "gate" | "up" | "out" | "down") | (
-            "level_embedder" | "level_embedder_cross",
-            _,
-            "outer",
-            "w",
+        case (
+            (*_, "layers", "q" | "k" | "v" | "gate" | "up" | "out" | "down")
+            | ("double", "layers", _, "q" | "k" | "v" | "gate" | "up" | "out" | "down")
+            | ("level_embedder" | "level_embedder_cross", _, "outer", "w")
+            | ("guidance_embedder", "outer", "w")
         ):
             return "hidden"
-        case ("modulation", "w") | ("head", _, "modulation" | "block_modulation", "w"):
+        case (
+            ("modulation", "w")
+            | ("modulation" | "single_modulation", _, "w")
+            | ("head", _, "modulation" | "block_modulation", "w")
+        ):
             return "hidden"
         case (
             (*_, "layers", "q_scale" | "k_scale" | "offset")
+            | ("double", "layers", _, "q_scale" | "k_scale")
             | ("text_embedder", "padding")
             | ("level_gate_cross", _)
         ):

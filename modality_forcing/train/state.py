@@ -18,6 +18,7 @@ from modality_forcing.diffusion import rng
 from modality_forcing.modalities.base import Modality
 from modality_forcing.models.attention import KERNELS
 from modality_forcing.models.dit import DiT
+from modality_forcing.models.flux2 import Flux2
 from modality_forcing.train.optim import make_optimizer
 from modality_forcing.train.sharding import PRESETS
 
@@ -33,14 +34,17 @@ class TrainState(NamedTuple):
     ema: Params
 
 
-def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT:
+FAMILIES = {"forcing": DiT, "flux2": Flux2}  # networks by model.family
+
+
+def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT | Flux2:
     """Builds the network with fresh weights; to be called under `jit` or `eval_shape`.
 
     Raises UserError if the device's attention kernel does not take the config's shapes.
     """
     c = with_attention_kernel(config, distributed.backend())
     keep = PRESETS[c.mesh.preset].keep_gathered
-    return DiT(
+    return FAMILIES[c.model.family](
         c.model,
         c.text,
         modalities,

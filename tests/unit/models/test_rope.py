@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modality_forcing.encoders.pixels import patchify
-from modality_forcing.models.rope import apply_rope, image_positions, rotary_angles, text_positions
+from modality_forcing.models.rope import (
+    apply_rope,
+    image_positions,
+    rotary_angles,
+    rotary_table,
+    text_positions,
+)
 
 K, THETA = 32, 2000.0
 Q, KEY = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, K))
@@ -85,3 +91,13 @@ def test_image_positions_follow_the_patches():
 
 def test_text_positions_count_on_an_axis_of_their_own():
     np.testing.assert_array_equal(text_positions(3), [[0, 0, 0, 0], [0, 0, 0, 1], [0, 0, 0, 2]])
+
+
+def test_table_is_exact_at_the_last_text_position():
+    """Cosines of float32 angles are off by up to 1e-5 there."""
+    positions = np.array([[0, 0, 0, 511]])
+    exact = 511.0 * 2000.0 ** -(np.arange(16) / 16)
+    cos, sin = rotary_table(positions, 128, 2000.0)
+    np.testing.assert_allclose(cos[0, -16:], np.cos(exact), rtol=0, atol=1e-7)
+    np.testing.assert_allclose(sin[0, -16:], np.sin(exact), rtol=0, atol=1e-7)
+    assert np.array_equal(cos[0, :48], np.ones(48))  # the other three axes
