@@ -101,6 +101,8 @@ def table(found: Manifest, verified: bool = False) -> str:
         rows["quantiles"] = ", ".join(
             f"{float(q):.0%} {value:.4g}" for q, value in depth["quantiles"].items()
         )
+    if found.notes:
+        rows["notes"] = "; ".join(found.notes)
     rows["settings"] = _pairs(
         {name: value for name, value in found.settings.items() if value not in (None, {}, "")}
     )

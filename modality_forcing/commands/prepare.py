@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from modality_forcing.commands.arguments import (
     add_runner,
@@ -87,9 +88,9 @@ def main(options: argparse.Namespace) -> None:
     split = check_split(dataset, options.split)
     check_folder(options.out, "--out", utf8=True)
     source = dataset.open(require_disk(options.root, "unpacked data sets"), split)
-    if isinstance(source, Notes):
-        for note in source.notes():
-            print_stderr(note)
+    notes = source.notes() if isinstance(source, Notes) else []
+    for note in notes:
+        print_stderr(note)
     if not len(source):
         what = f"holds no record of {dataset.title}"
         raise UserError(what, where=options.root, hint="check the path and the split")
@@ -104,7 +105,8 @@ def main(options: argparse.Namespace) -> None:
         shard_size=options.shard_size,
         options=dataset_options,
     )
-    job = PrepareJob(options.out.absolute(), dataset, settings)
+    below = tuple(_below(options.root, note) for note in notes)
+    job = PrepareJob(options.out.absolute(), dataset, settings, below)
     if options.runner == "beam":
         root, given = options.root.absolute(), options.beam_options
         manifest = pipeline.prepare(job, root, given, max_errors=options.max_errors)
@@ -118,6 +120,13 @@ def main(options: argparse.Namespace) -> None:
         )
     if manifest:
         print(manifest.path)
+
+
+def _below(root: Path, note: str) -> str:
+    """Returns a note with paths below the root instead of absolute ones."""
+    for folder in (root, root.resolve()):
+        note = note.removeprefix(f"{folder}: ").removeprefix(f"{folder}/")
+    return note
 
 
 def dataset_table() -> str:

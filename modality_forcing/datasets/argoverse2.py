@@ -41,6 +41,7 @@ from modality_forcing.datasets.common.formats import (
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.lidar import finite_points, project_points, to_camera
 from modality_forcing.datasets.common.poses import make_pose, rotation_from_quaternion
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir, is_file
@@ -56,23 +57,30 @@ class _Frame(NamedTuple):
     scan: Path
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     for log in glob_paths(root, f"{split}/*"):
         if not is_dir(log / "sensors"):
             continue
-        scans = [path for path in glob_paths(log, "sensors/lidar/*.feather") if _is_timed(path)]
-        for camera in glob_paths(log, "sensors/cameras/ring_*"):
-            images = [path for path in glob_paths(camera, "*.jpg") if _is_timed(path)]
-            times = np.array([int(path.stem) for path in images], np.int64)
-            for scan in scans if images else []:
-                gaps = np.abs(times - int(scan.stem))
-                nearest = int(np.argmin(gaps))
-                if gaps[nearest] <= _MAX_TIME_GAP:
-                    yield _Frame(log, images[nearest], scan)
+        scans = _timed(log, "sensors/lidar/*.feather")
+        cameras = [_timed(camera, "*.jpg") for camera in glob_paths(log, "sensors/cameras/ring_*")]
+        pairs = [pair for images in cameras for pair in _nearest(images, scans)]
+        yield from (_Frame(log, image, scan) for image, scan in pairs)
+        unused.add_partners([path for images in cameras for path in images], scans, pairs)
 
 
-def _is_timed(path: Path) -> bool:
-    return path.stem.isdecimal()
+def _timed(folder: Path, pattern: str) -> list[Path]:
+    """Returns the files below a folder whose names are times."""
+    return [path for path in glob_paths(folder, pattern) if path.stem.isdecimal()]
+
+
+def _nearest(images: list[Path], scans: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Yields each scan with the image of a camera nearest in time, if it is near enough."""
+    times = np.array([int(path.stem) for path in images], np.int64)
+    for scan in scans if images else []:
+        gaps = np.abs(times - int(scan.stem))
+        nearest = int(np.argmin(gaps))
+        if gaps[nearest] <= _MAX_TIME_GAP:
+            yield images[nearest], scan
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:

@@ -12,6 +12,7 @@ Source: facebookresearch/projectaria_tools, projects/AriaSyntheticEnvironment an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,8 @@ from modality_forcing.datasets.common.formats import (
     read_rgb,
     read_uint16_depth,
 )
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    Listing,
-    glob_paths,
-    make_record,
-    rot90,
-    with_depth,
-)
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, rot90
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 _SIZE = (704, 704)
@@ -52,9 +47,10 @@ CAMERA = Camera(
 PINHOLE = pinhole_like(CAMERA, size=_SIZE, focal=320.0)
 
 
-def _list_frames(root: Path, split: str) -> Listing[Path]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:
     images = glob_paths(root, "*/rgb/vignette*.jpg", max_depth=1)
-    return with_depth(images, _depth_path)
+    depths = glob_paths(root, "*/depth/depth*.png", max_depth=1)
+    return unused.with_depth(images, depths, _depth_path)
 
 
 def _depth_path(image: Path) -> Path:

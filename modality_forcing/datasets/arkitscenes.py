@@ -42,6 +42,7 @@ from modality_forcing.datasets.common.lazy import (
     rot90,
     upsample_sparse,
 )
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir
@@ -58,7 +59,7 @@ class _Frame(NamedTuple):
     turns: int
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     highres = split.startswith("highres")
     fold = "Training" if split.endswith("train") else "Validation"
     homes = (root, root / "upsampling", root / "raw") if highres else (root, root / "raw")
@@ -66,26 +67,29 @@ def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
     columns = ("video_id", "fold", "sky_direction")
     source = "download_data.py of apple/ARKitScenes fetches it"
     rows = read_csv(home / "metadata.csv", columns, source)
+    rows = [row for row in rows if row["fold"] == fold and is_dir(home / fold / row["video_id"])]
     for row in sorted(rows, key=lambda row: row["video_id"]):
-        if row["fold"] == fold and row["sky_direction"] in _TURNS:
-            yield from _video_frames(
-                home / fold / row["video_id"], highres, _TURNS[row["sky_direction"]]
-            )
+        video, turns = home / fold / row["video_id"], _TURNS.get(row["sky_direction"])
+        unused.add("videos have no sky_direction", 1, [video] if turns is None else [])
+        if turns is not None:
+            yield from _video_frames(video, highres, turns, unused)
 
 
-def _video_frames(video: Path, highres: bool, turns: int) -> Iterator[_Frame]:
-    """Yields the frames of one video, none where it lacks a folder or was not downloaded."""
+def _video_frames(video: Path, highres: bool, turns: int, unused: Unused) -> list[_Frame]:
+    """Returns the frames of one video."""
     folders = ("wide",) if highres else ("vga_wide", "lowres_wide", "wide")
     folder = next((folder for folder in folders if is_dir(video / folder)), None)
-    if folder is None:
-        return
-    images = _by_time(video / folder, ".png")
+    images = _by_time(video / folder, ".png") if folder else []
     depths = _by_time(video / ("highres_depth" if highres else "lowres_depth"), ".png")
     cameras = _by_time(video / f"{folder}_intrinsics", ".pincam")
     camera_of = dict(nearest_in_time(_times(images), _times(cameras), MAX_TIME_GAP))
+    frames: list[_Frame] = []
     for i, j in nearest_in_time(_times(images), _times(depths), MAX_TIME_GAP):
         camera = cameras[camera_of[i]][1] if i in camera_of else None
-        yield _Frame(images[i][1], depths[j][1], camera, turns)
+        frames.append(_Frame(images[i][1], depths[j][1], camera, turns))
+    pairs = [(frame.image, frame.depth) for frame in frames]
+    unused.add_partners([path for _, path in images], [path for _, path in depths], pairs)
+    return frames
 
 
 def _by_time(folder: Path, suffix: str) -> list[tuple[float, Path]]:

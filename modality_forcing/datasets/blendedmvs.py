@@ -11,6 +11,7 @@ Source: YoYo000/BlendedMVS, README; YoYo000/MVSNet for the camera format.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +26,11 @@ from modality_forcing.datasets.common.formats import (
 )
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
-    Listing,
     glob_paths,
     make_record,
     read_split_list,
-    with_depth,
 )
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
@@ -40,16 +40,14 @@ _LISTS = {
 }
 
 
-def _list_frames(root: Path, split: str) -> Listing[Path]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:
     lists = [f"{folder}{name}" for name in _LISTS[split] for folder in ("", "project_lists/")]
     projects = read_split_list(root, lists, "BlendedMVS", "YoYo000/BlendedMVS has it")
-    images = (
-        path
-        for project in sorted(projects)
-        for path in glob_paths(root / project, "blended_images/*.jpg")
-        if not path.stem.endswith("_masked")
-    )
-    return with_depth(images, _depth_path)
+    for project in sorted(projects):
+        images = glob_paths(root / project, "blended_images/*.jpg")
+        images = (path for path in images if not path.stem.endswith("_masked"))
+        maps = glob_paths(root / project, "rendered_depth_maps/*.pfm")
+        yield from unused.with_depth(images, maps, _depth_path)
 
 
 def _depth_path(image: Path) -> Path:

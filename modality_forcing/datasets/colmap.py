@@ -11,7 +11,6 @@ compared in one Unicode form.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +24,7 @@ from modality_forcing.datasets.common.cameras import pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
 from modality_forcing.datasets.common.formats import read_photograph
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir
@@ -38,11 +38,12 @@ class _Frame(NamedTuple):
     path: Path  # of the image
 
 
-def _list_frames(root: Path, split: str) -> list[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> list[_Frame]:
     folder = find_model(root)
     if folder is None or not is_dir(root / "images"):
         return []
     model, files = read_model(folder), _image_files(root)
+    names = {name_key(image.name): image for image in model.images}
     found = [
         _Frame(model, image, files[name_key(image.name)])
         for image in model.images
@@ -52,6 +53,13 @@ def _list_frames(root: Path, split: str) -> list[_Frame]:
         what = f"holds none of the {len(model.images)} images of the model in {folder}"
         names = list_some(image.name for image in model.images)
         raise UserError(what, where=root / "images", hint=f"put them there: {names}")
+    absent = [image.name for key, image in names.items() if key not in files]
+    empty = [frame.path for frame in found if not len(frame.posed.points)]
+    unposed = [files[key] for key in files.keys() - names.keys()]
+    unposed = [path for path in unposed if path.suffix.lower() in IMAGE_SUFFIXES]
+    unused.add("images of the model are not in images/", len(model.images), sorted(absent))
+    unused.add("images of the model saw no point", len(model.images), sorted(empty))
+    unused.add("images are not in the model", len(found) + len(unposed), sorted(unposed))
     return [frame for frame in found if len(frame.posed.points)]
 
 
@@ -60,30 +68,6 @@ def _image_files(root: Path) -> dict[str, Path]:
     folder = root / "images"
     files = (path for path in glob_paths(folder, "**/*") if is_there(path))
     return {name_key(path.relative_to(folder).as_posix()): path for path in files}
-
-
-def _note_unused(root: Path, frames: Sequence[_Frame]) -> list[str]:
-    """Returns a line for the images of the model that are not used, and one for the other files."""
-    model, files = frames[0].model, _image_files(root)
-    names = {name_key(image.name): image for image in model.images}
-    absent = [image.name for key, image in names.items() if key not in files]
-    empty = [image.name for key, image in names.items() if key in files and not len(image.points)]
-    unposed = [
-        files[key].name
-        for key in files.keys() - names.keys()
-        if files[key].suffix.lower() in IMAGE_SUFFIXES
-    ]
-    total = len(model.images)
-    lines = (
-        (absent, f"of {total} images of the model are not there"),
-        (empty, f"of {total} images of the model saw no point"),
-        (unposed, "images are not in the model"),
-    )
-    return [
-        f"{root / 'images'}: {len(unused)} {what} ({list_some(sorted(unused))})"
-        for unused, what in lines
-        if unused
-    ]
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
@@ -124,5 +108,4 @@ DATASET = FrameDataset(
     layout="images/ and sparse/0/{cameras, images, points3D}.bin or .txt",
     list_frames=_list_frames,
     read_frame=_read_frame,
-    note_unused=_note_unused,
 )

@@ -9,7 +9,7 @@ the splits (0 train, 1 val), and a folder per scene:
   rgb/CAMERA/TIME.jpg, and point_cloud/LIDAR/TIME.npz with key `data`, f64 x y z intensity in the
     frame of the LIDAR.
 The split `every` is every scene in the root or one folder below, and needs no ddad.json. Files that
-a scene names but that are missing are skipped.
+a scene names but that are missing are counted and left out.
 Depth is in meters along the axis. Scan and image of a sample are up to 100 ms apart, in which a car
 drives two meters: points go through the two sensors' poses in the world, not through their fixed
 places on the car. Cameras are pinholes, of images of the size that the scene states, and are
@@ -41,10 +41,12 @@ from modality_forcing.datasets.common.formats import (
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.lidar import finite_points, project_points, to_camera
 from modality_forcing.datasets.common.poses import make_pose, rotation_from_quaternion
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file
 
+NAMED = "files that scenes name are not there"
 _SPLITS = {"train": "0", "val": "1"}  # the numbers of the format
 
 
@@ -70,13 +72,13 @@ class _Frame(NamedTuple):
     calibration: Path
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     if split == "every":
         scenes = [path for path in glob_paths(root, "scene_*.json", max_depth=1) if is_file(path)]
     else:
         scenes = _scenes_of_split(root, split)
     for scene in scenes:
-        yield from _scene_frames(scene)
+        yield from _scene_frames(scene, unused)
 
 
 def _scenes_of_split(root: Path, split: str) -> list[Path]:
@@ -89,16 +91,27 @@ def _scenes_of_split(root: Path, split: str) -> list[Path]:
         return [root / name for name in loaded["scene_splits"][_SPLITS[split]]["filenames"]]
 
 
-def _scene_frames(scene: Path) -> Iterator[_Frame]:
-    files = {*glob_paths(scene.parent, "rgb/*/*"), *glob_paths(scene.parent, "point_cloud/*/*")}
+def _scene_frames(scene: Path, unused: Unused) -> Iterator[_Frame]:
+    images, clouds = (
+        dict.fromkeys(glob_paths(scene.parent, f"{kind}/*/*")) for kind in ("rgb", "point_cloud")
+    )
+    pairs = []
     for datums, calibration in read_samples(scene):
-        here = [datum for datum in datums if datum.file in files]
+        here = [datum for datum in datums if datum.file in images or datum.file in clouds]
+        absent = [datum.file for datum in datums if datum not in here]
+        unused.add(NAMED, len(datums), absent)
         scans = [datum for datum in here if datum.kind == "point_cloud"]
         # Of several scanners, the one whose frame holds the points of all.
         merged = (datum for datum in scans if datum.sensor.lower() == "lidar")
         scan = next(merged, scans[0] if scans else None)
-        if scan:
-            yield from (_Frame(datum, scan, calibration) for datum in here if datum.kind == "image")
+        # The others hold nothing else, but without an image none of them is used.
+        others = [datum.file for datum in scans] if len(here) > len(scans) else []
+        for datum in here:
+            if scan and datum.kind == "image":
+                yield _Frame(datum, scan, calibration)
+                pairs.append((datum.file, scan.file))
+        pairs += zip(others, others, strict=True)
+    unused.add_partners(images, clouds, pairs)
 
 
 def read_samples(scene: Path) -> Iterator[tuple[list[Datum], Path]]:

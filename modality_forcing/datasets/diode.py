@@ -10,6 +10,7 @@ Source: diode-dataset.org, diode-dataset/diode-devkit.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -17,27 +18,24 @@ from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import check_same_size, read_array, read_rgb
 from modality_forcing.datasets.common.frame_names import official_names
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    Listing,
-    glob_paths,
-    make_record,
-    with_depth,
-)
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 _INTRINSICS = pinhole(886.81, 927.06, 512, 384)
 
 
-def _list_frames(root: Path, split: str) -> Listing[Path]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:
     scored = {Path(name).name for name in official_names("diode")} if split == "train" else set()
-    images = (
-        path
-        for place in ("indoors", "outdoor")
-        for path in glob_paths(root / split, f"{place}/scene_*/scan_*/*.png")
-        if path.stem not in scored
-    )
-    return with_depth(images, partial(_sibling, kind="depth"))
+    for place in ("indoors", "outdoor"):
+        scan = f"{place}/scene_*/scan_*"
+        images = glob_paths(root / split, f"{scan}/*.png")
+        maps = glob_paths(root / split, f"{scan}/*_depth.npy")
+        yield from unused.with_depth(
+            (path for path in images if path.stem not in scored),
+            (path for path in maps if path.stem.removesuffix("_depth") not in scored),
+            partial(_sibling, kind="depth"),
+        )
 
 
 def _sibling(image: Path, kind: str) -> Path:

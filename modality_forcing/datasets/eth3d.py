@@ -21,7 +21,8 @@ from modality_forcing.data.resize import downscale_image, format_size
 from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
 from modality_forcing.datasets.common.formats import read_photograph, read_raw_floats
-from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
@@ -30,14 +31,16 @@ MIN_SHORT_SIDE = (
 )
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Camera]]:
-    scenes = {path.parents[1] for path in glob_paths(root, "*/ground_truth_depth/dslr_images")}
-    for scene in sorted(scenes):
-        cameras = cameras_of_images(scene / "dslr_calibration_jpg")
-        for path in glob_paths(scene, "images/dslr_images/*.JPG"):
-            name = f"dslr_images/{path.name}"
-            if name in cameras and is_there(_depth_path(path)):
-                yield path, cameras[name]
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Camera]]:
+    for scene in glob_paths(root, "*"):
+        images = glob_paths(scene, "images/dslr_images/*.JPG")
+        depths = glob_paths(scene, "ground_truth_depth/dslr_images/*.JPG")
+        pairs = unused.match(images, depths)
+        cameras = cameras_of_images(scene / "dslr_calibration_jpg") if pairs else {}
+        found = [(path, cameras.get(f"dslr_images/{path.name}")) for path, _ in pairs]
+        yield from ((path, camera) for path, camera in found if camera)
+        unposed = [path for path, camera in found if not camera]
+        unused.add("images are not in their scene's images.txt", len(found), unposed)
 
 
 def _depth_path(image: Path) -> Path:

@@ -11,27 +11,24 @@ Source: NVlabs/FoundationStereo, scripts/vis_dataset.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_base_255, read_rgb
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    Listing,
-    glob_paths,
-    make_record,
-    with_depth,
-)
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 KEPT_FRACTION = 0.99  # of the valid pixels of an image, from the nearest on
 
 
-def _list_frames(root: Path, split: str) -> Listing[Path]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:
     images = glob_paths(root, "*/dataset/data/left/rgb/*.jpg")
-    return with_depth(images, _disparity_path)
+    maps = glob_paths(root, "*/dataset/data/left/disparity/*.png")
+    return unused.with_depth(images, maps, _disparity_path)
 
 
 def _disparity_path(image: Path) -> Path:

@@ -16,6 +16,7 @@ Source: apple/ml-hypersim, README, contrib/mikeroberts3000 and scene_generate_im
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +24,8 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_hdf5, wrap_parse_errors
-from modality_forcing.datasets.common.lazy import DatasetInfo, make_record, read_csv
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record, read_csv
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir
@@ -46,7 +48,7 @@ class _Frame(NamedTuple):
         return folder / f"frame.{self.number:04}.{content}.hdf5"
 
 
-def _list_frames(root: Path, split: str) -> list[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> list[_Frame]:
     path = root / "metadata_images_split_scene_v1.csv"
     source = "it is in evermotion_dataset/analysis of apple/ml-hypersim"
     rows = [
@@ -55,10 +57,24 @@ def _list_frames(root: Path, split: str) -> list[_Frame]:
         if row["included_in_public_release"] == "True" and row["split_partition_name"] == split
     ]
     rays = _read_rays(root / "metadata_camera_parameters.csv")
+    here = {scene: is_dir(root / scene) for scene, _, _ in rows}  # many download only some
+    rows = [row for row in rows if here[row[0]]]
+    bare = sorted({scene for scene, _, _ in rows if scene not in rays})
+    unused.add("scenes have no camera that can be read", sum(here.values()), bare)
     frames = [_Frame(*row, rays[row[0]]) for row in rows if row[0] in rays]
-    folders = {frame.path(root, "final", "color").parent for frame in frames}
-    here = {folder for folder in folders if is_dir(folder)}  # many download only some scenes
-    return [frame for frame in frames if frame.path(root, "final", "color").parent in here]
+    files = [
+        (frame.path(root, "final", "color"), frame.path(root, "geometry", "depth_meters"))
+        for frame in frames
+    ]
+    folders = {path.parent for pair in files for path in pair}
+    found = {path for folder in folders for path in glob_paths(folder, "*.hdf5")}
+    kept = [found.issuperset(pair) for pair in files]
+    images, maps = ([pair[i] for pair in files if pair[i] in found] for i in range(2))
+    unused.add_partners(images, maps, compress(files, kept))
+    listed = {pair for pair in files if is_dir(pair[0].parent)}
+    absent = [image for image, depth in listed if found.isdisjoint((image, depth))]
+    unused.add("frames of the list are not there", len(listed), sorted(absent))
+    return list(compress(frames, kept))
 
 
 def _frame_number(text: str, path: Path) -> int:

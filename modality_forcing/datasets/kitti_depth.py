@@ -25,13 +25,14 @@ from modality_forcing.data.records import Record
 from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.formats import read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.kitti_raw import DAYS, TEST_DRIVES, check_camera, read_calibration
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir, is_file
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Path]]:
     for maps in glob_paths(root / split, "*_sync/proj_depth/groundtruth/image_0[23]"):
         drive = maps.parents[2]
         if split == "train" and drive.name in TEST_DRIVES:
@@ -40,15 +41,14 @@ def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
         drives = (root / day / drive.name, root / "raw" / day / drive.name, drive)
         folders = (place / maps.name / "data" for place in drives)
         folder = next((folder for folder in folders if is_dir(folder)), None)
-        if folder:
-            yield from _pairs(folder, maps)
+        yield from _pairs(folder, maps, unused)
     if split == "train":
-        yield from _pairs(root / "rgb", root / "depth")
+        yield from _pairs(root / "rgb", root / "depth", unused)
 
 
-def _pairs(images: Path, maps: Path) -> Iterator[tuple[Path, Path]]:
-    names = {path.name for path in glob_paths(images, "*.png")}
-    return ((images / path.name, path) for path in glob_paths(maps, "*.png") if path.name in names)
+def _pairs(images: Path | None, maps: Path, unused: Unused) -> list[tuple[Path, Path]]:
+    """Returns the images and maps of the same names; images: None if they are not there."""
+    return unused.match(glob_paths(images, "*.png") if images else [], glob_paths(maps, "*.png"))
 
 
 def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:

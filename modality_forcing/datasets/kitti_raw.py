@@ -11,8 +11,8 @@ Scans are little-endian f32 x y z reflectance, x ahead and z up. Depth is in met
 of the rectified left color camera: P_rect_02 R_rect_00 (R | T), or P2 R0_rect Tr_velo_to_cam. It is
 sparse, with nothing in the upper third. Neither the duration of a scan (100 ms) nor moving objects
 are compensated. Points that only the scanner sees are left out.
-Frames without a scan are skipped. Calibrations differ between days, and so do the sizes of images;
-the two must fit.
+Frames without a scan are counted and left out. Calibrations differ between days, and so do the
+sizes of images; the two must fit.
 Source: cvlibs.net/datasets/kitti, the devkits' readmes; A. Geiger et al., IJRR 2013; D. Eigen et
 al., NeurIPS 2014.
 """
@@ -39,6 +39,7 @@ from modality_forcing.datasets.common.formats import (
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.lidar import finite_points, project_points
 from modality_forcing.datasets.common.poses import make_pose, transform_points
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
@@ -81,19 +82,18 @@ class _Calibration(NamedTuple):
     path: Path
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     for drive in glob_paths(root, "????_??_??/*_sync"):
         if (drive.name in TEST_DRIVES) == (split == "test"):
-            scans = {path.stem: path for path in glob_paths(drive, "velodyne_points/data/*.bin")}
-            for path in glob_paths(drive, "image_02/data/*.png"):
-                if path.stem in scans:
-                    yield _Frame(path, scans[path.stem], drive.parent)
+            images = glob_paths(drive, "image_02/data/*.png")
+            scans = glob_paths(drive, "velodyne_points/data/*.bin")
+            for image, scan in unused.match(images, scans):
+                yield _Frame(image, scan, drive.parent)
     if split == "train":
         folder = root / "training"
-        scans = {path.stem: path for path in glob_paths(folder, "velodyne/*.bin")}
-        for path in glob_paths(folder, "image_2/*.png"):
-            if path.stem in scans:
-                yield _Frame(path, scans[path.stem], folder / "calib" / f"{path.stem}.txt")
+        images, scans = glob_paths(folder, "image_2/*.png"), glob_paths(folder, "velodyne/*.bin")
+        for image, scan in unused.match(images, scans):
+            yield _Frame(image, scan, folder / "calib" / f"{image.stem}.txt")
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame, drop_occluded: bool = True) -> Record:

@@ -17,19 +17,18 @@ from pathlib import Path
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_hdf5, read_photograph
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Path]]:
     homes = (root / "phoenix/S6/zl548/MegaDepth_v1", root / "MegaDepth_v1", root)
     home = next(home for home in homes if is_dir(home))
-    images = {path.with_name(path.stem): path for path in glob_paths(home, "*/dense*/imgs/*.*")}
-    for path in glob_paths(home, "*/dense*/depths/*.h5"):
-        name = path.parents[1] / "imgs" / path.stem
-        if name in images:
-            yield images[name], path
+    for dense in glob_paths(home, "*/dense*"):
+        images, depths = glob_paths(dense, "imgs/*.*"), glob_paths(dense, "depths/*.h5")
+        yield from sorted(unused.match(images, depths), key=lambda pair: pair[1])
 
 
 def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:

@@ -28,15 +28,21 @@ from modality_forcing.datasets.common.formats import (
     wrap_parse_errors,
 )
 from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
-    for calibration in glob_paths(root, "calib.txt", max_depth=2):
-        scene = calibration.parent
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Path]]:
+    calibrations = glob_paths(root, "calib.txt", max_depth=2)
+    scenes = [path.parent for path in calibrations]
+    for scene in scenes:
         disparity = first_file((scene / "disp0.pfm", scene / "disp0GT.pfm"))
+        unused.add("scenes have no disp0.pfm", 1, [] if disparity else [scene / "calib.txt"])
         if disparity:
             yield scene / "im0.png", disparity
+    images = glob_paths(root, "im0.png", max_depth=2)
+    alone = [path for path in images if path.parent not in scenes]
+    unused.add("images have no calib.txt", len(images), alone)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,6 +14,7 @@ Source: cs.nyu.edu/~fergus/datasets/nyu_depth_v2.html; prs-eth/Marigold, src/dat
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from modality_forcing.datasets.common.formats import (
 )
 from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.paths import is_dir
 
@@ -39,24 +41,47 @@ _INTRINSICS = pinhole(
 )
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
-    for image in _list_images(root, split):
-        if depth := _depth_path(image):
-            yield image, depth
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Path]]:
+    images, maps = _list_files(root, split)
+    pairs = [(image, depth) for image in images if (depth := _depth_path(image))]
+    yield from pairs
+    # Both kinds of depth may be there.
+    first, frames = {depth for _, depth in pairs}, {_frame_key(image) for image in images}
+    maps = [path for path in maps if path in first or _frame_key(path) not in frames]
+    unused.add_partners(images, maps, pairs)
 
 
-def _list_images(root: Path, split: str) -> list[Path]:
+def _list_files(root: Path, split: str) -> tuple[list[Path], list[Path]]:
+    """Returns the images and the depth maps of a split."""
     for archive in (root, root / "nyuv2"):
         if is_dir(archive / "train") or is_dir(archive / "test"):
-            return glob_paths(archive / split, "*/rgb_*.png")
-    images = glob_paths(root, "rgb_*.*", max_depth=2)
+            images, maps = (
+                glob_paths(archive / split, f"*/{kind}_*.png") for kind in ("rgb", "depth")
+            )
+            return images, maps
     scored = set(official_names("nyuv2"))
-    is_scored = (f"test/{path.parent.name}/{path.stem}" in scored for path in images)
-    return [path for path, one in zip(images, is_scored, strict=True) if one == (split == "test")]
+
+    def of_split(pattern: str) -> list[Path]:
+        paths = glob_paths(root, pattern, max_depth=2)
+        names = (f"test/{path.parent.name}/rgb_{_number(path)}" for path in paths)
+        return [p for p, name in zip(paths, names, strict=True) if (name in scored) == is_test]
+
+    is_test = split == "test"
+    return of_split("rgb_*.*"), [*of_split("depth_*.png"), *of_split("sync_depth_*.png")]
+
+
+def _number(path: Path) -> str:
+    return re.sub("^(rgb|sync_depth|depth)_", "", path.stem)
+
+
+def _frame_key(path: Path) -> tuple[Path, str]:
+    """Returns the folder and the number of a frame."""
+    has_own = path.parent.name in ("rgb", "depth")
+    return path.parents[1] if has_own else path.parent, _number(path)
 
 
 def _depth_path(image: Path) -> Path | None:
-    number = image.stem.removeprefix("rgb_")
+    number = _number(image)
     folders = [image.parent]
     if image.parent.name == "rgb":
         folders.append(image.parents[1] / "depth")

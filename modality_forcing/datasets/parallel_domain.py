@@ -8,7 +8,7 @@ Layout: folders scene_000000, ... with
     of each image (annotation 6 is depth), as other ParallelDomain sets in this format require.
     Without it, image and depth of the same name belong together, and there must be one calibration.
 Depth of 500 m and more is invalid: the sky has such values. There is no official split. Files that
-a scene names but that are missing are skipped.
+a scene names but that are missing are counted and left out.
 Source: facebookresearch/map-anything, data_processing, conversion of paralleldomain4d; TRI-ML/dgp,
 dgp/proto/annotations.proto; gcd.cs.columbia.edu.
 """
@@ -22,10 +22,10 @@ from typing import NamedTuple
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import UNPACK_AGAIN, read_npz, read_rgb
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
-from modality_forcing.datasets.ddad import read_camera, read_samples
+from modality_forcing.datasets.common.unused import Unused
+from modality_forcing.datasets.ddad import NAMED, read_camera, read_samples
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
-from modality_forcing.paths import is_dir
 
 FAR = 500.0
 _DEPTH = "6"  # the number of this type of annotation
@@ -39,28 +39,35 @@ class _Frame(NamedTuple):
     size: tuple[int, int] | None = None  # (h, w) for which the camera was calibrated
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     for folder in (root, *glob_paths(root, "*")):
-        if is_dir(folder / "rgb") and is_dir(folder / "depth"):
-            scenes = glob_paths(folder, "scene_*.json")
-            yield from _frames_by_scene(folder, scenes) if scenes else _frames_by_name(folder)
+        images, maps = glob_paths(folder, "rgb/*/*.png"), glob_paths(folder, "depth/*/*.npz")
+        scenes = glob_paths(folder, "scene_*.json") if images and maps else []
+        if scenes:
+            frames = list(_frames_by_scene(folder, scenes, {*images, *maps}, unused))
+        else:
+            frames = list(_frames_by_name(folder, images, set(maps)))
+        unused.add_partners(images, maps, [(frame.image, frame.depth) for frame in frames])
+        yield from frames
 
 
-def _frames_by_scene(folder: Path, scenes: list[Path]) -> Iterator[_Frame]:
-    here = {*glob_paths(folder, "rgb/*/*.png"), *glob_paths(folder, "depth/*/*.npz")}
+def _frames_by_scene(
+    folder: Path, scenes: list[Path], here: set[Path], unused: Unused
+) -> Iterator[_Frame]:
     for scene in scenes:
         for datums, calibration in read_samples(scene):
             for datum in datums:
                 if datum.kind == "image" and _DEPTH in datum.annotations:
-                    depth = folder / datum.annotations[_DEPTH]
-                    if datum.file in here and depth in here:
-                        yield _Frame(datum.file, depth, calibration, datum.sensor, datum.size)
+                    files = datum.file, folder / datum.annotations[_DEPTH]
+                    absent = [path for path in files if path not in here]
+                    unused.add(NAMED, 2, absent)
+                    if not absent:
+                        yield _Frame(*files, calibration, datum.sensor, datum.size)
 
 
-def _frames_by_name(folder: Path) -> Iterator[_Frame]:
-    maps = set(glob_paths(folder, "depth/*/*.npz"))
+def _frames_by_name(folder: Path, images: list[Path], maps: set[Path]) -> Iterator[_Frame]:
     calibrations = glob_paths(folder, "calibration/*.json")
-    for image in glob_paths(folder, "rgb/*/*.png"):
+    for image in images:
         depth = folder / "depth" / image.parent.name / f"{image.stem}.npz"
         if depth not in maps:
             continue

@@ -12,6 +12,7 @@ Source: redwood-data.org/indoor, isl-org/Open3D.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -25,23 +26,19 @@ from modality_forcing.datasets.common.formats import (
     read_uint16_depth,
     wrap_parse_errors,
 )
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    Listing,
-    first_file,
-    glob_paths,
-    make_record,
-    with_depth,
-)
+from modality_forcing.datasets.common.lazy import DatasetInfo, first_file, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 _CAMERA_FILES = ("camera_primesense.json", "intrinsic.json", "camera_intrinsic.json")
 _PRIMESENSE = pinhole(525.0, 525.0, 319.5, 239.5)
 
 
-def _list_frames(root: Path, split: str) -> Listing[Path]:
-    files = (*glob_paths(root, "color/*"), *glob_paths(root, "*/color/*"))
-    return with_depth((path for path in files if path.suffix in (".jpg", ".png")), _depth_path)
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:
+    files = glob_paths(root, "color/*", max_depth=1)
+    images = (path for path in files if path.suffix in (".jpg", ".png"))
+    maps = glob_paths(root, "depth/*.png", max_depth=1)
+    return unused.with_depth(images, maps, _depth_path)
 
 
 def _depth_path(image: Path) -> Path:

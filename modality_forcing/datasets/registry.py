@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -13,13 +13,8 @@ from typing import Generic, TypeVar
 
 from modality_forcing.data.records import Record, RecordSource, Unit
 from modality_forcing.datasets.common.camera_option import CameraOption, parse_camera
-from modality_forcing.datasets.common.lazy import (
-    DatasetInfo,
-    LazySource,
-    Listing,
-    require_dir,
-    require_nonempty,
-)
+from modality_forcing.datasets.common.lazy import DatasetInfo, LazySource, require_dir
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.errors import UserError
 from modality_forcing.paths import resolve
 
@@ -83,15 +78,14 @@ class FrameDataset(Dataset, Generic[T]):
     """A data set whose frames are listed first and read on demand.
 
     layout: the expected files, for errors; "SPLIT" stands for the name of the split.
-    list_frames: from root and split to the frames. read_frame: makes a record of one frame.
-    note_unused: from root and frames to a line for each kind of thing that is left out.
+    list_frames: from root and split to the frames; adds what it leaves out to the third argument.
+    read_frame: makes a record of one frame.
     camera: of all images, stated by the option of this name.
     """
 
     layout: str
-    list_frames: Callable[[Path, str], Iterable[T]]
+    list_frames: Callable[[Path, str, Unused], Iterable[T]]
     read_frame: Callable[[DatasetInfo, T], Record]
-    note_unused: Callable[[Path, Sequence[T]], list[str]] = lambda root, frames: []
     camera: CameraOption | None = None
 
     def with_options(self, options: Mapping[str, str]) -> Dataset:
@@ -105,12 +99,14 @@ class FrameDataset(Dataset, Generic[T]):
         root = resolve(require_dir(root, self.title))
         title = f"{self.title}'s {split} split" if len(self.splits) > 1 else self.title
         layout = self.layout.replace("SPLIT", split)
-        listed = self.list_frames(root, split)
-        frames = require_nonempty(listed, root, title, layout)
+        unused = Unused(root)
+        frames = tuple(self.list_frames(root, split, unused))
+        if not frames:
+            what = ": ".join((f"holds no frame of {title}", *unused.reasons()[:1]))
+            raise UserError(what, where=root, hint=f"its layout is {layout}")
         info = DatasetInfo(self.name, self.unit, root, self.camera)
-        unused = self.note_unused(root, frames)
-        unused += listed.notes(root) if isinstance(listed, Listing) else []
-        return LazySource(frames, partial(self.read_frame, info), tuple(unused))
+        lines = tuple(f"{root}: {reason}" for reason in unused.reasons())
+        return LazySource(frames, partial(self.read_frame, info), lines)
 
 
 def find_dataset(name: str) -> Dataset:

@@ -35,27 +35,28 @@ from modality_forcing.datasets.common.lazy import (
     make_record,
     read_split_list,
 )
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.paths import is_dir
 
 
-def _list_frames(root: Path, split: str) -> Iterator[str]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[str]:
     lists = [f"scannetv2_{split}.txt", f"splits/scannetv2_{split}.txt"]
     source = "Tasks/Benchmark of ScanNet/ScanNet has it"
     for scene in sorted(read_split_list(root, lists, "ScanNet", source)):
         if room_of(scene) not in evaluation_rooms():
-            yield from _scene_frames(root, scene)
+            yield from _scene_frames(root, scene, unused)
 
 
-def _scene_frames(root: Path, scene: str) -> Iterator[str]:
+def _scene_frames(root: Path, scene: str, unused: Unused) -> Iterator[str]:
     """Yields the depth maps of a scene that have an image, relative to the root.
 
     There are none if the scene was not downloaded.
     """
     folders = (root / "scans" / scene, root / scene)
     folder = next((folder for folder in folders if is_dir(folder)), root / scene)
-    images = {path.stem for path in glob_paths(folder, "color/*.jpg")}
-    maps = [path for path in glob_paths(folder, "depth/*.png") if path.stem in images]
+    images, maps = glob_paths(folder, "color/*.jpg"), glob_paths(folder, "depth/*.png")
+    maps = [path for _, path in unused.match(images, maps)]
     # Numbers are not padded with zeros. Strings, since the whole data set has 2.5 million frames.
     for path in sorted(maps, key=lambda path: (len(path.stem), path.stem)):
         yield path.relative_to(root).as_posix()

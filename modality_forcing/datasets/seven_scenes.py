@@ -13,6 +13,7 @@ Source: microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,12 @@ from modality_forcing.datasets.common.camera_option import vga_intrinsics
 from modality_forcing.datasets.common.formats import read_matrix, read_rgb, read_uint16_depth
 from modality_forcing.datasets.common.lazy import (
     DatasetInfo,
-    Listing,
     first_file,
     glob_paths,
     make_record,
     read_split_list,
-    with_depth,
 )
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 _LISTS = {"train": "TrainSplit.txt", "test": "TestSplit.txt"}
@@ -37,13 +37,15 @@ _CAMERA_FILE = "camera-intrinsics.txt"
 _KINECT = pinhole(585.0, 585.0, 320.0, 240.0)
 
 
-def _list_frames(root: Path, split: str) -> Listing[Path]:
-    images = glob_paths(root, "frame-*.color.png", max_depth=2)
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:
+    images, maps = (
+        glob_paths(root, f"frame-*.{kind}.png", max_depth=2) for kind in ("color", "depth")
+    )
     if split in _LISTS:
         scenes = {path.parents[1] for path in images}
         kept = {scene / name for scene in scenes for name in _sequences(scene, split)}
-        images = [path for path in images if path.parent in kept]
-    return with_depth(images, _depth_path)
+        images, maps = ([path for path in paths if path.parent in kept] for paths in (images, maps))
+    return unused.with_depth(images, maps, _depth_path)
 
 
 def _sequences(scene: Path, split: str) -> set[str]:

@@ -27,18 +27,24 @@ from modality_forcing.datasets.common.formats import (
     wrap_parse_errors,
 )
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 
-def _list_frames(root: Path, split: str) -> Iterator[tuple[Path, Path]]:
-    for camera in glob_paths(root, "**/intrinsics.txt"):
-        scene = camera.parent
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Path]]:
+    scenes = [path.parent for path in glob_paths(root, "**/intrinsics.txt")]
+    for scene in scenes:
         images, maps = glob_paths(scene, "image/*.jpg"), glob_paths(scene, "depth/*.png")
-        if not len(images) == len(maps) == 1:
-            continue
-        is_nyu = "NYUdata" in scene.resolve().parts or re.fullmatch(r"NYU\d{4}", images[0].stem)
-        if split != "without_nyu" or not is_nyu:
-            yield images[0], maps[0]
+        pairs = list(zip(images, maps, strict=True)) if len(images) == len(maps) == 1 else []
+        unused.add_partners(images, maps, pairs)
+        for image, path in pairs:
+            is_nyu = "NYUdata" in scene.resolve().parts or re.fullmatch(r"NYU\d{4}", image.stem)
+            if split != "without_nyu" or not is_nyu:
+                yield image, path
+    with_camera = set(scenes)
+    images = glob_paths(root, "**/image/*.jpg")
+    alone = [path for path in images if path.parents[1] not in with_camera]
+    unused.add("images have no intrinsics.txt", len(images), alone)
 
 
 def _read_intrinsics(path: Path) -> np.ndarray:

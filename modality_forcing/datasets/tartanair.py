@@ -18,12 +18,14 @@ Source: castacks/tartanairpy, docs/modalities.rst; theairlab.org.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 from modality_forcing.data.intrinsics import pinhole, rescale_intrinsics
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.common.formats import read_array, read_packed_floats, read_rgb
-from modality_forcing.datasets.common.lazy import DatasetInfo, Listing, glob_paths, make_record
+from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 FAR = 1000.0
@@ -32,22 +34,20 @@ _SIZES = {"npy": (480, 640), "png": (640, 640)}  # (h, w) by the kind of depth f
 _CAMERA = re.compile(r"image_(left|right|[lr]cam_(?:front|back|left|right))")
 
 
-def _list_frames(root: Path, split: str) -> Listing[tuple[Path, Path]]:
-    frames, alone = [], []
-    for folder in glob_paths(root, "image_*", max_depth=3):
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Path]]:
+    folders = glob_paths(root, "image_*", max_depth=3)
+    of_depth = (
+        path.with_name(path.name.replace("depth", "image", 1))
+        for path in glob_paths(root, "depth_*", max_depth=3)
+    )
+    for folder in dict.fromkeys((*folders, *of_depth)):
         name = _CAMERA.fullmatch(folder.name)
         if not name:
             continue
         suffix = "npy" if name[1] in ("left", "right") else "png"
         maps = folder.with_name(f"depth_{name[1]}")
-        here = set(glob_paths(maps, f"*_depth.{suffix}"))
-        for image in glob_paths(folder, "*.png"):
-            depth = maps / f"{image.stem}_depth.{suffix}"
-            if depth in here:
-                frames.append((image, depth))
-            else:
-                alone.append(image)
-    return Listing(tuple(frames), tuple(alone))
+        images, depths = glob_paths(folder, "*.png"), glob_paths(maps, f"*_depth.{suffix}")
+        yield from unused.match(images, depths, lambda path: path.stem.removesuffix("_depth"))
 
 
 def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:

@@ -32,6 +32,7 @@ from modality_forcing.datasets.common.lazy import (
     make_record,
     read_csv,
 )
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file
@@ -43,30 +44,32 @@ _SIDE = 512  # pixels of the original views
 _Frame = tuple[str, str, str]  # pattern of the folder, building, view
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     names = [f"train_val_test_{size}.csv" for size in ("fullplus", "full", "medium", "tiny")]
     lists = [root / folder / name for name in names for folder in ("splits_taskonomy", "")]
     source = "it is in splits_taskonomy.zip of StanfordVL/taskonomy, data/assets"
     rows = read_csv(first_file(lists) or lists[0], ("id", split), source)
     chosen = (row["id"] for row in rows if row[split].strip() in ("1", "True", "true"))
     for building in sorted(chosen):
-        yield from _list_views(root, building)
+        yield from _list_views(root, building, unused)
 
 
-def _list_views(root: Path, building: str) -> list[_Frame]:
+def _list_views(root: Path, building: str, unused: Unused) -> list[_Frame]:
     """Returns the views of a building with image and depth, none if it was not downloaded."""
     for folder in _FOLDERS:
-        images = _views_of_task(root / folder.format(task="rgb", building=building), "rgb")
-        place = root / folder.format(task="depth_zbuffer", building=building)
-        views = images & _views_of_task(place, "depth_zbuffer")
-        if views:
-            return [(folder, building, view) for view in sorted(views)]
+        images, maps = (
+            glob_paths(
+                root / folder.format(task=task, building=building), f"point_*_domain_{task}.png"
+            )
+            for task in ("rgb", "depth_zbuffer")
+        )
+        if pairs := unused.match(images, maps, _view):
+            return [(folder, building, view) for view in sorted(_view(path) for path, _ in pairs)]
     return []
 
 
-def _views_of_task(folder: Path, task: str) -> set[str]:
-    paths = glob_paths(folder, f"point_*_domain_{task}.png")
-    return {path.name.partition("_domain_")[0] for path in paths}
+def _view(path: Path) -> str:
+    return path.name.partition("_domain_")[0]
 
 
 def _read_intrinsics(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray | None:

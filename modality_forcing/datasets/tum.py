@@ -34,6 +34,7 @@ from modality_forcing.datasets.common.lazy import (
     make_record,
     nearest_in_time,
 )
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 
 MAX_TIME_GAP = 0.02  # seconds between an image and its depth
@@ -57,14 +58,21 @@ class _Frame(NamedTuple):
     camera: str  # one of _CAMERAS, "" if unknown
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     for path in glob_paths(root, "rgb.txt", max_depth=1):
         folder = path.parent
         images, maps = _read_times(path), _read_times(folder / "depth.txt")
         times, depth_times = [time for time, _ in images], [time for time, _ in maps]
-        for i, j in nearest_in_time(times, depth_times, MAX_TIME_GAP):
-            camera = _camera_of(folder, times[i])
-            yield _Frame(folder / images[i][1], folder / maps[j][1], camera)
+        frames = [
+            _Frame(folder / images[i][1], folder / maps[j][1], _camera_of(folder, times[i]))
+            for i, j in nearest_in_time(times, depth_times, MAX_TIME_GAP)
+        ]
+        unused.add_partners(
+            [folder / name for _, name in images],
+            [folder / name for _, name in maps],
+            [(frame.image, frame.depth) for frame in frames],
+        )
+        yield from frames
 
 
 def _camera_of(folder: Path, time: float) -> str:

@@ -43,6 +43,7 @@ from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_
 from modality_forcing.datasets.common.lidar import MIN_DEPTH, rasterize_points
 from modality_forcing.datasets.common.poses import invert_pose, make_pose, transform_points
 from modality_forcing.datasets.common.tfrecord import index_records, read_record
+from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.storage.proto_schema import MessageClass, define_messages, parse
@@ -119,7 +120,7 @@ class _Decoded:
     cameras: dict[int, MessageClass]  # their calibrations
 
 
-def _list_frames(root: Path, split: str) -> Iterator[_Frame]:
+def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[_Frame]:
     for path in glob_paths(root, f"{split}/*.tfrecord"):
         for number, span in enumerate(index_records(path)):
             yield from (_Frame(path, number, span, camera) for camera in CAMERAS)

@@ -93,11 +93,15 @@ class ShardRecord:
 
 @dataclass(frozen=True)
 class PrepareJob:
-    """The folder of the shards, and which of them are finished."""
+    """The folder of the shards, and which of them are finished.
+
+    notes: of the source, for the manifest.
+    """
 
     folder: Path
     dataset: Dataset
     settings: Settings
+    notes: tuple[str, ...] = ()
 
     @property
     def shards(self) -> ShardJob:
@@ -168,6 +172,7 @@ class PrepareJob:
             stats=stats.summary(),
             settings=self.settings.to_json(),
             versions={name: ", ".join(sorted(used)) for name, used in sorted(versions.items())},
+            notes=self.notes,
         )
         failed = self.write_failed(failure for record in records for failure in record.failed)
         manifest.write(written)

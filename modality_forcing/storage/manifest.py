@@ -20,7 +20,7 @@ from modality_forcing.tree import JsonObject
 FORMAT = 2
 AGAIN = "run the same mforce prepare again"
 _TEXTS = ("name", "title", "split", "unit", "license")
-_KEYS = {"format", *_TEXTS, "failed", "bytes", "shards", "settings", "versions", "files"}
+_KEYS = {"format", *_TEXTS, "failed", "bytes", "shards", "settings", "versions", "files", "notes"}
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class Manifest:
     stats: Mapping[str, object]  # `DatasetStats.summary`
     settings: Mapping[str, object]
     versions: Mapping[str, str]  # of the libraries that encoded the records
+    notes: tuple[str, ...] = ()  # of the source: what it does not use, and what looks wrong
 
     @property
     def failed(self) -> int:
@@ -80,6 +81,7 @@ class Manifest:
             "settings": dict(self.settings),
             "versions": dict(self.versions),
             "files": [vars(file) for file in self.files],
+            **({"notes": list(self.notes)} if self.notes else {}),
         }
         return with_checksum(content)
 
@@ -111,6 +113,7 @@ def read(folder: Path, split: str) -> Manifest | None:
             stats=check_summary({name: x for name, x in content.items() if name not in _KEYS}),
             settings={**content["settings"]},
             versions={name: parse_text(version) for name, version in content["versions"].items()},
+            notes=tuple(map(parse_text, content.get("notes", ()))),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         hint = f"delete it and {AGAIN}"

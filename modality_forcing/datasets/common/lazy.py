@@ -15,7 +15,7 @@ import numpy as np
 
 from modality_forcing import paths
 from modality_forcing.data.intrinsics import pinhole
-from modality_forcing.data.names import list_some, printable_name
+from modality_forcing.data.names import printable_name
 from modality_forcing.data.records import Record, Unit
 from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.camera_option import CameraOption
@@ -47,34 +47,6 @@ class LazySource(Generic[T]):
     def notes(self) -> list[str]:
         """Returns a line for each kind of thing that is left out."""
         return list(self.unused)
-
-
-@dataclass(frozen=True)
-class Listing(Generic[T]):
-    """The frames of a data set, and the images that are none since they lack their depth."""
-
-    frames: tuple[T, ...]
-    alone: tuple[Path, ...]
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self.frames)
-
-    def notes(self, root: Path) -> list[str]:
-        """Returns a line about the images without depth, if there are any."""
-        if not self.alone:
-            return []
-        count = len(self.frames) + len(self.alone)
-        names = list_some(path.relative_to(root).as_posix() for path in self.alone)
-        return [f"{root}: {len(self.alone)} of {count} images have no depth ({names})"]
-
-
-def with_depth(images: Iterable[Path], depth_path: Callable[[Path], Path | None]) -> Listing[Path]:
-    """Returns the images whose depth `is_there`, and the others."""
-    found: tuple[list[Path], list[Path]] = [], []
-    for image in images:
-        depth = depth_path(image)
-        found[depth is not None and is_there(depth)].append(image)
-    return Listing(tuple(found[True]), tuple(found[False]))
 
 
 @dataclass(frozen=True)
@@ -197,14 +169,6 @@ def is_there(path: Path) -> bool:
 def require_dir(root: Path | str, title: str) -> Path:
     """Returns the root of a data set as a path. Raises UserError if it is not a folder."""
     return paths.require_dir(root, f"give the folder that {title} was unpacked into")
-
-
-def require_nonempty(items: Iterable[T], root: Path, title: str, layout: str) -> tuple[T, ...]:
-    """Returns the items. Raises UserError with the expected layout if there are none."""
-    kept = tuple(items)
-    if not kept:
-        raise UserError(f"holds no frame of {title}", where=root, hint=f"its layout is {layout}")
-    return kept
 
 
 def read_split_list(root: Path, candidates: Sequence[str], title: str, source: str) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.commands import prepare
+from modality_forcing.commands import inspect, prepare
 from modality_forcing.commands.arguments import shard_of
 from modality_forcing.data.records import RecordSource
 from modality_forcing.datasets import registry
 from modality_forcing.datasets.common.lazy import LazySource
 from modality_forcing.errors import UserError
+from modality_forcing.storage import manifest
 from modality_forcing.storage.shards import Shards
 
 
@@ -74,6 +76,25 @@ def test_data_set_is_prepared(root: Path, tmp_path: Path, capsys: pytest.Capture
         settings["options"] == {"depth_scale": "0.001", "unit": "metric"}
         and settings["records"] == 3
     )
+
+
+def test_what_is_not_used_is_printed_and_in_the_manifest(root: Path, tmp_path: Path, capsys):
+    (root / "images/tour.mp4").write_bytes(b"")
+    (root / "depth/2.png").unlink()
+    out = tmp_path / "out"
+    run(*FOLDER, f"--root={root}", f"--out={out}", "--resolution=15")
+    assert f"{root}/images: 1 not used (tour.mp4)\n" in capsys.readouterr().err
+    found = manifest.read(out, "train")
+    assert found and found.notes[0] == "images: 1 not used (tour.mp4)"
+    assert found.stats["without_depth"] == 1
+    print(inspect.table(found))
+    assert "notes         images: 1 not used (tour.mp4)" in capsys.readouterr().out
+
+
+def test_manifest_without_notes_has_no_key_for_them(root: Path, tmp_path: Path):
+    shutil.rmtree(root / "depth")
+    run(*FOLDER, f"--root={root}", f"--out={tmp_path / 'out'}", "--resolution=15")
+    assert "notes" not in json.loads((tmp_path / "out/manifest-train.json").read_text())
 
 
 def test_max_side_limits_the_longer_side(root: Path, tmp_path: Path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modality_forcing.data.records import Notes
 from modality_forcing.datasets.arkitscenes import DATASET
 from tests import layouts
 
@@ -164,6 +165,10 @@ def test_folds_and_videos_without_a_direction(tmp_path: Path):
     assert [record.id.split("/")[1] for record in layouts.records(DATASET, tmp_path, "val")] == [
         "42"
     ]
+    source = DATASET.open(tmp_path, "train")
+    assert isinstance(source, Notes)
+    what = "1 of 2 videos have no sky_direction (Training/41)"
+    assert source.notes() == [f"{tmp_path}: {what}"]
     assert "holds no frame" in layouts.refused(DATASET, tmp_path, "highres_train")
     (tmp_path / "metadata.csv").unlink()
     assert "metadata.csv: no such file" in layouts.refused(DATASET, tmp_path, "train")

@@ -115,9 +115,9 @@ def test_images_that_are_not_used_are_counted_and_named(tmp_path: Path):
         "images/room/b",
     ]
     assert source.notes() == [
-        f"{tmp_path}/images: 1 of 4 images of the model are not there (gone.png)",
-        f"{tmp_path}/images: 1 of 4 images of the model saw no point (blind.png)",
-        f"{tmp_path}/images: 1 images are not in the model (other.png)",
+        f"{tmp_path}: 1 of 4 images of the model are not in images/ (gone.png)",
+        f"{tmp_path}: 1 of 4 images of the model saw no point (images/blind.png)",
+        f"{tmp_path}: 1 of 4 images are not in the model (images/other.png)",
     ]
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modality_forcing.data.records import Notes
 from modality_forcing.datasets.hypersim import DATASET, camera_of, tonemap
 from tests import layouts
 
@@ -149,6 +150,7 @@ def test_split_follows_the_release(tmp_path: Path):
         "ai_001_002,cam_00,7,True,,val",
         "ai_001_003,cam_00,7,True,,train",  # without a camera
         "ai_001_004,cam_00,7,True,,train",  # not downloaded
+        "ai_001_001,cam_00,9,True,,train",  # lost
     ]
     for name in ("ai_001_001", "ai_001_002", "ai_001_003"):
         scene(tmp_path, name)
@@ -164,6 +166,13 @@ def test_split_follows_the_release(tmp_path: Path):
     )
     for split, name in (("train", "ai_001_001"), ("val", "ai_001_002")):
         assert [record.id[:10] for record in layouts.records(DATASET, tmp_path, split)] == [name]
+    source = DATASET.open(tmp_path, "train")
+    assert isinstance(source, Notes)
+    lost = "ai_001_001/images/scene_cam_00_final_hdf5/frame.0009.color.hdf5"
+    assert source.notes() == [
+        f"{tmp_path}: 1 of 2 scenes have no camera that can be read (ai_001_003)",
+        f"{tmp_path}: 1 of 2 frames of the list are not there ({lost})",
+    ]
     assert "holds no frame of Hypersim's test split" in layouts.refused(DATASET, tmp_path, "test")
 
 

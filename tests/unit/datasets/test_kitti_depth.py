@@ -126,7 +126,7 @@ def test_test_drives_are_not_in_the_training_split(tmp_path: Path):
 def test_depth_without_its_image_is_skipped(tmp_path: Path):
     counts(tmp_path / depth_path())
     with pytest.raises(
-        UserError, match=r"holds no frame of KITTI depth's train split; its layout is"
+        UserError, match=r"KITTI depth's train split: 1 of 1 files of depth have no image"
     ):
         DATASET.open(tmp_path, "train")
     write_image(tmp_path / raw(number=6))

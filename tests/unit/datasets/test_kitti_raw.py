@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import modality_forcing.datasets
-from modality_forcing.data.records import check
+from modality_forcing.data.records import Notes, check
 from modality_forcing.datasets.kitti_raw import DATASET, DAYS, TEST_DRIVES
 from modality_forcing.errors import UserError
 
@@ -131,13 +131,18 @@ def test_test_drives_are_those_of_the_benchmark():
     assert {line.split("/")[1] for line in lines if "/image_02/data/" in line} == TEST_DRIVES
 
 
-def test_frames_without_a_scan_and_hidden_files_are_skipped(tmp_path: Path):
+def test_frames_without_a_scan_are_one_line_and_hidden_files_none(tmp_path: Path):
     raw(tmp_path, PIXELS, DEPTH)
     drive = tmp_path / "2011_09_26" / DRIVE
-    write_image(drive / "image_02/data/0000000008.png")
+    for number in range(4):  # the real drives lack the first and last five, of depth
+        write_image(drive / f"image_02/data/000000000{number}.png")
     (drive / "image_02/data/._0000000007.png").write_bytes(b"\x00\x05\x16\x07")
-    (drive / "velodyne_points/data/._0000000008.bin").write_bytes(b"\x00\x05\x16\x07")
-    assert len(DATASET.open(tmp_path, "train")) == 1
+    (drive / "velodyne_points/data/._0000000000.bin").write_bytes(b"\x00\x05\x16\x07")
+    source = DATASET.open(tmp_path, "train")
+    assert isinstance(source, Notes) and len(source) == 1
+    names = (f"2011_09_26/{DRIVE}/image_02/data/000000000{number}.png" for number in range(3))
+    listed = ", ".join(names)
+    assert source.notes() == [f"{tmp_path}: 4 of 5 images have no depth ({listed}, ...)"]
 
 
 def test_each_frame_has_its_own_size_and_calibration(tmp_path: Path):

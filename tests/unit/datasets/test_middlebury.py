@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modality_forcing.data.records import Notes
 from modality_forcing.datasets.middlebury import DATASET, to_depth
 from tests import layouts
 
@@ -55,6 +56,20 @@ def test_one_of_two_disparity_maps_is_used(tmp_path: Path):
     layouts.text(tmp_path / "a/calib.txt", CALIBRATION)
     (record,) = layouts.records(DATASET, tmp_path)
     np.testing.assert_allclose(record.depth, 3997.684 * 0.193001 / 132.111, rtol=1e-6)
+
+
+def test_scenes_that_are_incomplete_are_counted(tmp_path: Path):
+    for scene in "abc":
+        layouts.image(tmp_path / scene / "im0.png", 4, 6)
+    for scene in "ab":
+        layouts.text(tmp_path / scene / "calib.txt", CALIBRATION)
+    layouts.pfm(tmp_path / "a/disp0.pfm", np.ones((4, 6), np.float32))
+    source = DATASET.open(tmp_path, "train")
+    assert isinstance(source, Notes) and len(source) == 1
+    assert source.notes() == [
+        f"{tmp_path}: 1 of 2 scenes have no disp0.pfm (b/calib.txt)",
+        f"{tmp_path}: 1 of 3 images have no calib.txt (c/im0.png)",
+    ]
 
 
 def test_nonfinite_and_nonpositive_depth_is_invalid():

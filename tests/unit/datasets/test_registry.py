@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.data.records import Notes, Record, RecordSource
+from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.data.resize import scale_intrinsics
 from modality_forcing.datasets import aria_synthetic, registry
 from modality_forcing.datasets.common.cameras import pinhole_like
@@ -45,16 +45,6 @@ REFUSED = {
 # Their images come from cameras, which write orientations; models are of the stored pixels.
 PHOTOGRAPHS = ("colmap", "eth3d", "megadepth")
 _DEPTH = re.compile("depth|disparity|confidence|groundtruth")
-# Names of further images, in the readers that look for the depth of each image.
-LONELY = {
-    "aria_synthetic": "vignette0000099.jpg",
-    "blendedmvs": "00000099.jpg",
-    "diode": "99.png",
-    "foundationstereo": "0099.jpg",
-    "redwood": "00099.png",
-    "seven_scenes": "frame-000099.color.png",
-    "tartanair": "99_lcam_front.png",
-}
 # Depth that is not that of every second pixel: projected, divided by a ray's length, up to a cut.
 RECOMPUTED = ("ddad", "hypersim", "foundationstereo")
 
@@ -262,19 +252,6 @@ def test_depth_with_an_orientation_of_its_own_is_refused(tmp_path: Path, monkeyp
         with pytest.raises(UserError, match="EXIF orientation is 3") as caught:
             open_root(name, root)[0]
         assert any(str(path) in str(caught.value) for path in maps)
-
-
-@pytest.mark.parametrize("name", LONELY)
-def test_images_without_depth_are_counted_and_named(name: str, tmp_path: Path, monkeypatch):
-    write(name, tmp_path, monkeypatch)
-    source = open_root(name, tmp_path)
-    assert isinstance(source, Notes) and source.notes() == [] and len(source) == 1
-    (image,) = (p for p in tmp_path.glob(f"{source[0].id}.*g") if ".depth" not in p.name)
-    shutil.copy(image, image.with_name(LONELY[name]))
-    source = open_root(name, tmp_path)
-    assert isinstance(source, Notes) and len(source) == 1
-    alone = image.with_name(LONELY[name]).relative_to(tmp_path)
-    assert source.notes() == [f"{tmp_path}: 1 of 2 images have no depth ({alone})"]
 
 
 def test_every_module_of_the_folder_is_registered():

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modality_forcing.data.records import Notes
 from modality_forcing.datasets.sunrgbd import DATASET
 from tests import layouts
 
@@ -42,6 +43,11 @@ def test_frames_of_nyuv2_are_only_in_all(tmp_path: Path):
         "kv1/b3dodata/img_0063/image/0001"
     ]
     assert len(layouts.records(DATASET, tmp_path, "every")) == 2
+    (tmp_path / "kv1/NYUdata/NYU0001/intrinsics.txt").unlink()
+    source = DATASET.open(tmp_path, "every")
+    assert isinstance(source, Notes) and len(source) == 1
+    alone = "1 of 2 images have no intrinsics.txt (kv1/NYUdata/NYU0001/image/0001.jpg)"
+    assert source.notes() == [f"{tmp_path}: {alone}"]
 
 
 @pytest.mark.parametrize("content", ["", "1 2 3", "a b c d e f g h i"])
