@@ -21,12 +21,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from fault_bench import Bench, Row, Running, last_state, several, until  # noqa: E402
+from fault_bench import STOPPED, Bench, Row, Running, last_state, several, until  # noqa: E402
 
-from modality_forcing import paths  # noqa: E402
+from modality_forcing import locks, paths  # noqa: E402
 from modality_forcing.progress import format_table, print_stderr  # noqa: E402
 from modality_forcing.train import checkpoint  # noqa: E402
-from modality_forcing.train.metrics import read_metrics  # noqa: E402
+from modality_forcing.train.metric_rows import read_metrics  # noqa: E402
 from tests.bucket import Bucket  # noqa: E402
 
 AMONG_STEPS = 40  # a fault strikes after this step
@@ -42,9 +42,9 @@ class Table:
         """Returns an address of this name."""
         return paths.as_path(f"{self.bucket.address}/{name}")
 
-    def start(self, workdir: Path) -> Running:
-        """Starts a run that saves every 10 steps."""
-        command = self.bench.command(workdir, train__save_every=10)
+    def start(self, workdir: Path, **keys: object) -> Running:
+        """Starts a run that saves every 10 steps, with more keys of the config."""
+        command = self.bench.command(workdir, train__save_every=10, **keys)
         return self.bench.start(command, **self.bucket.environment())
 
     def among_steps(self, workdir: Path, run: Running) -> None:
@@ -134,31 +134,55 @@ def gone(table: Table) -> Row:
 def launched_twice(table: Table) -> Row:
     """Two launches on one workdir in a bucket."""
     workdir = table.workdir("twice")
-    run = table.start(workdir)
+    run = table.start(workdir, train__steps=100000)  # still runs when the second one starts
     table.among_steps(workdir, run)
-    second = table.start(workdir)
-    refused = second.wait() == 2 and "in use" in second.output()
-    return Row("the second is refused", "nothing", refused and table.finished(workdir, run))
+    struck = time.monotonic()
+    second = table.start(workdir, train__steps=100000)
+    code, seconds = second.wait(), time.monotonic() - struck
+    refused = code == 2 and "is in use by process" in second.output()
+    going_on = run.process.poll() is None
+    run.process.terminate()
+    ok = refused and going_on and run.wait() == STOPPED
+    return Row(f"the second is refused with exit code {code} after {seconds:.0f} s", "nothing", ok)
 
 
 def four_then_two(table: Table) -> Row:
     """Kill -9 of four processes over a bucket; two resume."""
-    workdir, environment = table.workdir("four"), table.bucket.environment()
+    return resumed_by_two(table, "four")
+
+
+def four_then_two_elsewhere(table: Table) -> Row:
+    """The same; the two are on another machine, where the lease shows no dead process."""
+    return resumed_by_two(table, "elsewhere", elsewhere=True)
+
+
+def resumed_by_two(table: Table, name: str, elsewhere: bool = False) -> Row:
+    """Kills four processes after a save, and resumes with two."""
+    workdir, environment = table.workdir(name), table.bucket.environment()
     with several(table.bench, workdir, 4, environment) as runs:
         until(lambda: (saved(workdir) or 0) >= 25, runs[0])
         for run in runs:
             run.process.kill()
-    at = saved(workdir)
+            run.wait()
+    if elsewhere:
+        lease = json.loads(paths.read_text(workdir / locks.LOCK))
+        paths.write_file(workdir / locks.LOCK, json.dumps({**lease, "machine": "another"}))
+    at, struck = saved(workdir), time.monotonic()
     with several(table.bench, workdir, 2, environment) as runs:
         codes = [run.wait() for run in runs]
-    said = f"resuming from step {at}" in runs[0].output()
+    seconds = time.monotonic() - struck
+    said = runs[0].output()
     rows = [int(row["step"]) for row in read_metrics(workdir) if "loss" in row]
     whole = rows == list(range(1, table.bench.steps + 1))
-    ok = codes == [0, 0] and said and whole and saved(workdir) == table.bench.steps
-    return Row(f"two resume from step {at}", "since the last save", ok)
+    resumed = f"resuming from step {at}" in said
+    ok = codes == [0, 0] and resumed and whole and saved(workdir) == table.bench.steps
+    if not ok:
+        print_stderr(f"  {codes} {at} {saved(workdir)} {rows} {[run.output() for run in runs]}")
+    return Row(f"two resume from step {at} and end in {seconds:.0f} s", "since the last save", ok)
 
 
-FAULTS = (killed, fails, every_third, stalls, gone, launched_twice, four_then_two)
+FAULTS = (killed, fails, every_third, stalls, gone, launched_twice)
+FAULTS += (four_then_two, four_then_two_elsewhere)
 
 
 def main() -> int:

@@ -33,6 +33,7 @@ LOOPBACK = ("127.0.0.1", "localhost")
 DEVICES = Path("/dev")
 DRIVER = Path("/proc/driver/nvidia/version")
 HEARTBEAT_TIMEOUT = 100  # seconds without a sign of life after which a process counts as dead
+FIRST_TIMEOUT = 600  # seconds for which the others wait for what the first process finds out
 Arguments = dict[str, Any]  # of jax.distributed.initialize
 
 
@@ -94,7 +95,7 @@ def lost_process(error: Exception) -> str | None:
     if not _joined() or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
         return None
     reason = str(error).strip().partition("\n")[0]
-    if not re.search(r"Gloo|[Cc]onnection|heartbeat|unhealthy|NCCL|UNAVAILABLE", reason):
+    if not re.search(r"Gloo|[Bb]arrier|[Cc]onnection|heartbeat|unhealthy|NCCL|UNAVAILABLE", reason):
         return None
     return f"another process of the run has died or does not answer ({reason[:200]})"
 
@@ -140,6 +141,23 @@ def process_count() -> int:
 def is_primary() -> bool:
     """Returns whether this is the process that prints and writes for all."""
     return not _joined() or _jax().process_index() == 0
+
+
+def from_first(value: int) -> int:
+    """Returns the value of the first process, for which the others wait for up to 10 minutes.
+
+    All processes must call this at the same points. They wait for each other by the coordination
+    service, and only then by a collective, whose connections gloo gives 30 s.
+    """
+    if process_count() == 1:
+        return value
+    import numpy as np
+    from jax.experimental import multihost_utils
+    from orbax.checkpoint import multihost
+
+    wait = multihost.get_barrier_sync_fn()
+    wait(key="from_first", timeout_ms=1000 * FIRST_TIMEOUT)
+    return int(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
 def _jax() -> ModuleType:

@@ -190,12 +190,13 @@ def _process() -> dict[str, str]:
 
 
 def _start(pid: int) -> str:
-    """Returns when a process started, in ticks since boot; "" if there is none."""
+    """Returns when a process started, in ticks since boot; "" if there is none or it has ended."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return ""
-    return text.rpartition(")")[2].split()[19]
+    state, *fields = text.rpartition(")")[2].split()
+    return "" if state in "ZX" else fields[18]  # Z: killed, and its parent has not noticed
 
 
 def _is_dead(content: Mapping[str, Any]) -> bool:

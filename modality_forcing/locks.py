@@ -32,17 +32,12 @@ _UNSUPPORTED = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, err
 
 
 @contextmanager
-def hold(
-    folder: str | Path, option: str, name: str = LOCK, *, primary: bool = True
-) -> Iterator[None]:
+def hold(folder: str | Path, option: str, name: str = LOCK) -> Iterator[None]:
     """Holds a lock of a folder, which is created for the time if it does not exist.
 
-    primary: of the processes of a run, only the first one locks. Raises UserError, naming the owner
-    and the option that chose the folder, if another run holds the lock or it cannot be written.
+    Raises UserError, naming the owner and the option that chose the folder, if another run holds
+    the lock or it cannot be written.
     """
-    if not primary:
-        yield
-        return
     folder = as_path(folder)
     above: list[Path] = []
     if not isinstance(folder, BucketPath):

@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from modality_forcing import compilation_cache, distributed
 from modality_forcing.config import Config, to_dict
@@ -63,10 +61,10 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
     with compilation_cache.enabled(beside=folder.path):
         for cell in cells:
             with folder.try_lock(cell.name) as free:
-                if not _broadcast(free):
+                if not distributed.from_first(free):
                     log(f"{cell.name}: skipped, {folder.lock_owner(cell.name)} works on it")
                     continue
-                if _broadcast(folder.row(cell) is not None):
+                if distributed.from_first(folder.row(cell) is not None):
                     continue
                 try:
                     finished = worker.run_cell(cell)
@@ -102,7 +100,7 @@ class _Worker:
             if run.digest in self.broken:
                 raise self.broken[run.digest]
             with folder.try_lock(run.folder) as free:
-                if not _broadcast(free):
+                if not distributed.from_first(free):
                     owner = folder.lock_owner(run.folder)
                     self.log(f"{cell.name}: waits for {run.folder}, in progress by {owner}")
                     return False
@@ -139,7 +137,7 @@ class _Worker:
 
     def _train(self, run: Run) -> None:
         workdir, config = self.folder.run_dir(run), self.folder.config(run)
-        if _broadcast(self.folder.is_trained(run)):
+        if distributed.from_first(self.folder.is_trained(run)):
             return
         done = self.folder.steps_done(run)
         action = f"resumes from about step {done}" if done else "starts"
@@ -202,10 +200,3 @@ def error_summary(error: BaseException) -> str:
     if isinstance(error, UserError | FloatingPointError):
         return message
     return f"{type(error).__name__}: {message}"
-
-
-def _broadcast(value: bool) -> bool:
-    """Returns the value of the first process, which alone holds locks and writes."""
-    if distributed.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))

@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from modality_forcing import compilation_cache, distributed, locks
+from modality_forcing import compilation_cache
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
 from modality_forcing.train.evaluation import MakeEvaluate, is_due
@@ -27,7 +27,7 @@ from modality_forcing.train.spike_guard import SpikeGuard
 from modality_forcing.train.spikes import Spike
 from modality_forcing.train.state import TrainState
 from modality_forcing.train.stopping import SaveClock, Stopping
-from modality_forcing.train.workdir import check_resumable, resolve_paths
+from modality_forcing.train.workdir import check_resumable, hold, resolve_paths
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
     clock = RunClock()
     cache = compilation_cache.enabled(config.train.compilation_cache, workdir)
     with ExitStack() as stack:
-        stack.enter_context(locks.hold(workdir, "--workdir", primary=distributed.is_primary()))
+        stack.enter_context(hold(workdir))
         if resumes:
             stack.enter_context(cache)
         run, state = init_run(config, workdir, records, make_evaluate)

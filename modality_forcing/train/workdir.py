@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from modality_forcing import compilation_cache, distributed, paths
+from modality_forcing import compilation_cache, distributed, locks, paths
 from modality_forcing.config import Config, from_dict, to_dict
-from modality_forcing.errors import UserError
+from modality_forcing.errors import StorageFailed, UserError
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.text_io import read_object
 from modality_forcing.tree import JsonObject, flatten
@@ -97,6 +98,28 @@ _PATHS: Mapping[str, Callable[[str], str]] = {
     "text.encoder": _resolve_location,
     "modalities.*.autoencoder": _resolve_location,
 }
+
+
+@contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Holds the lock of a workdir, which the first process of the run takes for all.
+
+    Raises UserError in every process if another run holds it or it cannot be written.
+    """
+    failure: UserError | None = None
+    with ExitStack() as stack:
+        if distributed.is_primary():
+            try:
+                stack.enter_context(locks.hold(workdir, "--workdir"))
+            except UserError as error:
+                failure = error
+        code = distributed.from_first(0 if failure is None else failure.exit_code)
+        if code and failure is None:
+            kind = UserError if code == UserError.exit_code else StorageFailed
+            raise kind("is refused to process 0, which says why", where=workdir)
+        if failure is not None:
+            raise failure
+        yield
 
 
 def write_config(workdir: Path, config: Config) -> None:

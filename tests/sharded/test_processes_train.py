@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from modality_forcing import locks
 from modality_forcing.train.checkpoint import is_complete
 from modality_forcing.train.logger import MEASURED
 from modality_forcing.train.metrics import read_metrics
@@ -80,6 +81,27 @@ def test_killed_run_of_four_processes_resumes_with_two(tmp_path, one):
     # Only the first process logs.
     assert "resuming from step 3 of 6" in said and said.count("resuming") == 1
     same(tmp_path / "run", said, one)
+
+
+def test_processes_wait_for_the_lock_of_the_first_and_are_refused_with_it(tmp_path):
+    launcher = str(ROOT / "launch/local_multiprocess.py")
+    command = [sys.executable, launcher, "--processes=2", "--module=tests.sharded.hold_for", "--"]
+    used = tmp_path / "used"
+    with locks.hold(used, "--workdir"):
+        done = subprocess.run(
+            [*command, str(tmp_path / "free"), str(used)],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+    said = done.stdout + done.stderr
+    held = float(re.findall(r"^\[0\] held at ([\d.]+)$", said, re.MULTILINE)[0])
+    collective = float(re.findall(r"^\[1\] collective at ([\d.]+)$", said, re.MULTILINE)[0])
+    assert collective > held, said  # gloo gives the others 30 s, and a lease may take 60
+    assert f"[0] refused: {used}: is in use by process {os.getpid()}" in said
+    assert f"[1] refused: {used}: is refused to process 0" in said
+    assert done.returncode == 0
 
 
 LONG = """

@@ -304,6 +304,7 @@ def test_checkpoint_is_not_blamed_for_a_missing_accelerator(t2i_run, tmp_path):
     ("message", "is_loss"),
     [
         ("UNKNOWN: Gloo AllGather failed: pair.cc:547] Connection closed by peer", True),
+        ("DEADLINE_EXCEEDED: Barrier timed out. Id: from_first.0::0. # of tasks that", True),
         ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", False),
     ],
 )
