@@ -38,6 +38,7 @@ _CREDENTIALS = {
     "gs": "check the credentials (gcloud auth application-default login) and their role",
     "s3": "check the credentials (AWS_ACCESS_KEY_ID, ~/.aws) and their policy",
 }
+_SCOPE = "https://www.googleapis.com/auth/devstorage.full_control"
 _CLIENT_MODULES = ("aiohttp", "requests", "gcsfs", "botocore", "google")
 _SERVICE = re.compile(r"UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|HTTP response code")  # tensorstore's
 _DENIED = re.compile(
@@ -233,7 +234,34 @@ def _set_up(scheme: str) -> None:
     for name in (_CLIENTS[scheme], "fsspec", "google.auth"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # they print tracebacks of retries
     # For every client of the process, those of Orbax too: another process writes in between.
-    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
+    options = fsspec.config.conf.setdefault(scheme, {})
+    options.setdefault("use_listings_cache", False)
+    if scheme == "gs" and not os.environ.get("STORAGE_EMULATOR_HOST"):
+        _check_google(options)
+
+
+def _check_google(options: dict[str, Any]) -> None:
+    """Finds the credentials of gs://, which gcsfs looks for and tries for too long.
+
+    Where there are none, it would ask a metadata server for 20 s that is not there; public buckets
+    remain. With expired ones it would repeat requests. Raises UserError for those.
+    """
+    auth = importlib.import_module("google.auth")
+    request = importlib.import_module("google.auth.transport.requests").Request()
+    errors = auth.exceptions
+    try:
+        found, _ = auth.default(scopes=[_SCOPE], request=request)
+        found.refresh(request)
+    except errors.DefaultCredentialsError:
+        options.setdefault("token", "anon")
+    except errors.RefreshError as error:
+        unreachable = isinstance(error.__cause__, errors.TransportError)
+        if not error.retryable and not unreachable:
+            reason = " ".join(str(error.args[0]).split())[:200]
+            what = f"access is denied (the credentials cannot be refreshed: {reason})"
+            raise UserError(what, where="gs://", hint=_CREDENTIALS["gs"]) from error
+    except errors.TransportError:
+        pass  # of a network that may come back
 
 
 @contextmanager

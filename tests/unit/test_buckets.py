@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import stat
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from modality_forcing import buckets, paths
 from modality_forcing.buckets import BucketPath
 from modality_forcing.errors import StorageFailed, UserError
+
+google_auth = pytest.importorskip("google.auth")  # of the extra gcs
 
 ADDRESS = BucketPath("gs://bucket/a")
 
@@ -113,9 +116,62 @@ def test_missing_bucket_is_one_line(bucket):
 def test_refused_access_is_one_line_about_credentials(status, bucket, gs_path):
     bucket.fault = lambda method, path: status
     for ask in (lambda path: buckets.check(path, ""), buckets.read, buckets.list_dir):
+        bucket.requests.clear()
         with pytest.raises(UserError, match=r"access is denied.*credentials") as caught:
             ask(gs_path)
         assert caught.value.exit_code == 2
+        assert len(bucket.requests) == len(set(bucket.requests))  # none is repeated
+
+
+@pytest.fixture
+def google(monkeypatch):
+    """Stands for a machine that reaches Google, whose `google.auth.default` a test replaces."""
+    monkeypatch.delenv("STORAGE_EMULATOR_HOST")
+    monkeypatch.setattr(buckets.fsspec.config, "conf", {})
+    buckets._set_up.cache_clear()
+    yield lambda default: monkeypatch.setattr(google_auth, "default", default)
+    buckets._set_up.cache_clear()
+
+
+class Expired:
+    """Credentials that cannot be used any more."""
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def refresh(self, request: object) -> None:
+        raise self.error
+
+
+def test_without_credentials_the_machine_is_not_taken_for_one_of_google(bucket, google):
+    def default(**_):
+        raise google_auth.exceptions.DefaultCredentialsError("none")
+
+    google(default)
+    buckets._set_up("gs")
+    assert buckets.fsspec.config.conf["gs"]["token"] == "anon"  # public buckets only
+
+
+def test_expired_credentials_are_one_line_at_once(bucket, google):
+    expired = google_auth.exceptions.RefreshError("invalid_grant: Token has been revoked.", {})
+    google(lambda **_: (Expired(expired), None))
+    start = time.monotonic()
+    refused = r"gs://: access is denied \(.*revoked.*gcloud auth application-default login"
+    with pytest.raises(UserError, match=refused) as caught:
+        buckets.check(BucketPath("gs://nowhere/x"), "")
+    assert caught.value.exit_code == 2 and time.monotonic() - start < 5
+
+
+@pytest.mark.parametrize("passing", ["retryable", "metadata server", "network"])
+def test_credentials_out_of_reach_for_now_are_tried_again_later(bucket, google, passing):
+    lost = google_auth.exceptions.TransportError("no answer")
+    error: Exception = lost
+    if passing != "network":
+        error = google_auth.exceptions.RefreshError("later", retryable=passing == "retryable")
+        error.__cause__ = lost if passing == "metadata server" else None
+    google(lambda **_: (Expired(error), None))
+    buckets._set_up("gs")
+    assert "token" not in buckets.fsspec.config.conf["gs"]
 
 
 def test_a_bucket_that_does_not_answer_is_reported_in_time(bucket, gs_path, monkeypatch, capfd):
