@@ -72,6 +72,7 @@ MAY_TOUCH_FILES: dict[str, str] = {
     "evaluation/estimators": "the same, and modules of users",
     "encoders/": "weights, which mirror.on_disk brings to a disk",
     "storage/shards": "the temporary file of a mirror",
+    "safetensors_io": "the files of a mirror, tensor by tensor",
     "export": "the rename of a folder of a disk",
 }
 TOUCHES = {
