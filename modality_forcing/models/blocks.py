@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from modality_forcing.config import ModelConfig
 from modality_forcing.models.attention import ATTENTION, HEAD_AXIS_ORDER, attend
+from modality_forcing.models.int8 import dequantize_tree
 from modality_forcing.models.layers import GATHERED, fan_in, rms_norm, sharded_einsum
 from modality_forcing.models.layout import devices, is_sharded
 from modality_forcing.models.rope import apply_rope
@@ -155,7 +156,8 @@ class Stack(nnx.Module):
         graph, weights = nnx.split(self.layers)
 
         def apply(x: PyTree, w: nnx.State) -> PyTree:
-            return nnx.merge(graph, w)(x, *args)
+            # Matrices in int8 become matrices here, one layer at a time.
+            return nnx.merge(graph, dequantize_tree(w, self.c.dtype))(x, *args)
 
         # Where nothing is sharded, a kept copy would only take memory.
         keep = self.keep_gathered and devices("fsdp") > 1
