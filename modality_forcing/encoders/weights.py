@@ -64,9 +64,10 @@ class Checkpoint:
     files: tuple[Path, ...]
     revision: str = ""  # of the hub's repository, if from there
     shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
+    # Of each tensor as stored, in the words of safetensors: "BF16", "F8_E4M3".
+    dtypes: Mapping[str, str] = field(init=False, repr=False, compare=False)
     # The open file of each tensor, and its name there.
     _file: Mapping[str, tuple[Any, str]] = field(init=False, repr=False, compare=False)
-    _dtypes: Mapping[str, str] = field(init=False, repr=False, compare=False)
     _all_shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -86,7 +87,7 @@ class Checkpoint:
         weights = {n: s for n, s in shapes.items() if not quantized.is_beside(n, shapes)}
         set_once(self, "shapes", weights)
         set_once(self, "_file", files)
-        set_once(self, "_dtypes", dtypes)
+        set_once(self, "dtypes", dtypes)
         set_once(self, "_all_shapes", shapes)
 
     @property
@@ -117,11 +118,11 @@ class Checkpoint:
         if scale is not None:
             zeros = self._read(scale.zero, ()) if scale.zero else None
             return scale.apply(part, index, self._read(scale.name, ()), zeros)
-        return part.astype(np.float32) if self._dtypes[name] in quantized.FLOAT8 else part
+        return part.astype(np.float32) if self.dtypes[name] in quantized.FLOAT8 else part
 
     def scale(self, name: str) -> quantized.Scale | None:
         """Returns the scale of a tensor; raises UserError if its numbers are not weights."""
-        if self._dtypes[name] in quantized.FLOATS:
+        if self.dtypes[name] in quantized.FLOATS:
             return None
         try:
             return quantized.find_scale(name, self._contents)
@@ -132,9 +133,9 @@ class Checkpoint:
     def _read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         file, stored_name = self._file[name]
         try:
-            if self._dtypes[name] in quantized.RAW:
+            if self.dtypes[name] in quantized.RAW:
                 path, offset = self._places[stored_name]
-                shape, dtype = self._all_shapes[name], quantized.RAW[self._dtypes[name]]
+                shape, dtype = self._all_shapes[name], quantized.RAW[self.dtypes[name]]
                 return np.memmap(path, np.uint8, "r", offset, shape).view(dtype)[index or ...]
             if not index:  # safetensors 0.4.5 takes no Ellipsis
                 return np.asarray(file.get_tensor(stored_name))
@@ -149,7 +150,7 @@ class Checkpoint:
         opened = {id(file): file for file, _ in self._file.values()}
         metadata = [quantized.stated_formats(file.metadata()) for file in opened.values()]
         formats = dict(ChainMap(*metadata))
-        return quantized.Contents(self._dtypes, self._all_shapes, read, block, formats)
+        return quantized.Contents(self.dtypes, self._all_shapes, read, block, formats)
 
     @cached_property
     def _places(self) -> Mapping[str, tuple[Path, int]]:

@@ -1,0 +1,59 @@
+"""FLUX.2 weights read onto eight devices: each one's part, the same numbers as on one.
+
+python -m tests.sharded.test_flux2_weights FOLDER   compares on eight devices
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import PartitionSpec
+from safetensors.numpy import save_file
+
+from modality_forcing.config import MeshConfig
+from modality_forcing.encoders.weights import open_checkpoint
+from modality_forcing.models import int8
+from modality_forcing.models.flux2_layouts import FORCING
+from modality_forcing.models.flux2_weights import load
+from modality_forcing.train.sharding import PRESETS, make_mesh, tree_shardings
+from tests.flux2 import TINY_FORCING
+from tests.runs import ROOT, environment
+
+
+def test_parts_of_eight_devices_are_those_of_one(tmp_path):
+    save_file(TINY_FORCING.file(FORCING), tmp_path / "model.safetensors")
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    call = [sys.executable, "-m", "tests.sharded.test_flux2_weights", str(tmp_path)]
+    done = subprocess.run(
+        call, env={**environment(), "XLA_FLAGS": flags}, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["fsdp=8", "fsdp=2,tensor=4"]
+
+
+def compare(folder: Path) -> None:
+    checkpoint, tree = open_checkpoint(folder), TINY_FORCING.tree()
+    for name, mesh in (
+        ("fsdp=8", MeshConfig(data=1, fsdp=8)),
+        ("fsdp=2,tensor=4", MeshConfig(data=1, fsdp=2, tensor=4)),  # of q, 4 channels: half a head
+    ):
+        shardings = tree_shardings(tree, PRESETS["zero2"], make_mesh(mesh))
+        for quantize in (False, True):
+            sharded = load(tree, checkpoint, shardings=shardings, quantize=quantize)
+            alone = load(tree, checkpoint, quantize=quantize)
+            for one, other in zip(jax.tree.leaves(sharded), jax.tree.leaves(alone), strict=True):
+                np.testing.assert_array_equal(one, other)
+        gate = sharded["single"]["layers"]["gate"]  # pyright: ignore[reportPossiblyUnboundVariable]
+        assert isinstance(gate, int8.Int8Weight)
+        assert gate.values.sharding.spec == PartitionSpec(None, "fsdp", "tensor")
+        assert gate.scale.sharding.spec == PartitionSpec(None, None, "tensor")
+        print(name)
+
+
+if __name__ == "__main__":
+    compare(Path(sys.argv[1]))
