@@ -67,6 +67,15 @@ class Source:
         return recognize(self.checkpoint.shapes, self.checkpoint.where)
 
 
+def array_shapes(tree: Tree) -> dict[str, Shape]:
+    """Returns the shape of each array of a tree, by path; empty modules have none."""
+    return {
+        path: tuple(leaf.shape)
+        for path, leaf in flatten(tree).items()
+        if not isinstance(leaf, Mapping)
+    }
+
+
 def load(
     shapes: Tree,
     checkpoint: Checkpoint,
@@ -88,7 +97,7 @@ def load(
 
     Raises UserError as `Source` does.
     """
-    flat = {path: tuple(leaf.shape) for path, leaf in flatten(shapes).items()}
+    flat = array_shapes(shapes)
     source = Source(checkpoint, flat)
     layout, prefix = source.layout
     at = flatten(shardings) if shardings is not None else {}
@@ -100,7 +109,7 @@ def load(
         found[path] = (reader.quantized if quantize and int8.is_quantized(path) else reader.array)(
             sharding
         )
-    return unflatten({path: found[path] for path in flat})
+    return unflatten({path: found.get(path, leaf) for path, leaf in flatten(shapes).items()})
 
 
 def _dtype(path: str, dtype: DTypeLike) -> np.dtype:
@@ -222,8 +231,7 @@ def tensors(params: Tree, layout: Layout) -> Iterator[tuple[str, Shape, Callable
     written as the float32 matrix that it stands for. Raises UserError for weights that the layout
     cannot hold.
     """
-    flat = flatten(params)
-    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    flat, shapes = flatten(params), array_shapes(params)
     slots = layout.slots(shapes)
     for name, entry, i in layout.tensors(shapes):
 

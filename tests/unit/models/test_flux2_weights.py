@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -14,12 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from modality_forcing.config import TextConfig
 from modality_forcing.encoders.weights import Checkpoint, open_checkpoint
 from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
 from modality_forcing.models import flux2_weights, int8
 from modality_forcing.models.flux2_layouts import BFL, DIFFUSERS, FORCING
 from modality_forcing.models.flux2_weights import load, save
+from modality_forcing.train.state import abstract_model
 from modality_forcing.tree import flatten
+from tests import tiny
 from tests.flux2 import TINY, TINY_FORCING, TINY_FORCING_V1, TINY_GUIDED, Sizes
 
 PAIRS = np.array([0, 2, 4, 6, 1, 3, 5, 7])  # of a head of 8 channels: ours from a file's
@@ -161,6 +166,24 @@ def test_files_are_written_as_they_were_read(tmp_path, sizes: Sizes, layout, pre
         assert tensor.tobytes() == stored[prefix + name].tobytes(), name
 
 
+@pytest.mark.parametrize("modalities", [("image",), ("image", "depth")])
+def test_the_network_has_the_arrays_of_the_layouts(tmp_path, modalities):
+    """Empty modules, which networks of one modality have, stay empty."""
+    config = tiny.flux2()
+    kinds = {"image": tiny.IMAGE, "depth": config.modalities["depth"]}
+    config = replace(config, modalities={name: kinds[name] for name in modalities})
+    _, shapes = abstract_model(replace(config, text=TextConfig(5, 0, 12)), base.build(config))
+    flat = flux2_weights.array_shapes(shapes)
+    params = jax.tree.map(lambda x: np.random.default_rng(x.size).normal(size=x.shape), shapes)
+    layout = FORCING if "depth" in modalities else DIFFUSERS
+    save(params, tmp_path, layout, dtype=np.float32)
+    again = load(shapes, open_checkpoint(tmp_path))
+    assert jax.tree.structure(again) == jax.tree.structure(shapes)
+    for path, leaf in flatten(again).items():
+        if path in flat:
+            np.testing.assert_array_equal(leaf, np.float32(flatten(params)[path]), err_msg=path)
+
+
 def test_dtypes_of_arrays(forcing):
     params = flatten(load(TINY_FORCING.tree(), forcing[1], dtype=jnp.bfloat16))
     wide = {path for path, leaf in params.items() if leaf.dtype == jnp.float32}
@@ -279,10 +302,8 @@ def test_one_matrix_at_a_time_is_quantized(forcing, monkeypatch):
 
 
 def test_large_networks_are_written_in_parts(tmp_path, forcing):
-    import dataclasses
-
     params = load(TINY_FORCING.tree(), forcing[1], dtype=jnp.bfloat16)
-    layout = dataclasses.replace(FORCING, max_bytes=30_000)
+    layout = replace(FORCING, max_bytes=30_000)
     *files, index = save(params, tmp_path, layout)
     assert len(files) > 2 and all(path.stat().st_size < 60_000 for path in files)
     assert index.name == "model.safetensors.index.json"
