@@ -54,6 +54,28 @@ class Reference(NamedTuple):
     grid: tuple[int, int]  # rows, columns
 
 
+class LevelEmbedder(TimestepEmbedder):
+    """Noise level or guidance [b] -> vector [b d].
+
+    dtype: float32. bfloat16 rounds as the public code of FLUX.2 and Modality Forcing does: the
+    level, 1000 times the level, and all that follows; levels near 1 are then 1/256 apart.
+    """
+
+    def __init__(self, width: int, dtype: str, *, rngs: nnx.Rngs):
+        super().__init__(width, rngs=rngs)
+        self.dtype = jnp.dtype(dtype)
+
+    def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
+        scaled = (1000.0 * t.astype(self.dtype)).astype(jnp.float32)
+        # Of a float32 exponent, as in the public code: a guidance of 4 makes angles of 4000, which
+        # show the last bit of a frequency.
+        half = self.in_channels // 2
+        exponent = np.float32(-np.log(1e4)) * np.arange(half, dtype=np.float32) / np.float32(half)
+        angle = scaled[:, None] * np.exp(exponent.astype(np.float64)).astype(np.float32)
+        embedded = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        return self.outer(jax.nn.silu(self.inner(embedded.astype(self.dtype))))
+
+
 class Projections(nnx.Module):
     """The weights of attention and MLP for the tokens of one stream, or of all."""
 
@@ -197,7 +219,7 @@ class Flux2(nnx.Module):
         self.dtype = jnp.dtype(c.dtype)
         self.stream_specs = tuple(StreamSpec(s.position_id, s.grid) for s in streams.values())
         d = c.width
-        level = partial(TimestepEmbedder, d, rngs=rngs, dtype=c.level_dtype)
+        level = partial(LevelEmbedder, d, c.level_dtype, rngs=rngs)
 
         def linears(outputs: int, names: Sequence[str]) -> nnx.Dict:
             return nnx.Dict({name: Linear(d, outputs, rngs=rngs) for name in names})
@@ -270,24 +292,16 @@ class Flux2(nnx.Module):
 
     def conditioning(self, name: str, t: Mapping[str, Float[Array, " b"]]) -> Float[Array, "b d"]:
         """Embeds a modality's noise level, plus the gated levels of the other modalities in t."""
-        level = {n: self._rounded(x) for n, x in t.items()}
-        vector = self.level_embedder[name](level[name])
+        vector = self.level_embedder[name](t[name])
         if self.guidance_embedder is not None:
             guidance = jnp.full_like(t[name], self.c.embedded_guidance)
-            vector = vector + self.guidance_embedder(self._rounded(guidance))
+            vector = vector + self.guidance_embedder(guidance)
         for other in self.names:
             pair = f"{name}_from_{other}"
             if other in t and pair in self.level_embedder_cross:
-                cross = self.level_embedder_cross[pair](level[other])
+                cross = self.level_embedder_cross[pair](t[other])
                 vector = vector + self.level_gate_cross[pair][...].astype(cross.dtype) * cross
         return vector
-
-    def _rounded(self, t: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Rounds a level as `model.level_dtype` does: t itself, and 1000 t before the sinusoid."""
-        if self.c.level_dtype == "float32":
-            return t
-        dtype = jnp.dtype(self.c.level_dtype)
-        return (1000.0 * t.astype(dtype)).astype(dtype).astype(jnp.float32) / 1000.0
 
 
 def modulate(x: Float[Array, "b n d"], shift: Array, scale: Array) -> Float[Array, "b n d"]:

@@ -102,21 +102,15 @@ def sinusoid(
 
 
 class TimestepEmbedder(nnx.Module):
-    """Noise level [b] -> vector [b d] of the model's width: sinusoid, two-layer MLP, in float32.
+    """Noise level [b] -> vector [b d] of the model's width: sinusoid, two-layer MLP, in float32."""
 
-    dtype: another one, to round as a network was trained that does not compute it in float32.
-    """
-
-    def __init__(
-        self, width: int, *, rngs: nnx.Rngs, in_channels: int = 256, dtype: DTypeLike = jnp.float32
-    ):
-        self.in_channels, self.dtype = in_channels, jnp.dtype(dtype)
+    def __init__(self, width: int, *, rngs: nnx.Rngs, in_channels: int = 256):
+        self.in_channels = in_channels
         self.inner = Linear(in_channels, width, rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
 
     def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
-        embedded = sinusoid(t, self.in_channels).astype(self.dtype)
-        return self.outer(jax.nn.silu(self.inner(embedded)))
+        return self.outer(jax.nn.silu(self.inner(sinusoid(t, self.in_channels))))
 
 
 class TextEmbedder(nnx.Module):
