@@ -265,17 +265,7 @@ def tokens(config: Config) -> dict[str, int]:
 
 
 def check_splash(config: Config) -> None:
-    """Raises UserError where the TPU attention kernel, which works in one block, does not fit."""
-    lengths = tokens(config)
-    # Detokenizers attend within their own modality.
-    own = {n: lengths[n] for n, m in config.modalities.items() if m.detokenizer_layers}
-    for name, n in {"all streams": sum(lengths.values()), **own}.items():
-        if n % 128 or n > 1024:
-            raise UserError(
-                f"{n} tokens of {name}: the TPU attention kernel takes multiples of 128 up to 1024",
-                hint="pad with text.tokens, change data.resolution or patch, "
-                "or set model.attention=einsum (slow on TPU)",
-            )
+    """Raises UserError where the TPU attention kernel does not fit."""
     if (head_dim := config.model.head_dim) % 128:
         raise UserError(
             f"model.head_dim is {head_dim}: the TPU attention kernel takes multiples of 128",

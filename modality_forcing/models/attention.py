@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import jax
@@ -13,6 +14,9 @@ from modality_forcing.models.layout import is_sharded, spec
 
 ATTENTION = "attention"  # remat policies know what attention's backward pass reads by this name
 CACHE = 2**21  # bytes
+LARGE = 2**28  # bytes
+BLOCK = 1024  # most tokens in a block of the TPU kernel
+LANES = 128  # its blocks are multiples of this
 KERNELS = {"cpu": "einsum", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # by platform
 # Order of heads (h) and tokens (n) that each kernel takes without a transpose.
 HEAD_AXIS_ORDER = {"einsum": "hn", "splash": "hn", "cudnn": "nh"}
@@ -34,11 +38,16 @@ def einsum(
 ) -> Float[Array, "b h n k"]:
     """Runs anywhere; keeps one [n n] array for the backward pass and writes no other if XLA allows.
 
-    On a single CPU it processes as many examples at a time as keep that array in the cache.
+    On a single CPU it processes as many examples at a time as keep that array in the cache, and
+    one kv head at a time where the array of one example is beyond `LARGE`.
     """
     b, h, n, _ = q.shape
+    g = k.shape[1]
     if jax.default_backend() != "cpu" or is_sharded():
         return cast(Array, _einsum(q, k, v))
+    if 4 * h * n * n > LARGE:
+        heads = tuple(x.reshape(b * g, 1, -1, *x.shape[2:]) for x in (q, k, v))
+        return jax.lax.map(lambda head: cast(Array, _einsum(*head)), heads).reshape(q.shape)
     limit = max(CACHE // (4 * h * n * n), 1)
     few = next(i for i in range(min(b, limit), 0, -1) if b % i == 0)
     if few == b:
@@ -92,10 +101,11 @@ def splash(
     *,
     interpret: bool = False,
 ) -> Float[Array, "b h n k"]:
-    """Pallas kernel for TPUs, all tokens in one block: n up to 1024 and k are multiples of 128.
+    """Pallas kernel for TPUs, in blocks of at most 1024 tokens; k is a multiple of 128.
 
-    XLA cannot split a kernel over devices, so each device runs it on its own examples and heads.
-    interpret: run without a TPU, slowly, for tests.
+    Tokens that do not fill the blocks are padded, and nothing attends to the padding. XLA cannot
+    split a kernel over devices, so each device runs it on its own examples and heads. interpret:
+    run without a TPU, slowly, for tests.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel,
@@ -104,26 +114,49 @@ def splash(
 
     def local(q: Array, k: Array, v: Array) -> Array:
         h, n = q.shape[1:3]
-        mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask((n, n))] * h)
+        block, padded = blocks(n)
+        full = splash_attention_mask.FullMask((padded, padded))
+        mask = splash_attention_mask.MultiHeadMask([full] * h)
         names = ("block_q", "block_kv", "block_kv_compute")
         backward = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
         kernel = splash_attention_kernel.make_splash_mha(
             mask,
             block_sizes=splash_attention_kernel.BlockSizes(
-                **dict.fromkeys(names + backward, n), use_fused_bwd_kernel=True
+                **dict.fromkeys(names + backward, block), use_fused_bwd_kernel=True
             ),
             head_shards=1,
             q_seq_shards=1,
             residual_checkpoint_name=ATTENTION,
             interpret=interpret,
         )
-        return cast(Array, jax.vmap(kernel)(q, k, v))
+        if padded == n:
+            return cast(Array, jax.vmap(kernel)(q, k, v))
+        q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padded - n), (0, 0))) for x in (q, k, v))
+        own = (jnp.arange(padded) >= n).astype(jnp.int32)  # padding attends to padding alone
+        ids = splash_attention_kernel.SegmentIds(own, own)
+        out = jax.vmap(partial(kernel, segment_ids=ids))(q, k, v)
+        return cast(Array, out[:, :, :n])
 
     if not is_sharded():
         return local(q, k, v)
     split = spec("bh")
     on_mesh = jax.shard_map(local, in_specs=(split,) * 3, out_specs=split, check_vma=False)
     return on_mesh(q, k, v)
+
+
+def blocks(n: int) -> tuple[int, int]:
+    """Returns the TPU kernel's block for n tokens, and the tokens with padding.
+
+    The least padding, and then the largest block: up to 1024, and not below half of that where
+    there are several.
+    """
+    fewest = -(-n // BLOCK)
+    choices = []
+    for count in range(fewest, 2 * fewest + 1 if fewest > 1 else 2):
+        block = -(-n // (count * LANES)) * LANES
+        choices.append((block * count, -block))
+    padded, block = min(choices)
+    return -block, padded
 
 
 def cudnn(

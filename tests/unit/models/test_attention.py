@@ -85,6 +85,14 @@ def test_batch_in_parts_equals_the_whole_batch(cache, monkeypatch):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), parts, whole)
 
 
+def test_single_heads_equal_the_whole_batch(monkeypatch):
+    a = arrays(4, 2)
+    whole = einsum(*a)
+    monkeypatch.setattr(attention, "LARGE", 4 * 4 * N * N - 1)
+    assert "scan" in str(jax.make_jaxpr(lambda *a: einsum(*a))(*a))
+    np.testing.assert_allclose(einsum(*a), whole, rtol=1e-5, atol=1e-6)
+
+
 def test_large_logits_do_not_overflow():
     q, k, v = arrays(4, 2)
     out = einsum(1e4 * q, k, v)
@@ -113,10 +121,14 @@ def test_bfloat16_keeps_its_dtype_and_softmax_its_precision():
 
 
 @pytest.mark.parametrize(
-    ("h", "g", "n", "k"), [(4, 1, 128, 128), (2, 2, 256, 128), (4, 2, 128, 256)]
+    ("h", "g", "n", "k"), [(4, 1, 128, 128), (2, 2, 200, 128), (4, 2, 128, 256)]
 )
-def test_tpu_kernel_equals_einsum_with_its_gradients(h, g, n, k):
-    """Interpreted. tests/sharded tests that a TPU program contains the kernel."""
+def test_tpu_kernel_equals_einsum_with_its_gradients(h, g, n, k, monkeypatch):
+    """Interpreted, 200 tokens as two blocks with padding.
+
+    tests/sharded tests that a TPU program contains the kernel.
+    """
+    monkeypatch.setattr(attention, "BLOCK", 128)
     a = arrays(h, g, n, k)
     kernel = partial(splash, interpret=True)
     np.testing.assert_allclose(kernel(*a), reference(*a), rtol=1e-4, atol=1e-5)
@@ -127,6 +139,23 @@ def test_tpu_kernel_equals_einsum_with_its_gradients(h, g, n, k):
     for ours, theirs in zip(grads, plain, strict=True):
         assert np.abs(np.asarray(theirs)).max() > 1e-2
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (384, (384, 384)),
+        (640, (640, 640)),
+        (1024, (1024, 1024)),
+        (1536, (768, 1536)),
+        (2560, (640, 2560)),  # FLUX.2: text, image and depth at 512 px
+        (8704, (512, 8704)),  # at 1024 px
+        (1000, (1024, 1024)),
+        (2567, (896, 2688)),
+    ],
+)
+def test_blocks_of_the_tpu_kernel(n, expected):
+    assert attention.blocks(n) == expected
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
