@@ -124,6 +124,7 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
     from modality_forcing.planning.compile import abstract_step
     from modality_forcing.train.batch_shapes import random_batch
     from modality_forcing.train.state import init_params, init_state, with_attention_kernel
+    from modality_forcing.train.throughput import step_flops
 
     devices = jax.devices()
     config, modalities = with_attention_kernel(config, devices[0].platform), base.build(config)
@@ -131,7 +132,7 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
     function, (shapes, batch_shapes, _), _ = abstract_step(config, tuple(devices))
     started = time.perf_counter()
     options = hardware.compiler_options(chip) if chip else None
-    step = function.lower(shapes, batch_shapes, frozen=None).compile(
+    step = function.lower(shapes, batch_shapes, teacher_params=None).compile(
         compiler_options=options or None
     )
     compile_seconds = time.perf_counter() - started
@@ -149,13 +150,13 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
         nonlocal state
         started, metrics = time.perf_counter(), {}
         for _ in range(count):
-            state, metrics = step(state, batch, frozen=None)
+            state, metrics = step(state, batch, teacher_params=None)
         jax.block_until_ready((state, metrics))
         return (time.perf_counter() - started) / count
 
     run(WARM_UP)
     seconds = [run(max(steps // BLOCKS, 1)) for _ in range(BLOCKS)]
-    work, each = flops.step_flops(config, modalities).total, median(seconds)
+    work, each = step_flops(config), median(seconds)
     count = len(devices) / chip.devices if chip else len(devices)
     peak = (devices[0].memory_stats() or {}).get("peak_bytes_in_use")
     planned = step.memory_analysis()
@@ -164,7 +165,7 @@ def measure(row: dict[str, str], encoders: str, steps: int) -> dict[str, Any]:
         "attention": config.model.attention,
         "remat": config.model.remat,
         "tokens": flops.tokens(config, modalities),
-        "params": flops.parameters(shapes.params).total,
+        "params": flops.parameters(shapes.all_params()).total,
         "step_seconds": each,
         "block_seconds": seconds,
         "images_per_second": config.train.batch / each,

@@ -151,6 +151,9 @@ class TrainConfig:
     init_from: str = ""  # a checkpoint to start from
     branch_from: str = ""  # a longer run of this config, whose constant phase this one shares
     allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh
+    freeze: tuple[str, ...] = ()  # modules or weights that do not train; * is any part of a path
+    # How matrices that do not train are stored: those of freeze, and the teacher of distill.
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
     log_every: int = 20  # steps between rows of metrics
     save_every: int = 500  # steps between checkpoints
     save_every_minutes: float = 0.0  # also after so much time without one; 0: off

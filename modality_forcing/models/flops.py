@@ -3,7 +3,8 @@
 The convention, here and wherever a table has MFU:
 
 - A multiply-add is 2 FLOPs. A backward pass is twice its forward pass, even where an input needs
-  no gradient.
+  no gradient. Of weights that do not train (train.freeze) it is once: their gradient is not
+  computed, that of their input is.
 - Attention is bidirectional and counted in full: 4 n² h k per block and example, the two products
   of n x n weights.
 - Only matrix products count: no norms, softmax, RoPE, activations, look-ups, optimizer.
@@ -90,15 +91,49 @@ def forward_flops(
     )
 
 
-def step_flops(config: Config, modalities: Mapping[str, Stream], batch: int | None = None) -> Flops:
+def step_flops(
+    config: Config,
+    modalities: Mapping[str, Stream],
+    batch: int | None = None,
+    *,
+    frozen: PyTree = None,
+) -> Flops:
     """Returns the FLOPs of a train step: 3 forward passes, and one of a distillation teacher.
 
-    batch: examples; by default train.batch.
+    Of frozen weights it is 2 forward passes. batch: examples; by default train.batch. frozen: a
+    tree of those weights, or of their shapes.
     """
-    each = forward_flops(config, modalities) * 3
+    each = forward_flops(config, modalities) * 3 + weight_flops(config, modalities, frozen) * -1
     if config.train.distill:
         each += forward_flops(config, modalities, only=[next(iter(modalities))])
     return each * (config.train.batch if batch is None else batch)
+
+
+def weight_flops(config: Config, modalities: Mapping[str, Stream], params: PyTree) -> Flops:
+    """Returns the FLOPs of one example's products with some of the weights, in one direction."""
+    found = dict.fromkeys((f.name for f in fields(Flops)), 0)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        names = [key.key for key in path]
+        if leaf.ndim - ("layers" in names) < 2 or names[-1] == "table":  # no product
+            continue
+        part = _kind(names)
+        uses = _uses(names, config, modalities)
+        found["ends" if part == "rest" else part] += 2 * leaf.size * uses
+    return Flops(**found)
+
+
+def _uses(names: list[str], config: Config, modalities: Mapping[str, Stream]) -> int:
+    """Returns how many vectors of an example a weight is multiplied with, by its path."""
+    match names:
+        case ("trunk" | "single", *_):
+            return tokens(config, modalities)
+        case ("text_embedder" | "text_in", *_) | ("double", "layers", "text", *_):
+            return config.text.tokens
+        case ("double", "layers", name, *_) | ("tokenizer", name, *_) | ("head", name, "linear" | "blocks", *_):
+            return _length(modalities[name])
+        case ("modulation", "w"):
+            return len(modalities)
+    return 1  # per example: noise levels and modulation
 
 
 def tokens(
@@ -113,13 +148,15 @@ def parameters(params: PyTree) -> Parameters:
     """Counts a tree of weights, or of their shapes as returned by train.state.abstract_model."""
     counts = {"trunk": 0, "detokenizers": 0, "rest": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        names = [key.key for key in path]
-        if names[0] == "trunk":
-            kind = "trunk"
-        else:
-            kind = "detokenizers" if names[0] == "head" and "blocks" in names else "rest"
-        counts[kind] += leaf.size
+        counts[_kind([key.key for key in path])] += leaf.size
     return Parameters(**counts)
+
+
+def _kind(names: list[str]) -> str:
+    """Returns the part of the network that a weight belongs to: a field of Parameters."""
+    if names[0] in ("trunk", "double", "single"):
+        return "trunk"
+    return "detokenizers" if names[0] == "head" and "blocks" in names else "rest"
 
 
 def _attention(c: ModelConfig, n: int) -> int:

@@ -24,13 +24,16 @@ GATHERED = "gathered"  # remat policies know weights gathered from their shards 
 
 
 def sharded_einsum(equation: str, x: Array, w: Array) -> Array:
-    """Einsum of activations and a float32 weight in x's dtype: sharded_einsum("bnd,df->bnf", x, w).
+    """Einsum of activations and a weight in x's dtype: sharded_einsum("bnd,df->bnf", x, w).
+
+    Weights that train are float32. Frozen ones may be bfloat16 (train.frozen_dtype).
 
     The weight is cast on its shard and only then gathered. Its gradient leaves the einsum in
     float32, so that sums over devices and micro-batches are float32 too: XLA would round the
     gradient to x's dtype before it adds up the devices.
     """
-    return cast(Array, _sharded_einsum(equation, x, w))
+    # Of float32 here, so that the gradient is; XLA drops the detour of a bfloat16 weight.
+    return cast(Array, _sharded_einsum(equation, x, w.astype(jnp.float32)))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))

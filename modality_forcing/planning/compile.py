@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from modality_forcing.modalities import base
 from modality_forcing.planning import hardware
 from modality_forcing.train import sharding
 from modality_forcing.train.batch_shapes import abstract_batch, abstract_text
+from modality_forcing.train.freezing import make_teacher, to_frozen_dtype
 from modality_forcing.train.state import (
     TrainState,
     abstract_model,
@@ -116,20 +118,24 @@ def abstract_step(
         primary = next(iter(config.modalities))
         alone = {primary: replace(config.modalities[primary], cond_prob=0.0)}
         t2i = replace(config, modalities=alone, train=replace(config.train, distill=False))
-        frozen_graph, frozen = abstract_model(t2i, base.build(t2i))
-        teacher = frozen_graph, abstract(frozen, sharding.tree_shardings(frozen, rules, mesh))
+        teacher_graph, weights = abstract_model(t2i, base.build(t2i))
+        weights = jax.eval_shape(partial(to_frozen_dtype, c=config.train), weights)
+        teacher = make_teacher(teacher_graph, weights, state.frozen)
+        weights = sharding.tree_shardings(teacher.params, rules, mesh)
+        teacher = teacher._replace(params=abstract(teacher.params, weights))
     step = make_step(config, modalities, graph, null, teacher=teacher, mesh=mesh)
-    return step.func, (state, batch, step.keywords["frozen"]), mesh
+    return step.func, (state, batch, step.keywords["teacher_params"]), mesh
 
 
 def compile_step(config: Config, target: Target) -> Compiled:
     """Compiles the step for a target; raises UserError as `abstract_step`."""
-    function, (state, batch, frozen), _ = abstract_step(config, target.devices)
+    function, (state, batch, teacher), _ = abstract_step(config, target.devices)
 
     def lower():
-        return function.lower(state, batch, frozen=frozen)
+        return function.lower(state, batch, teacher_params=teacher)
 
-    return compile_lowered(lower, target, device_bytes((state, batch, frozen)), device_bytes(state))
+    arguments = device_bytes((state, batch, teacher))
+    return compile_lowered(lower, target, arguments, device_bytes(state))
 
 
 def compile_lowered(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,7 +28,9 @@ from modality_forcing.planning.compile import (
     device_bytes,
 )
 from modality_forcing.train import sharding
+from modality_forcing.train.freezing import split_params
 from modality_forcing.train.state import abstract_model
+from modality_forcing.train.throughput import step_flops
 
 GIB = 2**30
 NOT_MODELED = (
@@ -113,7 +116,7 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
         target=target,
         params=flops.parameters(shapes).total,
         tokens_per_step=config.train.batch * flops.tokens(config, modalities),
-        flops_per_step=flops.step_flops(config, modalities).total,
+        flops_per_step=step_flops(config),
         bytes=compiled.bytes,
         state_bytes=device_bytes(state),
         fits=compiled.fits,
@@ -205,16 +208,22 @@ def _with_layout(
 def estimate(config: Config, target: Target, weights: Any) -> float:
     """Returns about how many bytes a device needs, to some 10%, so that less has to be compiled.
 
-    The state is exact: weights, two moments, EMA. For the backward pass each block keeps, in 2
-    bytes per token, x, q, k, v, attention's result, gate, up and their sum ("elementwise"), or x
-    alone ("full"); one block at a time keeps all of its own. weights: their shapes.
+    The state is exact: weights, two moments, EMA, and frozen weights. For the backward pass each
+    block keeps, in 2 bytes per token, x, q, k, v, attention's result, gate, up and their sum
+    ("elementwise"), or x alone ("full"); one block at a time keeps all of its own. weights: their
+    shapes.
     """
     mesh = sharding.make_mesh(config.mesh, target.devices)
     rules = sharding.PRESETS[config.mesh.preset]
-    placed = jax.tree.leaves(sharding.tree_shardings(weights, rules, mesh))
-    leaves = jax.tree.leaves(weights)
-    shards = sum(math.prod(s.shard_shape(w.shape)) for w, s in zip(leaves, placed, strict=True))
-    count = sum(w.size for w in leaves)
+
+    def shard_bytes(tree: Any) -> int:
+        leaves, placed = map(jax.tree.leaves, (tree, sharding.tree_shardings(tree, rules, mesh)))
+        each = zip(leaves, placed, strict=True)
+        return sum(math.prod(s.shard_shape(w.shape)) * w.dtype.itemsize for w, s in each)
+
+    trained, frozen = jax.eval_shape(partial(split_params, c=config.train), weights)
+    state = 4 * shard_bytes(trained) + shard_bytes(frozen)
+    count = sum(w.size for w in jax.tree.leaves(weights))
     c, tokens = config.model, _tokens(config)
     d, heads, kv = c.width, c.heads * c.head_dim, c.kv_heads * c.head_dim
     shards_of_batch = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -227,4 +236,4 @@ def estimate(config: Config, target: Target, weights: Any) -> float:
     at_once = 6 * (2 * d + 2 * heads + 2 * kv + 3 * c.mlp_dim)
     activations = 2 * max(micro, 1) * tokens * (c.num_layers * kept[c.remat] + at_once)
     gathered = 2 * count if rules.keep_gathered else 8 * count / c.num_layers
-    return 16 * shards + activations + gathered + 4 * shards  # the last: gradients
+    return state + activations + gathered + shard_bytes(trained)  # the last: gradients

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from modality_forcing.errors import UserError
-from modality_forcing.modalities import base
-from modality_forcing.models import flops
 from modality_forcing.sweeps.price import parameters, run_flops
 from modality_forcing.sweeps.spec import Run
 from modality_forcing.sweeps.workdir import SweepDir
 from modality_forcing.train.metric_rows import read_metrics
+from modality_forcing.train.throughput import step_flops
 from modality_forcing.viz import figures
 from modality_forcing.viz.figures import COLORS, format_count
 
@@ -42,12 +41,12 @@ def read_curves(folder: SweepDir) -> list[Curve]:
 
 def _read(folder: SweepDir, run: Run) -> list[Curve]:
     rows = read_metrics(folder.run_dir(run))
-    step_flops = flops.step_flops(run.config, base.build(run.config)).total
+    each = step_flops(run.config)
     before = sum(run_flops(earlier) for earlier in run.lineage()[:-1])
     names = {name: None for row in rows for name in row if name.startswith("eval/loss_")}
     curves = []
     for name in names:
-        points = [(before + row["step"] * step_flops, row[name]) for row in rows if name in row]
+        points = [(before + row["step"] * each, row[name]) for row in rows if name in row]
         points = [(spent, value) for spent, value in points if spent > 0]  # the axis is logarithmic
         column = name.removeprefix("eval/")
         if points and "/" not in column:  # means over the levels

@@ -17,6 +17,7 @@ from modality_forcing.models.flops import Parameters
 from modality_forcing.progress import format_table
 from modality_forcing.sweeps.spec import Cell, Run, Sweep, load
 from modality_forcing.train.state import abstract_model
+from modality_forcing.train.throughput import step_flops
 from modality_forcing.tree import JsonObject
 from modality_forcing.viz.figures import format_count
 
@@ -70,8 +71,7 @@ class Price:
 
 def run_flops(run: Run, first: int = 0) -> int:
     """Returns the FLOPs of a training run from step `first` on, counted as in models/flops.py."""
-    step = flops.step_flops(run.config, base.build(run.config)).total
-    return step * (run.config.train.steps - first)
+    return step_flops(run.config) * (run.config.train.steps - first)
 
 
 # By network: the many runs of a sweep have few networks.

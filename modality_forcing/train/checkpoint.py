@@ -1,8 +1,9 @@
 """Checkpoints on disk or in a bucket: which steps are complete, reading and verifying them.
 
-A step is a folder with one Orbax item each for weights, EMA and optimizer, and `meta`. `meta` holds
-the config, the data position, and the checksum of every array and of itself. It is written last: a
-step without it is unfinished, whatever else is there. The checksums are verified on reading, so
+A step is a folder with one Orbax item each for weights, EMA and optimizer, one for the weights that
+do not train if there are any, and `meta`. `meta` holds the config, the data position, and the
+checksum of every array and of itself. It is written last: a step without it is unfinished, whatever
+else is there. The checksums are verified on reading, so
 that a checkpoint damaged on disk is refused, naming what is damaged.
 """
 
@@ -33,6 +34,7 @@ from modality_forcing.models.restore import merge_params
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import json_checksum
 from modality_forcing.train import checksums
+from modality_forcing.train.freezing import join_params
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState
 
@@ -41,6 +43,7 @@ _UNVERIFIED = 2
 META = "meta/metadata"  # of a step's folder: JSON, written last
 DAMAGED = "damaged.txt"  # in a step's folder that a run found damaged: why
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
+FROZEN = "frozen"  # and this one, of a run with train.freeze
 _HINT = "give a workdir, its checkpoints/ or one step in it"
 Metadata = Mapping[str, Any]  # JSON: the config, the data position, metrics not written yet
 
@@ -84,6 +87,8 @@ def resolve_checkpoint(path: Path) -> Path:
 def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params]:
     """Returns a checkpoint's config and EMA weights, whatever devices it was saved from.
 
+    Weights that did not train are among them, as they are stored.
+
     shardings: from the weights' shapes to their shardings; by default they go to the first device.
     Raises UserError if there is none, if it cannot be read, is damaged or has another format, and
     for weights that are not finite.
@@ -93,19 +98,31 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
     first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     with _readable(folder):
         meta = _read_meta(folder)
-        shapes = _shapes(folder / WEIGHTS)
-        placed = jax.tree.map(lambda _: first, shapes) if shardings is None else shardings(shapes)
-        params = _read_item(folder / WEIGHTS, jax.tree.map(_on, shapes, placed))
+        trees = {}
+        for name in (WEIGHTS, *[FROZEN] * _has_frozen(meta)):
+            shapes = _shapes(folder / name)
+            placed = jax.tree.map(lambda _: first, shapes)
+            if shardings is not None:
+                placed = shardings(shapes)
+            trees[name] = _read_item(folder / name, jax.tree.map(_on, shapes, placed))
     meta = _checked(meta, folder)
-    _verify(meta, {WEIGHTS: params}, folder, "use another checkpoint or a backup")
-    if bad := checksums.not_finite(params):
-        what = f"its weights are not finite: {WEIGHTS}/{checksums.some(bad)}"
-        raise UserError(what, where=folder, hint="use an earlier checkpoint, or train again")
+    _verify(meta, trees, folder, "use another checkpoint or a backup")
+    for name, tree in trees.items():
+        if bad := checksums.not_finite(tree):
+            what = f"its weights are not finite: {name}/{checksums.some(bad)}"
+            raise UserError(what, where=folder, hint="use an earlier checkpoint, or train again")
+    params = join_params(trees[WEIGHTS], trees.get(FROZEN, {}))
     config = meta["config"]
     try:
         return from_dict(config), params
     except UserError as error:
         raise UserError(f"its config is of another version ({error})", where=folder) from error
+
+
+def items(state: TrainState) -> dict[str, PyTree]:
+    """Returns the trees of a state by the names of their folders in a checkpoint."""
+    trees = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
+    return {**trees, FROZEN: state.frozen} if state.frozen else trees
 
 
 def read_state(folder: Path, like: TrainState, way_out: str = "") -> tuple[TrainState, Metadata]:
@@ -115,18 +132,18 @@ def read_state(folder: Path, like: TrainState, way_out: str = "") -> tuple[Train
     way out if it is damaged or cannot be read.
     """
     silence_orbax()
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-    wanted = {"params": like.params, "ema": like.ema, "optimizer": like.opt_state}
+    wanted = items(jax.tree.map(ocp.utils.to_shape_dtype_struct, like))
     with _on_all_processes(folder, way_out), _readable(folder, way_out):
         meta = _read_meta(folder)
-        items = {name: _read_item(folder / name, tree) for name, tree in wanted.items()}
+        read = {name: _read_item(folder / name, tree) for name, tree in wanted.items()}
     meta = _checked(meta, folder, way_out)
     if (saved_as := meta.get("step", int(folder.name))) != int(folder.name):
         what = f"is the checkpoint of step {saved_as} under another name"
         raise DamagedCheckpoint(what, where=folder, hint="give it its own name back")
-    _verify(meta, items, folder, way_out)
+    _verify(meta, read, folder, way_out)
     step = jax.numpy.asarray(int(folder.name), like.step.dtype)
-    return TrainState(step, items["params"], items["optimizer"], items["ema"]), meta
+    state = TrainState(step, read["params"], read["optimizer"], read["ema"], read.get(FROZEN, {}))
+    return state, meta
 
 
 def init_from_checkpoint(
@@ -134,7 +151,8 @@ def init_from_checkpoint(
 ) -> Params:
     """Returns a checkpoint's weights; modules of the modalities in `allow_missing` stay `fresh`."""
     _, params = load(path, shardings)
-    return merge_params(params, fresh, allow_missing, where=path)
+    merged = merge_params(params, fresh, allow_missing, where=path)
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), merged, fresh)
 
 
 def silence_orbax() -> None:
@@ -159,6 +177,12 @@ def _shapes(folder: Path) -> PyTree:
 
 def _read_meta(folder: Path) -> object:
     return json.loads(paths.read_text(folder / META))
+
+
+def _has_frozen(meta: object) -> bool:
+    """Returns whether a step has weights that do not train; False if its metadata is damaged."""
+    sums = meta.get("checksums") if isinstance(meta, Mapping) else None
+    return isinstance(sums, Mapping) and FROZEN in sums
 
 
 def _on(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:

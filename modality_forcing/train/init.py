@@ -25,6 +25,7 @@ from modality_forcing.paths import as_path
 from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.evaluation import Evaluate, MakeEvaluate
+from modality_forcing.train.freezing import Teacher, make_teacher, to_frozen_dtype
 from modality_forcing.train.inputs import Inputs, open_inputs
 from modality_forcing.train.metrics import param_summary, param_table
 from modality_forcing.train.saving import Checkpoints
@@ -59,7 +60,7 @@ class Setup:
     shardings: Shardings
     inputs: Inputs
     batches: PrefetchToDevice
-    teacher: tuple[nnx.GraphDef, Params] | None
+    teacher: Teacher | None
     evaluate: Evaluate | None
 
     def make_step(self) -> Step:
@@ -78,7 +79,10 @@ class Setup:
         """Returns the network's size and the layout in a line."""
         mesh = self.mesh
         layout = f", {mesh.size} devices, {self.config.mesh.preset}" if mesh.size > 1 else ""
-        return f"{self.config.name}: {param_summary(self.abstract.params)}{layout}"
+        frozen = self.abstract.frozen
+        apart = f", of them {param_summary(frozen)} frozen" if frozen else ""
+        network = param_summary(self.abstract.all_params())
+        return f"{self.config.name}: {network}{apart}{layout}"
 
 
 def set_up(
@@ -97,9 +101,9 @@ def set_up(
     batches = _open_batches(inputs, mesh)
     rules = sharding.PRESETS[config.mesh.preset]
     shardings = partial(sharding.tree_shardings, rules=rules, mesh=mesh)
-    teacher = _load_teacher(config, shardings) if config.train.distill else None
     abstract = jax.eval_shape(partial(init_state, config), params)
     abstract = jax.tree.map(_to_shape_dtype_struct, abstract, shardings(abstract))
+    teacher = _load_teacher(config, shardings, abstract.frozen) if config.train.distill else None
     return Setup(
         config=config,
         mesh=mesh,
@@ -133,7 +137,7 @@ def init_run(
         initial = initial_state(setup)
         write_config(workdir, config)
         if distributed.is_primary():
-            table = param_table(setup.abstract.params)
+            table = param_table(setup.abstract.all_params(), setup.abstract.frozen)
             paths.write_file(workdir / "parameters.txt", table)
     if jax.process_count() > 1:  # the first process writes the config before another reads it
         multihost_utils.sync_global_devices("config written")
@@ -186,7 +190,7 @@ def initial_state(
     # 4. Fresh weights, a function of the seed.
     if c.init_from:
         checkpoint.resolve_checkpoint(as_path(c.init_from))  # raises before the slow part
-    params = init_params(config, setup.modalities, shardings(abstract.params))
+    params = init_params(config, setup.modalities, shardings(abstract.all_params()))
     if c.init_from:
         params = checkpoint.init_from_checkpoint(
             as_path(c.init_from), params, c.allow_missing_modalities, shardings
@@ -215,12 +219,16 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> PrefetchToDevice:
     )
 
 
-def _load_teacher(config: Config, shardings: Shardings) -> tuple[nnx.GraphDef, Params]:
-    """Returns graph and weights of the checkpoint in train.init_from, to distill from."""
+def _load_teacher(config: Config, shardings: Shardings, frozen: Params) -> Teacher:
+    """Returns the network of the checkpoint in train.init_from, to distill from.
+
+    frozen: weights of the student that do not train. They are of the same checkpoint, and shared.
+    """
     if not config.train.init_from:
         raise UserError("train.distill needs train.init_from, the checkpoint to stay near")
     teacher, params = checkpoint.load(as_path(config.train.init_from), shardings)
-    return abstract_model(teacher, base.build(teacher))[0], params
+    graph, _ = abstract_model(teacher, base.build(teacher))
+    return make_teacher(graph, to_frozen_dtype(params, config.train), frozen)
 
 
 def _to_shape_dtype_struct(

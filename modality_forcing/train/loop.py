@@ -218,5 +218,5 @@ def _evaluate(config: Config, step: int, run: Run, state: TrainState, watch: _Wa
     logger.leave_out(watch.guard.check())
     with logger.outside_steps():
         before = time.monotonic()
-        result = run.evaluate(state.ema)
+        result = run.evaluate(state.all_ema())
         logger.write_evaluation(step, result, time.monotonic() - before)

@@ -92,11 +92,17 @@ def last_value(folder: Path, name: str) -> float | None:
     return next((row[name] for row in reversed(read_metrics(folder)) if name in row), None)
 
 
-def param_table(params: Mapping[str, Any]) -> str:
-    """Returns a table of a network's weights, from nested dicts of them or of their shapes."""
+def param_table(params: Mapping[str, Any], frozen: Mapping[str, Any] | None = None) -> str:
+    """Returns a table of a network's weights, from nested dicts of them or of their shapes.
+
+    frozen: those of them that do not train, which get a second table.
+    """
     from clu import parameter_overview
 
-    return parameter_overview.get_parameter_overview(dict(params), include_stats=False) + "\n"
+    def table(tree: Mapping[str, Any]) -> str:
+        return parameter_overview.get_parameter_overview(dict(tree), include_stats=False) + "\n"
+
+    return table(params) + (f"\nFrozen by train.freeze:\n{table(frozen)}" if frozen else "")
 
 
 def param_summary(params: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from jaxtyping import PyTree
 from modality_forcing.config import TrainConfig
 from modality_forcing.errors import UserError
 from modality_forcing.train import spikes
+from modality_forcing.train.freezing import is_matrix
 
 EPS = 1e-8  # Adam's, at the base width (Kingma & Ba 2015)
 WIDTH_SCALED = ("hidden", "output")  # groups whose learning rate falls with the width
@@ -152,9 +153,7 @@ def weight_decay_mask(params: PyTree) -> PyTree:
     Leaves of the scanned stack have a leading axis of layers, so that their rank alone would make
     a stacked vector a matrix.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: leaf.ndim - ("layers" in _names(path)) >= 2, params
-    )
+    return jax.tree_util.tree_map_with_path(is_matrix, params)
 
 
 def _names(path) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Checkpoints:
         self.wait()
         if step == self.latest():
             return
-        trees = {"params": state.params, "ema": state.ema, "optimizer": state.opt_state}
+        trees = checkpoint.items(state)
         meta = {"format": FORMAT, "step": step, "config": to_dict(config), **metadata}
         every = [*self._steps, step]
         kept = {*every[-self._max_to_keep :], *self._keep_steps}

@@ -19,19 +19,27 @@ from modality_forcing.modalities.base import Modality
 from modality_forcing.models.attention import KERNELS
 from modality_forcing.models.dit import DiT
 from modality_forcing.models.flux2 import Flux2
+from modality_forcing.train.freezing import Params, join_params, split_params
 from modality_forcing.train.optim import make_optimizer
 from modality_forcing.train.sharding import PRESETS
-
-Params = dict[str, PyTree]  # nested dicts of arrays, by the network's attribute names
 
 
 class TrainState(NamedTuple):
     """What a run carries from step to step; no random key (see diffusion/rng.py)."""
 
     step: Int[Array, ""]  # updates done
-    params: Params
+    params: Params  # those that train
     opt_state: PyTree
-    ema: Params
+    ema: Params  # of those
+    frozen: Params = {}  # noqa: RUF012  # train.freeze; params and ema lack them
+
+    def all_params(self) -> Params:
+        """Returns the weights of the whole network."""
+        return join_params(self.params, self.frozen)
+
+    def all_ema(self) -> Params:
+        """Returns the weights of the whole network that are evaluated and exported."""
+        return join_params(self.ema, self.frozen)
 
 
 FAMILIES = {"forcing": DiT, "flux2": Flux2}  # networks by model.family
@@ -83,11 +91,16 @@ def init_params(
 
 
 def init_state(config: Config, params: Params, shardings: PyTree = None) -> TrainState:
-    """Returns the state of step 0 for some weights; the EMA starts as a copy of them."""
+    """Returns the state of step 0 for some weights; the EMA starts as a copy of them.
+
+    Raises UserError if train.freeze does not fit the network.
+    """
     optimizer = make_optimizer(config.train, config.model.width)
 
     def init(p: Params) -> TrainState:
-        return TrainState(jnp.zeros((), jnp.int32), p, optimizer.init(p), jax.tree.map(jnp.copy, p))
+        trained, frozen = split_params(p, config.train)
+        ema = jax.tree.map(jnp.copy, trained)
+        return TrainState(jnp.zeros((), jnp.int32), trained, optimizer.init(trained), ema, frozen)
 
     return jax.jit(init, out_shardings=shardings)(params)
 

@@ -20,6 +20,7 @@ from modality_forcing.diffusion.flow import NoisyTokens
 from modality_forcing.modalities.base import Batch, Modality
 from modality_forcing.models.layout import constrain
 from modality_forcing.train import spikes, step_metrics
+from modality_forcing.train.freezing import Teacher, join_params
 from modality_forcing.train.optim import make_optimizer, schedule
 from modality_forcing.train.sharding import PRESETS, tree_shardings
 from modality_forcing.train.state import Params, TrainState
@@ -155,7 +156,7 @@ def make_step(
     graph: nnx.GraphDef,
     null_text: Mapping[str, ArrayLike],
     *,
-    teacher: tuple[nnx.GraphDef, Params] | None = None,
+    teacher: Teacher | None = None,
     mesh: Mesh | None = None,
 ) -> Step:
     """Returns the jitted step (state, batch) -> (state, metrics), which donates its input state.
@@ -165,14 +166,19 @@ def make_step(
     c, rules = config.train, PRESETS[config.mesh.preset]
     optimizer = optax.with_extra_args_support(make_optimizer(c, config.model.width))
     learning_rate = schedule(c)
-    teacher_graph, teacher_params = teacher if teacher is not None else (graph, None)
 
-    def step(state: TrainState, batch: Batch, frozen: Params | None) -> tuple[TrainState, Metrics]:
-        teacher_model = None if frozen is None else nnx.merge(teacher_graph, frozen)
+    def step(
+        state: TrainState, batch: Batch, teacher_params: Params | None
+    ) -> tuple[TrainState, Metrics]:
+        teacher_model = None
+        if teacher is not None and teacher_params is not None:
+            weights = teacher.all_params(teacher_params, state.frozen)
+            teacher_model = nnx.merge(teacher.graph, weights)
         fixed = {"config": config, "null_text": null_text, "teacher": teacher_model}
 
         def loss(params: Params, batch: Batch) -> tuple[Float[Array, ""], Sums]:
-            return compute_loss(nnx.merge(graph, params), modalities, batch, state.step, **fixed)
+            model = nnx.merge(graph, join_params(params, state.frozen))
+            return compute_loss(model, modalities, batch, state.step, **fixed)
 
         grads, metrics = compute_grads(loss, state.params, batch, c.grad_accum_steps)
         # Reduce-scatter: a device updates its own shard and needs only that part of the sum.
@@ -191,7 +197,8 @@ def make_step(
         changes = jax.tree.map(jnp.subtract, params, state.params)
         metrics |= step_metrics.norms("update_norm", changes)
         metrics["learning_rate"] = jnp.asarray(learning_rate(state.step), jnp.float32)
-        return constrain_state(TrainState(state.step + 1, params, opt_state, ema)), metrics
+        after = TrainState(state.step + 1, params, opt_state, ema, state.frozen)
+        return constrain_state(after), metrics
 
     def constrain_state(tree: PyTree) -> PyTree:
         if mesh is None:
@@ -199,12 +206,13 @@ def make_step(
         return jax.lax.with_sharding_constraint(tree, tree_shardings(tree, rules, mesh))
 
     def on_mesh(
-        state: TrainState, batch: Batch, frozen: Params | None
+        state: TrainState, batch: Batch, teacher_params: Params | None
     ) -> tuple[TrainState, Metrics]:
         if mesh is None:
-            return step(state, batch, frozen)
+            return step(state, batch, teacher_params)
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # models/layout.py reads it
-            return step(state, batch, frozen)
+            return step(state, batch, teacher_params)
 
     # The teacher's weights are an argument: closed over, they would be compiled in as constants.
-    return partial(jax.jit(on_mesh, donate_argnums=0), frozen=teacher_params)
+    weights = None if teacher is None else teacher.params
+    return partial(jax.jit(on_mesh, donate_argnums=0), teacher_params=weights)

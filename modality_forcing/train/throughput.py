@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,6 +15,8 @@ from modality_forcing.chips import GIB
 from modality_forcing.config import Config
 from modality_forcing.modalities import base
 from modality_forcing.models import flops
+from modality_forcing.train.freezing import split_params
+from modality_forcing.train.state import abstract_model
 
 _PROCESSES = Path("/proc")
 
@@ -50,9 +53,18 @@ def step_cost(config: Config) -> StepCost:
     return StepCost(
         examples=batch,
         tokens=batch * flops.tokens(config, modalities),
-        flops=flops.step_flops(config, modalities).total,
+        flops=step_flops(config),
         peak_flops=chip and jax.device_count() * chip.per_device(chip.bf16_flops),
     )
+
+
+def step_flops(config: Config) -> int:
+    """Returns the FLOPs of a train step of a config; raises UserError as `split_params`."""
+    modalities, frozen = base.build(config), None
+    if config.train.freeze:
+        _, shapes = abstract_model(config, modalities)
+        _, frozen = jax.eval_shape(partial(split_params, c=config.train), shapes)
+    return flops.step_flops(config, modalities, frozen=frozen).total
 
 
 def memory() -> dict[str, float]:

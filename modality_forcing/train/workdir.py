@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from modality_forcing import compilation_cache, distributed, locks, paths
-from modality_forcing.config import Config, from_dict, to_dict
+from modality_forcing.config import Config, ModalityConfig, from_dict, to_dict
 from modality_forcing.errors import StorageFailed, UserError
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.text_io import read_object
@@ -145,7 +145,9 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
     saved = read_config(workdir)
     ours, theirs = flatten(to_dict(config), "."), flatten(saved, ".")
     for key in sorted({*ours, *theirs}):
-        new, old = (_resolve_key(key, values.get(key)) for values in (ours, theirs))
+        # A key that an earlier version did not know had what is now its default.
+        new, old = ours.get(key), theirs[key] if key in theirs else _default(key)
+        new, old = _resolve_key(key, new), _resolve_key(key, old)
         if new != old and not key.startswith((*NON_IDENTITY_KEYS, *ignore)):
             _check_version(saved, path)
             what = f"the workdir holds a run with {key}={old!r}, not {new!r}"
@@ -153,6 +155,14 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
             hint = _OTHER_WORKDIR + (moved if key in _PATHS else "")
             raise UserError(what, where=workdir, hint=hint)
     return True
+
+
+def _default(key: str) -> object:
+    """Returns the default of a dotted key, None if it has none."""
+    section, _, rest = key.partition(".")
+    if section == "modalities":
+        return flatten(to_dict(ModalityConfig()), ".").get(rest.partition(".")[2])
+    return flatten(to_dict(Config()), ".").get(key)
 
 
 def read_config(workdir: Path) -> JsonObject:

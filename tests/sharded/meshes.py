@@ -130,8 +130,31 @@ def run(name: str, folder: Path) -> dict[str, object]:
     }
 
 
+def frozen_weights(devices: int) -> dict[str, jax.Array]:
+    """All weights after two steps of which some do not train: before, and after."""
+    freeze = ("trunk/layers/gate", "text_embedder/linear", "head/image/linear")
+    c = tiny.t2i(batch=BATCH, steps=STEPS, freeze=freeze, frozen_dtype="bfloat16")
+    mesh = sharding.make_mesh(c.mesh, jax.devices()[:devices])
+    graph, params = tiny.network(c)
+    abstract = jax.eval_shape(lambda p: init_state(c, p), params)
+    placed = sharding.tree_shardings(abstract, sharding.PRESETS["zero2"], mesh)
+    state = init_state(c, params, placed)
+    before = flatten(jax.device_get(state.frozen))
+    step = make_step(c, base.build(c), graph, tiny.null_text(c), mesh=mesh)
+    for k in range(2):
+        batch = tiny.batch(c, BATCH, seed=k, first=BATCH * k)
+        state, _ = step(state, jax.device_put(batch, NamedSharding(mesh, spec("b"))))
+    assert flatten(state.frozen)["trunk/layers/gate"].sharding.spec[1] == "fsdp"
+    after = flatten(jax.device_get(state.all_params()))
+    return {path: x.astype(np.float32) for path, x in after.items()} | {
+        f"before/{path}": x.astype(np.float32) for path, x in before.items()
+    }
+
+
 def main(folder: Path) -> None:
     assert len(jax.devices()) == 8
+    for devices in (1, 8):
+        np.savez(folder / f"frozen-{devices}.npz", **frozen_weights(devices))
     (folder / "results.json").write_text(json.dumps({name: run(name, folder) for name in MESHES}))
 
 

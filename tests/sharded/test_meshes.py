@@ -95,3 +95,14 @@ def test_checkpoint_of_eight_devices_resumes_on_fewer(folder, devices):
     assert set(saved) == set(restored)
     for key in saved:
         np.testing.assert_array_equal(restored[key], saved[key], err_msg=key)
+
+
+def test_frozen_weights_do_not_move_and_the_others_agree_on_eight_devices(folder):
+    one, eight = arrays(folder, "frozen-1"), arrays(folder, "frozen-8")
+    frozen = {key.removeprefix("before/") for key in one if key.startswith("before/")}
+    assert frozen == {"trunk/layers/gate", "text_embedder/linear/w", "head/image/linear/w"}
+    for key in frozen:
+        np.testing.assert_array_equal(one[key], one[f"before/{key}"])
+        np.testing.assert_array_equal(eight[key], one[key])
+    for key in set(one) - frozen:
+        np.testing.assert_allclose(eight[key], one[key], atol=1e-4, rtol=0, err_msg=key)

@@ -18,7 +18,14 @@ from modality_forcing.config import (
     TrainConfig,
 )
 from modality_forcing.modalities import base
-from modality_forcing.models.flops import Flops, forward_flops, parameters, step_flops, tokens
+from modality_forcing.models.flops import (
+    Flops,
+    forward_flops,
+    parameters,
+    step_flops,
+    tokens,
+    weight_flops,
+)
 from modality_forcing.models.presets import block_parameters, size
 from modality_forcing.train.state import abstract_model
 from tests import tiny
@@ -142,3 +149,22 @@ def test_parameter_counts_of_the_family(name, billions):
     assert parameters(abstract_model(c, base.build(c))[1]).total == pytest.approx(
         billions * 1e9, rel=2e-3
     )
+
+
+def test_backward_pass_of_frozen_weights_is_counted_once():
+    c = config("image", "depth")
+    modalities, shapes = base.build(c), abstract_model(c, base.build(c))[1]
+    whole, forward = step_flops(c, modalities, batch=1), forward_flops(c, modalities)
+    trunk = step_flops(c, modalities, batch=1, frozen={"trunk": shapes["trunk"]})
+    assert trunk == replace(whole, trunk=2 * forward.trunk)
+    # All weights: what is left of the third pass is attention, which has none.
+    everything = weight_flops(c, modalities, shapes)
+    own = sum(4 * n * n * c.model.heads * c.model.head_dim for n in detokenized(modalities))
+    assert everything.trunk == forward.trunk and everything.attention == 0
+    assert everything.detokenizers == forward.detokenizers - own
+    assert everything.ends == forward.ends
+
+
+def detokenized(modalities) -> list[int]:
+    """The tokens that each detokenizer block sees."""
+    return [m.grid[0] * m.grid[1] for m in modalities.values() for _ in range(m.detokenizer_layers)]

@@ -92,3 +92,14 @@ def test_config_of_a_workdir_may_have_a_byte_order_mark_but_no_key_twice(tmp_pat
     path.write_text('{"seed": 1, ' + path.read_text(encoding="utf-8-sig").lstrip(" {\n"))
     with pytest.raises(UserError, match=r"is not the config of a run .*'seed' is there 2 times"):
         check_resumable(tmp_path, tiny.t2i())
+
+
+def test_run_of_a_version_without_a_key_has_its_default(tmp_path):
+    write_config(tmp_path, tiny.forcing())
+    path = tmp_path / "config.json"
+    saved = json.loads(path.read_text())
+    del saved["train"]["freeze"], saved["modalities"]["depth"]["loss_weight"]
+    path.write_text(json.dumps(saved))
+    assert check_resumable(tmp_path, tiny.forcing())
+    with pytest.raises(UserError, match=r"train\.freeze=\[\], not \['trunk'\]"):
+        check_resumable(tmp_path, tiny.forcing(freeze=("trunk",)))
