@@ -129,7 +129,11 @@ def _uses(names: list[str], config: Config, modalities: Mapping[str, Stream]) ->
             return tokens(config, modalities)
         case ("text_embedder" | "text_in", *_) | ("double", "layers", "text", *_):
             return config.text.tokens
-        case ("double", "layers", name, *_) | ("tokenizer", name, *_) | ("head", name, "linear" | "blocks", *_):
+        case (
+            ("double", "layers", name, *_)
+            | ("tokenizer", name, *_)
+            | ("head", name, "linear" | "blocks", *_)
+        ):
             return _length(modalities[name])
         case ("modulation", "w"):
             return len(modalities)
