@@ -6,6 +6,7 @@ and they have no moments, no weight decay and no EMA copy: their average is them
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -26,7 +27,8 @@ def frozen_paths(params: Params, c: TrainConfig) -> set[str]:
 
     Raises UserError for a name that matches nothing, and if nothing is left to train.
     """
-    paths = flatten(params)
+    # A network of one modality has modules without weights.
+    paths = {path for path, leaf in flatten(params).items() if not isinstance(leaf, Mapping)}
     frozen: set[str] = set()
     for name in c.freeze:
         module = name.strip("/")
@@ -40,7 +42,7 @@ def frozen_paths(params: Params, c: TrainConfig) -> set[str]:
     return frozen
 
 
-def _modules(paths: dict[str, PyTree]) -> list[str]:
+def _modules(paths: Collection[str]) -> list[str]:
     """Returns the modules of a network, of deep ones the outer two or a stack's own."""
     parents = {tuple(path.split("/")[:-1]) for path in paths}
     return sorted({"/".join(names[: 4 if "layers" in names else 2]) for names in parents})
