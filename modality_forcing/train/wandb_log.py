@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import numpy as np
 
 from modality_forcing import paths
 from modality_forcing.errors import UserError
+from modality_forcing.mirror import Mirror
 from modality_forcing.text_io import read_object
 
 _FILE = "wandb.json"  # in the workdir: the run that the rows go to
@@ -44,24 +44,26 @@ class WandbLog:
         else:
             run_id = secrets.token_hex(4)
         settings: dict[str, object] = {"console": "off", "silent": True}
-        folder = tempfile.gettempdir() if paths.is_address(workdir) else str(workdir)
+        self._mirror = Mirror(workdir)
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or "modality_forcing",
                 id=run_id,
                 resume="allow",
                 name=name,
-                dir=folder,
+                dir=str(self._mirror.local),
                 config=dict(config),
                 settings=wandb.Settings(**settings),  # pyright: ignore[reportArgumentType]
             )
         except (Error, OSError) as error:
+            self._mirror.discard()
             what = f"the run cannot be opened ({' '.join(str(error).split())[:200]})"
             hint = "log in with `wandb login`, set WANDB_MODE=offline, or leave --log out"
             raise UserError(what, where="--log=wandb", hint=hint) from error
         if not paths.exists(path):
             paths.write_file(path, json.dumps({"id": run_id}))
-        self._image = wandb.Image
+        self._in_bucket = paths.is_address(workdir)
+        self._image, self._end_service = wandb.Image, wandb.teardown
         self._next = self._run.step  # 0, or after the last row of a resumed run
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -73,8 +75,16 @@ class WandbLog:
         self._log(step, {name: self._image(image)})
 
     def close(self) -> None:
-        """Sends what is left and ends the connection; the run can be resumed."""
+        """Sends what is left and ends the connection; the run can be resumed.
+
+        The files of an offline run are uploaded to a workdir in a bucket.
+        """
         self._run.finish()
+        if self._in_bucket:
+            self._end_service()  # it writes files a little later
+            if self._run.offline:
+                self._mirror.upload()
+            self._mirror.discard()
 
     def _log(self, step: int, values: dict[str, object]) -> None:
         if step >= self._next:

@@ -53,6 +53,35 @@ def test_programs_are_read_back_and_give_the_same_bits(tmp_path):
     assert [path.stat().st_mtime_ns for path in entries(tmp_path)] == [before]
 
 
+def test_programs_are_read_back_from_a_bucket(bucket, gs_path, capfd):
+    first = compute(gs_path)
+    names = [
+        name for name in bucket.names() if name.endswith("-cache") and str(gs_path)[12:] in name
+    ]
+    (entry,) = (name for name in names if "jit_program-" in name)
+    before = bucket.generation(entry)
+    bucket.requests.clear()
+    np.testing.assert_array_equal(compute(gs_path), first)
+    file = entry.rpartition("/")[2]
+    assert any(
+        method == "GET" and "alt=media" in path and file in path for method, path in bucket.requests
+    )
+    assert bucket.generation(entry) == before
+    assert capfd.readouterr().err == ""
+
+
+def test_damaged_entry_in_a_bucket_is_one_line(bucket, gs_path, capfd):
+    first = compute(gs_path)
+    (entry,) = (
+        name for name in bucket.names() if "jit_program-" in name and str(gs_path)[12:] in name
+    )
+    path = paths.as_path(f"{bucket.address}/{entry}")
+    paths.write_file(path, paths.read_bytes(path)[:-9])
+    np.testing.assert_array_equal(compute(gs_path), first)
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1 and "a program is compiled again (" in said, said
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
 def test_damaged_entry_is_one_line_and_is_replaced(tmp_path, capfd, damage):
     first = compute(tmp_path)

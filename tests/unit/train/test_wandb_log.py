@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from modality_forcing import buckets, paths
 from modality_forcing.errors import UserError
 from modality_forcing.train.wandb_log import WandbLog
 
@@ -67,6 +68,24 @@ def test_rows_reach_one_run_over_restarts(tmp_path):
         assert (row["_step"], row["loss"]) == (step, step / 8)
         assert row["loss_depth/t0.0-0.2"] == 1.5
         assert any(name.startswith("eval/sheet") for name in row), row
+
+
+def test_offline_rows_of_a_run_in_a_bucket_are_uploaded(gs_path, tmp_path):
+    for step in (2, 4):
+        log = WandbLog(gs_path, "forcing", {})
+        log.write(step, {"loss": step / 8})
+        log.close()
+    run_id = json.loads(paths.read_text(gs_path / "wandb.json"))["id"]
+    found = [path for path in buckets.list_all(gs_path) if path.name == f"run-{run_id}.wandb"]
+    assert len(found) == 2
+    for path, step in zip(found, (2, 4), strict=True):
+        assert str(path).startswith(f"{gs_path}/wandb/offline-run-")
+        (tmp_path / "run.wandb").write_bytes(paths.read_bytes(path))
+        made = records(tmp_path / "run.wandb")
+        rows = [r.history for r in made if r.WhichOneof("record_type") == "history"]
+        items = {i.key or "/".join(i.nested_key): i.value_json for r in rows for i in r.item}
+        assert json.loads(items["loss"]) == step / 8
+        assert any(r.WhichOneof("record_type") == "exit" for r in made)  # nothing is cut off
 
 
 def test_missing_package_is_one_line_with_the_extra(tmp_path, monkeypatch):
