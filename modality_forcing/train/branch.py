@@ -8,7 +8,12 @@ from modality_forcing.paths import as_path, is_file, resolve
 from modality_forcing.train import checkpoint
 from modality_forcing.train.optim import branch_point
 from modality_forcing.train.state import TrainState
-from modality_forcing.train.workdir import SCHEDULE_KEYS, check_resumable, read_config
+from modality_forcing.train.workdir import (
+    SCHEDULE_KEYS,
+    check_resumable,
+    check_same_run,
+    read_config,
+)
 
 
 def restore_branch_point(
@@ -26,7 +31,8 @@ def restore_branch_point(
         raise UserError("train.branch_from names no run", where=workdir, hint=hint)
     try:
         check_resumable(workdir, config, ignore=SCHEDULE_KEYS)
-        trunk = from_dict(read_config(workdir)).train
+        saved = read_config(workdir)
+        trunk = from_dict(saved).train
     except UserError as error:
         what = str(error).removeprefix(f"{workdir}: ").partition(";")[0]
         hint = "a branch has all of its trunk's config but its length"
@@ -44,5 +50,6 @@ def restore_branch_point(
         raise UserError(what, where=workdir, hint=hint)
     folder = resolve(workdir / "checkpoints" / str(usable[-1]))
     state, metadata = checkpoint.read_state(folder, like, "choose another trunk")
+    check_same_run(workdir, saved, metadata)
     # The time between the two runs is not lost by this one.
     return state, {name: value for name, value in metadata.items() if name != "clock"}

@@ -146,6 +146,13 @@ def read_state(folder: Path, like: TrainState, way_out: str = "") -> tuple[Train
     return state, meta
 
 
+def read_metadata(folder: Path, way_out: str = "") -> Metadata:
+    """Returns the metadata of the checkpoint in `folder/`; raises UserError if it is damaged."""
+    with _readable(folder, way_out):
+        meta = _read_meta(folder)
+    return _checked(meta, folder, way_out)
+
+
 def init_from_checkpoint(
     path: Path, fresh: Params, allow_missing: tuple[str, ...], shardings: Shardings | None = None
 ) -> Params:

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
 from modality_forcing import distributed, paths
-from modality_forcing.config import Config
+from modality_forcing.config import Config, to_dict
 from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.prefetch import PrefetchToDevice
@@ -32,7 +32,7 @@ from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState, abstract_model, init_params, init_state
 from modality_forcing.train.step import Step, make_step
-from modality_forcing.train.workdir import check_resumable, write_config
+from modality_forcing.train.workdir import check_resumable, check_same_run, write_config
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ def init_run(
     )
     restored = checkpoints.latest() is not None
     state, metadata = initial or initial_state(setup, checkpoints)
+    if restored:
+        check_same_run(workdir, to_dict(config), metadata)
     if metadata:
         setup.batches.set_state(metadata["data_state"])
     start_step = int(jax.device_get(state.step))

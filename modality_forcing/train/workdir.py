@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import fields, is_dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,12 @@ from modality_forcing.config import Config, ModalityConfig, from_dict, to_dict
 from modality_forcing.errors import StorageFailed, UserError
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.text_io import read_object
+from modality_forcing.train.checkpoint import (
+    DamagedCheckpoint,
+    Metadata,
+    read_metadata,
+    step_folders,
+)
 from modality_forcing.tree import JsonObject, flatten
 
 # Prefixes of config keys that change how a run is logged, fed or laid out, but its numbers only by
@@ -150,6 +156,9 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
         new, old = _resolve_key(key, new), _resolve_key(key, old)
         if new != old and not key.startswith((*NON_IDENTITY_KEYS, *ignore)):
             _check_version(saved, path)
+            for folder in step_folders(workdir / "checkpoints")[-1:]:
+                with suppress(DamagedCheckpoint):
+                    check_same_run(workdir, saved, read_metadata(folder))
             what = f"the workdir holds a run with {key}={old!r}, not {new!r}"
             moved = f"; if that was moved, change {key} in its config.json"
             hint = _OTHER_WORKDIR + (moved if key in _PATHS else "")
@@ -163,6 +172,23 @@ def _default(key: str) -> object:
     if section == "modalities":
         return flatten(to_dict(ModalityConfig()), ".").get(rest.partition(".")[2])
     return flatten(to_dict(Config()), ".").get(key)
+
+
+def check_same_run(workdir: Path, config: JsonObject, metadata: Metadata) -> None:
+    """Raises UserError if a workdir's config is not the one of its checkpoint's metadata.
+
+    Checkpoints have a checksum; config.json, which may be edited where folders were moved, has
+    none. Paths and NON_IDENTITY_KEYS are not compared.
+    """
+    ours, theirs = flatten(config, "."), flatten(metadata["config"], ".")
+    for key in sorted({*ours, *theirs}):
+        if key.startswith(NON_IDENTITY_KEYS) or any(fnmatchcase(key, name) for name in _PATHS):
+            continue
+        new, old = (values[key] if key in values else _default(key) for values in (ours, theirs))
+        if new != old:
+            what = f"has {key}={new!r}, and the checkpoint in its workdir {old!r}"
+            hint = "it was changed or damaged: put the checkpoint's value back"
+            raise UserError(what, where=workdir / "config.json", hint=hint)
 
 
 def read_config(workdir: Path) -> JsonObject:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -209,6 +210,22 @@ def test_workdir_of_another_config_is_refused(finished, changed, message):
     with pytest.raises(UserError, match=rf"{finished[1].name}.*{message}.*--workdir"):
         train(changed, finished[1])
     assert {p: p.stat().st_mtime_ns for p in finished[1].rglob("*")} == before
+
+
+def test_damaged_config_of_a_workdir_is_told_from_another_run(finished, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[1], workdir)
+    path, right = workdir / "config.json", T2I.train.learning_rate
+    text = path.read_text().replace(f'"learning_rate": {right}', f'"learning_rate": {2 * right}')
+    path.write_text(text)
+    what = f"config.json: has train.learning_rate={2 * right}, and the checkpoint .* {right}; "
+    agrees = replace(T2I, train=replace(T2I.train, learning_rate=2 * right))
+    for config in (T2I, agrees):
+        with pytest.raises(UserError, match=what):
+            train(config, workdir)
+    path.write_text((finished[1] / "config.json").read_text())
+    with pytest.raises(UserError, match=r"holds a run with train\.learning_rate"):
+        train(agrees, workdir)
 
 
 def test_non_identity_keys_may_change_on_resume(finished):

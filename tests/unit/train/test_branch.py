@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -110,6 +111,16 @@ def test_config_that_differs_from_the_trunk_is_refused(tmp_path, trunk, changes,
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "branch")
     assert not (tmp_path / "branch").exists()
+
+
+def test_changed_config_of_the_trunk_moves_no_branch_point(tmp_path, trunk):
+    copy = tmp_path / "trunk"
+    shutil.copytree(trunk, copy)
+    path = copy / "config.json"
+    path.write_text(path.read_text().replace('"decay_fraction": 0.5', '"decay_fraction": 0.1'))
+    what = r"config\.json: has train\.decay_fraction=0\.1, and the checkpoint .* 0\.5; "
+    with pytest.raises(UserError, match=what):
+        restore_branch_point(branch_of(copy), like(SHORT))
 
 
 def test_cosine_schedule_cannot_be_branched(tmp_path):
