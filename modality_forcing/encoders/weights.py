@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +18,13 @@ from jax.sharding import Sharding
 
 from modality_forcing import distributed
 from modality_forcing.encoders import quantized
+from modality_forcing.encoders.locate import PATTERNS, find_files, list_tensors, locate
 from modality_forcing.errors import UserError
-from modality_forcing.mirror import on_disk
-from modality_forcing.paths import as_path, exists, glob, is_dir, is_file
+from modality_forcing.paths import exists, is_file
 from modality_forcing.text_io import read_object
 
 M = TypeVar("M", bound=nnx.Module)
 ShardingFn = Callable[[str, tuple[int, ...]], Sharding]  # of an array's dotted path and shape
-
-_HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*?)(@(?P<revision>[\w./-]+))?")
-_HUB_FILES = ("*.safetensors", "*.safetensors.index.json", "config.json", "spiece.model", "*.model")
-_SHOWN = 3  # names in a message
 
 
 @dataclass(frozen=True)
@@ -159,25 +154,17 @@ class Checkpoint:
         return {name: (path, at) for path, found in starts.items() for name, at in found.items()}
 
 
-def open_checkpoint(location: str | Path) -> Checkpoint:
+def open_checkpoint(location: str | Path, stem: str = "") -> Checkpoint:
     """Opens a .safetensors file, a folder of them (with or without an index), or a hub id.
 
-    A hub id is owner/name, with a folder of the repository and a revision where needed:
-    owner/name/text_encoder@main. It needs the extra `encoders` and a network, or files that were
-    downloaded before. Raises UserError if there is no such thing, a file of an index is missing, or
-    a file is truncated or no safetensors.
+    `locate` defines hub ids. stem: of a folder, only `stem.safetensors`, or the files of
+    `stem.safetensors.index.json`. Raises UserError if there is no such thing, a file of an index is
+    missing, or a file is truncated or no safetensors.
     """
-    path = on_disk(as_path(location).expanduser(), _HUB_FILES)
-    if is_file(path):
-        return Checkpoint(str(location), (path,))
-    if is_dir(path):
-        return Checkpoint(str(location), _find_files(path))
-    hub = _HUB.fullmatch(str(location))
-    if hub is None or is_dir(path.parent):  # a path with a wrong last part is not a hub id
-        hint = "give a folder of safetensors files, or a hub id"
-        raise UserError("no such file or folder", where=location, hint=hint)
-    folder, revision = _download(hub["repo"], hub["folder"].strip("/"), hub["revision"])
-    return Checkpoint(str(location), _find_files(folder), revision)
+    patterns = [p.replace("*.safetensors", f"{stem}*.safetensors") for p in PATTERNS]
+    path, revision = locate(location, patterns)
+    files = (path,) if is_file(path) else find_files(path, stem)
+    return Checkpoint(str(location), files, revision)
 
 
 def check_module(
@@ -269,7 +256,7 @@ def _check(
     wanted = [name for tensor in tensors.values() for name in tensor.names]
     if missing := [name for name in wanted if name not in checkpoint.shapes]:
         hint = "check that it is this model, and all of it"
-        raise UserError(f"lacks {_some(missing)}", where=where, hint=hint)
+        raise UserError(f"lacks {list_tensors(missing)}", where=where, hint=hint)
     for path, tensor in tensors.items():
         for name in tensor.names:
             checkpoint.scale(name)  # raises for numbers that are not weights
@@ -281,35 +268,8 @@ def _check(
                 raise UserError(what, where=where, hint=hint)
     left = set(checkpoint.shapes) - set(wanted)
     if extra := sorted(name for name in left if not name.startswith(unused or "\0")):
-        what = f"has {_some(extra)} beyond this model"
+        what = f"has {list_tensors(extra)} beyond this model"
         raise UserError(what, where=where, hint="check that it is this model")
-
-
-def _some(names: list[str]) -> str:
-    some = ", ".join(names[:_SHOWN])
-    return some if len(names) <= _SHOWN else f"{some} and {len(names) - _SHOWN} more tensors"
-
-
-def _find_files(folder: Path) -> tuple[Path, ...]:
-    indices = glob(folder, "*.safetensors.index.json")
-    if len(indices) > 1:
-        what = "holds several indices of safetensors files"
-        hint = "name one file, or keep one index"
-        raise UserError(what, where=folder, hint=hint)
-    if not indices:
-        files = tuple(glob(folder, "*.safetensors"))
-        if not files:
-            hint = "give the folder of the weights themselves"
-            raise UserError("holds no .safetensors file", where=folder, hint=hint)
-        return files
-    index = read_object(indices[0], hint="download it again", finite=False)
-    listed = index.get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise UserError("lists no files", where=indices[0], hint="download it again")
-    files = tuple(folder / name for name in sorted(set(listed.values())))
-    if missing := [path.name for path in files if not is_file(path)]:
-        raise UserError(f"lacks {_some(missing)}", where=folder, hint="download the rest")
-    return files
 
 
 def _open(path: Path) -> Any:
@@ -328,22 +288,3 @@ def _open(path: Path) -> Any:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _download(repo: str, folder: str, revision: str | None) -> tuple[Path, str]:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        hint = "give a folder that is there, or pip install 'modality_forcing[encoders]' to fetch"
-        where = f"{repo}/{folder}".strip("/")
-        raise UserError(
-            "no such file or folder", where=where, hint=f"{hint} from the hub"
-        ) from error
-    patterns = [f"{folder}/{name}" if folder else name for name in _HUB_FILES]
-    try:
-        fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except Exception as error:  # a dozen kinds: no network, no such repository, no access
-        reason = str(error).strip().partition("\n")[0]
-        hint = "give a folder that is there"
-        raise UserError(f"cannot be fetched ({reason})", where=repo, hint=hint) from error
-    return fetched / folder, fetched.name  # the folder of a snapshot is named by its commit
