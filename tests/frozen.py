@@ -17,6 +17,7 @@ from modality_forcing.datasets.folder import DATASET
 from modality_forcing.encoders import flux2_names
 from modality_forcing.encoders.flux2_vae import VAE as FluxVAE
 from modality_forcing.encoders.flux2_vae import VAEConfig
+from modality_forcing.encoders.weights import Tensor
 from modality_forcing.prepare import work
 from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.synthetic.source import Scenes
@@ -139,3 +140,22 @@ def config(
         ),
         modalities={**c.modalities, "image": image_modality},
     )
+
+
+def split_folder(folder: Path) -> Path:
+    """The same autoencoder as Modality Forcing's release has it, each half in a file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    c, stored = VAEConfig.from_dict(VAE), _vae_weights()
+    for half in flux2_names.HALVES:
+        named = flux2_names.tensors(c, ("mid.block_1.conv1.weight",), half)
+        content = {"bn.num_batches_tracked": np.zeros((), np.int64)}
+        for path, source in flux2_names.tensors(c, (), half).items():
+            content[named[path].names[0]] = _rearranged(stored[source.names[0]], named[path])
+        save_file(content, folder / f"ae_{half}.safetensors")
+    (folder / "config.json").write_text(json.dumps(VAE | {"variant": "flux_rgbd_9b_v2"}))
+    return folder
+
+
+def _rearranged(array: np.ndarray, tensor: Tensor) -> np.ndarray:
+    """The array in the tensor's shape: attention's matrices are convolutions there."""
+    return array[..., None, None] if "11" in tensor.arrange and array.ndim == 2 else array

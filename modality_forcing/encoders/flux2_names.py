@@ -2,17 +2,20 @@
 
 There are two layouts: that of diffusers (FLUX.2's vae folder) and that of Black Forest Labs
 (ae.safetensors). The latter counts the decoder's resolutions from the finest, keeps the 1 x 1
-convolutions inside the halves and stores attention's linear maps as convolutions.
+convolutions inside the halves and stores attention's linear maps as convolutions. Modality
+Forcing's release has its halves in two files, whose names lack the half, each with the statistics.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from modality_forcing.encoders.flux2_vae import VAEConfig
-from modality_forcing.encoders.weights import Tensor
+from modality_forcing.encoders.locate import locate
+from modality_forcing.encoders.weights import Checkpoint, Tensor, open_checkpoint
+from modality_forcing.paths import is_file
 
 Half = Literal["encoder", "decoder"]
 Arrays = dict[str, tuple[str, str]]  # our array -> last part of the tensor's name, its axes
@@ -84,13 +87,33 @@ def tensors(
 
     names: of the tensors in the file, which decide the layout.
     """
-    layout = _BFL if any(".mid." in name for name in names) else _DIFFUSERS
+    layout = _BFL if any(".mid." in f".{name}" for name in names) else _DIFFUSERS
     if part != "vae":
-        return _half(config, layout, part)
+        found = _half(config, layout, part)
+        if layout is _DIFFUSERS or any(name.startswith(("encoder.", "decoder.")) for name in names):
+            return found
+        own = f"{part}."
+        return {
+            path: replace(t, names=tuple(name.removeprefix(own) for name in t.names))
+            for path, t in found.items()
+        }
     found = {}
     for half in HALVES:
         found |= {f"{half}.{path}": t for path, t in _half(config, layout, half).items()}
     return found
+
+
+def open_halves(location: str) -> dict[Half, Checkpoint]:
+    """Returns the checkpoint of each half: one of both, or those of `ae_encoder`, `ae_decoder`.
+
+    Raises UserError as `open_checkpoint`.
+    """
+    stems: dict[Half, str] = {half: f"ae_{half}" for half in HALVES}
+    patterns = [f"{stem}.safetensors" for stem in stems.values()]
+    folder = locate(location, [*patterns, "config.json"]).path
+    if not all(is_file(folder / name) for name in patterns):
+        return dict.fromkeys(HALVES, open_checkpoint(location))
+    return {half: open_checkpoint(location, stem) for half, stem in stems.items()}
 
 
 def _half(config: VAEConfig, layout: _Layout, half: Half) -> dict[str, Tensor]:

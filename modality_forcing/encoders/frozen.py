@@ -108,7 +108,7 @@ class FrozenEncoders:
         if self.has_text:
             found["text"] = _identity(TEXT, self._text_weights, self.text_config)
         if self.has_image:
-            found["image"] = _identity(IMAGE, self._image_weights, self.image_config)
+            found["image"] = _identity(IMAGE, self._image_weights["encoder"], self.image_config)
         return found
 
     def check(self) -> None:
@@ -130,15 +130,19 @@ class FrozenEncoders:
     @cached_property
     def image_config(self) -> VAEConfig:
         """Sizes of the autoencoder."""
-        return VAEConfig.from_dict(self._image_weights.config)
+        described = self._image_weights["encoder"].config
+        is_split = self._image_weights["encoder"] is not self._image_weights["decoder"]
+        if is_split and "_class_name" not in described:  # it describes the release as a whole
+            described = {}
+        return VAEConfig.from_dict(described)
 
     @cached_property
     def _text_weights(self) -> Checkpoint:
         return open_checkpoint(self._text_at)
 
     @cached_property
-    def _image_weights(self) -> Checkpoint:
-        return open_checkpoint(self._image_at)
+    def _image_weights(self) -> Mapping[flux2_names.Half, Checkpoint]:
+        return flux2_names.open_halves(self._image_at)
 
     @cached_property
     def _encode_text(self) -> Callable[..., Array]:
@@ -163,7 +167,7 @@ class FrozenEncoders:
         return _Part(build, tensors, weights, umt5.UNUSED)
 
     def _image_part(self, half: flux2_names.Half) -> _Part:
-        c, weights = self.image_config, self._image_weights
+        c, weights = self.image_config, self._image_weights[half]
         dtype = jnp.float32 if distributed.backend() == "cpu" else jnp.bfloat16
         tensors = flux2_names.tensors(c, weights.shapes, half)
         module = Encoder if half == "encoder" else Decoder

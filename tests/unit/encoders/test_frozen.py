@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from modality_forcing.encoders.frozen import FrozenEncoders
+from modality_forcing.encoders.flux2_names import HALVES
+from modality_forcing.encoders.flux2_vae import VAEConfig
+from modality_forcing.encoders.frozen import FrozenEncoders, replicated
 from modality_forcing.encoders.pixels import from_u8
 from modality_forcing.errors import UserError
 from tests import frozen as small
@@ -109,3 +113,21 @@ def test_tokenizer_folder_beside_the_encoder_is_found(folders, tmp_path):
     (tmp_path / "text_encoder" / "spiece.model").rename(tmp_path / "tokenizer" / "spiece.model")
     found = FrozenEncoders(f"umt5:{tmp_path}/text_encoder").tokenizer(5)
     assert found.model == str(tmp_path / "tokenizer") and found.encode("a red cube")["mask"].any()
+
+
+def test_autoencoder_in_two_files_is_that_of_one(tmp_path):
+    """As Modality Forcing's release has it: each file has names of its own, and statistics."""
+    whole = FrozenEncoders(image=f"flux2:{small.image_folder(tmp_path / 'whole')}")
+    folder = small.split_folder(tmp_path / "split")
+    split = FrozenEncoders(image=f"flux2:{folder}")
+    split.check()
+    for half in HALVES:
+        pair = (
+            encoders._load(encoders._image_part(half), replicated) for encoders in (whole, split)
+        )
+        one, other = (jax.tree.leaves(nnx.state(network)) for network in pair)
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert split.identity()["image"]["weights"] != whole.identity()["image"]["weights"]
+    (folder / "config.json").write_text('{"variant": "flux_rgbd_9b_v2"}')  # of the release
+    assert FrozenEncoders(image=f"flux2:{folder}").image_config == VAEConfig()
