@@ -53,6 +53,19 @@ def timesteps(steps: int, mu: float = 0.0) -> np.ndarray:
     return np.array(timestep_shift(jnp.linspace(1.0, 0.0, steps + 1), mu), np.float32)
 
 
+def resolution_shift(tokens: int, steps: int) -> float:
+    """Returns FLUX.2's mu of `timesteps` for an image of so many tokens, references not counted.
+
+    Linear in the tokens, at 10 and at 200 steps, and in the steps between them; above 4300 tokens,
+    that of 200 steps for any number of them. Source: the code of FLUX.2.
+    """
+    few = 8.73809524e-5 * tokens + 1.89833333
+    many = 0.00016927 * tokens + 0.45666666
+    if tokens > 4300:
+        return many
+    return few + (many - few) * (steps - 10) / 190
+
+
 def joint(
     primary: str, others: tuple[str, ...], steps: int, *, alpha: float = 1.0, mu: float = 0.0
 ) -> Trajectory:

@@ -16,6 +16,7 @@ from modality_forcing.diffusion.trajectories import (
     conditional,
     joint,
     partial,
+    resolution_shift,
     tilt,
     timesteps,
 )
@@ -111,3 +112,23 @@ def test_partial_tilts_the_condition(alpha):
 def test_invalid_schedules_are_refused(levels):
     with pytest.raises(ValueError, match="level"):
         Trajectory(levels)
+
+
+@pytest.mark.parametrize(
+    "tokens, steps, mu",
+    [
+        *[(256, 4, 1.965567), (1024, 4, 2.030690), (1024, 28, 1.859177), (4096, 4, 2.291180)],
+        *[(4096, 28, 2.151443), (8100, 4, 1.827754), (8100, 50, 1.827754)],
+    ],
+)
+def test_shift_by_resolution_has_the_values_of_flux2(tokens, steps, mu):
+    assert resolution_shift(tokens, steps) == pytest.approx(mu, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tokens, levels",
+    [(1024, [1, 0.958085, 0.883982, 0.717497, 0]), (4096, [1, 0.967384, 0.908144, 0.767200, 0])],
+)
+def test_four_steps_have_the_levels_of_flux2(tokens, levels):
+    shift = resolution_shift(tokens, 4)
+    np.testing.assert_allclose(timesteps(4, shift), levels, atol=1e-6)
