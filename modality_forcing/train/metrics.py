@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from tensorboardX import SummaryWriter
 
-from modality_forcing import paths
-from modality_forcing.errors import UserError
 from modality_forcing.mirror import Mirror
+from modality_forcing.train.events import EventFile
 from modality_forcing.train.metric_rows import open_rows, read_metrics
 
 FLUSH_S = 60.0  # after which a row that is written brings all rows and events into a bucket
@@ -32,7 +30,7 @@ class Backend(Protocol):
 class MetricWriter:
     """Writes scalars as rows (`metric_rows`) and to TensorBoard event files beside them.
 
-    tensorboardX, because clu's writer needs all of TensorFlow for the same files. A resumed run
+    tensorboardX's files, because clu's writer needs all of TensorFlow for the same. A resumed run
     runs the steps after `first_step` again, so that their rows are removed. In a bucket, rows and
     events are stored by `flush`, by `close`, and by `write` once a minute: events are files of a
     temporary folder until then.
@@ -46,20 +44,12 @@ class MetricWriter:
         self._flushed = time.monotonic()
         purge = first_step + 1 if first_step else None
         self._mirror = Mirror(folder / "events")
-        try:
-            self._events = SummaryWriter(str(self._mirror.local), purge_step=purge)
-        except OSError as error:
-            if error.filename is not None:
-                raise paths.os_error(error, folder / "events", "written") from error
-            what = f"TensorBoard's writer finds no shared memory ({paths.reason(error)})"
-            hint = paths.hint_for(error, "make it writable")
-            raise UserError(what, where="/dev/shm", hint=hint) from error
+        self._events = EventFile(self._mirror.local, purge)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds the scalars of one step; raises UserError if they cannot be written."""
         self._rows.write({"step": step, **scalars})
-        for name, value in scalars.items():
-            self._events.add_scalar(name, value, step)
+        self._events.add_scalars(step, scalars)
         for backend in self._more:
             backend.write(step, scalars)
         if time.monotonic() - self._flushed >= FLUSH_S:
@@ -74,7 +64,7 @@ class MetricWriter:
 
     def write_image(self, step: int, name: str, image: np.ndarray) -> None:
         """Adds an image u8 [h w 3] to the events."""
-        self._events.add_image(name, image, step, dataformats="HWC")
+        self._events.add_image(step, name, image)
         for backend in self._more:
             backend.write_image(step, name, image)
 
