@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,17 +31,22 @@ TINY = {
     "data.num_scenes": 32,
     "data.workers": 0,
 }
+VERDICTS = {True: "ok", False: "NOT OK", None: "not run"}
 STOPPED = 143
+_OWN_MOUNTS = "FAULTS_OWN_MOUNTS"
 NAMED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a fault did. ok: the run continued to the bit, or was refused as it must be."""
+    """What a fault did. ok: the run continued to the bit, or was refused as it must be.
+
+    ok is None for a fault that could not be injected.
+    """
 
     happens: str
     lost: str
-    ok: bool
+    ok: bool | None
 
 
 @dataclass
@@ -85,6 +92,11 @@ class Bench:
         assert code == 0, run.output()
         return run.output()
 
+    def shorten(self, output: str) -> str:
+        """Returns the last line of an output, without the folder of this bench."""
+        last = (output.strip().splitlines() or [""])[-1]
+        return re.sub(r"^mforce \w+: ", "", last.replace(str(self.folder), "..."))
+
     def equal(self, workdir: Path, processes: int = 1) -> bool:
         """Whether a finished run ended in the state of the undisturbed one."""
         return last_state(workdir) == self.ends[processes]
@@ -128,6 +140,48 @@ def until(condition: Callable[[], bool], run: Running, timeout: float = 300) -> 
     end = time.monotonic() + timeout
     while not condition() and run.process.poll() is None and time.monotonic() < end:
         time.sleep(0.005)
+
+
+def own_mounts() -> None:
+    """Starts this script again with mounts of its own, where that is allowed."""
+    if _OWN_MOUNTS not in os.environ and os.geteuid() == 0 and shutil.which("unshare"):
+        private = ["unshare", "--mount", "--propagation=private"]
+        if subprocess.run([*private, "true"], stderr=subprocess.DEVNULL).returncode == 0:
+            os.environ[_OWN_MOUNTS] = "yes"
+            os.execvp("unshare", [*private, sys.executable, *sys.argv])
+
+
+def may_mount() -> bool:
+    """Returns whether `disk` can be used: only with mounts that nobody else sees."""
+    return os.environ.get(_OWN_MOUNTS) == "yes"
+
+
+@contextmanager
+def disk(folder: Path, size: str) -> Iterator[Path]:
+    """Yields a folder that is a disk of this size, such as 20m, in memory."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    subprocess.run(mount, check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def remount(folder: Path, options: str) -> None:
+    """Changes the options of a `disk`, such as ro or size=20m."""
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Fills the disk of a folder; returns the file that does."""
+    path = folder / "filler"
+    with path.open("wb", buffering=0) as file:
+        for size in (2**16, 2**12, 1):
+            with suppress(OSError):
+                while file.write(b"x" * size) == size:
+                    pass
+    return path
 
 
 @contextmanager

@@ -4,7 +4,8 @@ python benchmarks/faults.py --tries=20 --only=SIGTERM
 
 Each fault strikes the real command. The run is then resumed, and its final state must equal that of
 an undisturbed run to the bit: the checksums of all arrays in the last checkpoint are compared. The
-faults of several processes compare with an undisturbed run of as many processes.
+faults of several processes compare with an undisturbed run of as many processes. Full and read-only
+disks are mounted, which only root may do; elsewhere their rows say that they were not run.
 """
 
 from __future__ import annotations
@@ -22,11 +23,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fault_bench import NAMED, STOPPED, Bench, Row, Running, last_state, several, step_done, until
+import data_faults
+import disk_faults
+import process_faults
+from fault_bench import (
+    NAMED,
+    STOPPED,
+    VERDICTS,
+    Bench,
+    Row,
+    Running,
+    last_state,
+    own_mounts,
+    step_done,
+    until,
+)
 
 from modality_forcing.progress import format_table, print_stderr
-
-# ---- The faults
 
 
 def killed(bench: Bench) -> Row:
@@ -131,31 +144,6 @@ def loader_killed(bench: Bench) -> Row:
     return Row(f"exit code 1 after {seconds:.0f} s, one line naming it", "since the last save", ok)
 
 
-def deleted(bench: Bench) -> Row:
-    """A deleted workdir."""
-    workdir = bench.folder / "deleted"
-    run = bench.start(bench.command(workdir))
-    until(lambda: step_done(workdir) > 2, run)
-    shutil.rmtree(workdir, ignore_errors=True)
-    code = run.wait()
-    said = run.output()
-    last = said.strip().splitlines()[-1]
-    ok = code == 2 and "Traceback" not in said
-    return Row(f"exit code {code}: {shorten(last, bench)}", "all", ok)
-
-
-def full_in_save(bench: Bench) -> Row:
-    """A full disk (file size limit) in a save."""
-    workdir = bench.folder / "full"
-    limited = ["prlimit", "--fsize=30000", *bench.command(workdir, train__log_every=10)]
-    run = bench.start(limited)
-    code = run.wait()
-    last = run.output().strip().splitlines()[-1]
-    bench.finish(workdir)
-    ok = code == 2 and "could not be saved" in last and bench.equal(workdir)
-    return Row(f"exit code {code}: {shorten(last, bench)}", "since the last save", ok)
-
-
 def clock_set_back(bench: Bench) -> Row:
     """The clock set back by a day."""
     folder = bench.folder / "clock"
@@ -172,127 +160,17 @@ def clock_set_back(bench: Bench) -> Row:
     return Row("the run continues; rows keep their order", "nothing", ok)
 
 
-def flipped_byte(bench: Bench) -> Row:
-    """A flipped byte in every file of the last checkpoint."""
-    workdir = bench.folder / "flipped"
-    bench.finish(workdir)
-    last = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-    files = [p for p in sorted(last.rglob("*")) if p.is_file() and p.stat().st_size]
-    files = bench.rng.sample(files, min(bench.tries, len(files)))
-    wrong = harmless = 0
-    for path in files:
-        content = path.read_bytes()
-        at = bench.rng.randrange(len(content))
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        run = bench.start(bench.command(workdir))
-        code, said = run.wait(), run.output()
-        # A flip may be of no consequence, as in a comment of the storage format.
-        same = code == 0 and bench.equal(workdir)
-        reported = any(
-            word in said for word in ("damaged", "cannot be read", "unfinished", "intact")
-        )
-        wrong += not same or "Traceback" in said
-        harmless += not reported
-        if not same:
-            print_stderr(f"  {path.relative_to(last)}: code {code}: {said[-300:]}")
-        path.write_bytes(content)
-        (last / "damaged.txt").unlink(missing_ok=True)
-    happens = f"{len(files)} files: the run falls back to the checkpoint before and trains again"
-    happens += f"; {harmless} flips change nothing that is read"
-    return Row(happens, "at most save_every", not wrong)
-
-
-# ---- Several processes
-
-
-def four_reference(bench: Bench) -> None:
-    """Runs four processes undisturbed, once."""
-    if 4 not in bench.ends:
-        workdir = bench.folder / "four"
-        with several(bench, workdir) as runs:
-            codes = [run.wait() for run in runs]
-        assert codes == [0] * 4, (codes, runs[0].output())
-        bench.ends[4] = last_state(workdir)
-
-
-def one_of_four(
-    bench: Bench, strike: Callable[[list[Running]], None]
-) -> tuple[list[int], float, bool]:
-    """Strikes a run of four among its steps; exit codes, seconds until all ended, equality."""
-    four_reference(bench)
-    workdir = bench.folder / f"four{bench.rng.random()}"
-    with several(bench, workdir) as runs:
-        until(lambda: step_done(workdir) > 3, runs[0])
-        struck = time.monotonic()
-        strike(runs)
-        others = [run.wait() for i, run in enumerate(runs) if i != 2]
-        seconds = time.monotonic() - struck
-        runs[2].process.kill()
-        codes = [*others, runs[2].wait()]
-    if any(codes):
-        with several(bench, workdir) as runs:
-            assert [run.wait() for run in runs] == [0] * 4, runs[0].output()
-    return codes, seconds, bench.equal(workdir, 4)
-
-
-def four_signaled(bench: Bench) -> Row:
-    """SIGTERM to one of four processes."""
-    codes, seconds, same = one_of_four(
-        bench, lambda runs: (os.kill(runs[2].process.pid, signal.SIGTERM), runs[2].wait())[0]
-    )
-    happens = f"all end at one step with exit codes {codes} after {seconds:.0f} s"
-    return Row(happens, "nothing", same and codes == [STOPPED] * 4)
-
-
-def four_killed(bench: Bench) -> Row:
-    """Kill -9 of one of four processes."""
-    codes, seconds, same = one_of_four(bench, lambda runs: runs[2].process.kill())
-    happens = f"the others end after {seconds:.0f} s, exit codes {codes}"
-    return Row(happens, "since the last save", same and 0 not in codes and 2 not in codes)
-
-
-def four_paused(bench: Bench) -> Row:
-    """SIGSTOP of one of four processes for 30 s."""
-
-    def strike(runs: list[Running]) -> None:
-        os.kill(runs[2].process.pid, signal.SIGSTOP)
-        time.sleep(30)
-        os.kill(runs[2].process.pid, signal.SIGCONT)
-        runs[2].wait()
-
-    codes, _, same = one_of_four(bench, strike)
-    return Row("the run continues", "nothing", same and codes[:3] == [0] * 3)
-
-
-def four_halted(bench: Bench) -> Row:
-    """SIGSTOP of one of four processes for ever."""
-    codes, seconds, same = one_of_four(
-        bench, lambda runs: os.kill(runs[2].process.pid, signal.SIGSTOP)
-    )
-    happens = f"the others end after {seconds:.0f} s, exit codes {codes[:3]}"
-    return Row(happens, "since the last save", same and 0 not in codes[:3] and seconds < 130)
-
-
 FAULTS = (
     killed,
     killed_in_save,
     stopped,
     launched_twice,
     loader_killed,
-    deleted,
-    full_in_save,
     clock_set_back,
-    flipped_byte,
-    four_signaled,
-    four_killed,
-    four_paused,
-    four_halted,
+    *disk_faults.FAULTS,
+    *data_faults.FAULTS,
+    *process_faults.FAULTS,
 )
-
-
-def shorten(line: str, bench: Bench) -> str:
-    """A line without the folder of this run."""
-    return line.replace(str(bench.folder), "...").removeprefix("mforce train: ")
 
 
 def main() -> int:
@@ -305,6 +183,7 @@ def main() -> int:
         "--only", default="", help="faults whose names have one of these in them, as disk,clock"
     )
     options = parser.parse_args()
+    own_mounts()
     rows = []
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         bench = Bench(Path(folder), options.tries, options.steps, random.Random(options.seed))
@@ -320,10 +199,10 @@ def main() -> int:
             if not any(part in name.lower() for part in options.only.lower().split(",")):
                 continue
             row = fault(bench)
-            rows.append((name, row.happens, row.lost, "ok" if row.ok else "NOT OK"))
+            rows.append((name, row.happens, row.lost, VERDICTS[row.ok]))
             print_stderr("  ".join(rows[-1]))
     print(format_table(rows, header=("fault", "what happens", "work lost", "")))
-    return 0 if all(row[-1] == "ok" for row in rows) else 1
+    return 1 if any(row[-1] == VERDICTS[False] for row in rows) else 0
 
 
 if __name__ == "__main__":
