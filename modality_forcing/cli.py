@@ -10,7 +10,12 @@ import sys
 from contextlib import redirect_stderr, redirect_stdout, suppress
 from typing import NamedTuple, NoReturn
 
-from modality_forcing import __version__, distributed, signals
+from modality_forcing import signals
+
+if __name__ == "__main__":  # python -m modality_forcing.cli; `mforce` starts in __main__.py
+    signals.leave_on_signals()
+
+from modality_forcing import __version__, distributed
 from modality_forcing.commands.arguments import split_overrides
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_environment_error, os_error
@@ -66,15 +71,19 @@ def main(arguments: list[str] | None = None) -> int:
     stdout, stderr = LossyStream(sys.stdout), LossyStream(sys.stderr)
     with redirect_stdout(stdout), redirect_stderr(stderr):  # pyright: ignore[reportArgumentType]
         try:
-            with signals.raise_on_signals():
-                code = _main(sys.argv[1:] if arguments is None else arguments, stdout)
-                if arguments is None and code in (signals.STOPPED, signals.INTERRUPTED):
-                    # Threads that still compile would crash while Python takes itself down.
-                    with suppress(OSError):
-                        stdout.flush()
-                        stderr.flush()
-                    os._exit(code)
-                return code
+            try:
+                with signals.raise_on_signals():
+                    code = _main(sys.argv[1:] if arguments is None else arguments, stdout)
+            except KeyboardInterrupt as error:  # before the command began, or after its end
+                print(f"mforce: {error}", file=sys.stderr)
+                code = signals.exit_code(error)
+            if arguments is None and code in (signals.STOPPED, signals.INTERRUPTED):
+                # Threads that still compile would crash while Python takes itself down.
+                with suppress(OSError):
+                    stdout.flush()
+                    stderr.flush()
+                os._exit(code)
+            return code
         finally:
             with suppress(BrokenPipeError):
                 stdout.flush()
@@ -90,7 +99,8 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
         parser.error(f"--config.{next(iter(overrides))} is an option of {takers}")
     options.overrides, agreed = overrides, False
     try:
-        code = options.main(options) or 0
+        with signals.settled():
+            code = options.main(options) or 0
         stdout.flush()  # here, where a closed pipe can still be handled
         if stdout.error is None:
             return distributed.exit_process(code)
@@ -109,16 +119,17 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
         if error.filename is None and not is_environment_error(error):
             raise
         message, code = str(os_error(error, error.filename)), 2
-    except KeyboardInterrupt as error:
-        resumes = command.resumable and getattr(error, "resumes", True)
-        hint = "; run the same command again to resume" if resumes else ""
-        message, code = f"{str(error) or 'interrupted'}{hint}", signals.exit_code(error)
-        agreed = getattr(error, "agreed", False)
-    except Exception as error:
-        lost = distributed.lost_process(error)
-        if lost is None:
+    except (Exception, KeyboardInterrupt) as error:
+        lost, request = distributed.lost_process(error), signals.behind(error)
+        if lost is not None:
+            message, code = f"{lost}; run the same command again to resume", 1
+        elif request is not None:
+            resumes = command.resumable and getattr(request, "resumes", True)
+            hint = "; run the same command again to resume" if resumes else ""
+            message, code = f"{str(request) or 'interrupted'}{hint}", signals.exit_code(request)
+            agreed = getattr(request, "agreed", False)
+        else:
             raise
-        message, code = f"{lost}; run the same command again to resume", 1
     print(f"mforce {options.command}: {message}", file=sys.stderr)
     return distributed.exit_process(code, agreed=agreed)
 

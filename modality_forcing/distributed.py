@@ -90,7 +90,7 @@ def exit_process(code: int, *, agreed: bool = False) -> int:
     return code
 
 
-def lost_process(error: Exception) -> str | None:
+def lost_process(error: BaseException) -> str | None:
     """Returns a line for an error that means that another process of the run has died, or None."""
     if not _joined() or type(error).__name__ not in ("JaxRuntimeError", "XlaRuntimeError"):
         return None

@@ -5,7 +5,9 @@ a command as Ctrl-C does, with exit code 143, on which launchers restart it. Ctr
 signal that was ignored when Python started, as under nohup, stays ignored.
 
 Python raises an exception wherever the main thread happens to be. Inside a callback of the garbage
-collector, such as jax's, or a finalizer, it is printed as "Exception ignored" and lost.
+collector, such as jax's, or a finalizer, it is printed as "Exception ignored" and lost. Elsewhere a
+library catches everything, or clears errors in C, as extensions do while they are imported. Then
+the exception is freed while the command goes on. In both cases the signal is sent again.
 """
 
 from __future__ import annotations
@@ -37,13 +39,20 @@ class StopRequest(KeyboardInterrupt):
       number: of the signal.
       agreed: whether all processes of the run end at this point.
       resumes: whether there is anything left to do.
+      when_freed: called with the number if nobody holds the exception any more.
     """
+
+    when_freed: Callable[[int], None] | None = None
 
     def __init__(
         self, number: int, message: str = "", *, agreed: bool = False, resumes: bool = True
     ):
         super().__init__(message or f"stopped by {name(number)}")
         self.number, self.agreed, self.resumes = number, agreed, resumes
+
+    def __del__(self) -> None:
+        if self.when_freed is not None:
+            self.when_freed(self.number)
 
 
 def exit_code(error: KeyboardInterrupt) -> int:
@@ -121,9 +130,26 @@ def _receive(
             print_stderr(f"{name(number)}: stopping after this step{again}")
 
 
+def leave_on_signals() -> None:
+    """Ends the process with one line at a signal: for the start of a program, while it imports."""
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        what = "interrupted" if number == signal.SIGINT else f"stopped by {name(number)}"
+        with suppress(OSError):
+            os.write(2, f"mforce: {what}\n".encode())
+        os._exit(INTERRUPTED if number == signal.SIGINT else STOPPED)
+
+    for number in (signal.SIGINT, *SIGNALS):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, leave)
+
+
 @contextmanager
 def raise_on_signals() -> Iterator[None]:
-    """Raises StopRequest in the main thread at SIGTERM, SIGHUP and SIGUSR1."""
+    """Raises StopRequest in the main thread at a signal, also where it was lost at first.
+
+    Those after the first are ignored while its exception ends the command, but for Ctrl-C.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -131,40 +157,47 @@ def raise_on_signals() -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal raised_at
-        if time.monotonic() - raised_at >= _REPEATED_WITHIN:
+        if number == signal.SIGINT or time.monotonic() - raised_at >= _REPEATED_WITHIN:
             raised_at = time.monotonic()
             _prepare_output(number)
-            raise StopRequest(number)
+            # In no variable of this frame, which the traceback of the exception holds.
+            raise request(number)
 
-    def lost() -> None:
+    def request(number: int) -> StopRequest:
+        made = StopRequest(number, "interrupted" if number == signal.SIGINT else "")
+        made.when_freed = lost
+        return made
+
+    def lost(number: int) -> None:
         nonlocal raised_at
-        raised_at = -_REPEATED_WITHIN
+        if is_open:
+            raised_at = -_REPEATED_WITHIN
+            _send_again(number)
 
-    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    is_open = True
+    every = (signal.SIGINT, *SIGNALS)
+    heeded = [number for number in every if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, handle) for number in heeded}
     try:
-        with resend_lost_interrupts(lost):
+        with resend_lost_interrupts():
             yield
     finally:
+        is_open = False
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def resend_lost_interrupts(lost: Callable[[], None] | None = None) -> Iterator[None]:
-    """Sends the signal again where its exception was ignored, after calling `lost`."""
+def resend_lost_interrupts() -> Iterator[None]:
+    """Sends the signal again where its exception was printed and ignored."""
     before = sys.unraisablehook
 
     def hook(raised: Any) -> None:  # sys.UnraisableHookArgs, a name for type checkers only
         if not issubclass(raised.exc_type, KeyboardInterrupt):
             before(raised)
             return
-        if lost is not None:
-            lost()
-        number = getattr(raised.exc_value, "number", signal.SIGINT)
-        again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), number))
-        again.daemon = True
-        again.start()
+        if getattr(raised.exc_value, "when_freed", None) is None:  # else it is sent again then
+            _send_again(getattr(raised.exc_value, "number", signal.SIGINT))
 
     sys.unraisablehook = hook
     try:
@@ -172,6 +205,31 @@ def resend_lost_interrupts(lost: Callable[[], None] | None = None) -> Iterator[N
     finally:
         if sys.unraisablehook is hook:  # the one of a failed read of a checkpoint stays to the end
             sys.unraisablehook = before
+
+
+def _send_again(number: int) -> None:
+    again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
+
+def behind(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Returns the request to stop that another error was raised for or instead of, if any."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Lets an exception that leaves this context be freed: it ends the command."""
+    try:
+        yield
+    except BaseException as error:
+        request = behind(error)
+        if isinstance(request, StopRequest):
+            request.when_freed = None
+        raise
 
 
 @contextmanager

@@ -115,6 +115,15 @@ def test_signal_is_exit_code_143(mforce, raising, name):
     assert (done.code, done.err) == (143, f"mforce demo: {message}\n")
 
 
+def test_signal_that_broke_an_import_is_exit_code_143(mforce, raising):
+    error = ImportError("partially initialized module")
+    error.__cause__ = signals.StopRequest(signal.SIGTERM)
+    raising("demo", error)
+    done = mforce("demo")
+    message = "stopped by SIGTERM; run the same command again to resume"
+    assert (done.code, done.err) == (143, f"mforce demo: {message}\n")
+
+
 def test_other_exceptions_pass(mforce, raising):
     raising("export", ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -64,11 +65,39 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 def test_signal_lost_in_a_callback_is_sent_again():
     lost = run(LOST.format(context="nullcontext()", steps=10, number="SIGINT"))
     assert "went on" in lost.stdout and "Exception ignored" in lost.stderr  # what Python does
-    for number, error in (("SIGINT", "KeyboardInterrupt"), ("SIGTERM", "StopRequest: stopped by")):
+    for number, error in (
+        ("SIGINT", "StopRequest: interrupted"),
+        ("SIGTERM", "StopRequest: stopped by"),
+    ):
         code = LOST.format(context="signals.raise_on_signals()", steps=1000, number=number)
         mended = run(code)
         assert "went on" not in mended.stdout
         assert error in mended.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_signal_that_a_library_swallows_is_sent_again(number):
+    with pytest.raises(signals.StopRequest) as raised, signals.raise_on_signals():
+        with suppress(BaseException):
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        time.sleep(5)
+    assert raised.value.number == number
+
+
+def test_signal_whose_exception_left_the_command_is_not_sent_again():
+    with signals.raise_on_signals():
+        with suppress(signals.StopRequest), signals.settled():
+            os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+
+
+def test_request_behind_another_error_is_found():
+    request = signals.StopRequest(signal.SIGTERM)
+    error = ImportError("a library that could not be imported")
+    error.__context__ = ValueError()
+    error.__context__.__cause__ = request
+    assert signals.behind(error) is request and signals.behind(ValueError()) is None
 
 
 def test_flag_is_set_and_handlers_are_restored(capsys):
@@ -106,9 +135,10 @@ def test_repeated_signal_of_a_scheduler_changes_nothing():
 def test_signal_is_an_exception_once(number):
     handler = signal.getsignal(number)
     with signals.raise_on_signals():
-        with pytest.raises(signals.StopRequest, match=rf"stopped by {signal.Signals(number).name}"):
+        with pytest.raises(signals.StopRequest) as raised:
             os.kill(os.getpid(), number)
         os.kill(os.getpid(), number)  # the cleanup goes on
+        assert str(raised.value) == f"stopped by {signal.Signals(number).name}"
     assert signal.getsignal(number) == handler
 
 
