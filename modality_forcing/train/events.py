@@ -6,6 +6,8 @@ waits for it for ever. Only its formats are used here.
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -18,6 +20,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 from modality_forcing import paths
+
+_numbers = itertools.count()
 
 
 class EventFile:
@@ -32,7 +36,9 @@ class EventFile:
         self._folder = folder
         self._failed = False
         try:
-            self._file = EventsWriter(str(folder / "events"))
+            # As TensorFlow names them: two files of one second are not one.
+            suffix = f".{os.getpid()}.{next(_numbers)}"
+            self._file = EventsWriter(str(folder / "events"), suffix)
         except OSError as error:
             raise paths.os_error(error, folder, "written") from error
         if purge_step is not None:

@@ -48,6 +48,14 @@ def test_resumed_file_purges_later_steps_of_earlier_files(tmp_path):
     assert start.session_log.status == SessionLog.START
 
 
+def test_two_files_of_one_second_are_two(tmp_path):
+    for step in (1, 2):
+        file = EventFile(tmp_path)
+        file.add_scalars(step, {"loss": 1.0})
+        file.close()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 class Full:
     """A file on a full disk."""
 
