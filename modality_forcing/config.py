@@ -177,6 +177,7 @@ class SampleConfig:
     guidance: Mapping[str, float] = field(default_factory=dict)  # default 1 (paper: image 4)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
     timestep_shift: float = 1.1  # of the sampling grid
+    shift_rule: Literal["constant", "flux2"] = "constant"  # flux2: from image tokens and steps
     t_min: float = 0.001  # least t in x-prediction's velocity (public code: 0.05)
 
 

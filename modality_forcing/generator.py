@@ -50,6 +50,7 @@ class Generator:
 
     Args:
       frozen: the encoders of a network of latents or of text states; by default the config's.
+      size: rows and columns of pixels; by default the config's square.
       mesh: devices on which the weights are sharded. Every process then runs the same tasks with
         the same arguments, examples are split over the devices, and all get all outputs. Without a
         mesh, this process's first device does everything.
@@ -61,9 +62,10 @@ class Generator:
         params: Params,
         frozen: FrozenEncoders | None = None,
         mesh: Mesh | None = None,
+        size: tuple[int, int] | None = None,
     ):
         self.config, self.params, self.mesh = config, params, mesh
-        self.modalities = base.build(config)
+        self.modalities = base.build(config, size)
         self.primary = next(iter(self.modalities))
         self.graph, self._param_shapes = abstract_model(config, self.modalities)
         self.frozen = inputs.build_encoders(config) if frozen is None else frozen
@@ -117,7 +119,7 @@ class Generator:
             what = f"mode {task} needs {needs}, this network has {', '.join(names)} only"
             raise UserError(what, hint="use a checkpoint of the forcing phase")
         free = tuple(n for n in names if n not in cond)
-        steps, alpha, mu = num_steps(task, c), 2.0**c.log2_alpha, c.timestep_shift
+        steps, alpha, mu = num_steps(task, c), 2.0**c.log2_alpha, self.shift(task, c)
         if task == "t2i":
             return trajectories.joint(self.primary, (), steps, mu=mu), cond
         if task == "joint":
@@ -169,13 +171,20 @@ class Generator:
         others = tuple(n for n in trajectory.schedule if n != self.primary)
         if refine and task == "joint" and others:
             again = trajectories.conditional(
-                others, (self.primary,), num_steps("i2d", c), c.timestep_shift
+                others, (self.primary,), num_steps("i2d", c), self.shift("i2d", c)
             )
             primary = tokens[self.primary]
             cond = {self.primary: (primary, jnp.ones_like(primary, bool))}
             tokens = self._run_sampler(again, cond, captions, keys, options=c)
         images = {n: self._fetch(self._decode(n, x))[:count] for n, x in tokens.items()}
         return Output(tokens, images)
+
+    def shift(self, task: str, options: SampleConfig) -> float:
+        """Returns the shift of a task's grid of noise levels."""
+        if options.shift_rule == "constant":
+            return options.timestep_shift
+        tokens, _ = self.modalities[self.primary].shape
+        return trajectories.resolution_shift(tokens, num_steps(task, options))
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
         read = self._put({k: batch[k] for k in ("image", "depth", "valid") if k in batch})

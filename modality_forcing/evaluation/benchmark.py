@@ -207,7 +207,7 @@ def sampling_options(generator: Generator) -> dict[str, Any]:
     return {
         "steps": num_steps("i2d", options),
         "solver": options.solver,
-        "timestep_shift": options.timestep_shift,
+        "timestep_shift": generator.shift("i2d", options),
         "t_min": options.t_min,
         "guidance": {name: x for name, x in options.guidance.items() if name not in cond},
     }

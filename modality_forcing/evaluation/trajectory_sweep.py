@@ -142,7 +142,7 @@ def sweep_config(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
         "seed": config.seed,
         "steps": num_steps("joint", sample),
         "solver": sample.solver,
-        "timestep_shift": sample.timestep_shift,
+        "timestep_shift": generator.shift("joint", sample),
         "guidance": dict(sample.guidance),
         "estimator": "self" if evaluator.estimator is None else evaluator.estimator.name,
         "estimator_steps": num_steps("i2d", sample) if evaluator.estimator is None else None,

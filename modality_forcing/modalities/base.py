@@ -37,7 +37,7 @@ class Modality(ABC):
     """
 
     name: str
-    resolution: int  # pixels along a side of the image
+    size: tuple[int, int]  # rows and columns of pixels
     patch: int  # pixels along a side of a token
     position_id: int
     detokenizer_layers: int
@@ -50,8 +50,7 @@ class Modality(ABC):
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of tokens."""
-        side = self.resolution // self.patch
-        return side, side
+        return self.size[0] // self.patch, self.size[1] // self.patch
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,12 +76,20 @@ class Modality(ABC):
         """Returns what a person would look at: the inverse of `to_tokens` where all is observed."""
 
 
-def build(config: Config) -> dict[str, Modality]:
-    """Returns the modalities of a config in its order; the first is the primary one."""
-    return {name: _build(name, m, config.data.resolution) for name, m in config.modalities.items()}
+def build(config: Config, size: tuple[int, int] | None = None) -> dict[str, Modality]:
+    """Returns the modalities of a config in its order; the first is the primary one.
+
+    size: rows and columns of pixels, by default the config's square. Raises UserError if a
+    modality's patches do not fill it.
+    """
+    size = size or (config.data.resolution,) * 2
+    return {name: _build(name, m, size) for name, m in config.modalities.items()}
 
 
-def _build(name: str, m: ModalityConfig, resolution: int) -> Modality:
+def _build(name: str, m: ModalityConfig, size: tuple[int, int]) -> Modality:
+    if min(size) < m.patch or any(side % m.patch for side in size):
+        what = f"{size[1]} x {size[0]} pixels are not whole patches of {m.patch} ({name})"
+        raise UserError(what, hint=f"give multiples of {m.patch}")
     kinds = {info.name for info in pkgutil.iter_modules(modalities.__path__)} - {"base"}
     if m.kind not in kinds:
         hint = f"choose one of {', '.join(sorted(kinds))}"
@@ -91,7 +98,7 @@ def _build(name: str, m: ModalityConfig, resolution: int) -> Modality:
     distribution = _DISTRIBUTIONS[m.noise.distribution]
     return module.MODALITY(
         name=name,
-        resolution=resolution,
+        size=size,
         patch=m.patch,
         position_id=m.position_id,
         detokenizer_layers=m.detokenizer_layers,

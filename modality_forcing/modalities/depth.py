@@ -56,8 +56,7 @@ class Depth(Modality):
     @property
     def inputs(self) -> dict[str, Spec]:
         """Depth maps and their valid pixels."""
-        size = (self.resolution, self.resolution)
-        return {"depth": (size, jnp.float32), "valid": (size, bool)}
+        return {"depth": (self.size, jnp.float32), "valid": (self.size, bool)}
 
     def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
         """Normalizes over the valid pixels, contracts, and cuts into patches; the mask too."""

@@ -34,7 +34,7 @@ class Image(Modality):
         """Images, or their latents."""
         if self.latent_channels:
             return {"latent": ((*self.grid, self.latent_channels), jnp.bfloat16)}
-        return {"image": ((self.resolution, self.resolution, 3), jnp.uint8)}
+        return {"image": ((*self.size, 3), jnp.uint8)}
 
     def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
         """Encodes colors scaled to [-1, 1], or takes latents; every value is observed."""

@@ -24,7 +24,6 @@ from modality_forcing.config import (
     SampleConfig,
     TextConfig,
 )
-from modality_forcing.diffusion.trajectories import resolution_shift
 from modality_forcing.encoders.locate import PATTERNS, below, locate
 from modality_forcing.encoders.weights import Checkpoint, open_checkpoint
 from modality_forcing.errors import UserError
@@ -156,7 +155,6 @@ def _klein(spec: str, where: str, resolution: int) -> Released:
     autoencoder = f"flux2:{below(where, 'vae')}" if is_pipeline else ""
     # dev has another text encoder, which is unknown here.
     encoder = below(where, "text_encoder") if is_pipeline and not model.embedded_guidance else ""
-    tokens = (resolution // _PATCH) ** 2
     if model.embedded_guidance:
         sample = SampleConfig(steps=50)
     elif _is_distilled(root, where):
@@ -169,7 +167,7 @@ def _klein(spec: str, where: str, resolution: int) -> Released:
         text=_text(encoder, channels["text"]),
         modalities={"image": _image(channels, autoencoder)},
         model=model,
-        sample=replace(sample, timestep_shift=resolution_shift(tokens, sample.steps)),
+        sample=replace(sample, shift_rule="flux2"),
     )
     return Released(spec, config, checkpoint)
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from modality_forcing.diffusion.trajectories import resolution_shift, timesteps
 from modality_forcing.errors import UserError
 from modality_forcing.generator import TASKS, Generator, override_sampling
 from tests import tiny
@@ -130,6 +131,17 @@ def test_refine_generates_depth_again_from_the_image(generator: Generator):
     refined = generator.run("joint", CAPTIONS, refine=True)
     np.testing.assert_allclose(refined.tokens["image"], plain.tokens["image"], atol=1e-6)
     assert np.abs(refined.tokens["depth"] - plain.tokens["depth"]).max() > 1e-3
+
+
+def test_flux2_network_generates_at_another_size_and_with_its_own_shift():
+    config = tiny.flux2()
+    wide = Generator(config, tiny.network(config)[1], size=(16, 32))
+    images = wide.run("joint", ["a red ball"], seed=1).images
+    assert images["image"].shape == (1, 16, 32, 3) and images["depth"].shape == (1, 16, 32)
+    options = replace(config.sample, shift_rule="flux2")
+    assert wide.shift("t2i", options) == resolution_shift(8, 4)
+    levels = wide.trajectory("t2i", options)[0].schedule["image"]
+    np.testing.assert_array_equal(levels, timesteps(4, resolution_shift(8, 4)))
 
 
 def test_override_sampling_keeps_values_that_are_none(generator: Generator):

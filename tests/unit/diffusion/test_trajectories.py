@@ -65,6 +65,41 @@ def test_unshifted_timesteps_are_uniform():
     np.testing.assert_allclose(timesteps(4), [1, 0.75, 0.5, 0.25, 0])
 
 
+@pytest.mark.parametrize(
+    ("tokens", "steps", "mu"),
+    [
+        (256, 4, 1.965567),
+        (1024, 4, 2.030690),
+        (1024, 28, 1.859177),
+        (1024, 50, 1.701956),
+        (4096, 4, 2.291180),
+        (4096, 28, 2.151443),
+        (4096, 50, 2.023351),
+        (8100, 4, 1.827754),
+        (8100, 50, 1.827754),
+    ],
+)
+def test_shift_of_flux2_has_the_values_of_the_public_code(tokens, steps, mu):
+    """Of diffusers 0.42's compute_empirical_mu."""
+    assert resolution_shift(tokens, steps) == pytest.approx(mu, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "levels"),
+    [(4096, [1, 0.967384, 0.908144, 0.767200, 0]), (1024, [1, 0.958085, 0.883982, 0.717497, 0])],
+)
+def test_four_steps_of_flux2_have_the_levels_of_the_public_code(tokens, levels):
+    np.testing.assert_allclose(timesteps(4, resolution_shift(tokens, 4)), levels, atol=1e-6)
+
+
+def test_fifty_steps_of_modality_forcing_have_the_levels_of_the_public_code():
+    path = joint("image", ("depth",), 50, alpha=32.0, mu=1.1).schedule
+    image = {1: 0.993253, 25: 0.750260, 40: 0.428911, 48: 0.111248, 49: 0.057768, 50: 0}
+    depth = {1: 0.999788, 25: 0.989705, 40: 0.960053, 49: 0.662379, 50: 0}
+    for name, levels in (("image", image), ("depth", depth)):
+        np.testing.assert_allclose(path[name][list(levels)], list(levels.values()), atol=1e-6)
+
+
 def test_joint_tilts_all_but_the_primary():
     path = joint("image", ("depth", "normals"), 10, alpha=4.0, mu=1.1)
     assert list(path.schedule) == ["image", "depth", "normals"] and path.steps == 10
@@ -112,23 +147,3 @@ def test_partial_tilts_the_condition(alpha):
 def test_invalid_schedules_are_refused(levels):
     with pytest.raises(ValueError, match="level"):
         Trajectory(levels)
-
-
-@pytest.mark.parametrize(
-    "tokens, steps, mu",
-    [
-        *[(256, 4, 1.965567), (1024, 4, 2.030690), (1024, 28, 1.859177), (4096, 4, 2.291180)],
-        *[(4096, 28, 2.151443), (8100, 4, 1.827754), (8100, 50, 1.827754)],
-    ],
-)
-def test_shift_by_resolution_has_the_values_of_flux2(tokens, steps, mu):
-    assert resolution_shift(tokens, steps) == pytest.approx(mu, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    "tokens, levels",
-    [(1024, [1, 0.958085, 0.883982, 0.717497, 0]), (4096, [1, 0.967384, 0.908144, 0.767200, 0])],
-)
-def test_four_steps_have_the_levels_of_flux2(tokens, levels):
-    shift = resolution_shift(tokens, 4)
-    np.testing.assert_allclose(timesteps(4, shift), levels, atol=1e-6)

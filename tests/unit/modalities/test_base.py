@@ -35,13 +35,22 @@ def test_every_config_value_reaches_the_modality():
     )
     image, far = base.build(config).values()
     assert isinstance(image, Image) and isinstance(far, Depth)
-    assert (far.name, far.resolution, far.patch, far.prediction) == ("far", 32, 4, "v")
+    assert (far.name, far.size, far.patch, far.prediction) == ("far", (32, 32), 4, "v")
     assert (far.loss_weight, far.cond_prob, far.position_id) == (0.25, 0.3, 5)
     assert far.detokenizer_layers == 2
     assert far.noise_distribution == PlateauLogitNormal(
         0.3, 1.2
     ) and image.noise_distribution == LogitNormal(0.7, 0.9)
     assert (far.grid, far.shape, image.grid, image.shape) == ((8, 8), (64, 16), (4, 4), (16, 192))
+
+
+def test_size_need_not_be_square():
+    config = Config(modalities={"image": ModalityConfig(patch=8)})
+    image = base.build(config, (16, 40))["image"]
+    assert (image.grid, image.inputs["image"][0]) == ((2, 5), (16, 40, 3))
+    for size in ((16, 20), (4, 16), (0, 16)):
+        with pytest.raises(UserError, match=f"{size[1]} x {size[0]} pixels are not whole patches"):
+            base.build(config, size)
 
 
 def test_unknown_kind_is_refused_with_the_known_ones():
@@ -56,4 +65,4 @@ def test_unknown_kind_is_refused_with_the_known_ones():
 
 def test_abstract_modality_cannot_be_built():
     with pytest.raises(TypeError, match="abstract"):
-        base.Modality("image", 16, 8, 0, 0, "x", LogitNormal(), 1.0, 0.0)  # pyright: ignore[reportAbstractUsage]
+        base.Modality("image", (16, 16), 8, 0, 0, "x", LogitNormal(), 1.0, 0.0)  # pyright: ignore[reportAbstractUsage]
