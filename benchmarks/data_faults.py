@@ -20,7 +20,7 @@ from pathlib import Path
 from tests import frozen
 
 def get_config(arg):
-    here = Path(__file__).parent
+    here = Path(__file__).parents[1]
     names = {{"text": here / "text", "image": here / "image"}}
     more = {{"cache": here / "cache"}} if arg == "cache" else names
     config = frozen.config(here / "records", **more)
@@ -73,7 +73,7 @@ class Read:
 
 
 def _train(bench: Bench, kind: str, workdir: Path) -> tuple[int, str]:
-    config = f"--config={bench.folder / 'read.py'}:{kind}"
+    config = f"--config={bench.folder / 'configs/read.py'}:{kind}"
     arguments = ["train", config, f"--workdir={workdir}"]
     run = bench.start([sys.executable, "-m", "modality_forcing.cli", *arguments])
     return run.wait(), run.output()
@@ -96,7 +96,8 @@ def read(bench: Bench, kind: str) -> Read:
         encode += [f"--tokens={frozen.TOKENS}", "--shard-size=4"]
         run = bench.start([sys.executable, "-m", "modality_forcing.cli", *encode])
         assert run.wait() == 0, run.output()
-        (bench.folder / "read.py").write_text(CONFIG)
+        (bench.folder / "configs").mkdir()
+        (bench.folder / "configs" / "read.py").write_text(CONFIG)
     undisturbed = bench.folder / f"read_{kind}"
     if not undisturbed.exists():
         code, said = _train(bench, kind, undisturbed)
