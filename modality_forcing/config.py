@@ -19,6 +19,9 @@ def _check_multiple(key: str, value: int, divisor_key: str, divisor: int) -> Non
         raise UserError(f"{key} {value} is not a multiple of {divisor_key} {divisor}")
 
 
+MATRICES = ("q", "k", "v", "out", "gate", "up", "down")  # of each block
+
+
 @dataclass(frozen=True)
 class NoiseConfig:
     """Distribution of a modality's noise levels in training (paper: shift 1.1 for latents)."""
@@ -154,6 +157,11 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()  # modules or weights that do not train; * is any part of a path
     # How matrices that do not train are stored: those of freeze, and the teacher of distill.
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    lora_rank: int = (
+        0  # of trained updates of block matrices; all they start from is frozen; 0: off
+    )
+    lora_alpha: float = 0.0  # the updates are scaled by lora_alpha / lora_rank; 0: by 1
+    lora_targets: tuple[str, ...] = MATRICES  # the matrices that get one
     log_every: int = 20  # steps between rows of metrics
     save_every: int = 500  # steps between checkpoints
     save_every_minutes: float = 0.0  # also after so much time without one; 0: off
@@ -165,6 +173,11 @@ class TrainConfig:
     keep_at_steps: tuple[int, ...] = ()  # also keep these, for other runs to branch from
     # Compiled programs on disk: a folder or address; auto: compiled/ in the workdir; empty: none.
     compilation_cache: str = "auto"
+
+    @property
+    def lora_scale(self) -> float:
+        """The factor of low-rank updates."""
+        return self.lora_alpha / self.lora_rank if self.lora_alpha and self.lora_rank else 1.0
 
 
 @dataclass(frozen=True)
@@ -221,11 +234,20 @@ class Config:
             raise UserError(f"seed is {self.seed}", hint="it must be below 2**32")
         self._check_modalities()
         self._check_encoders()
+        self._check_lora()
         batch, accum_steps = self.train.batch, self.train.grad_accum_steps
         _check_multiple("train.batch", batch, "train.grad_accum_steps", accum_steps)
         _check_multiple("model.kv_heads", self.model.kv_heads, "mesh.tensor", self.mesh.tensor)
         if self.model.attention == "splash":
             check_splash(self)
+
+    def _check_lora(self) -> None:
+        targets = self.train.lora_targets
+        if unknown := sorted(set(targets) - set(MATRICES)):
+            hint = f"the matrices of a block are {', '.join(MATRICES)}"
+            raise UserError(f"train.lora_targets names {unknown[0]!r}", hint=hint)
+        if self.train.lora_rank and not targets:
+            raise UserError("train.lora_targets is empty", hint="name at least one matrix")
 
     def _check_modalities(self) -> None:
         names = list(self.modalities)

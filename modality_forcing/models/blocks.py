@@ -15,8 +15,9 @@ from jaxtyping import Array, Float, PyTree
 from modality_forcing.config import ModelConfig
 from modality_forcing.models.attention import ATTENTION, HEAD_AXIS_ORDER, attend
 from modality_forcing.models.int8 import dequantize_tree
-from modality_forcing.models.layers import GATHERED, fan_in, rms_norm, sharded_einsum
+from modality_forcing.models.layers import GATHERED, Adapted, fan_in, rms_norm, sharded_einsum
 from modality_forcing.models.layout import devices, is_sharded
+from modality_forcing.models.lora import weight
 from modality_forcing.models.rope import apply_rope
 
 PRODUCT = "product"  # remat policies know einsums with weights by this name
@@ -41,12 +42,12 @@ class Block(nnx.Module):
         self.c = c
         d, f, h, g, k = c.width, c.mlp_dim, c.heads, c.kv_heads, c.head_dim
 
-        def weight(*shape: int) -> nnx.Param:
+        def matrix(*shape: int) -> nnx.Param:
             return nnx.Param(fan_in(rngs.params(), shape, jnp.float32))
 
-        self.q, self.k, self.v = weight(d, h * k), weight(d, g * k), weight(d, g * k)
-        self.gate, self.up = weight(d, f), weight(d, f)
-        self.out, self.down = weight(h * k, d), weight(f, d)
+        self.q, self.k, self.v = matrix(d, h * k), matrix(d, g * k), matrix(d, g * k)
+        self.gate, self.up = matrix(d, f), matrix(d, f)
+        self.out, self.down = matrix(h * k, d), matrix(f, d)
         self.q_scale, self.k_scale = nnx.Param(jnp.ones(k)), nnx.Param(jnp.ones(k))
         self.offset = nnx.Param(jnp.zeros(3 * d))
 
@@ -73,17 +74,19 @@ class Block(nnx.Module):
         shift, scale, gate = (broadcast_modulation(m, segments, x.shape[1]) for m in rows)
         y = to_compute_dtype(rms_norm(to_f32(x)) * (1.0 + scale) + shift)  # [b n d]
         with jax.named_scope("attention"):
-            q = checkpointed_einsum(f"bnd,dhk->b{hn}k", y, self.q[...].reshape(d, h, k))
-            key = checkpointed_einsum(f"bnd,dgk->b{gn}k", y, self.k[...].reshape(d, g, k))
-            value = checkpointed_einsum(f"bnd,dgk->b{gn}k", y, self.v[...].reshape(d, g, k))
+            q = checkpointed_einsum(f"bnd,dhk->b{hn}k", y, weight(self, "q", d, h, k))
+            key = checkpointed_einsum(f"bnd,dgk->b{gn}k", y, weight(self, "k", d, g, k))
+            value = checkpointed_einsum(f"bnd,dgk->b{gn}k", y, weight(self, "v", d, g, k))
             q = apply_rope(rms_norm(q, self.q_scale[...] * k**-0.5), angles)
             key = apply_rope(rms_norm(key, self.k_scale[...]), angles)
             heads = attend(c.attention, q, key, value)
-            attention = sharded_einsum(f"b{hn}k,hkd->bnd", heads, self.out[...].reshape(h, k, d))
+            attention = sharded_einsum(f"b{hn}k,hkd->bnd", heads, weight(self, "out", h, k, d))
         with jax.named_scope("mlp"):
-            gated = jax.nn.silu(checkpointed_einsum("bnd,df->bnf", y, self.gate[...]))  # [b n f]
-            hidden = gated * checkpointed_einsum("bnd,df->bnf", y, self.up[...])
-            mlp = sharded_einsum("bnf,fd->bnd", hidden, self.down[...])
+            gated = jax.nn.silu(
+                checkpointed_einsum("bnd,df->bnf", y, weight(self, "gate"))
+            )  # [b n f]
+            hidden = gated * checkpointed_einsum("bnd,df->bnf", y, weight(self, "up"))
+            mlp = sharded_einsum("bnf,fd->bnd", hidden, weight(self, "down"))
             mixed = checkpoint_name(attention + mlp, PRODUCT)  # [b n d]
         if self.record is not None:
             self.record("attention", attention)
@@ -91,7 +94,7 @@ class Block(nnx.Module):
         return to_compute_dtype(to_f32(x) + gate * rms_norm(to_f32(mixed)))
 
 
-def checkpointed_einsum(equation: str, x: Array, w: Array) -> Array:
+def checkpointed_einsum(equation: str, x: Array, w: Array | Adapted) -> Array:
     """`sharded_einsum` whose result remat policies may keep for the backward pass."""
     return checkpoint_name(sharded_einsum(equation, x, w), PRODUCT)
 

@@ -38,6 +38,7 @@ from modality_forcing.models.layers import (
     sharded_einsum,
     zeros,
 )
+from modality_forcing.models.lora import weight
 from modality_forcing.models.rope import image_positions, rotary_table, rotate, text_positions
 
 TEXT = "text"  # the name of its stream
@@ -83,12 +84,12 @@ class Projections(nnx.Module):
         self.c = c
         d, f, h, g, k = c.width, c.mlp_dim, c.heads, c.kv_heads, c.head_dim
 
-        def weight(*shape: int) -> nnx.Param:
+        def matrix(*shape: int) -> nnx.Param:
             return nnx.Param(fan_in(rngs.params(), shape, jnp.float32))
 
-        self.q, self.k, self.v = weight(d, h * k), weight(d, g * k), weight(d, g * k)
-        self.gate, self.up = weight(d, f), weight(d, f)
-        self.out, self.down = weight(h * k, d), weight(f, d)
+        self.q, self.k, self.v = matrix(d, h * k), matrix(d, g * k), matrix(d, g * k)
+        self.gate, self.up = matrix(d, f), matrix(d, f)
+        self.out, self.down = matrix(h * k, d), matrix(f, d)
         self.q_scale, self.k_scale = nnx.Param(jnp.ones(k)), nnx.Param(jnp.ones(k))
 
     def heads(self, y: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
@@ -96,26 +97,24 @@ class Projections(nnx.Module):
         c, k = self.c, self.c.head_dim
         hn = HEAD_AXIS_ORDER[c.attention]  # heads before tokens, or after
         q, key, value = (
-            checkpointed_einsum(f"bnd,d{a}k->b{hn.replace('h', a)}k", y, w[...].reshape(-1, n, k))
-            for a, n, w in (
-                ("h", c.heads, self.q),
-                ("g", c.kv_heads, self.k),
-                ("g", c.kv_heads, self.v),
+            checkpointed_einsum(
+                f"bnd,d{a}k->b{hn.replace('h', a)}k", y, weight(self, name, c.width, n, k)
             )
+            for name, a, n in (("q", "h", c.heads), ("k", "g", c.kv_heads), ("v", "g", c.kv_heads))
         )
         return rms_norm(q, self.q_scale[...] * k**-0.5), rms_norm(key, self.k_scale[...]), value
 
     def mix(self, heads: Float[Array, "b _ _ k"]) -> Float[Array, "b n d"]:
         """Maps the heads' outputs to the width."""
         hn = HEAD_AXIS_ORDER[self.c.attention]
-        w = self.out[...].reshape(self.c.heads, self.c.head_dim, self.c.width)
+        w = weight(self, "out", self.c.heads, self.c.head_dim, self.c.width)
         return sharded_einsum(f"b{hn}k,hkd->bnd", heads, w)
 
     def mlp(self, y: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         """Two layers, gated by SiLU."""
-        gated = jax.nn.silu(checkpointed_einsum("bnd,df->bnf", y, self.gate[...]))
-        hidden = gated * checkpointed_einsum("bnd,df->bnf", y, self.up[...])
-        return sharded_einsum("bnf,fd->bnd", hidden, self.down[...])
+        gated = jax.nn.silu(checkpointed_einsum("bnd,df->bnf", y, weight(self, "gate")))
+        hidden = gated * checkpointed_einsum("bnd,df->bnf", y, weight(self, "up"))
+        return sharded_einsum("bnf,fd->bnd", hidden, weight(self, "down"))
 
 
 class SingleBlock(Projections):

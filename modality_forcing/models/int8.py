@@ -17,7 +17,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-MATRICES = ("q", "k", "v", "out", "gate", "up", "down")  # in stacked layers
+from modality_forcing.config import MATRICES
+
 _UNIT = np.float32(1 / 127)  # factors: XLA divides by constants in its own way
 _LEAST = float(np.finfo(np.float32).tiny)  # of a scale: no division by 0, nor by a subnormal
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,16 @@ zeros = nnx.initializers.zeros_init()
 GATHERED = "gathered"  # remat policies know weights gathered from their shards by this name
 
 
-def sharded_einsum(equation: str, x: Array, w: Array) -> Array:
+class Adapted(NamedTuple):
+    """A weight with a low-rank update: it acts as w + scale * a @ b (models/lora.py)."""
+
+    w: Array
+    a: Array  # the inputs of w, then the rank
+    b: Array  # the rank, then the outputs of w
+    scale: float
+
+
+def sharded_einsum(equation: str, x: Array, w: Array | Adapted) -> Array:
     """Einsum of activations and a weight in x's dtype: sharded_einsum("bnd,df->bnf", x, w).
 
     Weights that train are float32. Frozen ones may be bfloat16 (train.frozen_dtype).
@@ -32,6 +41,10 @@ def sharded_einsum(equation: str, x: Array, w: Array) -> Array:
     float32, so that sums over devices and micro-batches are float32 too: XLA would round the
     gradient to x's dtype before it adds up the devices.
     """
+    if isinstance(w, Adapted):
+        inner, outer = _low_rank(equation)
+        low = sharded_einsum(inner, x, w.a)
+        return sharded_einsum(equation, x, w.w) + w.scale * sharded_einsum(outer, low, w.b)
     # Of float32 here, so that the gradient is; XLA drops the detour of a bfloat16 weight.
     return cast(Array, _sharded_einsum(equation, x, w.astype(jnp.float32)))
 
@@ -57,6 +70,16 @@ def _backward(equation: str, residuals: tuple[Array, Array], dy: Array) -> tuple
 
 
 _sharded_einsum.defvjp(_forward, _backward)
+
+
+def _low_rank(equation: str) -> tuple[str, str]:
+    """Splits "bnd,dhk->bnhk" into the two products of an update: "bnd,dr->bnr", "bnr,rhk->bnhk"."""
+    x, w, y = _axes(equation)
+    inputs, outputs = (
+        "".join(axis for axis in w if (axis in y) is of_result) for of_result in (False, True)
+    )
+    low = "".join(axis for axis in x if axis not in inputs) + "r"
+    return f"{x},{inputs}r->{low}", f"{low},r{outputs}->{y}"
 
 
 def _axes(equation: str) -> list[str]:

@@ -8,15 +8,19 @@ from typing import Any
 from modality_forcing.errors import UserError
 from modality_forcing.tree import flatten, unflatten
 
-_OWN = ("tokenizer", "level_embedder", "head")  # modules that each modality has
+# Modules that each modality has; those of models/flux2.py below.
+_OWN = (
+    *("tokenizer", "level_embedder", "head"),
+    *("modulation", "single_modulation", "double/layers"),
+)
 _CROSS = ("level_embedder_cross", "level_gate_cross")  # modules of a pair, A_from_B
 
 
 def new_modules(params: Mapping[str, Any], modality: str) -> tuple[str, ...]:
     """Returns the path prefixes of the modules that exist for one modality only.
 
-    These are its tokenizer, its noise level's embedder, its head (with the detokenizer), and the
-    cross embedders from or to it.
+    These are its tokenizer, its noise level's embedder, its head (with the detokenizer), the cross
+    embedders from or to it, and its own part of blocks and of their modulation.
     """
     own = [f"{module}/{modality}/" for module in _OWN]
     pairs = [(module, pair) for module in _CROSS for pair in params.get(module, {})]

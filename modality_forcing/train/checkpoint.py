@@ -17,6 +17,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,6 +31,7 @@ from jaxtyping import PyTree
 from modality_forcing import distributed, paths
 from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
+from modality_forcing.models import lora
 from modality_forcing.models.restore import merge_params
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import json_checksum
@@ -87,12 +89,24 @@ def resolve_checkpoint(path: Path) -> Path:
 def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params]:
     """Returns a checkpoint's config and EMA weights, whatever devices it was saved from.
 
-    Weights that did not train are among them, as they are stored.
+    Weights that did not train are among them, as they are stored. Low-rank updates are merged: the
+    config has none. `load_unmerged` keeps them apart. Both raise as follows.
 
     shardings: from the weights' shapes to their shardings; by default they go to the first device.
     Raises UserError if there is none, if it cannot be read, is damaged or has another format, and
     for weights that are not finite.
     """
+    config, trained, frozen = load_unmerged(path, shardings)
+    return without_lora(config), lora.merge(join_params(trained, frozen), config.train.lora_scale)
+
+
+def without_lora(config: Config) -> Config:
+    """Returns the config of a run's network after its low-rank updates are merged."""
+    return replace(config, train=replace(config.train, lora_rank=0))
+
+
+def load_unmerged(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params, Params]:
+    """Returns a checkpoint's config, the EMA of what it trained, and its frozen weights."""
     silence_orbax()
     folder = paths.resolve(resolve_checkpoint(path))
     first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
@@ -111,10 +125,9 @@ def load(path: Path, shardings: Shardings | None = None) -> tuple[Config, Params
         if bad := checksums.not_finite(tree):
             what = f"its weights are not finite: {name}/{checksums.some(bad)}"
             raise UserError(what, where=folder, hint="use an earlier checkpoint, or train again")
-    params = join_params(trees[WEIGHTS], trees.get(FROZEN, {}))
     config = meta["config"]
     try:
-        return from_dict(config), params
+        return from_dict(config), trees[WEIGHTS], trees.get(FROZEN, {})
     except UserError as error:
         raise UserError(f"its config is of another version ({error})", where=folder) from error
 
@@ -156,9 +169,14 @@ def read_metadata(folder: Path, way_out: str = "") -> Metadata:
 def init_from_checkpoint(
     path: Path, fresh: Params, allow_missing: tuple[str, ...], shardings: Shardings | None = None
 ) -> Params:
-    """Returns a checkpoint's weights; modules of the modalities in `allow_missing` stay `fresh`."""
+    """Returns a checkpoint's weights, in the types of `fresh`.
+
+    Modules of the modalities in `allow_missing`, and low-rank updates, stay `fresh`. Of all others
+    `fresh` may have the shapes and types alone.
+    """
     _, params = load(path, shardings)
-    merged = merge_params(params, fresh, allow_missing, where=path)
+    base, updates = lora.split(fresh)
+    merged = join_params(merge_params(params, base, allow_missing, where=path), updates)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), merged, fresh)
 
 

@@ -17,19 +17,27 @@ from jaxtyping import PyTree
 
 from modality_forcing.config import TrainConfig
 from modality_forcing.errors import UserError
+from modality_forcing.models import lora
+from modality_forcing.models.restore import new_modules
 from modality_forcing.tree import flatten, unflatten
 
 Params = dict[str, PyTree]  # nested dicts of arrays, by the network's attribute names
 
 
 def frozen_paths(params: Params, c: TrainConfig) -> set[str]:
-    """Returns the paths of the weights that train.freeze names: modules, weights, or patterns.
+    """Returns the paths of the weights that do not train.
+
+    These are those that train.freeze names: modules, weights, or patterns. With train.lora_rank,
+    also all but low-rank updates and the modules of train.allow_missing_modalities.
 
     Raises UserError for a name that matches nothing, and if nothing is left to train.
     """
     # A network of one modality has modules without weights.
     paths = {path for path, leaf in flatten(params).items() if not isinstance(leaf, Mapping)}
     frozen: set[str] = set()
+    if c.lora_rank:
+        new = new_prefixes(params, c)
+        frozen = {p for p in paths if not lora.is_update(p) and not f"{p}/".startswith(new)}
     for name in c.freeze:
         module = name.strip("/")
         found = {p for p in paths if fnmatchcase(p, module) or fnmatchcase(p, f"{module}/*")}
@@ -42,6 +50,16 @@ def frozen_paths(params: Params, c: TrainConfig) -> set[str]:
     return frozen
 
 
+def has_frozen(c: TrainConfig) -> bool:
+    """Returns whether some weights of a run do not train."""
+    return bool(c.freeze or c.lora_rank)
+
+
+def new_prefixes(params: Params, c: TrainConfig) -> tuple[str, ...]:
+    """Returns the prefixes of the weights of the modalities in train.allow_missing_modalities."""
+    return tuple(p for name in c.allow_missing_modalities for p in new_modules(params, name))
+
+
 def _modules(paths: Collection[str]) -> list[str]:
     """Returns the modules of a network, of deep ones the outer two or a stack's own."""
     parents = {tuple(path.split("/")[:-1]) for path in paths}
@@ -50,7 +68,7 @@ def _modules(paths: Collection[str]) -> list[str]:
 
 def split_params(params: Params, c: TrainConfig) -> tuple[Params, Params]:
     """Returns the weights that train, and the frozen ones as they are stored."""
-    if not c.freeze:
+    if not has_frozen(c):
         return params, {}
     frozen, flat = frozen_paths(params, c), flatten(params)
     kept = {path: leaf for path, leaf in flat.items() if path in frozen}

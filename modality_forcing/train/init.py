@@ -20,9 +20,10 @@ from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
+from modality_forcing.models import lora
 from modality_forcing.models.layout import spec
 from modality_forcing.paths import as_path
-from modality_forcing.train import checkpoint, sharding
+from modality_forcing.train import checkpoint, freezing, sharding
 from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.evaluation import Evaluate, MakeEvaluate
 from modality_forcing.train.freezing import Teacher, make_teacher, to_frozen_dtype
@@ -33,6 +34,7 @@ from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState, abstract_model, init_params, init_state
 from modality_forcing.train.step import Step, make_step
 from modality_forcing.train.workdir import check_resumable, check_same_run, write_config
+from modality_forcing.tree import flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,18 @@ def initial_state(
     # 4. Fresh weights, a function of the seed.
     if c.init_from:
         checkpoint.resolve_checkpoint(as_path(c.init_from))  # raises before the slow part
-    params = init_params(config, setup.modalities, shardings(abstract.all_params()))
+    network, only = abstract.all_params(), None
+    if c.init_from and abstract.frozen:  # the others would only take memory
+        new = freezing.new_prefixes(network, c)
+        only = {p for p in flatten(network) if lora.is_update(p) or f"{p}/".startswith(new)}
+    made = {p: x for p, x in flatten(network).items() if only is None or p in only}
+    params = init_params(config, setup.modalities, shardings(unflatten(made)), only)
     if c.init_from:
         params = checkpoint.init_from_checkpoint(
-            as_path(c.init_from), params, c.allow_missing_modalities, shardings
+            as_path(c.init_from),
+            unflatten({**flatten(network), **flatten(params)}),
+            c.allow_missing_modalities,
+            shardings,
         )
     return init_state(config, params, shardings(abstract)), {}
 

@@ -120,12 +120,14 @@ def param_group(path: tuple[str, ...]) -> str:
             | ("text_embedder", "linear", "w")
             | ("level_embedder" | "level_embedder_cross", _, "inner", "w")
             | ("guidance_embedder", "inner", "w")
+            | (*_, "lora", _, "b")
         ):
             return "input"
         case ("head", _, "linear", "w"):
             return "output"
         case (
             (*_, "layers", "q" | "k" | "v" | "gate" | "up" | "out" | "down")
+            | (*_, "lora", _, "a")
             | ("double", "layers", _, "q" | "k" | "v" | "gate" | "up" | "out" | "down")
             | ("level_embedder" | "level_embedder_cross", _, "outer", "w")
             | ("guidance_embedder", "outer", "w")

@@ -48,6 +48,7 @@ class ShardingRules:
     gate_up_df: Spec = ("fsdp", "tensor")
     down_fd: Spec = (("tensor", "fsdp"), None)
     linear_io: Spec = ("fsdp", None)
+    low_rank_ro: Spec = (None, "fsdp")  # the second matrix of a low-rank update
     table_we: Spec = ("fsdp", None)  # word embeddings
     vector_e: Spec = (None,)
     scalar: Spec = ()
@@ -95,6 +96,8 @@ PARAM_RULES = {
     "out": "out_hd",
     "down": "down_fd",
     "w": "linear_io",
+    "a": "linear_io",
+    "b": "low_rank_ro",
     "table": "table_we",
     "offset": "vector_e",
     "q_scale": "vector_e",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -16,12 +16,15 @@ from modality_forcing import distributed
 from modality_forcing.config import Config
 from modality_forcing.diffusion import rng
 from modality_forcing.modalities.base import Modality
+from modality_forcing.models import lora
 from modality_forcing.models.attention import KERNELS
 from modality_forcing.models.dit import DiT
 from modality_forcing.models.flux2 import Flux2
+from modality_forcing.models.restore import new_modules
 from modality_forcing.train.freezing import Params, join_params, split_params
 from modality_forcing.train.optim import make_optimizer
 from modality_forcing.train.sharding import PRESETS
+from modality_forcing.tree import flatten, unflatten
 
 
 class TrainState(NamedTuple):
@@ -52,13 +55,20 @@ def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT | Flu
     """
     c = with_attention_kernel(config, distributed.backend())
     keep = PRESETS[c.mesh.preset].keep_gathered
-    return FAMILIES[c.model.family](
+    model = FAMILIES[c.model.family](
         c.model,
         c.text,
         modalities,
         rngs=nnx.Rngs(rng.named_key(c.seed, "init", 0)),
         keep_gathered=keep,
     )
+    if (t := c.train).lora_rank:
+        new = tuple(
+            prefix for name in t.allow_missing_modalities for prefix in new_modules({}, name)
+        )
+        keys = nnx.Rngs(rng.named_key(c.seed, "lora", 0))
+        lora.attach(model, t.lora_rank, t.lora_scale, t.lora_targets, without=new, rngs=keys)
+    return model
 
 
 def with_attention_kernel(config: Config, platform: str) -> Config:
@@ -80,12 +90,21 @@ def abstract_model(
 
 
 def init_params(
-    config: Config, modalities: Mapping[str, Modality], shardings: PyTree = None
+    config: Config,
+    modalities: Mapping[str, Modality],
+    shardings: PyTree = None,
+    only: Collection[str] | None = None,
 ) -> Params:
-    """Returns fresh weights, a pure function of the seed; they are created in their shards."""
+    """Returns fresh weights, a pure function of the seed; they are created in their shards.
+
+    only: the paths of those to create and return, by default all; shardings are of those.
+    """
 
     def init() -> Params:
-        return nnx.to_pure_dict(nnx.split(build_model(config, modalities), nnx.Param)[1])
+        params = nnx.to_pure_dict(nnx.split(build_model(config, modalities), nnx.Param)[1])
+        if only is None:
+            return params
+        return unflatten({path: leaf for path, leaf in flatten(params).items() if path in only})
 
     return jax.jit(init, out_shardings=shardings)()
 

@@ -14,8 +14,8 @@ from modality_forcing import chips
 from modality_forcing.chips import GIB
 from modality_forcing.config import Config
 from modality_forcing.modalities import base
-from modality_forcing.models import flops
-from modality_forcing.train.freezing import split_params
+from modality_forcing.models import flops, lora
+from modality_forcing.train.freezing import has_frozen, split_params
 from modality_forcing.train.state import abstract_model
 
 _PROCESSES = Path("/proc")
@@ -60,11 +60,15 @@ def step_cost(config: Config) -> StepCost:
 
 def step_flops(config: Config) -> int:
     """Returns the FLOPs of a train step of a config; raises UserError as `split_params`."""
-    modalities, frozen = base.build(config), None
-    if config.train.freeze:
-        _, shapes = abstract_model(config, modalities)
-        _, frozen = jax.eval_shape(partial(split_params, c=config.train), shapes)
-    return flops.step_flops(config, modalities, frozen=frozen).total
+    modalities = base.build(config)
+    if not has_frozen(config.train):
+        return flops.step_flops(config, modalities).total
+    _, shapes = abstract_model(config, modalities)
+    _, frozen = jax.eval_shape(partial(split_params, c=config.train), shapes)
+    _, updates = lora.split(shapes)
+    each = flops.weight_flops(config, modalities, updates).total * 3
+    step = flops.step_flops(config, modalities, frozen=frozen).total
+    return step + each * config.train.batch
 
 
 def memory() -> dict[str, float]:
