@@ -58,8 +58,8 @@ class TextConfig:
 
     tokens: int = 12  # tokens per caption; longer captions are cut
     vocab_size: int = 2048  # rows of the learned table; 0: a frozen encoder's states
-    channels: int = 64  # of a row or a state (UMT5-XXL: 4096)
-    encoder: str = ""  # "umt5:PATH"; encodes where there is no cache
+    channels: int = 64  # of a row or a state (UMT5-XXL: 4096, Qwen3-4B: 7680, Qwen3-8B: 12288)
+    encoder: str = ""  # "umt5:PATH" or "qwen3:PATH"; encodes where there is no cache
     text_dropout: float = 0.1  # probability of the empty caption in training
 
 

@@ -27,6 +27,8 @@ from modality_forcing.models.restore import merge_params
 from modality_forcing.train import checkpoint, inputs, sharding
 from modality_forcing.train.state import Params, abstract_model
 
+Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
+
 # The condition of each task; it generates all else. "partial" follows its condition loosely.
 TASKS: dict[str, tuple[str, ...]] = {
     "t2i": (),
@@ -140,6 +142,7 @@ class Generator:
         index: np.ndarray | None = None,
         sample_index: int = 0,
         refine: bool = False,
+        free_text: bool = False,
     ) -> Output:
         """Generates one example per caption.
 
@@ -151,6 +154,7 @@ class Generator:
           seed, index, sample_index: an example's noise is a function of these. index defaults to
             0, 1, 2...; sample_index counts the samples of one example.
           refine: generate the other modalities again, from the clean primary one (joint only).
+          free_text: free the text encoder's weights before sampling. A later run loads them again.
 
         Raises UserError where the network needs frozen encoders and the config names none.
         """
@@ -160,14 +164,17 @@ class Generator:
             raise UserError("this network makes latents", hint=hint)
         trajectory, names = self.trajectory(task, c)
         index, count = np.arange(len(captions)) if index is None else index, len(captions)
-        if self.mesh is not None:  # the last example is repeated until they divide
-            rows = np.arange(-(-count // self._parts) * self._parts).clip(max=count - 1)
-            captions, index = [str(captions[i]) for i in rows], index[rows]
+        if self.mesh is not None:
+            rows = self._rows(count)
+            index = index[rows]
             batch = {name: value[rows] for name, value in (batch or {}).items()}
         cond = {name: self._encode(name, batch or {}) for name in names}
         stream = rng.named_key(seed, "sample", sample_index)
         keys = self._put_keys(rng.per_example(stream, jnp.asarray(index, jnp.int32)))
-        tokens = self._run_sampler(trajectory, cond, captions, keys, options=c)
+        text = self._encode_text(captions)
+        if free_text:
+            self.frozen.free_text()
+        tokens = self._run_sampler(trajectory, cond, text, keys, options=c)
         others = tuple(n for n in trajectory.schedule if n != self.primary)
         if refine and task == "joint" and others:
             again = trajectories.conditional(
@@ -175,7 +182,7 @@ class Generator:
             )
             primary = tokens[self.primary]
             cond = {self.primary: (primary, jnp.ones_like(primary, bool))}
-            tokens = self._run_sampler(again, cond, captions, keys, options=c)
+            tokens = self._run_sampler(again, cond, text, keys, options=c)
         images = {n: self._fetch(self._decode(n, x))[:count] for n, x in tokens.items()}
         return Output(tokens, images)
 
@@ -185,6 +192,23 @@ class Generator:
             return options.timestep_shift
         tokens, _ = self.modalities[self.primary].shape
         return trajectories.resolution_shift(tokens, num_steps(task, options))
+
+    def _encode_text(self, captions: Sequence[str]) -> tuple[Text, Text]:
+        """Returns what the network reads of captions, and of no caption in their place."""
+        if self.mesh is not None:
+            captions = [str(captions[i]) for i in self._rows(len(captions))]
+        encoded = [self.encoder.encode(caption) for caption in captions]
+        text = {k: np.stack([e[k] for e in encoded]) for k in encoded[0]}
+        null = self.encoder.null().items()
+        null = self._put({k: np.broadcast_to(v, text[k].shape) for k, v in null})
+        text = self._put(text)
+        if self.frozen.has_text:
+            return self.frozen.states(text), self.frozen.states(null)
+        return text, null
+
+    def _rows(self, count: int) -> np.ndarray:
+        """Returns the examples of a batch: the last one is repeated until they divide."""
+        return np.arange(-(-count // self._parts) * self._parts).clip(max=count - 1)
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
         read = self._put({k: batch[k] for k in ("image", "depth", "valid") if k in batch})
@@ -201,23 +225,16 @@ class Generator:
         self,
         trajectory: Trajectory,
         cond: Cond,
-        captions: Sequence[str],
+        text: tuple[Text, Text],
         keys: Key[Array, " b"],
         *,
         options: SampleConfig,
     ) -> dict[str, jax.Array]:
-        encoded = [self.encoder.encode(caption) for caption in captions]
-        text = {k: np.stack([e[k] for e in encoded]) for k in encoded[0]}
-        null = self.encoder.null().items()
-        null = self._put({k: np.broadcast_to(v, text[k].shape) for k, v in null})
-        text = self._put(text)
-        if self.frozen.has_text:
-            text, null = self.frozen.states(text), self.frozen.states(null)
         schedule = {n: np.asarray(t, np.float32) for n, t in trajectory.schedule.items()}
         guidance = tuple(sorted(options.guidance.items()))
         # Noise levels are data: what is compiled depends only on their names and their number.
         static = {"guidance": guidance, "solver": options.solver, "t_min": options.t_min}
-        return self._sample(self.params, schedule, cond, text, null, keys, **static)
+        return self._sample(self.params, schedule, cond, *text, keys, **static)
 
     @cached_property
     def _parts(self) -> int:

@@ -22,11 +22,15 @@ from modality_forcing.prepare import work
 from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.synthetic.source import Scenes
 from tests import tiny
+from tests.parity import make_qwen3_goldens as qwen3_goldens
+from tests.parity import make_qwen3_token_goldens as qwen3_tokens
 from tests.parity import make_umt5_goldens as umt5_goldens
 from tests.parity import make_vae_goldens as vae_goldens
 
 WIDTH = 32  # of the text encoder
 TOKENS = 9
+QWEN_WIDTH = 3 * 16
+QWEN_TOKENS = 40  # the template takes 25 of them, as its words are bytes
 VAE = {
     "_class_name": "AutoencoderKLFlux2",
     "block_out_channels": [8, 16],
@@ -63,6 +67,17 @@ def text_folder(folder: Path, seed: str = "") -> Path:
     if seed:
         stored["shared.weight"] = -stored["shared.weight"]
     save_file(stored, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(c))
+    return folder
+
+
+def qwen_folder(folder: Path) -> Path:
+    """A Qwen3 of 28 layers, with a tokenizer without merges: each byte is a token."""
+    folder.mkdir(parents=True, exist_ok=True)
+    qwen3_tokens.files(folder, np.arange(256), {})
+    c = qwen3_goldens.config("klein") | {"vocab_size": 288, "hidden_size": 16, "head_dim": 8}
+    c |= {"intermediate_size": 24, "num_attention_heads": 4, "num_key_value_heads": 2}
+    save_file(qwen3_goldens.weights(c), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(c))
     return folder
 

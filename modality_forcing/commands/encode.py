@@ -22,7 +22,8 @@ EXAMPLES = """examples:
       --config.data.root=prepared/tum --config.data.cache=encoded/tum --workdir=runs/forcing
 An interrupted command resumes with the missing shards. Several processes (a TPU slice, or --shard)
 share the work; so do the workers of --runner=beam. A path is a folder of safetensors files, one
-such file, or a hub id such as google/umt5-xxl."""
+such file, or a hub id such as google/umt5-xxl. States of Qwen3-8B take 12.6 MB a caption, as those
+of padding are kept; encode few captions, or leave them to the training run."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -31,12 +32,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--source", type=as_path, required=True, help="the --out of mforce prepare")
     add("--split", default="", help="required if the folder has several")
     add("--out", type=as_path, required=True, help="folder of the cache; splits may share it")
-    add("--text", default="", metavar="umt5:PATH", help="encode captions with this UMT5")
+    text = "encode captions with this encoder: umt5:PATH or qwen3:PATH"
+    add("--text", default="", metavar="KIND:PATH", help=text)
     image = "encode images and their mirror images with this autoencoder"
     add("--image", default="", metavar="flux2:PATH", help=image)
     resolution = "pixels a side of the encoded center square (%(default)s)"
     add("--resolution", type=positive_int, default=256, help=resolution)
-    add("--tokens", type=positive_int, default=128, help="of a caption at most (%(default)s)")
+    add("--tokens", type=positive_int, help="of a caption at most (umt5: 128, qwen3: 512)")
     batch = "images, or captions, per step and device (%(default)s)"
     add("--batch", type=positive_int, default=32, help=batch)
     add("--shard-size", type=positive_int, default=1024, help="records per shard (%(default)s)")
@@ -53,7 +55,7 @@ def main(options: argparse.Namespace) -> None:
     Raises UserError for unreadable inputs, conflicting options, or a cache with other settings.
     """
     if not options.text and not options.image:
-        hint = "give --text=umt5:PATH, --image=flux2:PATH or both"
+        hint = "give --text=umt5:PATH or qwen3:PATH, --image=flux2:PATH, or both"
         raise UserError("nothing to encode with", hint=hint)
     check_runner(options, ("shard",))
     on_beam = options.runner == "beam"
@@ -78,7 +80,8 @@ def main(options: argparse.Namespace) -> None:
     mesh = None if on_beam else sharding.make_mesh(MeshConfig(), distributed.local_devices())
     frozen = FrozenEncoders(options.text, options.image, mesh)
     frozen.check()  # before the checksum of all weights, and before anything is written
-    own = {"text": {"tokens": options.tokens}, "image": {"resolution": options.resolution}}
+    tokens = options.tokens or (frozen.text_kind.tokens if frozen.has_text else 0)
+    own = {"text": {"tokens": tokens}, "image": {"resolution": options.resolution}}
     settings = {
         "format": latent_cache.FORMAT,
         "source": latent_cache.source_digest(source.folder, source.split),
@@ -87,7 +90,7 @@ def main(options: argparse.Namespace) -> None:
         **{kind: {**identity, **own[kind]} for kind, identity in frozen.identity().items()},
     }
     if frozen.has_text:
-        frozen.tokenizer(options.tokens)  # raises without a tokenizer, before anything is written
+        frozen.tokenizer(tokens)  # raises without a tokenizer, before anything is written
     if on_beam:
         task = pipeline.EncodeTask(
             source=source,
@@ -96,7 +99,7 @@ def main(options: argparse.Namespace) -> None:
             text=options.text,
             image=options.image,
             batch=options.batch,
-            tokens=options.tokens,
+            tokens=tokens,
             resolution=options.resolution,
         )
         print(pipeline.encode(task, options.beam_options))
@@ -113,7 +116,8 @@ def main(options: argparse.Namespace) -> None:
     with hold_job(job.out, f"encode-{source.split}", job.shard):
         job.check_or_write_settings()
         if frozen.has_text:
-            job.encode_text(options.tokens)
+            job.encode_text(tokens)
+            frozen.free_text()
         if frozen.has_image:
             job.encode_images(options.resolution)
         print(job.summary())

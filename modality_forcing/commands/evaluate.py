@@ -54,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=as_path, help="a workdir, its checkpoints/ or one step of it")
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
-    add("--text-encoder", metavar="umt5:PATH", help="frozen, if not at the config's path")
+    add("--text-encoder", metavar="KIND:PATH", help="umt5:PATH or qwen3:PATH, if not the config's")
     add("--autoencoder", metavar="flux2:PATH", help="frozen, if not at the config's path")
     add("--examples", type=positive_int, help="held-out records, instead of the config's")
     help = "depth of generated images: self (default), a folder of maps, package.module:function"

@@ -41,7 +41,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     renamed_option(parser, "--fit", "--resize-mode")
     add("--resize-mode", choices=("crop", "stretch"), default="crop", help=square)
     frozen = "frozen encoder, if not where the config says"
-    add("--text-encoder", default="", metavar="umt5:PATH", help=frozen)
+    text = f"umt5:PATH or qwen3:PATH, a {frozen}"
+    add("--text-encoder", default="", metavar="KIND:PATH", help=text)
     add("--autoencoder", default="", metavar="flux2:PATH", help=frozen)
     add("--seed", type=int, default=0)
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
@@ -83,7 +84,7 @@ def main(options: argparse.Namespace) -> None:
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
     inputs = read_inputs(options, config.data.resolution)
     batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in inputs.items()}
-    how = {"options": sampling, "seed": config.seed, "refine": options.refine}
+    how = {"options": sampling, "seed": config.seed, "refine": options.refine, "free_text": True}
     made = generator.run(options.mode, captions, batch=batch, **how).images
     if bad := [name for name, x in made.items() if name not in inputs and not _is_finite(x)]:
         what = f"generated {' and '.join(bad)} with values that are not finite"

@@ -87,14 +87,15 @@ class EncodeJob:
     def text(self, captions: Sequence[str], tokens: int) -> Part:
         """Returns the shards of the states of captions. tokens: of a caption at most."""
         tokenizer = self.frozen.tokenizer(tokens)
+        keeps_padding = self.frozen.text_kind.keeps_padding
+        lengths = [tokens] if keeps_padding else range(_LENGTHS, tokens + _LENGTHS, _LENGTHS)
 
         def encode(rows: range) -> Iterator[bytes]:
             texts = [tokenizer.encode(captions[row]) for row in rows]
             counts = [int(text["mask"].sum()) for text in texts]
             states: dict[int, bytes] = {}
-            # Captions of similar length share a batch.
-            for length in range(_LENGTHS, tokens + _LENGTHS, _LENGTHS):
-                similar = [i for i, n in enumerate(counts) if length - _LENGTHS < n <= length]
+            done = 0
+            for length, similar in _by_length(counts, lengths):
                 for chunk in _chunks(similar, self.batch):
                     batch = {
                         key: self._to_devices([texts[i][key][:length] for i in chunk])
@@ -102,9 +103,13 @@ class EncodeJob:
                     }
                     encoded = np.asarray(self.frozen.states(batch)["tokens"])
                     for i, one in zip(chunk, encoded, strict=False):  # the batch is padded
+                        more = {"count": counts[i]} if keeps_padding else {}
+                        kept = one if keeps_padding else one[: counts[i]]
                         caption = captions[rows[i]].encode()
-                        states[i] = latent_cache.pack(one[: counts[i]], "states", caption=caption)
-            yield from (states[i] for i in range(len(texts)))
+                        states[i] = latent_cache.pack(kept, "states", caption=caption, **more)
+                    while done in states:  # at once, as a shard of them may be large
+                        yield states.pop(done)
+                        done += 1
 
         return Part(self._shards("text", len(captions)), encode)
 
@@ -196,6 +201,14 @@ def _prefetch(
         results = [future.result() for future in waiting.pop(0)]
         waiting += [[pool.submit(read, i) for i in chunk] for chunk in islice(chunks, 1)]
         yield results
+
+
+def _by_length(counts: Sequence[int], lengths: Iterable[int]) -> Iterator[tuple[int, list[int]]]:
+    """Yields each length, and the indices of captions that fit it but not a shorter one."""
+    shorter = 0
+    for length in lengths:
+        yield length, [i for i, count in enumerate(counts) if shorter < count <= length]
+        shorter = length
 
 
 def _chunks(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:

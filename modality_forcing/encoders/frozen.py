@@ -14,11 +14,11 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PyTree, UInt8
 
 from modality_forcing import distributed
-from modality_forcing.encoders import flux2_names, umt5
+from modality_forcing.encoders import flux2_names
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.pixels import from_u8
-from modality_forcing.encoders.sentencepiece import SentencePieceTokenizer
-from modality_forcing.encoders.umt5 import UMT5, UMT5Config
+from modality_forcing.encoders.text import Tokenizer
+from modality_forcing.encoders.text_encoders import KINDS, StatesConfig, TextKind
 from modality_forcing.encoders.weights import (
     Checkpoint,
     Tensor,
@@ -27,9 +27,8 @@ from modality_forcing.encoders.weights import (
     open_checkpoint,
 )
 from modality_forcing.errors import UserError
-from modality_forcing.paths import exists, is_dir
 
-TEXT, IMAGE = "umt5", "flux2"  # the known kinds: "umt5:PATH", "flux2:PATH"
+IMAGE = "flux2"  # the kind of autoencoder that is known
 BATCH = PartitionSpec(("data", "fsdp"))  # how a run's mesh splits a batch
 _MIN_SHARDED = 2**20  # elements of the smallest weight that is sharded
 
@@ -46,9 +45,9 @@ class _Part(NamedTuple):
 class FrozenEncoders:
     """The text encoder and the autoencoder of given locations, each loaded at its first use.
 
-    text: "umt5:PATH", image: "flux2:PATH"; "" for none. `open_checkpoint` defines the paths. mesh:
-    the devices; a text encoder is sharded along its "fsdp" axis, an autoencoder is replicated.
-    Without a mesh, both are on the first device.
+    text: "umt5:PATH" or "qwen3:PATH", image: "flux2:PATH"; "" for none. `open_checkpoint` defines
+    the paths. mesh: the devices; a text encoder is sharded along its "fsdp" axis, an autoencoder is
+    replicated. Without a mesh, both are on the first device.
 
     Text states are computed in bfloat16 (sums in float32). Latents are too, but on a CPU, which
     gains nothing from it, in float32. Raises UserError for a location of another kind, and at the
@@ -56,8 +55,8 @@ class FrozenEncoders:
     """
 
     def __init__(self, text: str = "", image: str = "", mesh: Mesh | None = None):
-        self._text_at = location(text, TEXT, "text.encoder")
-        self._image_at = location(image, IMAGE, "autoencoder")
+        self._text_name, self._text_at = location(text, KINDS, "text.encoder")
+        _, self._image_at = location(image, (IMAGE,), "autoencoder")
         self.mesh = mesh
 
     @property
@@ -70,13 +69,20 @@ class FrozenEncoders:
         """True if there is an autoencoder."""
         return bool(self._image_at)
 
-    def tokenizer(self, tokens: int) -> SentencePieceTokenizer:
+    @property
+    def text_kind(self) -> TextKind:
+        """The kind of the text encoder that there is."""
+        return KINDS[self._text_name]
+
+    def tokenizer(self, tokens: int) -> Tokenizer:
         """Returns the host side of the text encoder: captions to at most `tokens` ids."""
-        folder = self._text_weights.folder
-        beside = folder.parent / "tokenizer"  # the layout of diffusers' pipelines
-        if not exists(folder / "spiece.model") and is_dir(beside):
-            folder = beside
-        return SentencePieceTokenizer(tokens, str(folder))
+        return self.text_kind.open_tokenizer(tokens, self._text_weights, self.text_config)
+
+    def free_text(self) -> None:
+        """Frees the weights of the text encoder; a later use loads them again."""
+        if (encode := self.__dict__.pop("_encode_text", None)) is not None:
+            for weight in jax.tree.leaves(encode.args[0]):
+                weight.delete()
 
     def encode(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the batch with latents instead of images and states instead of token ids."""
@@ -90,7 +96,8 @@ class FrozenEncoders:
     def states(self, text: Mapping[str, Array | np.ndarray]) -> dict[str, Array | np.ndarray]:
         """Encodes {"tokens": ids i32 [b l], "mask": bool [b l]}.
 
-        Returns {"tokens": bf16 [b l d], "mask"}; padding is 0.
+        Returns {"tokens": bf16 [b l d], "mask"}; padding is 0, or what the kind of encoder makes
+        of it (`TextKind.keeps_padding`).
         """
         return {"tokens": self._encode_text(text["tokens"], text["mask"]), "mask": text["mask"]}
 
@@ -106,9 +113,11 @@ class FrozenEncoders:
         """Returns what all outputs depend on: checksum and revision of the weights, and sizes."""
         found = {}
         if self.has_text:
-            found["text"] = _identity(TEXT, self._text_weights, self.text_config)
+            sizes = {**vars(self.text_config), "width": self.text_config.width}
+            found["text"] = _identity(self._text_name, self._text_weights, sizes)
         if self.has_image:
-            found["image"] = _identity(IMAGE, self._image_weights["encoder"], self.image_config)
+            weights = self._image_weights["encoder"]
+            found["image"] = _identity(IMAGE, weights, vars(self.image_config))
         return found
 
     def check(self) -> None:
@@ -119,13 +128,13 @@ class FrozenEncoders:
             check_module(part.build, part.tensors, part.weights, part.unused)
 
     @cached_property
-    def text_config(self) -> UMT5Config:
+    def text_config(self) -> StatesConfig:
         """Sizes of the text encoder."""
         weights = self._text_weights
         if not weights.config:
             hint = "download config.json too"
             raise UserError("has no config.json beside it", where=weights.where, hint=hint)
-        return UMT5Config.from_dict(weights.config, weights.folder / "config.json")
+        return self.text_kind.read(weights.config, weights.folder / "config.json")
 
     @cached_property
     def image_config(self) -> VAEConfig:
@@ -158,13 +167,10 @@ class FrozenEncoders:
 
     @property
     def _text_part(self) -> _Part:
-        c, weights = self.text_config, self._text_weights
-        tensors = umt5.tensors(c, weights.shapes)
-
-        def build() -> nnx.Module:  # with generators of its own trace
-            return UMT5(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-
-        return _Part(build, tensors, weights, umt5.UNUSED)
+        c, weights, kind = self.text_config, self._text_weights, self.text_kind
+        tensors = kind.tensors(c, weights.shapes)
+        # `build` makes generators of its own trace.
+        return _Part(partial(kind.build, c), tensors, weights, kind.unused(c))
 
     def _image_part(self, half: flux2_names.Half) -> _Part:
         c, weights = self.image_config, self._image_weights[half]
@@ -204,12 +210,16 @@ def program(part: str, graph: nnx.GraphDef, mesh: Mesh | AbstractMesh | None) ->
     return jax.jit(run, out_shardings=out)
 
 
-def location(spec: str, kind: str, option: str) -> str:
-    """Returns PATH of "kind:PATH" and "" of ""; raises UserError, naming the option, otherwise."""
+def location(spec: str, kinds: Collection[str], option: str) -> tuple[str, str]:
+    """Returns the kind and PATH of "kind:PATH", and "" twice of "".
+
+    Raises UserError, naming the option, for a kind that is not among `kinds`.
+    """
     name, colon, path = spec.partition(":")
-    if spec and not (name == kind and colon and path):
-        raise UserError(f"{option} is {spec!r}", hint=f"it must be {kind}:PATH")
-    return path
+    if spec and not (name in kinds and colon and path):
+        known = " or ".join(f"{kind}:PATH" for kind in kinds)
+        raise UserError(f"{option} is {spec!r}", hint=f"it must be {known}")
+    return name, path
 
 
 def fsdp_sharding(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...]) -> NamedSharding:
@@ -231,7 +241,7 @@ def replicated(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...]) -> 
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _identity(kind: str, weights: Checkpoint, c: UMT5Config | VAEConfig) -> dict[str, Any]:
-    sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(c).items()}
+def _identity(kind: str, weights: Checkpoint, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
     revision = {"revision": weights.revision} if weights.revision else {}
     return {"kind": kind, "weights": weights.digest, **revision, **sizes}

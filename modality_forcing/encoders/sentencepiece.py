@@ -39,6 +39,11 @@ class SentencePieceTokenizer:
             raise UserError(f"text tokens is {self.tokens}", hint="it must be at least 1")
         _processor(self.model)  # a wrong path fails here, not in a loader process's first batch
 
+    @property
+    def vocab_size(self) -> int:
+        """The number of pieces."""
+        return _processor(self.model).GetPieceSize()
+
     def encode(self, caption: str) -> dict[str, np.ndarray]:
         """Returns {"tokens": i32 [l], "mask": bool [l]}; the end is a real token, padding is 0."""
         # "replace": half a surrogate pair has no UTF-8.

@@ -26,3 +26,13 @@ class TextEncoder(Protocol):
     def null(self) -> dict[str, np.ndarray]:
         """Returns the encoding of "no caption", for text dropout and guidance."""
         ...
+
+
+@runtime_checkable
+class Tokenizer(TextEncoder, Protocol):
+    """The host side of a frozen text encoder: "tokens" are ids, i32 [l]."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        ...

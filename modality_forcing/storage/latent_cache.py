@@ -7,7 +7,8 @@ encoders latents/latents-<split>.array_record-00000-of-00012   of each record in
 tf.train.Example
                         {size, latents}: bf16 [2 y x c] of its center square and of that flipped
 text/text-<split>.array_record-...                    of each distinct caption, {caption, size,
-                        states}: bf16 [k c], one state for each token
+                        states}: bf16 [k c], one state for each token; of an encoder whose states of
+                        padding are read, of padding too, and {count}, the number of other tokens
 captions-<split>.npy    u64 [2 n], the sorted hashes of the captions, and the index of each
 
 The caption "" is always there, first.
@@ -76,7 +77,7 @@ def read_caption_index(path: Path) -> np.ndarray:
     return index
 
 
-def pack(array: np.ndarray, name: str, **more: bytes) -> bytes:
+def pack(array: np.ndarray, name: str, **more: bytes | int) -> bytes:
     """Returns an Example with an array of bfloat16 and other features."""
     content = np.ascontiguousarray(array, _BFLOAT16).tobytes()
     others = {key: [value] for key, value in more.items()}
@@ -180,12 +181,13 @@ class CachedTextStates:
         object.__setattr__(self, "_texts", [_TextCache(cache) for cache in self.caches])
 
     def encode(self, caption: str) -> dict[str, np.ndarray]:
-        """Returns {"tokens": bf16 [l c], "mask": bool [l]}; padding is 0."""
+        """Returns {"tokens": bf16 [l c], "mask": bool [l]}; padding without states is 0."""
         for texts in self._texts:
-            if (states := texts.find(caption)) is not None:
+            if (found := texts.find(caption)) is not None:
+                states, count = found
                 tokens = np.zeros((self.tokens, states.shape[1]), _BFLOAT16)
                 tokens[: len(states)] = states[: self.tokens]
-                return {"tokens": tokens, "mask": np.arange(self.tokens) < len(states)}
+                return {"tokens": tokens, "mask": np.arange(self.tokens) < count}
         what = f"no cache has the caption {caption!r}"
         raise UserError(what, where=self.caches[0].folder, hint=AGAIN)
 
@@ -209,7 +211,8 @@ class _TextCache:
             what = "does not list the captions beside it"
             raise UserError(what, where=path, hint=f"delete it and {AGAIN}")
 
-    def find(self, caption: str) -> np.ndarray | None:
+    def find(self, caption: str) -> tuple[np.ndarray, int] | None:
+        """Returns the states of a caption and the number of its tokens; None if it is not here."""
         keys, rows = self._index
         key = np.uint64(caption_key(caption))
         at = int(np.searchsorted(keys, key))
@@ -217,7 +220,9 @@ class _TextCache:
             return None
         try:
             states, features = unpack(self._shards.example(int(rows[at])), "states")
-        except (IndexError, ValueError) as error:
+            (count,) = features.get("count", [len(states)])
+            count = int(count)
+        except (IndexError, ValueError, TypeError) as error:
             what = f"leads to no states of the caption {caption!r}"
             raise UserError(what, where=self._path, hint=AGAIN) from error
-        return states if features.get("caption") == [caption.encode()] else None
+        return (states, count) if features.get("caption") == [caption.encode()] else None

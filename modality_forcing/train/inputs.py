@@ -200,8 +200,9 @@ def build_text_encoder(
         return HashedWordTokenizer(c.tokens, c.vocab_size)
     if encoders is not None and encoders.has_text:
         if (width := encoders.text_config.width) != c.channels:
-            what = f"text.channels is {c.channels}, and {c.encoder} has {width}"
-            raise UserError(what, hint=f"set text.channels to {width}")
+            what = f"text.channels is {c.channels}, and the states of {c.encoder} have {width}"
+            hint = f"set text.channels to {width}, or give an encoder of the network's width: "
+            raise UserError(what, hint=hint + encoders.text_kind.published)
         return encoders.tokenizer(c.tokens)
     if config.data.cache:
         if caches is None:
@@ -211,8 +212,8 @@ def build_text_encoder(
         return CachedTextStates(c.tokens, tuple(caches.values()))
     raise UserError(
         "text.vocab_size is 0, and nothing says where states of a frozen text encoder come from",
-        hint="set text.encoder=umt5:PATH (sampling: --text-encoder) or data.cache, or learn words: "
-        "encoders=none in configs/t2i",
+        hint="set text.encoder=umt5:PATH or qwen3:PATH (sampling: --text-encoder) or data.cache, "
+        "or learn words: encoders=none in configs/t2i",
     )
 
 

@@ -176,7 +176,9 @@ def test_cache_of_other_weights_is_refused(folders, encoded, tmp_path):
 def test_invalid_arguments_are_refused_and_write_nothing(folders, encoded, tmp_path, mforce):
     records, text, out = folders["records"], folders["text"], tmp_path / "out"
     call = ("encode", "--source", records, "--out", out)
-    needed = "nothing to encode with; give --text=umt5:PATH, --image=flux2:PATH or both"
+    needed = (
+        "nothing to encode with; give --text=umt5:PATH or qwen3:PATH, --image=flux2:PATH, or both"
+    )
     refused(mforce(*call), needed)
     refused(mforce(*call, "--text=umt5:nowhere"), "nowhere: no such file or folder")
     refused(mforce(*call, f"--text=umt5:{folders['image']}"), "model_type is None, not 'umt5'")

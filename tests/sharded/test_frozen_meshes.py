@@ -24,6 +24,7 @@ from tests.runs import ROOT, environment
 def test_encoders_agree_on_eight_devices_and_one(tmp_path):
     small.text_folder(tmp_path / "text")
     small.image_folder(tmp_path / "image")
+    small.qwen_folder(tmp_path / "qwen")
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     call = [sys.executable, "-m", "tests.sharded.test_frozen_meshes", str(tmp_path)]
     done = subprocess.run(
@@ -60,6 +61,12 @@ def compare(folder: Path) -> None:
             if not leaf.sharding.is_fully_replicated
         ]
         assert bool(cut) == ("fsdp" in shape)
+        qwen = f"qwen3:{folder}/qwen"
+        tokens = np.random.default_rng(0).integers(0, 256, (8, 12), np.int32)
+        text = {"tokens": tokens, "mask": np.arange(12) < np.arange(5, 13)[:, None]}
+        states = FrozenEncoders(qwen, mesh=spread.mesh).states(text)["tokens"]
+        assert states.sharding.spec == BATCH
+        near(states, FrozenEncoders(qwen).states(text)["tokens"])
         print(shape)
 
 

@@ -25,7 +25,7 @@ from tests import frozen
 from tests.runs import Done
 
 # A path by the text of its metavar; all others have the type as_path.
-KINDS = ("umt5:PATH", "flux2:PATH")
+KINDS = ("KIND:PATH", "flux2:PATH")
 METAVARS = ("FILE[:ARG]", *KINDS)
 PATHLESS = {"completion"}
 ODD = "a b%20#\N{GRINNING FACE}"

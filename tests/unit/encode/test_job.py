@@ -113,6 +113,29 @@ def test_every_caption_is_there_once(cache, frozen, source):
         )
 
 
+def test_states_of_padding_are_cached_where_networks_read_them(source, tmp_path):
+    pytest.importorskip("tokenizers")
+    encoder = small.qwen_folder(tmp_path / "text")
+    frozen = FrozenEncoders(f"qwen3:{encoder}", mesh=MESH)
+    one = job(frozen, source, tmp_path / "cache", text={**frozen.identity()["text"], "tokens": 40})
+    one.check_or_write_settings()
+    one.encode_text(small.QWEN_TOKENS)
+    cache = Cache(tmp_path / "cache", "train")
+    cache.check("text", width=small.QWEN_WIDTH, tokens=small.QWEN_TOKENS)
+    states = CachedTextStates(small.QWEN_TOKENS, (cache,))
+    tokenizer = frozen.tokenizer(small.QWEN_TOKENS)
+    captions = sorted({source[index].caption for index in range(len(source))})
+    ids = [tokenizer.encode(caption) for caption in captions]
+    text = {k: jax.numpy.stack([row[k] for row in ids]) for k in ids[0]}
+    want = np.asarray(frozen.states(text)["tokens"], np.float32)
+    for i, caption in enumerate(captions):
+        found = states.encode(caption)
+        np.testing.assert_array_equal(found["mask"], ids[i]["mask"])
+        near = np.asarray(found["tokens"], np.float32)
+        assert np.abs(near - want[i]).max() < 0.03 * np.abs(want[i]).max()
+    assert not states.null()["mask"].all() and states.null()["tokens"].any(-1).all()
+
+
 def test_bytes_depend_on_neither_parts_nor_batches_nor_being_stopped(
     cache, frozen, source, tmp_path
 ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import jax
@@ -14,6 +15,8 @@ from modality_forcing.encoders.flux2_names import HALVES
 from modality_forcing.encoders.flux2_vae import VAEConfig
 from modality_forcing.encoders.frozen import FrozenEncoders, replicated
 from modality_forcing.encoders.pixels import from_u8
+from modality_forcing.encoders.qwen3_tokenizer import Qwen3Tokenizer
+from modality_forcing.encoders.sentencepiece import SentencePieceTokenizer
 from modality_forcing.errors import UserError
 from tests import frozen as small
 
@@ -24,6 +27,12 @@ RNG = np.random.default_rng(0)
 def folders(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("frozen")
     return small.text_folder(folder / "text"), small.image_folder(folder / "image")
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory) -> FrozenEncoders:
+    pytest.importorskip("tokenizers")
+    return FrozenEncoders(f"qwen3:{small.qwen_folder(tmp_path_factory.mktemp('qwen'))}")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +64,53 @@ def test_encode_replaces_images_and_token_ids(frozen):
         and states[mask].any(-1).all()
     )
     assert set(batch) == {"image", "text", "depth"}  # the caller's is as it was
+
+
+def tokenized(encoders: FrozenEncoders, captions: tuple[str, ...]) -> dict[str, np.ndarray]:
+    tokenizer = encoders.tokenizer(small.QWEN_TOKENS)
+    text = [tokenizer.encode(caption) for caption in captions]
+    return {k: np.stack([one[k] for one in text]) for k in text[0]}
+
+
+def test_states_of_qwen3_are_kept_for_padding(qwen):
+    text = tokenized(qwen, ("", "a red cube", "un gato negro " * 20))
+    states = qwen.encode({"text": text})["text"]
+    assert states["tokens"].shape == (3, small.QWEN_TOKENS, small.QWEN_WIDTH)
+    assert states["tokens"].dtype == jnp.bfloat16 and states["mask"] is text["mask"]
+    assert states["mask"].sum(1).tolist() == [25, 35, small.QWEN_TOKENS]
+    assert np.asarray(states["tokens"], np.float32).any(-1).all()
+
+
+def test_qwen3_has_its_own_identity(qwen):
+    identity = qwen.identity()["text"]
+    assert identity["kind"] == "qwen3" and identity["width"] == small.QWEN_WIDTH
+    assert identity["hidden"] == 16 and identity["taps"] == [9, 18, 27]
+    qwen.check()
+
+
+def test_freed_text_encoder_is_loaded_again(qwen):
+    text = tokenized(qwen, ("a red cube",))
+    before = np.asarray(qwen.states(text)["tokens"], np.float32)
+    weights = jax.tree.leaves(qwen._encode_text.args[0])
+    qwen.free_text()
+    assert all(weight.is_deleted() for weight in weights)
+    qwen.free_text()  # nothing to free
+    np.testing.assert_array_equal(np.asarray(qwen.states(text)["tokens"], np.float32), before)
+
+
+def test_encoder_under_another_kind_is_one_line(qwen, folders):
+    with pytest.raises(UserError, match="model_type is 'umt5', not 'qwen3'; give the folder of"):
+        FrozenEncoders(f"qwen3:{folders[0]}").check()
+    with pytest.raises(UserError, match="model_type is 'qwen3', not 'umt5'; give the folder of"):
+        FrozenEncoders(f"umt5:{qwen._text_at}").check()
+
+
+def test_tokenizer_of_another_model_is_one_line(qwen, tmp_path):
+    small.qwen_folder(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"vocab_size": 281}))
+    with pytest.raises(UserError, match="has 282 tokens, and the encoder's table 281 rows; take"):
+        FrozenEncoders(f"qwen3:{tmp_path}").tokenizer(small.QWEN_TOKENS)
 
 
 def test_latents_and_images_equal_those_of_the_vae(frozen):
@@ -92,7 +148,7 @@ def test_identity_depends_on_weights_and_sizes(frozen, folders, tmp_path):
 
 @pytest.mark.parametrize("spec", ["t5:x", "x", "umt5", "umt5:", ":x", "flux2:x"])
 def test_location_of_another_kind_is_refused(spec):
-    with pytest.raises(UserError, match="it must be umt5:PATH"):
+    with pytest.raises(UserError, match="it must be umt5:PATH or qwen3:PATH"):
         FrozenEncoders(spec)
 
 
@@ -112,6 +168,7 @@ def test_tokenizer_folder_beside_the_encoder_is_found(folders, tmp_path):
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "text_encoder" / "spiece.model").rename(tmp_path / "tokenizer" / "spiece.model")
     found = FrozenEncoders(f"umt5:{tmp_path}/text_encoder").tokenizer(5)
+    assert isinstance(found, SentencePieceTokenizer)
     assert found.model == str(tmp_path / "tokenizer") and found.encode("a red cube")["mask"].any()
 
 
@@ -131,3 +188,16 @@ def test_autoencoder_in_two_files_is_that_of_one(tmp_path):
     assert split.identity()["image"]["weights"] != whole.identity()["image"]["weights"]
     (folder / "config.json").write_text('{"variant": "flux_rgbd_9b_v2"}')  # of the release
     assert FrozenEncoders(image=f"flux2:{folder}").image_config == VAEConfig()
+
+
+def test_tokenizer_of_qwen3_is_found_beside_it(qwen, tmp_path):
+    small.qwen_folder(tmp_path / "text_encoder")
+    (tmp_path / "tokenizer").mkdir()
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "text_encoder" / name).rename(tmp_path / "tokenizer" / name)
+    found = FrozenEncoders(f"qwen3:{tmp_path}/text_encoder").tokenizer(small.QWEN_TOKENS)
+    assert isinstance(found, Qwen3Tokenizer) and found.model == str(tmp_path / "tokenizer")
+    np.testing.assert_array_equal(
+        found.encode("a red cube")["tokens"],
+        qwen.tokenizer(small.QWEN_TOKENS).encode("a red cube")["tokens"],
+    )

@@ -17,7 +17,7 @@ from modality_forcing.storage.shards import ShardWriter, shard_name
 from modality_forcing.synthetic.source import Scenes
 from modality_forcing.train import inputs
 from modality_forcing.viz.images import png_bytes
-from tests import tiny
+from tests import frozen, tiny
 
 CONFIG = tiny.t2i()
 
@@ -31,6 +31,17 @@ def test_text_encoder_hashes_words_by_default():
 def test_missing_text_encoder_is_refused():
     with pytest.raises(UserError, match=r"text\.vocab_size is 0"):
         inputs.open_inputs(replace(CONFIG, text=replace(CONFIG.text, vocab_size=0)))
+
+
+def test_text_encoder_of_the_wrong_width_is_refused(tmp_path):
+    folder = frozen.text_folder(tmp_path)
+    text = replace(CONFIG.text, vocab_size=0, channels=12288, encoder=f"umt5:{folder}")
+    with pytest.raises(UserError) as caught:
+        inputs.open_inputs(replace(CONFIG, text=text))
+    what, _, hint = str(caught.value).partition("; ")
+    assert what == f"text.channels is 12288, and the states of umt5:{folder} have 32"
+    assert hint.startswith("set text.channels to 32, or give an encoder of the network's width: ")
+    assert hint.endswith("UMT5-XXL has 4096")
 
 
 def test_scenes_have_the_config_resolution_and_eval_scenes_differ():
