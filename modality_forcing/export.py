@@ -19,6 +19,9 @@ from modality_forcing.paths import check_folder, write_file
 from modality_forcing.train import checkpoint
 from modality_forcing.tree import flatten, unflatten
 
+_MANIFEST = "manifest.json"
+_MARK = "unfinished.txt"  # in a folder of a bucket, until it has its manifest
+
 
 def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     """Writes `out/weights` (Orbax) or `out/weights.safetensors`, and `out/manifest.json`.
@@ -28,8 +31,9 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     is in a bucket: a folder with a manifest is complete.
 
     Raises UserError if `out` exists, the checkpoint cannot be read, or `out` cannot be written.
+    What a killed export left in a bucket is replaced.
     """
-    if paths.exists(out) or out.is_symlink():
+    if (paths.exists(out) or out.is_symlink()) and not _is_cut_off(out):
         raise UserError("already exists", where=out, hint="name a folder that does not")
     check_folder(out, "--out", utf8=True)
     generator = Generator.from_checkpoint(source)
@@ -37,11 +41,12 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     out = out.absolute()
     # In a bucket, which knows no renaming, the manifest comes last and makes the folder complete.
     unfinished = out if paths.is_address(out) else out.with_name(f".{out.name}.unfinished")
-    if unfinished != out:
-        paths.remove_tree(unfinished)
+    paths.remove_tree(unfinished)
     done = False
     try:
         paths.make_folder(unfinished)
+        if unfinished == out:
+            write_file(out / _MARK, "The weights in this folder are being written.\n")
         write, read = _FORMATS[kind]
         write(unfinished, flat)
         manifest = {
@@ -54,10 +59,11 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
         if changed or set(again) != set(flat):
             what = f"what was written does not read back ({changed[:3]})"
             raise UserError(what, where=out, hint="check the disk")
-        write_file(unfinished / "manifest.json", json.dumps(manifest, indent=1))
+        write_file(unfinished / _MANIFEST, json.dumps(manifest, indent=1))
         if unfinished != out:
             unfinished.rename(out)
         done = True
+        paths.remove(out / _MARK)
     except Exception as error:  # a full disk comes through several types of Orbax and safetensors
         if isinstance(error, UserError) or paths.cause(error) is None:
             raise
@@ -66,6 +72,12 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
         if not done:
             paths.remove_tree(unfinished)
     return out
+
+
+def _is_cut_off(out: Path) -> bool:
+    """Returns whether a killed export began to write a folder in place."""
+    marked = paths.is_address(out) and paths.exists(out / _MARK)
+    return marked and not paths.exists(out / _MANIFEST)
 
 
 def _entry(leaf: np.ndarray) -> dict[str, object]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from modality_forcing import distributed
 from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
+from modality_forcing.paths import as_path, require_dir
 from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:  # jax is imported only when the work starts
@@ -71,6 +71,8 @@ def main(options: argparse.Namespace) -> int:
     if not local and (options.shard or options.status):
         what = f"--launcher={options.launcher} makes the shards itself"
         raise UserError(what, hint="leave --shard and --status out")
+    if options.status:
+        require_dir(options.workdir, "check --workdir, or start the sweep without --status")
     sweep = spec.load(options.config)
     if not local:
         print("\n".join(commands(options, sweep, options.jobs or len(sweep.groups()))))

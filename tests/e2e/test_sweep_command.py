@@ -152,9 +152,11 @@ def test_status_is_a_table(finished, config, mforce, tmp_path):
     done = r"pretrained=True,seed=1 +done +12/12 +\d+\.\d+ +i2d_absrel 0\.\d+"
     assert re.search(done, table), table
     assert "4 done; 0:00 left" in table
-    table = mforce("sweep", f"--config={config}", f"--workdir={tmp_path / 'new'}", "--status").out
+    table = mforce("sweep", f"--config={config}", f"--workdir={tmp_path}", "--status").out
     assert re.search(r"pretrained=True,seed=1 +waiting +0/12 +\?\n", table), table
-    assert not (tmp_path / "new").exists()
+    done = mforce("sweep", f"--config={config}", f"--workdir={tmp_path / 'new'}", "--status")
+    assert done.code == 2 and not (tmp_path / "new").exists()
+    assert "/new: no such folder; check --workdir, or start the sweep without" in done.err
 
 
 def test_failed_cell_is_named_with_the_last_line_of_its_log(config, mforce, tmp_path):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from modality_forcing import export as exporting
+from modality_forcing import paths
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint
@@ -109,6 +110,23 @@ def test_export_that_does_not_read_back_is_deleted(forcing_run: Path, tmp_path: 
     with pytest.raises(UserError, match="does not read back"):
         exporting.export(forcing_run, tmp_path / "out", "safetensors")
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("complete", [False, True])
+def test_killed_export_does_not_block_the_next_one(folder: Path, forcing_run: Path, complete):
+    """`folder` is on a disk and in a bucket."""
+    out = folder / "out"
+    unfinished = out if paths.is_address(out) else folder / ".out.unfinished"
+    paths.write_file(unfinished / "unfinished.txt", "")
+    paths.write_file(unfinished / "weights/0", b"cut")
+    if complete:
+        paths.write_file(out / "manifest.json", "{}")
+        with pytest.raises(UserError, match="out: already exists; name a folder that does not"):
+            exporting.export(forcing_run, out, "safetensors")
+        return
+    exporting.export(forcing_run, out, "safetensors")
+    names = {path.name for path in paths.list_dir(out)}
+    assert names == {"manifest.json", "weights.safetensors"}
 
 
 FULL_DISK = """
