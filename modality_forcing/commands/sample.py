@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import finite_float, positive_int, renamed_option
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
+from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +39,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--depth", type=as_path, help=depth)
     scale = "units per count of a PNG or of integers, e.g. 0.001 for millimeters"
     add("--depth-scale", type=finite_float, help=scale)
+    invalid = "a stored number of --depth that means unknown, besides 0, NaN and inf"
+    add("--depth-invalid", type=finite_float, help=invalid)
+    farthest = "what is farther in --depth is unknown"
+    add("--depth-max", type=finite_float, metavar="DEPTH", help=farthest)
     square = "how an input becomes square: its center, or all of it (%(default)s)"
     renamed_option(parser, "--fit", "--resize-mode")
     add("--resize-mode", choices=("crop", "stretch"), default="crop", help=square)
@@ -118,7 +124,10 @@ def check_inputs(options: argparse.Namespace) -> None:
         "--depth": options.depth is not None and "depth" not in TASKS[mode],
         "--refine": options.refine and mode != "joint",
         "--log2-alpha": options.log2_alpha is not None and mode not in ("joint", "partial"),
-        "--depth-scale": options.depth_scale is not None and options.depth is None,
+        **{
+            f"--depth-{name}": options.depth is None and vars(options)[f"depth_{name}"] is not None
+            for name in ("scale", "invalid", "max")
+        },
     }
     for name, is_unused in unused.items():
         if is_unused:
@@ -135,6 +144,7 @@ def check_inputs(options: argparse.Namespace) -> None:
 def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.ndarray]:
     """Returns image u8 [h w 3], or depth f32 and valid bool [h w], at the model's resolution."""
     from modality_forcing.data.files import DepthFormat, holds_floats, read_depth, read_image
+    from modality_forcing.data.pairs import repeated_values
     from modality_forcing.data.resize import crop_resize_depth, crop_resize_image
 
     inputs = {}
@@ -145,7 +155,14 @@ def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.nd
         if options.depth_scale is not None and holds_floats(options.depth):
             what = "holds floats, which --depth-scale does not apply to"
             raise UserError(what, where=options.depth, hint="leave it out")
-        depth, valid = read_depth(options.depth, DepthFormat(options.depth_scale))
+        farthest = math.inf if options.depth_max is None else options.depth_max
+        form = DepthFormat(options.depth_scale, options.depth_invalid or 0.0, farthest)
+        depth, valid = read_depth(options.depth, form)
+        count, _, value, fraction = repeated_values([("", lambda: (depth, valid))])
+        if count:
+            hint = "set --depth-invalid to the stored number, or --depth-max"
+            what = f"{value:g} fills {fraction:.0%} of it; if it marks missing depth, {hint}"
+            print_stderr(f"{options.depth}: {what}")
         square = window(depth, options.resize_mode)
         depth, valid = crop_resize_depth(depth, valid, square, resolution)
         if not valid.any():

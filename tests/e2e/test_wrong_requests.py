@@ -49,6 +49,14 @@ SAMPLE = {
         [*I2D, "--image={sample_dir}/photo.jpg", "--depth-scale=0.1"],
         r"mode i2d has no use for --depth-scale",
     ),
+    "idle_maximum": (
+        [*I2D, "--image={sample_dir}/photo.jpg", "--depth-max=9"],
+        r"mode i2d has no use for --depth-max",
+    ),
+    "negative_maximum": (
+        [*D2I, "--depth={sample_dir}/depth16.png", "--depth-scale=0.001", "--depth-max=-9"],
+        r"it must be a positive number, in units of depth",
+    ),
     "missing_image": ([*I2D, "--image={sample_dir}/none.jpg"], r"none\.jpg: no such file"),
     "image_is_a_folder": (
         [*I2D, "--image={sample_dir}/empty"],

@@ -153,6 +153,32 @@ def test_inputs_have_the_resolution_of_the_model(photo: Path, sparse: Path):
     assert len(values) and values.min() >= 1 and values.max() <= 9
 
 
+def test_mark_of_missing_depth_is_noticed_and_excluded(tmp_path: Path, capsys):
+    counts = np.arange(1000, 1000 + 32 * 32, dtype=np.uint16).reshape(32, 32)
+    counts[:4] = 65535
+    path = tmp_path / "depth.png"
+    Image.fromarray(counts).save(path)
+    options = cli.build_parser().parse_args(
+        [
+            "sample",
+            "--checkpoint=c",
+            "--mode=d2i",
+            "--out=o",
+            f"--depth={path}",
+            "--depth-scale=0.001",
+        ]
+    )
+    assert sample.read_inputs(options, 32)["depth"].max() == np.float32(65.535)
+    note = f"{path}: 65.535 fills 12% of it; if it marks missing depth, set --depth-invalid"
+    assert capsys.readouterr().err.startswith(note)
+    for name, value in (("depth_invalid", 65535.0), ("depth_max", 60.0)):
+        vars(options).update(depth_invalid=None, depth_max=None)
+        vars(options)[name] = value
+        inputs = sample.read_inputs(options, 32)
+        assert inputs["depth"].max() < 2.1 and not inputs["valid"][:4].any()
+        assert inputs["valid"][4:].all() and capsys.readouterr().err == ""
+
+
 def test_images_that_are_not_finite_are_never_written(mforce, t2i_run, tmp_path, monkeypatch):
     run = Generator.run
 
