@@ -6,12 +6,14 @@ signal that was ignored when Python started, as under nohup, stays ignored.
 
 Python raises an exception wherever the main thread happens to be. Inside a callback of the garbage
 collector, such as jax's, or a finalizer, it is printed as "Exception ignored" and lost. Elsewhere a
-library catches everything, or clears errors in C, as extensions do while they are imported. Then
-the exception is freed while the command goes on. In both cases the signal is sent again.
+library catches everything, or clears errors in C. Then the exception is freed while the command
+goes on. In both cases the signal is sent again. So it is where an extension module is being
+imported, whose C code would abort the process or report another error.
 """
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -19,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import Any
 
@@ -157,7 +160,9 @@ def raise_on_signals() -> Iterator[None]:
 
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal raised_at
-        if number == signal.SIGINT or time.monotonic() - raised_at >= _REPEATED_WITHIN:
+        if _in_extension(frame):
+            _send_again(number)
+        elif number == signal.SIGINT or time.monotonic() - raised_at >= _REPEATED_WITHIN:
             raised_at = time.monotonic()
             _prepare_output(number)
             # In no variable of this frame, which the traceback of the exception holds.
@@ -207,10 +212,23 @@ def resend_lost_interrupts() -> Iterator[None]:
             sys.unraisablehook = before
 
 
+def _in_extension(frame: FrameType | None) -> bool:
+    """Returns whether an extension module is being imported in a frame or around it."""
+    while frame is not None:
+        is_loader = frame.f_code.co_name in ("create_module", "exec_module")
+        if is_loader and isinstance(frame.f_locals.get("self"), ExtensionFileLoader):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _send_again(number: int) -> None:
-    again = threading.Timer(_AGAIN_AFTER, os.kill, (os.getpid(), number))
-    again.daemon = True
-    again.start()
+    def send() -> None:
+        time.sleep(_AGAIN_AFTER)
+        os.kill(os.getpid(), number)
+
+    # Not by threading, of which the interrupted code may hold a lock.
+    _thread.start_new_thread(send, ())
 
 
 def behind(error: BaseException | None) -> KeyboardInterrupt | None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from importlib.machinery import ExtensionFileLoader
 
 import pytest
 
@@ -83,6 +84,22 @@ def test_signal_that_a_library_swallows_is_sent_again(number):
             time.sleep(5)
         time.sleep(5)
     assert raised.value.number == number
+
+
+def test_signal_waits_for_the_start_of_an_extension_module():
+    """jaxlib's aborts the process, or reports an ImportError, if Python raises in it."""
+    started = []
+
+    class Loader(ExtensionFileLoader):
+        def exec_module(self, module):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            started.append(module)
+
+    with pytest.raises(signals.StopRequest), signals.raise_on_signals():
+        Loader("x", "x.so").exec_module(signals)
+        time.sleep(5)
+    assert started == [signals]
 
 
 def test_signal_whose_exception_left_the_command_is_not_sent_again():
