@@ -72,7 +72,7 @@ def forward_flops(
     c, d = config.model, config.model.width
     streams = [m for name, m in modalities.items() if only is None or name in set(only)]
     m, n = len(streams), tokens(config, modalities, only)
-    attention = c.num_layers * _attention(c, n)
+    blocks = c.double_layers + c.num_layers  # a token meets as many weights in either
     detokenizers = 0
     for s in streams:
         layer = 2 * _length(s) * block_parameters(c) + _attention(c, _length(s))
@@ -80,12 +80,15 @@ def forward_flops(
 
     text = 2 * config.text.tokens * config.text.channels * d
     tokenizers_and_heads = sum(2 * 2 * _length(s) * s.channels * d for s in streams)
-    embedders = m * m * 2 * (SINUSOID * d + d * d)  # of each modality, and of each ordered pair
+    # Of each modality, and of each ordered pair.
+    embedders = (m * m if c.level_mixing else m) * 2 * (SINUSOID * d + d * d)
     # Of trunk, head and detokenizer.
     modulation = 2 * d * d * sum(3 + 2 + (3 if s.detokenizer_layers else 0) for s in streams)
+    if c.double_layers:
+        modulation += 2 * d * d * 6 * (m + 1)  # of double blocks, text's too
     return Flops(
-        trunk=2 * c.num_layers * n * block_parameters(c),
-        attention=attention,
+        trunk=2 * blocks * n * block_parameters(c),
+        attention=blocks * _attention(c, n),
         detokenizers=detokenizers,
         ends=text + tokenizers_and_heads + embedders + modulation,
     )

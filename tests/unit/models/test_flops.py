@@ -168,3 +168,33 @@ def test_backward_pass_of_frozen_weights_is_counted_once():
 def detokenized(modalities) -> list[int]:
     """The tokens that each detokenizer block sees."""
     return [m.grid[0] * m.grid[1] for m in modalities.values() for _ in range(m.detokenizer_layers)]
+
+
+@pytest.mark.parametrize(
+    ("side", "depth", "tera"),
+    [
+        *[(256, False, 11.1), (512, False, 22.7), (1024, False, 75.5)],
+        *[(256, True, 15.3), (512, True, 41.1), (1024, True, 169.5)],
+    ],
+)
+def test_flops_of_flux2_9b(side, depth, tera):
+    """TFLOP of a forward pass with 512 text tokens, counted by hand (klein, and with depth)."""
+    modalities = {"image": replace(tiny.IMAGE, patch=16, latent_channels=128)}
+    if depth:
+        modalities["depth"] = replace(tiny.DEPTH, patch=16, detokenizer_layers=4, cond_prob=0.0)
+    config = replace(
+        tiny.flux2(),
+        data=replace(tiny.flux2().data, resolution=side),
+        text=TextConfig(tokens=512, vocab_size=0, channels=12_288),
+        modalities=modalities,
+        model=size("klein-9b"),
+    )
+    assert forward_flops(config, base.build(config)).total / 1e12 == pytest.approx(tera, rel=0.005)
+
+
+def test_flops_of_flux2_are_those_of_its_weights():
+    config = tiny.flux2()
+    modalities = base.build(config)
+    counted = forward_flops(config, modalities)
+    by_weight = weight_flops(config, modalities, abstract_model(config, modalities)[1])
+    assert (counted.trunk, counted.ends) == (by_weight.trunk, by_weight.ends)
