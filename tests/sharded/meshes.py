@@ -130,11 +130,15 @@ def run(name: str, folder: Path) -> dict[str, object]:
     }
 
 
-def frozen_weights(devices: int) -> dict[str, jax.Array]:
-    """All weights after two steps of which some do not train: before, and after."""
-    freeze = ("trunk/layers/gate", "text_embedder/linear", "head/image/linear")
-    c = tiny.t2i(batch=BATCH, steps=STEPS, freeze=freeze, frozen_dtype="bfloat16")
-    mesh = sharding.make_mesh(c.mesh, jax.devices()[:devices])
+FROZEN = {"1": (1, 1), "2x2": (2, 2), "8": (1, 8)}  # data, fsdp
+
+
+def frozen_weights(data: int, fsdp: int) -> dict[str, jax.Array]:
+    """All weights of FLUX.2 after two steps of which some do not train: before, and after."""
+    freeze = ("double/layers/image", "double/layers/text")
+    c = tiny.flux2(batch=BATCH, steps=STEPS, freeze=freeze, frozen_dtype="bfloat16")
+    c = replace(c, model=replace(c.model, double_layers=1, num_layers=1))
+    mesh = sharding.make_mesh(MeshConfig(data, fsdp), jax.devices()[: data * fsdp])
     graph, params = tiny.network(c)
     abstract = jax.eval_shape(lambda p: init_state(c, p), params)
     placed = sharding.tree_shardings(abstract, sharding.PRESETS["zero2"], mesh)
@@ -144,8 +148,8 @@ def frozen_weights(devices: int) -> dict[str, jax.Array]:
     for k in range(2):
         batch = tiny.batch(c, BATCH, seed=k, first=BATCH * k)
         state, _ = step(state, jax.device_put(batch, NamedSharding(mesh, spec("b"))))
-    gate = flatten(state.frozen)["trunk/layers/gate"]
-    assert gate.addressable_shards[0].data.size * devices == gate.size
+    gate = flatten(state.frozen)["double/layers/image/gate"]
+    assert gate.addressable_shards[0].data.size * fsdp == gate.size
     after = flatten(jax.device_get(state.all_params()))
     return {path: x.astype(np.float32) for path, x in after.items()} | {
         f"before/{path}": x.astype(np.float32) for path, x in before.items()
@@ -154,8 +158,8 @@ def frozen_weights(devices: int) -> dict[str, jax.Array]:
 
 def main(folder: Path) -> None:
     assert len(jax.devices()) == 8
-    for devices in (1, 8):
-        np.savez(folder / f"frozen-{devices}.npz", **frozen_weights(devices))
+    for name, axes in FROZEN.items():
+        np.savez(folder / f"frozen-{name}.npz", **frozen_weights(*axes))
     (folder / "results.json").write_text(json.dumps({name: run(name, folder) for name in MESHES}))
 
 

@@ -97,12 +97,15 @@ def test_checkpoint_of_eight_devices_resumes_on_fewer(folder, devices):
         np.testing.assert_array_equal(restored[key], saved[key], err_msg=key)
 
 
-def test_frozen_weights_do_not_move_and_the_others_agree_on_eight_devices(folder):
-    one, eight = arrays(folder, "frozen-1"), arrays(folder, "frozen-8")
+@pytest.mark.parametrize("name", ["2x2", "8"])
+def test_frozen_weights_of_flux2_do_not_move_and_the_others_agree(folder, name):
+    one, ours = arrays(folder, "frozen-1"), arrays(folder, f"frozen-{name}")
     frozen = {key.removeprefix("before/") for key in one if key.startswith("before/")}
-    assert frozen == {"trunk/layers/gate", "text_embedder/linear/w", "head/image/linear/w"}
+    assert len(frozen) == 18 and all(
+        key.startswith(("double/layers/image/", "double/layers/text/")) for key in frozen
+    )
     for key in frozen:
         np.testing.assert_array_equal(one[key], one[f"before/{key}"])
-        np.testing.assert_array_equal(eight[key], one[key])
+        np.testing.assert_array_equal(ours[key], one[key])
     for key in set(one) - frozen:
-        np.testing.assert_allclose(eight[key], one[key], atol=1e-4, rtol=0, err_msg=key)
+        np.testing.assert_allclose(ours[key], one[key], atol=1e-4, rtol=0, err_msg=key)
