@@ -32,7 +32,6 @@ from modality_forcing import distributed, paths
 from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models import lora
-from modality_forcing.models.restore import merge_params
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import json_checksum
 from modality_forcing.train import checksums
@@ -164,20 +163,6 @@ def read_metadata(folder: Path, way_out: str = "") -> Metadata:
     with _readable(folder, way_out):
         meta = _read_meta(folder)
     return _checked(meta, folder, way_out)
-
-
-def init_from_checkpoint(
-    path: Path, fresh: Params, allow_missing: tuple[str, ...], shardings: Shardings | None = None
-) -> Params:
-    """Returns a checkpoint's weights, in the types of `fresh`.
-
-    Modules of the modalities in `allow_missing`, and low-rank updates, stay `fresh`. Of all others
-    `fresh` may have the shapes and types alone.
-    """
-    _, params = load(path, shardings)
-    base, updates = lora.split(fresh)
-    merged = join_params(merge_params(params, base, allow_missing, where=path), updates)
-    return jax.tree.map(lambda x, like: x.astype(like.dtype), merged, fresh)
 
 
 def silence_orbax() -> None:

@@ -18,23 +18,20 @@ from modality_forcing.data.augment import Augment
 from modality_forcing.data.pipeline import train_batches
 from modality_forcing.data.prefetch import PrefetchToDevice
 from modality_forcing.data.records import RecordSource
-from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
-from modality_forcing.models import lora
 from modality_forcing.models.layout import spec
-from modality_forcing.paths import as_path
-from modality_forcing.train import checkpoint, freezing, sharding
+from modality_forcing.train import checkpoint, sharding
 from modality_forcing.train.branch import restore_branch_point
 from modality_forcing.train.evaluation import Evaluate, MakeEvaluate
-from modality_forcing.train.freezing import Teacher, make_teacher, to_frozen_dtype
+from modality_forcing.train.freezing import Teacher
+from modality_forcing.train.initial_weights import initial_params, load_teacher
 from modality_forcing.train.inputs import Inputs, open_inputs
 from modality_forcing.train.metrics import param_summary, param_table
 from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.sharding import Shardings
-from modality_forcing.train.state import Params, TrainState, abstract_model, init_params, init_state
+from modality_forcing.train.state import TrainState, abstract_model, init_state
 from modality_forcing.train.step import Step, make_step
 from modality_forcing.train.workdir import check_resumable, check_same_run, write_config
-from modality_forcing.tree import flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ def set_up(
     shardings = partial(sharding.tree_shardings, rules=rules, mesh=mesh)
     abstract = jax.eval_shape(partial(init_state, config), params)
     abstract = jax.tree.map(_to_shape_dtype_struct, abstract, shardings(abstract))
-    teacher = _load_teacher(config, shardings, abstract.frozen) if config.train.distill else None
+    teacher = load_teacher(config, shardings, abstract.frozen) if config.train.distill else None
     return Setup(
         config=config,
         mesh=mesh,
@@ -190,23 +187,9 @@ def initial_state(
     if c.branch_from:
         return restore_branch_point(config, abstract)
     # 3. train.init_from: the EMA weights of a checkpoint, in step 0 of a new optimizer;
-    #    modules of the modalities in train.allow_missing_modalities stay fresh.
+    #    modules of the modalities in train.allow_missing_modalities are new.
     # 4. Fresh weights, a function of the seed.
-    if c.init_from:
-        checkpoint.resolve_checkpoint(as_path(c.init_from))  # raises before the slow part
-    network, only = abstract.all_params(), None
-    if c.init_from and abstract.frozen:  # the others would only take memory
-        new = freezing.new_prefixes(network, c)
-        only = {p for p in flatten(network) if lora.is_update(p) or f"{p}/".startswith(new)}
-    made = {p: x for p, x in flatten(network).items() if only is None or p in only}
-    params = init_params(config, setup.modalities, shardings(unflatten(made)), only)
-    if c.init_from:
-        params = checkpoint.init_from_checkpoint(
-            as_path(c.init_from),
-            unflatten({**flatten(network), **flatten(params)}),
-            c.allow_missing_modalities,
-            shardings,
-        )
+    params = initial_params(config, abstract, shardings)
     return init_state(config, params, shardings(abstract)), {}
 
 
@@ -229,18 +212,6 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> PrefetchToDevice:
     return PrefetchToDevice(
         batches, lambda batch: inputs.encoders.encode(jax.tree.map(to_global, batch))
     )
-
-
-def _load_teacher(config: Config, shardings: Shardings, frozen: Params) -> Teacher:
-    """Returns the network of the checkpoint in train.init_from, to distill from.
-
-    frozen: weights of the student that do not train. They are of the same checkpoint, and shared.
-    """
-    if not config.train.init_from:
-        raise UserError("train.distill needs train.init_from, the checkpoint to stay near")
-    teacher, params = checkpoint.load(as_path(config.train.init_from), shardings)
-    graph, _ = abstract_model(teacher, base.build(teacher))
-    return make_teacher(graph, to_frozen_dtype(params, config.train), frozen)
 
 
 def _to_shape_dtype_struct(

@@ -22,6 +22,7 @@ from modality_forcing.train.checkpoint import (
     read_metadata,
     step_folders,
 )
+from modality_forcing.train.released import is_released
 from modality_forcing.tree import JsonObject, flatten
 
 # Prefixes of config keys that change how a run is logged, fed or laid out, but its numbers only by
@@ -89,6 +90,10 @@ def _resolve_location(location: str) -> str:
     return f"{kind}:{_resolve_path(path)}" if colon and path and paths.exists(path) else location
 
 
+def _resolve_source(source: str) -> str:
+    return _resolve_location(source) if is_released(source) else _resolve_path(source)
+
+
 def _resolve_cache(setting: str) -> str:
     return setting if setting == compilation_cache.AUTO else _resolve_path(setting)
 
@@ -97,7 +102,7 @@ def _resolve_cache(setting: str) -> str:
 _PATHS: Mapping[str, Callable[[str], str]] = {
     "data.root": _resolve_path,
     "data.cache": _resolve_path,
-    "train.init_from": _resolve_path,
+    "train.init_from": _resolve_source,
     "train.branch_from": _resolve_path,
     "train.compilation_cache": _resolve_cache,
     "eval.benchmark_root": _resolve_path,

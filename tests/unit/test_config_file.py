@@ -21,6 +21,11 @@ DEMO = f"{CONFIGS / 'demo.py'}:phase=t2i"
 # Every config file with the values of its arguments that change what it says.
 ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "demo": {"phase": ("t2i", "forcing"), "resolution": ("32", "64")},
+    "flux2": {
+        "size": ("klein-4b", "klein-9b", "tiny"),
+        "task": ("forcing", "t2i"),
+        "lora": ("0", "16"),
+    },
     "folder": {"phase": ("t2i", "forcing"), "distill": ("True", "False")},
     "forcing": {"size": ("370m", "800m", "3b3"), "encoders": ("frozen", "none")},
     "mixtures": {"sets": ("paper", "offline"), "size": ("370m", "demo")},
@@ -147,7 +152,7 @@ def test_broken_file_is_one_line(tmp_path, text, message):
 
 
 def test_missing_file_is_one_line_that_lists_the_names(tmp_path):
-    with pytest.raises(UserError, match=r"none\.py: no such config file; .* one of demo, folder,"):
+    with pytest.raises(UserError, match=r"none\.py: no such config file; .* one of demo, flux2,"):
         load(str(tmp_path / "none.py"))
     with pytest.raises(UserError, match="no such config file"):
         load(str(tmp_path))

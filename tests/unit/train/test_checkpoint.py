@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
+from modality_forcing.models.restore import merge_params
 from modality_forcing.train import checkpoint
 from modality_forcing.train.saving import Checkpoints
 from modality_forcing.train.state import abstract_model, init_state
@@ -25,6 +26,10 @@ from tests.saved import CONFIG, EXTRA, biggest, description, restore
 
 # Orbax leaves reads unfinished when one of them fails.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+def start_from(path, fresh, new):
+    return merge_params(checkpoint.load(path)[1], fresh, new, where=path)
 
 
 def test_load_returns_config_and_ema(saved, state):
@@ -180,7 +185,7 @@ def test_weights_of_another_network_are_refused(saved):
     wider = replace(CONFIG, model=replace(CONFIG.model, width=64))
     _, fresh = tiny.network(wider)
     with pytest.raises(UserError, match=r"run.*the weights do not fit \(misshaped: .*and \d+ more"):
-        checkpoint.init_from_checkpoint(saved, fresh, ())
+        start_from(saved, fresh, ())
     like = jax.eval_shape(
         lambda p: init_state(wider, p), abstract_model(wider, base.build(wider))[1]
     )
@@ -195,8 +200,8 @@ def test_weights_of_another_network_are_refused(saved):
 
 def test_init_from_checkpoint_puts_the_ema_into_a_larger_network(saved, state):
     _, fresh = tiny.network(tiny.forcing(), seed=8)
-    out = checkpoint.init_from_checkpoint(saved, fresh, ("depth",))
+    out = start_from(saved, fresh, ("depth",))
     np.testing.assert_array_equal(out["trunk"]["layers"]["q"], state.ema["trunk"]["layers"]["q"])
     np.testing.assert_array_equal(out["tokenizer"]["depth"]["w"], fresh["tokenizer"]["depth"]["w"])
     with pytest.raises(UserError, match=r"missing: .*depth"):
-        checkpoint.init_from_checkpoint(saved, fresh, ())
+        start_from(saved, fresh, ())
