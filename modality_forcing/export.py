@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from modality_forcing import __version__, paths
+from modality_forcing import __version__, export_layouts, paths
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.generator import Generator
+from modality_forcing.generator import load_weights
 from modality_forcing.mirror import staged
+from modality_forcing.modalities import base
+from modality_forcing.models.restore import merge_params
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.train import checkpoint
+from modality_forcing.train.state import Params, abstract_model
 from modality_forcing.tree import flatten, unflatten
 
 _MANIFEST = "manifest.json"
 _MARK = "unfinished.txt"  # in a folder of a bucket, until it has its manifest
 
 
-def export(source: Path, out: Path, kind: str = "orbax") -> Path:
+def export(
+    source: Path, out: Path, kind: str = "orbax", *, layout: str = "", dtype: str = "bfloat16"
+) -> Path:
     """Writes `out/weights` (Orbax) or `out/weights.safetensors`, and `out/manifest.json`.
+
+    layout: instead, files of a published layout of FLUX.2 (`models.flux2_layouts.LAYOUTS`), of
+    tensors of dtype, for the tools that read it.
 
     The manifest holds the config and the path, shape, dtype and sha256 of every weight. The files
     are read back and compared bit for bit before the folder gets its name, or its manifest where it
@@ -36,8 +45,11 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
     if (paths.exists(out) or out.is_symlink()) and not _is_cut_off(out):
         raise UserError("already exists", where=out, hint="name a folder that does not")
     check_folder(out, "--out", utf8=True)
-    generator = Generator.from_checkpoint(source)
-    flat = {path: np.asarray(leaf) for path, leaf in flatten(generator.params).items()}
+    config, params = load_weights(source)
+    _, shapes = abstract_model(config, base.build(config))
+    merge_params(params, shapes, where=source)  # raises where they do not fit
+    if layout:
+        export_layouts.layout_of(config, layout)  # raises before anything is written
     out = out.absolute()
     # In a bucket, which knows no renaming, the manifest comes last and makes the folder complete.
     unfinished = out if paths.is_address(out) else out.with_name(f".{out.name}.unfinished")
@@ -47,18 +59,15 @@ def export(source: Path, out: Path, kind: str = "orbax") -> Path:
         paths.make_folder(unfinished)
         if unfinished == out:
             write_file(out / _MARK, "The weights in this folder are being written.\n")
-        write, read = _FORMATS[kind]
-        write(unfinished, flat)
+        if layout:
+            entries = export_layouts.write(unfinished, config, params, layout, np.dtype(dtype))
+        else:
+            entries = _write(unfinished, params, kind, out)
         manifest = {
-            "format": f"modality_forcing {__version__}, {kind}",
-            "config": to_dict(generator.config),
-            "weights": {path: _entry(leaf) for path, leaf in sorted(flat.items())},
+            "format": f"modality_forcing {__version__}, {layout or kind}",
+            "config": to_dict(config),
+            "weights": dict(sorted(entries.items())),
         }
-        again = read(unfinished)
-        changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
-        if changed or set(again) != set(flat):
-            what = f"what was written does not read back ({changed[:3]})"
-            raise UserError(what, where=out, hint="check the disk")
         write_file(unfinished / _MANIFEST, json.dumps(manifest, indent=1))
         if unfinished != out:
             unfinished.rename(out)
@@ -78,6 +87,23 @@ def _is_cut_off(out: Path) -> bool:
     """Returns whether a killed export began to write a folder in place."""
     marked = paths.is_address(out) and paths.exists(out / _MARK)
     return marked and not paths.exists(out / _MANIFEST)
+
+
+def _write(folder: Path, params: Params, kind: str, out: Path) -> dict[str, object]:
+    """Writes all weights and reads them back; returns the manifest's entries."""
+    flat = {
+        path: np.asarray(leaf)
+        for path, leaf in flatten(params).items()
+        if not isinstance(leaf, Mapping)
+    }
+    write, read = _FORMATS[kind]
+    write(folder, flat)
+    again = read(folder)
+    changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
+    if changed or set(again) != set(flat):
+        what = f"what was written does not read back ({changed[:3]})"
+        raise UserError(what, where=out, hint="check the disk")
+    return {path: _entry(leaf) for path, leaf in flat.items()}
 
 
 def _entry(leaf: np.ndarray) -> dict[str, object]:

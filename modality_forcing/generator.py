@@ -23,8 +23,9 @@ from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
+from modality_forcing.models.int8 import quantize_tree
 from modality_forcing.models.restore import merge_params
-from modality_forcing.train import checkpoint, inputs, sharding
+from modality_forcing.train import checkpoint, inputs, released, sharding
 from modality_forcing.train.state import Params, abstract_model
 
 Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
@@ -85,16 +86,19 @@ class Generator:
         autoencoder: str = "",
         seed: int | None = None,
         sample: Mapping[str, object] | None = None,
+        int8: bool = False,
     ) -> Generator:
         """Loads the EMA weights of a checkpoint or workdir and checks them against its config.
 
         Args:
-          path: a workdir, its `checkpoints/`, or one step.
+          path: a workdir, its `checkpoints/`, or one step; or a released network, as
+            `mf-flux2:WHERE` (`train.released`).
           text_encoder, autoencoder: locations of frozen encoders; by default the config's.
           seed: replaces the config's.
           sample: values that replace those of config.sample (see `override_sampling`).
+          int8: keep the matrices of blocks as integers of 8 bits (`models.int8`).
         """
-        config, params = checkpoint.load(path)
+        config, params = load_weights(path, int8=int8)
         config = inputs.override_encoders(config, text_encoder, autoencoder)
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed
@@ -282,6 +286,17 @@ class Generator:
             solver=solver,
             t_min=t_min,
         )
+
+
+def load_weights(path: Path, *, int8: bool = False) -> tuple[Config, Params]:
+    """Returns the config and EMA weights of a checkpoint, or those of a released network.
+
+    The arguments are those of `Generator.from_checkpoint`.
+    """
+    if released.is_released(path):
+        return released.load(path, int8=int8)
+    config, params = checkpoint.load(path)
+    return config, quantize_tree(params) if int8 else params
 
 
 def num_steps(task: str, options: SampleConfig) -> int:

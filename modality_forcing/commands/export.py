@@ -4,20 +4,39 @@ from __future__ import annotations
 
 import argparse
 
+from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
+
+LAYOUTS = ("bfl", "diffusers", "modality-forcing")  # of models/flux2_layouts.py
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    checkpoint = "a workdir, its checkpoints/ or one step of it"
+    checkpoint = (
+        "a workdir, its checkpoints/ or one step of it; or mf-flux2:WHERE, flux2-klein:WHERE"
+    )
     add("--checkpoint", type=as_path, required=True, help=checkpoint)
     add("--out", type=as_path, required=True, help="a folder that does not exist yet")
-    add("--format", choices=("orbax", "safetensors"), default="orbax")
+    add("--format", choices=("orbax", "safetensors"), help="of the weights (orbax)")
+    layout = "published layout of FLUX.2 networks, as others' tools read it, instead of a format"
+    add("--layout", choices=LAYOUTS, help=layout)
+    tensors = "of the tensors in a layout (bfloat16, as published)"
+    add("--dtype", choices=("bfloat16", "float32"), help=tensors)
 
 
 def main(options: argparse.Namespace) -> None:
     """Exports and prints the folder."""
     from modality_forcing import export
 
-    print(export.export(options.checkpoint, options.out, options.format))
+    if options.layout and options.format:
+        raise UserError("--layout and --format are two kinds of files", hint="give one of them")
+    if options.dtype and not options.layout:
+        raise UserError(
+            "--dtype is of --layout", hint="leave it out: weights are exported as they are"
+        )
+    kind, dtype = options.format or "orbax", options.dtype or "bfloat16"
+    out = export.export(
+        options.checkpoint, options.out, kind, layout=options.layout or "", dtype=dtype
+    )
+    print(out)

@@ -76,40 +76,56 @@ def array_shapes(tree: Tree) -> dict[str, Shape]:
     }
 
 
+@dataclass(frozen=True)
+class Options:
+    """How weights are loaded.
+
+    dtype: of the arrays; heads and the gates between modalities are float32. quantize: matrices of
+    the blocks become `Int8Weight`; they are quantized on the host, one tensor at a time.
+    """
+
+    dtype: DTypeLike = jnp.float32
+    quantize: bool = False
+
+
 def load(
     shapes: Tree,
     checkpoint: Checkpoint,
+    options: Options = Options(),
     *,
     shardings: Tree | None = None,
-    dtype: DTypeLike = jnp.float32,
-    quantize: bool = False,
 ) -> dict[str, PyTree]:
     """Returns the weights of a network from a checkpoint in any published layout.
 
-    Each device's part is read from the file by itself, one array after the other.
-
-    Args:
-      shapes: nested dicts of anything with a shape, by the network's attribute names.
-      shardings: of each array; by default everything is on the first device.
-      dtype: of the arrays; heads and the gates between modalities are float32.
-      quantize: matrices of the blocks become `Int8Weight`; they are quantized on the host, one
-        tensor at a time.
+    shapes: nested dicts of anything with a shape, by the network's attribute names. shardings: of
+    each array; by default everything is on the first device.
 
     Raises UserError as `Source` does.
     """
+    found = dict(arrays(shapes, checkpoint, options, shardings=shardings))
+    return unflatten({path: found.get(path, leaf) for path, leaf in flatten(shapes).items()})
+
+
+def arrays(
+    shapes: Tree,
+    checkpoint: Checkpoint,
+    options: Options = Options(),
+    *,
+    shardings: Tree | None = None,
+) -> Iterator[tuple[str, PyTree]]:
+    """Yields the path and the array of each weight, as `load`, which takes the same.
+
+    Each device's part is read from the file by itself, one array after the other.
+    """
     flat = array_shapes(shapes)
-    source = Source(checkpoint, flat)
-    layout, prefix = source.layout
+    layout, prefix = Source(checkpoint, flat).layout
     at = flatten(shardings) if shardings is not None else {}
     first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
-    found: dict[str, Any] = {}
     for path, slot in layout.slots(flat).items():
-        reader = _Reader(checkpoint, prefix, slot, flat[path], _dtype(path, dtype))
-        sharding = at.get(path, first)
-        found[path] = (reader.quantized if quantize and int8.is_quantized(path) else reader.array)(
-            sharding
-        )
-    return unflatten({path: found.get(path, leaf) for path, leaf in flatten(shapes).items()})
+        reader = _Reader(checkpoint, prefix, slot, flat[path], _dtype(path, options.dtype))
+        is_int8 = options.quantize and int8.is_quantized(path)
+        read = reader.quantized if is_int8 else reader.array
+        yield path, read(at.get(path, first))
 
 
 def _dtype(path: str, dtype: DTypeLike) -> np.dtype:

@@ -58,19 +58,25 @@ class Released:
     checkpoint: Checkpoint
 
     def params(
-        self, shardings: Shardings | None = None, *, dtype: str = "bfloat16", int8: bool = False
+        self, shardings: Shardings | None = None, *, dtype: str = "", int8: bool = False
     ) -> Params:
         """Returns the weights.
 
         shardings: from their shapes to their shardings; by default they go to the first device.
-        dtype: of weights; heads stay in float32. int8: matrices of the blocks become `Int8Weight`.
+        dtype: of weights; by default float32 where the file has that, else bfloat16. Heads are
+        float32. int8: matrices of the blocks become `Int8Weight`.
         Raises UserError for files that do not fit the config.
         """
         shapes = self.shapes
         placed = None if shardings is None else shardings(shapes)
-        return flux2_weights.load(
-            shapes, self.checkpoint, shardings=placed, dtype=dtype, quantize=int8
-        )
+        options = flux2_weights.Options(dtype or self._dtype, int8)
+        return flux2_weights.load(shapes, self.checkpoint, options, shardings=placed)
+
+    @property
+    def _dtype(self) -> str:
+        names = (name for name in self.checkpoint.shapes if "blocks" in name)  # gates may be wider
+        stored = {self.checkpoint.dtypes[name] for name in names}
+        return "float32" if stored <= {"F16", "F32", "F64"} else "bfloat16"
 
     @cached_property
     def shapes(self) -> Params:
@@ -93,12 +99,24 @@ def open_released(spec: str | Path, resolution: int | None = None) -> Released:
     Raises UserError if the files are missing, or of another network or variant.
     """
     kind, _, where = str(spec).partition(":")
+    where = re.sub(r"^(gs|s3):/(?=[^/])", r"\1://", where)  # a Path drops a slash
     if kind not in _KINDS or not where:
         hint = f"give {FORCING}:WHERE or {KLEIN}:WHERE, a path or hub id"
         raise UserError(f"{spec} names no released network", hint=hint)
     if kind == FORCING:
         return _forcing(str(spec), where, resolution or _FORCING_SIDE)
     return _klein(str(spec), where, resolution or _KLEIN_SIDE)
+
+
+def load(
+    spec: str | Path, shardings: Shardings | None = None, *, dtype: str = "", int8: bool = False
+) -> tuple[Config, Params]:
+    """Returns the config and weights of a released network, as `train.checkpoint.load`.
+
+    Raises UserError as `open_released` and `Released.params`, whose arguments these are.
+    """
+    released = open_released(spec)
+    return released.config, released.params(shardings, dtype=dtype, int8=int8)
 
 
 def _forcing(spec: str, where: str, resolution: int) -> Released:

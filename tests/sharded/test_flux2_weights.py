@@ -19,7 +19,7 @@ from modality_forcing.config import MeshConfig
 from modality_forcing.encoders.weights import open_checkpoint
 from modality_forcing.models import int8
 from modality_forcing.models.flux2_layouts import FORCING
-from modality_forcing.models.flux2_weights import load
+from modality_forcing.models.flux2_weights import Options, load
 from modality_forcing.train.sharding import PRESETS, make_mesh, tree_shardings
 from tests.flux2 import TINY_FORCING
 from tests.runs import ROOT, environment
@@ -44,8 +44,8 @@ def compare(folder: Path) -> None:
     ):
         shardings = tree_shardings(tree, PRESETS["zero2"], make_mesh(mesh))
         for quantize in (False, True):
-            sharded = load(tree, checkpoint, shardings=shardings, quantize=quantize)
-            alone = load(tree, checkpoint, quantize=quantize)
+            sharded = load(tree, checkpoint, Options(quantize=quantize), shardings=shardings)
+            alone = load(tree, checkpoint, Options(quantize=quantize))
             for one, other in zip(jax.tree.leaves(sharded), jax.tree.leaves(alone), strict=True):
                 np.testing.assert_array_equal(one, other)
         gate = sharded["single"]["layers"]["gate"]  # pyright: ignore[reportPossiblyUnboundVariable]

@@ -21,7 +21,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models import flux2_weights, int8
 from modality_forcing.models.flux2_layouts import BFL, DIFFUSERS, FORCING
-from modality_forcing.models.flux2_weights import load, save
+from modality_forcing.models.flux2_weights import Options, load, save
 from modality_forcing.train.state import abstract_model
 from modality_forcing.tree import flatten
 from tests import tiny
@@ -155,7 +155,7 @@ def test_files_are_written_as_they_were_read(tmp_path, sizes: Sizes, layout, pre
     wide = [name for name in stored if "cross_alpha" in name]
     stored |= {name: np.array([0.1], np.float32) for name in wide}  # not in bfloat16
     checkpoint = saved(tmp_path / "read", stored)
-    params = load(sizes.tree(), checkpoint, dtype=jnp.bfloat16)
+    params = load(sizes.tree(), checkpoint, Options(jnp.bfloat16))
     dtypes = {name.removeprefix(prefix): np.float32 for name in wide}
     files = save(params, tmp_path / "written", layout, dtypes=dtypes)
     again = load_file(files[0])
@@ -185,7 +185,7 @@ def test_the_network_has_the_arrays_of_the_layouts(tmp_path, modalities):
 
 
 def test_dtypes_of_arrays(forcing):
-    params = flatten(load(TINY_FORCING.tree(), forcing[1], dtype=jnp.bfloat16))
+    params = flatten(load(TINY_FORCING.tree(), forcing[1], Options(jnp.bfloat16)))
     wide = {path for path, leaf in params.items() if leaf.dtype == jnp.float32}
     heads = {f"head/{m}/{part}/w" for m in ("image", "depth") for part in ("linear", "modulation")}
     gates = {f"level_gate_cross/{pair}" for pair in ("image_from_depth", "depth_from_image")}
@@ -290,11 +290,11 @@ def test_one_matrix_at_a_time_is_quantized(forcing, monkeypatch):
         return original(weight)
 
     monkeypatch.setattr(int8, "quantize_array", watched)
-    loaded = load(TINY_FORCING.tree(), forcing[1], dtype=jnp.bfloat16, quantize=True)
+    loaded = load(TINY_FORCING.tree(), forcing[1], Options(jnp.bfloat16, True))
     matrices = [path for path in TINY_FORCING.shapes() if int8.is_quantized(path)]
     layers = sum(TINY_FORCING.shapes()[path][0] for path in matrices)
     assert seen == [2] * layers  # each once
-    expected = int8.quantize_tree(load(TINY_FORCING.tree(), forcing[1], dtype=jnp.bfloat16))
+    expected = int8.quantize_tree(load(TINY_FORCING.tree(), forcing[1], Options(jnp.bfloat16)))
     assert jax.tree.structure(loaded) == jax.tree.structure(expected)
     for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
         assert one.dtype == other.dtype
@@ -302,12 +302,12 @@ def test_one_matrix_at_a_time_is_quantized(forcing, monkeypatch):
 
 
 def test_large_networks_are_written_in_parts(tmp_path, forcing):
-    params = load(TINY_FORCING.tree(), forcing[1], dtype=jnp.bfloat16)
+    params = load(TINY_FORCING.tree(), forcing[1], Options(jnp.bfloat16))
     layout = replace(FORCING, max_bytes=30_000)
     *files, index = save(params, tmp_path, layout)
     assert len(files) > 2 and all(path.stat().st_size < 60_000 for path in files)
     assert index.name == "model.safetensors.index.json"
     assert json.loads(index.read_text())["metadata"]["total_size"] == 2 * TINY_FORCING.parameters()
-    again = load(TINY_FORCING.tree(), open_checkpoint(tmp_path), dtype=jnp.bfloat16)
+    again = load(TINY_FORCING.tree(), open_checkpoint(tmp_path), Options(jnp.bfloat16))
     for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)

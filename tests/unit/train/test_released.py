@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import jax
@@ -15,39 +14,13 @@ from modality_forcing.config import from_dict, to_dict
 from modality_forcing.encoders.weights import Checkpoint
 from modality_forcing.errors import UserError
 from modality_forcing.models import presets
-from modality_forcing.models.flux2_layouts import BFL, DIFFUSERS, FORCING, Layout
+from modality_forcing.models.flux2_layouts import BFL, FORCING
 from modality_forcing.models.int8 import Int8Weight
 from modality_forcing.train import released
 from modality_forcing.train.released import is_released, open_released
 from modality_forcing.tree import flatten
-from tests.flux2 import KLEIN_4B, KLEIN_9B, Sizes
-
-SMALL = Sizes(16, 8, 12, 2, 3, image=8)
-SMALL_FORCING = Sizes(16, 8, 12, 2, 3, image=8, depth=256, decoder=2, mixing=True)
-SMALL_V1 = Sizes(16, 8, 12, 2, 3, image=8, depth=256, decoder=2)
-GUIDED = Sizes(16, 8, 12, 1, 1, image=8, guidance=True)
-
-
-def saved(path: Path, sizes: Sizes, layout: Layout, prefix: str = "") -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(sizes.file(layout, prefix), path)
-    return path
-
-
-def release(folder: Path, sizes: Sizes = SMALL_FORCING, variant: str = "flux_rgbd_9b_v2") -> str:
-    """Modality Forcing's; the autoencoder is not read here."""
-    saved(folder / "model.safetensors", sizes, FORCING, "dit.")
-    for half in ("encoder", "decoder"):
-        save_file({"conv_in.bias": np.zeros(1)}, folder / f"ae_{half}.safetensors")
-    (folder / "config.json").write_text(json.dumps({"variant": variant}))
-    return f"mf-flux2:{folder}"
-
-
-def pipeline(folder: Path, index: dict[str, object], sizes: Sizes = SMALL) -> str:
-    """Of diffusers; encoders are not read here."""
-    saved(folder / "transformer" / "diffusion_pytorch_model.safetensors", sizes, DIFFUSERS)
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return f"flux2-klein:{folder}"
+from tests.flux2 import KLEIN_4B, KLEIN_9B
+from tests.released import GUIDED, SMALL, SMALL_FORCING, SMALL_V1, pipeline, release, saved
 
 
 def test_release_of_modality_forcing(tmp_path):
