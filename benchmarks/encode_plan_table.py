@@ -16,13 +16,15 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 
 from modality_forcing.planning.compile import get_target
-from modality_forcing.planning.encoders import PARTS, plan
+from modality_forcing.planning.encoders import PARTS, TEXTS, plan
 from modality_forcing.planning.search import GIB
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 EACH = 16  # captions or images a device; more gains nothing
 NAMES = {
     "text": "UMT5-XXL, 128 tokens",
+    "qwen3-4b": "Qwen3-4B, 512 tokens",
+    "qwen3-8b": "Qwen3-8B, 512 tokens",
     "encoder": "FLUX.2 encoder, 256 px",
     "decoder": "FLUX.2 decoder, 256 px",
 }
@@ -48,7 +50,7 @@ def main() -> None:
         for topology in TOPOLOGIES:
             p = plan(part, get_target(topology), EACH)
             print(part, topology, f"{p.compile_seconds:.0f} s", flush=True)
-            m, unit = p.target.chip.devices, "tokens" if part == "text" else "images"
+            m, unit = p.target.chip.devices, "tokens" if part in TEXTS else "images"
             assert p.bound and p.rate and p.mfu_bound
             cells = (
                 *(

@@ -34,8 +34,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("--config", metavar="FILE[:ARG]", help="plan a run, e.g. configs/forcing.py:size=3b3")
-    encode = "plan a frozen encoder: UMT5-XXL, or a half of FLUX.2's autoencoder"
-    add("--encode", choices=("text", "encoder", "decoder"), help=encode)
+    encode = "plan a frozen encoder: UMT5-XXL (text), Qwen3, or a half of FLUX.2's autoencoder"
+    parts = ("text", "qwen3-4b", "qwen3-8b", "encoder", "decoder")
+    add("--encode", choices=parts, help=encode)
     add("--sweep", metavar="FILE[:ARG]", help="price a study, e.g. configs/sweep_paper.py")
     coord_check_help = "take real steps at widths 128 to 1024, of --config if it is given"
     add("--coord-check", action="store_true", help=coord_check_help)

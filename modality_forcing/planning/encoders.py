@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from jax.sharding import NamedSharding
 from modality_forcing.config import MeshConfig
 from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.frozen import BATCH, fsdp_sharding, program, replicated
-from modality_forcing.encoders.umt5 import UMT5, UMT5Config
+from modality_forcing.encoders.qwen3 import Qwen3Config
+from modality_forcing.encoders.text_encoders import KINDS
+from modality_forcing.encoders.umt5 import UMT5Config
 from modality_forcing.errors import UserError
 from modality_forcing.planning.compile import Bytes, Target, compile_lowered, device_bytes
 from modality_forcing.planning.roofline import Roofline, collectives, roofline_on, summarize
@@ -25,7 +28,53 @@ from modality_forcing.tree import JsonObject
 XXL = UMT5Config(
     vocab_size=256_384, width=4096, mlp_dim=10_240, heads=64, head_dim=64, num_layers=24
 )
-PARTS = ("text", "encoder", "decoder")  # UMT5-XXL, and the halves of FLUX.2's autoencoder
+_QWEN3 = Qwen3Config(
+    vocab_size=151_936,
+    hidden=4096,
+    mlp_dim=12_288,
+    heads=32,
+    kv_heads=8,
+    head_dim=128,
+    num_layers=36,
+    rope_theta=1e6,
+)
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A published text encoder: its kind, its sizes, and the FLOPs of a batch of b captions."""
+
+    kind: str
+    config: UMT5Config | Qwen3Config
+    flops: Callable[[Any, int, int], int]
+
+    @property
+    def tokens(self) -> int:
+        """Of a caption, as it is encoded by default."""
+        return KINDS[self.kind].tokens
+
+
+def text_flops(c: UMT5Config, b: int, l: int) -> int:
+    """Returns the FLOPs of all products of a UMT5 encoder, 2 per multiply-add."""
+    inner = c.heads * c.head_dim
+    return (
+        2 * b * l * c.num_layers * (4 * c.width * inner + 3 * c.width * c.mlp_dim + 2 * l * inner)
+    )
+
+
+def qwen3_flops(c: Qwen3Config, b: int, l: int) -> int:
+    """Returns the FLOPs of all products of a Qwen3 encoder, 2 per multiply-add."""
+    inner, shared = c.heads * c.head_dim, c.kv_heads * c.head_dim
+    block = c.hidden * (2 * inner + 2 * shared + 3 * c.mlp_dim) + 2 * l * inner
+    return 2 * b * l * c.blocks * block
+
+
+TEXTS = {  # by part; "text" is UMT5-XXL
+    "text": TextPart("umt5", XXL, text_flops),
+    "qwen3-4b": TextPart("qwen3", replace(_QWEN3, hidden=2560, mlp_dim=9728), qwen3_flops),
+    "qwen3-8b": TextPart("qwen3", _QWEN3, qwen3_flops),
+}
+PARTS = (*TEXTS, "encoder", "decoder")  # text encoders, and the halves of FLUX.2's autoencoder
 BATCHES = (8, 16, 32, 64, 128)  # per device, that the search tries
 
 
@@ -57,13 +106,18 @@ class EncodePlan:
 
 
 def plan(
-    part: str, target: Target, each: int, tokens: int = 128, resolution: int = 256
+    part: str, target: Target, each: int, tokens: int = 0, resolution: int = 256
 ) -> EncodePlan:
-    """Compiles a part for a target with `each` captions or images per device."""
+    """Compiles a part for a target with `each` captions or images per device.
+
+    tokens: of a caption; by default those of the encoder's kind.
+    """
+    text = TEXTS.get(part)
+    tokens = tokens or (text.tokens if text else 0)
     mesh = sharding.make_mesh(MeshConfig(), target.devices)
     batch = each * mesh.size
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
-    sharding_of = fsdp_sharding if part == "text" else replicated
+    sharding_of = fsdp_sharding if text else replicated
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(weights))
     shapes = []
     for path, x in leaves:
@@ -76,17 +130,19 @@ def plan(
         for x in _inputs(part, batch, tokens, resolution)
     ]
     done = compile_lowered(
-        lambda: program(part, graph, mesh).lower(params, *inputs),
+        lambda: program("text" if text else part, graph, mesh).lower(params, *inputs),
         target,
         device_bytes((params, inputs)),
     )
-    is_text = part == "text"
-    flops = text_flops(XXL, batch, tokens) if is_text else image_flops(part, batch, resolution)
+    if text:
+        flops = text.flops(text.config, batch, tokens)
+    else:
+        flops = image_flops(part, batch, resolution)
     return EncodePlan(
         part=part,
         target=target,
         batch=batch,
-        units=batch * tokens if is_text else batch,
+        units=batch * tokens if text else batch,
         params=sum(x.size for _, x in leaves),
         flops=flops,
         bytes=done.bytes,
@@ -128,14 +184,6 @@ def run(
     found = plan(part, target, batch // len(target.devices)) if batch else search(part, target, log)
     print(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
     return 0 if found.fits else 1
-
-
-def text_flops(c: UMT5Config, b: int, l: int) -> int:
-    """Returns the FLOPs of all products of a UMT5 encoder, 2 per multiply-add."""
-    inner = c.heads * c.head_dim
-    return (
-        2 * b * l * c.num_layers * (4 * c.width * inner + 3 * c.width * c.mlp_dim + 2 * l * inner)
-    )
 
 
 def image_flops(part: str, b: int, resolution: int) -> int:
@@ -195,27 +243,22 @@ def to_text(p: EncodePlan) -> str:
 
 
 def _rate(p: EncodePlan) -> str:
-    unit = "tokens" if p.part == "text" else "images"
+    unit = "tokens" if p.part in TEXTS else "images"
     return f"{p.rate:,.0f} {unit} a second at most" if p.rate else "does not fit"
 
 
 def _build(part: str) -> Callable[[], nnx.Module]:
-    c = VAEConfig()
-    return {
-        "text": lambda: UMT5(XXL, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
-        "encoder": lambda: Encoder(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
-        "decoder": lambda: Decoder(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),
-    }[part]
+    if text := TEXTS.get(part):
+        return lambda: KINDS[text.kind].build(text.config)
+    half = Encoder if part == "encoder" else Decoder
+    return lambda: half(VAEConfig(), rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
 
 
 def _inputs(part: str, batch: int, tokens: int, resolution: int) -> list[jax.ShapeDtypeStruct]:
+    if part in TEXTS:
+        return [jax.ShapeDtypeStruct((batch, tokens), dtype) for dtype in (jnp.int32, jnp.bool_)]
+    if part == "encoder":
+        return [jax.ShapeDtypeStruct((batch, resolution, resolution, 3), jnp.uint8)]
     c = VAEConfig()
     side = resolution // c.scale
-    return {
-        "text": [
-            jax.ShapeDtypeStruct((batch, tokens), jnp.int32),
-            jax.ShapeDtypeStruct((batch, tokens), jnp.bool_),
-        ],
-        "encoder": [jax.ShapeDtypeStruct((batch, resolution, resolution, 3), jnp.uint8)],
-        "decoder": [jax.ShapeDtypeStruct((batch, side, side, c.channels), jnp.bfloat16)],
-    }[part]
+    return [jax.ShapeDtypeStruct((batch, side, side, c.channels), jnp.bfloat16)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from modality_forcing.encoders.umt5 import UMT5
+from modality_forcing.encoders.text_encoders import KINDS
 from modality_forcing.errors import UserError
 from modality_forcing.planning import encoders
 from modality_forcing.planning.compile import Bytes, get_target
@@ -27,17 +27,27 @@ def v5e():
 
 @pytest.fixture
 def small(monkeypatch):
-    monkeypatch.setattr(encoders, "XXL", SMALL)
+    monkeypatch.setitem(encoders.TEXTS, "text", replace(encoders.TEXTS["text"], config=SMALL))
 
 
-def test_text_flops_equal_the_count_of_xla():
+@pytest.mark.parametrize("part", encoders.TEXTS)
+def test_text_flops_equal_the_count_of_xla(part):
     ids, mask = (jax.ShapeDtypeStruct((3, 96), dtype) for dtype in (np.int32, np.bool_))
-    c = replace(SMALL, num_layers=1)  # XLA counts the body of a loop once
-    graph, weights = nnx.split(nnx.eval_shape(lambda: UMT5(c, rngs=nnx.Rngs(0))))
+    text = encoders.TEXTS[part]
+    one = {"taps": (1,)} if text.kind == "qwen3" else {"num_layers": 1}
+    c = replace(text.config, vocab_size=1000, **one)  # XLA counts the body of a loop once
+    graph, weights = nnx.split(nnx.eval_shape(lambda: KINDS[text.kind].build(c)))
     run = jax.jit(lambda w, *x: nnx.merge(graph, w)(*x))
     counted = run.lower(weights, ids, mask).cost_analysis()["flops"]
     # XLA also counts norms and softmax.
-    assert counted / encoders.text_flops(c, 3, 96) == pytest.approx(1, abs=0.06)
+    assert counted / text.flops(c, 3, 96) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize(("part", "tera"), [("qwen3-4b", 2.906), ("qwen3-8b", 5.450)])
+def test_flops_of_a_prompt_of_klein(part, tera):
+    text = encoders.TEXTS[part]
+    assert text.tokens == 512
+    assert text.flops(text.config, 1, 512) / 1e12 == pytest.approx(tera, abs=0.001)
 
 
 def test_image_flops_grow_with_count_and_size():
