@@ -17,8 +17,8 @@ import numpy as np
 from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_json,
+    read_lines,
     read_rgb,
-    wrap_read_errors,
 )
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
@@ -36,9 +36,7 @@ class Bundle:
 
     def names(self) -> tuple[str, ...]:
         """Returns the frames in the index; raises UserError if unreadable, empty or repeating."""
-        with wrap_read_errors(self.index, "an index"):
-            lines = [line.strip() for line in self.index.read_text(encoding="utf-8").splitlines()]
-        names = tuple(line for line in lines if line)
+        names = tuple(line.strip() for line in read_lines(self.index) if line.strip())
         if not names or len(set(names)) < len(names):
             what = "lists a frame twice" if names else "lists no frames"
             raise UserError(what, where=self.index, hint="unpack the bundle again")

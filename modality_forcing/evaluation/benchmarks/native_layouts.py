@@ -37,7 +37,7 @@ import numpy as np
 from PIL import Image
 
 from modality_forcing.data.files import read_png16
-from modality_forcing.data.intrinsics import check_principal_point
+from modality_forcing.data.intrinsics import check_principal_point, rescale_intrinsics
 from modality_forcing.datasets.common.formats import (
     check_same_size,
     read_array,
@@ -109,6 +109,7 @@ def _read_diode(files: Mapping[str, Path]) -> _Parts:
     depth, mask = read_array(files["depth"]), read_array(files["mask"])
     check_same_size(image, depth, files["image"], files["depth"])
     check_same_size(image, mask, files["image"], files["mask"])
+    rescale_intrinsics(_DIODE_CAMERA, (768, 1024), image.shape, files["image"])  # refuses crops
     return image, depth, mask != 0, _DIODE_CAMERA
 
 

@@ -73,16 +73,16 @@ def test_nyuv2_takes_its_test_split_first(tmp_path: Path):
 def test_bundle_is_found_in_its_own_folder(tmp_path: Path):
     assert find_bundle(BENCHMARKS["ibims1"], tmp_path) is None
     (tmp_path / "iBims-1").mkdir()
-    (tmp_path / "iBims-1" / ".index.txt").write_text("a/é\r\nb\n\n")
+    (tmp_path / "iBims-1" / ".index.txt").write_text("a/é\r\nb\u2028c\n\n")
     bundle = find_bundle(BENCHMARKS["ibims1"], tmp_path)
-    assert bundle and bundle.names() == ("a/é", "b") and bundle.num_expected == 100
+    assert bundle and bundle.names() == ("a/é", "b\u2028c") and bundle.num_expected == 100
     assert bundle.files("a/é")["depth"] == tmp_path / "iBims-1" / "a" / "é" / "depth.png"
     assert find_bundle(replace(BENCHMARKS["ibims1"], folder="x"), tmp_path) is None
 
 
 @pytest.mark.parametrize(
     ("index", "value"),
-    [(b"\n", "no frames"), (b"a\nb\na\n", "twice"), (b"\xff\xfe", "cannot be read")],
+    [(b"\n", "no frames"), (b"a\nb\na\n", "twice"), (b"\xff\xfe", "not text in UTF-8")],
 )
 def test_invalid_index_is_refused(tmp_path: Path, index: bytes, value: str):
     (tmp_path / ".index.txt").write_bytes(index)

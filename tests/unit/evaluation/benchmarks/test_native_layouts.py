@@ -183,6 +183,15 @@ def write_diode(root: Path, depth: tuple[int, int], mask: tuple[int, int]) -> No
     np.save(root / f"{DIODE}_depth_mask.npy", np.ones(mask, np.float32))
 
 
+def test_crop_of_diode_has_no_known_camera(tmp_path: Path):
+    write_diode(tmp_path, (6, 8), (6, 8))
+    write_image(tmp_path / f"{DIODE}.png", 6, 6)
+    for kind in ("depth", "depth_mask"):
+        np.save(tmp_path / f"{DIODE}_{kind}.npy", np.ones((6, 6), np.float32))
+    with pytest.raises(UserError, match="is 6 x 6 pixels, not 1024 x 768 or a rescaled copy"):
+        read("diode", tmp_path, DIODE)
+
+
 def write_nyuv2(root: Path) -> None:
     write_image(root / f"{NYU}.png", 480, 640)
     counts(root / "test/kitchen_0004/depth_0001.png", 480, 639)
