@@ -9,12 +9,13 @@ import pytest
 from modality_forcing.data.records import Notes
 from modality_forcing.errors import UserError
 from tests import layouts
-from tests.unit.datasets.test_registry import open_root, same, write
+from tests.unit.datasets.test_registry import PAIRS, open_root, same, write
 
+# Waymo has both in one message. The others have a test of their own.
+ELSEWHERE = ("colmap", "folder", "middlebury", "waymo")
 _KITTI = "2011_09_26/2011_09_26_drive_0001_sync"
 _AV2 = "train/adcf7d18-0510-35b0-a2fa-b4cea13a6d76/sensors"
-# An image without depth, and depth without an image. The other readers open both at once: waymo,
-# or have a test of their own: colmap, folder, webdataset, middlebury.
+# An image without depth, and depth without an image.
 LONELY = {
     "argoverse2": (f"{_AV2}/cameras/ring_front_center/9.jpg", f"{_AV2}/lidar/300000000.feather"),
     "aria_synthetic": ("42/rgb/vignette0000099.jpg", "42/depth/depth0000098.png"),
@@ -62,6 +63,10 @@ LONELY = {
     ),
     "tum": ("any/rgb/99.5.png", "any/depth/98.5.png"),
 }
+
+
+def test_every_reader_of_pairs_is_tried():
+    assert {*LONELY, *ELSEWHERE} == set(PAIRS)
 
 
 @pytest.mark.parametrize("name", LONELY)
