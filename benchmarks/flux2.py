@@ -1,0 +1,129 @@
+"""The FLUX.2 network beside diffusers': seconds of a forward and of a training pass on a CPU.
+
+    python -m benchmarks.flux2    # needs the `parity` extra
+
+Both have the same sizes: width 512, 2 double and 4 single blocks, 512 text and 1024 image tokens,
+float32. They take turns in one process; the ratio of the medians is theirs to ours, above 1 where
+ours is faster. A training pass is the forward pass and the gradient of every weight.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from modality_forcing.config import Config, DataConfig, ModalityConfig, ModelConfig, TextConfig
+from modality_forcing.modalities import base
+from modality_forcing.train.state import abstract_model
+
+WIDTH, HEAD_DIM, DOUBLE, SINGLE = 512, 128, 2, 4
+TEXT, CONTEXT, SIDE = 512, 1536, 32  # tokens, channels of a state, image tokens along a side
+CHANNELS = 128
+
+
+def ours() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Returns our forward and training pass."""
+    heads = WIDTH // HEAD_DIM
+    model = ModelConfig(
+        family="flux2",
+        width=WIDTH,
+        mlp_dim=3 * WIDTH,
+        num_layers=SINGLE,
+        double_layers=DOUBLE,
+        heads=heads,
+        kv_heads=heads,
+        head_dim=HEAD_DIM,
+        attention="einsum",
+    )
+    image = ModalityConfig(patch=16, prediction="v", latent_channels=CHANNELS)
+    config = Config(
+        data=DataConfig(resolution=16 * SIDE),
+        text=TextConfig(tokens=TEXT, vocab_size=0, channels=CONTEXT),
+        model=model,
+        modalities={"image": image},
+    )
+    graph, shapes = abstract_model(config, base.build(config))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(0.02 * rng.standard_normal(s.shape, np.float32)), shapes
+    )
+    x = jnp.asarray(rng.standard_normal((1, SIDE * SIDE, CHANNELS), np.float32))
+    text = {"tokens": jnp.asarray(rng.standard_normal((1, TEXT, CONTEXT), np.float32))}
+    t = jnp.array([0.5])
+
+    def predict(params, x):
+        return nnx.merge(graph, params)({"image": x}, {"image": t}, text)["image"]
+
+    forward = jax.jit(predict)
+    gradient = jax.jit(jax.grad(lambda p, x: jnp.mean(jnp.square(predict(p, x)))))
+    return (
+        lambda: jax.block_until_ready(forward(params, x)),
+        lambda: jax.block_until_ready(gradient(params, x)),
+    )
+
+
+def theirs() -> tuple[Callable[[], object], Callable[[], object]]:
+    """Returns the same of diffusers."""
+    import torch
+    from diffusers import Flux2Transformer2DModel
+
+    model = Flux2Transformer2DModel(
+        in_channels=CHANNELS,
+        num_layers=DOUBLE,
+        num_single_layers=SINGLE,
+        attention_head_dim=HEAD_DIM,
+        num_attention_heads=WIDTH // HEAD_DIM,
+        joint_attention_dim=CONTEXT,
+        axes_dims_rope=(HEAD_DIM // 4,) * 4,
+        guidance_embeds=False,
+    )
+    arguments = {
+        "hidden_states": torch.randn(1, SIDE * SIDE, CHANNELS),
+        "encoder_hidden_states": torch.randn(1, TEXT, CONTEXT),
+        "timestep": torch.tensor([0.5]),
+        "img_ids": torch.tensor([(0, r, c, 0) for r in range(SIDE) for c in range(SIDE)]),
+        "txt_ids": torch.tensor([(0, 0, 0, i) for i in range(TEXT)]),
+        "return_dict": False,
+    }
+
+    def forward() -> object:
+        with torch.no_grad():
+            return model(**arguments)[0]
+
+    def train() -> object:
+        model.zero_grad(set_to_none=True)
+        model(**arguments)[0].square().mean().backward()
+        return model
+
+    return forward, train
+
+
+def main() -> None:
+    """Prints the medians and their ratios."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--turns", type=int, default=9, help="of each, after one to warm up")
+    turns = parser.parse_args().turns
+    pairs = zip(("forward", "training"), ours(), theirs(), strict=True)
+    for name, *both in pairs:
+        seconds: list[list[float]] = [[], []]
+        for turn in range(turns + 1):
+            for call, found in zip(both, seconds, strict=True):
+                start = time.perf_counter()
+                call()
+                if turn:
+                    found.append(time.perf_counter() - start)
+        mine, other = (statistics.median(found) for found in seconds)
+        print(f"{name}: ours {mine:.3f} s, diffusers {other:.3f} s, ratio {other / mine:.2f}")
+
+
+if __name__ == "__main__":
+    main()
