@@ -147,7 +147,7 @@ class LatentSource:
             what = f"was made of other records than {source.folder}"
             hint = "encode them again, into another folder"
             raise UserError(what, where=cache.folder, hint=hint)
-        latents = Shards(cache.folder / "latents", cache.split)
+        latents = Shards(cache.folder / "latents", cache.split, again=AGAIN)
         if len(latents) != len(source):
             what = f"holds {len(latents)} of {len(source)} latents"
             raise UserError(what, where=latents.folder, hint=AGAIN)
@@ -206,7 +206,7 @@ class _TextCache:
         cache.check("text")
         path = self._path = caption_index_path(cache.folder, cache.split)
         self._index = read_caption_index(path)
-        self._shards = Shards(cache.folder / "text", cache.split)
+        self._shards = Shards(cache.folder / "text", cache.split, again=AGAIN)
         if self._index.shape != (2, len(self._shards)):
             what = "does not list the captions beside it"
             raise UserError(what, where=path, hint=f"delete it and {AGAIN}")

@@ -40,7 +40,6 @@ _MAX_OPEN = 256  # files a source holds open; a process is often allowed 1024
 _NAME = re.compile(
     r"(?P<name>.+)-(?P<split>[^-]+)\.array_record-(?P<index>\d{5,})-of-(?P<count>\d{5,})"
 )
-_AGAIN = "run the same mforce prepare again"
 _NOT_PREPARED = "give the --out of mforce prepare"
 
 
@@ -131,6 +130,7 @@ class Shards:
     """The records of one split of a prepared folder, in order; opens each shard at its first read.
 
     split: optional if the folder holds one. pixels: if false, images are black and not decoded.
+    again: how to mend them, for errors.
     Raises UserError at once for a folder without shards, an unknown split, or missing shards, and
     from reading, naming the shard, for one that is truncated or holds something else.
     """
@@ -138,6 +138,7 @@ class Shards:
     folder: Path
     split: str = ""
     pixels: bool = True
+    again: str = manifest.AGAIN
     _files: tuple[Path, ...] = field(init=False, repr=False, compare=False)
     _ends: tuple[int, ...] = field(init=False, repr=False, compare=False)  # records up to its end
     _readers: dict[int, _Reader] = field(init=False, repr=False, compare=False)
@@ -145,10 +146,13 @@ class Shards:
 
     def __post_init__(self) -> None:
         folder = as_path(self.folder)
-        name, split, count = _find(folder, self.split)
+        name, split, count = _find(folder, self.split, self.again)
         files = tuple(folder / shard_name(name, split, index, count) for index in range(count))
         found = manifest.read(folder, split)
-        counts = [_count(path) for path in files] if found is None else _counts(found, files)
+        if found is None:
+            counts = [_count(path, self.again) for path in files]
+        else:
+            counts = _counts(found, files, self.again)
         set_once = object.__setattr__
         set_once(self, "folder", folder)
         set_once(self, "split", split)
@@ -167,14 +171,19 @@ class Shards:
             return codec.decode(content, self.pixels)
         except ValueError as error:
             what = f"record {offset} is {error}"
-            raise UserError(what, where=self._files[shard], hint=_AGAIN) from error
+            raise UserError(what, where=self._files[shard], hint=self.again) from error
 
     def example(self, index: int) -> bytes:
         """Returns a record as stored: see `storage.codec`."""
         return self._read(*self._locate(index))
 
-    def __reduce__(self) -> tuple[type[Shards], tuple[Path, str, bool]]:
-        return Shards, (self.folder, self.split, self.pixels)  # without the open readers
+    def __reduce__(self) -> tuple[type[Shards], tuple[Path, str, bool, str]]:
+        return Shards, (
+            self.folder,
+            self.split,
+            self.pixels,
+            self.again,
+        )  # without the open readers
 
     def _locate(self, index: int) -> tuple[int, int]:
         """Returns the shard of a record and its number in the shard."""
@@ -195,16 +204,16 @@ class Shards:
         except (RuntimeError, IndexError) as error:
             path, reason = self._files[shard], str(error).partition(";")[0]
             what = f"record {offset} cannot be read ({reason})"
-            raise UserError(what, where=path, hint=_replace_hint(path)) from error
+            raise UserError(what, where=path, hint=_replace_hint(path, self.again)) from error
 
     def _open(self, shard: int) -> _Reader:
         with self._lock:
             if shard not in self._readers:
                 path, expected = self._files[shard], self._ends[shard] - self._start(shard)
-                reader = _open(path)
+                reader = _open(path, self.again)
                 if (count := reader.num_records()) != expected:
                     what = f"holds {count} records, not {expected}: truncated, or another file"
-                    raise UserError(what, where=path, hint=_replace_hint(path))
+                    raise UserError(what, where=path, hint=_replace_hint(path, self.again))
                 while len(self._readers) >= _MAX_OPEN:
                     del self._readers[next(iter(self._readers))]  # closed after its last read
                 self._readers[shard] = reader
@@ -226,7 +235,7 @@ def _list_shards(folder: Path) -> dict[str, dict[tuple[str, int], set[int]]]:
     return found
 
 
-def _find(folder: Path, split: str) -> tuple[str, str, int]:
+def _find(folder: Path, split: str, again: str) -> tuple[str, str, int]:
     """Returns the name, split and number of the shards of a folder."""
     found = _list_shards(folder)
     if not found:
@@ -243,31 +252,31 @@ def _find(folder: Path, split: str) -> tuple[str, str, int]:
     if missing := sorted(set(range(count)) - indices):
         few = ", ".join(map(str, missing[:5])) + (", ..." if len(missing) > 5 else "")
         what = f"lacks {len(missing)} of {count} shards of {split} ({few})"
-        raise UserError(what, where=folder, hint=_AGAIN)
+        raise UserError(what, where=folder, hint=again)
     return name, split, count
 
 
-def _counts(found: manifest.Manifest, files: tuple[Path, ...]) -> list[int]:
+def _counts(found: manifest.Manifest, files: tuple[Path, ...], again: str) -> list[int]:
     listed = {file.name: file.records for file in found.files}
     if set(listed) != {path.name for path in files}:
-        hint = f"delete it and {_AGAIN}"
+        hint = f"delete it and {again}"
         raise UserError("does not list the shards beside it", where=found.path, hint=hint)
     return [listed[path.name] for path in files]
 
 
-def _count(path: Path) -> int:
-    reader = _open(path)
+def _count(path: Path, again: str) -> int:
+    reader = _open(path, again)
     if not reader.num_records() and not reader.writer_options_string():
         what = "is truncated, or not an ArrayRecord"
-        raise UserError(what, where=path, hint=_replace_hint(path))
+        raise UserError(what, where=path, hint=_replace_hint(path, again))
     return reader.num_records()
 
 
-def _replace_hint(path: Path) -> str:
-    return f"delete {path.name} and {_AGAIN}"
+def _replace_hint(path: Path, again: str) -> str:
+    return f"delete {path.name} and {again}"
 
 
-def _open(path: Path) -> _Reader:
+def _open(path: Path, again: str = manifest.AGAIN) -> _Reader:
     from array_record.python.array_record_module import ArrayRecordReader
 
     if str(path).startswith("s3://"):
@@ -275,7 +284,7 @@ def _open(path: Path) -> _Reader:
         raise UserError("shards are read from disks and gs:// only", where=path, hint=hint)
     try:
         if is_address(path):
-            require_file(path, _AGAIN)
+            require_file(path, again)
         else:
             with open(path, "rb"):
                 pass  # the reader itself does not report a missing permission

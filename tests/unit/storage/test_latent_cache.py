@@ -122,6 +122,17 @@ def test_missing_cache_is_one_line(tmp_path):
         cache.check("text", width=WIDTH, tokens=9)
 
 
+@pytest.mark.parametrize("damaged", ["truncated", "lost"])
+def test_damaged_shard_is_encoded_again(tmp_path, damaged):
+    write(tmp_path)
+    path = tmp_path / "text" / shard_name("text", "train", 0, 2)
+    path.with_name(shard_name("text", "train", 0, 1)).rename(path)
+    if damaged == "truncated":
+        path.with_name(shard_name("text", "train", 1, 2)).write_bytes(path.read_bytes()[:90])
+    with pytest.raises(UserError, match="run the same mforce encode again"):
+        found(5, tmp_path)
+
+
 def test_changed_digit_of_the_settings_is_one_line_and_old_settings_are_read(tmp_path):
     path = latent_cache.settings_path(write(tmp_path), "train")
     text = path.read_text()
