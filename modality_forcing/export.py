@@ -12,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from modality_forcing import __version__, export_layouts, paths
-from modality_forcing.config import to_dict
+from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.generator import load_weights
 from modality_forcing.mirror import staged
@@ -20,15 +20,21 @@ from modality_forcing.modalities import base
 from modality_forcing.models.restore import merge_params
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.train import checkpoint
+from modality_forcing.train.adapters import MANIFEST, WEIGHTS, read_safetensors
 from modality_forcing.train.state import Params, abstract_model
 from modality_forcing.tree import flatten, unflatten
 
-_MANIFEST = "manifest.json"
 _MARK = "unfinished.txt"  # in a folder of a bucket, until it has its manifest
 
 
 def export(
-    source: Path, out: Path, kind: str = "orbax", *, layout: str = "", dtype: str = "bfloat16"
+    source: Path,
+    out: Path,
+    kind: str = "orbax",
+    *,
+    layout: str = "",
+    dtype: str = "bfloat16",
+    adapter: bool = False,
 ) -> Path:
     """Writes `out/weights` (Orbax) or `out/weights.safetensors`, and `out/manifest.json`.
 
@@ -39,15 +45,15 @@ def export(
     are read back and compared bit for bit before the folder gets its name, or its manifest where it
     is in a bucket: a folder with a manifest is complete.
 
+    adapter: the weights alone that the run trained, low-rank updates apart.
+
     Raises UserError if `out` exists, the checkpoint cannot be read, or `out` cannot be written.
     What a killed export left in a bucket is replaced.
     """
     if (paths.exists(out) or out.is_symlink()) and not _is_cut_off(out):
         raise UserError("already exists", where=out, hint="name a folder that does not")
     check_folder(out, "--out", utf8=True)
-    config, params = load_weights(source)
-    _, shapes = abstract_model(config, base.build(config))
-    merge_params(params, shapes, where=source)  # raises where they do not fit
+    config, params = (_trained if adapter else _merged)(source)
     if layout:
         export_layouts.layout_of(config, layout)  # raises before anything is written
     out = out.absolute()
@@ -66,9 +72,10 @@ def export(
         manifest = {
             "format": f"modality_forcing {__version__}, {layout or kind}",
             "config": to_dict(config),
+            **({"adapter": True} if adapter else {}),
             "weights": dict(sorted(entries.items())),
         }
-        write_file(unfinished / _MANIFEST, json.dumps(manifest, indent=1))
+        write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1))
         if unfinished != out:
             unfinished.rename(out)
         done = True
@@ -83,10 +90,27 @@ def export(
     return out
 
 
+def _merged(source: Path) -> tuple[Config, Params]:
+    """Returns the config and all weights of a checkpoint."""
+    config, params = load_weights(source)
+    _, shapes = abstract_model(config, base.build(config))
+    merge_params(params, shapes, where=source)  # raises where they do not fit
+    return config, params
+
+
+def _trained(source: Path) -> tuple[Config, Params]:
+    """Returns the config of a run and the weights that it trained, of which there are others."""
+    config, trained, frozen = checkpoint.load_unmerged(source)
+    if not frozen:
+        hint = "export without --adapter"
+        raise UserError("trained all its weights: there is no adapter", where=source, hint=hint)
+    return config, trained
+
+
 def _is_cut_off(out: Path) -> bool:
     """Returns whether a killed export began to write a folder in place."""
     marked = paths.is_address(out) and paths.exists(out / _MARK)
-    return marked and not paths.exists(out / _MANIFEST)
+    return marked and not paths.exists(out / MANIFEST)
 
 
 def _write(folder: Path, params: Params, kind: str, out: Path) -> dict[str, object]:
@@ -131,13 +155,11 @@ def _write_safetensors(folder: Path, flat: dict[str, np.ndarray]) -> None:
     # Not ascontiguousarray, which turns a scalar into a vector.
     arrays = {path: np.asarray(leaf, order="C") for path, leaf in flat.items()}
     with staged(folder) as local:
-        save_file(arrays, local / "weights.safetensors")
+        save_file(arrays, local / WEIGHTS)
 
 
 def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import load
-
-    return load(paths.read_bytes(folder / "weights.safetensors"))
+    return read_safetensors(folder / WEIGHTS)
 
 
 _FORMATS = {

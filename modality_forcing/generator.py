@@ -25,7 +25,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.int8 import quantize_tree
 from modality_forcing.models.restore import merge_params
-from modality_forcing.train import checkpoint, inputs, released, sharding
+from modality_forcing.train import adapters, checkpoint, inputs, released, sharding
 from modality_forcing.train.state import Params, abstract_model
 
 Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
@@ -87,6 +87,7 @@ class Generator:
         seed: int | None = None,
         sample: Mapping[str, object] | None = None,
         int8: bool = False,
+        adapter: Path | None = None,
     ) -> Generator:
         """Loads the EMA weights of a checkpoint or workdir and checks them against its config.
 
@@ -97,8 +98,13 @@ class Generator:
           seed: replaces the config's.
           sample: values that replace those of config.sample (see `override_sampling`).
           int8: keep the matrices of blocks as integers of 8 bits (`models.int8`).
+          adapter: a folder of `mforce export --adapter`, whose config and weights go on top.
         """
-        config, params = load_weights(path, int8=int8)
+        if adapter is None:
+            config, params = load_weights(path, int8=int8)
+        else:
+            config, params = adapters.apply_adapter(adapter, load_weights(path)[1])
+            params = quantize_tree(params) if int8 else params
         config = inputs.override_encoders(config, text_encoder, autoencoder)
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed

@@ -28,7 +28,7 @@ arrays: `depth` [n h w] in both files and `valid` bool [n h w] in the target;
   with --align disparity, `disparity` in the prediction"""
 
 _OUT = Path("runs/evaluation")
-_MODEL = ("checkpoint", "text_encoder", "autoencoder", "steps", "solver", "seed")
+_MODEL = ("checkpoint", "adapter", "text_encoder", "autoencoder", "steps", "solver", "seed")
 _PROTOCOL = ("protocol", "align", "depth_range", "strict")
 _BENCHMARK = ("benchmark", "root", "frame_list", "view", "ensemble", "ensemble_mode")
 _RECORDS = ("examples", "estimator", "save_images")
@@ -54,6 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=as_path, help="a workdir, its checkpoints/ or one step of it")
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
+    adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
+    add("--adapter", type=as_path, help=adapter)
     add("--text-encoder", metavar="KIND:PATH", help="umt5:PATH or qwen3:PATH, if not the config's")
     add("--autoencoder", metavar="flux2:PATH", help="frozen, if not at the config's path")
     add("--examples", type=positive_int, help="held-out records, instead of the config's")
@@ -225,6 +227,7 @@ def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
         autoencoder=options.autoencoder or "",
         seed=seed,
         sample={"steps": options.steps, "solver": options.solver},
+        adapter=options.adapter,
     )
 
 

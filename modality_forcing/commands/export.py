@@ -23,6 +23,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--layout", choices=LAYOUTS, help=layout)
     tensors = "of the tensors in a layout (bfloat16, as published)"
     add("--dtype", choices=("bfloat16", "float32"), help=tensors)
+    adapter = (
+        "only the weights that a run with train.freeze or train.lora_rank trained, as safetensors"
+    )
+    add("--adapter", action="store_true", help=adapter)
 
 
 def main(options: argparse.Namespace) -> None:
@@ -35,8 +39,15 @@ def main(options: argparse.Namespace) -> None:
         raise UserError(
             "--dtype is of --layout", hint="leave it out: weights are exported as they are"
         )
-    kind, dtype = options.format or "orbax", options.dtype or "bfloat16"
+    if options.adapter and options.layout:
+        raise UserError("--adapter has no --layout", hint="leave one of them out")
+    kind = "safetensors" if options.adapter else options.format or "orbax"
     out = export.export(
-        options.checkpoint, options.out, kind, layout=options.layout or "", dtype=dtype
+        options.checkpoint,
+        options.out,
+        kind,
+        layout=options.layout or "",
+        dtype=options.dtype or "bfloat16",
+        adapter=options.adapter,
     )
     print(out)

@@ -30,6 +30,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("--checkpoint", type=as_path, required=True, help="a workdir, its checkpoints/ or one step")
+    adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
+    add("--adapter", type=as_path, help=adapter)
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
     add("--out", type=as_path, required=True, help="output folder")
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
@@ -77,6 +79,7 @@ def main(options: argparse.Namespace) -> None:
         text_encoder=options.text_encoder,
         autoencoder=options.autoencoder,
         seed=options.seed,
+        adapter=options.adapter,
     )
     config, guidance = generator.config, options.guidance
     sampling = override_sampling(
