@@ -144,6 +144,24 @@ def test_flux2_network_generates_at_another_size_and_with_its_own_shift():
     np.testing.assert_array_equal(levels, timesteps(4, resolution_shift(8, 4)))
 
 
+def test_heads_of_conditions_are_not_computed(generator: Generator, inputs, monkeypatch):
+    """XLA drops them: the program of i2d has no image head, that of d2i no depth decoder."""
+    products = {}
+    compiled = generator._sample
+
+    def count(*args, **options):
+        text = compiled.lower(*args, **options).compile().as_text()
+        products[task] = text.count(" dot(")
+        return compiled(*args, **options)
+
+    monkeypatch.setattr(generator, "_sample", count)
+    for task in ("joint", "i2d", "d2i"):
+        generator.run(task, CAPTIONS, batch=inputs)
+    # In the loop and in the last step: modulation and linear map of the head.
+    assert products["i2d"] == products["joint"] - 2 * 2
+    assert products["d2i"] < products["i2d"] - 2 * 2
+
+
 def test_override_sampling_keeps_values_that_are_none(generator: Generator):
     c = generator.config
     assert override_sampling(c) == c.sample
