@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from modality_forcing.errors import UserError
 from modality_forcing.storage import beam
 
+INT8 = "keep the matrices of blocks in 8 bits, half the memory of bfloat16"  # help of --int8
+
 
 def positive_int(text: str) -> int:
     """Parses an integer of at least 1."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modality_forcing import compilation_cache
-from modality_forcing.commands.arguments import positive_int, renamed_option
+from modality_forcing.commands.arguments import INT8, positive_int, renamed_option
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
@@ -28,7 +28,10 @@ arrays: `depth` [n h w] in both files and `valid` bool [n h w] in the target;
   with --align disparity, `disparity` in the prediction"""
 
 _OUT = Path("runs/evaluation")
-_MODEL = ("checkpoint", "adapter", "text_encoder", "autoencoder", "steps", "solver", "seed")
+_MODEL = (
+    *("checkpoint", "adapter", "int8", "text_encoder", "autoencoder", "steps", "solver"),
+    "seed",
+)
 _PROTOCOL = ("protocol", "align", "depth_range", "strict")
 _BENCHMARK = ("benchmark", "root", "frame_list", "view", "ensemble", "ensemble_mode")
 _RECORDS = ("examples", "estimator", "save_images")
@@ -51,7 +54,9 @@ class Mode(NamedTuple):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=as_path, help="a workdir, its checkpoints/ or one step of it")
+    checkpoint = "a workdir, its checkpoints/ or one step; mf-flux2:WHERE or flux2-klein:WHERE"
+    add("--checkpoint", type=as_path, help=checkpoint)
+    add("--int8", action="store_const", const=True, help=INT8)
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
     adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
@@ -155,12 +160,11 @@ def _evaluate_records(options: argparse.Namespace) -> None:
 def _evaluate_trajectories(options: argparse.Namespace) -> None:
     from modality_forcing.evaluation import trajectory_sweep
     from modality_forcing.paths import check_folder
-    from modality_forcing.train.checkpoint import resolve_checkpoint
 
     values, out = trajectory_sweep.parse_values(options.trajectory_sweep), options.out or _OUT
     check_folder(out, "--out")
     generator, evaluator = _load_evaluator(options, "joint")
-    checkpoint = resolve_checkpoint(options.checkpoint)
+    checkpoint = _resolve(options.checkpoint)
     result = trajectory_sweep.run(generator, evaluator, values, out=out, checkpoint=checkpoint)
     text = json.dumps(result, indent=1) if options.json else trajectory_sweep.to_markdown(result)
     print(text)
@@ -192,7 +196,7 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
     from modality_forcing.evaluation.report import to_markdown
     from modality_forcing.evaluation.views import parse_view
     from modality_forcing.paths import check_folder
-    from modality_forcing.train.checkpoint import resolve_checkpoint
+    from modality_forcing.train import released
 
     if options.root is None:
         raise UserError("--root is missing", hint="name the folder with the unpacked benchmark")
@@ -208,7 +212,8 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
     )
     opened = open_benchmarks(options.benchmark, options.root, options.frame_list)
     generator = _load_generator(options, inference.seed)
-    step = resolve_checkpoint(options.checkpoint).name
+    found = _resolve(options.checkpoint)
+    step = released.kind_of(found) if released.is_released(found) else found.name
     results = run_benchmarks(
         generator, opened, protocol, inference, step=step, out=out, log=print_stderr
     )
@@ -216,6 +221,14 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
         print(json.dumps(results if len(results) > 1 else results[0], indent=1))
     else:
         print(to_markdown(results))
+
+
+def _resolve(path: Path) -> Path:
+    """Returns the folder of one step, or the name of a released network as it is."""
+    from modality_forcing.train.checkpoint import resolve_checkpoint
+    from modality_forcing.train.released import is_released
+
+    return path if is_released(path) else resolve_checkpoint(path)
 
 
 def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
@@ -228,6 +241,7 @@ def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
         seed=seed,
         sample={"steps": options.steps, "solver": options.solver},
         adapter=options.adapter,
+        int8=bool(options.int8),
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modality_forcing import compilation_cache
-from modality_forcing.commands.arguments import finite_float, positive_int, renamed_option
+from modality_forcing.commands.arguments import INT8, finite_float, positive_int, renamed_option
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
@@ -29,7 +29,9 @@ EXAMPLES = """examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=as_path, required=True, help="a workdir, its checkpoints/ or one step")
+    checkpoint = "a workdir, its checkpoints/ or one step; mf-flux2:WHERE or flux2-klein:WHERE"
+    add("--checkpoint", type=as_path, required=True, help=checkpoint)
+    add("--int8", action="store_true", help=INT8)
     adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
     add("--adapter", type=as_path, help=adapter)
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
@@ -80,6 +82,7 @@ def main(options: argparse.Namespace) -> None:
         autoencoder=options.autoencoder,
         seed=options.seed,
         adapter=options.adapter,
+        int8=options.int8,
     )
     config, guidance = generator.config, options.guidance
     sampling = override_sampling(

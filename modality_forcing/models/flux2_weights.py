@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,16 @@ from modality_forcing.encoders.quantized import FLOAT8
 from modality_forcing.encoders.weights import Checkpoint
 from modality_forcing.errors import UserError
 from modality_forcing.models import int8
-from modality_forcing.models.flux2_layouts import Layout, Shape, Slot, recognize, restored, stored
+from modality_forcing.models.flux2_layouts import (
+    Entry,
+    Layout,
+    Shape,
+    Slot,
+    recognize,
+    restored,
+    stored,
+)
+from modality_forcing.safetensors_io import copy_blocks
 from modality_forcing.tree import Tree, flatten, unflatten
 
 _HINT = "give a file of this network, or a config with the sizes of the file"
@@ -187,10 +196,10 @@ class _Reader:
         whole = tuple(slice(*i.indices(n)) for i, n in zip(index, self.shape, strict=True))
         part = _empty(tuple(map(_size, whole)), self.dtype)
         if not self.slot.entry.stacked:
-            part[...] = self._layer(0, whole)
+            copy_blocks(part, self._layer(0, whole))
             return part
         for row, layer in zip(part, range(whole[0].start, whole[0].stop), strict=True):
-            row[...] = self._layer(layer, whole[1:])  # never all of it twice
+            copy_blocks(row, self._layer(layer, whole[1:]))  # never all of it twice
         return part
 
     def _layer(self, layer: int, index: Index) -> np.ndarray:
@@ -251,12 +260,27 @@ def tensors(params: Tree, layout: Layout) -> Iterator[tuple[str, Shape, Callable
     slots = layout.slots(shapes)
     for name, entry, i in layout.tensors(shapes):
 
-        def content(entry: Any = entry, i: int = i) -> np.ndarray:
-            parts = [_stored_part(flat[path], slots[path], i) for path in entry.parts]
-            whole = np.concatenate(parts, axis=entry.axis) if len(parts) > 1 else parts[0]
+        def content(entry: Entry = entry, i: int = i) -> np.ndarray:
+            whole = _joined(
+                [_stored_part(flat[path], slots[path], i) for path in entry.parts], entry
+            )
             return np.roll(whole, len(whole) // 2, axis=0) if entry.swapped else whole
 
         yield name, entry.shape(shapes), content
+
+
+def _joined(parts: Sequence[np.ndarray], entry: Entry) -> np.ndarray:
+    if len(parts) == 1:
+        return parts[0]
+    shape = list(parts[0].shape)
+    shape[entry.axis] = sum(part.shape[entry.axis] for part in parts)
+    whole, start = np.empty(shape, np.result_type(*parts)), 0
+    for part in parts:
+        end = start + part.shape[entry.axis]
+        at = (slice(None),) * entry.axis + (slice(start, end),)
+        copy_blocks(whole[at], part)
+        start = end
+    return whole
 
 
 def _stored_part(leaf: Any, slot: Slot, layer: int) -> np.ndarray:

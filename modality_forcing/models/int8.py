@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from modality_forcing.config import MATRICES
+from modality_forcing.safetensors_io import copy_blocks
 
 _UNIT = np.float32(1 / 127)  # factors: XLA divides by constants in its own way
 _LEAST = float(np.finfo(np.float32).tiny)  # of a scale: no division by 0, nor by a subnormal
@@ -80,8 +81,10 @@ def quantize(weight: Float[Array, "*layers i o"]) -> Int8Weight:
 
 def quantize_array(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """`quantize` of an array [..., in, out] of the host: values and scale, the same numbers."""
-    exact = weight.astype(np.float32)
-    largest = np.max(np.abs(exact), axis=-2, keepdims=True)
+    exact = np.empty(weight.shape, np.float32)
+    copy_blocks(exact, weight)
+    high, low = exact.max(axis=-2, keepdims=True), exact.min(axis=-2, keepdims=True)
+    largest = np.maximum(high, -low)
     scale = np.maximum(largest * _UNIT, np.float32(_LEAST))
     np.multiply(exact, 1 / scale, out=exact)
     return np.rint(exact, out=exact).astype(np.int8), scale

@@ -88,7 +88,12 @@ class Released:
 
 def is_released(spec: str | Path) -> bool:
     """Returns whether a checkpoint is named as `mf-flux2:WHERE` or `flux2-klein:WHERE`."""
-    return str(spec).partition(":")[0] in _KINDS and ":" in str(spec)
+    return kind_of(spec) in _KINDS and ":" in str(spec)
+
+
+def kind_of(spec: str | Path) -> str:
+    """Returns "mf-flux2" or "flux2-klein" of a spec of one."""
+    return str(spec).partition(":")[0]
 
 
 def open_released(spec: str | Path, resolution: int | None = None) -> Released:

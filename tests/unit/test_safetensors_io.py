@@ -90,3 +90,17 @@ def test_content_of_another_shape_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"a is \(3,\), not \(4,\)"):
         tensor = Tensor("a", np.dtype(np.float32), (4,), lambda: np.zeros(3, np.float32))
         safetensors_io.write(tmp_path, "model", [tensor])
+
+
+@pytest.mark.parametrize("shape", [(), (7,), (600, 5), (513, 1030)])
+@pytest.mark.parametrize("target", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_copies_in_blocks_are_copies(shape, target, transposed):
+    """To the bit where the dtype stays, NaN and all."""
+    bits = RNG.integers(0, 2**16, shape[::-1] if transposed else shape, np.uint16)
+    source = np.asarray(bits).view(ml_dtypes.bfloat16)
+    source = source.T if transposed else source
+    copy = np.empty(shape, target)
+    safetensors_io.copy_blocks(copy, source)
+    expected = np.asarray(source, order="C").astype(target)
+    assert copy.tobytes() == expected.tobytes()

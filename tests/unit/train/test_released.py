@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import save_file
 
 from modality_forcing.config import from_dict, to_dict
 from modality_forcing.encoders.weights import Checkpoint
 from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
 from modality_forcing.models import presets
 from modality_forcing.models.flux2_layouts import BFL, FORCING
-from modality_forcing.models.int8 import Int8Weight
+from modality_forcing.models.int8 import Int8Weight, dequantize_tree
 from modality_forcing.train import released
 from modality_forcing.train.released import is_released, open_released
+from modality_forcing.train.state import abstract_model
 from modality_forcing.tree import flatten
 from tests.flux2 import KLEIN_4B, KLEIN_9B
 from tests.released import GUIDED, SMALL, SMALL_FORCING, SMALL_V1, pipeline, release, saved
+
+CHANNELS = {"image": 8, "depth": 256}
 
 
 def test_release_of_modality_forcing(tmp_path):
@@ -48,9 +54,39 @@ def test_first_variant_has_no_mixing(tmp_path):
     assert sum(x.size for x in jax.tree.leaves(opened.shapes)) == SMALL_V1.parameters()
 
 
-def test_weights_in_int8(tmp_path):
-    layers = open_released(release(tmp_path)).params(int8=True)["double"]["layers"]["depth"]
+def test_network_runs_on_weights_in_int8(tmp_path):
+    """Within the error of rounding, of which random weights have more than trained ones."""
+    opened = open_released(release(tmp_path), resolution=32)
+    config = replace(opened.config, model=replace(opened.config.model, dtype="float32"))
+    graph, _ = abstract_model(config, base.build(config))
+    exact, rounded = opened.params(dtype="float32"), opened.params(dtype="float32", int8=True)
+    layers = rounded["double"]["layers"]["depth"]
     assert isinstance(layers["up"], Int8Weight) and not isinstance(layers["q_scale"], Int8Weight)
+    rng = np.random.default_rng(0)
+    x = {n: jnp.asarray(rng.normal(size=(1, 4, c)), jnp.float32) for n, c in CHANNELS.items()}
+    text = {"tokens": jnp.asarray(rng.normal(size=(1, 5, 12)), jnp.float32)}
+
+    @jax.jit
+    def run(params):
+        return nnx.merge(graph, params)(x, {n: jnp.full(1, 0.5) for n in x}, text)
+
+    one, other, same = run(exact), run(rounded), run(dequantize_tree(rounded, jnp.float32))
+    for name, y in one.items():
+        np.testing.assert_allclose(other[name], same[name], atol=1e-4 * float(jnp.std(y)))
+        error = float(jnp.std(other[name] - y) / jnp.std(y))
+        assert 1e-4 < error < 0.1
+
+
+@pytest.mark.parametrize(
+    "dtypes, expected",
+    [(["BF16"], "bfloat16"), (["F8_E4M3", "BF16"], "bfloat16"), (["F32"], "float32")],
+)
+def test_weights_have_the_precision_of_the_file(tmp_path, dtypes, expected):
+    opened = open_released(release(tmp_path))
+    names = [name for name in opened.checkpoint.shapes if "blocks" in name]
+    stored = dict(zip(names, dtypes * len(names), strict=False))
+    object.__setattr__(opened.checkpoint, "dtypes", {**opened.checkpoint.dtypes, **stored})
+    assert opened._dtype == expected
 
 
 @pytest.mark.parametrize("index, steps", [({"is_distilled": True}, 4), ({}, 50)])
