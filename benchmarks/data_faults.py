@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -30,29 +31,26 @@ def get_config(arg):
 
 def flipped_byte(bench: Bench) -> Row:
     """A flipped byte in every file of the last checkpoint."""
-    workdir = bench.folder / "flipped"
-    bench.finish(workdir)
-    last = max((workdir / "checkpoints").glob("[0-9]*"), key=lambda path: int(path.name))
-    files = [p for p in sorted(last.rglob("*")) if p.is_file() and p.stat().st_size]
-    files = bench.rng.sample(files, min(bench.tries, len(files)))
+    finished, workdir = bench.folder / "finished", bench.folder / "flipped"
+    bench.finish(finished)
+    steps = (finished / "checkpoints").glob("[0-9]*")
+    last = max(steps, key=lambda path: int(path.name)).relative_to(finished)
+    files = sorted(p for p in (finished / last).rglob("*") if p.is_file() and p.stat().st_size)
     wrong = harmless = 0
-    for path in files:
-        content = path.read_bytes()
-        at = bench.rng.randrange(len(content))
-        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
-        run = bench.start(bench.command(workdir))
-        code, said = run.wait(), run.output()
+    files = bench.rng.sample(files, min(bench.tries, len(files)))
+    for file in (path.relative_to(finished) for path in files):
+        shutil.copytree(finished, workdir)
+        with flipped(workdir / file, bench.rng, restore=False):
+            run = bench.start(bench.command(workdir))
+            code, said = run.wait(), run.output()
         # A flip may be of no consequence, as in a comment of the storage format.
         same = code == 0 and bench.equal(workdir)
-        reported = any(
-            word in said for word in ("damaged", "cannot be read", "unfinished", "intact")
-        )
-        wrong += not same or "Traceback" in said
-        harmless += not reported
-        if not same:
-            print_stderr(f"  {path.relative_to(last)}: code {code}: {said[-300:]}")
-        path.write_bytes(content)
-        (last / "damaged.txt").unlink(missing_ok=True)
+        words = ("damaged", "cannot be read", "unfinished", "intact")
+        harmless += not any(word in said for word in words)
+        if not same or "Traceback" in said:
+            wrong += 1
+            print_stderr(f"  {file.relative_to(last)}: code {code}: {said[-600:]}")
+        shutil.rmtree(workdir)
     happens = f"{len(files)} files: the run falls back to the checkpoint before and trains again"
     happens += f"; {harmless} flips change nothing that is read"
     return Row(happens, "at most save_every", not wrong)
@@ -108,13 +106,14 @@ def read(bench: Bench, kind: str) -> Read:
 
 
 @contextmanager
-def flipped(path: Path, rng: random.Random) -> Iterator[None]:
-    """Flips a bit of a file for a while."""
+def flipped(path: Path, rng: random.Random, restore: bool = True) -> Iterator[None]:
+    """Flips a bit of a file, for a while or for good."""
     content = path.read_bytes()
     at = rng.randrange(len(content))
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     yield
-    path.write_bytes(content)
+    if restore:
+        path.write_bytes(content)
 
 
 @contextmanager
