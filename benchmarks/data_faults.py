@@ -101,7 +101,7 @@ def read(bench: Bench, kind: str) -> Read:
         code, said = _train(bench, kind, undisturbed)
         assert code == 0, said
     folder = {"shards": records, "cache": cache}[kind]
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
     return Read(bench, kind, files, last_state(undisturbed))
 
 
