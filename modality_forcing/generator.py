@@ -103,8 +103,13 @@ class Generator:
         if adapter is None:
             config, params = load_weights(path, int8=int8)
         else:
-            config, params = adapters.apply_adapter(adapter, load_weights(path)[1])
+            base_config, params = load_weights(path)
+            config, params = adapters.apply_adapter(adapter, params)
             params = quantize_tree(params) if int8 else params
+            # A run that read a cache names no encoders.
+            ours, theirs = _encoders_of(config), _encoders_of(base_config)
+            text_encoder = text_encoder or ours[0] or theirs[0]
+            autoencoder = autoencoder or ours[1] or theirs[1]
         config = inputs.override_encoders(config, text_encoder, autoencoder)
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed
@@ -303,6 +308,12 @@ def load_weights(path: Path, *, int8: bool = False) -> tuple[Config, Params]:
         return released.load(path, int8=int8)
     config, params = checkpoint.load(path)
     return config, quantize_tree(params) if int8 else params
+
+
+def _encoders_of(config: Config) -> tuple[str, str]:
+    """Returns where the text encoder and the autoencoder of a config are, "" for none."""
+    autoencoders = (m.autoencoder for m in config.modalities.values() if m.autoencoder)
+    return config.text.encoder, next(autoencoders, "")
 
 
 def num_steps(task: str, options: SampleConfig) -> int:

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from modality_forcing import export
 from modality_forcing.diffusion.trajectories import resolution_shift, timesteps
 from modality_forcing.errors import UserError
 from modality_forcing.generator import TASKS, Generator, override_sampling
-from tests import tiny
+from modality_forcing.train import checkpoint
+from tests import runs, tiny
 
 
 @pytest.fixture(scope="module")
@@ -220,3 +222,17 @@ def jax_leaves(tree):
     import jax
 
     return jax.tree_util.tree_leaves_with_path(tree)
+
+
+def test_adapter_of_a_run_without_encoders_takes_those_of_its_base(tmp_path, monkeypatch):
+    text = replace(tiny.TEXT, vocab_size=0)
+    config = replace(tiny.t2i(lora_rank=2), text=text)
+    run = runs.save(tmp_path / "run", config)
+    adapter = export.export(run, tmp_path / "adapter", "safetensors", adapter=True)
+    named = replace(tiny.t2i(), text=replace(text, encoder="umt5:here"))
+    weights = checkpoint.load_unmerged(run)[2]
+    base_run = runs.save(tmp_path / "base", named, weights)
+    build = "modality_forcing.train.inputs.build_encoders"
+    monkeypatch.setattr(build, lambda config: config.text.encoder)
+    generator = Generator.from_checkpoint(base_run, adapter=adapter)
+    assert generator.frozen == "umt5:here" and generator.config.name == config.name
