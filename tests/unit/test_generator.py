@@ -49,6 +49,28 @@ def test_trajectory_of_each_task_has_its_condition_and_order(generator: Generato
         assert not generator.trajectory(task, options)[0].schedule[given].any()
 
 
+def test_text_encoder_is_freed_before_sampling(generator: Generator, monkeypatch):
+    """And used once: a second pass reads the same states."""
+    order = []
+
+    def spy(owner: object, name: str) -> None:
+        call = getattr(owner, name)
+
+        def called(*args, **kwargs):
+            order.append(name)
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, called)
+
+    spy(generator, "_encode_text")
+    spy(generator, "_run_sampler")
+    spy(generator.frozen, "free_text")
+    generator.run("joint", CAPTIONS, refine=True, free_text=True)
+    assert order == ["_encode_text", "free_text", "_run_sampler", "_run_sampler"]
+    generator.run("joint", CAPTIONS)
+    assert order[4:] == ["_encode_text", "_run_sampler"]
+
+
 def test_model_of_one_modality_does_only_t2i():
     one = Generator(tiny.t2i(), tiny.network(tiny.t2i())[1])
     assert generator_makes(one, "t2i") == {"image"}
