@@ -101,6 +101,7 @@ def main() -> None:
             size = sum(leaf.nbytes for leaf in jax.tree.leaves(array))
             if (beyond := watch.peak - before - size) > most:
                 most, name = beyond, path
+                print(f"{beyond / MIB:,.0f} MiB beyond {size / MIB:,.0f} of {path}", flush=True)
             weights += size
             del array
             before = watch.reset()
