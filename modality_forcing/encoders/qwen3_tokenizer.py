@@ -11,7 +11,7 @@ import numpy as np
 
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path, exists, is_dir, read_text
-from modality_forcing.text_io import read_object
+from modality_forcing.text_io import read_object, split_lines
 
 # One turn of the user, and the start of an answer without thinking; no system turn.
 BEFORE, AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -137,7 +137,7 @@ def _from_merges(folder: Path) -> Any:
     vocab = read_object(vocab_file, hint="download it again")
     if not all(type(i) is int for i in vocab.values()):
         raise UserError("is no vocabulary", where=vocab_file, hint="download it again")
-    lines = [line for line in read_text(merges_file).split("\n") if line]
+    lines = [line for line in split_lines(read_text(merges_file)) if line]
     pairs = [line.partition(" ") for line in lines if not line.startswith("#version")]
     if wrong := ["".join(pair) for pair in pairs if not pair[2] or " " in pair[2]]:
         what = f"holds {wrong[0]!r}, not a pair of tokens"

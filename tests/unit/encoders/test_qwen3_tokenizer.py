@@ -102,6 +102,16 @@ def test_no_limits_of_the_file_apply(tmp_path, folder, encoder):
     assert ids(other, "a red cube") == ids(encoder, "a red cube")
 
 
+def test_line_ends_of_merges_do_not_matter(tmp_path):
+    byte_ids, merges, _ = goldens.stored()
+    found = []
+    for name, end in (("unix", b"\n"), ("windows", b"\r\n")):
+        path = goldens.files(tmp_path / name, byte_ids, merges) / "merges.txt"
+        path.write_bytes(path.read_bytes().replace(b"\n", end))
+        found.append(ids(Qwen3Tokenizer(40, str(path.parent)), "a red cube"))
+    assert found[0] == found[1]
+
+
 def test_null_is_the_empty_prompt(encoder):
     for key, value in encoder.null().items():
         np.testing.assert_array_equal(value, encoder.encode("")[key])
