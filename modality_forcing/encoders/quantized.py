@@ -48,7 +48,7 @@ _OTHER_SCALES = (
 _FORMAT, _FORMATS_KEY = "comfy_quant", "_quantization_metadata"  # descriptions by ComfyUI, JSON
 _FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")  # whose names say everything
 _IGNORED = ("scale_input", "input_scale", "output_scale", "activation_scale", _FORMAT)
-_MARKS = ("scaled_fp8", "spiece_model")  # whole names: a flag, and the tokenizer's file
+_MARKS = ("scaled_fp8", "spiece_model")  # after any prefix: a flag, and the tokenizer's file
 _BESIDE = (*_FLOAT8_SCALES, _ZERO, _INT8_SCALE, _INT8_LAYOUT, *_OTHER_SCALES, *_IGNORED)
 _BLOCK = (128, 128)
 _QUANTO = {"._data._data": "", "._data": "", "._scale": "_scale", "._shift": "_shift"}
@@ -114,7 +114,7 @@ def is_beside(name: str, names: Mapping[str, object]) -> bool:
     owner, _, kind = name.rpartition(".")
     of_weight, below, _ = name.partition(f"{_WEIGHT}.")  # bitsandbytes, of 4 bits
     return (
-        name in _MARKS
+        kind in _MARKS
         or (kind in _BESIDE and owner + _WEIGHT in names)
         or (below != "" and of_weight + _WEIGHT in names)
     )

@@ -228,7 +228,10 @@ def test_float8_files_are_scaled(tmp_path):
         stored[name] = quantized
         stored[name.removesuffix("weight") + "weight_scale"] = scale
         stored[name.removesuffix("weight") + "input_scale"] = np.full((), 7, np.float32)
-    one = load(TINY.tree(), saved(tmp_path / "float8", stored))
+    prefix = "model.diffusion_model."
+    named = {prefix + name: tensor for name, tensor in stored.items()}
+    named[f"{prefix}scaled_fp8"] = np.zeros(2, ml_dtypes.float8_e4m3fn)  # ComfyUI's flag
+    one = load(TINY.tree(), saved(tmp_path / "float8", named))
     other = load(TINY.tree(), saved(tmp_path / "float32", expected))
     for (path, a), b in zip(flatten(one).items(), flatten(other).values(), strict=True):
         np.testing.assert_array_equal(a, b, err_msg=path)
