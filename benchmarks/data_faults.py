@@ -107,9 +107,9 @@ def read(bench: Bench, kind: str) -> Read:
 
 @contextmanager
 def flipped(path: Path, rng: random.Random, restore: bool = True) -> Iterator[None]:
-    """Flips a bit of a file, for a while or for good."""
+    """Flips a bit of a file, not in its padding, for a while or for good."""
     content = path.read_bytes()
-    at = rng.randrange(len(content))
+    at = rng.choice([i for i, byte in enumerate(content) if byte])
     path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
     yield
     if restore:
