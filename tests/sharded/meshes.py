@@ -133,11 +133,20 @@ def run(name: str, folder: Path) -> dict[str, object]:
 FROZEN = {"1": (1, 1), "2x2": (2, 2), "8": (1, 8)}  # data, fsdp
 
 
-def frozen_weights(data: int, fsdp: int) -> dict[str, jax.Array]:
-    """All weights of FLUX.2 after two steps of which some do not train: before, and after."""
+def partly_frozen() -> Config:
+    """FLUX.2 whose double blocks train for depth alone."""
     freeze = ("double/layers/image", "double/layers/text")
     c = tiny.flux2(batch=BATCH, steps=STEPS, freeze=freeze, frozen_dtype="bfloat16")
-    c = replace(c, model=replace(c.model, double_layers=1, num_layers=1))
+    return replace(c, model=replace(c.model, double_layers=1, num_layers=1))
+
+
+def low_rank() -> Config:
+    """A network that trains low-rank updates alone."""
+    return tiny.t2i(batch=BATCH, steps=STEPS, lora_rank=4, frozen_dtype="bfloat16")
+
+
+def frozen_weights(c: Config, data: int, fsdp: int) -> dict[str, jax.Array]:
+    """All weights after two steps of which some do not train: before, and after."""
     mesh = sharding.make_mesh(MeshConfig(data, fsdp), jax.devices()[: data * fsdp])
     graph, params = tiny.network(c)
     abstract = jax.eval_shape(lambda p: init_state(c, p), params)
@@ -148,7 +157,7 @@ def frozen_weights(data: int, fsdp: int) -> dict[str, jax.Array]:
     for k in range(2):
         batch = tiny.batch(c, BATCH, seed=k, first=BATCH * k)
         state, _ = step(state, jax.device_put(batch, NamedSharding(mesh, spec("b"))))
-    gate = flatten(state.frozen)["double/layers/image/gate"]
+    (gate, *_) = (x for path, x in flatten(state.frozen).items() if path.endswith("/gate"))
     assert gate.addressable_shards[0].data.size * fsdp == gate.size
     after = flatten(jax.device_get(state.all_params()))
     return {path: x.astype(np.float32) for path, x in after.items()} | {
@@ -159,7 +168,9 @@ def frozen_weights(data: int, fsdp: int) -> dict[str, jax.Array]:
 def main(folder: Path) -> None:
     assert len(jax.devices()) == 8
     for name, axes in FROZEN.items():
-        np.savez(folder / f"frozen-{name}.npz", **frozen_weights(*axes))
+        np.savez(folder / f"frozen-{name}.npz", **frozen_weights(partly_frozen(), *axes))
+    for name in ("1", "8"):
+        np.savez(folder / f"lora-{name}.npz", **frozen_weights(low_rank(), *FROZEN[name]))
     (folder / "results.json").write_text(json.dumps({name: run(name, folder) for name in MESHES}))
 
 

@@ -109,3 +109,15 @@ def test_frozen_weights_of_flux2_do_not_move_and_the_others_agree(folder, name):
         np.testing.assert_array_equal(ours[key], one[key])
     for key in set(one) - frozen:
         np.testing.assert_allclose(ours[key], one[key], atol=1e-4, rtol=0, err_msg=key)
+
+
+def test_low_rank_updates_agree_on_eight_devices_and_their_base_does_not_move(folder):
+    one, eight = arrays(folder, "lora-1"), arrays(folder, "lora-8")
+    frozen = {key.removeprefix("before/") for key in one if key.startswith("before/")}
+    trained = {key for key in one if not key.startswith("before/")} - frozen
+    assert len(trained) == 14 and all("/lora/" in key for key in trained)
+    for key in frozen:
+        np.testing.assert_array_equal(one[key], one[f"before/{key}"])
+        np.testing.assert_array_equal(eight[key], one[key])
+    for key in trained:
+        np.testing.assert_allclose(eight[key], one[key], atol=1e-5, rtol=0, err_msg=key)
