@@ -164,6 +164,8 @@ def _override(tree: Any, key: str, text: str) -> None:
     current = node[last]
     if isinstance(current, str):
         value = text
+    elif isinstance(current, list | tuple) and isinstance(value, str):
+        value = [part.strip() for part in text.split(",")]  # names need no quotes: q,k,v
     elif isinstance(current, ConfigDict) and isinstance(value, dict):
         value = ConfigDict(value)
     with node.ignore_type():  # types are checked against the dataclasses, with a better message

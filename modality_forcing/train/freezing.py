@@ -62,7 +62,7 @@ def new_prefixes(params: Params, c: TrainConfig) -> tuple[str, ...]:
 
 def _modules(paths: Collection[str]) -> list[str]:
     """Returns the modules of a network, of deep ones the outer two or a stack's own."""
-    parents = {tuple(path.split("/")[:-1]) for path in paths}
+    parents = {tuple(path.split("/")[:-1] or [path]) for path in paths}
     return sorted({"/".join(names[: 4 if "layers" in names else 2]) for names in parents})
 
 

@@ -223,3 +223,11 @@ def test_overrides_keep_the_order_of_keys():
     config = load("demo:phase=forcing", overrides)
     assert list(config.modalities) == ["image", "depth"]
     assert list(to_dict(config)) == list(to_dict(Config()))
+
+
+def test_names_of_a_list_need_no_quotes():
+    def targets(text: str) -> tuple[str, ...]:
+        return load("flux2:size=tiny", {"train.lora_targets": text}).train.lora_targets
+
+    assert targets("q, k,down") == targets("['q', 'k', 'down']") == ("q", "k", "down")
+    assert targets("q") == ("q",)
