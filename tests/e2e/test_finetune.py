@@ -63,6 +63,7 @@ def test_export_is_merged_and_an_adapter_is_the_updates_alone(base, finished, tm
     jax.tree.map(np.testing.assert_array_equal, merged.params, expected.params)
 
 
+@pytest.mark.slow
 def test_flux2_post_trains_on_its_own_text_to_image_run(mforce, tmp_path):
     t2i = load("flux2:size=tiny,task=t2i")
     source = runs.save(tmp_path / "t2i", t2i)
