@@ -88,6 +88,7 @@ class Generator:
         sample: Mapping[str, object] | None = None,
         int8: bool = False,
         adapter: Path | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Generator:
         """Loads the EMA weights of a checkpoint or workdir and checks them against its config.
 
@@ -99,6 +100,7 @@ class Generator:
           sample: values that replace those of config.sample (see `override_sampling`).
           int8: keep the matrices of blocks as integers of 8 bits (`models.int8`).
           adapter: a folder of `mforce export --adapter`, whose config and weights go on top.
+          size: rows and columns of pixels; by default the config's square.
         """
         if adapter is None:
             config, params = load_weights(path, int8=int8)
@@ -113,7 +115,7 @@ class Generator:
         config = inputs.override_encoders(config, text_encoder, autoencoder)
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed
-        generator = cls(replace(config, seed=seed, sample=options), params)
+        generator = cls(replace(config, seed=seed, sample=options), params, size=size)
         merge_params(params, generator._param_shapes, where=path)  # raises where they do not fit
         return generator
 

@@ -24,6 +24,14 @@ def positive_int(text: str) -> int:
     return value
 
 
+def picture_size(text: str) -> tuple[int, int]:
+    """Parses "WIDTHxHEIGHT", or the side of a square, as (rows, columns)."""
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give 512, or 768x512")
+    return int(sides[-1]), int(sides[0])
+
+
 def finite_float(text: str) -> float:
     """Parses a finite number."""
     try:

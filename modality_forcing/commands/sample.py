@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modality_forcing import compilation_cache
-from modality_forcing.commands.arguments import INT8, finite_float, positive_int, renamed_option
+from modality_forcing.commands.arguments import (
+    INT8,
+    finite_float,
+    picture_size,
+    positive_int,
+    renamed_option,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
@@ -16,7 +22,7 @@ from modality_forcing.progress import print_stderr
 if TYPE_CHECKING:
     import numpy as np
 
-    from modality_forcing.data.resize import Window
+    from modality_forcing.data.resize import Size, Window
 
 MAX_EXAMPLES = 64  # more are refused: memory could run out half way
 
@@ -47,7 +53,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--depth-invalid", type=finite_float, help=invalid)
     farthest = "what is farther in --depth is unknown"
     add("--depth-max", type=finite_float, metavar="DEPTH", help=farthest)
-    square = "how an input becomes square: its center, or all of it (%(default)s)"
+    size = "size of the pictures, as 512 or 768x512 (width x height), instead of the config's"
+    add("--size", type=picture_size, metavar="SIZE", help=size)
+    square = "how an input gets that shape: its center, or all of it (%(default)s)"
     renamed_option(parser, "--fit", "--resize-mode")
     add("--resize-mode", choices=("crop", "stretch"), default="crop", help=square)
     frozen = "frozen encoder, if not where the config says"
@@ -83,6 +91,7 @@ def main(options: argparse.Namespace) -> None:
         seed=options.seed,
         adapter=options.adapter,
         int8=options.int8,
+        size=options.size,
     )
     config, guidance = generator.config, options.guidance
     sampling = override_sampling(
@@ -94,7 +103,7 @@ def main(options: argparse.Namespace) -> None:
     )
     generator.trajectory(options.mode, sampling)  # raises where the checkpoint cannot do the mode
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
-    inputs = read_inputs(options, config.data.resolution)
+    inputs = read_inputs(options, generator.modalities[generator.primary].size)
     batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in inputs.items()}
     how = {"options": sampling, "seed": config.seed, "refine": options.refine, "free_text": True}
     made = generator.run(options.mode, captions, batch=batch, **how).images
@@ -147,8 +156,8 @@ def check_inputs(options: argparse.Namespace) -> None:
             require_file(path, f"check --{name}")
 
 
-def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.ndarray]:
-    """Returns image u8 [h w 3], or depth f32 and valid bool [h w], at the model's resolution."""
+def read_inputs(options: argparse.Namespace, size: Size) -> dict[str, np.ndarray]:
+    """Returns image u8 [h w 3], or depth f32 and valid bool [h w], at a size in rows, columns."""
     from modality_forcing.data.files import DepthFormat, holds_floats, read_depth, read_image
     from modality_forcing.data.pairs import repeated_values
     from modality_forcing.data.resize import crop_resize_depth, crop_resize_image
@@ -156,7 +165,8 @@ def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.nd
     inputs = {}
     if options.image is not None:
         image = read_image(options.image)
-        inputs["image"] = crop_resize_image(image, window(image, options.resize_mode), resolution)
+        part = window(image, size, options.resize_mode)
+        inputs["image"] = crop_resize_image(image, part, size)
     if options.depth is not None:
         if options.depth_scale is not None and holds_floats(options.depth):
             what = "holds floats, which --depth-scale does not apply to"
@@ -169,22 +179,22 @@ def read_inputs(options: argparse.Namespace, resolution: int) -> dict[str, np.nd
             hint = "set --depth-invalid to the stored number, or --depth-max"
             what = f"{value:g} fills {fraction:.0%} of it; if it marks missing depth, {hint}"
             print_stderr(f"{options.depth}: {what}")
-        square = window(depth, options.resize_mode)
-        depth, valid = crop_resize_depth(depth, valid, square, resolution)
+        part = window(depth, size, options.resize_mode)
+        depth, valid = crop_resize_depth(depth, valid, part, size)
         if not valid.any():
-            what, hint = "its center square holds no valid depth", "use --resize-mode stretch"
+            what, hint = "its center holds no valid depth", "use --resize-mode stretch"
             raise UserError(what, where=options.depth, hint=hint)
         inputs |= {"depth": depth, "valid": valid}
     return inputs
 
 
-def window(array: np.ndarray, resize_mode: str) -> Window:
-    """Returns the part of an array [h w ...] that becomes the square input: its center, or all."""
-    from modality_forcing.data.resize import Window, center_square
+def window(array: np.ndarray, size: Size, resize_mode: str) -> Window:
+    """Returns the part of an array [h w ...] that becomes the input: its center, or all of it."""
+    from modality_forcing.data.resize import Window, center_window
 
     height, width = array.shape[:2]
     whole = Window(0, 0, height, width)
-    return center_square((height, width)) if resize_mode == "crop" else whole
+    return center_window((height, width), size) if resize_mode == "crop" else whole
 
 
 def write_example(

@@ -48,6 +48,13 @@ def center_square(size: Size) -> Window:
     return Window((size[0] - side) / 2, (size[1] - side) / 2, side, side)
 
 
+def center_window(size: Size, shape: Size) -> Window:
+    """Returns the largest centered window of an (h, w) raster with the aspect of `shape`."""
+    scale = min(size[0] / shape[0], size[1] / shape[1])
+    height, width = min(scale * shape[0], size[0]), min(scale * shape[1], size[1])
+    return Window((size[0] - height) / 2, (size[1] - width) / 2, height, width)
+
+
 def center_crop_resize(record: Record, resolution: int) -> Record:
     """Returns the center square at resolution x resolution pixels; the record itself if equal."""
     height, width = record.depth.shape
@@ -68,34 +75,41 @@ def crop_resize(record: Record, window: Window, resolution: int) -> Record:
     return replace(record, image=image, depth=depth, valid=valid, intrinsics=intrinsics)
 
 
-def crop_resize_image(image: np.ndarray, window: Window, resolution: int) -> np.ndarray:
-    """Returns the window of an image u8 [h w 3], antialiased, as u8 [resolution resolution 3]."""
+def crop_resize_image(image: np.ndarray, window: Window, to: int | Size) -> np.ndarray:
+    """Returns the window of an image u8 [h w 3], antialiased, as u8 [rows columns 3].
+
+    to: rows and columns, or the side of a square.
+    """
+    rows, columns = to if isinstance(to, tuple) else (to, to)
     box = (window.left, window.top, window.left + window.width, window.top + window.height)
-    shrinks = min(window.height, window.width) > resolution
+    shrinks = window.height > rows and window.width > columns
     # Lanczos keeps detail when shrinking, but rings visibly around the blocks of an enlarged image.
     kernel = Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC
-    size = (resolution, resolution)
-    return np.asarray(Image.fromarray(image).resize(size, kernel, box=box, reducing_gap=3.0))
+    resized = Image.fromarray(image).resize((columns, rows), kernel, box=box, reducing_gap=3.0)
+    return np.asarray(resized)
 
 
 def crop_resize_depth(
-    depth: np.ndarray, valid: np.ndarray, window: Window, resolution: int
+    depth: np.ndarray, valid: np.ndarray, window: Window, to: int | Size
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns depth f32 and valid bool [resolution resolution] of a window of depth [h w].
+    """Returns depth f32 and valid bool [rows columns] of a window of depth [h w].
+
+    to: rows and columns, or the side of a square.
 
     A surface (`DENSE`) and an enlarged map are read at the pixel under each cell's center, so that
     holes stay holes and edges stay in place. Sparse points go into the cell they fall into, and the
     nearest wins: the image does not show what it hides. Interpolating would invent depths in
     mid-air at every edge. Empty cells are 0 and not valid.
     """
-    rows = _cells(depth.shape[0], window.top, window.height, resolution)
-    columns = _cells(depth.shape[1], window.left, window.width, resolution)
+    size = to if isinstance(to, tuple) else (to, to)
+    rows = _cells(depth.shape[0], window.top, window.height, size[0])
+    columns = _cells(depth.shape[1], window.left, window.width, size[1])
     inside = valid[_span(rows), _span(columns)]
-    enlarged = min(window.height, window.width) <= resolution
+    enlarged = window.height <= size[0] or window.width <= size[1]
     if not enlarged and not _is_dense(inside):
-        return _scatter(depth, valid, rows, columns, (resolution, resolution))
-    centers = (np.arange(resolution) + 0.5) / resolution
-    at = [window.top + centers * window.height, window.left + centers * window.width]
+        return _scatter(depth, valid, rows, columns, size)
+    down, right = ((np.arange(n) + 0.5) / n for n in size)
+    at = [window.top + down * window.height, window.left + right * window.width]
     at = [
         np.clip(np.floor(a).astype(np.int64), 0, n - 1)
         for a, n in zip(at, depth.shape, strict=True)

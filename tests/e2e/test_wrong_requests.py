@@ -85,7 +85,7 @@ SAMPLE = {
     ),
     "cropped_away": (
         [*D2I, "--depth={sample_dir}/edges.npy"],
-        r"its center square holds no valid depth; use --resize-mode stretch",
+        r"its center holds no valid depth; use --resize-mode stretch",
     ),
     "no_scale": (
         [*D2I, "--depth={sample_dir}/depth16.png"],

@@ -136,18 +136,34 @@ def test_checkpoint_is_a_workdir_its_checkpoints_or_a_step(mforce, t2i_run: Path
 
 def test_resize_modes():
     wide = np.zeros((24, 40, 3))
-    assert sample.window(wide, "stretch") == Window(0, 0, 24, 40)
-    crop = sample.window(wide, "crop")
-    assert (crop.top, crop.left, crop.height, crop.width) == (0, 8, 24, 24)
+    assert sample.window(wide, (16, 16), "stretch") == Window(0, 0, 24, 40)
+    assert sample.window(wide, (16, 16), "crop") == Window(0, 8, 24, 24)
+    assert sample.window(wide, (16, 32), "crop") == Window(2, 0, 20, 40)
+
+
+def test_size_of_the_pictures(mforce, forcing_run: Path, photo: Path, sparse: Path, tmp_path: Path):
+    for mode, given in (("i2d", ["--image", photo]), ("d2i", ["--depth", sparse])):
+        scale = ["--depth-scale", 0.001] if mode == "d2i" else []
+        size = ["--size", "32x16"]
+        make(mforce, forcing_run, tmp_path / mode, mode, *given, *scale, *size)
+        assert np.load(tmp_path / mode / f"{mode}_000_depth.npy").shape == (16, 32)
+        assert Image.open(tmp_path / mode / f"{mode}_000_image.png").size == (32, 16)
+
+
+def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
+    base = ["sample", "--checkpoint", forcing_run, "--mode", "joint", "--out", tmp_path / "o"]
+    for size, message in (("20x16", "20 x 16 pixels are not whole"), ("0", "'0' is no size")):
+        done = mforce(*base, "--size", size)
+        assert done.code == 2 and message in done.err and not (tmp_path / "o").exists()
 
 
 def test_inputs_have_the_resolution_of_the_model(photo: Path, sparse: Path):
     options = cli.build_parser().parse_args(
         ["sample", "--checkpoint", "c", "--mode", "i2d", "--out", "o", "--image", str(photo)]
     )
-    assert sample.read_inputs(options, 16)["image"].shape == (16, 16, 3)
+    assert sample.read_inputs(options, (16, 16))["image"].shape == (16, 16, 3)
     options.image, options.depth, options.depth_scale = None, sparse, 0.001
-    inputs = sample.read_inputs(options, 16)
+    inputs = sample.read_inputs(options, (16, 16))
     assert inputs["depth"].shape == inputs["valid"].shape == (16, 16)
     values = inputs["depth"][inputs["valid"]]
     assert len(values) and values.min() >= 1 and values.max() <= 9
@@ -168,13 +184,13 @@ def test_mark_of_missing_depth_is_noticed_and_excluded(tmp_path: Path, capsys):
             "--depth-scale=0.001",
         ]
     )
-    assert sample.read_inputs(options, 32)["depth"].max() == np.float32(65.535)
+    assert sample.read_inputs(options, (32, 32))["depth"].max() == np.float32(65.535)
     note = f"{path}: 65.535 fills 12% of it; if it marks missing depth, set --depth-invalid"
     assert capsys.readouterr().err.startswith(note)
     for name, value in (("depth_invalid", 65535.0), ("depth_max", 60.0)):
         vars(options).update(depth_invalid=None, depth_max=None)
         vars(options)[name] = value
-        inputs = sample.read_inputs(options, 32)
+        inputs = sample.read_inputs(options, (32, 32))
         assert inputs["depth"].max() < 2.1 and not inputs["valid"][:4].any()
         assert inputs["valid"][4:].all() and capsys.readouterr().err == ""
 
