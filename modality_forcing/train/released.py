@@ -18,6 +18,7 @@ from pathlib import Path
 from modality_forcing.config import (
     Config,
     DataConfig,
+    EvalConfig,
     ModalityConfig,
     ModelConfig,
     NoiseConfig,
@@ -45,6 +46,7 @@ _DEV_GUIDANCE = 4.0
 _GUIDANCE = 4.0  # of the base models and of Modality Forcing's command line
 _DISTILLED_STEPS = 4
 _FORCING_SIDE, _KLEIN_SIDE = 512, 1024  # pixels
+_EVAL_BATCH = 4  # examples of 2560 tokens in 12 B parameters
 _PATCH = 16
 _INDEX = "model_index.json"  # of a pipeline of diffusers
 
@@ -161,6 +163,7 @@ def _forcing(spec: str, where: str, resolution: int) -> Released:
         modalities={"image": replace(image, cond_prob=0.2), "depth": depth},
         model=model,
         sample=sample,
+        eval=EvalConfig(batch=_EVAL_BATCH),
     )
     return Released(spec, config, checkpoint)
 
@@ -191,6 +194,7 @@ def _klein(spec: str, where: str, resolution: int) -> Released:
         modalities={"image": _image(channels, autoencoder)},
         model=model,
         sample=replace(sample, shift_rule="flux2"),
+        eval=EvalConfig(batch=_EVAL_BATCH),
     )
     return Released(spec, config, checkpoint)
 

@@ -40,7 +40,7 @@ def test_release_of_modality_forcing(tmp_path):
     assert image.autoencoder == f"flux2:{tmp_path}"
     assert (depth.prediction, depth.detokenizer_layers, depth.position_id) == ("x", 2, 1)
     assert (c.sample.steps, c.sample.guidance, c.sample.log2_alpha) == (50, {"image": 4.0}, 5)
-    assert c.sample.timestep_shift == 1.1
+    assert c.sample.timestep_shift == 1.1 and c.eval.batch == 4
     params = flatten(opened.params())
     assert sum(x.size for x in params.values()) == SMALL_FORCING.parameters()
     assert params["single/layers/q"].dtype == jnp.bfloat16
