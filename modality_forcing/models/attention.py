@@ -134,8 +134,8 @@ def splash(
         q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, padded - n), (0, 0))) for x in (q, k, v))
         own = (jnp.arange(padded) >= n).astype(jnp.int32)  # padding attends to padding alone
         ids = splash_attention_kernel.SegmentIds(own, own)
-        out = jax.vmap(partial(kernel, segment_ids=ids))(q, k, v)
-        return cast(Array, out[:, :, :n])
+        out = cast(Array, jax.vmap(partial(kernel, segment_ids=ids))(q, k, v))
+        return out[:, :, :n]
 
     if not is_sharded():
         return local(q, k, v)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from modality_forcing.diffusion import flow, rng
 from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.modalities.base import Batch
-from modality_forcing.models.blocks import Segments, Stack
+from modality_forcing.models.blocks import Block, Segments, Stack
 from modality_forcing.train import inputs
 from modality_forcing.train.state import Params, abstract_model, init_params, init_state
 from modality_forcing.train.step import make_step
@@ -168,7 +168,7 @@ def _recording(stack: Stack, seen: dict[str, Array]) -> Callable[..., Array]:
         seen["tokens"], seen["modulation"] = x, modulation
         recorded: dict[str, list[Array]] = {"attention": [], "mlp": []}
         for i in range(stack.depth):
-            block = nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], weights))
+            block = cast(Block, nnx.merge(graph, jax.tree.map(lambda w, i=i: w[i], weights)))
             block.record = lambda name, y: recorded[name].append(y)
             x = block(x, modulation, segments, angles)
             if (i + 1) * 4 % stack.depth == 0:
