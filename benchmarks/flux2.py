@@ -71,8 +71,8 @@ def ours() -> tuple[Callable[[], object], Callable[[], object]]:
 
 def theirs() -> tuple[Callable[[], object], Callable[[], object]]:
     """Returns the same of diffusers."""
-    import torch
-    from diffusers import Flux2Transformer2DModel
+    import torch  # pyright: ignore[reportMissingImports]
+    from diffusers import Flux2Transformer2DModel  # pyright: ignore[reportMissingImports]
 
     model = Flux2Transformer2DModel(
         in_channels=CHANNELS,

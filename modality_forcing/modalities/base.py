@@ -82,7 +82,7 @@ def build(config: Config, size: tuple[int, int] | None = None) -> dict[str, Moda
     size: rows and columns of pixels, by default the config's square. Raises UserError if a
     modality's patches do not fill it.
     """
-    size = size or (config.data.resolution,) * 2
+    size = size or (config.data.resolution, config.data.resolution)
     return {name: _build(name, m, size) for name, m in config.modalities.items()}
 
 
