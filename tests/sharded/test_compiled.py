@@ -137,8 +137,8 @@ def test_plan_that_does_not_fit_names_the_cause(planned):
             r"train\.batch 3 does not divide among 4 micro-batches; make it a multiple of 4",
         ),
         (
-            ["--topology=v5e:2x2", "--batch=4", "--config.text.tokens=120"],
-            r"632 tokens of all streams: .*multiples of 128",
+            ["--topology=v5e:2x2", "--batch=4", "--config.model.head_dim=64"],
+            r"model\.head_dim is 64: the TPU attention kernel takes multiples of 128",
         ),
         (
             ["--topology=v5e:2x2", "--batch=4", "--config.mesh.fsdp=3"],
