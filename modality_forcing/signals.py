@@ -161,7 +161,7 @@ def raise_on_signals() -> Iterator[None]:
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal raised_at
         if _in_extension(frame):
-            _send_again(number)
+            _send_again(number, lambda: is_open)
         elif number == signal.SIGINT or time.monotonic() - raised_at >= _REPEATED_WITHIN:
             raised_at = time.monotonic()
             _prepare_output(number)
@@ -177,7 +177,7 @@ def raise_on_signals() -> Iterator[None]:
         nonlocal raised_at
         if is_open:
             raised_at = -_REPEATED_WITHIN
-            _send_again(number)
+            _send_again(number, lambda: is_open)
 
     is_open = True
     every = (signal.SIGINT, *SIGNALS)
@@ -195,19 +195,21 @@ def raise_on_signals() -> Iterator[None]:
 @contextmanager
 def resend_lost_interrupts() -> Iterator[None]:
     """Sends the signal again where its exception was printed and ignored."""
-    before = sys.unraisablehook
+    before, is_open = sys.unraisablehook, True
 
     def hook(raised: Any) -> None:  # sys.UnraisableHookArgs, a name for type checkers only
         if not issubclass(raised.exc_type, KeyboardInterrupt):
             before(raised)
             return
         if getattr(raised.exc_value, "when_freed", None) is None:  # else it is sent again then
-            _send_again(getattr(raised.exc_value, "number", signal.SIGINT))
+            number = getattr(raised.exc_value, "number", signal.SIGINT)
+            _send_again(number, lambda: is_open)
 
     sys.unraisablehook = hook
     try:
         yield
     finally:
+        is_open = False
         if sys.unraisablehook is hook:  # the one of a failed read of a checkpoint stays to the end
             sys.unraisablehook = before
 
@@ -222,10 +224,16 @@ def _in_extension(frame: FrameType | None) -> bool:
     return False
 
 
-def _send_again(number: int) -> None:
+def _send_again(number: int, is_heeded: Callable[[], bool]) -> None:
+    """Sends a signal to this process a moment later, if it is still heeded then.
+
+    After that, the default of most signals would end the process.
+    """
+
     def send() -> None:
         time.sleep(_AGAIN_AFTER)
-        os.kill(os.getpid(), number)
+        if is_heeded():
+            os.kill(os.getpid(), number)
 
     # Not by threading, of which the interrupted code may hold a lock.
     _thread.start_new_thread(send, ())

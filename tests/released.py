@@ -34,7 +34,9 @@ def release(folder: Path, sizes: Sizes = SMALL_FORCING, variant: str = "flux_rgb
 
 
 def pipeline(folder: Path, index: dict[str, object], sizes: Sizes = SMALL) -> str:
-    """Of diffusers, without encoders."""
+    """Of diffusers, with empty folders of encoders."""
+    for part in ("vae", "text_encoder"):
+        (folder / part).mkdir(parents=True)
     saved(folder / "transformer" / "diffusion_pytorch_model.safetensors", sizes, DIFFUSERS)
     (folder / "model_index.json").write_text(json.dumps(index))
     return f"flux2-klein:{folder}"

@@ -13,6 +13,9 @@ from modality_forcing.storage import beam
 INT8 = "keep the matrices of blocks in 8 bits, half the memory of bfloat16"  # help of --int8
 
 
+LARGEST_SIDE = 8192  # pixels; FLUX.2 makes noise from about 4000
+
+
 def positive_int(text: str) -> int:
     """Parses an integer of at least 1."""
     try:
@@ -29,6 +32,8 @@ def picture_size(text: str) -> tuple[int, int]:
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: give 512, or 768x512")
+    if max(map(int, sides)) > LARGEST_SIDE:
+        raise argparse.ArgumentTypeError(f"{text!r} is above {LARGEST_SIDE} pixels a side")
     return int(sides[-1]), int(sides[0])
 
 

@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Exports and prints the folder."""
     from modality_forcing import export
+    from modality_forcing.train.released import is_released
 
     if options.layout and options.format:
         raise UserError("--layout and --format are two kinds of files", hint="give one of them")
@@ -41,6 +42,9 @@ def main(options: argparse.Namespace) -> None:
         )
     if options.adapter and options.layout:
         raise UserError("--adapter has no --layout", hint="leave one of them out")
+    if options.adapter and is_released(options.checkpoint):
+        what = f"{options.checkpoint} is no run: --adapter writes what a run trained"
+        raise UserError(what, hint="leave --adapter out")
     kind = "safetensors" if options.adapter else options.format or "orbax"
     out = export.export(
         options.checkpoint,

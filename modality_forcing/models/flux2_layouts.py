@@ -86,6 +86,9 @@ class Layout:
         chosen = [entry for entry in self.entries if set(entry.parts) <= set(shapes)]
         if left := sorted(set(shapes) - {path for entry in chosen for path in entry.parts}):
             what = f"the layout {self.name} has no tensor for {list_some(left)}"
+            if left == ["table"]:
+                what = "the run has learned words (text.vocab_size), which no layout holds"
+                raise UserError(what, hint="export it with --format instead")
             raise UserError(what, hint=f"choose one of {', '.join(LAYOUTS)} that has")
         return chosen
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
+from modality_forcing.errors import UserError
 from modality_forcing.models.layers import Adapted
 from modality_forcing.tree import flatten, unflatten
 
@@ -27,6 +28,9 @@ class LowRank(nnx.Module):
 
     def __init__(self, shape: tuple[int, ...], rank: int, scale: float, *, rngs: nnx.Rngs):
         *layers, inputs, outputs = shape
+        if rank > min(inputs, outputs):
+            what = f"train.lora_rank {rank} is above the {min(inputs, outputs)} of a matrix"
+            raise UserError(what, hint="take a smaller one: 4 to 64 are usual")
         a = jax.random.normal(rngs.params(), (*layers, inputs, rank), jnp.float32)
         self.a = nnx.Param(a * inputs**-0.5)
         self.b = nnx.Param(jnp.zeros((*layers, rank, outputs), jnp.float32))

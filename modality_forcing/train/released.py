@@ -48,6 +48,7 @@ _DISTILLED_STEPS = 4
 _FORCING_SIDE, _KLEIN_SIDE = 512, 1024  # pixels
 _EVAL_BATCH = 4  # examples of 2560 tokens in 12 B parameters
 _PATCH = 16
+_HALVES = ("ae_encoder.safetensors", "ae_decoder.safetensors")  # of the autoencoder
 _INDEX = "model_index.json"  # of a pipeline of diffusers
 
 
@@ -128,6 +129,9 @@ def load(
 
 def _forcing(spec: str, where: str, resolution: int) -> Released:
     folder = where
+    if is_dir(as_path(where).expanduser() / "transformer"):
+        hint = f"name a pipeline of diffusers as {KLEIN}:{where}"
+        raise UserError("is not Modality Forcing's release", where=where, hint=hint)
     if where.endswith(".safetensors"):
         checkpoint, folder = open_checkpoint(where), str(as_path(where).parent)
     else:
@@ -141,7 +145,9 @@ def _forcing(spec: str, where: str, resolution: int) -> Released:
         found = _VARIANTS[model.level_mixing]
         what = f"config.json names the variant {variant!r}, model.safetensors is {found}"
         raise UserError(what, where=where, hint="download both files again, of one revision")
-    image = _image(channels, f"flux2:{folder}")
+    root = as_path(folder).expanduser()
+    lacks_half = is_dir(root) and not all(is_file(root / name) for name in _HALVES)
+    image = _image(channels, "" if lacks_half else f"flux2:{folder}")
     is_beside = is_dir(as_path(folder).expanduser() / "text_encoder")
     depth = ModalityConfig(
         kind="depth",
@@ -172,15 +178,23 @@ def _klein(spec: str, where: str, resolution: int) -> Released:
     root = as_path(where).expanduser()
     if not exists(root):  # a hub id
         root = locate(where, [_INDEX, *(f"transformer/{name}" for name in PATTERNS)]).path
-    is_pipeline = is_dir(root / "transformer")
+    is_pipeline, is_local = is_dir(root / "transformer"), exists(as_path(where).expanduser())
+    if is_local and is_file(root / _HALVES[0]):
+        hint = f"name Modality Forcing's network as {FORCING}:{where}"
+        raise UserError("has a depth stream", where=where, hint=hint)
+
+    def part(name: str) -> str:
+        """Returns where a part of a pipeline is; "" if it is not there."""
+        return below(where, name) if is_pipeline and (is_dir(root / name) or not is_local) else ""
+
     checkpoint = open_checkpoint(below(where, "transformer") if is_pipeline else where)
     model, channels = _model(checkpoint)
     if "depth" in channels:
         hint = f"name Modality Forcing's network as {FORCING}:{where}"
         raise UserError("has a depth stream", where=where, hint=hint)
-    autoencoder = f"flux2:{below(where, 'vae')}" if is_pipeline else ""
+    autoencoder = f"flux2:{part('vae')}" if part("vae") else ""
     # dev has another text encoder, which is unknown here.
-    encoder = below(where, "text_encoder") if is_pipeline and not model.embedded_guidance else ""
+    encoder = "" if model.embedded_guidance else part("text_encoder")
     if model.embedded_guidance:
         sample = SampleConfig(steps=50)
     elif _is_distilled(root, where):

@@ -78,7 +78,7 @@ CONFIG = {
         r"config argument 'colour=red' is not understood; it takes phase=",
     ),
     "unknown_phase": (["--config=demo:phase=t3i"], r"'t3i' is unknown; choose one of t2i, forcing"),
-    "unknown_name": (["--config=dmeo"], r"dmeo: no such config file; .* one of demo, flux2, folder"),
+    "unknown_name": (["--config=dmeo"], r"dmeo: no such config file; .* one of demo, flux2"),
     "renamed_key": ([T2I, "--config.train.init=x"], r"train\.init is now train\.init_from"),
     "no_such_file": (["--config=configs/none.py"], r"configs/none\.py: no such config file"),
     "a_folder": ([f"--config={CONFIGS}"], r"no such config file"),

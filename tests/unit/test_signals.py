@@ -86,6 +86,19 @@ def test_signal_that_a_library_swallows_is_sent_again(number):
     assert raised.value.number == number
 
 
+def test_no_signal_is_sent_again_once_nobody_heeds_it():
+    """Its default would end the process, which may have finished its work."""
+    with signals.raise_on_signals(), pytest.raises(signals.StopRequest):
+        os.kill(os.getpid(), signal.SIGUSR1)  # the exception is freed: lost
+    got = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _: got.append(number))
+    try:
+        time.sleep(3 * signals._AGAIN_AFTER)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert got == []
+
+
 def test_signal_waits_for_the_start_of_an_extension_module():
     """jaxlib's aborts the process, or reports an ImportError, if Python raises in it."""
     started = []

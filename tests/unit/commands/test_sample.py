@@ -152,7 +152,11 @@ def test_size_of_the_pictures(mforce, forcing_run: Path, photo: Path, sparse: Pa
 
 def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
     base = ["sample", "--checkpoint", forcing_run, "--mode", "joint", "--out", tmp_path / "o"]
-    for size, message in (("20x16", "20 x 16 pixels are not whole"), ("0", "'0' is no size")):
+    for size, message in (
+        ("20x16", "20 x 16 pixels are not whole"),
+        ("0", "'0' is no size"),
+        ("40000", "'40000' is above 8192 pixels a side"),
+    ):
         done = mforce(*base, "--size", size)
         assert done.code == 2 and message in done.err and not (tmp_path / "o").exists()
 

@@ -120,3 +120,8 @@ def test_merged_matrices_are_float32_and_the_others_untouched():
     np.testing.assert_allclose(merged["trunk/layers/q"], expected, rtol=1e-5, atol=1e-5)
     assert merged["trunk/layers/q"].dtype == jnp.float32
     assert merged["head/image/linear/w"] is narrow["head/image/linear/w"]
+
+
+def test_rank_above_the_matrices_is_one_line():
+    with pytest.raises(UserError, match=r"train\.lora_rank 9 is above the 8 of a matrix"):
+        lora.LowRank((2, 8, 16), 9, 1.0, rngs=nnx.Rngs(0))

@@ -138,5 +138,6 @@ def test_new_modality_does_not_match_names_that_only_start_alike():
         merge_params(unflatten(source), target, ("depth",))
     cross = ("level_embedder_cross", "level_gate_cross")
     own = {"tokenizer/depth/", "level_embedder/depth/", "head/depth/"}
+    own |= {"modulation/depth/", "single_modulation/depth/", "double/layers/depth/"}
     pairs = ("image_from_depth", "depth_from_depth2")
     assert set(new_modules(target, "depth")) == own | {f"{m}/{p}/" for m in cross for p in pairs}

@@ -100,6 +100,28 @@ def test_pipeline_of_diffusers(tmp_path, index, steps):
     assert c.sample.shift_rule == "flux2"
 
 
+def test_missing_encoders_are_to_be_named(tmp_path):
+    spec = pipeline(tmp_path / "klein", {})
+    for part in ("vae", "text_encoder"):
+        (tmp_path / "klein" / part).rmdir()
+    c = open_released(spec).config
+    assert c.text.encoder == c.modalities["image"].autoencoder == ""
+    spec = release(tmp_path / "mf")
+    (tmp_path / "mf" / "ae_decoder.safetensors").unlink()
+    assert open_released(spec).config.modalities["image"].autoencoder == ""
+
+
+def test_each_release_under_the_name_of_the_other_is_one_line(tmp_path):
+    pipeline(tmp_path / "klein", {})
+    release(tmp_path / "mf")
+    for spec, hint in (
+        (f"mf-flux2:{tmp_path}/klein", "name a pipeline of diffusers as flux2-klein:"),
+        (f"flux2-klein:{tmp_path}/mf", "name Modality Forcing's network as mf-flux2:"),
+    ):
+        with pytest.raises(UserError, match=hint):
+            open_released(spec)
+
+
 @pytest.mark.parametrize(
     "name, sizes, steps, guidance",
     [
