@@ -25,7 +25,47 @@ Segments = tuple[int, ...]  # first token of each row of the modulation; starts 
 Forward = Callable[[PyTree, nnx.State], PyTree]
 
 
-class Block(nnx.Module):
+class Projections(nnx.Module):
+    """The weights of attention and MLP for the tokens of one stream, or of all."""
+
+    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
+        self.c = c
+        d, f, h, g, k = c.width, c.mlp_dim, c.heads, c.kv_heads, c.head_dim
+
+        def matrix(*shape: int) -> nnx.Param:
+            return nnx.Param(fan_in(rngs.params(), shape, jnp.float32))
+
+        self.q, self.k, self.v = matrix(d, h * k), matrix(d, g * k), matrix(d, g * k)
+        self.gate, self.up = matrix(d, f), matrix(d, f)
+        self.out, self.down = matrix(h * k, d), matrix(f, d)
+        self.q_scale, self.k_scale = nnx.Param(jnp.ones(k)), nnx.Param(jnp.ones(k))
+
+    def heads(self, y: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
+        """Returns normalized queries, scaled for attention, and keys, and values, by head."""
+        c, k = self.c, self.c.head_dim
+        hn = HEAD_AXIS_ORDER[c.attention]  # heads before tokens, or after
+        q, key, value = (
+            checkpointed_einsum(
+                f"bnd,d{a}k->b{hn.replace('h', a)}k", y, weight(self, name, c.width, n, k)
+            )
+            for name, a, n in (("q", "h", c.heads), ("k", "g", c.kv_heads), ("v", "g", c.kv_heads))
+        )
+        return rms_norm(q, self.q_scale[...] * k**-0.5), rms_norm(key, self.k_scale[...]), value
+
+    def mix(self, heads: Float[Array, "b _ _ k"]) -> Float[Array, "b n d"]:
+        """Maps the heads' outputs to the width."""
+        hn = HEAD_AXIS_ORDER[self.c.attention]
+        w = weight(self, "out", self.c.heads, self.c.head_dim, self.c.width)
+        return sharded_einsum(f"b{hn}k,hkd->bnd", heads, w)
+
+    def mlp(self, y: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+        """Two layers, gated by SiLU."""
+        gated = jax.nn.silu(checkpointed_einsum("bnd,df->bnf", y, weight(self, "gate")))
+        hidden = gated * checkpointed_einsum("bnd,df->bnf", y, weight(self, "up"))
+        return sharded_einsum("bnf,fd->bnd", hidden, weight(self, "down"))
+
+
+class Block(Projections):
     """Attention and MLP in parallel: x + gate * norm(attention(y) + mlp(y)).
 
     y = norm(x) * (1 + scale) + shift. 11.5 d^2 parameters at head dim x heads = d, 4 query heads
@@ -39,17 +79,8 @@ class Block(nnx.Module):
     record: Callable[[str, Array], None] | None = None
 
     def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
-        self.c = c
-        d, f, h, g, k = c.width, c.mlp_dim, c.heads, c.kv_heads, c.head_dim
-
-        def matrix(*shape: int) -> nnx.Param:
-            return nnx.Param(fan_in(rngs.params(), shape, jnp.float32))
-
-        self.q, self.k, self.v = matrix(d, h * k), matrix(d, g * k), matrix(d, g * k)
-        self.gate, self.up = matrix(d, f), matrix(d, f)
-        self.out, self.down = matrix(h * k, d), matrix(f, d)
-        self.q_scale, self.k_scale = nnx.Param(jnp.ones(k)), nnx.Param(jnp.ones(k))
-        self.offset = nnx.Param(jnp.zeros(3 * d))
+        super().__init__(c, rngs=rngs)
+        self.offset = nnx.Param(jnp.zeros(3 * c.width))
 
     def __call__(
         self,
@@ -58,11 +89,9 @@ class Block(nnx.Module):
         segments: Segments,
         angles: Float[Array, "n a"],
     ) -> Float[Array, "b n d"]:
-        c = self.c
-        d, h, g, k = c.width, c.heads, c.kv_heads, c.head_dim
-        hn = HEAD_AXIS_ORDER[c.attention]  # heads before tokens, or after
-        gn = hn.replace("h", "g")
-        angles = angles if hn == "hn" else angles[:, None]  # [n a] or [n 1 a]
+        kernel = self.c.attention
+        # [n a], or [n 1 a] where heads come after tokens.
+        angles = angles if HEAD_AXIS_ORDER[kernel] == "hn" else angles[:, None]
 
         def to_f32(y: Array) -> Array:
             return jnp.asarray(y, dtype=jnp.float32)
@@ -74,19 +103,11 @@ class Block(nnx.Module):
         shift, scale, gate = (broadcast_modulation(m, segments, x.shape[1]) for m in rows)
         y = to_compute_dtype(rms_norm(to_f32(x)) * (1.0 + scale) + shift)  # [b n d]
         with jax.named_scope("attention"):
-            q = checkpointed_einsum(f"bnd,dhk->b{hn}k", y, weight(self, "q", d, h, k))
-            key = checkpointed_einsum(f"bnd,dgk->b{gn}k", y, weight(self, "k", d, g, k))
-            value = checkpointed_einsum(f"bnd,dgk->b{gn}k", y, weight(self, "v", d, g, k))
-            q = apply_rope(rms_norm(q, self.q_scale[...] * k**-0.5), angles)
-            key = apply_rope(rms_norm(key, self.k_scale[...]), angles)
-            heads = attend(c.attention, q, key, value)
-            attention = sharded_einsum(f"b{hn}k,hkd->bnd", heads, weight(self, "out", h, k, d))
+            q, key, value = self.heads(y)
+            heads = attend(kernel, apply_rope(q, angles), apply_rope(key, angles), value)
+            attention = self.mix(heads)
         with jax.named_scope("mlp"):
-            gated = jax.nn.silu(
-                checkpointed_einsum("bnd,df->bnf", y, weight(self, "gate"))
-            )  # [b n f]
-            hidden = gated * checkpointed_einsum("bnd,df->bnf", y, weight(self, "up"))
-            mlp = sharded_einsum("bnf,fd->bnd", hidden, weight(self, "down"))
+            mlp = self.mlp(y)
             mixed = checkpoint_name(attention + mlp, PRODUCT)  # [b n d]
         if self.record is not None:
             self.record("attention", attention)

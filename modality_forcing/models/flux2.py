@@ -22,23 +22,9 @@ from jaxtyping import Array, Float
 
 from modality_forcing.config import ModelConfig, TextConfig
 from modality_forcing.models.attention import HEAD_AXIS_ORDER, attend
-from modality_forcing.models.blocks import (
-    Segments,
-    Stack,
-    broadcast_modulation,
-    checkpointed_einsum,
-)
+from modality_forcing.models.blocks import Projections, Segments, Stack, broadcast_modulation
 from modality_forcing.models.dit import Stream, StreamSpec
-from modality_forcing.models.layers import (
-    Linear,
-    TimestepEmbedder,
-    fan_in,
-    layer_norm,
-    rms_norm,
-    sharded_einsum,
-    zeros,
-)
-from modality_forcing.models.lora import weight
+from modality_forcing.models.layers import Linear, TimestepEmbedder, layer_norm, zeros
 from modality_forcing.models.rope import image_positions, rotary_table, rotate, text_positions
 
 TEXT = "text"  # the name of its stream
@@ -75,46 +61,6 @@ class LevelEmbedder(TimestepEmbedder):
         angle = scaled[:, None] * np.exp(exponent.astype(np.float64)).astype(np.float32)
         embedded = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
         return self.outer(jax.nn.silu(self.inner(embedded.astype(self.dtype))))
-
-
-class Projections(nnx.Module):
-    """The weights of attention and MLP for the tokens of one stream, or of all."""
-
-    def __init__(self, c: ModelConfig, *, rngs: nnx.Rngs):
-        self.c = c
-        d, f, h, g, k = c.width, c.mlp_dim, c.heads, c.kv_heads, c.head_dim
-
-        def matrix(*shape: int) -> nnx.Param:
-            return nnx.Param(fan_in(rngs.params(), shape, jnp.float32))
-
-        self.q, self.k, self.v = matrix(d, h * k), matrix(d, g * k), matrix(d, g * k)
-        self.gate, self.up = matrix(d, f), matrix(d, f)
-        self.out, self.down = matrix(h * k, d), matrix(f, d)
-        self.q_scale, self.k_scale = nnx.Param(jnp.ones(k)), nnx.Param(jnp.ones(k))
-
-    def heads(self, y: Float[Array, "b n d"]) -> tuple[Array, Array, Array]:
-        """Returns normalized queries, scaled for attention, and keys, and values, by head."""
-        c, k = self.c, self.c.head_dim
-        hn = HEAD_AXIS_ORDER[c.attention]  # heads before tokens, or after
-        q, key, value = (
-            checkpointed_einsum(
-                f"bnd,d{a}k->b{hn.replace('h', a)}k", y, weight(self, name, c.width, n, k)
-            )
-            for name, a, n in (("q", "h", c.heads), ("k", "g", c.kv_heads), ("v", "g", c.kv_heads))
-        )
-        return rms_norm(q, self.q_scale[...] * k**-0.5), rms_norm(key, self.k_scale[...]), value
-
-    def mix(self, heads: Float[Array, "b _ _ k"]) -> Float[Array, "b n d"]:
-        """Maps the heads' outputs to the width."""
-        hn = HEAD_AXIS_ORDER[self.c.attention]
-        w = weight(self, "out", self.c.heads, self.c.head_dim, self.c.width)
-        return sharded_einsum(f"b{hn}k,hkd->bnd", heads, w)
-
-    def mlp(self, y: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        """Two layers, gated by SiLU."""
-        gated = jax.nn.silu(checkpointed_einsum("bnd,df->bnf", y, weight(self, "gate")))
-        hidden = gated * checkpointed_einsum("bnd,df->bnf", y, weight(self, "up"))
-        return sharded_einsum("bnf,fd->bnd", hidden, weight(self, "down"))
 
 
 class SingleBlock(Projections):
