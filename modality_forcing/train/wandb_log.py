@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class WandbLog:
             run_id = read_object(path, what="names no run of wandb", hint=hint).get("id")
             if not isinstance(run_id, str) or not run_id.isalnum():
                 raise UserError("names no run of wandb", where=path, hint=hint)
+            _await_new_folder(workdir, run_id)
         else:
             run_id = secrets.token_hex(4)
         settings: dict[str, object] = {"console": "off", "silent": True}
@@ -89,3 +91,16 @@ class WandbLog:
     def _log(self, step: int, values: dict[str, object]) -> None:
         if step >= self._next:
             self._run.log(values, step=step)
+
+
+def _await_new_folder(workdir: Path, run_id: str) -> None:
+    """Waits while wandb would name its folder as that of an earlier process, and replace its rows.
+
+    The name has the local time to the second.
+    """
+    file = f"run-{run_id}.wandb"
+    while any(
+        paths.exists(workdir / "wandb" / time.strftime(f"{kind}-%Y%m%d_%H%M%S-{run_id}") / file)
+        for kind in ("run", "offline-run")
+    ):
+        time.sleep(0.05)

@@ -147,7 +147,8 @@ def test_size_of_the_pictures(mforce, forcing_run: Path, photo: Path, sparse: Pa
         size = ["--size", "32x16"]
         make(mforce, forcing_run, tmp_path / mode, mode, *given, *scale, *size)
         assert np.load(tmp_path / mode / f"{mode}_000_depth.npy").shape == (16, 32)
-        assert Image.open(tmp_path / mode / f"{mode}_000_image.png").size == (32, 16)
+        with Image.open(tmp_path / mode / f"{mode}_000_image.png") as image:
+            assert image.size == (32, 16)
 
 
 def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from modality_forcing import buckets, paths
 from modality_forcing.errors import UserError
+from modality_forcing.train import wandb_log
 from modality_forcing.train.wandb_log import WandbLog
 
 pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
@@ -86,6 +88,17 @@ def test_offline_rows_of_a_run_in_a_bucket_are_uploaded(gs_path, tmp_path):
         items = {i.key or "/".join(i.nested_key): i.value_json for r in rows for i in r.item}
         assert json.loads(items["loss"]) == step / 8
         assert any(r.WhichOneof("record_type") == "exit" for r in made)  # nothing is cut off
+
+
+def test_process_started_in_the_same_second_replaces_no_rows(tmp_path):
+    def name():
+        return tmp_path / "wandb" / time.strftime("offline-run-%Y%m%d_%H%M%S-ab12cd34")
+
+    name().mkdir(parents=True)
+    for folder in (tmp_path / "wandb").iterdir():
+        (folder / "run-ab12cd34.wandb").touch()
+    wandb_log._await_new_folder(tmp_path, "ab12cd34")
+    assert not name().exists()
 
 
 def test_missing_package_is_one_line_with_the_extra(tmp_path, monkeypatch):
