@@ -81,8 +81,12 @@ def read_image(path: str | Path | BytesIO) -> np.ndarray:
 def read_oriented_image(path: str | Path | BytesIO) -> tuple[np.ndarray, int]:
     """Returns an image as `read_image`, and the EXIF orientation it is stored in, 1 to 8."""
     with open_image(path, "image") as opened:
-        orientation = exif_orientation(opened)
-        return orient(_to_rgb(opened, path), orientation), orientation
+        return upright_rgb(opened, path), exif_orientation(opened)
+
+
+def upright_rgb(image: Image.Image, path: object) -> np.ndarray:
+    """Returns an opened image as u8 [h w 3], as `read_image` does; path: of it, for errors."""
+    return orient(_to_rgb(image, path), exif_orientation(image))
 
 
 def read_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, np.ndarray]:
@@ -273,7 +277,7 @@ def exif_orientation(image: Image.Image) -> int:
     return _UPRIGHT
 
 
-def _to_rgb(image: Image.Image, path: str | Path | BytesIO) -> np.ndarray:
+def _to_rgb(image: Image.Image, path: object) -> np.ndarray:
     """Returns a decoded image as u8 [h w 3] in its stored raster."""
     if image.mode in MODES_16_BIT:
         return _gray_from_16_bits(image, path)
@@ -286,7 +290,7 @@ def _to_rgb(image: Image.Image, path: str | Path | BytesIO) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _gray_from_16_bits(image: Image.Image, path: str | Path | BytesIO) -> np.ndarray:
+def _gray_from_16_bits(image: Image.Image, path: object) -> np.ndarray:
     counts = np.asarray(image).astype(np.int64)
     if counts.min() < 0 or counts.max() > 65535:
         raise UserError("holds more than 16 bits, not an image", where=path, hint=_SAVE_IMAGE)

@@ -1,0 +1,329 @@
+"""A checkpoint in three lines of Python: photographs to depth, depth to images, captions to both.
+
+    from modality_forcing import Pipeline
+
+    pipeline = Pipeline.from_pretrained("runs/mf")
+    result = pipeline.image_to_depth("photo.jpg")
+    result.depth  # f32 [h w] at the photograph's own size, up to scale
+
+Whatever the size of a photograph, it enters at the network's own (`inference.fit`), in batches of
+one size: two programs are compiled for a task, one for a single input and one for lists. Noise is
+a function of the seed, the repetition and the ensemble's member, and not of an example's place in a
+list: a list gives what its elements give alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar, overload
+
+import numpy as np
+
+from modality_forcing.config import SampleConfig
+from modality_forcing.data.resize import Size
+from modality_forcing.errors import UserError
+from modality_forcing.generator import Generator, override_sampling
+from modality_forcing.inference import fit as fits
+from modality_forcing.inference.fit import Arrays, Fitted
+from modality_forcing.inference.inputs import (
+    DepthLike,
+    ImageLike,
+    as_captions,
+    as_depth,
+    as_image,
+    as_list,
+)
+from modality_forcing.inference.result import Result, restore
+from modality_forcing.paths import as_path
+from modality_forcing.viz.images import to_u8
+
+T = TypeVar("T")
+
+_LOOSEST = 8.0  # log2 alpha of strength 0: the depth is noise until the last step
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How examples are sampled: an example's noise is a function of the seed and the repetition."""
+
+    options: SampleConfig
+    seed: int = 0
+    repetition: int = 0
+
+
+class Pipeline:
+    """A network ready for use.
+
+    Args:
+      generator: the network.
+      fit: how inputs get its size: letterbox, crop, stretch or tiles (`inference.fit`).
+      batch: examples of lists that are run together.
+    """
+
+    def __init__(self, generator: Generator, *, fit: str = "letterbox", batch: int = 8):
+        if batch < 1:
+            raise UserError(f"batch is {batch}", hint="give a number of at least 1")
+        self.generator, self.fit, self.batch = generator, fits.parse_fit(fit), batch
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        where: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        int8: bool = False,
+        text_encoder: str = "",
+        autoencoder: str = "",
+        fit: str = "letterbox",
+        batch: int = 8,
+        size: Size | None = None,
+    ) -> Pipeline:
+        """Loads a network.
+
+        Args:
+          where: whatever `mforce sample --checkpoint` takes: a workdir, a step of it, a release.
+          adapter: a folder of `mforce export --adapter`, put on top.
+          int8: keep the matrices of blocks in 8 bits.
+          text_encoder, autoencoder: frozen encoders, if not where the config says.
+          fit: how inputs get the network's size, if a call says nothing else.
+          batch: examples of a list that are run together; memory grows with it.
+          size: rows and columns of pixels of the network, by default the config's square.
+
+        Raises UserError if there is no such network or it lacks its encoders.
+        """
+        fits.parse_fit(fit)  # before the weights are read
+        generator = Generator.from_checkpoint(
+            as_path(where),
+            adapter=None if adapter is None else as_path(adapter),
+            int8=int8,
+            text_encoder=text_encoder,
+            autoencoder=autoencoder,
+            size=size,
+        )
+        return cls(generator, fit=fit, batch=batch)
+
+    @property
+    def size(self) -> Size:
+        """Rows and columns of pixels of the network."""
+        return self.generator.modalities[self.generator.primary].size
+
+    @overload
+    def image_to_depth(
+        self,
+        images: ImageLike,
+        *,
+        captions: str | None = None,
+        ensemble: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        fit: str | None = None,
+    ) -> Result: ...
+
+    @overload
+    def image_to_depth(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        captions: Sequence[str] | str | None = None,
+        ensemble: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        fit: str | None = None,
+    ) -> list[Result]: ...
+
+    def image_to_depth(
+        self,
+        images: ImageLike | Sequence[ImageLike],
+        *,
+        captions: Sequence[str] | str | None = None,
+        ensemble: int = 1,
+        steps: int | None = None,
+        seed: int = 0,
+        fit: str | None = None,
+    ) -> Result | list[Result]:
+        """Estimates depth; one image gives one result, a list gives a list.
+
+        Args:
+          images: paths, PIL images or u8 [h w 3], each of any size; u8 [n h w 3] is a list.
+          captions: one for all, or one per image. None: no caption.
+          ensemble: samples per image, merged; with 2 or more a result has its uncertainty.
+          steps: of the sampler, by default the config's.
+          seed: of the noise.
+          fit: letterbox, crop, stretch or tiles, by default the pipeline's.
+
+        Raises UserError for an image that cannot be read and a network that cannot estimate depth.
+        """
+        chosen = fits.parse_fit(fit or self.fit)
+        if ensemble < 1:
+            raise UserError(f"ensemble is {ensemble}", hint="give a number of at least 1")
+        sampling = self.sampling("i2d", steps=steps, seed=seed)
+        each, is_list = as_list(images)
+        decoded = [as_image(x) for x in each]
+        fitted = [fits.fit_image(x, self.size, chosen) for x in decoded]
+        texts = as_captions(captions, len(each))
+        batch = self.batch if is_list else 1
+        members = [
+            self.predict("i2d", fitted, texts, sampling=sampling, member=i, batch=batch)
+            for i in range(ensemble)
+        ]
+        pairs = zip(decoded, fitted, *members, strict=True)
+        results = [restore(image, f, maps) for image, f, *maps in pairs]
+        return results if is_list else results[0]
+
+    def depth_to_image(
+        self,
+        depths: DepthLike | Sequence[DepthLike],
+        captions: Sequence[str] | str | None = None,
+        *,
+        strength: float = 1.0,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        fit: str | None = None,
+    ) -> Result | list[Result]:
+        """Generates images for depth maps; one map gives one result, a list gives a list.
+
+        Args:
+          depths: f32 [h w] in any unit, where 0, NaN and inf are unknown; or paths of maps.
+          captions: one for all, or one per map. None: no caption.
+          strength: 1 follows the depth exactly, 0.5 loosely, 0 takes it as a hint.
+          steps, seed: as for `image_to_depth`.
+          guidance: scale of the caption's influence, by default the config's.
+          fit: as for `image_to_depth`.
+
+        Returns the image with the given depth. Raises UserError for a map that cannot be used.
+        """
+        if not 0 <= strength <= 1:
+            raise UserError(f"strength is {strength}", hint="give a number from 0 to 1")
+        chosen = fits.parse_fit(fit or self.fit)
+        task, alpha = _looseness(strength)
+        sampling = self.sampling(task, steps=steps, seed=seed, guidance=guidance, log2_alpha=alpha)
+        each, is_list = as_list(depths)
+        maps = [as_depth(x) for x in each]
+        fitted = [fits.fit_depth(*x, self.size, chosen) for x in maps]
+        texts, batch = as_captions(captions, len(each)), self.batch if is_list else 1
+        made = self.predict(task, fitted, texts, sampling=sampling, batch=batch)
+        results = [
+            Result(fits.restore_image([x["image"] for x in parts], f), *depth)
+            for parts, f, depth in zip(made, fitted, maps, strict=True)
+        ]
+        return results if is_list else results[0]
+
+    def generate(
+        self,
+        captions: Sequence[str] | str,
+        *,
+        log2_alpha: float | None = None,
+        refine: bool = False,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+    ) -> Result | list[Result]:
+        """Generates images from captions, with their depth if the network makes depth.
+
+        Args:
+          captions: one gives one result, a list gives a list. Equal captions give different images.
+          log2_alpha: above 0 the image is made first, below 0 the depth; by default the config's.
+          refine: estimate depth again from the finished image.
+          steps, seed, guidance: as for `depth_to_image`.
+        """
+        task = "joint" if len(self.generator.modalities) > 1 else "t2i"
+        alpha = log2_alpha if task == "joint" else None
+        sampling = self.sampling(task, steps=steps, seed=seed, guidance=guidance, log2_alpha=alpha)
+        is_list = not isinstance(captions, str)
+        texts = [*captions] if is_list else [captions]
+        batch, results = self.batch if is_list else 1, []
+        for start in range(0, len(texts), batch):
+            rows = np.arange(start, start + batch)
+            made = self.generator.run(
+                task,
+                [texts[i] for i in rows.clip(max=len(texts) - 1)],
+                options=sampling.options,
+                seed=seed,
+                index=rows,
+                refine=refine and task == "joint",
+            ).images
+            for i in range(min(batch, len(texts) - start)):
+                one = _checked({name: x[i] for name, x in made.items()})
+                depth = one.get("depth")
+                valid = None if depth is None else np.ones(depth.shape, bool)
+                results.append(Result(to_u8(one["image"]), depth, valid))
+        return results if is_list else results[0]
+
+    def sampling(
+        self,
+        task: str,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        solver: str | None = None,
+        log2_alpha: float | None = None,
+    ) -> Sampling:
+        """Returns how a task is sampled; raises UserError if the network cannot do it."""
+        options = override_sampling(
+            self.generator.config,
+            steps=steps,
+            solver=solver,
+            log2_alpha=log2_alpha,
+            guidance=None if guidance is None else {self.generator.primary: guidance},
+        )
+        self.generator.trajectory(task, options)
+        return Sampling(options, seed)
+
+    def predict(
+        self,
+        task: str,
+        fitted: Sequence[Fitted],
+        captions: Sequence[str],
+        *,
+        sampling: Sampling,
+        member: int = 0,
+        batch: int | None = None,
+    ) -> list[list[Arrays]]:
+        """Runs the network on fitted inputs and returns what it made of each placement of each.
+
+        member: counts the samples of an ensemble. batch: examples a run, the pipeline's by default;
+        the last run is filled up with copies, so that it is the same program.
+
+        Raises UserError for values that are not finite.
+        """
+        batch = self.batch if batch is None else batch
+        rows = [(x, text) for f, text in zip(fitted, captions, strict=True) for x in f.inputs]
+        made: list[Arrays] = []
+        for chunk in _chunks(rows, batch):
+            padded = chunk + [chunk[-1]] * (batch - len(chunk))
+            inputs = {n: np.stack([x[n] for x, _ in padded]) for n in padded[0][0]}
+            images = self.generator.run(
+                task,
+                [text for _, text in padded],
+                batch=inputs,
+                options=sampling.options,
+                seed=sampling.seed,
+                index=np.full(batch, sampling.repetition),
+                sample_index=member,
+            ).images
+            made += [_checked({n: x[i] for n, x in images.items()}) for i in range(len(chunk))]
+        parts = iter(made)
+        return [[next(parts) for _ in f.inputs] for f in fitted]
+
+
+def _looseness(strength: float) -> tuple[str, float | None]:
+    """Returns the task and log2 alpha of a strength; alpha is the odds of not following."""
+    if strength == 1:
+        return "d2i", None
+    odds = _LOOSEST if strength == 0 else 2 * float(np.log2((1 - strength) / strength))
+    return "partial", min(max(odds, -_LOOSEST), _LOOSEST)
+
+
+def _checked(made: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    if bad := [name for name, x in made.items() if not np.isfinite(x).all()]:
+        what = f"generated {' and '.join(bad)} with values that are not finite"
+        raise UserError(what, hint="check the weights, or change the guidance, steps or solver")
+    return made
+
+
+def _chunks(rows: list[T], size: int) -> Iterator[list[T]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))

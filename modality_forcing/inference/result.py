@@ -1,0 +1,80 @@
+"""The result of one input, at its own size, and how it is made of what the network returns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from modality_forcing.errors import UserError
+from modality_forcing.evaluation.ensemble import ensemble
+from modality_forcing.inference import fit as fits
+from modality_forcing.inference.fit import Arrays, Fitted
+from modality_forcing.viz import images as colors
+
+# Names of color maps besides matplotlib's. Depth papers color near red, far blue.
+COLORMAPS = {"spectral": "Spectral_r"}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What was made of one input, at the input's own size; of a caption, at the network's.
+
+    image: u8 [h w 3]. depth: f32 [h w] up to scale, 0 where not valid. valid: bool [h w].
+    uncertainty: f32 [h w] in the unit of depth, of ensembles. None where there is none.
+    """
+
+    image: np.ndarray | None = None
+    depth: np.ndarray | None = None
+    valid: np.ndarray | None = None
+    uncertainty: np.ndarray | None = None
+
+    def colored(self, colormap: str = colors.COLORMAP) -> np.ndarray:
+        """Returns the inverse of depth in colors, u8 [h w 3]; what is not valid is gray.
+
+        colormap: "plasma", "spectral" (near is red), or another name of matplotlib.
+
+        Raises UserError for an unknown one and for a result without depth.
+        """
+        if self.depth is None:
+            raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
+        name = COLORMAPS.get(colormap.lower(), colormap)
+        try:
+            return colors.colorize_disparity(self.depth, self.valid, colormap=name)
+        except KeyError as error:
+            hint = "choose plasma, spectral or another color map of matplotlib"
+            raise UserError(f"no color map is named {colormap!r}", hint=hint) from error
+
+
+def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays]]) -> Result:
+    """Returns the result of an image u8 [h w 3] from the members of its ensemble.
+
+    members: of each what `Pipeline.predict` returns for this image.
+    """
+    if len(members) == 1:
+        depth, valid = fits.restore_depth([x["depth"] for x in members[0]], fitted)
+        return Result(image, depth, valid)
+    merged = [
+        _merge_members(np.stack([np.asarray(m[i]["depth"]) for m in members]), fitted, i)
+        for i in range(len(fitted.inputs))
+    ]
+    depth, valid = fits.restore_depth([x for x, _ in merged], fitted)
+    uncertainty, _ = fits.restore_depth([x for _, x in merged], fitted)
+    return Result(image, depth, valid, uncertainty)
+
+
+def _merge_members(maps: np.ndarray, fitted: Fitted, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns depth and uncertainty [H W] of members [e H W], without the padding's influence."""
+    placement, canvas = fitted.placements[index], maps.shape[1:]
+    inner = np.stack([placement.cut(x) for x in maps])
+    # Always the canvas's shape, by repeated pixels: another aspect compiles nothing.
+    merged = ensemble(np.stack([np.resize(x, canvas) for x in inner]), "scale")
+    used = merged.scale[merged.used]
+    unit = float(np.mean(used)) if used.size else 1.0  # back to the members' own unit
+    made = []
+    for values in (merged.depth, merged.uncertainty):
+        plane = np.zeros(canvas, np.float32)
+        placement.cut(plane)[...] = values.ravel()[: inner[0].size].reshape(inner[0].shape) / unit
+        made.append(plane)
+    return made[0], made[1]

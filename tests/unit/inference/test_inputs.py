@@ -1,0 +1,64 @@
+"""What the pipeline takes: paths, PIL images, arrays, one or many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.errors import UserError
+from modality_forcing.inference.inputs import as_captions, as_depth, as_image, as_list
+
+RGB = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+
+
+def test_images_of_every_kind_are_the_same(tmp_path: Path):
+    Image.fromarray(RGB).save(tmp_path / "photo.png")
+    for image in (RGB, Image.fromarray(RGB), tmp_path / "photo.png", str(tmp_path / "photo.png")):
+        np.testing.assert_array_equal(as_image(image), RGB)
+    turned = Image.fromarray(RGB)
+    turned.getexif()[0x0112] = 6
+    assert as_image(turned).shape == (4, 2, 3)
+    transparent = Image.fromarray(np.zeros((2, 2, 4), np.uint8), "RGBA")
+    assert (as_image(transparent) == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((2, 4, 3), np.float32), r"an image is u8 \[h w 3\], not float32 \[2, 4, 3\]"),
+        (np.zeros((2, 4), np.uint8), r"not uint8 \[2, 4\]"),
+        ("no-such.jpg", "no-such.jpg: no such file"),
+    ],
+)
+def test_wrong_images_are_one_line(image, message: str):
+    with pytest.raises(UserError, match=message):
+        as_image(image)
+
+
+def test_depth_knows_what_is_unknown(tmp_path: Path):
+    stored = np.array([[0, 1], [np.nan, np.inf]], np.float32)
+    np.save(tmp_path / "depth.npy", stored)
+    for one in (stored, tmp_path / "depth.npy"):
+        depth, valid = as_depth(one)
+        np.testing.assert_array_equal(valid, [[False, True], [False, False]])
+        np.testing.assert_array_equal(depth, [[0, 1], [0, 0]])
+    for wrong, message in (
+        (-stored, "negative values; mark unknown pixels by 0"),
+        (np.zeros((2, 2)), "nowhere valid"),
+        (np.zeros(4), r"depth is f32 \[h w\], not float64 \[4\]"),
+    ):
+        with pytest.raises(UserError, match=message):
+            as_depth(wrong)
+
+
+def test_one_or_a_list():
+    assert as_list("a") == (["a"], False) and as_list(["a", "b"]) == (["a", "b"], True)
+    assert len(as_list(np.stack([RGB, RGB]))[0]) == 2 and not as_list(RGB)[1]
+    assert as_captions(None, 2) == ["", ""] and as_captions("a", 2) == ["a", "a"]
+    with pytest.raises(UserError, match="1 captions for 2 inputs"):
+        as_captions(["a"], 2)
+    with pytest.raises(UserError, match="int is no input"):
+        as_list(3)  # pyright: ignore[reportArgumentType]
