@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from modality_forcing import safetensors_io
+from modality_forcing.errors import UserError
 from modality_forcing.safetensors_io import Tensor
 
 RNG = np.random.default_rng(0)
@@ -104,3 +105,41 @@ def test_copies_in_blocks_are_copies(shape, target, transposed):
     safetensors_io.copy_blocks(copy, source)
     expected = np.asarray(source, order="C").astype(target)
     assert copy.tobytes() == expected.tobytes()
+
+
+def test_file_is_read_tensor_by_tensor_with_its_metadata(tmp_path):
+    (path,) = safetensors_io.write(tmp_path, "model", listed(), metadata={"b": "1", "a": "2"})
+    file = safetensors_io.open_file(path)
+    assert file.metadata == {"format": "pt", "b": "1", "a": "2"}
+    assert file.tensors.keys() == STORED.keys()
+    for name, tensor in STORED.items():
+        read = file.read(name)
+        assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
+        assert read.tobytes() == tensor.tobytes()
+
+
+def test_equal_content_gives_equal_bytes(tmp_path):
+    texts = {f"key {i}": "x" for i in range(20)}
+    one, two = (
+        safetensors_io.write(tmp_path / name, "model", tensors, metadata=texts)[0].read_bytes()
+        for name, tensors in (("a", listed()), ("b", listed()[::-1]))
+    )
+    assert one == two
+
+
+def test_cut_and_foreign_files_are_refused(tmp_path):
+    (path,) = safetensors_io.write(tmp_path, "model", listed())
+    file, whole = safetensors_io.open_file(path), path.read_bytes()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(UserError, match=r"model\.safetensors: is cut off or no safetensors file"):
+        safetensors_io.open_file(path)
+    with pytest.raises(UserError, match="ends within integers; copy it again"):
+        file.read("integers")
+    path.write_bytes(b"PK")
+    with pytest.raises(UserError, match="is cut off or no safetensors file"):
+        safetensors_io.open_file(path)
+    save_file({"a": np.zeros(2, np.int64)}, path)
+    with pytest.raises(UserError, match="holds numbers of type I64; known are BF16, F16, F32, I8"):
+        safetensors_io.open_file(path)
+    with pytest.raises(UserError, match="nothing: no such file"):
+        safetensors_io.open_file(tmp_path / "nothing")
