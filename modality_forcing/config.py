@@ -151,7 +151,7 @@ class TrainConfig:
     distill: bool = False  # self-distillation to the initial text-to-image model (paper, eq. 8)
     distill_high: float = 1.0  # weight of that loss where the other modality is pure noise
     distill_low: float = 0.1  # weight of that loss where the other modality is clean
-    init_from: str = ""  # a checkpoint to start from, or flux2-klein:PATH, mf-flux2:PATH
+    init_from: str = ""  # a checkpoint or export, hf:ORG/NAME, flux2-klein:PATH, mf-flux2:PATH
     branch_from: str = ""  # a longer run of this config, whose constant phase this one shares
     allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh
     copy_missing_from: str = ""  # a modality whose weights those copy, where shapes agree

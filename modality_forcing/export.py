@@ -1,36 +1,43 @@
-"""Export of the EMA weights alone, with a manifest, for use without this package."""
+"""Export of weights alone, with a manifest: for others' tools, and for this package again."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from modality_forcing import __version__, export_layouts, paths
+from modality_forcing import __version__, export_layouts, paths, safetensors_io
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
-from modality_forcing.generator import load_weights
-from modality_forcing.mirror import staged
+from modality_forcing.mirror import fetched
 from modality_forcing.modalities import base
 from modality_forcing.models.restore import merge_params
 from modality_forcing.paths import check_folder, write_file
-from modality_forcing.train import checkpoint
-from modality_forcing.train.adapters import MANIFEST, WEIGHTS, read_safetensors
+from modality_forcing.train import checkpoint, exported
+from modality_forcing.train.exported import MANIFEST, ORBAX, UNFINISHED, Export
 from modality_forcing.train.state import Params, abstract_model
-from modality_forcing.tree import flatten, unflatten
+from modality_forcing.train.weights import Step, open_weights
+from modality_forcing.tree import JsonObject, flatten, unflatten
 
-_MARK = "unfinished.txt"  # in a folder of a bucket, until it has its manifest
+
+@dataclass(frozen=True)
+class _Weights:
+    """What is exported, and what is known of it."""
+
+    config: Config
+    params: Params
+    training: JsonObject
 
 
 def export(
-    source: Path,
+    source: str | Path,
     out: Path,
-    kind: str = "orbax",
+    kind: str = ORBAX,
     *,
     layout: str = "",
     dtype: str = "bfloat16",
@@ -38,24 +45,49 @@ def export(
 ) -> Path:
     """Writes `out/weights` (Orbax) or `out/weights.safetensors`, and `out/manifest.json`.
 
+    source: of all kinds of `train.weights.open_weights`. An export of an export is equal to it:
+    safetensors to the byte, and Orbax, which writes times and random names, in its arrays.
+
     layout: instead, files of a published layout of FLUX.2 (`models.flux2_layouts.LAYOUTS`), of
     tensors of dtype, for the tools that read it.
 
-    The manifest holds the config and the path, shape, dtype and sha256 of every weight. The files
-    are read back and compared bit for bit before the folder gets its name, or its manifest where it
-    is in a bucket: a folder with a manifest is complete.
+    The manifest (`train.exported`) is also in the header of weights.safetensors. The files are read
+    back and compared with it before the folder gets its name, or its manifest where it is in a
+    bucket: a folder with a manifest is complete.
 
     adapter: the weights alone that the run trained, low-rank updates apart.
 
-    Raises UserError if `out` exists, the checkpoint cannot be read, or `out` cannot be written.
+    Raises UserError if `out` exists, the weights cannot be read, or `out` cannot be written.
     What a killed export left in a bucket is replaced.
     """
+    check_out(out)
+    weights = (_trained if adapter else _merged)(source)
+    if layout:
+        export_layouts.layout_of(weights.config, layout)  # raises before anything is written
+
+    def write(folder: Path) -> JsonObject:
+        if layout:
+            entries = export_layouts.write(
+                folder, weights.config, weights.params, layout, np.dtype(dtype)
+            )
+            return _manifest(weights, layout, entries)
+        return _write(folder, weights, kind, adapter=adapter)
+
+    return write_folder(out, write)
+
+
+def check_out(out: Path) -> None:
+    """Raises UserError unless an export can be written to `out`."""
     if (paths.exists(out) or out.is_symlink()) and not _is_cut_off(out):
         raise UserError("already exists", where=out, hint="name a folder that does not")
     check_folder(out, "--out", utf8=True)
-    config, params = (_trained if adapter else _merged)(source)
-    if layout:
-        export_layouts.layout_of(config, layout)  # raises before anything is written
+
+
+def write_folder(out: Path, write: Callable[[Path], JsonObject]) -> Path:
+    """Makes the folder of an export: all of it, or nothing.
+
+    write: writes the files into a folder and returns the manifest.
+    """
     out = out.absolute()
     # In a bucket, which knows no renaming, the manifest comes last and makes the folder complete.
     unfinished = out if paths.is_address(out) else out.with_name(f".{out.name}.unfinished")
@@ -64,22 +96,13 @@ def export(
     try:
         paths.make_folder(unfinished)
         if unfinished == out:
-            write_file(out / _MARK, "The weights in this folder are being written.\n")
-        if layout:
-            entries = export_layouts.write(unfinished, config, params, layout, np.dtype(dtype))
-        else:
-            entries = _write(unfinished, params, kind, out)
-        manifest = {
-            "format": f"modality_forcing {__version__}, {layout or kind}",
-            "config": to_dict(config),
-            **({"adapter": True} if adapter else {}),
-            "weights": dict(sorted(entries.items())),
-        }
+            write_file(out / UNFINISHED, "The weights in this folder are being written.\n")
+        manifest = write(unfinished)
         write_file(unfinished / MANIFEST, json.dumps(manifest, indent=1))
         if unfinished != out:
             unfinished.rename(out)
         done = True
-        paths.remove(out / _MARK)
+        paths.remove(out / UNFINISHED)
     except Exception as error:  # a full disk comes through several types of Orbax and safetensors
         if isinstance(error, UserError) or paths.cause(error) is None:
             raise
@@ -90,79 +113,91 @@ def export(
     return out
 
 
-def _merged(source: Path) -> tuple[Config, Params]:
-    """Returns the config and all weights of a checkpoint."""
-    config, params = load_weights(source)
+def _merged(source: str | Path) -> _Weights:
+    """Returns all weights of a checkpoint, an export or a release."""
+    found = open_weights(source)
+    config, params = found.load()
     _, shapes = abstract_model(config, base.build(config))
     merge_params(params, shapes, where=source)  # raises where they do not fit
-    return config, params
+    return _Weights(config, params, _training(found))
 
 
-def _trained(source: Path) -> tuple[Config, Params]:
+def _trained(source: str | Path) -> _Weights:
     """Returns the config of a run and the weights that it trained, of which there are others."""
-    config, trained, frozen = checkpoint.load_unmerged(source)
+    found = open_weights(source)
+    if not isinstance(found, Step):
+        what = "is no run: --adapter writes what a run trained"
+        raise UserError(what, where=source, hint="leave --adapter out")
+    config, trained, frozen = checkpoint.load_unmerged(found.where)
     if not frozen:
         hint = "export without --adapter"
         raise UserError("trained all its weights: there is no adapter", where=source, hint=hint)
-    return config, trained
+    return _Weights(config, trained, _training(found))
+
+
+def _training(found: object) -> JsonObject:
+    """Returns what is known of how weights were trained; {} of a release."""
+    if isinstance(found, Export):
+        return found.training
+    return {"step": int(found.name)} if isinstance(found, Step) else {}
 
 
 def _is_cut_off(out: Path) -> bool:
     """Returns whether a killed export began to write a folder in place."""
-    marked = paths.is_address(out) and paths.exists(out / _MARK)
+    marked = paths.is_address(out) and paths.exists(out / UNFINISHED)
     return marked and not paths.exists(out / MANIFEST)
 
 
-def _write(folder: Path, params: Params, kind: str, out: Path) -> dict[str, object]:
-    """Writes all weights and reads them back; returns the manifest's entries."""
+def _manifest(
+    weights: _Weights, kind: str, entries: Mapping[str, Any], *, adapter: bool = False
+) -> JsonObject:
+    return {
+        "format": f"modality_forcing {__version__}, {kind}",
+        "version": exported.VERSION,
+        "config": to_dict(weights.config),
+        **({"adapter": True} if adapter else {}),
+        **({"training": weights.training} if weights.training else {}),
+        "weights": dict(sorted(entries.items())),
+    }
+
+
+def _write(folder: Path, weights: _Weights, kind: str, *, adapter: bool) -> JsonObject:
+    """Writes all weights and reads them back; returns the manifest."""
     flat = {
         path: np.asarray(leaf)
-        for path, leaf in flatten(params).items()
+        for path, leaf in flatten(weights.params).items()
         if not isinstance(leaf, Mapping)
     }
-    write, read = _FORMATS[kind]
-    write(folder, flat)
-    again = read(folder)
-    changed = [p for p, x in flat.items() if p not in again or not np.array_equal(again[p], x)]
-    if changed or set(again) != set(flat):
-        what = f"what was written does not read back ({changed[:3]})"
-        raise UserError(what, where=out, hint="check the disk")
-    return {path: _entry(leaf) for path, leaf in flat.items()}
+    entries = {path: _entry(leaf) for path, leaf in flat.items()}
+    manifest = _manifest(weights, kind, entries, adapter=adapter)
+    path = (_write_orbax if kind == ORBAX else _write_safetensors)(folder, flat, manifest)
+    try:
+        with fetched(path) as local:
+            Export(folder, local, manifest, weights.config).verify()
+    except UserError as error:
+        if paths.cause(error) is not None:
+            raise
+        what = f"what was written does not read back ({error})"
+        raise UserError(what, hint="check the disk") from error
+    return manifest
 
 
-def _entry(leaf: np.ndarray) -> dict[str, object]:
-    digest = hashlib.sha256(np.ascontiguousarray(leaf).tobytes()).hexdigest()
-    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": digest}
+def _entry(leaf: np.ndarray) -> JsonObject:
+    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": exported.sha256(leaf)}
 
 
-def _write_orbax(folder: Path, flat: dict[str, np.ndarray]) -> None:
+def _write_orbax(folder: Path, flat: Mapping[str, np.ndarray], manifest: JsonObject) -> Path:
     with checkpoint.suppress_secondary_errors(), ocp.StandardCheckpointer() as writer:
-        writer.save(folder / "weights", unflatten(flat))
+        writer.save(folder / exported.FOLDER, unflatten(flat))
+    return folder / exported.FOLDER
 
 
-def _read_orbax(folder: Path) -> dict[str, np.ndarray]:
-    """Reads with Orbax alone, as users without this package do."""
-    with ocp.StandardCheckpointer() as reader:
-        return {
-            path: np.asarray(jax.device_get(leaf))
-            for path, leaf in flatten(reader.restore(folder / "weights")).items()
-        }
-
-
-def _write_safetensors(folder: Path, flat: dict[str, np.ndarray]) -> None:
-    from safetensors.numpy import save_file
-
-    # Not ascontiguousarray, which turns a scalar into a vector.
-    arrays = {path: np.asarray(leaf, order="C") for path, leaf in flat.items()}
-    with staged(folder) as local:
-        save_file(arrays, local / WEIGHTS)
-
-
-def _read_safetensors(folder: Path) -> dict[str, np.ndarray]:
-    return read_safetensors(folder / WEIGHTS)
-
-
-_FORMATS = {
-    "orbax": (_write_orbax, _read_orbax),
-    "safetensors": (_write_safetensors, _read_safetensors),
-}
+def _write_safetensors(folder: Path, flat: Mapping[str, np.ndarray], manifest: JsonObject) -> Path:
+    tensors = [
+        safetensors_io.Tensor(path, leaf.dtype, leaf.shape, lambda leaf=leaf: leaf)
+        for path, leaf in flat.items()
+    ]
+    metadata = {exported.METADATA: json.dumps(manifest)}
+    stem = exported.FILE.removesuffix(".safetensors")
+    (path,) = safetensors_io.write(folder, stem, tensors, metadata=metadata)
+    return path

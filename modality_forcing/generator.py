@@ -25,8 +25,9 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models.int8 import quantize_tree
 from modality_forcing.models.restore import merge_params
-from modality_forcing.train import adapters, checkpoint, inputs, released, sharding
+from modality_forcing.train import adapters, inputs, sharding
 from modality_forcing.train.state import Params, abstract_model
+from modality_forcing.train.weights import open_weights
 
 Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
 
@@ -80,26 +81,28 @@ class Generator:
     @classmethod
     def from_checkpoint(
         cls,
-        path: Path,
+        path: str | Path,
         *,
         text_encoder: str = "",
         autoencoder: str = "",
         seed: int | None = None,
         sample: Mapping[str, object] | None = None,
         int8: bool = False,
-        adapter: Path | None = None,
+        adapter: str | Path | None = None,
         size: tuple[int, int] | None = None,
     ) -> Generator:
         """Loads the EMA weights of a checkpoint or workdir and checks them against its config.
 
         Args:
-          path: a workdir, its `checkpoints/`, or one step; or a released network, as
-            `mf-flux2:WHERE` (`train.released`).
+          path: a workdir, its `checkpoints/` or one step; an export, as its folder, its
+            safetensors file or `hf:OWNER/NAME[@REVISION]`; or a released network, as
+            `mf-flux2:WHERE` (`train.weights.open_weights`).
           text_encoder, autoencoder: locations of frozen encoders; by default the config's.
           seed: replaces the config's.
           sample: values that replace those of config.sample (see `override_sampling`).
           int8: keep the matrices of blocks as integers of 8 bits (`models.int8`).
-          adapter: a folder of `mforce export --adapter`, whose config and weights go on top.
+          adapter: an export with `--adapter` in one of these places; its config and weights go on
+            top.
           size: rows and columns of pixels; by default the config's square.
         """
         if adapter is None:
@@ -116,7 +119,8 @@ class Generator:
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed
         generator = cls(replace(config, seed=seed, sample=options), params, size=size)
-        merge_params(params, generator._param_shapes, where=path)  # raises where they do not fit
+        shapes = generator._param_shapes
+        generator.params = merge_params(params, shapes, where=path)  # raises if they do not fit
         return generator
 
     @cached_property
@@ -301,15 +305,12 @@ class Generator:
         )
 
 
-def load_weights(path: Path, *, int8: bool = False) -> tuple[Config, Params]:
-    """Returns the config and EMA weights of a checkpoint, or those of a released network.
+def load_weights(where: str | Path, *, int8: bool = False) -> tuple[Config, Params]:
+    """Returns the config and the weights of a location: the one door to weights.
 
-    The arguments are those of `Generator.from_checkpoint`.
+    The arguments are those of `Generator.from_checkpoint`; see `train.weights.open_weights`.
     """
-    if released.is_released(path):
-        return released.load(path, int8=int8)
-    config, params = checkpoint.load(path)
-    return config, quantize_tree(params) if int8 else params
+    return open_weights(where).load(int8=int8)
 
 
 def _encoders_of(config: Config) -> tuple[str, str]:

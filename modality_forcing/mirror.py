@@ -95,6 +95,25 @@ def on_disk(path: Path, patterns: Sequence[str]) -> Path:
 
 
 @contextmanager
+def fetched(path: Path) -> Iterator[Path]:
+    """Yields a path of a disk: that of a file in a bucket has a copy of it, for as long.
+
+    A folder of a bucket stays what it is.
+    """
+    if not isinstance(path, BucketPath) or not paths.is_file(path):
+        yield path
+        return
+    mirror = Mirror(path.parent)
+    try:
+        buckets.download(path, mirror.local / path.name)
+        yield mirror.local / path.name
+    except OSError as error:
+        raise paths.os_error(error, mirror.local, "written") from error
+    finally:
+        mirror.discard()
+
+
+@contextmanager
 def staged(path: Path) -> Iterator[Path]:
     """Yields the local folder of a path; its files are uploaded if the block ends well."""
     mirror = Mirror(path)

@@ -10,8 +10,13 @@ from collections.abc import Sequence
 from modality_forcing.errors import UserError
 from modality_forcing.storage import beam
 
-INT8 = "keep the matrices of blocks in 8 bits, half the memory of bfloat16"  # help of --int8
-
+# Help of options that several commands have.
+CHECKPOINT = (
+    "a workdir, its checkpoints/ or one step; an export: its folder, its .safetensors file or "
+    "hf:OWNER/NAME[@REVISION]; mf-flux2:WHERE or flux2-klein:WHERE"
+)
+ADAPTER = "an export with --adapter, to put on top of the checkpoint"
+INT8 = "keep the matrices of blocks in 8 bits, half the memory of bfloat16"
 
 LARGEST_SIDE = 8192  # pixels; FLUX.2 makes noise from about 4000
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from modality_forcing import compilation_cache
-from modality_forcing.commands.arguments import INT8, positive_int, renamed_option
+from modality_forcing.commands.arguments import (
+    ADAPTER,
+    CHECKPOINT,
+    INT8,
+    positive_int,
+    renamed_option,
+)
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
@@ -54,13 +60,11 @@ class Mode(NamedTuple):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    checkpoint = "a workdir, its checkpoints/ or one step; mf-flux2:WHERE or flux2-klein:WHERE"
-    add("--checkpoint", type=as_path, help=checkpoint)
+    add("--checkpoint", type=as_path, help=CHECKPOINT)
     add("--int8", action="store_const", const=True, help=INT8)
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
-    adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
-    add("--adapter", type=as_path, help=adapter)
+    add("--adapter", type=as_path, help=ADAPTER)
     add("--text-encoder", metavar="KIND:PATH", help="umt5:PATH or qwen3:PATH, if not the config's")
     add("--autoencoder", metavar="flux2:PATH", help="frozen, if not at the config's path")
     add("--examples", type=positive_int, help="held-out records, instead of the config's")
@@ -160,11 +164,12 @@ def _evaluate_records(options: argparse.Namespace) -> None:
 def _evaluate_trajectories(options: argparse.Namespace) -> None:
     from modality_forcing.evaluation import trajectory_sweep
     from modality_forcing.paths import check_folder
+    from modality_forcing.train.weights import open_weights
 
     values, out = trajectory_sweep.parse_values(options.trajectory_sweep), options.out or _OUT
     check_folder(out, "--out")
     generator, evaluator = _load_evaluator(options, "joint")
-    checkpoint = _resolve(options.checkpoint)
+    checkpoint = open_weights(options.checkpoint).where
     result = trajectory_sweep.run(generator, evaluator, values, out=out, checkpoint=checkpoint)
     text = json.dumps(result, indent=1) if options.json else trajectory_sweep.to_markdown(result)
     print(text)
@@ -196,7 +201,7 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
     from modality_forcing.evaluation.report import to_markdown
     from modality_forcing.evaluation.views import parse_view
     from modality_forcing.paths import check_folder
-    from modality_forcing.train import released
+    from modality_forcing.train.weights import open_weights
 
     if options.root is None:
         raise UserError("--root is missing", hint="name the folder with the unpacked benchmark")
@@ -212,8 +217,7 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
     )
     opened = open_benchmarks(options.benchmark, options.root, options.frame_list)
     generator = _load_generator(options, inference.seed)
-    found = _resolve(options.checkpoint)
-    step = released.kind_of(found) if released.is_released(found) else found.name
+    step = open_weights(options.checkpoint).name
     results = run_benchmarks(
         generator, opened, protocol, inference, step=step, out=out, log=print_stderr
     )
@@ -221,14 +225,6 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
         print(json.dumps(results if len(results) > 1 else results[0], indent=1))
     else:
         print(to_markdown(results))
-
-
-def _resolve(path: Path) -> Path:
-    """Returns the folder of one step, or the name of a released network as it is."""
-    from modality_forcing.train.checkpoint import resolve_checkpoint
-    from modality_forcing.train.released import is_released
-
-    return path if is_released(path) else resolve_checkpoint(path)
 
 
 def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from modality_forcing.commands.arguments import CHECKPOINT
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 
@@ -13,10 +14,7 @@ LAYOUTS = ("bfl", "diffusers", "modality-forcing")  # of models/flux2_layouts.py
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    checkpoint = (
-        "a workdir, its checkpoints/ or one step of it; or mf-flux2:WHERE, flux2-klein:WHERE"
-    )
-    add("--checkpoint", type=as_path, required=True, help=checkpoint)
+    add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
     add("--out", type=as_path, required=True, help="a folder that does not exist yet")
     add("--format", choices=("orbax", "safetensors"), help="of the weights (orbax)")
     layout = "published layout of FLUX.2 networks, as others' tools read it, instead of a format"
@@ -32,7 +30,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def main(options: argparse.Namespace) -> None:
     """Exports and prints the folder."""
     from modality_forcing import export
-    from modality_forcing.train.released import is_released
 
     if options.layout and options.format:
         raise UserError("--layout and --format are two kinds of files", hint="give one of them")
@@ -42,9 +39,6 @@ def main(options: argparse.Namespace) -> None:
         )
     if options.adapter and options.layout:
         raise UserError("--adapter has no --layout", hint="leave one of them out")
-    if options.adapter and is_released(options.checkpoint):
-        what = f"{options.checkpoint} is no run: --adapter writes what a run trained"
-        raise UserError(what, hint="leave --adapter out")
     kind = "safetensors" if options.adapter else options.format or "orbax"
     out = export.export(
         options.checkpoint,

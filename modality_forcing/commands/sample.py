@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
+    ADAPTER,
+    CHECKPOINT,
     INT8,
     finite_float,
     picture_size,
@@ -35,11 +37,9 @@ EXAMPLES = """examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    checkpoint = "a workdir, its checkpoints/ or one step; mf-flux2:WHERE or flux2-klein:WHERE"
-    add("--checkpoint", type=as_path, required=True, help=checkpoint)
+    add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
     add("--int8", action="store_true", help=INT8)
-    adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
-    add("--adapter", type=as_path, help=adapter)
+    add("--adapter", type=as_path, help=ADAPTER)
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
     add("--out", type=as_path, required=True, help="output folder")
     add("--caption", action="append", default=[], help="text; repeat it for more examples")

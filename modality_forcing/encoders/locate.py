@@ -17,6 +17,7 @@ PATTERNS = (
     *("*.safetensors", "*.safetensors.index.json", "config.json", "spiece.model", "*.model"),
     *("tokenizer.json", "vocab.json", "merges.txt", "model_index.json"),
 )
+HUB = "hf"  # of hf:owner/name[@revision], where a path could be meant too
 _SHOWN = 3  # names in a message
 
 
@@ -41,6 +42,24 @@ def locate(location: str | Path, patterns: Sequence[str] = PATTERNS) -> Found:
     if hub is None or is_dir(path.parent):  # a path with a wrong last part is not a hub id
         hint = "give a folder of safetensors files, or a hub id"
         raise UserError("no such file or folder", where=location, hint=hint)
+    return _download(hub["repo"], hub["folder"].strip("/"), hub["revision"], patterns)
+
+
+def is_hub(location: str | Path) -> bool:
+    """Returns whether a location is written as hf:owner/name, maybe with a folder and revision."""
+    return str(location).startswith(f"{HUB}:")
+
+
+def fetch(location: str | Path, patterns: Sequence[str] = PATTERNS) -> Found:
+    """Returns the folder with the files of hf:owner/name whose names match a pattern.
+
+    Raises UserError for what is no hub id, and if it cannot be fetched.
+    """
+    text = str(location).partition(":")[2].lstrip("/")  # hf://owner/name, as others write it
+    hub = _HUB.fullmatch(text)
+    if hub is None:
+        hint = f"write {HUB}:OWNER/NAME or {HUB}:OWNER/NAME@REVISION"
+        raise UserError("is not a repository of the hub", where=location, hint=hint)
     return _download(hub["repo"], hub["folder"].strip("/"), hub["revision"], patterns)
 
 

@@ -37,12 +37,14 @@ def merge_params(
     """Returns the target's tree with the source's leaves.
 
     Modules of the `new` modalities keep the target's leaves if the source lacks them. Every other
-    leaf must be in both with the same shape: nothing is filled in silently.
+    leaf must be in both with the same shape: nothing is filled in silently. Files drop mappings
+    without leaves; the target's stay.
 
     Raises UserError naming the paths that are missing, extra or misshaped.
     """
     allowed = tuple(prefix for modality in new for prefix in new_modules(target, modality))
-    have, want = flatten(source), flatten(target)
+    everything = flatten(target)
+    have, want = _leaves(flatten(source)), _leaves(everything)
     is_new = {path for path in want if f"{path}/".startswith(allowed)} if allowed else set()
     problems = {
         "missing": sorted(set(want) - set(have) - is_new),
@@ -58,7 +60,11 @@ def merge_params(
         hint = "use a checkpoint of this config, or name the new modalities in "
         hint += "train.allow_missing_modalities"
         raise UserError(f"the weights do not fit ({what})", where=where, hint=hint)
-    return unflatten({path: have.get(path, leaf) for path, leaf in want.items()})
+    return unflatten({path: have.get(path, leaf) for path, leaf in everything.items()})
+
+
+def _leaves(flat: Mapping[str, Any]) -> dict[str, Any]:
+    return {path: leaf for path, leaf in flat.items() if not isinstance(leaf, Mapping)}
 
 
 def _some(paths: list[str], limit: int = 4) -> str:

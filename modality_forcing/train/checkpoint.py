@@ -45,7 +45,7 @@ META = "meta/metadata"  # of a step's folder: JSON, written last
 DAMAGED = "damaged.txt"  # in a step's folder that a run found damaged: why
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 FROZEN = "frozen"  # and this one, of a run with train.freeze
-_HINT = "give a workdir, its checkpoints/ or one step in it"
+_HINT = "give a workdir, its checkpoints/ or one step in it, or an export"
 Metadata = Mapping[str, Any]  # JSON: the config, the data position, metrics not written yet
 
 
@@ -124,11 +124,33 @@ def load_unmerged(path: Path, shardings: Shardings | None = None) -> tuple[Confi
         if bad := checksums.not_finite(tree):
             what = f"its weights are not finite: {name}/{checksums.some(bad)}"
             raise UserError(what, where=folder, hint="use an earlier checkpoint, or train again")
-    config = meta["config"]
+    return parse_config(meta["config"], folder), trees[WEIGHTS], trees.get(FROZEN, {})
+
+
+def parse_config(config: Mapping[str, Any], where: object) -> Config:
+    """Returns the config that is stored beside weights; UserError if its keys are not today's."""
     try:
-        return from_dict(config), trees[WEIGHTS], trees.get(FROZEN, {})
+        return from_dict(config)
     except UserError as error:
-        raise UserError(f"its config is of another version ({error})", where=folder) from error
+        raise UserError(f"its config is of another version ({error})", where=where) from error
+
+
+def tree_shapes(folder: Path) -> PyTree:
+    """Returns the shapes of a tree that Orbax saved in a folder; UserError if it cannot be read."""
+    silence_orbax()
+    with _readable(folder):
+        shapes = _shapes(folder)
+    return _plain(getattr(shapes, "tree", shapes))
+
+
+def read_tree(folder: Path, shapes: PyTree, placed: PyTree) -> PyTree:
+    """Returns such a tree on devices; UserError if it cannot be read or has other shapes.
+
+    placed: the sharding of each array.
+    """
+    silence_orbax()
+    with _readable(folder):
+        return _read_item(folder, jax.tree.map(_on, shapes, placed))
 
 
 def items(state: TrainState) -> dict[str, PyTree]:

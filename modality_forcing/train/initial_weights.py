@@ -13,11 +13,12 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.models import lora
 from modality_forcing.models.restore import merge_params, new_modules
-from modality_forcing.paths import as_path
-from modality_forcing.train import checkpoint, freezing, released
+from modality_forcing.train import freezing
 from modality_forcing.train.freezing import Params, Teacher, join_params
+from modality_forcing.train.released import Released
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import TrainState, abstract_model, init_params
+from modality_forcing.train.weights import open_weights
 from modality_forcing.tree import flatten, unflatten
 
 
@@ -47,11 +48,8 @@ def initial_params(config: Config, abstract: TrainState, shardings: Shardings) -
 
 
 def check_source(config: Config) -> None:
-    """Raises UserError if train.init_from names no network, or no released one."""
-    if released.is_released(config.train.init_from):
-        released.open_released(config.train.init_from, config.data.resolution)
-    else:
-        checkpoint.resolve_checkpoint(as_path(config.train.init_from))
+    """Raises UserError if train.init_from names no weights."""
+    open_weights(config.train.init_from, config.data.resolution)
 
 
 def load_source(config: Config, shardings: Shardings) -> tuple[Config, Params]:
@@ -59,12 +57,11 @@ def load_source(config: Config, shardings: Shardings) -> tuple[Config, Params]:
 
     A released one is read in train.frozen_dtype. Its config is the run's, of its modalities alone.
     """
-    spec = config.train.init_from
-    if not released.is_released(spec):
-        return checkpoint.load(as_path(spec), shardings)
-    found = released.open_released(spec, config.data.resolution)
-    params = found.params(shardings, dtype=config.train.frozen_dtype)
-    known = {name: m for name, m in config.modalities.items() if name in found.config.modalities}
+    found = open_weights(config.train.init_from, config.data.resolution)
+    loaded, params = found.load(shardings, dtype=config.train.frozen_dtype)
+    if not isinstance(found, Released):
+        return loaded, params
+    known = {name: m for name, m in config.modalities.items() if name in loaded.modalities}
     first, *others = known
     if not others:
         known = {first: replace(known[first], cond_prob=0.0)}

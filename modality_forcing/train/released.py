@@ -60,6 +60,22 @@ class Released:
     config: Config
     checkpoint: Checkpoint
 
+    @property
+    def name(self) -> str:
+        """The kind, which stands for the step in results."""
+        return kind_of(self.spec)
+
+    @property
+    def where(self) -> str:
+        """The spec."""
+        return self.spec
+
+    def load(
+        self, shardings: Shardings | None = None, *, dtype: str = "", int8: bool = False
+    ) -> tuple[Config, Params]:
+        """Returns the config and the weights, see `params`."""
+        return self.config, self.params(shardings, dtype=dtype, int8=int8)
+
     def params(
         self, shardings: Shardings | None = None, *, dtype: str = "", int8: bool = False
     ) -> Params:
@@ -114,17 +130,6 @@ def open_released(spec: str | Path, resolution: int | None = None) -> Released:
     if kind == FORCING:
         return _forcing(str(spec), where, resolution or _FORCING_SIDE)
     return _klein(str(spec), where, resolution or _KLEIN_SIDE)
-
-
-def load(
-    spec: str | Path, shardings: Shardings | None = None, *, dtype: str = "", int8: bool = False
-) -> tuple[Config, Params]:
-    """Returns the config and weights of a released network, as `train.checkpoint.load`.
-
-    Raises UserError as `open_released` and `Released.params`, whose arguments these are.
-    """
-    released = open_released(spec)
-    return released.config, released.params(shardings, dtype=dtype, int8=int8)
 
 
 def _forcing(spec: str, where: str, resolution: int) -> Released:

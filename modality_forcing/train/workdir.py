@@ -13,6 +13,7 @@ from typing import Any
 
 from modality_forcing import compilation_cache, distributed, locks, paths
 from modality_forcing.config import Config, ModalityConfig, from_dict, to_dict
+from modality_forcing.encoders.locate import is_hub
 from modality_forcing.errors import StorageFailed, UserError
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.text_io import read_object
@@ -91,6 +92,8 @@ def _resolve_location(location: str) -> str:
 
 
 def _resolve_source(source: str) -> str:
+    if is_hub(source):
+        return source
     return _resolve_location(source) if is_released(source) else _resolve_path(source)
 
 

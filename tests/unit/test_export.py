@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from modality_forcing import export as exporting
-from modality_forcing import paths
+from modality_forcing import paths, safetensors_io
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint
@@ -100,16 +100,25 @@ def test_export_leaves_no_temporary_files(exported):
 
 
 def test_export_that_does_not_read_back_is_deleted(forcing_run: Path, tmp_path: Path, monkeypatch):
-    def worse(folder: Path) -> dict[str, np.ndarray]:
-        read = right(folder)
-        name = next(iter(read))
-        return read | {name: read[name] + 1}
-
-    write, right = exporting._FORMATS["safetensors"]
-    monkeypatch.setitem(exporting._FORMATS, "safetensors", (write, worse))
-    with pytest.raises(UserError, match="does not read back"):
+    right = safetensors_io.File.read
+    monkeypatch.setattr(safetensors_io.File, "read", lambda *of: np.asarray(right(*of) + 1))
+    with pytest.raises(UserError, match=r"does not read back .*is damaged.*; check the disk"):
         exporting.export(forcing_run, tmp_path / "out", "safetensors")
     assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("kind", sorted(READERS))
+def test_export_of_an_export_is_equal(exported, kind: str, tmp_path: Path):
+    """Files are, but those of Orbax, which have times and random names."""
+    _, folder = exported
+    again = exporting.export(folder, tmp_path / "again", kind)
+    third = exporting.export(again, tmp_path / "third", kind)
+    if kind == "safetensors":
+        assert contents(again) == contents(third)
+        alone = exporting.export(again / "weights.safetensors", tmp_path / "alone", kind)
+        assert contents(alone) == contents(third)
+    manifests = [json.loads((out / "manifest.json").read_text()) for out in (folder, again, third)]
+    assert manifests[1] == manifests[2] == manifests[0] | {"format": manifests[1]["format"]}
 
 
 @pytest.mark.parametrize("complete", [False, True])

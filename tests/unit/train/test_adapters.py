@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from modality_forcing import export
 from modality_forcing.errors import UserError
 from modality_forcing.train import checkpoint
-from modality_forcing.train.adapters import apply_adapter, read_adapter, read_safetensors
-from modality_forcing.tree import flatten
+from modality_forcing.train.adapters import apply_adapter, read_adapter
+from modality_forcing.train.exported import open_export
 from tests import damage, runs, tiny
 
 LORA = tiny.t2i(lora_rank=2, lora_alpha=3.0, frozen_dtype="bfloat16", lora_targets=("q", "down"))
@@ -45,10 +45,9 @@ def test_adapter_on_its_base_is_the_merged_checkpoint(run, adapter):
 
 def test_whole_export_holds_matrices_in_the_type_that_they_are_kept_in(run, tmp_path):
     whole = export.export(run, tmp_path / "whole", "safetensors")
-    found, (_, expected) = read_safetensors(whole / "weights.safetensors"), checkpoint.load(run)
-    assert {str(x.dtype) for x in found.values()} == {"float32", "bfloat16"}
-    for path, leaf in flatten(expected).items():
-        np.testing.assert_array_equal(found[path], leaf)
+    (_, found), (_, expected) = open_export(whole).load(), checkpoint.load(run)
+    assert {str(x.dtype) for x in jax.tree.leaves(found)} == {"float32", "bfloat16"}
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
     with pytest.raises(UserError, match=r"whole: is not an adapter; .* export --adapter"):
         apply_adapter(whole, {})
 
