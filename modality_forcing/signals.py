@@ -7,8 +7,8 @@ signal that was ignored when Python started, as under nohup, stays ignored.
 Python raises an exception wherever the main thread happens to be. Inside a callback of the garbage
 collector, such as jax's, or a finalizer, it is printed as "Exception ignored" and lost. Elsewhere a
 library catches everything, or clears errors in C. Then the exception is freed while the command
-goes on. In both cases the signal is sent again. So it is where an extension module is being
-imported, whose C code would abort the process or report another error.
+goes on. In both cases the signal is sent again. The same is done while an extension module is being
+imported: its C code would abort the process or report another error.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def _send_again(number: int, is_heeded: Callable[[], bool]) -> None:
         if is_heeded():
             os.kill(os.getpid(), number)
 
-    # Not by threading, of which the interrupted code may hold a lock.
+    # threading.Thread takes a lock that the interrupted code may hold.
     _thread.start_new_thread(send, ())
 
 

@@ -84,9 +84,9 @@ def load_teacher(config: Config, shardings: Shardings, frozen: Params) -> Teache
 
 
 def _copy_missing(params: Params, missing: set[str], config: Config) -> Params:
-    """Returns weights of which the missing ones are copies of train.copy_missing_from's.
+    """Returns the weights with the missing ones copied from the modality train.copy_missing_from.
 
-    Those without a counterpart of their shape stay.
+    A missing weight without a counterpart of its shape stays as it is.
     """
     original = config.train.copy_missing_from
     if not original:
