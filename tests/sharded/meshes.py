@@ -33,14 +33,13 @@ BATCH, STEPS = 16, 5
 # By name: data, fsdp, tensor, preset, micro-batches. The others are compared with the first.
 MESHES = {
     "1": (1, 1, 1, "zero2", 1),
-    "2x1": (2, 1, 1, "replicated", 1),
-    "2x2": (2, 2, 1, "zero2", 1),
     "4x2": (4, 2, 1, "fsdp", 1),
     "8": (1, 8, 1, "zero2", 1),
     "8, replicated": (8, 1, 1, "replicated", 2),
     "2x2, two micro-batches, full remat": (2, 2, 1, "zero2", 2),
     "2x2x2": (2, 2, 2, "fsdp", 1),
 }
+FRESH = ("1", "8", "2x2x2")  # whose initial weights are made on the mesh; a program of its own
 
 
 def config(data: int, fsdp: int, tensor: int, preset: str, accumulate: int, remat: str) -> Config:
@@ -85,12 +84,13 @@ def run(name: str, folder: Path) -> dict[str, object]:
     def on_devices(k):
         return jax.device_put(tiny.batch(c, BATCH, seed=k, first=BATCH * k), by_example)
 
-    fresh = init_params(c, modalities, placed.params)
-    params = jax.device_put(tiny.perturbed(jax.device_get(fresh)), placed.params)
+    params = made = jax.device_put(tiny.network(c)[1], placed.params)
+    if name in FRESH:
+        made = init_params(c, modalities, placed.params)
+        np.savez(folder / f"{name}-fresh.npz", **jax.device_get(flatten(made)))
     state = init_state(c, params, placed)
     seen = jax.jit(lambda b: samples(c, b))(on_devices(0))
     np.savez(folder / f"{name}-samples.npz", **jax.device_get(seen))
-    np.savez(folder / f"{name}-fresh.npz", **jax.device_get(flatten(fresh)))
     step = make_step(c, modalities, graph, tiny.null_text(c), mesh=mesh)
     losses, first = [], {}
     for k in range(STEPS):
@@ -124,7 +124,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
         "kept": all(x.sharding.is_equivalent_to(s, x.ndim) for x, s in leaves),
         "largest": max(
             x.addressable_shards[0].data.size / x.size
-            for x in jax.tree.leaves(fresh)
+            for x in jax.tree.leaves(made)
             if x.ndim == 3
         ),
     }
