@@ -123,9 +123,7 @@ def run(name: str, folder: Path) -> dict[str, object]:
         "losses": losses,
         "kept": all(x.sharding.is_equivalent_to(s, x.ndim) for x, s in leaves),
         "largest": max(
-            x.addressable_shards[0].data.size / x.size
-            for x in jax.tree.leaves(made)
-            if x.ndim == 3
+            x.addressable_shards[0].data.size / x.size for x in jax.tree.leaves(made) if x.ndim == 3
         ),
     }
 
