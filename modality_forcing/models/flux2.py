@@ -18,11 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from modality_forcing.config import ModelConfig, TextConfig
 from modality_forcing.models.attention import HEAD_AXIS_ORDER, attend
-from modality_forcing.models.blocks import Projections, Segments, Stack, broadcast_modulation
+from modality_forcing.models.blocks import (
+    PRODUCT,
+    Projections,
+    Segments,
+    Stack,
+    broadcast_modulation,
+)
 from modality_forcing.models.dit import Stream, StreamSpec
 from modality_forcing.models.layers import Linear, TimestepEmbedder, layer_norm, zeros
 from modality_forcing.models.rope import image_positions, rotary_table, rotate, text_positions
@@ -255,7 +262,11 @@ def modulate(x: Float[Array, "b n d"], shift: Array, scale: Array) -> Float[Arra
 
 
 def add(x: Float[Array, "b n d"], gate: Array, y: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Returns x + gate * y, computed in float32, in x's dtype."""
+    """Returns x + gate * y, computed in float32, in x's dtype.
+
+    y may be kept for the gradient of its gate: computing it again would take its products again.
+    """
+    y = checkpoint_name(y, PRODUCT)
     return (x.astype(jnp.float32) + gate * y.astype(jnp.float32)).astype(x.dtype)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ from flax import nnx
 from modality_forcing.config import Config, DataConfig, TextConfig
 from modality_forcing.modalities import base
 from modality_forcing.models import presets
-from modality_forcing.models.flux2 import Reference
+from modality_forcing.models.blocks import Stack
+from modality_forcing.models.flux2 import DoubleBlock, Reference, SingleBlock
 from modality_forcing.models.layers import layer_norm
 from modality_forcing.train.optim import param_group
 from modality_forcing.train.state import abstract_model
@@ -21,6 +23,7 @@ from modality_forcing.tree import flatten, unflatten
 from tests import tiny
 
 B = 3
+NAMES = ("text", "image")
 CONFIG = tiny.flux2()
 MODALITIES = base.build(CONFIG)
 NOISY = {
@@ -151,3 +154,32 @@ def test_sizes_have_the_published_parameters_and_each_has_a_group(size, context,
     assert sum(x.size for x in shapes.values()) == count
     groups = {param_group(tuple(path.split("/"))) for path in shapes}
     assert groups == {"input", "hidden", "output", "vector"}
+
+
+def test_backward_pass_with_elementwise_remat_computes_no_product_again():
+    def products(jaxpr) -> int:
+        inner = [
+            getattr(part, "jaxpr", part)
+            for eqn in jaxpr.eqns
+            for value in eqn.params.values()
+            for part in (value if isinstance(value, tuple | list) else [value])
+        ]
+        own = sum(eqn.primitive.name == "dot_general" for eqn in jaxpr.eqns)
+        return own + sum(products(part) for part in inner if hasattr(part, "eqns"))
+
+    def count(block: type[nnx.Module], streams: int, remat: str) -> int:
+        c = replace(CONFIG.model, remat=remat)
+        names = [NAMES[:streams]] if streams > 1 else []
+        x, row = jnp.ones((1, 4, c.width)), jnp.ones((1, 1, 6 * c.width if names else 3 * c.width))
+        rotation = jnp.ones((2, 4 * streams, c.head_dim // 2))
+        stack = nnx.eval_shape(lambda: Stack(c, 1, partial(block, c, *names), rngs=nnx.Rngs(0)))
+        graph, weights = nnx.split(stack)
+
+        def loss(weights, row):
+            args = [dict.fromkeys(NAMES, value) for value in (x, row)] if names else [x, row, (0,)]
+            return sum(map(jnp.sum, jax.tree.leaves(nnx.merge(graph, weights)(*args, rotation))))
+
+        return products(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(weights, row).jaxpr)
+
+    for block, streams in ((SingleBlock, 1), (DoubleBlock, 2)):
+        assert count(block, streams, "elementwise") == count(block, streams, "none")
