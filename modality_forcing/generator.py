@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +14,11 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from jaxtyping import Array, Key
+from jaxtyping import Array, Key, PyTree
 
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
-from modality_forcing.diffusion.sampler import Cond, Solver, sample
+from modality_forcing.diffusion.sampler import Cond, sample
 from modality_forcing.diffusion.trajectories import Trajectory
 from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.text import TextEncoder
@@ -29,6 +30,7 @@ from modality_forcing.train import adapters, inputs, sharding
 from modality_forcing.train.state import Params, abstract_model
 from modality_forcing.train.weights import open_weights
 
+Loaded = tuple[Config, Params]
 Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
 
 # The condition of each task; it generates all else. "partial" follows its condition loosely.
@@ -72,7 +74,7 @@ class Generator:
         self.modalities = base.build(config, size)
         self.primary = next(iter(self.modalities))
         self.graph, self._param_shapes = abstract_model(config, self.modalities)
-        self.frozen = inputs.build_encoders(config) if frozen is None else frozen
+        self.frozen = inputs.build_encoders(config, mesh) if frozen is None else frozen
         self._to_tokens = {name: jax.jit(m.to_tokens) for name, m in self.modalities.items()}
         self._to_images = {name: jax.jit(m.from_tokens) for name, m in self.modalities.items()}
         trace = sharding.traced_on(self._trace_sampler, mesh)
@@ -90,6 +92,7 @@ class Generator:
         int8: bool = False,
         adapter: str | Path | None = None,
         size: tuple[int, int] | None = None,
+        mesh: Mesh | None = None,
     ) -> Generator:
         """Loads the EMA weights of a checkpoint or workdir and checks them against its config.
 
@@ -104,11 +107,12 @@ class Generator:
           adapter: an export with `--adapter` in one of these places; its config and weights go on
             top.
           size: rows and columns of pixels; by default the config's square.
+          mesh: devices on which weights and encoders are sharded, each reading its own part.
         """
         if adapter is None:
-            config, params = load_weights(path, int8=int8)
+            config, params = load_weights(path, int8=int8, mesh=mesh)
         else:
-            base_config, params = load_weights(path)
+            base_config, params = load_weights(path, mesh=mesh)
             config, params = adapters.apply_adapter(adapter, params)
             params = quantize_tree(params) if int8 else params
             # A run that read a cache names no encoders.
@@ -118,7 +122,8 @@ class Generator:
         config = inputs.override_encoders(config, text_encoder, autoencoder)
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed
-        generator = cls(replace(config, seed=seed, sample=options), params, size=size)
+        config = replace(config, seed=seed, sample=options)
+        generator = cls(config, params, mesh=mesh, size=size)
         shapes = generator._param_shapes
         generator.params = merge_params(params, shapes, where=path)  # raises if they do not fit
         return generator
@@ -251,11 +256,13 @@ class Generator:
         *,
         options: SampleConfig,
     ) -> dict[str, jax.Array]:
-        schedule = {n: np.asarray(t, np.float32) for n, t in trajectory.schedule.items()}
-        guidance = tuple(sorted(options.guidance.items()))
-        # Noise levels are data: what is compiled depends only on their names and their number.
-        static = {"guidance": guidance, "solver": options.solver, "t_min": options.t_min}
+        schedule, static = _sampler_options(trajectory, options)
         return self._sample(self.params, schedule, cond, *text, keys, **static)
+
+    def lower(self, task: str, cond: PyTree, text: PyTree, keys: PyTree) -> jax.stages.Lowered:
+        """Returns a task's sampling program for the shapes of what `_run_sampler` takes."""
+        schedule, static = _sampler_options(self.trajectory(task)[0], self.config.sample)
+        return self._sample.lower(self.params, schedule, cond, *text, keys, **static)
 
     @cached_property
     def _parts(self) -> int:
@@ -278,17 +285,7 @@ class Generator:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
     def _trace_sampler(
-        self,
-        params,
-        schedule,
-        cond,
-        text,
-        null_text,
-        keys,
-        *,
-        guidance: tuple,
-        solver: Solver,
-        t_min: float,
+        self, params, schedule, cond, text, null_text, keys, *, guidance: tuple, **static: Any
     ) -> dict[str, jax.Array]:
         return sample(
             nnx.merge(self.graph, params),
@@ -300,17 +297,25 @@ class Generator:
             null_text=null_text,
             cond=cond,
             guidance=dict(guidance),
-            solver=solver,
-            t_min=t_min,
+            **static,
         )
 
 
-def load_weights(where: str | Path, *, int8: bool = False) -> tuple[Config, Params]:
+def _sampler_options(
+    trajectory: Trajectory, options: SampleConfig
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Returns the noise levels, and what is compiled in: all but their names and their number."""
+    schedule = {n: np.asarray(t, np.float32) for n, t in trajectory.schedule.items()}
+    guidance = tuple(sorted(options.guidance.items()))
+    return schedule, {"guidance": guidance, "solver": options.solver, "t_min": options.t_min}
+
+
+def load_weights(where: str | Path, *, int8: bool = False, mesh: Mesh | None = None) -> Loaded:
     """Returns the config and the weights of a location: the one door to weights.
 
     The arguments are those of `Generator.from_checkpoint`; see `train.weights.open_weights`.
     """
-    return open_weights(where).load(int8=int8)
+    return open_weights(where).load(mesh and sharding.sharded_over(mesh), int8=int8)
 
 
 def _encoders_of(config: Config) -> tuple[str, str]:

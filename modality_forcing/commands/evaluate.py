@@ -229,6 +229,7 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
 
 def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
     from modality_forcing.generator import Generator
+    from modality_forcing.train import sharding
 
     return Generator.from_checkpoint(
         options.checkpoint,
@@ -238,6 +239,7 @@ def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
         sample={"steps": options.steps, "solver": options.solver},
         adapter=options.adapter,
         int8=bool(options.int8),
+        mesh=sharding.local_mesh(),
     )
 
 

@@ -82,6 +82,7 @@ def main(options: argparse.Namespace) -> None:
     import numpy as np
 
     from modality_forcing.generator import Generator, override_sampling
+    from modality_forcing.train import sharding
 
     check_inputs(options)
     generator = Generator.from_checkpoint(
@@ -92,6 +93,7 @@ def main(options: argparse.Namespace) -> None:
         adapter=options.adapter,
         int8=options.int8,
         size=options.size,
+        mesh=sharding.local_mesh(),
     )
     config, guidance = generator.config, options.guidance
     sampling = override_sampling(

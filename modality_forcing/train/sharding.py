@@ -129,6 +129,12 @@ def make_mesh(c: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def local_mesh() -> Mesh | None:
+    """Returns a mesh of this process's devices that shards weights over all; None for one."""
+    devices = distributed.local_devices()
+    return make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
+
+
 def _sizes(c: MeshConfig, devices: int) -> tuple[int, int, int]:
     """Returns (data, fsdp, tensor) of one slice."""
     each, sizes = devices // c.slices, [c.data, c.fsdp, c.tensor]
@@ -195,6 +201,11 @@ def tree_shardings(tree: PyTree, rules: ShardingRules, mesh: AnyMesh) -> PyTree:
         return NamedSharding(mesh, found)  # pyright: ignore[reportArgumentType]
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def sharded_over(mesh: AnyMesh) -> Shardings:
+    """Returns the shardings of weights that are split over a mesh as far as its axes divide."""
+    return functools.partial(tree_shardings, rules=PRESETS["fsdp"], mesh=mesh)
 
 
 def batch_shardings(batch: PyTree, mesh: Mesh) -> PyTree:

@@ -255,6 +255,6 @@ def test_adapter_of_a_run_without_encoders_takes_those_of_its_base(tmp_path, mon
     weights = checkpoint.load_unmerged(run)[2]
     base_run = runs.save(tmp_path / "base", named, weights)
     build = "modality_forcing.train.inputs.build_encoders"
-    monkeypatch.setattr(build, lambda config: config.text.encoder)
+    monkeypatch.setattr(build, lambda config, mesh: config.text.encoder)
     generator = Generator.from_checkpoint(base_run, adapter=adapter)
     assert generator.frozen == "umt5:here" and generator.config.name == config.name
