@@ -38,11 +38,16 @@ def load(spec: str, overrides: Mapping[str, str] | None = None) -> Config:
     Raises UserError for a missing or broken file, an argument the file does not take, and an
     unknown or ill-typed key.
     """
+    return override(call(spec, "get_config", Config), overrides or {})
+
+
+def override(config: Config, overrides: Mapping[str, str]) -> Config:
+    """Returns a config with dotted overrides applied; raises UserError as `load`."""
     from ml_collections import ConfigDict  # slow to import; config files need the rest alone
 
-    written = to_dict(call(spec, "get_config", Config))
+    written = to_dict(config)
     tree = ConfigDict(written)
-    for key, text in (overrides or {}).items():
+    for key, text in overrides.items():
         _override(tree, key, text)
     return from_dict(_in_order(tree.to_dict(), written))
 

@@ -7,23 +7,28 @@ import json
 import os
 from collections.abc import Mapping
 
-from modality_forcing.commands.arguments import positive_int
+from modality_forcing.commands.arguments import CHECKPOINT, INT8, picture_size, positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 EXAMPLES = """examples:
   mforce plan --config=forcing:size=3b3 --topology=v5p:4x4x4  # does it fit, how fast can it be?
-  mforce plan --encode=text --topology=v5e:2x2                # the same for UMT5-XXL on one host
+  mforce plan --config=flux2:size=klein-9b --mode=i2d --topology=v5e:2x4  # sampling instead
+  mforce plan --checkpoint=mf-flux2:weights/mf --int8 --topology=v6e:1x1  # of released weights
+  mforce plan --encode=text --topology=v5e:2x2                # UMT5-XXL on one host
   mforce plan --sweep=sweep_paper --chip v5p v6e              # FLOPs and chip-hours of a study
   mforce plan --coord-check --out=check                       # do activations keep their scale?
-With --config, the real train step is compiled for TPUs that need not be attached (by libtpu).
+The real train step, or sampling with --mode or --checkpoint, is compiled for TPUs that need not
+be attached (by libtpu). Of a checkpoint, no weights are read.
 Without --batch, the best micro-batch, remat policy and sharding preset that fit are searched.
 A 3.3B step compiles in one to five minutes. Exit code 1: does not fit, or is not flat."""
 
-_KINDS = ("config", "encode", "sweep", "coord_check")
+_KINDS = ("config", "checkpoint", "encode", "sweep", "coord_check")
+_SAMPLING = ("mode", "size", "steps", "int8")
 _ALLOWED = {  # the other options that each kind accepts
-    "config": ("topology", "slices", "batch", "json"),
+    "config": ("topology", "slices", "batch", *_SAMPLING, "json"),
+    "checkpoint": ("topology", "slices", "batch", *_SAMPLING, "json"),
     "encode": ("topology", "slices", "batch", "json"),
     "sweep": ("chip", "mfu", "json"),
     "coord_check": ("config", "out"),
@@ -34,6 +39,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("--config", metavar="FILE[:ARG]", help="plan a run, e.g. configs/forcing.py:size=3b3")
+    add("--checkpoint", type=as_path, help=f"plan sampling with a checkpoint: {CHECKPOINT}")
+    mode = "plan sampling in this mode of mforce sample, not training (with --checkpoint: i2d)"
+    add("--mode", help=mode)
+    add("--size", type=picture_size, help="of sampled pictures, as 512 or 768x512")
+    add("--steps", type=positive_int, help="sampler steps, instead of the config's")
+    add("--int8", action="store_true", help=INT8)
     encode = "plan a frozen encoder: UMT5-XXL (text), Qwen3, or a half of FLUX.2's autoencoder"
     parts = ("text", "qwen3-4b", "qwen3-8b", "encoder", "decoder")
     add("--encode", choices=parts, help=encode)
@@ -62,21 +73,25 @@ def main(options: argparse.Namespace) -> int:
     if not kind or set(given) - {kind, *_ALLOWED[kind]}:
         raise UserError(
             "a plan is of one thing",
-            hint="give one of --config, --encode, --sweep and --coord-check",
+            hint="give one of --config, --checkpoint, --encode, --sweep and --coord-check",
         )
-    for name in ("topology", "slices", "batch", "chip", "mfu", "out", "json"):
+    for name in ("topology", "slices", "batch", *_SAMPLING, "chip", "mfu", "out", "json"):
         if getattr(options, name) and name not in _ALLOWED[kind]:
             raise UserError(
                 f"--{kind.replace('_', '-')} has no use for --{name}", hint="leave it out"
             )
-    if overrides and not options.config:
+    unused = [name for name in _SAMPLING if getattr(options, name)]
+    if kind == "config" and unused and not options.mode:
+        what = f"--{unused[0]} is for a plan of sampling"
+        raise UserError(what, hint="name a mode of mforce sample, such as --mode=i2d")
+    if overrides and not (options.config or options.checkpoint):
         raise UserError(
             f"--config.{next(iter(overrides))} changes a config, and there is none",
             hint="give --config",
         )
-    return {"config": _run, "encode": _encoder, "sweep": _sweep, "coord_check": _coordinates}[kind](
-        options, overrides
-    )
+    plans = {"config": _run, "checkpoint": _sampling, "encode": _encoder, "sweep": _sweep}
+    plans |= {"coord_check": _coordinates}
+    return plans["checkpoint" if options.mode else kind](options, overrides)
 
 
 def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
@@ -94,6 +109,32 @@ def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         print_stderr("searching for a layout that fits")
         print_stderr(f"would fit: {report.to_text(search(config, target, print_stderr))}")
     return 0 if found.fits else 1
+
+
+def _sampling(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
+    from dataclasses import replace
+
+    from modality_forcing import config_file
+    from modality_forcing.generator import override_sampling
+    from modality_forcing.planning import inference
+
+    target = _target(options)
+    if options.checkpoint:
+        config, dtype = inference.describe_checkpoint(options.checkpoint)
+        config = config_file.override(config, overrides)
+    else:
+        config = config_file.load(options.config, dict(overrides))
+        dtype = inference.published_dtype(config)
+    config = replace(config, sample=override_sampling(config, steps=options.steps))
+    request = inference.Request(
+        config,
+        options.mode or "",
+        size=options.size,
+        dtype=dtype,
+        int8=options.int8,
+        batch=options.batch,
+    )
+    return inference.run(request, target, options.json)
 
 
 def _encoder(options: argparse.Namespace, _: Mapping[str, str]) -> int:

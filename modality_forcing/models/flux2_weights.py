@@ -131,13 +131,14 @@ def arrays(
     at = flatten(shardings) if shardings is not None else {}
     first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     for path, slot in layout.slots(flat).items():
-        reader = _Reader(checkpoint, prefix, slot, flat[path], _dtype(path, options.dtype))
+        reader = _Reader(checkpoint, prefix, slot, flat[path], dtype_of(path, options.dtype))
         is_int8 = options.quantize and int8.is_quantized(path)
         read = reader.quantized if is_int8 else reader.array
         yield path, read(at.get(path, first))
 
 
-def _dtype(path: str, dtype: DTypeLike) -> np.dtype:
+def dtype_of(path: str, dtype: DTypeLike) -> np.dtype:
+    """Returns the dtype in which a weight is kept: heads and gates are float32, others as given."""
     is_wide = path.startswith("level_gate_cross/") or (
         path.startswith("head/") and "layers" not in path and "block_modulation" not in path
     )

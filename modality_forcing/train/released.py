@@ -88,11 +88,12 @@ class Released:
         """
         shapes = self.shapes
         placed = None if shardings is None else shardings(shapes)
-        options = flux2_weights.Options(dtype or self._dtype, int8)
+        options = flux2_weights.Options(dtype or self.dtype, int8)
         return flux2_weights.load(shapes, self.checkpoint, options, shardings=placed)
 
     @property
-    def _dtype(self) -> str:
+    def dtype(self) -> str:
+        """In which the weights are kept: float32 where the file has that, else bfloat16."""
         names = (name for name in self.checkpoint.shapes if "blocks" in name)  # gates may be wider
         stored = {self.checkpoint.dtypes[name] for name in names}
         return "float32" if stored <= {"F16", "F32", "F64"} else "bfloat16"

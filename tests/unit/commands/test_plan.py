@@ -16,7 +16,8 @@ RUN = ["plan", "--config=configs/demo.py"]
     [
         (
             ["plan"],
-            "a plan is of one thing; give one of --config, --encode, --sweep and --coord-check",
+            "a plan is of one thing; "
+            "give one of --config, --checkpoint, --encode, --sweep and --coord-check",
         ),
         ([*RUN, "--encode=text", "--topology=v5e:2x2"], "a plan is of one thing"),
         (["plan", "--sweep=x.py", "--encode=text"], "a plan is of one thing"),
@@ -28,6 +29,10 @@ RUN = ["plan", "--config=configs/demo.py"]
             ["plan", "--sweep=configs/sweep_scenes.py", "--topology=v5e:2x2"],
             "--sweep has no use for --topology",
         ),
+        ([*RUN, "--int8"], "--int8 is for a plan of sampling; name a mode of mforce sample"),
+        ([*RUN, "--checkpoint=runs/mf"], "a plan is of one thing"),
+        (["plan", "--checkpoint=runs/mf"], "--topology is missing"),
+        (["plan", "--encode=text", "--size=512"], "--encode has no use for --size"),
         (["plan", "--coord-check", "--json"], "--coord-check has no use for --json"),
         (
             ["plan", "--encode=text", "--topology=v5e:2x2", "--config.seed=1"],

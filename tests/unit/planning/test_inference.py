@@ -1,0 +1,92 @@
+"""Plans of sampling: what is kept and counted, and a program of the real TPU compiler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import pytest
+
+from configs import flux2
+from modality_forcing import export
+from modality_forcing.config import SampleConfig
+from modality_forcing.errors import UserError
+from modality_forcing.planning import inference
+from modality_forcing.planning.compile import get_target
+from modality_forcing.planning.inference import Request
+from tests import runs, tiny
+from tests.released import SMALL_FORCING, release
+
+pytest.importorskip("libtpu")
+
+
+def small():
+    """FLUX.2 with depth of few weights; compiling the kernel of a TPU would take minutes."""
+    c = flux2.get_config("size=tiny")
+    model = replace(c.model, width=256, mlp_dim=512, head_dim=128, attention="einsum")
+    sample = SampleConfig(steps=4, guidance={"image": 4.0})
+    return replace(c, model=model, sample=sample)
+
+
+@pytest.fixture(scope="module")
+def target():
+    return get_target("v5e:2x2")
+
+
+@pytest.fixture(scope="module")
+def planned(target):
+    return inference.plan(Request(small()), target)
+
+
+def test_program_of_a_tpu_does_the_work_that_is_counted(planned):
+    assert planned.request.task == "i2d" and planned.batch == 4 and planned.fits
+    assert planned.evaluations == 4  # depth is not guided
+    # Modulation and embedders are counted for every step, text is embedded once.
+    assert planned.bound.flops * 4 / planned.flops == pytest.approx(1, abs=0.1)
+    assert planned.rate == pytest.approx(4 / planned.bound.seconds)
+
+
+def test_weights_are_split_over_the_chips(planned):
+    assert planned.weight_bytes == pytest.approx(2 * planned.params / 4, rel=0.1)
+    assert "all-gather bf16" in planned.collectives
+    written = json.loads(json.dumps(inference.to_json(planned)))
+    assert written["weights"] == "bfloat16" and written["mesh"]["fsdp"] == 4
+    assert written["size"] == {"width": 32, "height": 32} and written["fits"]
+    assert "images a second at most" in inference.to_text(planned)
+
+
+@pytest.mark.parametrize(("int8", "gigabytes"), [(False, 24.1), (True, 12.8)])
+def test_bytes_of_the_weights_of_modality_forcing(int8, gigabytes):
+    """Those of docs/flux2.md, which are of its files."""
+    kept = inference.abstract_weights(Request(flux2.get_config("size=klein-9b"), int8=int8))
+    count = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(kept))
+    assert count / 1e9 == pytest.approx(gigabytes, abs=0.1)
+
+
+def test_evaluations_of_a_task():
+    c = small()
+    assert inference._evaluations(c, "joint", {"image", "depth"}) == 8
+    heun = replace(c, sample=replace(c.sample, solver="heun"))
+    assert inference._evaluations(heun, "joint", {"image", "depth"}) == 14  # the last is Euler's
+
+
+def test_batch_divides_among_the_devices(target):
+    with pytest.raises(UserError, match="a batch of 6 does not divide among 4 devices"):
+        inference.plan(Request(small(), batch=6), target)
+    with pytest.raises(UserError, match="unknown mode 't3i'"):
+        inference.plan(Request(small(), "t3i"), target)
+
+
+def test_checkpoint_is_described_without_its_weights(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "make_array_from_callback", None)
+        config, dtype = inference.describe_checkpoint(Path(release(tmp_path / "mf")))
+    assert (config.model.width, dtype) == (SMALL_FORCING.width, "bfloat16")
+    assert inference.published_dtype(config) == "bfloat16"
+    run = runs.save(tmp_path / "run", tiny.t2i())
+    config, dtype = inference.describe_checkpoint(run)
+    assert config == tiny.t2i() and dtype == "float32"
+    exported = export.export(run, tmp_path / "export", "safetensors")
+    assert inference.describe_checkpoint(exported) == (tiny.t2i(), "float32")
