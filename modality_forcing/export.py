@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from modality_forcing import __version__, export_layouts, paths, safetensors_io
+from modality_forcing import __version__, export_layouts, paths
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.mirror import fetched
@@ -119,7 +119,7 @@ def _merged(source: str | Path) -> _Weights:
     config, params = found.load()
     _, shapes = abstract_model(config, base.build(config))
     merge_params(params, shapes, where=source)  # raises where they do not fit
-    return _Weights(config, params, _training(found))
+    return _Weights(config, params, training_facts(found))
 
 
 def _trained(source: str | Path) -> _Weights:
@@ -132,10 +132,10 @@ def _trained(source: str | Path) -> _Weights:
     if not frozen:
         hint = "export without --adapter"
         raise UserError("trained all its weights: there is no adapter", where=source, hint=hint)
-    return _Weights(config, trained, _training(found))
+    return _Weights(config, trained, training_facts(found))
 
 
-def _training(found: object) -> JsonObject:
+def training_facts(found: object) -> JsonObject:
     """Returns what is known of how weights were trained; {} of a release."""
     if isinstance(found, Export):
         return found.training
@@ -168,9 +168,9 @@ def _write(folder: Path, weights: _Weights, kind: str, *, adapter: bool) -> Json
         for path, leaf in flatten(weights.params).items()
         if not isinstance(leaf, Mapping)
     }
-    entries = {path: _entry(leaf) for path, leaf in flat.items()}
+    entries = {path: exported.describe(leaf) for path, leaf in flat.items()}
     manifest = _manifest(weights, kind, entries, adapter=adapter)
-    path = (_write_orbax if kind == ORBAX else _write_safetensors)(folder, flat, manifest)
+    path = (_write_orbax if kind == ORBAX else exported.write_safetensors)(folder, flat, manifest)
     try:
         with fetched(path) as local:
             Export(folder, local, manifest, weights.config).verify()
@@ -182,22 +182,7 @@ def _write(folder: Path, weights: _Weights, kind: str, *, adapter: bool) -> Json
     return manifest
 
 
-def _entry(leaf: np.ndarray) -> JsonObject:
-    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "sha256": exported.sha256(leaf)}
-
-
 def _write_orbax(folder: Path, flat: Mapping[str, np.ndarray], manifest: JsonObject) -> Path:
     with checkpoint.suppress_secondary_errors(), ocp.StandardCheckpointer() as writer:
         writer.save(folder / exported.FOLDER, unflatten(flat))
     return folder / exported.FOLDER
-
-
-def _write_safetensors(folder: Path, flat: Mapping[str, np.ndarray], manifest: JsonObject) -> Path:
-    tensors = [
-        safetensors_io.Tensor(path, leaf.dtype, leaf.shape, lambda leaf=leaf: leaf)
-        for path, leaf in flat.items()
-    ]
-    metadata = {exported.METADATA: json.dumps(manifest)}
-    stem = exported.FILE.removesuffix(".safetensors")
-    (path,) = safetensors_io.write(folder, stem, tensors, metadata=metadata)
-    return path

@@ -197,7 +197,7 @@ class Generator:
         cond = {name: self._encode(name, batch or {}) for name in names}
         stream = rng.named_key(seed, "sample", sample_index)
         keys = self._put_keys(rng.per_example(stream, jnp.asarray(index, jnp.int32)))
-        text = self._encode_text(captions)
+        text = self.encode_text(captions)
         if free_text:
             self.frozen.free_text()
         tokens = self._run_sampler(trajectory, cond, text, keys, options=c)
@@ -219,7 +219,7 @@ class Generator:
         tokens, _ = self.modalities[self.primary].shape
         return trajectories.resolution_shift(tokens, num_steps(task, options))
 
-    def _encode_text(self, captions: Sequence[str]) -> tuple[Text, Text]:
+    def encode_text(self, captions: Sequence[str]) -> tuple[Text, Text]:
         """Returns what the network reads of captions, and of no caption in their place."""
         if self.mesh is not None:
             captions = [str(captions[i]) for i in self._rows(len(captions))]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 
-from modality_forcing.commands.arguments import CHECKPOINT
+from modality_forcing.commands.arguments import CHECKPOINT, picture_size, positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 
+_PROGRAM = ("steps", "size", "text_encoder", "autoencoder")  # options of --format=stablehlo
 LAYOUTS = ("bfl", "diffusers", "modality-forcing")  # of models/flux2_layouts.py
 
 
@@ -16,7 +17,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
     add("--out", type=as_path, required=True, help="a folder that does not exist yet")
-    add("--format", choices=("orbax", "safetensors"), help="of the weights (orbax)")
+    kind = "of the weights (orbax); stablehlo: a program of i2d, with weights, that needs jax alone"
+    add("--format", choices=("orbax", "safetensors", "stablehlo"), help=kind)
     layout = "published layout of FLUX.2 networks, as others' tools read it, instead of a format"
     add("--layout", choices=LAYOUTS, help=layout)
     tensors = "of the tensors in a layout (bfloat16, as published)"
@@ -25,12 +27,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "only the weights that a run with train.freeze or train.lora_rank trained, as safetensors"
     )
     add("--adapter", action="store_true", help=adapter)
+    steps = "stablehlo: sampler steps, which are a part of the program, instead of the config's"
+    add("--steps", type=positive_int, help=steps)
+    size = (
+        "stablehlo: size of the images, as 512 or 768x512 (width x height), instead of the config's"
+    )
+    add("--size", type=picture_size, metavar="SIZE", help=size)
+    frozen = "a frozen encoder, if not where the config says"
+    add("--text-encoder", default="", metavar="KIND:PATH", help=f"stablehlo: {frozen}")
+    add("--autoencoder", default="", metavar="flux2:PATH", help=f"stablehlo: {frozen}")
 
 
 def main(options: argparse.Namespace) -> None:
     """Exports and prints the folder."""
-    from modality_forcing import export
+    from modality_forcing import export, export_program
 
+    _check(options)
+    if options.format == "stablehlo":
+        out = export_program.export(
+            options.checkpoint, options.out, **{name: getattr(options, name) for name in _PROGRAM}
+        )
+    else:
+        out = export.export(
+            options.checkpoint,
+            options.out,
+            "safetensors" if options.adapter else options.format or "orbax",
+            layout=options.layout or "",
+            dtype=options.dtype or "bfloat16",
+            adapter=options.adapter,
+        )
+    print(out)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raises UserError for options that do not go together."""
     if options.layout and options.format:
         raise UserError("--layout and --format are two kinds of files", hint="give one of them")
     if options.dtype and not options.layout:
@@ -39,13 +69,12 @@ def main(options: argparse.Namespace) -> None:
         )
     if options.adapter and options.layout:
         raise UserError("--adapter has no --layout", hint="leave one of them out")
-    kind = "safetensors" if options.adapter else options.format or "orbax"
-    out = export.export(
-        options.checkpoint,
-        options.out,
-        kind,
-        layout=options.layout or "",
-        dtype=options.dtype or "bfloat16",
-        adapter=options.adapter,
-    )
-    print(out)
+    if options.format == "stablehlo":
+        if options.adapter:
+            hint = "leave --adapter or --format out"
+            raise UserError("--adapter is no program", hint=hint)
+        return
+    for name in _PROGRAM:
+        if getattr(options, name):
+            hint = "leave it out; mforce sample has it"
+            raise UserError(f"--{name.replace('_', '-')} is for --format=stablehlo", hint=hint)

@@ -8,7 +8,7 @@ import jax
 from jaxtyping import Array, Int, Key
 
 
-def named_key(seed: int, name: str, step: int | Int[Array, ""]) -> Key[Array, ""]:
+def named_key(seed: int | Int[Array, ""], name: str, step: int | Int[Array, ""]) -> Key[Array, ""]:
     """Returns the key of one named random stream ("noise", "levels", ...) at one step.
 
     The name is hashed with crc32, which unlike `hash` is the same in every process.

@@ -53,7 +53,8 @@ class Attention(nnx.Module):
             weights = jax.nn.softmax(logits * c**-0.5, axis=(-2, -1)).astype(v.dtype)
             return self.out(jnp.einsum("bwyx,byxc->bwc", weights, v))
 
-        rows_at_a_time = min(max(LOGITS // (b * w * h * w), 1), h)
+        images = b if isinstance(b, int) else 1  # exported for any batch
+        rows_at_a_time = min(max(LOGITS // (images * w * h * w), 1), h)
         rows = jax.lax.map(attend, jnp.moveaxis(y, 1, 0), batch_size=rows_at_a_time)
         return x + jnp.moveaxis(rows, 0, 1).astype(jnp.float32)
 

@@ -105,6 +105,19 @@ class FrozenEncoders:
         """Returns the latents of images, in bfloat16."""
         return self._encode_image(image)
 
+    def latent_program(self) -> tuple[Callable[..., Array], dict[str, Array]]:
+        """Returns the function of (weights by name, images) to latents, and the weights."""
+        graph, weights = nnx.split(self._load(self._image_part("encoder"), replicated))
+        leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(weights))
+        named = {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+
+        def latents(weights: Mapping[str, Array], image: Array) -> Array:
+            ordered = [weights[name] for name in named]
+            network = nnx.merge(graph, jax.tree_util.tree_unflatten(tree, ordered))
+            return _CALLS["encoder"](network, image)
+
+        return latents, named
+
     def decode_images(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
         """Returns images in [0, 1], in float32."""
         return self._decode_image(latents)

@@ -62,11 +62,11 @@ class Depth(Modality):
         """Normalizes over the valid pixels, contracts, and cuts into patches; the mask too."""
         x0 = patchify(contract(unit_mean(batch["depth"], batch["valid"]))[..., None], self.patch)
         mask = patchify(batch["valid"][..., None], self.patch)
-        return x0.reshape(len(x0), *self.shape), mask.reshape(len(x0), *self.shape)
+        return x0.reshape(x0.shape[0], *self.shape), mask.reshape(x0.shape[0], *self.shape)
 
     def from_tokens(self, x0: Float[Array, "b n c"]) -> Float[Array, "b h w"]:
         """Returns positive depth, up to scale."""
-        patches = x0.reshape(len(x0), *self.grid, self.channels)
+        patches = x0.reshape(x0.shape[0], *self.grid, self.channels)
         return expand(unpatchify(patches, self.patch)[..., 0])
 
 

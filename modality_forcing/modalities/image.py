@@ -42,12 +42,12 @@ class Image(Modality):
             x0 = batch["latent"].astype(jnp.float32)
         else:
             x0 = self.autoencoder.encode(from_u8(batch["image"]))
-        x0 = x0.reshape(len(x0), *self.shape)
+        x0 = x0.reshape(x0.shape[0], *self.shape)
         return x0, jnp.ones_like(x0, bool)
 
     def from_tokens(self, x0: Float[Array, "b n c"]) -> Float[Array, "b y x e"]:
         """Returns colors [b h w 3] clipped to [0, 1], or latents."""
-        latents = x0.reshape(len(x0), *self.grid, self.channels)
+        latents = x0.reshape(x0.shape[0], *self.grid, self.channels)
         if self.latent_channels:
             return latents
         return jnp.clip((self.autoencoder.decode(latents) + 1.0) / 2.0, 0.0, 1.0)

@@ -43,7 +43,8 @@ def einsum(
     """
     b, h, n, _ = q.shape
     g = k.shape[1]
-    if jax.default_backend() != "cpu" or is_sharded():
+    is_symbolic = not isinstance(b, int)  # a program for any batch, and maybe for other devices
+    if is_symbolic or jax.default_backend() != "cpu" or is_sharded():
         return cast(Array, _einsum(q, k, v))
     if 4 * h * n * n > LARGE:
         heads = tuple(x.reshape(b * g, 1, -1, *x.shape[2:]) for x in (q, k, v))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +150,25 @@ def sha256(array: np.ndarray) -> str:
     """Returns the digest of an array's numbers, in the order of its axes."""
     numbers = np.ascontiguousarray(array).reshape(-1)
     return hashlib.sha256(numbers.view(np.uint8).data).hexdigest()
+
+
+def describe(array: np.ndarray) -> JsonObject:
+    """Returns the entry of a weight in a manifest."""
+    return {"shape": list(array.shape), "dtype": str(array.dtype), "sha256": sha256(array)}
+
+
+def write_safetensors(
+    folder: Path, flat: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+) -> Path:
+    """Writes weights and their manifest as the file of an export, and returns its path."""
+    tensors = [
+        safetensors_io.Tensor(path, leaf.dtype, leaf.shape, lambda leaf=leaf: leaf)
+        for path, leaf in flat.items()
+    ]
+    metadata = {METADATA: json.dumps(manifest)}
+    stem = FILE.removesuffix(".safetensors")
+    (path,) = safetensors_io.write(folder, stem, tensors, metadata=metadata)
+    return path
 
 
 def is_export(path: Path) -> bool:

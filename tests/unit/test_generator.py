@@ -62,13 +62,13 @@ def test_text_encoder_is_freed_before_sampling(generator: Generator, monkeypatch
 
         monkeypatch.setattr(owner, name, called)
 
-    spy(generator, "_encode_text")
+    spy(generator, "encode_text")
     spy(generator, "_run_sampler")
     spy(generator.frozen, "free_text")
     generator.run("joint", CAPTIONS, refine=True, free_text=True)
-    assert order == ["_encode_text", "free_text", "_run_sampler", "_run_sampler"]
+    assert order == ["encode_text", "free_text", "_run_sampler", "_run_sampler"]
     generator.run("joint", CAPTIONS)
-    assert order[4:] == ["_encode_text", "_run_sampler"]
+    assert order[4:] == ["encode_text", "_run_sampler"]
 
 
 def test_model_of_one_modality_does_only_t2i():
