@@ -23,6 +23,8 @@ EDGE = {
     "train.dry_run": "reads the first batch",
     "commands.demo": "runs the loop",
     "sweeps.run": "runs the loop",
+    "app.page": "is made of Gradio",
+    "app.widgets": "the same",
 }
 
 PROBE = """

@@ -1,0 +1,181 @@
+"""The components that the tabs of the page share, and how their events are handled."""
+
+from __future__ import annotations
+
+import functools
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.data_classes import ListFiles
+
+from modality_forcing import paths
+from modality_forcing.app import actions
+from modality_forcing.app.actions import Settings
+from modality_forcing.errors import UserError
+from modality_forcing.progress import print_stderr
+
+_ONE_DEVICE = "device"  # all that computes waits in one queue
+_BACKGROUND = (0.12, 0.13, 0.15, 1.0)  # of point clouds: most are light or colored
+_UNKNOWN = "something failed on the server; its console says what"
+
+
+def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...], list[Any]]:
+    """Adds the components of settings that tabs share, folded; returns them with their names."""
+    make = {
+        "fov": lambda: gr.Slider(
+            *(10, 150, Settings.fov),
+            step=1,
+            label="Field of view",
+            info="Of the camera, in degrees across the longer side, for the point cloud.",
+        ),
+        "jump": lambda: gr.Slider(
+            *(1, actions.KEEP_ALL, jump),
+            step=1,
+            label="Jumps of depth",
+            info="In percent: points where depth jumps by more are left out; at 100 none is.",
+        ),
+        "guidance": lambda: gr.Slider(
+            *(0, actions.MAX_GUIDANCE, 0),
+            step=0.5,
+            label="Guidance",
+            info="Influence of the caption; 0: as the checkpoint's config says.",
+        ),
+        "steps": lambda: gr.Slider(
+            *(0, actions.MAX_STEPS, 0),
+            step=1,
+            label="Steps",
+            info="Of the sampler; 0: as the checkpoint's config says.",
+        ),
+        "seed": lambda: gr.Number(0, precision=0, minimum=0, maximum=2**31 - 1, label="Seed"),
+        "colormap": lambda: gr.Radio(
+            list(actions.COLORMAPS), value=actions.COLORMAPS[0], label="Colors of depth"
+        ),
+    }
+    with gr.Accordion("More settings", open=False):
+        return names, [checked_by_settings(make[name]()) for name in names]
+
+
+def checked_by_settings(component: Any) -> Any:
+    """Returns a component whose values pass as they come, for `Settings` to check.
+
+    Gradio would print a traceback for a number that somebody typed.
+    """
+    component.preprocess = lambda value: value
+    return component
+
+
+def read_settings(names: Sequence[str], values: Sequence[Any], **more: Any) -> Settings:
+    """Returns settings from the values of components; raises UserError for one not offered."""
+    given = dict(zip(names, values, strict=True)) | more
+    return actions.parse_settings({name: v for name, v in given.items() if v is not None})
+
+
+def shown(label: str, name: str, *, visible: bool = True, height: int = 300) -> gr.Image:
+    """Adds a place for an image that is made, with every pixel of a small one visible."""
+    return gr.Image(
+        label=label,
+        elem_id=name,
+        elem_classes="shown",
+        type="filepath",
+        format="png",
+        interactive=False,
+        height=height,
+        buttons=["fullscreen"],
+        visible=visible,
+    )
+
+
+def scene(name: str, *, visible: bool = True) -> gr.Model3D:
+    """Adds a place for a point cloud that can be turned."""
+    return gr.Model3D(
+        label="Point cloud",
+        elem_id=name,
+        interactive=False,
+        height=340,
+        display_mode="point_cloud",
+        clear_color=_BACKGROUND,
+        visible=visible,
+    )
+
+
+def downloads(name: str) -> gr.File:
+    """Adds a list of files to download."""
+    return gr.File(
+        label="Files", file_count="multiple", type="filepath", interactive=False, elem_id=name
+    )
+
+
+def on_click(
+    button: gr.Button, run: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
+) -> None:
+    """Runs a function at a click, one at a time over all buttons."""
+    button.click(
+        in_one_line(run),
+        list(inputs),
+        list(outputs),
+        concurrency_limit=1,
+        concurrency_id=_ONE_DEVICE,
+        api_visibility="private",
+        show_progress_on=list(outputs)[:1],
+    )
+
+
+def in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function so that a user's mistake is one line on the page."""
+
+    @functools.wraps(run)
+    def wrapped(*values: Any, **more: Any) -> Any:
+        try:
+            return run(*values, **more)
+        except UserError as error:
+            raise gr.Error(_without_folders(str(error), values), print_exception=False) from None
+        except Exception:
+            print_stderr(traceback.format_exc())
+            raise gr.Error(_UNKNOWN, print_exception=False) from None
+
+    return wrapped
+
+
+def _without_folders(text: str, values: Sequence[Any]) -> str:
+    """Returns a message with the names of uploaded files in place of where they are."""
+    for value in values:
+        if isinstance(value, str) and os.sep in value:
+            text = text.replace(value, os.path.basename(value))
+    return text
+
+
+def accept_uploads(component: Any, root: Path) -> None:
+    """Makes a component pass on the path of an uploaded file, unread, and nothing else.
+
+    Gradio itself would download addresses, unpack data in a request, and open images by itself,
+    whose errors say nothing to a user. The methods of this object are replaced, since Gradio writes
+    a file beside the module of every subclass.
+    """
+
+    def check(path: str | Path | None) -> str | None:
+        if path is None:
+            return None
+        real = os.path.realpath(path)
+        if not real.startswith(os.path.realpath(root) + os.sep) or not paths.is_file(real):
+            raise gr.Error("this file was not uploaded here", print_exception=False)
+        return real
+
+    async def check_later(path: str | Path | None) -> str | None:
+        return check(path)
+
+    def preprocess(payload: Any) -> Any:
+        if payload is None:
+            return None
+        if isinstance(payload, ListFiles):
+            return [check(one.path) for one in payload]
+        if payload.path is None:
+            raise gr.Error("this file was not uploaded here", print_exception=False)
+        return check(payload.path)
+
+    component.move_resource_to_block_cache = check
+    component.async_move_resource_to_block_cache = check_later
+    component.preprocess = preprocess

@@ -1,0 +1,199 @@
+"""What the page's buttons do, with a model that returns what it was given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.app import actions
+from modality_forcing.app.actions import Settings
+from modality_forcing.data.files import read_image, read_png16
+from modality_forcing.errors import UserError
+from modality_forcing.inference.result import Result
+
+trimesh = pytest.importorskip("trimesh")
+
+
+@dataclass
+class Fake:
+    """Remembers how it was called."""
+
+    called: dict[str, Any] = field(default_factory=dict)
+
+    def image_to_depth(self, images: Path, **how: Any) -> Result:
+        self.called = how
+        image = read_image(images)
+        depth = np.linspace(1, 2, image[..., 0].size, dtype=np.float32).reshape(image.shape[:2])
+        spread = depth / 10 if how["ensemble"] > 1 else None
+        return Result(image, depth, np.ones(depth.shape, bool), spread)
+
+    def depth_to_image(self, depths: np.ndarray, captions: str, **how: Any) -> Result:
+        self.called = {"captions": captions, **how}
+        gray = np.full((*depths.shape, 3), 90, np.uint8)
+        return Result(gray, depths, depths > 0)
+
+    def generate(self, captions: str, **how: Any) -> Result:
+        self.called = {"captions": captions, **how}
+        image = np.full((4, 4, 3), 90, np.uint8)
+        if how["log2_alpha"] is None:
+            return Result(image)
+        return Result(image, np.ones((4, 4), np.float32), np.ones((4, 4), bool))
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    colors = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(colors).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "answer"
+
+
+def names(made: actions.Answer) -> list[str]:
+    return [path.name for path in made.files]
+
+
+def test_photo_gives_depth_and_points_of_each_pixel(photo, folder):
+    model = Fake()
+    made = actions.image_to_depth(model, photo, folder, Settings(steps=3, seed=5))
+    assert model.called == {"ensemble": 1, "steps": 3, "seed": 5}
+    assert names(made) == ["depth.npy", "depth.png", "points.ply", "points.glb"]
+    assert np.load(made.files[0]).shape == (30, 40)
+    assert read_png16(made.files[1]).max() == 65535
+    for path in made.files[2:]:
+        geometry = trimesh.load(path)
+        cloud = next(iter(geometry.geometry.values())) if path.suffix == ".glb" else geometry
+        assert len(cloud.vertices) == 1200
+    assert made.uncertainty is None and made.image is None
+    assert made.scene is not None and made.scene.is_file()
+    assert made.depth is not None and max(read_image(made.depth).shape) >= 256
+
+
+def test_ensemble_gives_its_uncertainty(photo, folder):
+    made = actions.image_to_depth(Fake(), photo, folder, Settings(ensemble=2))
+    assert "uncertainty.npy" in names(made) and made.uncertainty is not None
+    dark, light = read_image(made.uncertainty)[[0, -1], [0, -1]].astype(int).sum(-1)
+    assert dark < light
+
+
+def test_zero_stands_for_the_number_of_the_config(photo, folder):
+    model = Fake()
+    actions.image_to_depth(model, photo, folder, Settings())
+    assert model.called["steps"] is None
+
+
+@pytest.mark.parametrize("name", ["depth.npy", "depth.png"])
+def test_depth_map_gives_an_image(tmp_path, folder, name):
+    depth = np.full((6, 8), 2000, np.uint16)
+    depth[0] = 0
+    if name.endswith("npy"):
+        np.save(tmp_path / name, depth.astype(np.float32) / 1000)
+    else:
+        Image.fromarray(depth).save(tmp_path / name)
+    model = Fake()
+    settings = Settings(strength=0.5, guidance=3)
+    made = actions.depth_to_image(model, tmp_path / name, " a box ", folder, settings)
+    how = {"captions": "a box", "strength": 0.5, "guidance": 3, "steps": None, "seed": 0}
+    assert model.called == how
+    assert names(made) == ["image.png", "points.ply", "points.glb"] and made.depth is None
+    assert len(trimesh.load(made.files[1]).vertices) == 5 * 8
+    given = actions.preview(tmp_path / name, folder)
+    assert given is not None
+    colors = read_image(given)
+    assert (colors[0, 0] == 128).all() and not (colors[-1, 0] == 128).all()
+
+
+def test_caption_gives_image_and_depth_or_the_image_alone(folder):
+    model = Fake()
+    settings = Settings(log2_alpha=-2, refine=True)
+    made = actions.generate(model, "a box", folder, settings, has_depth=True)
+    assert (model.called["log2_alpha"], model.called["refine"]) == (-2, True)
+    assert names(made)[:3] == ["image.png", "depth.npy", "depth.png"]
+    made = actions.generate(model, "a box", folder, settings, has_depth=False)
+    assert (model.called["log2_alpha"], model.called["refine"]) == (None, False)
+    assert names(made) == ["image.png"] and made.scene is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"ensemble": 10**9}, r"ensemble is 1000000000; choose a whole number from 1 to 16"),
+        ({"steps": 2.5}, r"steps is 2.5; choose a whole number from 0 to 100"),
+        ({"strength": float("nan")}, r"strength is nan; choose from 0 to 1"),
+        ({"log2_alpha": "3"}, r"log2 alpha is '3'"),
+        ({"fov": 180}, r"fov is 180"),
+        ({"seed": -1}, r"seed is -1"),
+        ({"colormap": "nothing"}, r"colormap is 'nothing'"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_settings_that_are_not_offered_are_refused(values, message):
+    with pytest.raises(UserError, match=message):
+        actions.parse_settings(values)
+
+
+def test_whole_numbers_may_come_as_floats():
+    settings = actions.parse_settings({"steps": 4.0, "ensemble": 2.0, "fov": 60.0})
+    assert (settings.steps, settings.ensemble) == (4, 2)
+    assert isinstance(settings.steps, int)
+
+
+def test_missing_files_are_asked_for(folder):
+    with pytest.raises(UserError, match="no picture; upload one"):
+        actions.image_to_depth(Fake(), None, folder, Settings())
+    with pytest.raises(UserError, match="no depth map; upload one"):
+        actions.depth_to_image(Fake(), None, "", folder, Settings())
+    assert actions.preview(None, folder) is None
+
+
+def test_too_many_pixels_are_refused_before_they_are_unpacked(photo, folder, monkeypatch):
+    monkeypatch.setattr(actions, "MAX_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"photo.png: has 40 x 30 pixels; scale it down"):
+        actions.image_to_depth(Fake(), photo, folder, Settings())
+    np.save(photo.with_name("depth.npy"), np.ones((40, 30), np.float32))
+    with pytest.raises(UserError, match=r"depth.npy: has 30 x 40 pixels"):
+        actions.read_map(photo.with_name("depth.npy"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("depth.txt", "depth in a .txt file"), ("photo.png", "is a color .* image, not 16-bit depth")],
+)
+def test_what_is_no_depth_map_is_refused(photo, name, message):
+    photo.with_name("depth.txt").write_text("1 2 3")
+    with pytest.raises(UserError, match=message):
+        actions.read_map(photo.with_name(name))
+
+
+def test_long_captions_are_refused():
+    with pytest.raises(UserError, match="the caption has 501 characters; at most 500"):
+        actions.check_caption("x" * 501)
+    assert actions.check_caption(None) == ""
+
+
+def test_points_at_jumps_are_left_out(folder):
+    depth = np.ones((6, 6), np.float32)
+    depth[:, 3:] = 2
+    made = Result(np.zeros((6, 6, 3), np.uint8), depth, np.ones((6, 6), bool))
+    folder.mkdir()
+    scene, files = actions.write_points(made, folder, Settings(jump=40))
+    assert len(trimesh.load(files[0]).vertices) == 6 * 4
+    shown = next(iter(trimesh.load(scene).geometry.values())).vertices
+    assert len(shown) > 30_000 and set(np.abs(np.asarray(shown)[:, 2])) == {1, 2}
+    _, files = actions.write_points(made, folder, Settings(jump=actions.KEEP_ALL))
+    assert len(trimesh.load(files[0]).vertices) == 36
+
+
+def test_map_of_jumps_alone_has_no_points(folder):
+    depth = np.float32([[1, 2], [2, 1]])
+    made = Result(np.zeros((2, 2, 3), np.uint8), depth, np.ones((2, 2), bool))
+    assert actions.write_points(made, folder, Settings()) == (None, [])
+    assert names(actions.write(made, folder, Settings())) == ["image.png", "depth.npy", "depth.png"]
