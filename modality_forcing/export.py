@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
 
-from modality_forcing import __version__, export_layouts, paths
+from modality_forcing import __version__, export_card, export_layouts, paths
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.mirror import fetched
@@ -32,6 +32,7 @@ class _Weights:
     config: Config
     params: Params
     training: JsonObject
+    license: str = ""
 
 
 def export(
@@ -42,8 +43,9 @@ def export(
     layout: str = "",
     dtype: str = "bfloat16",
     adapter: bool = False,
+    license: str = "",
 ) -> Path:
-    """Writes `out/weights` (Orbax) or `out/weights.safetensors`, and `out/manifest.json`.
+    """Writes `out/weights` (Orbax) or `out/weights.safetensors`, `out/manifest.json` and a card.
 
     source: of all kinds of `train.weights.open_weights`. An export of an export is equal to it:
     safetensors to the byte, and Orbax, which writes times and random names, in its arrays.
@@ -56,12 +58,17 @@ def export(
     bucket: a folder with a manifest is complete.
 
     adapter: the weights alone that the run trained, low-rank updates apart.
+    license: of the weights, as the hub names it; by default that of an export.
+
+    The card is README.md (`export_card`); published layouts have none.
 
     Raises UserError if `out` exists, the weights cannot be read, or `out` cannot be written.
     What a killed export left in a bucket is replaced.
     """
     check_out(out)
+    export_card.check_license(license)
     weights = (_trained if adapter else _merged)(source)
+    weights = replace(weights, license=license or weights.license)
     if layout:
         export_layouts.layout_of(weights.config, layout)  # raises before anything is written
 
@@ -71,7 +78,9 @@ def export(
                 folder, weights.config, weights.params, layout, np.dtype(dtype)
             )
             return _manifest(weights, layout, entries)
-        return _write(folder, weights, kind, adapter=adapter)
+        manifest = _write(folder, weights, kind, adapter=adapter)
+        write_file(folder / export_card.FILE, export_card.render(manifest))
+        return manifest
 
     return write_folder(out, write)
 
@@ -119,7 +128,7 @@ def _merged(source: str | Path) -> _Weights:
     config, params = found.load()
     _, shapes = abstract_model(config, base.build(config))
     merge_params(params, shapes, where=source)  # raises where they do not fit
-    return _Weights(config, params, training_facts(found))
+    return _Weights(config, params, export_card.facts(found, config, params), license_of(found))
 
 
 def _trained(source: str | Path) -> _Weights:
@@ -132,14 +141,12 @@ def _trained(source: str | Path) -> _Weights:
     if not frozen:
         hint = "export without --adapter"
         raise UserError("trained all its weights: there is no adapter", where=source, hint=hint)
-    return _Weights(config, trained, training_facts(found))
+    return _Weights(config, trained, export_card.facts(found, config, trained))
 
 
-def training_facts(found: object) -> JsonObject:
-    """Returns what is known of how weights were trained; {} of a release."""
-    if isinstance(found, Export):
-        return found.training
-    return {"step": int(found.name)} if isinstance(found, Step) else {}
+def license_of(found: object) -> str:
+    """Returns the license that the manifest of an export names; "" of anything else."""
+    return str(found.manifest.get("license", "")) if isinstance(found, Export) else ""
 
 
 def _is_cut_off(out: Path) -> bool:
@@ -156,6 +163,7 @@ def _manifest(
         "version": exported.VERSION,
         "config": to_dict(weights.config),
         **({"adapter": True} if adapter else {}),
+        **({"license": weights.license} if weights.license else {}),
         **({"training": weights.training} if weights.training else {}),
         "weights": dict(sorted(entries.items())),
     }

@@ -21,12 +21,12 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from modality_forcing import __version__, export_run, paths
+from modality_forcing import __version__, export_card, export_run, paths
 from modality_forcing.config import to_dict
 from modality_forcing.diffusion import rng
 from modality_forcing.diffusion.sampler import sample
 from modality_forcing.errors import UserError
-from modality_forcing.export import check_out, training_facts, write_folder
+from modality_forcing.export import check_out, license_of, write_folder
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.mirror import fetched
 from modality_forcing.train import exported
@@ -49,6 +49,7 @@ def export(
     size: tuple[int, int] | None = None,
     text_encoder: str = "",
     autoencoder: str = "",
+    license: str = "",
 ) -> Path:
     """Writes the program, the weights and what runs them into a new folder.
 
@@ -57,11 +58,13 @@ def export(
       steps: of the sampler, by default the config's.
       size: rows and columns of pixels of images and depth, by default the config's square.
       text_encoder, autoencoder: frozen encoders, if not where the config says.
+      license: of the weights, as for `export.export`.
 
     Raises UserError as `export.export`, and as `write`.
     """
     check_available()
     check_out(out)
+    export_card.check_license(license)
     generator = Generator.from_checkpoint(
         source,
         text_encoder=text_encoder,
@@ -70,8 +73,11 @@ def export(
         size=size,
     )
     generator.trajectory("i2d")  # raises where it cannot do that
-    training = training_facts(open_weights(source))
-    return write_folder(out, lambda folder: write(folder, generator, training))
+    found = open_weights(source)
+    known: JsonObject = {"license": license or license_of(found)}
+    known["training"] = export_card.facts(found, generator.config, generator.params)
+    known = {name: value for name, value in known.items() if value}
+    return write_folder(out, lambda folder: write(folder, generator, known))
 
 
 def check_available() -> None:
@@ -81,8 +87,10 @@ def check_available() -> None:
         raise UserError("--format=stablehlo needs the package flatbuffers", hint=hint)
 
 
-def write(folder: Path, generator: Generator, training: JsonObject) -> JsonObject:
+def write(folder: Path, generator: Generator, known: Mapping[str, Any]) -> JsonObject:
     """Writes the files into a folder, but the manifest, which it returns.
+
+    known: what the manifest has besides: the license, and facts of the training.
 
     The caption is empty; steps, solver and noise levels are those of the generator's config.
     Raises UserError for a network that makes no depth from images, without its encoders, and for
@@ -96,7 +104,7 @@ def write(folder: Path, generator: Generator, training: JsonObject) -> JsonObjec
         "format": f"modality_forcing {__version__}, {exported.PROGRAM}",
         "version": exported.VERSION,
         "config": to_dict(config),
-        **({"training": training} if training else {}),
+        **known,
         "program": {
             "file": FILE,
             "sha256": hashlib.sha256(serialized).hexdigest(),
@@ -118,6 +126,7 @@ def write(folder: Path, generator: Generator, training: JsonObject) -> JsonObjec
     file = exported.write_safetensors(folder, flat, manifest)
     with fetched(file) as local:
         Export(folder, local, manifest, config).verify()
+    paths.write_file(folder / export_card.FILE, export_card.render(manifest))
     return manifest
 
 

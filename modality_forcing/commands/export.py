@@ -27,6 +27,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "only the weights that a run with train.freeze or train.lora_rank trained, as safetensors"
     )
     add("--adapter", action="store_true", help=adapter)
+    license_ = "of the weights in the model card, as the hub names it: apache-2.0, cc-by-nc-4.0"
+    add("--license", default="", metavar="ID", help=license_)
     steps = "stablehlo: sampler steps, which are a part of the program, instead of the config's"
     add("--steps", type=positive_int, help=steps)
     size = (
@@ -55,6 +57,7 @@ def main(options: argparse.Namespace) -> None:
             layout=options.layout or "",
             dtype=options.dtype or "bfloat16",
             adapter=options.adapter,
+            license=options.license,
         )
     print(out)
 

@@ -93,7 +93,7 @@ def test_export_is_read_without_this_package(exported, forcing_run: Path, tmp_pa
 def test_export_leaves_no_temporary_files(exported):
     kind, out = exported
     assert {path.name for path in out.iterdir()} == {
-        "manifest.json",
+        *("README.md", "manifest.json"),
         "weights.safetensors" if kind == "safetensors" else "weights",
     }
     assert [path.name for path in out.parent.iterdir()] == [kind]
@@ -135,7 +135,7 @@ def test_killed_export_does_not_block_the_next_one(folder: Path, forcing_run: Pa
         return
     exporting.export(forcing_run, out, "safetensors")
     names = {path.name for path in paths.list_dir(out)}
-    assert names == {"manifest.json", "weights.safetensors"}
+    assert names == {"README.md", "manifest.json", "weights.safetensors"}
 
 
 FULL_DISK = """

@@ -72,7 +72,7 @@ def test_jax_alone_gives_what_the_checkpoint_gives(
 
 def test_folder_says_what_the_program_does(program: Path, forcing_run: Path):
     assert set(contents(program)) == {
-        *("i2d.jaxexport", "manifest.json", "run.py", "weights.safetensors")
+        *("README.md", "i2d.jaxexport", "manifest.json", "run.py", "weights.safetensors")
     }
     manifest = json.loads((program / "manifest.json").read_text())
     described = manifest["program"]
