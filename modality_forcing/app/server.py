@@ -82,8 +82,10 @@ def serving(app: App, listening: socket.socket) -> Iterator[None]:
     """
     import uvicorn
 
-    logging.getLogger("uvicorn.error").addFilter(_is_of_interest)
-    config = uvicorn.Config(app, log_level="warning", access_log=False, ws="none", lifespan="on")
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, proxy_headers=False, ws="none", lifespan="on"
+    )
+    logging.getLogger("uvicorn.error").disabled = False
     server = uvicorn.Server(config)
     started = threading.Event()
     thread = threading.Thread(
@@ -95,6 +97,7 @@ def serving(app: App, listening: socket.socket) -> Iterator[None]:
             raise UserError("the web server did not start", hint="see its messages above")
         yield
     finally:
+        logging.getLogger("uvicorn.error").disabled = True  # what it breaks off is no error
         server.should_exit = server.force_exit = True  # a page keeps connections open
         thread.join(_ENDS_WITHIN)
 
@@ -114,8 +117,3 @@ def _run(server: Any, listening: socket.socket, started: threading.Event) -> Non
             server.run(sockets=[listening])
     finally:
         started.set()
-
-
-def _is_of_interest(record: logging.LogRecord) -> bool:
-    """Returns whether a message of the web server is not about its forced end."""
-    return "Cancel" not in record.getMessage() and "timeout" not in record.getMessage()

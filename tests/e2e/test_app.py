@@ -104,7 +104,10 @@ def test_photo_becomes_depth_in_a_browser(served: Served, photo: Path, tmp_path:
         assert str(served.folder) not in tab.text()
         others = {url for url in tab.requests if url.startswith(("http", "ws"))}
         assert all(url.startswith(served.address) for url in others), others
-    assert client.get(path)[0] == 403  # the user has left, and so have the files
+    end = time.monotonic() + 20
+    while client.get(path)[0] != 403:  # the user has left, and so do the files
+        assert time.monotonic() < end
+        time.sleep(0.1)
     depth = np.load(io.BytesIO(content["depth.npy"]))
     cloud = trimesh.load(io.BytesIO(content["points.ply"]), file_type="ply")
     assert depth.shape == (HEIGHT, WIDTH)

@@ -48,7 +48,7 @@ async def slow(scope, receive, send) -> None:
         pass
 
 
-def test_server_answers_and_ends_while_a_page_is_open():
+def test_server_answers_and_ends_while_a_page_is_open(capfd):
     pytest.importorskip("uvicorn")
     with server.listen("127.0.0.1", 0) as listening:
         address = server.address_of(listening)
@@ -59,6 +59,7 @@ def test_server_answers_and_ends_while_a_page_is_open():
             assert still_open.readline() == b"here\n"
             start = time.monotonic()
         assert time.monotonic() - start < 2
+        assert capfd.readouterr() == ("", "")
         still_open.close()
     port = int(address.rstrip("/").rpartition(":")[2])
     with pytest.raises(ConnectionRefusedError):
