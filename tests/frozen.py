@@ -85,13 +85,13 @@ def qwen_folder(folder: Path) -> Path:
 def image_folder(folder: Path) -> Path:
     """An autoencoder of two resolutions in diffusers' layout."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(_vae_weights(), folder / "diffusion_pytorch_model.safetensors")
+    save_file(_vae_weights(VAE), folder / "diffusion_pytorch_model.safetensors")
     (folder / "config.json").write_text(json.dumps(VAE))
     return folder
 
 
-def _vae_weights() -> dict[str, np.ndarray]:
-    c = VAEConfig.from_dict(VAE)
+def _vae_weights(described: dict) -> dict[str, np.ndarray]:
+    c = VAEConfig.from_dict(described)
     state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: FluxVAE(c, rngs=nnx.Rngs(0)))))
     shapes = {
         ".".join(str(key.key) for key in path): leaf.shape
@@ -157,17 +157,17 @@ def config(
     )
 
 
-def split_folder(folder: Path) -> Path:
-    """The same autoencoder as Modality Forcing's release has it, each half in a file."""
+def split_folder(folder: Path, described: dict = VAE) -> Path:
+    """Such an autoencoder as Modality Forcing's release has it, each half in a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    c, stored = VAEConfig.from_dict(VAE), _vae_weights()
+    c, stored = VAEConfig.from_dict(described), _vae_weights(described)
     for half in flux2_names.HALVES:
         named = flux2_names.tensors(c, ("mid.block_1.conv1.weight",), half)
         content = {"bn.num_batches_tracked": np.zeros((), np.int64)}
         for path, source in flux2_names.tensors(c, (), half).items():
             content[named[path].names[0]] = _rearranged(stored[source.names[0]], named[path])
         save_file(content, folder / f"ae_{half}.safetensors")
-    (folder / "config.json").write_text(json.dumps(VAE | {"variant": "flux_rgbd_9b_v2"}))
+    (folder / "config.json").write_text(json.dumps(described | {"variant": "flux_rgbd_9b_v2"}))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""FLUX.2 weights read onto eight devices: each one's part, the same numbers as on one.
+"""FLUX.2 weights read onto eight devices: each one's part, the same numbers and samples as on one.
 
 python -m tests.sharded.test_flux2_weights FOLDER   compares on eight devices
 """
@@ -15,25 +15,30 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from safetensors.numpy import save_file
 
-from modality_forcing.config import MeshConfig
+from modality_forcing.config import MATRICES, MeshConfig
 from modality_forcing.encoders.weights import open_checkpoint
+from modality_forcing.generator import Generator
 from modality_forcing.models import int8
 from modality_forcing.models.flux2_layouts import FORCING
 from modality_forcing.models.flux2_weights import Options, load
-from modality_forcing.train.sharding import PRESETS, make_mesh, tree_shardings
+from modality_forcing.train import released
+from modality_forcing.train.sharding import PRESETS, local_mesh, make_mesh, tree_shardings
+from modality_forcing.tree import flatten
 from tests.flux2 import TINY_FORCING
+from tests.released import WHOLE, whole
 from tests.runs import ROOT, environment
 
 
 def test_parts_of_eight_devices_are_those_of_one(tmp_path):
     save_file(TINY_FORCING.file(FORCING), tmp_path / "model.safetensors")
+    whole(tmp_path)
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     call = [sys.executable, "-m", "tests.sharded.test_flux2_weights", str(tmp_path)]
     done = subprocess.run(
         call, env={**environment(), "XLA_FLAGS": flags}, cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["fsdp=8", "fsdp=2,tensor=4"]
+    assert done.stdout.split() == ["fsdp=8", "fsdp=2,tensor=4", "sampled"]
 
 
 def compare(folder: Path) -> None:
@@ -55,5 +60,31 @@ def compare(folder: Path) -> None:
         print(name)
 
 
+def sample(folder: Path) -> None:
+    """A release of which no device holds all makes the same on eight devices as on one.
+
+    Encoders on meshes are the subject of test_frozen_meshes.
+    """
+    released._FORCING_SIDE = 32
+    rng, made = np.random.default_rng(0), []
+    text = {"tokens": rng.normal(size=(3, 40, WHOLE.text)).astype(np.float32)}
+    for mesh in (None, local_mesh()):
+        spec = Path(f"mf-flux2:{folder / 'mf'}")
+        generator = Generator.from_checkpoint(spec, mesh=mesh, sample={"steps": 1})
+        states = generator._put({n: x[generator._rows(3)] for n, x in text.items()})
+        generator._encode_text = lambda captions, states=states: (states, states)
+        generator._decode = lambda name, x0: x0
+        made.append(generator.run("joint", ["", "", ""]).images)
+        for path, weight in flatten(generator.params).items():
+            if path.split("/")[-1] in MATRICES:
+                parts = {part.data.size for part in weight.addressable_shards}
+                assert parts == {weight.size // (8 if mesh else 1)}, path
+    for name, one in made[0].items():
+        error = np.linalg.norm(made[1][name] - one) / np.linalg.norm(one)
+        assert error < 2**-6, (name, error)
+    print("sampled")
+
+
 if __name__ == "__main__":
     compare(Path(sys.argv[1]))
+    sample(Path(sys.argv[1]))
