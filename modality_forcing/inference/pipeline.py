@@ -37,6 +37,7 @@ from modality_forcing.inference.inputs import (
 )
 from modality_forcing.inference.result import Result, restore
 from modality_forcing.paths import as_path
+from modality_forcing.train import sharding
 from modality_forcing.viz.images import to_u8
 
 T = TypeVar("T")
@@ -101,6 +102,7 @@ class Pipeline:
             text_encoder=text_encoder,
             autoencoder=autoencoder,
             size=size,
+            mesh=sharding.local_mesh(),
         )
         return cls(generator, fit=fit, batch=batch)
 
