@@ -29,6 +29,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", action="store_true", help=adapter)
     license_ = "of the weights in the model card, as the hub names it: apache-2.0, cc-by-nc-4.0"
     add("--license", default="", metavar="ID", help=license_)
+    push = "repository of the hub that the files are sent to as well; made if it is new"
+    add("--push-to-hub", default="", metavar="OWNER/NAME", help=push)
+    add("--private", action="store_true", help="--push-to-hub: a new repository is private")
+    branch = "--push-to-hub: the branch, made if it is new (main)"
+    add("--revision", default="", metavar="BRANCH", help=branch)
     steps = "stablehlo: sampler steps, which are a part of the program, instead of the config's"
     add("--steps", type=positive_int, help=steps)
     size = (
@@ -41,10 +46,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(options: argparse.Namespace) -> None:
-    """Exports and prints the folder."""
+    """Exports and prints the folder, and the address of the repository that it was sent to."""
     from modality_forcing import export, export_program
+    from modality_forcing.export_hub import Repository
 
     _check(options)
+    repository = Repository(options.push_to_hub, options.private, options.revision)
+    if options.push_to_hub:
+        repository.check(options.out)
     if options.format == "stablehlo":
         out = export_program.export(
             options.checkpoint, options.out, **{name: getattr(options, name) for name in _PROGRAM}
@@ -60,10 +69,15 @@ def main(options: argparse.Namespace) -> None:
             license=options.license,
         )
     print(out)
+    if options.push_to_hub:
+        print(repository.push(out))
 
 
 def _check(options: argparse.Namespace) -> None:
     """Raises UserError for options that do not go together."""
+    if not options.push_to_hub and (options.private or options.revision):
+        name = "--private" if options.private else "--revision"
+        raise UserError(f"{name} is for --push-to-hub", hint="name the repository")
     if options.layout and options.format:
         raise UserError("--layout and --format are two kinds of files", hint="give one of them")
     if options.dtype and not options.layout:

@@ -61,7 +61,7 @@ def test_help_names_every_command(helps):
         "train": ("--config FILE[:ARG]", "--workdir", "--config.train.steps=50"),
         "sample": ("joint, i2d, d2i, partial or t2i", "--depth-scale", "mforce sample --"),
         "evaluate": ("--checkpoint", "--examples", "--out"),
-        "export": ("--checkpoint", "--out", "{orbax,safetensors}"),
+        "export": ("--checkpoint", "--out", "{orbax,safetensors,stablehlo}"),
     }.items(),
 )
 def test_help_names_options_and_examples(helps, command, words):

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ import numpy as np
 import pytest
 
 from modality_forcing import export_program
-from modality_forcing.config import Config, SampleConfig
+from modality_forcing.config import SampleConfig
 from modality_forcing.errors import UserError
 from modality_forcing.export_run import read_weights
 from modality_forcing.generator import Generator
@@ -90,29 +92,38 @@ def test_folder_says_what_the_program_does(program: Path, forcing_run: Path):
         open_export(program)
 
 
-def latents(folder: Path) -> Config:
-    """A network of the latents of an autoencoder and of the states of a text encoder."""
+def test_autoencoder_is_a_part_of_the_program(tmp_path: Path):
     config = tiny.forcing()
-    autoencoder = f"flux2:{frozen.image_folder(folder / 'image')}"
-    encoder = f"umt5:{frozen.text_folder(folder / 'text')}"
+    autoencoder = f"flux2:{frozen.image_folder(tmp_path / 'image')}"
     image = replace(
         config.modalities["image"], patch=4, latent_channels=12, autoencoder=autoencoder
     )
-    text = replace(config.text, tokens=5, vocab_size=0, channels=frozen.WIDTH, encoder=encoder)
     modalities = {"image": image, "depth": config.modalities["depth"]}
+    # The guidance of the image is not depth's: nothing is guided.
     sample = SampleConfig(steps=1, guidance={"image": 2.0})
-    return replace(config, text=text, modalities=modalities, sample=sample)
-
-
-def test_frozen_encoders_are_parts_of_the_program(tmp_path: Path):
-    config = latents(tmp_path)
+    config = replace(config, modalities=modalities, sample=sample)
     generator = Generator(config, tiny.network(config)[1])
     program, weights = export_program.build(generator)
-    assert weights["text/tokens"].shape == (1, 5, frozen.WIDTH)
-    assert any(name.startswith("autoencoder/stages") for name in weights)
     assert str(program.out_avals[0].shape) == "(b, 16, 16)"
-    _, encoder = generator.frozen.latent_program()
-    assert len([name for name in weights if name.startswith("autoencoder/")]) == len(encoder)
+    names = {name for name in weights if name.startswith("autoencoder/")}
+    assert len(names) == len(generator.frozen.latent_program()[1])
+    assert "autoencoder/stages.0.resize.w" in names
+
+
+def test_states_of_the_empty_caption_are_weights(unchecked):
+    """And token ids, which are few, constants."""
+    asked, freed = [], []
+
+    def encode_text(captions):
+        asked.append(captions)
+        states = jnp.ones((1, 5, 8), jnp.bfloat16)
+        return {"tokens": states, "mask": np.ones((1, 5), bool)}, None
+
+    encoders = SimpleNamespace(free_text=lambda: freed.append(True))
+    generator = cast(Generator, SimpleNamespace(encode_text=encode_text, frozen=encoders))
+    weights, constants = export_program._text(generator)
+    assert asked == [[""]] and freed == [True]
+    assert weights["text/tokens"].shape == (1, 5, 8) and constants.keys() == {"mask"}
 
 
 def test_what_makes_no_program_is_one_line(
