@@ -116,7 +116,7 @@ class Generator:
             config, params = adapters.apply_adapter(adapter, params)
             params = quantize_tree(params) if int8 else params
             # A run that read a cache names no encoders.
-            ours, theirs = _encoders_of(config), _encoders_of(base_config)
+            ours, theirs = map(inputs.encoder_locations, (config, base_config))
             text_encoder = text_encoder or ours[0] or theirs[0]
             autoencoder = autoencoder or ours[1] or theirs[1]
         config = inputs.override_encoders(config, text_encoder, autoencoder)
@@ -316,12 +316,6 @@ def load_weights(where: str | Path, *, int8: bool = False, mesh: Mesh | None = N
     The arguments are those of `Generator.from_checkpoint`; see `train.weights.open_weights`.
     """
     return open_weights(where).load(mesh and sharding.sharded_over(mesh), int8=int8)
-
-
-def _encoders_of(config: Config) -> tuple[str, str]:
-    """Returns where the text encoder and the autoencoder of a config are, "" for none."""
-    autoencoders = (m.autoencoder for m in config.modalities.values() if m.autoencoder)
-    return config.text.encoder, next(autoencoders, "")
 
 
 def num_steps(task: str, options: SampleConfig) -> int:

@@ -6,6 +6,7 @@ import argparse
 
 from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
+    CHECKPOINT,
     add_runner,
     check_runner,
     positive_int,
@@ -20,10 +21,13 @@ EXAMPLES = """examples:
       --text=umt5:weights/umt5-xxl --image=flux2:weights/flux2-vae
   mforce train --config=forcing:size=370m --config.data.source=prepared \\
       --config.data.root=prepared/tum --config.data.cache=encoded/tum --workdir=runs/forcing
+  mforce encode --source=prepared/tum --out=encoded/tum --checkpoint=flux2-klein:weights/klein-9b
 An interrupted command resumes with the missing shards. Several processes (a TPU slice, or --shard)
 share the work; so do the workers of --runner=beam. A path is a folder of safetensors files, one
 such file, or a hub id such as google/umt5-xxl. States of Qwen3-8B take 12.6 MB a caption, as those
 of padding are kept; encode few captions, or leave them to the training run."""
+
+_RESOLUTION = 256  # pixels a side
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,10 +38,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--out", type=as_path, required=True, help="folder of the cache; splits may share it")
     text = "encode captions with this encoder: umt5:PATH or qwen3:PATH"
     add("--text", default="", metavar="KIND:PATH", help=text)
+    checkpoint = "encode captions and images with the encoders of these weights, at their size"
+    add("--checkpoint", type=as_path, help=f"{checkpoint}: {CHECKPOINT}")
     image = "encode images and their mirror images with this autoencoder"
     add("--image", default="", metavar="flux2:PATH", help=image)
-    resolution = "pixels a side of the encoded center square (%(default)s)"
-    add("--resolution", type=positive_int, default=256, help=resolution)
+    resolution = "pixels a side of the encoded center square (256, or the checkpoint's)"
+    add("--resolution", type=positive_int, help=resolution)
     add("--tokens", type=positive_int, help="of a caption at most (umt5: 128, qwen3: 512)")
     batch = "images, or captions, per step and device (%(default)s)"
     add("--batch", type=positive_int, default=32, help=batch)
@@ -54,9 +60,9 @@ def main(options: argparse.Namespace) -> None:
 
     Raises UserError for unreadable inputs, conflicting options, or a cache with other settings.
     """
-    if not options.text and not options.image:
+    if not options.text and not options.image and options.checkpoint is None:
         hint = "give --text=umt5:PATH or qwen3:PATH, --image=flux2:PATH, or both"
-        raise UserError("nothing to encode with", hint=hint)
+        raise UserError("nothing to encode with", hint=f"{hint}; or --checkpoint")
     check_runner(options, ("shard",))
     on_beam = options.runner == "beam"
     from modality_forcing import distributed
@@ -65,6 +71,8 @@ def main(options: argparse.Namespace) -> None:
         distributed.initialize()
     import jax
 
+    if options.checkpoint is not None:
+        _take_encoders(options)
     from modality_forcing.config import MeshConfig
     from modality_forcing.encode import pipeline
     from modality_forcing.encode.job import EncodeJob
@@ -81,7 +89,8 @@ def main(options: argparse.Namespace) -> None:
     frozen = FrozenEncoders(options.text, options.image, mesh)
     frozen.check()  # before the checksum of all weights, and before anything is written
     tokens = options.tokens or (frozen.text_kind.tokens if frozen.has_text else 0)
-    own = {"text": {"tokens": tokens}, "image": {"resolution": options.resolution}}
+    resolution = options.resolution or _RESOLUTION
+    own = {"text": {"tokens": tokens}, "image": {"resolution": resolution}}
     settings = {
         "format": latent_cache.FORMAT,
         "source": latent_cache.source_digest(source.folder, source.split),
@@ -100,7 +109,7 @@ def main(options: argparse.Namespace) -> None:
             image=options.image,
             batch=options.batch,
             tokens=tokens,
-            resolution=options.resolution,
+            resolution=resolution,
         )
         print(pipeline.encode(task, options.beam_options))
         return
@@ -119,5 +128,20 @@ def main(options: argparse.Namespace) -> None:
             job.encode_text(tokens)
             frozen.free_text()
         if frozen.has_image:
-            job.encode_images(options.resolution)
+            job.encode_images(resolution)
         print(job.summary())
+
+
+def _take_encoders(options: argparse.Namespace) -> None:
+    """Completes options with the encoders of --checkpoint, its resolution and its text tokens."""
+    from modality_forcing.train import weights
+    from modality_forcing.train.inputs import encoder_locations
+
+    config, _ = weights.describe(options.checkpoint)
+    text, image = encoder_locations(config)
+    options.text, options.image = options.text or text, options.image or image
+    if not options.text and not options.image:
+        hint = "name them with --text and --image, if the network has any"
+        raise UserError("names no frozen encoders", where=options.checkpoint, hint=hint)
+    options.resolution = options.resolution or config.data.resolution
+    options.tokens = options.tokens or config.text.tokens

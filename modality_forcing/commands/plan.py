@@ -117,10 +117,11 @@ def _sampling(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
     from modality_forcing import config_file
     from modality_forcing.generator import override_sampling
     from modality_forcing.planning import inference
+    from modality_forcing.train import weights
 
     target = _target(options)
     if options.checkpoint:
-        config, dtype = inference.describe_checkpoint(options.checkpoint)
+        config, dtype = weights.describe(options.checkpoint)
         config = config_file.override(config, overrides)
     else:
         config = config_file.load(options.config, dict(overrides))

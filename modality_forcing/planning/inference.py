@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,12 +23,9 @@ from modality_forcing.models.int8 import quantize_tree
 from modality_forcing.planning.compile import Bytes, Target, compile_lowered, device_bytes
 from modality_forcing.planning.roofline import Roofline, collectives, roofline_on, summarize
 from modality_forcing.planning.search import GIB, NOT_MODELED
-from modality_forcing.train import checkpoint, sharding
+from modality_forcing.train import sharding
 from modality_forcing.train.batch_shapes import abstract_batch
-from modality_forcing.train.exported import Export
-from modality_forcing.train.released import Released
 from modality_forcing.train.state import Params, abstract_model, with_attention_kernel
-from modality_forcing.train.weights import open_weights
 from modality_forcing.tree import JsonObject, flatten, unflatten
 
 
@@ -138,23 +133,6 @@ def plan(request: Request, target: Target) -> SamplePlan:
         collectives=summarize(collectives(done.text) if done.text else []),
         bound=roofline_on(target.chip, done.text),
     )
-
-
-def describe_checkpoint(path: Path) -> tuple[Config, str]:
-    """Returns the config of weights of any kind, and the dtype of most of them.
-
-    No weights are read. Raises UserError as `train.weights.open_weights`.
-    """
-    source = open_weights(path)
-    if isinstance(source, Released):
-        _ = source.shapes  # raises where the files do not fit
-        return source.config, source.dtype
-    if isinstance(source, Export):
-        dtypes = Counter(entry["dtype"] for entry in source.manifest["weights"].values())
-        return source.config, dtypes.most_common(1)[0][0]
-    step = Path(source.where)
-    config = checkpoint.parse_config(checkpoint.read_metadata(step)["config"], step)
-    return checkpoint.without_lora(config), "float32"
 
 
 def published_dtype(config: Config) -> str:

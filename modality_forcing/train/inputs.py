@@ -217,6 +217,12 @@ def build_text_encoder(
     )
 
 
+def encoder_locations(config: Config) -> tuple[str, str]:
+    """Returns where the text encoder and the autoencoder of a config are, "" for none."""
+    autoencoders = (m.autoencoder for m in config.modalities.values() if m.autoencoder)
+    return config.text.encoder, next(autoencoders, "")
+
+
 def override_encoders(config: Config, text: str = "", image: str = "") -> Config:
     """Returns the config with other frozen encoders; raises UserError if its network has none."""
     if text:

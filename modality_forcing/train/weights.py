@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -77,3 +78,20 @@ def open_weights(where: str | Path, resolution: int | None = None) -> Source:
     if is_hub(where) or exported.is_export(path):
         return exported.open_export(where)
     return Step(checkpoint.resolve_checkpoint(path))
+
+
+def describe(where: str | Path) -> tuple[Config, str]:
+    """Returns the config of weights and the dtype of most of them; only headers are read.
+
+    Raises UserError as `open_weights`, and for a release whose files are not those of one network.
+    """
+    source = open_weights(where)
+    if isinstance(source, released.Released):
+        _ = source.shapes  # raises where the files do not fit
+        return source.config, source.dtype
+    if isinstance(source, exported.Export):
+        dtypes = Counter(entry["dtype"] for entry in source.manifest["weights"].values())
+        return source.config, dtypes.most_common(1)[0][0]
+    step = as_path(source.where)
+    config = checkpoint.parse_config(checkpoint.read_metadata(step)["config"], step)
+    return checkpoint.without_lora(config), "float32"

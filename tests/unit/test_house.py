@@ -25,7 +25,6 @@ NO_TWIN: dict[str, str] = {
     "modality_forcing/commands/export.py": "tests/unit/test_export.py",
     "modality_forcing/export_run.py": "tests/unit/test_export_program.py, where jax is alone",
     "modality_forcing/commands/train.py": "tests/e2e/test_resume.py",
-    "modality_forcing/commands/encode.py": "tests/e2e/test_encode_command.py",
     "modality_forcing/commands/sweep.py": "tests/e2e/test_sweep_command.py",
     "modality_forcing/train/loop.py": "tests/e2e/test_resume.py, test_demo_command.py",
     "modality_forcing/train/init.py": "the same",

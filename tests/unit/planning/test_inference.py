@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import jax
 import pytest
 
 from configs import flux2
-from modality_forcing import export
 from modality_forcing.config import SampleConfig
 from modality_forcing.errors import UserError
 from modality_forcing.planning import inference
 from modality_forcing.planning.compile import get_target
 from modality_forcing.planning.inference import Request
-from tests import runs, tiny
-from tests.released import SMALL_FORCING, release
 
 pytest.importorskip("libtpu")
 
@@ -41,6 +37,7 @@ def planned(target):
 
 
 def test_program_of_a_tpu_does_the_work_that_is_counted(planned):
+    assert inference.published_dtype(planned.request.config) == "bfloat16"
     assert planned.request.task == "i2d" and planned.batch == 4 and planned.fits
     assert planned.evaluations == 4  # depth is not guided
     # Modulation and embedders are counted for every step, text is embedded once.
@@ -77,16 +74,3 @@ def test_batch_divides_among_the_devices(target):
         inference.plan(Request(small(), batch=6), target)
     with pytest.raises(UserError, match="unknown mode 't3i'"):
         inference.plan(Request(small(), "t3i"), target)
-
-
-def test_checkpoint_is_described_without_its_weights(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(jax, "make_array_from_callback", None)
-        config, dtype = inference.describe_checkpoint(Path(release(tmp_path / "mf")))
-    assert (config.model.width, dtype) == (SMALL_FORCING.width, "bfloat16")
-    assert inference.published_dtype(config) == "bfloat16"
-    run = runs.save(tmp_path / "run", tiny.t2i())
-    config, dtype = inference.describe_checkpoint(run)
-    assert config == tiny.t2i() and dtype == "float32"
-    exported = export.export(run, tmp_path / "export", "safetensors")
-    assert inference.describe_checkpoint(exported) == (tiny.t2i(), "float32")

@@ -15,7 +15,7 @@ from modality_forcing.generator import Generator, load_weights
 from modality_forcing.models.int8 import Int8Weight
 from modality_forcing.train import checkpoint
 from modality_forcing.train.initial_weights import check_source, load_source
-from modality_forcing.train.weights import open_weights
+from modality_forcing.train.weights import describe, open_weights
 from modality_forcing.train.workdir import resolve_paths
 from tests import released, tiny
 
@@ -77,3 +77,12 @@ def test_weights_of_another_config_are_refused(exported: Path, tmp_path: Path):
         patch.setattr("modality_forcing.generator.open_weights", lambda where: export)
         with pytest.raises(UserError, match=r"out: the weights do not fit \(misshaped"):
             Generator.from_checkpoint(exported)
+
+
+def test_weights_are_described_without_being_read(
+    exported: Path, forcing_run: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setattr(jax, "make_array_from_callback", None)
+    config, dtype = describe(released.release(tmp_path))
+    assert (config.model.width, dtype) == (released.SMALL_FORCING.width, "bfloat16")
+    assert describe(forcing_run) == describe(exported) == (tiny.forcing(), "float32")
