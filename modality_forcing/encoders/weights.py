@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Sharding
@@ -23,6 +24,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.paths import exists, is_file
 from modality_forcing.text_io import read_object
 
+_CHUNK = 2**20  # elements
 M = TypeVar("M", bound=nnx.Module)
 ShardingFn = Callable[[str, tuple[int, ...]], Sharding]  # of an array's dotted path and shape
 
@@ -106,8 +108,16 @@ class Checkpoint:
     def read(self, name: str, index: tuple[slice, ...] = ()) -> np.ndarray:
         """Returns a tensor, or only the part in an index of slices; nothing else is read.
 
-        Quantized tensors are returned as weights, in float32.
+        Quantized tensors are returned as weights, in float32. Raises UserError for a part that
+        cannot be read or has a NaN or an infinity.
         """
+        part = self._weights(name, index)
+        if not is_finite(part):
+            hint = "download it again: the file is damaged, or was saved from broken weights"
+            raise UserError(f"{name} holds NaN or inf", where=self.where, hint=hint)
+        return part
+
+    def _weights(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         scale = self.scale(name)
         part = self._read(name, index)
         if scale is not None:
@@ -165,6 +175,22 @@ def open_checkpoint(location: str | Path, stem: str = "") -> Checkpoint:
     path, revision = locate(location, patterns)
     files = (path,) if is_file(path) else find_files(path, stem)
     return Checkpoint(str(location), files, revision)
+
+
+def is_finite(array: np.ndarray) -> bool:
+    """Returns whether an array holds no NaN and no infinity; integers never do.
+
+    By bits and in chunks, which is fast for bfloat16 too and takes no memory to speak of.
+    """
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return True
+    bits = np.dtype(f"u{array.dtype.itemsize}")
+    unsigned = bits.type(np.iinfo(bits).max >> 1)  # all bits but the sign's
+    infinity = np.array(np.inf, array.dtype).view(bits)
+    rows = np.atleast_1d(array).view(bits)
+    step = max(1, _CHUNK * len(rows) // max(rows.size, 1))
+    chunks = (rows[start : start + step] & unsigned for start in range(0, len(rows), step))
+    return all((chunk < infinity).all() for chunk in chunks)
 
 
 def check_module(

@@ -286,3 +286,24 @@ def test_damaged_header_is_one_line_or_another_network(spare, data):
         assert str(spare) in str(error) and "\n" not in str(error)
     finally:
         spare.write_bytes(before)
+
+
+@pytest.mark.parametrize("dtype", (np.float32, np.float16, ml_dtypes.bfloat16))
+@pytest.mark.parametrize("value", (np.nan, np.inf, -np.inf))
+def test_tensor_that_is_not_finite_is_named(tmp_path, dtype, value):
+    array = np.zeros((3, 4), dtype)
+    array[2, 1] = value
+    save_file({"good": np.full(3, -7, dtype), "bad": array}, tmp_path / "model.safetensors")
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.read("good").tolist() == [-7, -7, -7]
+    assert not checkpoint.read("bad", (slice(0, 2), slice(0, 4))).any()  # what is read is checked
+    with pytest.raises(UserError, match="bad holds NaN or inf; download it again"):
+        checkpoint.read("bad")
+
+
+@given(st.lists(st.floats(width=32), max_size=9))
+def test_is_finite_is_that_of_numpy(values):
+    for dtype in (np.float32, np.float16):
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32).astype(dtype)
+        assert weights.is_finite(array) == np.isfinite(array).all()

@@ -86,7 +86,7 @@ def test_weights_have_the_precision_of_the_file(tmp_path, dtypes, expected):
     names = [name for name in opened.checkpoint.shapes if "blocks" in name]
     stored = dict(zip(names, dtypes * len(names), strict=False))
     object.__setattr__(opened.checkpoint, "dtypes", {**opened.checkpoint.dtypes, **stored})
-    assert opened._dtype == expected
+    assert opened.dtype == expected
 
 
 @pytest.mark.parametrize("index, steps", [({"is_distilled": True}, 4), ({}, 50)])
