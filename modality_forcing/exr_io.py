@@ -10,12 +10,13 @@ import importlib.util
 import io
 import math
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from modality_forcing.errors import UserError
-from modality_forcing.paths import require_file
+from modality_forcing.paths import read_bytes, require_file
 
 # Twice what Pillow warns of: it refuses images of more.
 _MAX_PIXELS = 179_000_000
@@ -27,6 +28,23 @@ def require_package(path: str | Path) -> None:
     if importlib.util.find_spec("OpenEXR") is None:
         hint = "pip install 'modality_forcing[exr]'"
         raise UserError("needs the package OpenEXR", where=path, hint=hint)
+
+
+def depth_bytes(depth: np.ndarray, path: str | Path) -> bytes:
+    """Returns the OpenEXR file of depth f32 [h w], as channel Z, which `read_depth_channel` reads.
+
+    path: for the error without the package OpenEXR.
+    """
+    require_package(path)
+    import OpenEXR
+
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    channels = {"Z": np.ascontiguousarray(depth, np.float32)}
+    with tempfile.TemporaryDirectory() as folder:  # it writes to names only
+        written = Path(folder) / "depth.exr"
+        with OpenEXR.File(header, channels) as file:
+            file.write(str(written))
+        return read_bytes(written)
 
 
 def read_depth_channel(path: str | Path, hint: str) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import struct
 import warnings
@@ -21,6 +22,7 @@ from modality_forcing.exr_io import read_depth_channel
 from modality_forcing.paths import as_path, is_address, read_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 DEPTH_SUFFIXES = (".png", ".npy", ".exr")
 
 # Pillow before 11.3 may open a 16-bit gray PNG as "I".
@@ -191,6 +193,8 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
             # A large photograph is fine. Pillow refuses above twice its limit, 179 million pixels.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             source = _source(path)
+            if isinstance(path, str | Path) and str(path).lower().endswith(HEIF_SUFFIXES):
+                _register_heif(path)
             with Image.open(source) as opened:
                 if opened.format == "PNG":
                     _verify_png(source)
@@ -211,6 +215,16 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
         article = "an" if kind[0] in "aeiou" else "a"
         what = f"cannot be read as {article} {kind} ({reason})"
         raise UserError(what, where=path, hint="replace the file") from error
+
+
+def _register_heif(path: str | Path) -> None:
+    """Teaches Pillow to read the photographs of phones; raises UserError without the package."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        hint = "pip install 'modality_forcing[heif]', or save it as JPEG"
+        raise UserError("needs the package pillow-heif", where=path, hint=hint)
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
 
 
 def _source(path: str | Path | BytesIO) -> str | Path | BytesIO:

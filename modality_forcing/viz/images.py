@@ -149,11 +149,40 @@ def text_cell(text: str, side: int) -> np.ndarray:
     return np.asarray(cell)
 
 
-def png_bytes(image: np.ndarray) -> bytes:
-    """Returns the PNG of an image u8 [h w 3] or u8 [h w]."""
+def png_bytes(image: np.ndarray, level: int | None = None) -> bytes:
+    """Returns the PNG of an image u8 [h w 3] or u8 [h w].
+
+    level: of compression, 0 to 9; by default the smallest file, which takes long for a photograph.
+    """
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "PNG", optimize=True)
+    options = {"optimize": True} if level is None else {"compress_level": level}
+    Image.fromarray(image).save(buffer, "PNG", **options)
     return buffer.getvalue()
+
+
+def npy_bytes(depth: np.ndarray, valid: np.ndarray | None = None) -> bytes:
+    """Returns the .npy of depth [h w]: float32, NaN where invalid or not finite and positive."""
+    array, valid = io.BytesIO(), _valid_mask(depth, valid)
+    clean = np.where(valid, depth, np.nan).astype(np.float32)
+    np.lib.format.write_array(array, clean, allow_pickle=False)
+    return array.getvalue()
+
+
+def png16_bytes(
+    depth: np.ndarray, valid: np.ndarray | None = None, unit: str = "relative", level: int = 6
+) -> tuple[bytes, bytes]:
+    """Returns depth [h w] as a 16-bit PNG, and the JSON of its scale, as in `save_depth`."""
+    valid = _valid_mask(depth, valid)
+    clean = np.where(valid, depth, 0).astype(np.float32)
+    scale = float(np.max(clean, initial=0)) / _MAX_CODE or 1.0
+    codes = np.clip(np.rint(clean / scale), 1, _MAX_CODE)
+    codes = np.where(valid, codes, 0).astype(np.uint16)
+    png, text = io.BytesIO(), PngImagePlugin.PngInfo()
+    text.add_text("scale", repr(scale))
+    text.add_text("unit", unit)
+    Image.fromarray(codes).save(png, "PNG", pnginfo=text, compress_level=level)
+    about = json.dumps({"scale": scale, "unit": unit, "invalid": 0}, indent=2) + "\n"
+    return png.getvalue(), about.encode()
 
 
 def save_depth(
@@ -167,23 +196,12 @@ def save_depth(
     `scale`, with the unit. Depth that is not finite and positive is invalid. Raises UserError if a
     file cannot be written; files are written atomically.
     """
-    stem, valid = as_path(stem), _valid_mask(depth, valid)
-    clean = np.where(valid, depth, np.nan).astype(np.float32)
-    scale = float(np.max(clean[valid], initial=0)) / _MAX_CODE or 1.0
-    codes = np.clip(np.rint(np.where(valid, clean, 0) / scale), 1, _MAX_CODE)
-    codes = np.where(valid, codes, 0).astype(np.uint16)
-
-    array, png = io.BytesIO(), io.BytesIO()
-    np.lib.format.write_array(array, clean, allow_pickle=False)
-    text = PngImagePlugin.PngInfo()
-    text.add_text("scale", repr(scale))
-    text.add_text("unit", unit)
-    Image.fromarray(codes).save(png, "PNG", pnginfo=text)
-    about = json.dumps({"scale": scale, "unit": unit, "invalid": 0}, indent=2) + "\n"
+    stem = as_path(stem)
+    png, about = png16_bytes(depth, valid, unit)
     contents = {
-        ".npy": array.getvalue(),
-        ".png": png.getvalue(),
-        ".json": about.encode(),
+        ".npy": npy_bytes(depth, valid),
+        ".png": png,
+        ".json": about,
         "_color.png": png_bytes(colorize_disparity(depth, valid)),
     }
     paths = [stem.with_name(stem.name + ending) for ending in contents]
