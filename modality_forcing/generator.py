@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ from modality_forcing.train.weights import open_weights
 
 Loaded = tuple[Config, Params]
 Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
+
+KEPT_TEXTS = 8  # lists of captions whose encoding a generator keeps
 
 # The condition of each task; it generates all else. "partial" follows its condition loosely.
 TASKS: dict[str, tuple[str, ...]] = {
@@ -75,6 +77,7 @@ class Generator:
         self.primary = next(iter(self.modalities))
         self.graph, self._param_shapes = abstract_model(config, self.modalities)
         self.frozen = inputs.build_encoders(config, mesh) if frozen is None else frozen
+        self._kept_texts = lru_cache(KEPT_TEXTS)(self._encode_text)
         self._to_tokens = {name: jax.jit(m.to_tokens) for name, m in self.modalities.items()}
         self._to_images = {name: jax.jit(m.from_tokens) for name, m in self.modalities.items()}
         trace = sharding.traced_on(self._trace_sampler, mesh)
@@ -220,7 +223,13 @@ class Generator:
         return trajectories.resolution_shift(tokens, num_steps(task, options))
 
     def encode_text(self, captions: Sequence[str]) -> tuple[Text, Text]:
-        """Returns what the network reads of captions, and of no caption in their place."""
+        """Returns what the network reads of captions, and of no caption in their place.
+
+        The last few are kept, so that a folder of images needs the text encoder once.
+        """
+        return self._kept_texts(tuple(map(str, captions)))
+
+    def _encode_text(self, captions: Sequence[str]) -> tuple[Text, Text]:
         if self.mesh is not None:
             captions = [str(captions[i]) for i in self._rows(len(captions))]
         encoded = [self.encoder.encode(caption) for caption in captions]

@@ -42,6 +42,17 @@ def picture_size(text: str) -> tuple[int, int]:
     return int(sides[-1]), int(sides[0])
 
 
+def fraction(text: str) -> float:
+    """Parses a number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to 1")
+    return value
+
+
 def finite_float(text: str) -> float:
     """Parses a finite number."""
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 from modality_forcing.commands.arguments import (
     add_runner,
     check_runner,
+    fraction,
     positive_int,
     renamed_option,
     shard_of,
@@ -56,7 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     shard = "write every N-th shard from I on, I from 0: one of N jobs"
     add("--shard", type=shard_of, metavar="I/N", help=shard)
     max_errors = "fraction of records that may be unreadable (%(default)s)"
-    add("--max-errors", type=_fraction, default=0.01, help=max_errors)
+    add("--max-errors", type=fraction, default=0.01, help=max_errors)
     add_runner(parser)
     renamed_option(parser, "--list", "--list-datasets")
     renamed_option(parser, "--part", "--shard")
@@ -151,16 +152,6 @@ def _pair(option: str) -> tuple[str, str]:
         hint = "write e.g. --option depth_scale=0.001"
         raise UserError(f"--option {option} is not NAME=VALUE", hint=hint)
     return name, value
-
-
-def _fraction(text: str) -> float:
-    try:
-        fraction = float(text)
-    except ValueError:
-        fraction = -1
-    if not 0 <= fraction <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a fraction from 0 to 1")
-    return fraction
 
 
 def _workers(text: str) -> int:

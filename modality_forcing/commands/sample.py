@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from modality_forcing.commands.arguments import (
     CHECKPOINT,
     INT8,
     finite_float,
+    fraction,
     picture_size,
     positive_int,
     renamed_option,
@@ -24,13 +26,19 @@ from modality_forcing.progress import print_stderr
 if TYPE_CHECKING:
     import numpy as np
 
-    from modality_forcing.data.resize import Size, Window
+    from modality_forcing.config import SampleConfig
+    from modality_forcing.generator import Generator
+    from modality_forcing.inference.photos import Item
 
+MANIFEST = "manifest.jsonl"
+OF_DEPTH = ("ensemble", "points", "fov", "scale_from")  # options of image-to-depth alone
 MAX_EXAMPLES = 64  # more are refused: memory could run out half way
 
 EXAMPLES = """examples:
   mforce sample --checkpoint runs/mf --mode joint --caption 'a red ball on grass' --out out
   mforce sample --checkpoint runs/mf --mode i2d --image photo.jpg --out out
+  mforce sample --checkpoint runs/mf --mode i2d --image photos/ --points ply --out out
+  mforce sample --checkpoint runs/mf --mode i2d --image 'photos/*.jpg' --ensemble 5 --out out
   mforce sample --checkpoint runs/mf --mode d2i --depth depth.png --depth-scale 0.001 --out out"""
 
 
@@ -43,21 +51,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
     add("--out", type=as_path, required=True, help="output folder")
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
-    add("--n", type=positive_int, default=1, help="examples per caption (%(default)s)")
-    add("--image", type=as_path, help="input of i2d")
-    depth = "input of d2i and partial: .npy or .exr of floats, or 16-bit PNG with --depth-scale"
-    add("--depth", type=as_path, help=depth)
-    scale = "units per count of a PNG or of integers, e.g. 0.001 for millimeters"
-    add("--depth-scale", type=finite_float, help=scale)
-    invalid = "a stored number of --depth that means unknown, besides 0, NaN and inf"
-    add("--depth-invalid", type=finite_float, help=invalid)
-    farthest = "what is farther in --depth is unknown"
-    add("--depth-max", type=finite_float, metavar="DEPTH", help=farthest)
+    add("--n", type=positive_int, default=1, help="examples per caption and input (%(default)s)")
+    _add_inputs(parser)
+    _add_outputs(parser)
     size = "size of the pictures, as 512 or 768x512 (width x height), instead of the config's"
     add("--size", type=picture_size, metavar="SIZE", help=size)
-    square = "how an input gets that shape: its center, or all of it (%(default)s)"
-    renamed_option(parser, "--fit", "--resize-mode")
-    add("--resize-mode", choices=("crop", "stretch"), default="crop", help=square)
     frozen = "frozen encoder, if not where the config says"
     text = f"umt5:PATH or qwen3:PATH, a {frozen}"
     add("--text-encoder", default="", metavar="KIND:PATH", help=text)
@@ -72,6 +70,42 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--refine", action="store_true", help=refine)
 
 
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    several = {"type": as_path, "nargs": "+", "action": "extend", "metavar": "PATH"}
+    add("--image", help="input of i2d: files, folders and patterns such as 'in/*.jpg'", **several)
+    depth = "input of d2i and partial: .npy or .exr of floats, or 16-bit PNG with --depth-scale"
+    add("--depth", help=f"{depth}; files, folders and patterns", **several)
+    scale = "units per count of a PNG or of integers, e.g. 0.001 for millimeters"
+    add("--depth-scale", type=finite_float, help=scale)
+    invalid = "a stored number of --depth that means unknown, besides 0, NaN and inf"
+    add("--depth-invalid", type=finite_float, help=invalid)
+    farthest = "what is farther in --depth is unknown"
+    add("--depth-max", type=finite_float, metavar="DEPTH", help=farthest)
+    fit = "how an input gets the network's size: all of it with padding, its center, all of it "
+    fit += "distorted, or overlapping tiles (letterbox)"
+    add("--fit", choices=("letterbox", "crop", "stretch", "tiles"), help=fit)
+    renamed_option(parser, "--resize-mode", "--fit")
+    add("--batch", type=positive_int, help="inputs that are run together (8)")
+    bad = "fraction of the inputs that may be unreadable (1: all but one)"
+    add("--max-errors", type=fraction, metavar="FRACTION", help=bad)
+
+
+def _add_outputs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    ensemble = "i2d: samples of each image, merged into one map with its uncertainty (1)"
+    add("--ensemble", type=positive_int, metavar="N", help=ensemble)
+    formats = "of npy, png, exr, color, spectral and side, with commas (npy,png,color)"
+    add("--formats", help=formats)
+    points = "i2d: also write a point cloud and a mesh in colors"
+    add("--points", choices=("ply", "glb"), help=points)
+    fov = "i2d: degrees across the longer side, for --points (from EXIF, else 65)"
+    add("--fov", type=finite_float, metavar="DEGREES", help=fov)
+    scale_from = "i2d: metric depth from measurements: a depth map, a .csv with columns x,y,depth, "
+    scale_from += "or a folder with one of the name of each image"
+    add("--scale-from", type=as_path, metavar="PATH", help=scale_from)
+
+
 @compilation_cache.enabled()
 def main(options: argparse.Namespace) -> None:
     """Generates, then writes the files and prints their paths.
@@ -79,12 +113,11 @@ def main(options: argparse.Namespace) -> None:
     Raises UserError for a mode that the checkpoint cannot do, and for an input that is missing,
     unreadable or unused.
     """
-    import numpy as np
-
-    from modality_forcing.generator import Generator, override_sampling
+    from modality_forcing.generator import TASKS, Generator
     from modality_forcing.train import sharding
 
-    check_inputs(options)
+    check_options(options)
+    items = find_inputs(options) if TASKS[options.mode] else []  # before the checkpoint is loaded
     generator = Generator.from_checkpoint(
         options.checkpoint,
         text_encoder=options.text_encoder,
@@ -95,28 +128,78 @@ def main(options: argparse.Namespace) -> None:
         size=options.size,
         mesh=sharding.local_mesh(),
     )
-    config, guidance = generator.config, options.guidance
+    if items:
+        sample_files(options, generator, items)
+    else:
+        sample_captions(options, generator)
+
+
+def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
+    """Generates examples of captions alone, and prints the paths of their files."""
+    captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
+    sampling = _sampling(options, generator)
+    how = {"options": sampling, "seed": options.seed, "refine": options.refine, "free_text": True}
+    made = generator.run(options.mode, captions, **how).images
+    if bad := [name for name, x in made.items() if not _is_finite(x)]:
+        what = f"generated {' and '.join(bad)} with values that are not finite"
+        hint = "check the weights of its encoders, or change --guidance, --steps or --solver"
+        raise UserError(what, where=options.checkpoint, hint=hint)
+    for i in range(len(captions)):
+        stem = options.out / f"{options.mode}_{i:03d}"
+        for path in write_example(stem, {n: x[i] for n, x in made.items()}):
+            print(path)
+
+
+def sample_files(options: argparse.Namespace, generator: Generator, items: Sequence[Item]) -> None:
+    """Works on files: prints the paths of the results of one, or of the manifest of several."""
+    from modality_forcing.data.files import DepthFormat
+    from modality_forcing.inference import outputs
+    from modality_forcing.inference.fit import parse_fit
+    from modality_forcing.inference.folder import run_job
+    from modality_forcing.inference.job import Job
+    from modality_forcing.inference.metric import ScaleSource
+    from modality_forcing.inference.pipeline import Pipeline, Sampling
+
+    farthest = math.inf if options.depth_max is None else options.depth_max
+    form = DepthFormat(options.depth_scale, options.depth_invalid or 0.0, farthest)
+    formats = options.formats
+    job = Job(
+        mode=options.mode,
+        out=options.out,
+        sampling=Sampling(_sampling(options, generator), options.seed),
+        fit=parse_fit(options.fit or "letterbox"),
+        captions=tuple(options.caption) or ("",),
+        repetitions=options.n,
+        ensemble=options.ensemble or 1,
+        formats=outputs.DEFAULT_FORMATS if formats is None else outputs.parse_formats(formats),
+        geometry=options.points or "",
+        fov=options.fov,
+        depth_form=form,
+        scale=None if options.scale_from is None else ScaleSource(options.scale_from, form),
+        max_errors=1.0 if options.max_errors is None else options.max_errors,
+    )
+    done = run_job(Pipeline(generator, fit=job.fit, batch=options.batch or 8), items, job)
+    for path in done.outputs if len(items) == 1 else ():
+        print(path)
+    print(options.out / MANIFEST)
+    if len(items) > 1 or done.before:
+        counts = f"{done.done} of {len(items)} files, {done.before} of them before"
+        print_stderr(f"{options.out}: {counts}, {len(done.failed)} skipped")
+
+
+def _sampling(options: argparse.Namespace, generator: Generator) -> SampleConfig:
+    from modality_forcing.generator import override_sampling
+
+    guidance = options.guidance
     sampling = override_sampling(
-        config,
+        generator.config,
         steps=options.steps,
         solver=options.solver,
         log2_alpha=options.log2_alpha,
         guidance=None if guidance is None else {generator.primary: guidance},
     )
     generator.trajectory(options.mode, sampling)  # raises where the checkpoint cannot do the mode
-    captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
-    inputs = read_inputs(options, generator.modalities[generator.primary].size)
-    batch = {k: np.repeat(v[None], len(captions), axis=0) for k, v in inputs.items()}
-    how = {"options": sampling, "seed": config.seed, "refine": options.refine, "free_text": True}
-    made = generator.run(options.mode, captions, batch=batch, **how).images
-    if bad := [name for name, x in made.items() if name not in inputs and not _is_finite(x)]:
-        what = f"generated {' and '.join(bad)} with values that are not finite"
-        hint = "check the weights of its encoders, or change --guidance, --steps or --solver"
-        raise UserError(what, where=options.checkpoint, hint=hint)
-    for i in range(len(captions)):
-        stem = options.out / f"{options.mode}_{i:03d}"
-        for path in write_example(stem, {n: x[i] for n, x in made.items()}, inputs):
-            print(path)
+    return sampling
 
 
 def _is_finite(x: np.ndarray) -> bool:
@@ -125,83 +208,70 @@ def _is_finite(x: np.ndarray) -> bool:
     return bool(np.isfinite(x).all())
 
 
-def check_inputs(options: argparse.Namespace) -> None:
+def check_options(options: argparse.Namespace) -> None:
     """Raises UserError if the mode is unknown, lacks its input, or has one it would ignore."""
     from modality_forcing.generator import TASKS
-    from modality_forcing.paths import check_folder, require_file
+    from modality_forcing.inference.outputs import parse_formats
+    from modality_forcing.inference.points import camera
+    from modality_forcing.paths import check_folder, exists
 
     mode = options.mode
     if mode not in TASKS:
         raise UserError(f"unknown mode {mode!r}", hint=f"choose one of {', '.join(TASKS)}")
     for name in ("image", "depth"):
         if name in TASKS[mode] and getattr(options, name) is None:
-            raise UserError(f"mode {mode} needs an input", hint=f"name it with --{name} FILE")
+            hint = f"name it with --{name} FILE, or a folder of files"
+            raise UserError(f"mode {mode} needs an input", hint=hint)
+    measured = options.depth is not None or options.scale_from is not None
+    with_files = ("fit", "batch", "max_errors", "formats")
     unused = {
         "--image": options.image is not None and "image" not in TASKS[mode],
         "--depth": options.depth is not None and "depth" not in TASKS[mode],
         "--refine": options.refine and mode != "joint",
         "--log2-alpha": options.log2_alpha is not None and mode not in ("joint", "partial"),
         **{
-            f"--depth-{name}": options.depth is None and vars(options)[f"depth_{name}"] is not None
+            f"--depth-{name}": not measured and vars(options)[f"depth_{name}"] is not None
             for name in ("scale", "invalid", "max")
         },
+        **{_flag(name): not TASKS[mode] and _is_given(options, name) for name in with_files},
+        **{_flag(name): mode != "i2d" and _is_given(options, name) for name in OF_DEPTH},
     }
     for name, is_unused in unused.items():
         if is_unused:
             hint = "leave it out, or choose another mode"
             raise UserError(f"mode {mode} has no use for {name}", hint=hint)
+    if options.fov is not None and options.points is None:
+        raise UserError("--fov is for --points", hint="add --points=ply or glb, or leave it out")
     if (count := options.n * max(len(options.caption), 1)) > MAX_EXAMPLES:
         raise UserError(f"{count} examples asked for", hint=f"ask for at most {MAX_EXAMPLES}")
     check_folder(options.out, "--out")
-    for name in ("image", "depth"):  # before the checkpoint is loaded
-        if (path := getattr(options, name)) is not None:
-            require_file(path, f"check --{name}")
+    if options.formats is not None:
+        parse_formats(options.formats)
+    if options.fov is not None:
+        camera((1, 1), options.fov)
+    if options.scale_from is not None and not exists(options.scale_from):
+        raise UserError("no such file", where=options.scale_from, hint="check --scale-from")
 
 
-def read_inputs(options: argparse.Namespace, size: Size) -> dict[str, np.ndarray]:
-    """Returns image u8 [h w 3], or depth f32 and valid bool [h w], at a size in rows, columns."""
-    from modality_forcing.data.files import DepthFormat, holds_floats, read_depth, read_image
-    from modality_forcing.data.pairs import repeated_values
-    from modality_forcing.data.resize import crop_resize_depth, crop_resize_image
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
-    inputs = {}
+
+def _is_given(options: argparse.Namespace, name: str) -> bool:
+    return getattr(options, name) is not None
+
+
+def find_inputs(options: argparse.Namespace) -> list[Item]:
+    """Returns the files that --image or --depth names; raises UserError if there are none."""
+    from modality_forcing.data.files import DEPTH_SUFFIXES
+    from modality_forcing.inference.photos import PHOTO_SUFFIXES, find_items
+
     if options.image is not None:
-        image = read_image(options.image)
-        part = window(image, size, options.resize_mode)
-        inputs["image"] = crop_resize_image(image, part, size)
-    if options.depth is not None:
-        if options.depth_scale is not None and holds_floats(options.depth):
-            what = "holds floats, which --depth-scale does not apply to"
-            raise UserError(what, where=options.depth, hint="leave it out")
-        farthest = math.inf if options.depth_max is None else options.depth_max
-        form = DepthFormat(options.depth_scale, options.depth_invalid or 0.0, farthest)
-        depth, valid = read_depth(options.depth, form)
-        count, _, value, fraction = repeated_values([("", lambda: (depth, valid))])
-        if count:
-            hint = "set --depth-invalid to the stored number, or --depth-max"
-            what = f"{value:g} fills {fraction:.0%} of it; if it marks missing depth, {hint}"
-            print_stderr(f"{options.depth}: {what}")
-        part = window(depth, size, options.resize_mode)
-        depth, valid = crop_resize_depth(depth, valid, part, size)
-        if not valid.any():
-            what, hint = "its center holds no valid depth", "use --resize-mode stretch"
-            raise UserError(what, where=options.depth, hint=hint)
-        inputs |= {"depth": depth, "valid": valid}
-    return inputs
+        return find_items(options.image, PHOTO_SUFFIXES, "--image", options.out)
+    return find_items(options.depth, DEPTH_SUFFIXES, "--depth", options.out)
 
 
-def window(array: np.ndarray, size: Size, resize_mode: str) -> Window:
-    """Returns the part of an array [h w ...] that becomes the input: its center, or all of it."""
-    from modality_forcing.data.resize import Window, center_window
-
-    height, width = array.shape[:2]
-    whole = Window(0, 0, height, width)
-    return center_window((height, width), size) if resize_mode == "crop" else whole
-
-
-def write_example(
-    stem: Path, made: dict[str, np.ndarray], inputs: dict[str, np.ndarray]
-) -> list[Path]:
+def write_example(stem: Path, made: dict[str, np.ndarray]) -> list[Path]:
     """Writes one example and returns the paths.
 
     Images are PNG. Maps are .npy, 16-bit PNG with its scale, and a PNG in colors.
@@ -213,11 +283,9 @@ def write_example(
     for name, x in made.items():
         path = stem.with_name(f"{stem.name}_{name}")
         if x.ndim == 3:
-            # An input's own bytes, not those that came back through tokens.
-            x = inputs["image"] if name == "image" and "image" in inputs else images.to_u8(x)
             path = path.with_suffix(".png")
-            write_file(path, images.png_bytes(x))
+            write_file(path, images.png_bytes(images.to_u8(x)))
             written.append(path)
         else:
-            written += images.save_depth(path, x, inputs["valid"] if name in inputs else None)
+            written += images.save_depth(path, x)
     return written

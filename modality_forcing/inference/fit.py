@@ -55,6 +55,10 @@ class Fitted:
     placements: tuple[Placement, ...]
     inputs: tuple[Arrays, ...]
 
+    def is_larger(self, pixels: int) -> bool:
+        """Returns whether the original has more pixels."""
+        return math.prod(self.size) > pixels
+
 
 def parse_fit(name: str) -> Fit:
     """Returns a fit by its name; raises UserError for an unknown one."""

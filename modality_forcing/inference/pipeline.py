@@ -81,7 +81,7 @@ class Pipeline:
         batch: int = 8,
         size: Size | None = None,
     ) -> Pipeline:
-        """Loads a network.
+        """Loads a network onto all devices of this process.
 
         Args:
           where: whatever `mforce sample --checkpoint` takes: a workdir, a step of it, a release.
@@ -284,11 +284,13 @@ class Pipeline:
         sampling: Sampling,
         member: int = 0,
         batch: int | None = None,
+        free_text: bool = False,
     ) -> list[list[Arrays]]:
         """Runs the network on fitted inputs and returns what it made of each placement of each.
 
         member: counts the samples of an ensemble. batch: examples a run, the pipeline's by default;
-        the last run is filled up with copies, so that it is the same program.
+        the last run is filled up with copies, so that it is the same program. free_text: as in
+        `Generator.run`.
 
         Raises UserError for values that are not finite.
         """
@@ -306,6 +308,7 @@ class Pipeline:
                 seed=sampling.seed,
                 index=np.full(batch, sampling.repetition),
                 sample_index=member,
+                free_text=free_text,
             ).images
             made += [_checked({n: x[i] for n, x in images.items()}) for i in range(len(chunk))]
         parts = iter(made)

@@ -104,16 +104,21 @@ def write(geometry: Cloud | Mesh, path: str | Path) -> Path:
     and if the file cannot be written.
     """
     path = as_path(path)
-    suffix = path.suffix.lower()
-    if suffix not in (".ply", ".glb"):
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("ply", "glb"):
         raise UserError("is neither .ply nor .glb", where=path, hint="choose one of these suffixes")
-    if not len(geometry.xyz):
-        hint = "raise the tolerance of edges, or check the depth"
-        raise UserError("has no points: all pixels are unknown or at a jump", where=path, hint=hint)
-    faces = geometry.faces if isinstance(geometry, Mesh) else None
-    encode = geometry_files.ply if suffix == ".ply" else geometry_files.glb
-    write_file(path, encode(geometry.xyz, geometry.rgb, faces))
+    write_file(path, encode(geometry, kind))
     return path
+
+
+def encode(geometry: Cloud | Mesh, kind: str) -> bytes:
+    """Returns the file of a cloud or a mesh; kind: ply or glb. Raises UserError if it is empty."""
+    if not len(geometry.xyz):
+        hint = "check the depth, or raise the tolerance of edges"
+        raise UserError("no points: all pixels are unknown or at a jump of depth", hint=hint)
+    faces = geometry.faces if isinstance(geometry, Mesh) else None
+    write_as = geometry_files.ply if kind == "ply" else geometry_files.glb
+    return write_as(geometry.xyz, geometry.rgb, faces)
 
 
 def depth_edges(depth: np.ndarray, valid: np.ndarray, relative: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from modality_forcing.viz import images as colors
 
 # Names of color maps besides matplotlib's. Depth papers color near red, far blue.
 COLORMAPS = {"spectral": "Spectral_r"}
+_STRIP = 4_000_000  # pixels
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,29 @@ class Result:
         if self.depth is None:
             raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
         name = COLORMAPS.get(colormap.lower(), colormap)
+        valid = np.ones(self.depth.shape, bool) if self.valid is None else self.valid
+        # Percentiles of a part of a large map, and a strip at a time: colors need 60 bytes a pixel.
+        step = math.ceil(math.sqrt(self.depth.size / _STRIP))
+        limits = colors.disparity_limits(self.depth[::step, ::step], valid[::step, ::step])
+        rows = max(1, _STRIP // self.depth.shape[1])
         try:
-            return colors.colorize_disparity(self.depth, self.valid, colormap=name)
+            return np.concatenate(
+                [
+                    colors.colorize_disparity(
+                        self.depth[i : i + rows], valid[i : i + rows], limits, colormap=name
+                    )
+                    for i in range(0, len(self.depth), rows)
+                ]
+            )
         except KeyError as error:
             hint = "choose plasma, spectral or another color map of matplotlib"
             raise UserError(f"no color map is named {colormap!r}", hint=hint) from error
 
 
-def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays]]) -> Result:
-    """Returns the result of an image u8 [h w 3] from the members of its ensemble.
+def restore(
+    image: np.ndarray | None, fitted: Fitted, members: Sequence[Sequence[Arrays]]
+) -> Result:
+    """Returns the result of an image u8 [h w 3], if at hand, from the members of its ensemble.
 
     members: of each what `Pipeline.predict` returns for this image.
     """

@@ -160,10 +160,9 @@ def png_bytes(image: np.ndarray, level: int | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def npy_bytes(depth: np.ndarray, valid: np.ndarray | None = None) -> bytes:
-    """Returns the .npy of depth [h w]: float32, NaN where invalid or not finite and positive."""
-    array, valid = io.BytesIO(), _valid_mask(depth, valid)
-    clean = np.where(valid, depth, np.nan).astype(np.float32)
+def npy_bytes(values: np.ndarray, valid: np.ndarray) -> bytes:
+    """Returns the .npy of a map [h w]: float32, NaN where not valid."""
+    array, clean = io.BytesIO(), np.where(valid, values, np.nan).astype(np.float32)
     np.lib.format.write_array(array, clean, allow_pickle=False)
     return array.getvalue()
 
@@ -199,7 +198,7 @@ def save_depth(
     stem = as_path(stem)
     png, about = png16_bytes(depth, valid, unit)
     contents = {
-        ".npy": npy_bytes(depth, valid),
+        ".npy": npy_bytes(depth, _valid_mask(depth, valid)),
         ".png": png,
         ".json": about,
         "_color.png": png_bytes(colorize_disparity(depth, valid)),

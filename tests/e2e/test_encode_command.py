@@ -108,7 +108,7 @@ def test_latents_are_sampled_to_images(folders, runs, tmp_path, mforce):
     image = np.asarray(Image.open(path))
     assert image.shape == (small.PIXELS, small.PIXELS, 3) and image.std() > 0
     done = mforce(*sample, "i2d", "--image", path, text, autoencoder)
-    assert done.code == 0 and (tmp_path / "out" / "i2d_000_depth.npy").is_file(), done.err
+    assert done.code == 0 and (tmp_path / "out" / "joint_000_image_depth.npy").is_file(), done.err
     needed = "name their autoencoder with --autoencoder flux2:PATH"
     refused(mforce(*sample, "t2i", text), needed)
     refused(mforce(*sample, "t2i", autoencoder, *new), "no cache has the caption 'a caption that")

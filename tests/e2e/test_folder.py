@@ -83,11 +83,11 @@ def test_both_phases_and_depth_of_a_photo(photos: Path, tmp_path: Path, mforce):
         out,
     )
     assert (done.code, done.err) == (0, ""), done.err
-    assert {path.name for path in out.iterdir()} == {
-        f"i2d_000_{n}"
-        for n in ("image.png", "depth.npy", "depth.png", "depth.json", "depth_color.png")
-    }
-    assert np.load(out / "i2d_000_depth.npy", allow_pickle=False).shape == (16, 16)
+    names = {f"a_depth{end}" for end in (".npy", ".png", ".json", "_color.png")}
+    assert {path.name for path in out.iterdir()} == {*names, "manifest.jsonl"}
+    with Image.open(photo) as opened:
+        size = opened.size
+    assert np.load(out / "a_depth.npy", allow_pickle=False).shape == size[::-1]
 
     done = mforce(
         "evaluate", "--checkpoint", tmp_path / "forcing", "--out", tmp_path / "scores.json"

@@ -32,10 +32,10 @@ SAMPLE = {
         [*I2D, "--image={sample_dir}/photo.jpg", "--depth={sample_dir}/depth.npy"],
         r"mode i2d has no use for --depth",
     ),
-    "no_image": (I2D, r"mode i2d needs an input; name it with --image FILE"),
+    "no_image": (I2D, r"mode i2d needs an input; name it with --image FILE, or a folder"),
     "no_depth": (
         ["--mode=partial", OUT],
-        r"mode partial needs an input; name it with --depth FILE",
+        r"mode partial needs an input; name it with --depth FILE, or a folder",
     ),
     "idle_refine": (
         [*I2D, "--image={sample_dir}/photo.jpg", "--refine"],
@@ -60,7 +60,7 @@ SAMPLE = {
     "missing_image": ([*I2D, "--image={sample_dir}/none.jpg"], r"none\.jpg: no such file"),
     "image_is_a_folder": (
         [*I2D, "--image={sample_dir}/empty"],
-        r"empty: is a folder, not a file; check --image",
+        r"empty: no file to work on; known kinds are \.jpg",
     ),
     "truncated_image": (
         [*I2D, "--image={sample_dir}/truncated.jpg"],
@@ -84,8 +84,8 @@ SAMPLE = {
         r"objects\.npy: cannot be read as a .npy of numbers",
     ),
     "cropped_away": (
-        [*D2I, "--depth={sample_dir}/edges.npy"],
-        r"its center holds no valid depth; use --resize-mode stretch",
+        [*D2I, "--depth={sample_dir}/edges.npy", "--fit=crop"],
+        r"edges\.npy: its center holds no valid depth; use another fit, such as letterbox",
     ),
     "no_scale": (
         [*D2I, "--depth={sample_dir}/depth16.png"],
@@ -293,6 +293,6 @@ def test_invalid_pixels_are_accepted(mforce: Command, sample_dir: Path, forcing_
     )
     assert done.code == 0, done.err
     assert done.err == ""
-    assert re.search(r"d2i_000_image\.png\n", done.out)
-    with Image.open(io.BytesIO((sample_dir / "out/d2i_000_image.png").read_bytes())) as opened:
-        assert opened.size == (16, 16)
+    assert re.search(r"with_nan_image\.png\n", done.out)
+    with Image.open(io.BytesIO((sample_dir / "out/with_nan_image.png").read_bytes())) as opened:
+        assert opened.size == (32, 24)

@@ -45,7 +45,7 @@ def test_invalid_numbers_are_refused(convert, text):
         ("evaluate", "--sweep=log2_alpha:0..1", "--trajectory-sweep"),
         ("evaluate", "--list=l.txt", "--frame-list"),
         ("evaluate", "--pictures=8", "--save-images"),
-        ("sample", "--fit=stretch", "--resize-mode"),
+        ("sample", "--resize-mode=stretch", "--fit"),
     ],
 )
 def test_old_options_are_refused_with_the_new_ones(command, old, new, capsys):

@@ -15,7 +15,7 @@ pytest.importorskip("shtab")
 def test_script_completes_commands_and_options(mforce, shell: str):
     done = mforce("completion", shell)
     assert (done.code, done.err) == (0, "")
-    assert "evaluate" in done.out and "resize-mode" in done.out
+    assert "evaluate" in done.out and "max-errors" in done.out
     if program := shutil.which(shell):
         subprocess.run([program, "-n"], input=done.out, text=True, check=True)
 

@@ -9,9 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing import cli
-from modality_forcing.commands import sample
-from modality_forcing.data.resize import Window
 from modality_forcing.generator import Generator, Output
 from tests.runs import refused
 
@@ -90,33 +87,33 @@ def test_joint(mforce, forcing_run: Path, tmp_path: Path):
 
 def test_image_to_depth(mforce, forcing_run: Path, photo: Path, tmp_path: Path):
     files = make(mforce, forcing_run, tmp_path / "out", "i2d", "--image", photo)
-    assert set(files) == names("i2d", 1, "_image.png", *DEPTH)
-    cropped = depth_of(tmp_path / "out", "i2d_000_depth")
-    stretch = ["--image", photo, "--resize-mode", "stretch"]
-    make(mforce, forcing_run, tmp_path / "stretched", "i2d", *stretch)
-    assert not np.array_equal(depth_of(tmp_path / "stretched", "i2d_000_depth"), cropped)
-    assert cropped.shape == (16, 16) and np.isfinite(cropped).all()
+    assert set(files) == {"manifest.jsonl", *(f"photo{kind}" for kind in DEPTH)}
+    whole = depth_of(tmp_path / "out", "photo_depth")
+    assert whole.shape == (24, 40) and np.isfinite(whole).all()
+    crop = ["--image", photo, "--fit", "crop"]
+    make(mforce, forcing_run, tmp_path / "cropped", "i2d", *crop)
+    cropped = depth_of(tmp_path / "cropped", "photo_depth")
+    assert np.isfinite(cropped[:, 8:32]).all() and np.isnan(cropped[:, :8]).all()
 
 
 def test_depth_to_image(mforce, forcing_run: Path, sparse: Path, tmp_path: Path):
     options = ["--depth", sparse, "--n", 2, "--depth-scale"]
     files = make(mforce, forcing_run, tmp_path / "out", "d2i", *options, 0.001)
-    assert set(files) == names("d2i", 2, "_image.png", *DEPTH)
-    depth = depth_of(tmp_path / "out", "d2i_000_depth")
-    assert 0 < np.isfinite(depth).mean() < 1, "unknown pixels stay unknown"
-    np.testing.assert_array_equal(depth, depth_of(tmp_path / "out", "d2i_001_depth"))
-    assert files["d2i_000_image.png"] != files["d2i_001_image.png"]
+    assert set(files) == {"manifest.jsonl", "sparse_000_image.png", "sparse_001_image.png"}
+    assert files["sparse_000_image.png"] != files["sparse_001_image.png"]
+    with Image.open(tmp_path / "out/sparse_000_image.png") as opened:
+        assert (opened.mode, opened.size) == ("RGB", (40, 24))
     # Depth is relative: the unit of the file does not matter.
     meters = make(mforce, forcing_run, tmp_path / "meters", "d2i", *options, 1)
-    assert meters["d2i_000_image.png"] == files["d2i_000_image.png"]
+    assert meters["sparse_000_image.png"] == files["sparse_000_image.png"]
 
 
 def test_partial(mforce, forcing_run: Path, sparse: Path, tmp_path: Path):
     options = ["--depth", sparse, "--depth-scale", 0.001, "--solver", "heun", "--steps", 2]
     close = make(mforce, forcing_run, tmp_path / "close", "partial", *options, "--log2-alpha", -8)
     loose = make(mforce, forcing_run, tmp_path / "loose", "partial", *options, "--log2-alpha", 8)
-    assert set(close) == set(loose) == names("partial", 1, "_image.png", *DEPTH)
-    assert close["partial_000_image.png"] != loose["partial_000_image.png"]
+    assert set(close) == set(loose) == {"manifest.jsonl", "sparse_image.png"}
+    assert close["sparse_image.png"] != loose["sparse_image.png"]
 
 
 @pytest.mark.parametrize("run", ["t2i_run", "forcing_run"])
@@ -134,21 +131,12 @@ def test_checkpoint_is_a_workdir_its_checkpoints_or_a_step(mforce, t2i_run: Path
     assert made[0] == made[1] == made[2]
 
 
-def test_resize_modes():
-    wide = np.zeros((24, 40, 3))
-    assert sample.window(wide, (16, 16), "stretch") == Window(0, 0, 24, 40)
-    assert sample.window(wide, (16, 16), "crop") == Window(0, 8, 24, 24)
-    assert sample.window(wide, (16, 32), "crop") == Window(2, 0, 20, 40)
-
-
-def test_size_of_the_pictures(mforce, forcing_run: Path, photo: Path, sparse: Path, tmp_path: Path):
-    for mode, given in (("i2d", ["--image", photo]), ("d2i", ["--depth", sparse])):
-        scale = ["--depth-scale", 0.001] if mode == "d2i" else []
-        size = ["--size", "32x16"]
-        make(mforce, forcing_run, tmp_path / mode, mode, *given, *scale, *size)
-        assert np.load(tmp_path / mode / f"{mode}_000_depth.npy").shape == (16, 32)
-        with Image.open(tmp_path / mode / f"{mode}_000_image.png") as image:
-            assert image.size == (32, 16)
+def test_size_of_the_pictures(mforce, forcing_run: Path, tmp_path: Path):
+    size = ["--size", "32x16", "--steps", 1]
+    make(mforce, forcing_run, tmp_path / "out", "joint", *size)
+    assert np.load(tmp_path / "out/joint_000_depth.npy").shape == (16, 32)
+    with Image.open(tmp_path / "out/joint_000_image.png") as image:
+        assert image.size == (32, 16)
 
 
 def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
@@ -162,42 +150,29 @@ def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
         assert done.code == 2 and message in done.err and not (tmp_path / "o").exists()
 
 
-def test_inputs_have_the_resolution_of_the_model(photo: Path, sparse: Path):
-    options = cli.build_parser().parse_args(
-        ["sample", "--checkpoint", "c", "--mode", "i2d", "--out", "o", "--image", str(photo)]
-    )
-    assert sample.read_inputs(options, (16, 16))["image"].shape == (16, 16, 3)
-    options.image, options.depth, options.depth_scale = None, sparse, 0.001
-    inputs = sample.read_inputs(options, (16, 16))
-    assert inputs["depth"].shape == inputs["valid"].shape == (16, 16)
-    values = inputs["depth"][inputs["valid"]]
-    assert len(values) and values.min() >= 1 and values.max() <= 9
-
-
-def test_mark_of_missing_depth_is_noticed_and_excluded(tmp_path: Path, capsys):
-    counts = np.arange(1000, 1000 + 32 * 32, dtype=np.uint16).reshape(32, 32)
-    counts[:4] = 65535
-    path = tmp_path / "depth.png"
-    Image.fromarray(counts).save(path)
-    options = cli.build_parser().parse_args(
-        [
-            "sample",
-            "--checkpoint=c",
-            "--mode=d2i",
-            "--out=o",
-            f"--depth={path}",
-            "--depth-scale=0.001",
-        ]
-    )
-    assert sample.read_inputs(options, (32, 32))["depth"].max() == np.float32(65.535)
-    note = f"{path}: 65.535 fills 12% of it; if it marks missing depth, set --depth-invalid"
-    assert capsys.readouterr().err.startswith(note)
-    for name, value in (("depth_invalid", 65535.0), ("depth_max", 60.0)):
-        vars(options).update(depth_invalid=None, depth_max=None)
-        vars(options)[name] = value
-        inputs = sample.read_inputs(options, (32, 32))
-        assert inputs["depth"].max() < 2.1 and not inputs["valid"][:4].any()
-        assert inputs["valid"][4:].all() and capsys.readouterr().err == ""
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["joint", "--fit", "crop"], "mode joint has no use for --fit"),
+        (["joint", "--formats", "npy"], "mode joint has no use for --formats"),
+        (["d2i", "--depth", "{photo}", "--ensemble", 2], "mode d2i has no use for --ensemble"),
+        (["i2d", "--image", "{photo}", "--fov", 60], "--fov is for --points; add --points"),
+        (["i2d", "--image", "{photo}", "--points", "ply", "--fov", 200], "field of view is 200"),
+        (["i2d", "--image", "{photo}", "--formats", "npy,jpg"], "unknown format 'jpg'; choose of"),
+        (["i2d", "--image", "{photo}", "--scale-from", "none.csv"], "none.csv: no such file"),
+        (
+            ["i2d", "--image", "{photo}", "--depth-scale", 1],
+            "mode i2d has no use for --depth-scale",
+        ),
+        (["i2d", "--image", "{photo}", "--max-errors", 2], "'2' is not a fraction from 0 to 1"),
+    ],
+)
+def test_wrong_requests_are_one_line(mforce, photo: Path, tmp_path: Path, options, message: str):
+    mode, *rest = (str(x).format(photo=photo) for x in options)
+    out = tmp_path / "out"
+    done = mforce("sample", "--checkpoint", tmp_path, "--out", out, "--mode", mode, *rest)
+    refused(done, message)
+    assert not out.exists()
 
 
 def test_images_that_are_not_finite_are_never_written(mforce, t2i_run, tmp_path, monkeypatch):

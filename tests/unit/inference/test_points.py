@@ -96,6 +96,6 @@ def test_what_cannot_be_written(tmp_path: Path):
     with pytest.raises(UserError, match="this result has no depth"):
         points.cloud(Result(IMAGE))
     empty = points.cloud(Result(IMAGE, np.zeros_like(FLOOR)))
-    with pytest.raises(UserError, match="has no points: all pixels are unknown or at a jump"):
+    with pytest.raises(UserError, match="no points: all pixels are unknown or at a jump of depth"):
         points.write(empty, tmp_path / "cloud.ply")
     assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,311 @@
+"""Folders of photographs or depth maps: read, run in batches, written, resumed.
+
+Files are taken in groups of one batch. While the network runs, the next group is read and the last
+one is written. Results are functions of a file and the settings, and every group runs the same
+program: a job that was killed and resumed leaves the bytes of one that was not.
+
+Memory: three groups of small photographs are in it at most. Of one with more than `_LARGE` pixels
+only the network's input is kept; its results are made, one photograph at a time, as it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from modality_forcing import locks
+from modality_forcing.data.files import holds_floats, read_depth
+from modality_forcing.data.names import printable_name
+from modality_forcing.data.pairs import repeated_values
+from modality_forcing.data.resize import Size
+from modality_forcing.errors import UserError
+from modality_forcing.generator import KEPT_TEXTS
+from modality_forcing.inference import fit as fits
+from modality_forcing.inference import outputs
+from modality_forcing.inference.fit import Arrays, Fitted
+from modality_forcing.inference.job import Job
+from modality_forcing.inference.manifest import NAME, Entry, Manifest
+from modality_forcing.inference.metric import Measured, align
+from modality_forcing.inference.photos import Item, file_version, read_photo
+from modality_forcing.inference.pipeline import Pipeline
+from modality_forcing.inference.points import FOV
+from modality_forcing.inference.result import Result, restore
+from modality_forcing.paths import glob, remove, write_file
+from modality_forcing.progress import ProgressMeter, print_stderr
+
+_LARGE = 4_000_000
+_WORKERS = 4  # threads that read and compress; decoders and zlib release Python's lock
+_PREFIX = 50  # characters of a name that temporary files surely keep
+_EVERY_S = 2.0  # between two reports, where they are lines
+
+Maps = tuple[np.ndarray, np.ndarray]  # depth f32 and valid bool [h w]
+# What the network made of one file: by member of an ensemble and placement.
+Members = Sequence[Sequence[Arrays]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many files have results, how many of these had them before, and which failed."""
+
+    done: int
+    before: int
+    failed: tuple[UserError, ...]
+    outputs: tuple[Path, ...]  # that were written now
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    item: Item
+    fitted: Fitted
+    image: np.ndarray | None = None  # None: too large to be kept
+    depth: Maps | None = None
+    fov: float | None = None
+    measured: Measured | None = None
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The files of an item by name, and its entry in the manifest."""
+
+    files: dict[str, bytes]
+    entry: Entry
+
+
+def run_job(pipeline: Pipeline, items: Sequence[Item], job: Job) -> Summary:
+    """Works on files and writes the results, and a manifest beside them.
+
+    Files with current results are left as they are. One that cannot be used is a line on stderr and
+    an entry of the manifest; a single file raises its error.
+
+    Raises UserError if too many fail or none is left, and if results cannot be written.
+    """
+    with locks.hold(job.out, "--out", ".sample.lock"):
+        _remove_temp_files(job.out, items)
+        with _Run(pipeline, items, job) as run:
+            return run.main()
+
+
+class _Run:
+    def __init__(self, pipeline: Pipeline, items: Sequence[Item], job: Job):
+        self.pipeline, self.items, self.job = pipeline, items, job
+        # A single file is a program of one example; of more, the last group is filled up.
+        self.batch = pipeline.batch if len(items) > 1 else 1
+        self.settings = job.digest(pipeline)
+        self.manifest = Manifest(job.out)
+        self.failed: list[UserError] = []
+        self.outputs: list[Path] = []
+
+    def __enter__(self) -> _Run:
+        self.pool = ThreadPoolExecutor(_WORKERS, "photos")
+        self.writer = ThreadPoolExecutor(1, "results")  # one: groups are written in order
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pool in (self.pool, self.writer):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def main(self) -> Summary:
+        """Works on all files."""
+        wanted = {item for item in self.items if not self._is_current(item)}
+        before = self.done = len(self.items) - len(wanted)
+        meter = ProgressMeter(self.job.mode, len(self.items), done=before, every=_EVERY_S)
+        self.meter = meter if len(self.items) > 1 else None
+        # Groups of all the files, so that they are the same when a job resumes.
+        groups = [self.items[i : i + self.batch] for i in range(0, len(self.items), self.batch)]
+        groups = [kept for g in groups if (kept := [item for item in g if item in wanted])]
+        pending: Future[None] | None = None  # of the last group
+        reads = self._read(groups[0]) if groups else []
+        for i, group in enumerate(groups):
+            loaded = [future.result() for future in reads]
+            reads = self._read(groups[i + 1]) if i + 1 < len(groups) else []
+            encoded = self._predict(loaded)
+            if pending is not None:
+                pending.result()
+            pending = self.writer.submit(self._finish, group, encoded)
+        if pending is not None:
+            pending.result()
+        if self.meter is not None:
+            self.meter.close()
+        self.manifest.close(printable_name(item.name) for item in self.items)
+        done = len(self.items) - len(self.failed)
+        if not done:
+            hint = "each has its line above"
+            raise UserError(f"none of {len(self.items)} files could be used", hint=hint)
+        return Summary(done, before, tuple(self.failed), tuple(self.outputs))
+
+    def _is_current(self, item: Item) -> bool:
+        wanted = {"version": file_version(item.path), "settings": self.settings, "status": "done"}
+        return self.manifest.is_current(printable_name(item.name), wanted)
+
+    def _read(self, group: Sequence[Item]) -> list[Future[_Loaded | UserError]]:
+        return [self.pool.submit(_load, item, self.job, self.pipeline.size) for item in group]
+
+    def _predict(
+        self, loaded: Sequence[_Loaded | UserError]
+    ) -> list[Callable[[], _Encoded | UserError]]:
+        """Runs the network on a group and starts to encode the results."""
+        good = [x for x in loaded if isinstance(x, _Loaded)]
+        made: list[list[Members]] = [[] for _ in good]  # by file and variant
+        for number, caption in enumerate(self.job.variants if good else []):
+            sampling = replace(self.job.sampling, repetition=number)
+            members = [
+                self.pipeline.predict(
+                    self.job.mode,
+                    [x.fitted for x in good],
+                    [caption] * len(good),
+                    sampling=sampling,
+                    member=member,
+                    batch=self.batch,
+                    free_text=len(self.job.variants) <= KEPT_TEXTS,
+                )
+                for member in range(self.job.ensemble)
+            ]
+            for variants, one in zip(made, zip(*members, strict=True), strict=True):
+                variants.append(one)
+        variants = iter(made)
+        encoded: list[Callable[[], _Encoded | UserError]] = []
+        for x in loaded:
+            encode = partial(_encode, x, next(variants) if isinstance(x, _Loaded) else [], self.job)
+            waits = isinstance(x, _Loaded) and x.fitted.is_larger(_LARGE)
+            encoded.append(encode if waits else self.pool.submit(encode).result)
+        return encoded
+
+    def _finish(
+        self, group: Sequence[Item], encoded: Sequence[Callable[[], _Encoded | UserError]]
+    ) -> None:
+        """Writes a group in the order of its files, then its entries."""
+        entries: list[Entry] = []
+        for item, encode in zip(group, encoded, strict=True):
+            one = encode()
+            about = {
+                "name": printable_name(item.name),
+                "file": printable_name(str(item.path)),
+                "version": file_version(item.path),
+                "settings": self.settings,
+            }
+            if isinstance(one, UserError):
+                self._skip(one)
+                entries.append({**about, "status": "failed", "error": str(one)})
+                continue
+            for name, content in one.files.items():
+                write_file(self.job.out / name, content)
+                self.outputs.append(self.job.out / name)
+            entries.append({**about, "status": "done", **one.entry})
+        self.manifest.add(entries)
+        self.done += len(group)
+        if self.meter is not None:
+            is_last = self.done == len(self.items)
+            report = self.meter.report if is_last else self.meter.update
+            report(self.done, failed=len(self.failed))
+
+    def _skip(self, error: UserError) -> None:
+        """Notes a file that failed; raises UserError if these are too many."""
+        if self.meter is None:
+            raise error
+        self.meter.close()
+        print_stderr(f"skipped {error}")
+        self.failed.append(error)
+        if len(self.failed) > self.job.max_errors * len(self.items):
+            counts = f"{len(self.failed)} of {len(self.items)} files could not be used"
+            what = f"{counts}, more than --max-errors={self.job.max_errors:g} allows"
+            hint = "fix them or raise --max-errors, and the same command resumes"
+            raise UserError(what, hint=hint)
+
+
+def _load(item: Item, job: Job, size: Size) -> _Loaded | UserError:
+    """Reads a file and makes the network's inputs of it."""
+    try:
+        if job.mode != "i2d":
+            return _load_depth(item, job, size)
+        photo = read_photo(item.path)
+        fitted = fits.fit_image(photo.image, size, job.fit)
+        find = None if job.scale is None else job.scale.measured
+        measured = None if find is None else find(item.path, item.name, fitted.size)
+        kept = photo.image if job.shows_image and not fitted.is_larger(_LARGE) else None
+        return _Loaded(item, fitted, kept, fov=photo.fov, measured=measured)
+    except UserError as error:
+        return _named(error, item)
+
+
+def _load_depth(item: Item, job: Job, size: Size) -> _Loaded:
+    if job.depth_form.scale is not None and holds_floats(item.path):
+        what = "holds floats, which --depth-scale does not apply to"
+        raise UserError(what, where=item.path, hint="leave it out")
+    depth, valid = read_depth(item.path, job.depth_form)
+    count, _, value, fraction = repeated_values([("", lambda: (depth, valid))])
+    if count:
+        hint = "set --depth-invalid to the stored number, or --depth-max"
+        what = f"{value:g} fills {fraction:.0%} of it; if it marks missing depth, {hint}"
+        print_stderr(f"{item.path}: {what}")
+    return _Loaded(item, fits.fit_depth(depth, valid, size, job.fit), depth=(depth, valid))
+
+
+def _encode(
+    loaded: _Loaded | UserError, variants: Sequence[Members], job: Job
+) -> _Encoded | UserError:
+    """Returns the files of an item, from what the network made of it."""
+    if isinstance(loaded, UserError):
+        return loaded
+    try:
+        rows, columns = loaded.fitted.size
+        entry: dict[str, object] = {"mode": job.mode, "size": [columns, rows]}
+        files = {}
+        for number, members in enumerate(variants):
+            suffix = f"_{number:03d}" if len(variants) > 1 else ""
+            encode = _encode_depth if job.mode == "i2d" else _encode_image
+            made = encode(loaded, members, job, entry)
+            files |= {f"{loaded.item.name}{suffix}{end}": x for end, x in made.items()}
+        entry["outputs"] = [printable_name(name) for name in files]
+        return _Encoded(files, entry)
+    except UserError as error:
+        return _named(error, loaded.item)
+
+
+def _encode_depth(
+    loaded: _Loaded, members: Members, job: Job, entry: dict[str, object]
+) -> dict[str, bytes]:
+    image = loaded.image
+    if image is None and job.shows_image:
+        image = read_photo(loaded.item.path).image
+    result, unit = restore(image, loaded.fitted, members), "relative"
+    if loaded.measured is not None:
+        result, scaling = align(result, loaded.measured)
+        unit = "metric"
+        entry["scaling"] = asdict(scaling)
+    entry["unit"] = unit
+    files = outputs.depth_files(result, job.formats, unit)
+    if job.geometry:
+        fov = job.fov or loaded.fov or FOV
+        entry["fov"] = round(fov, 3)
+        files |= outputs.geometry_files(result, job.geometry, fov)
+    return files
+
+
+def _encode_image(
+    loaded: _Loaded, members: Members, job: Job, entry: dict[str, object]
+) -> dict[str, bytes]:
+    del entry
+    (placements,) = members  # an ensemble is of depth only
+    image = fits.restore_image([x["image"] for x in placements], loaded.fitted)
+    assert loaded.depth is not None
+    return outputs.image_files(Result(image, *loaded.depth), job.formats)
+
+
+def _remove_temp_files(out: Path, items: Sequence[Item]) -> None:
+    """Removes what a killed job left of files that it was writing."""
+    folders = {(out / item.name).parent for item in items}
+    for left in (path for folder in folders for path in glob(folder, ".*.*")):
+        names = (f".{(out / item.name).name}_"[:_PREFIX] for item in items)
+        if left.name.startswith((f".{NAME}.", *names)):
+            remove(left)
+
+
+def _named(error: UserError, item: Item) -> UserError:
+    """Returns an error that names its file."""
+    path = printable_name(str(item.path))
+    return error if path in str(error) else UserError(str(error), where=path)

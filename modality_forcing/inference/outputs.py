@@ -1,0 +1,106 @@
+"""The files of a result: depth as numbers and in colors, uncertainty, images, point clouds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from modality_forcing.data.resize import limit_longer_side
+from modality_forcing.errors import UserError
+from modality_forcing.exr_io import depth_bytes
+from modality_forcing.inference import points
+from modality_forcing.inference.result import Result
+from modality_forcing.viz import images
+
+FORMATS = ("npy", "png", "exr", "color", "spectral", "side")
+DEFAULT_FORMATS = ("npy", "png", "color")
+GEOMETRY = ("ply", "glb")
+_LEVEL = 3  # of compression: a sixth of the time of the highest, for a tenth more bytes
+_SIDE_PIXELS = 1600  # of the longer side of each half of a side-by-side image, which is for viewing
+
+
+def parse_formats(text: str) -> tuple[str, ...]:
+    """Returns the formats of a list such as "npy,color"; raises UserError for an unknown one."""
+    chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if unknown := [name for name in chosen if name not in FORMATS]:
+        hint = f"choose of {', '.join(FORMATS)}"
+        raise UserError(f"unknown format {unknown[0]!r}", hint=hint)
+    if not chosen:
+        raise UserError("no format is given", hint=f"choose of {', '.join(FORMATS)}")
+    return chosen
+
+
+def depth_files(result: Result, formats: Sequence[str], unit: str) -> dict[str, bytes]:
+    """Returns the files of estimated depth by the ending of their names.
+
+    formats: of FORMATS. unit: of depth, for the 16-bit PNG. Raises UserError for a result without
+    depth and for exr without its package.
+    """
+    if result.depth is None:
+        raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
+    depth, sigma = result.depth, result.uncertainty
+    valid = np.ones(depth.shape, bool) if result.valid is None else result.valid
+    files: dict[str, bytes] = {}
+    for name in formats:
+        if name == "npy":
+            files["_depth.npy"] = images.npy_bytes(depth, valid)
+            if sigma is not None:
+                files["_uncertainty.npy"] = images.npy_bytes(sigma, valid)
+        elif name == "png":
+            png, about = images.png16_bytes(depth, valid, unit, _LEVEL)
+            files |= {"_depth.png": png, "_depth.json": about}
+        elif name == "exr":
+            files["_depth.exr"] = depth_bytes(depth * valid, "--formats=exr")
+        elif name == "color":
+            files["_depth_color.png"] = images.png_bytes(result.colored(), _LEVEL)
+            if sigma is not None:
+                files["_uncertainty_color.png"] = images.png_bytes(_shades(sigma, valid), _LEVEL)
+        elif name == "spectral":
+            colors = result.colored("spectral")
+            files["_depth_spectral.png"] = images.png_bytes(colors, _LEVEL)
+        elif name == "side":
+            files["_side.png"] = side_by_side(result)
+    return files
+
+
+def image_files(result: Result, formats: Sequence[str]) -> dict[str, bytes]:
+    """Returns the files of a generated image; of the formats only `side` is one of images."""
+    if result.image is None:
+        raise UserError("this result has no image", hint="use a mode that makes images")
+    files = {"_image.png": images.png_bytes(result.image, _LEVEL)}
+    return files | ({"_side.png": side_by_side(result)} if "side" in formats else {})
+
+
+def geometry_files(result: Result, kind: str, fov: float) -> dict[str, bytes]:
+    """Returns the point cloud and the mesh of a result, none if it has no surface.
+
+    kind: ply or glb. fov: across the longer side, in degrees.
+    """
+    cloud, mesh = points.cloud(result, fov), points.mesh(result, fov)
+    return {
+        f"_{name}.{kind}": points.encode(geometry, kind)
+        for name, geometry in (("points", cloud), ("mesh", mesh))
+        if len(geometry.xyz)
+    }
+
+
+def side_by_side(result: Result) -> bytes:
+    """Returns the PNG of image and depth in colors, side by side, small enough to be viewed."""
+    assert result.image is not None
+    halves = [_shrunk(result.image), _shrunk(result.colored())]
+    return images.png_bytes(np.concatenate(halves, axis=1), _LEVEL)
+
+
+def _shrunk(image: np.ndarray) -> np.ndarray:
+    rows, columns = limit_longer_side((image.shape[0], image.shape[1]), _SIDE_PIXELS)
+    if (rows, columns) == image.shape[:2]:
+        return image
+    resized = Image.fromarray(image).resize((columns, rows), reducing_gap=2.0)
+    return np.asarray(resized)
+
+
+def _shades(sigma: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    limits = (0.0, float(np.percentile(sigma[valid], 98)) if valid.any() else 0.0)
+    return images.colorize(sigma, valid, limits, colormap="magma")

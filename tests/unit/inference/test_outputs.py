@@ -1,0 +1,72 @@
+"""Files of results."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.data.files import DepthFormat, read_depth
+from modality_forcing.errors import UserError
+from modality_forcing.inference import outputs
+from modality_forcing.inference.result import Result
+
+RNG = np.random.default_rng(0)
+DEPTH = RNG.uniform(1, 5, (6, 9)).astype(np.float32)
+VALID = RNG.random((6, 9)) < 0.8
+IMAGE = RNG.integers(0, 256, (6, 9, 3), np.uint8)
+RESULT = Result(IMAGE, np.where(VALID, DEPTH, np.float32(0)), VALID, np.full_like(DEPTH, 0.5))
+
+
+def image(content: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(content)))
+
+
+def test_every_format(tmp_path):
+    pytest.importorskip("OpenEXR")
+    files = outputs.depth_files(RESULT, outputs.FORMATS, "metric")
+    kinds = ("npy", "png", "json", "exr")
+    names = {f"_depth.{kind}" for kind in kinds} | {"_depth_color.png", "_depth_spectral.png"}
+    assert set(files) == names | {"_uncertainty.npy", "_uncertainty_color.png", "_side.png"}
+    for ending in ("_depth.npy", "_depth.exr", "_depth.png"):
+        (tmp_path / f"x{ending}").write_bytes(files[ending])
+    with Image.open(tmp_path / "x_depth.png") as opened:
+        scale, unit = float(opened.info["scale"]), opened.info["unit"]
+    assert unit == "metric"
+    for ending, form in (
+        ("_depth.npy", DepthFormat()),
+        ("_depth.exr", DepthFormat()),
+        ("_depth.png", DepthFormat(scale)),
+    ):
+        depth, valid = read_depth(tmp_path / f"x{ending}", form)
+        np.testing.assert_array_equal(valid, VALID)
+        np.testing.assert_allclose(depth[valid], DEPTH[VALID], atol=scale)
+    np.testing.assert_array_equal(image(files["_depth_color.png"]), RESULT.colored())
+    np.testing.assert_array_equal(image(files["_depth_spectral.png"]), RESULT.colored("spectral"))
+    side = image(files["_side.png"])
+    np.testing.assert_array_equal(side[:, :9], IMAGE)
+    np.testing.assert_array_equal(side[:, 9:], RESULT.colored())
+    sigma = np.load(io.BytesIO(files["_uncertainty.npy"]))
+    np.testing.assert_array_equal(sigma, np.where(VALID, np.float32(0.5), np.nan))
+
+
+def test_images_and_geometry():
+    assert set(outputs.image_files(RESULT, ("npy", "color"))) == {"_image.png"}
+    assert set(outputs.image_files(RESULT, ("side",))) == {"_image.png", "_side.png"}
+    flat = Result(IMAGE, np.ones_like(DEPTH))
+    assert set(outputs.geometry_files(flat, "glb", 60)) == {"_points.glb", "_mesh.glb"}
+    assert outputs.geometry_files(Result(IMAGE, np.zeros_like(DEPTH)), "ply", 60) == {}
+
+
+def test_large_side_by_side_images_are_shrunk():
+    wide = Result(np.zeros((2, 4000, 3), np.uint8), np.ones((2, 4000), np.float32))
+    assert image(outputs.side_by_side(wide)).shape == (1, 3200, 3)
+
+
+def test_formats():
+    assert outputs.parse_formats("npy, side,npy") == ("npy", "side")
+    for text, message in (("npy,obj", "unknown format 'obj'"), (" ", "no format is given")):
+        with pytest.raises(UserError, match=message):
+            outputs.parse_formats(text)
