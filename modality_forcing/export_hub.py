@@ -40,7 +40,9 @@ class Repository:
         """
         if not _REPO.fullmatch(self.name):
             raise UserError(f"--push-to-hub is {self.name!r}", hint="write OWNER/NAME")
-        paths.require_disk(out, "exports for --push-to-hub")
+        if paths.is_address(out):
+            hint = "name an --out on a disk, whose files are sent"
+            raise UserError("--push-to-hub reads no bucket", where=out, hint=hint)
         self._call("reached", _client().whoami)
 
     def push(self, folder: Path) -> str:
@@ -82,8 +84,8 @@ class Repository:
             return call()
         except Exception as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            reason = lines[0] if lines else type(error).__name__
+            said = re.split(r"\n|\. ", str(error).strip(), maxsplit=1)[0]
+            reason = said or type(error).__name__
             no_token = type(error).__name__ == "LocalTokenNotFoundError"
             hint = (
                 _LOG_IN if no_token else _HINTS.get(status or 0, "check the network and the name")

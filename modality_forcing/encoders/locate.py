@@ -60,7 +60,8 @@ def fetch(location: str | Path, patterns: Sequence[str] = PATTERNS) -> Found:
     if hub is None:
         hint = f"write {HUB}:OWNER/NAME or {HUB}:OWNER/NAME@REVISION"
         raise UserError("is not a repository of the hub", where=location, hint=hint)
-    return _download(hub["repo"], hub["folder"].strip("/"), hub["revision"], patterns)
+    hint = "check the network, the name, and that the account may see it"
+    return _download(hub["repo"], hub["folder"].strip("/"), hub["revision"], patterns, hint=hint)
 
 
 def below(location: str | Path, folder: str) -> str:
@@ -104,20 +105,25 @@ def list_tensors(names: list[str]) -> str:
     return some if len(names) <= _SHOWN else f"{some} and {len(names) - _SHOWN} more tensors"
 
 
-def _download(repo: str, folder: str, revision: str | None, patterns: Sequence[str]) -> Found:
+def _download(
+    repo: str,
+    folder: str,
+    revision: str | None,
+    patterns: Sequence[str],
+    *,
+    hint: str = "give a folder that is there",
+) -> Found:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        hint = "give a folder that is there, or pip install 'modality_forcing[encoders]' to fetch"
+        install = "or pip install 'modality_forcing[encoders]' to fetch from the hub"
         where = f"{repo}/{folder}".strip("/")
-        raise UserError(
-            "no such file or folder", where=where, hint=f"{hint} from the hub"
-        ) from error
+        hint = f"give a folder that is there, {install}"
+        raise UserError("no such file or folder", where=where, hint=hint) from error
     allowed = [f"{folder}/{name}" if folder else name for name in patterns]
     try:
         fetched = Path(snapshot_download(repo, revision=revision, allow_patterns=allowed))
     except Exception as error:  # a dozen kinds: no network, no such repository, no access
         reason = str(error).strip().partition("\n")[0]
-        hint = "give a folder that is there"
         raise UserError(f"cannot be fetched ({reason})", where=repo, hint=hint) from error
     return Found(fetched / folder, fetched.name)  # a snapshot's folder is named by its commit

@@ -16,6 +16,7 @@ import pytest
 from modality_forcing import export_hub
 from modality_forcing.errors import UserError
 from modality_forcing.export_hub import Repository
+from modality_forcing.paths import as_path
 from tests.runs import Command, refused
 
 huggingface_hub = pytest.importorskip("huggingface_hub")
@@ -165,8 +166,10 @@ def test_hub_out_of_reach_is_one_line(hub: Hub, folder: Path):
 
 def test_wrong_names_are_refused_before_the_hub_is_asked(hub: Hub, folder: Path):
     for name in ("name", "a/b/c", "owner/", "owner/na me", "../name"):
-        with pytest.raises(UserError, match="--push-to-hub is .*; write OWNER/NAME"):
+        with pytest.raises(UserError, match=r"--push-to-hub is .*; write OWNER/NAME"):
             Repository(name).check(folder)
+    with pytest.raises(UserError, match="reads no bucket; name an --out on a disk"):
+        Repository("owner/name").check(as_path("gs://bucket/out"))
     assert hub.requests == []
 
 

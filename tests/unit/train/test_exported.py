@@ -86,6 +86,9 @@ def test_hub_is_asked_for_the_files_of_an_export(exports, forcing_run: Path, mon
     open_export(Path("hf://owner/name"))
     patterns = ["manifest.json", "weights.safetensors", "weights/*"]
     assert asked == [("owner/name", "v1", patterns), ("owner/name", None, patterns)]
+    hub.snapshot_download = lambda *given, **named: 1 / 0
+    with pytest.raises(UserError, match=r"owner/name: cannot be fetched \(div.* check the net"):
+        open_export("hf:owner/name")
     with pytest.raises(UserError, match="hf:name: is not a repository of the hub; write hf:OWNER"):
         open_export("hf:name")
 
