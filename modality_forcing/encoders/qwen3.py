@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from modality_forcing.encoders.layers import einsum, rms_norm, weight
+from modality_forcing.encoders.layers import FeedForward, einsum, rms_norm, weight
 from modality_forcing.encoders.weights import Tensor
 from modality_forcing.errors import UserError
 
@@ -169,29 +169,14 @@ class Attention(nnx.Module):
         return x + einsum("blgmk,gmkd->bld", mixed, self.out[...].reshape(g, -1, k, d))
 
 
-class FeedForward(nnx.Module):
-    """Adds an MLP of each token to the states, gated by a SiLU."""
-
-    def __init__(self, c: Qwen3Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
-        self.c = c
-        d, f = c.hidden, c.mlp_dim
-        self.scale = nnx.Param(jnp.ones(d, dtype))
-        self.gate, self.up = (weight(d, f, std=d**-0.5, rngs=rngs, dtype=dtype) for _ in range(2))
-        self.down = weight(f, d, std=f**-0.5, rngs=rngs, dtype=dtype)
-
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        y = rms_norm(x, self.scale[...], self.c.eps)
-        gate, up = (einsum("bld,df->blf", y, w[...]) for w in (self.gate, self.up))
-        hidden = (jax.nn.silu(gate) * up).astype(y.dtype)
-        return x + einsum("blf,fd->bld", hidden, self.down[...])
-
-
 class Block(nnx.Module):
     """Attention, then MLP, each after a norm."""
 
     def __init__(self, c: Qwen3Config, *, rngs: nnx.Rngs, dtype: DTypeLike):
         self.attention = Attention(c, rngs=rngs, dtype=dtype)
-        self.feed_forward = FeedForward(c, rngs=rngs, dtype=dtype)
+        self.feed_forward = FeedForward(
+            c.hidden, c.mlp_dim, activation="silu", eps=c.eps, rngs=rngs, dtype=dtype
+        )
 
     def __call__(
         self, x: Float[Array, "b l d"], mask: Bool[Array, "b l l"]
