@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +38,7 @@ _REQUIRES: Mapping[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dataset:
+class Dataset(ABC):
     """A data set as its authors distribute it.
 
     The docstring of its module states layout, unit, invalid values and source.
@@ -54,13 +55,13 @@ class Dataset:
     unit: Unit = "metric"
     options: tuple[str, ...] = ()
 
+    @abstractmethod
     def open(self, root: Path, split: str) -> RecordSource:
         """Returns the records of a split. Record i depends only on i, in any process.
 
         Raises UserError if the folder does not hold the data set or lacks the list of a split.
         Reading a record raises UserError if one of its files is damaged or missing.
         """
-        raise NotImplementedError
 
     def with_options(self, options: Mapping[str, str]) -> Dataset:
         """Returns the data set with options. Raises UserError for an unknown or invalid one."""
