@@ -126,6 +126,7 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
             message, code = f"{lost}; run the same command again to resume", 1
         elif request is not None:
             resumes = command.resumable and getattr(request, "resumes", True)
+            resumes = resumes and not getattr(options, "dry_run", False)
             hint = "; run the same command again to resume" if resumes else ""
             message, code = f"{str(request) or 'interrupted'}{hint}", signals.exit_code(request)
             agreed = getattr(request, "agreed", False)

@@ -78,20 +78,25 @@ class VAEConfig:
         """Pixels along one side of a packed latent."""
         return self.patch * 2 ** (len(self.widths) - 1)
 
-    @staticmethod
-    def from_dict(config: Mapping[str, Any]) -> VAEConfig:
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any], where: object = "config.json") -> VAEConfig:
         """Reads a diffusers config.json; an empty one, for weights without, means FLUX.2.
 
-        Raises UserError for the config of another network.
+        where: its path, for messages. Raises UserError for the config of another network.
         """
+        try:
+            return cls._from_dict(config)
+        except UserError as error:
+            raise UserError(str(error), where=where) from None
+
+    @classmethod
+    def _from_dict(cls, config: Mapping[str, Any]) -> VAEConfig:
         if config and config.get("_class_name") != _CLASS:
-            what = f"config.json is of {config.get('_class_name')}, not of {_CLASS}"
+            what = f"is of {config.get('_class_name')}, not of {_CLASS}"
             raise UserError(what, hint="name the folder of FLUX.2's VAE")
         for key, value in _FIXED.items():
             if config.get(key, value) != value:
-                what = (
-                    f"config.json has {key} {config[key]}; of {_CLASS}, only {value} is known here"
-                )
+                what = f"has {key} {config[key]}; of {_CLASS}, only {value} is known here"
                 raise UserError(what)
         default = VAEConfig()
 
@@ -103,17 +108,17 @@ class VAEConfig:
             if not isinstance(numbers, list | tuple) or not all(
                 isinstance(x, kinds) and not isinstance(x, bool) and x > 0 for x in numbers
             ):
-                what = f"config.json has {key} {shorten(repr(value))}"
+                what = f"has {key} {shorten(repr(value))}"
                 raise UserError(what, hint="download it again")
             return tuple(numbers) if isinstance(default, tuple) else value
 
         widths = read("block_out_channels", default.widths)
         patch = set(read("patch_size", (default.patch,)))
         if len(patch) != 1:
-            what = f"config.json has patch_size {config['patch_size']}"
+            what = f"has patch_size {config['patch_size']}"
             raise UserError(f"{what}; only square patches are known here")
         decoder = config.get("decoder_block_out_channels")
-        return VAEConfig(
+        return cls(
             widths,
             read("decoder_block_out_channels", widths) if decoder else widths,
             layers=read("layers_per_block", default.layers),

@@ -156,7 +156,7 @@ class FrozenEncoders:
         is_split = self._image_weights["encoder"] is not self._image_weights["decoder"]
         if is_split and "_class_name" not in described:  # it describes the release as a whole
             described = {}
-        return VAEConfig.from_dict(described)
+        return VAEConfig.from_dict(described, self._image_weights["encoder"].folder / "config.json")
 
     @cached_property
     def _text_weights(self) -> Checkpoint:

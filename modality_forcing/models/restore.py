@@ -59,6 +59,8 @@ def merge_params(
         what = "; ".join(f"{kind}: {_some(paths)}" for kind, paths in problems.items() if paths)
         hint = "use a checkpoint of this config, or name the new modalities in "
         hint += "train.allow_missing_modalities"
+        if problems["misshaped"]:
+            hint = "use a checkpoint of this size, or a config with the sizes of the checkpoint"
         raise UserError(f"the weights do not fit ({what})", where=where, hint=hint)
     return unflatten({path: have.get(path, leaf) for path, leaf in everything.items()})
 

@@ -211,9 +211,9 @@ def build_text_encoder(
             cache.check("text", width=c.channels, tokens=c.tokens)
         return CachedTextStates(c.tokens, tuple(caches.values()))
     raise UserError(
-        "text.vocab_size is 0, and nothing says where states of a frozen text encoder come from",
-        hint="set text.encoder=umt5:PATH or qwen3:PATH (sampling: --text-encoder) or data.cache, "
-        "or learn words: encoders=none in configs/t2i",
+        "the network reads the states of a text encoder, and none is named",
+        hint="name it with --text-encoder=qwen3:PATH or umt5:PATH; in a config, set text.encoder "
+        "or data.cache, or learn words: encoders=none in configs/t2i",
     )
 
 

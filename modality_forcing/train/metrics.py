@@ -92,7 +92,7 @@ def param_table(params: Mapping[str, Any], frozen: Mapping[str, Any] | None = No
     def table(tree: Mapping[str, Any]) -> str:
         return parameter_overview.get_parameter_overview(dict(tree), include_stats=False) + "\n"
 
-    return table(params) + (f"\nFrozen by train.freeze:\n{table(frozen)}" if frozen else "")
+    return table(params) + (f"\nFrozen:\n{table(frozen)}" if frozen else "")
 
 
 def param_summary(params: Mapping[str, Any]) -> str:

@@ -222,7 +222,11 @@ def _klein(spec: str, where: str, resolution: int) -> Released:
 def _is_distilled(folder: Path, where: str) -> bool:
     """Returns what model_index.json says; without it, False if the name says "base"."""
     if is_file(index := folder / _INDEX):
-        return read_object(index, hint="download it again").get("is_distilled") is True
+        found = read_object(index, hint="download it again").get("is_distilled", False)
+        if not isinstance(found, bool):
+            what = f"is_distilled is {found!r}"
+            raise UserError(what, where=index, hint="it must be true or false: download it again")
+        return found
     return "base" not in where.rstrip("/").rpartition("/")[2]
 
 

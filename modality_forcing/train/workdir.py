@@ -54,6 +54,7 @@ SCHEDULE_KEYS = (
     "train.decay_fraction",
     "train.branch_from",
 )
+_SHOWN = 3  # keys in a message
 _OTHER_WORKDIR = "choose another --workdir"
 
 
@@ -147,7 +148,7 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
     """Returns whether a workdir holds this run already; writes nothing.
 
     ignore: prefixes of further keys that may differ. Raises UserError if the workdir holds another
-    run, naming the first key that differs, or cannot be a folder.
+    run, naming the first keys that differ, or cannot be a folder.
     """
     check_folder(workdir, "--workdir", utf8=True)
     path = workdir / "config.json"
@@ -158,19 +159,23 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
         return False
     saved = read_config(workdir)
     ours, theirs = flatten(to_dict(config), "."), flatten(saved, ".")
+    differ: dict[str, str] = {}
     for key in sorted({*ours, *theirs}):
         # A key that an earlier version did not know had what is now its default.
         new, old = ours.get(key), theirs[key] if key in theirs else _default(key)
         new, old = _resolve_key(key, new), _resolve_key(key, old)
         if new != old and not key.startswith((*NON_IDENTITY_KEYS, *ignore)):
-            _check_version(saved, path)
-            for folder in step_folders(workdir / "checkpoints")[-1:]:
-                with suppress(DamagedCheckpoint):
-                    check_same_run(workdir, saved, read_metadata(folder))
-            what = f"the workdir holds a run with {key}={old!r}, not {new!r}"
-            moved = f"; if that was moved, change {key} in its config.json"
-            hint = _OTHER_WORKDIR + (moved if key in _PATHS else "")
-            raise UserError(what, where=workdir, hint=hint)
+            differ[key] = f"{key}={old!r}, not {new!r}"
+    if differ:
+        _check_version(saved, path)
+        for folder in step_folders(workdir / "checkpoints")[-1:]:
+            with suppress(DamagedCheckpoint):
+                check_same_run(workdir, saved, read_metadata(folder))
+        more = f", and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
+        what = f"the workdir holds a run with {', '.join(list(differ.values())[:_SHOWN])}{more}"
+        moved = [key for key in differ if key in _PATHS]
+        hint = f"; if that was moved, change {moved[0]} in its config.json" if moved else ""
+        raise UserError(what, where=workdir, hint=_OTHER_WORKDIR + hint)
     return True
 
 

@@ -49,7 +49,7 @@ def test_base_weights_stay_and_updates_are_read_merged(base, finished):
     jax.tree.map(np.testing.assert_array_equal, flatten(frozen), start)
     assert all(map(lora.is_update, flatten(trained)))
     table = (finished / "parameters.txt").read_text()
-    assert "Frozen by train.freeze" in table and "lora/q/a" in table.partition("Frozen")[0]
+    assert "\nFrozen:\n" in table and "lora/q/a" in table.partition("Frozen")[0]
 
 
 def test_export_is_merged_and_an_adapter_is_the_updates_alone(base, finished, tmp_path):

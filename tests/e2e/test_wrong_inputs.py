@@ -144,7 +144,7 @@ CONFIG = {
         [T2I, "--config.train.distill=True"],
         r"train\.distill needs a second modality",
     ),
-    "no_text": ([T2I, "--config.text.vocab_size=0"], r"text\.vocab_size is 0"),
+    "no_text": ([T2I, "--config.text.vocab_size=0"], "states of a text encoder, and none"),
     "no_such_init": ([FORCING, "--config.train.init_from=nowhere"], r"nowhere: no such checkpoint"),
     "scenes_too_small": (
         [T2I, "--config.modalities.image.patch=4", "--config.data.resolution=4"],

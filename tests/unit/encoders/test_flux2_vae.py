@@ -118,7 +118,7 @@ def test_weights_without_a_config_are_flux2():
     [
         (
             {"_class_name": "AutoencoderKL"},
-            "config.json is of AutoencoderKL, not of AutoencoderKLFlux2",
+            "config.json: is of AutoencoderKL, not of AutoencoderKLFlux2",
         ),
         ({"act_fn": "gelu"}, "act_fn gelu"),
         ({"use_quant_conv": False}, "use_quant_conv False"),
@@ -126,7 +126,7 @@ def test_weights_without_a_config_are_flux2():
         ({"patch_size": [1, 2]}, r"patch_size \[1, 2\]"),
         ({"norm_num_groups": 48}, "48 groups do not divide"),
         ({"decoder_block_out_channels": [64]}, "not as many"),
-        ({"block_out_channels": 64}, "config.json has block_out_channels 64; download it again"),
+        ({"block_out_channels": 64}, "config.json: has block_out_channels 64; download it again"),
         ({"layers_per_block": True}, "layers_per_block True"),
         ({"batch_norm_eps": "small"}, "batch_norm_eps 'small'"),
     ],

@@ -29,7 +29,7 @@ def test_text_encoder_hashes_words_by_default():
 
 
 def test_missing_text_encoder_is_refused():
-    with pytest.raises(UserError, match=r"text\.vocab_size is 0"):
+    with pytest.raises(UserError, match="states of a text encoder, and none is named"):
         inputs.open_inputs(replace(CONFIG, text=replace(CONFIG.text, vocab_size=0)))
 
 

@@ -195,3 +195,12 @@ def test_a_missing_tensor_is_found_before_any_is_read(tmp_path):
 )
 def test_specs_are_told_from_paths(spec, expected):
     assert is_released(spec) == expected
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_is_distilled_is_true_or_false(tmp_path, value):
+    spec = pipeline(tmp_path, {"is_distilled": value})
+    with pytest.raises(
+        UserError, match=r"model_index\.json: is_distilled is .*; it must be true or"
+    ):
+        open_released(spec)

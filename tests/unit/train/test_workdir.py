@@ -103,3 +103,13 @@ def test_run_of_a_version_without_a_key_has_its_default(tmp_path):
     assert check_resumable(tmp_path, tiny.forcing())
     with pytest.raises(UserError, match=r"train\.freeze=\[\], not \['trunk'\]"):
         check_resumable(tmp_path, tiny.forcing(freeze=("trunk",)))
+
+
+def test_keys_in_which_a_run_differs_are_named(tmp_path):
+    write_config(tmp_path, tiny.t2i(learning_rate=4e-4, lora_rank=16))
+    changed = r"train.learning_rate=0.0004, not 0.001, train.lora_rank=16, not 0; choose another"
+    with pytest.raises(UserError, match=rf"the workdir holds a run with {changed}"):
+        check_resumable(tmp_path, tiny.t2i(learning_rate=1e-3))
+    many = {"steps": 1, "batch": 1, "b1": 0.5}
+    with pytest.raises(UserError, match=r"train.batch=4, not 1, .*, and 2 more; choose"):
+        check_resumable(tmp_path, tiny.t2i(learning_rate=1e-3, **many))
