@@ -198,7 +198,9 @@ def open_export(where: str | Path, *, adapter: bool = False) -> Export:
     config = checkpoint.parse_config(manifest["config"], where)
     require = paths.require_file if kind_of(manifest) == SAFETENSORS else paths.require_dir
     path = require(found, _AGAIN)
-    return Export(where, path if paths.is_dir(path) else on_disk(path, []), manifest, config)
+    # Orbax takes absolute paths only, and reads buckets by itself.
+    path = paths.resolve(path) if paths.is_dir(path) else on_disk(path, [])
+    return Export(where, path, manifest, config)
 
 
 def _is_sound(manifest: JsonObject) -> bool:

@@ -43,9 +43,11 @@ def assert_read(where: str | Path, run: Path, shardings: Shardings | None = None
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_folder_has_the_weights_of_its_run(exports, forcing_run: Path, kind: str):
+def test_folder_has_the_weights_of_its_run(exports, forcing_run: Path, kind: str, monkeypatch):
     assert is_export(exports[kind]) and not is_export(forcing_run)
     assert_read(exports[kind], forcing_run)
+    monkeypatch.chdir(exports[kind].parent)
+    assert_read(kind, forcing_run)
 
 
 def test_file_alone_is_enough(exports, forcing_run: Path, tmp_path: Path):
