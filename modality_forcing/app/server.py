@@ -82,8 +82,15 @@ def serving(app: App, listening: socket.socket) -> Iterator[None]:
     """
     import uvicorn
 
+    # Its own logging would close the handlers of other libraries, and absl's closes stderr.
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, proxy_headers=False, ws="none", lifespan="on"
+        app,
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        ws="none",
+        lifespan="on",
     )
     logging.getLogger("uvicorn.error").disabled = False
     server = uvicorn.Server(config)
