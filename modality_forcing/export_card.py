@@ -18,7 +18,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.evaluation.report import describe_settings
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import read_object
-from modality_forcing.train.exported import PROGRAM, Export, kind_of
+from modality_forcing.train.exported import NETWORK, PROGRAM, Export, kind_of
 from modality_forcing.train.metric_rows import Row, read_metrics
 from modality_forcing.train.state import Params, params_hash
 from modality_forcing.train.weights import Source, Step
@@ -164,8 +164,7 @@ def _use(manifest: Mapping[str, Any], config: Config) -> str:
         task, given = "i2d", "--image=photo.jpg"
         call = 'depth = p.image_to_depth("photo.jpg").depth'
     if kind_of(manifest) == PROGRAM:
-        steps, size = manifest["program"]["steps"], manifest["program"]["size"]
-        pixels = "x".join(map(str, size))
+        steps, pixels = manifest["program"]["steps"], _size(manifest, config)
         return (
             "```bash\npip install jax flatbuffers\npython run.py images.npy depth.npy 0\n```\n\n"
             f"Images are u8 [b, h, w, 3] of {pixels} pixels (rows x columns), any number of them; "
@@ -184,7 +183,10 @@ def _use(manifest: Mapping[str, Any], config: Config) -> str:
 
 
 def _network(manifest: Mapping[str, Any], config: Config) -> list[tuple[str, object]]:
-    model, entries = config.model, manifest["weights"].values()
+    # Of a program, its frozen encoders are beside the network.
+    prefix = NETWORK if kind_of(manifest) == PROGRAM else ""
+    weights = manifest["weights"].items()
+    model, entries = config.model, [entry for name, entry in weights if name.startswith(prefix)]
     count = sum(math.prod(entry["shape"]) for entry in entries)
     dtypes = ", ".join(sorted({entry["dtype"] for entry in entries}))
     modalities = ", ".join(
@@ -197,7 +199,7 @@ def _network(manifest: Mapping[str, Any], config: Config) -> list[tuple[str, obj
     return [
         ("parameters", f"{count:,} ({dtypes})"),
         ("modalities", modalities),
-        ("resolution", f"{config.data.resolution} px"),
+        ("resolution", f"{_size(manifest, config)} px"),
         ("blocks", blocks + (f"; {model.double_layers} double" if model.double_layers else "")),
         ("family", model.family),
         ("text", f"{text}, {config.text.tokens} tokens"),
@@ -241,10 +243,10 @@ def _limits(manifest: Mapping[str, Any], config: Config) -> str:
             "measurements. Where an image says nothing of depth, as on mirrors, glass and sky, it "
             "is made up; samples of several seeds show where. Do not let safety depend on it."
         )
-    side = config.data.resolution
     lines.append(
-        f"The network works at {side} x {side} pixels; details below that are lost. It knows what "
-        "its data show, and has their biases; beyond them, results are not to be expected."
+        f"The network works at {_size(manifest, config)} pixels (rows x columns); details below "
+        "that are lost. It knows what its data show, and has their biases; beyond them, results "
+        "are not to be expected."
     )
     if not (manifest.get("training") or {}).get("results"):
         lines.append("No benchmark of these weights was found: their accuracy is not stated here.")
@@ -253,6 +255,12 @@ def _limits(manifest: Mapping[str, Any], config: Config) -> str:
             "No license was named for these weights: ask their owner. The code's is Apache-2.0."
         )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _size(manifest: Mapping[str, Any], config: Config) -> str:
+    side = config.data.resolution
+    program = manifest.get("program", {"size": [side, side]})
+    return "{} x {}".format(*program["size"])
 
 
 def _table(rows: Sequence[tuple[str, object]]) -> str:

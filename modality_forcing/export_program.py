@@ -30,14 +30,14 @@ from modality_forcing.export import check_out, license_of, write_folder
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.mirror import fetched
 from modality_forcing.train import exported
-from modality_forcing.train.exported import Export
+from modality_forcing.train.exported import NETWORK, Export
 from modality_forcing.train.state import abstract_model
 from modality_forcing.train.weights import open_weights
 from modality_forcing.tree import JsonObject, flatten, unflatten
 
 FILE, RUN = "i2d.jaxexport", "run.py"
 PLATFORMS = ("cpu", "cuda", "tpu")
-_NETWORK, _AUTOENCODER, _TEXT = "network/", "autoencoder/", "text/"  # prefixes of weights
+_AUTOENCODER, _TEXT = "autoencoder/", "text/"  # prefixes of weights, beside `NETWORK`
 Weights = dict[str, Any]
 
 
@@ -133,6 +133,7 @@ def write(folder: Path, generator: Generator, known: Mapping[str, Any]) -> JsonO
 def build(generator: Generator) -> tuple[jax.export.Exported, Weights]:
     """Returns the program of (weights, images, seed, index) -> depth, and its weights by name."""
     trajectory, (image,) = generator.trajectory("i2d")
+    generator.check_autoencoder()
     modalities, options = generator.modalities, generator.config.sample
     (depth,) = (name for name in modalities if name != image)
     # Of the kernels, this one lowers for every kind of device.
@@ -141,7 +142,7 @@ def build(generator: Generator) -> tuple[jax.export.Exported, Weights]:
     weights, constants = _text(generator)
     flat = flatten(generator.params)
     empty = {name: leaf for name, leaf in flat.items() if isinstance(leaf, Mapping)}
-    weights |= {_NETWORK + name: leaf for name, leaf in flat.items() if name not in empty}
+    weights |= {NETWORK + name: leaf for name, leaf in flat.items() if name not in empty}
     latents = None
     if modalities[image].latent_channels:
         latents, encoder = generator.frozen.latent_program()
@@ -155,7 +156,7 @@ def build(generator: Generator) -> tuple[jax.export.Exported, Weights]:
         batch = {"image": images}
         if latents is not None:
             batch = {"latent": latents(part(weights, _AUTOENCODER), images)}
-        params = unflatten({**empty, **part(weights, _NETWORK)})
+        params = unflatten({**empty, **part(weights, NETWORK)})
         text = {
             name: jnp.broadcast_to(x, (b, *x.shape[1:]))
             for name, x in {**constants, **part(weights, _TEXT)}.items()

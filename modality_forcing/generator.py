@@ -188,9 +188,7 @@ class Generator:
         Raises UserError where the network needs frozen encoders and the config names none.
         """
         c = options or self.config.sample
-        if any(m.latent_channels for m in self.modalities.values()) and not self.frozen.has_image:
-            hint = "name their autoencoder with --autoencoder flux2:PATH"
-            raise UserError("this network makes latents", hint=hint)
+        self.check_autoencoder()
         trajectory, names = self.trajectory(task, c)
         index, count = np.arange(len(captions)) if index is None else index, len(captions)
         if self.mesh is not None:
@@ -214,6 +212,12 @@ class Generator:
             tokens = self._run_sampler(again, cond, text, keys, options=c)
         images = {n: self._fetch(self._decode(n, x))[:count] for n, x in tokens.items()}
         return Output(tokens, images)
+
+    def check_autoencoder(self) -> None:
+        """Raises UserError where the network needs an autoencoder and the config names none."""
+        if any(m.latent_channels for m in self.modalities.values()) and not self.frozen.has_image:
+            hint = "name their autoencoder with --autoencoder flux2:PATH"
+            raise UserError("this network makes latents", hint=hint)
 
     def shift(self, task: str, options: SampleConfig) -> float:
         """Returns the shift of a task's grid of noise levels."""

@@ -84,7 +84,8 @@ class Pipeline:
         """Loads a network onto all devices of this process.
 
         Args:
-          where: whatever `mforce sample --checkpoint` takes: a workdir, a step of it, a release.
+          where: whatever `mforce sample --checkpoint` takes: a workdir, a step of it, an export,
+            hf:OWNER/NAME, a release.
           adapter: a folder of `mforce export --adapter`, put on top.
           int8: keep the matrices of blocks in 8 bits.
           text_encoder, autoencoder: frozen encoders, if not where the config says.

@@ -35,6 +35,7 @@ VERSION = 1  # of the manifest
 METADATA = "modality_forcing"  # the key of the manifest in a file's header
 UNFINISHED = "unfinished.txt"  # in a folder of a bucket, until it has its manifest
 ORBAX, SAFETENSORS, PROGRAM = "orbax", "safetensors", "stablehlo"
+NETWORK = "network/"  # the prefix of a program's weights that are the network's
 _DTYPES = ("float32", "bfloat16", "float16")
 _RELEASED = {"bfl": "flux2-klein", "diffusers": "flux2-klein", "modality-forcing": "mf-flux2"}
 _PATTERNS = (MANIFEST, FILE, f"{FOLDER}/*")  # of the hub, where * goes into folders

@@ -17,6 +17,7 @@ import pytest
 
 from modality_forcing import export_program
 from modality_forcing.config import SampleConfig
+from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.errors import UserError
 from modality_forcing.export_run import read_weights
 from modality_forcing.generator import Generator
@@ -79,6 +80,9 @@ def test_folder_says_what_the_program_does(program: Path, forcing_run: Path):
     manifest = json.loads((program / "manifest.json").read_text())
     described = manifest["program"]
     assert (described["mode"], described["steps"], described["size"]) == ("i2d", 3, [16, 16])
+    card = (program / "README.md").read_text()
+    assert "python run.py images.npy depth.npy 0" in card and "of 16 x 16 pixels" in card
+    assert "after 3 steps" in card and "Pipeline" not in card
     assert described["platforms"] == ["cpu", "cuda", "tpu"]
     loaded = jax.export.deserialize((program / "i2d.jaxexport").read_bytes())
     assert loaded.platforms == ("cpu", "cuda", "tpu") and loaded.nr_devices == 1
@@ -103,6 +107,9 @@ def test_autoencoder_is_a_part_of_the_program(tmp_path: Path):
     sample = SampleConfig(steps=1, guidance={"image": 2.0})
     config = replace(config, modalities=modalities, sample=sample)
     generator = Generator(config, tiny.network(config)[1])
+    without = Generator(config, generator.params, FrozenEncoders())
+    with pytest.raises(UserError, match="makes latents; name their autoencoder with --autoenc"):
+        export_program.build(without)
     program, weights = export_program.build(generator)
     assert str(program.out_avals[0].shape) == "(b, 16, 16)"
     names = {name for name in weights if name.startswith("autoencoder/")}
