@@ -7,6 +7,7 @@ name in that place.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +17,15 @@ import numpy as np
 from PIL import Image
 
 from modality_forcing import paths
-from modality_forcing.data.files import DepthFormat, read_depth
+from modality_forcing.data.files import HEIF_SUFFIXES, DepthFormat, read_depth, register_heif
 from modality_forcing.errors import UserError
 from modality_forcing.inference import outputs, points
 from modality_forcing.inference.result import Result
 from modality_forcing.viz import images
 
 COLORMAPS = ("spectral", "plasma", "gray")
+# Not EPS, for example, which Pillow has another program run.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "HEIF", "AVIF")
 MAX_PIXELS = 50_000_000  # of an uploaded picture: phones make up to 50 million
 MAX_POINTS = 500_000  # of a point cloud; of larger maps some rows and columns are left out
 MAX_STEPS, MAX_ENSEMBLE, MAX_CAPTION, MAX_GUIDANCE, MAX_TILT = 100, 16, 500, 15, 8
@@ -145,7 +148,7 @@ def image_to_depth(model: Model, picture: Path | None, folder: Path, settings: S
     """Estimates the depth of an uploaded picture. Raises UserError if it is missing or no image."""
     if picture is None:
         raise UserError("no picture", hint="upload one, or choose an example")
-    check_pixels(picture)
+    check_picture(picture)
     made = model.image_to_depth(
         picture, ensemble=settings.ensemble, steps=settings.steps or None, seed=settings.seed
     )
@@ -202,25 +205,32 @@ def read_map(path: Path | None) -> np.ndarray:
         what = f"depth in a {path.suffix or 'nameless'} file is not understood"
         raise UserError(what, where=path, hint="upload a .npy of floats or a 16-bit PNG")
     if path.suffix.lower() == ".png":
-        check_pixels(path)
+        check_picture(path)
     depth, valid = read_depth(path, DepthFormat(_PNG_SCALE))
     if depth.size > MAX_PIXELS:
         _refuse_pixels(path, depth.shape[::-1])
     return np.where(valid, depth, np.float32(0))
 
 
-def check_pixels(path: Path) -> None:
-    """Raises UserError for a picture of too many pixels, before any of them is unpacked.
+def check_picture(path: Path) -> None:
+    """Raises UserError for a picture of a format or a size that is not taken, before it is decoded.
 
     What is no picture passes: who reads it says so.
     """
+    if path.suffix.lower() in HEIF_SUFFIXES:
+        register_heif(path)  # or the size could not be read here
     try:
-        with Image.open(path) as opened:
-            size = opened.size
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                size, kind = opened.size, opened.format or "nameless"
     except Image.DecompressionBombError:
         _refuse_pixels(path)
     except Exception:  # of a dozen kinds, which `data.files` tells apart
         return
+    if kind not in FORMATS:
+        hint = f"upload one of {', '.join(FORMATS)}"
+        raise UserError(f"is a picture of the format {kind}", where=path, hint=hint)
     if math.prod(size) > MAX_PIXELS:
         _refuse_pixels(path, size)
 

@@ -194,7 +194,7 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             source = _source(path)
             if isinstance(path, str | Path) and str(path).lower().endswith(HEIF_SUFFIXES):
-                _register_heif(path)
+                register_heif(path)
             with Image.open(source) as opened:
                 if opened.format == "PNG":
                     _verify_png(source)
@@ -217,7 +217,7 @@ def open_image(path: str | Path | BytesIO, kind: str) -> Iterator[Image.Image]:
         raise UserError(what, where=path, hint="replace the file") from error
 
 
-def _register_heif(path: str | Path) -> None:
+def register_heif(path: str | Path) -> None:
     """Teaches Pillow to read the photographs of phones; raises UserError without the package."""
     if importlib.util.find_spec("pillow_heif") is None:
         hint = "pip install 'modality_forcing[heif]', or save it as JPEG"

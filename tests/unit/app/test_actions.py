@@ -163,6 +163,30 @@ def test_too_many_pixels_are_refused_before_they_are_unpacked(photo, folder, mon
         actions.read_map(photo.with_name("depth.npy"))
 
 
+def test_photos_of_phones_are_measured_before_they_are_unpacked(photo, folder, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    path = photo.with_name("photo.HEIC")
+    with Image.open(photo) as opened:
+        heif.from_pillow(opened).save(path)
+    assert names(actions.image_to_depth(Fake(), path, folder, Settings()))
+    monkeypatch.setattr(actions, "MAX_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"photo.HEIC: has 40 x 30 pixels"):
+        actions.image_to_depth(Fake(), path, folder, Settings())
+
+
+def test_formats_that_run_programs_are_not_opened(photo, folder):
+    trojan = photo.with_name("photo.jpg")
+    with Image.open(photo) as opened:
+        opened.save(trojan, "EPS")
+    with pytest.raises(
+        UserError, match=r"photo.jpg: is a picture of the format EPS; upload one of"
+    ):
+        actions.image_to_depth(Fake(), trojan, folder, Settings())
+    trojan.rename(photo.with_name("depth.png"))
+    with pytest.raises(UserError, match=r"depth.png: is a picture of the format EPS"):
+        actions.read_map(photo.with_name("depth.png"))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("depth.txt", "depth in a .txt file"), ("photo.png", "is a color .* image, not 16-bit depth")],
