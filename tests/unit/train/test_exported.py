@@ -159,7 +159,7 @@ def test_what_is_no_export_is_refused(tmp_path: Path):
         open_export(tmp_path / "nowhere")
 
 
-@damage.examples(25)
+@damage.examples(15)
 @given(st.data())
 def test_damage_is_one_line_or_harmless(exports, tmp_path_factory, data):
     kind = data.draw(st.sampled_from(KINDS))
