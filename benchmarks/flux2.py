@@ -1,10 +1,12 @@
 """The FLUX.2 network beside diffusers': seconds of a forward and of a training pass on a CPU.
 
-    python -m benchmarks.flux2    # needs the `parity` extra
+    taskset -c 0 python -m benchmarks.flux2    # needs the `parity` extra
 
 Both have the same sizes: width 512, 2 double and 4 single blocks, 512 text and 1024 image tokens,
-float32. They take turns in one process; the ratio of the medians is theirs to ours, above 1 where
-ours is faster. A training pass is the forward pass and the gradient of every weight.
+float32. They take turns in one process, each first in every second turn. A ratio is theirs to ours
+in one turn, above 1 where ours is faster; on a machine that others use too, that of processor
+seconds says more than that of wall seconds. A training pass is the forward pass and the gradient of
+every weight.
 """
 
 from __future__ import annotations
@@ -105,24 +107,31 @@ def theirs() -> tuple[Callable[[], object], Callable[[], object]]:
     return forward, train
 
 
+def measure(call: Callable[[], object]) -> tuple[float, float]:
+    """Returns the processor seconds and the wall seconds of a call, over all its threads."""
+    wall, processor = time.perf_counter(), time.process_time()
+    call()
+    return time.process_time() - processor, time.perf_counter() - wall
+
+
 def main() -> None:
-    """Prints the medians and their ratios."""
+    """Prints medians, and the median, least and largest of the turns' ratios."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--turns", type=int, default=9, help="of each, after one to warm up")
     turns = parser.parse_args().turns
-    pairs = zip(("forward", "training"), ours(), theirs(), strict=True)
-    for name, *both in pairs:
-        seconds: list[list[float]] = [[], []]
+    for name, mine, other in zip(("forward", "training"), ours(), theirs(), strict=True):
+        pairs = []
         for turn in range(turns + 1):
-            for call, found in zip(both, seconds, strict=True):
-                start = time.perf_counter()
-                call()
-                if turn:
-                    found.append(time.perf_counter() - start)
-        mine, other = (statistics.median(found) for found in seconds)
-        print(f"{name}: ours {mine:.3f} s, diffusers {other:.3f} s, ratio {other / mine:.2f}")
+            swap = turn % 2
+            first, second = (measure(call) for call in ((other, mine) if swap else (mine, other)))
+            pairs.append((second, first) if swap else (first, second))
+        for i, kind in enumerate(("processor", "wall")):
+            ratios = sorted(b[i] / a[i] for a, b in pairs[1:])
+            a, b = (statistics.median(pair[j][i] for pair in pairs[1:]) for j in (0, 1))
+            spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            print(f"{name}, {kind} seconds: ours {a:.3f}, diffusers {b:.3f}, ratio {spread}")
 
 
 if __name__ == "__main__":
