@@ -14,7 +14,7 @@ from modality_forcing.models.layout import is_sharded, spec
 
 ATTENTION = "attention"  # remat policies know what attention's backward pass reads by this name
 CACHE = 2**21  # bytes
-LARGE = 2**28  # bytes
+LARGE = 2**24  # bytes
 BLOCK = 1024  # most tokens in a block of the TPU kernel
 LANES = 128  # its blocks are multiples of this
 KERNELS = {"cpu": "einsum", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # by platform
