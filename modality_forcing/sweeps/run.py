@@ -37,6 +37,11 @@ from modality_forcing.tree import JsonObject
 Log = Callable[[str], None]
 
 
+# Neighbors share what is compiled for each operation, and a quarter of their processor time with
+# it. Every cell has programs of its own, and hundreds would fill the memory.
+_CELLS_IN_CACHES = 4
+
+
 class Failure(NamedTuple):
     """Why a cell failed."""
 
@@ -55,6 +60,7 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
     distributed.devices()  # once, not as a failure of every cell
     failed: dict[str, Failure] = {}
     worker = _Worker(folder, log)
+    worked = 0
     outdated = sum(row["version"] != worker.version for _, row in folder.rows())
     if outdated:
         log(f"warning: {outdated} rows are of another version of the code; fits do not pool them")
@@ -79,8 +85,10 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
                         remove(folder.failure_log(cell))
             if distributed.is_primary():
                 folder.write_rows()
-            jax.clear_caches()  # each width is another program; hundreds would fill the memory
-            gc.collect()
+            worked += 1
+            if worked % _CELLS_IN_CACHES == 0:
+                jax.clear_caches()
+                gc.collect()
     return failed
 
 

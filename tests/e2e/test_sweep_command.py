@@ -20,7 +20,7 @@ LOOP = {"steps": 6, "save_every": 3, "log_every": 2}
 RECORDS = Records(draws=2)
 
 
-def cell(pretrained, seed, rate=1e-3):
+def cell(pretrained, seed=0, rate=1e-3):
     init_from = Run("pretraining", tiny.t2i(**LOOP, learning_rate=rate)) if pretrained else None
     config = tiny.forcing(**LOOP, allow_missing_modalities=("depth",) if pretrained else ())
     depth = replace(config.modalities["depth"], detokenizer_layers=0)  # compiles faster
@@ -41,9 +41,10 @@ def get_sweep(arg):
         return sweep("tiny", points, cell, RECORDS)
     if arg == "raises":
         return 1 / 0
-    return sweep("tiny", product(axis("pretrained", False, True), seeds), cell, RECORDS)
+    points = (*axis("pretrained", False), *product(axis("pretrained", True), seeds))
+    return sweep("tiny", points, cell, RECORDS)
 """
-CELLS = [f"pretrained={p},seed={s}" for p in (False, True) for s in (0, 1)]
+CELLS = ["pretrained=False", "pretrained=True,seed=0", "pretrained=True,seed=1"]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +60,7 @@ def finished(tmp_path_factory, config) -> Path:
     workdir = tmp_path_factory.mktemp("finished") / "sweep"
     done = process("sweep", f"--config={config}", f"--workdir={workdir}")
     assert done.code == 0, done.err
-    assert "4 of 4 cells are done" in done.out
+    assert "3 of 3 cells are done" in done.out
     return workdir
 
 
@@ -79,7 +80,7 @@ def test_interrupted_sweep_has_bitwise_the_same_rows(finished, config, tmp_path)
     )  # within a run
     # Between two phases, after rows were written.
     kill_when_exists(arguments, workdir, "runs/pretraining*/checkpoints/6/meta/metadata")
-    assert len(list(workdir.glob("cells/*.json"))) == 2
+    assert len(list(workdir.glob("cells/*.json"))) == 1
     assert process(*arguments).code == 0
     assert contents(workdir / "cells") == contents(finished / "cells")
     assert (workdir / "rows.jsonl").read_bytes() == (finished / "rows.jsonl").read_bytes()
@@ -98,7 +99,6 @@ def test_interrupted_branch_has_the_row_of_a_run_from_step_0(config, tmp_path, m
             kill_when_exists(
                 arguments, workdir, "runs/forcing_w32_10_*/checkpoints/5/meta/metadata"
             )  # the trunk
-            kill_when_exists(arguments, workdir, "runs/forcing_w32_6_*/config.json")
             assert not list(workdir.glob("cells/*"))
         done = process(*arguments)
         assert done.code == 0, done.err
@@ -110,7 +110,7 @@ def test_interrupted_branch_has_the_row_of_a_run_from_step_0(config, tmp_path, m
 def test_row_has_the_columns_of_its_cell(finished):
     rows = [json.loads(line) for line in (finished / "rows.jsonl").read_text().splitlines()]
     assert [row["cell"] for row in rows] == CELLS
-    scratch, pretrained = rows[0], rows[2]
+    scratch, pretrained = rows[:2]
     assert (scratch["images"], scratch["frames"], pretrained["images"]) == (0, 24, 24)
     phases = pretrained["flops_pretraining"] + pretrained["flops_forcing"]
     assert pretrained["flops"] == phases > scratch["flops"] > 0
@@ -128,15 +128,15 @@ def test_row_has_the_columns_of_its_cell(finished):
 
 def test_pretraining_is_shared(finished):
     assert len(list(finished.glob("runs/pretraining*"))) == 1
-    assert len(list(finished.glob("runs/forcing*"))) == 4
+    assert len(list(finished.glob("runs/forcing*"))) == 3
 
 
 def test_csv_opens_as_a_table(finished):
     from modality_forcing.laws.rows import read
 
     rows = read(finished / "rows.csv")
-    assert list(rows.numbers("images")) == [0, 0, 24, 24] and (rows.numbers("seconds") > 0).all()
-    assert [row["seconds_pretraining"] == "" for row in rows.cells] == [True, True, False, False]
+    assert list(rows.numbers("images")) == [0, 24, 24] and (rows.numbers("seconds") > 0).all()
+    assert [row["seconds_pretraining"] == "" for row in rows.cells] == [True, False, False]
 
 
 def test_finished_sweep_trains_nothing(finished, config, mforce):
@@ -144,14 +144,14 @@ def test_finished_sweep_trains_nothing(finished, config, mforce):
     arguments = ("sweep", f"--config={config}", f"--workdir={finished}")
     assert mforce(*arguments).code == 0
     assert {p: p.stat().st_mtime_ns for p in (finished / "cells").iterdir()} == before
-    assert mforce(*arguments, "--dry-run").out == "4 of 4 cells are done\n"
+    assert mforce(*arguments, "--dry-run").out == "3 of 3 cells are done\n"
 
 
 def test_status_is_a_table(finished, config, mforce, tmp_path):
     table = mforce("sweep", f"--config={config}", f"--workdir={finished}", "--status").out
     done = r"pretrained=True,seed=1 +done +12/12 +\d+\.\d+ +i2d_absrel 0\.\d+"
     assert re.search(done, table), table
-    assert "4 done; 0:00 left" in table
+    assert "3 done; 0:00 left" in table
     table = mforce("sweep", f"--config={config}", f"--workdir={tmp_path}", "--status").out
     assert re.search(r"pretrained=True,seed=1 +waiting +0/12 +\?\n", table), table
     done = mforce("sweep", f"--config={config}", f"--workdir={tmp_path / 'new'}", "--status")
@@ -184,7 +184,7 @@ def test_failed_cell_is_named_with_the_last_line_of_its_log(config, mforce, tmp_
         (["--config={sweep}", "--part=0/2"], r"--part is now --shard"),
         (["--config={sweep}", "--jobs=2"], r"--jobs and --launcher-options are for a launcher"),
         (["--config={sweep}", "--launcher=slurm", "--status"], r"makes the shards itself"),
-        (["--config={sweep}", "--launcher=slurm", "--jobs=9"], r"--jobs=9.*3 groups"),
+        (["--config={sweep}", "--launcher=slurm", "--jobs=9"], r"--jobs=9.*2 groups"),
         (
             ["--config={sweep}", "--launcher=slurm", "--launcher-options='"],
             r"--launcher-options cannot be read",
@@ -231,7 +231,7 @@ def test_plan_prices_a_sweep(config, mforce):
     plan = ("plan", f"--sweep={config}")
     done = mforce(*plan, "--chip", "v5p", "--mfu=0.5", "--json")
     price = json.loads(done.out)
-    assert (price["cells"], len(price["runs"]), price["chips"][0]["mfu"]) == (4, 5, 0.5)
+    assert (price["cells"], len(price["runs"]), price["chips"][0]["mfu"]) == (3, 4, 0.5)
     assert price["flops"] < price["flops_unshared"]
     refused(mforce(*plan, "--chip", "abacus"), "unknown chip 'abacus'")
     refused(mforce(*plan, "--mfu=2"), "MFU of 2")
