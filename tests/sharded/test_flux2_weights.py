@@ -72,7 +72,7 @@ def sample(folder: Path) -> None:
         spec = Path(f"mf-flux2:{folder / 'mf'}")
         generator = Generator.from_checkpoint(spec, mesh=mesh, sample={"steps": 1})
         states = generator._put({n: x[generator._rows(3)] for n, x in text.items()})
-        generator._encode_text = lambda captions, states=states: (states, states)
+        generator.encode_text = lambda captions, states=states: (states, states)
         generator._decode = lambda name, x0: x0
         made.append(generator.run("joint", ["", "", ""]).images)
         for path, weight in flatten(generator.params).items():

@@ -159,7 +159,7 @@ def test_invalid_folder_is_one_line_at_first_use(folders, tmp_path):
         FrozenEncoders(f"umt5:{folders[1]}").states(
             {"tokens": np.zeros((1, 2), np.int32), "mask": np.ones((1, 2), bool)}
         )
-    with pytest.raises(UserError, match=r"config\.json is of None"):
+    with pytest.raises(UserError, match=r"config\.json: is of None"):
         FrozenEncoders("", f"flux2:{folders[0]}").latents(np.zeros((1, 16, 16, 3), np.uint8))
 
 
