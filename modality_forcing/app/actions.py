@@ -20,6 +20,7 @@ from modality_forcing import paths
 from modality_forcing.data.files import HEIF_SUFFIXES, DepthFormat, read_depth, register_heif
 from modality_forcing.errors import UserError
 from modality_forcing.inference import outputs, points
+from modality_forcing.inference.photos import read_photo
 from modality_forcing.inference.result import Result
 from modality_forcing.viz import images
 
@@ -44,9 +45,9 @@ class Model(Protocol):
     """What the page needs of `inference.pipeline.Pipeline`."""
 
     def image_to_depth(
-        self, images: Path, *, ensemble: int, steps: int | None, seed: int
+        self, images: np.ndarray, *, ensemble: int, steps: int | None, seed: int
     ) -> Result:
-        """Estimates the depth of the image of a file."""
+        """Estimates the depth of an image u8 [h w 3]."""
         ...
 
     def depth_to_image(
@@ -80,8 +81,9 @@ class Model(Protocol):
 class Settings:
     """How an answer is made and shown.
 
-    steps, guidance: 0 for the config's. fov: degrees across the longer side. jump: percent of depth
-    between neighbors from which on both are left out of point clouds; KEEP_ALL leaves out none.
+    steps, guidance: 0 for the config's. fov: degrees across the longer side; 0 for what the photo
+    says, else 65. jump: percent of depth between neighbors from which on both are left out of point
+    clouds; KEEP_ALL leaves out none.
 
     Raises UserError for a value that the page does not offer, as a request made by hand may have.
     """
@@ -93,7 +95,7 @@ class Settings:
     strength: float = 1.0
     log2_alpha: float = 0.0
     refine: bool = False
-    fov: float = points.FOV
+    fov: float = 0.0
     jump: float = 10.0
     colormap: str = COLORMAPS[0]
 
@@ -105,7 +107,7 @@ class Settings:
             ("ensemble", 1, MAX_ENSEMBLE),
             ("strength", 0, 1),
             ("log2_alpha", -MAX_TILT, MAX_TILT),
-            ("fov", 10, 150),
+            ("fov", 0, 150),
             ("jump", 1, KEEP_ALL),
         ):
             value = getattr(self, name)
@@ -149,9 +151,11 @@ def image_to_depth(model: Model, picture: Path | None, folder: Path, settings: S
     if picture is None:
         raise UserError("no picture", hint="upload one, or choose an example")
     check_picture(picture)
+    photo = read_photo(picture)
     made = model.image_to_depth(
-        picture, ensemble=settings.ensemble, steps=settings.steps or None, seed=settings.seed
+        photo.image, ensemble=settings.ensemble, steps=settings.steps or None, seed=settings.seed
     )
+    settings = replace(settings, fov=settings.fov or photo.fov or 0.0)
     return write(made, folder, settings, given="image")
 
 
@@ -280,7 +284,8 @@ def write_points(made: Result, folder: Path, settings: Settings) -> tuple[Path |
     """
     assert made.depth is not None
     edge = settings.jump / 100 if settings.jump < KEEP_ALL else _NO_EDGE
-    cloud = points.cloud(made, settings.fov, edge=edge, max_points=MAX_POINTS)
+    fov = settings.fov or points.FOV
+    cloud = points.cloud(made, fov, edge=edge, max_points=MAX_POINTS)
     if not len(cloud.xyz):
         return None, []
     files = [points.write(cloud, folder / f"points.{suffix}") for suffix in ("ply", "glb")]
@@ -288,7 +293,7 @@ def write_points(made: Result, folder: Path, settings: Settings) -> tuple[Path |
         return files[-1], files
     valid = made.depth > 0 if made.valid is None else made.valid
     cut = replace(made, valid=valid & ~points.depth_edges(made.depth, valid, edge))
-    thick = points.cloud(thicken(cut), settings.fov, edge=_NO_EDGE)
+    thick = points.cloud(thicken(cut), fov, edge=_NO_EDGE)
     return points.write(thick, folder / "shown_points.glb"), files
 
 

@@ -27,10 +27,10 @@ def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...],
     """Adds the components of settings that tabs share, folded; returns them with their names."""
     make = {
         "fov": lambda: gr.Slider(
-            *(10, 150, Settings.fov),
+            *(0, 150, 0),
             step=1,
             label="Field of view",
-            info="Of the camera, in degrees across the longer side, for the point cloud.",
+            info="In degrees across the longer side; 0: as the photo says, else 65.",
         ),
         "jump": lambda: gr.Slider(
             *(1, actions.KEEP_ALL, jump),

@@ -25,9 +25,8 @@ class Fake:
 
     called: dict[str, Any] = field(default_factory=dict)
 
-    def image_to_depth(self, images: Path, **how: Any) -> Result:
-        self.called = how
-        image = read_image(images)
+    def image_to_depth(self, images: np.ndarray, **how: Any) -> Result:
+        self.called, image = how, images
         depth = np.linspace(1, 2, image[..., 0].size, dtype=np.float32).reshape(image.shape[:2])
         spread = depth / 10 if how["ensemble"] > 1 else None
         return Result(image, depth, np.ones(depth.shape, bool), spread)
@@ -82,6 +81,22 @@ def test_ensemble_gives_its_uncertainty(photo, folder):
     assert "uncertainty.npy" in names(made) and made.uncertainty is not None
     dark, light = read_image(made.uncertainty)[[0, -1], [0, -1]].astype(int).sum(-1)
     assert dark < light
+
+
+def test_field_of_view_is_that_of_the_photo_unless_one_is_chosen(photo, folder):
+    def width(path: Path, fov: float = 0) -> float:
+        chosen = Settings(jump=actions.KEEP_ALL, fov=fov)
+        made = actions.image_to_depth(Fake(), path, folder, chosen)
+        cloud = trimesh.load(next(file for file in made.files if file.suffix == ".ply"))
+        return 2 * np.abs(cloud.vertices[:, 0] / cloud.vertices[:, 2]).max()
+
+    with Image.open(photo) as opened:
+        exif = opened.getexif()
+        exif.get_ifd(0x8769)[0xA405] = 43  # millimeters, for 35 mm film of 43.27 in diagonal
+        opened.save(photo.with_name("phone.jpg"), exif=exif)
+    assert width(photo.with_name("phone.jpg")) == pytest.approx(39 / 50 * 43.27 / 43, rel=1e-3)
+    assert width(photo) == pytest.approx(39 / 40 * 2 * np.tan(np.radians(65 / 2)), rel=1e-3)
+    assert width(photo, fov=90) == pytest.approx(39 / 40 * 2, rel=1e-3)
 
 
 def test_zero_stands_for_the_number_of_the_config(photo, folder):
