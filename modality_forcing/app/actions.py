@@ -7,37 +7,31 @@ name in that place.
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
 from modality_forcing import paths
-from modality_forcing.data.files import HEIF_SUFFIXES, DepthFormat, read_depth, register_heif
+from modality_forcing.app.settings import COLORMAPS, KEEP_ALL, Settings
+from modality_forcing.app.uploads import check_picture, read_map
 from modality_forcing.errors import UserError
-from modality_forcing.inference import outputs, points
+from modality_forcing.inference import metric, outputs, points
 from modality_forcing.inference.photos import read_photo
 from modality_forcing.inference.result import Result
 from modality_forcing.viz import images
 
-COLORMAPS = ("spectral", "plasma", "gray")
-# Not EPS, for example, which Pillow has another program run.
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "HEIF", "AVIF")
-MAX_PIXELS = 50_000_000  # of an uploaded picture: phones make up to 50 million
+MAX_CAPTION = 500  # characters
+MAX_TABLE = 10**6  # bytes of measurements
 MAX_POINTS = 500_000  # of a point cloud; of larger maps some rows and columns are left out
-MAX_STEPS, MAX_ENSEMBLE, MAX_CAPTION, MAX_GUIDANCE, MAX_TILT = 100, 16, 500, 15, 8
-KEEP_ALL = 100  # percent of depth: larger jumps are no edges
 _SHOWN = 1024  # pixels of the longer side of what the page shows; files have every pixel
 _MAGNIFIED = 256  # at least, so that 32 pixels are not a stamp
 _FEW_POINTS = 60_000  # fewer leave gaps in a viewer that draws each as one pixel
-_NO_EDGE = 1e9  # a jump that depth never makes
-_WHOLE = ("steps", "seed", "ensemble")
 _LEVEL = 3  # of PNGs' compression: fast, for a tenth more bytes
-_PNG_SCALE = 0.001  # of 16-bit PNGs; the unit has no effect on images
+_NO_EDGE = 1e9  # a jump that depth never makes
 
 
 @runtime_checkable
@@ -78,58 +72,6 @@ class Model(Protocol):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How an answer is made and shown.
-
-    steps, guidance: 0 for the config's. fov: degrees across the longer side; 0 for what the photo
-    says, else 65. jump: percent of depth between neighbors from which on both are left out of point
-    clouds; KEEP_ALL leaves out none.
-
-    Raises UserError for a value that the page does not offer, as a request made by hand may have.
-    """
-
-    steps: int = 0
-    seed: int = 0
-    guidance: float = 0.0
-    ensemble: int = 1
-    strength: float = 1.0
-    log2_alpha: float = 0.0
-    refine: bool = False
-    fov: float = 0.0
-    jump: float = 10.0
-    colormap: str = COLORMAPS[0]
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("steps", 0, MAX_STEPS),
-            ("seed", 0, 2**31 - 1),
-            ("guidance", 0, MAX_GUIDANCE),
-            ("ensemble", 1, MAX_ENSEMBLE),
-            ("strength", 0, 1),
-            ("log2_alpha", -MAX_TILT, MAX_TILT),
-            ("fov", 0, 150),
-            ("jump", 1, KEEP_ALL),
-        ):
-            value = getattr(self, name)
-            kinds = int if name in _WHOLE else int | float
-            if not isinstance(value, kinds) or not low <= value <= high:
-                whole = "a whole number " if name in _WHOLE else ""
-                hint = f"choose {whole}from {low} to {high}"
-                raise UserError(f"{name.replace('_', ' ')} is {value!r}", hint=hint)
-        if self.colormap not in COLORMAPS:
-            raise UserError(f"colormap is {self.colormap!r}", hint=f"choose of {COLORMAPS}")
-
-
-def parse_settings(values: Mapping[str, Any]) -> Settings:
-    """Returns settings from numbers as JSON has them, where 4 may be 4.0."""
-
-    def whole(value: Any) -> Any:
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    return Settings(**{name: whole(v) if name in _WHOLE else v for name, v in values.items()})
-
-
-@dataclass(frozen=True)
 class Answer:
     """The files of one answer; None where there is no such thing.
 
@@ -137,6 +79,7 @@ class Answer:
       image, depth, uncertainty: PNGs to look at.
       scene: a point cloud to look at, as .glb.
       files: to download.
+      note: a line to show.
     """
 
     image: Path | None
@@ -144,10 +87,22 @@ class Answer:
     uncertainty: Path | None
     scene: Path | None
     files: tuple[Path, ...]
+    note: str = ""
 
 
-def image_to_depth(model: Model, picture: Path | None, folder: Path, settings: Settings) -> Answer:
-    """Estimates the depth of an uploaded picture. Raises UserError if it is missing or no image."""
+def image_to_depth(
+    model: Model,
+    picture: Path | None,
+    folder: Path,
+    settings: Settings,
+    *,
+    measured: Path | None = None,
+) -> Answer:
+    """Estimates the depth of an uploaded picture.
+
+    measured: a table of measurements (`inference.metric.read_points`), which make meters of depth.
+    Raises UserError if there is no picture, or a file is not what it should be.
+    """
     if picture is None:
         raise UserError("no picture", hint="upload one, or choose an example")
     check_picture(picture)
@@ -156,7 +111,19 @@ def image_to_depth(model: Model, picture: Path | None, folder: Path, settings: S
         photo.image, ensemble=settings.ensemble, steps=settings.steps or None, seed=settings.seed
     )
     settings = replace(settings, fov=settings.fov or photo.fov or 0.0)
-    return write(made, folder, settings, given="image")
+    if measured is None:
+        return write(made, folder, settings, given="image")
+    if (size := paths.size(measured)) > MAX_TABLE:
+        hint = f"give at most {MAX_TABLE // 10**6} MB of measurements"
+        raise UserError(f"has {size} bytes", where=measured, hint=hint)
+    height, width = photo.image.shape[:2]
+    made, scaling = metric.align(made, metric.read_points(measured, (height, width)))
+    sign = "-" if scaling.shift < 0 else "+"
+    note = (
+        f"Meters = {scaling.scale:.3g} × depth {sign} {abs(scaling.shift):.3g}, from "
+        f"{scaling.count} measurements; the mean error at them is {scaling.error:.0%}."
+    )
+    return replace(write(made, folder, settings, given="image", unit="m"), note=note)
 
 
 def depth_to_image(
@@ -198,53 +165,6 @@ def preview(file: Path | None, folder: Path) -> Path | None:
     return _write_png(folder / "given.png", Result(None, depth, depth > 0).colored(COLORMAPS[0]))
 
 
-def read_map(path: Path | None) -> np.ndarray:
-    """Returns an uploaded depth map as f32 [h w], 0 where unknown.
-
-    Raises UserError if there is no file or it is no depth map.
-    """
-    if path is None:
-        raise UserError("no depth map", hint="upload one, or choose an example")
-    if path.suffix.lower() not in (".npy", ".png"):
-        what = f"depth in a {path.suffix or 'nameless'} file is not understood"
-        raise UserError(what, where=path, hint="upload a .npy of floats or a 16-bit PNG")
-    if path.suffix.lower() == ".png":
-        check_picture(path)
-    depth, valid = read_depth(path, DepthFormat(_PNG_SCALE))
-    if depth.size > MAX_PIXELS:
-        _refuse_pixels(path, depth.shape[::-1])
-    return np.where(valid, depth, np.float32(0))
-
-
-def check_picture(path: Path) -> None:
-    """Raises UserError for a picture of a format or a size that is not taken, before it is decoded.
-
-    What is no picture passes: who reads it says so.
-    """
-    if path.suffix.lower() in HEIF_SUFFIXES:
-        register_heif(path)  # or the size could not be read here
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                size, kind = opened.size, opened.format or "nameless"
-    except Image.DecompressionBombError:
-        _refuse_pixels(path)
-    except Exception:  # of a dozen kinds, which `data.files` tells apart
-        return
-    if kind not in FORMATS:
-        hint = f"upload one of {', '.join(FORMATS)}"
-        raise UserError(f"is a picture of the format {kind}", where=path, hint=hint)
-    if math.prod(size) > MAX_PIXELS:
-        _refuse_pixels(path, size)
-
-
-def _refuse_pixels(path: Path, size: Sequence[int] = ()) -> NoReturn:
-    what = f"has {' x '.join(map(str, size)) or 'too many'} pixels"
-    hint = f"scale it down to {MAX_PIXELS // 10**6} million at most"
-    raise UserError(what, where=path, hint=hint)
-
-
 def check_caption(caption: str | None) -> str:
     """Returns a caption without spaces around it; raises UserError if it is too long."""
     text = (caption or "").strip()
@@ -253,8 +173,10 @@ def check_caption(caption: str | None) -> str:
     return text
 
 
-def write(made: Result, folder: Path, settings: Settings, *, given: str = "") -> Answer:
-    """Writes the files of a result. given: what was put in, which is not written."""
+def write(
+    made: Result, folder: Path, settings: Settings, *, given: str = "", unit: str = "relative"
+) -> Answer:
+    """Writes the files of a result. given: what was put in, not to be written. unit: of depth."""
     files: list[Path] = []
     shown: dict[str, Path | None] = dict.fromkeys(("image", "depth", "uncertainty", "scene"))
     if made.image is not None and given != "image":
@@ -262,7 +184,7 @@ def write(made: Result, folder: Path, settings: Settings, *, given: str = "") ->
         files.append(folder / "image.png")
         shown["image"] = _write_png(folder / "shown_image.png", made.image)
     if made.depth is not None and given != "depth":
-        written = outputs.depth_files(made, ("npy", "png"), "relative")
+        written = outputs.depth_files(made, ("npy", "png"), unit)
         for ending in (name for name in written if not name.endswith(".json")):
             paths.write_file(folder / ending.lstrip("_"), written[ending])
             files.append(folder / ending.lstrip("_"))
@@ -274,7 +196,13 @@ def write(made: Result, folder: Path, settings: Settings, *, given: str = "") ->
         scene, clouds = write_points(made, folder, settings)
         shown["scene"] = scene
         files += clouds
-    return Answer(**shown, files=tuple(files))
+    return Answer(
+        image=shown["image"],
+        depth=shown["depth"],
+        uncertainty=shown["uncertainty"],
+        scene=shown["scene"],
+        files=tuple(files),
+    )
 
 
 def write_points(made: Result, folder: Path, settings: Settings) -> tuple[Path | None, list[Path]]:

@@ -11,7 +11,8 @@ import fastapi
 import gradio as gr
 from gradio import themes
 
-from modality_forcing.app import actions, widgets
+from modality_forcing.app import actions, uploads, widgets
+from modality_forcing.app import settings as choices
 from modality_forcing.app.actions import Answer, Model
 from modality_forcing.app.examples import Example
 from modality_forcing.app.sessions import Sessions
@@ -48,7 +49,7 @@ def build(page: Page) -> gr.Blocks:
     with gr.Blocks(
         title="Modality Forcing", analytics_enabled=False, delete_cache=(_CHECK_FILES, _FILE_AGE)
     ) as blocks:
-        megabytes, megapixels = page.max_bytes // 10**6, actions.MAX_PIXELS // 10**6
+        megabytes, megapixels = page.max_bytes // 10**6, uploads.MAX_PIXELS // 10**6
         gr.Markdown(
             f"# Modality Forcing\n{page.about} "
             "The first picture of each kind takes longer, as its program is compiled then."
@@ -114,30 +115,45 @@ def _image_tab(page: Page) -> Callable[[gr.File, gr.Tabs], None]:
             )
             widgets.accept_uploads(picture, page.sessions.root)
             ensemble = gr.Slider(
-                *(1, actions.MAX_ENSEMBLE, 1),
+                *(1, choices.MAX_ENSEMBLE, 1),
                 step=1,
                 label="Ensemble",
                 info="Samples that are averaged; from 2 on their spread is shown.",
             )
             names, rest = widgets.settings("fov", "jump", "steps", "seed", "colormap")
+            with gr.Accordion("Meters from measurements", open=False):
+                measured = gr.File(
+                    label="Table (.csv) with columns x, y, depth: pixels, meters",
+                    type="filepath",
+                    height=140,
+                    elem_id="i2d_measured",
+                )
+                widgets.accept_uploads(measured, page.sessions.root)
             button = gr.Button("Estimate depth", variant="primary", elem_id="i2d_run")
             _examples(page, ["image"], [picture], pictures=True)
         with gr.Column():
             depth = widgets.shown("Depth", "i2d_depth")
+            note = gr.Markdown(visible=False)
             uncertainty = widgets.shown("Uncertainty", "i2d_uncertainty", visible=False)
             scene, files = widgets.scene("i2d_scene"), widgets.downloads("i2d_files")
             reuse = gr.Button("Use this depth for an image", size="sm", visible=False)
 
-    def run(request: gr.Request, picture: str | None, ensemble: Any, *rest: Any) -> Any:
+    def run(
+        request: gr.Request, picture: str | None, measured: str | None, ensemble: Any, *rest: Any
+    ) -> Any:
         settings = widgets.read_settings(names, rest, ensemble=ensemble)
         folder = page.sessions.new_folder(request.session_hash or "")
-        made = actions.image_to_depth(page.model, _path(picture), folder, settings)
+        made = actions.image_to_depth(
+            page.model, _path(picture), folder, settings, measured=_path(measured)
+        )
         spread = gr.update(value=_text(made.uncertainty), visible=made.uncertainty is not None)
         shown = _parts(made, "depth"), _parts(made, "scene", "files")
-        return (*shown[0], spread, *shown[1], gr.update(visible=True))
+        line = gr.update(value=made.note, visible=bool(made.note))
+        return (*shown[0], line, spread, *shown[1], gr.update(visible=True))
 
-    outputs = [depth, uncertainty, scene, files, reuse]
-    widgets.on_click(button, run, [picture, widgets.checked_by_settings(ensemble), *rest], outputs)
+    inputs = [picture, measured, widgets.checked_by_settings(ensemble), *rest]
+    outputs = [depth, note, uncertainty, scene, files, reuse]
+    widgets.on_click(button, run, inputs, outputs)
 
     def connect(depth_file: gr.File, tabs: gr.Tabs) -> None:
         def take(made: list[str] | None) -> Any:
@@ -202,7 +218,7 @@ def _text_tab(page: Page) -> None:
         with gr.Column():
             caption = gr.Textbox(label="Caption", lines=2, elem_id="text_caption")
             tilt = gr.Slider(
-                *(-actions.MAX_TILT, actions.MAX_TILT, 0),
+                *(-choices.MAX_TILT, choices.MAX_TILT, 0),
                 step=0.5,
                 label="Trajectory",
                 info="Below 0 the depth is made first, above 0 the image, at 0 both together.",
@@ -214,7 +230,7 @@ def _text_tab(page: Page) -> None:
             shared = ("guidance", "steps", "seed")
             of_depth = ("fov", "jump", "colormap") if page.has_depth else ()
             # Generated depth is rough: at the usual tolerance few points would be left.
-            names, rest = widgets.settings(*shared, *of_depth, jump=actions.KEEP_ALL)
+            names, rest = widgets.settings(*shared, *of_depth, jump=choices.KEEP_ALL)
             button = gr.Button("Generate", variant="primary", elem_id="text_run")
             _examples(page, ["caption"], [caption], pictures=False)
         with gr.Column():

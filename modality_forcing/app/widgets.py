@@ -13,8 +13,8 @@ import gradio as gr
 from gradio.data_classes import ListFiles
 
 from modality_forcing import paths
-from modality_forcing.app import actions
-from modality_forcing.app.actions import Settings
+from modality_forcing.app import settings as choices
+from modality_forcing.app.settings import Settings
 from modality_forcing.errors import UserError
 from modality_forcing.progress import print_stderr
 
@@ -33,26 +33,26 @@ def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...],
             info="In degrees across the longer side; 0: as the photo says, else 65.",
         ),
         "jump": lambda: gr.Slider(
-            *(1, actions.KEEP_ALL, jump),
+            *(1, choices.KEEP_ALL, jump),
             step=1,
             label="Jumps of depth",
             info="In percent: points where depth jumps by more are left out; at 100 none is.",
         ),
         "guidance": lambda: gr.Slider(
-            *(0, actions.MAX_GUIDANCE, 0),
+            *(0, choices.MAX_GUIDANCE, 0),
             step=0.5,
             label="Guidance",
             info="Influence of the caption; 0: as the checkpoint's config says.",
         ),
         "steps": lambda: gr.Slider(
-            *(0, actions.MAX_STEPS, 0),
+            *(0, choices.MAX_STEPS, 0),
             step=1,
             label="Steps",
             info="Of the sampler; 0: as the checkpoint's config says.",
         ),
         "seed": lambda: gr.Number(0, precision=0, minimum=0, maximum=2**31 - 1, label="Seed"),
         "colormap": lambda: gr.Radio(
-            list(actions.COLORMAPS), value=actions.COLORMAPS[0], label="Colors of depth"
+            list(choices.COLORMAPS), value=choices.COLORMAPS[0], label="Colors of depth"
         ),
     }
     with gr.Accordion("More settings", open=False):
@@ -71,7 +71,7 @@ def checked_by_settings(component: Any) -> Any:
 def read_settings(names: Sequence[str], values: Sequence[Any], **more: Any) -> Settings:
     """Returns settings from the values of components; raises UserError for one not offered."""
     given = dict(zip(names, values, strict=True)) | more
-    return actions.parse_settings({name: v for name, v in given.items() if v is not None})
+    return choices.parse_settings({name: v for name, v in given.items() if v is not None})
 
 
 def shown(label: str, name: str, *, visible: bool = True, height: int = 300) -> gr.Image:

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.app import actions
-from modality_forcing.app.actions import Settings
+from modality_forcing.app import actions, uploads
+from modality_forcing.app.settings import KEEP_ALL, Settings
 from modality_forcing.data.files import read_image, read_png16
 from modality_forcing.errors import UserError
 from modality_forcing.inference.result import Result
@@ -85,7 +85,7 @@ def test_ensemble_gives_its_uncertainty(photo, folder):
 
 def test_field_of_view_is_that_of_the_photo_unless_one_is_chosen(photo, folder):
     def width(path: Path, fov: float = 0) -> float:
-        chosen = Settings(jump=actions.KEEP_ALL, fov=fov)
+        chosen = Settings(jump=KEEP_ALL, fov=fov)
         made = actions.image_to_depth(Fake(), path, folder, chosen)
         cloud = trimesh.load(next(file for file in made.files if file.suffix == ".ply"))
         return 2 * np.abs(cloud.vertices[:, 0] / cloud.vertices[:, 2]).max()
@@ -97,6 +97,35 @@ def test_field_of_view_is_that_of_the_photo_unless_one_is_chosen(photo, folder):
     assert width(photo.with_name("phone.jpg")) == pytest.approx(39 / 50 * 43.27 / 43, rel=1e-3)
     assert width(photo) == pytest.approx(39 / 40 * 2 * np.tan(np.radians(65 / 2)), rel=1e-3)
     assert width(photo, fov=90) == pytest.approx(39 / 40 * 2, rel=1e-3)
+
+
+def test_measurements_make_meters(photo, folder):
+    table = photo.with_name("points.csv")
+    truth = 3 * np.linspace(1, 2, 1200).reshape(30, 40) + 0.5
+    points = [(x, y, truth[y, x]) for x, y in np.random.default_rng(0).integers(0, 30, (12, 2))]
+    table.write_text("x,y,depth\n" + "".join(f"{x},{y},{z}\n" for x, y, z in points))
+    made = actions.image_to_depth(Fake(), photo, folder, Settings(), measured=table)
+    np.testing.assert_allclose(np.load(made.files[0]), truth, rtol=1e-4)
+    with Image.open(made.files[1]) as opened:
+        assert opened.text["unit"] == "m"
+    assert (
+        made.note == "Meters = 3 × depth + 0.5, from 12 measurements; the mean error at them is 0%."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x,y\n1,2\n", "points.csv: lacks a column x, y or depth"),
+        ("x,y,depth\n99,2,1\n", "points.csv: line 2: .* is outside"),
+        ("x,y,depth\n" + "1,2,3\n" * 200_000, "points.csv: has 1200010 bytes; give at most 1 MB"),
+    ],
+)
+def test_wrong_measurements_are_refused(photo, folder, text, message):
+    photo.with_name("points.csv").write_text(text)
+    with pytest.raises(UserError, match=message):
+        measured = photo.with_name("points.csv")
+        actions.image_to_depth(Fake(), photo, folder, Settings(), measured=measured)
 
 
 def test_zero_stands_for_the_number_of_the_config(photo, folder):
@@ -137,28 +166,12 @@ def test_caption_gives_image_and_depth_or_the_image_alone(folder):
     assert names(made) == ["image.png"] and made.scene is None
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({"ensemble": 10**9}, r"ensemble is 1000000000; choose a whole number from 1 to 16"),
-        ({"steps": 2.5}, r"steps is 2.5; choose a whole number from 0 to 100"),
-        ({"strength": float("nan")}, r"strength is nan; choose from 0 to 1"),
-        ({"log2_alpha": "3"}, r"log2 alpha is '3'"),
-        ({"fov": 180}, r"fov is 180"),
-        ({"seed": -1}, r"seed is -1"),
-        ({"colormap": "nothing"}, r"colormap is 'nothing'"),
-    ],
-)
-@pytest.mark.usefixtures("unchecked")
-def test_settings_that_are_not_offered_are_refused(values, message):
-    with pytest.raises(UserError, match=message):
-        actions.parse_settings(values)
-
-
-def test_whole_numbers_may_come_as_floats():
-    settings = actions.parse_settings({"steps": 4.0, "ensemble": 2.0, "fov": 60.0})
-    assert (settings.steps, settings.ensemble) == (4, 2)
-    assert isinstance(settings.steps, int)
+def test_uploads_are_checked_first(photo, folder, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 1000)
+    model = Fake()
+    with pytest.raises(UserError, match=r"photo.png: has 40 x 30 pixels"):
+        actions.image_to_depth(model, photo, folder, Settings())
+    assert model.called == {} and not folder.exists()
 
 
 def test_missing_files_are_asked_for(folder):
@@ -167,49 +180,6 @@ def test_missing_files_are_asked_for(folder):
     with pytest.raises(UserError, match="no depth map; upload one"):
         actions.depth_to_image(Fake(), None, "", folder, Settings())
     assert actions.preview(None, folder) is None
-
-
-def test_too_many_pixels_are_refused_before_they_are_unpacked(photo, folder, monkeypatch):
-    monkeypatch.setattr(actions, "MAX_PIXELS", 1000)
-    with pytest.raises(UserError, match=r"photo.png: has 40 x 30 pixels; scale it down"):
-        actions.image_to_depth(Fake(), photo, folder, Settings())
-    np.save(photo.with_name("depth.npy"), np.ones((40, 30), np.float32))
-    with pytest.raises(UserError, match=r"depth.npy: has 30 x 40 pixels"):
-        actions.read_map(photo.with_name("depth.npy"))
-
-
-def test_photos_of_phones_are_measured_before_they_are_unpacked(photo, folder, monkeypatch):
-    heif = pytest.importorskip("pillow_heif")
-    path = photo.with_name("photo.HEIC")
-    with Image.open(photo) as opened:
-        heif.from_pillow(opened).save(path)
-    assert names(actions.image_to_depth(Fake(), path, folder, Settings()))
-    monkeypatch.setattr(actions, "MAX_PIXELS", 1000)
-    with pytest.raises(UserError, match=r"photo.HEIC: has 40 x 30 pixels"):
-        actions.image_to_depth(Fake(), path, folder, Settings())
-
-
-def test_formats_that_run_programs_are_not_opened(photo, folder):
-    trojan = photo.with_name("photo.jpg")
-    with Image.open(photo) as opened:
-        opened.save(trojan, "EPS")
-    with pytest.raises(
-        UserError, match=r"photo.jpg: is a picture of the format EPS; upload one of"
-    ):
-        actions.image_to_depth(Fake(), trojan, folder, Settings())
-    trojan.rename(photo.with_name("depth.png"))
-    with pytest.raises(UserError, match=r"depth.png: is a picture of the format EPS"):
-        actions.read_map(photo.with_name("depth.png"))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [("depth.txt", "depth in a .txt file"), ("photo.png", "is a color .* image, not 16-bit depth")],
-)
-def test_what_is_no_depth_map_is_refused(photo, name, message):
-    photo.with_name("depth.txt").write_text("1 2 3")
-    with pytest.raises(UserError, match=message):
-        actions.read_map(photo.with_name(name))
 
 
 def test_long_captions_are_refused():
@@ -227,7 +197,7 @@ def test_points_at_jumps_are_left_out(folder):
     assert len(trimesh.load(files[0]).vertices) == 6 * 4
     shown = next(iter(trimesh.load(scene).geometry.values())).vertices
     assert len(shown) > 30_000 and set(np.abs(np.asarray(shown)[:, 2])) == {1, 2}
-    _, files = actions.write_points(made, folder, Settings(jump=actions.KEEP_ALL))
+    _, files = actions.write_points(made, folder, Settings(jump=KEEP_ALL))
     assert len(trimesh.load(files[0]).vertices) == 36
 
 

@@ -1,0 +1,67 @@
+"""Uploaded files, checked before they are unpacked: whoever sends them need not mean well."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+from PIL import Image
+
+from modality_forcing.data.files import HEIF_SUFFIXES, DepthFormat, read_depth, register_heif
+from modality_forcing.errors import UserError
+
+# Not EPS, for example, which Pillow has another program run.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "HEIF", "AVIF")
+MAX_PIXELS = 50_000_000  # of an uploaded picture: phones make up to 50 million
+_PNG_SCALE = 0.001  # of 16-bit PNGs; the unit has no effect on images
+
+
+def check_picture(path: Path) -> None:
+    """Raises UserError for a picture of a format or a size that is not taken, before it is decoded.
+
+    What is no picture passes: who reads it says so.
+    """
+    if path.suffix.lower() in HEIF_SUFFIXES:
+        register_heif(path)  # or the size could not be read here
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                size, kind = opened.size, opened.format or "nameless"
+    except Image.DecompressionBombError:
+        _refuse_pixels(path)
+    except Exception:  # of a dozen kinds, which `data.files` tells apart
+        return
+    if kind not in FORMATS:
+        hint = f"upload one of {', '.join(FORMATS)}"
+        raise UserError(f"is a picture of the format {kind}", where=path, hint=hint)
+    if math.prod(size) > MAX_PIXELS:
+        _refuse_pixels(path, size)
+
+
+def _refuse_pixels(path: Path, size: Sequence[int] = ()) -> NoReturn:
+    what = f"has {' x '.join(map(str, size)) or 'too many'} pixels"
+    hint = f"scale it down to {MAX_PIXELS // 10**6} million at most"
+    raise UserError(what, where=path, hint=hint)
+
+
+def read_map(path: Path | None) -> np.ndarray:
+    """Returns an uploaded depth map as f32 [h w], 0 where unknown.
+
+    Raises UserError if there is no file or it is no depth map.
+    """
+    if path is None:
+        raise UserError("no depth map", hint="upload one, or choose an example")
+    if path.suffix.lower() not in (".npy", ".png"):
+        what = f"depth in a {path.suffix or 'nameless'} file is not understood"
+        raise UserError(what, where=path, hint="upload a .npy of floats or a 16-bit PNG")
+    if path.suffix.lower() == ".png":
+        check_picture(path)
+    depth, valid = read_depth(path, DepthFormat(_PNG_SCALE))
+    if depth.size > MAX_PIXELS:
+        _refuse_pixels(path, depth.shape[::-1])
+    return np.where(valid, depth, np.float32(0))

@@ -1,0 +1,72 @@
+"""Uploaded files that are refused before they are unpacked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from modality_forcing.app import uploads
+from modality_forcing.errors import UserError
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    colors = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(colors).save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_pictures_pass_as_does_what_is_none(photo):
+    uploads.check_picture(photo)
+    photo.write_text("no picture")
+    uploads.check_picture(photo)  # who reads it refuses it
+
+
+def test_too_many_pixels_are_refused(photo, monkeypatch):
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"photo.png: has 40 x 30 pixels; scale it down"):
+        uploads.check_picture(photo)
+    np.save(photo.with_name("depth.npy"), np.ones((40, 30), np.float32))
+    with pytest.raises(UserError, match=r"depth.npy: has 30 x 40 pixels"):
+        uploads.read_map(photo.with_name("depth.npy"))
+
+
+def test_bomb_beyond_the_limit_of_pillow_is_refused(photo, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
+    with pytest.raises(UserError, match=r"photo.png: has too many pixels; scale it down"):
+        uploads.check_picture(photo)
+
+
+def test_photos_of_phones_are_measured_too(photo, monkeypatch):
+    heif = pytest.importorskip("pillow_heif")
+    path = photo.with_name("photo.HEIC")
+    with Image.open(photo) as opened:
+        heif.from_pillow(opened).save(path)
+    uploads.check_picture(path)
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 1000)
+    with pytest.raises(UserError, match=r"photo.HEIC: has 40 x 30 pixels"):
+        uploads.check_picture(path)
+
+
+def test_formats_that_run_programs_are_not_opened(photo):
+    trojan = photo.with_name("photo.jpg")
+    with Image.open(photo) as opened:
+        opened.save(trojan, "EPS")
+    with pytest.raises(UserError, match=r"photo.jpg: is a picture of the format EPS; upload one"):
+        uploads.check_picture(trojan)
+    trojan.rename(photo.with_name("depth.png"))
+    with pytest.raises(UserError, match=r"depth.png: is a picture of the format EPS"):
+        uploads.read_map(photo.with_name("depth.png"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("depth.txt", "depth in a .txt file"), ("photo.png", "is a color .* image, not 16-bit depth")],
+)
+def test_what_is_no_depth_map_is_refused(photo, name, message):
+    photo.with_name("depth.txt").write_text("1 2 3")
+    with pytest.raises(UserError, match=message):
+        uploads.read_map(photo.with_name(name))
