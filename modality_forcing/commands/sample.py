@@ -83,7 +83,7 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     farthest = "what is farther in --depth is unknown"
     add("--depth-max", type=finite_float, metavar="DEPTH", help=farthest)
     fit = "how an input gets the network's size: all of it with padding, its center, all of it "
-    fit += "distorted, or overlapping tiles (letterbox)"
+    fit += "distorted, or overlapping tiles (stretch for images, letterbox for depth)"
     add("--fit", choices=("letterbox", "crop", "stretch", "tiles"), help=fit)
     renamed_option(parser, "--resize-mode", "--fit")
     add("--batch", type=positive_int, help="inputs that are run together (8)")
@@ -154,7 +154,7 @@ def sample_files(options: argparse.Namespace, generator: Generator, items: Seque
     """Works on files: prints the paths of the results of one, or of the manifest of several."""
     from modality_forcing.data.files import DepthFormat
     from modality_forcing.inference import outputs
-    from modality_forcing.inference.fit import parse_fit
+    from modality_forcing.inference.fit import DEPTH_FIT, IMAGE_FIT, parse_fit
     from modality_forcing.inference.folder import run_job
     from modality_forcing.inference.job import Job
     from modality_forcing.inference.metric import ScaleSource
@@ -167,7 +167,7 @@ def sample_files(options: argparse.Namespace, generator: Generator, items: Seque
         mode=options.mode,
         out=options.out,
         sampling=Sampling(_sampling(options, generator), options.seed),
-        fit=parse_fit(options.fit or "letterbox"),
+        fit=parse_fit(options.fit or (IMAGE_FIT if options.mode == "i2d" else DEPTH_FIT)),
         captions=tuple(options.caption) or ("",),
         repetitions=options.n,
         ensemble=options.ensemble or 1,

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
-from PIL import Image
 
 from modality_forcing.data.resize import (
     Size,
@@ -22,9 +21,14 @@ from modality_forcing.data.resize import (
     crop_resize_image,
 )
 from modality_forcing.errors import UserError
+from modality_forcing.inference.enlarge import enlarge_depth, resize_map
 
 Fit = Literal["letterbox", "crop", "stretch", "tiles"]
 FITS: tuple[Fit, ...] = get_args(Fit)
+# Of images the fit with the least error of depth (benchmarks/photo_fits.py). Depth is not
+# distorted, since images that are made for it would be too.
+IMAGE_FIT: Fit = "stretch"
+DEPTH_FIT: Fit = "letterbox"
 _MOST_TILES = 32  # of a very long photograph; its tiles are then letterboxed themselves
 
 # Of one canvas: the network's inputs (image, or depth and valid), or what it made of them.
@@ -118,18 +122,26 @@ def fit_depth(depth: np.ndarray, valid: np.ndarray, canvas: Size, fit: Fit) -> F
     return Fitted((height, width), placements, tuple(inputs))
 
 
-def restore_depth(maps: Sequence[np.ndarray], fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
+def restore_depth(
+    maps: Sequence[np.ndarray],
+    fitted: Fitted,
+    image: np.ndarray | None = None,
+    *,
+    up_to_scale: bool = True,
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 and valid bool [h w] at the original's size, from a map per placement.
+
+    image: the original u8 [h w 3], by whose edges depth is enlarged; bilinear without it.
+    up_to_scale: whether the maps of tiles differ in scale, see below.
 
     What no placement covers is 0 and not valid. Maps [H W] are cut to their boxes before they are
     enlarged, so no value of padding enters. The maps of tiles are each depth up to scale: they get
     the scale at which they agree with the tiles before them where they overlap.
     """
     if len(fitted.placements) > 1:
-        return _merge(maps, fitted), np.ones(fitted.size, bool)
+        return _merge(maps, fitted, image, up_to_scale), np.ones(fitted.size, bool)
     placement = next(iter(fitted.placements))
-    window = placement.window
-    part = resize_map(placement.cut(maps[0]), _window_size(window))
+    window, part = placement.window, _enlarge(maps[0], placement, image)
     if part.shape == fitted.size:
         return part, np.ones(fitted.size, bool)
     depth, valid = np.zeros(fitted.size, np.float32), np.zeros(fitted.size, bool)
@@ -151,14 +163,6 @@ def restore_image(images: Sequence[np.ndarray], fitted: Fitted) -> np.ndarray:
         sums[_slices(p.window)] += weight[..., None] * part
         weights[_slices(p.window)] += weight
     return np.rint(sums / np.where(weights > 0, weights, 1)[..., None]).astype(np.uint8)
-
-
-def resize_map(values: np.ndarray, size: Size) -> np.ndarray:
-    """Returns a map f32 [r c] at another size, bilinear."""
-    if values.shape == size:
-        return values
-    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def _inner_box(size: Size, canvas: Size) -> Window:
@@ -186,13 +190,23 @@ def _tiles(size: Size, canvas: Size) -> tuple[Placement, ...]:
     return tuple(placements)
 
 
-def _merge(maps: Sequence[np.ndarray], fitted: Fitted) -> np.ndarray:
+def _enlarge(values: np.ndarray, placement: Placement, image: np.ndarray | None) -> np.ndarray:
+    """Returns a map [H W] of the canvas at the size of the placement's window."""
+    inner = placement.cut(values)
+    if image is None:
+        return resize_map(inner, _window_size(placement.window))
+    return enlarge_depth(inner, image[_slices(placement.window)])
+
+
+def _merge(
+    maps: Sequence[np.ndarray], fitted: Fitted, image: np.ndarray | None, up_to_scale: bool
+) -> np.ndarray:
     sums, weights = np.zeros((2, *fitted.size), np.float32)
     for values, p in zip(maps, fitted.placements, strict=True):
         size, at = _window_size(p.window), _slices(p.window)
-        part = resize_map(p.cut(values), size)
+        part = _enlarge(values, p, image)
         before = weights[at]
-        if (overlap := before > 0).any():
+        if up_to_scale and (overlap := before > 0).any():
             known = sums[at][overlap] / before[overlap]
             part = part * np.median(known / np.maximum(part[overlap], 1e-30))
         weight = _feather(size)

@@ -226,7 +226,7 @@ def _load(item: Item, job: Job, size: Size) -> _Loaded | UserError:
         fitted = fits.fit_image(photo.image, size, job.fit)
         find = None if job.scale is None else job.scale.measured
         measured = None if find is None else find(item.path, item.name, fitted.size)
-        kept = photo.image if job.shows_image and not fitted.is_larger(_LARGE) else None
+        kept = None if fitted.is_larger(_LARGE) else photo.image
         return _Loaded(item, fitted, kept, fov=photo.fov, measured=measured)
     except UserError as error:
         return _named(error, item)
@@ -270,7 +270,7 @@ def _encode_depth(
     loaded: _Loaded, members: Members, job: Job, entry: dict[str, object]
 ) -> dict[str, bytes]:
     image = loaded.image
-    if image is None and job.shows_image:
+    if image is None:
         image = read_photo(loaded.item.path).image
     result, unit = restore(image, loaded.fitted, members), "relative"
     if loaded.measured is not None:

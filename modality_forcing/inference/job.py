@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from modality_forcing.data.files import DepthFormat
-from modality_forcing.inference.fit import Fit
+from modality_forcing.inference.fit import IMAGE_FIT, Fit
 from modality_forcing.inference.metric import ScaleSource
 from modality_forcing.inference.outputs import DEFAULT_FORMATS
 from modality_forcing.inference.photos import file_version
@@ -39,7 +39,7 @@ class Job:
     mode: str
     out: Path
     sampling: Sampling
-    fit: Fit = "letterbox"
+    fit: Fit = IMAGE_FIT
     captions: tuple[str, ...] = ("",)
     repetitions: int = 1
     ensemble: int = 1
@@ -54,11 +54,6 @@ class Job:
     def variants(self) -> list[str]:
         """The captions of the results of one file; a variant's noise is keyed by its number."""
         return [caption for caption in self.captions for _ in range(self.repetitions)]
-
-    @property
-    def shows_image(self) -> bool:
-        """Whether results show the photograph itself."""
-        return "side" in self.formats or bool(self.geometry)
 
     def digest(self, pipeline: Pipeline) -> str:
         """Returns a hash of all that results depend on besides the file."""

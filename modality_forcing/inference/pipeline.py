@@ -59,14 +59,16 @@ class Pipeline:
 
     Args:
       generator: the network.
-      fit: how inputs get its size: letterbox, crop, stretch or tiles (`inference.fit`).
+      fit: how inputs get its size: letterbox, crop, stretch or tiles (`inference.fit`); by default
+        images are stretched and depth maps letterboxed.
       batch: examples of lists that are run together.
     """
 
-    def __init__(self, generator: Generator, *, fit: str = "letterbox", batch: int = 8):
+    def __init__(self, generator: Generator, *, fit: str | None = None, batch: int = 8):
         if batch < 1:
             raise UserError(f"batch is {batch}", hint="give a number of at least 1")
-        self.generator, self.fit, self.batch = generator, fits.parse_fit(fit), batch
+        self.generator, self.batch = generator, batch
+        self.fit = None if fit is None else fits.parse_fit(fit)
 
     @classmethod
     def from_pretrained(
@@ -77,7 +79,7 @@ class Pipeline:
         int8: bool = False,
         text_encoder: str = "",
         autoencoder: str = "",
-        fit: str = "letterbox",
+        fit: str | None = None,
         batch: int = 8,
         size: Size | None = None,
     ) -> Pipeline:
@@ -95,7 +97,8 @@ class Pipeline:
 
         Raises UserError if there is no such network or it lacks its encoders.
         """
-        fits.parse_fit(fit)  # before the weights are read
+        if fit is not None:
+            fits.parse_fit(fit)  # before the weights are read
         generator = Generator.from_checkpoint(
             as_path(where),
             adapter=None if adapter is None else as_path(adapter),
@@ -154,11 +157,11 @@ class Pipeline:
           ensemble: samples per image, merged; with 2 or more a result has its uncertainty.
           steps: of the sampler, by default the config's.
           seed: of the noise.
-          fit: letterbox, crop, stretch or tiles, by default the pipeline's.
+          fit: letterbox, crop, stretch or tiles, by default the pipeline's, else stretch.
 
         Raises UserError for an image that cannot be read and a network that cannot estimate depth.
         """
-        chosen = fits.parse_fit(fit or self.fit)
+        chosen = fits.parse_fit(fit or self.fit or fits.IMAGE_FIT)
         if ensemble < 1:
             raise UserError(f"ensemble is {ensemble}", hint="give a number of at least 1")
         sampling = self.sampling("i2d", steps=steps, seed=seed)
@@ -194,13 +197,13 @@ class Pipeline:
           strength: 1 follows the depth exactly, 0.5 loosely, 0 takes it as a hint.
           steps, seed: as for `image_to_depth`.
           guidance: scale of the caption's influence, by default the config's.
-          fit: as for `image_to_depth`.
+          fit: as for `image_to_depth`, else letterbox.
 
         Returns the image with the given depth. Raises UserError for a map that cannot be used.
         """
         if not 0 <= strength <= 1:
             raise UserError(f"strength is {strength}", hint="give a number from 0 to 1")
-        chosen = fits.parse_fit(fit or self.fit)
+        chosen = fits.parse_fit(fit or self.fit or fits.DEPTH_FIT)
         task, alpha = _looseness(strength)
         sampling = self.sampling(task, steps=steps, seed=seed, guidance=guidance, log2_alpha=alpha)
         each, is_list = as_list(depths)

@@ -61,21 +61,19 @@ class Result:
             raise UserError(f"no color map is named {colormap!r}", hint=hint) from error
 
 
-def restore(
-    image: np.ndarray | None, fitted: Fitted, members: Sequence[Sequence[Arrays]]
-) -> Result:
-    """Returns the result of an image u8 [h w 3], if at hand, from the members of its ensemble.
+def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays]]) -> Result:
+    """Returns the result of an image u8 [h w 3] from the members of its ensemble.
 
     members: of each what `Pipeline.predict` returns for this image.
     """
     if len(members) == 1:
-        depth, valid = fits.restore_depth([x["depth"] for x in members[0]], fitted)
+        depth, valid = fits.restore_depth([x["depth"] for x in members[0]], fitted, image)
         return Result(image, depth, valid)
     merged = [
         _merge_members(np.stack([np.asarray(m[i]["depth"]) for m in members]), fitted, i)
         for i in range(len(fitted.inputs))
     ]
-    depth, valid = fits.restore_depth([x for x, _ in merged], fitted)
+    depth, valid = fits.restore_depth([x for x, _ in merged], fitted, image)
     uncertainty, _ = fits.restore_depth([x for _, x in merged], fitted)
     return Result(image, depth, valid, uncertainty)
 

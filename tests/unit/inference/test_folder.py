@@ -186,7 +186,7 @@ def test_only_what_changed_is_done_again(pipeline: Pipeline, job: Job, tmp_path:
     assert [path.name for path in again.outputs] == ["p1_depth.npy", "p4_depth.npy"]
     assert (job.out / "p1_depth.npy").read_bytes() == before["p1_depth.npy"]
     assert np.load(job.out / "p4_depth.npy").shape == (6, 10)
-    other = run(pipeline, root, replace(job, fit="stretch"))
+    other = run(pipeline, root, replace(job, fit="crop"))
     assert other.before == 0 and len(other.outputs) == 5
 
 

@@ -27,7 +27,7 @@ def test_settings(pipeline: Pipeline, tmp_path: Path):
     others = [
         replace(job, sampling=pipeline.sampling("i2d", seed=2)),
         replace(job, sampling=pipeline.sampling("i2d", seed=1, steps=7)),
-        replace(job, fit="crop"),
+        replace(job, fit="tiles"),
         replace(job, captions=("a",)),
         replace(job, formats=("npy",)),
         replace(job, scale=ScaleSource(points, DepthFormat())),
@@ -40,4 +40,4 @@ def test_settings(pipeline: Pipeline, tmp_path: Path):
 
 def test_variants(tmp_path: Path, pipeline: Pipeline):
     job = Job("d2i", tmp_path, pipeline.sampling("d2i"), captions=("a", "b"), repetitions=2)
-    assert job.variants == ["a", "a", "b", "b"] and not job.shows_image
+    assert job.variants == ["a", "a", "b", "b"]
