@@ -18,7 +18,7 @@ from modality_forcing.app.examples import Example
 from modality_forcing.app.sessions import Sessions
 
 _WAITING = 32  # requests; more are asked to come back
-_CHECK_FILES, _FILE_AGE = 600, 6 * 3600  # seconds; examples are no uploads and stay
+_CHECK_FILES, _FILE_AGE = 300, 6900  # seconds, two hours in all; examples stay
 _CSS = """
 .gradio-container {max-width: 1200px !important}
 .shown img {image-rendering: pixelated; object-fit: contain}
@@ -67,7 +67,7 @@ def build(page: Page) -> gr.Blocks:
             _text_tab(page)
         gr.Markdown(
             f"Files have at most {megabytes} MB and {megapixels} million pixels. "
-            "They are deleted when you leave the page."
+            "Results are deleted when you leave the page, uploads within two hours."
         )
         blocks.unload(_closing(page.sessions))
     blocks.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
