@@ -126,6 +126,8 @@ class Generator:
         options = override_sampling(config, **(sample or {}))
         seed = config.seed if seed is None else seed
         config = replace(config, seed=seed, sample=options)
+        if mesh is not None:
+            sharding.check_heads(config.model, mesh)
         generator = cls(config, params, mesh=mesh, size=size)
         shapes = generator._param_shapes
         generator.params = merge_params(params, shapes, where=path)  # raises if they do not fit

@@ -47,6 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
     add("--int8", action="store_true", help=INT8)
+    tensor = "devices that share an example, of several; the others take other examples (1)"
+    add("--tensor", type=positive_int, default=1, metavar="DEVICES", help=tensor)
     add("--adapter", type=as_path, help=ADAPTER)
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
     add("--out", type=as_path, required=True, help="output folder")
@@ -126,7 +128,7 @@ def main(options: argparse.Namespace) -> None:
         adapter=options.adapter,
         int8=options.int8,
         size=options.size,
-        mesh=sharding.local_mesh(),
+        mesh=sharding.local_mesh(options.tensor),
     )
     if items:
         sample_files(options, generator, items)

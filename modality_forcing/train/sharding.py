@@ -19,7 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 from jaxtyping import PyTree
 
 from modality_forcing import distributed
-from modality_forcing.config import MeshConfig, TrainConfig
+from modality_forcing.config import MeshConfig, ModelConfig, TrainConfig
 from modality_forcing.errors import UserError
 from modality_forcing.models.layout import spec
 
@@ -129,10 +129,21 @@ def make_mesh(c: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def local_mesh() -> Mesh | None:
-    """Returns a mesh of this process's devices that shards weights over all; None for one."""
+def local_mesh(tensor: int = 1) -> Mesh | None:
+    """Returns a mesh of this process's devices that shards weights over all; None for one.
+
+    tensor: devices that share an example. Raises UserError if they do not divide the devices.
+    """
     devices = distributed.local_devices()
-    return make_mesh(MeshConfig(), devices) if len(devices) > 1 else None
+    more = len(devices) > 1 or tensor > 1
+    return make_mesh(MeshConfig(tensor=tensor), devices) if more else None
+
+
+def check_heads(c: ModelConfig, mesh: Mesh) -> None:
+    """Raises UserError if a mesh cannot split the heads of a network."""
+    if c.heads % mesh.shape["tensor"] or c.kv_heads % mesh.shape["tensor"]:
+        what = f"{mesh.shape['tensor']} devices cannot share {c.heads} heads, {c.kv_heads} of kv"
+        raise UserError(what, hint="let a number of devices share an example that divides both")
 
 
 def _sizes(c: MeshConfig, devices: int) -> tuple[int, int, int]:
