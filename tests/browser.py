@@ -111,6 +111,7 @@ class Browser:
     def fill(self, selector: str, value: object) -> None:
         """Types a value into the first input that a selector finds, once there is one."""
         self.wait(f"!!document.querySelector({json.dumps(selector)})")
+        time.sleep(0.3)  # a component that has just appeared still sets its first value
         self.evaluate(
             f"""(() => {{
             const input = document.querySelector({json.dumps(selector)});
@@ -120,6 +121,7 @@ class Browser:
                 input.dispatchEvent(new Event(kind, {{bubbles: true}}));
             }})()"""
         )
+        time.sleep(0.3)  # what was typed reaches the page's state a little later
 
     def upload(self, selector: str, path: Path) -> None:
         """Chooses a file in the first input that a selector finds."""

@@ -85,6 +85,8 @@ def test_photo_becomes_depth_in_a_browser(served: Served, photo: Path, tmp_path:
         tab.wait(shows("img[src*=photo]"))
         tab.click(".label-wrap")  # more settings
         tab.fill("input[type=number][aria-label*='Jumps']", 100)
+        slider = "input[type=range][aria-label*='Jumps']"
+        tab.wait(f"document.querySelector({slider!r}).value == 100")
         tab.click("#i2d_run")
         tab.wait(shows("#i2d_depth img"), 60)
         tab.wait("!!document.querySelector('#i2d_scene canvas')")
