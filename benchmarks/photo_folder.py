@@ -2,8 +2,9 @@
 
     python benchmarks/photo_folder.py [--config=demo:phase=forcing,resolution=64] [--files=1000]
 
-Weights are random, and depth takes one step. The network alone runs batches that are in memory. Files are JPEGs of 640 x 480
-pixels, and every eighth is of another aspect. Memory is the largest resident set of the process.
+Weights are random, and depth takes one step. The network alone runs batches that are in memory.
+Files are JPEGs of 640 x 480 pixels, and every eighth is of another aspect. Memory is the largest
+resident set of the process.
 """
 
 from __future__ import annotations
@@ -79,15 +80,15 @@ def main() -> None:
         for formats in (("npy",), ("npy", "png", "color")):
             job = Job("i2d", Path(name) / "_".join(formats), sampling, formats=formats)
             if len(items) > FIRST:
-                first = Path(name) / f"first{len(formats)}"
-                run_job(pipeline, items[:FIRST], replace(job, out=first))
+                out = Path(name) / f"first{len(formats)}"
+                run_job(pipeline, items[:FIRST], replace(job, out=out))
             before, start = memory(), time.perf_counter()
             run_job(pipeline, items, job)
             rate = len(items) / (time.perf_counter() - start)
             label = ",".join(formats)
             rows.append([f"folder, {label}, a second", f"{rate:.1f}"])
-            growth = f"{before:.0f} MB after {min(FIRST, len(items))} files, {memory():.0f} MB after {len(items)}"
-            rows.append([f"memory, {label}", growth])
+            first = f"{before:.0f} MB after {min(FIRST, len(items))} files"
+            rows.append([f"memory, {label}", f"{first}, {memory():.0f} MB after {len(items)}"])
         compiled = pipeline.generator._sample._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
         rows.append(["programs compiled", str(compiled)])
     print(format_table(rows))
