@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from modality_forcing import compilation_cache
-from modality_forcing.commands.arguments import INT8, positive_int
+from modality_forcing.commands.arguments import CHECKPOINT, INT8, positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
@@ -30,8 +30,7 @@ Needs Gradio: pip install 'modality_forcing[app]'"""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    checkpoint = "a workdir, its checkpoints/ or one step, an export, or a released network"
-    add("--checkpoint", required=True, help=checkpoint)
+    add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
     add("--int8", action="store_true", help=INT8)
     adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
     add("--adapter", type=as_path, help=adapter)
@@ -111,6 +110,6 @@ def _page(options: argparse.Namespace, folder: Path, *, any_host: bool) -> Guard
     return Guard(made, folder, max_bytes, any_host=any_host, is_full=sessions.is_full)
 
 
-def _name(checkpoint: str) -> str:
+def _name(checkpoint: Path) -> str:
     """Returns the last two parts of where a checkpoint is, for all who see the page."""
-    return "/".join(Path(checkpoint.rstrip("/")).parts[-2:]).lstrip("/")
+    return "/".join(checkpoint.parts[-2:]).lstrip("/")

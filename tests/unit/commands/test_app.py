@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from modality_forcing.commands import app
+from modality_forcing.paths import as_path
 from tests.runs import refused
 
 # It is not imported here, which takes seconds.
@@ -53,4 +54,4 @@ def test_port_that_is_none_is_one_line(mforce, port):
     ],
 )
 def test_page_names_the_last_parts_of_a_checkpoint(checkpoint, shown):
-    assert app._name(checkpoint) == shown
+    assert app._name(as_path(checkpoint)) == shown

@@ -61,6 +61,7 @@ BASES: dict[str, tuple[dict[str, str], ...]] = {
         {"--source": "{prepared}", "--out": "{new}", "--image": "flux2:{encoder}"},
     ),
     "inspect": ({"folder": "{images}", "--sheet": "{new}"},),
+    "app": ({"--checkpoint": "{new}", "--port": "0"},),
     "export": ({"--checkpoint": "{run}", "--out": "{new}"},),
     "fit": (
         {"--table": "{table}", "--columns": "N=N,D=D,loss=loss", "--form": "chinchilla"}
