@@ -70,7 +70,7 @@ def main() -> None:
     config = config_file.load(options.config)
     params = jax.jit(lambda: init_params(config, base.build(config)))()
     pipeline = Pipeline(Generator(config, params), batch=options.batch)
-    rows = [["network alone, a second", f"{network_rate(pipeline):.1f}"]]
+    rows = [["network alone, a second", f"{network_rate(pipeline):.3g}"]]
     with tempfile.TemporaryDirectory() as name:
         photos = Path(name) / "in"
         photos.mkdir()
@@ -86,7 +86,7 @@ def main() -> None:
             run_job(pipeline, items, job)
             rate = len(items) / (time.perf_counter() - start)
             label = ",".join(formats)
-            rows.append([f"folder, {label}, a second", f"{rate:.1f}"])
+            rows.append([f"folder, {label}, a second", f"{rate:.3g}"])
             first = f"{before:.0f} MB after {min(FIRST, len(items))} files"
             rows.append([f"memory, {label}", f"{first}, {memory():.0f} MB after {len(items)}"])
         compiled = pipeline.generator._sample._cache_size()  # pyright: ignore[reportAttributeAccessIssue]
