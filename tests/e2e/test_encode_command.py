@@ -182,7 +182,7 @@ def test_invalid_arguments_are_refused_and_write_nothing(folders, encoded, tmp_p
     refused(mforce(*call), needed)
     refused(mforce(*call, "--text=umt5:nowhere"), "nowhere: no such file or folder")
     refused(mforce(*call, f"--text=umt5:{folders['image']}"), "model_type is None, not 'umt5'")
-    refused(mforce(*call, f"--image=flux2:{text}"), "config.json is of None")
+    refused(mforce(*call, f"--image=flux2:{text}"), "config.json: is of None")
     unprepared = ("encode", "--source", tmp_path, "--out", out, "--text=umt5:x")
     refused(mforce(*unprepared), "holds no shards")
     damaged = small.text_folder(tmp_path / "damaged")

@@ -89,7 +89,7 @@ def test_unknown_extras_are_named(tools: Tools):
     (tools.folder / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
     done = tools.run("python3", ROOT / "launch/requirements.py", "cpu,wrong")
     assert done.code == 1 and done.out == ""
-    assert done.err.startswith("pyproject.toml has no extra 'wrong'; it has beam, ")
+    assert done.err.startswith("pyproject.toml has no extra 'wrong'; it has app, beam, ")
 
 
 def test_extras_of_the_package_itself_are_resolved(tools: Tools):

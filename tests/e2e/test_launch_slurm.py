@@ -70,7 +70,8 @@ def batch(tools: Tools) -> Callable[..., tuple[int, str, list[list[str]]]]:
             )
             if send:
                 deadline = time.monotonic() + 20
-                while not (tools.folder / "started").exists() and time.monotonic() < deadline:
+                tasks = [tools.folder / f"started.{task}" for task in (0, 1)]
+                while not all(t.exists() for t in tasks) and time.monotonic() < deadline:
                     time.sleep(0.02)
                 running.send_signal(send)
             code = running.wait(timeout=30)
@@ -121,7 +122,7 @@ def test_slurm_requeue_decision(program: str, restarts: int, code: int, requeued
 
 # A program that saves on SIGUSR1, as mforce does.
 SAVES = (
-    'trap "touch saved.$SLURM_PROCID; exit 143" USR1; touch started; '
+    'trap "touch saved.$SLURM_PROCID; exit 143" USR1; touch started.$SLURM_PROCID; '
     "for i in $(seq 100); do sleep 0.1; done; exit 1"
 )
 
