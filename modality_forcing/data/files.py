@@ -100,9 +100,9 @@ def read_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, np.ndar
 def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, np.ndarray, int]:
     """Returns depth f32 [h w] and valid bool [h w] of a file as stored, and its EXIF orientation.
 
-    The file is a 16-bit PNG, whose scale must be known, a .npy of [h w] or [h w 1], or a .exr
-    (`exr_io`). Stored 0, NaN, +inf and what the format excludes are unknown: there depth is 0 and
-    valid False.
+    The file is a 16-bit PNG, a .npy of [h w] or [h w 1], or a .exr (`exr_io`). The scale of a PNG
+    must be known: the format's, or the one that `viz.images.save_depth` writes into it. Stored 0,
+    NaN, +inf and what the format excludes are unknown: there depth is 0 and valid False.
 
     Raises UserError if the file is missing, damaged or of another kind, has a negative value, or
     has no valid one.
@@ -113,17 +113,18 @@ def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, 
         what = f"depth in a {suffix or 'nameless'} file is not understood"
         raise UserError(what, where=path, hint=_SAVE_DEPTH)
     if suffix == ".png":
-        if form.scale is None:
-            hint = "state the depth scale, e.g. 0.001 for millimeters"
-            raise UserError("the unit of its counts is not known", where=path, hint=hint)
         with _open_png16(path) as opened:
             stored, orientation = np.asarray(opened), exif_orientation(opened)
+            scale = form.scale or _own_scale(opened)
+        if scale is None:
+            hint = "state the depth scale, e.g. 0.001 for millimeters"
+            raise UserError("the unit of its counts is not known", where=path, hint=hint)
     else:
         is_exr = suffix == ".exr"
         stored = read_depth_channel(path, _SAVE_DEPTH) if is_exr else _read_npy(path)
-        orientation = _UPRIGHT
+        orientation, scale = _UPRIGHT, form.scale
     is_count = stored.dtype.kind in "iu"
-    factor = form.scale if is_count and form.scale is not None else 1.0
+    factor = scale if is_count and scale is not None else 1.0
     stored = stored.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
         if form.invalid:  # compared in float32, as most are stored
@@ -138,6 +139,13 @@ def read_stored_depth(path: str | Path, form: DepthFormat) -> tuple[np.ndarray, 
         what = f"holds no valid depth (all is 0, NaN{', excluded' if excluded else ''} or inf)"
         raise UserError(what, where=path, hint="remove the file or fix it")
     return np.where(valid, depth, np.float32(0)), valid, orientation
+
+
+def _own_scale(image: Image.Image) -> float | None:
+    """Returns the depth per count that a PNG states itself, None if it does not."""
+    with suppress(TypeError, ValueError, UserError):
+        return check_scale(float(image.info["scale"])) if "unit" in image.info else None
+    return None
 
 
 def holds_floats(path: str | Path) -> bool:

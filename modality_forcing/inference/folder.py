@@ -39,6 +39,7 @@ from modality_forcing.paths import glob, remove, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
 
 _LARGE = 4_000_000
+_SMALL = 8  # files: their groups have the same program however few they are
 _WORKERS = 4  # threads that read and compress; decoders and zlib release Python's lock
 _PREFIX = 50  # characters of a name that temporary files surely keep
 _EVERY_S = 2.0  # between two reports, where they are lines
@@ -93,8 +94,9 @@ def run_job(pipeline: Pipeline, items: Sequence[Item], job: Job) -> Summary:
 class _Run:
     def __init__(self, pipeline: Pipeline, items: Sequence[Item], job: Job):
         self.pipeline, self.items, self.job = pipeline, items, job
-        # A single file is a program of one example; of more, the last group is filled up.
-        self.batch = pipeline.batch if len(items) > 1 else 1
+        # A single file is a program of one example; of more, the last group is filled up. A
+        # larger batch than all files would only take memory.
+        self.batch = min(pipeline.batch, max(len(items), _SMALL)) if len(items) > 1 else 1
         self.settings = job.digest(pipeline)
         self.manifest = Manifest(job.out)
         self.failed: list[UserError] = []
@@ -192,6 +194,7 @@ class _Run:
                 self._skip(one)
                 entries.append({**about, "status": "failed", "error": str(one)})
                 continue
+            self._remove_outdated(item, one)
             for name, content in one.files.items():
                 write_file(self.job.out / name, content)
                 self.outputs.append(self.job.out / name)
@@ -202,6 +205,15 @@ class _Run:
             is_last = self.done == len(self.items)
             report = self.meter.report if is_last else self.meter.update
             report(self.done, failed=len(self.failed))
+
+    def _remove_outdated(self, item: Item, made: _Encoded) -> None:
+        """Removes results that the manifest has of a file and that are not made again."""
+        entry = self.manifest.entries.get(printable_name(item.name), {})
+        outputs = entry.get("outputs")
+        for name in outputs if isinstance(outputs, list) else ():
+            is_own = str(name).startswith(f"{item.name}_") and ".." not in Path(str(name)).parts
+            if is_own and name not in made.files:
+                remove(self.job.out / str(name))
 
     def _skip(self, error: UserError) -> None:
         """Notes a file that failed; raises UserError if these are too many."""

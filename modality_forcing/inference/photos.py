@@ -67,8 +67,9 @@ def find_items(
 
     Raises UserError for a path that names nothing.
     """
-    seen = {paths.resolve(skip)} if skip is not None else set()
-    found: list[tuple[Path, Path]] = []  # each with the part of its path that outputs keep
+    left_out = None if skip is None else paths.resolve(skip)
+    seen = set() if left_out is None else {left_out}
+    found: dict[Path, tuple[Path, Path]] = {}  # by target; with the part of its path outputs keep
     for path in named:
         matches: Iterator[tuple[Path, Path]]
         if paths.is_dir(path):
@@ -78,15 +79,19 @@ def find_items(
         else:
             paths.require_file(path, f"check {option}")
             matches = iter([(path, Path(path.name))])
-        before = len(found)
+        names_any = paths.is_file(path)
         for file, below in matches:
-            if (resolved := paths.resolve(file)) not in seen:
-                seen.add(resolved)
-                found.append((file, below))
-        if len(found) == before and not paths.is_file(path):
+            names_any, target = True, paths.resolve(file)
+            # Of a file and links to it, the file gives the name.
+            if target not in found or (found[target][0].is_symlink() and not file.is_symlink()):
+                found[target] = file, below
+        if not names_any:
+            if paths.resolve(path) == left_out:
+                hint = "choose another folder for results"
+                raise UserError("is --out too, whose files are results", where=path, hint=hint)
             known = " ".join(suffixes)
             raise UserError("no file to work on", where=path, hint=f"known kinds are {known}")
-    return _name_outputs(found)
+    return _name_outputs([*found.values()])
 
 
 def read_photo(path: Path) -> Photo:
@@ -116,11 +121,13 @@ def _walk(
     for path in paths.list_dir(folder):
         if path.name.startswith("."):
             continue
-        if paths.is_dir(path):
+        is_folder = is_special = False
+        with suppress(UserError):  # a link to itself, like one to nothing, is an error later
+            is_folder = paths.is_dir(path)
+            is_special = paths.exists(path) and not paths.is_file(path)
+        if is_folder:
             yield from _walk(path, below / path.name, suffixes, seen)
-        elif path.name.lower().endswith(suffixes) and (
-            paths.is_file(path) or not paths.exists(path)  # a link to nothing is an error later
-        ):
+        elif path.name.lower().endswith(suffixes) and not is_special:
             yield path, below / path.name
 
 

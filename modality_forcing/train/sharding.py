@@ -135,6 +135,9 @@ def local_mesh(tensor: int = 1) -> Mesh | None:
     tensor: devices that share an example. Raises UserError if they do not divide the devices.
     """
     devices = distributed.local_devices()
+    if len(devices) % tensor:
+        what = f"{tensor} devices cannot share an example: here are {len(devices)}"
+        raise UserError(what, hint="choose a divisor of that, or leave --tensor out")
     more = len(devices) > 1 or tensor > 1
     return make_mesh(MeshConfig(tensor=tensor), devices) if more else None
 

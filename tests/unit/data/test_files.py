@@ -16,6 +16,7 @@ from PIL import Image, ImageOps, PngImagePlugin
 from modality_forcing.data import files
 from modality_forcing.data.files import DepthFormat, read_depth, read_image
 from modality_forcing.errors import UserError
+from modality_forcing.viz import images
 from tests import damage
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(2, 4, 3) * 10
@@ -349,6 +350,21 @@ def test_wrong_scales(tmp_path: Path, scale):
     if not isinstance(scale, str):
         with pytest.raises(UserError, match="positive number"):
             DepthFormat(scale)
+
+
+def test_png_of_this_package_states_its_scale(tmp_path: Path):
+    depth = np.random.default_rng(0).uniform(1, 9, (5, 7)).astype(np.float32)
+    images.save_depth(tmp_path / "depth", depth)
+    read, valid = read_depth(tmp_path / "depth.png", DepthFormat())
+    assert valid.all() and np.abs(read - depth).max() < 1e-4
+    given, _ = read_depth(tmp_path / "depth.png", DepthFormat(scale=0.001))
+    assert given.max() == pytest.approx(65.535)
+    for odd in ("0", "nan", "x"):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("scale", odd), text.add_text("unit", "meters")
+        Image.fromarray(np.ones((2, 2), np.uint16)).save(tmp_path / "odd.png", pnginfo=text)
+        with pytest.raises(UserError, match="the unit of its counts is not known"):
+            read_depth(tmp_path / "odd.png", DepthFormat())
 
 
 def test_counts_need_a_scale_and_a_known_kind(tmp_path: Path):

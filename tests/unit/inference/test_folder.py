@@ -262,3 +262,32 @@ def test_depth_maps_become_images(pipeline: Pipeline, job: Job, tmp_path: Path, 
         assert opened.size == (36, 24)
     with pytest.raises(UserError, match=r"d0\.npy: holds floats, which --depth-scale"):
         run_job(pipeline, items[:1], replace(job, depth_form=replace(job.depth_form, scale=2.0)))
+
+
+def test_results_of_earlier_settings_do_not_stay(pipeline, job, tmp_path):
+    source = photos(tmp_path / "in", 2)
+    run(pipeline, source, replace(job, formats=("npy", "color"), ensemble=2))
+    (job.out / "p0_notes.txt").write_text("of the user")
+    run(pipeline, source, job)
+    left = {path.name for path in job.out.iterdir()}
+    assert left == {"manifest.jsonl", "p0_depth.npy", "p1_depth.npy", "p0_notes.txt"}
+
+
+def test_edited_manifest_deletes_nothing_else(pipeline, job, tmp_path):
+    source = photos(tmp_path / "in", 2)
+    run(pipeline, source, job)
+    (tmp_path / "p0_kept").write_text("elsewhere")
+    (job.out / "other.npy").write_text("another file")
+    path = job.out / "manifest.jsonl"
+    entry = json.loads(path.read_text().splitlines()[0])
+    entry |= {"settings": "", "outputs": ["../p0_kept", "p0_x/../../p0_kept", "other.npy"]}
+    path.write_text(json.dumps(entry))
+    run(pipeline, source, job)
+    assert (tmp_path / "p0_kept").exists() and (job.out / "other.npy").exists()
+
+
+def test_batch_is_no_larger_than_the_files(pipeline, job, tmp_path):
+    items = find_items([photos(tmp_path / "in", 2)], PHOTO_SUFFIXES, "--image", job.out)
+    huge = Pipeline(pipeline.generator, batch=10**6)
+    assert jobs._Run(huge, items, job).batch == 8
+    assert jobs._Run(pipeline, items, job).batch == 4

@@ -50,6 +50,21 @@ def test_links_are_followed_once(tmp_path: Path):
     ]
 
 
+def test_a_file_gives_the_name_of_links_to_it_and_a_loop_is_no_end(tmp_path: Path):
+    touch(tmp_path, "in/ok.jpg", "in/ok.png")
+    (tmp_path / "in/a.jpg").symlink_to("ok.jpg")
+    (tmp_path / "in/x.jpg").symlink_to("x.jpg")
+    found = ["in/ok.jpg > ok_jpg", "in/ok.png > ok_png", "in/x.jpg > x"]
+    assert names(tmp_path, "in") == found
+    assert names(tmp_path, "in/a.jpg", "in/ok.jpg") == ["in/ok.jpg > ok"]
+
+
+def test_inputs_inside_the_results_are_named(tmp_path: Path):
+    touch(tmp_path, "in/a.jpg")
+    with pytest.raises(UserError, match=r"in: is --out too, .*; choose another folder"):
+        names(tmp_path, "in", skip=tmp_path / "in")
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [

@@ -19,6 +19,7 @@ from modality_forcing.train.sharding import (
     AXES,
     PRESETS,
     ShardingRules,
+    local_mesh,
     make_mesh,
     param_spec,
     replicated_params,
@@ -151,3 +152,8 @@ def test_mesh_axis_of_minus_one_takes_the_remaining_devices(config, sizes):
 def test_mesh_that_does_not_fit_the_devices_is_refused(config, message):
     with pytest.raises(UserError, match=message):
         make_mesh(config, [jax.devices()[0]] * 8)
+
+
+def test_devices_that_cannot_share_an_example_are_counted():
+    with pytest.raises(UserError, match=r"2 devices cannot share an example: here are 1; .*leave"):
+        local_mesh(2)
