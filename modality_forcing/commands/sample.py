@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from modality_forcing.config import SampleConfig
+    from modality_forcing.data.files import DepthFormat
     from modality_forcing.generator import Generator
+    from modality_forcing.inference.metric import ScaleSource
     from modality_forcing.inference.photos import Item
 
 MANIFEST = "manifest.jsonl"
@@ -104,7 +106,7 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     fov = "i2d: degrees across the longer side, for --points (from EXIF, else 65)"
     add("--fov", type=finite_float, metavar="DEGREES", help=fov)
     scale_from = "i2d: metric depth from measurements: a depth map, a .csv with columns x,y,depth, "
-    scale_from += "or a folder with one of the name of each image"
+    scale_from += "(with file of several images), or a folder with one of the name of each image"
     add("--scale-from", type=as_path, metavar="PATH", help=scale_from)
 
 
@@ -120,6 +122,7 @@ def main(options: argparse.Namespace) -> None:
 
     check_options(options)
     items = find_inputs(options) if TASKS[options.mode] else []  # before the checkpoint is loaded
+    check_measurements(options, items)
     generator = Generator.from_checkpoint(
         options.checkpoint,
         text_encoder=options.text_encoder,
@@ -154,16 +157,12 @@ def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
 
 def sample_files(options: argparse.Namespace, generator: Generator, items: Sequence[Item]) -> None:
     """Works on files: prints the paths of the results of one, or of the manifest of several."""
-    from modality_forcing.data.files import DepthFormat
     from modality_forcing.inference import outputs
     from modality_forcing.inference.fit import DEPTH_FIT, IMAGE_FIT, parse_fit
     from modality_forcing.inference.folder import run_job
     from modality_forcing.inference.job import Job
-    from modality_forcing.inference.metric import ScaleSource
     from modality_forcing.inference.pipeline import Pipeline, Sampling
 
-    farthest = math.inf if options.depth_max is None else options.depth_max
-    form = DepthFormat(options.depth_scale, options.depth_invalid or 0.0, farthest)
     formats = options.formats
     job = Job(
         mode=options.mode,
@@ -176,8 +175,8 @@ def sample_files(options: argparse.Namespace, generator: Generator, items: Seque
         formats=outputs.DEFAULT_FORMATS if formats is None else outputs.parse_formats(formats),
         geometry=options.points or "",
         fov=options.fov,
-        depth_form=form,
-        scale=None if options.scale_from is None else ScaleSource(options.scale_from, form),
+        depth_form=_depth_form(options),
+        scale=_scale_source(options),
         max_errors=1.0 if options.max_errors is None else options.max_errors,
     )
     done = run_job(Pipeline(generator, fit=job.fit, batch=options.batch or 8), items, job)
@@ -271,6 +270,33 @@ def find_inputs(options: argparse.Namespace) -> list[Item]:
     if options.image is not None:
         return find_items(options.image, PHOTO_SUFFIXES, "--image", options.out)
     return find_items(options.depth, DEPTH_SUFFIXES, "--depth", options.out)
+
+
+def check_measurements(options: argparse.Namespace, items: Sequence[Item]) -> None:
+    """Raises UserError for measurements that cannot be of all images, or a scale of no depth."""
+    from modality_forcing.data.files import holds_floats
+
+    if (source := _scale_source(options)) is not None:
+        source.check(len(items))
+    elif items and options.depth_scale is not None and all(holds_floats(x.path) for x in items):
+        # With other files the scale has a use, and floats are read without it.
+        what = "holds floats, which --depth-scale does not apply to"
+        what += f", as do all {len(items)} files" if len(items) > 1 else ""
+        raise UserError(what, where=items[0].path, hint="leave it out")
+
+
+def _depth_form(options: argparse.Namespace) -> DepthFormat:
+    from modality_forcing.data.files import DepthFormat
+
+    farthest = math.inf if options.depth_max is None else options.depth_max
+    return DepthFormat(options.depth_scale, options.depth_invalid or 0.0, farthest)
+
+
+def _scale_source(options: argparse.Namespace) -> ScaleSource | None:
+    from modality_forcing.inference.metric import ScaleSource
+
+    path = options.scale_from
+    return None if path is None else ScaleSource(path, _depth_form(options))
 
 
 def write_example(stem: Path, made: dict[str, np.ndarray]) -> list[Path]:

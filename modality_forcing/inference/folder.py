@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing import locks
-from modality_forcing.data.files import holds_floats, read_depth
+from modality_forcing.data.files import read_depth
 from modality_forcing.data.names import printable_name
 from modality_forcing.data.pairs import repeated_values
 from modality_forcing.data.resize import Size
@@ -30,7 +30,7 @@ from modality_forcing.inference import outputs
 from modality_forcing.inference.fit import Arrays, Fitted
 from modality_forcing.inference.job import Job
 from modality_forcing.inference.manifest import NAME, Entry, Manifest
-from modality_forcing.inference.metric import Measured, align
+from modality_forcing.inference.metric import Measured, Scaling, align, describe_all, doubts
 from modality_forcing.inference.photos import Item, file_version, read_photo
 from modality_forcing.inference.pipeline import Pipeline
 from modality_forcing.inference.points import FOV
@@ -71,10 +71,12 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The files of an item by name, and its entry in the manifest."""
+    """The files of an item by name, its entry in the manifest, and how it became metric."""
 
     files: dict[str, bytes]
     entry: Entry
+    scaling: Scaling | None = None
+    doubts: tuple[str, ...] = ()
 
 
 def run_job(pipeline: Pipeline, items: Sequence[Item], job: Job) -> Summary:
@@ -101,6 +103,7 @@ class _Run:
         self.manifest = Manifest(job.out)
         self.failed: list[UserError] = []
         self.outputs: list[Path] = []
+        self.scalings: dict[str, Scaling] = {}  # by photograph, of those that were made now
 
     def __enter__(self) -> _Run:
         self.pool = ThreadPoolExecutor(_WORKERS, "photos")
@@ -133,6 +136,8 @@ class _Run:
             pending.result()
         if self.meter is not None:
             self.meter.close()
+        for line in describe_all(self.scalings, _SMALL) if self.scalings else ():
+            print_stderr(line)
         self.manifest.close(printable_name(item.name) for item in self.items)
         done = len(self.items) - len(self.failed)
         if not done:
@@ -199,12 +204,21 @@ class _Run:
                 write_file(self.job.out / name, content)
                 self.outputs.append(self.job.out / name)
             entries.append({**about, "status": "done", **one.entry})
+            self._note_scaling(str(about["file"]), one)
         self.manifest.add(entries)
         self.done += len(group)
         if self.meter is not None:
             is_last = self.done == len(self.items)
             report = self.meter.report if is_last else self.meter.update
             report(self.done, failed=len(self.failed))
+
+    def _note_scaling(self, file: str, made: _Encoded) -> None:
+        if made.scaling is not None:
+            self.scalings[file] = made.scaling
+        if made.doubts and self.meter is not None:
+            self.meter.close()
+        for line in made.doubts:
+            print_stderr(f"{file}: {line}")
 
     def _remove_outdated(self, item: Item, made: _Encoded) -> None:
         """Removes results that the manifest has of a file and that are not made again."""
@@ -245,9 +259,6 @@ def _load(item: Item, job: Job, size: Size) -> _Loaded | UserError:
 
 
 def _load_depth(item: Item, job: Job, size: Size) -> _Loaded:
-    if job.depth_form.scale is not None and holds_floats(item.path):
-        what = "holds floats, which --depth-scale does not apply to"
-        raise UserError(what, where=item.path, hint="leave it out")
     depth, valid = read_depth(item.path, job.depth_form)
     count, _, value, fraction = repeated_values([("", lambda: (depth, valid))])
     if count:
@@ -266,28 +277,32 @@ def _encode(
     try:
         rows, columns = loaded.fitted.size
         entry: dict[str, object] = {"mode": job.mode, "size": [columns, rows]}
-        files = {}
+        whole = _Encoded({}, entry)
         for number, members in enumerate(variants):
             suffix = f"_{number:03d}" if len(variants) > 1 else ""
-            encode = _encode_depth if job.mode == "i2d" else _encode_image
-            made = encode(loaded, members, job, entry)
-            files |= {f"{loaded.item.name}{suffix}{end}": x for end, x in made.items()}
-        entry["outputs"] = [printable_name(name) for name in files]
-        return _Encoded(files, entry)
+            made = (_encode_depth if job.mode == "i2d" else _encode_image)(loaded, members, job)
+            files = {f"{loaded.item.name}{suffix}{end}": x for end, x in made.files.items()}
+            doubted = tuple(dict.fromkeys(whole.doubts + made.doubts))
+            whole = _Encoded(
+                whole.files | files, {**whole.entry, **made.entry}, made.scaling, doubted
+            )
+        names = [printable_name(name) for name in whole.files]
+        return replace(whole, entry={**whole.entry, "outputs": names})
     except UserError as error:
         return _named(error, loaded.item)
 
 
-def _encode_depth(
-    loaded: _Loaded, members: Members, job: Job, entry: dict[str, object]
-) -> dict[str, bytes]:
+def _encode_depth(loaded: _Loaded, members: Members, job: Job) -> _Encoded:
+    """Returns one result: its files by the ends of their names."""
     image = loaded.image
     if image is None:
         image = read_photo(loaded.item.path).image
     result, unit = restore(image, loaded.fitted, members), "relative"
+    entry: dict[str, object] = {}
+    scaling, doubted = None, ()
     if loaded.measured is not None:
         result, scaling = align(result, loaded.measured)
-        unit = "metric"
+        unit, doubted = "metric", tuple(doubts(result, scaling))
         entry["scaling"] = asdict(scaling)
     entry["unit"] = unit
     files = outputs.depth_files(result, job.formats, unit)
@@ -295,17 +310,14 @@ def _encode_depth(
         fov = job.fov or loaded.fov or FOV
         entry["fov"] = round(fov, 3)
         files |= outputs.geometry_files(result, job.geometry, fov)
-    return files
+    return _Encoded(files, entry, scaling, doubted)
 
 
-def _encode_image(
-    loaded: _Loaded, members: Members, job: Job, entry: dict[str, object]
-) -> dict[str, bytes]:
-    del entry
+def _encode_image(loaded: _Loaded, members: Members, job: Job) -> _Encoded:
     (placements,) = members  # an ensemble is of depth only
     image = fits.restore_image([x["image"] for x in placements], loaded.fitted)
     assert loaded.depth is not None
-    return outputs.image_files(Result(image, *loaded.depth), job.formats)
+    return _Encoded(outputs.image_files(Result(image, *loaded.depth), job.formats), {})
 
 
 def _remove_temp_files(out: Path, items: Sequence[Item]) -> None:

@@ -116,6 +116,32 @@ def test_partial(mforce, forcing_run: Path, sparse: Path, tmp_path: Path):
     assert close["sparse_image.png"] != loose["sparse_image.png"]
 
 
+@pytest.mark.parametrize(
+    ("mode", "files", "more", "message"),
+    [
+        ("i2d", "a.png b.png", ["--scale-from", "one.csv"], "one.csv: measures one photo, 2 are"),
+        ("i2d", "a.png", ["--scale-from", "one.csv"], None),
+        ("d2i", "f.npy", [], "f.npy: holds floats, which --depth-scale does not apply to"),
+        ("d2i", "f.npy g.npy", [], "does not apply to, as do all 2 files; leave it out"),
+        ("d2i", "f.npy mm.npy", [], None),
+    ],
+)
+def test_files_are_compared_before_the_checkpoint_is_read(
+    mforce, photo: Path, tmp_path: Path, mode: str, files: str, more, message: str | None
+):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(photo.read_bytes())
+    for name, kind in {"f": np.float32, "g": np.float32, "mm": np.uint16}.items():
+        np.save(tmp_path / f"{name}.npy", np.ones((2, 2), kind))
+    (tmp_path / "one.csv").write_text("x,y,depth\n1,2,3\n")
+    more = [*more[:-1], tmp_path / more[-1]] if more else ["--depth-scale", 0.001]
+    given = ["--image" if mode == "i2d" else "--depth", *(tmp_path / x for x in files.split())]
+    where = ["--checkpoint", tmp_path / "none", "--out", tmp_path / "out"]
+    done = mforce("sample", "--mode", mode, *where, *given, *more)
+    refused(done, message or f"{tmp_path / 'none'}: ")
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("run", ["t2i_run", "forcing_run"])
 def test_text_to_image(mforce, request, run: str, tmp_path: Path):
     options = ["--caption", "a red ball", "--guidance", 3]

@@ -226,21 +226,27 @@ def test_large_photos_are_read_again(pipeline: Pipeline, job: Job, tmp_path: Pat
     assert contents(tmp_path / "large") == before
 
 
-def test_metric_depth_in_a_folder(pipeline: Pipeline, job: Job, tmp_path: Path):
+def test_metric_depth_in_a_folder(pipeline: Pipeline, job: Job, tmp_path: Path, capsys):
     root = photos(tmp_path / "in", 3)
     run(pipeline, root, job)
     relative = {i: np.load(job.out / f"p{i}_depth.npy") for i in range(3)}
     (tmp_path / "points.csv").write_text(
         "file,x,y,depth\n"
-        + "".join(f"p{i}.png,3,2,{(i + 2) * relative[i][2, 3]}\n" for i in range(2))
+        + "".join(f"p{i}.png,3,2,{1000**i * (i + 2) * relative[i][2, 3]}\n" for i in range(2))
     )
     source = ScaleSource(tmp_path / "points.csv", job.depth_form)
     summary = run(pipeline, root, replace(job, scale=source))
     (failed,) = summary.failed
-    assert "has no row with file p2.png" in str(failed) and "p2.png: " in str(failed)
+    assert "has no row with file p2.png: the column holds p0.png, p1.png" in str(failed)
+    lines = capsys.readouterr().err.splitlines()
+    doubted = [x for x in lines if "measurements look like millimeters?" in x]
+    assert len(doubted) == 1 and doubted[0].startswith(f"{root / 'p1.png'}: ")
+    for name, scale in (("p0.png", "2"), ("p1.png", "3e+03")):
+        fit = f"{root / name}: meters = {scale} * depth + 0, measurements: 1, "
+        assert f"{fit}mean relative error: 0.0%" in lines
     for i in range(2):
         metric = np.load(job.out / f"p{i}_depth.npy")
-        np.testing.assert_allclose(metric, (i + 2) * relative[i], rtol=1e-5)
+        np.testing.assert_allclose(metric, 1000**i * (i + 2) * relative[i], rtol=1e-5)
     entry = json.loads((job.out / "manifest.jsonl").read_text().splitlines()[0])
     assert entry["unit"] == "metric" and entry["scaling"]["count"] == 1
 
@@ -260,8 +266,6 @@ def test_depth_maps_become_images(pipeline: Pipeline, job: Job, tmp_path: Path, 
     assert note in capsys.readouterr().err
     with Image.open(job.out / "d0_001_image.png") as opened:
         assert opened.size == (36, 24)
-    with pytest.raises(UserError, match=r"d0\.npy: holds floats, which --depth-scale"):
-        run_job(pipeline, items[:1], replace(job, depth_form=replace(job.depth_form, scale=2.0)))
 
 
 def test_results_of_earlier_settings_do_not_stay(pipeline, job, tmp_path):

@@ -13,7 +13,10 @@ from modality_forcing.inference.metric import (
     MIN_AFFINE,
     Measured,
     ScaleSource,
+    Scaling,
     align,
+    describe_all,
+    doubts,
     from_map,
     read_points,
 )
@@ -66,6 +69,9 @@ def test_points_of_a_table(tmp_path: Path):
     np.testing.assert_allclose(measured.depth, [1.5, 2])
     path.write_text("file,x,y,depth\na.jpg,1,2,3\nb.jpg,4,5,6\n")
     assert read_points(path, (20, 30), "b.jpg").depth.tolist() == [6]
+    path.write_text("File,X,Y,Depth\na,1,2,3\na.jpg,4,5,6\nb,7,8,9\n")
+    assert read_points(path, (20, 30), "a.jpg").depth.tolist() == [6]
+    assert read_points(path, (20, 30), "b.jpg").depth.tolist() == [9]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +84,8 @@ def test_points_of_a_table(tmp_path: Path):
         ("x,y,depth\n1,2,3\n30,2,1\n", r"line 3: \(30, 2\) is outside of 30 x 20 pixels"),
         ("x,y,depth\nnan,2,1\n", "outside of 30 x 20"),
         ("x,y,depth\n1,2,-1\n", "line 2: depth -1 is not positive"),
-        ("x,y,depth,file\n1,2,1,a.jpg\n", "has no row with file b.jpg"),
+        ("x,X,y,depth\n1,1,2,3\n", "column 'x' is there 2 times"),
+        ("x,y,depth,file\n1,2,1,a.jpg\n", "has no row with file b.jpg: the column holds a.jpg; "),
     ],
 )
 def test_wrong_tables_are_one_line(tmp_path: Path, text: str, message: str):
@@ -109,6 +116,61 @@ def test_measurements_are_found_by_name(tmp_path: Path):
         source.measured(Path("in/none.jpg"), "none", (20, 30))
     one = ScaleSource(tmp_path / "sub/other.csv", DepthFormat())
     assert one.measured(Path("in/any.jpg"), "any", (20, 30)).depth.tolist() == [3]
+
+
+def test_one_file_of_measurements_for_several_photos(tmp_path: Path):
+    table, depth = tmp_path / "points.csv", tmp_path / "depth.npy"
+    table.write_text("x,y,depth\n1,2,3\n")
+    np.save(depth, DEPTH)
+    for path in (table, depth):
+        source = ScaleSource(path, DepthFormat())
+        source.check(1)
+        message = r"measures one photo, 2 are given; add a column file, or name a folder of maps"
+        with pytest.raises(UserError, match=message):
+            source.check(2)
+    ScaleSource(tmp_path, DepthFormat()).check(2)
+    table.write_text("FILE,x,y,depth\na,1,2,3\n")
+    ScaleSource(table, DepthFormat()).check(2)
+
+
+def test_unit_of_a_map(tmp_path: Path):
+    path = tmp_path / "photo.npy"
+    np.save(path, np.full((20, 30), 2500, np.uint16))
+    unknown, known = ScaleSource(path, DepthFormat()), ScaleSource(path, DepthFormat(0.001))
+    message = "photo.npy: the unit of its counts is not known; add --depth-scale"
+    for source in (unknown, ScaleSource(tmp_path, DepthFormat())):
+        with pytest.raises(UserError, match=message):
+            source.measured(Path("photo.jpg"), "photo", (20, 30))
+    with pytest.raises(UserError, match=message):
+        unknown.check(1)
+    known.check(1)
+    assert known.measured(Path("photo.jpg"), "photo", (20, 30)).depth[0] == np.float32(2.5)
+    np.save(path, DEPTH)
+    with pytest.raises(UserError, match="holds floats, which --depth-scale does not"):
+        known.check(1)
+
+
+def test_doubtful_measurements():
+    good = Scaling(2.0, -0.5, 9, 0.25)
+    metric, valid = np.array([[499, 501, 900]], np.float32), np.array([[True, True, False]])
+    assert doubts(Result(None, metric, valid), good) == []
+    far = Result(None, metric + 1, valid)
+    (line,) = doubts(far, good)
+    assert line.startswith("measurements look like millimeters? depth in meters expected")
+    assert doubts(far, Scaling(2.0, 0.0, 9, 0.26))[1].startswith(
+        "the measurements do not agree with the depth: the mean relative error is 26%"
+    )
+    assert doubts(Result(None, metric, ~valid & False), good) == []
+
+
+def test_fits_in_words():
+    fits = {"a": Scaling(2.0, -0.5, 9, 0.25), "b": Scaling(4.0, 0.0, 1, 0.05)}
+    assert describe_all(fits, 2) == [
+        "a: meters = 2 * depth - 0.5, measurements: 9, mean relative error: 25.0%",
+        "b: meters = 4 * depth + 0, measurements: 1, mean relative error: 5.0%",
+    ]
+    whole = "2 photos in meters: scale 2 to 4, median 3; mean relative error 15.0%, at most 25.0% "
+    assert describe_all(fits, 1) == [f"{whole}(a)"]
 
 
 def test_what_cannot_be_aligned():
