@@ -23,6 +23,8 @@ def test_other_windows_are_refused(text):
         parse_window(text)
 
 
+# Python 3.12 warns of a type of jax, which dies of warnings that are errors.
+@pytest.mark.filterwarnings("ignore:builtin type event_stats:DeprecationWarning")
 def test_profile_holds_the_steps_of_the_window(tmp_path, capfd):
     profiler, step = Profiler(ProfileWindow(2, 2), tmp_path), jax.jit(lambda x: x + 1)
     x = jnp.zeros(3)
