@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from modality_forcing.errors import UserError
-from modality_forcing.inference.inputs import as_captions, as_depth, as_image, as_list
+from modality_forcing.inference.inputs import (
+    as_captions,
+    as_depth,
+    as_image,
+    as_list,
+    as_texts,
+    as_whole,
+)
 
 RGB = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
 
@@ -29,13 +38,42 @@ def test_images_of_every_kind_are_the_same(tmp_path: Path):
     ("image", "message"),
     [
         (np.zeros((2, 4, 3), np.float32), r"an image is u8 \[h w 3\], not float32 \[2, 4, 3\]"),
-        (np.zeros((2, 4), np.uint8), r"not uint8 \[2, 4\]"),
+        (np.zeros((2, 4), np.float32), "scale colors to 0 to 255"),
+        (np.zeros((3, 8, 6), np.uint8), r"not uint8 \[3, 8, 6\]; channels come last"),
+        (np.zeros((0, 4, 3), np.uint8), "it has no pixels"),
+        (np.zeros((2, 4, 2), np.uint8), "give 1, 3 or 4 channels"),
+        (np.zeros(4, np.uint8), "give one image"),
+        (b"GIF89a", "bytes is no image"),
         ("no-such.jpg", "no-such.jpg: no such file"),
     ],
 )
 def test_wrong_images_are_one_line(image, message: str):
     with pytest.raises(UserError, match=message):
         as_image(image)
+
+
+def test_arrays_of_jax_gray_and_transparent_are_images():
+    np.testing.assert_array_equal(as_image(jnp.asarray(RGB)), RGB)
+    each, is_list = as_list(jnp.asarray([RGB, RGB]))
+    assert is_list and len(each) == 2 and as_list(np.str_("a.png")) == (["a.png"], False)
+    gray = RGB[..., 0]
+    for one in (gray, gray[..., None]):
+        np.testing.assert_array_equal(as_image(one), np.repeat(gray[..., None], 3, axis=2))
+    half = np.concatenate([0 * RGB, np.full((2, 4, 1), 51, np.uint8)], axis=2)
+    np.testing.assert_array_equal(as_image(half), np.full((2, 4, 3), 204))  # on white, as files
+    np.testing.assert_array_equal(as_depth(jnp.asarray([[0.0, 2.0]]))[0], [[0, 2]])
+
+
+def test_what_cannot_be_decoded_is_one_line():
+    file = BytesIO()
+    Image.fromarray(RGB).resize((64, 64)).save(file, "JPEG")
+    cut = Image.open(BytesIO(file.getvalue()[:-60]))
+    with pytest.raises(UserError, match=r"the image: cannot be decoded .*truncated"):
+        as_image(cut)
+    deleted = jnp.ones((2, 2)) + 1
+    deleted.delete()
+    with pytest.raises(UserError, match=r"cannot be read as an array .*deleted"):
+        as_depth(deleted)
 
 
 def test_depth_knows_what_is_unknown(tmp_path: Path):
@@ -49,6 +87,9 @@ def test_depth_knows_what_is_unknown(tmp_path: Path):
         (-stored, "negative values; mark unknown pixels by 0"),
         (np.zeros((2, 2)), "nowhere valid"),
         (np.zeros(4), r"depth is f32 \[h w\], not float64 \[4\]"),
+        (np.zeros((0, 3)), "it has no pixels"),
+        ([[1.0]], "list is no depth map"),
+        (Image.fromarray(RGB), "Image is no depth map"),
     ):
         with pytest.raises(UserError, match=message):
             as_depth(wrong)
@@ -60,5 +101,10 @@ def test_one_or_a_list():
     assert as_captions(None, 2) == ["", ""] and as_captions("a", 2) == ["a", "a"]
     with pytest.raises(UserError, match="1 captions for 2 inputs"):
         as_captions(["a"], 2)
+    assert as_texts("a") == (["a"], False) and as_texts(np.array(["a"])) == (["a"], True)
+    for wrong in (3, b"a", ["a", None]):
+        with pytest.raises(UserError, match=r"a caption is text, not (int|bytes|NoneType)"):
+            as_texts(wrong)
+    assert as_whole("seed", np.int64(3), 0) == 3
     with pytest.raises(UserError, match="int is no input"):
         as_list(3)  # pyright: ignore[reportArgumentType]

@@ -85,12 +85,24 @@ def test_generate(pipeline: Pipeline, t2i_run: Path):
         images_only.image_to_depth(PHOTOS[0])
 
 
-def test_wrong_arguments_are_one_line(pipeline: Pipeline, forcing_run: Path, monkeypatch):
+def test_wrong_arguments_are_one_line(pipeline, forcing_run: Path, monkeypatch, unchecked):
     for call, message in (
         (lambda: Pipeline.from_pretrained(forcing_run, fit="zoom"), "unknown fit 'zoom'"),
         (lambda: Pipeline(pipeline.generator, batch=0), "batch is 0"),
         (lambda: pipeline.image_to_depth(PHOTOS[0], ensemble=0), "ensemble is 0"),
         (lambda: pipeline.depth_to_image(np.ones((2, 2)), strength=2), "strength is 2"),
+        (lambda: pipeline.image_to_depth(PHOTOS[0], seed=-1), "seed is -1; .* at least 0"),
+        (lambda: pipeline.generate("", seed=2**63), "seed is 9.*below 2\\^63"),
+        (lambda: pipeline.image_to_depth(PHOTOS[0], ensemble=2.5), "ensemble is 2.5"),
+        (lambda: pipeline.image_to_depth(PHOTOS[0], steps=1.5), "steps is 1.5"),
+        (lambda: pipeline.image_to_depth([[PHOTOS[0]]]), "list is no image; give a path"),
+        (lambda: pipeline.image_to_depth(b"GIF89a"), "bytes is no input; open it with PIL"),
+        (lambda: pipeline.depth_to_image(np.ones((2, 2)), 3), "a caption is text, not int"),
+        (lambda: pipeline.generate(None), "a caption is text, not NoneType; give a str"),
+        (
+            lambda: Pipeline.from_pretrained(3),  # pyright: ignore[reportArgumentType]
+            "a checkpoint is a path or an address, not int",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             call()
