@@ -7,6 +7,7 @@ import socket
 import stat
 import threading
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -234,7 +235,9 @@ def test_a_file_is_no_folder_to_write_to(folder):
 def test_writing_to_a_bucket_renames_and_copies_nothing(bucket, gs_path):
     write_file(gs_path / "x", "old")
     write_file(gs_path / "x", "new")
-    assert [method for method, _ in bucket.requests] == ["POST", "POST"]  # two uploads, no more
+    # Two uploads, no more. A client of an earlier test may still ask for something of its own.
+    own = [(m, p) for m, p in bucket.requests if m == "POST" or gs_path.name in unquote(p)]
+    assert [method for method, _ in own] == ["POST", "POST"]
     assert not [path for _, path in bucket.requests if "copyTo" in path or "rewriteTo" in path]
 
 
