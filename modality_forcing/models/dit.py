@@ -148,9 +148,9 @@ class DiT(nnx.Module):
     def conditioning(self, name: str, t: Mapping[str, Float[Array, " b"]]) -> Float[Array, "b d"]:
         """Embeds a modality's noise level, plus the gated levels of the other modalities in t."""
         vector = self.level_embedder[name](t[name])
-        for other in self.names:
+        for other in self.names if self.c.level_mixing else ():
             pair = f"{name}_from_{other}"
-            if other in t and pair in self.level_embedder_cross:
+            if other in t and other != name:
                 cross = self.level_embedder_cross[pair](t[other])
                 vector = vector + self.level_gate_cross[pair][...] * cross
         return vector

@@ -248,9 +248,9 @@ class Flux2(nnx.Module):
         if self.guidance_embedder is not None:
             guidance = jnp.full_like(t[name], self.c.embedded_guidance)
             vector = vector + self.guidance_embedder(guidance)
-        for other in self.names:
+        for other in self.names if self.c.level_mixing else ():
             pair = f"{name}_from_{other}"
-            if other in t and pair in self.level_embedder_cross:
+            if other in t and other != name:
                 cross = self.level_embedder_cross[pair](t[other])
                 vector = vector + self.level_gate_cross[pair][...].astype(cross.dtype) * cross
         return vector

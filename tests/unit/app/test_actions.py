@@ -92,7 +92,7 @@ def test_field_of_view_is_that_of_the_photo_unless_one_is_chosen(photo, folder):
 
     with Image.open(photo) as opened:
         exif = opened.getexif()
-        exif.get_ifd(0x8769)[0xA405] = 43  # millimeters, for 35 mm film of 43.27 in diagonal
+        exif[0x8769] = {0xA405: 43}  # millimeters, for 35 mm film of 43.27 in diagonal
         opened.save(photo.with_name("phone.jpg"), exif=exif)
     assert width(photo.with_name("phone.jpg")) == pytest.approx(39 / 50 * 43.27 / 43, rel=1e-3)
     assert width(photo) == pytest.approx(39 / 40 * 2 * np.tan(np.radians(65 / 2)), rel=1e-3)

@@ -107,7 +107,7 @@ def test_what_names_nothing_is_one_line(tmp_path: Path):
 def test_photos_are_upright_with_their_field_of_view(tmp_path: Path, orientation: int):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    exif.get_ifd(0x8769)[0xA405] = 28
+    exif[0x8769] = {0xA405: 28}
     Image.fromarray(RGB).save(tmp_path / "photo.png", exif=exif)
     photo = read_photo(tmp_path / "photo.png")
     assert photo.image.shape == ((4, 6, 3) if orientation < 5 else (6, 4, 3))
@@ -119,7 +119,7 @@ def test_photos_without_a_focal_length(tmp_path: Path):
     for focal in (0, None):
         exif = Image.Exif()
         if focal is not None:
-            exif.get_ifd(0x8769)[0xA405] = focal
+            exif[0x8769] = {0xA405: focal}
         Image.fromarray(RGB).save(tmp_path / "photo.jpg", exif=exif)
         assert read_photo(tmp_path / "photo.jpg").fov is None
 
