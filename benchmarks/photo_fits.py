@@ -24,9 +24,10 @@ from scipy import ndimage
 from modality_forcing.data.files import DepthFormat, read_depth, read_image
 from modality_forcing.data.resize import Size, Window, crop_resize_depth, crop_resize_image
 from modality_forcing.evaluation.alignment import align_affine_l1
+from modality_forcing.evaluation.resample import resize_prediction
 from modality_forcing.generator import Generator
 from modality_forcing.inference import fit as fits
-from modality_forcing.inference.enlarge import enlarge_depth, resize_map
+from modality_forcing.inference.enlarge import enlarge_depth
 from modality_forcing.inference.fit import Fitted
 from modality_forcing.inference.points import depth_edges
 from modality_forcing.progress import format_table
@@ -119,11 +120,11 @@ def nearest(values: np.ndarray, size: Size, guide: np.ndarray) -> np.ndarray:
 
 
 def bilinear(values: np.ndarray, size: Size, guide: np.ndarray) -> np.ndarray:
-    return resize_map(values, size)
+    return resize_prediction(values, size)
 
 
 def log_bilinear(values: np.ndarray, size: Size, guide: np.ndarray) -> np.ndarray:
-    return np.exp(resize_map(np.log(values), size))
+    return np.exp(resize_prediction(np.log(values), size))
 
 
 def bicubic(values: np.ndarray, size: Size, guide: np.ndarray) -> np.ndarray:

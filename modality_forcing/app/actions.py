@@ -118,11 +118,7 @@ def image_to_depth(
         raise UserError(f"has {size} bytes", where=measured, hint=hint)
     height, width = photo.image.shape[:2]
     made, scaling = metric.align(made, metric.read_points(measured, (height, width)))
-    sign = "-" if scaling.shift < 0 else "+"
-    note = (
-        f"Meters = {scaling.scale:.3g} × depth {sign} {abs(scaling.shift):.3g}, from "
-        f"{scaling.count} measurements; the mean error at them is {scaling.error:.0%}."
-    )
+    note = "; ".join([scaling.describe(), *metric.doubts(made, scaling)])
     return replace(write(made, folder, settings, given="image", unit="m"), note=note)
 
 
@@ -190,7 +186,9 @@ def write(
             files.append(folder / ending.lstrip("_"))
         shown["depth"] = _write_png(folder / "shown_depth.png", made.colored(settings.colormap))
     if made.uncertainty is not None:
-        colors = uncertainty_colors(made)
+        valid = np.isfinite(made.uncertainty)
+        valid &= True if made.valid is None else made.valid
+        colors = outputs.uncertainty_colors(made.uncertainty, valid)
         shown["uncertainty"] = _write_png(folder / "shown_uncertainty.png", colors)
     if made.depth is not None:
         scene, clouds = write_points(made, folder, settings)
@@ -235,16 +233,6 @@ def thicken(made: Result, at_least: int = _FEW_POINTS) -> Result:
 def _each(made: Result, change: Callable[[np.ndarray], np.ndarray]) -> Result:
     maps = {name: change(x) for name, x in vars(made).items() if x is not None}
     return replace(made, **maps)
-
-
-def uncertainty_colors(made: Result) -> np.ndarray:
-    """Returns the uncertainty of a result as colors u8 [h w 3]: dark is certain."""
-    assert made.uncertainty is not None
-    valid = np.isfinite(made.uncertainty)
-    if made.valid is not None:
-        valid &= made.valid
-    high = float(np.percentile(made.uncertainty[valid], 98)) if valid.any() else 0.0
-    return images.colorize(made.uncertainty, valid, (0.0, high), colormap="magma")
 
 
 def _write_png(path: Path, colors: np.ndarray) -> Path:

@@ -34,7 +34,7 @@ def check_picture(path: Path) -> None:
                 size, kind = opened.size, opened.format or "nameless"
     except Image.DecompressionBombError:
         _refuse_pixels(path)
-    except Exception:  # of a dozen kinds, which `data.files` tells apart
+    except Exception:  # `data.files` names each of the dozen kinds
         return
     if kind not in FORMATS:
         hint = f"upload one of {', '.join(FORMATS)}"

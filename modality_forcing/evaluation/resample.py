@@ -89,7 +89,7 @@ def nearest_valid(
 
 
 def resize_prediction(pred: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Returns a predicted map f32 [r r] at (h, w) pixels, bilinear: predictions have no holes."""
+    """Returns a predicted map f32 [r c] at (h, w) pixels, bilinear: predictions have no holes."""
     if pred.shape == size:
         return pred
     image = Image.fromarray(pred.astype(np.float32))

@@ -9,24 +9,16 @@ photograph has them, and not smeared over the pixels between two samples.
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 
-from modality_forcing.data.resize import Size, Window, crop_resize_image
+from modality_forcing.data.resize import Window, crop_resize_image
+from modality_forcing.evaluation.resample import resize_prediction
 
 RADIUS = 2  # of the window; this and the next by benchmarks/photo_fits.py
 EPSILON = 0.01  # variance of colors in [0, 1] below which a window is flat
 _LEAST = 2.0  # enlargement for which colors are worth it
 _STRIP = 4_000_000  # pixels
 _TINY = 1e-30
-
-
-def resize_map(values: np.ndarray, size: Size) -> np.ndarray:
-    """Returns a map f32 [r c] at another size, bilinear."""
-    if values.shape == size:
-        return values
-    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
-    return np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
 
 
 def enlarge_depth(
@@ -38,9 +30,9 @@ def enlarge_depth(
     """
     size = guide.shape[0], guide.shape[1]
     if min(size[0] / depth.shape[0], size[1] / depth.shape[1]) < _LEAST:
-        return resize_map(depth, size)
+        return resize_prediction(depth, size)
     slopes, offset = _fit_colors(depth, guide, radius, epsilon)
-    planes = [resize_map(x, size) for x in (*np.moveaxis(slopes, -1, 0), offset)]
+    planes = [resize_prediction(x, size) for x in (*np.moveaxis(slopes, -1, 0), offset)]
     # Between the least and the largest: a color that no window has seen extrapolates.
     low, high = (np.log(np.maximum(x, _TINY)) for x in (depth.min(), depth.max()))
     rows, made = max(1, _STRIP // size[1]), np.empty(size, np.float32)

@@ -21,7 +21,8 @@ from modality_forcing.data.resize import (
     crop_resize_image,
 )
 from modality_forcing.errors import UserError
-from modality_forcing.inference.enlarge import enlarge_depth, resize_map
+from modality_forcing.evaluation.resample import resize_prediction
+from modality_forcing.inference.enlarge import enlarge_depth
 
 Fit = Literal["letterbox", "crop", "stretch", "tiles"]
 FITS: tuple[Fit, ...] = get_args(Fit)
@@ -194,7 +195,7 @@ def _enlarge(values: np.ndarray, placement: Placement, image: np.ndarray | None)
     """Returns a map [H W] of the canvas at the size of the placement's window."""
     inner = placement.cut(values)
     if image is None:
-        return resize_map(inner, _window_size(placement.window))
+        return resize_prediction(inner, _window_size(placement.window))
     return enlarge_depth(inner, image[_slices(placement.window)])
 
 

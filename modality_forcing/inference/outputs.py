@@ -56,7 +56,9 @@ def depth_files(result: Result, formats: Sequence[str], unit: str) -> dict[str, 
         elif name == "color":
             files["_depth_color.png"] = images.png_bytes(result.colored(), _LEVEL)
             if sigma is not None:
-                files["_uncertainty_color.png"] = images.png_bytes(_shades(sigma, valid), _LEVEL)
+                files["_uncertainty_color.png"] = images.png_bytes(
+                    uncertainty_colors(sigma, valid), _LEVEL
+                )
         elif name == "spectral":
             colors = result.colored("spectral")
             files["_depth_spectral.png"] = images.png_bytes(colors, _LEVEL)
@@ -101,6 +103,7 @@ def _shrunk(image: np.ndarray) -> np.ndarray:
     return np.asarray(resized)
 
 
-def _shades(sigma: np.ndarray, valid: np.ndarray) -> np.ndarray:
+def uncertainty_colors(sigma: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Returns uncertainty f32 [h w] as colors u8 [h w 3]: dark is certain, gray not valid."""
     limits = (0.0, float(np.percentile(sigma[valid], 98)) if valid.any() else 0.0)
     return images.colorize(sigma, valid, limits, colormap="magma")

@@ -183,7 +183,7 @@ def _name_outputs(found: Sequence[tuple[Path, Path]]) -> list[Item]:
 
 
 def _key(path: Path) -> str:
-    return name_key(path.as_posix()).casefold()  # file systems may not tell cases apart
+    return name_key(path.as_posix()).casefold()  # some file systems ignore case
 
 
 def _field_of_view(image: Image.Image) -> float | None:

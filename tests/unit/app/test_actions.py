@@ -108,9 +108,7 @@ def test_measurements_make_meters(photo, folder):
     np.testing.assert_allclose(np.load(made.files[0]), truth, rtol=1e-4)
     with Image.open(made.files[1]) as opened:
         assert opened.text["unit"] == "m"
-    assert (
-        made.note == "Meters = 3 × depth + 0.5, from 12 measurements; the mean error at them is 0%."
-    )
+    assert made.note == "meters = 3 * depth + 0.5, measurements: 12, mean relative error: 0.0%"
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing.inference.enlarge import enlarge_depth, resize_map
+from modality_forcing.evaluation.resample import resize_prediction
+from modality_forcing.inference.enlarge import enlarge_depth
 
 RNG = np.random.default_rng(0)
 
@@ -23,7 +24,7 @@ def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_edges_are_where_the_photograph_has_them():
     image, depth, small = scene()
-    guided, bilinear = enlarge_depth(small, image), resize_map(small, depth.shape)
+    guided, bilinear = enlarge_depth(small, image), resize_prediction(small, depth.shape)
     errors = [np.abs(np.log(x / depth)).mean() for x in (guided, bilinear)]
     assert errors[0] < 0.6 * errors[1]
     smeared = [np.mean((x > 1.3) & (x < 2.6)) for x in (guided, bilinear)]
@@ -34,9 +35,11 @@ def test_without_edges_it_is_smooth():
     gray = np.full((64, 64, 3), 90, np.uint8)
     ramp = np.tile(np.linspace(1, 2, 16, dtype=np.float32), (16, 1))
     np.testing.assert_allclose(
-        enlarge_depth(ramp, gray)[:, 20:-20], resize_map(ramp, (64, 64))[:, 20:-20], rtol=0.01
+        enlarge_depth(ramp, gray)[:, 20:-20],
+        resize_prediction(ramp, (64, 64))[:, 20:-20],
+        rtol=0.01,
     )
-    np.testing.assert_array_equal(enlarge_depth(ramp, gray[:20]), resize_map(ramp, (20, 64)))
+    np.testing.assert_array_equal(enlarge_depth(ramp, gray[:20]), resize_prediction(ramp, (20, 64)))
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(1e-3, 1e3))
