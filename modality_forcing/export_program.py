@@ -19,20 +19,17 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jaxtyping import Array
 
 from modality_forcing import __version__, export_card, export_run, paths
 from modality_forcing.config import to_dict
 from modality_forcing.diffusion import rng
-from modality_forcing.diffusion.sampler import sample
 from modality_forcing.errors import UserError
 from modality_forcing.export import check_out, license_of, write_folder
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.mirror import fetched
 from modality_forcing.train import exported
 from modality_forcing.train.exported import NETWORK, Export
-from modality_forcing.train.state import abstract_model
 from modality_forcing.train.weights import open_weights
 from modality_forcing.tree import JsonObject, flatten, unflatten
 
@@ -139,7 +136,12 @@ def build(generator: Generator) -> tuple[jax.export.Exported, Weights]:
     (depth,) = (name for name in modalities if name != image)
     # Of the kernels, this one lowers for every kind of device.
     model = replace(generator.config.model, attention="einsum")
-    graph, _ = abstract_model(replace(generator.config, model=model), modalities)
+    portable = Generator(
+        replace(generator.config, model=model),
+        generator.params,
+        generator.frozen,
+        size=modalities[image].size,
+    )
     weights, constants = _text(generator)
     flat = flatten(generator.params)
     empty = {name: leaf for name, leaf in flat.items() if isinstance(leaf, Mapping)}
@@ -162,14 +164,13 @@ def build(generator: Generator) -> tuple[jax.export.Exported, Weights]:
             name: jnp.broadcast_to(x, (b, *x.shape[1:]))
             for name, x in {**constants, **part(weights, _TEXT)}.items()
         }
-        tokens = sample(
-            nnx.merge(graph, params),
+        tokens = portable.trace_sampler(
+            params,
             {name: jnp.asarray(t, jnp.float32) for name, t in trajectory.schedule.items()},
-            rng.per_example(rng.named_key(seed, "sample", 0), index),
-            shapes={name: m.shape for name, m in modalities.items()},
-            prediction_types={name: m.prediction for name, m in modalities.items()},
-            text=text,
             cond={image: modalities[image].to_tokens(batch)},
+            text=text,
+            null_text=None,
+            keys=rng.per_example(rng.named_key(seed, "sample", 0), index),
             solver=options.solver,
             t_min=options.t_min,
         )

@@ -80,7 +80,7 @@ class Generator:
         self._kept_texts = lru_cache(KEPT_TEXTS)(self._encode_text)
         self._to_tokens = {name: jax.jit(m.to_tokens) for name, m in self.modalities.items()}
         self._to_images = {name: jax.jit(m.from_tokens) for name, m in self.modalities.items()}
-        trace = sharding.traced_on(self._trace_sampler, mesh)
+        trace = sharding.traced_on(self.trace_sampler, mesh)
         self._sample = jax.jit(trace, static_argnames=("guidance", "solver", "t_min"))
 
     @classmethod
@@ -299,9 +299,10 @@ class Generator:
             return np.asarray(x)
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
-    def _trace_sampler(
-        self, params, schedule, cond, text, null_text, keys, *, guidance: tuple, **static: Any
+    def trace_sampler(
+        self, params, schedule, cond, text, null_text, keys, *, guidance: tuple = (), **static: Any
     ) -> dict[str, jax.Array]:
+        """Samples inside a program; the arguments are those of `sampler.sample`."""
         return sample(
             nnx.merge(self.graph, params),
             schedule,

@@ -44,6 +44,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ and _jax >= (0, 10):
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
+if _jax < (0, 10):
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+
 # Without a stack of source lines for every operation, programs are lowered in 9/10 of the time.
 os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 

@@ -22,11 +22,14 @@ from modality_forcing.errors import StorageFailed
 def no_outer_cache(monkeypatch) -> Iterator[None]:
     """Tests share a cache of their own (conftest.py), which would win."""
     outer = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    uses_cache = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", True)
     jax_cache.reset_cache()
     monkeypatch.setattr(compilation_cache, "MIN_COMPILE_S", 0.0)
     yield
     jax.config.update("jax_compilation_cache_dir", outer)
+    jax.config.update("jax_enable_compilation_cache", uses_cache)
     jax_cache.reset_cache()
 
 
