@@ -141,14 +141,12 @@ def main(options: argparse.Namespace) -> None:
 
 def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
     """Generates examples of captions alone, and prints the paths of their files."""
+    from modality_forcing.inference.pipeline import check_finite
+
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
     sampling = _sampling(options, generator)
     how = {"options": sampling, "seed": options.seed, "refine": options.refine, "free_text": True}
-    made = generator.run(options.mode, captions, **how).images
-    if bad := [name for name, x in made.items() if not _is_finite(x)]:
-        what = f"generated {' and '.join(bad)} with values that are not finite"
-        hint = "check the weights of its encoders, or change --guidance, --steps or --solver"
-        raise UserError(what, where=options.checkpoint, hint=hint)
+    made = check_finite(generator.run(options.mode, captions, **how).images, options.checkpoint)
     for i in range(len(captions)):
         stem = options.out / f"{options.mode}_{i:03d}"
         for path in write_example(stem, {n: x[i] for n, x in made.items()}):
@@ -201,12 +199,6 @@ def _sampling(options: argparse.Namespace, generator: Generator) -> SampleConfig
     )
     generator.trajectory(options.mode, sampling)  # raises where the checkpoint cannot do the mode
     return sampling
-
-
-def _is_finite(x: np.ndarray) -> bool:
-    import numpy as np
-
-    return bool(np.isfinite(x).all())
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -252,7 +252,7 @@ class Pipeline:
                 refine=refine and task == "joint",
             ).images
             for i in range(min(batch, len(texts) - start)):
-                one = _checked({name: x[i] for name, x in made.items()})
+                one = check_finite({name: x[i] for name, x in made.items()})
                 depth = one.get("depth")
                 valid = None if depth is None else np.ones(depth.shape, bool)
                 results.append(Result(to_u8(one["image"]), depth, valid))
@@ -314,7 +314,7 @@ class Pipeline:
                 sample_index=member,
                 free_text=free_text,
             ).images
-            made += [_checked({n: x[i] for n, x in images.items()}) for i in range(len(chunk))]
+            made += [check_finite({n: x[i] for n, x in images.items()}) for i in range(len(chunk))]
         parts = iter(made)
         return [[next(parts) for _ in f.inputs] for f in fitted]
 
@@ -327,10 +327,12 @@ def _looseness(strength: float) -> tuple[str, float | None]:
     return "partial", min(max(odds, -_LOOSEST), _LOOSEST)
 
 
-def _checked(made: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+def check_finite(made: Mapping[str, np.ndarray], where: object = None) -> Arrays:
+    """Returns what a network made; raises UserError, naming its weights, if it is not finite."""
     if bad := [name for name, x in made.items() if not np.isfinite(x).all()]:
         what = f"generated {' and '.join(bad)} with values that are not finite"
-        raise UserError(what, hint="check the weights, or change the guidance, steps or solver")
+        hint = "check the weights of it and its encoders, or change the guidance, steps or solver"
+        raise UserError(what, where=where, hint=hint)
     return made
 
 
