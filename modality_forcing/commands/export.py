@@ -47,19 +47,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> None:
     """Exports and prints the folder, and the address of the repository that it was sent to."""
-    from modality_forcing import export, export_program
-    from modality_forcing.export_hub import Repository
+    from modality_forcing.export import job, program
+    from modality_forcing.export.hub import Repository
 
     _check(options)
     repository = Repository(options.push_to_hub, options.private, options.revision)
     if options.push_to_hub:
         repository.check(options.out)
     if options.format == "stablehlo":
-        out = export_program.export(
+        out = program.export(
             options.checkpoint, options.out, **{name: getattr(options, name) for name in _PROGRAM}
         )
     else:
-        out = export.export(
+        out = job.export(
             options.checkpoint,
             options.out,
             "safetensors" if options.adapter else options.format or "orbax",

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from modality_forcing import export
 from modality_forcing.config_file import load
+from modality_forcing.export import job
 from modality_forcing.generator import Generator
 from modality_forcing.models import lora
 from modality_forcing.train import checkpoint
@@ -53,9 +53,9 @@ def test_base_weights_stay_and_updates_are_read_merged(base, finished):
 
 
 def test_export_is_merged_and_an_adapter_is_the_updates_alone(base, finished, tmp_path):
-    whole = export.export(finished, tmp_path / "whole", "safetensors")
+    whole = job.export(finished, tmp_path / "whole", "safetensors")
     assert "lora" not in (whole / "manifest.json").read_text().replace("lora_", "")
-    adapter = export.export(finished, tmp_path / "adapter", "safetensors", adapter=True)
+    adapter = job.export(finished, tmp_path / "adapter", "safetensors", adapter=True)
     listed = json.loads((adapter / "manifest.json").read_text())["weights"]
     assert listed.keys() == {p for p in listed if lora.is_update(p)} and len(listed) == 14
     merged = Generator.from_checkpoint(base, adapter=adapter)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modality_forcing import export
 from modality_forcing.diffusion.trajectories import resolution_shift, timesteps
 from modality_forcing.errors import UserError
+from modality_forcing.export import job
 from modality_forcing.generator import TASKS, Generator, override_sampling
 from modality_forcing.train import checkpoint
 from tests import runs, tiny
@@ -250,7 +250,7 @@ def test_adapter_of_a_run_without_encoders_takes_those_of_its_base(tmp_path, mon
     text = replace(tiny.TEXT, vocab_size=0)
     config = replace(tiny.t2i(lora_rank=2), text=text)
     run = runs.save(tmp_path / "run", config)
-    adapter = export.export(run, tmp_path / "adapter", "safetensors", adapter=True)
+    adapter = job.export(run, tmp_path / "adapter", "safetensors", adapter=True)
     named = replace(tiny.t2i(), text=replace(text, encoder="umt5:here"))
     weights = checkpoint.load_unmerged(run)[2]
     base_run = runs.save(tmp_path / "base", named, weights)

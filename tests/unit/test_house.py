@@ -22,8 +22,8 @@ MOST_LINES = 350
 NO_TWIN: dict[str, str] = {
     "modality_forcing/app/page.py": "tests/e2e/test_app.py",
     "modality_forcing/app/widgets.py": "the same",
-    "modality_forcing/commands/export.py": "tests/unit/test_export.py",
-    "modality_forcing/export_run.py": "tests/unit/test_export_program.py, where jax is alone",
+    "modality_forcing/commands/export.py": "tests/unit/export/test_job.py",
+    "modality_forcing/export/run.py": "tests/unit/export/test_program.py, where jax is alone",
     "modality_forcing/commands/train.py": "tests/e2e/test_resume.py",
     "modality_forcing/commands/sweep.py": "tests/e2e/test_sweep_command.py",
     "modality_forcing/train/loop.py": "tests/e2e/test_resume.py, test_demo_command.py",
@@ -76,8 +76,8 @@ MAY_TOUCH_FILES: dict[str, str] = {
     "encoders/": "weights, which mirror.on_disk brings to a disk",
     "storage/shards": "the temporary file of a mirror",
     "safetensors_io": "the files of a mirror, tensor by tensor",
-    "export": "the rename of a folder of a disk",
-    "export_run": "runs without this package",
+    "export/job": "the rename of a folder of a disk",
+    "export/run": "runs without this package",
 }
 TOUCHES = {
     *("exists", "is_file", "is_dir", "iterdir", "glob", "rglob", "unlink", "mkdir", "rmdir"),
@@ -153,7 +153,7 @@ def test_no_reader_can_execute_a_file(path: Path):
     text = path.read_text()
     assert not UNSAFE.findall(text)
     # The latter runs without this package.
-    reads_numpy = (PACKAGE / "numpy_io.py", PACKAGE / "export_run.py")
+    reads_numpy = (PACKAGE / "numpy_io.py", PACKAGE / "export/run.py")
     if path.is_relative_to(PACKAGE) and path not in reads_numpy:
         assert not re.search(r"\bnp\.load\(|\bzipfile\.ZipFile\(", text), "numpy_io reads these"
     assert not imported(path) & UNSAFE_MODULES

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing import export
 from modality_forcing.errors import UserError
+from modality_forcing.export import job
 from modality_forcing.train import checkpoint
 from modality_forcing.train.adapters import apply_adapter, read_adapter
 from modality_forcing.train.exported import open_export
@@ -30,7 +30,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(run, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("out") / "adapter"
-    return export.export(run, out, "safetensors", adapter=True)
+    return job.export(run, out, "safetensors", adapter=True)
 
 
 def test_adapter_on_its_base_is_the_merged_checkpoint(run, adapter):
@@ -44,7 +44,7 @@ def test_adapter_on_its_base_is_the_merged_checkpoint(run, adapter):
 
 
 def test_whole_export_holds_matrices_in_the_type_that_they_are_kept_in(run, tmp_path):
-    whole = export.export(run, tmp_path / "whole", "safetensors")
+    whole = job.export(run, tmp_path / "whole", "safetensors")
     (_, found), (_, expected) = open_export(whole).load(), checkpoint.load(run)
     assert {str(x.dtype) for x in jax.tree.leaves(found)} == {"float32", "bfloat16"}
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -55,7 +55,7 @@ def test_whole_export_holds_matrices_in_the_type_that_they_are_kept_in(run, tmp_
 def test_run_that_trained_all_its_weights_has_no_adapter(tmp_path):
     runs.save(tmp_path / "run", tiny.t2i())
     with pytest.raises(UserError, match="run: trained all its weights: there is no adapter"):
-        export.export(tmp_path / "run", tmp_path / "out", "safetensors", adapter=True)
+        job.export(tmp_path / "run", tmp_path / "out", "safetensors", adapter=True)
     assert not (tmp_path / "out").exists()
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from modality_forcing import export as exporting
 from modality_forcing import paths
 from modality_forcing.errors import UserError
+from modality_forcing.export import job
 from modality_forcing.train import checkpoint
 from modality_forcing.train.exported import is_export, open_export
 from modality_forcing.train.sharding import Shardings
@@ -30,7 +30,7 @@ KINDS = ("orbax", "safetensors")
 @pytest.fixture(scope="module")
 def exports(tmp_path_factory, forcing_run: Path) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("exports")
-    return {kind: exporting.export(forcing_run, folder / kind, kind) for kind in KINDS}
+    return {kind: job.export(forcing_run, folder / kind, kind) for kind in KINDS}
 
 
 def assert_read(where: str | Path, run: Path, shardings: Shardings | None = None) -> None:
@@ -63,7 +63,7 @@ def test_file_alone_is_enough(exports, forcing_run: Path, tmp_path: Path):
 @pytest.mark.parametrize("kind", KINDS)
 def test_bucket_is_read_as_a_disk(gs_path, forcing_run: Path, kind, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    out = exporting.export(forcing_run, gs_path / "out", kind)
+    out = job.export(forcing_run, gs_path / "out", kind)
     assert contents(tmp_path) == {}  # what was read back is gone
     assert_read(str(out), forcing_run)
     if kind == "safetensors":

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from modality_forcing import export as exporting
 from modality_forcing.errors import UserError
+from modality_forcing.export import job
 from modality_forcing.generator import Generator, load_weights
 from modality_forcing.models.int8 import Int8Weight
 from modality_forcing.train import checkpoint
@@ -23,7 +23,7 @@ from tests import released, tiny
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, forcing_run: Path) -> Path:
     out = tmp_path_factory.mktemp("export") / "out"
-    return exporting.export(forcing_run, out, "safetensors")
+    return job.export(forcing_run, out, "safetensors")
 
 
 def test_each_kind_of_location_has_its_name(exported: Path, forcing_run: Path, tmp_path: Path):

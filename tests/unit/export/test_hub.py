@@ -13,9 +13,8 @@ from urllib.parse import unquote
 
 import pytest
 
-from modality_forcing import export_hub
 from modality_forcing.errors import UserError
-from modality_forcing.export_hub import Repository
+from modality_forcing.export.hub import Repository, _client
 from modality_forcing.paths import as_path
 from tests.runs import Command, refused
 
@@ -192,4 +191,4 @@ def test_command_pushes_what_it_exported(
 def test_package_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(UserError, match="needs the package huggingface_hub; pip install"):
-        export_hub._client()
+        _client()

@@ -9,10 +9,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from modality_forcing import export as exporting
-from modality_forcing import export_card
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.protocols import get_protocol
+from modality_forcing.export import job
+from modality_forcing.export.card import RESULTS, check_license, facts
 from modality_forcing.train import checkpoint
 from modality_forcing.train.state import params_hash
 from modality_forcing.train.weights import open_weights
@@ -34,7 +34,7 @@ def run(tmp_path_factory) -> Path:
     workdir = runs.save(tmp_path_factory.mktemp("run") / "run", tiny.forcing())
     (workdir / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     weights = params_hash(checkpoint.load(workdir)[1])
-    folder = workdir / export_card.RESULTS
+    folder = workdir / RESULTS
     folder.mkdir()
     for name, (digest, absrel) in {"ours": (weights, 0.0625), "others": ("0", 0.5)}.items():
         result = {
@@ -58,7 +58,7 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def card(run: Path, tmp_path_factory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("out") / "out"
-    exporting.export(run, out, "safetensors", license="cc-by-4.0")
+    job.export(run, out, "safetensors", license="cc-by-4.0")
     return out, (out / "README.md").read_text()
 
 
@@ -88,14 +88,14 @@ def test_numbers_are_those_of_the_run_at_its_step(card, run: Path):
 
 def test_card_of_an_export_is_equal(card, tmp_path: Path):
     out, text = card
-    alone = exporting.export(out / "weights.safetensors", tmp_path / "again", "safetensors")
+    alone = job.export(out / "weights.safetensors", tmp_path / "again", "safetensors")
     assert (alone / "README.md").read_text() == text
-    other = exporting.export(out, tmp_path / "other", "orbax", license="mit")
+    other = job.export(out, tmp_path / "other", "orbax", license="mit")
     assert (other / "README.md").read_text() == text.replace("cc-by-4.0", "mit")
 
 
 def test_run_without_metrics_has_no_numbers(t2i_run: Path, tmp_path: Path):
-    out = exporting.export(t2i_run, tmp_path / "out")
+    out = job.export(t2i_run, tmp_path / "out")
     text = (out / "README.md").read_text()
     assert "license: other\nlicense_name: unspecified\n" in text and "ask their owner" in text
     assert "pipeline_tag: text-to-image" in text and "depth" not in text.partition("# t2i")[0]
@@ -109,7 +109,7 @@ def test_damaged_metrics_are_left_out_with_a_note(run: Path, tmp_path: Path, cap
     rows.write_text("oops\n" + whole)
     try:
         found = open_weights(run)
-        known = export_card.facts(found, *found.load())
+        known = facts(found, *found.load())
     finally:
         rows.write_text(whole)
     assert "losses" not in known and known["step"] == 0 and len(known["results"]) == 1
@@ -118,7 +118,7 @@ def test_damaged_metrics_are_left_out_with_a_note(run: Path, tmp_path: Path, cap
 
 def test_license_is_an_id_of_the_hub(forcing_run: Path, tmp_path: Path, mforce: Command):
     with pytest.raises(UserError, match="--license is 'MIT License'; give an id of the hub"):
-        export_card.check_license("MIT License")
+        check_license("MIT License")
     command = ("export", f"--checkpoint={forcing_run}", f"--out={tmp_path / 'out'}")
     refused(mforce(*command, "--license=a\nb: c"), "--license is ")
     assert not (tmp_path / "out").exists()

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from modality_forcing import __version__, export_card, export_layouts, paths
+from modality_forcing import __version__, paths
 from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
+from modality_forcing.export import card, layouts
 from modality_forcing.mirror import fetched
 from modality_forcing.modalities import base
 from modality_forcing.models.restore import merge_params
@@ -60,26 +61,24 @@ def export(
     adapter: the weights alone that the run trained, low-rank updates apart.
     license: of the weights, as the hub names it; by default that of an export.
 
-    The card is README.md (`export_card`); published layouts have none.
+    The card is README.md (`card`); published layouts have none.
 
     Raises UserError if `out` exists, the weights cannot be read, or `out` cannot be written.
     What a killed export left in a bucket is replaced.
     """
     check_out(out)
-    export_card.check_license(license)
+    card.check_license(license)
     weights = (_trained if adapter else _merged)(source)
     weights = replace(weights, license=license or weights.license)
     if layout:
-        export_layouts.layout_of(weights.config, layout)  # raises before anything is written
+        layouts.layout_of(weights.config, layout)  # raises before anything is written
 
     def write(folder: Path) -> JsonObject:
         if layout:
-            entries = export_layouts.write(
-                folder, weights.config, weights.params, layout, np.dtype(dtype)
-            )
+            entries = layouts.write(folder, weights.config, weights.params, layout, np.dtype(dtype))
             return _manifest(weights, layout, entries)
         manifest = _write(folder, weights, kind, adapter=adapter)
-        write_file(folder / export_card.FILE, export_card.render(manifest))
+        write_file(folder / card.FILE, card.render(manifest))
         return manifest
 
     return write_folder(out, write)
@@ -128,7 +127,7 @@ def _merged(source: str | Path) -> _Weights:
     config, params = found.load()
     _, shapes = abstract_model(config, base.build(config))
     merge_params(params, shapes, where=source)  # raises where they do not fit
-    return _Weights(config, params, export_card.facts(found, config, params), license_of(found))
+    return _Weights(config, params, card.facts(found, config, params), license_of(found))
 
 
 def _trained(source: str | Path) -> _Weights:
@@ -141,7 +140,7 @@ def _trained(source: str | Path) -> _Weights:
     if not frozen:
         hint = "export without --adapter"
         raise UserError("trained all its weights: there is no adapter", where=source, hint=hint)
-    return _Weights(config, trained, export_card.facts(found, config, trained))
+    return _Weights(config, trained, card.facts(found, config, trained))
 
 
 def license_of(found: object) -> str:

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modality_forcing import export as exporting
 from modality_forcing import paths, safetensors_io
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
+from modality_forcing.export import job
 from modality_forcing.train import checkpoint
 from modality_forcing.tree import flatten
 from tests import tiny
@@ -52,7 +52,7 @@ np.savez(out, **weights)
 @pytest.fixture(scope="module", params=sorted(READERS))
 def exported(request, tmp_path_factory, forcing_run: Path) -> tuple[str, Path]:
     out = tmp_path_factory.mktemp("export") / request.param
-    assert exporting.export(forcing_run, out, request.param) == out
+    assert job.export(forcing_run, out, request.param) == out
     return request.param, out
 
 
@@ -103,7 +103,7 @@ def test_export_that_does_not_read_back_is_deleted(forcing_run: Path, tmp_path: 
     right = safetensors_io.File.read
     monkeypatch.setattr(safetensors_io.File, "read", lambda *of: np.asarray(right(*of) + 1))
     with pytest.raises(UserError, match=r"does not read back .*is damaged.*; check the disk"):
-        exporting.export(forcing_run, tmp_path / "out", "safetensors")
+        job.export(forcing_run, tmp_path / "out", "safetensors")
     assert contents(tmp_path) == {}
 
 
@@ -111,11 +111,11 @@ def test_export_that_does_not_read_back_is_deleted(forcing_run: Path, tmp_path: 
 def test_export_of_an_export_is_equal(exported, kind: str, tmp_path: Path):
     """Files are, but those of Orbax, which have times and random names."""
     _, folder = exported
-    again = exporting.export(folder, tmp_path / "again", kind)
-    third = exporting.export(again, tmp_path / "third", kind)
+    again = job.export(folder, tmp_path / "again", kind)
+    third = job.export(again, tmp_path / "third", kind)
     if kind == "safetensors":
         assert contents(again) == contents(third)
-        alone = exporting.export(again / "weights.safetensors", tmp_path / "alone", kind)
+        alone = job.export(again / "weights.safetensors", tmp_path / "alone", kind)
         assert contents(alone) == contents(third)
     manifests = [json.loads((out / "manifest.json").read_text()) for out in (folder, again, third)]
     assert manifests[1] == manifests[2] == manifests[0] | {"format": manifests[1]["format"]}
@@ -131,9 +131,9 @@ def test_killed_export_does_not_block_the_next_one(folder: Path, forcing_run: Pa
     if complete:
         paths.write_file(out / "manifest.json", "{}")
         with pytest.raises(UserError, match="out: already exists; name a folder that does not"):
-            exporting.export(forcing_run, out, "safetensors")
+            job.export(forcing_run, out, "safetensors")
         return
-    exporting.export(forcing_run, out, "safetensors")
+    job.export(forcing_run, out, "safetensors")
     names = {path.name for path in paths.list_dir(out)}
     assert names == {"README.md", "manifest.json", "weights.safetensors"}
 

@@ -21,11 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from modality_forcing import __version__, export_card, export_run, paths
+from modality_forcing import __version__, paths
 from modality_forcing.config import to_dict
 from modality_forcing.diffusion import rng
 from modality_forcing.errors import UserError
-from modality_forcing.export import check_out, license_of, write_folder
+from modality_forcing.export import card, run
+from modality_forcing.export.job import check_out, license_of, write_folder
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.mirror import fetched
 from modality_forcing.train import exported
@@ -62,7 +63,7 @@ def export(
     """
     check_available()
     check_out(out)
-    export_card.check_license(license)
+    card.check_license(license)
     generator = Generator.from_checkpoint(
         source,
         text_encoder=text_encoder,
@@ -73,7 +74,7 @@ def export(
     generator.trajectory("i2d")  # raises where it cannot do that
     found = open_weights(source)
     known: JsonObject = {"license": license or license_of(found)}
-    known["training"] = export_card.facts(found, generator.config, generator.params)
+    known["training"] = card.facts(found, generator.config, generator.params)
     known = {name: value for name, value in known.items() if value}
     return write_folder(out, lambda folder: write(folder, generator, known))
 
@@ -120,11 +121,11 @@ def write(folder: Path, generator: Generator, known: Mapping[str, Any]) -> JsonO
         "weights": {name: exported.describe(leaf) for name, leaf in sorted(flat.items())},
     }
     paths.write_file(folder / FILE, serialized)
-    paths.write_file(folder / RUN, paths.read_bytes(Path(export_run.__file__)))
+    paths.write_file(folder / RUN, paths.read_bytes(Path(run.__file__)))
     file = exported.write_safetensors(folder, flat, manifest)
     with fetched(file) as local:
         Export(folder, local, manifest, config).verify()
-    paths.write_file(folder / export_card.FILE, export_card.render(manifest))
+    paths.write_file(folder / card.FILE, card.render(manifest))
     return manifest
 
 

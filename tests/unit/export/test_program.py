@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modality_forcing import export_program
 from modality_forcing.config import SampleConfig
 from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.errors import UserError
-from modality_forcing.export_run import Mistake, read_program, read_weights
+from modality_forcing.export.program import _text, build, export
+from modality_forcing.export.run import Mistake, read_program, read_weights
 from modality_forcing.generator import Generator
 from modality_forcing.modalities.depth import contract
 from modality_forcing.train.exported import open_export
@@ -51,7 +51,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
 @pytest.fixture(scope="module")
 def program(tmp_path_factory, forcing_run: Path) -> Path:
     out = tmp_path_factory.mktemp("export") / "program"
-    return export_program.export(forcing_run, out, steps=3)
+    return export(forcing_run, out, steps=3)
 
 
 def test_jax_alone_gives_what_the_checkpoint_gives(
@@ -187,8 +187,8 @@ def test_autoencoder_is_a_part_of_the_program(tmp_path: Path):
     generator = Generator(config, tiny.network(config)[1])
     without = Generator(config, generator.params, FrozenEncoders())
     with pytest.raises(UserError, match="makes latents; name their autoencoder with --autoenc"):
-        export_program.build(without)
-    program, weights = export_program.build(generator)
+        build(without)
+    program, weights = build(generator)
     assert str(program.out_avals[0].shape) == "(b, 16, 16)"
     names = {name for name in weights if name.startswith("autoencoder/")}
     assert len(names) == len(generator.frozen.latent_program()[1])
@@ -206,7 +206,7 @@ def test_states_of_the_empty_caption_are_weights(unchecked):
 
     encoders = SimpleNamespace(free_text=lambda: freed.append(True))
     generator = cast(Generator, SimpleNamespace(encode_text=encode_text, frozen=encoders))
-    weights, constants = export_program._text(generator)
+    weights, constants = _text(generator)
     assert asked == [[""]] and freed == [True]
     assert weights["text/tokens"].shape == (1, 5, 8) and constants.keys() == {"mask"}
 

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from modality_forcing import cli, export_layouts
-from modality_forcing import export as exporting
+from modality_forcing import cli
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
+from modality_forcing.export import job, layouts
 from modality_forcing.models import flux2_weights
 from modality_forcing.train.released import open_released
 from tests import tiny
@@ -23,7 +23,7 @@ from tests.runs import contents
 
 def test_release_is_exported_as_it_was(tmp_path):
     spec = release(tmp_path / "in")
-    out = exporting.export(Path(spec), tmp_path / "out", layout="modality-forcing")
+    out = job.export(Path(spec), tmp_path / "out", layout="modality-forcing")
     before = load_file(tmp_path / "in" / "model.safetensors")
     after = load_file(out / "model.safetensors")
     assert {f"dit.{name}" for name in after} == before.keys()
@@ -46,7 +46,7 @@ def test_klein_is_converted_between_layouts(tmp_path, capsys):
     assert cli.main(call) == 0 and capsys.readouterr().out == f"{tmp_path}/bfl\n"
     assert contents(tmp_path / "bfl").keys() == {"flux2.safetensors", "manifest.json"}
     back = Path(f"flux2-klein:{tmp_path}/bfl/flux2.safetensors")
-    out = exporting.export(back, tmp_path / "out", layout="diffusers", dtype="float32")
+    out = job.export(back, tmp_path / "out", layout="diffusers", dtype="float32")
     name = "diffusion_pytorch_model.safetensors"
     before, after = load_file(tmp_path / "in" / "transformer" / name), load_file(out / name)
     assert before.keys() == after.keys()
@@ -69,13 +69,13 @@ def test_klein_is_converted_between_layouts(tmp_path, capsys):
 )
 def test_layouts_of_other_networks_are_refused(config, layout, message):
     with pytest.raises(UserError, match=message):
-        export_layouts.layout_of(config, layout)
+        layouts.layout_of(config, layout)
 
 
 def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
     spec = Path(pipeline(tmp_path / "in", {}))
     with pytest.raises(UserError, match="does not hold a network that has no depth; take --layout"):
-        exporting.export(spec, tmp_path / "out", layout="modality-forcing")
+        job.export(spec, tmp_path / "out", layout="modality-forcing")
     right = flux2_weights.save
 
     def damaged(params, folder, layout, dtype):
@@ -85,7 +85,7 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
 
     monkeypatch.setattr(flux2_weights, "save", damaged)
     with pytest.raises(UserError, match="does not read back"):
-        exporting.export(spec, tmp_path / "out", layout="diffusers")
+        job.export(spec, tmp_path / "out", layout="diffusers")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 

@@ -1,0 +1,1 @@
+"""Exports of weights (`mforce export`): files, model cards, the hub, layouts, compiled programs."""
