@@ -142,7 +142,7 @@ def restore_depth(
     if len(fitted.placements) > 1:
         return _merge(maps, fitted, image, up_to_scale), np.ones(fitted.size, bool)
     placement = next(iter(fitted.placements))
-    window, part = placement.window, _enlarge(maps[0], placement, image)
+    window, part = placement.window, _enlarge(maps[0], placement, image, fitted)
     if part.shape == fitted.size:
         return part, np.ones(fitted.size, bool)
     depth, valid = np.zeros(fitted.size, np.float32), np.zeros(fitted.size, bool)
@@ -191,12 +191,17 @@ def _tiles(size: Size, canvas: Size) -> tuple[Placement, ...]:
     return tuple(placements)
 
 
-def _enlarge(values: np.ndarray, placement: Placement, image: np.ndarray | None) -> np.ndarray:
+def _enlarge(
+    values: np.ndarray, placement: Placement, image: np.ndarray | None, fitted: Fitted
+) -> np.ndarray:
     """Returns a map [H W] of the canvas at the size of the placement's window."""
     inner = placement.cut(values)
     if image is None:
         return resize_prediction(inner, _window_size(placement.window))
-    return enlarge_depth(inner, image[_slices(placement.window)])
+    small = None
+    if _window_size(placement.window) == fitted.size and "image" in fitted.inputs[0]:
+        small = placement.cut(fitted.inputs[0]["image"])  # of a part, the border has other colors
+    return enlarge_depth(inner, image[_slices(placement.window)], small=small)
 
 
 def _merge(
@@ -205,7 +210,7 @@ def _merge(
     sums, weights = np.zeros((2, *fitted.size), np.float32)
     for values, p in zip(maps, fitted.placements, strict=True):
         size, at = _window_size(p.window), _slices(p.window)
-        part = _enlarge(values, p, image)
+        part = _enlarge(values, p, image, fitted)
         before = weights[at]
         if up_to_scale and (overlap := before > 0).any():
             known = sums[at][overlap] / before[overlap]

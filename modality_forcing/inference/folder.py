@@ -1,7 +1,7 @@
 """Folders of photographs or depth maps: read, run in batches, written, resumed.
 
 Files are taken in groups of one batch. While the network runs, the next group is read and the last
-one is written. Results are functions of a file and the settings, and every group runs the same
+one is written, several files at once. Results are functions of a file and the settings, and every group runs the same
 program: a job that was killed and resumed leaves the bytes of one that was not.
 
 Memory: three groups of small photographs are in it at most. Of one with more than `_LARGE` pixels
@@ -10,6 +10,7 @@ only the network's input is kept; its results are made, one photograph at a time
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +41,8 @@ from modality_forcing.progress import ProgressMeter, print_stderr
 
 _LARGE = 4_000_000
 _SMALL = 8  # files: their groups have the same program however few they are
-_WORKERS = 4  # threads that read and compress; decoders and zlib release Python's lock
+# Threads that read, compress and write; decoders and zlib release Python's lock.
+_WORKERS = min(max(4, os.cpu_count() or 1), 16)
 _PREFIX = 50  # characters of a name that temporary files surely keep
 _EVERY_S = 2.0  # between two reports, where they are lines
 
@@ -71,7 +73,10 @@ class _Loaded:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """The files of an item by name, its entry in the manifest, and how it became metric."""
+    """The files of an item by name, its entry in the manifest, and how it became metric.
+
+    Contents of files are freed once they are written.
+    """
 
     files: dict[str, bytes]
     entry: Entry
@@ -177,15 +182,27 @@ class _Run:
         variants = iter(made)
         encoded: list[Callable[[], _Encoded | UserError]] = []
         for x in loaded:
-            encode = partial(_encode, x, next(variants) if isinstance(x, _Loaded) else [], self.job)
+            members = next(variants) if isinstance(x, _Loaded) else []
+            encode = partial(self._encode_and_write, x, members)
             waits = isinstance(x, _Loaded) and x.fitted.is_larger(_LARGE)
             encoded.append(encode if waits else self.pool.submit(encode).result)
         return encoded
 
+    def _encode_and_write(
+        self, loaded: _Loaded | UserError, variants: Sequence[Members]
+    ) -> _Encoded | UserError:
+        """Writes the files of an item; raises UserError if that fails, which ends the job."""
+        made = _encode(loaded, variants, self.job)
+        if isinstance(made, UserError):
+            return made
+        for name, content in made.files.items():
+            write_file(self.job.out / name, content)
+        return replace(made, files=dict.fromkeys(made.files, b""))
+
     def _finish(
         self, group: Sequence[Item], encoded: Sequence[Callable[[], _Encoded | UserError]]
     ) -> None:
-        """Writes a group in the order of its files, then its entries."""
+        """Waits for the files of a group, then writes its entries in the order of the files."""
         entries: list[Entry] = []
         for item, encode in zip(group, encoded, strict=True):
             one = encode()
@@ -200,9 +217,7 @@ class _Run:
                 entries.append({**about, "status": "failed", "error": str(one)})
                 continue
             self._remove_outdated(item, one)
-            for name, content in one.files.items():
-                write_file(self.job.out / name, content)
-                self.outputs.append(self.job.out / name)
+            self.outputs += [self.job.out / name for name in one.files]
             entries.append({**about, "status": "done", **one.entry})
             self._note_scaling(str(about["file"]), one)
         self.manifest.add(entries)

@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modality_forcing.data.resize import Window, crop_resize_image
 from modality_forcing.evaluation.resample import resize_prediction
 from modality_forcing.inference.enlarge import enlarge_depth
 
@@ -27,6 +28,8 @@ def test_edges_are_where_the_photograph_has_them():
     guided, bilinear = enlarge_depth(small, image), resize_prediction(small, depth.shape)
     errors = [np.abs(np.log(x / depth)).mean() for x in (guided, bilinear)]
     assert errors[0] < 0.6 * errors[1]
+    known = crop_resize_image(image, Window(0, 0, *depth.shape), small.shape)
+    np.testing.assert_array_equal(enlarge_depth(small, image, small=known), guided)
     smeared = [np.mean((x > 1.3) & (x < 2.6)) for x in (guided, bilinear)]
     assert smeared[0] < 0.6 * smeared[1]
 
