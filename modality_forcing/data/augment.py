@@ -79,6 +79,9 @@ class Augment:
 
 def hflip(record: Record) -> Record:
     """Returns the record of the mirrored scene: x becomes -x. The caption is not changed."""
+    normals = record.normals
+    if normals is not None:
+        normals = _reverse_columns(normals) * np.array((-1, 1, 1), np.float32)
     intrinsics = record.intrinsics.copy()
     intrinsics[0, 1] = -intrinsics[0, 1]
     # The first pixel's center is 0, the last one's w - 1. NaN stays NaN.
@@ -90,6 +93,7 @@ def hflip(record: Record) -> Record:
         valid=_reverse_columns(record.valid),
         intrinsics=intrinsics,
         latents=None if record.latents is None else record.latents[::-1],
+        normals=normals,
     )
 
 

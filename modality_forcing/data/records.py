@@ -29,6 +29,9 @@ class Record:
     # `image` is arbitrary.
     latents: np.ndarray | None = None
     other_captions: tuple[str, ...] = ()  # of which training draws, as of `caption`
+    # f32 [h w 3], exact normals (`data/normals.py`), 0 where unknown. Most sources have none: then
+    # they are estimated from depth. Shards do not store them.
+    normals: np.ndarray | None = None
 
 
 @runtime_checkable
@@ -72,8 +75,19 @@ def _problems(record: Record) -> Iterator[str]:
     measured = record.depth[valid]
     if not np.all(np.isfinite(measured)) or np.any(measured <= 0):
         yield "depth is not finite and positive everywhere it is valid"
+    if record.normals is not None:
+        yield from _problems_of_normals(record.normals, size)
     for name in ("caption", "source", "id"):
         if not is_valid_text(getattr(record, name)):
             yield f"{name} holds half a character (a lone surrogate)"
     if not all(map(is_valid_text, record.other_captions)):
         yield "another caption holds half a character (a lone surrogate)"
+
+
+def _problems_of_normals(normals: np.ndarray, size: tuple[int, ...]) -> Iterator[str]:
+    if normals.dtype != np.float32 or normals.shape != (*size, 3):
+        yield f"normals are {normals.dtype} {normals.shape}, expected float32 {(*size, 3)}"
+        return
+    length = np.sqrt(np.einsum("hwi,hwi->hw", normals, normals))
+    if not np.all((length == 0) | (np.abs(length - 1) < 1e-3)):  # NaN fails
+        yield "normals are neither of length 1 nor unknown (0)"

@@ -1,4 +1,4 @@
-"""Crops and resizes records: images are filtered, depth values are picked and never mixed.
+"""Crops and resizes records: images are filtered, depth and normals are picked and never mixed.
 
 Training sees squares (`crop_resize`); `mforce prepare` stores whole frames (`downscale`), a third
 more bytes for a 4 : 3 image, so that training can still choose the crop. Cutting the center square
@@ -68,11 +68,19 @@ def crop_resize(record: Record, window: Window, resolution: int) -> Record:
     if (crop := _exact_crop(window, record.depth.shape, resolution)) is not None:
         image, valid = record.image[crop], record.valid[crop]
         depth = np.where(valid, record.depth[crop], np.float32(0))
+        normals = None if record.normals is None else record.normals[crop]
     else:
         image = crop_resize_image(record.image, window, resolution)
         depth, valid = crop_resize_depth(record.depth, record.valid, window, resolution)
+        normals = record.normals
+        if normals is not None:
+            normals = normals[
+                np.ix_(*_under_centers(record.valid.shape, window, (resolution, resolution)))
+            ]
     intrinsics = crop_resize_intrinsics(record.intrinsics, window, resolution)
-    return replace(record, image=image, depth=depth, valid=valid, intrinsics=intrinsics)
+    return replace(
+        record, image=image, depth=depth, valid=valid, intrinsics=intrinsics, normals=normals
+    )
 
 
 def crop_resize_image(image: np.ndarray, window: Window, to: int | Size) -> np.ndarray:
@@ -108,13 +116,7 @@ def crop_resize_depth(
     enlarged = window.height <= size[0] or window.width <= size[1]
     if not enlarged and not _is_dense(inside):
         return _scatter(depth, valid, rows, columns, size)
-    down, right = ((np.arange(n) + 0.5) / n for n in size)
-    at = [window.top + down * window.height, window.left + right * window.width]
-    at = [
-        np.clip(np.floor(a).astype(np.int64), 0, n - 1)
-        for a, n in zip(at, depth.shape, strict=True)
-    ]
-    return _read(depth, valid, np.ix_(*at))
+    return _read(depth, valid, np.ix_(*_under_centers(depth.shape, window, size)))
 
 
 def crop_resize_intrinsics(intrinsics: np.ndarray, window: Window, resolution: int) -> np.ndarray:
@@ -156,12 +158,16 @@ def downscale(record: Record, choose_size: Callable[[Size], Size]) -> Record:
         return record
     depth, valid = downscale_depth(record.depth, record.valid, size)
     intrinsics = scale_intrinsics(record.intrinsics.astype(np.float64), (height, width), size)
+    normals = record.normals
+    if normals is not None:
+        normals = normals[np.ix_(*_nearest_centers(record.valid.shape, size))]
     return replace(
         record,
         image=downscale_image(record.image, size),
         depth=depth,
         valid=valid,
         intrinsics=intrinsics.astype(np.float32),
+        normals=normals,
     )
 
 
@@ -184,12 +190,9 @@ def downscale_depth(
     """
     if size[0] > depth.shape[0] or size[1] > depth.shape[1]:
         raise ValueError(f"a map of {depth.shape} to {size}")
-    sides = list(zip(depth.shape, size, strict=True))
     if _is_dense(valid):
-        # Rounds otherwise than `crop_resize_depth` where a center is on the edge of a pixel.
-        at = (np.floor((np.arange(m) + 0.5) * (n / m)).astype(np.int64) for n, m in sides)
-        return _read(depth, valid, np.ix_(*at))
-    rows, columns = (_cells(n, 0, n, m) for n, m in sides)
+        return _read(depth, valid, np.ix_(*_nearest_centers(depth.shape, size)))
+    rows, columns = (_cells(n, 0, n, m) for n, m in zip(depth.shape, size, strict=True))
     return _scatter(depth, valid, rows, columns, size)
 
 
@@ -225,6 +228,22 @@ def _cells(length: int, start: float, extent: float, count: int) -> np.ndarray:
     """Returns i64 [length], the target cell of each pixel's center, -1 outside the window."""
     cell = np.floor((np.arange(length) + 0.5 - start) * (count / extent)).astype(np.int64)
     return np.where((cell >= 0) & (cell < count), cell, -1)
+
+
+def _under_centers(shape: tuple[int, ...], window: Window, size: Size) -> list[np.ndarray]:
+    """Returns the rows and columns of the pixels under the centers of a window's cells."""
+    down, right = ((np.arange(n) + 0.5) / n for n in size)
+    at = [window.top + down * window.height, window.left + right * window.width]
+    return [np.clip(np.floor(a).astype(np.int64), 0, n - 1) for a, n in zip(at, shape, strict=True)]
+
+
+def _nearest_centers(shape: tuple[int, ...], size: Size) -> list[np.ndarray]:
+    """Returns the same of the whole raster.
+
+    Rounds otherwise than `_under_centers` where a center is on the edge of a pixel.
+    """
+    sides = zip(shape, size, strict=True)
+    return [np.floor((np.arange(m) + 0.5) * (n / m)).astype(np.int64) for n, m in sides]
 
 
 def _span(cells: np.ndarray) -> slice:

@@ -36,32 +36,50 @@ class Hits(NamedTuple):
     focal: float  # length in pixels
 
 
-def render(
-    scene: Scene, resolution: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+# Image, depth, valid, intrinsics and visible objects.
+Rendering = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def render(scene: Scene, resolution: int) -> Rendering:
     """Renders a square image of the scene.
 
     Returns image u8 [h w 3]; depth f32 [h w] along the optical axis in meters, 0 at the sky; valid
     bool [h w], False at the sky; intrinsics f32 [3 3]; visible i16 [h w], the index into
     scene.objects or -1 for the setting.
     """
+    return _render(scene, resolution)[0]
+
+
+def render_with_normals(scene: Scene, resolution: int) -> tuple[Rendering, np.ndarray]:
+    """Returns `render`, and the normals f32 [h w 3] of what is seen, as in `data/normals.py`.
+
+    They are exact, and 0 at the sky.
+    """
+    rendering, normal = _render(scene, resolution)
+    camera = np.array(scene.camera.axes, np.float32) @ normal  # rows: right, down and forward
+    return rendering, camera.T.reshape(resolution, resolution, 3) * rendering[2][..., None]
+
+
+def _render(scene: Scene, resolution: int) -> tuple[Rendering, np.ndarray]:
+    """Returns `render`, and the normals [3 n] in the world."""
     solids = Solids(scene)
     rays, depth, surface = cast(scene, solids, resolution)
     hits = Hits(rays, depth, surface, scene.camera.focal(resolution))
-    image = shade(scene, solids, hits)
+    image, normal = shade(scene, solids, hits)
     valid = surface != SKY
     size = (resolution, resolution)
-    return (
+    rendering = (
         image.reshape(*size, 3),
         (depth * valid).reshape(size),
         valid.reshape(size),
         scene.camera.intrinsics(resolution),
         visible(scene, surface).reshape(size),
     )
+    return rendering, normal
 
 
-def shade(scene: Scene, solids: Solids, hits: Hits) -> np.ndarray:
-    """Returns the colors u8 [n 3] of what rays hit."""
+def shade(scene: Scene, solids: Solids, hits: Hits) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the colors u8 [n 3] of what rays hit, and its normals f32 [3 n] in the world."""
     rays, depth, surface, focal = hits
     table = _table(scene)
     look = table.take(surface, axis=1)
@@ -92,7 +110,7 @@ def shade(scene: Scene, solids: Solids, hits: Hits) -> np.ndarray:
     np.clip(color, 0, 255, out=color)
     image = np.empty((color.shape[1], 3), np.uint8)
     image[:] = color.T
-    return image
+    return image, normal
 
 
 def _table(scene: Scene) -> np.ndarray:

@@ -22,7 +22,7 @@ from modality_forcing.synthetic.scene_rng import (
     SceneRng,
     surface_material,
 )
-from modality_forcing.synthetic.shading import render
+from modality_forcing.synthetic.shading import render, render_with_normals
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,15 @@ class Scenes:
     Records are square, `resolution` pixels a side, with metric z-depth at pixel centers; the sky is
     not valid. The content of a scene and its caption do not depend on the resolution. Raises
     UserError for an impossible count, resolution or seed, IndexError outside [0, count).
+
+    fields: optional fields of a record to fill; of these, "normals" are rendered.
     """
 
     seed: int = 0
     count: int = 1_000_000
     resolution: int = 64
     split: str = "train"
+    fields: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.resolution < 8 or self.seed < 0:
@@ -52,7 +55,12 @@ class Scenes:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         scene = sample_scene(self.seed, self.split, index)
-        image, depth, valid, intrinsics, visible = render(scene, self.resolution)
+        normals = None
+        if "normals" in self.fields:
+            rendering, normals = render_with_normals(scene, self.resolution)
+        else:
+            rendering = render(scene, self.resolution)
+        image, depth, valid, intrinsics, visible = rendering
         return Record(
             image=image,
             depth=depth,
@@ -62,6 +70,7 @@ class Scenes:
             caption=caption(scene, visible),
             source="scenes",
             id=f"{self.split}-{self.seed}-{index}",
+            normals=normals,
         )
 
 

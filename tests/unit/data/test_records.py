@@ -50,6 +50,15 @@ BROKEN = {
     "half a character": ({"caption": "party \ud83c"}, "caption holds half a character"),
     "another half": ({"other_captions": ("\udf89",)}, "another caption holds half a character"),
     "source that is not UTF-8": ({"source": "caf\udce9"}, "source holds half a character"),
+    "normals of another type": ({"normals": np.zeros((4, 6, 3))}, "normals are float64"),
+    "normals of another size": (
+        {"normals": np.zeros((4, 6), np.float32)},
+        r"normals are float32 \(4, 6\), expected float32 \(4, 6, 3\)",
+    ),
+    "normals of another length": (
+        {"normals": np.full((4, 6, 3), 0.5, np.float32)},
+        "normals are neither of length 1 nor unknown",
+    ),
     "mask dtype": ({"valid": np.ones((4, 6), np.uint8)}, "valid is uint8"),
     "mask size": ({"valid": np.ones((4, 5), np.bool_)}, r"valid is bool \(4, 5\)"),
     "intrinsics dtype": ({"intrinsics": np.eye(3)}, "intrinsics are float64"),

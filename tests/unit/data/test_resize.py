@@ -303,3 +303,18 @@ def test_downscale_keeps_points_in_space():
     source = record.depth[np.rint(before[1]).astype(int), np.rint(before[0]).astype(int)]
     # 3 : 1, so that centers fall on centers.
     np.testing.assert_array_equal(source, small.depth[row, column])
+
+
+@given(st.integers(20, 50), st.integers(20, 50), st.integers(4, 30), st.booleans())
+def test_normals_are_picked_where_dense_depth_is(height, width, to, whole):
+    """Here a normal says which pixel it is of, as the depth does."""
+    order = np.arange(height * width, dtype=np.float32).reshape(height, width)
+    normals = np.stack([order, order + 1, order + 2], -1)
+    before = replace(record(order + 1), normals=normals)
+    if whole:
+        after = downscale(before, partial(limit_shorter_side, pixels=to))
+    else:
+        after = center_crop_resize(before, to)
+    assert after.normals is not None
+    np.testing.assert_array_equal(after.normals[..., 0] + 1, after.depth)
+    np.testing.assert_array_equal(after.normals[..., 2] - after.normals[..., 0], 2)

@@ -8,7 +8,7 @@ import numpy as np
 
 from modality_forcing.synthetic.objects import COLORS
 from modality_forcing.synthetic.raycast import Camera, Light, Material, Room, Scene, SceneObject
-from modality_forcing.synthetic.shading import render
+from modality_forcing.synthetic.shading import render, render_with_normals
 from modality_forcing.synthetic.source import camera_axes
 
 GRAY = Material((0.6, 0.6, 0.6))
@@ -111,3 +111,24 @@ def test_haze_turns_far_ground_to_the_color_of_the_horizon():
     far, near = image[34, 32].astype(int), image[63, 32].astype(int)
     assert valid[34, 32] and valid[63, 32]
     assert far.min() > near.max() + 50
+
+
+def test_normals_of_a_ball_and_a_room():
+    scene = Scene(CAMERA, (BALL,), CLOSED, LAMP, "room")
+    rendering, normals = render_with_normals(scene, 48)
+    for one, other in zip(rendering, render(scene, 48), strict=True):
+        np.testing.assert_array_equal(one, other)
+    _, depth, _, intrinsics, visible = rendering
+    columns, rows = np.meshgrid(np.arange(48), np.arange(48))
+    pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
+    rays = pixels @ np.linalg.inv(intrinsics.astype(np.float64)).T
+    assert (np.einsum("hwi,hwi->hw", rays, normals) < 0).all()  # towards the camera
+    axes = np.array(CAMERA.axes)
+    points = (rays * depth[..., None]) @ axes + CAMERA.position
+    outward = (points - BALL.position) / 0.5
+    ball = visible == 0
+    assert ball.sum() > 50
+    np.testing.assert_allclose((normals @ axes)[ball], outward[ball], atol=1e-3)
+    floor = ~ball & (points[..., 2] < 1e-3)
+    assert floor.sum() > 500
+    np.testing.assert_allclose((normals @ axes)[floor], [[0, 0, 1]] * floor.sum(), atol=1e-6)

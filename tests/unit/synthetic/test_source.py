@@ -149,3 +149,15 @@ def test_import_loads_no_framework():
         [sys.executable, "-c", code], env=there, capture_output=True, text=True, check=True
     )
     assert not {"jax", "flax", "grain", "tensorflow"} & set(done.stdout.split())
+
+
+def test_normals_are_rendered_only_when_asked_for():
+    plain = Scenes(resolution=24)
+    asked = Scenes(resolution=24, fields=frozenset({"normals", "of another modality"}))
+    for index in (0, 7):
+        one, other = plain[index], check(asked[index])
+        assert one.normals is None and other.normals is not None
+        np.testing.assert_array_equal(np.any(other.normals, axis=-1), other.valid)
+        for name in ("image", "depth", "valid", "intrinsics"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        assert one.caption == other.caption
