@@ -1,4 +1,4 @@
-"""Generation with a checkpoint: captions, images or depth in, images and depth out."""
+"""Generation with a checkpoint: captions and any of its modalities in, the others out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
+from modality_forcing import tasks
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
 from modality_forcing.diffusion.sampler import Cond, sample
@@ -34,15 +35,6 @@ Loaded = tuple[Config, Params]
 Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
 
 KEPT_TEXTS = 8  # lists of captions whose encoding a generator keeps
-
-# The condition of each task; it generates all else. "partial" follows its condition loosely.
-TASKS: dict[str, tuple[str, ...]] = {
-    "t2i": (),
-    "joint": (),
-    "i2d": ("image",),
-    "d2i": ("depth",),
-    "partial": ("depth",),
-}
 
 
 @dataclass(frozen=True)
@@ -143,14 +135,8 @@ class Generator:
     ) -> tuple[Trajectory, tuple[str, ...]]:
         """Returns a task's noise levels and its condition; UserError if the model cannot do it."""
         c = options or self.config.sample
-        if task not in TASKS:
-            raise UserError(f"unknown mode {task!r}", hint=f"choose one of {', '.join(TASKS)}")
-        names, cond = tuple(self.modalities), TASKS[task]
-        missing = [n for n in cond if n not in names]
-        if missing or (task != "t2i" and len(names) < 2):
-            needs = " and ".join(missing) or "a second modality"
-            what = f"mode {task} needs {needs}, this network has {', '.join(names)} only"
-            raise UserError(what, hint="use a checkpoint of the forcing phase")
+        names = tuple(self.modalities)
+        cond = tasks.parse(task, names).given
         free = tuple(n for n in names if n not in cond)
         steps, alpha, mu = num_steps(task, c), 2.0**c.log2_alpha, self.shift(task, c)
         if task == "t2i":
@@ -159,7 +145,7 @@ class Generator:
             others = names[1:]
             return trajectories.joint(self.primary, others, steps, alpha=alpha, mu=mu), cond
         if task == "partial":
-            return trajectories.partial(free[0], cond[0], steps, alpha, mu=mu), cond
+            return trajectories.partial(free, cond[0], steps, alpha, mu=mu), cond
         return trajectories.conditional(free, cond, steps, mu), cond
 
     def run(
@@ -178,9 +164,9 @@ class Generator:
         """Generates one example per caption.
 
         Args:
-          task: a key of TASKS.
+          task: a name that `tasks.parse` knows.
           captions: one per example; "" for none.
-          batch: the condition (image u8 [b h w 3]; depth f32 and valid bool [b h w]).
+          batch: the condition (image u8 [b h w 3]; depth f32 and valid bool [b h w]...).
           options: steps, solver, guidance and trajectory; the config's by default.
           seed, index, sample_index: an example's noise is a function of these. index defaults to
             0, 1, 2...; sample_index counts the samples of one example.
@@ -252,8 +238,10 @@ class Generator:
         return np.arange(-(-count // self._parts) * self._parts).clip(max=count - 1)
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
-        read = self._put({k: batch[k] for k in ("image", "depth", "valid") if k in batch})
-        if self.modalities[name].latent_channels:
+        m = self.modalities[name]
+        names = ("image",) if m.latent_channels else tuple(m.inputs)
+        read = self._put({k: batch[k] for k in names})
+        if m.latent_channels:
             read = {"latent": self.frozen.latents(read["image"])}
         return self._to_tokens[name](read)
 

@@ -86,11 +86,13 @@ def conditional(
     return Trajectory(dict.fromkeys(targets, t) | dict.fromkeys(cond, np.zeros_like(t)))
 
 
-def partial(target: str, cond: str, steps: int, alpha: float, *, mu: float = 0.0) -> Trajectory:
-    """The target is generated; the condition is noised again to f_alpha of the target's level.
+def partial(
+    targets: tuple[str, ...], cond: str, steps: int, alpha: float, *, mu: float = 0.0
+) -> Trajectory:
+    """Targets are generated; the condition is noised again to f_alpha of their level.
 
     Small alpha reveals the condition early and is close to clean conditioning; large alpha reveals
     it late.
     """
     t = timesteps(steps, mu)
-    return Trajectory({target: t, cond: np.asarray(tilt(t, alpha), np.float32)})
+    return Trajectory(dict.fromkeys(targets, t) | {cond: np.asarray(tilt(t, alpha), np.float32)})

@@ -94,7 +94,7 @@ def test_model_is_called_along_the_schedule(solver):
     "path",
     [
         trajectories.conditional(("depth",), ("image",), 4, 1.1),
-        trajectories.partial("depth", "image", 4, 8.0, mu=1.1),
+        trajectories.partial(("depth",), "image", 4, 8.0, mu=1.1),
     ],
 )
 def test_conditions_are_returned_unchanged(path, solver):
@@ -120,7 +120,7 @@ def test_conditions_are_noised_to_their_level_and_pure_noise_where_unobserved(al
     mask = jax.random.bernoulli(jax.random.key(5), 0.5, X0["image"].shape)
     path = trajectories.conditional(("depth",), ("image",), 4)
     if alpha is not None:
-        path = trajectories.partial("depth", "image", 4, alpha)
+        path = trajectories.partial(("depth",), "image", 4, alpha)
     x0 = jnp.where(mask, X0["image"], jnp.nan)
     out = run(model, path, cond={"image": (x0, mask)})
     assert np.all(np.isfinite(out["depth"]))

@@ -125,7 +125,7 @@ def test_conditional_trajectory_keeps_the_condition_clean():
 
 @pytest.mark.parametrize("alpha", [1 / 32, 1.0, 3.3, 32.0])
 def test_partial_tilts_the_condition(alpha):
-    path = partial("image", "depth", 7, alpha, mu=1.1)
+    path = partial(("image",), "depth", 7, alpha, mu=1.1)
     np.testing.assert_array_equal(path.schedule["image"], timesteps(7, 1.1))
     np.testing.assert_allclose(path.schedule["depth"], tilt(timesteps(7, 1.1), alpha), rtol=1e-6)
 
