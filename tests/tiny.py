@@ -68,6 +68,13 @@ def forcing(**train: Any) -> Config:
     )
 
 
+def normals(**train: Any) -> Config:
+    """The run of three: 16 more tokens of normals."""
+    config = forcing(**{"allow_missing_modalities": ("depth", "normals"), **train})
+    third = replace(DEPTH, kind="normals", position_id=2)
+    return replace(config, name="normals", modalities={**config.modalities, "normals": third})
+
+
 def flux2(**train: Any) -> Config:
     """The post-training run with the FLUX.2 network: two blocks of each kind."""
     config = forcing(**train)
@@ -76,10 +83,10 @@ def flux2(**train: Any) -> Config:
 
 
 def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str, Any]:
-    """A batch of noise, half of the depth valid; example i has index first + i."""
+    """A batch of noise, half of the depth and 0.7 of normals valid; example i has first + i."""
     rng = np.random.default_rng(seed)
     r, l = config.data.resolution, config.text.tokens
-    return {
+    arrays = {
         "image": rng.integers(0, 256, (b, r, r, 3), np.uint8),
         "depth": rng.uniform(0.5, 9.0, (b, r, r)).astype(np.float32),
         "valid": rng.random((b, r, r)) < 0.5,
@@ -89,6 +96,11 @@ def batch(config: Config, b: int = 4, seed: int = 0, first: int = 0) -> dict[str
         },
         "index": np.arange(first, first + b, dtype=np.int32),
     }
+    if "normals" in config.modalities:
+        n = rng.standard_normal((b, r, r, 3)) - (0, 0, 2)
+        n /= np.linalg.norm(n, axis=-1, keepdims=True)
+        arrays["normals"] = (n * (rng.random((b, r, r, 1)) < 0.7)).astype(np.float32)
+    return arrays
 
 
 def null_text(config: Config) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from modality_forcing.generator import Generator
     from modality_forcing.inference.metric import ScaleSource
     from modality_forcing.inference.photos import Item
+    from modality_forcing.modalities.base import Modality
 
 MANIFEST = "manifest.jsonl"
 OF_DEPTH = ("ensemble", "points", "fov", "scale_from")  # options of image-to-depth alone
@@ -117,7 +118,8 @@ def main(options: argparse.Namespace) -> None:
     Raises UserError for a mode that the checkpoint cannot do, and for an input that is missing,
     unreadable or unused.
     """
-    from modality_forcing.generator import TASKS, Generator
+    from modality_forcing.generator import Generator
+    from modality_forcing.tasks import TASKS
     from modality_forcing.train import sharding
 
     check_options(options)
@@ -149,7 +151,7 @@ def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
     made = check_finite(generator.run(options.mode, captions, **how).images, options.checkpoint)
     for i in range(len(captions)):
         stem = options.out / f"{options.mode}_{i:03d}"
-        for path in write_example(stem, {n: x[i] for n, x in made.items()}):
+        for path in write_example(stem, {n: x[i] for n, x in made.items()}, generator.modalities):
             print(path)
 
 
@@ -203,10 +205,10 @@ def _sampling(options: argparse.Namespace, generator: Generator) -> SampleConfig
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError if the mode is unknown, lacks its input, or has one it would ignore."""
-    from modality_forcing.generator import TASKS
     from modality_forcing.inference.outputs import parse_formats
     from modality_forcing.inference.points import camera
     from modality_forcing.paths import check_folder, exists
+    from modality_forcing.tasks import TASKS
 
     mode = options.mode
     if mode not in TASKS:
@@ -291,11 +293,16 @@ def _scale_source(options: argparse.Namespace) -> ScaleSource | None:
     return None if path is None else ScaleSource(path, _depth_form(options))
 
 
-def write_example(stem: Path, made: dict[str, np.ndarray]) -> list[Path]:
+def write_example(
+    stem: Path, made: dict[str, np.ndarray], modalities: Mapping[str, Modality]
+) -> list[Path]:
     """Writes one example and returns the paths.
 
-    Images are PNG. Maps are .npy, 16-bit PNG with its scale, and a PNG in colors.
+    Images are PNG. Maps are .npy, 16-bit PNG with its scale, and a PNG in colors. What else has
+    three channels, such as normals, is .npy and a PNG in its colors.
     """
+    import numpy as np
+
     from modality_forcing.paths import write_file
     from modality_forcing.viz import images
 
@@ -303,9 +310,13 @@ def write_example(stem: Path, made: dict[str, np.ndarray]) -> list[Path]:
     for name, x in made.items():
         path = stem.with_name(f"{stem.name}_{name}")
         if x.ndim == 3:
-            path = path.with_suffix(".png")
-            write_file(path, images.png_bytes(images.to_u8(x)))
-            written.append(path)
+            m = modalities[name]
+            contents = {".png": images.png_bytes(m.colorize(x[None])[0])}
+            if not m.is_image:
+                contents[".npy"] = images.npy_bytes(x, np.isfinite(x))
+            for suffix, content in contents.items():
+                write_file(path.with_suffix(suffix), content)
+                written.append(path.with_suffix(suffix))
         else:
             written += images.save_depth(path, x)
     return written

@@ -41,6 +41,9 @@ _ENDLESS = 2**62  # examples; no run comes near
 _STATS = "_stats"  # f32 [b 3] in a batch in transit: source number, valid fraction, seconds to make
 
 
+RecordInputs = Mapping[str, Callable[[Record], np.ndarray]]
+
+
 def to_example(record: Record, index: int, text: TextEncoder) -> Batch:
     """Returns one record as a row of a batch: the same keys and types, no leading axis."""
     latents = record.latents
@@ -67,6 +70,7 @@ def train_batches(
     threads: int = 1,
     prefetch: int = 2,
     shard: tuple[int, int] = (0, 1),
+    record_inputs: RecordInputs | None = None,
 ) -> BatchIterator:
     """Returns endless shuffled batches; batch k is a function of (source, seed, k) alone.
 
@@ -82,6 +86,8 @@ def train_batches(
     workers: loader processes; 0 loads in threads of this one. threads: batches made at a time, per
       process. prefetch: batches held ready, per process.
     shard: (i, n) yields every n-th example of each batch from i on: the part of one of n hosts.
+    record_inputs: more arrays of a batch by name, as functions of the augmented record with all of
+      its depth, picklable by name.
 
     `index` is the position of an example in the whole stream, k * batch + row, modulo 2**31: unique
     in a batch, and independent of hosts and sources.
@@ -102,7 +108,9 @@ def train_batches(
     examples = (
         grain.MapDataset.source(stream)
         .random_map(_AugmentOp(augment or Augment(), resolution), seed=_stream_seed(seed, _AUGMENT))
-        .random_map(_ToExampleOp(text, patterns), seed=_stream_seed(seed, _SPARSIFY))
+        .random_map(
+            _ToExampleOp(text, patterns, record_inputs or {}), seed=_stream_seed(seed, _SPARSIFY)
+        )
     )
     host, hosts = shard
     return BatchIterator(
@@ -310,11 +318,13 @@ class _AugmentOp:
 class _ToExampleOp:
     text: TextEncoder
     sparsity: list[Mapping[str, float] | None]
+    record_inputs: RecordInputs
 
     def __call__(self, sample: _Sample, rng: np.random.Generator) -> Batch:
         record, patterns = sample.record, self.sparsity[sample.source]
+        more = {name: read(record) for name, read in self.record_inputs.items()}
         record = sparsify(record, rng, patterns) if patterns else record
-        row = to_example(record, sample.position % 2**31, self.text)
+        row = to_example(record, sample.position % 2**31, self.text) | more
         valid = np.count_nonzero(record.valid) / record.valid.size
         seconds = time.perf_counter() - sample.start
         row[_STATS] = np.array([sample.source, valid, seconds], np.float32)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from modality_forcing import modalities
 from modality_forcing.config import Config, ModalityConfig
+from modality_forcing.data.records import Record
 from modality_forcing.diffusion.flow import Prediction
 from modality_forcing.diffusion.noise_levels import (
     LogitNormal,
@@ -21,10 +23,12 @@ from modality_forcing.diffusion.noise_levels import (
     PlateauLogitNormal,
 )
 from modality_forcing.errors import UserError
+from modality_forcing.viz.images import colorize_disparity, to_u8
 
 # A batch of data/pipeline.py: arrays with a leading b; "text" is a mapping of them.
 Batch = Mapping[str, Any]
 Spec = tuple[tuple[int, ...], DTypeLike]  # shape without the leading b, dtype
+RecordInput = Callable[[Record], np.ndarray]
 
 _DISTRIBUTIONS = {"logit_normal": LogitNormal, "plateau": PlateauLogitNormal}
 
@@ -67,6 +71,21 @@ class Modality(ABC):
     def inputs(self) -> dict[str, Spec]:
         """What `to_tokens` reads of a batch, by name."""
 
+    @property
+    def is_image(self) -> bool:
+        """Whether `colorize` keeps all of it, so that a PNG will do."""
+        return False
+
+    @property
+    def record_inputs(self) -> Mapping[str, RecordInput]:
+        """Those of `inputs` that a batch does not have anyway, and how a record gives them.
+
+        The functions run on the host, in loader processes too: they are picklable by name, and
+        their modules import no jax. A source fills an optional field of a record that has such a
+        name if it can.
+        """
+        return {}
+
     @abstractmethod
     def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
         """Returns clean tokens x0 and the mask of observed values; others may be anything."""
@@ -74,6 +93,21 @@ class Modality(ABC):
     @abstractmethod
     def from_tokens(self, x0: Float[Array, "b n c"]) -> Array:
         """Returns what a person would look at: the inverse of `to_tokens` where all is observed."""
+
+    def colorize(self, decoded: np.ndarray) -> np.ndarray:
+        """Returns colors u8 [b h w 3] of what `from_tokens` returns, for pictures.
+
+        By default [b h w 3] are colors in [0, 1], and [b h w] is depth, shown as disparity.
+        """
+        if decoded.ndim == 4:
+            return to_u8(decoded)
+        return np.stack([colorize_disparity(one) for one in decoded])
+
+
+def record_inputs(config: Config) -> dict[str, RecordInput]:
+    """Returns the `record_inputs` of all modalities of a config."""
+    modalities = build(config).values()
+    return {name: read for m in modalities for name, read in m.record_inputs.items()}
 
 
 def build(config: Config, size: tuple[int, int] | None = None) -> dict[str, Modality]:

@@ -25,6 +25,11 @@ class Image(Modality):
         return Pixels(self.patch)
 
     @property
+    def is_image(self) -> bool:
+        """An image is its own picture."""
+        return True
+
+    @property
     def channels(self) -> int:
         """Channels of a latent."""
         return self.latent_channels or self.autoencoder.channels

@@ -206,6 +206,7 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> PrefetchToDevice:
         augment=Augment((data.min_crop, 1.0), data.crop_jitter, data.flip_prob),
         workers=data.workers,
         shard=(jax.process_index(), jax.process_count()),
+        record_inputs=base.record_inputs(config),
     )
     by_example = NamedSharding(mesh, spec("b"))
     to_global = partial(jax.make_array_from_process_local_data, by_example)

@@ -20,6 +20,7 @@ from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.encoders.text import TextEncoder
 from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
 from modality_forcing.paths import as_path, require_disk, resolve
 from modality_forcing.progress import print_stderr
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
@@ -130,7 +131,13 @@ def open_source(config: Config, split: str = "train") -> RecordSource:
             depth_max=data.depth_max,
             depth_orientation=data.depth_orientation,
         )
-    return Scenes(seed=config.seed, count=data.num_scenes, resolution=data.resolution, split=split)
+    return Scenes(
+        seed=config.seed,
+        count=data.num_scenes,
+        resolution=data.resolution,
+        split=split,
+        fields=frozenset(base.record_inputs(config)),
+    )
 
 
 def open_shards(config: Config, split: str) -> dict[str, Shards]:

@@ -12,7 +12,8 @@ import pytest
 from modality_forcing.diffusion.trajectories import resolution_shift, timesteps
 from modality_forcing.errors import UserError
 from modality_forcing.export import job
-from modality_forcing.generator import TASKS, Generator, override_sampling
+from modality_forcing.generator import Generator, override_sampling
+from modality_forcing.tasks import TASKS
 from modality_forcing.train import checkpoint
 from tests import runs, tiny
 
@@ -258,3 +259,19 @@ def test_adapter_of_a_run_without_encoders_takes_those_of_its_base(tmp_path, mon
     monkeypatch.setattr(build, lambda config, mesh: config.text.encoder)
     generator = Generator.from_checkpoint(base_run, adapter=adapter)
     assert generator.frozen == "umt5:here" and generator.config.name == config.name
+
+
+def test_third_modality_is_given_or_made_in_any_combination():
+    config = tiny.normals()
+    three = Generator(config, tiny.network(config)[1])
+    everything = set(three.modalities)
+    for task, cond in {"d2n": ("depth",), "partial": ("depth",), "i2dn": ("image",)}.items():
+        trajectory, found = three.trajectory(task)
+        assert found == cond and set(trajectory.schedule) == everything
+    batch = tiny.batch(config, b=2)
+    made = three.run("in2d", ["", "a ball"], batch=batch)
+    assert set(made.images) == everything and made.images["normals"].shape == (2, 16, 16, 3)
+    for name in ("image", "normals"):
+        m = three.modalities[name]
+        x0, mask = m.to_tokens({k: jnp.asarray(batch[k]) for k in m.inputs})
+        np.testing.assert_array_equal(made.tokens[name][mask], x0[mask])

@@ -259,3 +259,17 @@ def test_empty_sources_are_refused():
         batches({})
     with pytest.raises(UserError, match="batch size"):
         batches(batch=0)
+
+
+def share_of_depth(record: Record) -> np.ndarray:
+    return np.float32(record.valid.mean())
+
+
+def test_further_inputs_see_all_depth_of_the_augmented_record():
+    plain = take(batches(sparsity=SPARSE), 2)
+    more = take(batches(sparsity=SPARSE, record_inputs={"share": share_of_depth}), 2)
+    shares = [batch.pop("share") for batch in more]
+    assert_equal(more, plain)
+    assert [share.shape for share in shares] == [(8,), (8,)]
+    for share, batch in zip(shares, plain, strict=True):
+        assert (share >= batch["valid"].mean(axis=(1, 2))).all() and share.min() == share.max() == 1

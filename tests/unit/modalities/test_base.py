@@ -56,7 +56,8 @@ def test_size_need_not_be_square():
 def test_unknown_kind_is_refused_with_the_known_ones():
     config = Config(modalities={"image": ModalityConfig(kind="picture", patch=8)})
     with pytest.raises(
-        UserError, match=r"modalities\.image\.kind is 'picture'; choose one of depth, image"
+        UserError,
+        match=r"modalities\.image\.kind is 'picture'; choose one of depth, image, normals",
     ):
         base.build(config)
     with pytest.raises(UserError, match="base"):  # it is a file there, but no modality
