@@ -221,6 +221,12 @@ def mean_scores(scores: DepthScores) -> dict[str, float]:
     return means | {name: int(images.sum()) for name, images in counts.items()}
 
 
+def relative_means(scores: DepthScores) -> dict[str, float]:
+    """Returns those means that relative depth has; errors in a unit would be meaningless."""
+    means = mean_scores(scores)
+    return {name: means[name] for name in ("absrel", "delta1", "images", "skipped")}
+
+
 def describe_counts(result: Mapping[str, Any]) -> str:
     """Returns how many images of a result were scored, and which predictions are not finite.
 

@@ -80,9 +80,7 @@ class FixedLevelLoss:
         g, data = self._generator, self._data
         tokens = [g.encoder.encode(data.captions[i]) for i in index]
         batch = {
-            "image": data.image[index],
-            "depth": data.depth[index],
-            "valid": data.valid[index],
+            **data.inputs(index),
             "index": index.astype(np.int32),
             "text": {key: np.stack([t[key] for t in tokens]) for key in tokens[0]},
         }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,16 +13,18 @@ import numpy as np
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.errors import UserError
+from modality_forcing.evaluation import conversions
 from modality_forcing.evaluation.colors import color_recall
 from modality_forcing.evaluation.depth_metrics import (
     DepthScores,
     constant_scores,
-    mean_scores,
+    relative_means,
     row_mean_prediction,
     score,
 )
 from modality_forcing.evaluation.estimators import DepthMap, Estimator
 from modality_forcing.generator import Generator
+from modality_forcing.modalities import base
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.train import checksums, inputs
 from modality_forcing.train.state import Params
@@ -37,13 +39,20 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass
 class HeldOutData:
-    """All evaluation examples: image u8 [n h w 3], depth f32 and valid bool [n h w], and texts."""
+    """Evaluation examples: image u8 [n h w 3], depth f32 and valid bool [n h w], and texts."""
 
     image: np.ndarray
     depth: np.ndarray
     valid: np.ndarray
     captions: list[str]
     ids: list[str]  # of the records
+    intrinsics: np.ndarray | None = None  # f32 [n 3 3], in pixels or NaN
+    more: Arrays = field(default_factory=dict)  # `record_inputs` of the modalities
+
+    def inputs(self, index: slice | np.ndarray = slice(None)) -> Arrays:
+        """Returns what modalities read of some examples, by its name in a batch."""
+        arrays = {"image": self.image, "depth": self.depth, "valid": self.valid, **self.more}
+        return {name: values[index] for name, values in arrays.items()}
 
 
 @dataclass
@@ -87,6 +96,8 @@ def load_records(config: Config, split: str, count: int) -> HeldOutData:
         np.stack([r.valid for r in records]),
         [r.caption for r in records],
         [r.id for r in records],
+        np.stack([r.intrinsics for r in records]),
+        {k: np.stack([read(r) for r in records]) for k, read in base.record_inputs(config).items()},
     )
 
 
@@ -148,14 +159,14 @@ class Evaluator:
         target, valid = self.data.depth, self.data.valid
         profile = np.broadcast_to(self.row_mean, target.shape)
         return {
-            "constant": _means(constant_scores(target, valid)),
-            "row_mean": _means(score(profile, target, valid)),
+            "constant": relative_means(constant_scores(target, valid)),
+            "row_mean": relative_means(score(profile, target, valid)),
         }
 
     def i2d(self, generator: Generator) -> tuple[dict[str, float], np.ndarray]:
         """Scores image to depth against the target; returns metrics and depth [n h w]."""
         depth = self._generate(generator, "i2d", {"image": self.data.image})["depth"]
-        return _means(score(depth, self.data.depth, self.data.valid)), depth
+        return relative_means(score(depth, self.data.depth, self.data.valid)), depth
 
     def d2i(self, generator: Generator) -> tuple[dict[str, float], Arrays]:
         """Scores depth to image: the input depth against that estimated from the generated image.
@@ -167,7 +178,7 @@ class Evaluator:
         batch = {"depth": data.depth, "valid": data.valid}
         image = self._generate(generator, "d2i", batch)["image"]
         estimate = self._estimate(generator, image, "d2i")
-        means = _means(_score_estimate(estimate, data.depth, data.valid))
+        means = relative_means(_score_estimate(estimate, data.depth, data.valid))
         metrics = {
             "absrel": means["absrel"],
             "delta1": means["delta1"],
@@ -190,14 +201,14 @@ class Evaluator:
         estimate = self._estimate(generator, generated["image"], image_set)
         valid = estimate[1]
         scores = score(estimate[0], depth, valid)
-        means, each = _means(scores), scores.absrel[~np.isnan(scores.absrel)]
+        means, each = relative_means(scores), scores.absrel[~np.isnan(scores.absrel)]
         stderr = float("nan")
         if len(each) > 1:
             stderr = float(np.std(each, ddof=1) / np.sqrt(len(each)))
         metrics = {
             "absrel": means["absrel"],
             "delta1": means["delta1"],
-            "constant_absrel": _means(constant_scores(depth, valid))["absrel"],
+            "constant_absrel": relative_means(constant_scores(depth, valid))["absrel"],
             "absrel_shuffled": _shuffled_absrel(estimate, depth, np.ones_like(valid)),
             "absrel_stderr": stderr,
             "coverage": float(valid.mean()),
@@ -213,6 +224,12 @@ class Evaluator:
             "color_recall_chance": generated["chance"],
             "color_recall_dataset": dataset["color_recall"],
         }
+
+    def conversions(self, generator: Generator) -> dict[str, dict[str, float]]:
+        """Scores what networks of three or more modalities can do besides."""
+        generate = partial(self._generate, generator)
+        train = partial(load_records, self.config, "train", ROW_MEAN_SCENES)
+        return conversions.evaluate(base.build(self.config), self.data, generate, train)
 
     def __call__(self, generator: Generator) -> Evaluation:
         """Runs all tasks of the demo's report."""
@@ -235,6 +252,7 @@ class Evaluator:
                 "log2_alpha": log2_alpha,
             },
             "text": self.text(image_first_images["image"]),
+            **self.conversions(generator),
         }
         data = self.data
         target = {"image": data.image, "depth": depth, "target": data.depth, "valid": data.valid}
@@ -324,10 +342,4 @@ def _score_estimate(estimate: DepthMap, depth: np.ndarray, valid: np.ndarray) ->
 def _shuffled_absrel(estimate: DepthMap, depth: np.ndarray, valid: np.ndarray) -> float:
     """Returns the AbsRel of another example's estimate: the value of knowing the kind of scene."""
     shifted = np.roll(estimate[0], 1, axis=0), np.roll(estimate[1], 1, axis=0)
-    return _means(_score_estimate(shifted, depth, valid))["absrel"]
-
-
-def _means(scores: DepthScores) -> dict[str, float]:
-    """Returns the metrics of relative depth; errors in a unit would be meaningless."""
-    means = mean_scores(scores)
-    return {name: means[name] for name in ("absrel", "delta1", "images", "skipped")}
+    return relative_means(_score_estimate(shifted, depth, valid))["absrel"]

@@ -152,9 +152,7 @@ def held_out_loss(
 def _batch(generator: Generator, data: HeldOutData, index: np.ndarray) -> dict[str, object]:
     tokens = [generator.encoder.encode(data.captions[i]) for i in index]
     return {
-        "image": data.image[index],
-        "depth": data.depth[index],
-        "valid": data.valid[index],
+        **data.inputs(index),
         "index": index.astype(np.int32),
         "text": {key: np.stack([t[key] for t in tokens]) for key in tokens[0]},
     }
