@@ -29,6 +29,7 @@ ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
     "folder": {"phase": ("t2i", "forcing"), "distill": ("True", "False")},
     "forcing": {"size": ("370m", "800m", "3b3"), "encoders": ("frozen", "none")},
     "mixtures": {"sets": ("paper", "offline"), "size": ("370m", "demo")},
+    "normals": {"resolution": ("32", "64")},
     "t2i": {"size": ("370m", "800m", "3b3"), "encoders": ("frozen", "none")},
 }
 STEMS = sorted(path.stem for path in CONFIGS.glob("[!_]*.py"))
