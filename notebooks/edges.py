@@ -24,7 +24,7 @@ class Edges(Modality):
     @property
     def inputs(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """The images of the batch."""
-        return {"image": ((self.resolution, self.resolution, 3), jnp.uint8)}
+        return {"image": ((*self.size, 3), jnp.uint8)}
 
     def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:
         """Returns edge strength in [-1, 1] as tokens; every value is known."""

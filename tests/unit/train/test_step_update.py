@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,7 +13,8 @@ import numpy as np
 import pytest
 
 from modality_forcing.modalities import base
-from modality_forcing.train.state import init_params, init_state
+from modality_forcing.train.initial_weights import initial_params
+from modality_forcing.train.state import abstract_model, init_params, init_state
 from modality_forcing.train.step import make_step
 from modality_forcing.tree import flatten
 from tests import tiny
@@ -89,3 +92,23 @@ def test_training_overfits_one_batch():
         state, metrics = step(state, batch)
         losses.append(metrics["loss"])
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+def test_three_modalities_train_from_a_network_of_one(t2i_run: Path):
+    config = tiny.normals(init_from=str(t2i_run), weight_decay=0.0)
+    modalities = base.build(config)
+    graph, shapes = abstract_model(config, modalities)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.eval_shape(partial(init_state, config), shapes)
+    params = initial_params(config, abstract, partial(jax.tree.map, lambda _: device))
+    batch = tiny.batch(config)
+    batch["normals"][1] = 0  # an image without normals
+    state = init_state(config, params)
+    before = jax.device_get(state.params)
+    step = make_step(config, modalities, graph, tiny.null_text(config))
+    for _ in range(5):  # weights that are 0 at first let gradients through one after another
+        state, metrics = step(state, on_device(batch))
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(metrics))
+        assert metrics["loss_normals"] > 0 and metrics["grad_norm/head_normals"] > 0
+    moved = jax.tree.map(lambda a, b: np.any(a != b), jax.device_get(state.params), before)
+    assert all(flatten(moved).values()), [path for path, any_ in flatten(moved).items() if not any_]
