@@ -175,9 +175,8 @@ def _sheet(parts: _Parts, depth: np.ndarray | None) -> np.ndarray:
         )  # elsewhere nothing is to be compared
     task = "joint" if len(generator.modalities) > 1 else "t2i"
     generated = generator.run(task, captions, seed=seed, index=index).images
-    for name in generator.modalities:
-        x = generated[name]
-        columns[f"generated {name}"] = list(images.to_u8(x)) if x.ndim == 4 else _colored(x)
+    for name, m in generator.modalities.items():
+        columns[f"generated {name}"] = list(m.colorize(generated[name]))
     side = data.image.shape[1]
     factor = max(1, -(-_CELL // side))
     cells = [

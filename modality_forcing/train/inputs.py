@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from modality_forcing.config import Config
-from modality_forcing.data.folder import ImageFolder
+from modality_forcing.data.folder import INTRINSICS_FILE, ImageFolder
 from modality_forcing.data.mixture import MixtureComponent, RoundRobin
 from modality_forcing.data.records import RecordSource
 from modality_forcing.data.sparsity import sparsify
@@ -46,8 +46,8 @@ class Inputs:
         The first process prints what of a folder is not used or looks wrong (`ImageFolder.notes`).
 
         Raises UserError for a bad file, an unknown sparsity pattern, a folder without depth for a
-        network of depth, and a cache made with other weights than those of an encoder that the
-        config names.
+        network of depth, or without what gives normals for one of these, and a cache made with
+        other weights than those of an encoder that the config names.
         """
         parts = self.source.values() if isinstance(self.source, Mapping) else ()
         for source in [part.source for part in parts] or [self.source]:
@@ -282,9 +282,11 @@ def _read_latents(
 
 def _check_records(config: Config, records: RecordSource) -> None:
     is_folder, has_depth = isinstance(records, ImageFolder), False
+    missing = base.record_inputs(config) if is_folder else {}
     for i in range(len(records) if is_folder else 1):
         record = records[i]
         has_depth |= bool(record.valid.any())
+        missing = {name: read for name, read in missing.items() if not np.any(read(record))}
         if config.data.sparsity_patterns and i == 0:
             sparsify(record, np.random.default_rng(0), config.data.sparsity_patterns)
     needs_depth = any(m.kind == "depth" for m in config.modalities.values())
@@ -293,6 +295,9 @@ def _check_records(config: Config, records: RecordSource) -> None:
             "put depth/NAME.png, .npy or .exr beside the images, or train without depth: :phase=t2i"
         )
         raise UserError("no image here has depth", where=records.root, hint=hint)
+    if isinstance(records, ImageFolder) and missing:
+        hint = f"they take dense depth and {INTRINSICS_FILE}; or train without this modality"
+        raise UserError(f"no image here gives {min(missing)}", where=records.root, hint=hint)
     if isinstance(records, ImageFolder) and is_primary():  # last, so that an error is one line
         for note in records.notes():
             print_stderr(note)

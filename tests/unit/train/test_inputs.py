@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -82,6 +83,19 @@ def test_what_a_folder_does_not_use_is_printed(tmp_path, capsys):
     excluded = replace(config.data, depth_invalid=65535.0)
     inputs.open_inputs(replace(config, data=excluded)).check()
     assert "65535" not in capsys.readouterr().err
+
+
+def test_folder_without_cameras_gives_no_normals(tmp_path):
+    (tmp_path / "a.png").write_bytes(png_bytes(np.zeros((20, 20, 3), np.uint8)))
+    np.save(tmp_path / "a.depth.npy", np.full((20, 20), 2, np.float32))
+    config = tiny.normals()
+    config = replace(config, data=replace(CONFIG.data, source="folder", root=str(tmp_path)))
+    hint = "no image here gives normals; they take dense depth and intrinsics.json"
+    with pytest.raises(UserError, match=hint):
+        inputs.open_inputs(config).check()
+    camera = {"fx": 20, "fy": 20, "cx": 10, "cy": 10}
+    (tmp_path / "intrinsics.json").write_text(json.dumps(camera))
+    inputs.open_inputs(config).check()
 
 
 def write_prepared(folder: Path, split: str, count: int, depth: float) -> None:
