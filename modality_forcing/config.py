@@ -158,9 +158,7 @@ class TrainConfig:
     freeze: tuple[str, ...] = ()  # modules or weights that do not train; * is any part of a path
     # How matrices that do not train are stored: those of freeze, and the teacher of distill.
     frozen_dtype: Literal["float32", "bfloat16"] = "float32"
-    lora_rank: int = (
-        0  # of trained updates of block matrices; all they start from is frozen; 0: off
-    )
+    lora_rank: int = 0  # of trained updates of block matrices, which are frozen; 0: off
     lora_alpha: float = 0.0  # the updates are scaled by lora_alpha / lora_rank; 0: by 1
     lora_targets: tuple[str, ...] = MATRICES  # the matrices that get one
     log_every: int = 20  # steps between rows of metrics
@@ -188,7 +186,9 @@ class SampleConfig:
     steps: int = 50  # sampler steps of tasks that task_steps does not name
     task_steps: Mapping[str, int] = field(default_factory=dict)  # of single tasks, as {"i2d": 1}
     solver: Literal["euler", "heun"] = "euler"  # heun: second order, two evaluations a step
-    guidance: Mapping[str, float] = field(default_factory=dict)  # default 1 (paper: image 4)
+    guidance: Mapping[str, float] = field(default_factory=dict)  # by text; 1 (paper: image 4)
+    # Weight of what is given, by modality; default 1; above 1 it is followed more closely.
+    condition_guidance: Mapping[str, float] = field(default_factory=dict)
     log2_alpha: float = 5.0  # joint: > 0 image first (better depth), < 0 depth first (paper: 5)
     timestep_shift: float = 1.1  # of the sampling grid
     shift_rule: Literal["constant", "flux2"] = "constant"  # flux2: from image tokens and steps
@@ -260,9 +260,10 @@ class Config:
         if min(cond_prob.values()) < 0 or sum(cond_prob.values()) > 1:
             hint = "they must sum to at most 1"
             raise UserError(f"the modalities' cond_prob are {cond_prob}", hint=hint)
-        if unknown := sorted(set(self.sample.guidance) - set(names)):
-            hint = f"the modalities are {', '.join(names)}"
-            raise UserError(f"sample.guidance names {unknown[0]!r}", hint=hint)
+        for key in ("guidance", "condition_guidance"):
+            if unknown := sorted(set(getattr(self.sample, key)) - set(names)):
+                hint = f"the modalities are {', '.join(names)}"
+                raise UserError(f"sample.{key} names {unknown[0]!r}", hint=hint)
         if self.train.distill and len(names) < 2:
             raise UserError("train.distill needs a second modality to hold the first against")
         if len({m.position_id for m in self.modalities.values()}) != len(names):

@@ -9,8 +9,8 @@ from typing import Any
 from modality_forcing.errors import UserError
 from modality_forcing.tree import flatten
 
-# Ranges of numbers, by keys or their last parts. NaN is in none. All other floats are finite, and
-# all other integers count something of which there must be at least one.
+# Ranges of numbers, by keys, their last parts or the mapping they are in. NaN is in none. All other
+# floats are finite, and all other integers count something of which there must be at least one.
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("above 0", lambda x: 0 < x < math.inf, "learning_rate grad_clip_norm rope_theta"),
     (
@@ -18,7 +18,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda x: 0 <= x < math.inf,
         "loss_weight weight_decay distill_high distill_low spike_deviations depth_scale depth_max "
         "seed workers base_width vocab_size position_id detokenizer_layers latent_channels "
-        "eval.every save_every_minutes lora_rank lora_alpha double_layers embedded_guidance",
+        "eval.every save_every_minutes lora_rank lora_alpha double_layers embedded_guidance "
+        "condition_guidance",
     ),
     (
         "from 0 to 1",
@@ -38,9 +39,11 @@ _MAY_BE_REST = ("mesh.data", "mesh.fsdp")  # -1 takes the devices that are left
 def check_numbers(tree: Mapping[str, Any]) -> None:
     """Raises UserError for a number of a nested config that is out of its range."""
     for path, value in flatten(tree, ".").items():
-        key = path.rpartition(".")[2]
-        if limits := _RANGE_OF.get(path) or _RANGE_OF.get(key):
-            text, holds = limits
+        if isinstance(value, Mapping):
+            continue  # an empty one
+        *parents, key = path.split(".")
+        if limits := [_RANGE_OF[k] for k in (path, key, *parents[-1:]) if k in _RANGE_OF]:
+            text, holds = limits[0]
             if not holds(value):
                 raise UserError(f"{path} is {value}", hint=f"it must be {text}")
         elif type(value) is int and value < 1 and not (path in _MAY_BE_REST and value == -1):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ Loaded = tuple[Config, Params]
 Text = Mapping[str, jax.Array | np.ndarray]  # of a batch: "tokens" and "mask"
 
 KEPT_TEXTS = 8  # lists of captions whose encoding a generator keeps
+STATIC = ("guidance", "condition_guidance", "solver", "t_min")  # compiled into a program
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Generator:
         self._to_tokens = {name: jax.jit(m.to_tokens) for name, m in self.modalities.items()}
         self._to_images = {name: jax.jit(m.from_tokens) for name, m in self.modalities.items()}
         trace = sharding.traced_on(self.trace_sampler, mesh)
-        self._sample = jax.jit(trace, static_argnames=("guidance", "solver", "t_min"))
+        self._sample = jax.jit(trace, static_argnames=STATIC)
 
     @classmethod
     def from_checkpoint(
@@ -226,9 +227,8 @@ class Generator:
             captions = [str(captions[i]) for i in self._rows(len(captions))]
         encoded = [self.encoder.encode(caption) for caption in captions]
         text = {k: np.stack([e[k] for e in encoded]) for k in encoded[0]}
-        null = self.encoder.null().items()
-        null = self._put({k: np.broadcast_to(v, text[k].shape) for k, v in null})
-        text = self._put(text)
+        null = {k: np.broadcast_to(v, text[k].shape) for k, v in self.encoder.null().items()}
+        text, null = self._put(text), self._put(null)
         if self.frozen.has_text:
             return self.frozen.states(text), self.frozen.states(null)
         return text, null
@@ -259,12 +259,12 @@ class Generator:
         *,
         options: SampleConfig,
     ) -> dict[str, jax.Array]:
-        schedule, static = _sampler_options(trajectory, options)
+        schedule, static = _sampler_options(trajectory, cond, options)
         return self._sample(self.params, schedule, cond, *text, keys, **static)
 
     def lower(self, task: str, cond: PyTree, text: PyTree, keys: PyTree) -> jax.stages.Lowered:
         """Returns a task's sampling program for the shapes of what `_run_sampler` takes."""
-        schedule, static = _sampler_options(self.trajectory(task)[0], self.config.sample)
+        schedule, static = _sampler_options(self.trajectory(task)[0], cond, self.config.sample)
         return self._sample.lower(self.params, schedule, cond, *text, keys, **static)
 
     @cached_property
@@ -288,7 +288,7 @@ class Generator:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
     def trace_sampler(
-        self, params, schedule, cond, text, null_text, keys, *, guidance: tuple = (), **static: Any
+        self, params, schedule, cond, text, null_text, keys, **static: Any
     ) -> dict[str, jax.Array]:
         """Samples inside a program; the arguments are those of `sampler.sample`."""
         return sample(
@@ -300,18 +300,18 @@ class Generator:
             text=text,
             null_text=null_text,
             cond=cond,
-            guidance=dict(guidance),
             **static,
         )
 
 
 def _sampler_options(
-    trajectory: Trajectory, options: SampleConfig
+    trajectory: Trajectory, cond: Iterable[str], options: SampleConfig
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Returns the noise levels, and what is compiled in: all but their names and their number."""
-    schedule = {n: np.asarray(t, np.float32) for n, t in trajectory.schedule.items()}
-    guidance = tuple(sorted(options.guidance.items()))
-    return schedule, {"guidance": guidance, "solver": options.solver, "t_min": options.t_min}
+    """Returns the noise levels, and what is compiled in besides their names and their number."""
+    static = {name: getattr(options, name) for name in STATIC}
+    static["condition_guidance"] = {n: static["condition_guidance"].get(n, 1.0) for n in cond}
+    static |= {n: tuple(sorted(x.items())) for n, x in static.items() if isinstance(x, Mapping)}
+    return {n: np.asarray(t, np.float32) for n, t in trajectory.schedule.items()}, static
 
 
 def load_weights(where: str | Path, *, int8: bool = False, mesh: Mesh | None = None) -> Loaded:

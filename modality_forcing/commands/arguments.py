@@ -18,6 +18,11 @@ CHECKPOINT = (
 ADAPTER = "an export with --adapter, to put on top of the checkpoint"
 INT8 = "keep the matrices of blocks in 8 bits, half the memory of bfloat16"
 
+CONDITION_GUIDANCE = (
+    "weight of what is given, such as depth=2 in d2i: above 1 it is followed more closely, at the "
+    "cost of one more evaluation of the network a step"
+)
+
 LARGEST_SIDE = 8192  # pixels; FLUX.2 makes noise from about 4000
 
 
@@ -62,6 +67,18 @@ def finite_float(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number")
     return value
+
+
+def weights(text: str) -> dict[str, float]:
+    """Parses "NAME=WEIGHT,NAME=WEIGHT", with weights of at least 0."""
+    parsed = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        if not (name and equals) or name in parsed or finite_float(value) < 0:
+            what = f"{part!r} is no weight: give a name and a number from 0 on, such as depth=2"
+            raise argparse.ArgumentTypeError(what)
+        parsed[name] = float(value)
+    return parsed
 
 
 def split_overrides(

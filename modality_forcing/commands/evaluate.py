@@ -12,9 +12,11 @@ from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
     ADAPTER,
     CHECKPOINT,
+    CONDITION_GUIDANCE,
     INT8,
     positive_int,
     renamed_option,
+    weights,
 )
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
@@ -34,10 +36,8 @@ arrays: `depth` [n h w] in both files and `valid` bool [n h w] in the target;
   with --align disparity, `disparity` in the prediction"""
 
 _OUT = Path("runs/evaluation")
-_MODEL = (
-    *("checkpoint", "adapter", "int8", "text_encoder", "autoencoder", "steps", "solver"),
-    "seed",
-)
+_SAMPLE = ("steps", "solver", "condition_guidance")
+_MODEL = (*("checkpoint", "adapter", "int8", "text_encoder", "autoencoder", "seed"), *_SAMPLE)
 _PROTOCOL = ("protocol", "align", "depth_range", "strict")
 _BENCHMARK = ("benchmark", "root", "frame_list", "view", "ensemble", "ensemble_mode")
 _RECORDS = ("examples", "estimator", "save_images")
@@ -87,6 +87,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of the samples (benchmarks: 0; others: the config's)")
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--solver", choices=("euler", "heun"))
+    add("--condition-guidance", type=weights, metavar="NAME=WEIGHT", help=CONDITION_GUIDANCE)
     add("--pred", type=as_path, help="predicted depth, .npz")
     add("--target", type=as_path, help="ground-truth depth and its valid mask, .npz")
     add("--protocol", help="moge (default), marigold or metric")
@@ -166,6 +167,7 @@ def _evaluate_trajectories(options: argparse.Namespace) -> None:
     from modality_forcing.paths import check_folder
     from modality_forcing.train.weights import open_weights
 
+    _check_guided_by_image(options)
     values, out = trajectory_sweep.parse_values(options.trajectory_sweep), options.out or _OUT
     check_folder(out, "--out")
     generator, evaluator = _load_evaluator(options, "joint")
@@ -203,6 +205,7 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
     from modality_forcing.paths import check_folder
     from modality_forcing.train.weights import open_weights
 
+    _check_guided_by_image(options)
     if options.root is None:
         raise UserError("--root is missing", hint="name the folder with the unpacked benchmark")
     if options.ensemble_mode is not None and (options.ensemble or 1) == 1:
@@ -227,6 +230,13 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
         print(to_markdown(results))
 
 
+def _check_guided_by_image(options: argparse.Namespace) -> None:
+    """Raises UserError for a weight of a modality that is not given in image-to-depth."""
+    for name in sorted(set(options.condition_guidance or ()) - {"image"}):
+        what = f"--condition-guidance names {name!r}, which is never given here"
+        raise UserError(what, hint="name image, which image-to-depth is given")
+
+
 def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
     from modality_forcing.generator import Generator
     from modality_forcing.train import sharding
@@ -236,7 +246,7 @@ def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
         text_encoder=options.text_encoder or "",
         autoencoder=options.autoencoder or "",
         seed=seed,
-        sample={"steps": options.steps, "solver": options.solver},
+        sample={name: getattr(options, name) for name in _SAMPLE},
         adapter=options.adapter,
         int8=bool(options.int8),
         mesh=sharding.local_mesh(),

@@ -12,12 +12,14 @@ from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
     ADAPTER,
     CHECKPOINT,
+    CONDITION_GUIDANCE,
     INT8,
     finite_float,
     fraction,
     picture_size,
     positive_int,
     renamed_option,
+    weights,
 )
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
@@ -69,6 +71,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--solver", choices=("euler", "heun"))
     add("--guidance", type=finite_float, help="guidance scale of the image; depth has none")
+    add("--condition-guidance", type=weights, metavar="NAME=WEIGHT", help=CONDITION_GUIDANCE)
     alpha = "joint: > 0 image first, < 0 depth first; partial: looser above 0"
     add("--log2-alpha", type=finite_float, help=alpha)
     refine = "joint: a second image-to-depth pass on the generated image"
@@ -143,7 +146,7 @@ def main(options: argparse.Namespace) -> None:
 
 def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
     """Generates examples of captions alone, and prints the paths of their files."""
-    from modality_forcing.inference.pipeline import check_finite
+    from modality_forcing.inference.result import check_finite
 
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
     sampling = _sampling(options, generator)
@@ -198,6 +201,7 @@ def _sampling(options: argparse.Namespace, generator: Generator) -> SampleConfig
         solver=options.solver,
         log2_alpha=options.log2_alpha,
         guidance=None if guidance is None else {generator.primary: guidance},
+        condition_guidance=options.condition_guidance,
     )
     generator.trajectory(options.mode, sampling)  # raises where the checkpoint cannot do the mode
     return sampling
@@ -235,6 +239,10 @@ def check_options(options: argparse.Namespace) -> None:
         if is_unused:
             hint = "leave it out, or choose another mode"
             raise UserError(f"mode {mode} has no use for {name}", hint=hint)
+    cond = TASKS[mode] or ("image",) * options.refine  # the second pass has a condition
+    for name in sorted(set(options.condition_guidance or ()) - set(cond)):
+        hint = f"its condition is {' and '.join(cond)}" if cond else "leave it out"
+        raise UserError(f"mode {mode} has no condition {name!r} to guide by", hint=hint)
     if options.fov is not None and options.points is None:
         raise UserError("--fov is for --points", hint="add --points=ply or glb, or leave it out")
     if (count := options.n * max(len(options.caption), 1)) > MAX_EXAMPLES:

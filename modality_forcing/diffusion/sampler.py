@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from modality_forcing.diffusion.flow import Prediction, add_noise, to_velocity, to_x0
+from modality_forcing.diffusion.guidance import Model, Text, Tokens, Weights, select
 
-Tokens = dict[str, Float[Array, "b _ _"]]  # [b n c], with n and c of each modality
-Times = dict[str, Float[Array, " b"]]
 Cond = Mapping[str, tuple[Float[Array, "b _ _"], Bool[Array, "b _ _"]]]  # x0 and its mask
-Text = Any  # a pytree of arrays with a leading b
-Model = Callable[[Tokens, Times, Text], Mapping[str, Array]]
 Solver = Literal["euler", "heun"]
 
 # Clamp of t in the velocity: it guards the division at t = 0 and nothing else. Below a larger one,
@@ -33,7 +30,8 @@ def sample(
     text: Text,
     null_text: Text = None,
     cond: Cond | None = None,
-    guidance: Mapping[str, float] | None = None,
+    guidance: Weights | None = None,
+    condition_guidance: Weights | None = None,
     solver: Solver = "euler",
     t_min: float = T_MIN,
 ) -> Tokens:
@@ -51,6 +49,8 @@ def sample(
         step (not at all at t = 0).
       guidance: classifier-free guidance scale on a modality's velocity, 1 where absent. The
         image's scale must never reach the depth: guided depth is sharper than the truth.
+      condition_guidance: weight of a condition for the velocities of all that is generated, 1 where
+        absent; above 1 the condition is followed more closely (`guidance.Guidance`).
       solver: "euler", or "heun" (second order). The last step, to t = 0, is always Euler's, which
         returns x0_hat itself.
       t_min: least t in an x-prediction's velocity.
@@ -58,10 +58,10 @@ def sample(
     Returns:
       clean tokens {name: [b n c]} in float32; conditions unchanged.
     """
-    cond, guidance, names = dict(cond or {}), dict(guidance or {}), tuple(schedule)
+    cond, names = dict(cond or {}), tuple(schedule)
     free = [name for name in names if name not in cond]
-    guided = any(guidance.get(name, 1.0) != 1.0 for name in free)
-    if guided and null_text is None:
+    guide = select(free, tuple(cond), guidance, condition_guidance)
+    if guide.text and null_text is None:
         raise ValueError("guidance needs null_text")
     if unknown := set(cond) - set(names):
         raise ValueError(f"conditions {sorted(unknown)} are not in the schedule")
@@ -78,28 +78,13 @@ def sample(
 
     noise = {name: gaussian(name) for name in names}
 
-    def predict(x_t: Tokens, t: Times) -> Mapping[str, Array]:
-        """Returns guided outputs; linear in the output, so x0 and v agree for t >= t_min."""
-        if not guided:
-            return model(x_t, t, text)
-
-        def concat(a: Array, z: Array) -> Array:
-            return jnp.concatenate([a, z])
-
-        both = model(
-            jax.tree.map(concat, x_t, x_t),
-            jax.tree.map(concat, t, t),
-            jax.tree.map(concat, text, null_text),
-        )
-        scale = {name: guidance.get(name, 1.0) for name in names}
-        return {n: y[b:] + scale[n] * (y[:b] - y[b:]) for n, y in both.items()}
-
     def evaluate(x: Tokens, i: int | Int[Array, ""]) -> tuple[Tokens, Tokens]:
         """Returns the velocity and the clean estimate of every free modality at level i."""
         t = {name: jnp.full((b,), schedule[name][i]) for name in names}
         fixed = {n: add_noise(x0, noise[n], t[n], mask) for n, (x0, mask) in cond.items()}
         x_t = {name: fixed[name] if name in cond else x[name] for name in names}
-        out = {name: y.astype(jnp.float32) for name, y in predict(x_t, t).items()}
+        y = guide.predict(model, x_t, t, noise=noise, text=text, null_text=null_text)
+        out = {name: values.astype(jnp.float32) for name, values in y.items()}
         v, x0 = {}, {}
         for n in free:
             kind = prediction_types[n]

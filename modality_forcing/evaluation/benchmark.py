@@ -204,12 +204,14 @@ def sampling_options(generator: Generator) -> dict[str, Any]:
     """Returns the options that image-to-depth depends on."""
     options = generator.config.sample
     cond = generator.trajectory("i2d", options)[1]
+    weights = {name: w for name, w in options.condition_guidance.items() if name in cond and w != 1}
     return {
         "steps": num_steps("i2d", options),
         "solver": options.solver,
         "timestep_shift": generator.shift("i2d", options),
         "t_min": options.t_min,
         "guidance": {name: x for name, x in options.guidance.items() if name not in cond},
+        **({"condition_guidance": weights} if weights else {}),
     }
 
 

@@ -133,7 +133,7 @@ def sweep_config(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
     """Returns all settings that a row depends on besides its value, JSON-able."""
     config, sample, data = evaluator.config, evaluator.config.sample, evaluator.data
     records = hashlib.sha256(json.dumps(data.captions).encode() + data.image.tobytes()).hexdigest()
-    return {
+    settings = {
         "version": __version__,
         "weights": params_hash(generator.params),
         "data": records[:12],
@@ -147,6 +147,9 @@ def sweep_config(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
         "estimator": "self" if evaluator.estimator is None else evaluator.estimator.name,
         "estimator_steps": num_steps("i2d", sample) if evaluator.estimator is None else None,
     }
+    if evaluator.estimator is None and (weight := sample.condition_guidance.get("image", 1.0)) != 1:
+        settings["estimator_guidance"] = weight
+    return settings
 
 
 def _evaluate_row(
@@ -219,7 +222,9 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     guidance = ", ".join(f"{name} {w:g}" for name, w in config["guidance"].items()) or "none"
     estimator = config["estimator"]
     if estimator == "self":
-        estimator = f"the model's own image-to-depth (steps: {config['estimator_steps']})"
+        steps, weight = config["estimator_steps"], config.get("estimator_guidance")
+        guided = "" if weight is None else f", guidance by the image {weight:g}"
+        estimator = f"the model's own image-to-depth (steps: {steps}{guided})"
     coverage = min((row["coverage"] for row in rows), default=1)
     valid = "" if coverage == 1 else f" on valid pixels (at least {coverage:.0%})"
     settings = [

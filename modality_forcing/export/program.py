@@ -172,6 +172,7 @@ def build(generator: Generator) -> tuple[jax.export.Exported, Weights]:
             text=text,
             null_text=None,
             keys=rng.per_example(rng.named_key(seed, "sample", 0), index),
+            condition_guidance=options.condition_guidance,
             solver=options.solver,
             t_min=options.t_min,
         )

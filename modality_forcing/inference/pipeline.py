@@ -15,7 +15,7 @@ another, differs by up to 1e-6 relative.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, overload
@@ -39,7 +39,8 @@ from modality_forcing.inference.inputs import (
     as_texts,
     as_whole,
 )
-from modality_forcing.inference.result import Result, restore
+from modality_forcing.inference.result import Result, check_finite, restore
+from modality_forcing.tasks import TASKS
 from modality_forcing.train import sharding
 from modality_forcing.viz.images import to_u8
 
@@ -125,6 +126,7 @@ class Pipeline:
         ensemble: int = 1,
         steps: int | None = None,
         seed: int = 0,
+        condition_guidance: float | None = None,
         fit: str | None = None,
     ) -> Result: ...
 
@@ -137,6 +139,7 @@ class Pipeline:
         ensemble: int = 1,
         steps: int | None = None,
         seed: int = 0,
+        condition_guidance: float | None = None,
         fit: str | None = None,
     ) -> list[Result]: ...
 
@@ -148,6 +151,7 @@ class Pipeline:
         ensemble: int = 1,
         steps: int | None = None,
         seed: int = 0,
+        condition_guidance: float | None = None,
         fit: str | None = None,
     ) -> Result | list[Result]:
         """Estimates depth; one image gives one result, a list gives a list.
@@ -159,13 +163,15 @@ class Pipeline:
           ensemble: samples per image, merged; with 2 or more a result has its uncertainty.
           steps: of the sampler, by default the config's.
           seed: of the noise.
+          condition_guidance: weight of the input; above 1 it is followed more closely.
           fit: letterbox, crop, stretch or tiles, by default the pipeline's, else stretch.
 
         Raises UserError for an image that cannot be read and a network that cannot estimate depth.
         """
         chosen = fits.parse_fit(fit or self.fit or fits.IMAGE_FIT)
         ensemble = as_whole("ensemble", ensemble, 1)
-        sampling = self.sampling("i2d", steps=steps, seed=seed)
+        how = {"steps": steps, "seed": seed, "condition_guidance": condition_guidance}
+        sampling = self.sampling("i2d", **how)
         each, is_list = as_list(images)
         decoded = [as_image(x) for x in each]
         fitted = [fits.fit_image(x, self.size, chosen) for x in decoded]
@@ -188,6 +194,7 @@ class Pipeline:
         steps: int | None = None,
         seed: int = 0,
         guidance: float | None = None,
+        condition_guidance: float | None = None,
         fit: str | None = None,
     ) -> Result | list[Result]:
         """Generates images for depth maps; one map gives one result, a list gives a list.
@@ -196,7 +203,7 @@ class Pipeline:
           depths: f32 [h w] in any unit, where 0, NaN and inf are unknown; or paths of maps.
           captions: one for all, or one per map. None: no caption.
           strength: 1 follows the depth exactly, 0.5 loosely, 0 takes it as a hint.
-          steps, seed: as for `image_to_depth`.
+          steps, seed, condition_guidance: as for `image_to_depth`.
           guidance: scale of the caption's influence, by default the config's.
           fit: as for `image_to_depth`, else letterbox.
 
@@ -206,7 +213,14 @@ class Pipeline:
             raise UserError(f"strength is {strength}", hint="give a number from 0 to 1")
         chosen = fits.parse_fit(fit or self.fit or fits.DEPTH_FIT)
         task, alpha = _looseness(strength)
-        sampling = self.sampling(task, steps=steps, seed=seed, guidance=guidance, log2_alpha=alpha)
+        sampling = self.sampling(
+            task,
+            steps=steps,
+            seed=seed,
+            guidance=guidance,
+            condition_guidance=condition_guidance,
+            log2_alpha=alpha,
+        )
         each, is_list = as_list(depths)
         maps = [as_depth(x) for x in each]
         fitted = [fits.fit_depth(*x, self.size, chosen) for x in maps]
@@ -265,16 +279,19 @@ class Pipeline:
         steps: int | None = None,
         seed: int = 0,
         guidance: float | None = None,
+        condition_guidance: float | None = None,
         solver: str | None = None,
         log2_alpha: float | None = None,
     ) -> Sampling:
         """Returns how a task is sampled; raises UserError if the network cannot do it."""
+        weight = condition_guidance
         options = override_sampling(
             self.generator.config,
             steps=None if steps is None else as_whole("steps", steps, 1),
             solver=solver,
             log2_alpha=log2_alpha,
             guidance=None if guidance is None else {self.generator.primary: guidance},
+            condition_guidance=None if weight is None else dict.fromkeys(TASKS[task], weight),
         )
         self.generator.trajectory(task, options)
         return Sampling(options, as_whole("seed", seed, 0))
@@ -325,15 +342,6 @@ def _looseness(strength: float) -> tuple[str, float | None]:
         return "d2i", None
     odds = _LOOSEST if strength == 0 else 2 * float(np.log2((1 - strength) / strength))
     return "partial", min(max(odds, -_LOOSEST), _LOOSEST)
-
-
-def check_finite(made: Mapping[str, np.ndarray], where: object = None) -> Arrays:
-    """Returns what a network made; raises UserError, naming its weights, if it is not finite."""
-    if bad := [name for name, x in made.items() if not np.isfinite(x).all()]:
-        what = f"generated {' and '.join(bad)} with values that are not finite"
-        hint = "check the weights of it and its encoders, or change the guidance, steps or solver"
-        raise UserError(what, where=where, hint=hint)
-    return made
 
 
 def _chunks(rows: list[T], size: int) -> Iterator[list[T]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from modality_forcing.config import Config
+from modality_forcing.diffusion.guidance import select
 from modality_forcing.encoders.frozen import FrozenEncoders
 from modality_forcing.errors import UserError
 from modality_forcing.generator import Generator, num_steps
@@ -115,7 +116,8 @@ def plan(request: Request, target: Target) -> SamplePlan:
         target,
         device_bytes((params, cond, text, text)),
     )
-    evaluations = _evaluations(config, request.task, guided=set(trajectory.schedule) - set(names))
+    free = [name for name in trajectory.schedule if name not in names]
+    evaluations = _evaluations(config, request.task, free, names)
     each = flops.forward_flops(config, modalities, only=trajectory.schedule).total
     return SamplePlan(
         request=request,
@@ -152,11 +154,11 @@ def abstract_weights(request: Request) -> Params:
     return jax.eval_shape(quantize_tree, kept) if request.int8 else kept
 
 
-def _evaluations(config: Config, task: str, guided: set[str]) -> int:
+def _evaluations(config: Config, task: str, free: Sequence[str], cond: Sequence[str]) -> int:
     """Returns how often the network is applied to an example."""
     c, steps = config.sample, num_steps(task, config.sample)
-    passes = 2 if any(c.guidance.get(name, 1.0) != 1.0 for name in guided) else 1
-    return passes * (2 * steps - 1 if c.solver == "heun" else steps)
+    each = select(free, cond, c.guidance, c.condition_guidance).evaluations
+    return each * (2 * steps - 1 if c.solver == "heun" else steps)
 
 
 def _by_example(tree: Any, mesh: Mesh) -> Any:

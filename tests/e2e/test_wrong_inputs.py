@@ -124,6 +124,10 @@ CONFIG = {
         [T2I, "--config.sample.guidance={'depht': 2}"],
         r"sample\.guidance names 'depht'; the modalities are image",
     ),
+    "guided_by_nothing": (
+        [T2I, "--config.sample.condition_guidance={'depht': 2}"],
+        r"sample\.condition_guidance names 'depht'; the modalities are image",
+    ),
     "unknown_kind": (
         [T2I, "--config.modalities.image.kind=images"],
         r"kind is 'images'; choose one of depth, image",

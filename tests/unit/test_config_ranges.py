@@ -22,6 +22,10 @@ from modality_forcing.errors import UserError
         ),
         ({"train": {"steps": 0}}, r"train\.steps is 0; it must be at least 1"),
         ({"mesh": {"tensor": -1}}, r"mesh\.tensor is -1; it must be at least 1"),
+        (
+            {"sample": {"condition_guidance": {"depth": -1.0}}},
+            r"sample\.condition_guidance\.depth is -1\.0; it must be at least 0",
+        ),
         ({"train": {"base": math.inf}}, r"train\.base is inf; it must be a finite number"),
     ],
 )
@@ -32,3 +36,5 @@ def test_number_out_of_range_is_refused(tree, message):
 
 def test_numbers_in_range_pass():
     check_numbers({"mesh": {"fsdp": -1}, "train": {"t_min": 0.3, "steps": 1, "distill": False}})
+    for weights in ({}, {"depth": 0.0, "image": 3.0}):
+        check_numbers({"sample": {"condition_guidance": weights}})

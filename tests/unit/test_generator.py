@@ -144,6 +144,20 @@ def test_captions_and_guidance_change_the_images(generator: Generator):
     )
 
 
+def test_condition_guidance_weighs_what_is_given(generator: Generator, inputs):
+    def made(task: str, weights: dict[str, float], **options):
+        chosen = replace(generator.config.sample, condition_guidance=weights)
+        given = {} if task == "joint" else inputs
+        return generator.run(task, CAPTIONS, batch=given, options=chosen, **options).tokens
+
+    one, three = (made("d2i", weights) for weights in ({}, {"depth": 3.0}))
+    np.testing.assert_array_equal(three["depth"], one["depth"])
+    assert np.abs(three["image"] - one["image"]).max() > 1e-3
+    plain, guided = (made("joint", w, refine=True) for w in ({}, {"image": 3.0}))
+    np.testing.assert_allclose(guided["image"], plain["image"], atol=1e-6)
+    assert np.abs(guided["depth"] - plain["depth"]).max() > 1e-3  # of the second pass
+
+
 def test_invalid_depth_is_not_read(generator: Generator, inputs):
     changed = np.where(inputs["valid"], inputs["depth"], 1e3).astype(np.float32)
     one = generator.run("d2i", CAPTIONS, batch={"depth": inputs["depth"], "valid": inputs["valid"]})

@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from modality_forcing import cli
-from modality_forcing.commands.arguments import finite_float, positive_int, split_overrides
+from modality_forcing.commands.arguments import finite_float, positive_int, split_overrides, weights
 
 
 def test_overrides_are_split_off_in_both_spellings():
@@ -31,6 +31,28 @@ def test_positive_int(text):
 def test_invalid_numbers_are_refused(convert, text):
     with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a"):
         convert(text)
+
+
+def test_weights():
+    assert weights("depth=2") == {"depth": 2.0}
+    assert weights("image=0.5,depth=0") == {"image": 0.5, "depth": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("2", "'2' is no weight: give a name and a number from 0 on, such as depth=2"),
+        ("=2", "'=2' is no weight"),
+        ("depth=", "'' is not a number"),
+        ("depth=nan", "'nan' is not a number"),
+        ("depth=-1", "'depth=-1' is no weight"),
+        ("depth=1,depth=2", "'depth=2' is no weight"),
+        ("depth=1,", "'' is no weight"),
+    ],
+)
+def test_wrong_weights_are_refused(text, message):
+    with pytest.raises(argparse.ArgumentTypeError, match=message):
+        weights(text)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,10 @@ def test_options_select_the_mode(arguments, use):
         (("--pred", "p", "--target", "g", "--seed", "0"), "--seed is not for arrays"),
         (("--checkpoint", "c", "--benchmark", "nyuv2"), "--root is missing"),
         (
+            ("--checkpoint", "c", "--benchmark", "nyuv2", "--condition-guidance", "depth=2"),
+            "--condition-guidance names 'depth', which is never given here",
+        ),
+        (
             (
                 "--checkpoint",
                 "c",

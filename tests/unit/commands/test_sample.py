@@ -182,6 +182,11 @@ def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
         (["joint", "--fit", "crop"], "mode joint has no use for --fit"),
         (["joint", "--formats", "npy"], "mode joint has no use for --formats"),
         (["d2i", "--depth", "{photo}", "--ensemble", 2], "mode d2i has no use for --ensemble"),
+        (["joint", "--condition-guidance", "image=2"], "mode joint has no condition 'image' to"),
+        (
+            ["d2i", "--depth", "{photo}", "--condition-guidance", "image=2,depth=2"],
+            "mode d2i has no condition 'image' to guide by; its condition is depth",
+        ),
         (["i2d", "--image", "{photo}", "--fov", 60], "--fov is for --points; add --points"),
         (["i2d", "--image", "{photo}", "--points", "ply", "--fov", 200], "field of view is 200"),
         (["i2d", "--image", "{photo}", "--formats", "npy,jpg"], "unknown format 'jpg'; choose of"),

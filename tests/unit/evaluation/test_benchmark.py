@@ -236,6 +236,10 @@ def test_guidance_of_the_condition_changes_no_prediction():
         generator.config, sample=replace(SampleConfig(steps=4), guidance={"depth": 2.0})
     )
     assert benchmark.sampling_options(generator) != plain
+    for weights, is_plain in (({"image": 2.0}, False), ({"image": 1.0, "depth": 2.0}, True)):
+        sample = SampleConfig(steps=4, condition_guidance=weights)
+        generator.config = replace(generator.config, sample=sample)
+        assert (benchmark.sampling_options(generator) == plain) == is_plain
 
 
 def test_batches_have_one_shape_and_limited_pixels(monkeypatch):

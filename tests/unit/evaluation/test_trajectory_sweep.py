@@ -232,7 +232,9 @@ def test_other_settings_have_other_rows(evaluator, tmp_path):
     other_weights = FakeGenerator(evaluator)
     other_weights.params = {"w": np.arange(3, dtype=np.float32) + 1}
     assert run(evaluator, tmp_path, values, other_weights)[1] == [0]
-    for change in ({"steps": 3}, {"guidance": {"image": 2.0}}, {"task_steps": {"i2d": 1}}):
+    weights = {"condition_guidance": {"image": 2.0}}
+    changes = ({"steps": 3}, {"guidance": {"image": 2.0}}, {"task_steps": {"i2d": 1}}, weights)
+    for change in changes:
         evaluator.config = replace(config, sample=replace(config.sample, **change))
         assert run(evaluator, tmp_path, values)[1] == [0], change
     evaluator.config = replace(config, seed=4)

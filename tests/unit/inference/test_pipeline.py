@@ -73,6 +73,23 @@ def test_depth_to_image(pipeline: Pipeline):
     assert len({x.tobytes() for x in images if x is not None}) == 4
 
 
+def test_inputs_guide_by_their_weight(pipeline: Pipeline):
+    depth = RNG.uniform(1, 9, (16, 16)).astype(np.float32)
+    near, far, loose = (
+        pipeline.depth_to_image([depth], steps=2, strength=s, condition_guidance=w)[0].image
+        for s, w in ((1, 1), (1, 3), (0.9, 3))
+    )
+    plain = pipeline.depth_to_image([depth], steps=2)[0].image
+    np.testing.assert_array_equal(near, plain)
+    assert not np.array_equal(far, plain) and not np.array_equal(far, loose)
+    one, three = (
+        pipeline.image_to_depth(PHOTOS[:1], steps=1, condition_guidance=w)[0].depth for w in (1, 3)
+    )
+    assert not np.allclose(one, three, rtol=1e-3)
+    with pytest.raises(UserError, match=r"sample\.condition_guidance\.depth is -1"):
+        pipeline.depth_to_image([depth], condition_guidance=-1)
+
+
 def test_generate(pipeline: Pipeline, t2i_run: Path):
     results = pipeline.generate(["a red ball"] * 3, steps=2, refine=True, log2_alpha=1)
     assert isinstance(results, list)
