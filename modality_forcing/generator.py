@@ -259,12 +259,12 @@ class Generator:
         *,
         options: SampleConfig,
     ) -> dict[str, jax.Array]:
-        schedule, static = _sampler_options(trajectory, cond, options)
+        schedule, static = sampler_options(trajectory, cond, options)
         return self._sample(self.params, schedule, cond, *text, keys, **static)
 
     def lower(self, task: str, cond: PyTree, text: PyTree, keys: PyTree) -> jax.stages.Lowered:
         """Returns a task's sampling program for the shapes of what `_run_sampler` takes."""
-        schedule, static = _sampler_options(self.trajectory(task)[0], cond, self.config.sample)
+        schedule, static = sampler_options(self.trajectory(task)[0], cond, self.config.sample)
         return self._sample.lower(self.params, schedule, cond, *text, keys, **static)
 
     @cached_property
@@ -304,7 +304,7 @@ class Generator:
         )
 
 
-def _sampler_options(
+def sampler_options(
     trajectory: Trajectory, cond: Iterable[str], options: SampleConfig
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Returns the noise levels, and what is compiled in besides their names and their number."""

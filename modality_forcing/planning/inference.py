@@ -117,7 +117,7 @@ def plan(request: Request, target: Target) -> SamplePlan:
         device_bytes((params, cond, text, text)),
     )
     free = [name for name in trajectory.schedule if name not in names]
-    evaluations = _evaluations(config, request.task, free, names)
+    count = evaluations(config, request.task, free, names)
     each = flops.forward_flops(config, modalities, only=trajectory.schedule).total
     return SamplePlan(
         request=request,
@@ -125,9 +125,9 @@ def plan(request: Request, target: Target) -> SamplePlan:
         mesh=dict(mesh.shape),
         pixels=modalities[generator.primary].size,
         batch=batch,
-        evaluations=evaluations,
+        evaluations=count,
         params=flops.parameters(abstract_model(config, modalities)[1]).total,
-        flops=each * evaluations * batch,
+        flops=each * count * batch,
         bytes=done.bytes,
         weight_bytes=device_bytes(params),
         fits=done.fits,
@@ -154,7 +154,7 @@ def abstract_weights(request: Request) -> Params:
     return jax.eval_shape(quantize_tree, kept) if request.int8 else kept
 
 
-def _evaluations(config: Config, task: str, free: Sequence[str], cond: Sequence[str]) -> int:
+def evaluations(config: Config, task: str, free: Sequence[str], cond: Sequence[str]) -> int:
     """Returns how often the network is applied to an example."""
     c, steps = config.sample, num_steps(task, config.sample)
     each = select(free, cond, c.guidance, c.condition_guidance).evaluations

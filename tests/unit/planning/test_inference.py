@@ -64,13 +64,13 @@ def test_bytes_of_the_weights_of_modality_forcing(int8, gigabytes):
 
 def test_evaluations_of_a_task():
     c = small()
-    assert inference._evaluations(c, "joint", ["image", "depth"], []) == 8
+    assert inference.evaluations(c, "joint", ["image", "depth"], []) == 8
     heun = replace(c, sample=replace(c.sample, solver="heun"))
-    assert inference._evaluations(heun, "joint", ["image", "depth"], []) == 14  # one is Euler's
+    assert inference.evaluations(heun, "joint", ["image", "depth"], []) == 14  # one is Euler's
     weights = {"depth": 2.0, "image": 3.0}  # what is not given has no effect
     guided = replace(c, sample=replace(c.sample, condition_guidance=weights))
-    assert inference._evaluations(guided, "d2i", ["image"], ["depth"]) == 12
-    assert inference._evaluations(guided, "i2d", ["depth"], ["image"]) == 8
+    assert inference.evaluations(guided, "d2i", ["image"], ["depth"]) == 12
+    assert inference.evaluations(guided, "i2d", ["depth"], ["image"]) == 8
 
 
 def test_batch_divides_among_the_devices(target):
