@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from modality_forcing.models.blockwise import blockwise
 from modality_forcing.models.layout import is_sharded, spec
 
 ATTENTION = "attention"  # remat policies know what attention's backward pass reads by this name
 CACHE = 2**21  # bytes
-LARGE = 2**24  # bytes
+LARGE = 2**24  # bytes; at a quarter of it, blocks are no faster
 BLOCK = 1024  # most tokens in a block of the TPU kernel
 LANES = 128  # its blocks are multiples of this
 KERNELS = {"cpu": "einsum", "gpu": "cudnn", "cuda": "cudnn", "tpu": "splash"}  # by platform
@@ -38,17 +39,15 @@ def einsum(
 ) -> Float[Array, "b h n k"]:
     """Runs anywhere; keeps one [n n] array for the backward pass and writes no other if XLA allows.
 
-    On a single CPU it processes as many examples at a time as keep that array in the cache, and
-    one kv head at a time where the array of one example is beyond `LARGE`.
+    On a single CPU it processes as many examples at a time as keep that array in the cache. Where
+    the array of one example is beyond `LARGE`, there is none: see `blockwise`.
     """
     b, h, n, _ = q.shape
-    g = k.shape[1]
     is_symbolic = not isinstance(b, int)  # a program for any batch, and maybe for other devices
     if is_symbolic or jax.default_backend() != "cpu" or is_sharded():
         return cast(Array, _einsum(q, k, v))
     if 4 * h * n * n > LARGE:
-        heads = tuple(x.reshape(b * g, 1, -1, *x.shape[2:]) for x in (q, k, v))
-        return jax.lax.map(lambda head: cast(Array, _einsum(*head)), heads).reshape(q.shape)
+        return blockwise(q, k, v, ATTENTION)
     limit = max(CACHE // (4 * h * n * n), 1)
     few = next(i for i in range(min(b, limit), 0, -1) if b % i == 0)
     if few == b:
