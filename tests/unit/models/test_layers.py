@@ -9,11 +9,13 @@ import pytest
 from flax import nnx
 
 from modality_forcing.config import TextConfig
+from modality_forcing.models import layers
 from modality_forcing.models.layers import (
     Linear,
     TextEmbedder,
     TimestepEmbedder,
     rms_norm,
+    sharded_einsum,
     sinusoid,
     zeros,
 )
@@ -148,3 +150,33 @@ def test_padding_has_no_gradient_in_the_table():
 def test_text_tokens_have_the_model_dtype(dtype):
     text = TextEmbedder(WORDS, 16, rngs=nnx.Rngs(0))
     assert text(words([[1, 2, 3], [4, 5, 6]]), dtype).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    "equation", ["bnd,df->bnf", "bnd,dhk->bhnk", "bhnk,hkd->bnd", "bnd,dhk->bnhk", "bnr,rhk->bhnk"]
+)
+def test_products_of_long_sequences_equal_einsums(equation, monkeypatch):
+    sizes = dict(zip("bndfhkr", (2, 6, 5, 7, 3, 4, 2), strict=True))
+    rng = np.random.default_rng(0)
+    x, w, dy = (
+        rng.standard_normal([sizes[axis] for axis in axes])
+        for axes in equation.replace("->", ",").split(",")
+    )
+    a, b = equation.split("->")[0].split(",")
+    y = equation.split("->")[1]
+    expected = (
+        np.einsum(equation, x, w),
+        np.einsum(f"{y},{b}->{a}", dy, w),
+        np.einsum(f"{a},{y}->{b}", x, dy),
+    )
+    monkeypatch.setattr(layers, "LONG", sizes["n"])
+
+    @jax.jit
+    def value_and_gradients(x, w, dy):
+        out, vjp = jax.vjp(lambda x, w: sharded_einsum(equation, x, w), x, w)
+        return out, *vjp(dy)
+
+    operands = [jnp.asarray(value, jnp.float32) for value in (x, w, dy)]
+    assert "platform_index" in str(jax.make_jaxpr(value_and_gradients)(*operands))
+    for ours, theirs in zip(value_and_gradients(*operands), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
