@@ -10,7 +10,7 @@ pairs are halves of a head, and the velocity is data - noise.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -256,12 +256,31 @@ class Flux2(nnx.Module):
         return vector
 
 
-def modulate(x: Float[Array, "b n d"], shift: Array, scale: Array) -> Float[Array, "b n d"]:
+def squeezed(f: Callable[..., Array]) -> Callable[..., Array]:
+    """Drops the axis of a batch of one around a function of arrays that all begin with it.
+
+    Gradients of rows that all tokens share are sums over tokens. XLA on CPUs takes them 20 times
+    as long from [1 n d] as from [n d].
+    """
+
+    def apply(*arrays: Array) -> Array:
+        if all(x.shape[0] == 1 for x in arrays):
+            return f(*(x[0] for x in arrays))[None]
+        return f(*arrays)
+
+    return apply
+
+
+@squeezed
+def modulate(x: Float[Array, "*b n d"], shift: Array, scale: Array) -> Float[Array, "*b n d"]:
     """Returns layer_norm(x) * (1 + scale) + shift, computed in float32, in x's dtype."""
     return (layer_norm(x.astype(jnp.float32)) * (1.0 + scale) + shift).astype(x.dtype)
 
 
-def add(x: Float[Array, "b n d"], gate: Array, y: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
+@squeezed
+def add(
+    x: Float[Array, "*b n d"], gate: Array, y: Float[Array, "*b n d"]
+) -> Float[Array, "*b n d"]:
     """Returns x + gate * y, computed in float32, in x's dtype.
 
     y may be kept for the gradient of its gate: computing it again would take its products again.

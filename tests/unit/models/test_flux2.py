@@ -15,7 +15,7 @@ from modality_forcing.config import Config, DataConfig, TextConfig
 from modality_forcing.modalities import base
 from modality_forcing.models import presets
 from modality_forcing.models.blocks import Stack
-from modality_forcing.models.flux2 import DoubleBlock, Reference, SingleBlock
+from modality_forcing.models.flux2 import DoubleBlock, Reference, SingleBlock, add, modulate
 from modality_forcing.models.layers import layer_norm
 from modality_forcing.train.optim import param_group
 from modality_forcing.train.state import abstract_model
@@ -122,6 +122,23 @@ def test_bfloat16_levels_are_coarse():
     for t, same in ((0.9990, True), (0.9897, False)):
         a, b = (network.conditioning("image", {"image": jnp.array([x])}) for x in (1.0, t))
         assert a.dtype == jnp.bfloat16 and np.array_equal(a, b) == same
+
+
+@pytest.mark.parametrize("f", [modulate, add])
+def test_batch_of_one_has_the_values_and_gradients_of_an_example_among_others(f):
+    keys = jax.random.split(jax.random.key(0), 4)
+    x, y = (jax.random.normal(key, (2, 5, 8)) for key in keys[:2])
+    row, other = (jax.random.normal(key, (2, 1, 8)) for key in keys[2:])
+    arguments = (x, row, other if f is modulate else y)
+
+    def value_and_gradients(*arguments):
+        out, vjp = jax.vjp(f, *arguments)
+        return out, *vjp(jnp.sin(out))
+
+    both, one = (value_and_gradients(*(a[:n] for a in arguments)) for n in (2, 1))
+    for ours, expected in zip(one, both, strict=True):
+        assert ours.shape == (1, *expected.shape[1:])
+        np.testing.assert_allclose(ours, expected[:1], rtol=1e-5, atol=1e-5)
 
 
 def test_layer_norm_subtracts_the_mean():
