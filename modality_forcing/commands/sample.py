@@ -146,25 +146,33 @@ def main(options: argparse.Namespace) -> None:
 
 def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
     """Generates examples of captions alone, and prints the paths of their files."""
-    from modality_forcing.inference.result import check_finite
+    from modality_forcing.inference import batches
 
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
-    sampling = _sampling(options, generator)
-    how = {"options": sampling, "seed": options.seed, "refine": options.refine, "free_text": True}
-    made = check_finite(generator.run(options.mode, captions, **how).images, options.checkpoint)
-    for i in range(len(captions)):
+    made = batches.generate(
+        generator,
+        options.mode,
+        captions,
+        sampling=batches.Sampling(_sampling(options, generator), options.seed),
+        batch=len(captions),
+        refine=options.refine,
+        free_text=True,
+        where=options.checkpoint,
+    )
+    for i, example in enumerate(made):
         stem = options.out / f"{options.mode}_{i:03d}"
-        for path in write_example(stem, {n: x[i] for n, x in made.items()}, generator.modalities):
+        for path in write_example(stem, example, generator.modalities):
             print(path)
 
 
 def sample_files(options: argparse.Namespace, generator: Generator, items: Sequence[Item]) -> None:
     """Works on files: prints the paths of the results of one, or of the manifest of several."""
     from modality_forcing.inference import outputs
+    from modality_forcing.inference.batches import Sampling
     from modality_forcing.inference.fit import DEPTH_FIT, IMAGE_FIT, parse_fit
     from modality_forcing.inference.folder import run_job
     from modality_forcing.inference.job import Job
-    from modality_forcing.inference.pipeline import Pipeline, Sampling
+    from modality_forcing.inference.pipeline import Pipeline
 
     formats = options.formats
     job = Job(
@@ -302,7 +310,7 @@ def _scale_source(options: argparse.Namespace) -> ScaleSource | None:
 
 
 def write_example(
-    stem: Path, made: dict[str, np.ndarray], modalities: Mapping[str, Modality]
+    stem: Path, made: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]
 ) -> list[Path]:
     """Writes one example and returns the paths.
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from modality_forcing.data.files import DepthFormat
+from modality_forcing.inference.batches import Sampling
 from modality_forcing.inference.fit import IMAGE_FIT, Fit
 from modality_forcing.inference.metric import ScaleSource
 from modality_forcing.inference.outputs import DEFAULT_FORMATS
 from modality_forcing.inference.photos import file_version
-from modality_forcing.inference.pipeline import Pipeline, Sampling
+from modality_forcing.inference.pipeline import Pipeline
 from modality_forcing.train.state import params_hash
 
 

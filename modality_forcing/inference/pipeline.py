@@ -15,18 +15,18 @@ another, differs by up to 1e-6 relative.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar, overload
+from typing import overload
 
 import numpy as np
 
-from modality_forcing.config import SampleConfig
 from modality_forcing.data.resize import Size
 from modality_forcing.errors import UserError
 from modality_forcing.generator import Generator, override_sampling
+from modality_forcing.inference import batches
 from modality_forcing.inference import fit as fits
+from modality_forcing.inference.batches import Sampling
 from modality_forcing.inference.fit import Arrays, Fitted
 from modality_forcing.inference.inputs import (
     DepthLike,
@@ -39,23 +39,12 @@ from modality_forcing.inference.inputs import (
     as_texts,
     as_whole,
 )
-from modality_forcing.inference.result import Result, check_finite, restore
+from modality_forcing.inference.result import Result, restore
 from modality_forcing.tasks import TASKS
 from modality_forcing.train import sharding
 from modality_forcing.viz.images import to_u8
 
-T = TypeVar("T")
-
 _LOOSEST = 8.0  # log2 alpha of strength 0: the depth is noise until the last step
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How examples are sampled: an example's noise is a function of the seed and the repetition."""
-
-    options: SampleConfig
-    seed: int = 0
-    repetition: int = 0
 
 
 class Pipeline:
@@ -254,22 +243,15 @@ class Pipeline:
         alpha = log2_alpha if task == "joint" else None
         sampling = self.sampling(task, steps=steps, seed=seed, guidance=guidance, log2_alpha=alpha)
         texts, is_list = as_texts(captions)
-        batch, results = self.batch if is_list else 1, []
-        for start in range(0, len(texts), batch):
-            rows = np.arange(start, start + batch)
-            made = self.generator.run(
-                task,
-                [texts[i] for i in rows.clip(max=len(texts) - 1)],
-                options=sampling.options,
-                seed=sampling.seed,
-                index=rows,
-                refine=refine and task == "joint",
-            ).images
-            for i in range(min(batch, len(texts) - start)):
-                one = check_finite({name: x[i] for name, x in made.items()})
-                depth = one.get("depth")
-                valid = None if depth is None else np.ones(depth.shape, bool)
-                results.append(Result(to_u8(one["image"]), depth, valid))
+        made = batches.generate(
+            self.generator,
+            task,
+            texts,
+            sampling=sampling,
+            batch=self.batch if is_list else 1,
+            refine=refine and task == "joint",
+        )
+        results = [_generated(x) for x in made]
         return results if is_list else results[0]
 
     def sampling(
@@ -307,33 +289,17 @@ class Pipeline:
         batch: int | None = None,
         free_text: bool = False,
     ) -> list[list[Arrays]]:
-        """Runs the network on fitted inputs and returns what it made of each placement of each.
-
-        member: counts the samples of an ensemble. batch: examples a run, the pipeline's by default;
-        the last run is filled up with copies, so that it is the same program. free_text: as in
-        `Generator.run`.
-
-        Raises UserError for values that are not finite.
-        """
-        batch = self.batch if batch is None else batch
-        rows = [(x, text) for f, text in zip(fitted, captions, strict=True) for x in f.inputs]
-        made: list[Arrays] = []
-        for chunk in _chunks(rows, batch):
-            padded = chunk + [chunk[-1]] * (batch - len(chunk))
-            inputs = {n: np.stack([x[n] for x, _ in padded]) for n in padded[0][0]}
-            images = self.generator.run(
-                task,
-                [text for _, text in padded],
-                batch=inputs,
-                options=sampling.options,
-                seed=sampling.seed,
-                index=np.full(batch, sampling.repetition),
-                sample_index=member,
-                free_text=free_text,
-            ).images
-            made += [check_finite({n: x[i] for n, x in images.items()}) for i in range(len(chunk))]
-        parts = iter(made)
-        return [[next(parts) for _ in f.inputs] for f in fitted]
+        """Returns what `batches.predict` does, in batches of the pipeline's size by default."""
+        return batches.predict(
+            self.generator,
+            task,
+            fitted,
+            captions,
+            sampling=sampling,
+            member=member,
+            batch=self.batch if batch is None else batch,
+            free_text=free_text,
+        )
 
 
 def _looseness(strength: float) -> tuple[str, float | None]:
@@ -344,5 +310,7 @@ def _looseness(strength: float) -> tuple[str, float | None]:
     return "partial", min(max(odds, -_LOOSEST), _LOOSEST)
 
 
-def _chunks(rows: list[T], size: int) -> Iterator[list[T]]:
-    return (rows[start : start + size] for start in range(0, len(rows), size))
+def _generated(made: Arrays) -> Result:
+    depth = made.get("depth")
+    valid = None if depth is None else np.ones(depth.shape, bool)
+    return Result(to_u8(made["image"]), depth, valid)

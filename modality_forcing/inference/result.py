@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,15 +59,6 @@ class Result:
         except KeyError as error:
             hint = "choose plasma, spectral or another color map of matplotlib"
             raise UserError(f"no color map is named {colormap!r}", hint=hint) from error
-
-
-def check_finite(made: Mapping[str, np.ndarray], where: object = None) -> Arrays:
-    """Returns what a network made; raises UserError, naming its weights, if it is not finite."""
-    if bad := [name for name, x in made.items() if not np.isfinite(x).all()]:
-        what = f"generated {' and '.join(bad)} with values that are not finite"
-        hint = "check the weights of it and its encoders, or change the guidance, steps or solver"
-        raise UserError(what, where=where, hint=hint)
-    return made
 
 
 def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays]]) -> Result:
