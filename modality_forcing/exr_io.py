@@ -11,7 +11,9 @@ import io
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,27 +59,14 @@ def read_depth_channel(path: str | Path, hint: str) -> np.ndarray:
     large, of several parts or deep pixels, of a cropped frame, or without such a channel.
     """
     path = require_file(path, hint)
-    require_package(path)
-    import OpenEXR
-
-    again = "export or download it again"
-    # It prints to stdout what is wrong with pixels, and takes names that are not UTF-8 as bytes.
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            name = os.fsencode(path)
-            with OpenEXR.File(name, separate_channels=True, header_only=True) as opened:
-                header, parts = dict(opened.header()), len(opened.parts)  # it is emptied
-            size = _size(header["dataWindow"])
-            _check(header, size, parts, path)
-            with OpenEXR.File(name, separate_channels=True) as opened:
-                channels = {key: one.pixels for key, one in opened.channels().items()}
-            if any(pixels.shape != size for pixels in channels.values()):
-                raise ValueError("channels of several sizes")
-        except UserError:
-            raise
-        except Exception as error:  # RuntimeError, and what the damage leads to
-            what = "cannot be read as OpenEXR (damaged, or another format)"
-            raise UserError(what, where=path, hint=again) from error
+    with _opened(path, header_only=True) as opened:
+        header, parts = dict(opened.header()), len(opened.parts)  # it is emptied
+        size = _size(header["dataWindow"])
+        _check(header, size, parts, path)
+    with _opened(path) as opened:
+        channels = {key: one.pixels for key, one in opened.channels().items()}
+        if any(pixels.shape != size for pixels in channels.values()):
+            raise ValueError("channels of several sizes")
     chosen = _choose(channels)
     if chosen is None:
         names = sorted(channels)
@@ -86,6 +75,35 @@ def read_depth_channel(path: str | Path, hint: str) -> np.ndarray:
     if chosen.dtype.kind != "f":
         raise UserError(f"holds {chosen.dtype}, not floats", where=path, hint=hint)
     return chosen
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, header_only: bool = False) -> Iterator[Any]:
+    """Opens an OpenEXR file; raises UserError without the package, and for all that goes wrong."""
+    require_package(path)
+    import OpenEXR
+
+    # It prints to stdout what is wrong with pixels, and takes names that are not UTF-8 as bytes.
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            name = os.fsencode(path)
+            with OpenEXR.File(name, separate_channels=True, header_only=header_only) as opened:
+                yield opened
+        except UserError:
+            raise
+        except Exception as error:  # RuntimeError, and what the damage leads to
+            what = "cannot be read as OpenEXR (damaged, or another format)"
+            raise UserError(what, where=path, hint="export or download it again") from error
+
+
+def count_numbers(path: Path) -> int:
+    """Returns the pixels of an OpenEXR file, times its channels, without unpacking any.
+
+    Raises UserError without the package OpenEXR and for a damaged file.
+    """
+    with _opened(path, header_only=True) as opened:
+        parts = [dict(part.header) for part in opened.parts]
+        return sum(math.prod(_size(x["dataWindow"])) * len(x["channels"]) for x in parts)
 
 
 def _size(window: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:

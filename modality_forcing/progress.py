@@ -164,12 +164,12 @@ class ProgressMeter:
         """Reports the number of items done, with further values behind it."""
         now = time.monotonic()
         self._reports = [*self._reports[-8:], (now, done)]
-        (start, before), rate = self._reports[0], 0.0
-        if done > before:
+        (start, before), parts = self._reports[0], [f"{self._title}  {done}/{self._total}"]
+        if done > before:  # the first report has nothing to measure a rate from
             rate = (done - before) / max(now - start, 1e-9)
-        eta = format_duration((self._total - done) / rate) if rate else "--:--"
-        shown = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
-        line = "  ".join([f"{self._title}  {done}/{self._total}  {rate:.3g}/s  ETA {eta}", *shown])
+            parts += [f"{rate:.3g}/s", f"ETA {format_duration((self._total - done) / rate)}"]
+        parts += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
+        line = "  ".join(parts)
         if self._live:
             print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
         else:

@@ -169,7 +169,7 @@ def _depth_tab(page: Page) -> gr.File:
     with gr.Row(equal_height=False):
         with gr.Column():
             file = gr.File(
-                label="Depth map: .npy or 16-bit PNG, 0 where unknown",
+                label="Depth map: .npy, .exr or 16-bit PNG, 0 where unknown",
                 type="filepath",
                 height=140,
                 elem_id="d2i_file",

@@ -11,12 +11,20 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from modality_forcing.data.files import HEIF_SUFFIXES, DepthFormat, read_depth, register_heif
+from modality_forcing.data.files import (
+    DEPTH_SUFFIXES,
+    HEIF_SUFFIXES,
+    DepthFormat,
+    read_depth,
+    register_heif,
+)
 from modality_forcing.errors import UserError
+from modality_forcing.exr_io import count_numbers
 
 # Not EPS, for example, which Pillow has another program run.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "HEIF", "AVIF")
 MAX_PIXELS = 50_000_000  # of an uploaded picture: phones make up to 50 million
+_MAX_CHANNELS = 4  # of an uploaded .exr of so many pixels: all are unpacked
 _PNG_SCALE = 0.001  # of 16-bit PNGs; the unit has no effect on images
 
 
@@ -56,11 +64,14 @@ def read_map(path: Path | None) -> np.ndarray:
     """
     if path is None:
         raise UserError("no depth map", hint="upload one, or choose an example")
-    if path.suffix.lower() not in (".npy", ".png"):
+    suffix = path.suffix.lower()
+    if suffix not in DEPTH_SUFFIXES:
         what = f"depth in a {path.suffix or 'nameless'} file is not understood"
-        raise UserError(what, where=path, hint="upload a .npy of floats or a 16-bit PNG")
-    if path.suffix.lower() == ".png":
+        raise UserError(what, where=path, hint="upload a .npy or .exr of floats, or a 16-bit PNG")
+    if suffix == ".png":
         check_picture(path)
+    elif suffix == ".exr" and count_numbers(path) > _MAX_CHANNELS * MAX_PIXELS:
+        _refuse_pixels(path)
     depth, valid = read_depth(path, DepthFormat(_PNG_SCALE))
     if depth.size > MAX_PIXELS:
         _refuse_pixels(path, depth.shape[::-1])

@@ -7,12 +7,11 @@ import importlib.util
 import tempfile
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from modality_forcing import compilation_cache
-from modality_forcing.commands.arguments import CHECKPOINT, INT8, positive_int
+from modality_forcing.commands.arguments import CHECKPOINT, INT8, path_option, positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:
@@ -30,10 +29,10 @@ Needs Gradio: pip install 'modality_forcing[app]'"""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
+    add("--checkpoint", type=path_option, required=True, help=CHECKPOINT)
     add("--int8", action="store_true", help=INT8)
     adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
-    add("--adapter", type=as_path, help=adapter)
+    add("--adapter", type=path_option, help=adapter)
     frozen = "frozen encoder, if not where the config says"
     text = f"umt5:PATH or qwen3:PATH, a {frozen}"
     add("--text-encoder", default="", metavar="KIND:PATH", help=text)
@@ -80,7 +79,6 @@ def main(options: argparse.Namespace) -> None:
 
 def _page(options: argparse.Namespace, folder: Path, *, any_host: bool) -> Guard:
     from modality_forcing.app import examples, server
-    from modality_forcing.app.actions import Model
     from modality_forcing.app.guard import Guard
     from modality_forcing.app.sessions import Sessions
     from modality_forcing.inference.pipeline import Pipeline
@@ -99,7 +97,7 @@ def _page(options: argparse.Namespace, folder: Path, *, any_host: bool) -> Guard
     max_bytes = options.max_upload_mb * 10**6
     made = page.application(
         page.Page(
-            model=cast(Model, pipeline),  # of one input it returns one result
+            model=pipeline,
             sessions=sessions,
             examples=examples.write(folder / "examples"),
             has_depth="depth" in pipeline.generator.modalities,

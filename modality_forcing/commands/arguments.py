@@ -6,8 +6,10 @@ import argparse
 import importlib.util
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 from modality_forcing.errors import UserError
+from modality_forcing.paths import as_path
 from modality_forcing.storage import beam
 
 # Help of options that several commands have.
@@ -24,6 +26,13 @@ CONDITION_GUIDANCE = (
 )
 
 LARGEST_SIDE = 8192  # pixels; FLUX.2 makes noise from about 4000
+
+
+def path_option(text: str) -> Path:
+    """Parses a path or an address; refuses an empty one, which would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty: name a path (. is this folder)")
+    return as_path(text)
 
 
 def positive_int(text: str) -> int:

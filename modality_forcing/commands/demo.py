@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modality_forcing.commands.arguments import positive_int
+from modality_forcing.commands.arguments import path_option, positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path, exists, read_bytes, write_file
+from modality_forcing.paths import exists, read_bytes, write_file
 from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import read_json, read_verified, with_checksum
 
@@ -33,7 +33,12 @@ Summary = dict[str, Any]  # JSON
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--workdir", type=as_path, default=Path("runs/demo"), help="for all output (%(default)s)")
+    add(
+        "--workdir",
+        type=path_option,
+        default=Path("runs/demo"),
+        help="for all output (%(default)s)",
+    )
     add("--ablate", action="store_true", help="also post-train from scratch; doubles the time")
     add("--t2i-steps", type=positive_int, help="steps of pretraining, instead of the config's")
     add(

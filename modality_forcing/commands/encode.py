@@ -9,12 +9,13 @@ from modality_forcing.commands.arguments import (
     CHECKPOINT,
     add_runner,
     check_runner,
+    path_option,
     positive_int,
     renamed_option,
     shard_of,
 )
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path, check_folder
+from modality_forcing.paths import check_folder
 
 EXAMPLES = """examples:
   mforce encode --source=prepared/tum --out=encoded/tum \\
@@ -33,13 +34,13 @@ _RESOLUTION = 256  # pixels a side
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--source", type=as_path, required=True, help="the --out of mforce prepare")
+    add("--source", type=path_option, required=True, help="the --out of mforce prepare")
     add("--split", default="", help="required if the folder has several")
-    add("--out", type=as_path, required=True, help="folder of the cache; splits may share it")
+    add("--out", type=path_option, required=True, help="folder of the cache; splits may share it")
     text = "encode captions with this encoder: umt5:PATH or qwen3:PATH"
     add("--text", default="", metavar="KIND:PATH", help=text)
     checkpoint = "encode captions and images with the encoders of these weights, at their size"
-    add("--checkpoint", type=as_path, help=f"{checkpoint}: {CHECKPOINT}")
+    add("--checkpoint", type=path_option, help=f"{checkpoint}: {CHECKPOINT}")
     image = "encode images and their mirror images with this autoencoder"
     add("--image", default="", metavar="flux2:PATH", help=image)
     resolution = "pixels a side of the encoded center square (256, or the checkpoint's)"

@@ -14,12 +14,12 @@ from modality_forcing.commands.arguments import (
     CHECKPOINT,
     CONDITION_GUIDANCE,
     INT8,
+    path_option,
     positive_int,
     renamed_option,
     weights,
 )
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:
@@ -60,25 +60,25 @@ class Mode(NamedTuple):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=as_path, help=CHECKPOINT)
+    add("--checkpoint", type=path_option, help=CHECKPOINT)
     add("--int8", action="store_const", const=True, help=INT8)
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
-    add("--adapter", type=as_path, help=ADAPTER)
+    add("--adapter", type=path_option, help=ADAPTER)
     add("--text-encoder", metavar="KIND:PATH", help="umt5:PATH or qwen3:PATH, if not the config's")
     add("--autoencoder", metavar="flux2:PATH", help="frozen, if not at the config's path")
     add("--examples", type=positive_int, help="held-out records, instead of the config's")
     help = "depth of generated images: self (default), a folder of maps, package.module:function"
     add("--estimator", help=help)
     help = "write the generated images to this folder, for an external estimator"
-    add("--save-images", type=as_path, help=help)
+    add("--save-images", type=path_option, help=help)
     help = "joint generation along trajectories, e.g. log2_alpha:-5..5"
     add("--trajectory-sweep", metavar="log2_alpha:FROM..TO", help=help)
     help = "nyuv2, kitti, eth3d, scannet, diode, ibims1, sintel, ddad...; several with commas"
     add("--benchmark", help=help)
-    add("--root", type=as_path, help="the folder with the unpacked benchmark")
+    add("--root", type=path_option, help="the folder with the unpacked benchmark")
     help = "frames to score, one name a line, instead of the official list"
-    add("--frame-list", type=as_path, help=help)
+    add("--frame-list", type=path_option, help=help)
     help = "square (default, the model's own), moge (as published) or frame (as stored)"
     add("--view", help=help)
     add("--ensemble", type=positive_int, help="samples of each frame, merged into one map (1)")
@@ -88,8 +88,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--solver", choices=("euler", "heun"))
     add("--condition-guidance", type=weights, metavar="NAME=WEIGHT", help=CONDITION_GUIDANCE)
-    add("--pred", type=as_path, help="predicted depth, .npz")
-    add("--target", type=as_path, help="ground-truth depth and its valid mask, .npz")
+    add("--pred", type=path_option, help="predicted depth, .npz")
+    add("--target", type=path_option, help="ground-truth depth and its valid mask, .npz")
     add("--protocol", help="moge (default), marigold or metric")
     add("--align", help="what is unknown of the prediction: affine, scale, disparity or none")
     add("--depth-range", metavar="MIN:MAX", help="range of scored depth, e.g. 0.001:10")
@@ -97,7 +97,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--strict", action="store_true", default=None, help=help)
     add("--json", action="store_true", help="print JSON with a row per image, not a table")
     help = f"arrays and records: also write the JSON to this file; others: a folder ({_OUT})"
-    add("--out", type=as_path, help=help)
+    add("--out", type=path_option, help=help)
 
 
 @compilation_cache.enabled()

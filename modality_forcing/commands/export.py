@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from modality_forcing.commands.arguments import CHECKPOINT, picture_size, positive_int
+from modality_forcing.commands.arguments import CHECKPOINT, path_option, picture_size, positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 
 _PROGRAM = ("steps", "size", "text_encoder", "autoencoder")  # options of --format=stablehlo
 LAYOUTS = ("bfl", "diffusers", "modality-forcing")  # of models/flux2_layouts.py
@@ -15,8 +14,8 @@ LAYOUTS = ("bfl", "diffusers", "modality-forcing")  # of models/flux2_layouts.py
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
-    add("--out", type=as_path, required=True, help="a folder that does not exist yet")
+    add("--checkpoint", type=path_option, required=True, help=CHECKPOINT)
+    add("--out", type=path_option, required=True, help="a folder that does not exist yet")
     kind = "of the weights (orbax); stablehlo: a program of i2d, with weights, that needs jax alone"
     add("--format", choices=("orbax", "safetensors", "stablehlo"), help=kind)
     layout = "published layout of FLUX.2 networks, as others' tools read it, instead of a format"

@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from modality_forcing.commands.arguments import positive_int
+from modality_forcing.commands.arguments import path_option, positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from modality_forcing.progress import format_table
 from modality_forcing.tree import JsonObject
 
@@ -42,7 +41,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add(
         "--table",
-        type=as_path,
+        type=path_option,
         required=True,
         help="a row per run: .csv, .jsonl (nested keys are a.b.c), or the folder of a sweep",
     )
@@ -91,7 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="chinchilla: FLOPs to allocate (powers of ten)",
     )
     add("--json", action="store_true", help="print JSON, not tables")
-    add("--out", type=as_path, help="a folder for fit.json, fit.png and fit.svg")
+    add("--out", type=path_option, help="a folder for fit.json, fit.png and fit.svg")
 
 
 def main(options: argparse.Namespace) -> None:

@@ -7,9 +7,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from modality_forcing.commands.arguments import positive_int
+from modality_forcing.commands.arguments import path_option, positive_int
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from modality_forcing.progress import format_table
 
 if TYPE_CHECKING:
@@ -31,12 +30,12 @@ _DOT = 3  # pixels of the sheet per point
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("folder", type=as_path, help="the --out of mforce prepare")
+    add("folder", type=path_option, help="the --out of mforce prepare")
     add("--split", default="", help="required if the folder has several")
     add("--json", action="store_true", help="print the manifest itself")
     add("--verify", action="store_true", help="compare the checksum of every shard")
     sheet_help = "write an image of a few records with their depth"
-    add("--sheet", type=as_path, metavar="FILE.png", help=sheet_help)
+    add("--sheet", type=path_option, metavar="FILE.png", help=sheet_help)
     records_help = "number on the sheet, evenly spaced in the split (%(default)s)"
     add("--records", type=positive_int, default=RECORDS, help=records_help)
 

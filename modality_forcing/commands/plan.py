@@ -7,9 +7,14 @@ import json
 import os
 from collections.abc import Mapping
 
-from modality_forcing.commands.arguments import CHECKPOINT, INT8, picture_size, positive_int
+from modality_forcing.commands.arguments import (
+    CHECKPOINT,
+    INT8,
+    path_option,
+    picture_size,
+    positive_int,
+)
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 EXAMPLES = """examples:
@@ -39,7 +44,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
     add("--config", metavar="FILE[:ARG]", help="plan a run, e.g. configs/forcing.py:size=3b3")
-    add("--checkpoint", type=as_path, help=f"plan sampling with a checkpoint: {CHECKPOINT}")
+    add("--checkpoint", type=path_option, help=f"plan sampling with a checkpoint: {CHECKPOINT}")
     mode = "plan sampling in this mode of mforce sample, not training (with --checkpoint: i2d)"
     add("--mode", help=mode)
     add("--size", type=picture_size, help="of sampled pictures, as 512 or 768x512")
@@ -59,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--mfu", type=float, help="utilization that a price assumes (the published one of the chip)"
     )
-    add("--out", type=as_path, help="a folder for the figure of --coord-check")
+    add("--out", type=path_option, help="a folder for the figure of --coord-check")
     add("--json", action="store_true", help="print JSON")
 
 

@@ -9,12 +9,12 @@ from modality_forcing.commands.arguments import (
     add_runner,
     check_runner,
     fraction,
+    path_option,
     positive_int,
     renamed_option,
     shard_of,
 )
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 EXAMPLES = """examples:
@@ -39,8 +39,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     list_datasets = "print the known data sets with unit, splits and license"
     add("--list-datasets", action="store_true", help=list_datasets)
     add("--dataset", help="one of those, or folder")
-    add("--root", type=as_path, help="the folder it was unpacked into")
-    add("--out", type=as_path, help="folder of the shards; splits may share it")
+    add("--root", type=path_option, help="the folder it was unpacked into")
+    add("--out", type=path_option, help="folder of the shards; splits may share it")
     add("--split", default="", help="the data set's first one by default")
     option_help = "of the data set, e.g. depth_scale=0.001"
     add("--option", action="append", default=[], metavar="NAME=VALUE", help=option_help)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from modality_forcing import compilation_cache
@@ -16,27 +15,24 @@ from modality_forcing.commands.arguments import (
     INT8,
     finite_float,
     fraction,
+    path_option,
     picture_size,
     positive_int,
     renamed_option,
     weights,
 )
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from modality_forcing.config import SampleConfig
     from modality_forcing.data.files import DepthFormat
     from modality_forcing.generator import Generator
     from modality_forcing.inference.metric import ScaleSource
     from modality_forcing.inference.photos import Item
-    from modality_forcing.modalities.base import Modality
 
 MANIFEST = "manifest.jsonl"
-OF_DEPTH = ("ensemble", "points", "fov", "scale_from")  # options of image-to-depth alone
+OF_DEPTH = ("ensemble", "points", "fov", "edge", "scale_from")  # options of image-to-depth alone
 MAX_EXAMPLES = 64  # more are refused: memory could run out half way
 
 EXAMPLES = """examples:
@@ -50,13 +46,13 @@ EXAMPLES = """examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=as_path, required=True, help=CHECKPOINT)
+    add("--checkpoint", type=path_option, required=True, help=CHECKPOINT)
     add("--int8", action="store_true", help=INT8)
     tensor = "devices that share an example, of several; the others take other examples (1)"
     add("--tensor", type=positive_int, default=1, metavar="DEVICES", help=tensor)
-    add("--adapter", type=as_path, help=ADAPTER)
+    add("--adapter", type=path_option, help=ADAPTER)
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
-    add("--out", type=as_path, required=True, help="output folder")
+    add("--out", type=path_option, required=True, help="output folder")
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
     add("--n", type=positive_int, default=1, help="examples per caption and input (%(default)s)")
     _add_inputs(parser)
@@ -68,7 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--text-encoder", default="", metavar="KIND:PATH", help=text)
     add("--autoencoder", default="", metavar="flux2:PATH", help=frozen)
     add("--seed", type=int, default=0)
-    add("--steps", type=positive_int, help="sampler steps, instead of the config's")
+    add("--steps", type=positive_int, help="sampler steps, at most 10000, instead of the config's")
     add("--solver", choices=("euler", "heun"))
     add("--guidance", type=finite_float, help="guidance scale of the image; depth has none")
     add("--condition-guidance", type=weights, metavar="NAME=WEIGHT", help=CONDITION_GUIDANCE)
@@ -80,7 +76,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    several = {"type": as_path, "nargs": "+", "action": "extend", "metavar": "PATH"}
+    several = {"type": path_option, "nargs": "+", "action": "extend", "metavar": "PATH"}
     add("--image", help="input of i2d: files, folders and patterns such as 'in/*.jpg'", **several)
     depth = "input of d2i and partial: .npy or .exr of floats, or 16-bit PNG with --depth-scale"
     add("--depth", help=f"{depth}; files, folders and patterns", **several)
@@ -101,7 +97,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 def _add_outputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    ensemble = "i2d: samples of each image, merged into one map with its uncertainty (1)"
+    ensemble = (
+        "i2d: samples of each image, merged into one map with its uncertainty (1, at most 64)"
+    )
     add("--ensemble", type=positive_int, metavar="N", help=ensemble)
     formats = "of npy, png, exr, color, spectral and side, with commas (npy,png,color)"
     add("--formats", help=formats)
@@ -109,9 +107,12 @@ def _add_outputs(parser: argparse.ArgumentParser) -> None:
     add("--points", choices=("ply", "glb"), help=points)
     fov = "i2d: degrees across the longer side, for --points (from EXIF, else 65)"
     add("--fov", type=finite_float, metavar="DEGREES", help=fov)
+    edge = "i2d: of --points, the difference of depth between neighbors, as a share of it, from "
+    edge += "which on points are left out and meshes are cut (0.04)"
+    add("--edge", type=finite_float, metavar="SHARE", help=edge)
     scale_from = "i2d: metric depth from measurements: a depth map, a .csv with columns x,y,depth, "
     scale_from += "(with file of several images), or a folder with one of the name of each image"
-    add("--scale-from", type=as_path, metavar="PATH", help=scale_from)
+    add("--scale-from", type=path_option, metavar="PATH", help=scale_from)
 
 
 @compilation_cache.enabled()
@@ -146,7 +147,7 @@ def main(options: argparse.Namespace) -> None:
 
 def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
     """Generates examples of captions alone, and prints the paths of their files."""
-    from modality_forcing.inference import batches
+    from modality_forcing.inference import batches, outputs
 
     captions = [c for c in (options.caption or [""]) for _ in range(options.n)]
     made = batches.generate(
@@ -161,7 +162,7 @@ def sample_captions(options: argparse.Namespace, generator: Generator) -> None:
     )
     for i, example in enumerate(made):
         stem = options.out / f"{options.mode}_{i:03d}"
-        for path in write_example(stem, example, generator.modalities):
+        for path in outputs.write_example(stem, example, generator.modalities):
             print(path)
 
 
@@ -173,6 +174,7 @@ def sample_files(options: argparse.Namespace, generator: Generator, items: Seque
     from modality_forcing.inference.folder import run_job
     from modality_forcing.inference.job import Job
     from modality_forcing.inference.pipeline import Pipeline
+    from modality_forcing.inference.points import EDGE
 
     formats = options.formats
     job = Job(
@@ -186,6 +188,7 @@ def sample_files(options: argparse.Namespace, generator: Generator, items: Seque
         formats=outputs.DEFAULT_FORMATS if formats is None else outputs.parse_formats(formats),
         geometry=options.points or "",
         fov=options.fov,
+        edge=EDGE if options.edge is None else options.edge,
         depth_form=_depth_form(options),
         scale=_scale_source(options),
         max_errors=1.0 if options.max_errors is None else options.max_errors,
@@ -217,8 +220,10 @@ def _sampling(options: argparse.Namespace, generator: Generator) -> SampleConfig
 
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError if the mode is unknown, lacks its input, or has one it would ignore."""
+    from modality_forcing.inference.inputs import as_whole
     from modality_forcing.inference.outputs import parse_formats
-    from modality_forcing.inference.points import camera
+    from modality_forcing.inference.pipeline import MAX_ENSEMBLE
+    from modality_forcing.inference.points import camera, check_edge
     from modality_forcing.paths import check_folder, exists
     from modality_forcing.tasks import TASKS
 
@@ -251,15 +256,21 @@ def check_options(options: argparse.Namespace) -> None:
     for name in sorted(set(options.condition_guidance or ()) - set(cond)):
         hint = f"its condition is {' and '.join(cond)}" if cond else "leave it out"
         raise UserError(f"mode {mode} has no condition {name!r} to guide by", hint=hint)
-    if options.fov is not None and options.points is None:
-        raise UserError("--fov is for --points", hint="add --points=ply or glb, or leave it out")
+    for name in ("fov", "edge"):
+        if _is_given(options, name) and options.points is None:
+            hint = "add --points=ply or glb, or leave it out"
+            raise UserError(f"--{name} is for --points", hint=hint)
     if (count := options.n * max(len(options.caption), 1)) > MAX_EXAMPLES:
         raise UserError(f"{count} examples asked for", hint=f"ask for at most {MAX_EXAMPLES}")
+    if options.ensemble is not None:
+        as_whole("--ensemble", options.ensemble, 1, MAX_ENSEMBLE)
     check_folder(options.out, "--out")
     if options.formats is not None:
         parse_formats(options.formats)
     if options.fov is not None:
         camera((1, 1), options.fov)
+    if options.edge is not None:
+        check_edge(options.edge)
     if options.scale_from is not None and not exists(options.scale_from):
         raise UserError("no such file", where=options.scale_from, hint="check --scale-from")
 
@@ -307,32 +318,3 @@ def _scale_source(options: argparse.Namespace) -> ScaleSource | None:
 
     path = options.scale_from
     return None if path is None else ScaleSource(path, _depth_form(options))
-
-
-def write_example(
-    stem: Path, made: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]
-) -> list[Path]:
-    """Writes one example and returns the paths.
-
-    Images are PNG. Maps are .npy, 16-bit PNG with its scale, and a PNG in colors. What else has
-    three channels, such as normals, is .npy and a PNG in its colors.
-    """
-    import numpy as np
-
-    from modality_forcing.paths import write_file
-    from modality_forcing.viz import images
-
-    written = []
-    for name, x in made.items():
-        path = stem.with_name(f"{stem.name}_{name}")
-        if x.ndim == 3:
-            m = modalities[name]
-            contents = {".png": images.png_bytes(m.colorize(x[None])[0])}
-            if not m.is_image:
-                contents[".npy"] = images.npy_bytes(x, np.isfinite(x))
-            for suffix, content in contents.items():
-                write_file(path.with_suffix(suffix), content)
-                written.append(path.with_suffix(suffix))
-        else:
-            written += images.save_depth(path, x)
-    return written

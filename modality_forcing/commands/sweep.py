@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modality_forcing import distributed
-from modality_forcing.commands.arguments import positive_int, renamed_option, shard_of
+from modality_forcing.commands.arguments import path_option, positive_int, renamed_option, shard_of
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path, require_dir
+from modality_forcing.paths import require_dir
 from modality_forcing.progress import print_stderr
 
 if TYPE_CHECKING:  # jax is imported only when the work starts
@@ -40,7 +40,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     config = "a file with get_sweep(arg), e.g. configs/sweep_scenes.py"
     add("--config", required=True, metavar="FILE[:ARG]", help=config)
-    add("--workdir", type=as_path, required=True, help="folder of the runs, rows and locks")
+    add("--workdir", type=path_option, required=True, help="folder of the runs, rows and locks")
     shard = "job I of N, from 0: one of N parts that have no training run in common"
     add("--shard", type=shard_of, metavar="I/N", help=shard)
     renamed_option(parser, "--part", "--shard")

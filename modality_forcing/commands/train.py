@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from modality_forcing import distributed
-from modality_forcing.paths import as_path
+from modality_forcing.commands.arguments import path_option
 
 EXAMPLES = """examples:
   mforce train --config=demo:phase=t2i --workdir=runs/t2i
@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     config = "a file, or the name of one in configs/"
     add("--config", required=True, metavar="FILE[:ARG]", help=config)
     workdir = "for checkpoints, metrics and TensorBoard events"
-    add("--workdir", type=as_path, required=True, help=workdir)
+    add("--workdir", type=path_option, required=True, help=workdir)
     wandb = "log rows of metrics to Weights & Biases too (extra wandb; WANDB_PROJECT, WANDB_MODE)"
     add("--log", choices=("wandb",), help=wandb)
     profile = "profile COUNT steps after FROM updates into the workdir; :all for all processes"

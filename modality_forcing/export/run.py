@@ -10,9 +10,15 @@ import json
 import sys
 from pathlib import Path
 
-import jax.export
-import ml_dtypes  # comes with jax
-import numpy as np
+try:
+    import jax.export
+    import ml_dtypes  # comes with jax
+    import numpy as np
+except ModuleNotFoundError as error:
+    if __name__ != "__main__":
+        raise
+    print(f"the package {error.name} is missing; pip install jax flatbuffers", file=sys.stderr)
+    sys.exit(2)
 
 FOLDER = Path(__file__).parent
 TYPES = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}

@@ -26,24 +26,23 @@ from modality_forcing.data.pairs import repeated_values
 from modality_forcing.data.resize import Size
 from modality_forcing.errors import UserError
 from modality_forcing.generator import KEPT_TEXTS
+from modality_forcing.inference import batches, outputs
 from modality_forcing.inference import fit as fits
-from modality_forcing.inference import outputs
 from modality_forcing.inference.fit import Arrays, Fitted
 from modality_forcing.inference.job import Job
-from modality_forcing.inference.manifest import NAME, Entry, Manifest
+from modality_forcing.inference.manifest import Entry, Manifest, remove_temp_files
 from modality_forcing.inference.metric import Measured, Scaling, align, describe_all, doubts
 from modality_forcing.inference.photos import Item, file_version, read_photo
 from modality_forcing.inference.pipeline import Pipeline
 from modality_forcing.inference.points import FOV
 from modality_forcing.inference.result import Result, restore
-from modality_forcing.paths import glob, remove, write_file
+from modality_forcing.paths import remove, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
 
 _LARGE = 4_000_000
 _SMALL = 8  # files: their groups have the same program however few they are
 # Threads that read, compress and write; decoders and zlib release Python's lock.
 _WORKERS = min(max(4, os.cpu_count() or 1), 16)
-_PREFIX = 50  # characters of a name that temporary files surely keep
 _EVERY_S = 2.0  # between two reports, where they are lines
 
 Maps = tuple[np.ndarray, np.ndarray]  # depth f32 and valid bool [h w]
@@ -93,7 +92,7 @@ def run_job(pipeline: Pipeline, items: Sequence[Item], job: Job) -> Summary:
     Raises UserError if too many fail or none is left, and if results cannot be written.
     """
     with locks.hold(job.out, "--out", ".sample.lock"):
-        _remove_temp_files(job.out, items)
+        remove_temp_files(job.out, [item.name for item in items])
         with _Run(pipeline, items, job) as run:
             return run.main()
 
@@ -166,7 +165,8 @@ class _Run:
         for number, caption in enumerate(self.job.variants if good else []):
             sampling = replace(self.job.sampling, repetition=number)
             members = [
-                self.pipeline.predict(
+                batches.predict(
+                    self.pipeline.generator,
                     self.job.mode,
                     [x.fitted for x in good],
                     [caption] * len(good),
@@ -324,7 +324,7 @@ def _encode_depth(loaded: _Loaded, members: Members, job: Job) -> _Encoded:
     if job.geometry:
         fov = job.fov or loaded.fov or FOV
         entry["fov"] = round(fov, 3)
-        files |= outputs.geometry_files(result, job.geometry, fov)
+        files |= outputs.geometry_files(result, job.geometry, fov, job.edge)
     return _Encoded(files, entry, scaling, doubted)
 
 
@@ -333,15 +333,6 @@ def _encode_image(loaded: _Loaded, members: Members, job: Job) -> _Encoded:
     image = fits.restore_image([x["image"] for x in placements], loaded.fitted)
     assert loaded.depth is not None
     return _Encoded(outputs.image_files(Result(image, *loaded.depth), job.formats), {})
-
-
-def _remove_temp_files(out: Path, items: Sequence[Item]) -> None:
-    """Removes what a killed job left of files that it was writing."""
-    folders = {(out / item.name).parent for item in items}
-    for left in (path for folder in folders for path in glob(folder, ".*.*")):
-        names = (f".{(out / item.name).name}_"[:_PREFIX] for item in items)
-        if left.name.startswith((f".{NAME}.", *names)):
-            remove(left)
 
 
 def _named(error: UserError, item: Item) -> UserError:

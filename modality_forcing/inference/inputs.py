@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from modality_forcing.data.files import (
     read_image,
     upright_rgb,
 )
+from modality_forcing.data.resize import Size
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path
 
@@ -157,13 +159,38 @@ def as_location(where: object) -> Path:
     raise UserError(what, hint="give a str or a pathlib.Path")
 
 
-def as_whole(name: str, value: object, least: int) -> int:
-    """Returns a whole number of any library as an int; raises UserError below the least."""
+def as_whole(name: str, value: object, least: int, most: int = 2**63 - 1) -> int:
+    """Returns a whole number of any library as an int; raises UserError outside of a range.
+
+    most: by default the largest seed that jax takes.
+    """
     try:
         number = operator.index(value)  # pyright: ignore[reportArgumentType]
     except TypeError:
         number = None
-    if number is None or not least <= number < 2**63:  # more is no seed for jax
+    if number is None or not least <= number <= most:
         hint = f"give a whole number of at least {least}"
-        raise UserError(f"{name} is {value!r}", hint=f"{hint} and below 2^63" if number else hint)
+        if number is not None and number > most:
+            hint += " and below 2^63" if most == 2**63 - 1 else f" and at most {most}"
+        raise UserError(f"{name} is {value!r}", hint=hint)
     return number
+
+
+def as_number(name: str, value: object, least: float = -math.inf, most: float = math.inf) -> float:
+    """Returns a number of any library as a float; raises UserError outside of a range, for NaN."""
+    try:
+        # Of a text "0.5", float would make a number; of arrays only those without axes are one.
+        number = math.nan if isinstance(value, str | bytes) else float(value)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not (least <= number <= most and math.isfinite(number)):
+        limits = "finite number" if math.isinf(most) else f"number from {least:g} to {most:g}"
+        raise UserError(f"{name} is {value!r}", hint=f"give a {limits}")
+    return number
+
+
+def as_size(value: object) -> Size:
+    """Returns rows and columns of pixels; raises UserError for anything but two whole numbers."""
+    if isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 2:
+        return as_whole("size", value[0], 1), as_whole("size", value[1], 1)
+    raise UserError(f"size is {value!r}", hint="give rows and columns of pixels, as (512, 768)")

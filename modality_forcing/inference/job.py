@@ -14,6 +14,7 @@ from modality_forcing.inference.metric import ScaleSource
 from modality_forcing.inference.outputs import DEFAULT_FORMATS
 from modality_forcing.inference.photos import file_version
 from modality_forcing.inference.pipeline import Pipeline
+from modality_forcing.inference.points import EDGE
 from modality_forcing.train.state import params_hash
 
 
@@ -32,6 +33,7 @@ class Job:
       formats: of `outputs.FORMATS`.
       geometry: ply or glb for point clouds and meshes, "" for none.
       fov: field of view across the longer side; None: from EXIF, else 65 degrees.
+      edge: the share of depth between neighbors from which on meshes are cut.
       depth_form: how stored numbers become depth.
       scale: where measurements come from that make depth metric.
       max_errors: the fraction of files that may fail.
@@ -47,6 +49,7 @@ class Job:
     formats: tuple[str, ...] = DEFAULT_FORMATS
     geometry: str = ""
     fov: float | None = None
+    edge: float = EDGE
     depth_form: DepthFormat = field(default_factory=DepthFormat)
     scale: ScaleSource | None = None
     max_errors: float = 1.0

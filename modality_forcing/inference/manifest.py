@@ -8,11 +8,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from modality_forcing.buckets import BucketPath
-from modality_forcing.paths import append_file, is_file, make_folder, read_text, write_file
+from modality_forcing.paths import (
+    append_file,
+    glob,
+    is_file,
+    make_folder,
+    read_text,
+    remove,
+    write_file,
+)
 from modality_forcing.text_io import parse_object, split_lines
 
 NAME = "manifest.jsonl"
 _BUCKET_S = 60.0  # between two uploads: objects of buckets cannot be added to
+
+_PREFIX = 50  # characters of a name that temporary files surely keep
 
 Entry = Mapping[str, object]
 
@@ -81,3 +91,13 @@ class Manifest:
 
 def _line(entry: Entry) -> str:
     return json.dumps(entry) + "\n"
+
+
+def remove_temp_files(out: Path, names: Iterable[str]) -> None:
+    """Removes what a killed job left of files that it was writing; names: of outputs."""
+    stems = [out / name for name in names]
+    own = tuple(f".{stem.name}_"[:_PREFIX] for stem in stems)
+    for folder in {stem.parent for stem in stems} | {out}:
+        for left in glob(folder, ".*.*"):
+            if left.name.startswith((f".{NAME}.", *own)):
+                remove(left)

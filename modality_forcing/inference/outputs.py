@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -12,6 +13,8 @@ from modality_forcing.errors import UserError
 from modality_forcing.exr_io import depth_bytes
 from modality_forcing.inference import points
 from modality_forcing.inference.result import Result
+from modality_forcing.modalities.base import Modality
+from modality_forcing.paths import write_file
 from modality_forcing.viz import images
 
 FORMATS = ("npy", "png", "exr", "color", "spectral", "side")
@@ -64,6 +67,8 @@ def depth_files(result: Result, formats: Sequence[str], unit: str) -> dict[str, 
             files["_depth_spectral.png"] = images.png_bytes(colors, _LEVEL)
         elif name == "side":
             files["_side.png"] = side_by_side(result)
+    if sigma is not None and not any(name.startswith("_uncertainty") for name in files):
+        files["_uncertainty.npy"] = images.npy_bytes(sigma, valid)
     return files
 
 
@@ -75,17 +80,43 @@ def image_files(result: Result, formats: Sequence[str]) -> dict[str, bytes]:
     return files | ({"_side.png": side_by_side(result)} if "side" in formats else {})
 
 
-def geometry_files(result: Result, kind: str, fov: float) -> dict[str, bytes]:
+def geometry_files(
+    result: Result, kind: str, fov: float, edge: float = points.EDGE
+) -> dict[str, bytes]:
     """Returns the point cloud and the mesh of a result, none if it has no surface.
 
-    kind: ply or glb. fov: across the longer side, in degrees.
+    kind: ply or glb. fov: across the longer side, in degrees. edge: as of `points.cloud`.
     """
-    cloud, mesh = points.cloud(result, fov), points.mesh(result, fov)
+    cloud, mesh = points.cloud(result, fov, edge=edge), points.mesh(result, fov, edge=edge)
     return {
         f"_{name}.{kind}": points.encode(geometry, kind)
         for name, geometry in (("points", cloud), ("mesh", mesh))
         if len(geometry.xyz)
     }
+
+
+def write_example(
+    stem: Path, made: Mapping[str, np.ndarray], modalities: Mapping[str, Modality]
+) -> list[Path]:
+    """Writes one example and returns the paths.
+
+    Images are PNG. Maps are .npy, 16-bit PNG with its scale, and a PNG in colors. What else has
+    three channels, such as normals, is .npy and a PNG in its colors.
+    """
+    written = []
+    for name, x in made.items():
+        path = stem.with_name(f"{stem.name}_{name}")
+        if x.ndim == 3:
+            m = modalities[name]
+            contents = {".png": images.png_bytes(m.colorize(x[None])[0])}
+            if not m.is_image:
+                contents[".npy"] = images.npy_bytes(x, np.isfinite(x))
+            for suffix, content in contents.items():
+                write_file(path.with_suffix(suffix), content)
+                written.append(path.with_suffix(suffix))
+        else:
+            written += images.save_depth(path, x)
+    return written
 
 
 def side_by_side(result: Result) -> bytes:

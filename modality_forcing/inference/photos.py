@@ -121,14 +121,24 @@ def _walk(
     for path in paths.list_dir(folder):
         if path.name.startswith("."):
             continue
-        is_folder = is_special = False
-        with suppress(UserError):  # a link to itself, like one to nothing, is an error later
-            is_folder = paths.is_dir(path)
-            is_special = paths.exists(path) and not paths.is_file(path)
-        if is_folder:
+        if _is_folder(path):
             yield from _walk(path, below / path.name, suffixes, seen)
-        elif path.name.lower().endswith(suffixes) and not is_special:
+        elif _may_be_photo(path, suffixes):
             yield path, below / path.name
+
+
+def _is_folder(path: Path) -> bool:
+    with suppress(UserError):
+        return paths.is_dir(path)
+    return False
+
+
+def _may_be_photo(path: Path, suffixes: tuple[str, ...]) -> bool:
+    """Returns whether a path is to be read: a link to itself, like one to nothing, fails then."""
+    with suppress(UserError):
+        if paths.exists(path) and not paths.is_file(path):
+            return False
+    return path.name.lower().endswith(suffixes)
 
 
 def _expand(
@@ -145,16 +155,16 @@ def _expand(
             yield from match(folder, after or ["*"])
             below = [p for p in paths.list_dir(folder) if not p.name.startswith(".")]
             for path in below:
-                if paths.is_dir(path) and paths.resolve(path) not in seen:
+                if _is_folder(path) and paths.resolve(path) not in seen:
                     yield from match(path, rest)
             return
         for path in paths.glob(folder, name):
             hidden = path.name.startswith(".") and not name.startswith(".")
             if hidden or paths.resolve(path) in seen:
                 continue
-            if after and paths.is_dir(path):
+            if after and _is_folder(path):
                 yield from match(path, after)
-            elif not after and path.name.lower().endswith(suffixes) and paths.is_file(path):
+            elif not after and _may_be_photo(path, suffixes):
                 yield path
 
     for path in match(root, parts[first:]):

@@ -22,12 +22,10 @@ from typing import overload
 import numpy as np
 
 from modality_forcing.data.resize import Size
-from modality_forcing.errors import UserError
 from modality_forcing.generator import Generator, override_sampling
 from modality_forcing.inference import batches
 from modality_forcing.inference import fit as fits
 from modality_forcing.inference.batches import Sampling
-from modality_forcing.inference.fit import Arrays, Fitted
 from modality_forcing.inference.inputs import (
     DepthLike,
     ImageLike,
@@ -36,14 +34,16 @@ from modality_forcing.inference.inputs import (
     as_image,
     as_list,
     as_location,
+    as_number,
+    as_size,
     as_texts,
     as_whole,
 )
-from modality_forcing.inference.result import Result, restore
+from modality_forcing.inference.result import Result, from_generated, restore
 from modality_forcing.tasks import TASKS
 from modality_forcing.train import sharding
-from modality_forcing.viz.images import to_u8
 
+MAX_ENSEMBLE = 64  # samples of an image, all of which are kept until they are merged
 _LOOSEST = 8.0  # log2 alpha of strength 0: the depth is noise until the last step
 
 
@@ -96,7 +96,7 @@ class Pipeline:
             int8=int8,
             text_encoder=text_encoder,
             autoencoder=autoencoder,
-            size=size,
+            size=None if size is None else as_size(size),
             mesh=sharding.local_mesh(),
         )
         return cls(generator, fit=fit, batch=batch)
@@ -149,8 +149,8 @@ class Pipeline:
           images: paths, PIL images or arrays u8 [h w 3], gray [h w] or with transparency [h w 4],
             each of any size; an array with one more axis is a list.
           captions: one for all, or one per image. None: no caption.
-          ensemble: samples per image, merged; with 2 or more a result has its uncertainty.
-          steps: of the sampler, by default the config's.
+          ensemble: samples per image, at most 64, merged; from 2 on a result has its uncertainty.
+          steps: of the sampler, at most 10,000, by default the config's.
           seed: of the noise.
           condition_guidance: weight of the input; above 1 it is followed more closely.
           fit: letterbox, crop, stretch or tiles, by default the pipeline's, else stretch.
@@ -158,7 +158,7 @@ class Pipeline:
         Raises UserError for an image that cannot be read and a network that cannot estimate depth.
         """
         chosen = fits.parse_fit(fit or self.fit or fits.IMAGE_FIT)
-        ensemble = as_whole("ensemble", ensemble, 1)
+        ensemble = as_whole("ensemble", ensemble, 1, MAX_ENSEMBLE)
         how = {"steps": steps, "seed": seed, "condition_guidance": condition_guidance}
         sampling = self.sampling("i2d", **how)
         each, is_list = as_list(images)
@@ -166,13 +166,42 @@ class Pipeline:
         fitted = [fits.fit_image(x, self.size, chosen) for x in decoded]
         texts = as_captions(captions, len(each))
         batch = self.batch if is_list else 1
+        network = self.generator
         members = [
-            self.predict("i2d", fitted, texts, sampling=sampling, member=i, batch=batch)
+            batches.predict(network, "i2d", fitted, texts, sampling=sampling, member=i, batch=batch)
             for i in range(ensemble)
         ]
         pairs = zip(decoded, fitted, *members, strict=True)
         results = [restore(image, f, maps) for image, f, *maps in pairs]
         return results if is_list else results[0]
+
+    @overload
+    def depth_to_image(
+        self,
+        depths: DepthLike,
+        captions: str | None = None,
+        *,
+        strength: float = 1.0,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        condition_guidance: float | None = None,
+        fit: str | None = None,
+    ) -> Result: ...
+
+    @overload
+    def depth_to_image(
+        self,
+        depths: Sequence[DepthLike],
+        captions: Sequence[str] | str | None = None,
+        *,
+        strength: float = 1.0,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+        condition_guidance: float | None = None,
+        fit: str | None = None,
+    ) -> list[Result]: ...
 
     def depth_to_image(
         self,
@@ -198,8 +227,7 @@ class Pipeline:
 
         Returns the image with the given depth. Raises UserError for a map that cannot be used.
         """
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength is {strength}", hint="give a number from 0 to 1")
+        strength = as_number("strength", strength, 0, 1)
         chosen = fits.parse_fit(fit or self.fit or fits.DEPTH_FIT)
         task, alpha = _looseness(strength)
         sampling = self.sampling(
@@ -214,12 +242,36 @@ class Pipeline:
         maps = [as_depth(x) for x in each]
         fitted = [fits.fit_depth(*x, self.size, chosen) for x in maps]
         texts, batch = as_captions(captions, len(each)), self.batch if is_list else 1
-        made = self.predict(task, fitted, texts, sampling=sampling, batch=batch)
+        made = batches.predict(self.generator, task, fitted, texts, sampling=sampling, batch=batch)
         results = [
             Result(fits.restore_image([x["image"] for x in parts], f), *depth)
             for parts, f, depth in zip(made, fitted, maps, strict=True)
         ]
         return results if is_list else results[0]
+
+    @overload
+    def generate(
+        self,
+        captions: str,
+        *,
+        log2_alpha: float | None = None,
+        refine: bool = False,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+    ) -> Result: ...
+
+    @overload
+    def generate(
+        self,
+        captions: Sequence[str],
+        *,
+        log2_alpha: float | None = None,
+        refine: bool = False,
+        steps: int | None = None,
+        seed: int = 0,
+        guidance: float | None = None,
+    ) -> list[Result]: ...
 
     def generate(
         self,
@@ -251,7 +303,7 @@ class Pipeline:
             batch=self.batch if is_list else 1,
             refine=refine and task == "joint",
         )
-        results = [_generated(x) for x in made]
+        results = [from_generated(x) for x in made]
         return results if is_list else results[0]
 
     def sampling(
@@ -266,40 +318,20 @@ class Pipeline:
         log2_alpha: float | None = None,
     ) -> Sampling:
         """Returns how a task is sampled; raises UserError if the network cannot do it."""
+        scale = None if guidance is None else as_number("guidance", guidance)
         weight = condition_guidance
+        if weight is not None:
+            weight = as_number("condition_guidance", weight)
         options = override_sampling(
             self.generator.config,
             steps=None if steps is None else as_whole("steps", steps, 1),
             solver=solver,
-            log2_alpha=log2_alpha,
-            guidance=None if guidance is None else {self.generator.primary: guidance},
+            log2_alpha=None if log2_alpha is None else as_number("log2_alpha", log2_alpha, -64, 64),
+            guidance=None if scale is None else {self.generator.primary: scale},
             condition_guidance=None if weight is None else dict.fromkeys(TASKS[task], weight),
         )
         self.generator.trajectory(task, options)
         return Sampling(options, as_whole("seed", seed, 0))
-
-    def predict(
-        self,
-        task: str,
-        fitted: Sequence[Fitted],
-        captions: Sequence[str],
-        *,
-        sampling: Sampling,
-        member: int = 0,
-        batch: int | None = None,
-        free_text: bool = False,
-    ) -> list[list[Arrays]]:
-        """Returns what `batches.predict` does, in batches of the pipeline's size by default."""
-        return batches.predict(
-            self.generator,
-            task,
-            fitted,
-            captions,
-            sampling=sampling,
-            member=member,
-            batch=self.batch if batch is None else batch,
-            free_text=free_text,
-        )
 
 
 def _looseness(strength: float) -> tuple[str, float | None]:
@@ -308,9 +340,3 @@ def _looseness(strength: float) -> tuple[str, float | None]:
         return "d2i", None
     odds = _LOOSEST if strength == 0 else 2 * float(np.log2((1 - strength) / strength))
     return "partial", min(max(odds, -_LOOSEST), _LOOSEST)
-
-
-def _generated(made: Arrays) -> Result:
-    depth = made.get("depth")
-    valid = None if depth is None else np.ones(depth.shape, bool)
-    return Result(to_u8(made["image"]), depth, valid)

@@ -56,6 +56,14 @@ def camera(size: Size, fov: float = FOV) -> np.ndarray:
     return pinhole(focal, focal, (size[1] - 1) / 2, (size[0] - 1) / 2)
 
 
+def check_edge(edge: float) -> float:
+    """Returns a tolerance of depth between neighbors; raises UserError unless it is above 0."""
+    if not edge > 0:
+        hint = f"give a share of depth above 0, such as {EDGE}"
+        raise UserError(f"the tolerance of edges is {edge:g}", hint=hint)
+    return edge
+
+
 def cloud(
     result: Result, fov: float = FOV, *, edge: float = EDGE, max_points: int = MAX_POINTS
 ) -> Cloud:
@@ -136,7 +144,7 @@ def _surface(result: Result, edge: float) -> tuple[np.ndarray, np.ndarray]:
     valid = np.isfinite(depth) & (depth > 0)
     if result.valid is not None:
         valid &= result.valid
-    return depth, valid & ~depth_edges(depth, valid, edge)
+    return depth, valid & ~depth_edges(depth, valid, check_edge(edge))
 
 
 def _step(shape: tuple[int, ...], max_points: int) -> int:

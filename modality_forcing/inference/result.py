@@ -61,6 +61,13 @@ class Result:
             raise UserError(f"no color map is named {colormap!r}", hint=hint) from error
 
 
+def from_generated(made: Arrays) -> Result:
+    """Returns the result of a caption: image f32 [H W 3] as u8, and depth, if there is any."""
+    depth = made.get("depth")
+    valid = None if depth is None else np.ones(depth.shape, bool)
+    return Result(colors.to_u8(made["image"]), depth, valid)
+
+
 def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays]]) -> Result:
     """Returns the result of an image u8 [h w 3] from the members of its ensemble.
 

@@ -21,6 +21,8 @@ from modality_forcing.errors import UserError
             r"sample\.t_min is 0\.3; it must be above 0 and at most 0\.05",
         ),
         ({"train": {"steps": 0}}, r"train\.steps is 0; it must be at least 1"),
+        ({"sample": {"steps": 10**6}}, r"sample\.steps is 1000000; it must be from 1 to 10000"),
+        ({"sample": {"task_steps": {"i2d": 0}}}, r"task_steps\.i2d is 0; it must be from 1"),
         ({"mesh": {"tensor": -1}}, r"mesh\.tensor is -1; it must be at least 1"),
         (
             {"sample": {"condition_guidance": {"depth": -1.0}}},

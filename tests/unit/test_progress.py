@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from modality_forcing import progress
@@ -22,7 +20,7 @@ def test_meter_reports_rate_and_remaining_time(capsys, monkeypatch):
     meter.report(40, loss=0.1)
     meter.close()
     first, second = capsys.readouterr().err.splitlines()
-    assert re.fullmatch(r"forcing  20/100  .*ETA --:--  loss 0\.1235  wait 1\.0%", first)
+    assert first == "forcing  20/100  loss 0.1235  wait 1.0%"
     assert second == "forcing  40/100  2/s  ETA 0:30  loss 0.1"
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from modality_forcing.app import uploads
 from modality_forcing.errors import UserError
+from modality_forcing.exr_io import depth_bytes
 
 
 @pytest.fixture
@@ -60,6 +61,18 @@ def test_formats_that_run_programs_are_not_opened(photo):
     trojan.rename(photo.with_name("depth.png"))
     with pytest.raises(UserError, match=r"depth.png: is a picture of the format EPS"):
         uploads.read_map(photo.with_name("depth.png"))
+
+
+def test_depth_of_renderers_is_measured_before_it_is_unpacked(tmp_path, monkeypatch):
+    pytest.importorskip("OpenEXR")
+    depth = np.full((30, 40), 2, np.float32)
+    depth[0] = 0
+    (tmp_path / "depth.exr").write_bytes(depth_bytes(depth, "depth.exr"))
+    np.testing.assert_array_equal(uploads.read_map(tmp_path / "depth.exr"), depth)
+    monkeypatch.setattr(uploads, "MAX_PIXELS", 299)  # 1200 numbers are above four of each
+    monkeypatch.setattr(uploads, "read_depth", None)
+    with pytest.raises(UserError, match=r"depth.exr: has too many pixels; scale it down"):
+        uploads.read_map(tmp_path / "depth.exr")
 
 
 @pytest.mark.parametrize(

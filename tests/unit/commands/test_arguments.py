@@ -7,7 +7,12 @@ import argparse
 import pytest
 
 from modality_forcing import cli
-from modality_forcing.commands.arguments import finite_float, positive_int, split_overrides, weights
+from modality_forcing.commands.arguments import (
+    finite_float,
+    path_option,
+    positive_int,
+    split_overrides,
+)
 
 
 def test_overrides_are_split_off_in_both_spellings():
@@ -33,26 +38,10 @@ def test_invalid_numbers_are_refused(convert, text):
         convert(text)
 
 
-def test_weights():
-    assert weights("depth=2") == {"depth": 2.0}
-    assert weights("image=0.5,depth=0") == {"image": 0.5, "depth": 0.0}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("2", "'2' is no weight: give a name and a number from 0 on, such as depth=2"),
-        ("=2", "'=2' is no weight"),
-        ("depth=", "'' is not a number"),
-        ("depth=nan", "'nan' is not a number"),
-        ("depth=-1", "'depth=-1' is no weight"),
-        ("depth=1,depth=2", "'depth=2' is no weight"),
-        ("depth=1,", "'' is no weight"),
-    ],
-)
-def test_wrong_weights_are_refused(text, message):
-    with pytest.raises(argparse.ArgumentTypeError, match=message):
-        weights(text)
+def test_empty_paths_are_not_the_current_folder():
+    assert str(path_option(".")) == "." and str(path_option("gs://b/c/")).startswith("gs://b")
+    with pytest.raises(argparse.ArgumentTypeError, match="is empty: name a path"):
+        path_option("")
 
 
 @pytest.mark.parametrize(

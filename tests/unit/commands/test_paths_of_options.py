@@ -17,14 +17,14 @@ import pytest
 from PIL import Image
 
 from modality_forcing import cli, distributed
+from modality_forcing.commands.arguments import path_option
 from modality_forcing.data import in_memory
 from modality_forcing.encoders.weights import open_checkpoint
 from modality_forcing.errors import UserError
-from modality_forcing.paths import as_path
 from tests import frozen
 from tests.runs import Done
 
-# A path by the text of its metavar; all others have the type as_path.
+# A path by the text of its metavar; all others have the type path_option.
 KINDS = ("KIND:PATH", "flux2:PATH")
 METAVARS = ("FILE[:ARG]", *KINDS)
 PATHLESS = {"completion"}
@@ -78,7 +78,7 @@ FLAGS = {"--coord-check"}
 
 
 def is_path(action: argparse.Action) -> bool:
-    return action.type is as_path or action.metavar in METAVARS
+    return action.type is path_option or action.metavar in METAVARS
 
 
 def options() -> list[tuple[str, str, str]]:

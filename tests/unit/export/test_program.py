@@ -121,6 +121,13 @@ def test_script_says_what_is_wrong_with_arguments(script):
     assert "nowhere/out.npy: cannot be written" in script("images.npy", "nowhere/out.npy")
 
 
+def test_script_names_the_package_that_is_missing(script, monkeypatch):
+    for package in ("ml_dtypes", "jax"):
+        monkeypatch.setitem(sys.modules, package, None)
+        expected = f"the package {package} is missing; pip install jax flatbuffers\n"
+        assert script("images.npy", "depth.npy") == expected
+
+
 def test_script_refuses_a_damaged_folder(script, program: Path, tmp_path: Path):
     np.save("images.npy", IMAGES)
     at = tmp_path / "copy"

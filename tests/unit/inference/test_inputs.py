@@ -16,6 +16,8 @@ from modality_forcing.inference.inputs import (
     as_depth,
     as_image,
     as_list,
+    as_number,
+    as_size,
     as_texts,
     as_whole,
 )
@@ -105,6 +107,22 @@ def test_one_or_a_list():
     for wrong in (3, b"a", ["a", None]):
         with pytest.raises(UserError, match=r"a caption is text, not (int|bytes|NoneType)"):
             as_texts(wrong)
-    assert as_whole("seed", np.int64(3), 0) == 3
     with pytest.raises(UserError, match="int is no input"):
         as_list(3)  # pyright: ignore[reportArgumentType]
+
+
+def test_numbers_of_any_library():
+    assert as_whole("seed", np.int64(3), 0) == 3
+    for value, hint in ((-1, "of at least 0$"), (9, "at most 8"), (1.5, "of at least 0$")):
+        with pytest.raises(UserError, match=f"seed is {value}; give a whole number .*{hint}"):
+            as_whole("seed", value, 0, 8)
+    assert as_number("x", 1) == as_number("x", np.float32(1)) == as_number("x", jnp.ones(())) == 1
+    for value in ("0.5", None, [1], np.ones(2), np.nan, np.inf, 10**400, -0.1):
+        with pytest.raises(UserError, match=r"strength is .*; give a number from 0 to 1"):
+            as_number("strength", value, 0, 1)
+    with pytest.raises(UserError, match=r"guidance is inf; give a finite number"):
+        as_number("guidance", np.inf)
+    assert as_size([16, np.int64(32)]) == as_size(np.array([16, 32])) == (16, 32)
+    for value in (64, "64", (1, 2, 3), (0, 16), ("a", "b"), None):
+        with pytest.raises(UserError, match=r"size is .*; give "):
+            as_size(value)

@@ -52,11 +52,20 @@ def test_every_format(tmp_path):
     np.testing.assert_array_equal(sigma, np.where(VALID, np.float32(0.5), np.nan))
 
 
+def test_uncertainty_is_never_lost():
+    for kind, ending in (("side", ".npy"), ("npy", ".npy"), ("color", "_color.png")):
+        files = outputs.depth_files(RESULT, (kind,), "relative")
+        assert [name for name in files if "uncertainty" in name] == [f"_uncertainty{ending}"]
+
+
 def test_images_and_geometry():
     assert set(outputs.image_files(RESULT, ("npy", "color"))) == {"_image.png"}
     assert set(outputs.image_files(RESULT, ("side",))) == {"_image.png", "_side.png"}
     flat = Result(IMAGE, np.ones_like(DEPTH))
     assert set(outputs.geometry_files(flat, "glb", 60)) == {"_points.glb", "_mesh.glb"}
+    step = Result(IMAGE, np.where(np.arange(9) < 4, 1, 1.2).astype(np.float32) + 0 * DEPTH)
+    cut, whole = (outputs.geometry_files(step, "ply", 60, edge) for edge in (0.1, 0.3))
+    assert len(cut["_mesh.ply"]) < len(whole["_mesh.ply"])
     assert outputs.geometry_files(Result(IMAGE, np.zeros_like(DEPTH)), "ply", 60) == {}
 
 

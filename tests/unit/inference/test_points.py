@@ -64,6 +64,8 @@ def test_jumps_and_unknown_pixels_are_left_out():
     corners = mesh.xyz[mesh.faces][:, :, 2]
     assert np.ptp(corners, axis=1).max() == 0
     assert len(points.cloud(result, edge=0.2).xyz) == depth.size - 3
+    with pytest.raises(UserError, match="the tolerance of edges is 0; give a share of depth"):
+        points.mesh(result, edge=0)
 
 
 def test_faces_look_at_the_camera():
