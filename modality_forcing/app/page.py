@@ -73,6 +73,8 @@ def build(page: Page) -> gr.Blocks:
     blocks.queue(max_size=_WAITING, default_concurrency_limit=1, api_open=False)
     # Gradio checks the paths that a request names only if it believes to be launched by itself.
     blocks.has_launched = True
+    # A request made by hand may hold anything; Gradio prints a traceback of what it cannot read.
+    blocks.preprocess_data = widgets.refusing_others(blocks.preprocess_data)
     return blocks
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from modality_forcing.progress import print_stderr
 _ONE_DEVICE = "device"  # all that computes waits in one queue
 _BACKGROUND = (0.12, 0.13, 0.15, 1.0)  # of point clouds: most are light or colored
 _UNKNOWN = "something failed on the server; its console says what"
+_NOT_OF_THE_PAGE = "this request holds what the page does not send"
+_LINE = 200  # characters of a console's line on it
 
 
 def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...], list[Any]]:
@@ -136,6 +138,23 @@ def in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
         except Exception:
             print_stderr(traceback.format_exc())
             raise gr.Error(_UNKNOWN, print_exception=False) from None
+
+    return wrapped
+
+
+def refusing_others(preprocess: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Wraps what reads the values of a request: those that it cannot read are one line."""
+
+    @functools.wraps(preprocess)
+    async def wrapped(*values: Any, **more: Any) -> Any:
+        try:
+            return await preprocess(*values, **more)
+        except gr.Error:
+            raise
+        except Exception as error:
+            line = " ".join(str(error).split())[:_LINE]
+            print_stderr(f"refused a request: {type(error).__name__}: {line}")
+            raise gr.Error(_NOT_OF_THE_PAGE, print_exception=False) from None
 
     return wrapped
 

@@ -54,9 +54,8 @@ def main(options: argparse.Namespace) -> None:
     if options.push_to_hub:
         repository.check(options.out)
     if options.format == "stablehlo":
-        out = program.export(
-            options.checkpoint, options.out, **{name: getattr(options, name) for name in _PROGRAM}
-        )
+        of_program = {name: getattr(options, name) for name in _PROGRAM}
+        out = program.export(options.checkpoint, options.out, license=options.license, **of_program)
     else:
         out = job.export(
             options.checkpoint,

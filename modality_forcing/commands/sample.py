@@ -240,6 +240,7 @@ def check_options(options: argparse.Namespace) -> None:
         "--image": options.image is not None and "image" not in TASKS[mode],
         "--depth": options.depth is not None and "depth" not in TASKS[mode],
         "--refine": options.refine and mode != "joint",
+        "--guidance": options.guidance is not None and mode == "i2d",
         "--log2-alpha": options.log2_alpha is not None and mode not in ("joint", "partial"),
         **{
             f"--depth-{name}": not measured and vars(options)[f"depth_{name}"] is not None

@@ -39,7 +39,7 @@ def served(forcing_run: Path, tmp_path_factory) -> Iterator[Served]:
         assert list(folder.iterdir()) == []
     log = folder.with_name(f"{folder.name}.log").read_text()
     assert log.endswith("mforce app: stopped by SIGTERM\n")
-    assert log.count("Traceback") == log.count("InvalidPathError: Cannot move /etc/passwd"), log
+    assert "Traceback" not in log, log
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,8 @@ def test_two_users_at_once_get_their_own_results(served: Served):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (picture("/etc/passwd"), "Error"),  # which Gradio refuses by itself
+        (picture("/etc/passwd"), "holds what the page does not send"),
+        ("no picture", "holds what the page does not send"),
         (picture("http://127.0.0.1:1/photo.jpg"), "was not uploaded here"),
         ({"url": "data:image/png;base64,AAAA", "meta": {"_type": "gradio.FileData"}}, "uploaded"),
         (None, "no picture"),

@@ -192,6 +192,7 @@ def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
         (["i2d", "--image", "{photo}", "--edge", 0.1], "--edge is for --points; add --points"),
         (["i2d", "--image", "{photo}", "--points", "ply", "--edge", 0], "tolerance of edges is 0"),
         (["i2d", "--image", "{photo}", "--ensemble", 65], "--ensemble is 65; give a whole number"),
+        (["i2d", "--image", "{photo}", "--guidance", 3], "mode i2d has no use for --guidance"),
         (["i2d", "--image", ""], "argument --image: is empty: name a path"),
         (["i2d", "--image", "{photo}", "--formats", "npy,jpg"], "unknown format 'jpg'; choose of"),
         (["i2d", "--image", "{photo}", "--scale-from", "none.csv"], "none.csv: no such file"),

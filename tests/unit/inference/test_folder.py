@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.inference import folder as jobs
 from modality_forcing.inference.folder import Summary, run_job
@@ -19,6 +20,7 @@ from modality_forcing.inference.job import Job
 from modality_forcing.inference.metric import ScaleSource
 from modality_forcing.inference.photos import PHOTO_SUFFIXES, find_items
 from modality_forcing.inference.pipeline import Pipeline
+from modality_forcing.paths import list_dir, read_bytes, write_file
 from tests.runs import contents
 
 RNG = np.random.default_rng(0)
@@ -295,3 +297,21 @@ def test_batch_is_no_larger_than_the_files(pipeline, job, tmp_path):
     huge = Pipeline(pipeline.generator, batch=10**6)
     assert jobs._Run(huge, items, job).batch == 8
     assert jobs._Run(pipeline, items, job).batch == 4
+
+
+def test_a_folder_of_a_bucket(pipeline: Pipeline, job: Job, gs_path: Path, tmp_path: Path):
+    local = photos(tmp_path / "in", 3)
+    (local / "p1.png").write_text("bad")
+    for path in local.iterdir():
+        write_file(gs_path / "in/nested" / path.name, path.read_bytes())
+    run(pipeline, local, replace(job, out=tmp_path / "local"))
+    job = replace(job, out=gs_path / "out")
+    summary = run(pipeline, gs_path / "in", job)
+    assert (summary.done, summary.before, len(summary.failed)) == (2, 0, 1)
+    for i in (0, 2):
+        made = read_bytes(job.out / f"nested/p{i}_depth.npy")
+        assert made == (tmp_path / f"local/p{i}_depth.npy").read_bytes()
+    assert [path.name for path in list_dir(job.out)] == ["manifest.jsonl", "nested"]
+    paths.remove(job.out / "nested/p2_depth.npy")
+    again = run_job(pipeline, find_items([gs_path / "in/*/*.png"], (".png",), "--image"), job)
+    assert (again.before, again.outputs) == (1, (job.out / "nested/p2_depth.npy",))
