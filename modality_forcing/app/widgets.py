@@ -7,7 +7,7 @@ import os
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import gradio as gr
 from gradio.data_classes import ListFiles
@@ -23,6 +23,8 @@ _BACKGROUND = (0.12, 0.13, 0.15, 1.0)  # of point clouds: most are light or colo
 _UNKNOWN = "something failed on the server; its console says what"
 _NOT_OF_THE_PAGE = "this request holds what the page does not send"
 _LINE = 200  # characters of a console's line on it
+
+Preprocess = TypeVar("Preprocess", bound=Callable[..., Awaitable[Any]])
 
 
 def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...], list[Any]]:
@@ -142,7 +144,7 @@ def in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def refusing_others(preprocess: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+def refusing_others(preprocess: Preprocess) -> Preprocess:
     """Wraps what reads the values of a request: those that it cannot read are one line."""
 
     @functools.wraps(preprocess)
@@ -156,7 +158,7 @@ def refusing_others(preprocess: Callable[..., Awaitable[Any]]) -> Callable[..., 
             print_stderr(f"refused a request: {type(error).__name__}: {line}")
             raise gr.Error(_NOT_OF_THE_PAGE, print_exception=False) from None
 
-    return wrapped
+    return cast(Preprocess, wrapped)
 
 
 def _without_folders(text: str, values: Sequence[Any]) -> str:
