@@ -19,6 +19,7 @@ CHECKPOINT = (
 )
 ADAPTER = "an export with --adapter, to put on top of the checkpoint"
 INT8 = "keep the matrices of blocks in 8 bits, half the memory of bfloat16"
+TENSOR = "devices that share an example, of several; the others take other examples (1)"
 
 CONDITION_GUIDANCE = (
     "weight of what is given, such as depth=2 in d2i: above 1 it is followed more closely, at the "

@@ -14,6 +14,7 @@ from modality_forcing.commands.arguments import (
     CHECKPOINT,
     CONDITION_GUIDANCE,
     INT8,
+    TENSOR,
     path_option,
     positive_int,
     renamed_option,
@@ -37,7 +38,10 @@ arrays: `depth` [n h w] in both files and `valid` bool [n h w] in the target;
 
 _OUT = Path("runs/evaluation")
 _SAMPLE = ("steps", "solver", "condition_guidance")
-_MODEL = (*("checkpoint", "adapter", "int8", "text_encoder", "autoencoder", "seed"), *_SAMPLE)
+_MODEL = (
+    *("checkpoint", "adapter", "int8", "tensor", "text_encoder", "autoencoder", "seed"),
+    *_SAMPLE,
+)
 _PROTOCOL = ("protocol", "align", "depth_range", "strict")
 _BENCHMARK = ("benchmark", "root", "frame_list", "view", "ensemble", "ensemble_mode")
 _RECORDS = ("examples", "estimator", "save_images")
@@ -62,6 +66,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=path_option, help=CHECKPOINT)
     add("--int8", action="store_const", const=True, help=INT8)
+    add("--tensor", type=positive_int, metavar="DEVICES", help=TENSOR)
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
     add("--adapter", type=path_option, help=ADAPTER)
@@ -249,7 +254,7 @@ def _load_generator(options: argparse.Namespace, seed: int | None) -> Generator:
         sample={name: getattr(options, name) for name in _SAMPLE},
         adapter=options.adapter,
         int8=bool(options.int8),
-        mesh=sharding.local_mesh(),
+        mesh=sharding.local_mesh(options.tensor or 1),
     )
 
 

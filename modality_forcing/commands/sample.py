@@ -13,6 +13,7 @@ from modality_forcing.commands.arguments import (
     CHECKPOINT,
     CONDITION_GUIDANCE,
     INT8,
+    TENSOR,
     finite_float,
     fraction,
     path_option,
@@ -48,8 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--checkpoint", type=path_option, required=True, help=CHECKPOINT)
     add("--int8", action="store_true", help=INT8)
-    tensor = "devices that share an example, of several; the others take other examples (1)"
-    add("--tensor", type=positive_int, default=1, metavar="DEVICES", help=tensor)
+    add("--tensor", type=positive_int, default=1, metavar="DEVICES", help=TENSOR)
     add("--adapter", type=path_option, help=ADAPTER)
     add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
     add("--out", type=path_option, required=True, help="output folder")

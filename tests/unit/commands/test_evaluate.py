@@ -53,6 +53,7 @@ def test_options_select_the_mode(arguments, use):
             "--ensemble is not for a checkpoint's own records",
         ),
         (("--pred", "p", "--target", "g", "--seed", "0"), "--seed is not for arrays"),
+        (("--checkpoint", "c", "--tensor", "3"), "3 devices cannot share an example"),
         (("--checkpoint", "c", "--benchmark", "nyuv2"), "--root is missing"),
         (
             ("--checkpoint", "c", "--benchmark", "nyuv2", "--condition-guidance", "depth=2"),
