@@ -31,12 +31,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     ("above 0 and at most 0.05", lambda x: 0 < x <= 0.05, "sample.t_min"),
     ("from -16 to 16", lambda x: -16 <= x <= 16, "timestep_shift"),
     ("from -64 to 64", lambda x: -64 <= x <= 64, "log2_alpha"),
-    (
-        "from 1 to 10000",
-        lambda x: 1 <= x <= 10_000,
-        "sample.steps sample.task_steps.t2i sample.task_steps.joint sample.task_steps.i2d "
-        "sample.task_steps.d2i sample.task_steps.partial",
-    ),
+    ("from 1 to 10000", lambda x: 1 <= x <= 10_000, "sample.steps task_steps"),
 )
 _RANGE_OF = {key: (text, holds) for text, holds, keys in _RANGES for key in keys.split()}
 _MAY_BE_REST = ("mesh.data", "mesh.fsdp")  # -1 takes the devices that are left
