@@ -25,13 +25,17 @@ def get_config(arg: str = "") -> Config:
         noise=NoiseConfig("plateau", timestep_shift=0.5),
         position_id=2,
         detokenizer_layers=1,
-        cond_prob=0.15,
+        cond_prob=0.1,
     )
     one_step = dict.fromkeys(("i2d", "i2n", "d2n", "n2d", "in2d", "id2n", "i2dn"), 1)
     return replace(
         config,
         name="normals",
-        modalities={"image": replace(image, cond_prob=0.35), "depth": depth, "normals": normals},
+        modalities={
+            "image": replace(image, cond_prob=0.3, cond_prob_with={"depth": 0.1, "normals": 0.1}),
+            "depth": replace(depth, cond_prob=0.1),
+            "normals": normals,
+        },
         train=replace(config.train, allow_missing_modalities=("depth", "normals")),
         sample=replace(config.sample, task_steps=one_step),
     )

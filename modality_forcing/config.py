@@ -50,6 +50,7 @@ class ModalityConfig:
     detokenizer_layers: int = 0  # on its own tokens, before its head (public code: 4 for depth)
     latent_channels: int = 0  # image: of a frozen autoencoder's latents; 0: pixels
     autoencoder: str = ""  # image: "flux2:PATH"; encodes where there is no cache, and decodes
+    cond_prob_with: Mapping[str, float] = field(default_factory=dict)  # and others, as {"a+b": 0.1}
 
 
 @dataclass(frozen=True)
@@ -254,9 +255,8 @@ class Config:
         names = list(self.modalities)
         cond_prob = {name: m.cond_prob for name, m in self.modalities.items()}
         if len(names) < 2 and any(cond_prob.values()):
-            raise UserError(
-                f"modalities.{names[0]}.cond_prob needs a second modality to be predicted from it"
-            )
+            key = f"modalities.{names[0]}.cond_prob"
+            raise UserError(f"{key} needs a second modality to be predicted from it")
         if min(cond_prob.values()) < 0 or sum(cond_prob.values()) > 1:
             hint = "they must sum to at most 1"
             raise UserError(f"the modalities' cond_prob are {cond_prob}", hint=hint)

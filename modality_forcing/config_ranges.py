@@ -24,7 +24,8 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
     (
         "from 0 to 1",
         lambda x: 0 <= x <= 1,
-        "cond_prob text_dropout warmup_fraction decay_fraction crop_jitter flip_prob",
+        "cond_prob cond_prob_with text_dropout warmup_fraction decay_fraction crop_jitter "
+        "flip_prob",
     ),
     ("at least 0 and below 1", lambda x: 0 <= x < 1, "b1 b2 ema_decay"),
     ("above 0 and at most 1", lambda x: 0 < x <= 1, "t_min min_crop"),

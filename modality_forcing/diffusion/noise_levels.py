@@ -124,27 +124,35 @@ def sample_timesteps(
     keys: Key[Array, " b"],
     distributions: Mapping[str, NoiseDistribution],
     cond_prob: Mapping[str, float],
+    together: Mapping[tuple[str, ...], float] | None = None,
 ) -> tuple[dict[str, Float[Array, " b"]], dict[str, Bool[Array, " b"]]]:
-    """Samples each example's noise levels, and which modality (at most one) is its clean condition.
+    """Samples each example's noise levels, and which modalities are its clean condition.
 
     Args:
       keys: one per example.
       distributions: by modality, whose levels are independent.
-      cond_prob: probability that a modality is the condition (the paper's p_i2d for the image,
-        p_d2i for the depth).
+      cond_prob: probability that a modality alone is the condition (the paper's p_i2d for the
+        image, p_d2i for the depth).
+      together: probability that several are. An example has one condition or none, so that all
+        probabilities sum to at most 1.
 
     Returns:
-      t {name: [b]}, 0 where the modality is the condition, and is_cond {name: bool [b]}.
+      t {name: [b]}, 0 where the modality is given, and is_cond {name: bool [b]}.
     """
+
+    several = list((together or {}).items())
 
     def sample_one(key: Key[Array, ""]) -> tuple[dict[str, Array], dict[str, Array]]:
         task_key, *level_keys = jax.random.split(key, len(distributions) + 1)
         task = jax.random.uniform(task_key)  # one number decides: joint, or which modality is given
         t, is_cond, start = {}, {}, 0.0
-        for k, (name, distribution) in zip(level_keys, distributions.items(), strict=True):
-            stop = start + cond_prob[name]
-            is_cond[name] = (start <= task) & (task < stop)
+        for names, probability in [((n,), cond_prob[n]) for n in distributions] + several:
+            stop = start + probability
+            chosen = (start <= task) & (task < stop)
             start = stop
+            for name in names:
+                is_cond[name] = is_cond[name] | chosen if name in is_cond else chosen
+        for k, (name, distribution) in zip(level_keys, distributions.items(), strict=True):
             u = jax.random.uniform(k, minval=1e-6, maxval=1.0 - 1e-6)
             t[name] = jnp.where(is_cond[name], 0.0, distribution.icdf(u))
         return t, is_cond

@@ -19,7 +19,7 @@ from modality_forcing.diffusion import flow, losses, rng
 from modality_forcing.diffusion.flow import NoisyTokens
 from modality_forcing.evaluation.heldout import HeldOutData
 from modality_forcing.generator import Generator
-from modality_forcing.modalities.base import Batch, Modality
+from modality_forcing.modalities.base import Batch, Modality, given_together
 from modality_forcing.train import sharding
 from modality_forcing.train.state import Params
 
@@ -98,21 +98,22 @@ class FixedLevelLoss:
             name: jax.vmap(partial(_normal, i, m))(keys)
             for i, (name, m) in enumerate(modalities.items())
         }
-        conditions = ("", *(name for name, m in modalities.items() if m.cond_prob > 0))
+        alone = [(name,) for name, m in modalities.items() if m.cond_prob > 0]
+        conditions = [(), *alone, *given_together(modalities)]
 
         def at(level: Float[Array, ""]) -> dict[str, Float[Array, " b"]]:
             found = {}
             for condition in conditions:
                 tokens = {
-                    name: _add_noise(clean[name], noise[name], level * (name != condition))
+                    name: _add_noise(clean[name], noise[name], level * (name not in condition))
                     for name in modalities
                 }
                 x_t = {name: x.x_t for name, x in tokens.items()}
                 t = {name: x.t for name, x in tokens.items()}
                 prediction = model(x_t, t, batch["text"])
                 for name, m in modalities.items():
-                    if name != condition:
-                        suffix = f"_given_{condition}" if condition else ""
+                    if name not in condition:
+                        suffix = f"_given_{'+'.join(condition)}" if condition else ""
                         found[f"loss_{name}{suffix}"] = losses.velocity_loss(
                             prediction[name], tokens[name], m.prediction, t_min=c.train.t_min
                         )

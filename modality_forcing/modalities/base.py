@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,6 +49,7 @@ class Modality(ABC):
     noise_distribution: NoiseDistribution
     loss_weight: float
     cond_prob: float
+    cond_prob_with: Mapping[str, float] = field(default_factory=dict)  # by names joined with +
     latent_channels: int = 0  # of the latents in a batch, for a modality that can read them
 
     @property
@@ -117,7 +118,35 @@ def build(config: Config, size: tuple[int, int] | None = None) -> dict[str, Moda
     modality's patches do not fill it.
     """
     size = size or (config.data.resolution, config.data.resolution)
-    return {name: _build(name, m, size) for name, m in config.modalities.items()}
+    built = {name: _build(name, m, size) for name, m in config.modalities.items()}
+    given_together(built)  # raises for what does not go together
+    return built
+
+
+def given_together(modalities: Mapping[str, Modality]) -> dict[tuple[str, ...], float]:
+    """Returns the probabilities that several modalities are the condition of an example.
+
+    Raises UserError for a modality that is not there, for all of them at once, and for
+    probabilities of conditions that sum to more than 1.
+    """
+    found: dict[tuple[str, ...], float] = {}
+    for name, m in modalities.items():
+        for others, probability in m.cond_prob_with.items():
+            names = {name, *others.split("+")}
+            key = f"modalities.{name}.cond_prob_with names {others!r}"
+            if unknown := sorted(names - modalities.keys()):
+                hint = f"the modalities are {', '.join(modalities)}"
+                raise UserError(f"{key}, and there is no {unknown[0]!r}", hint=hint)
+            if not 1 < len(names) < len(modalities):
+                hint = "leave at least one modality to be generated, and name others than itself"
+                raise UserError(key, hint=hint)
+            together = tuple(n for n in modalities if n in names)
+            found[together] = found.get(together, 0.0) + probability
+    total = sum(m.cond_prob for m in modalities.values()) + sum(found.values())
+    if total > 1 + 1e-9:
+        what = f"cond_prob and cond_prob_with of all modalities sum to {total:g}"
+        raise UserError(what, hint="they must sum to at most 1")
+    return found
 
 
 def _build(name: str, m: ModalityConfig, size: tuple[int, int]) -> Modality:
@@ -140,5 +169,6 @@ def _build(name: str, m: ModalityConfig, size: tuple[int, int]) -> Modality:
         noise_distribution=distribution(m.noise.timestep_shift, m.noise.sigma),
         loss_weight=m.loss_weight,
         cond_prob=m.cond_prob,
+        cond_prob_with=m.cond_prob_with,
         latent_channels=m.latent_channels,
     )

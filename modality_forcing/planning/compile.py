@@ -116,7 +116,7 @@ def abstract_step(
     teacher = None
     if config.train.distill:  # the text-to-image network: the primary modality alone
         primary = next(iter(config.modalities))
-        alone = {primary: replace(config.modalities[primary], cond_prob=0.0)}
+        alone = {primary: replace(config.modalities[primary], cond_prob=0.0, cond_prob_with={})}
         t2i = replace(config, modalities=alone, train=replace(config.train, distill=False))
         teacher_graph, weights = abstract_model(t2i, base.build(t2i))
         weights = jax.eval_shape(partial(to_frozen_dtype, c=config.train), weights)

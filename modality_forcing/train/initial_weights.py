@@ -61,7 +61,11 @@ def load_source(config: Config, shardings: Shardings) -> tuple[Config, Params]:
     loaded, params = found.load(shardings, dtype=config.train.frozen_dtype)
     if not isinstance(found, Released):
         return loaded, params
-    known = {name: m for name, m in config.modalities.items() if name in loaded.modalities}
+    known = {
+        name: replace(m, cond_prob_with={})
+        for name, m in config.modalities.items()
+        if name in loaded.modalities
+    }
     first, *others = known
     if not others:
         known = {first: replace(known[first], cond_prob=0.0)}

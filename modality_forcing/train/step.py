@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from modality_forcing.config import Config
 from modality_forcing.diffusion import distillation, flow, losses, noise_levels, rng
 from modality_forcing.diffusion.flow import NoisyTokens
-from modality_forcing.modalities.base import Batch, Modality
+from modality_forcing.modalities.base import Batch, Modality, given_together
 from modality_forcing.models.layout import constrain
 from modality_forcing.train import spikes, step_metrics
 from modality_forcing.train.freezing import Teacher, join_params
@@ -94,6 +94,7 @@ def add_noise(
         keys["levels"],
         {n: m.noise_distribution for n, m in modalities.items()},
         {n: m.cond_prob for n, m in modalities.items()},
+        given_together(modalities),
     )
     tokens = {}
     for i, (name, m) in enumerate(modalities.items()):

@@ -224,3 +224,17 @@ def test_condition_of_probability_1_leaves_the_other_noisy():
 def test_distributions_satisfy_the_protocol():
     levels: list[noise_levels.NoiseDistribution] = [LogitNormal(), PlateauLogitNormal()]
     assert all(float(level.cdf(jnp.float32(1.0))) == 1.0 for level in levels)
+
+
+def test_conditions_of_several_modalities_leave_those_of_one_as_they_are(sampled):
+    keys = rng.per_example(rng.named_key(0, "levels", 0), jnp.arange(N))
+    both = {("image", "depth"): 0.3}
+    t, is_cond = sample_timesteps(keys, MODALITIES, {"image": 0.2, "depth": 0.2}, both)
+    several = np.asarray(is_cond["image"] & is_cond["depth"])
+    assert several.mean() == pytest.approx(0.3, abs=4 * math.sqrt(0.21 / N))
+    for name in MODALITIES:
+        np.testing.assert_array_equal(
+            np.asarray(is_cond[name])[~several], sampled[1][name][~several]
+        )
+        expected = np.where(several, 0.0, sampled[0][name])
+        np.testing.assert_array_equal(t[name], expected)

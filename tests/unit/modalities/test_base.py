@@ -67,3 +67,33 @@ def test_unknown_kind_is_refused_with_the_known_ones():
 def test_abstract_modality_cannot_be_built():
     with pytest.raises(TypeError, match="abstract"):
         base.Modality("image", (16, 16), 8, 0, 0, "x", LogitNormal(), 1.0, 0.0)  # pyright: ignore[reportAbstractUsage]
+
+
+def with_others(**cond_prob_with: dict[str, float]) -> Config:
+    config = tiny.normals()
+    changed = {
+        name: replace(m, cond_prob_with=cond_prob_with.get(name, {}))
+        for name, m in config.modalities.items()
+    }
+    return replace(config, modalities=changed)
+
+
+def test_several_modalities_are_given_together():
+    config = with_others(image={"normals": 0.1, "depth": 0.05}, depth={"image": 0.15})
+    together = base.given_together(base.build(config))
+    assert together == {("image", "normals"): 0.1, ("image", "depth"): pytest.approx(0.2)}
+    assert base.given_together(base.build(tiny.normals())) == {}
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        ({"flow": 0.1}, r"cond_prob_with names 'flow', and there is no 'flow'; the modalities are"),
+        ({"image": 0.1}, "names 'image'; leave at least one modality to be generated"),
+        ({"depth+normals": 0.1}, r"names 'depth\+normals'; leave at least one"),
+        ({"depth": 0.5}, "sum to 1.1; they must sum to at most 1"),
+    ],
+)
+def test_impossible_conditions_are_refused(others: dict[str, float], message: str):
+    with pytest.raises(UserError, match=message):
+        base.build(with_others(image=others))
