@@ -1,4 +1,4 @@
-"""`mforce evaluate`: scores arrays, benchmarks, trajectories, or held-out records."""
+"""`mforce evaluate`: scores arrays, benchmarks, trajectories, held-out records, or images."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ EXAMPLES = """examples:
   mforce evaluate --checkpoint runs/demo/forcing
   mforce evaluate --checkpoint runs/demo/forcing --benchmark nyuv2 --root data/eval --ensemble 10
   mforce evaluate --checkpoint runs/demo/forcing --trajectory-sweep log2_alpha:-5..5
+  mforce evaluate --checkpoint runs/mf --metrics fid,kid --inception inception.safetensors
   mforce evaluate --pred pred.npz --target target.npz --protocol moge --json
+  mforce evaluate --pred made/ --target real/ --metrics fid --inception inception.safetensors
 arrays: `depth` [n h w] in both files and `valid` bool [n h w] in the target;
   with --align disparity, `disparity` in the prediction"""
 
@@ -45,6 +47,8 @@ _MODEL = (
 _PROTOCOL = ("protocol", "align", "depth_range", "strict")
 _BENCHMARK = ("benchmark", "root", "frame_list", "view", "ensemble", "ensemble_mode")
 _RECORDS = ("examples", "estimator", "save_images")
+_IMAGES = ("metrics", "inception", "clip", "kid_subset")
+_MADE = ("mode", "records", "reference", "examples")
 _RENAMED = {
     "--truth": "--target",
     "--sweep": "--trajectory-sweep",
@@ -93,16 +97,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--solver", choices=("euler", "heun"))
     add("--condition-guidance", type=weights, metavar="NAME=WEIGHT", help=CONDITION_GUIDANCE)
-    add("--pred", type=path_option, help="predicted depth, .npz")
-    add("--target", type=path_option, help="ground-truth depth and its valid mask, .npz")
+    add("--pred", type=path_option, help="predicted depth, .npz; with --metrics a folder of images")
+    help = "ground-truth depth and its valid mask, .npz; with --metrics a folder of real images"
+    add("--target", type=path_option, help=help)
+    _add_images(parser)
     add("--protocol", help="moge (default), marigold or metric")
     add("--align", help="what is unknown of the prediction: affine, scale, disparity or none")
     add("--depth-range", metavar="MIN:MAX", help="range of scored depth, e.g. 0.001:10")
     help = "an aligned depth of 0 or less never counts as an inlier"
     add("--strict", action="store_true", default=None, help=help)
     add("--json", action="store_true", help="print JSON with a row per image, not a table")
-    help = f"arrays and records: also write the JSON to this file; others: a folder ({_OUT})"
+    help = f"arrays, records, images: also write the JSON to this file; others: a folder ({_OUT})"
     add("--out", type=path_option, help=help)
+
+
+def _add_images(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    help = "distances of generated images from real ones: of fid, kid and cmmd, with commas"
+    add("--metrics", help=help)
+    add("--mode", choices=("t2i", "d2i", "joint"), help="of --metrics: what makes the images (d2i)")
+    help = "of --metrics: records to score on, a prepared data set or a folder of images with "
+    help += "captions and depth, instead of the checkpoint's held-out ones"
+    add("--records", type=path_option, metavar="FOLDER", help=help)
+    help = "of --metrics: a folder of real images, instead of the records' own"
+    add("--reference", type=path_option, metavar="FOLDER", help=help)
+    help = "of fid and kid: the weights of FID's Inception network, a .safetensors file"
+    add("--inception", metavar="FILE", help=help)
+    help = "of cmmd: a CLIP network with safetensors, a hub id or a folder (CMMD's own)"
+    add("--clip", metavar="WHERE", help=help)
+    add("--kid-subset", type=positive_int, metavar="N", help="images of a subset of KID (1000)")
 
 
 @compilation_cache.enabled()
@@ -130,6 +153,10 @@ def parse_mode(options: argparse.Namespace) -> Mode:
     if options.benchmark is not None and options.trajectory_sweep is not None:
         what = "--benchmark and --trajectory-sweep are two runs"
         raise UserError(what, hint="give one of them")
+    if options.metrics is not None:
+        if options.benchmark is not None or options.trajectory_sweep is not None:
+            raise UserError("--metrics is a run of its own", hint="leave the other one out")
+        return IMAGE_FOLDERS if arrays else IMAGES
     if arrays:
         return ARRAYS
     if options.benchmark is not None:
@@ -235,6 +262,34 @@ def _evaluate_benchmarks(options: argparse.Namespace) -> None:
         print(to_markdown(results))
 
 
+def _evaluate_images(options: argparse.Namespace) -> None:
+    from modality_forcing.evaluation import image_quality
+    from modality_forcing.evaluation.heldout import with_num_examples
+
+    _check_out_file(options.out)
+    metrics = image_quality.open_metrics(*(getattr(options, name) for name in _IMAGES))
+    generator = _load_generator(options, options.seed)
+    if options.records is not None:
+        generator.config = image_quality.with_records(generator.config, options.records)
+    if options.examples:
+        generator.config = with_num_examples(generator.config, options.examples)
+    result = image_quality.evaluate_checkpoint(
+        generator, options.mode or "d2i", metrics, reference=options.reference
+    )
+    _print_result(options, result, image_quality.to_text(result))
+
+
+def _evaluate_image_folders(options: argparse.Namespace) -> None:
+    from modality_forcing.evaluation import image_quality
+
+    _check_out_file(options.out)
+    if options.pred is None or options.target is None:
+        raise UserError("two folders are compared", hint="give --pred and --target")
+    metrics = image_quality.open_metrics(*(getattr(options, name) for name in _IMAGES))
+    result = image_quality.compare_folders(options.pred, options.target, metrics)
+    _print_result(options, result, image_quality.to_text(result))
+
+
 def _check_guided_by_image(options: argparse.Namespace) -> None:
     """Raises UserError for a weight of a modality that is not given in image-to-depth."""
     for name in sorted(set(options.condition_guidance or ()) - {"image"}):
@@ -286,4 +341,6 @@ TRAJECTORY_SWEEP = Mode(
 RECORDS = Mode(
     "a checkpoint's own records (--checkpoint alone)", (*_MODEL, *_RECORDS), _evaluate_records
 )
-MODES = (ARRAYS, BENCHMARK, TRAJECTORY_SWEEP, RECORDS)
+IMAGES = Mode("generated images", (*_MODEL, *_IMAGES, *_MADE), _evaluate_images)
+IMAGE_FOLDERS = Mode("folders of images", ("pred", "target", *_IMAGES), _evaluate_image_folders)
+MODES = (ARRAYS, BENCHMARK, TRAJECTORY_SWEEP, RECORDS, IMAGES, IMAGE_FOLDERS)

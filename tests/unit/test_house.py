@@ -230,7 +230,7 @@ def test_package_imports_only_declared_dependencies():
     allowed = declared(
         extras=(
             *("tfds", "datasets", "encoders", "exr", "completion", "wandb", "beam", "stablehlo"),
-            *("app", "heif"),
+            *("app", "heif", "fid"),
         )
     )
     for path in MODULES:
