@@ -57,9 +57,9 @@ def export(
       steps: of the sampler, by default the config's.
       size: rows and columns of pixels of images and depth, by default the config's square.
       text_encoder, autoencoder: frozen encoders, if not where the config says.
-      license: of the weights, as for `export.export`.
+      license: of the weights, as for `job.export`.
 
-    Raises UserError as `export.export`, and as `write`.
+    Raises UserError as `job.export`, and as `write`.
     """
     check_available()
     check_out(out)

@@ -71,7 +71,7 @@ def from_generated(made: Arrays) -> Result:
 def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays]]) -> Result:
     """Returns the result of an image u8 [h w 3] from the members of its ensemble.
 
-    members: of each what `Pipeline.predict` returns for this image.
+    members: of each what `batches.predict` returns for this image.
     """
     if len(members) == 1:
         depth, valid = fits.restore_depth([x["depth"] for x in members[0]], fitted, image)
