@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.errors import UserError
+from modality_forcing.mirror import fetched
 from modality_forcing.paths import read_bytes, require_file
 
 # Twice what Pillow warns of: it refuses images of more.
@@ -59,14 +60,15 @@ def read_depth_channel(path: str | Path, hint: str) -> np.ndarray:
     large, of several parts or deep pixels, of a cropped frame, or without such a channel.
     """
     path = require_file(path, hint)
-    with _opened(path, header_only=True) as opened:
-        header, parts = dict(opened.header()), len(opened.parts)  # it is emptied
-        size = _size(header["dataWindow"])
-        _check(header, size, parts, path)
-    with _opened(path) as opened:
-        channels = {key: one.pixels for key, one in opened.channels().items()}
-        if any(pixels.shape != size for pixels in channels.values()):
-            raise ValueError("channels of several sizes")
+    with fetched(path) as local:
+        with _opened(local, path, header_only=True) as opened:
+            header, parts = dict(opened.header()), len(opened.parts)  # it is emptied
+            size = _size(header["dataWindow"])
+            _check(header, size, parts, path)
+        with _opened(local, path) as opened:
+            channels = {key: one.pixels for key, one in opened.channels().items()}
+            if any(pixels.shape != size for pixels in channels.values()):
+                raise ValueError("channels of several sizes")
     chosen = _choose(channels)
     if chosen is None:
         names = sorted(channels)
@@ -78,15 +80,18 @@ def read_depth_channel(path: str | Path, hint: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, *, header_only: bool = False) -> Iterator[Any]:
-    """Opens an OpenEXR file; raises UserError without the package, and for all that goes wrong."""
+def _opened(local: Path, path: Path, *, header_only: bool = False) -> Iterator[Any]:
+    """Opens an OpenEXR file; raises UserError without the package, and for all that goes wrong.
+
+    path: for errors.
+    """
     require_package(path)
     import OpenEXR
 
     # It prints to stdout what is wrong with pixels, and takes names that are not UTF-8 as bytes.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
-            name = os.fsencode(path)
+            name = os.fsencode(local)
             with OpenEXR.File(name, separate_channels=True, header_only=header_only) as opened:
                 yield opened
         except UserError:
@@ -101,7 +106,7 @@ def count_numbers(path: Path) -> int:
 
     Raises UserError without the package OpenEXR and for a damaged file.
     """
-    with _opened(path, header_only=True) as opened:
+    with _opened(path, path, header_only=True) as opened:
         parts = [dict(part.header) for part in opened.parts]
         return sum(math.prod(_size(x["dataWindow"])) * len(x["channels"]) for x in parts)
 

@@ -150,8 +150,13 @@ class _Run:
         return Summary(done, before, tuple(self.failed), tuple(self.outputs))
 
     def _is_current(self, item: Item) -> bool:
-        wanted = {"version": file_version(item.path), "settings": self.settings, "status": "done"}
+        wanted = {"version": self._version(item), "settings": self.settings, "status": "done"}
         return self.manifest.is_current(printable_name(item.name), wanted)
+
+    def _version(self, item: Item) -> str:
+        """Returns what changes with an item and with the measurements of it in a folder."""
+        source, version = self.job.scale, file_version(item.path)
+        return version if source is None else version + source.version(item.path, item.name)
 
     def _read(self, group: Sequence[Item]) -> list[Future[_Loaded | UserError]]:
         return [self.pool.submit(_load, item, self.job, self.pipeline.size) for item in group]
@@ -209,7 +214,7 @@ class _Run:
             about = {
                 "name": printable_name(item.name),
                 "file": printable_name(str(item.path)),
-                "version": file_version(item.path),
+                "version": self._version(item),
                 "settings": self.settings,
             }
             if isinstance(one, UserError):

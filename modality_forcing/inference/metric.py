@@ -16,6 +16,7 @@ from modality_forcing.data.names import list_some, name_key
 from modality_forcing.data.resize import Size, format_size
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.alignment import Alignment, align_affine_l1, align_scale_l1
+from modality_forcing.inference.photos import file_version
 from modality_forcing.inference.result import Result
 from modality_forcing.paths import is_dir, is_file, read_text, require_file
 from modality_forcing.text_io import check_unique, parse_csv
@@ -105,13 +106,21 @@ class ScaleSource:
         depth, valid = read_depth(path, self.form)
         return from_map(depth, valid, size, path)
 
-    def _find(self, photo: Path, name: str) -> Path:
+    def version(self, photo: Path, name: str) -> str:
+        """Returns what changes with the measurements of one photograph in a folder, else ""."""
+        found = self._first(photo, name) if is_dir(self.path) else None
+        return "" if found is None else f"{found.name}-{file_version(found)}"
+
+    def _first(self, photo: Path, name: str) -> Path | None:
         tried = [
             self.path / f"{stem}{suffix}"
             for stem in dict.fromkeys((name, photo.stem))
             for suffix in (".csv", *DEPTH_SUFFIXES)
         ]
-        found = next((path for path in tried if is_file(path)), None)
+        return next((path for path in tried if is_file(path)), None)
+
+    def _find(self, photo: Path, name: str) -> Path:
+        found = self._first(photo, name)
         if found is None:
             what = f"no measurements of it in {self.path}"
             hint = f"add {photo.stem}.csv, .npy, .exr or a 16-bit .png there"

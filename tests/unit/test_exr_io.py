@@ -15,6 +15,7 @@ from modality_forcing.data.files import DepthFormat, holds_floats, read_depth
 from modality_forcing.data.folder import ImageFolder
 from modality_forcing.errors import UserError
 from modality_forcing.exr_io import read_depth_channel
+from modality_forcing.paths import write_file
 from tests import damage, layouts
 
 DEPTH = np.random.default_rng(0).uniform(0.5, 9, (5, 7)).astype(np.float32)
@@ -138,3 +139,13 @@ def test_missing_package_is_reported_with_its_extra(tmp_path: Path, monkeypatch)
         ImageFolder(tmp_path, resolution=5)
     with pytest.raises(UserError, match=message):
         read_depth(path, DepthFormat())
+
+
+@needs_package
+def test_file_of_a_bucket(gs_path: Path, tmp_path: Path):
+    content = write(tmp_path / "depth.exr", {"Z": DEPTH}).read_bytes()
+    write_file(gs_path / "depth.exr", content)
+    np.testing.assert_array_equal(read_depth_channel(gs_path / "depth.exr", HINT), DEPTH)
+    write_file(gs_path / "depth.exr", content[:60])
+    with pytest.raises(UserError, match=r"gs://bucket/.*/depth.exr: cannot be read as OpenEXR"):
+        read_depth_channel(gs_path / "depth.exr", HINT)

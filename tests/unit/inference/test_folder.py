@@ -253,6 +253,18 @@ def test_metric_depth_in_a_folder(pipeline: Pipeline, job: Job, tmp_path: Path, 
     assert entry["unit"] == "metric" and entry["scaling"]["count"] == 1
 
 
+def test_changed_measurements_of_a_folder_are_used(pipeline, job, tmp_path):
+    root, measured = photos(tmp_path / "in", 2), tmp_path / "measured"
+    job = replace(job, scale=ScaleSource(measured, job.depth_form))
+    for i in range(2):
+        paths.write_file(measured / f"p{i}.csv", "x,y,depth\n3,2,2\n")
+    run(pipeline, root, job)
+    assert run(pipeline, root, job).before == 2
+    paths.write_file(measured / "p1.csv", "x,y,depth\n3,2,40\n")
+    assert [path.name for path in run(pipeline, root, job).outputs] == ["p1_depth.npy"]
+    assert np.load(job.out / "p1_depth.npy")[2, 3] == pytest.approx(40)
+
+
 def test_depth_maps_become_images(pipeline: Pipeline, job: Job, tmp_path: Path, capsys):
     (tmp_path / "in").mkdir()
     for i in range(2):
