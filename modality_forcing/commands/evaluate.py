@@ -269,12 +269,13 @@ def _evaluate_images(options: argparse.Namespace) -> None:
     _check_out_file(options.out)
     metrics = image_quality.open_metrics(*(getattr(options, name) for name in _IMAGES))
     generator = _load_generator(options, options.seed)
+    config = generator.config
     if options.records is not None:
-        generator.config = image_quality.with_records(generator.config, options.records)
+        config = image_quality.with_records(config, options.records)
     if options.examples:
-        generator.config = with_num_examples(generator.config, options.examples)
+        config = with_num_examples(config, options.examples)
     result = image_quality.evaluate_checkpoint(
-        generator, options.mode or "d2i", metrics, reference=options.reference
+        generator, options.mode or "d2i", metrics, config=config, reference=options.reference
     )
     _print_result(options, result, image_quality.to_text(result))
 

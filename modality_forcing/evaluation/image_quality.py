@@ -114,18 +114,24 @@ def compare_folders(pred: Path, target: Path, metrics: ImageMetrics) -> JsonObje
 
 
 def evaluate_checkpoint(
-    generator: Generator, mode: str, metrics: ImageMetrics, *, reference: Path | None = None
+    generator: Generator,
+    mode: str,
+    metrics: ImageMetrics,
+    *,
+    config: Config | None = None,
+    reference: Path | None = None,
 ) -> JsonObject:
     """Generates an image of each held-out record, and returns the distances from real images.
 
     Args:
       mode: t2i, d2i or joint; captions, and in d2i depths, are the records'.
+      config: the records, the sampling and the seed; by default the generator's.
       reference: a folder of real images; by default the records' own. Their center squares are
         resized as records are.
 
     Raises UserError for a mode that the network cannot do, and as `compare_folders`.
     """
-    config = generator.config
+    config = config or generator.config
     if mode not in MODES:
         raise UserError(f"mode {mode!r} makes no image to score", hint=f"choose {', '.join(MODES)}")
     generator.trajectory(mode, config.sample)
@@ -133,7 +139,7 @@ def evaluate_checkpoint(
     files = image_files(reference) if reference is not None else []
     real_count = len(files) if files else count
     metrics.check(count, real_count)
-    made = metrics.extract(generated_images(generator, mode))
+    made = metrics.extract(generated_images(generator, config, mode))
     real = metrics.extract(read_folder(files, side) if files else record_images(config))
     sample = {k: v for k, v in to_dict(config.sample).items() if k not in ("steps", "task_steps")}
     return {
@@ -149,9 +155,8 @@ def evaluate_checkpoint(
     }
 
 
-def generated_images(generator: Generator, mode: str) -> Iterator[Images]:
+def generated_images(generator: Generator, config: Config, mode: str) -> Iterator[Images]:
     """Yields the image of each held-out record; its noise is a function of seed and index."""
-    config = generator.config
     source = inputs.open_source(config, "eval")
     count, size = config.eval.examples, min(config.eval.batch, config.eval.examples)
     progress = ProgressMeter(f"{mode} images", count)
@@ -164,7 +169,8 @@ def generated_images(generator: Generator, mode: str) -> Iterator[Images]:
             if empty := [r.id for r in records if not r.valid.any()]:
                 raise UserError(f"record {empty[0]} has no depth", hint="choose another --mode")
         texts = [r.caption for r in records]
-        made = generator.run(mode, texts, batch=batch, seed=config.seed, index=index)
+        noise = {"seed": config.seed, "index": index}
+        made = generator.run(mode, texts, batch=batch, options=config.sample, **noise)
         image = made.images[generator.primary][: count - start]
         finite = np.isfinite(image).reshape(len(image), -1).all(axis=1)
         if not finite.all():

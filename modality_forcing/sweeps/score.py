@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 from flax import nnx
 
 from modality_forcing.config import Config, to_dict
-from modality_forcing.evaluation import benchmark
+from modality_forcing.evaluation import benchmark, image_quality
 from modality_forcing.evaluation.heldout import Evaluator, HeldOutData
 from modality_forcing.evaluation.protocols import MOGE, get_protocol
 from modality_forcing.generator import Generator
@@ -42,6 +43,7 @@ class Scorer:
     def __init__(self, folder: Path):
         self.folder = folder
         self._evaluators: dict[str, Evaluator] = {}
+        self._open_metrics = lru_cache(1)(image_quality.open_metrics)  # of a network each
 
     def __call__(self, cell: Cell, workdirs: Mapping[str, Path]) -> Score:
         """Scores a cell from the workdir of each phase.
@@ -67,9 +69,16 @@ class Scorer:
             losses = held_out_loss(generator, evaluator.data, options.seed, options.draws)
             prefix = "" if is_last else f"{run.phase}_"
             metrics |= {f"{prefix}{name}": value for name, value in losses.items()}
+        if options.image_metrics:
+            metrics |= self._images(last, options, evaluator.config)
         records = len(evaluator.data.captions)
         seeds = f"seed {options.seed}, {records} records, {options.draws} draws"
         return Score(metrics, f"held out: {MOGE}", seeds)
+
+    def _images(self, last: Generator, options: Records, config: Config) -> dict[str, float]:
+        opened = self._open_metrics(options.image_metrics, options.inception)
+        result = image_quality.evaluate_checkpoint(last, "t2i", opened, config=config)
+        return {f"t2i_{name}": value for name, value in result["metrics"].items()}
 
     def _evaluator(self, config: Config) -> Evaluator:
         values = to_dict(config)

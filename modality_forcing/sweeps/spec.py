@@ -196,10 +196,13 @@ class Records:
       seed: of the records and of all noise, the same in every cell, so that cells differ in their
         weights alone.
       draws: noise levels per record for a loss.
+      image_metrics, inception: of t2i, as those of `mforce evaluate --metrics=fid --inception=...`.
     """
 
     seed: int = 0
     draws: int = 8
+    image_metrics: str = ""
+    inception: str = ""
 
 
 @dataclass(frozen=True)

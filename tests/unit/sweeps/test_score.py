@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modality_forcing.evaluation import benchmark, heldout
+from modality_forcing.evaluation import benchmark, heldout, image_quality
 from modality_forcing.generator import Generator
 from modality_forcing.sweeps import score
 from modality_forcing.sweeps.score import Scorer, held_out_loss
@@ -89,6 +89,22 @@ def test_cell_is_scored_on_all_its_runs(forcing_run, t2i_run, tmp_path):
 def test_cell_without_depth_has_only_losses(t2i_run, tmp_path):
     cell = one_cell(Run("t2i", tiny.t2i()), Records(draws=1))
     assert set(Scorer(tmp_path)(cell, {"t2i": t2i_run}).metrics) == {"loss", "loss_image"}
+
+
+def test_images_are_scored_where_a_sweep_asks(t2i_run, tmp_path, monkeypatch):
+    opened = []
+
+    def open_features(kind: str, where: str):
+        opened.append((kind, where))
+        return lambda images: images[:, :2, :2].reshape(len(images), -1).astype(np.float32)
+
+    monkeypatch.setattr(image_quality, "open_features", open_features)
+    options = Records(draws=1, image_metrics="fid", inception="i")
+    scorer, cell = Scorer(tmp_path), one_cell(Run("t2i", tiny.t2i()), options)
+    found, again = (scorer(cell, {"t2i": t2i_run}).metrics for _ in range(2))
+    assert set(found) == {"loss", "loss_image", "t2i_fid"}
+    assert found == again and found["t2i_fid"] > 0
+    assert opened == [("inception", "i")]  # once for all cells
 
 
 def test_benchmark_scores_are_averaged_over_benchmarks(forcing_run, tmp_path, monkeypatch):
