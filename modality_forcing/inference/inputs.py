@@ -80,7 +80,8 @@ def _decoded(image: Image.Image) -> np.ndarray:
 def as_depth(depth: object) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 and valid bool [h w]; raises UserError if it is no `DepthLike`.
 
-    0, NaN and inf are not valid. A 16-bit PNG is in counts: the unit has no effect on images.
+    0, NaN, inf and what is masked are not valid. A 16-bit PNG is in counts: the unit has no effect
+    on images.
     """
     depth = _array(depth)
     if isinstance(depth, str | Path):
@@ -92,7 +93,8 @@ def as_depth(depth: object) -> tuple[np.ndarray, np.ndarray]:
         what = f"depth is f32 [h w], not {depth.dtype} {list(depth.shape)}"
         hint = "give one number per pixel" if depth.size else "it has no pixels"
         raise UserError(what, hint=hint)
-    values = depth.astype(np.float32)
+    with np.errstate(over="ignore"):
+        values = depth.astype(np.float32)
     if (values < 0).any():
         raise UserError("depth holds negative values", hint="mark unknown pixels by 0")
     valid = np.isfinite(values) & (values > 0)
@@ -106,7 +108,8 @@ def _array(value: object) -> object:
     if isinstance(value, str | Path | Image.Image) or not isinstance(value, ArrayLike):
         return value
     try:
-        return np.asarray(value)
+        # What is masked is unknown depth, as 0 is.
+        return value.filled(0) if isinstance(value, np.ma.MaskedArray) else np.asarray(value)
     except Exception as error:  # of other libraries, such as a deleted array of jax
         what = f"{type(value).__name__} cannot be read as an array ({error})"
         raise UserError(what, hint="convert it with np.asarray") from error

@@ -85,6 +85,10 @@ def test_depth_knows_what_is_unknown(tmp_path: Path):
         depth, valid = as_depth(one)
         np.testing.assert_array_equal(valid, [[False, True], [False, False]])
         np.testing.assert_array_equal(depth, [[0, 1], [0, 0]])
+    masked = np.ma.masked_array([[5.0, 1.0]], [[True, False]])
+    (listed,), _ = as_list(masked)
+    for one in (masked, listed, np.array([[1e300, 1.0]])):
+        np.testing.assert_array_equal(as_depth(one)[0], [[0, 1]])
     for wrong, message in (
         (-stored, "negative values; mark unknown pixels by 0"),
         (np.zeros((2, 2)), "nowhere valid"),
