@@ -21,7 +21,7 @@ fan_in = nnx.initializers.lecun_normal()
 zeros = nnx.initializers.zeros_init()
 
 GATHERED = "gathered"  # remat policies know weights gathered from their shards by this name
-LONG = 1024  # tokens of an example
+LONG = 1024  # tokens of an example; demos have fewer and keep their bits
 
 
 class Adapted(NamedTuple):
