@@ -109,21 +109,25 @@ def normal_baselines(data: Examples, train: Examples) -> dict[str, Metrics]:
 def consistency(depth: np.ndarray, made: np.ndarray, data: Examples) -> Metrics:
     """Compares generated normals [n h w 3] with those of the depth [n h w] generated beside them.
 
-    `mean_deg` and so on are of the angle between the two, where planes fit the depth
-    (`data.normals`), which is the share `coverage`. There, `normals_mean_deg` and `depth_mean_deg`
-    are the errors of each: a modality of its own is worth something if it is the smaller.
-    Camera intrinsics that are not known leave nothing to compare.
+    `mean_deg` and so on are of the angle between the two, in the pixels where planes fit the true
+    depth (`data.normals`): a share `coverage` of all. There, `normals_mean_deg` and
+    `depth_mean_deg` are the errors of each: a modality of its own is worth something if it is the
+    smaller. Camera intrinsics that are not known leave nothing to compare.
     """
     assert data.intrinsics is not None
-    everywhere = np.ones(depth.shape[1:], bool)
-    pairs = zip(depth, data.intrinsics, strict=True)
-    of_depth = np.stack([normals.from_depth(z, everywhere, k) for z, k in pairs])
+    rows = zip(depth, data.depth, data.valid, data.intrinsics, strict=True)
+    pairs = [
+        (normals.from_depth(z, valid, k, max_error=90), normals.from_depth(true, valid, k))
+        for z, true, valid, k in rows
+    ]
+    of_depth, of_truth = (np.stack(each) for each in zip(*pairs, strict=True))
+    smooth = np.any(of_truth, axis=-1, keepdims=True)
+    of_depth = np.where(smooth, of_depth, 0.0)
+    target = np.where(smooth, data.inputs()["normals"], 0.0)
     errors = angular_error(made, of_depth)
-    known = ~np.isnan(errors)
-    target = np.where(known[..., None], data.inputs()["normals"], 0.0)
     return {
         **summarize(errors),
-        "coverage": float(known.mean()),
+        "coverage": float((~np.isnan(errors)).mean()),
         "normals_mean_deg": summarize(angular_error(made, target))["mean_deg"],
         "depth_mean_deg": summarize(angular_error(of_depth, target))["mean_deg"],
     }
