@@ -87,7 +87,8 @@ def geometry_files(
 
     kind: ply or glb. fov: across the longer side, in degrees. edge: as of `points.cloud`.
     """
-    cloud, mesh = points.cloud(result, fov, edge=edge), points.mesh(result, fov, edge=edge)
+    mesh = points.mesh(result, fov, edge=edge)
+    cloud = points.Cloud(mesh.xyz, mesh.rgb)  # the points of `points.cloud`
     return {
         f"_{name}.{kind}": points.encode(geometry, kind)
         for name, geometry in (("points", cloud), ("mesh", mesh))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from modality_forcing.data.files import DepthFormat, read_depth
 from modality_forcing.errors import UserError
-from modality_forcing.inference import outputs
+from modality_forcing.inference import outputs, points
 from modality_forcing.inference.result import Result
 
 RNG = np.random.default_rng(0)
@@ -63,6 +63,8 @@ def test_images_and_geometry():
     assert set(outputs.image_files(RESULT, ("side",))) == {"_image.png", "_side.png"}
     flat = Result(IMAGE, np.ones_like(DEPTH))
     assert set(outputs.geometry_files(flat, "glb", 60)) == {"_points.glb", "_mesh.glb"}
+    cloud = points.encode(points.cloud(flat, 60), "ply")
+    assert outputs.geometry_files(flat, "ply", 60)["_points.ply"] == cloud
     step = Result(IMAGE, np.where(np.arange(9) < 4, 1, 1.2).astype(np.float32) + 0 * DEPTH)
     cut, whole = (outputs.geometry_files(step, "ply", 60, edge) for edge in (0.1, 0.3))
     assert len(cut["_mesh.ply"]) < len(whole["_mesh.ply"])
