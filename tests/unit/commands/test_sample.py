@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from modality_forcing.commands.sample import write_example
 from modality_forcing.generator import Generator, Output
-from modality_forcing.modalities import base
-from tests import tiny
 from tests.runs import refused
 
 
@@ -226,12 +223,3 @@ def test_images_that_are_not_finite_are_never_written(mforce, t2i_run, tmp_path,
     done = mforce("sample", "--checkpoint", t2i_run, "--mode", "t2i", "--out", out)
     refused(done, "run: generated image with values that are not finite; check the weights")
     assert not out.exists()
-
-
-def test_normals_are_written_as_vectors_and_in_their_colors(tmp_path: Path):
-    normals = np.zeros((16, 16, 3), np.float32)
-    normals[..., 2] = -1
-    written = write_example(tmp_path / "a", {"normals": normals}, base.build(tiny.normals()))
-    assert [path.name for path in written] == ["a_normals.png", "a_normals.npy"]
-    np.testing.assert_array_equal(np.load(written[1]), normals)
-    assert np.asarray(Image.open(written[0]))[0, 0].tolist() == [128, 128, 255]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from modality_forcing.data.files import DepthFormat, read_depth
 from modality_forcing.errors import UserError
 from modality_forcing.inference import outputs, points
 from modality_forcing.inference.result import Result
+from modality_forcing.modalities import base
+from tests import tiny
 
 RNG = np.random.default_rng(0)
 DEPTH = RNG.uniform(1, 5, (6, 9)).astype(np.float32)
@@ -81,3 +84,14 @@ def test_formats():
     for text, message in (("npy,obj", "unknown format 'obj'"), (" ", "no format is given")):
         with pytest.raises(UserError, match=message):
             outputs.parse_formats(text)
+
+
+def test_normals_are_written_as_vectors_and_in_their_colors(tmp_path: Path):
+    normals = np.zeros((16, 16, 3), np.float32)
+    normals[..., 2] = -1
+    written = outputs.write_example(
+        tmp_path / "a", {"normals": normals}, base.build(tiny.normals())
+    )
+    assert [path.name for path in written] == ["a_normals.png", "a_normals.npy"]
+    np.testing.assert_array_equal(np.load(written[1]), normals)
+    assert np.asarray(Image.open(written[0]))[0, 0].tolist() == [128, 128, 255]
