@@ -48,6 +48,11 @@ def entries(folder: Path) -> list[Path]:
     return sorted(folder.rglob("jit_program-*-cache"))
 
 
+def own_lines(text: str) -> list[str]:
+    """Returns the lines of stderr without those of XLA for each hit, which jax < 0.10 prints."""
+    return [line for line in text.splitlines() if "cpu_aot_loader" not in line]
+
+
 def test_programs_are_read_back_and_give_the_same_bits(tmp_path):
     first = compute(tmp_path)
     (entry,) = entries(tmp_path)
@@ -81,8 +86,8 @@ def test_damaged_entry_in_a_bucket_is_one_line(bucket, gs_path, capfd):
     path = paths.as_path(f"{bucket.address}/{entry}")
     paths.write_file(path, paths.read_bytes(path)[:-9])
     np.testing.assert_array_equal(compute(gs_path), first)
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "a program is compiled again (" in said, said
+    (said,) = own_lines(capfd.readouterr().err)
+    assert "a program is compiled again (" in said
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
@@ -94,12 +99,12 @@ def test_damaged_entry_is_one_line_and_is_replaced(tmp_path, capfd, damage):
     bad = {"cut": content[:-9], "flipped": content[:100] + flipped + content[101:], "empty": b""}
     entry.write_bytes(bad[damage])
     np.testing.assert_array_equal(compute(tmp_path), first)
-    said = capfd.readouterr().err
-    assert said.count("\n") == 1 and "a program is compiled again (" in said, said
+    (said,) = own_lines(capfd.readouterr().err)
+    assert "a program is compiled again (" in said
     assert not entry.exists()  # the next start keeps it again
     compute(tmp_path)
     assert zlib.decompress(entry.read_bytes())
-    assert capfd.readouterr().err == ""
+    assert own_lines(capfd.readouterr().err) == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")

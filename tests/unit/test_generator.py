@@ -288,4 +288,5 @@ def test_third_modality_is_given_or_made_in_any_combination():
     for name in ("image", "normals"):
         m = three.modalities[name]
         x0, mask = m.to_tokens({k: jnp.asarray(batch[k]) for k in m.inputs})
-        np.testing.assert_array_equal(made.tokens[name][mask], x0[mask])
+        # To rounding: the generator compiles what makes tokens.
+        np.testing.assert_allclose(made.tokens[name][mask], x0[mask], atol=1e-6)

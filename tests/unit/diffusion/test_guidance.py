@@ -152,7 +152,8 @@ def test_examples_do_not_depend_on_their_batch():
         text={"prompt": TEXT["prompt"][:1]},
         null_text={"prompt": NULL["prompt"][:1]},
     )
-    np.testing.assert_allclose(alone["image"], whole["image"][:1], atol=1e-6)
+    # The weights, 2 + 1 + 1 in size, multiply the rounding, which depends on the batch.
+    np.testing.assert_allclose(alone["image"], whole["image"][:1], rtol=1e-6, atol=4e-6)
 
 
 def test_a_weight_guides_all_that_is_generated_and_the_text_only_what_it_names():

@@ -147,7 +147,7 @@ def test_rows_measure_agreement_of_depth_and_image(evaluator, tmp_path):
         )
     assert result["config"]["checkpoint"] == "runs/x" and result["config"]["estimator"] == "self"
     assert result["config"] | {"seed": 3, "steps": 4, "examples": 6} == result["config"]
-    assert len(lines) == 3 and all("ETA" in line for line in lines)
+    assert len(lines) == 3 and "ETA" in lines[-1]
     assert (
         lines[0].startswith("trajectory sweep  1/3  ")
         and "log2_alpha -1  absrel 0.0000" in lines[0]

@@ -99,6 +99,8 @@ def hub(monkeypatch) -> Iterator[Hub]:
     hub = Hub()
     api = huggingface_hub.HfApi
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: api(endpoint=hub.address, token=TOKEN))
+    # Older versions read the address of a new repository by the default endpoint.
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", hub.address)
     yield hub
     hub.close()
 
