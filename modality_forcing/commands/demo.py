@@ -93,6 +93,7 @@ def _run_phases(options: argparse.Namespace, t2i: Config, forcing: Config) -> No
 
     summary = numbers | {
         "seconds": phases.seconds,
+        "cpu_seconds": phases.cpu_seconds,
         "breakdown": {p: _last_metrics(workdir / p) for p in ("t2i", "forcing")},
         "peak_rss_mb": phases.peak_rss_mb,
         "checkpoint": str(checkpoint.resolve_checkpoint(workdir / "forcing")),
@@ -141,13 +142,17 @@ class PhaseCache:
             print_stderr(f"{phase}: already done")
             return self._done[phase]["result"]
         print_stderr(f"{phase}: started")
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), _cpu_seconds()
         result = work()
         seconds = time.monotonic() - started
         if isinstance(result, dict) and "seconds" in result:
             seconds = max(seconds, result.pop("seconds"))  # of all its attempts
-        entry = {"seconds": round(seconds, 2), "peak_rss_mb": _peak_rss_mb(), "result": result}
-        self._done[phase] = entry
+        self._done[phase] = {
+            "seconds": round(seconds, 2),
+            "cpu_seconds": round(_cpu_seconds() - cpu_started, 2),
+            "peak_rss_mb": _peak_rss_mb(),
+            "result": result,
+        }
         write_file(self._path, json.dumps(with_checksum(self._done), indent=1))
         return result
 
@@ -155,6 +160,16 @@ class PhaseCache:
     def seconds(self) -> dict[str, float]:
         """Seconds per phase, and their sum."""
         each: dict[str, float] = {k: entry["seconds"] for k, entry in self._done.items()}
+        return each | {"total": round(sum(each.values(), 0.0), 2)}
+
+    @property
+    def cpu_seconds(self) -> dict[str, float]:
+        """Processor seconds of all processes, per phase, and their sum.
+
+        Of a phase that was killed and resumed, those of its last attempt. Phases of an earlier
+        version have none.
+        """
+        each = {k: e["cpu_seconds"] for k, e in self._done.items() if "cpu_seconds" in e}
         return each | {"total": round(sum(each.values(), 0.0), 2)}
 
     @property
@@ -240,6 +255,14 @@ def _last_metrics(folder: Path) -> dict[str, float]:
     return {k: round(v, 4) for k, v in last.items() if k != "step"}
 
 
+def _cpu_seconds() -> float:
+    """Returns the processor time of this process and of its children that have ended."""
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
+
+
 def _peak_rss_mb() -> float:
     """Returns this process's peak plus its largest child's, an upper bound of both together."""
     peaks = (
@@ -257,6 +280,7 @@ def format_summary(summary: Summary, workdir: Path) -> str:
         f"(constant {constant['absrel']:.3f}, row mean {rows['absrel']:.3f})\n"
         f"depth to image: AbsRel {d2i['absrel']:.3f} "
         f"(another scene's image {d2i['absrel_shuffled']:.3f})\n"
-        f"{summary['seconds']['total']:.0f} s, {summary['peak_rss_mb']:.0f} MB peak\n"
+        f"{summary['seconds']['total']:.0f} s, {summary['cpu_seconds']['total']:.0f} CPU seconds, "
+        f"{summary['peak_rss_mb']:.0f} MB peak\n"
         f"{workdir / 'report.html'}"
     )

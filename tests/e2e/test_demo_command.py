@@ -63,6 +63,7 @@ def test_summary_is_complete(summary: dict):
         "d2i": ("absrel", "absrel_shuffled"),
         "joint": ("image_first_absrel", "depth_first_absrel"),
         "seconds": ("t2i", "forcing", "evaluate", "total"),
+        "cpu_seconds": ("t2i", "forcing", "evaluate", "total"),
     }
     for name, keys in asked.items():
         for key in keys:

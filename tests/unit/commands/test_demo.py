@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,16 @@ def test_seconds_of_all_attempts_are_added(tmp_path: Path):
     assert again.seconds["t2i"] == 100.0
     assert again.seconds["total"] == pytest.approx(100.0 + again.seconds["evaluate"], abs=0.02)
     assert again.peak_rss_mb == ledger.peak_rss_mb > 10
+
+
+def test_cpu_seconds_are_those_of_the_process_and_its_children(tmp_path: Path):
+    ledger = demo.PhaseCache(tmp_path / "phases.json")
+    script = "import time\nwhile time.process_time() < 0.2: pass"
+    ledger.run("idle", lambda: time.sleep(0.1))
+    ledger.run("busy", lambda: subprocess.run([sys.executable, "-c", script], check=True) and None)
+    seconds = demo.PhaseCache(tmp_path / "phases.json").cpu_seconds
+    assert seconds["idle"] < 0.1 < 0.2 <= seconds["busy"]
+    assert seconds["total"] == pytest.approx(seconds["idle"] + seconds["busy"])
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +117,7 @@ def test_last_lines_report_the_numbers(tmp_path: Path):
     summary |= {
         "d2i": {"absrel": 0.15, "absrel_shuffled": 0.45},
         "seconds": {"total": 61.0},
+        "cpu_seconds": {"total": 93.0},
         "peak_rss_mb": 900.0,
     }
     text = demo.format_summary(json.loads(json.dumps(summary)), tmp_path)
