@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -118,7 +118,8 @@ def _group(axes: str, operands: list[str]) -> list[str]:
     return list(groups.values())
 
 
-def _sizes(equation: str, a: Array, b: Array) -> dict[str, int]:
+def _sizes(equation: str, a: Array, b: Array) -> dict[str, Any]:
+    """Returns the size of each axis; that of a program for any batch is symbolic."""
     a_axes, b_axes, _ = _axes(equation)
     return dict(zip(a_axes + b_axes, a.shape + b.shape, strict=True))
 

@@ -48,9 +48,10 @@ def test_stderr_has_only_its_own_lines(demo_run):
         assert re.match(own, line), line
 
 
-def test_progress_has_phase_step_rate_time_left_and_losses(demo_run):
+def test_progress_has_phase_step_and_losses(demo_run):
     losses = r"loss \S+  loss_depth \S+  loss_image \S+"
-    assert re.search(rf"^forcing  4/4  [\d.]+/s  ETA \S+  {losses}", demo_run[2].err, re.M)
+    # The only report of so short a run, so that it has no rate (tests/unit/test_progress.py).
+    assert re.search(rf"^forcing  4/4  {losses}", demo_run[2].err, re.M)
     parameters = r"^forcing: \d+\.\d\d M parameters in \d+ arrays$"
     assert re.search(parameters, demo_run[2].out, re.M)
 
