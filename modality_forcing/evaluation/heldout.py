@@ -300,25 +300,25 @@ class Evaluator:
             texts = [captions[i] for i in index]
             noise = {"seed": seed, "index": index}
             output = generator.run(task, texts, batch=rows, options=options, **noise)
-            for name, values in output.images.items():
-                if name not in batch:
-                    self._check_finite(generator, task, name, values, index)
+            made = {name: x for name, x in output.images.items() if name not in batch}
+            names = [f"{i} ({self.data.ids[i]})" for i in index]
+            check_finite(generator, task, made, names)
             parts.append(output.images)
         return {k: np.concatenate([part[k] for part in parts])[:n] for k in parts[0]}
 
-    def _check_finite(
-        self, generator: Generator, task: str, name: str, values: np.ndarray, index: np.ndarray
-    ) -> None:
-        """Raises UserError for the first record whose values [b ...] are not all finite."""
+
+def check_finite(
+    generator: Generator, task: str, made: Mapping[str, np.ndarray], records: Sequence[str]
+) -> None:
+    """Raises UserError for the first of these records of which a value [b ...] is not finite."""
+    for name, values in made.items():
         bad = ~np.isfinite(values).reshape(len(values), -1)
-        if not bad.any():
-            return
-        row = int(bad.any(axis=1).argmax())
-        record = f"held-out record {index[row]} ({self.data.ids[index[row]]})"
-        share = f"{bad[row].sum()} of {bad[row].size} values"
-        what = f"{record}: mode {task} generates {name} with {share} that are not finite"
-        hint = "use an earlier checkpoint, or other --steps or --solver"
-        raise UserError(f"{what}, since {_cause(generator.params)}", hint=hint)
+        if bad.any():
+            row = int(bad.any(axis=1).argmax())
+            share = f"{bad[row].sum()} of {bad[row].size} values"
+            what = f"held-out record {records[row]}: mode {task} generates {name}"
+            what += f" with {share} that are not finite, since {_cause(generator.params)}"
+            raise UserError(what, hint="use an earlier checkpoint, or other --steps or --solver")
 
 
 def _cause(params: Params) -> str:

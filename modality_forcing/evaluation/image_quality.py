@@ -23,6 +23,7 @@ from modality_forcing.data.resize import (
 )
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import image_distances
+from modality_forcing.evaluation.heldout import check_finite
 from modality_forcing.evaluation.image_features import CLIP, KINDS, Extract, Images, open_features
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import is_dir, list_dir, require_dir
@@ -171,13 +172,11 @@ def generated_images(generator: Generator, config: Config, mode: str) -> Iterato
         texts = [r.caption for r in records]
         noise = {"seed": config.seed, "index": index}
         made = generator.run(mode, texts, batch=batch, options=config.sample, **noise)
-        image = made.images[generator.primary][: count - start]
-        finite = np.isfinite(image).reshape(len(image), -1).all(axis=1)
-        if not finite.all():
-            what = f"the image of record {records[int(finite.argmin())].id} is not finite"
-            raise UserError(what, hint="use an earlier checkpoint, or other --steps or --solver")
+        images = {generator.primary: made.images[generator.primary]}
+        names = [f"{i} ({r.id})" for i, r in zip(index, records, strict=True)]
+        check_finite(generator, mode, images, names)
         progress.report(min(start + size, count))
-        yield to_u8(image)
+        yield to_u8(images[generator.primary][: count - start])
 
 
 def record_images(config: Config) -> Iterator[Images]:

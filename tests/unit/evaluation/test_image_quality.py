@@ -154,7 +154,9 @@ def test_images_that_are_not_finite_are_named(forcing_run: Path, monkeypatch):
         return replace(made, images={n: x * np.nan for n, x in made.images.items()})
 
     monkeypatch.setattr(generator, "run", broken)
-    with pytest.raises(UserError, match=r"the image of record .* is not finite"):
+    with pytest.raises(
+        UserError, match=r"held-out record \d+ \(.*\): mode \w+ generates image with .* not finite"
+    ):
         image_quality.evaluate_checkpoint(
             generator, "joint", image_quality.open_metrics("fid", "i")
         )
