@@ -103,6 +103,7 @@ class DataConfig:
     source: Literal["scenes", "folder", "prepared"] = "scenes"  # scenes: the procedural world
     resolution: int = 32  # pixels per side of the square the model works at
     num_scenes: int = 1_000_000  # scenes: how many there are
+    world: Literal["varied", "plain"] = "varied"  # scenes: plain has few, large, bare objects
     sparsity_patterns: Mapping[str, float] = field(default_factory=dict)  # weights; empty: all
     workers: int = 1  # loader processes
     cache: str = ""  # prepared: written by mforce encode; with a mixture, the folder of the caches
@@ -157,8 +158,7 @@ class TrainConfig:
     allow_missing_modalities: tuple[str, ...] = ()  # those init_from may lack; they start fresh
     copy_missing_from: str = ""  # a modality whose weights those copy, where shapes agree
     freeze: tuple[str, ...] = ()  # modules or weights that do not train; * is any part of a path
-    # How matrices that do not train are stored: those of freeze, and the teacher of distill.
-    frozen_dtype: Literal["float32", "bfloat16"] = "float32"
+    frozen_dtype: Literal["float32", "bfloat16"] = "float32"  # of freeze and the distill teacher
     lora_rank: int = 0  # of trained updates of block matrices, which are frozen; 0: off
     lora_alpha: float = 0.0  # the updates are scaled by lora_alpha / lora_rank; 0: by 1
     lora_targets: tuple[str, ...] = MATRICES  # the matrices that get one

@@ -176,7 +176,8 @@ class _Worker:
         """
         if config.data.source != "scenes" or config.data.workers:
             return None
-        key = json.dumps([config.seed, config.data.num_scenes, config.data.resolution])
+        data = config.data
+        key = json.dumps([config.seed, data.num_scenes, data.resolution, data.world])
         if key not in self._records:
             self._records[key] = InMemory(inputs.open_source(config))
         return self._records[key]

@@ -6,12 +6,8 @@ import math
 from dataclasses import replace
 
 from modality_forcing.synthetic.raycast import Axes, Camera, Room, SceneObject, Triple
-from modality_forcing.synthetic.scene_rng import (
-    WALL,
-    SceneRng,
-    patterned_material,
-    surface_material,
-)
+from modality_forcing.synthetic.scene_rng import SceneRng, patterned_material, surface_material
+from modality_forcing.synthetic.world import VARIED, World
 
 COLORS: dict[str, Triple] = {
     "red": (0.92, 0.10, 0.10),
@@ -38,7 +34,7 @@ def sample_partitions(rng: SceneRng, camera: Camera, room: Room) -> list[SceneOb
         wide, high = rng.log_uniform(0.25, 2.4), rng.log_uniform(0.7, 4.5) / 2
         half = (wide, rng.uniform(0.08, 0.3), min(high, room.high[2] / 2))
         pattern = rng.choice(("plain", "checks", "stripes", "blots"))
-        material = surface_material(rng, half, pattern, WALL)
+        material = surface_material(rng, half, pattern, VARIED.wall.tones)
         distance = math.hypot(x - camera.position[0], y - camera.position[1])
         is_inside = room.low[0] < x < room.high[0] and room.low[1] < y < room.high[1]
         if is_inside and distance > math.hypot(*half[:2]) + 0.6:
@@ -48,7 +44,13 @@ def sample_partitions(rng: SceneRng, camera: Camera, room: Room) -> list[SceneOb
 
 
 def place_objects(
-    rng: SceneRng, camera: Camera, room: Room, *, objects: list[SceneObject], count: int
+    rng: SceneRng,
+    camera: Camera,
+    room: Room,
+    *,
+    objects: list[SceneObject],
+    count: int,
+    world: World = VARIED,
 ) -> None:
     """Adds up to `count` objects in view, as room permits: on the ground, floating or stacked."""
     start = len(objects)
@@ -57,9 +59,9 @@ def place_objects(
             return
         supports = [i for i in range(start, len(objects)) if _can_support(objects[i])]
         if supports and rng.bernoulli(0.4):
-            _try_stacking(rng, objects, rng.choice(supports))
+            _try_stacking(rng, world, objects, rng.choice(supports))
         else:
-            _try_placing(rng, camera, room, objects)
+            _try_placing(rng, camera, room, objects=objects, world=world)
 
 
 def _can_support(obj: SceneObject) -> bool:
@@ -67,7 +69,7 @@ def _can_support(obj: SceneObject) -> bool:
     return is_level and obj.support < 0 and min(obj.half[:2]) > 0.12
 
 
-def _sample_object(rng: SceneRng, size: float, tumble: bool) -> SceneObject:
+def _sample_object(rng: SceneRng, world: World, size: float, *, tumble: bool) -> SceneObject:
     """Returns an object at the origin, `size` meters across; `tumble` turns one that floats."""
     kind, color = rng.choice(KINDS), rng.choice(tuple(COLORS))
     r, tall = size / 2, rng.uniform(0.7, 1.5)
@@ -86,7 +88,7 @@ def _sample_object(rng: SceneRng, size: float, tumble: bool) -> SceneObject:
     if tumble or (kind in ("egg", "disc", "cylinder") and rng.bernoulli(0.5)):
         axes = _lean(axes, rng.uniform(-1.2, 1.2) if tumble or kind == "egg" else math.pi / 2)
     red, green, blue = (channel * rng.uniform(0.93, 1) for channel in COLORS[color])
-    pattern = rng.choice(("plain", "plain", "checks", "stripes", "blots", "shade"))
+    pattern = rng.choice(world.object_patterns)
     material = patterned_material(
         rng,
         rgb=(red, green, blue),
@@ -115,18 +117,20 @@ def _rest_height(obj: SceneObject) -> float:
     return sum(parts)
 
 
-def _try_placing(rng: SceneRng, camera: Camera, room: Room, objects: list[SceneObject]) -> None:
+def _try_placing(
+    rng: SceneRng, camera: Camera, room: Room, *, objects: list[SceneObject], world: World
+) -> None:
     """Adds an object on the ground or in the air where the camera sees it, if there is room."""
     spread = math.tan(math.radians(camera.fov) / 2)
     forward = camera.axes[2]
     slope = forward[2] / math.hypot(*forward[:2])
     near, far = _ground_in_view(camera.position[2] - 0.3, slope, 0.85 * spread)
     wall = clearance(room, camera.position[:2], math.atan2(forward[1], forward[0]))
-    near, far = max(near, 1.2), min(far, 9.0, max(1.5, wall))
-    floats = near >= far or rng.bernoulli(0.12)
+    near, far = max(near, 1.2), min(far, world.far, max(1.5, wall))
+    floats = near >= far or rng.bernoulli(world.floating)
     z = rng.log_uniform(1.2, max(2.0, far)) if floats else rng.log_uniform(near, far)
-    size = min(max(z * rng.log_uniform(0.15, 0.7), 0.2), 2.0)
-    obj = _sample_object(rng, size, tumble=floats)
+    size = min(max(z * rng.log_uniform(*world.size), 0.2), 2.0)
+    obj = _sample_object(rng, world, size, tumble=floats)
     across, upward = rng.uniform(-0.85, 0.85), rng.uniform(-0.7, 0.6)
     x, y = _ahead(camera, z, across * spread * z)
     reach, height = math.hypot(*obj.half[:2]), _rest_height(obj)
@@ -153,13 +157,13 @@ def _ground_in_view(height: float, slope: float, spread: float) -> tuple[float, 
     return max(near, 0.0), max(far, 0.0)
 
 
-def _try_stacking(rng: SceneRng, objects: list[SceneObject], support: int) -> None:
+def _try_stacking(rng: SceneRng, world: World, objects: list[SceneObject], support: int) -> None:
     """Adds an object on another, unless that already has one."""
     below = objects[support]
     if any(obj.support == support for obj in objects):
         return
     extent = min(below.half[:2])
-    obj = _sample_object(rng, extent * rng.uniform(0.9, 1.6), tumble=False)
+    obj = _sample_object(rng, world, extent * rng.uniform(0.9, 1.6), tumble=False)
     x, y = (at + extent * rng.uniform(-0.25, 0.25) for at in below.position[:2])
     z = below.position[2] + below.half[2] + _rest_height(obj)
     objects.append(replace(obj, position=(x, y, z), support=support))

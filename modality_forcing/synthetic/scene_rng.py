@@ -11,18 +11,9 @@ from typing import TypeVar
 import numpy as np
 
 from modality_forcing.synthetic.raycast import Material, Triple
+from modality_forcing.synthetic.world import Tones
 
 _T = TypeVar("_T")
-_Range = tuple[float, float]
-Tones = tuple[_Range, _Range, _Range]  # of hue, saturation, value
-
-# Floors are warm and dark, ceilings pale, grounds green to brown. All are muted, so that a strong
-# color always belongs to an object that the caption may name.
-FLOOR: Tones = ((0.02, 0.12), (0.2, 0.3), (0.4, 0.65))
-WALL: Tones = ((0.45, 0.8), (0.0, 0.2), (0.6, 0.85))
-CEILING: Tones = ((0.1, 0.2), (0.0, 0.08), (0.88, 0.98))
-GROUND: Tones = ((0.1, 0.32), (0.15, 0.3), (0.4, 0.65))
-FENCE: Tones = ((0.45, 0.8), (0.0, 0.2), (0.5, 0.75))
 
 
 class SceneRng:

@@ -12,27 +12,30 @@ from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
 from modality_forcing.synthetic.captions import caption
 from modality_forcing.synthetic.objects import clearance, place_objects, sample_partitions
-from modality_forcing.synthetic.raycast import Axes, Camera, Light, Material, Panel, Room, Scene
-from modality_forcing.synthetic.scene_rng import (
-    CEILING,
-    FENCE,
-    FLOOR,
-    GROUND,
-    WALL,
-    SceneRng,
-    surface_material,
+from modality_forcing.synthetic.raycast import (
+    Axes,
+    Camera,
+    Light,
+    Material,
+    Panel,
+    Room,
+    Scene,
+    Triple,
 )
+from modality_forcing.synthetic.scene_rng import SceneRng, surface_material
 from modality_forcing.synthetic.shading import render, render_with_normals
+from modality_forcing.synthetic.world import VARIED, WORLDS, Surface, World
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """Rendered scenes; record i is a function of (seed, split, i) and the resolution alone.
+    """Rendered scenes; record i is a function of (world, seed, split, i) and the resolution alone.
 
     Records are square, `resolution` pixels a side, with metric z-depth at pixel centers; the sky is
     not valid. The content of a scene and its caption do not depend on the resolution. Raises
     UserError for an impossible count, resolution or seed, IndexError outside [0, count).
 
+    world: a name of `world.WORLDS`.
     fields: optional fields of a record to fill; of these, "normals" are rendered.
     """
 
@@ -41,6 +44,7 @@ class Scenes:
     resolution: int = 64
     split: str = "train"
     fields: frozenset[str] = frozenset()
+    world: str = "varied"
 
     def __post_init__(self) -> None:
         if self.count < 1 or self.resolution < 8 or self.seed < 0:
@@ -54,7 +58,7 @@ class Scenes:
         index = operator.index(index)
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        scene = sample_scene(self.seed, self.split, index)
+        scene = sample_scene(self.seed, self.split, index, WORLDS[self.world])
         normals = None
         if "normals" in self.fields:
             rendering, normals = render_with_normals(scene, self.resolution)
@@ -74,15 +78,17 @@ class Scenes:
         )
 
 
-def sample_scene(seed: int, split: str, index: int) -> Scene:
+def sample_scene(seed: int, split: str, index: int, world: World = VARIED) -> Scene:
     """Samples setting, camera, objects and light of scene (seed, split, index); meters, z up."""
     rng = SceneRng(seed, split, index)
     is_room = rng.bernoulli(0.55)
     camera_height = rng.uniform(0.4, 3.0)
-    room = _sample_room(rng, camera_height) if is_room else _sample_ground(rng)
-    camera = _sample_camera(rng, room, camera_height)
-    objects = sample_partitions(rng, camera, room)
-    place_objects(rng, camera, room, objects=objects, count=2 + int(rng.uniform(0, 5.99)))
+    room = _sample_room(rng, world, camera_height) if is_room else _sample_ground(rng, world)
+    camera = _sample_camera(rng, world, room, camera_height)
+    objects = sample_partitions(rng, camera, room) if world.partitions else []
+    fewest, most = world.objects
+    count = fewest + int(rng.uniform(0, most - fewest + 0.99))
+    place_objects(rng, camera, room, objects=objects, count=count, world=world)
     light = _sample_lamp(rng, camera, room) if is_room else _sample_sun(rng, camera)
     if is_room:
         return Scene(camera, tuple(objects), room, light, "room", wording=rng.uniform(0, 1))
@@ -96,19 +102,23 @@ def sample_scene(seed: int, split: str, index: int) -> Scene:
     return Scene(camera, tuple(objects), room, light, "outdoors", (zenith, horizon), haze, wording)
 
 
-def _sample_room(rng: SceneRng, camera_height: float) -> Room:
-    width, length = rng.log_uniform(2.8, 10), rng.log_uniform(3.2, 14)
-    height = max(rng.uniform(2.2, 4.2), camera_height + 0.25)
+def _sample_room(rng: SceneRng, world: World, camera_height: float) -> Room:
+    width, length = rng.log_uniform(*world.width), rng.log_uniform(*world.length)
+    height = max(rng.uniform(*world.height), camera_height + 0.25)
     low, high = (-width / 2, -length / 2, 0.0), (width / 2, length / 2, height)
     half = (width / 2, length / 2, height / 2)
-    floor_pattern = rng.choice(("checks", "checks", "stripes", "blots", "plain"))
-    floor = surface_material(rng, half, floor_pattern, FLOOR)
-    wall_pattern = rng.choice(("plain", "plain", "stripes", "blots", "shade"))
-    walls = surface_material(rng, half, wall_pattern, WALL)
-    ceiling = surface_material(rng, half, rng.choice(("plain", "plain", "checks")), CEILING)
+    floor = _sample_surface(rng, half, world.floor)
+    walls = _sample_surface(rng, half, world.wall)
+    ceiling = _sample_surface(rng, half, world.ceiling)
     room = Room(low, high, floor, walls, ceiling)
-    panels = tuple(_sample_panel(rng, room) for _ in range(int(rng.uniform(0, 3.99))))
+    panels = tuple(
+        _sample_panel(rng, room) for _ in range(int(rng.uniform(0, world.max_panels + 0.99)))
+    )
     return Room(low, high, floor, walls, ceiling, panels)
+
+
+def _sample_surface(rng: SceneRng, half: Triple, surface: Surface) -> Material:
+    return surface_material(rng, half, rng.choice(surface.patterns), surface.tones)
 
 
 def _sample_panel(rng: SceneRng, room: Room) -> Panel:
@@ -127,31 +137,29 @@ def _sample_panel(rng: SceneRng, room: Room) -> Panel:
     return Panel(wall, (start, start + width), height, Material(rgb))
 
 
-def _sample_ground(rng: SceneRng) -> Room:
-    west, south, east, north = (rng.log_uniform(5, 45) for _ in range(4))
-    fence = rng.log_uniform(0.7, 9) if rng.bernoulli(0.75) else 0.0
+def _sample_ground(rng: SceneRng, world: World) -> Room:
+    west, south, east, north = (rng.log_uniform(*world.extent) for _ in range(4))
+    fence = rng.log_uniform(0.7, 9) if rng.bernoulli(world.fenced) else 0.0
     half = ((west + east) / 2, (south + north) / 2, 100.0)
-    ground_pattern = rng.choice(("checks", "blots", "blots", "stripes", "plain"))
-    ground = surface_material(rng, half, ground_pattern, GROUND)
-    wall_pattern = rng.choice(("plain", "blots", "stripes", "checks"))
-    walls = surface_material(rng, half, wall_pattern, FENCE)
+    ground = _sample_surface(rng, half, world.ground)
+    walls = _sample_surface(rng, half, world.fence)
     return Room((-west, -south, 0.0), (east, north, 200.0), ground, walls, ground, (), fence)
 
 
-def _sample_camera(rng: SceneRng, room: Room, height: float) -> Camera:
-    fov = rng.uniform(50, 80)
-    pitch, roll = math.radians(rng.uniform(-32, 10)), math.radians(rng.uniform(-8, 8))
+def _sample_camera(rng: SceneRng, world: World, room: Room, height: float) -> Camera:
+    fov = rng.uniform(*world.fov)
+    pitch, roll = math.radians(rng.uniform(*world.pitch)), math.radians(rng.uniform(*world.roll))
     x = y = 0.0
     if room.fence is None:
         x = rng.uniform(room.low[0] + 0.4, room.high[0] - 0.4)
         y = rng.uniform(room.low[1] + 0.4, room.high[1] - 0.4)
     best_yaw, best_distance = 0.0, -1.0
-    for _ in range(4):
+    for _ in range(world.directions):
         yaw = rng.uniform(0, 2 * math.pi)
         distance = min(clearance(room, (x, y), yaw + turn) for turn in (-0.3, 0, 0.3))
         if distance > best_distance:
             best_yaw, best_distance = yaw, distance
-        if best_distance > 2.5:
+        if best_distance > world.view:
             break
     return Camera((x, y, height), camera_axes(best_yaw, pitch, roll), fov)
 

@@ -137,6 +137,7 @@ def open_source(config: Config, split: str = "train") -> RecordSource:
         resolution=data.resolution,
         split=split,
         fields=frozenset(base.record_inputs(config)),
+        world=data.world,
     )
 
 

@@ -7,12 +7,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from modality_forcing.synthetic.scene_rng import (
-    FLOOR,
-    SceneRng,
-    patterned_material,
-    surface_material,
-)
+from modality_forcing.synthetic.scene_rng import SceneRng, patterned_material, surface_material
+from modality_forcing.synthetic.world import VARIED
 
 HALF = (1.0, 2.0, 0.5)
 
@@ -38,9 +34,10 @@ def test_distributions():
 
 
 def test_surface_colors_are_within_their_tones():
+    tones = VARIED.floor.tones
     for index in range(50):
-        material = surface_material(SceneRng(0, "paint", index), HALF, "plain", FLOOR)
-        for value, (low, high) in zip(colorsys.rgb_to_hsv(*material.rgb), FLOOR, strict=True):
+        material = surface_material(SceneRng(0, "paint", index), HALF, "plain", tones)
+        for value, (low, high) in zip(colorsys.rgb_to_hsv(*material.rgb), tones, strict=True):
             assert low - 1e-9 <= value <= high + 1e-9
 
 
