@@ -50,8 +50,7 @@ def rate(source: Scenes, count: int) -> float:
     best = float("inf")
     for _ in range(3):
         start = time.process_time()
-        for index in range(count):
-            source[index]
+        source.records(range(count))
         best = min(best, time.process_time() - start)
     return count / best
 
@@ -59,8 +58,7 @@ def rate(source: Scenes, count: int) -> float:
 def row_profile(source: Scenes, count: int) -> np.ndarray:
     """Mean over scenes of depth / (the scene's mean depth), per row, f64 [h]; valid pixels only."""
     total, seen = np.zeros(source.resolution), np.zeros(source.resolution)
-    for index in range(count):
-        record = source[index]
+    for record in source.records(range(count)):
         normalized = record.depth / record.depth[record.valid].mean()
         total += np.where(record.valid, normalized, 0).sum(axis=1)
         seen += record.valid.sum(axis=1)

@@ -9,7 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from modality_forcing.synthetic.raycast import Scene, SceneObject, trace
+from modality_forcing.synthetic.raycast import trace
+from modality_forcing.synthetic.scene import Scene, SceneObject
 
 VIEW = 32  # pixels a side of the small view that decides what is visible
 CLEAR = 10  # pixels of that view that an object needs before a caption may name it
@@ -47,7 +48,7 @@ def find_visible(scene: Scene, visible: np.ndarray | None = None) -> VisibleObje
     visible: i16 [h w] of a rendering; saves tracing the scene if it has the size of that view.
     """
     if visible is None or visible.shape != (VIEW, VIEW):
-        visible = trace(scene, VIEW)[1]
+        visible = trace((scene,), VIEW)[1].reshape(VIEW, VIEW)
     count = len(scene.objects)
     if not count:
         return VisibleObjects((), ())

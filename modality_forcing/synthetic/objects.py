@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from modality_forcing.synthetic.raycast import Axes, Camera, Room, SceneObject, Triple
+from modality_forcing.synthetic.scene import Axes, Camera, Room, SceneObject, Triple
 from modality_forcing.synthetic.scene_rng import SceneRng, patterned_material, surface_material
 from modality_forcing.synthetic.world import VARIED, World
 

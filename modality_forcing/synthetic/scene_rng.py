@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from modality_forcing.synthetic.raycast import Material, Triple
+from modality_forcing.synthetic.scene import Material, Triple
 from modality_forcing.synthetic.world import Tones
 
 _T = TypeVar("_T")

@@ -8,17 +8,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from modality_forcing.synthetic.raycast import (
+from modality_forcing.synthetic.raycast import cast, first_objects, visible
+from modality_forcing.synthetic.scene import (
     FLAT,
-    PANELS,
     ROUND,
     SKY,
     Material,
+    Room,
     Scene,
-    Solids,
-    cast,
-    visible,
+    SceneObject,
+    Triple,
 )
+from modality_forcing.synthetic.solids import Solids
 
 # Columns of the table of surfaces, one row per surface number.
 _LOCAL, _RGB, _CELLS, _NORMAL = slice(0, 12), slice(12, 15), slice(15, 18), slice(18, 21)
@@ -27,107 +28,130 @@ _NORMALS = ((0, 0, 1), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0),
 _SKIN = 2e-4  # fraction of the way to the light by which an occluder must clear the surface
 
 
-class Hits(NamedTuple):
-    """What the rays of the camera hit."""
+class Renderings(NamedTuple):
+    """Square images of s scenes and what is known of each pixel."""
 
-    rays: np.ndarray  # f32 [3 n], of unit depth
-    depth: np.ndarray  # f32 [n]
-    surface: np.ndarray  # [n], its number
-    focal: float  # length in pixels
-
-
-# Image, depth, valid, intrinsics and visible objects.
-Rendering = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+    image: np.ndarray  # u8 [s h w 3]
+    depth: np.ndarray  # f32 [s h w], along the optical axis, meters; 0 at the sky
+    valid: np.ndarray  # bool [s h w]; False at the sky
+    intrinsics: np.ndarray  # f32 [s 3 3]
+    visible: np.ndarray  # i16 [s h w]: the index into scene.objects, -1 for the setting
+    normals: np.ndarray | None = None  # f32 [s h w 3], as in `data/normals.py`; 0 at the sky
 
 
-def render(scene: Scene, resolution: int) -> Rendering:
-    """Renders a square image of the scene.
+def render(scenes: Sequence[Scene], resolution: int, *, normals: bool = False) -> Renderings:
+    """Renders square images of scenes; each is the same to the bit whatever the others are.
 
-    Returns image u8 [h w 3]; depth f32 [h w] along the optical axis in meters, 0 at the sky; valid
-    bool [h w], False at the sky; intrinsics f32 [3 3]; visible i16 [h w], the index into
-    scene.objects or -1 for the setting.
+    normals: whether to return the exact normals of what is seen, too.
     """
-    return _render(scene, resolution)[0]
-
-
-def render_with_normals(scene: Scene, resolution: int) -> tuple[Rendering, np.ndarray]:
-    """Returns `render`, and the normals f32 [h w 3] of what is seen, as in `data/normals.py`.
-
-    They are exact, and 0 at the sky.
-    """
-    rendering, normal = _render(scene, resolution)
-    camera = np.array(scene.camera.axes, np.float32) @ normal  # rows: right, down and forward
-    return rendering, camera.T.reshape(resolution, resolution, 3) * rendering[2][..., None]
-
-
-def _render(scene: Scene, resolution: int) -> tuple[Rendering, np.ndarray]:
-    """Returns `render`, and the normals [3 n] in the world."""
-    solids = Solids(scene)
-    rays, depth, surface = cast(scene, solids, resolution)
-    hits = Hits(rays, depth, surface, scene.camera.focal(resolution))
-    image, normal = shade(scene, solids, hits)
-    valid = surface != SKY
-    size = (resolution, resolution)
-    rendering = (
+    solids = Solids(scenes)
+    hits = Hits(*cast(scenes, solids, resolution))
+    valid = hits.surface != SKY
+    image, normal = _shade(scenes, solids, hits, resolution)
+    size = (len(scenes), resolution, resolution)
+    seen = None
+    if normals:
+        axes = np.array([scene.camera.axes for scene in scenes], np.float32)
+        seen = np.matmul(axes, normal.transpose(1, 0, 2))  # rows: right, down and forward
+        seen = seen.transpose(0, 2, 1).reshape(*size, 3) * valid.reshape(*size, 1)
+    return Renderings(
         image.reshape(*size, 3),
-        (depth * valid).reshape(size),
+        (hits.depth * valid).reshape(size),
         valid.reshape(size),
-        scene.camera.intrinsics(resolution),
-        visible(scene, surface).reshape(size),
+        np.array([scene.camera.intrinsics(resolution) for scene in scenes]),
+        visible(scenes, hits.surface).reshape(size),
+        seen,
     )
-    return rendering, normal
 
 
-def shade(scene: Scene, solids: Solids, hits: Hits) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the colors u8 [n 3] of what rays hit, and its normals f32 [3 n] in the world."""
-    rays, depth, surface, focal = hits
-    table = _table(scene)
-    look = table.take(surface, axis=1)
+class Hits(NamedTuple):
+    """What the rays of the cameras hit."""
+
+    rays: np.ndarray  # f32 [3 s n], of unit depth
+    depth: np.ndarray  # f32 [s n]
+    surface: np.ndarray  # i64 [s n], its number in its scene
+
+
+def _shade(
+    scenes: Sequence[Scene], solids: Solids, hits: Hits, resolution: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the colors u8 [s n 3] of what rays hit, and its normals f32 [3 s n] in the world."""
+    rays, depth, surface = hits
+    table = _Table(scenes)
+    entry = surface + table.first[:, None]
+    look = table.values.take(entry, axis=1)
     points = rays * depth
-    points += np.array(scene.camera.position, np.float32)[:, None]
-    local = _to_local(look[_LOCAL].reshape(3, 4, -1), points)
+    points += _per_scene([scene.camera.position for scene in scenes])
+    local = _to_local(look[_LOCAL].reshape(3, 4, *depth.shape), points)
     normal = look[_NORMAL]
-    _object_normals(scene, surface, local, look, normal)
+    _object_normals(table, entry.ravel(), local, look, normal)
 
     color = look[_RGB]
     pattern = _pattern(local, look)
     # A pattern finer than a pixel shows as its mean: contrast fades with the pixel's footprint.
-    slant = np.einsum("in,in->n", normal, rays)
+    slant = np.einsum("isn,isn->sn", normal, rays)
     np.abs(slant, out=slant)
     slant += 0.05
     blur = depth * look[_CELLS_PER_METER]
-    blur *= 1.6 / focal
+    blur *= _per_scene([(1.6 / scene.camera.focal(resolution),) for scene in scenes])[0]
     blur /= slant
     fade = np.clip(1.6 - blur, 0, 1, out=blur)
     fade *= look[_CONTRAST]
     fade *= pattern
     color *= np.subtract(1, fade, out=fade)
-    color *= _brightness(scene, solids, points, normal, surface)
-    if scene.room.fence is not None:
-        _add_haze(scene, hits, color)
+    color *= _brightness(scenes, solids, points, normal, surface)
+    _add_haze(scenes, hits, color)
     color *= 255
     color += 0.5
     np.clip(color, 0, 255, out=color)
-    image = np.empty((color.shape[1], 3), np.uint8)
-    image[:] = color.T
+    image = np.empty((*depth.shape, 3), np.uint8)
+    image[:] = color.transpose(1, 2, 0)
     return image, normal
 
 
-def _table(scene: Scene) -> np.ndarray:
-    """Returns what shading needs of each surface, f32 [columns surfaces]."""
-    room = scene.room
+def _per_scene(rows: Sequence[Sequence[float]]) -> np.ndarray:
+    """Returns the columns of values, one row per scene, to broadcast over pixels: f32 [c s 1]."""
+    return np.array(rows, np.float32).T[:, :, None]
+
+
+class _Table:
+    """What shading needs of each surface of all scenes.
+
+    Attributes:
+      values: f32 [columns surfaces].
+      first: the entry of each scene's surface 0.
+      form: f32 [5 surfaces], of solids.
+      kind: of each surface: 0 not an object, 1 round, 2 flat.
+    """
+
+    def __init__(self, scenes: Sequence[Scene]):
+        rows: list[list[float]] = []
+        forms: list[tuple[float, ...]] = []
+        kinds, first = [], []
+        for scene in scenes:
+            first.append(len(rows))
+            setting = _setting_rows(scene.room, scene.sky[1])
+            rows += setting
+            rows += [_object_row(obj) for obj in scene.objects]
+            forms += [(0.0,) * 5] * len(setting)
+            forms += [ROUND.get(obj.kind) or FLAT[obj.kind] for obj in scene.objects]
+            kinds += [0] * len(setting) + [1 if o.kind in ROUND else 2 for o in scene.objects]
+        self.values = np.array(rows, np.float32).T.copy()
+        self.form = np.array(forms, np.float32).T
+        self.kind, self.first = np.array(kinds), np.array(first)
+
+
+def _setting_rows(room: Room, horizon: Triple) -> list[list[float]]:
     center = [(h + l) / 2 for l, h in zip(room.low, room.high, strict=True)]
     half = [(h - l) / 2 for l, h in zip(room.low, room.high, strict=True)]
     level = _affine(((1, 0, 0), (0, 1, 0), (0, 0, 1)), half, center)
-    sky = Material(scene.sky[1])
-    materials = (room.floor, room.ceiling, *(room.walls,) * 4, sky)
+    materials = (room.floor, room.ceiling, *(room.walls,) * 4, Material(horizon))
     rows = [_row(level, one, normal) for one, normal in zip(materials, _NORMALS, strict=True)]
-    for panel in room.panels:
-        rows.append(_row(level, panel.material, _NORMALS[panel.wall]))
-    for obj in scene.objects:
-        affine = _affine(obj.axes, obj.half, obj.position)
-        rows.append(_row(affine, obj.material, (0, 0, 0)))
-    return np.array(rows, np.float32).T.copy()
+    return rows + [_row(level, panel.material, _NORMALS[panel.wall]) for panel in room.panels]
+
+
+def _object_row(obj: SceneObject) -> list[float]:
+    return _row(_affine(obj.axes, obj.half, obj.position), obj.material, (0, 0, 0))
 
 
 def _affine(
@@ -173,27 +197,24 @@ def _pattern(local: np.ndarray, look: np.ndarray) -> np.ndarray:
 
 
 def _object_normals(
-    scene: Scene, surface: np.ndarray, local: np.ndarray, look: np.ndarray, normal: np.ndarray
+    table: _Table, entry: np.ndarray, local: np.ndarray, look: np.ndarray, normal: np.ndarray
 ) -> None:
-    """Writes the outward unit normals of pixels that show an object into normal [3 n]."""
-    first = PANELS + len(scene.room.panels)
-    pixels = np.flatnonzero(surface >= first)
+    """Writes the outward unit normals of pixels that show an object into normal [3 s n]."""
+    kind = table.kind.take(entry)
+    pixels = np.flatnonzero(kind)
     if not len(pixels):
         return
-    which = surface[pixels] - first
-    is_round = np.array([obj.kind in ROUND for obj in scene.objects])
-    form = np.array([ROUND.get(obj.kind) or FLAT[obj.kind] for obj in scene.objects], np.float32).T
-    inside = local[:, pixels]
-    bent = is_round[which]
+    which, bent = entry[pixels], kind[pixels] == 1
+    inside = local.reshape(3, -1).take(pixels, axis=1)
     outward = np.empty_like(inside)
     for choose, gradient in ((bent, _round_gradient), (~bent, _flat_gradient)):
         part = np.flatnonzero(choose)
         if len(part):
-            outward[:, part] = gradient(inside[:, part], form[:, which[part]])
-    turn = look[_LOCAL].reshape(3, 4, -1)[:, :3, pixels]
+            outward[:, part] = gradient(inside[:, part], table.form[:, which[part]])
+    turn = look[_LOCAL].reshape(3, 4, -1)[:, :3].take(pixels, axis=2)
     world = np.einsum("ijn,in->jn", turn, outward)
     world /= np.sqrt(np.einsum("in,in->n", world, world))
-    normal[:, pixels] = world
+    normal.reshape(3, -1)[:, pixels] = world
 
 
 def _round_gradient(local: np.ndarray, form: np.ndarray) -> np.ndarray:
@@ -223,49 +244,57 @@ def _flat_gradient(local: np.ndarray, form: np.ndarray) -> np.ndarray:
 
 
 def _brightness(
-    scene: Scene, solids: Solids, points: np.ndarray, normal: np.ndarray, surface: np.ndarray
+    scenes: Sequence[Scene],
+    solids: Solids,
+    points: np.ndarray,
+    normal: np.ndarray,
+    surface: np.ndarray,
 ) -> np.ndarray:
-    light = scene.light
-    to_light = np.array(light.position, np.float32)[:, None] - points
-    squared = np.einsum("in,in->n", to_light, to_light)
-    facing = np.einsum("in,in->n", normal, to_light)
+    lights = [scene.light for scene in scenes]
+    to_light = _per_scene([light.position for light in lights]) - points
+    squared = np.einsum("isn,isn->sn", to_light, to_light)
+    strength, falloff, ambient, from_above = _per_scene(
+        [(one.strength, 1 / one.reach**2, one.ambient, 0.25 * one.ambient) for one in lights]
+    )
+    facing = np.einsum("isn,isn->sn", normal, to_light)
     facing /= np.sqrt(squared)
-    facing *= light.strength
-    squared *= 1 / light.reach**2
+    facing *= strength
+    squared *= falloff
     squared += 1
     facing /= squared
-    lit = np.flatnonzero(facing > 0)
-    shadowed = _shadowed(scene, solids, to_light[:, lit], surface[lit])
-    facing[lit[shadowed]] = 0
+    np.copyto(facing, 0, where=_shadowed(scenes, solids, to_light, surface))
     np.maximum(facing, 0, out=facing)
     # The sky and the walls give slightly more light from above than from below.
-    facing += light.ambient + 0.25 * light.ambient * normal[2]
+    facing += ambient + from_above * normal[2]
     return facing
 
 
 def _shadowed(
-    scene: Scene, solids: Solids, to_light: np.ndarray, surface: np.ndarray
+    scenes: Sequence[Scene], solids: Solids, to_light: np.ndarray, surface: np.ndarray
 ) -> np.ndarray:
-    """Returns the indices of points in shadow, by rays from the light: one origin serves all."""
-    if not solids.n or not to_light.shape[1]:
-        return np.empty(0, np.int64)
-    blocked = solids.entries(scene.light.position, np.negative(to_light, out=to_light)) < 1 - _SKIN
-    first = PANELS + len(scene.room.panels)
-    for row, index in zip(blocked, solids.order, strict=True):
+    """Returns which points are in shadow, by rays from the light: one origin serves all."""
+    shadowed = np.zeros(surface.shape, np.bool_)
+    origins = np.array([scene.light.position for scene in scenes])
+    entries = solids.entries(origins, np.negative(to_light, out=to_light))
+    numbers = first_objects(scenes) + solids.index
+    for t, number in zip(entries, numbers, strict=True):
+        blocked = t < 1 - _SKIN
         # Solids are convex: none shades its own lit side.
-        row &= surface != first + index
-    return np.flatnonzero(blocked.any(axis=0))
+        blocked &= surface != number[:, None]
+        shadowed |= blocked
+    return shadowed
 
 
-def _add_haze(scene: Scene, hits: Hits, color: np.ndarray) -> None:
-    zenith, horizon = (np.array(rgb, np.float32)[:, None] for rgb in scene.sky)
-    if math.isfinite(scene.haze):
-        clear = np.exp(hits.depth * (-1 / scene.haze))
-        color -= horizon
-        color *= clear
-        color += horizon
-    pixels = np.flatnonzero(hits.surface == SKY)
+def _add_haze(scenes: Sequence[Scene], hits: Hits, color: np.ndarray) -> None:
+    outdoors = [i for i, scene in enumerate(scenes) if scene.room.fence is not None]
+    hazy = [i for i in outdoors if math.isfinite(scenes[i].haze)]
+    zenith, horizon = (_per_scene([scene.sky[part] for scene in scenes]) for part in (0, 1))
+    if hazy:
+        clear = np.exp(hits.depth[hazy] * _per_scene([(-1 / scenes[i].haze,) for i in hazy])[0])
+        color[:, hazy] = (color[:, hazy] - horizon[:, hazy]) * clear + horizon[:, hazy]
+    which, pixels = np.nonzero(hits.surface == SKY)
     if len(pixels):
-        rays = hits.rays[:, pixels]
+        rays = hits.rays[:, which, pixels]
         height = np.clip(2 * rays[2] / np.sqrt(np.einsum("in,in->n", rays, rays)), 0, 1)
-        color[:, pixels] = horizon + (zenith - horizon) * height
+        low, high = horizon[:, which, 0], zenith[:, which, 0]
+        color[:, which, pixels] = low + (high - low) * height

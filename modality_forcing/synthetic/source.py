@@ -5,14 +5,16 @@ from __future__ import annotations
 import colorsys
 import math
 import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import SupportsIndex
 
 from modality_forcing.data.records import Record
 from modality_forcing.errors import UserError
-from modality_forcing.synthetic.captions import caption
+from modality_forcing.synthetic.captions import VIEW, caption
 from modality_forcing.synthetic.objects import clearance, place_objects, sample_partitions
-from modality_forcing.synthetic.raycast import (
+from modality_forcing.synthetic.raycast import trace
+from modality_forcing.synthetic.scene import (
     Axes,
     Camera,
     Light,
@@ -23,8 +25,10 @@ from modality_forcing.synthetic.raycast import (
     Triple,
 )
 from modality_forcing.synthetic.scene_rng import SceneRng, surface_material
-from modality_forcing.synthetic.shading import render, render_with_normals
+from modality_forcing.synthetic.shading import render
 from modality_forcing.synthetic.world import VARIED, WORLDS, Surface, World
+
+_PIXELS_AT_ONCE = 8192  # so that what is computed of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -55,27 +59,36 @@ class Scenes:
         return self.count
 
     def __getitem__(self, index: SupportsIndex) -> Record:
-        index = operator.index(index)
-        if not 0 <= index < self.count:
-            raise IndexError(f"scene {index} of {self.count}")
-        scene = sample_scene(self.seed, self.split, index, WORLDS[self.world])
-        normals = None
-        if "normals" in self.fields:
-            rendering, normals = render_with_normals(scene, self.resolution)
-        else:
-            rendering = render(scene, self.resolution)
-        image, depth, valid, intrinsics, visible = rendering
-        return Record(
-            image=image,
-            depth=depth,
-            valid=valid,
-            intrinsics=intrinsics,
-            unit="metric",
-            caption=caption(scene, visible),
-            source="scenes",
-            id=f"{self.split}-{self.seed}-{index}",
-            normals=normals,
-        )
+        return self.records((index,))[0]
+
+    def records(self, indices: Iterable[SupportsIndex]) -> list[Record]:
+        """Returns many records, the same to the bit as one by one, in a fraction of the time."""
+        numbers = [operator.index(index) for index in indices]
+        for index in numbers:
+            if not 0 <= index < self.count:
+                raise IndexError(f"scene {index} of {self.count}")
+        at_once = max(1, _PIXELS_AT_ONCE // self.resolution**2)
+        parts = (numbers[at : at + at_once] for at in range(0, len(numbers), at_once))
+        return [record for part in parts for record in self._render(part)]
+
+    def _render(self, indices: list[int]) -> Iterator[Record]:
+        scenes = [
+            sample_scene(self.seed, self.split, index, WORLDS[self.world]) for index in indices
+        ]
+        shown = render(scenes, self.resolution, normals="normals" in self.fields)
+        small = shown.visible if self.resolution == VIEW else trace(scenes, VIEW)[1]
+        for i, (index, scene) in enumerate(zip(indices, scenes, strict=True)):
+            yield Record(
+                image=shown.image[i],
+                depth=shown.depth[i],
+                valid=shown.valid[i],
+                intrinsics=shown.intrinsics[i],
+                unit="metric",
+                caption=caption(scene, small[i]),
+                source="scenes",
+                id=f"{self.split}-{self.seed}-{index}",
+                normals=None if shown.normals is None else shown.normals[i],
+            )
 
 
 def sample_scene(seed: int, split: str, index: int, world: World = VARIED) -> Scene:

@@ -11,7 +11,7 @@ import pytest
 
 from modality_forcing.synthetic.captions import BIG, CLEAR, SMALL, VIEW, caption
 from modality_forcing.synthetic.objects import COLORS, KINDS
-from modality_forcing.synthetic.raycast import Scene, SceneObject
+from modality_forcing.synthetic.scene import Scene, SceneObject
 from modality_forcing.synthetic.shading import render
 from modality_forcing.synthetic.source import sample_scene
 
@@ -27,7 +27,7 @@ class Truth:
 
     def __init__(self, scene: Scene):
         self.scene = scene
-        visible = render(scene, VIEW)[4]
+        visible = render((scene,), VIEW).visible[0]
         self.where = {
             n: np.argwhere(visible == n)
             for n, obj in enumerate(scene.objects)
@@ -153,7 +153,8 @@ def test_false_captions_are_detected():
 def test_caption_does_not_depend_on_resolution():
     for index in range(25):
         scene = sample_scene(0, "train", index)
-        said = {caption(scene)} | {caption(scene, render(scene, size)[4]) for size in (16, 32, 40)}
+        views = (render((scene,), size).visible[0] for size in (16, 32, 40))
+        said = {caption(scene)} | {caption(scene, view) for view in views}
         assert len(said) == 1
 
 

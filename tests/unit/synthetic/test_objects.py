@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from modality_forcing.synthetic.objects import clearance, place_objects
-from modality_forcing.synthetic.raycast import Material, Room
+from modality_forcing.synthetic.scene import Material, Room
 from modality_forcing.synthetic.scene_rng import SceneRng
 from modality_forcing.synthetic.source import sample_scene
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modality_forcing.synthetic.objects import KINDS
-from modality_forcing.synthetic.raycast import (
+from modality_forcing.synthetic.raycast import trace
+from modality_forcing.synthetic.scene import (
     Camera,
     Light,
     Material,
@@ -19,7 +20,6 @@ from modality_forcing.synthetic.raycast import (
     Scene,
     SceneObject,
     Triple,
-    trace,
 )
 from modality_forcing.synthetic.shading import render
 from modality_forcing.synthetic.source import camera_axes, sample_scene
@@ -60,6 +60,11 @@ def one_thing(
     obj = SceneObject(kind, "red", (2.5, 0.4, 1.4), half, camera_axes(*turn), GRAY)
     camera = Camera((-0.8, 0.1, 1.9), camera_axes(0.05, -0.1, 0.2), 55.0)
     return Scene(camera, (obj,), CLOSED, LAMP, "room")
+
+
+def trace_one(scene: Scene, size: int) -> tuple[np.ndarray, np.ndarray]:
+    depth, visible = trace((scene,), size)
+    return depth[0], visible[0]
 
 
 def unproject(drawn: Scene, depth: np.ndarray) -> np.ndarray:
@@ -106,7 +111,7 @@ def searched_depth(drawn: Scene) -> np.ndarray:
 @pytest.mark.parametrize("turn", [(0.4, 0.3, -0.5), (2.0, -1.1, 0.9), (3.1, 0.2, 0.2)])
 def test_depth_of_solids_equals_a_search(kind: str, turn: tuple[float, float, float]):
     drawn = one_thing(kind, turn)
-    depth, visible = trace(drawn, SIZE)
+    depth, visible = trace_one(drawn, SIZE)
     wanted = searched_depth(drawn)
     shown = visible == 0
     assert shown.sum() > 20
@@ -123,7 +128,7 @@ def test_solid_seen_along_its_axes_has_no_holes(kind: str):
         kind, "red", (3.0, 0, 1.0), (0.8, 0.8, 0.8), ((1, 0, 0), (0, 1, 0), (0, 0, 1)), GRAY
     )
     drawn = Scene(level, (obj,), CLOSED, LAMP, "room")
-    depth, visible = trace(drawn, 33)  # the middle pixel looks exactly along the x axis
+    depth, visible = trace_one(drawn, 33)  # the middle pixel looks exactly along the x axis
     assert np.isfinite(depth).all()
     half_way = {"cone": 0.4, "pyramid": 0.4, "prism": 0.4, "dome": 0.8 * math.sqrt(0.75)}
     assert visible[16, 16] == 0
@@ -132,7 +137,7 @@ def test_solid_seen_along_its_axes_has_no_holes(kind: str):
 
 def test_room_is_at_its_planes():
     drawn = Scene(Camera((1, 2, 1.5), camera_axes(0.7, -0.2, 0.1), 80.0), (), CLOSED, LAMP, "room")
-    depth, visible = trace(drawn, SIZE)
+    depth, visible = trace_one(drawn, SIZE)
     points = unproject(drawn, depth.astype(np.float64))
     low, high = np.array(CLOSED.low), np.array(CLOSED.high)
     gap = np.minimum(np.abs(points - low), np.abs(points - high)).min(axis=-1)
@@ -145,7 +150,7 @@ def test_room_is_at_its_planes():
 @given(st.integers(0, 100_000))
 def test_depth_reprojects_onto_surfaces(index: int):
     drawn = sample_scene(7, "points", index)
-    depth, visible = trace(drawn, SIZE)
+    depth, visible = trace_one(drawn, SIZE)
     points = unproject(drawn, depth.astype(np.float64))
     for number, obj in enumerate(drawn.objects):
         x, y, z = in_own_axes(obj, points[visible == number]).T
@@ -156,7 +161,7 @@ def test_depth_reprojects_onto_surfaces(index: int):
 @given(st.integers(0, 100_000))
 def test_nearest_surface_is_found(index: int):
     drawn = sample_scene(8, "points", index)
-    depth, _ = trace(drawn, SIZE)
+    depth, _ = trace_one(drawn, SIZE)
     for part in (0.35, 0.6, 0.85, 0.97):
         points = unproject(drawn, part * depth.astype(np.float64))
         for obj in drawn.objects:
@@ -167,14 +172,15 @@ def test_nearest_surface_is_found(index: int):
 def test_depth_is_along_the_optical_axis():
     wall = Room((-9, -9, 0), (4, 9, 6), GRAY, GRAY, GRAY)
     level = Camera((0, 0, 3.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
-    depth, _ = trace(Scene(level, (), wall, LAMP, "room"), 16)
+    depth, _ = trace_one(Scene(level, (), wall, LAMP, "room"), 16)
     np.testing.assert_allclose(depth, 4.0, rtol=1e-5)
 
 
 def test_sky_is_above_the_fence():
     yard = Room((-9, -9, 0), (10, 9, 200), GRAY, GRAY, GRAY, fence=2.0)
     level = Camera((0, 0, 1.0), ((0, -1, 0), (0, 0, -1), (1, 0, 0)), 60.0)
-    _, depth, valid, intrinsics, _ = render(Scene(level, (), yard, LAMP, "outdoors"), 64)
+    shown = render((Scene(level, (), yard, LAMP, "outdoors"),), 64)
+    depth, valid, intrinsics = shown.depth[0], shown.valid[0], shown.intrinsics[0]
     rows = np.arange(64)
     # Height at which a row meets the fence.
     rise = 1.0 - 10 * (rows - intrinsics[1, 2]) / intrinsics[1, 1]
@@ -187,10 +193,10 @@ def test_panel_changes_color_but_not_depth():
     bare = Scene(level, (), CLOSED, LAMP, "room")
     door = Panel(3, (-0.5, 0.6), (0.0, 2.0), Material((0.9, 0.1, 0.1)))
     hung = Scene(level, (), Room(CLOSED.low, CLOSED.high, GRAY, GRAY, GRAY, (door,)), LAMP, "room")
-    before, after = render(bare, 48), render(hung, 48)
-    np.testing.assert_array_equal(before[1], after[1])
-    changed = (before[0] != after[0]).any(axis=2)
-    points = unproject(hung, after[1].astype(np.float64))
+    shown = render((bare, hung), 48)
+    np.testing.assert_array_equal(*shown.depth)
+    changed = (shown.image[0] != shown.image[1]).any(axis=2)
+    points = unproject(hung, shown.depth[1].astype(np.float64))
     within = (
         (points[..., 0] > 6.99)
         & (points[..., 1] > -0.5)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from modality_forcing.synthetic.objects import COLORS
-from modality_forcing.synthetic.raycast import Camera, Light, Material, Room, Scene, SceneObject
-from modality_forcing.synthetic.shading import render, render_with_normals
+from modality_forcing.synthetic.scene import Camera, Light, Material, Room, Scene, SceneObject
+from modality_forcing.synthetic.shading import Renderings, render
 from modality_forcing.synthetic.source import camera_axes
 
 GRAY = Material((0.6, 0.6, 0.6))
@@ -21,9 +21,16 @@ BALL = SceneObject(
 CAMERA = Camera((-0.5, 0.2, 2.6), camera_axes(0.0, -0.6, 0.0), 70.0)
 
 
+def render_one(scene: Scene, size: int, *, normals: bool = False) -> Renderings:
+    image, depth, valid, intrinsics, visible, seen = render((scene,), size, normals=normals)
+    seen = None if seen is None else seen[0]
+    return Renderings(image[0], depth[0], valid[0], intrinsics[0], visible[0], seen)
+
+
 def test_shadow_is_where_the_ball_hides_the_lamp():
-    without = render(Scene(CAMERA, (), CLOSED, LAMP, "room"), 64)
-    image, depth, _, intrinsics, visible = render(Scene(CAMERA, (BALL,), CLOSED, LAMP, "room"), 64)
+    without = render_one(Scene(CAMERA, (), CLOSED, LAMP, "room"), 64)
+    both = render_one(Scene(CAMERA, (BALL,), CLOSED, LAMP, "room"), 64)
+    image, depth, _, intrinsics, visible, _ = both
     darker = image.astype(int).sum(axis=2) < without[0].astype(int).sum(axis=2) - 20
     columns, rows = np.meshgrid(np.arange(64), np.arange(64))
     rays = (
@@ -47,7 +54,7 @@ def test_shadow_is_where_the_ball_hides_the_lamp():
 
 def test_lit_side_is_brighter():
     side = Light((2.5, 3.0, 1.5), 0.8, 0.4, 10)
-    image, _, _, _, visible = render(Scene(CAMERA, (BALL,), CLOSED, side, "room"), 64)
+    image, _, _, _, visible, _ = render_one(Scene(CAMERA, (BALL,), CLOSED, side, "room"), 64)
     columns = np.nonzero(visible == 0)[1]
     middle = (columns.min() + columns.max()) // 2
     red = np.where(visible == 0, image[..., 0], 0).astype(int)
@@ -59,7 +66,9 @@ def test_no_object_shades_its_own_lit_side():
     """The sun is far away, where rounding is worst, and the ball is small and close."""
     sun = Light((-30.0, 20.0, 70.0), 0.8, 0.4, 1e4)
     small = replace(BALL, position=(0.3, 0.2, 2.0), half=(0.1, 0.1, 0.1))
-    image, depth, _, intrinsics, visible = render(Scene(CAMERA, (small,), CLOSED, sun, "room"), 96)
+    image, depth, _, intrinsics, visible, _ = render_one(
+        Scene(CAMERA, (small,), CLOSED, sun, "room"), 96
+    )
     columns, rows = np.meshgrid(np.arange(96), np.arange(96))
     rays = (
         np.stack((columns, rows, np.ones_like(rows)), axis=-1)
@@ -78,7 +87,7 @@ def test_no_object_shades_its_own_lit_side():
 def test_each_color_word_is_visible_in_the_image():
     for name, rgb in COLORS.items():
         ball = replace(BALL, color=name, material=Material(rgb))
-        image, _, _, _, visible = render(Scene(CAMERA, (ball,), CLOSED, LAMP, "room"), 32)
+        image, _, _, _, visible, _ = render_one(Scene(CAMERA, (ball,), CLOSED, LAMP, "room"), 32)
         seen = np.median(image[visible == 0].astype(float), axis=0) / 255
         nearest = min(COLORS, key=lambda other: _apart(np.array(COLORS[other]), seen))
         assert nearest == name
@@ -96,7 +105,7 @@ def test_fine_pattern_fades_instead_of_aliasing():
     spreads = []
     for material in (fine, coarse):
         room = Room(CLOSED.low, CLOSED.high, material, GRAY, GRAY)
-        image = render(Scene(CAMERA, (), room, replace(LAMP, strength=0.0), "room"), 32)[0]
+        image = render_one(Scene(CAMERA, (), room, replace(LAMP, strength=0.0), "room"), 32)[0]
         spreads.append(np.ptp(image[20:].astype(int)))
     assert spreads[0] <= 2
     assert spreads[1] > 20
@@ -107,7 +116,7 @@ def test_haze_turns_far_ground_to_the_color_of_the_horizon():
     camera = Camera((0, 0, 1.5), camera_axes(0.0, 0.0, 0.0), 60.0)
     sun = Light((0, 0, 80.0), 0.0, 0.4, 1e4)
     hazy = Scene(camera, (), yard, sun, "outdoors", ((0.2, 0.3, 0.9), (0.9, 0.9, 0.9)), haze=20.0)
-    image, _, valid, _, _ = render(hazy, 64)
+    image, _, valid, _, _, _ = render_one(hazy, 64)
     far, near = image[34, 32].astype(int), image[63, 32].astype(int)
     assert valid[34, 32] and valid[63, 32]
     assert far.min() > near.max() + 50
@@ -115,10 +124,11 @@ def test_haze_turns_far_ground_to_the_color_of_the_horizon():
 
 def test_normals_of_a_ball_and_a_room():
     scene = Scene(CAMERA, (BALL,), CLOSED, LAMP, "room")
-    rendering, normals = render_with_normals(scene, 48)
-    for one, other in zip(rendering, render(scene, 48), strict=True):
+    rendering = render_one(scene, 48, normals=True)
+    for one, other in zip(rendering[:-1], render_one(scene, 48)[:-1], strict=True):
         np.testing.assert_array_equal(one, other)
-    _, depth, _, intrinsics, visible = rendering
+    _, depth, _, intrinsics, visible, normals = rendering
+    assert normals is not None
     columns, rows = np.meshgrid(np.arange(48), np.arange(48))
     pixels = np.stack((columns, rows, np.ones_like(rows)), -1)
     rays = pixels @ np.linalg.inv(intrinsics.astype(np.float64)).T

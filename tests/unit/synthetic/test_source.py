@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,8 @@ def test_source_is_a_picklable_sequence():
     for outside in (3, -1):
         with pytest.raises(IndexError):
             source[outside]
+        with pytest.raises(IndexError):
+            source.records((0, outside))
     np.testing.assert_array_equal(source[np.int64(1)].depth, source[1].depth)
 
 
@@ -97,6 +100,15 @@ def test_records_are_valid(index: int, resolution: int):
     assert record.depth[record.valid].max() < 100
     assert (record.depth[~record.valid] == 0).all()
     assert 45 <= 2 * np.degrees(np.arctan(resolution / 2 / record.intrinsics[0, 0])) <= 85
+
+
+@settings(max_examples=8, deadline=None)
+@given(indices=st.lists(st.integers(0, 9_999), min_size=1, max_size=12), normals=st.booleans())
+def test_records_do_not_depend_on_how_many_are_rendered_at_once(indices: list[int], normals: bool):
+    source = Scenes(resolution=16, fields=frozenset({"normals"} if normals else ()))
+    for index, record in zip(indices, source.records(indices), strict=True):
+        for one, other in zip(astuple(record), astuple(source[index]), strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("index", range(12))
@@ -129,11 +141,11 @@ def test_scenes_are_varied():
 def test_rows_do_not_predict_depth():
     """The mean depth of rows has over two thirds of the error of the best constant."""
     train, held_out = Scenes(resolution=24), Scenes(resolution=24, split="rows")
-    records = [train[i] for i in range(300)]
+    records = train.records(range(300))
     profile = row_mean_prediction(
         np.stack([r.depth for r in records]), np.stack([r.valid for r in records])
     )
-    records = [held_out[i] for i in range(150)]
+    records = held_out.records(range(150))
     depth, valid = np.stack([r.depth for r in records]), np.stack([r.valid for r in records])
     scores = {"constant": constant_scores(depth, valid)}
     scores["rows"] = score(np.broadcast_to(profile, depth.shape), depth, valid)
