@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from modality_forcing.config import Config
-    from modality_forcing.data.records import RecordSource
+    from modality_forcing.data.in_memory import InMemory
     from modality_forcing.evaluation.heldout import Evaluator
 
 EXAMPLES_PER_ROW = 3  # of a sheet
@@ -178,11 +178,13 @@ class PhaseCache:
         return max(entry["peak_rss_mb"] for entry in self._done.values())
 
 
-def _train(config: Config, workdir: Path, records: RecordSource) -> dict[str, float]:
+def _train(config: Config, workdir: Path, records: InMemory) -> dict[str, float]:
     from modality_forcing.evaluation.while_training import make_evaluate
     from modality_forcing.train.loop import train
     from modality_forcing.train.metrics import last_value
 
+    if not config.data.workers and config.train.steps * config.train.batch >= len(records):
+        records.fill()  # by all cores; reading them one by one, training would wait for each
     train(config, workdir, records=records, make_evaluate=make_evaluate)
     return {"seconds": last_value(workdir, "elapsed_s") or 0.0}
 

@@ -1,10 +1,14 @@
-"""Keeps records in memory once they are read."""
+"""Keeps records in memory once they are read, and reads them ahead by several processes."""
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, field
 
+from modality_forcing.data.parallel_reading import read_parallel
 from modality_forcing.data.records import Record, RecordSource
+from modality_forcing.data.worker_pool import available_cores
+from modality_forcing.progress import ProgressMeter
 
 
 @dataclass(frozen=True)
@@ -27,12 +31,41 @@ class InMemory:
         if (kept := self._records.get(index)) is not None:
             return kept
         record = self.source[index]
+        self._keep(index, record)
+        return record
+
+    def fill(self, workers: int | None = None) -> None:
+        """Reads the records that are not in memory, in order, until they do not fit any more.
+
+        Those that cannot be read are left to raise their error when they are needed. Reports the
+        rate and the remaining time on stderr. Raises WorkerDied if a process dies.
+
+        workers: processes that read; by default, as many as this one may use cores.
+        """
+        missing = [index for index in range(len(self)) if index not in self._records]
+        workers = available_cores() if workers is None else workers
+        meter = ProgressMeter("records into memory", len(missing), every=5.0)
+        done, parts = 0, read_parallel(self.source, missing, workers)
+        with closing(parts):
+            for part in parts:
+                kept = [self._keep(index, record) for index, record in part]
+                done += len(part)
+                meter.update(done)
+                if not all(kept):
+                    break
+        if missing:
+            meter.report(done)
+            meter.close()
+
+    def _keep(self, index: int, record: Record) -> bool:
+        """Returns whether there was memory left for the record."""
         size = _num_bytes(record)
         # Two threads may read one record at once. Counting it twice only ends the caching early.
-        if self._bytes[0] + size <= self.megabytes * 2**20:
-            self._records[index] = record
-            self._bytes[0] += size
-        return record
+        if self._bytes[0] + size > self.megabytes * 2**20:
+            return False
+        self._records[index] = record
+        self._bytes[0] += size
+        return True
 
     def __reduce__(self) -> tuple[type[InMemory], tuple[RecordSource, float]]:
         return InMemory, (self.source, self.megabytes)  # sending the records would take longer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -41,6 +41,20 @@ class RecordSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Record: ...
+
+
+@runtime_checkable
+class ManyRecords(Protocol):
+    """A source that makes many records in less time than one by one."""
+
+    def records(self, indices: Sequence[int], /) -> list[Record]: ...
+
+
+def read_many(source: RecordSource, indices: Sequence[int]) -> list[Record]:
+    """Returns the records of the indices."""
+    if isinstance(source, ManyRecords):
+        return source.records(indices)
+    return [source[index] for index in indices]
 
 
 @runtime_checkable

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import importlib.metadata
 import multiprocessing
-import os
-import signal
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for
-from multiprocessing.process import BaseProcess
 from typing import Protocol, runtime_checkable
 
 from PIL import features
 
 import modality_forcing
-from modality_forcing import signals
 from modality_forcing.data.records import Record, RecordSource, check
 from modality_forcing.data.resize import downscale
-from modality_forcing.errors import UserError, WorkerDied
+from modality_forcing.data.worker_pool import death, start_worker
+from modality_forcing.errors import UserError
 from modality_forcing.prepare.job import Failures, PrepareJob, ShardRecord
 from modality_forcing.progress import ProgressMeter, print_stderr
 from modality_forcing.storage import codec
@@ -35,7 +29,6 @@ from modality_forcing.storage.stats import DatasetStats
 
 _REPORT_EVERY = 10.0  # seconds between progress reports
 _POLL_EVERY = 0.5  # seconds between looks at what workers have counted
-_SIGNAL_WITHIN = 0.2  # seconds in which this process receives a signal that ended its workers
 
 
 @runtime_checkable
@@ -288,16 +281,8 @@ def _run_parallel(
                 try:
                     yield futures.pop(future), future.result()
                 except BrokenProcessPool as error:
-                    time.sleep(_SIGNAL_WITHIN)  # StopRequest, if SIGTERM was sent to all processes
-                    raise _death(processes) from error
+                    raise death(processes, hint="give fewer --workers") from error
             monitor.update()
-
-
-def _death(workers: Sequence[BaseProcess]) -> WorkerDied:
-    codes = [code for worker in workers if (code := worker.exitcode)]
-    first = [code for code in codes if code != -signal.SIGTERM]  # which the pool sends the others
-    code = (first or codes or [1])[0]
-    return WorkerDied("a worker process", code, hint="give fewer --workers")
 
 
 @contextmanager
@@ -313,13 +298,8 @@ def _stop_on_error(pool: ProcessPoolExecutor, counters: Counters) -> Iterator[No
 
 
 def _start_worker(work: Work) -> None:
-    # These may reach all processes; the parent stops its workers. The pool ends them by SIGTERM.
-    signals.ignore([n for n in (signal.SIGINT, *signals.SIGNALS) if n != signal.SIGTERM])
+    start_worker()
     _WORK.append(work)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    # A parent that was killed cannot end its workers, which would wait forever.
-    threading.Thread(target=lambda: (wait_for([parent.sentinel]), os._exit(1)), daemon=True).start()
 
 
 def _write_one(index: int) -> ShardRecord | Failures:

@@ -32,6 +32,19 @@ class Counting:
         )
 
 
+class Missing:
+    """A source whose record 3 cannot be read."""
+
+    def __init__(self, source: Counting):
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Record:
+        return self.source[99 if index == 3 else index]
+
+
 def test_reads_each_record_once():
     source = Counting(5)
     cached = InMemory(source)
@@ -68,3 +81,33 @@ def test_errors_are_not_cached():
         with pytest.raises(UserError):
             cached[1]
     assert source.reads[1] == 2
+
+
+def test_fill_reads_in_order_what_fits_and_is_missing():
+    source = Counting(100)
+    cached = InMemory(source, megabytes=1)
+    first = cached[40]
+    cached.fill(workers=1)
+    kept = [index for index in range(100) if source.reads[index] and cached[index] is cached[index]]
+    assert kept[:-1] == list(range(len(kept) - 1)) and 28 <= len(kept) <= 32
+    assert cached[40] is first and source.reads[40] == 1
+    assert [cached[index].id for index in kept] == [str(index) for index in kept]
+
+
+def test_fill_leaves_errors_to_the_reader(capsys: pytest.CaptureFixture[str]):
+    source = Counting(5)
+    cached = InMemory(Missing(source))
+    cached.fill(workers=1)
+    assert "records into memory  4/5" in capsys.readouterr().err
+    with pytest.raises(UserError, match="cannot be read"):
+        cached[3]
+    before = dict(source.reads)
+    assert [cached[index].id for index in (0, 1, 2, 4)] == ["0", "1", "2", "4"]
+    assert source.reads == before
+
+
+def test_fill_with_nothing_missing_is_silent(capsys: pytest.CaptureFixture[str]):
+    cached = InMemory(Counting(1))
+    cached[0]
+    cached.fill()
+    assert capsys.readouterr().err == ""
