@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from typing import NamedTuple
 
 from modality_forcing.synthetic.scene import Axes, Camera, Room, SceneObject, Triple
 from modality_forcing.synthetic.scene_rng import SceneRng, patterned_material, surface_material
@@ -22,6 +22,7 @@ COLORS: dict[str, Triple] = {
 }
 KINDS = ("sphere", "egg", "dome", "cylinder", "disc", "cone", "box", "pyramid", "prism")
 _UP = (0.0, 0.0, 1.0)
+_COLOR_NAMES = tuple(COLORS)
 _FLAT_TOPPED = ("box", "cylinder")
 
 
@@ -53,7 +54,7 @@ def place_objects(
     world: World = VARIED,
 ) -> None:
     """Adds up to `count` objects in view, as room permits: on the ground, floating or stacked."""
-    start = len(objects)
+    start, view = len(objects), _ground_in_view(camera, room, world.far)
     for _ in range(6 * count):
         if len(objects) - start == count:
             return
@@ -61,7 +62,7 @@ def place_objects(
         if supports and rng.bernoulli(0.4):
             _try_stacking(rng, world, objects, rng.choice(supports))
         else:
-            _try_placing(rng, camera, room, objects=objects, world=world)
+            _try_placing(rng, world, (camera, room, view), objects)
 
 
 def _can_support(obj: SceneObject) -> bool:
@@ -71,7 +72,7 @@ def _can_support(obj: SceneObject) -> bool:
 
 def _sample_object(rng: SceneRng, world: World, size: float, *, tumble: bool) -> SceneObject:
     """Returns an object at the origin, `size` meters across; `tumble` turns one that floats."""
-    kind, color = rng.choice(KINDS), rng.choice(tuple(COLORS))
+    kind, color = rng.choice(KINDS), rng.choice(_COLOR_NAMES)
     r, tall = size / 2, rng.uniform(0.7, 1.5)
     axes = _yaw_axes(rng.uniform(0, 2 * math.pi))
     half = (r, r, r * tall)
@@ -118,15 +119,13 @@ def _rest_height(obj: SceneObject) -> float:
 
 
 def _try_placing(
-    rng: SceneRng, camera: Camera, room: Room, *, objects: list[SceneObject], world: World
+    rng: SceneRng,
+    world: World,
+    surroundings: tuple[Camera, Room, _GroundInView],
+    objects: list[SceneObject],
 ) -> None:
     """Adds an object on the ground or in the air where the camera sees it, if there is room."""
-    spread = math.tan(math.radians(camera.fov) / 2)
-    forward = camera.axes[2]
-    slope = forward[2] / math.hypot(*forward[:2])
-    near, far = _ground_in_view(camera.position[2] - 0.3, slope, 0.85 * spread)
-    wall = clearance(room, camera.position[:2], math.atan2(forward[1], forward[0]))
-    near, far = max(near, 1.2), min(far, world.far, max(1.5, wall))
+    camera, room, (near, far, slope, spread) = surroundings
     floats = near >= far or rng.bernoulli(world.floating)
     z = rng.log_uniform(1.2, max(2.0, far)) if floats else rng.log_uniform(near, far)
     size = min(max(z * rng.log_uniform(*world.size), 0.2), 2.0)
@@ -146,15 +145,34 @@ def _try_placing(
     for other in objects:
         if math.dist(position, other.position) < 0.75 * (max(obj.half) + max(other.half)):
             return
-    objects.append(replace(obj, position=position))
+    objects.append(_at(obj, position))
 
 
-def _ground_in_view(height: float, slope: float, spread: float) -> tuple[float, float]:
-    """Returns the distances between which the middle column sees the ground, `height` below."""
-    lower, upper = spread - slope, -slope - spread
+class _GroundInView(NamedTuple):
+    """The distances, in meters, at which a camera sees the ground, and its slope and spread."""
+
+    near: float
+    far: float
+    slope: float  # of the optical axis
+    spread: float  # tangent of half the field of view
+
+
+def _ground_in_view(camera: Camera, room: Room, limit: float) -> _GroundInView:
+    """Returns what the middle column sees, from 1.2 m to the wall or the limit."""
+    spread = math.tan(math.radians(camera.fov) / 2)
+    forward = camera.axes[2]
+    slope = forward[2] / math.hypot(*forward[:2])
+    height, margin = camera.position[2] - 0.3, 0.85 * spread
+    lower, upper = margin - slope, -slope - margin
     near = height / lower if lower > 0 else math.inf
     far = height / upper if upper > 0 else math.inf
-    return max(near, 0.0), max(far, 0.0)
+    wall = clearance(room, camera.position[:2], math.atan2(forward[1], forward[0]))
+    return _GroundInView(max(near, 1.2), min(max(far, 0.0), limit, max(1.5, wall)), slope, spread)
+
+
+def _at(obj: SceneObject, position: Triple, support: int = -1) -> SceneObject:
+    # dataclasses.replace takes three times as long.
+    return SceneObject(obj.kind, obj.color, position, obj.half, obj.axes, obj.material, support)
 
 
 def _try_stacking(rng: SceneRng, world: World, objects: list[SceneObject], support: int) -> None:
@@ -166,7 +184,7 @@ def _try_stacking(rng: SceneRng, world: World, objects: list[SceneObject], suppo
     obj = _sample_object(rng, world, extent * rng.uniform(0.9, 1.6), tumble=False)
     x, y = (at + extent * rng.uniform(-0.25, 0.25) for at in below.position[:2])
     z = below.position[2] + below.half[2] + _rest_height(obj)
-    objects.append(replace(obj, position=(x, y, z), support=support))
+    objects.append(_at(obj, (x, y, z), support))
 
 
 def _ahead(camera: Camera, z: float, aside: float) -> tuple[float, float]:

@@ -38,13 +38,16 @@ def _grid(resolution: int) -> np.ndarray:
 
 
 def cast(
-    scenes: Sequence[Scene], solids: Solids, resolution: int
+    scenes: Sequence[Scene], solids: Solids, resolution: int, pixels: slice = slice(None)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns rays f32 [3 s n] of unit depth, depth f32 [s n] and surface numbers i64 [s n]."""
+    """Returns rays f32 [3 s n] of unit depth, depth f32 [s n] and surface numbers i64 [s n].
+
+    pixels: which of the image's, row by row.
+    """
     cameras = [scene.camera for scene in scenes]
     scale = np.array([(c.focal(resolution), c.focal(resolution), 1.0) for c in cameras])
     axes = np.array([camera.axes for camera in cameras]).transpose(0, 2, 1)
-    grid = _grid(resolution)
+    grid = _grid(resolution)[:, pixels]
     rays = np.empty((3, len(scenes), grid.shape[1]), np.float32)
     to_rays = (axes / scale[:, None]).astype(np.float32, order="C")
     np.matmul(to_rays, grid, out=rays.transpose(1, 0, 2))

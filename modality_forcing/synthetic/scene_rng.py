@@ -21,14 +21,8 @@ class SceneRng:
 
     def __init__(self, seed: int, split: str, index: int):
         entropy = np.random.SeedSequence((seed, zlib.crc32(split.encode()), index))
-        self._rng = np.random.Generator(np.random.PCG64(entropy))
-        self._numbers: Iterator[float] = iter(())
-
-    def _next(self) -> float:
-        for number in self._numbers:
-            return number
-        self._numbers = iter(self._rng.random(512).tolist())
-        return next(self._numbers)
+        rng = np.random.Generator(np.random.PCG64(entropy))
+        self._next = _numbers(rng).__next__  # the next number in [0, 1)
 
     def uniform(self, low: float, high: float) -> float:
         """Uniform in [low, high)."""
@@ -45,6 +39,11 @@ class SceneRng:
     def choice(self, options: Sequence[_T]) -> _T:
         """One of equally likely options; an option listed twice is twice as likely."""
         return options[int(self._next() * len(options))]
+
+
+def _numbers(rng: np.random.Generator) -> Iterator[float]:
+    while True:
+        yield from rng.random(256).tolist()
 
 
 def surface_material(rng: SceneRng, half: Triple, pattern: str, tones: Tones) -> Material:

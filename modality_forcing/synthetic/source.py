@@ -25,10 +25,8 @@ from modality_forcing.synthetic.scene import (
     Triple,
 )
 from modality_forcing.synthetic.scene_rng import SceneRng, surface_material
-from modality_forcing.synthetic.shading import render
+from modality_forcing.synthetic.shading import PIXELS_AT_ONCE, render
 from modality_forcing.synthetic.world import VARIED, WORLDS, Surface, World
-
-_PIXELS_AT_ONCE = 8192  # so that what is computed of them stays in the cache
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Scenes:
         for index in numbers:
             if not 0 <= index < self.count:
                 raise IndexError(f"scene {index} of {self.count}")
-        at_once = max(1, _PIXELS_AT_ONCE // self.resolution**2)
+        at_once = max(1, PIXELS_AT_ONCE // self.resolution**2)
         parts = (numbers[at : at + at_once] for at in range(0, len(numbers), at_once))
         return [record for part in parts for record in self._render(part)]
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
+from modality_forcing.synthetic import shading
 from modality_forcing.synthetic.objects import COLORS
 from modality_forcing.synthetic.scene import Camera, Light, Material, Room, Scene, SceneObject
 from modality_forcing.synthetic.shading import Renderings, render
-from modality_forcing.synthetic.source import camera_axes
+from modality_forcing.synthetic.source import camera_axes, sample_scene
 
 GRAY = Material((0.6, 0.6, 0.6))
 CLOSED = Room((-6, -6, 0), (6, 6, 4), GRAY, GRAY, GRAY)
@@ -142,3 +144,11 @@ def test_normals_of_a_ball_and_a_room():
     floor = ~ball & (points[..., 2] < 1e-3)
     assert floor.sum() > 500
     np.testing.assert_allclose((normals @ axes)[floor], [[0, 0, 1]] * floor.sum(), atol=1e-6)
+
+
+def test_images_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch):
+    scenes = (Scene(CAMERA, (BALL,), CLOSED, LAMP, "room"), sample_scene(0, "train", 3))
+    whole = render(scenes, 20, normals=True)
+    monkeypatch.setattr(shading, "PIXELS_AT_ONCE", 64)
+    for one, other in zip(whole, render(scenes, 20, normals=True), strict=True):
+        np.testing.assert_array_equal(one, other)
