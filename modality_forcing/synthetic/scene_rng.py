@@ -60,10 +60,13 @@ def patterned_material(
 ) -> Material:
     """Returns a material with a pattern: plain, checks, stripes, blots or shade."""
     contrast = rng.uniform(0.2, 0.45)
-    x, y, z = (max(1.0, round(extent * cells_per_meter)) for extent in half)
+    if pattern == "plain":
+        return Material(rgb)
     if pattern == "checks":
+        x, y, z = (max(1.0, round(extent * cells_per_meter)) for extent in half)
         return Material(rgb, contrast, 5.0, (x, y, z), cells_per_meter=cells_per_meter)
     if pattern == "stripes":
+        x, y, z = (max(1.0, round(extent * cells_per_meter)) for extent in half)
         cells = ((x, 0.0, 0.0), (0.0, y, 0.0), (0.0, 0.0, z))[int(rng.uniform(0, 2.99))]
         return Material(rgb, contrast, 4.0, cells, cells_per_meter=cells_per_meter)
     if pattern == "blots":
@@ -71,6 +74,5 @@ def patterned_material(
         cells = (*density, 0.7 * half[2] * cells_per_meter)
         phase, warp = rng.uniform(0, 6), rng.uniform(0.8, 2.0)
         return Material(rgb, 0.7 * contrast, 0.6, cells, phase, warp, cells_per_meter)
-    if pattern == "shade":
-        return Material(rgb, contrast, 0.5, (0.0, 0.0, 0.5), -math.pi / 2)
-    return Material(rgb)
+    assert pattern == "shade", pattern
+    return Material(rgb, contrast, 0.5, (0.0, 0.0, 0.5), -math.pi / 2)
