@@ -16,6 +16,9 @@ TASKS: dict[str, tuple[str, ...]] = {
     "d2i": ("depth",),
     "partial": ("depth",),
 }
+# Named as any other conversion, and what files are converted by besides.
+TO_NORMALS: dict[str, tuple[str, ...]] = {"i2n": ("image",), "d2n": ("depth",)}
+SAMPLED = TASKS | TO_NORMALS  # tasks of captions and of single files
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ def parse(name: str, modalities: Sequence[str]) -> Task:
 
     Raises UserError for an unknown name, and for a task that the network cannot do.
     """
+    if name in TO_NORMALS and not any(n.startswith("n") for n in modalities):
+        what = f"mode {name} needs normals, this network has {', '.join(modalities)} only"
+        raise UserError(what, hint="use a checkpoint of configs/normals.py")
     given = TASKS[name] if name in TASKS else _parse_letters(name, modalities)[0]
     missing = [n for n in given if n not in modalities]
     if missing or (name != "t2i" and len(modalities) < 2):

@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   mforce sample --checkpoint runs/mf --mode i2d --image photo.jpg --out out
   mforce sample --checkpoint runs/mf --mode i2d --image photos/ --points ply --out out
   mforce sample --checkpoint runs/mf --mode i2d --image 'photos/*.jpg' --ensemble 5 --out out
+  mforce sample --checkpoint runs/normals --mode i2n --image photos/ --out out
   mforce sample --checkpoint runs/mf --mode d2i --depth depth.png --depth-scale 0.001 --out out"""
 
 
@@ -51,7 +52,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--int8", action="store_true", help=INT8)
     add("--tensor", type=positive_int, default=1, metavar="DEVICES", help=TENSOR)
     add("--adapter", type=path_option, help=ADAPTER)
-    add("--mode", required=True, help="joint, i2d, d2i, partial or t2i")
+    add("--mode", required=True, help="joint, i2d, d2i, partial, t2i, i2n or d2n")
     add("--out", type=path_option, required=True, help="output folder")
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
     add("--n", type=positive_int, default=1, help="examples per caption and input (%(default)s)")
@@ -77,8 +78,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     several = {"type": path_option, "nargs": "+", "action": "extend", "metavar": "PATH"}
-    add("--image", help="input of i2d: files, folders and patterns such as 'in/*.jpg'", **several)
-    depth = "input of d2i and partial: .npy or .exr of floats, or 16-bit PNG with --depth-scale"
+    add(
+        "--image",
+        help="input of i2d and i2n: files, folders and patterns such as 'in/*.jpg'",
+        **several,
+    )
+    depth = (
+        "input of d2i, partial and d2n: .npy or .exr of floats, or 16-bit PNG with --depth-scale"
+    )
     add("--depth", help=f"{depth}; files, folders and patterns", **several)
     scale = "units per count of a PNG or of integers, e.g. 0.001 for millimeters"
     add("--depth-scale", type=finite_float, help=scale)
@@ -123,11 +130,11 @@ def main(options: argparse.Namespace) -> None:
     unreadable or unused.
     """
     from modality_forcing.generator import Generator
-    from modality_forcing.tasks import TASKS
+    from modality_forcing.tasks import SAMPLED
     from modality_forcing.train import sharding
 
     check_options(options)
-    items = find_inputs(options) if TASKS[options.mode] else []  # before the checkpoint is loaded
+    items = find_inputs(options) if SAMPLED[options.mode] else []  # before the checkpoint is loaded
     check_measurements(options, items)
     generator = Generator.from_checkpoint(
         options.checkpoint,
@@ -221,39 +228,39 @@ def _sampling(options: argparse.Namespace, generator: Generator) -> SampleConfig
 def check_options(options: argparse.Namespace) -> None:
     """Raises UserError if the mode is unknown, lacks its input, or has one it would ignore."""
     from modality_forcing.inference.inputs import as_whole
-    from modality_forcing.inference.outputs import parse_formats
+    from modality_forcing.inference.outputs import check_map_formats, parse_formats
     from modality_forcing.inference.pipeline import MAX_ENSEMBLE
     from modality_forcing.inference.points import camera, check_edge
     from modality_forcing.paths import check_folder, exists
-    from modality_forcing.tasks import TASKS
+    from modality_forcing.tasks import SAMPLED, TO_NORMALS
 
     mode = options.mode
-    if mode not in TASKS:
-        raise UserError(f"unknown mode {mode!r}", hint=f"choose one of {', '.join(TASKS)}")
+    if mode not in SAMPLED:
+        raise UserError(f"unknown mode {mode!r}", hint=f"choose one of {', '.join(SAMPLED)}")
     for name in ("image", "depth"):
-        if name in TASKS[mode] and getattr(options, name) is None:
+        if name in SAMPLED[mode] and getattr(options, name) is None:
             hint = f"name it with --{name} FILE, or a folder of files"
             raise UserError(f"mode {mode} needs an input", hint=hint)
     measured = options.depth is not None or options.scale_from is not None
     with_files = ("fit", "batch", "max_errors", "formats")
     unused = {
-        "--image": options.image is not None and "image" not in TASKS[mode],
-        "--depth": options.depth is not None and "depth" not in TASKS[mode],
+        "--image": options.image is not None and "image" not in SAMPLED[mode],
+        "--depth": options.depth is not None and "depth" not in SAMPLED[mode],
         "--refine": options.refine and mode != "joint",
-        "--guidance": options.guidance is not None and mode == "i2d",
+        "--guidance": options.guidance is not None and mode in ("i2d", "i2n"),
         "--log2-alpha": options.log2_alpha is not None and mode not in ("joint", "partial"),
         **{
             f"--depth-{name}": not measured and vars(options)[f"depth_{name}"] is not None
             for name in ("scale", "invalid", "max")
         },
-        **{_flag(name): not TASKS[mode] and _is_given(options, name) for name in with_files},
+        **{_flag(name): not SAMPLED[mode] and _is_given(options, name) for name in with_files},
         **{_flag(name): mode != "i2d" and _is_given(options, name) for name in OF_DEPTH},
     }
     for name, is_unused in unused.items():
         if is_unused:
             hint = "leave it out, or choose another mode"
             raise UserError(f"mode {mode} has no use for {name}", hint=hint)
-    cond = TASKS[mode] or ("image",) * options.refine  # the second pass has a condition
+    cond = SAMPLED[mode] or ("image",) * options.refine  # the second pass has a condition
     for name in sorted(set(options.condition_guidance or ()) - set(cond)):
         hint = f"its condition is {' and '.join(cond)}" if cond else "leave it out"
         raise UserError(f"mode {mode} has no condition {name!r} to guide by", hint=hint)
@@ -267,7 +274,9 @@ def check_options(options: argparse.Namespace) -> None:
         as_whole("--ensemble", options.ensemble, 1, MAX_ENSEMBLE)
     check_folder(options.out, "--out")
     if options.formats is not None:
-        parse_formats(options.formats)
+        formats = parse_formats(options.formats)
+        if mode in TO_NORMALS:
+            check_map_formats(formats)
     if options.fov is not None:
         camera((1, 1), options.fov)
     if options.edge is not None:

@@ -7,7 +7,7 @@ canvas; a fit is one placement or, for tiles, several. Sizes are (rows, columns)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -155,15 +155,42 @@ def restore_image(images: Sequence[np.ndarray], fitted: Fitted) -> np.ndarray:
 
     What a crop leaves out is black; overlapping tiles are blended.
     """
-    sums, weights = np.zeros((*fitted.size, 3), np.float32), np.zeros(fitted.size, np.float32)
-    for image, p in zip(images, fitted.placements, strict=True):
-        codes = np.rint(np.clip(p.cut(image), 0, 1) * 255).astype(np.uint8)
+
+    def enlarged(image: np.ndarray, size: Size) -> np.ndarray:
+        codes = np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
+        return crop_resize_image(codes, Window(0, 0, *codes.shape[:2]), size)
+
+    return np.rint(_blend(images, fitted, enlarged)[0]).astype(np.uint8)
+
+
+def restore_channels(maps: Sequence[np.ndarray], fitted: Fitted) -> tuple[np.ndarray, np.ndarray]:
+    """Returns channels f32 [h w c] and valid bool [h w] at the original's size, bilinear.
+
+    maps: f32 [H W c], one per placement. What no placement covers is 0 and not valid; overlapping
+    tiles are blended. The mean of several values may need `Modality.project`.
+    """
+
+    def enlarged(values: np.ndarray, size: Size) -> np.ndarray:
+        planes = np.moveaxis(values, -1, 0)
+        return np.stack([resize_prediction(x, size) for x in planes], axis=-1)
+
+    return _blend(maps, fitted, enlarged)
+
+
+def _blend(
+    maps: Sequence[np.ndarray], fitted: Fitted, enlarge: Callable[[np.ndarray, Size], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the weighted means f32 [h w c] of placements, and where there are any."""
+    channels = maps[0].shape[-1]
+    sums = np.zeros((*fitted.size, channels), np.float32)
+    weights = np.zeros(fitted.size, np.float32)
+    for values, p in zip(maps, fitted.placements, strict=True):
         size = _window_size(p.window)
-        part = crop_resize_image(codes, Window(0, 0, *codes.shape[:2]), size)
-        weight = _feather(size) if len(images) > 1 else np.ones(size, np.float32)
+        part = enlarge(p.cut(values), size)
+        weight = _feather(size) if len(maps) > 1 else np.ones(size, np.float32)
         sums[_slices(p.window)] += weight[..., None] * part
         weights[_slices(p.window)] += weight
-    return np.rint(sums / np.where(weights > 0, weights, 1)[..., None]).astype(np.uint8)
+    return sums / np.where(weights > 0, weights, 1)[..., None], weights > 0
 
 
 def _inner_box(size: Size, canvas: Size) -> Window:

@@ -4,8 +4,9 @@ Files are taken in groups of one batch. While the network runs, the next group i
 one is written, several files at once. Results are functions of a file and the settings, and every
 group runs the same program: a job that was killed and resumed leaves the bytes of one that was not.
 
-Memory: three groups of small photographs are in it at most. Of one with more than `_LARGE` pixels
-only the network's input is kept; its results are made, one photograph at a time, as it is written.
+Memory: three groups of small photographs are in it at most. Of one with more than `one_file.LARGE`
+pixels only the network's input is kept; its results are made, one photograph at a time, as it is
+written.
 """
 
 from __future__ import annotations
@@ -13,41 +14,28 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from modality_forcing import locks
-from modality_forcing.data.files import read_depth
+from modality_forcing import locks, tasks
 from modality_forcing.data.names import printable_name
-from modality_forcing.data.pairs import repeated_values
-from modality_forcing.data.resize import Size
 from modality_forcing.errors import UserError
 from modality_forcing.generator import KEPT_TEXTS
-from modality_forcing.inference import batches, outputs
-from modality_forcing.inference import fit as fits
-from modality_forcing.inference.fit import Arrays, Fitted
+from modality_forcing.inference import batches
 from modality_forcing.inference.job import Job
 from modality_forcing.inference.manifest import Entry, Manifest, remove_temp_files
-from modality_forcing.inference.metric import Measured, Scaling, align, describe_all, doubts
-from modality_forcing.inference.photos import Item, file_version, read_photo
+from modality_forcing.inference.metric import Scaling, describe_all
+from modality_forcing.inference.one_file import Encoded, Loaded, Members, encode, load
+from modality_forcing.inference.photos import Item, file_version
 from modality_forcing.inference.pipeline import Pipeline
-from modality_forcing.inference.points import FOV
-from modality_forcing.inference.result import Result, restore
 from modality_forcing.paths import remove, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
 
-_LARGE = 4_000_000
 _SMALL = 8  # files: their groups have the same program however few they are
 # Threads that read, compress and write; decoders and zlib release Python's lock.
 _WORKERS = min(max(4, os.cpu_count() or 1), 16)
 _EVERY_S = 2.0  # between two reports, where they are lines
-
-Maps = tuple[np.ndarray, np.ndarray]  # depth f32 and valid bool [h w]
-# What the network made of one file: by member of an ensemble and placement.
-Members = Sequence[Sequence[Arrays]]
 
 
 @dataclass(frozen=True)
@@ -58,29 +46,6 @@ class Summary:
     before: int
     failed: tuple[UserError, ...]
     outputs: tuple[Path, ...]  # that were written now
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    item: Item
-    fitted: Fitted
-    image: np.ndarray | None = None  # None: too large to be kept
-    depth: Maps | None = None
-    fov: float | None = None
-    measured: Measured | None = None
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """The files of an item by name, its entry in the manifest, and how it became metric.
-
-    Contents of files are freed once they are written.
-    """
-
-    files: dict[str, bytes]
-    entry: Entry
-    scaling: Scaling | None = None
-    doubts: tuple[str, ...] = ()
 
 
 def run_job(pipeline: Pipeline, items: Sequence[Item], job: Job) -> Summary:
@@ -104,6 +69,8 @@ class _Run:
         # larger batch than all files would only take memory.
         self.batch = min(pipeline.batch, max(len(items), _SMALL)) if len(items) > 1 else 1
         self.settings = job.digest(pipeline)
+        modalities = pipeline.generator.modalities
+        self.asked = [modalities[n] for n in tasks.parse(job.mode, list(modalities)).asked]
         self.manifest = Manifest(job.out)
         self.failed: list[UserError] = []
         self.outputs: list[Path] = []
@@ -158,14 +125,14 @@ class _Run:
         source, version = self.job.scale, file_version(item.path)
         return version if source is None else version + source.version(item.path, item.name)
 
-    def _read(self, group: Sequence[Item]) -> list[Future[_Loaded | UserError]]:
-        return [self.pool.submit(_load, item, self.job, self.pipeline.size) for item in group]
+    def _read(self, group: Sequence[Item]) -> list[Future[Loaded | UserError]]:
+        return [self.pool.submit(load, item, self.job, self.pipeline.size) for item in group]
 
     def _predict(
-        self, loaded: Sequence[_Loaded | UserError]
-    ) -> list[Callable[[], _Encoded | UserError]]:
+        self, loaded: Sequence[Loaded | UserError]
+    ) -> list[Callable[[], Encoded | UserError]]:
         """Runs the network on a group and starts to encode the results."""
-        good = [x for x in loaded if isinstance(x, _Loaded)]
+        good = [x for x in loaded if isinstance(x, Loaded)]
         made: list[list[Members]] = [[] for _ in good]  # by file and variant
         for number, caption in enumerate(self.job.variants if good else []):
             sampling = replace(self.job.sampling, repetition=number)
@@ -185,19 +152,19 @@ class _Run:
             for variants, one in zip(made, zip(*members, strict=True), strict=True):
                 variants.append(one)
         variants = iter(made)
-        encoded: list[Callable[[], _Encoded | UserError]] = []
+        encoded: list[Callable[[], Encoded | UserError]] = []
         for x in loaded:
-            members = next(variants) if isinstance(x, _Loaded) else []
-            encode = partial(self._encode_and_write, x, members)
-            waits = isinstance(x, _Loaded) and x.fitted.is_larger(_LARGE)
-            encoded.append(encode if waits else self.pool.submit(encode).result)
+            members = next(variants) if isinstance(x, Loaded) else []
+            work = partial(self._encode_and_write, x, members)
+            waits = isinstance(x, Loaded) and x.is_large
+            encoded.append(work if waits else self.pool.submit(work).result)
         return encoded
 
     def _encode_and_write(
-        self, loaded: _Loaded | UserError, variants: Sequence[Members]
-    ) -> _Encoded | UserError:
+        self, loaded: Loaded | UserError, variants: Sequence[Members]
+    ) -> Encoded | UserError:
         """Writes the files of an item; raises UserError if that fails, which ends the job."""
-        made = _encode(loaded, variants, self.job)
+        made = encode(loaded, variants, self.job, self.asked)
         if isinstance(made, UserError):
             return made
         for name, content in made.files.items():
@@ -205,12 +172,12 @@ class _Run:
         return replace(made, files=dict.fromkeys(made.files, b""))
 
     def _finish(
-        self, group: Sequence[Item], encoded: Sequence[Callable[[], _Encoded | UserError]]
+        self, group: Sequence[Item], encoded: Sequence[Callable[[], Encoded | UserError]]
     ) -> None:
         """Waits for the files of a group, then writes its entries in the order of the files."""
         entries: list[Entry] = []
-        for item, encode in zip(group, encoded, strict=True):
-            one = encode()
+        for item, finish in zip(group, encoded, strict=True):
+            one = finish()
             about = {
                 "name": printable_name(item.name),
                 "file": printable_name(str(item.path)),
@@ -232,7 +199,7 @@ class _Run:
             report = self.meter.report if is_last else self.meter.update
             report(self.done, failed=len(self.failed))
 
-    def _note_scaling(self, file: str, made: _Encoded) -> None:
+    def _note_scaling(self, file: str, made: Encoded) -> None:
         if made.scaling is not None:
             self.scalings[file] = made.scaling
         if made.doubts and self.meter is not None:
@@ -240,7 +207,7 @@ class _Run:
         for line in made.doubts:
             print_stderr(f"{file}: {line}")
 
-    def _remove_outdated(self, item: Item, made: _Encoded) -> None:
+    def _remove_outdated(self, item: Item, made: Encoded) -> None:
         """Removes results that the manifest has of a file and that are not made again."""
         entry = self.manifest.entries.get(printable_name(item.name), {})
         outputs = entry.get("outputs")
@@ -261,86 +228,3 @@ class _Run:
             what = f"{counts}, more than --max-errors={self.job.max_errors:g} allows"
             hint = "fix them or raise --max-errors, and the same command resumes"
             raise UserError(what, hint=hint)
-
-
-def _load(item: Item, job: Job, size: Size) -> _Loaded | UserError:
-    """Reads a file and makes the network's inputs of it."""
-    try:
-        if job.mode != "i2d":
-            return _load_depth(item, job, size)
-        photo = read_photo(item.path)
-        fitted = fits.fit_image(photo.image, size, job.fit)
-        find = None if job.scale is None else job.scale.measured
-        measured = None if find is None else find(item.path, item.name, fitted.size)
-        kept = None if fitted.is_larger(_LARGE) else photo.image
-        return _Loaded(item, fitted, kept, fov=photo.fov, measured=measured)
-    except UserError as error:
-        return _named(error, item)
-
-
-def _load_depth(item: Item, job: Job, size: Size) -> _Loaded:
-    depth, valid = read_depth(item.path, job.depth_form)
-    count, _, value, fraction = repeated_values([("", lambda: (depth, valid))])
-    if count:
-        hint = "set --depth-invalid to the stored number, or --depth-max"
-        what = f"{value:g} fills {fraction:.0%} of it; if it marks missing depth, {hint}"
-        print_stderr(f"{item.path}: {what}")
-    return _Loaded(item, fits.fit_depth(depth, valid, size, job.fit), depth=(depth, valid))
-
-
-def _encode(
-    loaded: _Loaded | UserError, variants: Sequence[Members], job: Job
-) -> _Encoded | UserError:
-    """Returns the files of an item, from what the network made of it."""
-    if isinstance(loaded, UserError):
-        return loaded
-    try:
-        rows, columns = loaded.fitted.size
-        entry: dict[str, object] = {"mode": job.mode, "size": [columns, rows]}
-        whole = _Encoded({}, entry)
-        for number, members in enumerate(variants):
-            suffix = f"_{number:03d}" if len(variants) > 1 else ""
-            made = (_encode_depth if job.mode == "i2d" else _encode_image)(loaded, members, job)
-            files = {f"{loaded.item.name}{suffix}{end}": x for end, x in made.files.items()}
-            doubted = tuple(dict.fromkeys(whole.doubts + made.doubts))
-            whole = _Encoded(
-                whole.files | files, {**whole.entry, **made.entry}, made.scaling, doubted
-            )
-        names = [printable_name(name) for name in whole.files]
-        return replace(whole, entry={**whole.entry, "outputs": names})
-    except UserError as error:
-        return _named(error, loaded.item)
-
-
-def _encode_depth(loaded: _Loaded, members: Members, job: Job) -> _Encoded:
-    """Returns one result: its files by the ends of their names."""
-    image = loaded.image
-    if image is None:
-        image = read_photo(loaded.item.path).image
-    result, unit = restore(image, loaded.fitted, members), "relative"
-    entry: dict[str, object] = {}
-    scaling, doubted = None, ()
-    if loaded.measured is not None:
-        result, scaling = align(result, loaded.measured)
-        unit, doubted = "metric", tuple(doubts(result, scaling))
-        entry["scaling"] = asdict(scaling)
-    entry["unit"] = unit
-    files = outputs.depth_files(result, job.formats, unit)
-    if job.geometry:
-        fov = job.fov or loaded.fov or FOV
-        entry["fov"] = round(fov, 3)
-        files |= outputs.geometry_files(result, job.geometry, fov, job.edge)
-    return _Encoded(files, entry, scaling, doubted)
-
-
-def _encode_image(loaded: _Loaded, members: Members, job: Job) -> _Encoded:
-    (placements,) = members  # an ensemble is of depth only
-    image = fits.restore_image([x["image"] for x in placements], loaded.fitted)
-    assert loaded.depth is not None
-    return _Encoded(outputs.image_files(Result(image, *loaded.depth), job.formats), {})
-
-
-def _named(error: UserError, item: Item) -> UserError:
-    """Returns an error that names its file."""
-    path = printable_name(str(item.path))
-    return error if path in str(error) else UserError(str(error), where=path)

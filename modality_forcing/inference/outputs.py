@@ -80,6 +80,36 @@ def image_files(result: Result, formats: Sequence[str]) -> dict[str, bytes]:
     return files | ({"_side.png": side_by_side(result)} if "side" in formats else {})
 
 
+def map_files(
+    values: np.ndarray, modality: Modality, formats: Sequence[str], beside: np.ndarray | None = None
+) -> dict[str, bytes]:
+    """Returns the files of a map f32 [h w c] of a modality, such as normals, by their endings.
+
+    npy holds its values, NaN where they are all 0; png, color and spectral are one PNG, in the
+    modality's colors; side has it next to `beside` u8 [h w 3], what it was made of.
+
+    Raises UserError as `check_map_formats`.
+    """
+    check_map_formats(formats)
+    known = np.any(values != 0, axis=-1, keepdims=True)
+    colors, end = modality.colorize(values[None])[0], f"_{modality.name}"
+    files: dict[str, bytes] = {}
+    if "npy" in formats:
+        files[f"{end}.npy"] = images.npy_bytes(values, known)
+    if {"png", "color", "spectral"} & set(formats):
+        files[f"{end}.png"] = images.png_bytes(colors, _LEVEL)
+    if "side" in formats:
+        halves = [_shrunk(x) for x in (beside, colors) if x is not None]
+        files["_side.png"] = images.png_bytes(np.concatenate(halves, axis=1), _LEVEL)
+    return files
+
+
+def check_map_formats(formats: Sequence[str]) -> None:
+    """Raises UserError if none of the formats is one of maps of several channels: exr is none."""
+    if set(formats) <= {"exr"}:
+        raise UserError("exr is of depth alone", hint="choose of npy, png and side")
+
+
 def geometry_files(
     result: Result, kind: str, fov: float, edge: float = points.EDGE
 ) -> dict[str, bytes]:

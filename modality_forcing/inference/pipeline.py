@@ -22,10 +22,9 @@ from typing import overload
 import numpy as np
 
 from modality_forcing.data.resize import Size
-from modality_forcing.generator import Generator, override_sampling
+from modality_forcing.generator import Generator
 from modality_forcing.inference import batches
 from modality_forcing.inference import fit as fits
-from modality_forcing.inference.batches import Sampling
 from modality_forcing.inference.inputs import (
     DepthLike,
     ImageLike,
@@ -40,14 +39,14 @@ from modality_forcing.inference.inputs import (
     as_whole,
 )
 from modality_forcing.inference.result import Result, from_generated, restore
-from modality_forcing.tasks import TASKS
+from modality_forcing.inference.to_normals import ToNormals
 from modality_forcing.train import sharding
 
 MAX_ENSEMBLE = 64  # samples of an image, all of which are kept until they are merged
 _LOOSEST = 8.0  # log2 alpha of strength 0: the depth is noise until the last step
 
 
-class Pipeline:
+class Pipeline(ToNormals):
     """A network ready for use.
 
     Args:
@@ -56,10 +55,6 @@ class Pipeline:
         images are stretched and depth maps letterboxed.
       batch: examples of lists that are run together.
     """
-
-    def __init__(self, generator: Generator, *, fit: str | None = None, batch: int = 8):
-        self.generator, self.batch = generator, as_whole("batch", batch, 1)
-        self.fit = None if fit is None else fits.parse_fit(fit)
 
     @classmethod
     def from_pretrained(
@@ -100,11 +95,6 @@ class Pipeline:
             mesh=sharding.local_mesh(),
         )
         return cls(generator, fit=fit, batch=batch)
-
-    @property
-    def size(self) -> Size:
-        """Rows and columns of pixels of the network."""
-        return self.generator.modalities[self.generator.primary].size
 
     @overload
     def image_to_depth(
@@ -305,33 +295,6 @@ class Pipeline:
         )
         results = [from_generated(x) for x in made]
         return results if is_list else results[0]
-
-    def sampling(
-        self,
-        task: str,
-        *,
-        steps: int | None = None,
-        seed: int = 0,
-        guidance: float | None = None,
-        condition_guidance: float | None = None,
-        solver: str | None = None,
-        log2_alpha: float | None = None,
-    ) -> Sampling:
-        """Returns how a task is sampled; raises UserError if the network cannot do it."""
-        scale = None if guidance is None else as_number("guidance", guidance)
-        weight = condition_guidance
-        if weight is not None:
-            weight = as_number("condition_guidance", weight)
-        options = override_sampling(
-            self.generator.config,
-            steps=None if steps is None else as_whole("steps", steps, 1),
-            solver=solver,
-            log2_alpha=None if log2_alpha is None else as_number("log2_alpha", log2_alpha, -64, 64),
-            guidance=None if scale is None else {self.generator.primary: scale},
-            condition_guidance=None if weight is None else dict.fromkeys(TASKS[task], weight),
-        )
-        self.generator.trajectory(task, options)
-        return Sampling(options, as_whole("seed", seed, 0))
 
 
 def _looseness(strength: float) -> tuple[str, float | None]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.evaluation.ensemble import ensemble
 from modality_forcing.inference import fit as fits
 from modality_forcing.inference.fit import Arrays, Fitted
+from modality_forcing.modalities.base import Modality
 from modality_forcing.viz import images as colors
 
 # Names of color maps besides matplotlib's. Depth papers color near red, far blue.
@@ -25,12 +26,19 @@ class Result:
 
     image: u8 [h w 3]. depth: f32 [h w] up to scale, 0 where not valid. valid: bool [h w].
     uncertainty: f32 [h w] in the unit of depth, of ensembles. None where there is none.
+    maps: what other modalities made, by name: f32 [h w c], such as normals, 0 where unknown.
     """
 
     image: np.ndarray | None = None
     depth: np.ndarray | None = None
     valid: np.ndarray | None = None
     uncertainty: np.ndarray | None = None
+    maps: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def normals(self) -> np.ndarray | None:
+        """Unit vectors f32 [h w 3] in the camera's frame, 0 where unknown; None without them."""
+        return self.maps.get("normals")
 
     def colored(self, colormap: str = colors.COLORMAP) -> np.ndarray:
         """Returns the inverse of depth in colors, u8 [h w 3]; what is not valid is gray.
@@ -65,7 +73,21 @@ def from_generated(made: Arrays) -> Result:
     """Returns the result of a caption: image f32 [H W 3] as u8, and depth, if there is any."""
     depth = made.get("depth")
     valid = None if depth is None else np.ones(depth.shape, bool)
-    return Result(colors.to_u8(made["image"]), depth, valid)
+    maps = {name: x for name, x in made.items() if name != "image" and x.ndim == 3}
+    return Result(colors.to_u8(made["image"]), depth, valid, maps=maps)
+
+
+def restore_maps(
+    made: Sequence[Arrays], fitted: Fitted, asked: Sequence[Modality]
+) -> dict[str, np.ndarray]:
+    """Returns maps f32 [h w c] of modalities, at the original's size, by name; 0 where unknown.
+
+    made: of each placement what `batches.predict` returns.
+    """
+    return {
+        m.name: m.project(fits.restore_channels([x[m.name] for x in made], fitted)[0])
+        for m in asked
+    }
 
 
 def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays]]) -> Result:

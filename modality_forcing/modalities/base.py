@@ -95,6 +95,13 @@ class Modality(ABC):
     def from_tokens(self, x0: Float[Array, "b n c"]) -> Array:
         """Returns what a person would look at: the inverse of `to_tokens` where all is observed."""
 
+    def project(self, values: np.ndarray) -> np.ndarray:
+        """Returns an enlarged or blended map [h w ...] with values that the modality may have.
+
+        By default as it is. What is 0 in all channels stays so: nothing is known there.
+        """
+        return values
+
     def colorize(self, decoded: np.ndarray) -> np.ndarray:
         """Returns colors u8 [b h w 3] of what `from_tokens` returns, for pictures.
 

@@ -63,6 +63,11 @@ class Normals(Modality):
         patches = x0.reshape(x0.shape[0], *self.grid, self.channels)
         return normalize(unpatchify(patches, self.patch))
 
+    def project(self, values: np.ndarray) -> np.ndarray:
+        """Returns vectors at length 1; a mean of directions is shorter."""
+        length = np.linalg.norm(values, axis=-1, keepdims=True)
+        return (values / np.where(length > _TINY, length, 1)).astype(np.float32)
+
     def colorize(self, decoded: np.ndarray) -> np.ndarray:
         """Returns colors u8 [b h w 3] as the field shows normals, gray where unknown.
 

@@ -15,6 +15,7 @@ from PIL import Image
 from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.inference import folder as jobs
+from modality_forcing.inference import one_file
 from modality_forcing.inference.folder import Summary, run_job
 from modality_forcing.inference.job import Job
 from modality_forcing.inference.metric import ScaleSource
@@ -223,7 +224,7 @@ def test_large_photos_are_read_again(pipeline: Pipeline, job: Job, tmp_path: Pat
     job = replace(job, formats=("npy", "side"), geometry="ply")
     run(pipeline, root, job)
     before = contents(job.out)
-    monkeypatch.setattr(jobs, "_LARGE", 50)
+    monkeypatch.setattr(one_file, "LARGE", 50)
     run(pipeline, root, replace(job, out=tmp_path / "large"))
     assert contents(tmp_path / "large") == before
 
