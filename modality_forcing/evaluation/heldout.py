@@ -165,7 +165,7 @@ class Evaluator:
 
     def i2d(self, generator: Generator) -> tuple[dict[str, float], np.ndarray]:
         """Scores image to depth against the target; returns metrics and depth [n h w]."""
-        depth = self._generate(generator, "i2d", {"image": self.data.image})["depth"]
+        depth = self.generate(generator, "i2d", {"image": self.data.image})["depth"]
         return relative_means(score(depth, self.data.depth, self.data.valid)), depth
 
     def d2i(self, generator: Generator) -> tuple[dict[str, float], Arrays]:
@@ -176,7 +176,7 @@ class Evaluator:
         data = self.data
         self.fingerprint("d2i")
         batch = {"depth": data.depth, "valid": data.valid}
-        image = self._generate(generator, "d2i", batch)["image"]
+        image = self.generate(generator, "d2i", batch)["image"]
         estimate = self._estimate(generator, image, "d2i")
         means = relative_means(_score_estimate(estimate, data.depth, data.valid))
         metrics = {
@@ -196,7 +196,7 @@ class Evaluator:
         image_set = joint_set(log2_alpha)
         options = replace(self.config.sample, log2_alpha=log2_alpha)
         self.fingerprint(image_set)
-        generated = self._generate(generator, "joint", {}, options)
+        generated = self.generate(generator, "joint", {}, options)
         depth = generated["depth"]
         estimate = self._estimate(generator, generated["image"], image_set)
         valid = estimate[1]
@@ -227,7 +227,7 @@ class Evaluator:
 
     def conversions(self, generator: Generator) -> dict[str, dict[str, float]]:
         """Scores what networks of three or more modalities can do besides."""
-        generate = partial(self._generate, generator)
+        generate = partial(self.generate, generator)
         train = partial(load_records, self.config, "train", ROW_MEAN_SCENES)
         return conversions.evaluate(base.build(self.config), self.data, generate, train)
 
@@ -269,7 +269,7 @@ class Evaluator:
         """Estimates the depth of generated images f32 [n h w 3], and saves these if configured."""
         pixels, names = to_u8(images), self.image_names(image_set)
         if self.estimator is None:
-            depth = self._generate(generator, "i2d", {"image": pixels})["depth"]
+            depth = self.generate(generator, "i2d", {"image": pixels})["depth"]
             estimate = depth, np.ones_like(self.data.valid)
         else:
             estimate = self.estimator(pixels, names)
@@ -278,7 +278,7 @@ class Evaluator:
             write_images(self.save_images, pixels, names)
         return estimate
 
-    def _generate(
+    def generate(
         self,
         generator: Generator,
         task: str,

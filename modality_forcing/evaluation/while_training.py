@@ -1,4 +1,4 @@
-"""Evaluation while training: losses at fixed levels, image to depth, benchmarks, a sheet."""
+"""Evaluation while training: losses at fixed levels, image to maps, benchmarks, a sheet."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from functools import partial
 import numpy as np
 from jax.sharding import Mesh
 
-from modality_forcing import distributed
+from modality_forcing import distributed, tasks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation import benchmark
+from modality_forcing.evaluation import benchmark, conversions
 from modality_forcing.evaluation.benchmarks.open import OpenedBenchmark
 from modality_forcing.evaluation.depth_metrics import mean_scores
 from modality_forcing.evaluation.fixed_levels import FixedLevelLoss
-from modality_forcing.evaluation.heldout import Evaluator, HeldOutData, load_records
+from modality_forcing.evaluation.heldout import Arrays, Evaluator, HeldOutData, load_records
 from modality_forcing.evaluation.predictions import UnstoredPredictions
 from modality_forcing.evaluation.protocols import get_protocol
 from modality_forcing.generator import Generator
+from modality_forcing.modalities.base import Modality
+from modality_forcing.modalities.depth import Depth
+from modality_forcing.modalities.normals import Normals
 from modality_forcing.paths import as_path
 from modality_forcing.progress import print_stderr
 from modality_forcing.train import inputs as run_inputs
@@ -30,6 +33,11 @@ from modality_forcing.viz import images
 
 SHEET_EXAMPLES = 8  # the first ones, not selected
 _CELL = 128  # least pixels of a side
+# What an image is turned into: the input that says where it is known, and the scalars of its score.
+_TARGETS: dict[type[Modality], tuple[str, dict[str, str]]] = {
+    Depth: ("valid", {"absrel": "absrel", "delta1": "delta1"}),
+    Normals: ("normals", {"normals_mean_deg": "mean_deg"}),
+}
 
 
 def make_evaluate(config: Config, inputs: Inputs, mesh: Mesh) -> Evaluate | None:
@@ -67,7 +75,8 @@ class _Scores:
     """What is computed on held-out records."""
 
     losses: FixedLevelLoss
-    depth: Evaluator | None  # None without depth to compare with
+    from_image: Evaluator
+    targets: Sequence[str]  # modalities that have something to compare with
 
 
 @dataclass(frozen=True)
@@ -81,9 +90,27 @@ class _Parts:
 def _make_scores(generator: Generator, data: HeldOutData, same: bool) -> _Scores | None:
     if same:
         return None
-    has_depth = _has_depth(generator) and bool(data.valid.any())
-    depth = Evaluator(generator.config, data=data) if has_depth else None
-    return _Scores(FixedLevelLoss(generator, data), depth)
+    known, targets = data.inputs(), []
+    for name, m in generator.modalities.items():
+        if type(m) in _TARGETS and "image" in generator.modalities:
+            targets += [name] if known[_TARGETS[type(m)][0]].any() else []
+    evaluator = Evaluator(generator.config, data=data)
+    return _Scores(FixedLevelLoss(generator, data), evaluator, targets)
+
+
+def _score_maps(scores: _Scores, generator: Generator) -> tuple[dict[str, float], Arrays]:
+    """Returns the scalars of what one run makes of the held-out images, and what it makes."""
+    if not scores.targets:
+        return {}, {}
+    # All that is not given is generated along, whatever is asked for.
+    task = "i2d" if "depth" in scores.targets else tasks.conversion(("image",), scores.targets[:1])
+    data, found = scores.from_image.data, {}
+    made = scores.from_image.generate(generator, task, {"image": data.image})
+    for name in scores.targets:
+        kind = type(generator.modalities[name])
+        metrics = conversions.SCORES[kind](made[name], data)
+        found |= {scalar: metrics[metric] for scalar, metric in _TARGETS[kind][1].items()}
+    return found, made
 
 
 def _evaluate(parts: _Parts, params: Params) -> EvalResult:
@@ -92,9 +119,8 @@ def _evaluate(parts: _Parts, params: Params) -> EvalResult:
     try:
         if parts.scores:
             found |= parts.scores.losses(params)
-            if parts.scores.depth:
-                scores, depth = parts.scores.depth.i2d(generator)
-                found |= {name: scores[name] for name in ("absrel", "delta1")}
+            maps, made = _score_maps(parts.scores, generator)
+            found, depth = found | maps, made.get("depth")
         for opened in parts.benchmarks:
             found |= _score_benchmark(generator, opened)
         return EvalResult(found, _sheet(parts, depth))

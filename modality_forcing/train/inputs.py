@@ -23,10 +23,12 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.paths import as_path, require_disk, resolve
 from modality_forcing.progress import print_stderr
+from modality_forcing.storage import manifest
 from modality_forcing.storage.latent_cache import Cache, CachedTextStates, LatentSource
 from modality_forcing.storage.shards import Shards, splits
 from modality_forcing.synthetic.source import Scenes
 
+_FIRST = 4  # records of a prepared set that are looked at; those of a set are alike
 PARTS = frozenset({"text", "image"})  # what a cache may hold and an encoder may compute
 
 
@@ -46,12 +48,13 @@ class Inputs:
         The first process prints what of a folder is not used or looks wrong (`ImageFolder.notes`).
 
         Raises UserError for a bad file, an unknown sparsity pattern, a folder without depth for a
-        network of depth, or without what gives normals for one of these, and a cache made with
-        other weights than those of an encoder that the config names.
+        network of depth, or data without what gives normals for one of these, and a cache made
+        with other weights than those of an encoder that the config names.
         """
         parts = self.source.values() if isinstance(self.source, Mapping) else ()
         for source in [part.source for part in parts] or [self.source]:
             _check_records(self.config, source)  # pyright: ignore[reportArgumentType]
+        _check_prepared(self)
         self.encoders.check()
         if self.caches:
             used = build_encoders(self.config, skip=PARTS - _cached_parts(self.caches)).identity()
@@ -279,6 +282,34 @@ def _read_latents(
     for cache in caches.values():
         cache.check("image", resolution=config.data.resolution)
     return {n: LatentSource(replace(one, pixels=False), caches[n]) for n, one in shards.items()}
+
+
+def _check_prepared(opened: Inputs) -> None:
+    """Prints which prepared sets give nothing of a modality, such as normals; there is no loss.
+
+    By their manifests, and else by their first records. Raises UserError if no set can.
+    """
+    source, root = opened.source, opened.config.data.root
+    parts = source if isinstance(source, Mapping) else {resolve(as_path(root)).name: source}
+    sets = {n: x.source if isinstance(x, MixtureComponent) else x for n, x in parts.items()}
+    sets = {n: x.source if isinstance(x, LatentSource) else x for n, x in sets.items()}
+    shards = {n: x for n, x in sets.items() if isinstance(x, Shards)}
+    for name, read in base.record_inputs(opened.config).items() if shards else ():
+        first = {n: [x[i] for i in range(min(_FIRST, len(x)))] for n, x in shards.items()}
+        never = [n for n, x in shards.items() if len(x) <= _FIRST or _lacks_intrinsics(x)]
+        lacking = [n for n in shards if not any(np.any(read(x)) for x in first[n])]
+        hint = "they take intrinsics and dense depth"
+        if lacking and set(lacking) == shards.keys() & set(never):
+            what = f"no prepared set here gives {name} ({', '.join(lacking)})"
+            raise UserError(what, where=root, hint=f"{hint}; or train without this modality")
+        if lacking and is_primary():
+            what = f"no {name} in {', '.join(lacking)}, as their first records have none"
+            print_stderr(f"{opened.config.name}: {what}: no loss there; {hint}")
+
+
+def _lacks_intrinsics(shards: Shards) -> bool:
+    found = manifest.read(shards.folder, shards.split)
+    return found is not None and found.stats["with_intrinsics"] == 0
 
 
 def _check_records(config: Config, records: RecordSource) -> None:

@@ -12,6 +12,7 @@ import pytest
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import while_training
+from modality_forcing.evaluation.heldout import load_records
 from modality_forcing.evaluation.while_training import make_evaluate
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.train import sharding
@@ -39,6 +40,7 @@ class FakeGenerator(Generator):
         r, b = self.config.data.resolution, len(captions)
         ramp = np.broadcast_to(np.linspace(1, 2, r, dtype=np.float32), (b, r, r))
         made = {"image": np.full((b, r, r, 3), 0.5, np.float32), "depth": ramp}
+        made["normals"] = np.broadcast_to(np.float32((0, 0, -1)), (b, r, r, 3))
         return SimpleNamespace(images={n: made[n] for n in self.modalities})
 
 
@@ -94,6 +96,17 @@ def test_a_text_to_image_run_has_a_loss_and_generated_images():
     assert set(result.scalars) == {"loss_image"}
     assert result.sheet.shape[1] == 4 + 3 * 132
     assert {call.task for call in FakeGenerator.made[0].calls} == {"t2i"}
+
+
+def test_normals_are_scored_by_the_run_that_makes_depth():
+    config = configured(tiny.normals())
+    scalars = evaluate(config).scalars
+    (generator,) = FakeGenerator.made
+    target = load_records(config, "eval", 5).more["normals"]
+    angles = np.degrees(np.arccos(np.clip(-target[np.any(target != 0, axis=-1)][:, 2], -1, 1)))
+    assert scalars["normals_mean_deg"] == pytest.approx(angles.mean(), rel=1e-4)
+    assert set(scalars) == {"loss_image", "absrel", "delta1", "normals_mean_deg"}
+    assert {call.task for call in generator.calls} == {"i2d", "joint"}
 
 
 def test_sampler_steps_are_few():

@@ -98,21 +98,41 @@ def test_folder_without_cameras_gives_no_normals(tmp_path):
     inputs.open_inputs(config).check()
 
 
-def write_prepared(folder: Path, split: str, count: int, depth: float) -> None:
+def test_prepared_sets_without_normals_are_named_or_refused(tmp_path, capsys):
+    unknown = np.full((3, 3), np.nan, np.float32)
+    camera = np.array([[20, 0, 12], [0, 20, 10], [0, 0, 1]], np.float32)
+    for name, intrinsics in {"a": camera, "b": unknown, "c": unknown}.items():
+        write_prepared(tmp_path / name, "train", 2, 1.0, intrinsics)
+    config = prepared_config(tmp_path, mixture={"a": 1.0, "b": 1.0, "c": 1.0})
+    config = replace(tiny.normals(), data=config.data)
+    inputs.open_inputs(config).check()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("normals: no normals in b, c, as their first records have none: no loss")
+    without = replace(config, data=replace(config.data, mixture={"b": 1.0, "c": 1.0}))
+    with pytest.raises(UserError, match=r"no prepared set here gives normals \(b, c\); they take"):
+        inputs.open_inputs(without).check()
+    alone = replace(config, data=replace(config.data, mixture={}, root=str(tmp_path / "b")))
+    with pytest.raises(UserError, match=r"no prepared set here gives normals \(b\)"):
+        inputs.open_inputs(alone).check()
+    two = replace(without, modalities=CONFIG.modalities)
+    inputs.open_inputs(two).check()
+    assert not capsys.readouterr().err
+
+
+def write_prepared(
+    folder: Path,
+    split: str,
+    count: int,
+    depth: float,
+    intrinsics: np.ndarray = np.eye(3, dtype=np.float32),  # noqa: B008
+) -> None:
     """Shards of records whose depth says where they are from."""
     image = np.full((20, 24, 3), 7, np.uint8)
     with ShardWriter(folder / shard_name(folder.name, split, 0, 1)) as writer:
         for i in range(count):
             z = np.full((20, 24), depth + i / 100, np.float32)
             record = Record(
-                image,
-                z,
-                np.ones_like(z, bool),
-                np.eye(3, dtype=np.float32),
-                "metric",
-                f"{i}",
-                folder.name,
-                str(i),
+                image, z, np.ones_like(z, bool), intrinsics, "metric", f"{i}", folder.name, str(i)
             )
             writer.write(encode(record))
 
