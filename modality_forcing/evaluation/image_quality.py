@@ -15,6 +15,7 @@ from jaxtyping import Float
 
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.files import IMAGE_SUFFIXES, read_image
+from modality_forcing.data.listing import files_below
 from modality_forcing.data.resize import (
     center_crop_resize,
     center_square,
@@ -26,7 +27,7 @@ from modality_forcing.evaluation import image_distances
 from modality_forcing.evaluation.heldout import check_finite
 from modality_forcing.evaluation.image_features import CLIP, KINDS, Extract, Images, open_features
 from modality_forcing.generator import Generator, num_steps
-from modality_forcing.paths import is_dir, list_dir, require_dir
+from modality_forcing.paths import require_dir
 from modality_forcing.progress import ProgressMeter, format_table
 from modality_forcing.storage.shards import splits
 from modality_forcing.train import inputs
@@ -208,20 +209,10 @@ def with_records(config: Config, where: Path) -> Config:
 
 def image_files(folder: Path) -> list[Path]:
     """Returns the images in a folder and below, sorted; raises UserError if there are none."""
-    found = sorted(_walk(folder))
+    found = sorted(path for path, _ in files_below(folder, IMAGE_SUFFIXES))
     if not found:
         raise UserError("no images", where=folder, hint=f"known kinds are {_KNOWN}")
     return found
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    for path in list_dir(folder):
-        if path.name.startswith("."):
-            continue
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            yield path
-        elif is_dir(path):
-            yield from _walk(path)
 
 
 def read_folder(files: Sequence[Path], side: int | None = None) -> Iterator[Images]:

@@ -26,6 +26,7 @@ from modality_forcing.data.files import (
     open_image,
     upright_rgb,
 )
+from modality_forcing.data.listing import files_below, is_folder, may_be_file
 from modality_forcing.data.names import name_key
 from modality_forcing.errors import UserError
 
@@ -73,7 +74,7 @@ def find_items(
     for path in named:
         matches: Iterator[tuple[Path, Path]]
         if paths.is_dir(path):
-            matches = _walk(path, Path(), suffixes, seen)
+            matches = files_below(path, suffixes, seen)
         elif _PATTERN.search(str(path)) and not paths.exists(path):
             matches = _expand(path, suffixes, seen)
         else:
@@ -112,35 +113,6 @@ def file_version(path: Path) -> str:
     return ""
 
 
-def _walk(
-    folder: Path, below: Path, suffixes: tuple[str, ...], seen: set[Path]
-) -> Iterator[tuple[Path, Path]]:
-    if (resolved := paths.resolve(folder)) in seen:
-        return  # a link back up, or the folder of outputs
-    seen.add(resolved)
-    for path in paths.list_dir(folder):
-        if path.name.startswith("."):
-            continue
-        if _is_folder(path):
-            yield from _walk(path, below / path.name, suffixes, seen)
-        elif _may_be_photo(path, suffixes):
-            yield path, below / path.name
-
-
-def _is_folder(path: Path) -> bool:
-    with suppress(UserError):
-        return paths.is_dir(path)
-    return False
-
-
-def _may_be_photo(path: Path, suffixes: tuple[str, ...]) -> bool:
-    """Returns whether a path is to be read: a link to itself, like one to nothing, fails then."""
-    with suppress(UserError):
-        if paths.exists(path) and not paths.is_file(path):
-            return False
-    return path.name.lower().endswith(suffixes)
-
-
 def _expand(
     pattern: Path, suffixes: tuple[str, ...], seen: set[Path]
 ) -> Iterator[tuple[Path, Path]]:
@@ -155,16 +127,16 @@ def _expand(
             yield from match(folder, after or ["*"])
             below = [p for p in paths.list_dir(folder) if not p.name.startswith(".")]
             for path in below:
-                if _is_folder(path) and paths.resolve(path) not in seen:
+                if is_folder(path) and paths.resolve(path) not in seen:
                     yield from match(path, rest)
             return
         for path in paths.glob(folder, name):
             hidden = path.name.startswith(".") and not name.startswith(".")
             if hidden or paths.resolve(path) in seen:
                 continue
-            if after and _is_folder(path):
+            if after and is_folder(path):
                 yield from match(path, after)
-            elif not after and _may_be_photo(path, suffixes):
+            elif not after and may_be_file(path, suffixes):
                 yield path
 
     for path in match(root, parts[first:]):
