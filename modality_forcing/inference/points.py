@@ -18,6 +18,7 @@ from modality_forcing.data.intrinsics import pinhole
 from modality_forcing.data.resize import Size
 from modality_forcing.errors import UserError
 from modality_forcing.inference import geometry_files
+from modality_forcing.inference.inputs import as_number, as_whole
 from modality_forcing.inference.result import Result
 from modality_forcing.paths import as_path, write_file
 
@@ -49,6 +50,7 @@ def camera(size: Size, fov: float = FOV) -> np.ndarray:
     fov: degrees across the longer side. The center of the first pixel is at (0, 0). Raises
     UserError for an angle that no such camera has.
     """
+    fov = as_number("fov", fov)
     if not 0 < fov < 180:
         hint = "give degrees between 0 and 180, such as 65"
         raise UserError(f"the field of view is {fov:g}", hint=hint)
@@ -58,6 +60,7 @@ def camera(size: Size, fov: float = FOV) -> np.ndarray:
 
 def check_edge(edge: float) -> float:
     """Returns a tolerance of depth between neighbors; raises UserError unless it is above 0."""
+    edge = as_number("edge", edge)
     if not edge > 0:
         hint = f"give a share of depth above 0, such as {EDGE}"
         raise UserError(f"the tolerance of edges is {edge:g}", hint=hint)
@@ -74,7 +77,7 @@ def cloud(
       edge: pixels whose neighbors differ in depth by more than this share of it are left out.
       max_points: of larger maps every second, third... row and column is taken.
 
-    Raises UserError for a result without depth or an impossible field of view.
+    Raises UserError for a result without depth, an impossible field of view, and no points.
     """
     depth, kept = _surface(result, edge)
     step = _step(depth.shape, max_points)
@@ -148,7 +151,8 @@ def _surface(result: Result, edge: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _step(shape: tuple[int, ...], max_points: int) -> int:
-    return max(1, math.ceil(math.sqrt(math.prod(shape) / max_points)))
+    most = as_whole("max_points", max_points, 1)
+    return max(1, math.ceil(math.sqrt(math.prod(shape) / most)))
 
 
 def _points(

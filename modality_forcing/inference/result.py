@@ -49,6 +49,9 @@ class Result:
         """
         if self.depth is None:
             raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
+        hint = "choose plasma, spectral or another color map of matplotlib"
+        if not isinstance(colormap, str):
+            raise UserError(f"no color map is named {colormap!r}", hint=hint)
         name = COLORMAPS.get(colormap.lower(), colormap)
         valid = np.ones(self.depth.shape, bool) if self.valid is None else self.valid
         # Percentiles of a part of a large map, and a strip at a time: colors need 60 bytes a pixel.
@@ -65,7 +68,6 @@ class Result:
                 ]
             )
         except KeyError as error:
-            hint = "choose plasma, spectral or another color map of matplotlib"
             raise UserError(f"no color map is named {colormap!r}", hint=hint) from error
 
 

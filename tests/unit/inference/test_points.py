@@ -101,3 +101,17 @@ def test_what_cannot_be_written(tmp_path: Path):
     with pytest.raises(UserError, match="no points: all pixels are unknown or at a jump of depth"):
         points.write(empty, tmp_path / "cloud.ply")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_arguments_are_one_line(unchecked):
+    result = Result(IMAGE, FLOOR)
+    for options, message in (
+        ({"max_points": 0}, "max_points is 0; give a whole number of at least 1"),
+        ({"max_points": 2.5}, "max_points is 2.5; give a whole number"),
+        ({"fov": "a"}, "fov is 'a'; give a finite number"),
+        ({"fov": 180}, "the field of view is 180; give degrees"),
+        ({"edge": "b"}, "edge is 'b'; give a finite number"),
+    ):
+        for make in (points.cloud, points.mesh):
+            with pytest.raises(UserError, match=message):
+                make(result, **options)

@@ -42,7 +42,7 @@ def test_uncertainty_is_where_members_differ():
     assert restore(IMAGE, FITTED, members[:1]).uncertainty is None
 
 
-def test_colors():
+def test_colors(unchecked):
     depth = np.linspace(1, 5, 32, dtype=np.float32).reshape(4, 8)
     valid = np.ones_like(depth, bool)
     valid[0, 0] = False
@@ -52,5 +52,7 @@ def test_colors():
     assert (result.colored()[0, 0] == 128).all() and result.colored().shape == (4, 8, 3)
     with pytest.raises(UserError, match="no color map is named 'bright'; choose plasma"):
         result.colored("bright")
+    with pytest.raises(UserError, match="no color map is named 3; choose plasma"):
+        result.colored(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="this result has no depth"):
         Result().colored()
