@@ -7,7 +7,7 @@ the compiled program (roofline.py). `NOT_MODELED` says what this leaves out.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -112,7 +112,7 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
     _, (state, _, _), mesh = abstract_step(config, target.devices)
     found = roofline.collectives(compiled.text) if compiled.text else []
     return Plan(
-        config=config,
+        config=with_sizes(config, mesh.shape),
         target=target,
         params=flops.parameters(shapes).total,
         tokens_per_step=config.train.batch * flops.tokens(config, modalities),
@@ -127,6 +127,16 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
         collective_warnings=check_collectives(found, config.train.batch),
         replicated=sharding.replicated_params(shapes, sharding.PRESETS[config.mesh.preset], mesh),
     )
+
+
+def with_sizes(config: Config, axes: Mapping[str, int]) -> Config:
+    """Returns the config with what the axes of its mesh that are -1 resolve to.
+
+    axes: devices by axis of a mesh; "data" also runs over slices.
+    """
+    c, data = config.mesh, axes["data"] // config.mesh.slices
+    resolved = replace(c, data=data, fsdp=axes["fsdp"], tensor=axes["tensor"])
+    return config if resolved == c else replace(config, mesh=resolved)
 
 
 def search(config: Config, target: Target, log: Callable[[str], None] = lambda _: None) -> Plan:

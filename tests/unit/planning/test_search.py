@@ -12,7 +12,14 @@ from modality_forcing.errors import UserError
 from modality_forcing.modalities import base
 from modality_forcing.planning import search as planning
 from modality_forcing.planning.compile import Bytes, Compiled, get_target
-from modality_forcing.planning.search import estimate, min_tokens_per_chip, plan, search, with_batch
+from modality_forcing.planning.search import (
+    estimate,
+    min_tokens_per_chip,
+    plan,
+    search,
+    with_batch,
+    with_sizes,
+)
 from modality_forcing.train.state import abstract_model
 
 pytest.importorskip("libtpu")
@@ -57,6 +64,19 @@ def test_first_layout_that_fits_with_enough_tokens_is_compiled_once(target, comp
         found.micro_batch * 640 >= min_tokens_per_chip(target)
         and found.config.train.batch == found.micro_batch * 64
     )
+
+
+def test_axes_that_are_left_out_are_resolved():
+    config = replace(CONFIG, mesh=MeshConfig(data=2, fsdp=-1, slices=2))
+    found = with_sizes(config, {"data": 4, "fsdp": 8, "tensor": 1})
+    assert found.mesh == MeshConfig(data=2, fsdp=8, slices=2)
+    assert with_sizes(found, {"data": 4, "fsdp": 8, "tensor": 1}) is found
+
+
+def test_a_plan_says_what_its_mesh_resolves_to(target, compiler):
+    compiler(lambda config: 0.95)
+    config = replace(with_batch(CONFIG, target, 64), mesh=MeshConfig(fsdp=-1))
+    assert planning.describe(plan(config, target)).startswith("zero2 over 64 devices, ")
 
 
 def test_batch_shrinks_until_the_program_fits(target, compiler):
