@@ -113,7 +113,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    help = "distances of generated images from real ones: of fid, kid and cmmd, with commas"
+    help = "scores of generated images: of fid, kid and cmmd, distances from real ones, and "
+    help += "clip_score, how well they fit their captions; with commas"
     add("--metrics", help=help)
     add("--mode", choices=("t2i", "d2i", "joint"), help="of --metrics: what makes the images (d2i)")
     help = "of --metrics: records to score on, a prepared data set or a folder of images with "
@@ -123,7 +124,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add("--reference", type=path_option, metavar="FOLDER", help=help)
     help = "of fid and kid: the weights of FID's Inception network, a .safetensors file"
     add("--inception", metavar="FILE", help=help)
-    help = "of cmmd: a CLIP network with safetensors, a hub id or a folder (CMMD's own)"
+    help = "of cmmd and clip_score: a CLIP network with safetensors, a hub id or a folder (CMMD's)"
     add("--clip", metavar="WHERE", help=help)
     add("--kid-subset", type=positive_int, metavar="N", help="images of a subset of KID (1000)")
 

@@ -1,4 +1,4 @@
-"""Distances of two sets of images by their features: Fréchet, kernel (KID) and CMMD."""
+"""Distances of two sets of images by their features, FID, KID and CMMD, and the CLIP score."""
 
 from __future__ import annotations
 
@@ -74,6 +74,15 @@ def cmmd(a: Features, b: Features) -> float:
     _check_count("CMMD", 1, a, b)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(np.float64, (a, b)))
     return _SCALE * (_mean(_gaussian, a, a) + _mean(_gaussian, b, b) - 2 * _mean(_gaussian, a, b))
+
+
+def clip_score(images: Features, texts: Features) -> float:
+    """Returns the CLIP score of images for their captions (Hessel et al., arXiv 2104.08718).
+
+    The mean of 100 max(0, cosine) of the features of each pair, as most tools scale it.
+    """
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in map(np.float64, (images, texts)))
+    return float(np.mean(100 * np.maximum(np.sum(a * b, axis=1), 0)))
 
 
 def _cubic(x: Features, y: Features) -> np.ndarray:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,11 @@ from modality_forcing.paths import as_path, is_dir, is_file, read_bytes
 
 Images = UInt8[np.ndarray, "b h w 3"]
 Extract = Callable[[Images], Float[np.ndarray, "b d"]]
+ExtractTexts = Callable[[Sequence[str]], Float[np.ndarray, "b d"]]
 
-KINDS = {"fid": "inception", "kid": "inception", "cmmd": "clip"}  # features of each metric
+# Features of each metric.
+KINDS = {"fid": "inception", "kid": "inception", "cmmd": "clip", "clip_score": "clip"}
+_TEXTS = 64  # captions that are embedded at a time
 CLIP = "openai/clip-vit-large-patch14-336"  # CMMD's
 _CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 _CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
@@ -79,19 +82,8 @@ def _open_inception(where: str) -> Extract:
 def _open_clip(where: str) -> Extract:
     _check_packages("torch", "transformers")
     import torch  # pyright: ignore[reportMissingImports]
-    import transformers  # pyright: ignore[reportMissingImports]
 
-    transformers.logging.disable_progress_bar()
-
-    local = is_dir(Path(where))
-    try:
-        network: Any = transformers.CLIPVisionModelWithProjection.from_pretrained(
-            where, use_safetensors=True, local_files_only=local
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        hint = "name a hub id, or a folder with config.json and model.safetensors, by --clip"
-        what = f"no CLIP network ({_first_line(error)})"
-        raise UserError(what, where=where, hint=hint) from error
+    network = _load_clip("CLIPVisionModelWithProjection", where)
     network.train(False)
     side = network.config.image_size
 
@@ -105,6 +97,64 @@ def _open_clip(where: str) -> Extract:
         return found.image_embeds.numpy()
 
     return extract
+
+
+def open_texts(where: str) -> ExtractTexts:
+    """Returns what maps captions to CLIP's features f32 [b d]; their tokens above 77 are cut off.
+
+    where: as of `open_features`, with the files of the tokenizer. Raises UserError as there.
+    """
+    _check_packages("torch", "transformers")
+    import torch  # pyright: ignore[reportMissingImports]
+
+    network = _load_clip("CLIPTextModelWithProjection", where)
+    tokenizer = _load_clip("CLIPTokenizerFast", where)
+    if (
+        len(tokenizer) != network.config.vocab_size
+    ):  # of missing files the library makes an empty one
+        what = f"the tokenizer has {len(tokenizer)} tokens, the network {network.config.vocab_size}"
+        hint = "put the network's own vocab.json and merges.txt, or tokenizer.json, beside it"
+        raise UserError(what, where=where, hint=hint)
+    network.train(False)
+    most = network.config.max_position_embeddings
+
+    def extract(texts: Sequence[str]) -> np.ndarray:
+        found = []
+        for start in range(0, len(texts), _TEXTS):
+            chunk = list(texts[start : start + _TEXTS])
+            options = {"padding": True, "truncation": True, "max_length": most}
+            with torch.inference_mode():
+                tokens = tokenizer(chunk, return_tensors="pt", **options)
+                found.append(network(**tokens).text_embeds.numpy())
+        return np.concatenate(found)
+
+    return extract
+
+
+def _load_clip(kind: str, where: str) -> Any:
+    """Returns a part of a CLIP network, by the name of its class: a tower or the tokenizer."""
+    import transformers  # pyright: ignore[reportMissingImports]
+
+    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # it would list the weights of the other tower
+    options: dict[str, object] = {"local_files_only": is_dir(Path(where))}
+    is_tower = not kind.startswith("CLIPTokenizer")
+    if is_tower:
+        options |= {"use_safetensors": True, "output_loading_info": True}
+    needed = "config.json and model.safetensors" if is_tower else "the files of the tokenizer"
+    hint = f"name a hub id, or a folder with {needed}, by --clip"
+    try:
+        loaded = getattr(transformers, kind).from_pretrained(where, **options)
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        what = f"no CLIP network ({_first_line(error)})"
+        raise UserError(what, where=where, hint=hint) from error
+    if not is_tower:
+        return loaded
+    network, info = loaded
+    if missing := sorted(info["missing_keys"]):  # the library fills them with noise
+        what = f"no CLIP network (it lacks {missing[0]} and others, {len(missing)} in all)"
+        raise UserError(what, where=where, hint=hint)
+    return network
 
 
 def _read_safetensors(path: Path) -> Mapping[str, object]:

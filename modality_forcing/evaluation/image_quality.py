@@ -1,6 +1,7 @@
-"""Distances of generated images from real ones by FID, KID and CMMD; a batch in memory at a time.
+"""Scores of generated images by FID, KID, CMMD and CLIP score; a batch in memory at a time.
 
 Real images are the records whose captions and depths the images were generated from, or a folder.
+The CLIP score compares images with their own captions.
 """
 
 from __future__ import annotations
@@ -25,7 +26,15 @@ from modality_forcing.data.resize import (
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import image_distances
 from modality_forcing.evaluation.heldout import check_finite
-from modality_forcing.evaluation.image_features import CLIP, KINDS, Extract, Images, open_features
+from modality_forcing.evaluation.image_features import (
+    CLIP,
+    KINDS,
+    Extract,
+    ExtractTexts,
+    Images,
+    open_features,
+    open_texts,
+)
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import require_dir
 from modality_forcing.progress import ProgressMeter, format_table
@@ -48,6 +57,12 @@ class ImageMetrics:
     features: Mapping[str, Extract]
     locations: Mapping[str, str] = field(default_factory=dict)
     kid_subset: int = image_distances.SUBSET_SIZE
+    texts: ExtractTexts | None = None  # of captions, for clip_score
+
+    @property
+    def of_real(self) -> tuple[str, ...]:
+        """The metrics that compare with real images."""
+        return tuple(name for name in self.names if name != "clip_score")
 
     def check(self, *counts: int) -> None:
         """Raises UserError if a set has too few images, before one is generated."""
@@ -63,11 +78,22 @@ class ImageMetrics:
         return {kind: np.concatenate(each) for kind, each in parts.items()}
 
     def compare(
-        self, made: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]
+        self,
+        made: Mapping[str, np.ndarray],
+        real: Mapping[str, np.ndarray],
+        captions: Sequence[str] = (),
     ) -> dict[str, float]:
-        """Returns the distances of two sets of features, and the deviation of KID's subsets."""
+        """Returns the metrics of features, and the deviation of KID's subsets.
+
+        captions: of the images, for clip_score.
+        """
         found = {}
         for name in self.names:
+            if name == "clip_score":
+                assert self.texts is not None
+                texts = self.texts(captions)
+                found[name] = image_distances.clip_score(made[KINDS[name]], texts)
+                continue
             pair = made[KINDS[name]], real[KINDS[name]]
             if name == "fid":
                 found["fid"] = image_distances.frechet_distance(*pair)
@@ -82,7 +108,7 @@ class ImageMetrics:
 def open_metrics(
     names: str, inception: str | None = None, clip: str | None = None, kid_subset: int | None = None
 ) -> ImageMetrics:
-    """Returns the metrics of "fid,kid,cmmd", with their networks loaded.
+    """Returns the metrics of "fid,kid,cmmd,clip_score", with their networks loaded.
 
     Raises UserError for an unknown name, an option without its metric, and as `open_features`.
     """
@@ -98,8 +124,9 @@ def open_metrics(
     if kid_subset is not None and "kid" not in parsed:
         raise UserError("--kid-subset is for kid", hint="add kid to --metrics, or leave it out")
     features = {kind: open_features(kind, locations[kind]) for kind in sorted(kinds)}
+    texts = open_texts(locations["clip"]) if "clip_score" in parsed else None
     used = {kind: where for kind, where in locations.items() if kind in kinds}
-    return ImageMetrics(parsed, features, used, kid_subset or image_distances.SUBSET_SIZE)
+    return ImageMetrics(parsed, features, used, kid_subset or image_distances.SUBSET_SIZE, texts)
 
 
 def compare_folders(pred: Path, target: Path, metrics: ImageMetrics) -> JsonObject:
@@ -107,12 +134,15 @@ def compare_folders(pred: Path, target: Path, metrics: ImageMetrics) -> JsonObje
 
     Raises UserError for a folder without images, an image of another size, and too few images.
     """
+    if "clip_score" in metrics.names:
+        hint = "leave it out, or give --checkpoint, whose records have captions"
+        raise UserError("clip_score needs captions, and folders of images have none", hint=hint)
     folders = [image_files(folder) for folder in (pred, target)]
     metrics.check(*map(len, folders))
-    features = [metrics.extract(read_folder(files)) for files in folders]
+    made, real = (metrics.extract(read_folder(files)) for files in folders)
     result = {"generated": str(pred), "images": len(folders[0])}
     result |= {"reference": str(target), "reference_images": len(folders[1])}
-    return result | {"metrics": metrics.compare(*features), "features": dict(metrics.locations)}
+    return result | {"metrics": metrics.compare(made, real), "features": dict(metrics.locations)}
 
 
 def evaluate_checkpoint(
@@ -141,8 +171,13 @@ def evaluate_checkpoint(
     files = image_files(reference) if reference is not None else []
     real_count = len(files) if files else count
     metrics.check(count, real_count)
-    made = metrics.extract(generated_images(generator, config, mode))
-    real = metrics.extract(read_folder(files, side) if files else record_images(config))
+    if files and not metrics.of_real:
+        raise UserError("clip_score has no use for --reference", hint="leave it out")
+    captions: list[str] = []
+    made = metrics.extract(generated_images(generator, config, mode, captions))
+    real = {}
+    if metrics.of_real:
+        real = metrics.extract(read_folder(files, side) if files else record_images(config))
     sample = {k: v for k, v in to_dict(config.sample).items() if k not in ("steps", "task_steps")}
     return {
         "mode": mode,
@@ -150,15 +185,26 @@ def evaluate_checkpoint(
         "size": side,
         "sampling": {"steps": num_steps(mode, config.sample), **sample},
         "images": count,
-        "reference": "the records" if reference is None else str(reference),
+        "reference": _describe_reference(metrics, reference),
         "reference_images": real_count,
-        "metrics": metrics.compare(made, real),
+        "metrics": metrics.compare(made, real, captions),
         "features": dict(metrics.locations),
     }
 
 
-def generated_images(generator: Generator, config: Config, mode: str) -> Iterator[Images]:
-    """Yields the image of each held-out record; its noise is a function of seed and index."""
+def _describe_reference(metrics: ImageMetrics, reference: Path | None) -> str:
+    if not metrics.of_real:
+        return "the captions"
+    return "the records" if reference is None else str(reference)
+
+
+def generated_images(
+    generator: Generator, config: Config, mode: str, captions: list[str]
+) -> Iterator[Images]:
+    """Yields the image of each held-out record; its noise is a function of seed and index.
+
+    captions: those of the images are added to it.
+    """
     source = inputs.open_source(config, "eval")
     count, size = config.eval.examples, min(config.eval.batch, config.eval.examples)
     progress = ProgressMeter(f"{mode} images", count)
@@ -177,6 +223,7 @@ def generated_images(generator: Generator, config: Config, mode: str) -> Iterato
         names = [f"{i} ({r.id})" for i, r in zip(index, records, strict=True)]
         check_finite(generator, mode, images, names)
         progress.report(min(start + size, count))
+        captions += texts[: count - start]
         yield to_u8(images[generator.primary][: count - start])
 
 

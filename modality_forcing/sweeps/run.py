@@ -10,7 +10,7 @@ import json
 import math
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,13 +49,14 @@ class Failure(NamedTuple):
     mistake: bool  # whether a second try would fail again, such as after a loss of NaN
 
 
-def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure]:
+def work(folder: SweepDir, cells: Sequence[Cell], log: Log) -> dict[str, Failure]:
     """Trains and scores the cells that are neither done nor in progress elsewhere.
 
     In a run of several processes all of them call this, and the first one writes. A failed cell
     does not stop the others; Ctrl-C does.
 
-    Returns: the failures, by name of the cell.
+    Returns: the failures, by name of the cell. Raises UserError, before any is trained, for metrics
+    of images whose networks are not there.
     """
     distributed.devices()  # once, not as a failure of every cell
     failed: dict[str, Failure] = {}
@@ -64,6 +65,7 @@ def work(folder: SweepDir, cells: Iterable[Cell], log: Log) -> dict[str, Failure
     outdated = sum(row["version"] != worker.version for _, row in folder.rows())
     if outdated:
         log(f"warning: {outdated} rows are of another version of the code; fits do not pool them")
+    worker.scorer.check([cell for cell in cells if folder.row(cell) is None])
     with compilation_cache.enabled(beside=folder.path):
         for cell in cells:
             with folder.try_lock(cell.name) as free:
@@ -98,7 +100,7 @@ class _Worker:
     def __init__(self, folder: SweepDir, log: Log):
         self.folder, self.log, self.version = folder, log, version()
         self.broken: dict[str, Exception] = {}  # failed runs by digest, not tried twice
-        self._scorer = Scorer(folder.path)
+        self.scorer = Scorer(folder.path)
         self._records: dict[str, RecordSource] = {}
 
     def run_cell(self, cell: Cell) -> bool:
@@ -184,7 +186,7 @@ class _Worker:
 
     def _row(self, cell: Cell) -> JsonObject:
         used = {v for run in cell.run.dependencies() for v in self._versions(run)}
-        score = self._scorer(cell, {run.phase: self.folder.run_dir(run) for run in cell.runs()})
+        score = self.scorer(cell, {run.phase: self.folder.run_dir(run) for run in cell.runs()})
         # JSON has no NaN.
         metrics = {k: v if math.isfinite(v) else None for k, v in score.metrics.items()}
         return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -55,6 +55,20 @@ class Scorer:
             return self._benchmarks(cell, cell.evaluation, generator)
         return self._records(cell, cell.evaluation, generator, workdirs)
 
+    def check(self, cells: Iterable[Cell]) -> None:
+        """Raises UserError, before cells are trained, for image metrics that cannot be computed.
+
+        Their networks are loaded and freed again.
+        """
+        for cell in cells:
+            options = cell.evaluation
+            if isinstance(options, Records) and options.image_metrics:
+                self._open(options).check(cell.run.config.eval.examples)
+        self._open_metrics.cache_clear()
+
+    def _open(self, options: Records) -> image_quality.ImageMetrics:
+        return self._open_metrics(options.image_metrics, options.inception, options.clip)
+
     def _records(
         self, cell: Cell, options: Records, last: Generator, workdirs: Mapping[str, Path]
     ) -> Score:
@@ -76,7 +90,7 @@ class Scorer:
         return Score(metrics, f"held out: {MOGE}", seeds)
 
     def _images(self, last: Generator, options: Records, config: Config) -> dict[str, float]:
-        opened = self._open_metrics(options.image_metrics, options.inception)
+        opened = self._open(options)
         result = image_quality.evaluate_checkpoint(last, "t2i", opened, config=config)
         return {f"t2i_{name}": value for name, value in result["metrics"].items()}
 

@@ -193,16 +193,16 @@ class Records:
     """Scores a cell on held-out records of its last config: image to depth, and training losses.
 
     Args:
-      seed: of the records and of all noise, the same in every cell, so that cells differ in their
-        weights alone.
+      seed: of the records and of all noise, the same in every cell.
       draws: noise levels per record for a loss.
-      image_metrics, inception: of t2i, as those of `mforce evaluate --metrics=fid --inception=...`.
+      image_metrics, inception, clip: of t2i, as --metrics, --inception and --clip of evaluate.
     """
 
     seed: int = 0
     draws: int = 8
     image_metrics: str = ""
     inception: str = ""
+    clip: str = ""
 
 
 @dataclass(frozen=True)
@@ -242,8 +242,8 @@ class Cell:
     def digest(self) -> str:
         """Identifies all that its row depends on, except the code."""
         kind, c = type(self.evaluation).__name__, self.run.config
-        records = {"examples": c.eval.examples, "batch": c.eval.batch}
-        options = [asdict(self.evaluation), to_dict(c.sample), records]
+        own = {k: v for k, v in asdict(self.evaluation).items() if v or k != "clip"}  # it is newer
+        options = [own, to_dict(c.sample), {"examples": c.eval.examples, "batch": c.eval.batch}]
         return _digest([self.run.digest, kind, *options])
 
     def runs(self) -> tuple[Run, ...]:

@@ -1,4 +1,4 @@
-"""Images to FID, KID and CLIP features with random weights: equal to the libraries' own numbers.
+"""FID, KID, CLIP features and CLIP score with random weights: equal to the libraries' own numbers.
 
 Needs the extra fid. torch-fidelity 0.4 also installs a package named `tests`, which must be removed
 for this repository's tests to be found.
@@ -7,6 +7,7 @@ for this repository's tests to be found.
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from PIL import Image
 
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation.image_features import open_features
+from modality_forcing.evaluation.image_features import open_features, open_texts
 from modality_forcing.evaluation.image_quality import compare_folders, open_metrics
 
 torch = pytest.importorskip("torch")
@@ -91,6 +92,46 @@ def test_clip_features_are_those_of_transformers(folder: Path):
     found = open_features("clip", str(folder / "clip"))(images)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert open_features("clip", str(folder / "clip"))(images[:, :40]).shape == (3, 24)
+
+
+def test_clip_score_is_that_of_transformers(tmp_path: Path):
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 4, "projection_dim": 24}
+    letters = sorted("a red ball on grass".replace(" ", ""))
+    names = dict.fromkeys(x + end for end in ("", "</w>") for x in letters)
+    vocabulary = {x: i for i, x in enumerate([*names, "<|startoftext|>", "<|endoftext|>"])}
+    ends = {"bos_token_id": len(vocabulary) - 2, "eos_token_id": len(vocabulary) - 1}
+    text = {**size, "vocab_size": len(vocabulary), "max_position_embeddings": 12, **ends}
+    vision = {**size, "image_size": 56, "patch_size": 14}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    torch.manual_seed(0)
+    network = transformers.CLIPModel(config).eval()
+    where = tmp_path / "clip"
+    network.save_pretrained(where)
+    with pytest.raises(UserError, match="the tokenizer has 2 tokens, the network 22; put"):
+        open_texts(str(where))
+    (where / "vocab.json").write_text(json.dumps(vocabulary))
+    (where / "merges.txt").write_text("#version: 0.2\n")
+    captions = ["a red ball", "", "grass", "a ball on red grass"]  # the last one is cut off
+    images = np.random.default_rng(0).integers(0, 256, (4, 56, 56, 3), np.uint8)
+    processor = transformers.CLIPImageProcessor(do_resize=False, do_center_crop=False)
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(where)
+    options = {"padding": True, "truncation": True, "max_length": 12}
+    with torch.inference_mode():
+        tokens = tokenizer(captions, return_tensors="pt", **options)
+        output = network(**tokens, **processor(list(images), return_tensors="pt"))
+        cosines = output.logits_per_image.diagonal() / network.logit_scale.exp()
+    expected = float((100 * cosines.clamp(min=0)).mean())
+    tower = transformers.CLIPVisionModelWithProjection(config.vision_config)
+    tower.save_pretrained(tmp_path / "images_alone")
+    with pytest.raises(UserError, match="no CLIP network"):
+        open_texts(str(tmp_path / "images_alone"))
+    metrics = open_metrics("clip_score", clip=str(where))
+    assert metrics.texts is not None and expected > 0
+    found = metrics.compare(metrics.extract([images]), {}, captions)
+    assert found["clip_score"] == pytest.approx(expected, abs=1e-3)
+    shuffled = metrics.compare(metrics.extract([images[::-1]]), {}, captions)
+    assert shuffled["clip_score"] != pytest.approx(expected, abs=1e-2)
 
 
 def test_wrong_weights_are_one_line(folder: Path):

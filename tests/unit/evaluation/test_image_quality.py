@@ -15,6 +15,7 @@ from modality_forcing.evaluation import image_quality
 from modality_forcing.evaluation.heldout import load_held_out
 from modality_forcing.evaluation.image_distances import cmmd, frechet_distance, kernel_distance
 from modality_forcing.generator import Generator
+from modality_forcing.train import inputs
 from modality_forcing.viz.images import to_u8
 from tests import frozen
 from tests.runs import refused
@@ -34,7 +35,12 @@ def opened(monkeypatch) -> list[tuple[str, str]]:
         calls.append((kind, where))
         return features
 
+    def stub_texts(where: str):
+        calls.append(("texts", where))
+        return lambda texts: np.array([[len(x), 1, 2, 3, 4, 5] for x in texts], np.float32)
+
     monkeypatch.setattr(image_quality, "open_features", stub)
+    monkeypatch.setattr(image_quality, "open_texts", stub_texts)
     return calls
 
 
@@ -160,3 +166,29 @@ def test_images_that_are_not_finite_are_named(forcing_run: Path, monkeypatch):
         image_quality.evaluate_checkpoint(
             generator, "joint", image_quality.open_metrics("fid", "i")
         )
+
+
+def test_clip_score_compares_images_with_their_captions(mforce, t2i_run: Path, opened):
+    options = ["--metrics", "clip_score", "--clip", "c", "--mode", "t2i", "--json"]
+    done = mforce("evaluate", "--checkpoint", t2i_run, "--steps", 1, *options)
+    assert done.code == 0, done.err
+    result = json.loads(done.out)
+    assert opened == [("clip", "c"), ("texts", "c")]
+    assert result["reference"] == "the captions" and result["features"] == {"clip": "c"}
+    generator = Generator.from_checkpoint(t2i_run, sample={"steps": 1})
+    captions = [inputs.open_source(generator.config, "eval")[i].caption for i in range(4)]
+    made = generator.run("t2i", captions, seed=generator.config.seed).images["image"]
+    a = features(to_u8(made)).astype(np.float64)
+    b = np.array([[len(x), 1, 2, 3, 4, 5] for x in captions], np.float64)
+    cosines = (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    expected = 100 * np.maximum(cosines, 0).mean()
+    assert result["metrics"] == {"clip_score": pytest.approx(expected, rel=0.02)}
+
+
+def test_clip_score_without_captions_is_refused(mforce, t2i_run: Path, tmp_path: Path):
+    folder = write(tmp_path / "a", IMAGES[0])
+    pair = ["--pred", folder, "--target", folder]
+    done = mforce("evaluate", *pair, "--metrics", "clip_score")
+    refused(done, "clip_score needs captions, and folders of images have none; leave it out")
+    more = ["--mode", "t2i", "--metrics", "clip_score", "--reference", folder]
+    refused(mforce("evaluate", "--checkpoint", t2i_run, *more), "has no use for --reference")

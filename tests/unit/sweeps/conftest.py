@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
 from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.run import Failure, work
@@ -51,6 +52,10 @@ def trained(monkeypatch) -> list[str]:
     class StubScorer:
         def __init__(self, folder: Path):
             pass
+
+        def check(self, cells):
+            if "no inception" in names:
+                raise UserError("no such file", where="inception")
 
         def __call__(self, cell, workdirs):
             assert set(workdirs) == {run.phase for run in cell.runs()}

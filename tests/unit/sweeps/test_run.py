@@ -144,3 +144,10 @@ def test_row_names_every_version_that_trained_it(trained, tmp_path, monkeypatch)
 def test_error_summary_is_one_line():
     assert error_summary(UserError("wrong", where="x")) == "x: wrong"
     assert error_summary(ValueError()) == "ValueError: ValueError"
+
+
+def test_missing_networks_of_metrics_end_the_sweep_before_a_cell_is_trained(tmp_path, trained):
+    trained.append("no inception")
+    with pytest.raises(UserError, match="inception: no such file"):
+        run_cells(SweepDir(SWEEP, tmp_path))
+    assert trained == ["no inception"]

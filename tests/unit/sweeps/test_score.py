@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from modality_forcing.errors import UserError
 from modality_forcing.evaluation import benchmark, heldout, image_quality
 from modality_forcing.generator import Generator
 from modality_forcing.sweeps import score
@@ -101,10 +102,30 @@ def test_images_are_scored_where_a_sweep_asks(t2i_run, tmp_path, monkeypatch):
     monkeypatch.setattr(image_quality, "open_features", open_features)
     options = Records(draws=1, image_metrics="fid", inception="i")
     scorer, cell = Scorer(tmp_path), one_cell(Run("t2i", tiny.t2i()), options)
+    scorer.check([cell])
+    assert opened == [("inception", "i")]
+    opened.clear()
     found, again = (scorer(cell, {"t2i": t2i_run}).metrics for _ in range(2))
     assert set(found) == {"loss", "loss_image", "t2i_fid"}
     assert found == again and found["t2i_fid"] > 0
     assert opened == [("inception", "i")]  # once for all cells
+
+
+def test_missing_networks_of_image_metrics_are_found_before_training(tmp_path):
+    def check(**options) -> None:
+        Scorer(tmp_path).check([one_cell(Run("t2i", tiny.t2i()), Records(**options))])
+
+    check()
+    with pytest.raises(UserError, match=r"none\.safetensors: no such file; convert weights"):
+        check(image_metrics="fid", inception=str(tmp_path / "none.safetensors"))
+    with pytest.raises(UserError, match="unknown metric 'fidd'; choose of fid, kid, cmmd, clip_sc"):
+        check(image_metrics="fidd")
+
+
+def test_rows_of_sweeps_without_clip_stay_valid():
+    run = Run("t2i", tiny.t2i())
+    plain, other = (one_cell(run, Records(clip=where)) for where in ("", "c"))
+    assert plain.digest != other.digest
 
 
 def test_benchmark_scores_are_averaged_over_benchmarks(forcing_run, tmp_path, monkeypatch):
