@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Key, PyTree
 
 from modality_forcing import tasks
+from modality_forcing.allocator import keep_freed_memory
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
 from modality_forcing.diffusion.sampler import Cond, sample
@@ -65,6 +66,7 @@ class Generator:
         mesh: Mesh | None = None,
         size: tuple[int, int] | None = None,
     ):
+        keep_freed_memory()
         self.config, self.params, self.mesh = config, params, mesh
         self.modalities = base.build(config, size)
         self.primary = next(iter(self.modalities))

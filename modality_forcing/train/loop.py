@@ -16,6 +16,7 @@ from typing import Any
 import jax
 
 from modality_forcing import compilation_cache
+from modality_forcing.allocator import keep_freed_memory
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
 from modality_forcing.train.evaluation import MakeEvaluate, is_due
@@ -71,6 +72,7 @@ def train(
         if resumes:
             stack.enter_context(cache)
         run, state = init_run(config, workdir, records, make_evaluate)
+        keep_freed_memory()
         if not resumes:  # after all that could refuse the run: until then nothing is written
             stack.enter_context(cache)
         observe = _Observe(Profiler(profile, workdir), wandb, stop_after)
