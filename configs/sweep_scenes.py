@@ -25,6 +25,7 @@ from modality_forcing.config_file import load, parse_arg
 from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
 from modality_forcing.train.width_scaling import scale_width
 
+COND_PROB = {"image": 0.45, "depth": 0.15}
 BASE = 64  # width at which the demo's learning rate is assumed to be right
 WIDTHS = (32, 48, 64, 96)
 IMAGES = (0, 5_000, 20_000, 80_000)
@@ -59,10 +60,24 @@ def get_sweep(arg: str = "") -> Sweep:
 
 
 def _config(phase: str, width: int, seed: int, examples: int) -> Config:
-    config = load(f"demo:phase={phase}")
+    """Returns the setting of the rows in docs/scaling: the varied world, and sparse depth only."""
+    config = load(f"demo:phase={phase},world=varied,dense=0")
     model = replace(config.model, width=BASE, mlp_dim=3 * BASE, heads=4, kv_heads=2, head_dim=16)
-    train = replace(config.train, log_every=100, save_every=1000)
+    train = replace(config.train, base_width=0, t_min=0.3, log_every=100, save_every=1000)
+    sample = replace(config.sample, log2_alpha=3.0, condition_guidance={})
+    modalities = dict(config.modalities)
+    for name, cond_prob in COND_PROB.items() if phase == "forcing" else ():
+        modalities[name] = replace(modalities[name], cond_prob=cond_prob)
+        if name == "image":
+            noise = replace(modalities[name].noise, timestep_shift=0.0)
+            modalities[name] = replace(modalities[name], noise=noise)
     config = replace(
-        config, seed=seed, model=model, train=train, eval=replace(config.eval, examples=examples)
+        config,
+        seed=seed,
+        model=model,
+        train=train,
+        modalities=modalities,
+        sample=sample,
+        eval=replace(config.eval, examples=examples),
     )
     return scale_width(config, width)

@@ -39,6 +39,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=Path("runs/demo"),
         help="for all output (%(default)s)",
     )
+    add(
+        "--scale",
+        choices=("short", "hour", "night"),
+        default="short",
+        help="the budget, for two idle cores (%(default)s)",
+    )
+    add("--sparse-only", action="store_true", help="post-train without dense depth maps")
+    add("--seed", type=int, default=0, help="of scenes, weights and noise (%(default)s)")
     add("--ablate", action="store_true", help="also post-train from scratch; doubles the time")
     add("--t2i-steps", type=positive_int, help="steps of pretraining, instead of the config's")
     add(
@@ -114,8 +122,10 @@ def configs(options: argparse.Namespace) -> tuple[Config, Config]:
     from modality_forcing import config_file
 
     def load(phase: str, **changes: int | None) -> Config:
+        changes |= {"seed": options.seed}
         overrides = {k.replace("_", ".", 1): str(v) for k, v in changes.items() if v is not None}
-        return config_file.load(f"demo:phase={phase}", overrides)
+        dense = ",dense=0" if options.sparse_only else ""
+        return config_file.load(f"demo:phase={phase},scale={options.scale}{dense}", overrides)
 
     t2i = load("t2i", train_steps=options.t2i_steps)
     forcing = load("forcing", train_steps=options.forcing_steps, eval_examples=options.examples)

@@ -12,7 +12,7 @@ from modality_forcing.errors import UserError
 
 Pattern = Callable[[Record, np.random.Generator], np.ndarray]
 
-MAX_DENSITY = 0.35  # largest fraction of pixels that a pattern keeps
+MAX_DENSITY = 0.35  # largest fraction of pixels that a sparse pattern keeps
 _FALLBACK_FOV = 60.0  # degrees, where a record has no intrinsics
 _MIN_GRADIENT = 2.0  # gray levels (of 255) per pixel; feature detectors ignore less
 _TINY = 1e-6
@@ -105,14 +105,21 @@ def missing(record: Record, rng: np.random.Generator) -> np.ndarray:
     return np.zeros(record.valid.shape, bool)
 
 
+def dense(record: Record, rng: np.random.Generator) -> np.ndarray:
+    """Returns all valid pixels, bool [h w]: a synthetic map, or one that was completed."""
+    return record.valid
+
+
 PATTERNS: dict[str, Pattern] = {
+    "dense": dense,
     "uniform": uniform,
     "lidar": lidar,
     "sfm": sfm,
     "sensor": sensor,
     "missing": missing,
 }
-"""By name. Each returns bool [h w] within record.valid, at most `MAX_DENSITY` of the pixels."""
+"""By name. Each returns bool [h w] within record.valid; all but "dense" keep at most `MAX_DENSITY`
+of the pixels."""
 
 DEFAULT_MIXTURE: Mapping[str, float] = {
     "uniform": 0.5,
@@ -122,6 +129,12 @@ DEFAULT_MIXTURE: Mapping[str, float] = {
     "missing": 0.08,
 }
 """Weights. On the procedural scenes they keep less than 10% of the pixels on average."""
+
+
+def with_dense(share: float) -> dict[str, float]:
+    """Returns the default mixture with a share of dense maps."""
+    sparse = {name: round((1 - share) * w, 6) for name, w in DEFAULT_MIXTURE.items()}
+    return sparse | {"dense": share} if share else dict(DEFAULT_MIXTURE)
 
 
 def sparsify(

@@ -20,7 +20,7 @@ DEMO = f"{CONFIGS / 'demo.py'}:phase=t2i"
 
 # Every config file with the values of its arguments that change what it says.
 ARGUMENTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "demo": {"phase": ("t2i", "forcing"), "resolution": ("32", "64")},
+    "demo": {"phase": ("t2i", "forcing"), "scale": ("short", "hour", "night")},
     "flux2": {
         "size": ("klein-4b", "klein-9b", "tiny"),
         "task": ("forcing", "t2i"),

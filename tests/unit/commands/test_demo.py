@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from modality_forcing import config
 from modality_forcing.commands import demo
 from modality_forcing.errors import UserError
 from tests import damage
@@ -107,6 +108,21 @@ def test_two_phases_fit(tmp_path: Path):
     )
     assert t2i.data.sparsity_patterns == {} and forcing.data.sparsity_patterns
     assert t2i.model == forcing.model and t2i.text == forcing.text
+
+
+def test_scale_sparse_only_and_seed(tmp_path: Path):
+    short, hour, night = (
+        demo.configs(options(tmp_path, f"--scale={name}"))[1] for name in ("short", "hour", "night")
+    )
+    assert demo.configs(options(tmp_path))[1] == short and short.seed == 0
+    tokens = [c.train.steps * c.train.batch * sum(config.tokens(c).values()) for c in (short, hour)]
+    assert 4 < tokens[1] / tokens[0] < 8
+    assert night.model.width > hour.model.width
+    assert 0 < short.data.sparsity_patterns["dense"] < 1
+    t2i, sparse = demo.configs(options(tmp_path, "--sparse-only", "--seed=3"))
+    assert "dense" not in sparse.data.sparsity_patterns and sparse.seed == t2i.seed == 3
+    for run in (t2i, sparse):
+        assert run.data.world == "plain"
 
 
 def test_last_lines_report_the_numbers(tmp_path: Path):

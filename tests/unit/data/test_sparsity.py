@@ -17,6 +17,7 @@ from modality_forcing.data.sparsity import (
     PATTERNS,
     depth_edges,
     sparsify,
+    with_dense,
 )
 from modality_forcing.errors import UserError
 from modality_forcing.synthetic.source import Scenes
@@ -55,7 +56,7 @@ def test_patterns_select_valid_pixels_only(name: str, index: int, seed: int, res
     mask = PATTERNS[name](one, np.random.default_rng(seed))
     assert mask.dtype == np.bool_ and mask.shape == one.valid.shape
     assert not np.any(mask & ~one.valid)
-    assert mask.mean() <= MAX_DENSITY
+    assert mask.mean() <= MAX_DENSITY or name == "dense"
     np.testing.assert_array_equal(mask, PATTERNS[name](one, np.random.default_rng(seed)))
 
 
@@ -69,7 +70,7 @@ def test_few_valid_pixels_are_accepted(name: str, known: int):
     assert not np.any(mask & ~valid)
 
 
-@pytest.mark.parametrize("name", PATTERNS)
+@pytest.mark.parametrize("name", DEFAULT_MIXTURE)
 @pytest.mark.parametrize("resolution", [32, 64])
 def test_density_on_average(name: str, resolution: int):
     density = [
@@ -197,10 +198,26 @@ def test_weights_that_choose_nothing_are_refused(weights: dict[str, float]):
 
 
 def test_unknown_pattern_is_refused_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'radar'.*known are uniform, lidar, sfm, sensor, missing"):
+    known = "known are dense, uniform, lidar, sfm, sensor, missing"
+    with pytest.raises(UserError, match=f"'radar'.*{known}"):
         sparsify(record(1), np.random.default_rng(0), {"radar": 1.0})
 
 
-def test_default_mixture_has_every_pattern():
-    assert set(DEFAULT_MIXTURE) == set(PATTERNS)
+def test_dense_keeps_every_valid_pixel():
+    one = record(1)
+    made = sparsify(one, np.random.default_rng(0), {"dense": 1.0})
+    np.testing.assert_array_equal(made.valid, one.valid)
+    np.testing.assert_array_equal(made.depth[one.valid], one.depth[one.valid])
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_share_of_dense_maps(share: float):
+    mixture = with_dense(share)
+    assert mixture.get("dense", 0.0) == share and sum(mixture.values()) == pytest.approx(1)
+    sparse = {name: mixture[name] for name in DEFAULT_MIXTURE}
+    assert sparse == pytest.approx({n: (1 - share) * w for n, w in DEFAULT_MIXTURE.items()})
+
+
+def test_default_mixture_has_every_sparse_pattern():
+    assert set(DEFAULT_MIXTURE) == set(PATTERNS) - {"dense"}
     assert sum(DEFAULT_MIXTURE.values()) == pytest.approx(1)
