@@ -39,7 +39,13 @@ class Model(Protocol):
     """What the page needs of `inference.pipeline.Pipeline`."""
 
     def image_to_depth(
-        self, images: np.ndarray, *, ensemble: int, steps: int | None, seed: int
+        self,
+        images: np.ndarray,
+        *,
+        ensemble: int,
+        steps: int | None,
+        seed: int,
+        condition_guidance: float | None,
     ) -> Result:
         """Estimates the depth of an image u8 [h w 3]."""
         ...
@@ -53,6 +59,7 @@ class Model(Protocol):
         steps: int | None,
         seed: int,
         guidance: float | None,
+        condition_guidance: float | None,
     ) -> Result:
         """Generates the image of a depth map f32 [h w], 0 where unknown."""
         ...
@@ -108,7 +115,11 @@ def image_to_depth(
     check_picture(picture)
     photo = read_photo(picture)
     made = model.image_to_depth(
-        photo.image, ensemble=settings.ensemble, steps=settings.steps or None, seed=settings.seed
+        photo.image,
+        ensemble=settings.ensemble,
+        steps=settings.steps or None,
+        seed=settings.seed,
+        condition_guidance=settings.condition_guidance or None,
     )
     settings = replace(settings, fov=settings.fov or photo.fov or 0.0)
     if measured is None:
@@ -134,6 +145,7 @@ def depth_to_image(
         steps=settings.steps or None,
         seed=settings.seed,
         guidance=settings.guidance or None,
+        condition_guidance=settings.condition_guidance or None,
     )
     return write(made, folder, settings, given="depth")
 
@@ -231,8 +243,8 @@ def thicken(made: Result, at_least: int = _FEW_POINTS) -> Result:
 
 
 def _each(made: Result, change: Callable[[np.ndarray], np.ndarray]) -> Result:
-    maps = {name: change(x) for name, x in vars(made).items() if x is not None}
-    return replace(made, **maps)
+    arrays = {name: change(x) for name, x in vars(made).items() if isinstance(x, np.ndarray)}
+    return replace(made, **arrays, maps={name: change(x) for name, x in made.maps.items()})
 
 
 def _write_png(path: Path, colors: np.ndarray) -> Path:

@@ -122,7 +122,9 @@ def _image_tab(page: Page) -> Callable[[gr.File, gr.Tabs], None]:
                 label="Ensemble",
                 info="Samples that are averaged; from 2 on their spread is shown.",
             )
-            names, rest = widgets.settings("fov", "jump", "steps", "seed", "colormap")
+            names, rest = widgets.settings(
+                *("condition_guidance", "fov", "jump", "steps", "seed", "colormap")
+            )
             with gr.Accordion("Meters from measurements", open=False):
                 measured = gr.File(
                     label="Table (.csv) with columns x, y, depth: pixels, meters",
@@ -185,7 +187,9 @@ def _depth_tab(page: Page) -> gr.File:
                 label="Strength",
                 info="1: follow the depth exactly. Toward 0 it is a hint.",
             )
-            names, rest = widgets.settings("guidance", "fov", "jump", "steps", "seed")
+            names, rest = widgets.settings(
+                *("guidance", "condition_guidance", "fov", "jump", "steps", "seed")
+            )
             button = gr.Button("Generate image", variant="primary", elem_id="d2i_run")
             _examples(page, ["depth", "caption"], [file, caption], pictures=True)
         with gr.Column():

@@ -10,6 +10,7 @@ from modality_forcing.errors import UserError
 
 COLORMAPS = ("spectral", "plasma", "gray")
 MAX_STEPS, MAX_ENSEMBLE, MAX_GUIDANCE, MAX_TILT = 100, 16, 15, 8
+MAX_CONDITION_GUIDANCE = 8
 KEEP_ALL = 100  # percent of depth: larger jumps are no edges
 _WHOLE = ("steps", "seed", "ensemble")
 
@@ -18,9 +19,9 @@ _WHOLE = ("steps", "seed", "ensemble")
 class Settings:
     """How an answer is made and shown.
 
-    steps, guidance: 0 for the config's. fov: degrees across the longer side; 0 for what the photo
-    says, else 65. jump: percent of depth between neighbors from which on both are left out of point
-    clouds; KEEP_ALL leaves out none.
+    steps, guidance, condition_guidance: 0 for the config's. fov: degrees across the longer side; 0
+    for what the photo says, else 65. jump: percent of depth between neighbors from which on both
+    are left out of point clouds; KEEP_ALL leaves out none.
 
     Raises UserError for a value that the page does not offer, as a request made by hand may have.
     """
@@ -28,6 +29,7 @@ class Settings:
     steps: int = 0
     seed: int = 0
     guidance: float = 0.0
+    condition_guidance: float = 0.0
     ensemble: int = 1
     strength: float = 1.0
     log2_alpha: float = 0.0
@@ -41,6 +43,7 @@ class Settings:
             ("steps", 0, MAX_STEPS),
             ("seed", 0, 2**31 - 1),
             ("guidance", 0, MAX_GUIDANCE),
+            ("condition_guidance", 0, MAX_CONDITION_GUIDANCE),
             ("ensemble", 1, MAX_ENSEMBLE),
             ("strength", 0, 1),
             ("log2_alpha", -MAX_TILT, MAX_TILT),

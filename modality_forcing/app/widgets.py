@@ -48,6 +48,12 @@ def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...],
             label="Guidance",
             info="Influence of the caption; 0: as the checkpoint's config says.",
         ),
+        "condition_guidance": lambda: gr.Slider(
+            *(0, choices.MAX_CONDITION_GUIDANCE, 0),
+            step=0.5,
+            label="Guidance by what is given",
+            info="Above 1 it is followed more closely; 0: as the checkpoint's config says.",
+        ),
         "steps": lambda: gr.Slider(
             *(0, choices.MAX_STEPS, 0),
             step=1,

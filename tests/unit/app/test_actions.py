@@ -63,7 +63,8 @@ def names(made: actions.Answer) -> list[str]:
 def test_photo_gives_depth_and_points_of_each_pixel(photo, folder):
     model = Fake()
     made = actions.image_to_depth(model, photo, folder, Settings(steps=3, seed=5))
-    assert model.called == {"ensemble": 1, "steps": 3, "seed": 5}
+    how = {"ensemble": 1, "steps": 3, "seed": 5}
+    assert model.called == {**how, "condition_guidance": None}
     assert names(made) == ["depth.npy", "depth.png", "points.ply", "points.glb"]
     assert np.load(made.files[0]).shape == (30, 40)
     assert read_png16(made.files[1]).max() == 65535
@@ -141,9 +142,10 @@ def test_depth_map_gives_an_image(tmp_path, folder, name):
     else:
         Image.fromarray(depth).save(tmp_path / name)
     model = Fake()
-    settings = Settings(strength=0.5, guidance=3)
+    settings = Settings(strength=0.5, guidance=3, condition_guidance=2)
     made = actions.depth_to_image(model, tmp_path / name, " a box ", folder, settings)
     how = {"captions": "a box", "strength": 0.5, "guidance": 3, "steps": None, "seed": 0}
+    how["condition_guidance"] = 2
     assert model.called == how
     assert names(made) == ["image.png", "points.ply", "points.glb"] and made.depth is None
     assert len(trimesh.load(made.files[1]).vertices) == 5 * 8

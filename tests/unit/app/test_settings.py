@@ -16,6 +16,7 @@ from modality_forcing.errors import UserError
         ({"strength": float("nan")}, r"strength is nan; choose from 0 to 1"),
         ({"log2_alpha": "3"}, r"log2 alpha is '3'"),
         ({"fov": 180}, r"fov is 180"),
+        ({"condition_guidance": 9}, r"condition guidance is 9; choose from 0 to 8"),
         ({"seed": -1}, r"seed is -1"),
         ({"colormap": "nothing"}, r"colormap is 'nothing'"),
     ],
