@@ -16,7 +16,6 @@ check the load that is printed.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import os
 import statistics
 import time
@@ -31,6 +30,7 @@ import torch  # pyright: ignore[reportMissingImports]
 import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
 from flax import nnx
 
+from modality_forcing.allocator import keep_freed_memory
 from modality_forcing.config import ModelConfig
 from modality_forcing.models.blocks import Stack
 from modality_forcing.models.presets import size
@@ -95,9 +95,9 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))[: options.threads]
     os.sched_setaffinity(0, cores)  # sets the size of XLA's thread pool
     torch.set_num_threads(len(cores))
-    if options.keep_freed:
-        keep_freed()
     jax.config.update("jax_platforms", "cpu")
+    if options.keep_freed:
+        keep_freed_memory()
 
     kept = "kept" if options.keep_freed else "returned to the system"
     clock, unit = (
@@ -121,17 +121,6 @@ def main() -> None:
             f"{head}{times}{statistics.median(a) / statistics.median(b):>8.2f}  {error:.0e}",
             flush=True,
         )
-
-
-def keep_freed() -> None:
-    """Makes glibc serve large requests from one heap that never shrinks; call before XLA starts.
-
-    XLA requests all temporaries of a program in one piece at every call. By default glibc maps and
-    unmaps that piece each time, and the first touch of each of its pages is a page fault.
-    """
-    arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
-    for option, value in ((arena_max, 1), (mmap_max, 0), (trim_threshold, 2**31 - 1)):
-        ctypes.CDLL(None).mallopt(option, value)
 
 
 def take_turns(runs: tuple[Run, ...], rounds: int, clock: Callable[[], float]) -> list[list[float]]:
