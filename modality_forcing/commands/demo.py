@@ -1,4 +1,4 @@
-"""`mforce demo`: pretrains, post-trains on sparse depth, evaluates, samples and reports."""
+"""`mforce demo`: pretrains, post-trains on depth, evaluates, samples and reports."""
 
 from __future__ import annotations
 

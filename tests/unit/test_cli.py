@@ -59,7 +59,7 @@ def test_help_names_every_command(helps):
     {
         "demo": ("--workdir", "--ablate", "--t2i-steps", "--forcing-steps", "report.html"),
         "train": ("--config FILE[:ARG]", "--workdir", "--config.train.steps=50"),
-        "sample": ("joint, i2d, d2i, partial or t2i", "--depth-scale", "mforce sample --"),
+        "sample": ("joint, i2d, d2i, partial, t2i, i2n or d2n", "--depth-scale", "mforce sample"),
         "evaluate": ("--checkpoint", "--examples", "--out"),
         "export": ("--checkpoint", "--out", "{orbax,safetensors,stablehlo}"),
     }.items(),

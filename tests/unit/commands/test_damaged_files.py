@@ -202,11 +202,18 @@ def stub_training(monkeypatch) -> None:
         rows = '{"step": 6, "loss": 0.5}\n{"step": 6, "elapsed_s": 2.0}\n'
         (workdir / "metrics.jsonl").write_text(rows)
 
-    def scorer(folder: Path):
-        return lambda cell, workdirs: Score({"i2d_absrel": 0.25}, "moge, affine", "seed 0")
+    class StubScorer:
+        def __init__(self, folder: Path):
+            pass
+
+        def check(self, cells) -> None:
+            pass
+
+        def __call__(self, cell, workdirs) -> Score:
+            return Score({"i2d_absrel": 0.25}, "moge, affine", "seed 0")
 
     monkeypatch.setattr(sweep_run, "train", train)
-    monkeypatch.setattr(sweep_run, "Scorer", scorer)
+    monkeypatch.setattr(sweep_run, "Scorer", StubScorer)
 
 
 def run_all(case: Case, mforce: Command) -> str | None:
