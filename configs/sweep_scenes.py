@@ -25,7 +25,6 @@ from modality_forcing.config_file import load, parse_arg
 from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
 from modality_forcing.train.width_scaling import scale_width
 
-COND_PROB = {"image": 0.45, "depth": 0.15}
 BASE = 64  # width at which the demo's learning rate is assumed to be right
 WIDTHS = (32, 48, 64, 96)
 IMAGES = (0, 5_000, 20_000, 80_000)
@@ -65,12 +64,14 @@ def _config(phase: str, width: int, seed: int, examples: int) -> Config:
     model = replace(config.model, width=BASE, mlp_dim=3 * BASE, heads=4, kv_heads=2, head_dim=16)
     train = replace(config.train, base_width=0, t_min=0.3, log_every=100, save_every=1000)
     sample = replace(config.sample, log2_alpha=3.0, condition_guidance={})
-    modalities = dict(config.modalities)
-    for name, cond_prob in COND_PROB.items() if phase == "forcing" else ():
-        modalities[name] = replace(modalities[name], cond_prob=cond_prob)
-        if name == "image":
-            noise = replace(modalities[name].noise, timestep_shift=0.0)
-            modalities[name] = replace(modalities[name], noise=noise)
+    modalities = config.modalities
+    if phase == "forcing":
+        image, depth = modalities["image"], modalities["depth"]
+        noise = replace(image.noise, timestep_shift=0.0)
+        modalities = {
+            "image": replace(image, cond_prob=0.45, noise=noise),
+            "depth": replace(depth, cond_prob=0.15),
+        }
     config = replace(
         config,
         seed=seed,

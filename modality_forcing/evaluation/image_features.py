@@ -109,9 +109,8 @@ def open_texts(where: str) -> ExtractTexts:
 
     network = _load_clip("CLIPTextModelWithProjection", where)
     tokenizer = _load_clip("CLIPTokenizerFast", where)
-    if (
-        len(tokenizer) != network.config.vocab_size
-    ):  # of missing files the library makes an empty one
+    # The library makes an empty tokenizer where its files are missing.
+    if len(tokenizer) != network.config.vocab_size:
         what = f"the tokenizer has {len(tokenizer)} tokens, the network {network.config.vocab_size}"
         hint = "put the network's own vocab.json and merges.txt, or tokenizer.json, beside it"
         raise UserError(what, where=where, hint=hint)
