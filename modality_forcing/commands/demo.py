@@ -193,8 +193,8 @@ def _train(config: Config, workdir: Path, records: InMemory) -> dict[str, float]
     from modality_forcing.train.loop import train
     from modality_forcing.train.metrics import last_value
 
-    if not config.data.workers and config.train.steps * config.train.batch >= len(records):
-        records.fill()  # by all cores; reading them one by one, training would wait for each
+    if not config.data.workers:
+        records.fill_for(config.train.steps * config.train.batch)
     train(config, workdir, records=records, make_evaluate=make_evaluate)
     return {"seconds": last_value(workdir, "elapsed_s") or 0.0}
 

@@ -57,6 +57,14 @@ class InMemory:
             meter.report(done)
             meter.close()
 
+    def fill_for(self, examples: int) -> None:
+        """Fills the memory if a run of this many examples needs every record.
+
+        Reading one by one, training would wait for each.
+        """
+        if examples >= len(self):
+            self.fill()
+
     def _keep(self, index: int, record: Record) -> bool:
         """Returns whether there was memory left for the record."""
         size = _num_bytes(record)

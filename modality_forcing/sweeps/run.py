@@ -19,7 +19,6 @@ import jax
 from modality_forcing import compilation_cache, distributed
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
-from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError, WorkerDied
 from modality_forcing.evaluation.while_training import make_evaluate
 from modality_forcing.paths import exists, remove, write_file
@@ -101,7 +100,7 @@ class _Worker:
         self.folder, self.log, self.version = folder, log, version()
         self.broken: dict[str, Exception] = {}  # failed runs by digest, not tried twice
         self.scorer = Scorer(folder.path)
-        self._records: dict[str, RecordSource] = {}
+        self._records: dict[str, InMemory] = {}
 
     def run_cell(self, cell: Cell) -> bool:
         """Trains and scores a cell and writes its row; False if one of its runs is locked."""
@@ -171,8 +170,8 @@ class _Worker:
             raise UserError("is not a list of versions", where=path, hint="delete it")
         return versions
 
-    def _in_memory(self, config: Config) -> RecordSource | None:
-        """The records of procedural scenes, made once for all runs.
+    def _in_memory(self, config: Config) -> InMemory | None:
+        """The records of procedural scenes, rendered once for all runs.
 
         None for other sources and where data workers load the records.
         """
@@ -182,7 +181,9 @@ class _Worker:
         key = json.dumps([config.seed, data.num_scenes, data.resolution, data.world])
         if key not in self._records:
             self._records[key] = InMemory(inputs.open_source(config))
-        return self._records[key]
+        records = self._records[key]
+        records.fill_for(config.train.steps * config.train.batch)
+        return records
 
     def _row(self, cell: Cell) -> JsonObject:
         used = {v for run in cell.run.dependencies() for v in self._versions(run)}

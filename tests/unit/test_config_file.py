@@ -160,7 +160,7 @@ def test_missing_file_is_one_line_that_lists_the_names(tmp_path):
     with pytest.raises(UserError, match=r"^dmeo: no such config file; .* one of (?!.*sweep_)"):
         load("dmeo:phase=t2i")
     with pytest.raises(
-        UserError, match=r"no such sweep file; .* one of sweep_paper, sweep_scenes$"
+        UserError, match=r"no such sweep file; .* one of sweep_paper, sweep_scenes, sweep_split$"
     ):
         call("scenes", "get_sweep", object)
 

@@ -94,6 +94,15 @@ def test_fill_reads_in_order_what_fits_and_is_missing():
     assert [cached[index].id for index in kept] == [str(index) for index in kept]
 
 
+def test_fill_for_a_run_that_needs_fewer_records_reads_none():
+    source = Counting(3)
+    cached = InMemory(source)
+    cached.fill_for(2)
+    assert not source.reads
+    cached.fill_for(3)
+    assert dict(source.reads) == {0: 1, 1: 1, 2: 1}
+
+
 def test_fill_leaves_errors_to_the_reader(capsys: pytest.CaptureFixture[str]):
     source = Counting(5)
     cached = InMemory(Missing(source))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from modality_forcing.errors import UserError
+from modality_forcing.sweeps.price import run_flops
 from modality_forcing.sweeps.spec import (
     Records,
     Run,
@@ -21,6 +22,7 @@ from modality_forcing.sweeps.spec import (
     sweep,
     zip_axes,
 )
+from modality_forcing.train.throughput import step_flops
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -190,7 +192,7 @@ def test_name_of_a_cell_is_a_file_name():
 
 def test_sweep_configs_of_the_repository_load():
     scenes = load(str(CONFIGS / "sweep_scenes.py"))
-    assert len(scenes.cells) == 4 * 4 * 3 * 2 and len(scenes.runs()) == 4 * 3 * 2 + 96
+    assert len(scenes.cells) == 3 * 3 * 3 * 2 and len(scenes.runs()) == 3 * 2 * 2 + 54
     for c in scenes.cells:
         config, images, frames = c.run.config, c.point["images"], c.point["frames"]
         assert config.sample.task_steps == {"i2d": 1} and config.eval.examples == 256
@@ -203,11 +205,23 @@ def test_sweep_configs_of_the_repository_load():
         assert (c.run.branch_from is None) == (frames == 76_800)
         assert c.run.branch_step in (0, 240, 960)
     # One group for each seed and width, with and without pretraining.
-    assert len(scenes.groups()) == 2 * 4 * 2
+    assert len(scenes.groups()) == 2 * 3 * 2
     paper = load(f"{CONFIGS / 'sweep_paper.py'}:widths=paper")
     assert {c.run.config.model.width for c in paper.cells} == {1024, 1536, 3072}
     assert len(paper.cells) == 12 + 8
     assert sum(run.phase == "pretraining" for run in paper.runs()) == 9
+
+
+def test_cells_of_a_budget_spend_the_same_flops():
+    split = load(str(CONFIGS / "sweep_split.py"))
+    assert len(split.cells) == 2 * 3 * 5 and len(split.runs()) == 2 * 12 + 30
+    for c in split.cells:
+        runs = c.runs()
+        each = step_flops(runs[-1].config)
+        spent = [run_flops(run) for run in runs]
+        assert sum(spent) == pytest.approx(c.point["budget"] * each, abs=each)
+        assert spent[-1] / sum(spent) == pytest.approx(1 - c.point["share"], abs=2e-3)
+        assert len(runs) == (2 if c.point["share"] else 1)
 
 
 @pytest.mark.parametrize(
