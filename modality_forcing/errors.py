@@ -31,12 +31,13 @@ class WorkerDied(UserError):
     def __init__(self, name: str, exit_code: int, *, hint: str):
         """exit_code: negative for a signal, as in multiprocessing. hint: if memory ran out."""
         cause = f"ended with exit code {exit_code}"
+        advice = "its own error is printed above"
         if exit_code < 0:
-            number = -exit_code
+            advice, number = f"{hint}; the same command resumes", -exit_code
             known = number in signal.valid_signals()
             cause = f"was killed by {signal.Signals(number).name if known else f'signal {number}'}"
         if exit_code == -signal.SIGKILL:
             cause += ", as the system does when memory runs out"
         elif exit_code == -signal.SIGBUS:
             cause += ", as the system does when shared memory is full"
-        super().__init__(f"{name} {cause}", hint=f"{hint}; the same command resumes")
+        super().__init__(f"{name} {cause}", hint=advice)

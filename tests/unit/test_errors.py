@@ -49,6 +49,12 @@ def test_user_error_is_not_a_builtin_error():
     assert not issubclass(UserError, ValueError | OSError | KeyError)
 
 
+def test_worker_that_ended_by_itself_is_not_said_to_lack_memory():
+    # Such as of a script without `if __name__ == "__main__":`, whose copy refuses to start others.
+    ended = "it ended with exit code 1; its own error is printed above"
+    assert str(WorkerDied("it", 1, hint="give more memory")) == ended
+
+
 def test_death_of_a_worker_names_signal_cause_and_way_out():
     killed = WorkerDied("loader process 1 of 2", -signal.SIGKILL, hint="give more memory")
     memory = "was killed by SIGKILL, as the system does when memory runs out"
