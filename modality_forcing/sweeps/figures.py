@@ -1,4 +1,4 @@
-"""Figure 4 of the paper for a sweep: image-to-depth error by model and pretraining size."""
+"""The figure of a sweep: the paper's figure 4, or error by the split of a budget."""
 
 from __future__ import annotations
 
@@ -25,35 +25,50 @@ _BASELINES = (("row_mean", "mean of each row"), ("constant", "best constant"))
 
 
 class Panel(NamedTuple):
-    """One plot: `column` over `x`."""
+    """One plot: `column` over `x`, a line for each value of `line`."""
 
     column: str
     label: str
     rows: Sequence[Row]
     x: str
     x_label: str
+    line: str = "images"
 
 
 def plot(rows: Sequence[Row]) -> Figure:
     """Returns the figure, two page columns wide. Create and save it inside `figures.style()`.
 
-    A point is a seed; lines connect the means over seeds. If post-training has several lengths,
-    the first two panels show the longest, and a third one shows the error of the largest model
-    over length. Raises UserError if no row has a score of depth.
+    A point is a seed; lines connect the means over seeds.
+    A sweep with the axes `budget` and `share` (configs/sweep_split.py) has the error, and the loss
+    of images, over the share of the FLOPs that went to pretraining.
+    Any other has the error over size. If post-training has several lengths, the first two panels
+    show the longest, and a third one shows the error of the largest model over length.
+    Raises UserError if no row has a score of depth.
     """
-    panels = _panels(rows)
+    split = splits_budgets(rows)
+    panels = _split_panels(rows) if split else _panels(rows)
     figure = figures.new_figure(2, height=2.4)
     for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
         _plot_curves(axes, panel)
         _plot_baselines(axes, panel)
-        axes.set(xscale="log", xlabel=panel.x_label, ylabel=panel.label)
+        axes.set(xlabel=panel.x_label, ylabel=panel.label)
         ticks = sorted({row[panel.x] for row in panel.rows})
-        axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
-        axes.set_xticks([], minor=True)
+        if split:
+            axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+        else:
+            axes.set_xscale("log")
+            axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
+            axes.set_xticks([], minor=True)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    title = {"title": "pretraining images", "title_fontsize": 6.5}
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), **title)
+    title = "budget, in steps of post-training" if split else "pretraining images"
+    options = {"title": title, "title_fontsize": 6.5, "ncols": len(labels)}
+    figure.legend(handles, labels, loc="outside upper left", **options)
     return figure
+
+
+def splits_budgets(rows: Sequence[Row]) -> bool:
+    """Returns whether the cells split budgets between pretraining and post-training."""
+    return all({"budget", "share"} <= set(row["axes"]) for row in rows)
 
 
 def write(rows: Sequence[Row], stem: Path) -> list[Path]:
@@ -65,10 +80,7 @@ def write(rows: Sequence[Row], stem: Path) -> list[Path]:
 def _panels(rows: Sequence[Row]) -> list[Panel]:
     held_out = any(name in row for row in rows for name in RECORD_COLUMNS)
     error, delta1 = RECORD_COLUMNS if held_out else BENCHMARK_COLUMNS
-    scored = [row for row in rows if row.get(error) is not None]
-    if not scored:
-        hint = "finish a cell of the sweep first"
-        raise UserError("no row has a score of image to depth", hint=hint)
+    scored = _scored(rows, error)
     longest, largest = (max(row[key] for row in scored) for key in ("frames", "params"))
     last = [row for row in scored if row["frames"] == longest]
     labels = dict(zip((error, delta1), _LABELS, strict=True))
@@ -81,19 +93,35 @@ def _panels(rows: Sequence[Row]) -> list[Panel]:
     return panels
 
 
+def _split_panels(rows: Sequence[Row]) -> list[Panel]:
+    error = RECORD_COLUMNS[0]
+    scored = [{**row, **row["axes"]} for row in _scored(rows, error)]
+    labels = {error: _LABELS[0], "loss_image": "loss of images after post-training"}
+    x = "share", "share of the FLOPs in pretraining"
+    return [Panel(name, label, scored, *x, line="budget") for name, label in labels.items()]
+
+
+def _scored(rows: Sequence[Row], column: str) -> list[Row]:
+    scored = [row for row in rows if row.get(column) is not None]
+    if not scored:
+        hint = "finish a cell of the sweep first"
+        raise UserError("no row has a score of image to depth", hint=hint)
+    return scored
+
+
 def _plot_curves(axes: Axes, panel: Panel) -> None:
-    for i, images in enumerate(sorted({row["images"] for row in panel.rows})):
+    for i, line in enumerate(sorted({row[panel.line] for row in panel.rows})):
         color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
         values: dict[float, list[float]] = {}
         for row in panel.rows:
-            if row["images"] == images and row.get(panel.column) is not None:
+            if row[panel.line] == line and row.get(panel.column) is not None:
                 values.setdefault(row[panel.x], []).append(row[panel.column])
         points = [(x, y) for x, ys in values.items() for y in ys]
         xs, ys = np.array(points).reshape(-1, 2).T
         axes.plot(xs, ys, marker, color=color, alpha=0.4, markeredgewidth=0)
         sizes = sorted(values)
         means = [np.mean(values[x]) for x in sizes]
-        label = format_count(images) if images else "none"
+        label = format_count(line) if line else "none"
         axes.plot(sizes, means, f"{marker}-", color=color, label=label)
 
 

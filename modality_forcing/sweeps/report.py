@@ -37,10 +37,13 @@ def write(folder: Path, name: str, rows: Sequence[Row], curves: Sequence[Curve] 
     figure4.{png,svg} is always there, curves.{png,svg} if there are curves, and law.{png,svg} if
     the rows allow a fit. Raises UserError if no row has a score of depth.
     """
-    sizes = sweep_figures.write(rows, folder / "figure4")[1]
+    drawing = sweep_figures.write(rows, folder / "figure4")[1]
+    title, caption = "Size and pretraining", "Error by size"
+    if sweep_figures.splits_budgets(rows):
+        title, caption = "Split of the budget", "Error and loss of images by share of pretraining"
     body = [
         f"<header><h1>Sweep {escape(name)}</h1><p class=lead>{_lead(rows)}</p></header>",
-        section("Size and pretraining", chart(read_bytes(sizes), "Error by size")),
+        section(title, chart(read_bytes(drawing), caption)),
         *([section("While training", _while_training(folder, curves))] if curves else []),
         section("Scaling law", _law(folder, rows)),
         section("Every cell", _cells(rows)),

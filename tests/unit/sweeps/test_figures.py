@@ -57,6 +57,28 @@ def test_lines_connect_the_means_and_points_are_seeds():
     assert [label.get_text() for label in left.get_xticklabels()] == ["1 k", "4 k", "16 k"]
 
 
+def split_rows() -> list[dict]:
+    return [
+        row | {"axes": {"budget": budget, "share": share, "seed": row["seed"]}, "i2d_absrel": error}
+        for row in rows()[:2]
+        for budget in (600, 2400)
+        for share in (0.0, 0.5, 0.9)
+        for error in [(share - 0.5) ** 2 + 60 / budget + 0.02 * row["seed"]]
+    ]
+
+
+def test_split_of_a_budget_has_a_line_for_each_budget():
+    with figures.style():
+        drawn = sweep_figures.plot([row | {"loss_image": 0.1} for row in split_rows()])
+    left, right = drawn.axes
+    lines = curves(left)
+    assert list(lines) == ["600", "2.4 k"]
+    np.testing.assert_allclose(lines["600"].get_ydata(), [0.36, 0.11, 0.27])
+    np.testing.assert_allclose(curves(right)["600"].get_ydata(), 0.1)
+    assert left.get_xscale() == "linear"
+    assert [label.get_text() for label in left.get_xticklabels()] == ["0%", "50%", "90%"]
+
+
 def test_several_lengths_of_post_training_have_a_panel():
     shorter = [{**row, "frames": 300, "i2d_absrel": row["i2d_absrel"] + 0.5} for row in rows()]
     with figures.style():
