@@ -12,7 +12,9 @@ from modality_forcing import paths
 from modality_forcing.synthetic.source import Scenes
 from modality_forcing.viz import images
 
-SCENES, RESOLUTION = (15, 2, 16, 21), 192  # whose captions say most of what is seen
+# By world, scenes whose captions say most of what is seen.
+SCENES = {"varied": (15, 2, 16, 21), "plain": (5, 10, 13, 20)}
+RESOLUTION = 192
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,11 @@ class Example:
     caption: str
 
 
-def write(folder: Path, resolution: int = RESOLUTION) -> list[Example]:
-    """Renders held-out scenes into a folder."""
-    scenes = Scenes(resolution=resolution, split="eval")
+def write(folder: Path, world: str, resolution: int = RESOLUTION) -> list[Example]:
+    """Renders held-out scenes of a world (`data.world`) into a folder."""
+    scenes = Scenes(resolution=resolution, split="eval", world=world)
     made = []
-    for i in SCENES:
+    for i in SCENES[world]:
         record = scenes[i]
         image, depth = folder / f"{i}/scene.png", folder / f"{i}/depth.npy"
         paths.write_file(image, images.png_bytes(record.image))

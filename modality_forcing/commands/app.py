@@ -99,7 +99,7 @@ def _page(options: argparse.Namespace, folder: Path, *, any_host: bool) -> Guard
         page.Page(
             model=pipeline,
             sessions=sessions,
-            examples=examples.write(folder / "examples"),
+            examples=examples.write(folder / "examples", pipeline.generator.config.data.world),
             has_depth="depth" in pipeline.generator.modalities,
             about=f"Checkpoint: `{_name(options.checkpoint)}`.",
             max_bytes=max_bytes,
