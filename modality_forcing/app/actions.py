@@ -20,8 +20,9 @@ from modality_forcing.app.settings import COLORMAPS, KEEP_ALL, Settings
 from modality_forcing.app.uploads import check_picture, read_map
 from modality_forcing.errors import UserError
 from modality_forcing.inference import metric, outputs, points
-from modality_forcing.inference.photos import read_photo
+from modality_forcing.inference.photos import Photo, read_photo
 from modality_forcing.inference.result import Result
+from modality_forcing.modalities import normals
 from modality_forcing.viz import images
 
 MAX_CAPTION = 500  # characters
@@ -50,6 +51,12 @@ class Model(Protocol):
         """Estimates the depth of an image u8 [h w 3]."""
         ...
 
+    def image_to_normals(
+        self, images: np.ndarray, *, steps: int | None, seed: int, condition_guidance: float | None
+    ) -> Result:
+        """Estimates the surface normals of an image u8 [h w 3]."""
+        ...
+
     def depth_to_image(
         self,
         depths: np.ndarray,
@@ -74,7 +81,7 @@ class Model(Protocol):
         seed: int,
         guidance: float | None,
     ) -> Result:
-        """Generates an image, and its depth if the network makes depth."""
+        """Generates an image, and what else the network makes."""
         ...
 
 
@@ -83,7 +90,7 @@ class Answer:
     """The files of one answer; None where there is no such thing.
 
     Attributes:
-      image, depth, uncertainty: PNGs to look at.
+      image, depth, uncertainty, normals: PNGs to look at.
       scene: a point cloud to look at, as .glb.
       files: to download.
       note: a line to show.
@@ -92,6 +99,7 @@ class Answer:
     image: Path | None
     depth: Path | None
     uncertainty: Path | None
+    normals: Path | None
     scene: Path | None
     files: tuple[Path, ...]
     note: str = ""
@@ -110,10 +118,7 @@ def image_to_depth(
     measured: a table of measurements (`inference.metric.read_points`), which make meters of depth.
     Raises UserError if there is no picture, or a file is not what it should be.
     """
-    if picture is None:
-        raise UserError("no picture", hint="upload one, or choose an example")
-    check_picture(picture)
-    photo = read_photo(picture)
+    photo = _read_picture(picture)
     made = model.image_to_depth(
         photo.image,
         ensemble=settings.ensemble,
@@ -131,6 +136,19 @@ def image_to_depth(
     made, scaling = metric.align(made, metric.read_points(measured, (height, width)))
     note = "; ".join([scaling.describe(), *metric.doubts(made, scaling)])
     return replace(write(made, folder, settings, given="image", unit="m"), note=note)
+
+
+def image_to_normals(
+    model: Model, picture: Path | None, folder: Path, settings: Settings
+) -> Answer:
+    """Estimates the normals of an uploaded picture. Raises UserError if it is missing or none."""
+    made = model.image_to_normals(
+        _read_picture(picture).image,
+        steps=settings.steps or None,
+        seed=settings.seed,
+        condition_guidance=settings.condition_guidance or None,
+    )
+    return write(made, folder, settings, given="image")
 
 
 def depth_to_image(
@@ -165,6 +183,13 @@ def generate(
     return write(made, folder, settings)
 
 
+def _read_picture(picture: Path | None) -> Photo:
+    if picture is None:
+        raise UserError("no picture", hint="upload one, or choose an example")
+    check_picture(picture)
+    return read_photo(picture)
+
+
 def preview(file: Path | None, folder: Path) -> Path | None:
     """Writes the colors of an uploaded depth map, to look at; None if there is no file."""
     if file is None:
@@ -186,7 +211,8 @@ def write(
 ) -> Answer:
     """Writes the files of a result. given: what was put in, not to be written. unit: of depth."""
     files: list[Path] = []
-    shown: dict[str, Path | None] = dict.fromkeys(("image", "depth", "uncertainty", "scene"))
+    kinds = ("image", "depth", "uncertainty", "normals", "scene")
+    shown: dict[str, Path | None] = dict.fromkeys(kinds)
     if made.image is not None and given != "image":
         paths.write_file(folder / "image.png", images.png_bytes(made.image, _LEVEL))
         files.append(folder / "image.png")
@@ -202,6 +228,13 @@ def write(
         valid &= True if made.valid is None else made.valid
         colors = outputs.uncertainty_colors(made.uncertainty, valid)
         shown["uncertainty"] = _write_png(folder / "shown_uncertainty.png", colors)
+    if made.normals is not None:
+        known = np.any(made.normals != 0, axis=-1, keepdims=True)
+        colors = normals.colors_of(made.normals)
+        paths.write_file(folder / "normals.npy", images.npy_bytes(made.normals, known))
+        paths.write_file(folder / "normals.png", images.png_bytes(colors, _LEVEL))
+        files += [folder / "normals.npy", folder / "normals.png"]
+        shown["normals"] = _write_png(folder / "shown_normals.png", colors)
     if made.depth is not None:
         scene, clouds = write_points(made, folder, settings)
         shown["scene"] = scene
@@ -210,6 +243,7 @@ def write(
         image=shown["image"],
         depth=shown["depth"],
         uncertainty=shown["uncertainty"],
+        normals=shown["normals"],
         scene=shown["scene"],
         files=tuple(files),
     )

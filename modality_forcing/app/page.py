@@ -33,13 +33,14 @@ _CSS = """
 class Page:
     """What the page is made for.
 
-    has_depth: whether the model generates depth. about: a line on the checkpoint.
+    has_depth, has_normals: whether the model generates them. about: a line on the checkpoint.
     """
 
     model: Model
     sessions: Sessions
     examples: Sequence[Example]
     has_depth: bool
+    has_normals: bool
     about: str
     max_bytes: int
 
@@ -60,7 +61,10 @@ def build(page: Page) -> gr.Blocks:
                     send = _image_tab(page)
                 with gr.Tab("Depth → image", id="d2i"):
                     depth_file = _depth_tab(page)
-                with gr.Tab("Text → both", id="joint"):
+                if page.has_normals:
+                    with gr.Tab("Image → normals", id="i2n"):
+                        _normals_tab(page)
+                with gr.Tab("Text → all" if page.has_normals else "Text → both", id="joint"):
                     _text_tab(page)
             send(depth_file, tabs)
         else:
@@ -219,6 +223,28 @@ def _depth_tab(page: Page) -> gr.File:
     return file
 
 
+def _normals_tab(page: Page) -> None:
+    with gr.Row(equal_height=False):
+        with gr.Column():
+            picture = gr.Image(
+                label="Picture", type="filepath", sources=["upload", "clipboard"], height=320
+            )
+            widgets.accept_uploads(picture, page.sessions.root)
+            names, rest = widgets.settings("condition_guidance", "steps", "seed")
+            button = gr.Button("Estimate normals", variant="primary", elem_id="i2n_run")
+            _examples(page, ["image"], [picture], pictures=True)
+        with gr.Column():
+            normals, files = widgets.shown("Normals", "i2n_normals"), widgets.downloads("i2n_files")
+
+    def run(request: gr.Request, picture: str | None, *rest: Any) -> Any:
+        settings = widgets.read_settings(names, rest)
+        folder = page.sessions.new_folder(request.session_hash or "")
+        made = actions.image_to_normals(page.model, _path(picture), folder, settings)
+        return _parts(made, "normals", "files")
+
+    widgets.on_click(button, run, [picture, *rest], [normals, files])
+
+
 def _text_tab(page: Page) -> None:
     with gr.Row(equal_height=False):
         with gr.Column():
@@ -242,6 +268,7 @@ def _text_tab(page: Page) -> None:
         with gr.Column():
             image = widgets.shown("Image", "text_image")
             depth = widgets.shown("Depth", "text_depth", visible=page.has_depth)
+            normals = widgets.shown("Normals", "text_normals", visible=page.has_normals)
             scene = widgets.scene("text_scene", visible=page.has_depth)
             files = widgets.downloads("text_files")
 
@@ -249,10 +276,10 @@ def _text_tab(page: Page) -> None:
         settings = widgets.read_settings(names, rest, log2_alpha=tilt, refine=refine)
         folder = page.sessions.new_folder(request.session_hash or "")
         made = actions.generate(page.model, caption, folder, settings, has_depth=page.has_depth)
-        return _parts(made, "image", "depth", "scene", "files")
+        return _parts(made, "image", "depth", "normals", "scene", "files")
 
     inputs = [caption, widgets.checked_by_settings(tilt), refine, *rest]
-    widgets.on_click(button, run, inputs, [image, depth, scene, files])
+    widgets.on_click(button, run, inputs, [image, depth, normals, scene, files])
 
 
 def _examples(page: Page, names: Sequence[str], outputs: Sequence[Any], *, pictures: bool) -> None:

@@ -101,6 +101,7 @@ def _page(options: argparse.Namespace, folder: Path, *, any_host: bool) -> Guard
             sessions=sessions,
             examples=examples.write(folder / "examples", pipeline.generator.config.data.world),
             has_depth="depth" in pipeline.generator.modalities,
+            has_normals="normals" in pipeline.generator.modalities,
             about=f"Checkpoint: `{_name(options.checkpoint)}`.",
             max_bytes=max_bytes,
         )

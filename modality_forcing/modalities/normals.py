@@ -69,14 +69,19 @@ class Normals(Modality):
         return (values / np.where(length > _TINY, length, 1)).astype(np.float32)
 
     def colorize(self, decoded: np.ndarray) -> np.ndarray:
-        """Returns colors u8 [b h w 3] as the field shows normals, gray where unknown.
+        """Returns colors u8 [b h w 3] of vectors f32 [b h w 3], as `colors_of`."""
+        return colors_of(decoded)
 
-        Red is (1 + x) / 2, so right is red; green (1 - y) / 2, so up is green; blue (1 - z) / 2, so
-        what faces the camera is blue.
-        """
-        colors = to_u8((decoded * np.array((1, -1, -1), np.float32) + 1) / 2)
-        known = np.linalg.norm(decoded, axis=-1, keepdims=True) > KNOWN
-        return np.where(known, colors, np.array(INVALID_COLOR, np.uint8))
+
+def colors_of(vectors: np.ndarray) -> np.ndarray:
+    """Returns colors u8 [... 3] as the field shows unit vectors f32 [... 3], gray where unknown.
+
+    Red is (1 + x) / 2, so right is red; green (1 - y) / 2, so up is green; blue (1 - z) / 2, so
+    what faces the camera is blue.
+    """
+    colors = to_u8((vectors * np.array((1, -1, -1), np.float32) + 1) / 2)
+    known = np.linalg.norm(vectors, axis=-1, keepdims=True) > KNOWN
+    return np.where(known, colors, np.array(INVALID_COLOR, np.uint8))
 
 
 MODALITY = Normals

@@ -31,6 +31,12 @@ class Fake:
         spread = depth / 10 if how["ensemble"] > 1 else None
         return Result(image, depth, np.ones(depth.shape, bool), spread)
 
+    def image_to_normals(self, images: np.ndarray, **how: Any) -> Result:
+        self.called = how
+        vectors = np.zeros((*images.shape[:2], 3), np.float32)
+        vectors[:, 1:, 2] = -1  # faces the camera; unknown in the first column
+        return Result(images, maps={"normals": vectors})
+
     def depth_to_image(self, depths: np.ndarray, captions: str, **how: Any) -> Result:
         self.called = {"captions": captions, **how}
         gray = np.full((*depths.shape, 3), 90, np.uint8)
@@ -75,6 +81,22 @@ def test_photo_gives_depth_and_points_of_each_pixel(photo, folder):
     assert made.uncertainty is None and made.image is None
     assert made.scene is not None and made.scene.is_file()
     assert made.depth is not None and max(read_image(made.depth).shape) >= 256
+
+
+def test_photo_gives_normals_as_vectors_and_as_colors(photo, folder):
+    model = Fake()
+    made = actions.image_to_normals(model, photo, folder, Settings(steps=3, condition_guidance=2))
+    assert model.called == {"steps": 3, "seed": 0, "condition_guidance": 2}
+    assert names(made) == ["normals.npy", "normals.png"]
+    vectors = np.load(made.files[0])
+    assert vectors.shape == (30, 40, 3) and np.isnan(vectors[:, 0]).all()
+    np.testing.assert_array_equal(vectors[:, 1:], np.broadcast_to((0, 0, -1), (30, 39, 3)))
+    colors = read_image(made.files[1])
+    assert (colors[:, 1:] == (128, 128, 255)).all() and (colors[:, 0] == 128).all()
+    assert made.normals is not None and max(read_image(made.normals).shape) >= 256
+    assert made.depth is None and made.scene is None
+    with pytest.raises(UserError, match="no picture; upload one"):
+        actions.image_to_normals(model, None, folder, Settings())
 
 
 def test_ensemble_gives_its_uncertainty(photo, folder):
