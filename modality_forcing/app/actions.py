@@ -96,12 +96,12 @@ class Answer:
       note: a line to show.
     """
 
-    image: Path | None
-    depth: Path | None
-    uncertainty: Path | None
-    normals: Path | None
-    scene: Path | None
-    files: tuple[Path, ...]
+    image: Path | None = None
+    depth: Path | None = None
+    uncertainty: Path | None = None
+    normals: Path | None = None
+    scene: Path | None = None
+    files: tuple[Path, ...] = ()
     note: str = ""
 
 
@@ -210,42 +210,35 @@ def write(
     made: Result, folder: Path, settings: Settings, *, given: str = "", unit: str = "relative"
 ) -> Answer:
     """Writes the files of a result. given: what was put in, not to be written. unit: of depth."""
-    files: list[Path] = []
-    kinds = ("image", "depth", "uncertainty", "normals", "scene")
-    shown: dict[str, Path | None] = dict.fromkeys(kinds)
+    files: dict[str, bytes] = {}
+    shown: dict[str, np.ndarray] = {}  # colors u8 [h w 3]
     if made.image is not None and given != "image":
-        paths.write_file(folder / "image.png", images.png_bytes(made.image, _LEVEL))
-        files.append(folder / "image.png")
-        shown["image"] = _write_png(folder / "shown_image.png", made.image)
+        files["image.png"] = images.png_bytes(made.image, _LEVEL)
+        shown["image"] = made.image
     if made.depth is not None and given != "depth":
         written = outputs.depth_files(made, ("npy", "png"), unit)
-        for ending in (name for name in written if not name.endswith(".json")):
-            paths.write_file(folder / ending.lstrip("_"), written[ending])
-            files.append(folder / ending.lstrip("_"))
-        shown["depth"] = _write_png(folder / "shown_depth.png", made.colored(settings.colormap))
+        files |= {end.lstrip("_"): x for end, x in written.items() if not end.endswith(".json")}
+        shown["depth"] = made.colored(settings.colormap)
     if made.uncertainty is not None:
         valid = np.isfinite(made.uncertainty)
         valid &= True if made.valid is None else made.valid
-        colors = outputs.uncertainty_colors(made.uncertainty, valid)
-        shown["uncertainty"] = _write_png(folder / "shown_uncertainty.png", colors)
+        shown["uncertainty"] = outputs.uncertainty_colors(made.uncertainty, valid)
     if made.normals is not None:
         known = np.any(made.normals != 0, axis=-1, keepdims=True)
-        colors = normals.colors_of(made.normals)
-        paths.write_file(folder / "normals.npy", images.npy_bytes(made.normals, known))
-        paths.write_file(folder / "normals.png", images.png_bytes(colors, _LEVEL))
-        files += [folder / "normals.npy", folder / "normals.png"]
-        shown["normals"] = _write_png(folder / "shown_normals.png", colors)
-    if made.depth is not None:
-        scene, clouds = write_points(made, folder, settings)
-        shown["scene"] = scene
-        files += clouds
+        shown["normals"] = normals.colors_of(made.normals)
+        files["normals.npy"] = images.npy_bytes(made.normals, known)
+        files["normals.png"] = images.png_bytes(shown["normals"], _LEVEL)
+    for name, content in files.items():
+        paths.write_file(folder / name, content)
+    seen = {kind: _write_png(folder / f"shown_{kind}.png", x) for kind, x in shown.items()}
+    scene, clouds = (None, []) if made.depth is None else write_points(made, folder, settings)
     return Answer(
-        image=shown["image"],
-        depth=shown["depth"],
-        uncertainty=shown["uncertainty"],
-        normals=shown["normals"],
-        scene=shown["scene"],
-        files=tuple(files),
+        image=seen.get("image"),
+        depth=seen.get("depth"),
+        uncertainty=seen.get("uncertainty"),
+        normals=seen.get("normals"),
+        scene=scene,
+        files=(*(folder / name for name in files), *clouds),
     )
 
 
