@@ -27,8 +27,7 @@ NO_TWIN: dict[str, str] = {
     "modality_forcing/commands/train.py": "tests/e2e/test_resume.py",
     "modality_forcing/commands/sweep.py": "tests/e2e/test_sweep_command.py",
     "modality_forcing/train/loop.py": "tests/e2e/test_resume.py, test_demo_command.py",
-    "modality_forcing/train/init.py": "the same",
-    "modality_forcing/train/logger.py": "the same, rows and resumed rows",
+    "modality_forcing/train/init.py": "tests/e2e/test_resume.py",
     "modality_forcing/planning/compile.py": "tests/sharded/test_compiled.py",
     "modality_forcing/planning/report.py": "tests/sharded/test_compiled.py",
 }
