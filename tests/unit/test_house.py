@@ -26,7 +26,6 @@ NO_TWIN: dict[str, str] = {
     "modality_forcing/export/run.py": "tests/unit/export/test_program.py, where jax is alone",
     "modality_forcing/commands/train.py": "tests/e2e/test_resume.py",
     "modality_forcing/commands/sweep.py": "tests/e2e/test_sweep_command.py",
-    "modality_forcing/train/init.py": "tests/e2e/test_resume.py",
     "modality_forcing/planning/compile.py": "tests/sharded/test_compiled.py",
     "modality_forcing/planning/report.py": "tests/sharded/test_compiled.py",
 }
