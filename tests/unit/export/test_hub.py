@@ -179,7 +179,6 @@ def test_command_pushes_what_it_exported(
 ):
     out = tmp_path / "out"
     command = ("export", f"--checkpoint={forcing_run}", f"--out={out}")
-    refused(mforce(*command, "--private"), "--private is for --push-to-hub; name the repository")
     refused(mforce(*command, "--push-to-hub=name"), "write OWNER/NAME")
     assert not out.exists()
     done = mforce(*command, "--format=safetensors", "--push-to-hub=owner/name")

@@ -87,10 +87,3 @@ def test_nothing_is_left_of_an_export_that_fails(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="does not read back"):
         job.export(spec, tmp_path / "out", layout="diffusers")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-@pytest.mark.parametrize("options", [["--layout=bfl", "--format=orbax"], ["--dtype=float32"]])
-def test_options_that_do_not_go_together(tmp_path, capsys, options):
-    call = ["export", f"--checkpoint={tmp_path}", f"--out={tmp_path}/out", *options]
-    assert cli.main(call) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1

@@ -222,8 +222,6 @@ def test_what_makes_no_program_is_one_line(
     t2i_run: Path, forcing_run: Path, tmp_path: Path, mforce: Command, monkeypatch
 ):
     out = ("export", f"--out={tmp_path / 'out'}", f"--checkpoint={forcing_run}")
-    refused(mforce(*out, "--steps=2"), "--steps is for --format=stablehlo; leave it out")
-    refused(mforce(*out, "--format=stablehlo", "--adapter"), "--adapter is no program")
     refused(mforce(*out, "--format=stablehlo", "--license=MIT X"), "--license is .MIT X.; give")
     no_depth = (*out[:2], f"--checkpoint={t2i_run}", "--format=stablehlo")
     refused(mforce(*no_depth), "mode i2d needs a second modality, .* of the forcing phase")
