@@ -84,6 +84,8 @@ def _check(options: argparse.Namespace) -> None:
         )
     if options.adapter and options.layout:
         raise UserError("--adapter has no --layout", hint="leave one of them out")
+    if options.adapter and options.format == "orbax":
+        raise UserError("--adapter is written as safetensors", hint="leave --format out")
     if options.format == "stablehlo":
         if options.adapter:
             hint = "leave --adapter or --format out"

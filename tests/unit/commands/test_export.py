@@ -91,6 +91,7 @@ def test_nothing_is_exported_for_a_repository_that_is_refused(calls, mforce: Com
         (["--layout=bfl", "--format=orbax"], "--layout and --format are two kinds of files"),
         (["--dtype=float32"], "--dtype is of --layout; leave it out"),
         (["--adapter", "--layout=bfl"], "--adapter has no --layout; leave one of them out"),
+        (["--adapter", "--format=orbax"], "--adapter is written as safetensors; leave --for"),
         (["--format=stablehlo", "--adapter"], "--adapter is no program; leave --adapter or"),
         (["--steps=2"], "--steps is for --format=stablehlo; leave it out"),
         (["--size=512", "--format=orbax"], "--size is for --format=stablehlo"),
