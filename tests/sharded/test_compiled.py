@@ -115,18 +115,6 @@ def test_memory_estimate_is_close_to_the_compiled_program(planned):
     assert 0.3 < estimate(planned.config, planned.target, weights) / planned.bytes.total < 2
 
 
-def test_plan_that_does_not_fit_names_the_cause(planned):
-    huge = replace(planned, state_bytes=2**35, fits=False, roofline=None)
-    assert "the state alone, 32.0 GiB a chip: shard it over more devices" in report.to_text(huge)
-    wide = replace(
-        planned, bytes=replace(planned.bytes, temporaries=2**36), fits=False, roofline=None
-    )
-    assert "activations and gathered weights, 64.0 GiB a chip" in report.to_text(wide)
-    assert report.to_json(wide)["roofline_seconds"] is None and "does not fit" in report.row(
-        wide, "wide"
-    )
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -22,7 +22,6 @@ MOST_LINES = 350
 NO_TWIN: dict[str, str] = {
     "modality_forcing/app/page.py": "tests/e2e/test_app.py",
     "modality_forcing/app/widgets.py": "the same",
-    "modality_forcing/planning/report.py": "tests/sharded/test_compiled.py",
 }
 
 # Top-level import name -> distribution, where the two differ by more than - and _.
