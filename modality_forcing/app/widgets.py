@@ -171,7 +171,8 @@ def _without_folders(text: str, values: Sequence[Any]) -> str:
     """Returns a message with the names of uploaded files in place of where they are."""
     for value in values:
         if isinstance(value, str) and os.sep in value:
-            text = text.replace(value, os.path.basename(value))
+            path = " ".join(value.split())  # as an error has it, which is one line
+            text = text.replace(path, os.path.basename(path))
     return text
 
 
