@@ -200,7 +200,9 @@ def _depth_tab(page: Page) -> gr.File:
             image = widgets.shown("Image", "d2i_image")
             scene, files = widgets.scene("d2i_scene"), widgets.downloads("d2i_files")
 
-    def run(request: gr.Request, file: str | None, caption: str, strength: Any, *rest: Any) -> Any:
+    def run(
+        request: gr.Request, file: str | None, caption: str | None, strength: Any, *rest: Any
+    ) -> Any:
         settings = widgets.read_settings(names, rest, strength=strength)
         folder = page.sessions.new_folder(request.session_hash or "")
         made = actions.depth_to_image(page.model, _path(file), caption, folder, settings)
@@ -272,7 +274,7 @@ def _text_tab(page: Page) -> None:
             scene = widgets.scene("text_scene", visible=page.has_depth)
             files = widgets.downloads("text_files")
 
-    def run(request: gr.Request, caption: str, tilt: Any, refine: bool, *rest: Any) -> Any:
+    def run(request: gr.Request, caption: str | None, tilt: Any, refine: bool, *rest: Any) -> Any:
         settings = widgets.read_settings(names, rest, log2_alpha=tilt, refine=refine)
         folder = page.sessions.new_folder(request.session_hash or "")
         made = actions.generate(page.model, caption, folder, settings, has_depth=page.has_depth)
