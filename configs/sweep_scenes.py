@@ -19,7 +19,7 @@ three times.
 from dataclasses import replace
 
 from modality_forcing.config import Config
-from modality_forcing.config_file import load, parse_arg
+from modality_forcing.config_file import check_range, load, parse_arg
 from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
 from modality_forcing.train.width_scaling import scale_width
 
@@ -32,6 +32,9 @@ SCENES_WITH_DEPTH = 4096
 def get_sweep(arg: str = "") -> Sweep:
     """Takes shorter (divides images and frames), seeds and examples (held-out scenes)."""
     a = parse_arg(arg, shorter=1, seeds=2, examples=256)
+    check_range("shorter", a["shorter"], 1, 100)
+    check_range("seeds", a["seeds"], 1)
+    check_range("examples", a["examples"], 1)
     images, frames = (tuple(n // a["shorter"] for n in each) for each in (IMAGES, FRAMES))
     points = product(
         axis("seed", *range(a["seeds"])),

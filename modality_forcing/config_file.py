@@ -125,15 +125,18 @@ def _error_in_file(error: Exception, path: Path, what: str) -> UserError:
 def parse_arg(argument: str, **defaults: Any) -> dict[str, Any]:
     """Parses "size=3b3,resolution=64", with defaults that give names and types.
 
-    Raises UserError for an unknown name and a value of another type.
+    Raises UserError for an unknown name, one given twice, and a value of another type.
     """
-    values = dict(defaults)
-    for item in filter(None, argument.split(",")):
+    values, given = dict(defaults), set()
+    for item in argument.split(",") if argument else ():
         name, equals, text = item.partition("=")
         if name not in defaults or not equals:
             signature = ", ".join(f"{k}={v}" for k, v in defaults.items()) or "none"
             what = f"config argument {item!r} is not understood"
             raise UserError(what, hint=f"it takes {signature}")
+        if name in given:
+            raise UserError(f"config argument {name} is given twice", hint="leave one of them out")
+        given.add(name)
         value = _literal(text)
         kind = type(defaults[name])
         if kind is str:
@@ -152,6 +155,13 @@ def choose(name: str, value: str, known: tuple[str, ...]) -> str:
         hint = f"choose one of {', '.join(known)}"
         raise UserError(f"config argument {name}={value!r} is unknown", hint=hint)
     return value
+
+
+def check_range(name: str, value: int, low: int, high: int | None = None) -> None:
+    """Raises UserError if a config argument's number is below `low` or above `high`."""
+    if value < low or (high is not None and value > high):
+        span = f"at least {low}" if high is None else f"between {low} and {high}"
+        raise UserError(f"config argument {name}={value} is not {span}")
 
 
 def _override(tree: Any, key: str, text: str) -> None:

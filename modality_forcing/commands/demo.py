@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from modality_forcing.data.in_memory import InMemory
     from modality_forcing.evaluation.heldout import Evaluator
 
+PHASES = "phases.json"  # in the workdir: which phases are done, and their numbers
 EXAMPLES_PER_ROW = 3  # of a sheet
 Summary = dict[str, Any]  # JSON
 
@@ -65,11 +66,24 @@ def main(options: argparse.Namespace) -> None:
     from modality_forcing.train.workdir import check_resumable
 
     t2i, forcing = configs(options)
+    _check_no_other(options.workdir)
+    hint = "choose another --workdir, or give that demo's --scale, --sparse-only, --seed and steps"
     for config in (t2i, forcing):  # also where the phase is done and would only be read back
-        check_resumable(options.workdir / config.name, config, ignore=("train.init_from",))
+        ignored = ("train.init_from",)
+        check_resumable(options.workdir / config.name, config, ignored, hint=hint)
     cache = compilation_cache.enabled(t2i.train.compilation_cache, options.workdir)
     with locks.hold(options.workdir, "--workdir"), cache:
         _run_phases(options, t2i, forcing)
+
+
+def _check_no_other(workdir: Path) -> None:
+    """Raises UserError for a folder with files that would be replaced and are of no demo."""
+    if exists(workdir / PHASES):
+        return
+    for name in ("summary.json", "report.html", "images", "config.json", "checkpoints"):
+        if exists(workdir / name):
+            what = f"holds {name}, and no {PHASES} of a demo"
+            raise UserError(what, where=workdir, hint="choose another --workdir")
 
 
 def _run_phases(options: argparse.Namespace, t2i: Config, forcing: Config) -> None:
@@ -80,7 +94,7 @@ def _run_phases(options: argparse.Namespace, t2i: Config, forcing: Config) -> No
     from modality_forcing.viz.html_report import write_report
 
     workdir = options.workdir
-    phases = PhaseCache(workdir / "phases.json")
+    phases = PhaseCache(workdir / PHASES)
     records = InMemory(inputs.open_source(t2i))  # both phases see the same scenes
 
     phases.run("t2i", lambda: _train(t2i, workdir / "t2i", records))

@@ -29,6 +29,7 @@ from modality_forcing.export import card, run
 from modality_forcing.export.job import check_out, license_of, write_folder
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.mirror import fetched
+from modality_forcing.modalities.depth import Depth
 from modality_forcing.train import exported
 from modality_forcing.train.exported import NETWORK, Export
 from modality_forcing.train.weights import open_weights
@@ -134,7 +135,7 @@ def build(generator: Generator) -> tuple[jax.export.Exported, Weights]:
     trajectory, (image,) = generator.trajectory("i2d")
     generator.check_autoencoder()
     modalities, options = generator.modalities, generator.config.sample
-    (depth,) = (name for name in modalities if name != image)
+    (depth,) = (name for name, m in modalities.items() if isinstance(m, Depth))
     # Of the kernels, this one lowers for every kind of device.
     model = replace(generator.config.model, attention="einsum")
     portable = Generator(

@@ -118,9 +118,8 @@ def choose(rows: Rows, where: Iterable[str]) -> Rows:
         negated, column = column.endswith("!"), column.removesuffix("!")
         if not equals or not rows.has(column):
             hint = "write --where COLUMN=VALUE or COLUMN!=VALUE with a column of the table"
-            raise UserError(
-                f"--where {text!r} names no column of the table", where=rows.path, hint=hint
-            )
+            what = "names no column of the table" if equals else "has no = or !="
+            raise UserError(f"--where {text!r} {what}", where=rows.path, hint=hint)
         matches = [i for i in chosen if _same(rows.cells[i].get(column), wanted) != negated]
         if not matches:
             values = sorted({shorten(display(rows.cells[i].get(column))) for i in chosen})

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import jax
 
-from modality_forcing import compilation_cache, distributed
+from modality_forcing import compilation_cache, distributed, signals
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.errors import UserError, WorkerDied
@@ -64,6 +64,9 @@ def work(folder: SweepDir, cells: Sequence[Cell], log: Log) -> dict[str, Failure
     outdated = sum(row["version"] != worker.version for _, row in folder.rows())
     if outdated:
         log(f"warning: {outdated} rows are of another version of the code; fits do not pool them")
+    if others := folder.other_cells():
+        what = f"{len(others)} finished cells are of another sweep, such as {others[0]}"
+        log(f"warning: {what}; rows.jsonl has those of this one")
     worker.scorer.check([cell for cell in cells if folder.row(cell) is None])
     with compilation_cache.enabled(beside=folder.path):
         for cell in cells:
@@ -160,7 +163,13 @@ class _Worker:
                 write_file(workdir / "config.json", text)
             write_file(workdir / "versions.json", json.dumps(versions))
         records = self._in_memory(config)
-        train(config, workdir, records=records, make_evaluate=make_evaluate)
+        try:
+            train(config, workdir, records=records, make_evaluate=make_evaluate)
+        except signals.StopRequest as stop:
+            if stop.resumes:
+                raise
+            message = f"stopped by {signals.name(stop.number)} after {run.folder}"
+            raise signals.StopRequest(stop.number, message, agreed=stop.agreed) from None
 
     def _versions(self, run: Run) -> list[str]:
         """The versions of the code that trained a run, one for each start."""

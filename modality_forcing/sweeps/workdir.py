@@ -32,7 +32,7 @@ import modality_forcing
 from modality_forcing import distributed, locks
 from modality_forcing.config import Config
 from modality_forcing.errors import UserError
-from modality_forcing.paths import check_folder, exists, is_dir, write_file
+from modality_forcing.paths import check_folder, exists, glob, is_dir, write_file
 from modality_forcing.sweeps.price import LAW_COLUMNS, SCORE_COLUMNS
 from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.text_io import parse_number, read_verified
@@ -107,6 +107,11 @@ class SweepDir:
     def rows(self) -> list[tuple[Cell, dict[str, Any]]]:
         """The finished cells with their rows, in the sweep's order."""
         return [(cell, row) for cell in self.sweep.cells if (row := self.row(cell))]
+
+    def other_cells(self) -> list[str]:
+        """The names of finished cells that are not of this sweep, and so not among its rows."""
+        ours = {cell.name for cell in self.sweep.cells}
+        return [p.stem for p in glob(self.path / "cells", "*.json") if p.stem not in ours]
 
     def steps_done(self, run: Run) -> int:
         """The number of finished steps of a run, according to its metrics."""

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from modality_forcing.config import Config
 from modality_forcing.data.folder import INTRINSICS_FILE, ImageFolder
+from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.mixture import MixtureComponent, RoundRobin
 from modality_forcing.data.records import RecordSource
 from modality_forcing.data.sparsity import sparsify
@@ -99,6 +100,8 @@ def open_inputs(
         source = records
     elif data.source != "prepared":
         source = open_source(config)
+        if data.source == "scenes" and not data.workers:
+            source = InMemory(source)  # each is rendered once, not in every epoch
     else:
         sources = _read_latents(config, shards, caches)
         patterns = data.sparsity_patterns or None

@@ -144,11 +144,14 @@ def write_config(workdir: Path, config: Config) -> None:
         write_file(workdir / "config.json", text)
 
 
-def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ()) -> bool:
+def check_resumable(
+    workdir: Path, config: Config, ignore: tuple[str, ...] = (), *, hint: str = _OTHER_WORKDIR
+) -> bool:
     """Returns whether a workdir holds this run already; writes nothing.
 
-    ignore: prefixes of further keys that may differ. Raises UserError if the workdir holds another
-    run, naming the first keys that differ, or cannot be a folder.
+    ignore: prefixes of further keys that may differ. hint: what to do about another run.
+    Raises UserError if the workdir holds another run, naming the first keys that differ, or cannot
+    be a folder.
     """
     check_folder(workdir, "--workdir", utf8=True)
     path = workdir / "config.json"
@@ -174,8 +177,8 @@ def check_resumable(workdir: Path, config: Config, ignore: tuple[str, ...] = ())
         more = f", and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
         what = f"the workdir holds a run with {', '.join(list(differ.values())[:_SHOWN])}{more}"
         moved = [key for key in differ if key in _PATHS]
-        hint = f"; if that was moved, change {moved[0]} in its config.json" if moved else ""
-        raise UserError(what, where=workdir, hint=_OTHER_WORKDIR + hint)
+        hint += f"; if that was moved, change {moved[0]} in its config.json" if moved else ""
+        raise UserError(what, where=workdir, hint=hint)
     return True
 
 

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from modality_forcing.config import Config, to_dict
-from modality_forcing.config_file import _neighbors_importable, call, choose, load, parse_arg
+from modality_forcing.config_file import (
+    _neighbors_importable,
+    call,
+    check_range,
+    choose,
+    load,
+    parse_arg,
+)
 from modality_forcing.errors import UserError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -206,10 +213,25 @@ def test_argument_of_the_wrong_type_is_refused(argument):
         parse_arg(argument, resolution=32, on=True)
 
 
-@pytest.mark.parametrize("argument", ["resolution", "other=1", "=1"])
+@pytest.mark.parametrize("argument", ["resolution", "other=1", "=1", ",", "resolution=1,"])
 def test_malformed_argument_is_refused(argument):
     with pytest.raises(UserError, match=r"not understood; it takes resolution=32"):
         parse_arg(argument, resolution=32)
+
+
+def test_argument_given_twice_is_refused():
+    with pytest.raises(UserError, match="config argument resolution is given twice; leave one"):
+        parse_arg("resolution=1,on=true,resolution=2", resolution=32, on=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "high", "named"), [(0, None, "at least 1"), (101, 100, "between 1 and 100")]
+)
+def test_number_out_of_range_is_refused(value, high, named):
+    check_range("shorter", 1, 1, high)
+    check_range("shorter", 100, 1, high)
+    with pytest.raises(UserError, match=f"config argument shorter={value} is not {named}$"):
+        check_range("shorter", value, 1, high)
 
 
 def test_choose_accepts_known_values_only():

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from modality_forcing import config
 from modality_forcing.commands import demo
 from modality_forcing.errors import UserError
+from modality_forcing.train.workdir import write_config
 from tests import damage
 
 
@@ -123,6 +124,24 @@ def test_scale_sparse_only_and_seed(tmp_path: Path):
     assert "dense" not in sparse.data.sparsity_patterns and sparse.seed == t2i.seed == 3
     for run in (t2i, sparse):
         assert run.data.world == "plain"
+
+
+@pytest.mark.parametrize("name", ["report.html", "checkpoints/1"])
+def test_folder_of_others_is_refused_and_kept(tmp_path: Path, name: str):
+    theirs = tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs")
+    message = f"holds {name.partition('/')[0]}, and no phases.json of a demo; choose another --wor"
+    with pytest.raises(UserError, match=message):
+        demo.main(options(tmp_path))
+    assert theirs.read_text() == "theirs" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_demo_of_other_options_names_them(tmp_path: Path):
+    _, forcing = demo.configs(options(tmp_path))
+    write_config(tmp_path / "forcing", forcing)
+    with pytest.raises(UserError, match=r"another --workdir, or give that demo's --scale, --spars"):
+        demo.main(options(tmp_path, "--sparse-only"))
 
 
 def test_last_lines_report_the_numbers(tmp_path: Path):

@@ -117,6 +117,17 @@ def test_autoencoder_is_a_part_of_the_program(tmp_path: Path):
     assert "autoencoder/stages.0.resize.w" in names
 
 
+def test_program_of_a_network_with_normals_gives_its_depth():
+    config = replace(tiny.normals(), sample=SampleConfig(steps=2, task_steps={}))
+    generator = Generator(config, tiny.network(config)[1])
+    program, weights = build(generator)
+    index = np.arange(2, dtype=np.int32)
+    found = program.call(weights, IMAGES[:2], np.int32(5), index)
+    made = generator.run("i2d", [""] * 2, batch={"image": IMAGES[:2]}, seed=5, index=index)
+    expected = contract(jnp.asarray(made.images["depth"]))
+    np.testing.assert_allclose(contract(found), expected, atol=1e-5)
+
+
 def test_states_of_the_empty_caption_are_weights(unchecked):
     """And token ids, which are few, constants."""
     asked, freed = [], []

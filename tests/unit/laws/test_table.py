@@ -74,8 +74,8 @@ def test_rows_are_chosen(table):
         load(table, COLUMNS, CHINCHILLA, where=["run=c"])
     with pytest.raises(UserError, match=r"no row has run!=a; run is a$"):
         load(table, COLUMNS, CHINCHILLA, where=["run=a", "run!=a"])
-    for wrong in ("run", "walk=a"):
-        with pytest.raises(UserError, match="names no column"):
+    for wrong, message in (("run>3", "has no = or !="), ("walk=a", "names no column")):
+        with pytest.raises(UserError, match=message):
             load(table, COLUMNS, CHINCHILLA, where=[wrong])
 
 

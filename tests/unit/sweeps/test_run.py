@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 
 import pytest
 
 from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.paths import write_file
+from modality_forcing.signals import StopRequest
 from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.run import error_summary
 from modality_forcing.sweeps.spec import Records, axis, horizons, sweep
@@ -102,6 +104,31 @@ def test_unexpected_error_is_not_a_user_error(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep_run, "train", train)
     failed, _ = run_cells(SweepDir(SWEEP, tmp_path), SWEEP.cells[:1])
     assert failed == {NAMES[0]: ("RuntimeError: out of memory", False)}
+
+
+def test_signal_after_the_last_step_of_a_run_leaves_a_sweep_to_resume(
+    trained, tmp_path, monkeypatch
+):
+    def train(*_, **__):
+        raise StopRequest(signal.SIGTERM, "but the run is complete", resumes=False)
+
+    monkeypatch.setattr(sweep_run, "train", train)
+    with pytest.raises(StopRequest, match=r"^stopped by SIGTERM after forcing_") as ended:
+        run_cells(SweepDir(SWEEP, tmp_path))
+    assert ended.value.resumes
+
+
+def test_cells_of_another_sweep_are_named(trained, tmp_path):
+    run_cells(SweepDir(SWEEP, tmp_path))
+    fewer = sweep(
+        "tiny", axis("pretrained", False), lambda pretrained: SWEEP.cells[0].run, Records()
+    )
+    _, log = run_cells(SweepDir(fewer, tmp_path), fewer.cells)
+    assert log[0] == (
+        f"warning: 4 finished cells are of another sweep, such as {NAMES[0]}; "
+        "rows.jsonl has those of this one"
+    )
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 5
 
 
 def test_locked_cells_and_runs_are_skipped(trained, tmp_path):

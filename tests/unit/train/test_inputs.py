@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.data.folder import ImageFolder
+from modality_forcing.data.in_memory import InMemory
 from modality_forcing.data.records import Record
 from modality_forcing.encoders.words import HashedWordTokenizer
 from modality_forcing.errors import UserError
@@ -51,6 +52,12 @@ def test_scenes_have_the_config_resolution_and_eval_scenes_differ():
     assert train[0].image.shape == (16, 16, 3)
     assert not np.array_equal(train[0].image, held_out[0].image)
     assert not np.array_equal(train[0].image, inputs.open_source(replace(CONFIG, seed=4))[0].image)
+
+
+def test_scenes_are_kept_unless_loader_processes_read_them():
+    assert isinstance(inputs.open_inputs(CONFIG).source, InMemory)
+    workers = replace(CONFIG, data=replace(CONFIG.data, workers=1))
+    assert isinstance(inputs.open_inputs(workers).source, Scenes)
 
 
 def test_folder_source_needs_a_root(tmp_path):
