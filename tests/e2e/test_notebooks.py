@@ -20,7 +20,7 @@ EXPECTED = {
     "your_photos": ("uncertain by",),
     "metric_depth": ("depth in meters = ", "half of all pixels"),
     "new_modality": ("MODALITY = Edges", "M parameters"),
-    "scaling_law": ("96 cells", "gamma", "best:"),
+    "scaling_law": ("54 cells", "gamma", "best:", "share  25%"),
 }
 FEW = {"STEPS": 4, "RESAMPLES": 20}  # what the notebooks set, made small
 
