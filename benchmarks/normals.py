@@ -22,6 +22,7 @@ from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.evaluation.heldout import Evaluator, with_num_examples
 from modality_forcing.evaluation.normal_metrics import angular_error
 from modality_forcing.generator import Generator
+from modality_forcing.modalities.normals import colors_of
 from modality_forcing.synthetic.source import Scenes
 from modality_forcing.viz import images
 
@@ -70,11 +71,15 @@ def sheet(checkpoint: Path, count: int) -> np.ndarray:
     """Returns an image u8 [h w 3] of what a network makes of held-out records, beside the truth."""
     generator = Generator.from_checkpoint(checkpoint)
     evaluator = Evaluator(with_num_examples(generator.config, count))
-    data, inputs, normals = evaluator.data, evaluator.data.inputs(), generator.modalities["normals"]
+    data, inputs = evaluator.data, evaluator.data.inputs()
 
     def made(task: str, given: str, asked: str) -> np.ndarray:
         batch = {name: inputs[name] for name in generator.modalities[given].inputs}
         return evaluator.generate(generator, task, batch)[asked]
+
+    def directions(vectors: np.ndarray) -> np.ndarray:
+        known = np.any(inputs["normals"] != 0, axis=-1, keepdims=True)
+        return colors_of(vectors * known)
 
     def colored(depth: np.ndarray) -> list[np.ndarray]:
         pairs = zip(depth, data.valid, strict=True)
@@ -82,9 +87,9 @@ def sheet(checkpoint: Path, count: int) -> np.ndarray:
 
     columns = {
         "image": data.image,
-        "from image": normals.colorize(made("i2n", "image", "normals")),
-        "from depth": normals.colorize(made("d2n", "depth", "normals")),
-        "true": normals.colorize(inputs["normals"]),
+        "from image": directions(made("i2n", "image", "normals")),
+        "from depth": directions(made("d2n", "depth", "normals")),
+        "true": directions(inputs["normals"]),
         "from normals": colored(made("n2d", "normals", "depth")),
         "true depth": colored(data.depth),
     }
