@@ -5,7 +5,8 @@
     mforce evaluate --checkpoint=runs/normals
 
 Normals of procedural scenes are exact; of other data they are those of depth and intrinsics.
-A quarter of the depth maps are sparse as in the demo, normals are not. An example has 60 tokens, the demo's has 44.
+A quarter of the depth maps are sparse as in the demo, normals are not. An example has 60 tokens,
+the demo's has 44.
 """
 
 from dataclasses import replace

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from modality_forcing.train.exported import MANIFEST, ORBAX, UNFINISHED, Export
 from modality_forcing.train.state import Params, abstract_model
 from modality_forcing.train.weights import Step, open_weights
 from modality_forcing.tree import JsonObject, flatten, unflatten
+
+_REMOVALS, _LATE_WRITES = 5, 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,17 @@ def write_folder(out: Path, write: Callable[[Path], JsonObject]) -> Path:
         raise paths.os_error(error, out, "written") from error
     finally:
         if not done:
-            paths.remove_tree(unfinished)
+            _remove_for_good(unfinished)
     return out
+
+
+def _remove_for_good(folder: Path) -> None:
+    """Removes a folder into which Orbax's threads may still write for a moment after an error."""
+    for _ in range(_REMOVALS):
+        paths.remove_tree(folder)
+        time.sleep(_LATE_WRITES)
+        if not paths.exists(folder):
+            return
 
 
 def _merged(source: str | Path) -> _Weights:

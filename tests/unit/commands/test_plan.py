@@ -52,7 +52,7 @@ def test_sweep_is_priced(capsys):
     arguments = ["--sweep=configs/sweep_scenes.py", "--chip", "v5e", "--mfu=0.5", "--json"]
     assert main(["plan", *arguments]) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed["cells"] == 96 and [chip["chip"] for chip in printed["chips"]] == ["v5e"]
+    assert printed["cells"] == 54 and [chip["chip"] for chip in printed["chips"]] == ["v5e"]
     assert printed["chips"][0]["hours"] == pytest.approx(printed["flops"] / (0.5 * 197e12) / 3600)
 
 

@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.export import job
 from modality_forcing.train import checkpoint
-from modality_forcing.tree import flatten
+from modality_forcing.tree import JsonObject, flatten
 from tests import tiny
 from tests.runs import contents, environment
 
@@ -145,6 +146,21 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
 sys.exit(cli.main(sys.argv[1:]))
 """
+
+
+def test_what_is_written_late_is_removed_too(tmp_path: Path):
+    """As Orbax's threads do after an error."""
+    late = threading.Timer(0.03, lambda: (tmp_path / ".out.unfinished/late").mkdir(parents=True))
+
+    def write(folder: Path) -> JsonObject:
+        (folder / "early").mkdir()
+        late.start()
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="the disk is full"):
+        job.write_folder(tmp_path / "out", write)
+    late.join()
+    assert contents(tmp_path) == {}
 
 
 @pytest.mark.parametrize("kind", sorted(READERS))

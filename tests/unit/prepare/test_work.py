@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,9 +38,7 @@ class Torn:
         if index in self.bad:
             raise UserError("cannot be read", where=f"{index}.png")
         if index == self.kills:
-            import os
-
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does when memory runs out
         record = Scenes(resolution=24)[index]
         if index in self.broken:
             record.depth[record.valid] = -1
