@@ -213,21 +213,20 @@ def write(
     files: dict[str, bytes] = {}
     shown: dict[str, np.ndarray] = {}  # colors u8 [h w 3]
     if made.image is not None and given != "image":
-        files["image.png"] = images.png_bytes(made.image, _LEVEL)
+        files |= outputs.image_files(made, ())
         shown["image"] = made.image
     if made.depth is not None and given != "depth":
         written = outputs.depth_files(made, ("npy", "png"), unit)
-        files |= {end.lstrip("_"): x for end, x in written.items() if not end.endswith(".json")}
+        files |= {end: x for end, x in written.items() if not end.endswith(".json")}
         shown["depth"] = made.colored(settings.colormap)
     if made.uncertainty is not None:
         valid = np.isfinite(made.uncertainty)
         valid &= True if made.valid is None else made.valid
         shown["uncertainty"] = outputs.uncertainty_colors(made.uncertainty, valid)
     if made.normals is not None:
-        known = np.any(made.normals != 0, axis=-1, keepdims=True)
-        shown["normals"] = normals.colors_of(made.normals)
-        files["normals.npy"] = images.npy_bytes(made.normals, known)
-        files["normals.png"] = images.png_bytes(shown["normals"], _LEVEL)
+        shown["normals"] = colors = normals.colors_of(made.normals)
+        files |= outputs.map_files("normals", made.normals, colors, ("npy", "png"))
+    files = {end.lstrip("_"): content for end, content in files.items()}
     for name, content in files.items():
         paths.write_file(folder / name, content)
     seen = {kind: _write_png(folder / f"shown_{kind}.png", x) for kind, x in shown.items()}

@@ -148,7 +148,8 @@ def _encode_maps(loaded: Loaded, members: Members, job: Job, asked: Sequence[Mod
     files: dict[str, bytes] = {}
     made = restore_maps(placements, loaded.fitted, asked)
     for m in asked:
-        files |= outputs.map_files(made[m.name], m, job.formats, given)
+        colors = m.colorize(made[m.name][None])[0]
+        files |= outputs.map_files(m.name, made[m.name], colors, job.formats, beside=given)
     return Encoded(files, {})
 
 

@@ -81,23 +81,28 @@ def image_files(result: Result, formats: Sequence[str]) -> dict[str, bytes]:
 
 
 def map_files(
-    values: np.ndarray, modality: Modality, formats: Sequence[str], beside: np.ndarray | None = None
+    name: str,
+    values: np.ndarray,
+    colors: np.ndarray,
+    formats: Sequence[str],
+    *,
+    beside: np.ndarray | None = None,
 ) -> dict[str, bytes]:
-    """Returns the files of a map f32 [h w c] of a modality, such as normals, by their endings.
+    """Returns the files of a map f32 [h w c], such as normals, by their endings.
 
-    npy holds its values, NaN where they are all 0; png, color and spectral are one PNG, in the
-    modality's colors; side has it next to `beside` u8 [h w 3], what it was made of.
+    name, colors: of its modality, the latter u8 [h w 3]. npy holds the values, NaN where they are
+    all 0; png, color and spectral are one PNG of the colors; side has them next to `beside` u8
+    [h w 3], what the map was made of.
 
     Raises UserError as `check_map_formats`.
     """
     check_map_formats(formats)
     known = np.any(values != 0, axis=-1, keepdims=True)
-    colors, end = modality.colorize(values[None])[0], f"_{modality.name}"
     files: dict[str, bytes] = {}
     if "npy" in formats:
-        files[f"{end}.npy"] = images.npy_bytes(values, known)
+        files[f"_{name}.npy"] = images.npy_bytes(values, known)
     if {"png", "color", "spectral"} & set(formats):
-        files[f"{end}.png"] = images.png_bytes(colors, _LEVEL)
+        files[f"_{name}.png"] = images.png_bytes(colors, _LEVEL)
     if "side" in formats:
         halves = [_shrunk(x) for x in (beside, colors) if x is not None]
         files["_side.png"] = images.png_bytes(np.concatenate(halves, axis=1), _LEVEL)
