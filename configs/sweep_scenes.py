@@ -2,6 +2,7 @@
 
     mforce sweep --config=sweep_scenes --workdir=runs/scenes
     mforce plan --sweep=sweep_scenes
+    mforce train --config=sweep_scenes:phase=t2i,width=48 --workdir=runs/t2i  # a run of it alone
 
 The demo's recipe. The axes are width at a fixed depth of 4 layers (16-fold in N), pretraining
 images and post-training frames in steps of four, and seeds of scenes, weights and noise. Each width
@@ -29,12 +30,24 @@ FRAMES = (4_800, 19_200, 76_800)
 SCENES_WITH_DEPTH = 4096
 
 
+def get_config(arg: str = "") -> Config:
+    """Takes phase=t2i|forcing, width and examples (held-out scenes)."""
+    a = parse_arg(arg, phase="forcing", width=96, examples=256)
+    check_range("examples", a["examples"], 1)
+    config = load(f"demo:phase={a['phase']}")
+    data = config.data
+    if a["phase"] == "forcing":
+        data = replace(data, num_scenes=SCENES_WITH_DEPTH)
+    evaluation = replace(config.eval, examples=a["examples"])
+    train = replace(config.train, log_every=100, save_every=1000)
+    return scale_width(replace(config, data=data, eval=evaluation, train=train), a["width"])
+
+
 def get_sweep(arg: str = "") -> Sweep:
     """Takes shorter (divides images and frames), seeds and examples (held-out scenes)."""
     a = parse_arg(arg, shorter=1, seeds=2, examples=256)
     check_range("shorter", a["shorter"], 1, 100)
     check_range("seeds", a["seeds"], 1)
-    check_range("examples", a["examples"], 1)
     images, frames = (tuple(n // a["shorter"] for n in each) for each in (IMAGES, FRAMES))
     points = product(
         axis("seed", *range(a["seeds"])),
@@ -43,23 +56,19 @@ def get_sweep(arg: str = "") -> Sweep:
         axis("frames", *frames),
     )
 
+    def config(phase: str, width: int, seed: int) -> Config:
+        made = load(f"sweep_scenes:phase={phase},width={width},examples={a['examples']}")
+        return replace(made, seed=seed)
+
     def cell(seed: int, width: int, images: int, frames: int) -> Run:
-        before = None
+        forcing, before = config("forcing", width, seed), None
         if images:
-            config = _config("t2i", width, seed, a["examples"])
-            before = horizons("pretraining", config, pretraining)[images]
-        config = _config("forcing", width, seed, a["examples"])
-        config = replace(config, data=replace(config.data, num_scenes=SCENES_WITH_DEPTH))
-        if not before:
-            config = replace(config, train=replace(config.train, allow_missing_modalities=()))
-        return horizons("forcing", config, lengths, init_from=before)[frames]
+            t2i = config("t2i", width, seed)
+            before = horizons("pretraining", t2i, pretraining)[images]
+        else:
+            train = replace(forcing.train, allow_missing_modalities=())
+            forcing = replace(forcing, train=train)
+        return horizons("forcing", forcing, lengths, init_from=before)[frames]
 
     pretraining, lengths = images[1:], frames
     return sweep("scenes", points, cell, Records(seed=0))
-
-
-def _config(phase: str, width: int, seed: int, examples: int) -> Config:
-    config = load(f"demo:phase={phase}")
-    evaluation = replace(config.eval, examples=examples)
-    train = replace(config.train, log_every=100, save_every=1000)
-    return scale_width(replace(config, seed=seed, eval=evaluation, train=train), width)

@@ -3,26 +3,23 @@
     mforce sweep --config=sweep_split --workdir=runs/split
     mforce plan --sweep=sweep_split
 
-The demo's recipe at one width. A cell spends the FLOPs of 600, 2,400 or 9,600 post-training steps.
-The axis `share` is the part that goes to pretraining. Its runs have one constant phase, off which
-all shorter ones branch; every post-training run has a schedule of its own. Post-training has 4,096
-scenes with depth, as in sweep_scenes, and all cells are scored on the same 256 scenes by one step
-from pure noise.
+The networks and data of sweep_scenes, at one width. A cell spends the FLOPs of 600, 2,400 or 9,600
+post-training steps. The axis `share` is the part that goes to pretraining. Its runs have one
+constant phase, off which all shorter ones branch; every post-training run has a schedule of its
+own.
 
 30 cells of 24 + 30 training runs, of which 22 are branches: less than an hour of one core.
 """
 
 from dataclasses import replace
 
-from modality_forcing.config import Config
 from modality_forcing.config_file import check_range, load, parse_arg
 from modality_forcing.sweeps.spec import Records, Run, Sweep, axis, horizons, product, sweep
 from modality_forcing.train.throughput import step_flops
-from modality_forcing.train.width_scaling import scale_width, with_horizon
+from modality_forcing.train.width_scaling import with_horizon
 
 BUDGETS = (600, 2_400, 9_600)  # in steps of post-training
 SHARES = (0.0, 0.25, 0.5, 0.75, 0.9)
-SCENES_WITH_DEPTH = 4096
 
 
 def get_sweep(arg: str = "") -> Sweep:
@@ -30,13 +27,12 @@ def get_sweep(arg: str = "") -> Sweep:
     a = parse_arg(arg, width=48, shorter=1, seeds=2, examples=256)
     check_range("shorter", a["shorter"], 1, 100)
     check_range("seeds", a["seeds"], 1)
-    check_range("examples", a["examples"], 1)
     budgets = tuple(n // a["shorter"] for n in BUDGETS)
     points = product(
         axis("seed", *range(a["seeds"])), axis("budget", *budgets), axis("share", *SHARES)
     )
-    t2i, forcing = (_config(phase, a["width"], a["examples"]) for phase in ("t2i", "forcing"))
-    forcing = replace(forcing, data=replace(forcing.data, num_scenes=SCENES_WITH_DEPTH))
+    network = f"width={a['width']},examples={a['examples']}"
+    t2i, forcing = (load(f"sweep_scenes:phase={phase},{network}") for phase in ("t2i", "forcing"))
     # In pretraining, a step costs less: it has no depth.
     steps_for_one = step_flops(forcing) / step_flops(t2i)
 
@@ -56,10 +52,3 @@ def get_sweep(arg: str = "") -> Sweep:
         return Run("forcing", with_horizon(config, frames), init_from=before)
 
     return sweep("split", points, cell, Records(seed=0))
-
-
-def _config(phase: str, width: int, examples: int) -> Config:
-    config = load(f"demo:phase={phase}")
-    evaluation = replace(config.eval, examples=examples)
-    train = replace(config.train, log_every=100, save_every=1000)
-    return scale_width(replace(config, eval=evaluation, train=train), width)
