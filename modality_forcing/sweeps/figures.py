@@ -24,14 +24,25 @@ BENCHMARK_COLUMNS = ("absrel", "delta1")
 _BASELINES = (("row_mean", "mean of each row"), ("constant", "best constant"))
 
 
+# What a line of a plot is of, with the title of its legend.
+_LINES = {"images": "pretraining images", "budget": "budget, in steps of post-training"}
+
+
+class Axis(NamedTuple):
+    """The horizontal axis of a plot: a column of counts, on a logarithmic scale, or of shares."""
+
+    column: str
+    label: str
+    is_share: bool = False
+
+
 class Panel(NamedTuple):
     """One plot: `column` over `x`, a line for each value of `line`."""
 
     column: str
     label: str
     rows: Sequence[Row]
-    x: str
-    x_label: str
+    x: Axis
     line: str = "images"
 
 
@@ -45,24 +56,16 @@ def plot(rows: Sequence[Row]) -> Figure:
     show the longest, and a third one shows the error of the largest model over length.
     Raises UserError if no row has a score of depth.
     """
-    split = splits_budgets(rows)
-    panels = _split_panels(rows) if split else _panels(rows)
+    panels = _split_panels(rows) if splits_budgets(rows) else _panels(rows)
     figure = figures.new_figure(2, height=2.4)
-    for axes, panel in zip(figure.subplots(1, len(panels)), panels, strict=True):
+    places = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(places, panels, strict=True):
         _plot_curves(axes, panel)
         _plot_baselines(axes, panel)
-        axes.set(xlabel=panel.x_label, ylabel=panel.label)
-        ticks = sorted({row[panel.x] for row in panel.rows})
-        if split:
-            axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
-        else:
-            axes.set_xscale("log")
-            axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
-            axes.set_xticks([], minor=True)
+        _set_axes(axes, panel)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    title = "budget, in steps of post-training" if split else "pretraining images"
-    options = {"title": title, "title_fontsize": 6.5, "ncols": len(labels)}
-    figure.legend(handles, labels, loc="outside upper left", **options)
+    title = {"title": _LINES[panels[0].line], "title_fontsize": 6.5}
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), **title)
     return figure
 
 
@@ -78,27 +81,33 @@ def write(rows: Sequence[Row], stem: Path) -> list[Path]:
 
 
 def _panels(rows: Sequence[Row]) -> list[Panel]:
-    held_out = any(name in row for row in rows for name in RECORD_COLUMNS)
-    error, delta1 = RECORD_COLUMNS if held_out else BENCHMARK_COLUMNS
+    error, delta1 = _score_columns(rows)
     scored = _scored(rows, error)
     longest, largest = (max(row[key] for row in scored) for key in ("frames", "params"))
     last = [row for row in scored if row["frames"] == longest]
     labels = dict(zip((error, delta1), _LABELS, strict=True))
-    x_label = "parameters of the trunk, N"
-    panels = [Panel(column, label, last, "params", x_label) for column, label in labels.items()]
+    size = Axis("params", "parameters of the trunk, N")
+    panels = [Panel(column, label, last, size) for column, label in labels.items()]
     if len({row["frames"] for row in scored}) > 1:
         wide = [row for row in scored if row["params"] == largest]
-        x_label = f"post-training frames, N = {format_count(largest)}"
-        panels.append(Panel(error, labels[error], wide, "frames", x_label))
+        length = Axis("frames", f"post-training frames, N = {format_count(largest)}")
+        panels.append(Panel(error, labels[error], wide, length))
     return panels
 
 
 def _split_panels(rows: Sequence[Row]) -> list[Panel]:
-    error = RECORD_COLUMNS[0]
+    error = _score_columns(rows)[0]
     scored = [{**row, **row["axes"]} for row in _scored(rows, error)]
-    labels = {error: _LABELS[0], "loss_image": "loss of images after post-training"}
-    x = "share", "share of the FLOPs in pretraining"
-    return [Panel(name, label, scored, *x, line="budget") for name, label in labels.items()]
+    labels = {error: _LABELS[0]}
+    if any(row.get("loss_image") is not None for row in scored):  # benchmarks have none
+        labels["loss_image"] = "loss of images after post-training"
+    share = Axis("share", "share of the FLOPs in pretraining", is_share=True)
+    return [Panel(name, label, scored, share, line="budget") for name, label in labels.items()]
+
+
+def _score_columns(rows: Sequence[Row]) -> tuple[str, str]:
+    held_out = any(name in row for row in rows for name in RECORD_COLUMNS)
+    return RECORD_COLUMNS if held_out else BENCHMARK_COLUMNS
 
 
 def _scored(rows: Sequence[Row], column: str) -> list[Row]:
@@ -115,7 +124,7 @@ def _plot_curves(axes: Axes, panel: Panel) -> None:
         values: dict[float, list[float]] = {}
         for row in panel.rows:
             if row[panel.line] == line and row.get(panel.column) is not None:
-                values.setdefault(row[panel.x], []).append(row[panel.column])
+                values.setdefault(row[panel.x.column], []).append(row[panel.column])
         points = [(x, y) for x, ys in values.items() for y in ys]
         xs, ys = np.array(points).reshape(-1, 2).T
         axes.plot(xs, ys, marker, color=color, alpha=0.4, markeredgewidth=0)
@@ -123,6 +132,17 @@ def _plot_curves(axes: Axes, panel: Panel) -> None:
         means = [np.mean(values[x]) for x in sizes]
         label = format_count(line) if line else "none"
         axes.plot(sizes, means, f"{marker}-", color=color, label=label)
+
+
+def _set_axes(axes: Axes, panel: Panel) -> None:
+    axes.set(xlabel=panel.x.label, ylabel=panel.label)
+    ticks = sorted({row[panel.x.column] for row in panel.rows})
+    if panel.x.is_share:
+        axes.set_xticks(ticks, [f"{tick:.0%}" for tick in ticks])
+        return
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [format_count(tick) for tick in ticks])
+    axes.set_xticks([], minor=True)
 
 
 def _plot_baselines(axes: Axes, panel: Panel) -> None:

@@ -79,6 +79,16 @@ def test_split_of_a_budget_has_a_line_for_each_budget():
     assert [label.get_text() for label in left.get_xticklabels()] == ["0%", "50%", "90%"]
 
 
+def test_split_scored_on_benchmarks_has_their_mean_error_alone():
+    kept = ("axes", "images", "frames", "params")
+    of_benchmarks = [
+        {name: row[name] for name in kept} | {"absrel": row["i2d_absrel"]} for row in split_rows()
+    ]
+    with figures.style():
+        (axes,) = sweep_figures.plot(of_benchmarks).axes
+    np.testing.assert_allclose(curves(axes)["600"].get_ydata(), [0.36, 0.11, 0.27])
+
+
 def test_several_lengths_of_post_training_have_a_panel():
     shorter = [{**row, "frames": 300, "i2d_absrel": row["i2d_absrel"] + 0.5} for row in rows()]
     with figures.style():
