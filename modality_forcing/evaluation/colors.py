@@ -49,7 +49,7 @@ def color_recall(images: np.ndarray, captions: Sequence[str]) -> dict[str, float
     recall, chance = [], []
     for i, colors in enumerate(named):
         others = [j for j, theirs in enumerate(named) if theirs != colors]
-        for color in colors:
+        for color in sorted(colors):  # a set's own order, and a sum's last digit, change by process
             recall.append(float(shown[color][i]))
             if others:
                 chance.append(float(shown[color][others].mean()))

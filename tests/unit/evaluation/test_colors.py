@@ -29,6 +29,17 @@ def shows(image, color):
     return color_recall(image[None], [f"a {color} box"])["color_recall"] == 1
 
 
+def test_sums_do_not_depend_on_the_order_of_a_set(monkeypatch):
+    orders = {}
+    for step in (1, -1):
+        values = orders[step] = []
+        named = {"a": ["blue", "green", "red"][::step], "b": ["red"]}
+        monkeypatch.setattr(colors, "named_colors", named.get)
+        monkeypatch.setattr(colors, "_mean", lambda x, values=values: values.append(x) or 0.0)
+        color_recall(np.stack([speck((1, 0, 0)), speck((0, 0, 1))]), ["a", "b"])
+    assert orders[1] == orders[-1] == [[0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 1.0]]
+
+
 @pytest.mark.parametrize(
     "caption, named",
     [
