@@ -20,6 +20,7 @@ from modality_forcing import tasks
 from modality_forcing.allocator import keep_freed_memory
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
+from modality_forcing.diffusion.noise_levels import least_level
 from modality_forcing.diffusion.sampler import Cond, sample
 from modality_forcing.diffusion.trajectories import Trajectory
 from modality_forcing.encoders.frozen import FrozenEncoders
@@ -144,11 +145,16 @@ class Generator:
         steps, alpha, mu = num_steps(task, c), 2.0**c.log2_alpha, self.shift(task, c)
         if task == "t2i":
             return trajectories.joint(self.primary, (), steps, mu=mu), cond
+        least = {n: least_level(m.noise_distribution) for n, m in self.modalities.items()}
         if task == "joint":
-            others = names[1:]
-            return trajectories.joint(self.primary, others, steps, alpha=alpha, mu=mu), cond
+            path = trajectories.joint(
+                self.primary, names[1:], steps, alpha=alpha, mu=mu, least=least
+            )
+            return path, cond
         if task == "partial":
-            return trajectories.partial(free, cond[0], steps, alpha, mu=mu), cond
+            given = cond[0]
+            path = trajectories.partial(free, given, steps, alpha, mu=mu, least=least[given])
+            return path, cond
         return trajectories.conditional(free, cond, steps, mu), cond
 
     def run(

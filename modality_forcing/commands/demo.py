@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from modality_forcing.evaluation.heldout import Evaluator
 
 PHASES = "phases.json"  # in the workdir: which phases are done, and their numbers
+SCENES_MB = 2048  # of memory for scenes; those of `night` take 1200
 EXAMPLES_PER_ROW = 3  # of a sheet
 Summary = dict[str, Any]  # JSON
 
@@ -95,7 +96,7 @@ def _run_phases(options: argparse.Namespace, t2i: Config, forcing: Config) -> No
 
     workdir = options.workdir
     phases = PhaseCache(workdir / PHASES)
-    records = InMemory(inputs.open_source(t2i))  # both phases see the same scenes
+    records = InMemory(inputs.open_source(t2i), SCENES_MB)  # both phases see the same scenes
 
     phases.run("t2i", lambda: _train(t2i, workdir / "t2i", records))
     phases.run("forcing", lambda: _train(forcing, workdir / "forcing", records))

@@ -120,6 +120,11 @@ class PlateauLogitNormal(LogitNormal):
         return jnp.where(t < self.mode, below, above)
 
 
+def least_level(distribution: NoiseDistribution, share: float = 2e-4) -> float:
+    """Returns the level below which training takes only this share of its examples."""
+    return float(distribution.icdf(jnp.float32(share)))
+
+
 def sample_timesteps(
     keys: Key[Array, " b"],
     distributions: Mapping[str, NoiseDistribution],

@@ -67,15 +67,30 @@ def resolution_shift(tokens: int, steps: int) -> float:
 
 
 def joint(
-    primary: str, others: tuple[str, ...], steps: int, *, alpha: float = 1.0, mu: float = 0.0
+    primary: str,
+    others: tuple[str, ...],
+    steps: int,
+    *,
+    alpha: float = 1.0,
+    mu: float = 0.0,
+    least: Mapping[str, float] | None = None,
 ) -> Trajectory:
     """Everything is generated: the primary from 1 to 0, the others along f_alpha of it.
 
     alpha > 1 generates the primary first.
+
+    least: by modality, the lowest level that training covers (`noise_levels.least_level`), 0 where
+      absent. One of the others that would fall below it waits there for the last step.
     """
     t = timesteps(steps, mu)
     tilted = np.asarray(tilt(t, alpha), np.float32)
-    return Trajectory({primary: t} | dict.fromkeys(others, tilted))
+    schedule = {primary: t}
+    for name in others:
+        # A step between low levels moves most of the way to the network's estimate, which is of
+        # no use where the network was not trained.
+        schedule[name] = np.maximum(tilted, np.float32((least or {}).get(name, 0.0)))
+        schedule[name][-1] = 0.0
+    return Trajectory(schedule)
 
 
 def conditional(
@@ -87,12 +102,19 @@ def conditional(
 
 
 def partial(
-    targets: tuple[str, ...], cond: str, steps: int, alpha: float, *, mu: float = 0.0
+    targets: tuple[str, ...],
+    cond: str,
+    steps: int,
+    alpha: float,
+    *,
+    mu: float = 0.0,
+    least: float = 0.0,
 ) -> Trajectory:
     """Targets are generated; the condition is noised again to f_alpha of their level.
 
     Small alpha reveals the condition early and is close to clean conditioning; large alpha reveals
-    it late.
+    it late. Below `least`, the lowest level that training covers, the condition is clean.
     """
     t = timesteps(steps, mu)
-    return Trajectory(dict.fromkeys(targets, t) | {cond: np.asarray(tilt(t, alpha), np.float32)})
+    tilted = np.asarray(tilt(t, alpha), np.float32)
+    return Trajectory(dict.fromkeys(targets, t) | {cond: np.where(tilted < least, 0.0, tilted)})

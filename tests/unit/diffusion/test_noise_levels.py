@@ -221,6 +221,14 @@ def test_condition_of_probability_1_leaves_the_other_noisy():
     assert np.all(is_cond["image"]) and np.all(t["image"] == 0) and np.all(t["depth"] > 0)
 
 
+@pytest.mark.parametrize("distribution", [LogitNormal(1.1), PlateauLogitNormal(0.5)])
+def test_training_hardly_looks_below_the_least_level(distribution):
+    least = noise_levels.least_level(distribution)
+    assert 0.04 < least < 0.09
+    levels = np.asarray(distribution.icdf((jnp.arange(100_000) + 0.5) / 100_000))
+    assert (levels < least).mean() == pytest.approx(2e-4, rel=0.06)
+
+
 def test_distributions_satisfy_the_protocol():
     levels: list[noise_levels.NoiseDistribution] = [LogitNormal(), PlateauLogitNormal()]
     assert all(float(level.cdf(jnp.float32(1.0))) == 1.0 for level in levels)
