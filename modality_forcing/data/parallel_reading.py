@@ -10,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import fields
 from itertools import islice
-from typing import Any
 
 import numpy as np
 
@@ -22,7 +21,7 @@ PER_TASK = 256  # records that a process reads and sends at once
 _NAMES = tuple(field.name for field in fields(Record))
 _SOURCE: list[RecordSource] = []  # of a worker process
 _Numbered = list[tuple[int, Record]]
-_Columns = list[Any]  # by field of a record: one array of all records, or a list
+_Columns = list[np.ndarray | list[object]]  # by field of a record, of all records
 
 
 def read_parallel(
@@ -81,10 +80,11 @@ def _read_stacked(indices: Sequence[int]) -> tuple[list[int], _Columns]:
     return [index for index, _ in found], columns
 
 
-def _stack(values: list[Any]) -> np.ndarray | list[Any]:
+def _stack(values: list[object]) -> np.ndarray | list[object]:
     """Returns one array of all values if they are arrays of one shape and type."""
-    kinds = {(x.shape, x.dtype) if isinstance(x, np.ndarray) else None for x in values}
-    return np.stack(values) if len(kinds) == 1 and None not in kinds else values
+    arrays = [x for x in values if isinstance(x, np.ndarray)]
+    alike = len(arrays) == len(values) and len({(x.shape, x.dtype) for x in arrays}) == 1
+    return np.stack(arrays) if alike else values
 
 
 def _unstack(indices: list[int], columns: _Columns) -> _Numbered:

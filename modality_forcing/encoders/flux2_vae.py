@@ -14,7 +14,7 @@ nothing but rounding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -28,6 +28,7 @@ from jaxtyping import Array, Float
 from modality_forcing.encoders.flux2_layers import Attention, Conv, Linear, Norm, Residual, Upsample
 from modality_forcing.errors import UserError
 from modality_forcing.text_io import shorten
+from modality_forcing.tree import Tree
 
 _CLASS = "AutoencoderKLFlux2"
 # Values of config.json that are fixed here.
@@ -79,7 +80,7 @@ class VAEConfig:
         return self.patch * 2 ** (len(self.widths) - 1)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any], where: object = "config.json") -> VAEConfig:
+    def from_dict(cls, config: Tree, where: object = "config.json") -> VAEConfig:
         """Reads a diffusers config.json; an empty one, for weights without, means FLUX.2.
 
         where: its path, for messages. Raises UserError for the config of another network.
@@ -90,7 +91,7 @@ class VAEConfig:
             raise UserError(str(error), where=where) from None
 
     @classmethod
-    def _from_dict(cls, config: Mapping[str, Any]) -> VAEConfig:
+    def _from_dict(cls, config: Tree) -> VAEConfig:
         if config and config.get("_class_name") != _CLASS:
             what = f"is of {config.get('_class_name')}, not of {_CLASS}"
             raise UserError(what, hint="name the folder of FLUX.2's VAE")

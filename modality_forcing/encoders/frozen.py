@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from functools import cached_property, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from modality_forcing.encoders.weights import (
     open_checkpoint,
 )
 from modality_forcing.errors import UserError
+from modality_forcing.tree import JsonObject, Tree
 
 IMAGE = "flux2"  # the kind of autoencoder that is known
 BATCH = PartitionSpec(("data", "fsdp"))  # how a run's mesh splits a batch
@@ -84,7 +85,7 @@ class FrozenEncoders:
             for weight in jax.tree.leaves(encode.args[0]):
                 weight.delete()
 
-    def encode(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+    def encode(self, batch: Tree) -> dict[str, PyTree]:
         """Returns the batch with latents instead of images and states instead of token ids."""
         encoded = dict(batch)
         if self.has_image:
@@ -122,7 +123,7 @@ class FrozenEncoders:
         """Returns images in [0, 1], in float32."""
         return self._decode_image(latents)
 
-    def identity(self) -> dict[str, dict[str, Any]]:
+    def identity(self) -> dict[str, JsonObject]:
         """Returns what all outputs depend on: checksum and revision of the weights, and sizes."""
         found = {}
         if self.has_text:
@@ -212,7 +213,7 @@ _CALLS: Mapping[str, Callable[..., Array]] = {
 }
 
 
-def program(part: str, graph: nnx.GraphDef, mesh: Mesh | AbstractMesh | None) -> Any:
+def program(part: str, graph: nnx.GraphDef, mesh: Mesh | AbstractMesh | None) -> jax.stages.Wrapped:
     """Returns the jitted (weights, *inputs) -> output of "text", "encoder" or "decoder"."""
     out = None if mesh is None else NamedSharding(mesh, BATCH)
 
@@ -254,7 +255,7 @@ def replicated(mesh: Mesh | AbstractMesh, path: str, shape: tuple[int, ...]) -> 
     return NamedSharding(mesh, PartitionSpec())
 
 
-def _identity(kind: str, weights: Checkpoint, sizes: Mapping[str, Any]) -> dict[str, Any]:
+def _identity(kind: str, weights: Checkpoint, sizes: Mapping[str, object]) -> JsonObject:
     sizes = {k: list(v) if isinstance(v, tuple) else v for k, v in sizes.items()}
     revision = {"revision": weights.revision} if weights.revision else {}
     return {"kind": kind, "weights": weights.digest, **revision, **sizes}

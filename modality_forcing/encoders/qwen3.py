@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from modality_forcing.encoders.layers import FeedForward, einsum, rms_norm, weight
 from modality_forcing.encoders.weights import Tensor
 from modality_forcing.errors import UserError
+from modality_forcing.tree import Tree
 
 TAPS = (9, 18, 27)  # states after this many blocks; FLUX.2 [klein] reads these
 _KEYS = {  # our names of sizes -> those of config.json
@@ -70,7 +71,7 @@ class Qwen3Config:
 
     @classmethod
     def from_dict(
-        cls, read: Mapping[str, Any], where: object = "config.json", *, taps: tuple[int, ...] = TAPS
+        cls, read: Tree, where: object = "config.json", *, taps: tuple[int, ...] = TAPS
     ) -> Qwen3Config:
         """Returns the sizes in a config.json of transformers 4 or 5.
 
@@ -117,7 +118,7 @@ class Qwen3Config:
             raise UserError(what, where=where, hint="give Qwen3-4B, Qwen3-8B or a larger one")
 
 
-def _rope_theta(read: Mapping[str, Any], where: object) -> Any:
+def _rope_theta(read: Tree, where: object) -> Any:
     """Returns the base of the rotary frequencies, None without one.
 
     Transformers 4 writes `rope_theta`, 5 `rope_parameters: {rope_theta, rope_type}`.
@@ -211,7 +212,9 @@ class Qwen3(nnx.Module):
         slots = jnp.asarray(np.searchsorted(taps, np.arange(1, self.c.blocks + 1)))
         graph, stacked = nnx.split(self.blocks)
 
-        def step(carry: tuple[Array, Array], block: tuple[Any, Array]) -> tuple[Any, None]:
+        def step(
+            carry: tuple[Array, Array], block: tuple[nnx.State, Array]
+        ) -> tuple[tuple[Array, Array], None]:
             x, states = carry
             weights, slot = block
             x = nnx.merge(graph, weights)(x, seen)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path, exists, is_dir, read_text
 from modality_forcing.text_io import read_object, split_lines
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 # One turn of the user, and the start of an answer without thinking; no system turn.
 BEFORE, AFTER = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
@@ -84,7 +87,7 @@ def _ids(model: str, prompt: str) -> list[int]:
 
 
 @lru_cache(maxsize=4)
-def _load(model: str) -> Any:
+def _load(model: str) -> Tokenizer:
     """Returns the tokenizer of the `tokenizers` library, without truncation and padding."""
     try:
         from tokenizers import Tokenizer
@@ -130,7 +133,7 @@ def _find(path: Path) -> Path:
     raise UserError("holds no tokenizer.json", where=path, hint=hint)
 
 
-def _from_merges(folder: Path) -> Any:
+def _from_merges(folder: Path) -> Tokenizer:
     from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     vocab_file, merges_file = (folder / name for name in FILES[1])

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from modality_forcing.errors import UserError
 from modality_forcing.paths import as_path, exists, is_dir, is_file, read_bytes
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
 
 PAD, EOS, UNK = 0, 1, 2  # in every T5 and UMT5
 _FILE = "spiece.model"
@@ -59,7 +62,7 @@ class SentencePieceTokenizer:
 
 
 @lru_cache(maxsize=4)
-def _processor(model: str) -> Any:
+def _processor(model: str) -> SentencePieceProcessor:
     try:
         from sentencepiece import SentencePieceProcessor
     except ImportError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -18,6 +18,7 @@ from modality_forcing.encoders.weights import Checkpoint, Tensor
 from modality_forcing.errors import UserError
 from modality_forcing.mirror import on_disk
 from modality_forcing.paths import as_path, exists, is_dir
+from modality_forcing.tree import Tree
 
 
 @runtime_checkable
@@ -35,8 +36,11 @@ class StatesConfig(Protocol):
         ...
 
 
+C = TypeVar("C", bound=StatesConfig)
+
+
 @dataclass(frozen=True)
-class TextKind:
+class TextKind(Generic[C]):
     """How the encoders of one kind are read and called.
 
     read: from a config.json, and its path for messages, to sizes; what follows takes these sizes.
@@ -47,10 +51,10 @@ class TextKind:
     padding are something that networks read; others are 0. published: widths, for messages.
     """
 
-    read: Callable[[Mapping[str, Any], object], StatesConfig]
-    build: Callable[[Any], nnx.Module]
-    tensors: Callable[[Any, Collection[str]], Mapping[str, Tensor]]
-    unused: Callable[[Any], Collection[str]]
+    read: Callable[[Tree, object], C]
+    build: Callable[[C], nnx.Module]
+    tensors: Callable[[C, Collection[str]], Mapping[str, Tensor]]
+    unused: Callable[[C], Collection[str]]
     tokenizer: Callable[[int, str], Tokenizer]
     tokenizer_files: tuple[tuple[str, ...], ...]
     tokens: int
@@ -85,7 +89,7 @@ class TextKind:
         return beside if is_dir(beside) else folder
 
 
-KINDS: Mapping[str, TextKind] = {
+KINDS: Mapping[str, TextKind[Any]] = {
     "umt5": TextKind(
         read=umt5.UMT5Config.from_dict,
         build=lambda c: umt5.UMT5(c, rngs=nnx.Rngs(0), dtype=jnp.bfloat16),

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import MISSING, dataclass, fields
 from functools import lru_cache, partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from modality_forcing.encoders.layers import FeedForward, einsum, rms_norm, weight
 from modality_forcing.encoders.weights import Tensor
 from modality_forcing.errors import UserError
+from modality_forcing.tree import Tree
 
 _KEYS = {  # our names of sizes -> those of config.json
     "vocab_size": "vocab_size",
@@ -52,7 +52,7 @@ class UMT5Config:
     eps: float = 1e-6
 
     @classmethod
-    def from_dict(cls, read: Mapping[str, Any], where: object = "config.json") -> UMT5Config:
+    def from_dict(cls, read: Tree, where: object = "config.json") -> UMT5Config:
         """Returns the sizes in a config.json of transformers; UserError if of another network."""
         if (kind := read.get("model_type")) != "umt5":
             hint = "give the folder of a UMT5 encoder"

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,10 @@ from modality_forcing.encoders.locate import PATTERNS, find_files, list_tensors,
 from modality_forcing.errors import UserError
 from modality_forcing.paths import exists, is_file
 from modality_forcing.text_io import read_object
+from modality_forcing.tree import JsonObject
+
+if TYPE_CHECKING:
+    from safetensors import safe_open
 
 _CHUNK = 2**20  # elements
 M = TypeVar("M", bound=nnx.Module)
@@ -64,7 +68,7 @@ class Checkpoint:
     # Of each tensor as stored, in the words of safetensors: "BF16", "F8_E4M3".
     dtypes: Mapping[str, str] = field(init=False, repr=False, compare=False)
     # The open file of each tensor, and its name there.
-    _file: Mapping[str, tuple[Any, str]] = field(init=False, repr=False, compare=False)
+    _file: Mapping[str, tuple[safe_open, str]] = field(init=False, repr=False, compare=False)
     _all_shapes: Mapping[str, tuple[int, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +97,7 @@ class Checkpoint:
         return self.files[0].parent
 
     @cached_property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> JsonObject:
         """The `config.json` beside the files; empty without one."""
         path = self.folder / "config.json"
         return read_object(path, hint="download it again", finite=False) if exists(path) else {}
@@ -233,7 +237,7 @@ def load_module(
     for path, like in shapes.items():
         at = first_device if sharding is None else sharding(path, like.shape)
 
-        def read(index: Any, path: str = path, like: Any = like) -> np.ndarray:
+        def read(index: Any, path: str = path, like: jax.ShapeDtypeStruct = like) -> np.ndarray:
             return _read_part(checkpoint, tensors[path], like, index)
 
         arrays.append(jax.make_array_from_callback(like.shape, at, read))
@@ -298,7 +302,7 @@ def _check(
         raise UserError(what, where=where, hint="check that it is this model")
 
 
-def _open(path: Path) -> Any:
+def _open(path: Path) -> safe_open:
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -7,7 +7,6 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -23,10 +22,11 @@ from modality_forcing.diffusion.noise_levels import (
     PlateauLogitNormal,
 )
 from modality_forcing.errors import UserError
+from modality_forcing.tree import Tree
 from modality_forcing.viz.images import colorize_disparity, to_u8
 
 # A batch of data/pipeline.py: arrays with a leading b; "text" is a mapping of them.
-Batch = Mapping[str, Any]
+Batch = Tree
 Spec = tuple[tuple[int, ...], DTypeLike]  # shape without the leading b, dtype
 RecordInput = Callable[[Record], np.ndarray]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,7 +171,7 @@ class Stack(nnx.Module):
         keys = jax.random.split(rngs.params(), num_layers)
         self.layers = nnx.vmap(lambda key: build(rngs=nnx.Rngs(key)))(keys)
 
-    def __call__(self, x: PyTree, *args: Any) -> PyTree:
+    def __call__(self, x: PyTree, *args: PyTree) -> PyTree:
         """Applies block after block to x, an array or a mapping of arrays.
 
         args: what every block takes besides, such as modulation and positions.

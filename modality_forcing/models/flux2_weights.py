@@ -284,7 +284,9 @@ def _joined(parts: Sequence[np.ndarray], entry: Entry) -> np.ndarray:
     return whole
 
 
-def _stored_part(leaf: Any, slot: Slot, layer: int) -> np.ndarray:
+def _stored_part(
+    leaf: jax.Array | np.ndarray | int8.Int8Weight, slot: Slot, layer: int
+) -> np.ndarray:
     if slot.entry.stacked:
         leaf = jax.tree.map(lambda x: x[layer], leaf)
     if isinstance(leaf, int8.Int8Weight):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from jaxtyping import Array, Float, PyTree
 
 from modality_forcing.config import MATRICES
 from modality_forcing.safetensors_io import copy_blocks
+from modality_forcing.tree import Tree
 
 _UNIT = np.float32(1 / 127)  # factors: XLA divides by constants in its own way
 _LEAST = float(np.finfo(np.float32).tiny)  # of a scale: no division by 0, nor by a subnormal
 T = TypeVar("T")
-M = TypeVar("M", bound=Mapping[str, Any])
+M = TypeVar("M", bound=Tree)
 
 
 @jax.tree_util.register_dataclass
@@ -98,7 +99,7 @@ def quantize_tree(params: M) -> M:
     return cast(M, _quantized(params, ""))
 
 
-def _quantized(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+def _quantized(tree: Tree, prefix: str) -> dict[str, PyTree]:
     return {
         name: _quantized(leaf, f"{prefix}{name}/")
         if isinstance(leaf, Mapping)

@@ -7,9 +7,8 @@ gradient of w is needed; `merge` adds them up. b starts at zero: the first step 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,7 @@ from jaxtyping import Array, Float, PyTree
 
 from modality_forcing.errors import UserError
 from modality_forcing.models.layers import Adapted
-from modality_forcing.tree import flatten, unflatten
+from modality_forcing.tree import Tree, flatten, unflatten
 
 LORA = "lora"  # the module of a block that holds the updates of its matrices
 
@@ -86,7 +85,7 @@ def is_update(path: str) -> bool:
     return LORA in path.split("/")[:-2]
 
 
-def split(params: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+def split(params: Tree) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
     """Returns a network's weights without low-rank updates, and those updates."""
     flat = flatten(params)
     updates = {path: leaf for path, leaf in flat.items() if is_update(path)}
@@ -94,7 +93,7 @@ def split(params: Mapping[str, Any]) -> tuple[dict[str, PyTree], dict[str, PyTre
     return unflatten(base), unflatten(updates)
 
 
-def merge(params: Mapping[str, Any], scale: float) -> dict[str, PyTree]:
+def merge(params: Tree, scale: float) -> dict[str, PyTree]:
     """Returns a network's weights with their low-rank updates added, in float32.
 
     Each matrix keeps its sharding.

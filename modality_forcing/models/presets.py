@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from typing import Any
 
 from modality_forcing.config import ModelConfig
 from modality_forcing.errors import UserError
@@ -48,7 +47,7 @@ SIZES = {
 }
 
 
-def size(name: str, **changes: Any) -> ModelConfig:
+def size(name: str, **changes: object) -> ModelConfig:
     """Returns the architecture of a named size; raises UserError for an unknown name."""
     if name not in SIZES:
         raise UserError(f"unknown model size {name!r}", hint=f"known sizes: {', '.join(SIZES)}")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+
+from jaxtyping import PyTree
 
 from modality_forcing.errors import UserError
-from modality_forcing.tree import flatten, unflatten
+from modality_forcing.tree import Tree, flatten, unflatten
 
 # Modules that each modality has; those of models/flux2.py below.
 _OWN = (
@@ -16,7 +17,7 @@ _OWN = (
 _CROSS = ("level_embedder_cross", "level_gate_cross")  # modules of a pair, A_from_B
 
 
-def new_modules(params: Mapping[str, Any], modality: str) -> tuple[str, ...]:
+def new_modules(params: Tree, modality: str) -> tuple[str, ...]:
     """Returns the path prefixes of the modules that exist for one modality only.
 
     These are its tokenizer, its noise level's embedder, its head (with the detokenizer), the cross
@@ -29,11 +30,8 @@ def new_modules(params: Mapping[str, Any], modality: str) -> tuple[str, ...]:
 
 
 def merge_params(
-    source: Mapping[str, Any],
-    target: Mapping[str, Any],
-    new: tuple[str, ...] = (),
-    where: object = None,
-) -> Any:
+    source: Tree, target: Tree, new: tuple[str, ...] = (), where: object = None
+) -> dict[str, PyTree]:
     """Returns the target's tree with the source's leaves.
 
     Modules of the `new` modalities keep the target's leaves if the source lacks them. Every other
@@ -65,7 +63,7 @@ def merge_params(
     return unflatten({path: have.get(path, leaf) for path, leaf in everything.items()})
 
 
-def _leaves(flat: Mapping[str, Any]) -> dict[str, Any]:
+def _leaves(flat: Tree) -> Tree:
     return {path: leaf for path, leaf in flat.items() if not isinstance(leaf, Mapping)}
 
 
