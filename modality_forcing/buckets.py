@@ -240,7 +240,7 @@ def _set_up(scheme: str) -> None:
         _check_google(options)
 
 
-def _check_google(options: dict[str, Any]) -> None:
+def _check_google(options: dict[str, object]) -> None:
     """Finds the credentials of gs://, which gcsfs looks for and tries for too long.
 
     Where there are none, it would ask a metadata server for 20 s that is not there; public buckets

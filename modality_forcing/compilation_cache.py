@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TextIO
 
 from modality_forcing import paths
 from modality_forcing.errors import UserError
@@ -49,7 +49,7 @@ def enabled(setting: str = AUTO, beside: Path | None = None) -> Iterator[None]:
     if not (_is_usable(folder) if is_local else _is_reachable(folder)):
         yield
         return
-    changes: dict[str, Any] = {
+    changes: dict[str, str | float] = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": MIN_COMPILE_S,
         "jax_persistent_cache_min_entry_size_bytes": -1,
@@ -132,11 +132,18 @@ def _warnings_in_one_line(folder: Path) -> Iterator[None]:
     """Prints jax's warnings of its cache as lines, each kind once, and deletes damaged entries."""
     before, seen = warnings.showwarning, set()
 
-    def show(message: Warning | str, category: Any, *rest: Any, **more: Any) -> None:
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
         text = " ".join(str(message).split())
         kind = next((k for k in ("reading", "writing") if text.startswith(f"Error {k} p")), None)
         if kind is None or "persistent compilation cache" not in text:
-            before(message, category, *rest, **more)
+            before(message, category, filename, lineno, file, line)
         elif kind not in seen:
             seen.add(kind)
             cause = text.partition(": ")[2]

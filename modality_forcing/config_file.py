@@ -10,12 +10,16 @@ import traceback
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from modality_forcing.config import Config, from_dict, to_dict
 from modality_forcing.config_keys import RENAMED, unknown_key
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_dir, is_file
+from modality_forcing.tree import Tree
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 T = TypeVar("T")
 _PACKAGE = Path(__file__).parent
@@ -164,7 +168,7 @@ def check_range(name: str, value: int, low: int, high: int | None = None) -> Non
         raise UserError(f"config argument {name}={value} is not {span}")
 
 
-def _override(tree: Any, key: str, text: str) -> None:
+def _override(tree: ConfigDict, key: str, text: str) -> None:
     from ml_collections import ConfigDict
 
     *parents, last = key.split(".")
@@ -187,7 +191,7 @@ def _override(tree: Any, key: str, text: str) -> None:
         node[last] = value
 
 
-def _in_order(tree: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+def _in_order(tree: Tree, like: Tree) -> dict[str, object]:
     """Restores the order of keys, which ConfigDict sorts: the first modality is the primary one."""
     ordered = {}
     for key in [*(key for key in like if key in tree), *(key for key in tree if key not in like)]:
@@ -196,7 +200,7 @@ def _in_order(tree: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any
     return ordered
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> object:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from modality_forcing.errors import UserError
-from modality_forcing.tree import flatten
+from modality_forcing.tree import Tree, flatten
 
 # Ranges of numbers, by keys, their last parts or the mapping they are in. NaN is in none. All other
 # floats are finite, and all other integers count something of which there must be at least one.
@@ -38,7 +37,7 @@ _RANGE_OF = {key: (text, holds) for text, holds, keys in _RANGES for key in keys
 _MAY_BE_REST = ("mesh.data", "mesh.fsdp")  # -1 takes the devices that are left
 
 
-def check_numbers(tree: Mapping[str, Any]) -> None:
+def check_numbers(tree: Tree) -> None:
     """Raises UserError for a number of a nested config that is out of its range."""
     for path, value in flatten(tree, ".").items():
         if isinstance(value, Mapping):

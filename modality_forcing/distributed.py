@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
-from typing import Any
+from typing import Any, TypedDict
 
 from modality_forcing import preemption, signals
 from modality_forcing.errors import UserError
@@ -34,7 +34,16 @@ DEVICES = Path("/dev")
 DRIVER = Path("/proc/driver/nvidia/version")
 HEARTBEAT_TIMEOUT = 100  # seconds without a sign of life after which a process counts as dead
 FIRST_TIMEOUT = 600  # seconds for which the others wait for what the first process finds out
-Arguments = dict[str, Any]  # of jax.distributed.initialize
+
+
+class Arguments(TypedDict, total=False):
+    """Those of jax.distributed.initialize."""
+
+    coordinator_address: str
+    num_processes: int
+    process_id: int
+    cluster_detection_method: str
+    coordinator_bind_address: str
 
 
 def initialize() -> None:

@@ -15,14 +15,20 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from modality_forcing import buckets
 from modality_forcing.buckets import BucketPath
 from modality_forcing.progress import print_stderr
+
+if TYPE_CHECKING:
+    from tensorstore import Future, KvStore
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 RENEW_S = 10.0
 DEAD_S = 60.0  # without a renewal, after which a lease belongs to whoever takes it
@@ -100,7 +106,7 @@ class Lease:
                 seen, since = generation, time.monotonic()
             time.sleep(_POLL_S)
 
-    def read(self) -> tuple[Mapping[str, Any] | None, bytes]:
+    def read(self) -> tuple[Mapping[str, object] | None, bytes]:
         """Returns what the object says, None if there is none, and its generation."""
         found = self._ask("locked", self._store.read, self._path.name)
         if found.state == "missing":
@@ -118,7 +124,7 @@ class Lease:
             arguments = {"if_equal": self._generation}
             self._ask("unlocked", self._store.write, self._path.name, None, **arguments)
 
-    def _note(self, content: Mapping[str, Any], wait: bool) -> None:
+    def _note(self, content: Mapping[str, object], wait: bool) -> None:
         who = content.get("owner", "another process")
         until = "ends" if wait else f"shows that it lives, for up to {DEAD_S:.0f} s"
         print_stderr(f"{self._path}: waiting until {who} {until}")
@@ -151,7 +157,9 @@ class Lease:
                 _end(_LOST_CODE)
                 return
 
-    def _ask(self, done: str, request: Any, *arguments: Any, **options: Any) -> Any:
+    def _ask(
+        self, done: str, request: Callable[P, Future[T]], *arguments: P.args, **options: P.kwargs
+    ) -> T:
         try:
             return request(*arguments, **options).result(timeout=_ANSWER_S)
         except Exception as error:  # ValueError and TimeoutError of many meanings
@@ -161,7 +169,7 @@ class Lease:
 _end = os._exit  # without a last save, which would go into the workdir of another
 
 
-def _open(folder: BucketPath) -> Any:
+def _open(folder: BucketPath) -> KvStore:
     import tensorstore  # takes 0.2 s
 
     scheme, _, rest = str(folder).partition("://")
@@ -199,7 +207,7 @@ def _start(pid: int) -> str:
     return "" if state in "ZX" else fields[18]  # Z: killed, and its parent has not noticed
 
 
-def _is_dead(content: Mapping[str, Any]) -> bool:
+def _is_dead(content: Mapping[str, object]) -> bool:
     """Returns whether a lease is of a process of this machine that is gone."""
     ours = _process()
     if not ours or content.get("machine") != ours["machine"]:

@@ -23,9 +23,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from modality_forcing.progress import LossyStream, print_stderr
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 STOPPED, INTERRUPTED = 143, 130  # exit codes
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -197,7 +200,7 @@ def resend_lost_interrupts() -> Iterator[None]:
     """Sends the signal again where its exception was printed and ignored."""
     before, is_open = sys.unraisablehook, True
 
-    def hook(raised: Any) -> None:  # sys.UnraisableHookArgs, a name for type checkers only
+    def hook(raised: UnraisableHookArgs) -> None:
         if not issubclass(raised.exc_type, KeyboardInterrupt):
             before(raised)
             return

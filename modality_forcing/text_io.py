@@ -175,7 +175,7 @@ def _csv_rows(reader: Any) -> Iterator[tuple[int, dict[str, str | None]]]:
         yield reader.line_num, dict(zip(header, [*cells, *missing], strict=True))
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> JsonObject:
+def _unique_keys(pairs: list[tuple[str, object]]) -> JsonObject:
     result = dict(pairs)
     if len(result) < len(pairs):
         check_unique([key for key, _ in pairs], "key")
@@ -207,7 +207,7 @@ _ANY_NUMBER = json.JSONDecoder(object_pairs_hook=_unique_keys, parse_int=_parse_
 _TOO_DEEP = f"more than {_MAX_DEPTH} nested levels"
 
 
-def _check_values(value: Any, surrogates: bool) -> None:
+def _check_values(value: object, surrogates: bool) -> None:
     pending = [(value, 0)]
     while pending:
         item, depth = pending.pop()

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, cast
 
 import jax
 import numpy as np
@@ -38,6 +38,10 @@ from modality_forcing.train import checksums
 from modality_forcing.train.freezing import join_params
 from modality_forcing.train.sharding import Shardings
 from modality_forcing.train.state import Params, TrainState
+from modality_forcing.tree import Tree
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 FORMAT = 3  # of the folder; format 2 has no checksums and is read, others are refused
 _UNVERIFIED = 2
@@ -46,7 +50,7 @@ DAMAGED = "damaged.txt"  # in a step's folder that a run found damaged: why
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 FROZEN = "frozen"  # and this one, of a run with train.freeze
 _HINT = "give a workdir, its checkpoints/ or one step in it, or an export"
-Metadata = Mapping[str, Any]  # JSON: the config, the data position, metrics not written yet
+Metadata = Tree  # JSON: the config, the data position, metrics not written yet
 
 
 class DamagedCheckpoint(UserError):
@@ -127,7 +131,7 @@ def load_unmerged(path: Path, shardings: Shardings | None = None) -> tuple[Confi
     return parse_config(meta["config"], folder), trees[WEIGHTS], trees.get(FROZEN, {})
 
 
-def parse_config(config: Mapping[str, Any], where: object) -> Config:
+def parse_config(config: Tree, where: object) -> Config:
     """Returns the config that is stored beside weights; UserError if its keys are not today's."""
     try:
         return from_dict(config)
@@ -265,7 +269,7 @@ def suppress_secondary_errors() -> Iterator[None]:
     """
     before, log = sys.unraisablehook, logging.getLogger("asyncio")
 
-    def hook(raised: Any) -> None:  # sys.UnraisableHookArgs, a name for type checkers only
+    def hook(raised: UnraisableHookArgs) -> None:
         is_closed = str(raised.exc_value) == "Event loop is closed"
         # An event loop that found no descriptor for itself cannot be closed either.
         is_loop = getattr(raised.object, "__qualname__", "") == "BaseEventLoop.__del__"

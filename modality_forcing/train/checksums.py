@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 _SMALL = 2**18  # elements of an array that is hashed on the host
 _SHOWN = 3  # names in a message
+A = TypeVar("A", jax.Array, np.ndarray)
 
 
 class _Digest(NamedTuple):
     """Two sums of an array's mixed bits modulo 2^32, and whether every value is finite."""
 
-    low: Any
-    high: Any
-    finite: Any
+    low: jax.Array | np.ndarray | np.uint32
+    high: jax.Array | np.ndarray | np.uint32
+    finite: jax.Array | np.ndarray | bool
 
 
 def checksums(tree: PyTree) -> dict[str, str]:
@@ -40,7 +42,7 @@ def start(trees: Mapping[str, PyTree]) -> Callable[[], dict[str, dict[str, str]]
     they would hold that up, in the thread that calls the function.
     """
 
-    def begin(leaf: Any) -> Callable[[], _Digest]:
+    def begin(leaf: ArrayLike) -> Callable[[], _Digest]:
         leaf = jnp.asarray(leaf)
         on_host = all(device.platform == "cpu" for device in leaf.sharding.device_set)
         if leaf.is_fully_addressable and on_host:
@@ -80,7 +82,7 @@ def _digests(tree: PyTree) -> dict[str, _Digest]:
     return jax.device_get(digests)
 
 
-def _leaves(tree: PyTree) -> list[tuple[str, Any]]:
+def _leaves(tree: PyTree) -> list[tuple[str, ArrayLike]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]
 
@@ -114,7 +116,7 @@ def _digest_on_devices(x: jax.Array) -> _Digest:
     return _Digest(low.sum(dtype=jnp.uint32), high.sum(dtype=jnp.uint32), finite)
 
 
-def _mix(bits: Any, position: Any, u32: Callable[[int], Any]) -> tuple[Any, Any]:
+def _mix(bits: A, position: A, u32: Callable[[int], A | np.uint32]) -> tuple[A, A]:
     """Returns two hashes of each element.
 
     Each line is a bijection of the bits at a given position (the finalizer of MurmurHash3). A plain

@@ -13,10 +13,11 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Sharding
+from jaxtyping import PyTree
 
 from modality_forcing import distributed, paths, safetensors_io
 from modality_forcing.config import Config
@@ -134,7 +135,7 @@ class Export:
             what = f"is damaged: {checksums.some(bad)} changed after the export"
             raise UserError(what, where=self.path, hint=_AGAIN)
 
-    def _read_file(self, placed: Mapping[str, Any]) -> Iterator[tuple[str, jax.Array, str]]:
+    def _read_file(self, placed: Mapping[str, Sharding]) -> Iterator[tuple[str, jax.Array, str]]:
         file = safetensors_io.open_file(self.path)
         for name in self._shapes:
             array = file.read(name)
@@ -142,7 +143,7 @@ class Export:
             leaf = jax.make_array_from_callback(array.shape, placed[name], array.__getitem__)
             yield name, leaf, sha256(array)
 
-    def _read_orbax(self, shapes: Any, placed: Any) -> Iterator[tuple[str, jax.Array, str]]:
+    def _read_orbax(self, shapes: PyTree, placed: PyTree) -> Iterator[tuple[str, jax.Array, str]]:
         for name, leaf in flatten(checkpoint.read_tree(self.path, shapes, placed)).items():
             yield name, leaf, sha256(np.asarray(leaf)) if leaf.is_fully_addressable else ""
 
@@ -159,7 +160,7 @@ def describe(array: np.ndarray) -> JsonObject:
 
 
 def write_safetensors(
-    folder: Path, flat: Mapping[str, np.ndarray], manifest: Mapping[str, Any]
+    folder: Path, flat: Mapping[str, np.ndarray], manifest: Mapping[str, object]
 ) -> Path:
     """Writes weights and their manifest as the file of an export, and returns its path."""
     tensors = [
@@ -247,7 +248,7 @@ def _read_header(where: str | Path, file: Path) -> tuple[Path, JsonObject]:
         raise UserError(f"its header is damaged ({error})", where=where, hint=_AGAIN) from error
 
 
-def kind_of(manifest: Mapping[str, Any]) -> str:
+def kind_of(manifest: Mapping[str, object]) -> str:
     """Returns the format or layout of an export: orbax, safetensors, stablehlo, bfl..."""
     return str(manifest.get("format", "")).rpartition(", ")[2]
 

@@ -102,7 +102,7 @@ class TrainLogger:
             "clock": self.clock.state(),
         }
 
-    def leave_out(self, metrics: Sequence[Metrics | Values]) -> None:
+    def leave_out(self, metrics: Sequence[Mapping[str, object]]) -> None:
         """Takes the metrics of some steps out of the pending ones."""
         kept = [row for row in self.pending if all(row is not one for one in metrics)]
         self._left_out += len(self.pending) - len(kept)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from modality_forcing.mirror import Mirror
 from modality_forcing.train.events import EventFile
 from modality_forcing.train.metric_rows import open_rows, read_metrics
+from modality_forcing.tree import Tree
 
 FLUSH_S = 60.0  # after which a row that is written brings all rows and events into a bucket
 
@@ -82,20 +83,20 @@ def last_value(folder: Path, name: str) -> float | None:
     return next((row[name] for row in reversed(read_metrics(folder)) if name in row), None)
 
 
-def param_table(params: Mapping[str, Any], frozen: Mapping[str, Any] | None = None) -> str:
+def param_table(params: Tree, frozen: Tree | None = None) -> str:
     """Returns a table of a network's weights, from nested dicts of them or of their shapes.
 
     frozen: those of them that do not train, which get a second table.
     """
     from clu import parameter_overview
 
-    def table(tree: Mapping[str, Any]) -> str:
+    def table(tree: Tree) -> str:
         return parameter_overview.get_parameter_overview(dict(tree), include_stats=False) + "\n"
 
     return table(params) + (f"\nFrozen:\n{table(frozen)}" if frozen else "")
 
 
-def param_summary(params: Mapping[str, Any]) -> str:
+def param_summary(params: Tree) -> str:
     """Returns the size of a network as text, from nested dicts of weights or of their shapes."""
     from clu import parameter_overview  # not needed to read metrics
 

@@ -5,11 +5,12 @@ clu's periodic profiler is not used: importing it needs TensorFlow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from modality_forcing import distributed
 from modality_forcing.errors import UserError
@@ -50,7 +51,7 @@ class Profiler:
         self._folder = workdir / "profile"
         self._mirror: Mirror | None = None
 
-    def before_step(self, step: int, pending: Any) -> None:
+    def before_step(self, step: int, pending: PyTree) -> None:
         """Starts or ends the profile as the step after `step` updates demands.
 
         pending: results of the steps so far, which are waited for at both ends.
@@ -67,7 +68,7 @@ class Profiler:
             print_stderr(f"--profile: step {w.start} is past; this run is at step {step}")
             self._window = None
 
-    def close(self, pending: Any = ()) -> None:
+    def close(self, pending: PyTree = ()) -> None:
         """Ends a profile that is being taken, and stores it; says if none was taken."""
         if self._mirror is None and self._window is not None:
             print_stderr(f"--profile: step {self._window.start} was not run; no profile")
@@ -90,7 +91,7 @@ class Profiler:
         if distributed.is_primary():
             print_stderr(f"--profile: written to {self._folder}")
 
-    def _attempt(self, action: Any) -> None:
+    def _attempt(self, action: Callable[[], None]) -> None:
         try:
             action()
         except Exception as error:  # tracing is the backend's own code and raises what it likes

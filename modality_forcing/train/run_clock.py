@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
 
 class RunClock:
@@ -34,7 +33,7 @@ class RunClock:
         self.data_wait_s = self.compile_s = 0.0
         self._window = (self._began, 0.0, 0.0)
 
-    def resume(self, saved: Mapping[str, Any] | None, began_unix_s: float | None) -> None:
+    def resume(self, saved: Mapping[str, float] | None, began_unix_s: float | None) -> None:
         """Adds the time before this process.
 
         Args:

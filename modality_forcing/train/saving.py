@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import numpy as np
@@ -93,7 +93,7 @@ class Checkpoints:
         kept = {*every[-self._max_to_keep :], *self._keep_steps}
         expired = [s for s in every if s not in kept]
         self._saving = _Save(step, meta, checksums.start(trees), expired)
-        items: dict[str, Any] = {n: ocp.args.StandardSave(tree) for n, tree in trees.items()}
+        items = {n: ocp.args.StandardSave(tree) for n, tree in trees.items()}
         self._quiet.enter_context(checkpoint.suppress_secondary_errors())
         try:
             # force: what is there under the name is unfinished or damaged.

@@ -251,7 +251,7 @@ def traced_on(call: Callable[..., PyTree], mesh: Mesh | None) -> Callable[..., P
         return call
 
     @functools.wraps(call)
-    def on_mesh(*args: Any, **kwargs: Any) -> PyTree:
+    def on_mesh(*args: object, **kwargs: object) -> PyTree:
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             return call(*args, **kwargs)
 

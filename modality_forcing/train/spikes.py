@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from modality_forcing import paths
 from modality_forcing.config import TrainConfig
 from modality_forcing.errors import UserError
 from modality_forcing.text_io import parse_object, split_lines
+from modality_forcing.tree import JsonObject
 
 SPIKE = "spike"  # the metric: 1 where a step is one
 FILE = "spikes.jsonl"  # in the workdir: a line for each spike
@@ -150,7 +151,7 @@ def read(workdir: Path) -> list[SpikeRecord]:
     return found
 
 
-def _record(content: Mapping[str, Any]) -> SpikeRecord:
+def _record(content: JsonObject) -> SpikeRecord:
     """Returns the spike of a line; raises TypeError or ValueError if it is none."""
     spike = SpikeRecord(**content)
     numbers, objects = (spike.step, spike.batch), (spike.values, spike.records)

@@ -7,7 +7,6 @@ would not give them that.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +20,7 @@ BUCKETS = 5  # of noise levels: 0 to 0.2 and so on; t = 0 is clean, t = 1 is noi
 BY_LEVEL = "_by_level"  # suffix of the metrics that are a [2, BUCKETS] array of sums and counts
 Sums = dict[str, tuple[Float[Array, "..."], Float[Array, "..."]]]  # a metric's sum and its divisor
 Metrics = dict[str, Float[Array, "..."]]
-Values = Mapping[str, Any]  # metrics of one step as JSON: numbers, and lists for arrays
+Values = Mapping[str, float | list[list[float]]]  # metrics of one step as JSON
 
 
 def sum_by_level(
@@ -72,7 +71,7 @@ def norm_group(path: tuple[str, ...]) -> str:
     return "embed"
 
 
-def to_values(metrics: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def to_values(metrics: Sequence[Metrics | Values]) -> list[Values]:
     """Returns the metrics of steps, on devices or JSON already, as JSON."""
     rows = jax.device_get(list(metrics))
     return [{name: np.asarray(v, np.float64).tolist() for name, v in row.items()} for row in rows]
