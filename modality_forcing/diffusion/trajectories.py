@@ -80,17 +80,14 @@ def joint(
     alpha > 1 generates the primary first.
 
     least: by modality, the lowest level that training covers (`noise_levels.least_level`), 0 where
-      absent. One of the others that would fall below it waits there for the last step.
+      absent. One of the others that is ahead of the primary waits there until the primary arrives.
     """
     t = timesteps(steps, mu)
     tilted = np.asarray(tilt(t, alpha), np.float32)
-    schedule = {primary: t}
-    for name in others:
-        # A step between low levels moves most of the way to the network's estimate, which is of
-        # no use where the network was not trained.
-        schedule[name] = np.maximum(tilted, np.float32((least or {}).get(name, 0.0)))
-        schedule[name][-1] = 0.0
-    return Trajectory(schedule)
+    # A step between low levels moves most of the way to the network's estimate, which is of no use
+    # where the network was not trained.
+    waits = {name: np.minimum(np.float32((least or {}).get(name, 0.0)), t) for name in others}
+    return Trajectory({primary: t} | {name: np.maximum(tilted, waits[name]) for name in others})
 
 
 def conditional(
