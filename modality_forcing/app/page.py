@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import fastapi
 import gradio as gr
 from gradio import themes
+from gradio.components import Component
 
 from modality_forcing.app import actions, uploads, widgets
 from modality_forcing.app import settings as choices
@@ -27,6 +27,7 @@ _CSS = """
   .tab-container button {padding: 0 7px !important; font-size: 13px !important}
 }
 """
+_Part = str | list[str] | None  # of an answer: the path of a file, several, or none
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,12 @@ def _image_tab(page: Page) -> Callable[[gr.File, gr.Tabs], None]:
             reuse = gr.Button("Use this depth for an image", size="sm", visible=False)
 
     def run(
-        request: gr.Request, picture: str | None, measured: str | None, ensemble: Any, *rest: Any
-    ) -> Any:
+        request: gr.Request,
+        picture: str | None,
+        measured: str | None,
+        ensemble: object,
+        *rest: object,
+    ) -> tuple[object, ...]:
         settings = widgets.read_settings(names, rest, ensemble=ensemble)
         folder = page.sessions.new_folder(request.session_hash or "")
         made = actions.image_to_depth(
@@ -164,7 +169,7 @@ def _image_tab(page: Page) -> Callable[[gr.File, gr.Tabs], None]:
     widgets.on_click(button, run, inputs, outputs)
 
     def connect(depth_file: gr.File, tabs: gr.Tabs) -> None:
-        def take(made: list[str] | None) -> Any:
+        def take(made: list[str] | None) -> tuple[str | None, gr.Tabs]:
             return (made[0] if made else None), gr.Tabs(selected="d2i")
 
         reuse.click(take, [files], [depth_file, tabs], api_visibility="private")
@@ -201,8 +206,8 @@ def _depth_tab(page: Page) -> gr.File:
             scene, files = widgets.scene("d2i_scene"), widgets.downloads("d2i_files")
 
     def run(
-        request: gr.Request, file: str | None, caption: str | None, strength: Any, *rest: Any
-    ) -> Any:
+        request: gr.Request, file: str | None, caption: str | None, strength: object, *rest: object
+    ) -> tuple[_Part, ...]:
         settings = widgets.read_settings(names, rest, strength=strength)
         folder = page.sessions.new_folder(request.session_hash or "")
         made = actions.depth_to_image(page.model, _path(file), caption, folder, settings)
@@ -238,7 +243,7 @@ def _normals_tab(page: Page) -> None:
         with gr.Column():
             normals, files = widgets.shown("Normals", "i2n_normals"), widgets.downloads("i2n_files")
 
-    def run(request: gr.Request, picture: str | None, *rest: Any) -> Any:
+    def run(request: gr.Request, picture: str | None, *rest: object) -> tuple[_Part, ...]:
         settings = widgets.read_settings(names, rest)
         folder = page.sessions.new_folder(request.session_hash or "")
         made = actions.image_to_normals(page.model, _path(picture), folder, settings)
@@ -274,7 +279,9 @@ def _text_tab(page: Page) -> None:
             scene = widgets.scene("text_scene", visible=page.has_depth)
             files = widgets.downloads("text_files")
 
-    def run(request: gr.Request, caption: str | None, tilt: Any, refine: bool, *rest: Any) -> Any:
+    def run(
+        request: gr.Request, caption: str | None, tilt: object, refine: bool, *rest: object
+    ) -> tuple[_Part, ...]:
         settings = widgets.read_settings(names, rest, log2_alpha=tilt, refine=refine)
         folder = page.sessions.new_folder(request.session_hash or "")
         made = actions.generate(page.model, caption, folder, settings, has_depth=page.has_depth)
@@ -284,7 +291,9 @@ def _text_tab(page: Page) -> None:
     widgets.on_click(button, run, inputs, [image, depth, normals, scene, files])
 
 
-def _examples(page: Page, names: Sequence[str], outputs: Sequence[Any], *, pictures: bool) -> None:
+def _examples(
+    page: Page, names: Sequence[str], outputs: Sequence[Component], *, pictures: bool
+) -> None:
     """Adds examples whose click fills components with their fields of those names.
 
     `gradio.Examples` would replace the components, and with them what `widgets.accept_uploads` set.
@@ -301,12 +310,18 @@ def _examples(page: Page, names: Sequence[str], outputs: Sequence[Any], *, pictu
         elem_classes="examples",
     )
 
-    def take(index: int) -> Any:
+    def take(index: int) -> str | list[str]:
         values = [str(getattr(page.examples[index], name)) for name in names]
         return values[0] if len(values) == 1 else values
 
-    hidden: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    chosen.click(take, [chosen], list(outputs), concurrency_limit=None, **hidden)
+    chosen.click(
+        take,
+        [chosen],
+        list(outputs),
+        concurrency_limit=None,
+        api_visibility="private",
+        show_progress="hidden",
+    )
 
 
 def _closing(sessions: Sessions) -> Callable[[gr.Request], None]:
@@ -316,7 +331,7 @@ def _closing(sessions: Sessions) -> Callable[[gr.Request], None]:
     return close
 
 
-def _parts(made: Answer, *names: str) -> tuple[Any, ...]:
+def _parts(made: Answer, *names: str) -> tuple[_Part, ...]:
     values = {**vars(made), "files": [str(path) for path in made.files]}
     return tuple(values[name] if name == "files" else _text(values[name]) for name in names)
 

@@ -10,11 +10,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from modality_forcing.app.guard import App
 from modality_forcing.errors import UserError
 from modality_forcing.system_errors import reason
+
+if TYPE_CHECKING:
+    import uvicorn
 
 _BACKLOG = 128
 _STARTS_WITHIN, _ENDS_WITHIN = 60.0, 3.0  # seconds; a tenth is usual
@@ -109,7 +112,7 @@ def serving(app: App, listening: socket.socket) -> Iterator[None]:
         thread.join(_ENDS_WITHIN)
 
 
-def _run(server: Any, listening: socket.socket, started: threading.Event) -> None:
+def _run(server: uvicorn.Server, listening: socket.socket, started: threading.Event) -> None:
     startup = server.startup
 
     async def announced(sockets: list[socket.socket] | None = None) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from modality_forcing.errors import UserError
+from modality_forcing.tree import JsonObject
 
 COLORMAPS = ("spectral", "plasma", "gray")
 MAX_STEPS, MAX_ENSEMBLE, MAX_GUIDANCE, MAX_TILT = 100, 16, 15, 8
@@ -60,10 +59,11 @@ class Settings:
             raise UserError(f"colormap is {self.colormap!r}", hint=f"choose of {COLORMAPS}")
 
 
-def parse_settings(values: Mapping[str, Any]) -> Settings:
+def parse_settings(values: JsonObject) -> Settings:
     """Returns settings from numbers as JSON has them, where 4 may be 4.0."""
-
-    def whole(value: Any) -> Any:
-        return int(value) if isinstance(value, float) and value.is_integer() else value
-
-    return Settings(**{name: whole(v) if name in _WHOLE else v for name, v in values.items()})
+    given = dict(values)
+    for name in _WHOLE:
+        value = given.get(name)
+        if isinstance(value, float) and value.is_integer():
+            given[name] = int(value)
+    return Settings(**given)

@@ -7,10 +7,11 @@ import os
 import traceback
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import ParamSpec, TypeVar, cast
 
 import gradio as gr
-from gradio.data_classes import ListFiles
+from gradio.components import Component
+from gradio.data_classes import FileData, ImageData, ListFiles
 
 from modality_forcing import paths
 from modality_forcing.app import settings as choices
@@ -24,10 +25,13 @@ _UNKNOWN = "something failed on the server; its console says what"
 _NOT_OF_THE_PAGE = "this request holds what the page does not send"
 _LINE = 200  # characters of a console's line on it
 
-Preprocess = TypeVar("Preprocess", bound=Callable[..., Awaitable[Any]])
+P = ParamSpec("P")
+T = TypeVar("T")
+C = TypeVar("C", bound=Component)
+Preprocess = TypeVar("Preprocess", bound=Callable[..., Awaitable[object]])
 
 
-def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...], list[Any]]:
+def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...], list[Component]]:
     """Adds the components of settings that tabs share, folded; returns them with their names."""
     make = {
         "fov": lambda: gr.Slider(
@@ -69,16 +73,16 @@ def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...],
         return names, [checked_by_settings(make[name]()) for name in names]
 
 
-def checked_by_settings(component: Any) -> Any:
+def checked_by_settings(component: C) -> C:
     """Returns a component whose values pass as they come, for `Settings` to check.
 
     Gradio would print a traceback for a number that somebody typed.
     """
-    component.preprocess = lambda value: value
+    component.preprocess = lambda payload: payload
     return component
 
 
-def read_settings(names: Sequence[str], values: Sequence[Any], **more: Any) -> Settings:
+def read_settings(names: Sequence[str], values: Sequence[object], **more: object) -> Settings:
     """Returns settings from the values of components; raises UserError for one not offered."""
     given = dict(zip(names, values, strict=True)) | more
     return choices.parse_settings({name: v for name, v in given.items() if v is not None})
@@ -120,7 +124,10 @@ def downloads(name: str) -> gr.File:
 
 
 def on_click(
-    button: gr.Button, run: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any]
+    button: gr.Button,
+    run: Callable[..., object],
+    inputs: Sequence[Component],
+    outputs: Sequence[Component],
 ) -> None:
     """Runs a function at a click, one at a time over all buttons."""
     button.click(
@@ -134,11 +141,11 @@ def on_click(
     )
 
 
-def in_one_line(run: Callable[..., Any]) -> Callable[..., Any]:
+def in_one_line(run: Callable[P, T]) -> Callable[P, T]:
     """Wraps a function so that a user's mistake is one line on the page."""
 
     @functools.wraps(run)
-    def wrapped(*values: Any, **more: Any) -> Any:
+    def wrapped(*values: P.args, **more: P.kwargs) -> T:
         try:
             return run(*values, **more)
         except UserError as error:
@@ -154,7 +161,7 @@ def refusing_others(preprocess: Preprocess) -> Preprocess:
     """Wraps what reads the values of a request: those that it cannot read are one line."""
 
     @functools.wraps(preprocess)
-    async def wrapped(*values: Any, **more: Any) -> Any:
+    async def wrapped(*values: object, **more: object) -> object:
         try:
             return await preprocess(*values, **more)
         except gr.Error:
@@ -167,7 +174,7 @@ def refusing_others(preprocess: Preprocess) -> Preprocess:
     return cast(Preprocess, wrapped)
 
 
-def _without_folders(text: str, values: Sequence[Any]) -> str:
+def _without_folders(text: str, values: Sequence[object]) -> str:
     """Returns a message with the names of uploaded files in place of where they are."""
     for value in values:
         if isinstance(value, str) and os.sep in value:
@@ -176,7 +183,7 @@ def _without_folders(text: str, values: Sequence[Any]) -> str:
     return text
 
 
-def accept_uploads(component: Any, root: Path) -> None:
+def accept_uploads(component: Component, root: Path) -> None:
     """Makes a component pass on the path of an uploaded file, unread, and nothing else.
 
     Gradio itself would download addresses, unpack data in a request, and open images by itself,
@@ -184,18 +191,20 @@ def accept_uploads(component: Any, root: Path) -> None:
     a file beside the module of every subclass.
     """
 
-    def check(path: str | Path | None) -> str | None:
-        if path is None:
+    def check(url_or_file_path: str | Path | None) -> str | None:  # as Gradio names it
+        if url_or_file_path is None:
             return None
-        real = os.path.realpath(path)
+        real = os.path.realpath(url_or_file_path)
         if not real.startswith(os.path.realpath(root) + os.sep) or not paths.is_file(real):
             raise gr.Error("this file was not uploaded here", print_exception=False)
         return real
 
-    async def check_later(path: str | Path | None) -> str | None:
-        return check(path)
+    async def check_later(url_or_file_path: str | Path | None) -> str | None:
+        return check(url_or_file_path)
 
-    def preprocess(payload: Any) -> Any:
+    def preprocess(
+        payload: FileData | ImageData | ListFiles | None,
+    ) -> str | list[str | None] | None:
         if payload is None:
             return None
         if isinstance(payload, ListFiles):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
@@ -22,6 +22,7 @@ from modality_forcing.commands.arguments import (
 )
 from modality_forcing.errors import UserError
 from modality_forcing.progress import print_stderr
+from modality_forcing.tree import JsonObject
 
 if TYPE_CHECKING:
     from modality_forcing.evaluation.heldout import Evaluator
@@ -322,7 +323,7 @@ def _check_out_file(out: Path | None) -> None:
         check_file(out, "--out")
 
 
-def _print_result(options: argparse.Namespace, result: Mapping[str, Any], text: str) -> None:
+def _print_result(options: argparse.Namespace, result: JsonObject, text: str) -> None:
     from modality_forcing.paths import write_file
 
     json_text = json.dumps(result, indent=1)

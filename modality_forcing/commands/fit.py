@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modality_forcing.commands.arguments import path_option, positive_int
 from modality_forcing.errors import UserError
@@ -14,9 +14,13 @@ from modality_forcing.progress import format_table
 from modality_forcing.tree import JsonObject
 
 if TYPE_CHECKING:  # numpy and scipy are loaded where a fit starts
+    import numpy as np
+    from numpy.typing import NDArray
+
     from modality_forcing.laws.compare import FormComparison
     from modality_forcing.laws.compute_optimal import Allocation, IsoFlop
     from modality_forcing.laws.fit import Fit, Parameter
+    from modality_forcing.laws.forms import Form
     from modality_forcing.laws.table import Table
 
 EXAMPLES = """examples:
@@ -169,7 +173,7 @@ def _check(options: argparse.Namespace, variables: Sequence[str]) -> list[float]
     return options.budget
 
 
-def _held_out(text: str | None, table: Table, form: Any) -> Any:
+def _held_out(text: str | None, table: Table, form: Form) -> NDArray[np.bool_] | None:
     """The mask of the held-out rows, None for none."""
     from modality_forcing.laws.compare import largest_cells
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from modality_forcing.commands.arguments import path_option, positive_int
 from modality_forcing.errors import UserError
@@ -192,7 +192,7 @@ def _of(count: int, total: int) -> str:
     return "all" if count == total else "none" if not count else f"{count:,} of {total:,}"
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _pairs(values: Mapping[str, object]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
