@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,7 @@ from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.state import params_hash
 from modality_forcing.train.workdir import resolve_paths
+from modality_forcing.tree import JsonObject
 from modality_forcing.viz import images
 
 T = TypeVar("T")
@@ -81,7 +82,7 @@ def run_benchmarks(
     step: str,
     out: Path,
     log: Log = lambda line: None,
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Evaluates a model, saved at training step `step`, and returns one result per benchmark.
 
     Writes <out>/<set>_<protocol>_<digest>.json, .md and .png as each benchmark ends, and stores
@@ -178,7 +179,7 @@ def check_supported(generator: Generator, options: InferenceOptions, protocol: P
 
 def prediction_identity(
     generator: Generator, opened: OpenedBenchmark, options: InferenceOptions
-) -> dict[str, Any]:
+) -> JsonObject:
     """Returns everything that predictions depend on: weights, network, frames, view, sampling."""
     config = resolve_paths(generator.config)  # encoders are known by their paths
     network = {k: v for k, v in to_dict(config).items() if k in ("model", "text", "modalities")}
@@ -200,7 +201,7 @@ def prediction_identity(
     }
 
 
-def sampling_options(generator: Generator) -> dict[str, Any]:
+def sampling_options(generator: Generator) -> JsonObject:
     """Returns the options that image-to-depth depends on."""
     options = generator.config.sample
     cond = generator.trajectory("i2d", options)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,7 @@ from modality_forcing.evaluation.alignment import (
 )
 from modality_forcing.evaluation.protocols import MOGE, Protocol
 from modality_forcing.evaluation.resample import subsample, thin_columns
+from modality_forcing.tree import JsonObject
 
 _PIXELS_PER_CHUNK = 2**20
 _IMAGES_PER_CHUNK = 32
@@ -227,7 +228,7 @@ def relative_means(scores: DepthScores) -> dict[str, float]:
     return {name: means[name] for name in ("absrel", "delta1", "images", "skipped")}
 
 
-def describe_counts(result: Mapping[str, Any]) -> str:
+def describe_counts(result: JsonObject) -> str:
     """Returns how many images of a result were scored, and which predictions are not finite.
 
     result: counts of `mean_scores`, and `rows` with `nonfinite` and a `name` or an `index`.

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -282,7 +281,7 @@ def read_folder(files: Sequence[Path], side: int | None = None) -> Iterator[Imag
         yield np.stack(batch)
 
 
-def to_text(result: Mapping[str, Any]) -> str:
+def to_text(result: JsonObject) -> str:
     """Returns a table of the metrics, with what they depend on."""
     found = result["metrics"]
     rows = [[name, f"{value:.6g}"] for name, value in found.items() if name != "kid_std"]

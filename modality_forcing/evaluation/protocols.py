@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from modality_forcing.errors import UserError
+from modality_forcing.tree import JsonObject
 
 Name = Literal["moge", "marigold", "metric"]
 Align = Literal["affine", "scale", "disparity", "none"]
@@ -86,7 +87,7 @@ class Protocol:
             text += f", aligned on columns thinned to {self.align_max_side} px"
         return text + (", strict" if self.strict else "")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         """Returns its fields as JSON-able values, infinity as a string."""
         bounds = self.depth_range
         if bounds is not None:
@@ -94,7 +95,7 @@ class Protocol:
         return {**vars(self), "depth_range": bounds}
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Protocol:
+    def from_dict(cls, fields: JsonObject) -> Protocol:
         """Returns the protocol of `to_dict`."""
         bounds = fields["depth_range"]
         if bounds is not None:

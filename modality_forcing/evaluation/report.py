@@ -23,13 +23,14 @@ from modality_forcing.evaluation.depth_metrics import (
 from modality_forcing.evaluation.protocols import MOGE, Protocol
 from modality_forcing.evaluation.resample import resize_prediction
 from modality_forcing.evaluation.views import EvalFrame, view_size
+from modality_forcing.tree import JsonObject
 from modality_forcing.viz import images
 
 EXAMPLES = 3  # frames of each kind on the sheet: best, median, worst
 _CELL = 192  # pixels a side of an image on the sheet
 _MAX_ERROR = 0.25  # relative error at the top of the color map
 
-Result = Mapping[str, Any]  # of `make_result`, or as read from its JSON
+Result = JsonObject  # of `make_result`, or as read from its JSON
 ExampleLoader = Callable[[int], tuple[EvalFrame, np.ndarray]]
 
 
@@ -45,7 +46,7 @@ class BenchmarkScores(NamedTuple):
 
 def make_result(
     opened: OpenedBenchmark, scores: BenchmarkScores, protocol: Protocol, about: Result
-) -> dict[str, Any]:
+) -> Result:
     """Returns all numbers as JSON-able values, None for NaN and infinity.
 
     about: the `view`, `sampling`, `checkpoint` and `predictions_digest` of the predictions.

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from modality_forcing.paths import check_folder, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
 from modality_forcing.text_io import parse_number, read_verified, with_checksum
 from modality_forcing.train.state import params_hash
+from modality_forcing.tree import JsonObject
 from modality_forcing.viz import figures, images
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def run(
     out: Path,
     checkpoint: str | Path = "",
     log: Callable[[str], None] = print_stderr,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Scores joint generation for every held-out caption at each log2 alpha, with equal noise.
 
     Writes into `out`: trajectory_sweep.json (the returned `config` and `rows`), .md
@@ -129,7 +130,7 @@ def run(
     return result
 
 
-def sweep_config(generator: Generator, evaluator: Evaluator) -> dict[str, Any]:
+def sweep_config(generator: Generator, evaluator: Evaluator) -> JsonObject:
     """Returns all settings that a row depends on besides its value, JSON-able."""
     config, sample, data = evaluator.config, evaluator.config.sample, evaluator.data
     records = hashlib.sha256(json.dumps(data.captions).encode() + data.image.tobytes()).hexdigest()
@@ -216,7 +217,7 @@ _NUMBERS = ("log2_alpha", "coverage")
 _OPTIONAL = ("absrel", "absrel_stderr", *_COLUMNS)  # None for NaN
 
 
-def to_markdown(result: Mapping[str, Any]) -> str:
+def to_markdown(result: JsonObject) -> str:
     """Returns the rows as a Markdown table below the settings."""
     config, rows = result["config"], result["rows"]
     guidance = ", ".join(f"{name} {w:g}" for name, w in config["guidance"].items()) or "none"
@@ -250,7 +251,7 @@ def to_markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(result: Mapping[str, Any]) -> Figure:
+def plot(result: JsonObject) -> Figure:
     """Returns the figure: agreement of image and depth, and of image and caption."""
     rows = result["rows"]
     x = [row["log2_alpha"] for row in rows]

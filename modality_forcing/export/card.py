@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from modality_forcing import paths
 from modality_forcing.config import Config, from_dict
@@ -104,7 +103,7 @@ def _results(folder: Path, params: Params) -> Iterator[JsonObject]:
             continue  # another JSON file
 
 
-def render(manifest: Mapping[str, Any]) -> str:
+def render(manifest: JsonObject) -> str:
     """Returns the card of an export; equal manifests have equal cards."""
     config = from_dict(manifest["config"])
     sections = [
@@ -123,7 +122,7 @@ def render(manifest: Mapping[str, Any]) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _front_matter(manifest: Mapping[str, Any], config: Config) -> str:
+def _front_matter(manifest: JsonObject, config: Config) -> str:
     has_depth = "depth" in config.modalities
     license_ = manifest.get("license", "")
     tags = ["modality-forcing", "jax", "flax", "diffusion", "text-to-image"]
@@ -142,7 +141,7 @@ def _front_matter(manifest: Mapping[str, Any], config: Config) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _about(manifest: Mapping[str, Any], config: Config) -> str:
+def _about(manifest: JsonObject, config: Config) -> str:
     names = " and ".join(config.modalities)
     what = f"One diffusion transformer over {names}, with a noise level for each"
     if manifest.get("adapter"):
@@ -156,7 +155,7 @@ def _about(manifest: Mapping[str, Any], config: Config) -> str:
     )
 
 
-def _use(manifest: Mapping[str, Any], config: Config) -> str:
+def _use(manifest: JsonObject, config: Config) -> str:
     where = "WHERE is this folder, or hf:OWNER/NAME of its repository on the hub."
     task, given = "t2i", "--caption='a red chair'"
     call = 'image = p.generate("a red chair").image'
@@ -182,7 +181,7 @@ def _use(manifest: Mapping[str, Any], config: Config) -> str:
     )
 
 
-def _network(manifest: Mapping[str, Any], config: Config) -> list[tuple[str, object]]:
+def _network(manifest: JsonObject, config: Config) -> list[tuple[str, object]]:
     # Of a program, its frozen encoders are beside the network.
     prefix = NETWORK if kind_of(manifest) == PROGRAM else ""
     weights = manifest["weights"].items()
@@ -207,7 +206,7 @@ def _network(manifest: Mapping[str, Any], config: Config) -> list[tuple[str, obj
     ]
 
 
-def _training(manifest: Mapping[str, Any], config: Config) -> str:
+def _training(manifest: JsonObject, config: Config) -> str:
     known, data = manifest.get("training") or {}, config.data
     if not known:
         return "Nothing is known of it: the weights are of a released network."
@@ -227,7 +226,7 @@ def _training(manifest: Mapping[str, Any], config: Config) -> str:
     return "\n\n".join(parts)
 
 
-def _result(result: Mapping[str, Any]) -> str:
+def _result(result: JsonObject) -> str:
     scores = ", ".join(f"{t} {result[n]:.4f}" for n, t in _SCORES.items() if n in result)
     frames = f"{result['images']} frames" + (
         "" if result["official_list"] else ", not the official list"
@@ -235,7 +234,7 @@ def _result(result: Mapping[str, Any]) -> str:
     return f"**{result['title']}** ({frames}): {scores}.\n{result['settings']}."
 
 
-def _limits(manifest: Mapping[str, Any], config: Config) -> str:
+def _limits(manifest: JsonObject, config: Config) -> str:
     lines = ["For research on joint generation of images and depth."]
     if "depth" in config.modalities:
         lines.append(
@@ -257,7 +256,7 @@ def _limits(manifest: Mapping[str, Any], config: Config) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def _size(manifest: Mapping[str, Any], config: Config) -> str:
+def _size(manifest: JsonObject, config: Config) -> str:
     side = config.data.resolution
     program = manifest.get("program", {"size": [side, side]})
     return "{} x {}".format(*program["size"])

@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from modality_forcing import paths
 from modality_forcing.errors import UserError
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 T = TypeVar("T")
 _REPO = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}")
@@ -94,7 +97,7 @@ class Repository:
             raise UserError(what, where=self.name, hint=f"{hint}{later}") from error
 
 
-def _client() -> Any:
+def _client() -> HfApi:
     try:
         from huggingface_hub import HfApi
     except ImportError as error:

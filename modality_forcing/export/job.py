@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -167,7 +166,7 @@ def _is_cut_off(out: Path) -> bool:
 
 
 def _manifest(
-    weights: _Weights, kind: str, entries: Mapping[str, Any], *, adapter: bool = False
+    weights: _Weights, kind: str, entries: Mapping[str, layouts.Entry], *, adapter: bool = False
 ) -> JsonObject:
     return {
         "format": f"modality_forcing {__version__}, {kind}",

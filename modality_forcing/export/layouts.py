@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -19,6 +18,7 @@ from modality_forcing.models import flux2_weights
 from modality_forcing.models.flux2_layouts import DIFFUSERS, FORCING, LAYOUTS, Layout
 from modality_forcing.paths import write_file
 from modality_forcing.train.state import Params
+from modality_forcing.tree import JsonObject
 
 Entry = Mapping[str, object]
 
@@ -64,7 +64,7 @@ def layout_of(config: Config, name: str) -> Layout:
     return layout
 
 
-def describe(config: Config, layout: Layout) -> dict[str, Any]:
+def describe(config: Config, layout: Layout) -> JsonObject:
     """Returns the config.json that the layout's own code reads; {} if it reads none."""
     c = config.model
     if layout is FORCING:

@@ -13,7 +13,6 @@ import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.export
@@ -38,7 +37,7 @@ from modality_forcing.tree import JsonObject, flatten, unflatten
 FILE, RUN = "i2d.jaxexport", "run.py"
 PLATFORMS = ("cpu", "cuda", "tpu")
 _AUTOENCODER, _TEXT = "autoencoder/", "text/"  # prefixes of weights, beside `NETWORK`
-Weights = dict[str, Any]
+Weights = dict[str, Array | np.ndarray]
 
 
 def export(
@@ -87,7 +86,7 @@ def check_available() -> None:
         raise UserError("--format=stablehlo needs the package flatbuffers", hint=hint)
 
 
-def write(folder: Path, generator: Generator, known: Mapping[str, Any]) -> JsonObject:
+def write(folder: Path, generator: Generator, known: JsonObject) -> JsonObject:
     """Writes the files into a folder, but the manifest, which it returns.
 
     known: what the manifest has besides: the license, and facts of the training.
