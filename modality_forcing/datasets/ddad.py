@@ -45,6 +45,7 @@ from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file
+from modality_forcing.tree import JsonObject
 
 NAMED = "files that scenes name are not there"
 _SPLITS = {"train": "0", "val": "1"}  # the numbers of the format
@@ -148,7 +149,7 @@ def _parse_datum(datum: Any, folder: Path) -> Datum | None:
     return None
 
 
-def _stated_size(content: Any) -> tuple[int, int] | None:
+def _stated_size(content: JsonObject) -> tuple[int, int] | None:
     size = int(content.get("height", 0)), int(content.get("width", 0))
     return size if min(size) > 0 else None
 

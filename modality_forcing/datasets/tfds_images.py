@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -71,7 +72,7 @@ class Prepared:
             other_captions=tuple(texts[1:]),
         )
 
-    def __reduce__(self) -> tuple[type[Prepared], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[type[Prepared], tuple[object, ...]]:
         return Prepared, (self.folder, self.split, self.image, self.caption, self.count)
 
 
@@ -109,7 +110,7 @@ class TfdsDataset(Dataset):
         )
 
 
-def _tfds() -> Any:
+def _tfds() -> ModuleType:
     try:
         import tensorflow_datasets  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
@@ -147,7 +148,7 @@ def _features(builder: Any) -> tuple[list[str], list[str]]:
     return images, sorted(texts, key=lambda path: not any(word in path for word in _PREFERRED))
 
 
-def _leaves(feature: Any, features: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _leaves(feature: Any, features: ModuleType, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(feature, features.FeaturesDict):
         for name in sorted(feature.keys()):
             yield from _leaves(feature[name], features, f"{path}/{name}" if path else name)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.laws.forms import Array
 from modality_forcing.laws.rows import SYNTAX, Rows
 
-_OPERATIONS: dict[type, Callable[..., Any]] = {
+_OPERATIONS: dict[type, np.ufunc] = {
     ast.Add: np.add,
     ast.Sub: np.subtract,
     ast.Mult: np.multiply,
@@ -55,8 +54,8 @@ def match_name(name: str, known: Iterable[str]) -> list[str]:
 
 def _value(
     node: ast.expr, quoted: Mapping[str, str], rows: Rows, variables: Mapping[str, Array]
-) -> Any:
-    def operand_value(part: ast.expr) -> Any:
+) -> Array | np.float64:
+    def operand_value(part: ast.expr) -> Array | np.float64:
         return _value(part, quoted, rows, variables)
 
     match node:

@@ -7,7 +7,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -27,7 +26,7 @@ class Rows:
     """The rows of a file: a mapping of columns to cells, and a line number, per row."""
 
     path: Path
-    cells: tuple[Mapping[str, Any], ...]
+    cells: tuple[Mapping[str, object], ...]
     lines: tuple[int, ...]
 
     def has(self, column: str) -> bool:
@@ -92,7 +91,7 @@ def read(path: Path) -> Rows:
     return Rows(path, tuple(row for _, row in found), tuple(line for line, _ in found))
 
 
-def _read_jsonl(text: str, path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
+def _read_jsonl(text: str, path: Path) -> Iterable[tuple[int, dict[str, object]]]:
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             try:
@@ -132,22 +131,23 @@ def choose(rows: Rows, where: Iterable[str]) -> Rows:
     )
 
 
-def _number(cell: Any) -> float:
+def _number(cell: object) -> float:
     """The number of a cell, of CSV a text; raises TypeError or ValueError for others."""
-    if isinstance(cell, bool):  # which float takes as 0 or 1
+    # float takes a bool as 0 or 1.
+    if isinstance(cell, bool) or not isinstance(cell, str | int | float):
         raise TypeError
     return float(cell)
 
 
-def _same(value: Any, wanted: str) -> bool:
+def _same(value: object, wanted: str) -> bool:
     if display(value) == wanted:
         return True
     try:
-        return float(value) == float(wanted)
-    except (TypeError, ValueError):
+        return isinstance(value, str | int | float) and float(value) == float(wanted)
+    except ValueError:
         return False
 
 
-def display(value: Any) -> str:
+def display(value: object) -> str:
     """Returns a cell as in --where: strings without quotes, everything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from modality_forcing import paths
 from modality_forcing.errors import UserError
@@ -38,7 +37,12 @@ class Table:
     dropped: tuple[int, ...] = ()  # lines of the highest losses that were left out
 
     @classmethod
-    def of(cls, variables: Mapping[str, Any], loss: Any, groups: Any = None) -> Table:
+    def of(
+        cls,
+        variables: Mapping[str, ArrayLike],
+        loss: ArrayLike,
+        groups: NDArray | Sequence[object] | None = None,
+    ) -> Table:
         """Returns a table of arrays; without groups, every row is a run."""
         loss = np.asarray(loss, float)
         numbers = (

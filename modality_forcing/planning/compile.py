@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from modality_forcing.chips import Chip
 from modality_forcing.config import Config
@@ -22,6 +23,7 @@ from modality_forcing.train import sharding
 from modality_forcing.train.batch_shapes import abstract_batch, abstract_text
 from modality_forcing.train.freezing import make_teacher, to_frozen_dtype
 from modality_forcing.train.state import (
+    Params,
     TrainState,
     abstract_model,
     init_state,
@@ -91,7 +93,7 @@ class Compiled:
 
 def abstract_step(
     config: Config, devices: tuple[Any, ...]
-) -> tuple[Any, tuple[TrainState, Any, Any], Mesh]:
+) -> tuple[Any, tuple[TrainState, PyTree, Params | None], Mesh]:
     """Returns the jitted step for these devices, its sharded abstract arguments, and the mesh.
 
     Raises UserError if the config does not fit the devices or their attention kernel.
@@ -103,7 +105,7 @@ def abstract_step(
     modalities = base.build(config)
     graph, shapes = abstract_model(config, modalities)
 
-    def abstract(tree: Any, shardings: Any) -> Any:
+    def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
         )
@@ -167,7 +169,7 @@ def compile_lowered(
     )
 
 
-def device_bytes(tree: Any) -> int:
+def device_bytes(tree: PyTree) -> int:
     """Returns the bytes of sharded abstract arrays on one device."""
     return sum(
         math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)

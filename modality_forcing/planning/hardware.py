@@ -66,7 +66,7 @@ def topology(spec: str, slices: int = 1) -> list[Any]:
         os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
-    options: dict[str, Any] = {"wrap": wrap(shape)}
+    options: dict[str, object] = {"wrap": wrap(shape)}
     if chip.name == "v4":
         options["chip_config_name"] = "megacore"  # else its two cores are two devices
     if max(shape) == 1:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from modality_forcing.config import Config
 from modality_forcing.diffusion.guidance import select
@@ -161,11 +161,11 @@ def evaluations(config: Config, task: str, free: Sequence[str], cond: Sequence[s
     return each * (2 * steps - 1 if c.solver == "heun" else steps)
 
 
-def _by_example(tree: Any, mesh: Mesh) -> Any:
+def _by_example(tree: PyTree, mesh: Mesh) -> PyTree:
     return _on(tree, sharding.batch_shardings(tree, mesh))
 
 
-def _on(tree: Any, shardings: Any) -> Any:
+def _on(tree: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
     )

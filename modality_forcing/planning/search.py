@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 import jax
+from jaxtyping import PyTree
 
 from modality_forcing.config import Config, MeshConfig
 from modality_forcing.modalities import base
@@ -29,7 +29,7 @@ from modality_forcing.planning.compile import (
 )
 from modality_forcing.train import sharding
 from modality_forcing.train.freezing import split_params
-from modality_forcing.train.state import abstract_model
+from modality_forcing.train.state import Params, abstract_model
 from modality_forcing.train.throughput import step_flops
 
 GIB = 2**30
@@ -215,7 +215,7 @@ def _with_layout(
     )
 
 
-def estimate(config: Config, target: Target, weights: Any) -> float:
+def estimate(config: Config, target: Target, weights: Params) -> float:
     """Returns about how many bytes a device needs, to some 10%, so that less has to be compiled.
 
     The state is exact: weights, two moments, EMA, and frozen weights. For the backward pass each
@@ -226,7 +226,7 @@ def estimate(config: Config, target: Target, weights: Any) -> float:
     mesh = sharding.make_mesh(config.mesh, target.devices)
     rules = sharding.PRESETS[config.mesh.preset]
 
-    def shard_bytes(tree: Any) -> int:
+    def shard_bytes(tree: PyTree) -> int:
         leaves, placed = map(jax.tree.leaves, (tree, sharding.tree_shardings(tree, rules, mesh)))
         each = zip(leaves, placed, strict=True)
         return sum(math.prod(s.shard_shape(w.shape)) * w.dtype.itemsize for w, s in each)

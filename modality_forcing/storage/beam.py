@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from modality_forcing.errors import UserError
 
@@ -90,7 +90,7 @@ def run(task: ShardTask, shards: Sequence[int], options: str) -> None:
         raise UserError(
             f"--beam-options={options} is refused by Beam ({text})", hint=hint
         ) from error
-    result: Any = None
+    result = None
     try:
         _ = (
             pipeline

@@ -7,7 +7,6 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file, open_file, write_file
@@ -34,7 +33,7 @@ class ShardFile:
     sha256: str
 
     @staticmethod
-    def from_json(content: Mapping[str, Any]) -> ShardFile:
+    def from_json(content: JsonObject) -> ShardFile:
         """Raises KeyError, TypeError or ValueError for anything but a shard's entry."""
         return ShardFile(
             name=parse_text(content["name"]),

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -76,7 +75,7 @@ class DatasetStats:
         return {**{name: getattr(self, name) for name in names}, **histograms}
 
     @staticmethod
-    def from_json(content: Mapping[str, Any]) -> DatasetStats:
+    def from_json(content: JsonObject) -> DatasetStats:
         """Inverts `to_json`; raises KeyError, TypeError or ValueError for anything else."""
         low, high = content["min_depth"], content["max_depth"]
         return DatasetStats(

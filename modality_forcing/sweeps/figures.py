@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from modality_forcing.errors import UserError
+from modality_forcing.tree import JsonObject
 from modality_forcing.viz import figures
 from modality_forcing.viz.figures import COLORS, MARKERS, format_count
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Row = Mapping[str, Any]
+Row = JsonObject  # of a cell
 # Columns of rows with their labels; the error comes first. Benchmarks: the mean over the sets.
 _LABELS = ("AbsRel, lower is better", "δ1, higher is better")
 RECORD_COLUMNS = ("i2d_absrel", "i2d_delta1")

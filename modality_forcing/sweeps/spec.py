@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
-from typing import Any
 
 from modality_forcing import config_file
 from modality_forcing.config import Config, to_dict
@@ -18,7 +17,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.train.optim import branch_point
 from modality_forcing.train.width_scaling import with_horizon
 from modality_forcing.train.workdir import NON_IDENTITY_KEYS, SCHEDULE_KEYS
-from modality_forcing.tree import differences
+from modality_forcing.tree import JsonObject, differences
 
 Value = str | int | float | bool
 Point = Mapping[str, Value]
@@ -104,7 +103,7 @@ class Run:
                 what = f"a run of {self.phase} is no branch of its trunk ({changes})"
                 raise UserError(what, hint="only the length may differ from the trunk")
 
-    def _constant_phase(self) -> dict[str, Any]:
+    def _constant_phase(self) -> JsonObject:
         """The part of the config that a trunk and its branches share."""
         config = _remove_keys(_normalized(self.config), (*NON_IDENTITY_KEYS, *SCHEDULE_KEYS))
         return config | {"init_from": self.init_from.digest if self.init_from else None}
@@ -152,9 +151,7 @@ class Run:
         return replace(self.config, train=replace(self.config.train, init_from=init_from))
 
 
-def _remove_keys(
-    tree: dict[str, Any], removed: tuple[str, ...], parent: str = ""
-) -> dict[str, Any]:
+def _remove_keys(tree: JsonObject, removed: tuple[str, ...], parent: str = "") -> JsonObject:
     """Returns a nested dict without the keys that start with one of the prefixes."""
     kept = {}
     for key, value in tree.items():
@@ -165,7 +162,7 @@ def _remove_keys(
     return kept
 
 
-def _normalized(config: Config) -> dict[str, Any]:
+def _normalized(config: Config) -> JsonObject:
     """The config with one spelling of each path, `folder` for `./folder/`; a study may be moved."""
 
     def normal(path: str) -> str:
@@ -184,7 +181,7 @@ def _normalized(config: Config) -> dict[str, Any]:
     return to_dict(replace(config, data=data, text=text, modalities=modalities))
 
 
-def _digest(content: list[Any]) -> str:
+def _digest(content: list[object]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 

@@ -26,7 +26,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import modality_forcing
 from modality_forcing import distributed, locks
@@ -38,7 +37,7 @@ from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.text_io import parse_number, read_verified
 from modality_forcing.train.checkpoint import is_complete
 from modality_forcing.train.metrics import read_metrics
-from modality_forcing.tree import flatten
+from modality_forcing.tree import JsonObject, flatten
 
 # The code that a row's numbers depend on. The version of a row is a digest of these files alone,
 # so that a new figure or command does not split a study in two.
@@ -79,18 +78,18 @@ class SweepDir:
         """The log of a failed cell."""
         return self.path / "failed" / f"{cell.name}.log"
 
-    def row(self, cell: Cell) -> dict[str, Any] | None:
+    def row(self, cell: Cell) -> JsonObject | None:
         """The row of a cell, None if it is not finished.
 
         Raises UserError if the file is damaged or belongs to another sweep.
         """
         return self._read("cells", cell)
 
-    def timing(self, cell: Cell) -> dict[str, Any]:
+    def timing(self, cell: Cell) -> JsonObject:
         """The seconds of a finished cell, by phase."""
         return self._read("timing", cell) or {}
 
-    def _read(self, kind: str, cell: Cell) -> dict[str, Any] | None:
+    def _read(self, kind: str, cell: Cell) -> JsonObject | None:
         path = self.path / kind / f"{cell.name}.json"
         if not exists(path):
             return None
@@ -104,7 +103,7 @@ class SweepDir:
             raise UserError(f"is not a row ({wrong})", where=path, hint=hint)
         return row
 
-    def rows(self) -> list[tuple[Cell, dict[str, Any]]]:
+    def rows(self) -> list[tuple[Cell, JsonObject]]:
         """The finished cells with their rows, in the sweep's order."""
         return [(cell, row) for cell in self.sweep.cells if (row := self.row(cell))]
 
