@@ -15,7 +15,10 @@ from hypothesis import strategies as st
 
 from modality_forcing import config
 from modality_forcing.commands import demo
+from modality_forcing.config_file import load
+from modality_forcing.data.in_memory import InMemory
 from modality_forcing.errors import UserError
+from modality_forcing.train import inputs
 from modality_forcing.train.workdir import write_config
 from tests import damage
 
@@ -124,6 +127,14 @@ def test_scale_sparse_only_and_seed(tmp_path: Path):
     assert "dense" not in sparse.data.sparsity_patterns and sparse.seed == t2i.seed == 3
     for run in (t2i, sparse):
         assert run.data.world == "plain"
+
+
+def test_scenes_of_every_scale_fit_into_memory():
+    for scale in ("short", "hour", "night"):
+        scenes = InMemory(inputs.open_source(load(f"demo:scale={scale}")), demo.SCENES_MB)
+        scenes[0]
+        (one,) = scenes._bytes
+        assert one * len(scenes) < demo.SCENES_MB * 2**20
 
 
 @pytest.mark.parametrize("name", ["report.html", "checkpoints/1"])
