@@ -33,8 +33,8 @@ def get_config(arg: str = "") -> Config:
         config,
         name="normals",
         modalities={
-            "image": replace(image, cond_prob=0.3, cond_prob_with={"depth": 0.1, "normals": 0.1}),
-            "depth": replace(depth, cond_prob=0.1),
+            "image": replace(image, cond_prob=0.25, cond_prob_with={"depth": 0.1, "normals": 0.1}),
+            "depth": replace(depth, cond_prob=0.25),
             "normals": normals,
         },
         train=replace(config.train, allow_missing_modalities=("depth", "normals")),
