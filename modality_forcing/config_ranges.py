@@ -17,9 +17,9 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         lambda x: 0 <= x < math.inf,
         "loss_weight weight_decay distill_high distill_low spike_deviations depth_scale depth_max "
         "seed workers base_width vocab_size position_id detokenizer_layers latent_channels "
-        "eval.every save_every_minutes lora_rank lora_alpha double_layers embedded_guidance "
-        "condition_guidance",
+        "eval.every save_every_minutes lora_rank lora_alpha double_layers embedded_guidance",
     ),
+    ("from 0 to 100", lambda x: 0 <= x <= 100, "condition_guidance"),
     (
         "from 0 to 1",
         lambda x: 0 <= x <= 1,

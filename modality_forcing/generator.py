@@ -182,12 +182,14 @@ class Generator:
           refine: generate the other modalities again, from the clean primary one (joint only).
           free_text: free the text encoder's weights before sampling. A later run loads them again.
 
-        Raises UserError where the network needs frozen encoders and the config names none.
+        Raises UserError for a batch that lacks the condition, or has it in another shape, and where
+        the network needs frozen encoders and the config names none.
         """
         c = options or self.config.sample
         self.check_autoencoder()
         trajectory, names = self.trajectory(task, c)
         index, count = np.arange(len(captions)) if index is None else index, len(captions)
+        base.check_given(self.modalities, names, batch or {}, count)
         if self.mesh is not None:
             rows = self._rows(count)
             index = index[rows]

@@ -165,9 +165,11 @@ class ProgressMeter:
         now = time.monotonic()
         self._reports = [*self._reports[-8:], (now, done)]
         (start, before), parts = self._reports[0], [f"{self._title}  {done}/{self._total}"]
-        if done > before:  # the first report has nothing to measure a rate from
-            rate = (done - before) / max(now - start, 1e-9)
-            parts += [f"{rate:.3g}/s", f"ETA {format_duration((self._total - done) / rate)}"]
+        # The first report has nothing to measure a rate from, a moment after it hardly anything.
+        if done > before and now - start >= 0.01:
+            rate = (done - before) / (now - start)
+            shown = f"{rate:.3g}" if rate < 1000 else f"{rate:,.0f}"
+            parts += [f"{shown}/s", f"ETA {format_duration((self._total - done) / rate)}"]
         parts += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()]
         line = "  ".join(parts)
         if self._live:

@@ -84,9 +84,11 @@ def weights(text: str) -> dict[str, float]:
     parsed = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
-        if not (name and equals) or name in parsed or finite_float(value) < 0:
-            what = f"{part!r} is no weight: give a name and a number from 0 on, such as depth=2"
+        if not (name and equals) or not 0 <= finite_float(value) <= 100:
+            what = f"{part!r} is no weight: give a name and a number from 0 to 100, such as depth=2"
             raise argparse.ArgumentTypeError(what)
+        if name in parsed:
+            raise argparse.ArgumentTypeError(f"{text!r} gives {name} twice")
         parsed[name] = float(value)
     return parsed
 

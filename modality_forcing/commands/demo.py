@@ -64,9 +64,11 @@ def main(options: argparse.Namespace) -> None:
     checkpoints and TensorBoard events, `images/`, `summary.json` and `report.html`.
     """
     from modality_forcing import compilation_cache, locks
+    from modality_forcing.evaluation.heldout import with_num_examples
     from modality_forcing.train.workdir import check_resumable
 
     t2i, forcing = configs(options)
+    with_num_examples(forcing, forcing.eval.examples)  # raises for more than there are
     _check_no_other(options.workdir)
     hint = "choose another --workdir, or give that demo's --scale, --sparse-only, --seed and steps"
     for config in (t2i, forcing):  # also where the phase is done and would only be read back

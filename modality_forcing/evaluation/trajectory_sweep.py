@@ -54,7 +54,7 @@ def parse_values(text: str) -> tuple[float, ...]:
             values = _spaced(float(first), float(last), float(step or 1))
     except ValueError as error:
         raise UserError(
-            f"sweep {text!r} is not a range or list of numbers", hint=_SYNTAX
+            f"sweep {text!r} is not a rising range or a list of numbers", hint=_SYNTAX
         ) from error
     outside = [x for x in values if not abs(x) <= MAX_LOG2_ALPHA]  # NaN is one
     if outside:

@@ -240,8 +240,8 @@ def doubts(result: Result, scaling: Scaling) -> list[str]:
     if result.depth is not None and result.valid is not None and result.valid.any():
         median = float(np.median(result.depth[result.valid]))
         if median > _FAR_METERS:
-            what = "measurements look like millimeters? depth in meters expected"
-            found.append(f"{what} (the median is {median:.0f})")
+            what = f"the measurements look like millimeters (median {median:.0f})"
+            found.append(f"{what}; give meters")
     if scaling.error > _LARGE_ERROR:
         what = f"the mean relative error is {scaling.error:.0%}; check their pixels and unit"
         found.append(f"the measurements do not agree with the depth: {what}")

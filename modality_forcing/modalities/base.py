@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -116,6 +116,24 @@ def record_inputs(config: Config) -> dict[str, RecordInput]:
     """Returns the `record_inputs` of all modalities of a config."""
     modalities = build(config).values()
     return {name: read for m in modalities for name, read in m.record_inputs.items()}
+
+
+def check_given(
+    modalities: Mapping[str, Modality], given: Sequence[str], batch: Tree, count: int
+) -> None:
+    """Raises UserError unless a batch has the inputs of what is given, for `count` examples."""
+    for name in given:
+        m = modalities[name]
+        inputs = m.inputs if not m.latent_channels else {"image": ((), np.uint8)}
+        for key, (shape, _) in inputs.items():
+            if key not in batch:
+                what = f"{name} is given, but the batch has no {key!r}"
+                raise UserError(what, hint=f"add {', '.join(inputs)}")
+            found = np.shape(batch[key])
+            if found[:1] != (count,) or (shape and found[1:] != shape):
+                wanted = (count, *(shape or ("h", "w", 3)))
+                what = f"{key!r} of the batch has the shape {found}, for {count} captions"
+                raise UserError(what, hint=f"it must be {wanted}".replace("'", ""))
 
 
 def build(config: Config, size: tuple[int, int] | None = None) -> dict[str, Modality]:

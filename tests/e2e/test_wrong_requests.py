@@ -242,7 +242,7 @@ EVALUATE = {
         r"--protocol is not for a checkpoint's own records",
     ),
     "unknown_sweep": (["--trajectory-sweep=beta:0..1"], r"cannot sweep 'beta'"),
-    "falling_sweep": ([SWEEP + "5..1"], r"is not a range or list of numbers"),
+    "falling_sweep": ([SWEEP + "5..1"], r"is not a rising range or a list of numbers"),
     "unknown_estimator": (["--estimator", "nobody"], r"neither a folder nor a function"),
     "estimator_without_maps": (
         ["--estimator", "{sample_dir}/empty"],

@@ -26,7 +26,7 @@ from modality_forcing.errors import UserError
         ({"mesh": {"tensor": -1}}, r"mesh\.tensor is -1; it must be at least 1"),
         (
             {"sample": {"condition_guidance": {"depth": -1.0}}},
-            r"sample\.condition_guidance\.depth is -1\.0; it must be at least 0",
+            r"sample\.condition_guidance\.depth is -1\.0; it must be from 0 to 100",
         ),
         ({"train": {"base": math.inf}}, r"train\.base is inf; it must be a finite number"),
     ],

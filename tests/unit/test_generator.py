@@ -57,6 +57,18 @@ def test_trajectory_of_each_task_has_its_condition_and_order(generator: Generato
         assert not generator.trajectory(task, options)[0].schedule[given].any()
 
 
+def test_wrong_batches_are_one_line(generator: Generator, inputs):
+    with pytest.raises(UserError, match="image is given, but the batch has no 'image'; add image"):
+        generator.run("i2d", CAPTIONS)
+    with pytest.raises(UserError, match="no 'valid'; add depth, valid"):
+        generator.run("d2i", CAPTIONS, batch={"depth": inputs["depth"]})
+    shape = r"'image' .* shape \(3, 5, .*; it must be \(3, \d+, \d+, 3\)"
+    with pytest.raises(UserError, match=shape):
+        generator.run("i2d", CAPTIONS, batch={"image": inputs["image"][:, :5]})
+    with pytest.raises(UserError, match=r"'image' .* for 2 captions; it must be \(2, "):
+        generator.run("i2d", CAPTIONS[:2], batch=inputs)
+
+
 def test_text_encoder_is_freed_before_sampling(generator: Generator, monkeypatch):
     """And used once: a second pass reads the same states."""
     order = []

@@ -24,6 +24,16 @@ def test_meter_reports_rate_and_remaining_time(capsys, monkeypatch):
     assert second == "forcing  40/100  2/s  ETA 0:30  loss 0.1"
 
 
+def test_meter_gives_no_rate_of_a_moment(monkeypatch):
+    clock(monkeypatch, 0.0, 0.005, 10.0)
+    lines: list[str] = []
+    meter = ProgressMeter("photos", 60_001, write=lines.append)
+    for done in (1, 11, 50_001):
+        meter.report(done)
+    assert lines[1] == "photos  11/60001"
+    assert lines[2] == "photos  50001/60001  5,000/s  ETA 0:02"
+
+
 def test_meter_skips_updates_within_the_interval(monkeypatch):
     clock(monkeypatch, 0.0, 4.0, 10.0, 10.0)
     lines: list[str] = []

@@ -12,6 +12,7 @@ from modality_forcing.commands.arguments import (
     path_option,
     positive_int,
     split_overrides,
+    weights,
 )
 
 
@@ -64,3 +65,15 @@ def test_old_options_are_refused_with_the_new_ones(command, old, new, capsys):
         cli.main([command, old])
     assert exit_.value.code == 2
     assert f"{old.partition('=')[0]} is now {new};" in capsys.readouterr().err
+
+
+def test_weights_are_named_once_and_bounded():
+    assert weights("image=0,depth=100") == {"image": 0.0, "depth": 100.0}
+    for text, message in (
+        ("depth=101", "'depth=101' is no weight: give a name and a number from 0 to 100"),
+        ("depth=-1", "is no weight"),
+        ("depth", "is no weight|is not a number"),
+        ("image=2,image=3", "'image=2,image=3' gives image twice"),
+    ):
+        with pytest.raises(argparse.ArgumentTypeError, match=message):
+            weights(text)

@@ -107,11 +107,11 @@ def test_values_are_parsed_in_rising_order(text, values):
         ("log2_alpha", "cannot sweep 'log2_alpha'"),
         ("", "cannot sweep ''"),
         *(
-            (f"log2_alpha:{rest}", "is not a range or list of numbers; give")
+            (f"log2_alpha:{rest}", "is not a rising range or a list of numbers; give")
             for rest in ("", "5..-5", "1..", "..1", "a..b", "1,,2", "1..2:0")
         ),
         *(
-            (f"log2_alpha:{rest}", "is not a range or list of numbers")
+            (f"log2_alpha:{rest}", "is not a rising range or a list of numbers")
             for rest in ("1..2:-1", "1..2:nan", "nan..1", "-inf..1", "1...2", "1:2")
         ),
         ("log2_alpha:-65..5", "log2_alpha is -65; it must be from -64 to 64"),

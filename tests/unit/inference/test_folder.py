@@ -242,7 +242,7 @@ def test_metric_depth_in_a_folder(pipeline: Pipeline, job: Job, tmp_path: Path, 
     (failed,) = summary.failed
     assert "has no row with file p2.png: the column holds p0.png, p1.png" in str(failed)
     lines = capsys.readouterr().err.splitlines()
-    doubted = [x for x in lines if "measurements look like millimeters?" in x]
+    doubted = [x for x in lines if "the measurements look like millimeters" in x]
     assert len(doubted) == 1 and doubted[0].startswith(f"{root / 'p1.png'}: ")
     for name, scale in (("p0.png", "2"), ("p1.png", "3e+03")):
         fit = f"{root / name}: meters = {scale} * depth + 0, measurements: 1, "

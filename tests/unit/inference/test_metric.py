@@ -156,7 +156,7 @@ def test_doubtful_measurements():
     assert doubts(Result(None, metric, valid), good) == []
     far = Result(None, metric + 1, valid)
     (line,) = doubts(far, good)
-    assert line.startswith("measurements look like millimeters? depth in meters expected")
+    assert line == "the measurements look like millimeters (median 501); give meters"
     assert doubts(far, Scaling(2.0, 0.0, 9, 0.26))[1].startswith(
         "the measurements do not agree with the depth: the mean relative error is 26%"
     )
