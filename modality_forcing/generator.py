@@ -20,7 +20,6 @@ from modality_forcing import tasks
 from modality_forcing.allocator import keep_freed_memory
 from modality_forcing.config import Config, SampleConfig
 from modality_forcing.diffusion import rng, trajectories
-from modality_forcing.diffusion.noise_levels import least_level
 from modality_forcing.diffusion.sampler import Cond, sample
 from modality_forcing.diffusion.trajectories import Trajectory
 from modality_forcing.encoders.frozen import FrozenEncoders
@@ -145,15 +144,15 @@ class Generator:
         steps, alpha, mu = num_steps(task, c), 2.0**c.log2_alpha, self.shift(task, c)
         if task == "t2i":
             return trajectories.joint(self.primary, (), steps, mu=mu), cond
-        least = {n: least_level(m.noise_distribution) for n, m in self.modalities.items()}
         if task == "joint":
+            least = {name: self.modalities[name].least_level for name in free}
             path = trajectories.joint(
-                self.primary, names[1:], steps, alpha=alpha, mu=mu, least=least
+                self.primary, free[1:], steps, alpha=alpha, mu=mu, least=least
             )
             return path, cond
         if task == "partial":
-            given = cond[0]
-            path = trajectories.partial(free, given, steps, alpha, mu=mu, least=least[given])
+            least = self.modalities[cond[0]].least_level
+            path = trajectories.partial(free, cond[0], steps, alpha, mu=mu, least=least)
             return path, cond
         return trajectories.conditional(free, cond, steps, mu), cond
 
@@ -189,7 +188,7 @@ class Generator:
         self.check_autoencoder()
         trajectory, names = self.trajectory(task, c)
         index, count = np.arange(len(captions)) if index is None else index, len(captions)
-        base.check_given(self.modalities, names, batch or {}, count)
+        base.check_given({name: self.modalities[name] for name in names}, batch or {}, count)
         if self.mesh is not None:
             rows = self._rows(count)
             index = index[rows]
@@ -249,8 +248,7 @@ class Generator:
 
     def _encode(self, name: str, batch: Mapping[str, np.ndarray]) -> tuple[jax.Array, jax.Array]:
         m = self.modalities[name]
-        names = ("image",) if m.latent_channels else tuple(m.inputs)
-        read = self._put({k: batch[k] for k in names})
+        read = self._put({k: batch[k] for k in m.given_inputs})
         if m.latent_channels:
             read = {"latent": self.frozen.latents(read["image"])}
         return self._to_tokens[name](read)

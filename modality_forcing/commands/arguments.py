@@ -80,16 +80,16 @@ def finite_float(text: str) -> float:
 
 
 def weights(text: str) -> dict[str, float]:
-    """Parses "NAME=WEIGHT,NAME=WEIGHT", with weights of at least 0."""
+    """Parses "NAME=WEIGHT,NAME=WEIGHT"; the config has the range of weights."""
     parsed = {}
     for part in text.split(","):
         name, equals, value = part.partition("=")
-        if not (name and equals) or not 0 <= finite_float(value) <= 100:
-            what = f"{part!r} is no weight: give a name and a number from 0 to 100, such as depth=2"
+        if not (name and equals):
+            what = f"{part!r} is no weight: give a name and a number, such as depth=2"
             raise argparse.ArgumentTypeError(what)
         if name in parsed:
             raise argparse.ArgumentTypeError(f"{text!r} gives {name} twice")
-        parsed[name] = float(value)
+        parsed[name] = finite_float(value)
     return parsed
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -20,6 +21,7 @@ from modality_forcing.diffusion.noise_levels import (
     LogitNormal,
     NoiseDistribution,
     PlateauLogitNormal,
+    least_level,
 )
 from modality_forcing.errors import UserError
 from modality_forcing.tree import Tree
@@ -73,6 +75,16 @@ class Modality(ABC):
         """What `to_tokens` reads of a batch, by name."""
 
     @property
+    def given_inputs(self) -> dict[str, Spec]:
+        """What a generator reads of a batch where this is given: `inputs`, but for latents."""
+        return self.inputs
+
+    @cached_property
+    def least_level(self) -> float:
+        """The lowest noise level that training covers; see `noise_levels.least_level`."""
+        return least_level(self.noise_distribution)
+
+    @property
     def is_image(self) -> bool:
         """Whether `colorize` keeps all of it, so that a PNG will do."""
         return False
@@ -118,22 +130,16 @@ def record_inputs(config: Config) -> dict[str, RecordInput]:
     return {name: read for m in modalities for name, read in m.record_inputs.items()}
 
 
-def check_given(
-    modalities: Mapping[str, Modality], given: Sequence[str], batch: Tree, count: int
-) -> None:
+def check_given(given: Mapping[str, Modality], batch: Tree, count: int) -> None:
     """Raises UserError unless a batch has the inputs of what is given, for `count` examples."""
-    for name in given:
-        m = modalities[name]
-        inputs = m.inputs if not m.latent_channels else {"image": ((), np.uint8)}
-        for key, (shape, _) in inputs.items():
+    for name, m in given.items():
+        for key, (shape, _) in m.given_inputs.items():
             if key not in batch:
                 what = f"{name} is given, but the batch has no {key!r}"
-                raise UserError(what, hint=f"add {', '.join(inputs)}")
-            found = np.shape(batch[key])
-            if found[:1] != (count,) or (shape and found[1:] != shape):
-                wanted = (count, *(shape or ("h", "w", 3)))
+                raise UserError(what, hint=f"add {', '.join(m.given_inputs)}")
+            if (found := np.shape(batch[key])) != (wanted := (count, *shape)):
                 what = f"{key!r} of the batch has the shape {found}, for {count} captions"
-                raise UserError(what, hint=f"it must be {wanted}".replace("'", ""))
+                raise UserError(what, hint=f"it must be {wanted}")
 
 
 def build(config: Config, size: tuple[int, int] | None = None) -> dict[str, Modality]:

@@ -39,6 +39,11 @@ class Image(Modality):
         """Images, or their latents."""
         if self.latent_channels:
             return {"latent": ((*self.grid, self.latent_channels), jnp.bfloat16)}
+        return self.given_inputs
+
+    @property
+    def given_inputs(self) -> dict[str, Spec]:
+        """Images, of which a frozen autoencoder makes the latents."""
         return {"image": ((*self.size, 3), jnp.uint8)}
 
     def to_tokens(self, batch: Batch) -> tuple[Float[Array, "b n c"], Bool[Array, "b n c"]]:

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from modality_forcing.diffusion.noise_levels import least_level
 from modality_forcing.diffusion.trajectories import resolution_shift, timesteps
 from modality_forcing.errors import UserError
 from modality_forcing.export import job
@@ -49,7 +48,7 @@ def test_trajectory_of_each_task_has_its_condition_and_order(generator: Generato
     assert depth_first.schedule["depth"][2] < depth_first.schedule["image"][2]
     # Depth does not pass through levels that training hardly saw.
     early, _ = generator.trajectory("joint", replace(options, log2_alpha=-12.0))
-    least = least_level(generator.modalities["depth"].noise_distribution)
+    least = generator.modalities["depth"].least_level
     assert early.schedule["depth"].tolist() == pytest.approx([1, least, least, least, 0])
     tight, _ = generator.trajectory("partial", replace(options, log2_alpha=-12.0))
     assert tight.schedule["depth"].tolist() == [1, 0, 0, 0, 0]

@@ -67,12 +67,12 @@ def test_old_options_are_refused_with_the_new_ones(command, old, new, capsys):
     assert f"{old.partition('=')[0]} is now {new};" in capsys.readouterr().err
 
 
-def test_weights_are_named_once_and_bounded():
+def test_weights_are_named_once():
     assert weights("image=0,depth=100") == {"image": 0.0, "depth": 100.0}
     for text, message in (
-        ("depth=101", "'depth=101' is no weight: give a name and a number from 0 to 100"),
-        ("depth=-1", "is no weight"),
-        ("depth", "is no weight|is not a number"),
+        ("depth", "'depth' is no weight: give a name and a number"),
+        ("=2", "is no weight"),
+        ("depth=two", "'two' is not a number"),
         ("image=2,image=3", "'image=2,image=3' gives image twice"),
     ):
         with pytest.raises(argparse.ArgumentTypeError, match=message):
