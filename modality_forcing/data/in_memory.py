@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from modality_forcing.data.parallel_reading import read_parallel
 from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.data.worker_pool import available_cores
@@ -80,7 +82,7 @@ class InMemory:
 
 
 def _num_bytes(record: Record) -> int:
-    arrays = (record.image, record.depth, record.valid, record.intrinsics)
+    arrays = sum(x.nbytes for x in vars(record).values() if isinstance(x, np.ndarray))
     texts = sum(map(len, (record.caption, *record.other_captions)))
     python_objects = 1024
-    return sum(array.nbytes for array in arrays) + texts + python_objects
+    return arrays + texts + python_objects

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,8 +15,8 @@ from modality_forcing.errors import UserError
 
 
 class Counting:
-    def __init__(self, length: int):
-        self.length = length
+    def __init__(self, length: int, **more: np.ndarray):
+        self.length, self.more = length, more
         self.reads: Counter[int] = Counter()
 
     def __len__(self) -> int:
@@ -27,9 +28,9 @@ class Counting:
             raise UserError("cannot be read", where=f"{index}.png")
         plane = np.full((64, 64), index + 1, np.float32)  # 32 KiB of image, depth and mask
         image, valid = np.full((64, 64, 3), index, np.uint8), np.ones((64, 64), np.bool_)
-        return Record(
-            image, plane, valid, np.eye(3, dtype=np.float32), "metric", "", "counting", str(index)
-        )
+        camera = np.eye(3, dtype=np.float32)
+        record = Record(image, plane, valid, camera, "metric", "", "counting", str(index))
+        return replace(record, **self.more)
 
 
 class Missing:
@@ -63,6 +64,16 @@ def test_keeps_what_fits_and_reads_the_rest_again():
     kept = [index for index in range(100) if source.reads[index] == 1]
     assert kept == list(range(len(kept))) and 28 <= len(kept) <= 32
     assert all(source.reads[index] == 3 for index in range(len(kept), 100))
+
+
+def test_normals_and_latents_take_memory():
+    for name in ("normals", "latents"):
+        source = Counting(100, **{name: np.zeros((64, 64, 3), np.float32)})
+        cached = InMemory(source, megabytes=1)
+        for index in (*range(100), *range(100)):
+            cached[index]
+        kept = sum(source.reads[index] == 1 for index in range(100))
+        assert 9 <= kept <= 13, name  # 32 KiB of the rest, 48 KiB of these
 
 
 def test_copy_starts_empty():
