@@ -202,7 +202,8 @@ def check_caption(caption: str | None) -> str:
     """Returns a caption without spaces around it; raises UserError if it is too long."""
     text = (caption or "").strip()
     if len(text) > MAX_CAPTION:
-        raise UserError(f"the caption has {len(text)} characters", hint=f"at most {MAX_CAPTION}")
+        hint = f"shorten it to at most {MAX_CAPTION}"
+        raise UserError(f"the caption has {len(text)} characters", hint=hint)
     return text
 
 

@@ -56,7 +56,8 @@ class Settings:
                 hint = f"choose {whole}from {low} to {high}"
                 raise UserError(f"{name.replace('_', ' ')} is {value!r}", hint=hint)
         if self.colormap not in COLORMAPS:
-            raise UserError(f"colormap is {self.colormap!r}", hint=f"choose of {COLORMAPS}")
+            hint = f"choose one of {', '.join(COLORMAPS)}"
+            raise UserError(f"colormap is {self.colormap!r}", hint=hint)
 
 
 def parse_settings(values: JsonObject) -> Settings:

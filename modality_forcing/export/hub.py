@@ -90,9 +90,7 @@ class Repository:
             said = re.split(r"\n|\. ", str(error).strip(), maxsplit=1)[0]
             reason = said or type(error).__name__
             no_token = type(error).__name__ == "LocalTokenNotFoundError"
-            hint = (
-                _LOG_IN if no_token else _HINTS.get(status or 0, "check the network and the name")
-            )
+            hint = _LOG_IN if no_token else _HINTS.get(status or 0, _NETWORK)
             what = f"cannot be {done} on the hub ({reason[:200]})"
             raise UserError(what, where=self.name, hint=f"{hint}{later}") from error
 

@@ -15,8 +15,7 @@ other_captions              texts, left out where an image has one caption
 
 With up to 20% of valid pixels (`SPARSE`), depth is single measurements and stored exactly. Above
 that it is a surface, stored as even steps of its logarithm: to 0.01% (`STEP` / 2), better than any
-sensor, in a third of the bytes; or as floats if its range is too wide for 65536 steps (1 : 490
-000).
+sensor, in a third of the bytes. A range too wide for 65536 steps (1 : 490,000) is stored as floats.
 """
 
 from __future__ import annotations

@@ -2,13 +2,14 @@
 
 Written by `mforce encode` into the folder of a cache, for each split of the prepared folder:
 
-encoded-<split>.json    what the cache depends on: records, size, weights and settings of the
-encoders latents/latents-<split>.array_record-00000-of-00012   of each record in order, a
-tf.train.Example
-                        {size, latents}: bf16 [2 y x c] of its center square and of that flipped
-text/text-<split>.array_record-...                    of each distinct caption, {caption, size,
-                        states}: bf16 [k c], one state for each token; of an encoder whose states of
-                        padding are read, of padding too, and {count}, the number of other tokens
+encoded-<split>.json    what the cache depends on: records, size, weights, settings of the encoders
+latents/latents-<split>.array_record-00000-of-00012
+                        of each record in order, a tf.train.Example of {size, latents}: bf16
+                        [2 y x c] of its center square and of that flipped
+text/text-<split>.array_record-00000-of-00012
+                        of each distinct caption, {caption, size, states}: bf16 [k c], one state for
+                        each token; of an encoder whose states of padding are read, of padding too,
+                        and {count}, the number of other tokens
 captions-<split>.npy    u64 [2 n], the sorted hashes of the captions, and the index of each
 
 The caption "" is always there, first.

@@ -1,8 +1,8 @@
 """features.json and dataset_info.json, with which tensorflow-datasets opens a prepared folder.
 
 `tfds.builder_from_directory(folder).as_data_source(split)` gives the features of an example
-(`storage.codec`) with decoded images; depth and mask stay compressed. Tested with
-tensorflow-datasets 4.9.10.
+(`storage.codec`) with decoded images, without `other_captions`, which not every example has; depth
+and mask stay compressed. Tested with tensorflow-datasets 4.9.10.
 """
 
 from __future__ import annotations

@@ -205,7 +205,7 @@ def test_missing_files_are_asked_for(folder):
 
 
 def test_long_captions_are_refused():
-    with pytest.raises(UserError, match="the caption has 501 characters; at most 500"):
+    with pytest.raises(UserError, match="the caption has 501 characters; shorten it to at most"):
         actions.check_caption("x" * 501)
     assert actions.check_caption(None) == ""
 

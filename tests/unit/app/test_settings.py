@@ -18,7 +18,7 @@ from modality_forcing.errors import UserError
         ({"fov": 180}, r"fov is 180"),
         ({"condition_guidance": 9}, r"condition guidance is 9; choose from 0 to 8"),
         ({"seed": -1}, r"seed is -1"),
-        ({"colormap": "nothing"}, r"colormap is 'nothing'"),
+        ({"colormap": "nothing"}, r"colormap is 'nothing'; choose one of spectral, plasma, gray$"),
     ],
 )
 @pytest.mark.usefixtures("unchecked")
