@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort, z_from_range
+from modality_forcing.datasets.common.cameras import Camera, undistort, z_from_range
 from modality_forcing.datasets.common.formats import (
     check_camera_size,
     check_same_size,
@@ -44,7 +44,7 @@ CAMERA = Camera(
     cy=349.1922497127481,
     distortion=(*_RADIAL, *_TANGENTIAL, 0.0, 0.0, 0.0, 0.0),
 )
-PINHOLE = pinhole_like(CAMERA, size=_SIZE, focal=320.0)
+PINHOLE = Camera("pinhole", _SIZE, 320.0, 320.0, cx=(_SIZE[1] - 1) / 2, cy=(_SIZE[0] - 1) / 2)
 
 
 def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:

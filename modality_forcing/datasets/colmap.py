@@ -20,7 +20,7 @@ from modality_forcing.data.files import IMAGE_SUFFIXES
 from modality_forcing.data.names import list_some, name_key
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import format_size
-from modality_forcing.datasets.common.cameras import pinhole_like, undistort
+from modality_forcing.datasets.common.cameras import enclosed_pinhole, undistort
 from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
 from modality_forcing.datasets.common.formats import read_photograph
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
@@ -83,7 +83,7 @@ def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
     points, _, errors = model.depths(posed)
     points, pinhole = points[errors <= MAX_REPROJECTION_ERROR], camera
     if not camera.is_pinhole:
-        pinhole = pinhole_like(camera, filled=True)
+        pinhole = enclosed_pinhole(camera)
         empty = np.zeros(camera.size, np.float32)
         image, _, _ = undistort(image, empty, empty > 0, camera, to=pinhole)
     depth = _rasterize(points, pinhole.project(points)[0], pinhole.size)

@@ -1,7 +1,7 @@
 """ETH3D's high-resolution views: buildings and woods under a survey laser scanner, undistorted.
 
-Layout: SCENE/images/dslr_images/NAME.JPG, ground_truth_depth/dslr_images/NAME.JPG (no image but
-little-endian floats, meters along the axis, inf where invalid) and
+Layout: SCENE/images/dslr_images/NAME.JPG, ground_truth_depth/dslr_images/NAME.JPG (little-endian
+floats despite the suffix: meters along the axis, inf where invalid) and
 dslr_calibration_jpg/{cameras, images}.txt, COLMAP's text with THIN_PRISM_FISHEYE cameras. Images of
 6048 x 4032 pixels are reduced to a quarter of that, and depth is picked at the full size.
 The benchmark scores all 13 scenes: do not train on them. Some frames are stored sideways.
@@ -18,7 +18,7 @@ import numpy as np
 
 from modality_forcing.data.records import Record
 from modality_forcing.data.resize import downscale_image, format_size
-from modality_forcing.datasets.common.cameras import Camera, pinhole_like, undistort
+from modality_forcing.datasets.common.cameras import Camera, enclosed_pinhole, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
 from modality_forcing.datasets.common.formats import read_photograph, read_raw_floats
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
@@ -26,9 +26,8 @@ from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
 from modality_forcing.errors import UserError
 
-MIN_SHORT_SIDE = (
-    1008  # pixels of the shorter side after the reduction, unless the original has fewer
-)
+# Pixels of the shorter side after the reduction, unless the original has fewer.
+MIN_SHORT_SIDE = 1008
 
 
 def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path, Camera]]:
@@ -65,7 +64,7 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Camera]) -> Record:
         raise UserError(what, where=path, hint=hint)
     factor = max(1, min(camera.size) // MIN_SHORT_SIDE)
     small = scale_camera(camera, (height // factor, width // factor))
-    pinhole = pinhole_like(small, filled=True)
+    pinhole = enclosed_pinhole(small)
     empty = np.zeros(small.size, np.float32)
     reduced = downscale_image(image, small.size)
     rectified, _, _ = undistort(reduced, empty, empty > 0, small, to=pinhole)

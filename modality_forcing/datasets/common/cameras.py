@@ -18,13 +18,13 @@ fisheye624          k0..k5 p0 p1 s0..s3, Aria's: as above, but prism and tangent
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
+from numpy.polynomial.polynomial import polyder, polyroots, polyval
 
-Q = TypeVar("Q", np.ndarray, float)
 Model = Literal["pinhole", "radial", "brown", "opencv_fisheye", "thin_prism_fisheye", "fisheye624"]
 
 _COUNTS: dict[str, tuple[int, ...]] = {
@@ -106,26 +106,13 @@ class Camera:
         return np.stack([x, y], axis=1)
 
 
-def pinhole_like(
-    camera: Camera,
-    *,
-    size: tuple[int, int] | None = None,
-    focal: float | None = None,
-    filled: bool = False,
-) -> Camera:
-    """Returns a pinhole camera with the same axis, for `undistort`.
+def enclosed_pinhole(camera: Camera) -> Camera:
+    """Returns a pinhole camera of the same size, axis and principal point, for `undistort`.
 
-    size: its (h, w), with the principal point in the middle; None keeps size and principal point.
-    focal: in pixels, for x and y alike; None keeps those of the camera. filled: raises the focal
-    length until nothing outside the camera's image is seen.
+    Its focal lengths are the camera's, times the factor at which it just sees nothing outside of
+    the camera's image.
     """
-    (height, width), cx, cy = camera.size, camera.cx, camera.cy
-    if size:
-        (height, width), cx, cy = size, (size[1] - 1) / 2, (size[0] - 1) / 2
-    fx, fy = (focal, focal) if focal else (camera.fx, camera.fy)
-    pinhole = Camera("pinhole", (height, width), fx, fy, cx, cy)
-    if not filled:
-        return pinhole
+    cx, cy, fx, fy = camera.cx, camera.cy, camera.fx, camera.fy
     h, w = camera.size
     rows, columns = np.arange(h, dtype=np.float64), np.arange(w, dtype=np.float64)
     sides = {  # of the image, as directions
@@ -135,13 +122,13 @@ def pinhole_like(
         "bottom": camera.unproject(np.stack([columns, 0 * columns + h - 1], 1))[:, 1],
     }
     zoom = max(
-        1.0 if focal else 0.0,  # a given focal length is only raised
+        0.0,  # before NaN, of a side that the lens does not see
         cx / fx / -np.nanmax(sides["left"]),
-        (width - 1 - cx) / fx / np.nanmin(sides["right"]),
+        (w - 1 - cx) / fx / np.nanmin(sides["right"]),
         cy / fy / -np.nanmax(sides["top"]),
-        (height - 1 - cy) / fy / np.nanmin(sides["bottom"]),
+        (h - 1 - cy) / fy / np.nanmin(sides["bottom"]),
     )
-    return replace(pinhole, fx=fx * float(zoom), fy=fy * float(zoom))
+    return Camera("pinhole", camera.size, fx * float(zoom), fy * float(zoom), cx, cy)
 
 
 def undistort(
@@ -228,7 +215,7 @@ class _Lens:
     limit: float  # the radius from which on the radial part decreases
 
     def distort(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        s = _polynomial(self.radial, x * x + y * y)
+        s = polyval(x * x + y * y, self.radial)
         far_x, far_y = x * s, y * s
         shift = self._shift(far_x, far_y) if self.after_radial else self._shift(x, y)
         return far_x + shift[0], far_y + shift[1]
@@ -258,10 +245,10 @@ class _Lens:
     def _radially_undistorted(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         radius = np.hypot(x, y)
         most, reach = float(np.max(radius, initial=_TINY)), 1.0
-        while reach < self.limit and reach * _polynomial(self.radial, reach**2) < most:
+        while reach < self.limit and reach * polyval(reach**2, self.radial) < most:
             reach *= 1.5
         table = np.linspace(0, min(reach, self.limit), 2048)
-        back = np.interp(radius, table * _polynomial(self.radial, table**2), table)
+        back = np.interp(radius, table * polyval(table**2, self.radial), table)
         ratio = back / np.maximum(radius, _TINY)
         return x * ratio, y * ratio
 
@@ -277,7 +264,7 @@ class _Lens:
     def _slopes(self, x: np.ndarray, y: np.ndarray) -> tuple[tuple, tuple]:
         """Returns the derivatives of distorted x and distorted y, each by x and by y."""
         q = x * x + y * y
-        s, rise = _polynomial(self.radial, q), _polynomial(_derivative(self.radial), q)
+        s, rise = polyval(q, self.radial), polyval(q, polyder(self.radial))
         a, b, d = s + 2 * x * x * rise, 2 * x * y * rise, s + 2 * y * y * rise
         if not self.after_radial:
             (e, f), (g, h) = self._shift_slopes(x, y)
@@ -318,22 +305,10 @@ def _lens(model: Model, terms: tuple[float, ...]) -> _Lens:
 def _fold(series: np.ndarray) -> float:
     """Returns the least r at which r (1 + k1 r^2 + ...) stops increasing, or inf."""
     slope = np.trim_zeros(series * (2 * np.arange(len(series)) + 1), "b")
-    roots = np.polynomial.polynomial.polyroots(slope) if len(slope) > 1 else np.zeros(0)
+    roots = polyroots(slope) if len(slope) > 1 else np.zeros(0)
     is_real = np.abs(roots.imag) < 1e-9 * np.maximum(1.0, np.abs(roots.real))
     turns = roots.real[is_real & (roots.real > 0)]
     return float(np.sqrt(turns.min())) if len(turns) else np.inf
-
-
-def _polynomial(coefficients: np.ndarray, q: Q) -> Q:
-    """Returns the sum of coefficients[i] q^i."""
-    total = coefficients[-1] if len(coefficients) else 0.0
-    for coefficient in coefficients[-2::-1]:
-        total = total * q + coefficient
-    return total  # pyright: ignore[reportReturnType]
-
-
-def _derivative(coefficients: np.ndarray) -> np.ndarray:
-    return coefficients[1:] * np.arange(1, len(coefficients))
 
 
 def _distort_angle(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ from PIL import Image
 from modality_forcing.data.records import Record, RecordSource
 from modality_forcing.data.resize import scale_intrinsics
 from modality_forcing.datasets import aria_synthetic, registry
-from modality_forcing.datasets.common.cameras import pinhole_like
+from modality_forcing.datasets.common.cameras import Camera
 from modality_forcing.datasets.eth3d import scale_camera
 from modality_forcing.datasets.registry import NAMES, check_split, find_dataset
 from modality_forcing.errors import UserError
@@ -62,9 +62,10 @@ def write(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             tests.write(root, frames)
         case "aria_synthetic":
             camera = scale_camera(aria_synthetic.CAMERA, (22, 22))
+            pinhole = Camera("pinhole", (22, 22), 10, 10, camera.cx, camera.cy)
             monkeypatch.setattr(aria_synthetic, "_SIZE", (22, 22))
             monkeypatch.setattr(aria_synthetic, "CAMERA", camera)
-            monkeypatch.setattr(aria_synthetic, "PINHOLE", pinhole_like(camera, focal=10))
+            monkeypatch.setattr(aria_synthetic, "PINHOLE", pinhole)
             tests.write(root / "42", np.full((22, 22), 900, np.uint16), black(22, 22))
         case "arkitscenes":
             video = root / "Training" / tests.VIDEO

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from modality_forcing.datasets.common.cameras import (
     Camera,
     Model,
-    pinhole_like,
+    enclosed_pinhole,
     pixel_grid,
     undistort,
     z_from_range,
@@ -168,7 +168,7 @@ def test_undistorted_image_equals_the_pinhole_view(name: str):
     depth = (2 + directions[..., 0]).astype(np.float32)  # a wall that recedes to the right
     valid = np.ones(SIZE, bool)
     valid[20:24, 30:36] = False
-    pinhole = pinhole_like(lens, filled=True)
+    pinhole = enclosed_pinhole(lens)
     assert pinhole.is_pinhole and pinhole.size == SIZE
     undistorted, z, seen = undistort(image, depth, valid, lens, to=pinhole)
     expected = pinhole.unproject(pixel_grid(SIZE).reshape(-1, 2)).reshape(*SIZE, 2)
@@ -181,8 +181,7 @@ def test_undistorted_image_equals_the_pinhole_view(name: str):
 
 def test_pixels_beyond_the_image_are_black():
     lens = camera("RADIAL")
-    pinhole = pinhole_like(lens, size=(30, 80), focal=25)
-    assert (pinhole.cx, pinhole.cy, pinhole.fx, pinhole.fy) == (39.5, 14.5, 25, 25)
+    pinhole = Camera("pinhole", (30, 80), 25, 25, 39.5, 14.5)
     undistorted, _, seen = undistort(
         np.full((*SIZE, 3), 200, np.uint8),
         np.ones(SIZE, np.float32),
@@ -199,7 +198,7 @@ def test_undistortion_without_distortion_is_the_identity():
     image, depth = rng.integers(0, 256, (*SIZE, 3), np.uint8), rng.random(SIZE, np.float32)
     valid = rng.random(SIZE) < 0.5
     lens = camera("pinhole")
-    undistorted, z, seen = undistort(image, depth, valid, lens, to=pinhole_like(lens))
+    undistorted, z, seen = undistort(image, depth, valid, lens, to=lens)
     np.testing.assert_array_equal(undistorted, image)
     np.testing.assert_array_equal(seen, valid)
     np.testing.assert_array_equal(z, np.where(valid, depth, 0))
