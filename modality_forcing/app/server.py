@@ -7,20 +7,18 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from modality_forcing.app.guard import App
 from modality_forcing.errors import UserError
 from modality_forcing.system_errors import reason
 
-if TYPE_CHECKING:
-    import uvicorn
-
 _BACKLOG = 128
 _STARTS_WITHIN, _ENDS_WITHIN = 60.0, 3.0  # seconds; a tenth is usual
+_POLL = 0.01
 
 
 def quiet_environment(folder: Path) -> None:
@@ -41,7 +39,7 @@ def quiet_environment(folder: Path) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Returns a bound socket; port 0 takes a free one. Raises UserError if it cannot be had."""
+    """Returns a bound socket; port 0 takes a free one. Raises UserError if it is not available."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -59,7 +57,7 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             hint = "choose another --port, or 0 for a free one"
             raise UserError(f"port {port} is taken", where=host, hint=hint) from error
-        what = f"port {port} cannot be listened on ({reason(error)})"
+        what = f"port {port} cannot be opened ({reason(error)})"
         raise UserError(what, where=host, hint="choose another --host or --port") from error
     return opened
 
@@ -97,33 +95,21 @@ def serving(app: App, listening: socket.socket) -> Iterator[None]:
     )
     logging.getLogger("uvicorn.error").disabled = False
     server = uvicorn.Server(config)
-    started = threading.Event()
-    thread = threading.Thread(
-        target=_run, args=(server, listening, started), name="page", daemon=True
-    )
+
+    def run() -> None:
+        with suppress(SystemExit):  # how it says that it did not start
+            server.run(sockets=[listening])
+
+    thread = threading.Thread(target=run, name="page", daemon=True)
     thread.start()
+    deadline = time.monotonic() + _STARTS_WITHIN
     try:
-        if not started.wait(_STARTS_WITHIN) or not server.started:
+        while not server.started and thread.is_alive() and time.monotonic() < deadline:
+            time.sleep(_POLL)
+        if not server.started:
             raise UserError("the web server did not start", hint="see its messages above")
         yield
     finally:
-        logging.getLogger("uvicorn.error").disabled = True  # what it breaks off is no error
+        logging.getLogger("uvicorn.error").disabled = True  # dropped requests are not errors
         server.should_exit = server.force_exit = True  # a page keeps connections open
         thread.join(_ENDS_WITHIN)
-
-
-def _run(server: uvicorn.Server, listening: socket.socket, started: threading.Event) -> None:
-    startup = server.startup
-
-    async def announced(sockets: list[socket.socket] | None = None) -> None:
-        try:
-            await startup(sockets=sockets)
-        finally:
-            started.set()
-
-    server.startup = announced
-    try:
-        with suppress(SystemExit):  # how it says that it did not start
-            server.run(sockets=[listening])
-    finally:
-        started.set()
