@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from modality_forcing.storage.log_depth import write_log_depth
+from tests.log_depth import write_log_depth
 
 # The index of Spring has no published length, so three frames are complete.
 NAMES = ("x/a", "x/b", "c")

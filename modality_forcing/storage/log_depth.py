@@ -7,12 +7,10 @@ also have a chunk `unit`.
 
 from __future__ import annotations
 
-import io
 import math
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
 
 from modality_forcing.data.files import (
     MODES_16_BIT,
@@ -21,12 +19,11 @@ from modality_forcing.data.files import (
     refuse_orientation,
 )
 from modality_forcing.errors import UserError
-from modality_forcing.paths import write_file
 
 _UNKNOWN, _SKY = 0, 65535
 _STEPS = 65533  # between code 1, near, and code 65534, far
 _MIN, _MAX = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
-_HINT = "write it with modality_forcing.storage.log_depth.write_log_depth, or as MoGe does"
+_HINT = "write it as MoGe does, or unpack it again"
 
 
 def read_log_depth(path: str | Path) -> tuple[np.ndarray, float | None]:
@@ -51,41 +48,6 @@ def read_log_depth(path: str | Path) -> tuple[np.ndarray, float | None]:
         what = f"is from {near:g} to {far:g}, and far must not be below near"
         raise UserError(what, where=path, hint=_HINT)
     return decode(codes, near, far), _number(chunks, "unit", path)
-
-
-def write_log_depth(path: str | Path, depth: np.ndarray) -> None:
-    """Writes depth f32 [h w], NaN where unknown and +inf in the sky, as a log-depth PNG.
-
-    near and far are the smallest and largest depth. Raises ValueError as `encode` does, UserError
-    if the file cannot be written.
-    """
-    finite = depth[np.isfinite(depth)]
-    near, far = (float(finite.min()), float(finite.max())) if finite.size else (1.0, 1.0)
-    chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("near", repr(near))
-    chunks.add_text("far", repr(far))
-    content = io.BytesIO()
-    Image.fromarray(encode(depth, near, far)).save(content, "PNG", pnginfo=chunks)
-    write_file(path, content.getvalue())
-
-
-def encode(depth: np.ndarray, near: float, far: float) -> np.ndarray:
-    """Returns the codes u16 of depths that are within [near, far], NaN or +inf.
-
-    The relative error is ln(far / near) / 131066 (half a code), beside the rounding of float32:
-    0.007% for far / near of 10 000. Decoded codes encode to themselves if a code is more than that
-    rounding (far / near of 1.01); if near = far, every depth has code 1. Raises ValueError if a
-    depth is outside [near, far].
-    """
-    span = _log_span(near, far)
-    finite = np.isfinite(depth)
-    # Compared as float32, which is what depths are decoded to.
-    outside = (depth[finite] < np.float32(near)) | (depth[finite] > np.float32(far))
-    if np.any(outside) or np.any(np.isneginf(depth)):
-        raise ValueError(f"depth is not all within {near:g} and {far:g}")
-    log_ratio = np.log(np.where(finite, depth, near).astype(np.float64) / near)
-    codes = 1 + np.clip(np.rint(log_ratio * (_STEPS / span if span > 0 else 0)), 0, _STEPS)
-    return np.where(finite, codes, np.where(np.isnan(depth), _UNKNOWN, _SKY)).astype(np.uint16)
 
 
 def decode(codes: np.ndarray, near: float, far: float) -> np.ndarray:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from modality_forcing.errors import UserError
-from modality_forcing.storage.log_depth import decode, encode, read_log_depth, write_log_depth
+from modality_forcing.storage.log_depth import decode, read_log_depth
 from tests import layouts
+from tests.log_depth import encode, write_log_depth
 
 
 @given(st.floats(1e-3, 1e3), st.floats(1.0, 1e6), st.integers(0, 2**32 - 1))

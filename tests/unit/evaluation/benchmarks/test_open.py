@@ -12,7 +12,7 @@ from PIL import Image
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.benchmarks import native_layouts, registry
 from modality_forcing.evaluation.benchmarks.open import open_benchmark
-from modality_forcing.storage.log_depth import write_log_depth
+from tests.log_depth import write_log_depth
 
 SCANNET = ("scene0406_02/000300", "scene0406_02/000100", "scene0011_00/000000")
 META = '{"intrinsics": [[1, 0, 0.5], [0, 1, 0.5], [0, 0, 1]]}'
