@@ -62,7 +62,7 @@ def _read_frame(info: DatasetInfo, path: Path) -> Record:
     image = read_rgb(path)
     distance = read_uint16_depth(depth_path, 1000, invalid=(0, 65535))
     check_same_size(image, distance, path, depth_path)
-    check_camera_size(distance, _SIZE, depth_path)
+    check_camera_size(distance.shape, _SIZE, depth_path)
     depth = z_from_range(distance, CAMERA)
     valid = np.isfinite(depth) & (depth > 0)
     image, depth, valid = undistort(image, depth, valid, CAMERA, to=PINHOLE)

@@ -19,10 +19,9 @@ import numpy as np
 from modality_forcing.data.files import IMAGE_SUFFIXES
 from modality_forcing.data.names import list_some, name_key
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import format_size
 from modality_forcing.datasets.common.cameras import enclosed_pinhole, undistort
-from modality_forcing.datasets.common.colmap import Image, Model3D, find_model, read_model
-from modality_forcing.datasets.common.formats import read_photograph
+from modality_forcing.datasets.common.colmap import Model3D, PosedImage, find_model, read_model
+from modality_forcing.datasets.common.formats import check_camera_size, read_photograph
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, is_there, make_record
 from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
@@ -34,7 +33,7 @@ MAX_REPROJECTION_ERROR = 4.0  # pixels; COLMAP's own limit
 
 class _Frame(NamedTuple):
     model: Model3D
-    posed: Image
+    posed: PosedImage
     path: Path  # of the image
 
 
@@ -74,12 +73,8 @@ def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
     model, posed, path = frame
     camera = model.cameras[posed.camera]
     image = read_photograph(path, camera.size)
-    if image.shape[:2] != camera.size:
-        sizes = (
-            f"{format_size(image.shape)} pixels, but the model's camera {format_size(camera.size)}"
-        )
-        hint = "put the images there that the model was made of"
-        raise UserError(f"is {sizes}", where=path, hint=hint)
+    hint = "put the images there that the model was made of"
+    check_camera_size(image.shape, camera.size, path, hint)
     points, _, errors = model.depths(posed)
     points, pinhole = points[errors <= MAX_REPROJECTION_ERROR], camera
     if not camera.is_pinhole:

@@ -27,8 +27,8 @@ _INTRINSICS = pinhole(886.81, 927.06, 512, 384)
 
 def _list_frames(root: Path, split: str, unused: Unused) -> Iterable[Path]:
     scored = {Path(name).name for name in official_names("diode")} if split == "train" else set()
-    for place in ("indoors", "outdoor"):
-        scan = f"{place}/scene_*/scan_*"
+    for setting in ("indoors", "outdoor"):
+        scan = f"{setting}/scene_*/scan_*"
         images = glob_paths(root / split, f"{scan}/*.png")
         maps = glob_paths(root / split, f"{scan}/*_depth.npy")
         yield from unused.with_depth(

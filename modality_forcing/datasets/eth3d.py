@@ -17,14 +17,17 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.data.resize import downscale_image, format_size
+from modality_forcing.data.resize import downscale_image
 from modality_forcing.datasets.common.cameras import Camera, enclosed_pinhole, undistort
 from modality_forcing.datasets.common.colmap import cameras_of_images
-from modality_forcing.datasets.common.formats import read_photograph, read_raw_floats
+from modality_forcing.datasets.common.formats import (
+    check_camera_size,
+    read_photograph,
+    read_raw_floats,
+)
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.registry import FrameDataset
-from modality_forcing.errors import UserError
 
 # Pixels of the shorter side after the reduction, unless the original has fewer.
 MIN_SHORT_SIDE = 1008
@@ -58,10 +61,8 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Camera]) -> Record:
     image = read_photograph(path, camera.size)
     height, width = image.shape[:2]
     depth = read_raw_floats(_depth_path(path), (height, width))
-    if depth.shape != camera.size:
-        what = f"is {format_size(depth.shape)} pixels, but its camera {format_size(camera.size)}"
-        hint = "both must come from the same download: unpack it again"
-        raise UserError(what, where=path, hint=hint)
+    hint = "both must come from the same download: unpack it again"
+    check_camera_size(depth.shape, camera.size, path, hint)
     factor = max(1, min(camera.size) // MIN_SHORT_SIDE)
     small = scale_camera(camera, (height // factor, width // factor))
     pinhole = enclosed_pinhole(small)

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 
 _NUMBERS = ("depth_scale", "depth_invalid", "depth_max")
-_OPTIONS = (*_NUMBERS, "depth_orientation", "unit", "captions")
+_CHOICES = {"depth_orientation": get_args(Orientation), "unit": get_args(Unit)}
 
 
 @dataclass(frozen=True)
@@ -45,54 +45,30 @@ class WholeFolder(ImageFolder):
 
 @dataclass(frozen=True, kw_only=True)
 class FolderDataset(Dataset):
-    """The data set of a folder. Its fields: see `ImageFolder`."""
+    """The data set of a folder. arguments: of `ImageFolder`, by the names of the options."""
 
-    depth_scale: float | None = None
-    depth_invalid: float = 0.0
-    depth_max: float = 0.0
-    depth_orientation: Orientation = ""
-    captions: Path | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def with_options(self, options: Mapping[str, str]) -> Dataset:
         """Returns the data set with options. Raises UserError for an unknown or invalid one."""
-        for name in options:
-            if name not in _OPTIONS:
-                hint = f"known are {', '.join(_OPTIONS)}"
-                raise UserError(f"a folder has no option {name!r}", hint=hint)
-        unit = _choice("unit", options.get("unit", self.unit), get_args(Unit))
-        turn = options.get("depth_orientation", self.depth_orientation)
-        turn = _choice("depth_orientation", turn, get_args(Orientation))
-        numbers = {name: _parse(name, options[name]) for name in _NUMBERS if name in options}
-        return replace(
-            self,
-            unit=cast(Unit, unit),
-            depth_orientation=cast(Orientation, turn),
-            captions=Path(options["captions"]) if "captions" in options else None,
-            **numbers,  # pyright: ignore[reportArgumentType]
-        )
+        super().with_options(options)
+        arguments = {name: _parse(name, text) for name, text in options.items()}
+        return replace(self, unit=arguments.get("unit", self.unit), arguments=arguments)
 
     def open(self, root: Path, split: str) -> WholeFolder:
         """Returns the records of the folder, see `Dataset.open`."""
         check_split(self, split)
-        return WholeFolder(
-            root,
-            depth_scale=self.depth_scale,
-            unit=self.unit,
-            captions=self.captions,
-            depth_invalid=self.depth_invalid,
-            depth_max=self.depth_max,
-            depth_orientation=self.depth_orientation,
-        )
+        return WholeFolder(root, **{"unit": self.unit, **self.arguments})
 
 
-def _choice(option: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        hint = f"choose one of {', '.join(filter(None, choices))}"
-        raise UserError(f"no {option} is called {value!r}", hint=hint)
-    return value
-
-
-def _parse(option: str, text: str) -> float:
+def _parse(option: str, text: str) -> object:
+    if option == "captions":
+        return Path(text)
+    if option in _CHOICES:
+        if text not in _CHOICES[option]:
+            hint = f"choose one of {', '.join(filter(None, _CHOICES[option]))}"
+            raise UserError(f"no {option} is called {text!r}", hint=hint)
+        return text
     try:
         number = float(text)
     except ValueError as error:
@@ -117,5 +93,6 @@ DATASET = FolderDataset(
     title="a folder of your own",
     unit="relative",
     splits=("train",),
+    options=(*_NUMBERS, *_CHOICES, "captions"),
     license="your own",
 )

@@ -39,7 +39,7 @@ def _list_frames(root: Path, split: str, unused: Unused) -> Iterator[tuple[Path,
             continue
         day = drive.name[:10]
         drives = (root / day / drive.name, root / "raw" / day / drive.name, drive)
-        folders = (place / maps.name / "data" for place in drives)
+        folders = (path / maps.name / "data" for path in drives)
         folder = next((folder for folder in folders if is_dir(folder)), None)
         yield from _pairs(folder, maps, unused)
     if split == "train":

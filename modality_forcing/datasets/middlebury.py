@@ -77,7 +77,7 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
     path, disparity_path = frame
     camera = _read_calibration(path.with_name("calib.txt"))
     disparity = read_pfm(disparity_path)
-    check_camera_size(disparity, camera.size, disparity_path)
+    check_camera_size(disparity.shape, camera.size, disparity_path)
     depth = to_depth(disparity, float(camera.intrinsics[0, 0]), camera.baseline, camera.doffs)
     return make_record(info, path, read_rgb(path), depth, intrinsics=camera.intrinsics)
 

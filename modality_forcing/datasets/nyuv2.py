@@ -93,7 +93,7 @@ def _read_frame(info: DatasetInfo, frame: tuple[Path, Path]) -> Record:
     path, depth_path = frame
     image, depth = read_rgb(path), read_uint16_depth(depth_path, 1000)
     check_same_size(image, depth, path, depth_path)
-    check_camera_size(depth, (480, 640), depth_path)
+    check_camera_size(depth.shape, (480, 640), depth_path)
     inner = slice(BORDER, -BORDER)
     image, depth = image[inner, inner], depth[inner, inner]
     return make_record(info, path, image, depth, intrinsics=_INTRINSICS)

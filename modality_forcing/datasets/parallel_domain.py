@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import UNPACK_AGAIN, read_npz, read_rgb
+from modality_forcing.datasets.common.formats import UNPACK_AGAIN, as_map, read_npz, read_rgb
 from modality_forcing.datasets.common.lazy import DatasetInfo, glob_paths, make_record
 from modality_forcing.datasets.common.unused import Unused
 from modality_forcing.datasets.ddad import NAMED, read_camera, read_samples
@@ -79,12 +79,8 @@ def _frames_by_name(folder: Path, images: list[Path], maps: set[Path]) -> Iterat
 
 
 def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
-    image, depth = read_rgb(frame.image), read_npz(frame.depth, "data")
-    if depth.ndim == 3 and depth.shape[-1] == 1:
-        depth = depth[..., 0]
-    if depth.ndim != 2:
-        what = f"holds numbers of shape {depth.shape}, not a depth map"
-        raise UserError(what, where=frame.depth, hint=UNPACK_AGAIN)
+    image = read_rgb(frame.image)
+    depth = as_map(read_npz(frame.depth, "data"), frame.depth)
     camera = read_camera(frame.calibration, frame.camera, frame.image, image.shape, size=frame.size)
     valid = depth < FAR
     return make_record(info, frame.image, image, depth, valid=valid, intrinsics=camera.matrix)

@@ -61,8 +61,8 @@ def _depth_path(image: Path) -> Path:
 def _read_intrinsics(info: DatasetInfo, path: Path, shape: tuple[int, ...]) -> np.ndarray:
     folder = path.parent.resolve()
     # As far as frames may be below the root, wherever the root is.
-    places = (folder, *folder.parents[:2])
-    file = None if info.camera else first_file(place / _CAMERA_FILE for place in places)
+    folders = (folder, *folder.parents[:2])
+    file = None if info.camera else first_file(each / _CAMERA_FILE for each in folders)
     if file:
         return check_principal_point(read_matrix(file), shape, path, file.name)
     known = _KINECT if re.fullmatch(r"seq-\d+", folder.name) else None

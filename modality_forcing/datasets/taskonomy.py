@@ -90,8 +90,8 @@ def _read_frame(info: DatasetInfo, frame: _Frame) -> Record:
     folder, building, view = frame
 
     def path(task: str, suffix: str) -> Path:
-        place = info.root / folder.format(task=task, building=building)
-        return place / f"{view}_domain_{task}.{suffix}"
+        task_folder = info.root / folder.format(task=task, building=building)
+        return task_folder / f"{view}_domain_{task}.{suffix}"
 
     image_path = path("rgb", "png")
     depth = read_uint16_depth(path("depth_zbuffer", "png"), 512, invalid=(0, 65535))

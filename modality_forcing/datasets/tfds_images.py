@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.lazy import require_dir
+from modality_forcing.datasets.common.lazy import image_record, require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file
@@ -32,7 +32,7 @@ _PREFERRED = ("caption", "text")
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TfdsSource:
     """One split of a prepared data set. Each process opens it when it first reads."""
 
     folder: Path
@@ -58,22 +58,12 @@ class Prepared:
             what = f"example {index} of {self.split} has {image.dtype} {image.shape} for an image"
             hint = "choose another feature with --option image=NAME"
             raise UserError(what, where=self.folder, hint=hint)
-        size = image.shape[:2]
+        image = np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
         texts = _texts(_at(example, self.caption)) if self.caption else []
-        return Record(
-            image=np.ascontiguousarray(np.broadcast_to(image, (*size, 3))),
-            depth=np.zeros(size, np.float32),
-            valid=np.zeros(size, np.bool_),
-            intrinsics=np.full((3, 3), np.nan, np.float32),
-            unit="relative",
-            caption=texts[0] if texts else "",
-            source=DATASET.name,
-            id=f"{self.split}/{index}",
-            other_captions=tuple(texts[1:]),
-        )
+        return image_record(image, texts, source=DATASET.name, id=f"{self.split}/{index}")
 
-    def __reduce__(self) -> tuple[type[Prepared], tuple[object, ...]]:
-        return Prepared, (self.folder, self.split, self.image, self.caption, self.count)
+    def __reduce__(self) -> tuple[type[TfdsSource], tuple[object, ...]]:
+        return TfdsSource, (self.folder, self.split, self.image, self.caption, self.count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +78,7 @@ class TfdsDataset(Dataset):
         super().with_options(options)
         return replace(self, **options)
 
-    def open(self, root: Path, split: str) -> Prepared:
+    def open(self, root: Path, split: str) -> TfdsSource:
         """Returns the records of a split, see `Dataset.open`."""
         check_split(self, split)
         folder = require_dir(root, self.title)
@@ -101,7 +91,7 @@ class TfdsDataset(Dataset):
         caption = ""
         if self.caption or texts:
             caption = _choose("caption", self.caption, texts, folder)
-        return Prepared(
+        return TfdsSource(
             folder=folder,
             split=split,
             image=_choose("image", self.image, images, folder),

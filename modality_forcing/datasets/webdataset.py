@@ -20,13 +20,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from modality_forcing.data.files import IMAGE_SUFFIXES, read_image
 from modality_forcing.data.names import is_valid_text, list_some, printable_name
 from modality_forcing.data.records import Record
-from modality_forcing.datasets.common.formats import wrap_parse_errors
-from modality_forcing.datasets.common.lazy import glob_paths, require_dir
+from modality_forcing.datasets.common.formats import read_span, wrap_parse_errors
+from modality_forcing.datasets.common.lazy import glob_paths, image_record, require_dir
 from modality_forcing.datasets.registry import Dataset, check_split
 from modality_forcing.errors import UserError
 from modality_forcing.text_io import parse_json
@@ -44,7 +42,7 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Pair:
+class TarEntry:
     """An image and its text in one tar; without an image it is no example."""
 
     tar: Path
@@ -54,14 +52,14 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Tars:
+class TarSource:
     """The images of many tars, sorted by tar, in the order of each tar.
 
     without_image: TAR:KEY of texts that have none.
     """
 
     root: Path
-    pairs: tuple[Pair, ...]
+    pairs: tuple[TarEntry, ...]
     without_image: tuple[str, ...] = field(default=(), repr=False)
 
     def __len__(self) -> int:
@@ -71,25 +69,15 @@ class Tars:
         pair = self.pairs[index]
         assert pair.image is not None
         where = printable_name(f"{pair.tar}:{pair.key}")
-        content = _read_bytes(pair.tar, pair.image)
+        content = read_span(pair.tar, pair.image.offset, pair.image.size)
         image = read_image(_NamedBytes(content, f"{where}{pair.image.suffix}"))
-        size = image.shape[:2]
         captions: list[str] = []
         if pair.text:
-            content = _read_bytes(pair.tar, pair.text)
+            content = read_span(pair.tar, pair.text.offset, pair.text.size)
             captions = _parse_captions(content, pair.text.suffix, where)
         tar = pair.tar.relative_to(self.root).with_suffix("").as_posix()
-        return Record(
-            image=image,
-            depth=np.zeros(size, np.float32),
-            valid=np.zeros(size, np.bool_),
-            intrinsics=np.full((3, 3), np.nan, np.float32),
-            unit="relative",
-            caption=captions[0] if captions else "",
-            source=DATASET.name,
-            id=printable_name(f"{tar}/{pair.key}"),
-            other_captions=tuple(captions[1:]),
-        )
+        name = printable_name(f"{tar}/{pair.key}")
+        return image_record(image, captions, source=DATASET.name, id=name)
 
     def notes(self) -> list[str]:
         """Returns lines about texts without an image, and about images without a text."""
@@ -112,7 +100,7 @@ class _Group:
     members: dict[str, Member] = field(default_factory=dict)
 
 
-def pairs(tar: Path) -> Iterator[Pair]:
+def pairs(tar: Path) -> Iterator[TarEntry]:
     """Yields images and texts of a tar, in the order of their first files.
 
     Raises UserError if it is compressed, damaged or truncated.
@@ -134,7 +122,7 @@ def pairs(tar: Path) -> Iterator[Pair]:
         last = key
     for group in groups:
         found = group.members
-        yield Pair(tar, group.key, found.get(_IMAGE), found.get(_TEXT) or found.get(_JSON))
+        yield TarEntry(tar, group.key, found.get(_IMAGE), found.get(_TEXT) or found.get(_JSON))
 
 
 class _NamedBytes(io.BytesIO):
@@ -167,19 +155,6 @@ def _members(tar: Path) -> Iterator[tuple[str, Member]]:
         raise UserError(what, where=tar, hint=hint) from error
 
 
-def _read_bytes(tar: Path, member: Member) -> bytes:
-    try:
-        with open(tar, "rb") as opened:
-            opened.seek(member.offset)
-            content = opened.read(member.size)
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        raise UserError(what, where=tar, hint="check the path") from error
-    if len(content) != member.size:
-        raise UserError("has become shorter", where=tar, hint="download it again")
-    return content
-
-
 def _parse_captions(content: bytes, suffix: str, where: str) -> list[str]:
     path, hint = Path(f"{where}{suffix}"), "leave the example out"
     with wrap_parse_errors(path, "its text cannot be read", hint):
@@ -201,7 +176,7 @@ def _parse_captions(content: bytes, suffix: str, where: str) -> list[str]:
 class WebDataset(Dataset):
     """The data set of a folder of tars."""
 
-    def open(self, root: Path, split: str) -> Tars:
+    def open(self, root: Path, split: str) -> TarSource:
         """Returns the records of all tars, see `Dataset.open`."""
         check_split(self, split)
         root = require_dir(root, self.title)
@@ -213,7 +188,7 @@ class WebDataset(Dataset):
             hint = "its layout is NAME.tar with KEY.jpg and KEY.txt in it"
             raise UserError(what, where=root, hint=hint)
         bare = tuple(f"{pair.tar.name}:{pair.key}" for pair in everything if not pair.image)
-        return Tars(root, found, bare)
+        return TarSource(root, found, bare)
 
 
 DATASET = WebDataset(

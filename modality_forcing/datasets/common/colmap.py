@@ -44,7 +44,7 @@ _AGAIN = "export the model again with colmap model_converter"
 
 
 @dataclass(frozen=True, eq=False)
-class Image:
+class PosedImage:
     """One posed image and the pixels of the points it saw."""
 
     name: str  # its path below the folder of the images
@@ -60,10 +60,10 @@ class Model3D:
     """A sparse model: cameras by id, images in the order of their names, points f64 [3] by id."""
 
     cameras: Mapping[int, Camera]
-    images: tuple[Image, ...]
+    images: tuple[PosedImage, ...]
     points: Mapping[int, np.ndarray]
 
-    def depths(self, image: Image) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def depths(self, image: PosedImage) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns points f64 [n 3], pixels f64 [n 2] and errors f64 [n] of an image's points.
 
         points: in the axes of the image. pixels: their projections. errors: the distance of these
@@ -154,10 +154,10 @@ def _camera(name: str, size: tuple[int, int], numbers: list[float], path: Path) 
         )
 
 
-def _image(name: str, camera: int, pose: list[float], seen: np.ndarray) -> Image:
+def _image(name: str, camera: int, pose: list[float], seen: np.ndarray) -> PosedImage:
     """Returns an image. seen: f64 [m 3] of x, y and the id of the point, -1 for none."""
     seen = seen[seen[:, 2] >= 0]
-    return Image(
+    return PosedImage(
         name=name,
         camera=camera,
         rotation=rotation_from_quaternion(*pose[:4]),
@@ -171,7 +171,7 @@ def _lines(path: Path) -> list[str]:
     return [line for line in read_lines(path) if line.strip() and not line.startswith("#")]
 
 
-def _text_images(path: Path) -> Iterator[Image]:
+def _text_images(path: Path) -> Iterator[PosedImage]:
     with wrap_read_errors(path, "COLMAP's images"):
         # Only comments are skipped: the second line of an image without points is empty.
         lines = [line for line in read_lines(path) if not line.startswith("#")]
@@ -233,7 +233,7 @@ def _binary_cameras(path: Path) -> dict[int, Camera]:
     return cameras
 
 
-def _binary_images(path: Path) -> Iterator[Image]:
+def _binary_images(path: Path) -> Iterator[PosedImage]:
     with wrap_read_errors(path, "COLMAP's images"):
         stored = _Bytes(read_bytes(path, _AGAIN))
         for _ in range(stored.count(73)):

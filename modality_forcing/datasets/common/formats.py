@@ -187,7 +187,11 @@ def read_npz(path: Path, key: str) -> np.ndarray:
 
 def read_array(path: Path) -> np.ndarray:
     """Returns the numbers [h w] of a .npy of [h w] or [h w 1], as stored."""
-    stored = numpy_io.read_npy(path, UNPACK_AGAIN)
+    return as_map(numpy_io.read_npy(path, UNPACK_AGAIN), path)
+
+
+def as_map(stored: np.ndarray, path: Path) -> np.ndarray:
+    """Returns the numbers [h w] of an array [h w] or [h w 1]; raises UserError for others."""
     if stored.ndim == 3 and stored.shape[-1] == 1:
         stored = stored[..., 0]
     if stored.ndim != 2 or stored.dtype.kind not in "fiub":
@@ -228,6 +232,20 @@ def read_pose(path: Path) -> np.ndarray:
     return pose
 
 
+def read_span(path: Path, offset: int, size: int) -> bytes:
+    """Returns some bytes of a file that was listed before; raises UserError if it lacks them."""
+    try:
+        with open(path, "rb") as opened:
+            opened.seek(offset)
+            content = opened.read(size)
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+        raise UserError(what, where=path, hint="check the path") from error
+    if len(content) != size:
+        raise UserError("is shorter than when it was listed", where=path, hint="download it again")
+    return content
+
+
 def read_text(path: Path) -> str:
     """Returns the content of a UTF-8 text file."""
     return paths.read_text(path, UNPACK_AGAIN)
@@ -254,12 +272,16 @@ def check_same_size(
         raise UserError(what, where=depth_path, hint=hint)
 
 
-def check_camera_size(depth: np.ndarray, size: tuple[int, int], path: Path) -> None:
-    """Raises UserError unless depth [h w] has the only size for which the camera is known."""
-    if depth.shape != size:
-        sizes = f"{format_size(depth.shape)} pixels, not {format_size(size)}"
-        what = f"is {sizes}, for which its camera is known"
-        raise UserError(what, where=path, hint="unpack the original again")
+def check_camera_size(
+    shape: tuple[int, ...],
+    size: tuple[int, int],
+    path: Path,
+    hint: str = "unpack the original again",
+) -> None:
+    """Raises UserError unless the shape [h w ...] of a raster is the size of its camera."""
+    if shape[:2] != size:
+        what = f"is {format_size(shape)} pixels, but its camera {format_size(size)}"
+        raise UserError(what, where=path, hint=hint)
 
 
 def _check_numeric(stored: np.ndarray, path: Path) -> np.ndarray:

@@ -112,6 +112,21 @@ def make_record(
     )
 
 
+def image_record(image: np.ndarray, captions: Sequence[str], *, source: str, id: str) -> Record:
+    """Returns the record of an image u8 [h w 3] without depth; captions: its own, if any."""
+    return Record(
+        image=image,
+        depth=np.zeros(image.shape[:2], np.float32),
+        valid=np.zeros(image.shape[:2], np.bool_),
+        intrinsics=np.full((3, 3), np.nan, np.float32),
+        unit="relative",
+        caption=captions[0] if captions else "",
+        source=source,
+        id=id,
+        other_captions=tuple(captions[1:]),
+    )
+
+
 def glob_paths(folder: Path, pattern: str, *, max_depth: int = 0) -> list[Path]:
     """Returns the sorted matches of a glob pattern, without hidden files (macOS writes "._" twins).
 
@@ -121,7 +136,7 @@ def glob_paths(folder: Path, pattern: str, *, max_depth: int = 0) -> list[Path]:
     """
     if pattern.startswith("**/"):
         below = pattern.removeprefix("**/")
-        return sorted(path for place in _folders_below(folder) for path in _match(place, below))
+        return sorted(path for each in _folders_below(folder) for path in _match(each, below))
     levels = ("*/" * depth + pattern for depth in range(max_depth + 1))
     return [path for level in levels for path in sorted(_match(folder, level))]
 
@@ -145,15 +160,15 @@ def _match(folder: Path, pattern: str) -> list[Path]:
 def _folders_below(folder: Path) -> Iterator[Path]:
     """Yields a folder and those below it; those behind links follow all others."""
     seen: set[Path] = set()
-    places, links = deque([folder]), deque[Path]()
-    while places or links:
-        place = places.popleft() if places else links.popleft()
-        if not paths.is_dir(place) or (real := paths.resolve(place)) in seen:
+    folders, links = deque([folder]), deque[Path]()
+    while folders or links:
+        folder = folders.popleft() if folders else links.popleft()
+        if not paths.is_dir(folder) or (real := paths.resolve(folder)) in seen:
             continue
         seen.add(real)
-        yield place
-        for path in _match(place, "*"):
-            (links if path.is_symlink() else places).append(path)
+        yield folder
+        for path in _match(folder, "*"):
+            (links if path.is_symlink() else folders).append(path)
 
 
 def first_file(candidates: Iterable[Path]) -> Path | None:

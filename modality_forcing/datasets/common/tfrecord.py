@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing.datasets.common.formats import read_span
 from modality_forcing.errors import UserError
 
 _AGAIN = "download it again"
@@ -59,16 +60,9 @@ def read_record(path: Path, span: tuple[int, int]) -> bytes:
     Raises UserError if the file changed, or the record is not that of its checksum.
     """
     start, length = span
-    try:
-        with open(path, "rb") as opened:
-            opened.seek(start)
-            content, crc = opened.read(length), opened.read(_FOOTER)
-    except OSError as error:
-        what = f"cannot be read ({error.strerror})"
-        raise UserError(what, where=path, hint="check the path") from error
-    if len(crc) != _FOOTER:
-        raise UserError("is shorter than when it was listed", where=path, hint=_AGAIN)
-    if masked_crc(content) != int.from_bytes(crc, "little"):
+    stored = read_span(path, start, length + _FOOTER)
+    content = stored[:length]
+    if masked_crc(content) != int.from_bytes(stored[length:], "little"):
         what = f"is damaged: the checksum of the record at byte {start} differs"
         raise UserError(what, where=path, hint=_AGAIN)
     return content

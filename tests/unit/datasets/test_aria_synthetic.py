@@ -55,7 +55,7 @@ def test_corners_are_inside_the_lens():
 
 def test_another_size_has_another_camera(tmp_path: Path):
     write(tmp_path / "42", np.ones((8, 8), np.uint16), np.zeros((8, 8, 3), np.uint8))
-    assert "is 8 x 8 pixels, not 704 x 704" in layouts.refused(DATASET, tmp_path)
+    assert "is 8 x 8 pixels, but its camera 704 x 704" in layouts.refused(DATASET, tmp_path)
 
 
 def test_image_without_depth_is_skipped(tmp_path: Path):

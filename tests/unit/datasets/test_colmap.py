@@ -79,9 +79,7 @@ def test_distorted_image_is_undistorted_with_its_points(tmp_path: Path):
 def test_image_of_another_size_is_reported(tmp_path: Path):
     layouts.image(tmp_path / "images/a.png", 20, 30)
     reconstruction(tmp_path, "PINHOLE 60 40 50 50 30.5 20.5", {1: (0, 0, 2)}, "30.5 20.5 1")
-    assert "a.png: is 30 x 20 pixels, but the model's camera 60 x 40" in layouts.refused(
-        DATASET, tmp_path
-    )
+    assert "a.png: is 30 x 20 pixels, but its camera 60 x 40" in layouts.refused(DATASET, tmp_path)
 
 
 @pytest.mark.parametrize("seen", ["", "55 5 1"])

@@ -74,7 +74,7 @@ def test_image_without_depth_gives_a_text_to_image_record(tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scale": "1"}, "a folder has no option 'scale'; known are depth_scale, "),
+        ({"scale": "1"}, "a folder of your own has no option 'scale'; known are depth_scale, "),
         ({"unit": "feet"}, "no unit is called 'feet'; choose one of metric, sfm, relative"),
         ({"depth_scale": "mm"}, "depth_scale is 'mm'"),
         ({"depth_scale": "-1"}, "depth_scale is -1; it must be a positive number"),

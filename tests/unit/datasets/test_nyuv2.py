@@ -57,7 +57,7 @@ def test_archive_without_a_split_is_not_read_as_frames(tmp_path: Path):
 def test_another_size_has_another_camera(tmp_path: Path):
     layouts.image(tmp_path / "train/a/rgb_0001.png", 240, 320)
     layouts.counts(tmp_path / "train/a/depth_0001.png", 240, 320)
-    assert "depth_0001.png: is 320 x 240 pixels, not 640 x 480" in layouts.refused(
+    assert "depth_0001.png: is 320 x 240 pixels, but its camera 640 x 480" in layouts.refused(
         DATASET, tmp_path
     )
 

@@ -142,7 +142,7 @@ def test_folder_of_another_data_set_is_reported(tmp_path: Path):
         (
             f"depth/camera3/{NAME}.npz",
             lambda path: np.savez(path, data=np.ones(7)),
-            "not a depth map",
+            "not a map of numbers",
         ),
         (
             f"depth/camera3/{NAME}.npz",

@@ -29,14 +29,14 @@ OPTIONS = {"folder": {"depth_scale": "0.001"}}
 # Why an image of half the size is refused; other readers rescale its intrinsics.
 REFUSED = {
     "argoverse2": "images of 60 x 80 pixels, and this one 30 x 40",
-    "aria_synthetic": "is 11 x 11 pixels, not 22 x 22",
+    "aria_synthetic": "is 11 x 11 pixels, but its camera 22 x 22",
     "blendedmvs": "is 4 x 3 pixels, but 00000000_cam.txt has its principal point",
-    "colmap": "is 30 x 20 pixels, but the model's camera 60 x 40",
+    "colmap": "is 30 x 20 pixels, but its camera 60 x 40",
     "eth3d": "is 30 x 20 pixels, but its camera 60 x 40",
     "kitti_depth": "no day's images have 621 x 188 pixels",
     "kitti_raw": "is of images of 100 x 60 pixels, but 0000000007.png has 50 x 30",
-    "middlebury": "is 3 x 2 pixels, not 6 x 4",
-    "nyuv2": "is 320 x 240 pixels, not 640 x 480",
+    "middlebury": "is 3 x 2 pixels, but its camera 6 x 4",
+    "nyuv2": "is 320 x 240 pixels, but its camera 640 x 480",
     "parallel_domain": "is 32 x 24 pixels, but camera camera3 has its principal point",
     "scannet": "is 8 x 6 pixels, but intrinsic_depth.txt has its principal point",
     "sunrgbd": "is 3 x 2 pixels, but intrinsics.txt has its principal point",
