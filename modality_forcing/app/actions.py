@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -21,6 +20,7 @@ from modality_forcing.app.uploads import check_picture, read_map
 from modality_forcing.errors import UserError
 from modality_forcing.inference import metric, outputs, points
 from modality_forcing.inference.photos import Photo, read_photo
+from modality_forcing.inference.pipeline import Pipeline
 from modality_forcing.inference.result import Result
 from modality_forcing.modalities import normals
 from modality_forcing.viz import images
@@ -33,56 +33,6 @@ _MAGNIFIED = 256  # at least, so that 32 pixels are not a stamp
 _FEW_POINTS = 60_000  # fewer leave gaps in a viewer that draws each as one pixel
 _LEVEL = 3  # of PNGs' compression: fast, for a tenth more bytes
 _NO_EDGE = 1e9  # a jump that depth never makes
-
-
-@runtime_checkable
-class Model(Protocol):
-    """What the page needs of `inference.pipeline.Pipeline`."""
-
-    def image_to_depth(
-        self,
-        images: np.ndarray,
-        *,
-        ensemble: int,
-        steps: int | None,
-        seed: int,
-        condition_guidance: float | None,
-    ) -> Result:
-        """Estimates the depth of an image u8 [h w 3]."""
-        ...
-
-    def image_to_normals(
-        self, images: np.ndarray, *, steps: int | None, seed: int, condition_guidance: float | None
-    ) -> Result:
-        """Estimates the surface normals of an image u8 [h w 3]."""
-        ...
-
-    def depth_to_image(
-        self,
-        depths: np.ndarray,
-        captions: str,
-        *,
-        strength: float,
-        steps: int | None,
-        seed: int,
-        guidance: float | None,
-        condition_guidance: float | None,
-    ) -> Result:
-        """Generates the image of a depth map f32 [h w], 0 where unknown."""
-        ...
-
-    def generate(
-        self,
-        captions: str,
-        *,
-        log2_alpha: float | None,
-        refine: bool,
-        steps: int | None,
-        seed: int,
-        guidance: float | None,
-    ) -> Result:
-        """Generates an image, and what else the network makes."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -106,7 +56,7 @@ class Answer:
 
 
 def image_to_depth(
-    model: Model,
+    model: Pipeline,
     picture: Path | None,
     folder: Path,
     settings: Settings,
@@ -139,7 +89,7 @@ def image_to_depth(
 
 
 def image_to_normals(
-    model: Model, picture: Path | None, folder: Path, settings: Settings
+    model: Pipeline, picture: Path | None, folder: Path, settings: Settings
 ) -> Answer:
     """Estimates the normals of an uploaded picture. Raises UserError if it is missing or none."""
     made = model.image_to_normals(
@@ -152,7 +102,7 @@ def image_to_normals(
 
 
 def depth_to_image(
-    model: Model, file: Path | None, caption: str | None, folder: Path, settings: Settings
+    model: Pipeline, file: Path | None, caption: str | None, folder: Path, settings: Settings
 ) -> Answer:
     """Generates an image for an uploaded depth map. Raises UserError if it is missing or none."""
     depth = read_map(file)
@@ -169,7 +119,7 @@ def depth_to_image(
 
 
 def generate(
-    model: Model, caption: str | None, folder: Path, settings: Settings, *, has_depth: bool
+    model: Pipeline, caption: str | None, folder: Path, settings: Settings, *, has_depth: bool
 ) -> Answer:
     """Generates an image, and its depth where the model has one."""
     made = model.generate(

@@ -13,9 +13,10 @@ from gradio.components import Component
 
 from modality_forcing.app import actions, uploads, widgets
 from modality_forcing.app import settings as choices
-from modality_forcing.app.actions import Answer, Model
+from modality_forcing.app.actions import Answer
 from modality_forcing.app.examples import Example
 from modality_forcing.app.sessions import Sessions
+from modality_forcing.inference.pipeline import Pipeline
 
 _WAITING = 32  # requests; more are asked to come back
 _CHECK_FILES, _FILE_AGE = 300, 6900  # seconds, two hours in all; examples stay
@@ -37,7 +38,7 @@ class Page:
     has_depth, has_normals: whether the model generates them. about: a line on the checkpoint.
     """
 
-    model: Model
+    model: Pipeline
     sessions: Sessions
     examples: Sequence[Example]
     has_depth: bool

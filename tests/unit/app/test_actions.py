@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,17 @@ from modality_forcing.app import actions, uploads
 from modality_forcing.app.settings import KEEP_ALL, Settings
 from modality_forcing.data.files import read_image, read_png16
 from modality_forcing.errors import UserError
+from modality_forcing.inference.pipeline import Pipeline
 from modality_forcing.inference.result import Result
 
 trimesh = pytest.importorskip("trimesh")
 
 
-@dataclass
-class Fake:
+class Fake(Pipeline):
     """Remembers how it was called."""
 
-    called: dict[str, Any] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.called: dict[str, Any] = {}
 
     def image_to_depth(self, images: np.ndarray, **how: Any) -> Result:
         self.called, image = how, images

@@ -15,6 +15,7 @@ from modality_forcing.app.actions import Answer
 from modality_forcing.app.examples import Example
 from modality_forcing.app.sessions import Sessions
 from modality_forcing.app.settings import KEEP_ALL, Settings
+from modality_forcing.inference.pipeline import Pipeline
 
 # It is not imported here, which takes seconds.
 missing = importlib.util.find_spec("gradio") is None
@@ -35,12 +36,11 @@ SHARED = {"Steps": 5, "Seed": 7}  # values by label
 OF_DEPTH = {"Field of view": 40, "Jumps of depth": 20, "Colors of depth": "gray"}
 
 
-class NoModel:
+class NoModel(Pipeline):
     """What the page hands on to `actions`, which these tests replace."""
 
-    def image_to_depth(self, *_: Any, **__: Any) -> Any: ...
-
-    depth_to_image = image_to_normals = generate = image_to_depth
+    def __init__(self) -> None:
+        pass
 
 
 def short(label: str) -> str:
