@@ -16,7 +16,7 @@ from PIL import Image
 
 from modality_forcing import paths
 from modality_forcing.app.settings import COLORMAPS, KEEP_ALL, Settings
-from modality_forcing.app.uploads import check_picture, read_map
+from modality_forcing.app.uploads import check_image, read_map
 from modality_forcing.errors import UserError
 from modality_forcing.inference import metric, outputs, points
 from modality_forcing.inference.photos import Photo, read_photo
@@ -57,18 +57,18 @@ class Answer:
 
 def image_to_depth(
     model: Pipeline,
-    picture: Path | None,
+    image: Path | None,
     folder: Path,
     settings: Settings,
     *,
     measured: Path | None = None,
 ) -> Answer:
-    """Estimates the depth of an uploaded picture.
+    """Estimates the depth of an uploaded image.
 
     measured: a table of measurements (`inference.metric.read_points`), which make meters of depth.
-    Raises UserError if there is no picture, or a file is not what it should be.
+    Raises UserError if there is no image, or a file is not what it should be.
     """
-    photo = _read_picture(picture)
+    photo = _read_photo(image)
     made = model.image_to_depth(
         photo.image,
         ensemble=settings.ensemble,
@@ -78,27 +78,27 @@ def image_to_depth(
     )
     settings = replace(settings, fov=settings.fov or photo.fov or 0.0)
     if measured is None:
-        return write(made, folder, settings, given="image")
+        return write(made, folder, settings, cond="image")
     if (size := paths.size(measured)) > MAX_TABLE:
         hint = f"give at most {MAX_TABLE // 10**6} MB of measurements"
         raise UserError(f"has {size} bytes", where=measured, hint=hint)
     height, width = photo.image.shape[:2]
     made, scaling = metric.align(made, metric.read_points(measured, (height, width)))
     note = "; ".join([scaling.describe(), *metric.doubts(made, scaling)])
-    return replace(write(made, folder, settings, given="image", unit="m"), note=note)
+    return replace(write(made, folder, settings, cond="image", unit="m"), note=note)
 
 
 def image_to_normals(
-    model: Pipeline, picture: Path | None, folder: Path, settings: Settings
+    model: Pipeline, image: Path | None, folder: Path, settings: Settings
 ) -> Answer:
-    """Estimates the normals of an uploaded picture. Raises UserError if it is missing or none."""
+    """Estimates the normals of an uploaded image. Raises UserError if it is missing or none."""
     made = model.image_to_normals(
-        _read_picture(picture).image,
+        _read_photo(image).image,
         steps=settings.steps or None,
         seed=settings.seed,
         condition_guidance=settings.condition_guidance or None,
     )
-    return write(made, folder, settings, given="image")
+    return write(made, folder, settings, cond="image")
 
 
 def depth_to_image(
@@ -115,7 +115,7 @@ def depth_to_image(
         guidance=settings.guidance or None,
         condition_guidance=settings.condition_guidance or None,
     )
-    return write(made, folder, settings, given="depth")
+    return write(made, folder, settings, cond="depth")
 
 
 def generate(
@@ -133,11 +133,11 @@ def generate(
     return write(made, folder, settings)
 
 
-def _read_picture(picture: Path | None) -> Photo:
-    if picture is None:
-        raise UserError("no picture", hint="upload one, or choose an example")
-    check_picture(picture)
-    return read_photo(picture)
+def _read_photo(image: Path | None) -> Photo:
+    if image is None:
+        raise UserError("no image", hint="upload one, or choose an example")
+    check_image(image)
+    return read_photo(image)
 
 
 def preview(file: Path | None, folder: Path) -> Path | None:
@@ -158,15 +158,15 @@ def check_caption(caption: str | None) -> str:
 
 
 def write(
-    made: Result, folder: Path, settings: Settings, *, given: str = "", unit: str = "relative"
+    made: Result, folder: Path, settings: Settings, *, cond: str = "", unit: str = "relative"
 ) -> Answer:
-    """Writes the files of a result. given: what was put in, not to be written. unit: of depth."""
+    """Writes the files of a result. cond: the input, which is not written. unit: of depth."""
     files: dict[str, bytes] = {}
     shown: dict[str, np.ndarray] = {}  # colors u8 [h w 3]
-    if made.image is not None and given != "image":
+    if made.image is not None and cond != "image":
         files |= outputs.image_files(made, ())
         shown["image"] = made.image
-    if made.depth is not None and given != "depth":
+    if made.depth is not None and cond != "depth":
         written = outputs.depth_files(made, ("npy", "png"), unit)
         files |= {end: x for end, x in written.items() if not end.endswith(".json")}
         shown["depth"] = made.colored(settings.colormap)

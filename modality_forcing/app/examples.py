@@ -19,7 +19,7 @@ RESOLUTION = 192
 
 @dataclass(frozen=True)
 class Example:
-    """Files of one scene: a picture as PNG, its depth as .npy of meters, and its caption."""
+    """Files of one scene: an image as PNG, its depth as .npy of meters, and its caption."""
 
     image: Path
     depth: Path

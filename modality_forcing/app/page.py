@@ -46,6 +46,10 @@ class Page:
     about: str
     max_bytes: int
 
+    def new_folder(self, request: gr.Request) -> Path:
+        """Returns an empty folder for the answer to a request."""
+        return self.sessions.new_folder(request.session_hash or "")
+
 
 def build(page: Page) -> gr.Blocks:
     """Returns the page, not yet served."""
@@ -55,7 +59,7 @@ def build(page: Page) -> gr.Blocks:
         megabytes, megapixels = page.max_bytes // 10**6, uploads.MAX_PIXELS // 10**6
         gr.Markdown(
             f"# Modality Forcing\n{page.about} "
-            "The first picture of each kind takes longer, as its program is compiled then."
+            "The first image of each kind takes longer, as its program is compiled then."
         )
         if page.has_depth:
             with gr.Tabs() as tabs:
@@ -114,14 +118,17 @@ def application(page: Page) -> Callable[..., Awaitable[None]]:
     )
 
 
+def _upload(page: Page) -> gr.Image:
+    image = gr.Image(label="Image", type="filepath", sources=["upload", "clipboard"], height=320)
+    widgets.accept_uploads(image, page.sessions.root)
+    return image
+
+
 def _image_tab(page: Page) -> Callable[[gr.File, gr.Tabs], None]:
     """Fills the tab; returns what connects it to the file of the next one."""
     with gr.Row(equal_height=False):
         with gr.Column():
-            picture = gr.Image(
-                label="Picture", type="filepath", sources=["upload", "clipboard"], height=320
-            )
-            widgets.accept_uploads(picture, page.sessions.root)
+            image = _upload(page)
             ensemble = gr.Slider(
                 *(1, choices.MAX_ENSEMBLE, 1),
                 step=1,
@@ -140,7 +147,7 @@ def _image_tab(page: Page) -> Callable[[gr.File, gr.Tabs], None]:
                 )
                 widgets.accept_uploads(measured, page.sessions.root)
             button = gr.Button("Estimate depth", variant="primary", elem_id="i2d_run")
-            _examples(page, ["image"], [picture], pictures=True)
+            _examples(page, ["image"], [image], images=True)
         with gr.Column():
             depth = widgets.shown("Depth", "i2d_depth")
             note = gr.Markdown(visible=False)
@@ -150,22 +157,22 @@ def _image_tab(page: Page) -> Callable[[gr.File, gr.Tabs], None]:
 
     def run(
         request: gr.Request,
-        picture: str | None,
+        image: str | None,
         measured: str | None,
         ensemble: object,
         *rest: object,
     ) -> tuple[object, ...]:
         settings = widgets.read_settings(names, rest, ensemble=ensemble)
-        folder = page.sessions.new_folder(request.session_hash or "")
+        folder = page.new_folder(request)
         made = actions.image_to_depth(
-            page.model, _path(picture), folder, settings, measured=_path(measured)
+            page.model, _path(image), folder, settings, measured=_path(measured)
         )
         spread = gr.update(value=_text(made.uncertainty), visible=made.uncertainty is not None)
         shown = _parts(made, "depth"), _parts(made, "scene", "files")
         line = gr.update(value=made.note, visible=bool(made.note))
         return (*shown[0], line, spread, *shown[1], gr.update(visible=True))
 
-    inputs = [picture, measured, widgets.checked_by_settings(ensemble), *rest]
+    inputs = [image, measured, widgets.checked_by_settings(ensemble), *rest]
     outputs = [depth, note, uncertainty, scene, files, reuse]
     widgets.on_click(button, run, inputs, outputs)
 
@@ -189,8 +196,8 @@ def _depth_tab(page: Page) -> gr.File:
                 elem_id="d2i_file",
             )
             widgets.accept_uploads(file, page.sessions.root)
-            given = widgets.shown("Given depth", "d2i_given", height=220)
-            caption = gr.Textbox(label="Caption", placeholder="what the picture shows")
+            cond = widgets.shown("Given depth", "d2i_given", height=220)
+            caption = gr.Textbox(label="Caption", placeholder="what the image shows")
             strength = gr.Slider(
                 *(0, 1, 1),
                 step=0.05,
@@ -201,7 +208,7 @@ def _depth_tab(page: Page) -> gr.File:
                 *("guidance", "condition_guidance", "fov", "jump", "steps", "seed")
             )
             button = gr.Button("Generate image", variant="primary", elem_id="d2i_run")
-            _examples(page, ["depth", "caption"], [file, caption], pictures=True)
+            _examples(page, ["depth", "caption"], [file, caption], images=True)
         with gr.Column():
             image = widgets.shown("Image", "d2i_image")
             scene, files = widgets.scene("d2i_scene"), widgets.downloads("d2i_files")
@@ -210,20 +217,19 @@ def _depth_tab(page: Page) -> gr.File:
         request: gr.Request, file: str | None, caption: str | None, strength: object, *rest: object
     ) -> tuple[_Part, ...]:
         settings = widgets.read_settings(names, rest, strength=strength)
-        folder = page.sessions.new_folder(request.session_hash or "")
+        folder = page.new_folder(request)
         made = actions.depth_to_image(page.model, _path(file), caption, folder, settings)
         return _parts(made, "image", "scene", "files")
 
     def show(request: gr.Request, file: str | None) -> str | None:
-        folder = page.sessions.new_folder(request.session_hash or "")
-        return _text(actions.preview(_path(file), folder))
+        return _text(actions.preview(_path(file), page.new_folder(request)))
 
     inputs = [file, caption, widgets.checked_by_settings(strength), *rest]
     widgets.on_click(button, run, inputs, [image, scene, files])
     file.change(
         widgets.in_one_line(show),
         [file],
-        [given],
+        [cond],
         concurrency_limit=1,
         api_visibility="private",
         show_progress="hidden",
@@ -234,23 +240,20 @@ def _depth_tab(page: Page) -> gr.File:
 def _normals_tab(page: Page) -> None:
     with gr.Row(equal_height=False):
         with gr.Column():
-            picture = gr.Image(
-                label="Picture", type="filepath", sources=["upload", "clipboard"], height=320
-            )
-            widgets.accept_uploads(picture, page.sessions.root)
+            image = _upload(page)
             names, rest = widgets.settings("condition_guidance", "steps", "seed")
             button = gr.Button("Estimate normals", variant="primary", elem_id="i2n_run")
-            _examples(page, ["image"], [picture], pictures=True)
+            _examples(page, ["image"], [image], images=True)
         with gr.Column():
             normals, files = widgets.shown("Normals", "i2n_normals"), widgets.downloads("i2n_files")
 
-    def run(request: gr.Request, picture: str | None, *rest: object) -> tuple[_Part, ...]:
+    def run(request: gr.Request, image: str | None, *rest: object) -> tuple[_Part, ...]:
         settings = widgets.read_settings(names, rest)
-        folder = page.sessions.new_folder(request.session_hash or "")
-        made = actions.image_to_normals(page.model, _path(picture), folder, settings)
+        folder = page.new_folder(request)
+        made = actions.image_to_normals(page.model, _path(image), folder, settings)
         return _parts(made, "normals", "files")
 
-    widgets.on_click(button, run, [picture, *rest], [normals, files])
+    widgets.on_click(button, run, [image, *rest], [normals, files])
 
 
 def _text_tab(page: Page) -> None:
@@ -272,7 +275,7 @@ def _text_tab(page: Page) -> None:
             # Generated depth is rough: at the usual tolerance few points would be left.
             names, rest = widgets.settings(*shared, *of_depth, jump=choices.KEEP_ALL)
             button = gr.Button("Generate", variant="primary", elem_id="text_run")
-            _examples(page, ["caption"], [caption], pictures=False)
+            _examples(page, ["caption"], [caption], images=False)
         with gr.Column():
             image = widgets.shown("Image", "text_image")
             depth = widgets.shown("Depth", "text_depth", visible=page.has_depth)
@@ -284,7 +287,7 @@ def _text_tab(page: Page) -> None:
         request: gr.Request, caption: str | None, tilt: object, refine: bool, *rest: object
     ) -> tuple[_Part, ...]:
         settings = widgets.read_settings(names, rest, log2_alpha=tilt, refine=refine)
-        folder = page.sessions.new_folder(request.session_hash or "")
+        folder = page.new_folder(request)
         made = actions.generate(page.model, caption, folder, settings, has_depth=page.has_depth)
         return _parts(made, "image", "depth", "normals", "scene", "files")
 
@@ -293,7 +296,7 @@ def _text_tab(page: Page) -> None:
 
 
 def _examples(
-    page: Page, names: Sequence[str], outputs: Sequence[Component], *, pictures: bool
+    page: Page, names: Sequence[str], outputs: Sequence[Component], *, images: bool
 ) -> None:
     """Adds examples whose click fills components with their fields of those names.
 
@@ -301,12 +304,12 @@ def _examples(
     """
     if not page.examples:
         return
-    shown = gr.Image(visible=False) if pictures else gr.Textbox(visible=False)
-    of = "" if pictures else "captions of "
+    shown = gr.Image(visible=False) if images else gr.Textbox(visible=False)
+    of = "" if images else "captions of "
     chosen = gr.Dataset(
         label=f"Examples: {of}rendered scenes, the only ones that the demo's checkpoint knows",
         components=[shown],
-        samples=[[str(one.image) if pictures else one.caption] for one in page.examples],
+        samples=[[str(one.image) if images else one.caption] for one in page.examples],
         type="index",
         elem_classes="examples",
     )

@@ -62,9 +62,9 @@ class Settings:
 
 def parse_settings(values: JsonObject) -> Settings:
     """Returns settings from numbers as JSON has them, where 4 may be 4.0."""
-    given = dict(values)
+    chosen = dict(values)
     for name in _WHOLE:
-        value = given.get(name)
+        value = chosen.get(name)
         if isinstance(value, float) and value.is_integer():
-            given[name] = int(value)
-    return Settings(**given)
+            chosen[name] = int(value)
+    return Settings(**chosen)

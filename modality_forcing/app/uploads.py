@@ -21,17 +21,17 @@ from modality_forcing.data.files import (
 from modality_forcing.errors import UserError
 from modality_forcing.exr_io import count_numbers
 
-# Not EPS, for example, which Pillow has another program run.
+# Not EPS, for example, for which Pillow starts another program.
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "MPO", "HEIF", "AVIF")
-MAX_PIXELS = 50_000_000  # of an uploaded picture: phones make up to 50 million
+MAX_PIXELS = 50_000_000  # of an uploaded image: phones make up to 50 million
 _MAX_CHANNELS = 4  # of an uploaded .exr of so many pixels: all are unpacked
 _PNG_SCALE = 0.001  # of 16-bit PNGs; the unit has no effect on images
 
 
-def check_picture(path: Path) -> None:
-    """Raises UserError for a picture of a format or a size that is not taken, before it is decoded.
+def check_image(path: Path) -> None:
+    """Raises UserError for an image of a format or a size that is not taken, before it is decoded.
 
-    What is no picture passes: who reads it says so.
+    Files that are not images pass here; reading them raises the error.
     """
     if path.suffix.lower() in HEIF_SUFFIXES:
         register_heif(path)  # or the size could not be read here
@@ -46,7 +46,7 @@ def check_picture(path: Path) -> None:
         return
     if kind not in FORMATS:
         hint = f"upload one of {', '.join(FORMATS)}"
-        raise UserError(f"is a picture of the format {kind}", where=path, hint=hint)
+        raise UserError(f"is an image of the format {kind}", where=path, hint=hint)
     if math.prod(size) > MAX_PIXELS:
         _refuse_pixels(path, size)
 
@@ -69,7 +69,7 @@ def read_map(path: Path | None) -> np.ndarray:
         what = f"depth in a {path.suffix or 'nameless'} file is not understood"
         raise UserError(what, where=path, hint="upload a .npy or .exr of floats, or a 16-bit PNG")
     if suffix == ".png":
-        check_picture(path)
+        check_image(path)
     elif suffix == ".exr" and count_numbers(path) > _MAX_CHANNELS * MAX_PIXELS:
         _refuse_pixels(path)
     depth, valid = read_depth(path, DepthFormat(_PNG_SCALE))

@@ -55,8 +55,8 @@ def settings(*names: str, jump: float = Settings.jump) -> tuple[tuple[str, ...],
         "condition_guidance": lambda: gr.Slider(
             *(0, choices.MAX_CONDITION_GUIDANCE, 0),
             step=0.5,
-            label="Guidance by what is given",
-            info="Above 1 it is followed more closely; 0: as the checkpoint's config says.",
+            label="Condition guidance",
+            info="Above 1 the output follows the input more closely; 0: the checkpoint's config.",
         ),
         "steps": lambda: gr.Slider(
             *(0, choices.MAX_STEPS, 0),
@@ -84,8 +84,8 @@ def checked_by_settings(component: C) -> C:
 
 def read_settings(names: Sequence[str], values: Sequence[object], **more: object) -> Settings:
     """Returns settings from the values of components; raises UserError for one not offered."""
-    given = dict(zip(names, values, strict=True)) | more
-    return choices.parse_settings({name: v for name, v in given.items() if v is not None})
+    chosen = dict(zip(names, values, strict=True)) | more
+    return choices.parse_settings({name: v for name, v in chosen.items() if v is not None})
 
 
 def shown(label: str, name: str, *, visible: bool = True, height: int = 300) -> gr.Image:

@@ -28,7 +28,7 @@ class Record:
     # bf16 [2 y x c], cached autoencoder latents of the image and of its horizontal flip. With them
     # `image` is arbitrary.
     latents: np.ndarray | None = None
-    other_captions: tuple[str, ...] = ()  # of which training draws, as of `caption`
+    other_captions: tuple[str, ...] = ()  # training samples one of these and `caption`
     # f32 [h w 3], exact normals (`data/normals.py`), 0 where unknown. Most sources have none: then
     # they are estimated from depth. Shards do not store them.
     normals: np.ndarray | None = None

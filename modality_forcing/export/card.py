@@ -157,10 +157,10 @@ def _about(manifest: JsonObject, config: Config) -> str:
 
 def _use(manifest: JsonObject, config: Config) -> str:
     where = "WHERE is this folder, or hf:OWNER/NAME of its repository on the hub."
-    task, given = "t2i", "--caption='a red chair'"
+    task, cond = "t2i", "--caption='a red chair'"
     call = 'image = p.generate("a red chair").image'
     if "depth" in config.modalities:
-        task, given = "i2d", "--image=photo.jpg"
+        task, cond = "i2d", "--image=photo.jpg"
         call = 'depth = p.image_to_depth("photo.jpg").depth'
     if kind_of(manifest) == PROGRAM:
         steps, pixels = manifest["program"]["steps"], _size(manifest, config)
@@ -175,7 +175,7 @@ def _use(manifest: JsonObject, config: Config) -> str:
         option, argument = "--checkpoint=BASE --adapter=WHERE", '"BASE", adapter="WHERE"'
         base = " BASE is the network that it was trained on."
     return (
-        f"```bash\nmforce sample {option} --mode={task} {given} --out=out\n```\n\n"
+        f"```bash\nmforce sample {option} --mode={task} {cond} --out=out\n```\n\n"
         "```python\nfrom modality_forcing import Pipeline\n\n"
         f"p = Pipeline.from_pretrained({argument})\n{call}\n```\n\n{where}{base}"
     )
@@ -209,7 +209,7 @@ def _network(manifest: JsonObject, config: Config) -> list[tuple[str, object]]:
 def _training(manifest: JsonObject, config: Config) -> str:
     known, data = manifest.get("training") or {}, config.data
     if not known:
-        return "Nothing is known of it: the weights are of a released network."
+        return "No record of the training: the weights are of a released network."
     source = ", ".join(sorted(data.mixture)) or data.source
     rows: list[tuple[str, object]] = [("steps", f"{known['step']:,}")]
     if "examples" in known:
@@ -243,9 +243,9 @@ def _limits(manifest: JsonObject, config: Config) -> str:
             "is made up; samples of several seeds show where. Do not let safety depend on it."
         )
     lines.append(
-        f"The network works at {_size(manifest, config)} pixels (rows x columns); details below "
-        "that are lost. It knows what its data show, and has their biases; beyond them, results "
-        "are not to be expected."
+        f"The network works at {_size(manifest, config)} pixels (rows x columns); finer detail "
+        "is lost. It shares the biases of its training data and does not generalize far beyond "
+        "them."
     )
     if not (manifest.get("training") or {}).get("results"):
         lines.append("No benchmark of these weights was found: their accuracy is not stated here.")

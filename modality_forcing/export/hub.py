@@ -39,7 +39,7 @@ class Repository:
     def check(self, out: Path) -> None:
         """Raises UserError, before anything is exported, if `out` could not be sent there.
 
-        The account is asked for; nothing is made.
+        Checks the login; creates nothing.
         """
         if not _REPO.fullmatch(self.name):
             raise UserError(f"--push-to-hub is {self.name!r}", hint="write OWNER/NAME")
@@ -51,13 +51,14 @@ class Repository:
     def push(self, folder: Path) -> str:
         """Sends the files of a folder as one commit and returns the address of the repository.
 
-        A new repository is made; one that exists keeps its other files, and whether it is private.
+        Creates the repository if it does not exist; an existing one keeps its other files, and
+        whether it is private.
         Raises UserError if that fails. The folder stays as it is.
         """
         api = _client()
         later = f"; the export is complete: `hf upload {self.name} {folder}` sends it"
         made = self._call(
-            "made",
+            "created",
             # None: as the settings of the owner say.
             lambda: api.create_repo(self.name, private=self.private or None, exist_ok=True),
             later=later,

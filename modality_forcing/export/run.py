@@ -1,8 +1,8 @@
 """Depth of images with jax alone: python run.py IMAGES.npy DEPTH.npy [SEED].
 
 A copy of this file is `run.py` in folders of `mforce export --format=stablehlo`. It needs
-`pip install jax flatbuffers`; it reads the program and the weights beside it. A mistake is one line
-and exit code 2, from `load()` a `Mistake`.
+`pip install jax flatbuffers`; it reads the program and the weights beside it. Errors are one line
+with exit code 2; `load()` raises `Mistake`.
 """
 
 import hashlib

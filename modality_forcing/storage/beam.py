@@ -44,7 +44,7 @@ class ShardTask(Protocol):
 
 
 class PipelineFailed(UserError):
-    """A pipeline ended with an error that is no mistake of the user, as far as one can see."""
+    """A pipeline ended with an error that is probably not the user's."""
 
     exit_code = 1  # launchers retry it
 

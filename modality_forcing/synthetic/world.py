@@ -1,4 +1,4 @@
-"""What scenes are drawn from: a varied world, and a plain one of few large objects."""
+"""The distributions that scenes are sampled from: a varied world, and a plain one."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ PLAIN = World(
     ground=Surface(_BARE, ((0.22, 0.3), (0.25, 0.35), (0.45, 0.6))),
     fence=Surface(_BARE, ((0.5, 0.6), (0.05, 0.15), (0.55, 0.65))),
 )
-"""Few, large objects of one color, on bare surfaces: what a short run can learn to draw."""
+"""Few, large objects of one color, on bare surfaces: what a short run can learn to generate."""
 
 WORLDS = {"varied": VARIED, "plain": PLAIN}
 """By name, as in `data.world`."""

@@ -95,7 +95,7 @@ def test_photo_gives_normals_as_vectors_and_as_colors(photo, folder):
     assert (colors[:, 1:] == (128, 128, 255)).all() and (colors[:, 0] == 128).all()
     assert made.normals is not None and max(read_image(made.normals).shape) >= 256
     assert made.depth is None and made.scene is None
-    with pytest.raises(UserError, match="no picture; upload one"):
+    with pytest.raises(UserError, match="no image; upload one"):
         actions.image_to_normals(model, None, folder, Settings())
 
 
@@ -197,7 +197,7 @@ def test_uploads_are_checked_first(photo, folder, monkeypatch):
 
 
 def test_missing_files_are_asked_for(folder):
-    with pytest.raises(UserError, match="no picture; upload one"):
+    with pytest.raises(UserError, match="no image; upload one"):
         actions.image_to_depth(Fake(), None, folder, Settings())
     with pytest.raises(UserError, match="no depth map; upload one"):
         actions.depth_to_image(Fake(), None, "", folder, Settings())

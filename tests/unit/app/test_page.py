@@ -145,11 +145,11 @@ def test_nothing_of_the_page_is_an_api_and_work_waits_in_one_queue(opened):
 
 
 def test_photo_is_estimated_with_its_settings(opened, asked):
-    values = {"Ensemble": 3, "Guidance by what is given": 2.5, **SHARED, **OF_DEPTH}
-    files = {"Picture": "/uploads/photo.jpg", "Table": "/uploads/points.csv"}
+    values = {"Ensemble": 3, "Condition guidance": 2.5, **SHARED, **OF_DEPTH}
+    files = {"Image": "/uploads/photo.jpg", "Table": "/uploads/points.csv"}
     shown = opened.click("i2d_run", files | values)
-    ((name, model, picture, folder, settings, more),) = asked
-    assert (name, model, picture) == ("image_to_depth", opened.model, Path("/uploads/photo.jpg"))
+    ((name, model, image, folder, settings, more),) = asked
+    assert (name, model, image) == ("image_to_depth", opened.model, Path("/uploads/photo.jpg"))
     assert more == {"measured": Path("/uploads/points.csv")}
     expected = Settings(steps=5, seed=7, fov=40, jump=20, colormap="gray", ensemble=3)
     assert settings == replace(expected, condition_guidance=2.5)
@@ -178,7 +178,7 @@ def test_first_click_has_the_default_settings(opened, images_only, asked):
 
 def test_depth_map_is_given_with_its_caption_and_settings(opened, asked):
     given = {"Depth map": "/uploads/map.npy", "Caption": "a box", "Strength": 0.5}
-    guidance = {"Guidance": 4.0, "Guidance by what is given": 2.5}
+    guidance = {"Guidance": 4.0, "Condition guidance": 2.5}
     points = {name: OF_DEPTH[name] for name in ("Field of view", "Jumps of depth")}
     shown = opened.click("d2i_run", given | guidance | points | SHARED)
     ((name, model, file, caption, _, settings, _),) = asked
@@ -190,11 +190,11 @@ def test_depth_map_is_given_with_its_caption_and_settings(opened, asked):
 
 
 def test_normals_are_estimated_with_their_settings(with_normals, asked):
-    values = {"Picture": "/uploads/photo.jpg", "Guidance by what is given": 2.5, **SHARED}
+    values = {"Image": "/uploads/photo.jpg", "Condition guidance": 2.5, **SHARED}
     shown = with_normals.click("i2n_run", values)
-    ((name, model, picture, _, settings, _),) = asked
+    ((name, model, image, _, settings, _),) = asked
     expected = ("image_to_normals", with_normals.model, Path("/uploads/photo.jpg"))
-    assert (name, model, picture) == expected
+    assert (name, model, image) == expected
     assert settings == Settings(steps=5, seed=7, condition_guidance=2.5)
     assert shown == {"i2n_normals": "normals.png", "i2n_files": FILES}
 
@@ -236,7 +236,7 @@ def test_examples_fill_the_fields_of_their_tab(opened):
     events = [event for event in opened.blocks.fns.values() if event.concurrency_limit is None]
     filled = [(event.fn(0), [short(x.label) for x in event.outputs]) for event in events]
     assert filled == [
-        (str(EXAMPLE.image), ["Picture"]),
+        (str(EXAMPLE.image), ["Image"]),
         ([str(EXAMPLE.depth), "a box"], ["Depth map", "Caption"]),
         ("a box", ["Caption"]),
     ]

@@ -20,16 +20,16 @@ def photo(tmp_path: Path) -> Path:
     return tmp_path / "photo.png"
 
 
-def test_pictures_pass_as_does_what_is_none(photo):
-    uploads.check_picture(photo)
-    photo.write_text("no picture")
-    uploads.check_picture(photo)  # who reads it refuses it
+def test_images_pass_as_does_what_is_none(photo):
+    uploads.check_image(photo)
+    photo.write_text("no image")
+    uploads.check_image(photo)  # who reads it refuses it
 
 
 def test_too_many_pixels_are_refused(photo, monkeypatch):
     monkeypatch.setattr(uploads, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match=r"photo.png: has 40 x 30 pixels; scale it down"):
-        uploads.check_picture(photo)
+        uploads.check_image(photo)
     np.save(photo.with_name("depth.npy"), np.ones((40, 30), np.float32))
     with pytest.raises(UserError, match=r"depth.npy: has 30 x 40 pixels"):
         uploads.read_map(photo.with_name("depth.npy"))
@@ -38,7 +38,7 @@ def test_too_many_pixels_are_refused(photo, monkeypatch):
 def test_bomb_beyond_the_limit_of_pillow_is_refused(photo, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 500)
     with pytest.raises(UserError, match=r"photo.png: has too many pixels; scale it down"):
-        uploads.check_picture(photo)
+        uploads.check_image(photo)
 
 
 def test_photos_of_phones_are_measured_too(photo, monkeypatch):
@@ -46,20 +46,20 @@ def test_photos_of_phones_are_measured_too(photo, monkeypatch):
     path = photo.with_name("photo.HEIC")
     with Image.open(photo) as opened:
         heif.from_pillow(opened).save(path)
-    uploads.check_picture(path)
+    uploads.check_image(path)
     monkeypatch.setattr(uploads, "MAX_PIXELS", 1000)
     with pytest.raises(UserError, match=r"photo.HEIC: has 40 x 30 pixels"):
-        uploads.check_picture(path)
+        uploads.check_image(path)
 
 
 def test_formats_that_run_programs_are_not_opened(photo):
     trojan = photo.with_name("photo.jpg")
     with Image.open(photo) as opened:
         opened.save(trojan, "EPS")
-    with pytest.raises(UserError, match=r"photo.jpg: is a picture of the format EPS; upload one"):
-        uploads.check_picture(trojan)
+    with pytest.raises(UserError, match=r"photo.jpg: is an image of the format EPS; upload one"):
+        uploads.check_image(trojan)
     trojan.rename(photo.with_name("depth.png"))
-    with pytest.raises(UserError, match=r"depth.png: is a picture of the format EPS"):
+    with pytest.raises(UserError, match=r"depth.png: is an image of the format EPS"):
         uploads.read_map(photo.with_name("depth.png"))
 
 

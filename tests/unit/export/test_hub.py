@@ -139,7 +139,7 @@ def test_branch_is_made_and_written(hub: Hub, folder: Path):
     ("part", "status", "message"),
     [
         ("whoami", 401, r"cannot be reached on the hub .* log in with `hf auth login`"),
-        ("/api/", 403, r"cannot be made on the hub .*may write; the export is complete: `hf up"),
+        ("/api/", 403, r"cannot be created on the hub .*may write; the export is complete: `hf up"),
         ("/commit/", 500, r"cannot be written on the hub .*check the network"),
         ("/branch/", 404, r"cannot be given the branch v1 on the hub .*check the names"),
     ],
