@@ -1,4 +1,4 @@
-"""The one reader of .npy and .npz files: whatever is wrong with one is one line.
+"""Reads and writes .npy and .npz files: whatever is wrong with one is one line.
 
 `np.load` also takes zips and pickles for arrays, raises a dozen kinds of errors, and reads an array
 of a .npz without looking at its checksum.
@@ -6,6 +6,7 @@ of a .npz without looking at its checksum.
 
 from __future__ import annotations
 
+import io
 import math
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -52,6 +53,13 @@ def map_npy(path: str | Path, hint: str) -> np.ndarray:
         return read_npy(path, hint)
     with _one_line(path, ".npy", hint):
         return np.lib.format.open_memmap(path, mode="r")
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """Returns the content of a .npy of an array of numbers."""
+    content = io.BytesIO()
+    np.lib.format.write_array(content, array, allow_pickle=False)
+    return content.getvalue()
 
 
 def npy_dtype(path: str | Path) -> np.dtype | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from modality_forcing import paths
+from modality_forcing import numpy_io, paths
 from modality_forcing.synthetic.source import Scenes
 from modality_forcing.viz import images
 
@@ -34,9 +33,7 @@ def write(folder: Path, world: str, resolution: int = RESOLUTION) -> list[Exampl
         record = scenes[i]
         image, depth = folder / f"{i}/scene.png", folder / f"{i}/depth.npy"
         paths.write_file(image, images.png_bytes(record.image))
-        buffer = io.BytesIO()
         values = np.where(record.valid, record.depth, np.float32(0)).astype(np.float32)
-        np.lib.format.write_array(buffer, values, allow_pickle=False)
-        paths.write_file(depth, buffer.getvalue())
+        paths.write_file(depth, numpy_io.npy_bytes(values))
         made.append(Example(image, depth, record.caption))
     return made

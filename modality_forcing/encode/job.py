@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from modality_forcing import numpy_io
 from modality_forcing.data.augment import hflip
 from modality_forcing.data.resize import center_crop_resize
 from modality_forcing.encoders.frozen import BATCH, FrozenEncoders
@@ -78,10 +78,9 @@ class EncodeJob:
     def write_captions(self) -> list[str]:
         """Writes the index of the distinct captions, and returns them in their order."""
         captions = self._captions()
-        index = io.BytesIO()
-        np.save(index, latent_cache.build_caption_index(captions))
         index_path = latent_cache.caption_index_path(self.out, self.source.split)
-        write_file(index_path, index.getvalue())
+        index = latent_cache.build_caption_index(captions)
+        write_file(index_path, numpy_io.npy_bytes(index))
         return captions
 
     def text(self, captions: Sequence[str], tokens: int) -> Part:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from modality_forcing import numpy_io
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file, read_bytes, write_file
 
@@ -55,9 +56,8 @@ class PredictionStore:
         if depth.shape != (self.resolution, self.resolution) or uncertainty.shape != depth.shape:
             shapes = f"depth {depth.shape} and uncertainty {uncertainty.shape}"
             raise ValueError(f"{shapes} of {self.resolution} pixels a side")
-        both, content = np.stack([depth, uncertainty]).astype(np.float32), io.BytesIO()
-        np.lib.format.write_array(content, both, allow_pickle=False)
-        array = content.getvalue()
+        both = np.stack([depth, uncertainty]).astype(np.float32)
+        array = numpy_io.npy_bytes(both)
         write_file(self._path(index), array + hashlib.sha256(array).digest())
         return both
 

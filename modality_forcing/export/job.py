@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,7 @@ class _Weights:
 
     config: Config
     params: Params
-    training: JsonObject
-    license: str = ""
+    known: JsonObject  # of the manifest: license and training
 
 
 def export(
@@ -71,14 +70,15 @@ def export(
     check_out(out)
     card.check_license(license)
     weights = (_trained if adapter else _merged)(source)
-    weights = replace(weights, license=license or weights.license)
+    if license:
+        weights.known["license"] = license
     if layout:
         layouts.layout_of(weights.config, layout)  # raises before anything is written
 
     def write(folder: Path) -> JsonObject:
         if layout:
             entries = layouts.write(folder, weights.config, weights.params, layout, np.dtype(dtype))
-            return _manifest(weights, layout, entries)
+            return make_manifest(weights.config, layout, entries, **weights.known)
         manifest = _write(folder, weights, kind, adapter=adapter)
         write_file(folder / card.FILE, card.render(manifest))
         return manifest
@@ -138,7 +138,8 @@ def _merged(source: str | Path) -> _Weights:
     config, params = found.load()
     _, shapes = abstract_model(config, base.build(config))
     merge_params(params, shapes, where=source)  # raises where they do not fit
-    return _Weights(config, params, card.facts(found, config, params), license_of(found))
+    known = {"license": license_of(found), "training": card.facts(found, config, params)}
+    return _Weights(config, params, known)
 
 
 def _trained(source: str | Path) -> _Weights:
@@ -151,7 +152,9 @@ def _trained(source: str | Path) -> _Weights:
     if not frozen:
         hint = "export without --adapter"
         raise UserError("trained all its weights: there is no adapter", where=source, hint=hint)
-    return _Weights(config, trained, card.facts(found, config, trained))
+    return _Weights(
+        config, trained, {"license": "", "training": card.facts(found, config, trained)}
+    )
 
 
 def license_of(found: object) -> str:
@@ -165,16 +168,15 @@ def _is_cut_off(out: Path) -> bool:
     return marked and not paths.exists(out / MANIFEST)
 
 
-def _manifest(
-    weights: _Weights, kind: str, entries: Mapping[str, layouts.Entry], *, adapter: bool = False
+def make_manifest(
+    config: Config, kind: str, entries: Mapping[str, layouts.Entry], **more: object
 ) -> JsonObject:
+    """Returns the manifest of an export of a kind. more: what else it has, unless it is empty."""
     return {
         "format": f"modality_forcing {__version__}, {kind}",
         "version": exported.VERSION,
-        "config": to_dict(weights.config),
-        **({"adapter": True} if adapter else {}),
-        **({"license": weights.license} if weights.license else {}),
-        **({"training": weights.training} if weights.training else {}),
+        "config": to_dict(config),
+        **{name: value for name, value in more.items() if value},
         "weights": dict(sorted(entries.items())),
     }
 
@@ -187,7 +189,7 @@ def _write(folder: Path, weights: _Weights, kind: str, *, adapter: bool) -> Json
         if not isinstance(leaf, Mapping)
     }
     entries = {path: exported.describe(leaf) for path, leaf in flat.items()}
-    manifest = _manifest(weights, kind, entries, adapter=adapter)
+    manifest = make_manifest(weights.config, kind, entries, adapter=adapter, **weights.known)
     path = (_write_orbax if kind == ORBAX else exported.write_safetensors)(folder, flat, manifest)
     try:
         with fetched(path) as local:

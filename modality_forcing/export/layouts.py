@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from modality_forcing.mirror import staged
 from modality_forcing.models import flux2_weights
 from modality_forcing.models.flux2_layouts import DIFFUSERS, FORCING, LAYOUTS, Layout
 from modality_forcing.paths import write_file
+from modality_forcing.train import exported
 from modality_forcing.train.state import Params
 from modality_forcing.tree import JsonObject
 
@@ -42,9 +42,7 @@ def write(
             if read.dtype != array.dtype or read.tobytes() != array.tobytes():
                 what = f"what was written does not read back ({tensor})"
                 raise UserError(what, where=folder, hint="check the disk")
-            digest = hashlib.sha256(array.tobytes()).hexdigest()
-            shape = list(array.shape)
-            entries[tensor] = {"shape": shape, "dtype": str(array.dtype), "sha256": digest}
+            entries[tensor] = exported.describe(array)
         if described := describe(config, layout):
             write_file(local / "config.json", json.dumps(described, indent=2))
     return entries

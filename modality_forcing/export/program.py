@@ -20,12 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from modality_forcing import __version__, paths
-from modality_forcing.config import to_dict
+from modality_forcing import paths
 from modality_forcing.diffusion import rng
 from modality_forcing.errors import UserError
 from modality_forcing.export import card, run
-from modality_forcing.export.job import check_out, license_of, write_folder
+from modality_forcing.export.job import check_out, license_of, make_manifest, write_folder
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.mirror import fetched
 from modality_forcing.modalities.depth import Depth
@@ -73,9 +72,8 @@ def export(
     )
     generator.trajectory("i2d")  # raises where it cannot do that
     found = open_weights(source)
-    known: JsonObject = {"license": license or license_of(found)}
-    known["training"] = card.facts(found, generator.config, generator.params)
-    known = {name: value for name, value in known.items() if value}
+    training = card.facts(found, generator.config, generator.params)
+    known = {"license": license or license_of(found), "training": training}
     return write_folder(out, lambda folder: write(folder, generator, known))
 
 
@@ -89,7 +87,7 @@ def check_available() -> None:
 def write(folder: Path, generator: Generator, known: JsonObject) -> JsonObject:
     """Writes the files into a folder, but the manifest, which it returns.
 
-    known: what the manifest has besides: the license, and facts of the training.
+    known: what else the manifest has: the license, and facts of the training.
 
     The caption is empty; steps, solver and noise levels are those of the generator's config.
     Raises UserError for a network that makes no depth from images, without its encoders, and for
@@ -99,27 +97,22 @@ def write(folder: Path, generator: Generator, known: JsonObject) -> JsonObject:
     flat = {name: np.asarray(leaf) for name, leaf in weights.items()}
     serialized = bytes(program.serialize())
     config = generator.config
-    manifest = {
-        "format": f"modality_forcing {__version__}, {exported.PROGRAM}",
-        "version": exported.VERSION,
-        "config": to_dict(config),
-        **known,
-        "program": {
-            "file": FILE,
-            "sha256": hashlib.sha256(serialized).hexdigest(),
-            "mode": "i2d",
-            "caption": "",
-            "steps": num_steps("i2d", config.sample),
-            "solver": config.sample.solver,
-            "size": list(generator.modalities[generator.primary].size),
-            "platforms": list(program.platforms),
-            "jax": jax.__version__,
-            "calling_convention": program.calling_convention_version,
-            "inputs": ["weights by name", "images u8 [b h w 3]", "seed i32", "index i32 [b]"],
-            "output": "depth f32 [b h w], up to scale",
-        },
-        "weights": {name: exported.describe(leaf) for name, leaf in sorted(flat.items())},
+    about = {
+        "file": FILE,
+        "sha256": hashlib.sha256(serialized).hexdigest(),
+        "mode": "i2d",
+        "caption": "",
+        "steps": num_steps("i2d", config.sample),
+        "solver": config.sample.solver,
+        "size": list(generator.modalities[generator.primary].size),
+        "platforms": list(program.platforms),
+        "jax": jax.__version__,
+        "calling_convention": program.calling_convention_version,
+        "inputs": ["weights by name", "images u8 [b h w 3]", "seed i32", "index i32 [b]"],
+        "output": "depth f32 [b h w], up to scale",
     }
+    entries = {name: exported.describe(leaf) for name, leaf in flat.items()}
+    manifest = make_manifest(config, exported.PROGRAM, entries, **known, program=about)
     paths.write_file(folder / FILE, serialized)
     paths.write_file(folder / RUN, paths.read_bytes(Path(run.__file__)))
     file = exported.write_safetensors(folder, flat, manifest)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 
+from modality_forcing import numpy_io
 from modality_forcing.paths import as_path, write_file
 
 # Perceptually uniform: lightness rises evenly, also in a gray print and for the color-blind. The
@@ -170,9 +171,7 @@ def _compression(level: int) -> dict[str, int]:
 
 def npy_bytes(values: np.ndarray, valid: np.ndarray) -> bytes:
     """Returns the .npy of a map [h w]: float32, NaN where not valid."""
-    array, clean = io.BytesIO(), np.where(valid, values, np.nan).astype(np.float32)
-    np.lib.format.write_array(array, clean, allow_pickle=False)
-    return array.getvalue()
+    return numpy_io.npy_bytes(np.where(valid, values, np.nan).astype(np.float32))
 
 
 def png16_bytes(

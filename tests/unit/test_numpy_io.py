@@ -85,6 +85,12 @@ def test_wrong_contents_are_named(tmp_path: Path):
     assert numpy_io.npy_dtype(tmp_path / "none") is None
 
 
+@pytest.mark.parametrize("name", set(ARRAYS) - {"long"})
+def test_written_bytes_are_those_of_numpy(name: str, tmp_path: Path):
+    np.save(tmp_path / "a.npy", ARRAYS[name])
+    assert numpy_io.npy_bytes(np.asarray(ARRAYS[name])) == (tmp_path / "a.npy").read_bytes()
+
+
 def test_header_that_claims_more_than_the_file_holds_is_refused(tmp_path: Path):
     path = tmp_path / "a.npy"
     with path.open("wb") as file:
