@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Generic, TypeVar
 
-_Host = TypeVar("_Host")
-_Host_co = TypeVar("_Host_co", covariant=True)
+if TYPE_CHECKING:
+    from modality_forcing.data.pipeline import Batch, BatchIterator
+
 _Device = TypeVar("_Device")
-
-
-@runtime_checkable
-class BatchStream(Protocol[_Host_co]):
-    """Resumable batches, such as `data.pipeline.BatchIterator`."""
-
-    def __next__(self) -> _Host_co: ...
-    def pop_stats(self) -> dict[str, float]: ...
-    def records(self, number: int) -> dict[str, list[int]]: ...
-    def get_state(self) -> dict[str, int]: ...
-    def set_state(self, state: Mapping[str, int]) -> None: ...
 
 
 class PrefetchToDevice(Generic[_Device]):
@@ -30,9 +20,7 @@ class PrefetchToDevice(Generic[_Device]):
     the caller gets it. Takes memory for `depth` more batches on host and device.
     """
 
-    def __init__(
-        self, batches: BatchStream[_Host], put: Callable[[_Host], _Device], depth: int = 2
-    ):
+    def __init__(self, batches: BatchIterator, put: Callable[[Batch], _Device], depth: int = 2):
         self._batches = batches
         self._next = lambda: put(next(batches))
         self._depth = depth
