@@ -146,7 +146,7 @@ def test_two_users_at_once_get_their_own_results(served: Served):
     ("value", "message"),
     [
         (picture("/etc/passwd"), "holds what the page does not send"),
-        ("no picture", "holds what the page does not send"),
+        ("no image", "holds what the page does not send"),
         (picture("http://127.0.0.1:1/photo.jpg"), "was not uploaded here"),
         ({"url": "data:image/png;base64,AAAA", "meta": {"_type": "gradio.FileData"}}, "uploaded"),
         (None, "no image"),
