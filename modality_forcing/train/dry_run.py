@@ -9,13 +9,13 @@ from pathlib import Path
 import jax
 
 from modality_forcing import distributed
-from modality_forcing.config import Config
+from modality_forcing.config import Config, to_dict
 from modality_forcing.progress import print_stderr
 from modality_forcing.train import checkpoint
 from modality_forcing.train.evaluation import MakeEvaluate
 from modality_forcing.train.init import Setup, initial_state, set_up
 from modality_forcing.train.state import TrainState
-from modality_forcing.train.workdir import check_resumable, resolve_paths
+from modality_forcing.train.workdir import check_resumable, check_same_run, resolve_paths
 
 _GIB = 2**30
 _EARLIER = "the run will go back to an earlier one, if there is one"
@@ -59,9 +59,9 @@ def dry_run(config: Config, workdir: Path, make_evaluate: MakeEvaluate | None = 
 
 def _first_state(setup: Setup, workdir: Path | None) -> tuple[TrainState, str]:
     """Returns the state that a run would start from, and where it is from."""
-    folders = checkpoint.step_folders(workdir / "checkpoints") if workdir else []
-    if folders:
+    if workdir and (folders := checkpoint.step_folders(workdir / "checkpoints")):
         state, metadata = checkpoint.read_state(folders[-1], setup.abstract, _EARLIER)
+        check_same_run(workdir, to_dict(setup.config), metadata)
         setup.batches.set_state(metadata["data_state"])
         return state, f"from {folders[-1]}"
     state, metadata = initial_state(setup)

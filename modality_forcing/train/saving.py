@@ -169,8 +169,11 @@ class Checkpoints:
             self._delete(step)
 
     def _delete(self, step: int) -> None:
-        paths.remove(self.folder / str(step) / META)  # first: half a checkpoint is none
-        paths.remove_tree(self.folder / str(step))
+        folder = self.folder / str(step)
+        # Without the first file the step is still complete, without both it is unfinished.
+        for name in (_DONE, META):
+            paths.remove(folder / name)
+        paths.remove_tree(folder)
 
     def _fail(self, error: Exception) -> NoReturn:
         """Raises what went wrong with the save in flight, and deletes what it wrote."""

@@ -29,6 +29,16 @@ def test_run_that_would_resume_is_read_and_not_changed(tmp_path):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
+def test_config_that_was_edited_with_its_file_is_refused(tmp_path):
+    train(T2I, tmp_path, stop_after=3)
+    file = tmp_path / "config.json"
+    file.write_text(file.read_text().replace('"seed": 3', '"seed": 1'))
+    edited = replace(T2I, seed=1)
+    for start in (dry_run, train):
+        with pytest.raises(UserError, match="has seed=1, and the checkpoint in its workdir 3"):
+            start(edited, tmp_path)
+
+
 def test_errors_are_those_of_the_run(tmp_path):
     train_from = replace(T2I.train, init_from=str(tmp_path / "nowhere"))
     with pytest.raises(UserError, match="nowhere: no such checkpoint"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+from contextlib import suppress
 
 import jax
 import jax.numpy as jnp
@@ -125,8 +126,9 @@ def test_save_in_a_bucket_is_committed_by_its_last_object(gs_path, bucket, state
     meta = gs_path / "checkpoints" / "3" / checkpoint.META
     content = paths.read_bytes(meta)
     assert b"/tmp" not in content and str(gs_path).encode() not in content
-    for mark in (meta, gs_path / "checkpoints" / "3" / saving._DONE):
-        paths.remove(mark)
+    paths.remove(gs_path / "checkpoints" / "3" / saving._DONE)
+    assert_same(restore(gs_path, abstract)[0], state)
+    paths.remove(meta)
     with pytest.raises(UserError, match=r"3: is unfinished"):
         checkpoint.load(gs_path / "checkpoints" / "3")
     with pytest.raises(UserError, match="holds no checkpoint"):
@@ -149,6 +151,33 @@ def test_step_without_its_last_file_is_no_checkpoint(copy, abstract):
         checkpoint.load(half)
     assert int(restore(copy, abstract)[0].step) == 3
     assert not half.exists() and not older.exists()
+
+
+@pytest.mark.parametrize("removed", [0, 1, 2])
+def test_deletion_killed_halfway_leaves_a_whole_step_or_none(
+    copy, state, abstract, monkeypatch, removed
+):
+    checkpoints = Checkpoints(copy / "checkpoints")
+    files = []
+
+    def remove(path):
+        if len(files) == removed:
+            raise KeyboardInterrupt
+        files.append(path)
+        path.unlink()
+
+    with monkeypatch.context() as killed:
+        killed.setattr(paths, "remove", remove)
+        killed.setattr(paths, "remove_tree", lambda path: None)
+        with suppress(KeyboardInterrupt):
+            checkpoints._delete(3)
+    checkpoints.close()
+    assert len(files) == removed
+    if removed < 2:
+        assert_same(restore(copy, abstract)[0], state)
+    else:
+        Checkpoints(copy / "checkpoints").close()
+        assert not (copy / "checkpoints" / "3").exists()
 
 
 def test_complete_step_that_lost_its_last_file_is_kept(copy, state):
