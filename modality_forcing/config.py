@@ -247,7 +247,8 @@ class Config:
         targets = self.train.lora_targets
         if unknown := sorted(set(targets) - set(MATRICES)):
             hint = f"the matrices of a block are {', '.join(MATRICES)}"
-            raise UserError(f"train.lora_targets names {unknown[0]!r}", hint=hint)
+            what = f"train.lora_targets names {unknown[0]!r}, which is not a matrix of a block"
+            raise UserError(what, hint=hint)
         if self.train.lora_rank and not targets:
             raise UserError("train.lora_targets is empty", hint="name at least one matrix")
 
@@ -263,7 +264,8 @@ class Config:
         for key in ("guidance", "condition_guidance"):
             if unknown := sorted(set(getattr(self.sample, key)) - set(names)):
                 hint = f"the modalities are {', '.join(names)}"
-                raise UserError(f"sample.{key} names {unknown[0]!r}", hint=hint)
+                what = f"sample.{key} names {unknown[0]!r}, which is not a modality"
+                raise UserError(what, hint=hint)
         if self.train.distill and len(names) < 2:
             raise UserError("train.distill needs a second modality to hold the first against")
         if len({m.position_id for m in self.modalities.values()}) != len(names):

@@ -170,7 +170,8 @@ def given_together(modalities: Mapping[str, Modality]) -> dict[tuple[str, ...], 
                 raise UserError(f"{key}, and there is no {unknown[0]!r}", hint=hint)
             if not 1 < len(names) < len(modalities):
                 hint = "leave at least one modality to be generated, and name others than itself"
-                raise UserError(key, hint=hint)
+                what = f"{key}, which gives {len(names)} of {len(modalities)} modalities"
+                raise UserError(what, hint=hint)
             together = tuple(n for n in modalities if n in names)
             found[together] = found.get(together, 0.0) + probability
     total = sum(m.cond_prob for m in modalities.values()) + sum(found.values())

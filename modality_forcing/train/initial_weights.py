@@ -32,7 +32,7 @@ def initial_params(config: Config, abstract: TrainState, shardings: Shardings) -
     c, modalities, network = config.train, base.build(config), abstract.all_params()
     if not c.init_from:
         return init_params(config, modalities, shardings(network))
-    check_source(config)  # before the slow part
+    open_weights(c.init_from, config.data.resolution)  # raises before the slow part
     flat, only = flatten(network), None
     if abstract.frozen:  # the others would only take memory
         new = freezing.new_prefixes(network, c)
@@ -45,11 +45,6 @@ def initial_params(config: Config, abstract: TrainState, shardings: Shardings) -
     merged = merge_params(source, base_like, c.allow_missing_modalities, where=c.init_from)
     merged = join_params(_copy_missing(merged, missing, config), updates)
     return jax.tree.map(lambda x, like: x.astype(like.dtype), merged, network)
-
-
-def check_source(config: Config) -> None:
-    """Raises UserError if train.init_from names no weights."""
-    open_weights(config.train.init_from, config.data.resolution)
 
 
 def load_source(config: Config, shardings: Shardings) -> tuple[Config, Params]:
@@ -80,7 +75,6 @@ def load_teacher(config: Config, shardings: Shardings, frozen: Params) -> Teache
     """
     if not config.train.init_from:
         raise UserError("train.distill needs train.init_from, the checkpoint to stay near")
-    check_source(config)
     teacher, params = load_source(config, shardings)
     graph, shapes = abstract_model(teacher, base.build(teacher))
     params = merge_params(params, shapes, where=config.train.init_from)  # raises if they do not fit
@@ -97,7 +91,8 @@ def _copy_missing(params: Params, missing: set[str], config: Config) -> Params:
         return params
     if original not in config.modalities:
         hint = f"the modalities are {', '.join(config.modalities)}"
-        raise UserError(f"train.copy_missing_from names {original!r}", hint=hint)
+        what = f"train.copy_missing_from names {original!r}"
+        raise UserError(f"{what}, which is not a modality", hint=hint)
     flat = flatten(params)
     for name in config.train.allow_missing_modalities:
         own = zip(new_modules({}, name), new_modules({}, original), strict=True)

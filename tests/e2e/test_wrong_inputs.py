@@ -122,11 +122,11 @@ CONFIG = {
     ),
     "guided_nothing": (
         [T2I, "--config.sample.guidance={'depht': 2}"],
-        r"sample\.guidance names 'depht'; the modalities are image",
+        r"sample\.guidance names 'depht', which is not a modality; the modalities are image",
     ),
     "guided_by_nothing": (
         [T2I, "--config.sample.condition_guidance={'depht': 2}"],
-        r"sample\.condition_guidance names 'depht'; the modalities are image",
+        r"sample\.condition_guidance names 'depht', which is not a modality; the modalities are",
     ),
     "unknown_kind": (
         [T2I, "--config.modalities.image.kind=images"],

@@ -89,8 +89,14 @@ def test_several_modalities_are_given_together():
     ("others", "message"),
     [
         ({"flow": 0.1}, r"cond_prob_with names 'flow', and there is no 'flow'; the modalities are"),
-        ({"image": 0.1}, "names 'image'; leave at least one modality to be generated"),
-        ({"depth+normals": 0.1}, r"names 'depth\+normals'; leave at least one"),
+        (
+            {"image": 0.1},
+            "names 'image', which gives 1 of 3 modalities; leave at least one modality",
+        ),
+        (
+            {"depth+normals": 0.1},
+            r"names 'depth\+normals', which gives 3 of 3 modalities; leave at least one",
+        ),
         ({"depth": 0.5}, "sum to 1.1; they must sum to at most 1"),
     ],
 )

@@ -81,7 +81,9 @@ def test_each_stacked_matrix_of_the_targets_has_an_update_but_those_of_new_modal
 
 
 def test_matrix_that_a_block_does_not_have_is_refused():
-    with pytest.raises(UserError, match=r"lora_targets names .qkv.; the matrices .* q, k, v"):
+    with pytest.raises(
+        UserError, match=r"lora_targets names .qkv., which is not a matrix .* q, k, v"
+    ):
         tiny.t2i(lora_rank=2, lora_targets=("q", "qkv"))
     with pytest.raises(UserError, match="lora_targets is empty"):
         tiny.t2i(lora_rank=2, lora_targets=())

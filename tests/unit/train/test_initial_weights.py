@@ -89,7 +89,9 @@ def test_new_modules_are_fresh_without_a_modality_to_copy(klein):
     params = start(post_training(klein))
     q, image = params["double/layers/depth/q"], params["double/layers/image/q"]
     assert np.any(q) and not np.array_equal(q, image.astype(jnp.float32))
-    with pytest.raises(UserError, match="copy_missing_from names 'rgb'; the modalities are image"):
+    with pytest.raises(
+        UserError, match="copy_missing_from names 'rgb', which is not a modality; the"
+    ):
         start(post_training(klein, copy_missing_from="rgb"))
 
 

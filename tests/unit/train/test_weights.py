@@ -14,7 +14,7 @@ from modality_forcing.export import job
 from modality_forcing.generator import Generator, load_weights
 from modality_forcing.models.int8 import Int8Weight
 from modality_forcing.train import checkpoint
-from modality_forcing.train.initial_weights import check_source, load_source
+from modality_forcing.train.initial_weights import load_source
 from modality_forcing.train.weights import describe, open_weights
 from modality_forcing.train.workdir import resolve_paths
 from tests import released, tiny
@@ -51,7 +51,6 @@ def test_export_is_8_bits_on_request(exported: Path, forcing_run: Path):
 
 def test_run_starts_from_an_export_as_from_its_run(exported: Path, forcing_run: Path):
     config = tiny.forcing(init_from=str(exported / "weights.safetensors"))
-    check_source(config)
     found_config, found = load_source(config, lambda t: jax.tree.map(first_device, t))
     expected_config, expected = checkpoint.load(forcing_run)
     assert found_config == expected_config
