@@ -1,4 +1,4 @@
-"""How a config changes with width, batch and horizon so that runs of one study are tuned alike."""
+"""How a config changes with width and horizon so that runs of one study are tuned alike."""
 
 from __future__ import annotations
 
@@ -12,31 +12,19 @@ from modality_forcing.train.optim import decay_start_step, warmup_steps
 
 @dataclass(frozen=True)
 class Recipe:
-    """Constants of a model family, by default those of text-to-image pretraining at 256 px."""
+    """Constants of a model family, by default those of text-to-image pretraining at 256 px.
 
-    # The reference point. Learning rate and batch are unpublished.
+    The learning rate does not depend on the horizon, so that horizons can share a trunk.
+    `train/optim.py` has the powers of the width that rates follow, and their sources. Under Adam, a
+    batch of n times as many examples goes with n^0.5 times the rate (Malladi et al. 2022,
+    2205.10287) and with n^0.5 times the weight decay, which keeps rate x decay per example (Wang &
+    Aitchison 2024, 2405.13698).
+    """
+
     base_width: int = 1024  # the narrowest of the family (Duisterhof et al. 2026, table 2)
-    learning_rate: float = 3e-4  # as for 350M parameters of this width in Brown et al. 2020
-    base_batch: int = 1024  # 384 tokens each, 0.4M tokens a step
-    base_images: int = 512_000_000  # the horizon for which base_batch is right: 500,000 steps
-    weight_decay: float = 0.01  # of matrices; DiT trains without it (Peebles & Xie 2023)
-    b1: float = 0.9  # Kingma & Ba 2015
-    b2: float = 0.95  # Brown et al. 2020
+    learning_rate: float = 3e-4  # unpublished; of 350M parameters in Brown et al. 2020
     mlp_ratio: int = 3  # mlp_dim / width (Duisterhof et al. 2026, table 2)
-
-    # Powers of width / base_width at fixed depth; train/optim.py gives the reasons.
-    matrix_rate: float = -1.0  # of sums over the width and heads: 2203.03466, 2505.15270
-    other_rate: float = 0.0  # of input matrices, gains, offsets and scalars: the same papers
-    rate_times_decay: float = 0.0  # of matrices: 2405.13698; Fan et al. (2510.15262) fit -0.5
-    eps: float = -1.0  # of Adam, as gradients fall: Everett et al. 2024 (2407.05872)
-
-    # Powers of batch / base_batch and of images / base_images.
-    batch_rate: float = 0.5  # of learning rates under Adam: Malladi et al. 2022 (2205.10287)
-    batch_decay: float = 0.5  # keeps rate x decay per example: Wang & Aitchison 2024 (2405.13698)
-
-    # Shares of a run's steps. The learning rate does not depend on the horizon, so that horizons
-    # can share a trunk.
-    warmup_fraction: float = 0.01  # configs/t2i.py: 5000 of 500,000 steps
+    warmup_fraction: float = 0.01  # of the steps; configs/t2i.py: 5000 of 500,000
     decay_fraction: float = 0.2  # 1 - sqrt, as good as a cosine: Hagele et al. 2024 (2405.18392)
 
 
@@ -96,18 +84,4 @@ def with_horizon(
             raise UserError(what, hint="take more images, or a shorter warm-up")
         # The half, because a share is rounded down to whole steps.
         train = replace(train, warmup_fraction=min((warmup + 0.5) / steps, 1.0))
-    return replace(config, train=train)
-
-
-def scale_batch(config: Config, batch: int, recipe: Recipe = RECIPE) -> Config:
-    """Returns the config at another batch, with as many images and averages over as many."""
-    c, ratio = config.train, batch / config.train.batch
-    train = replace(
-        c,
-        batch=batch,
-        steps=max(-(-c.steps * c.batch // batch), 1),
-        learning_rate=c.learning_rate * ratio**recipe.batch_rate,
-        weight_decay=c.weight_decay * ratio**recipe.batch_decay,
-        b2=c.b2**ratio,
-    )
     return replace(config, train=train)

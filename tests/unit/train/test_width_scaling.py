@@ -1,4 +1,4 @@
-"""Other widths, batches and horizons of a config, and the powers that the optimizer follows."""
+"""Other widths and horizons of a config, and the powers that the optimizer follows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from modality_forcing.errors import UserError
 from modality_forcing.models.presets import SIZES
 from modality_forcing.train import width_scaling
 from modality_forcing.train.optim import decay_start_step, make_optimizer, schedule, warmup_steps
-from modality_forcing.train.width_scaling import RECIPE, scale_batch, scale_width, with_horizon
+from modality_forcing.train.width_scaling import RECIPE, scale_width, with_horizon
 from modality_forcing.tree import flatten
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -108,39 +108,16 @@ def test_horizon_shorter_than_the_trunk_warmup_is_refused():
         with_horizon(DEMO, 1600, trunk=DEMO)
 
 
-def test_scale_batch_keeps_images_and_averaging_horizons():
-    scaled = scale_batch(DEMO, 64).train
-    assert scaled.steps * scaled.batch == DEMO.train.steps * DEMO.train.batch
-    assert scaled.learning_rate == pytest.approx(2 * DEMO.train.learning_rate)
-    assert np.log(0.5) / np.log(scaled.b2) * 64 == pytest.approx(
-        np.log(0.5) / np.log(DEMO.train.b2) * 16
-    )
-
-    def per_image(c):
-        return c.learning_rate * c.weight_decay / c.batch
-
-    assert per_image(scaled) == pytest.approx(per_image(DEMO.train))
-
-
 def test_paper_config_equals_the_recipe():
     c = PAPER.train
-    scaled = {
-        "learning_rate",
-        "base_width",
-        "weight_decay",
-        "b1",
-        "b2",
-        "warmup_fraction",
-        "decay_fraction",
-    }
+    scaled = {"learning_rate", "base_width", "warmup_fraction", "decay_fraction"}
     assert {name: getattr(c, name) for name in scaled} == {
         name: getattr(RECIPE, name) for name in scaled
     }
-    assert (c.batch, c.steps * c.batch) == (RECIPE.base_batch, RECIPE.base_images)
     assert PAPER.model.mlp_dim == RECIPE.mlp_ratio * PAPER.model.width
 
 
-def test_optimizer_follows_the_powers_of_the_recipe():
+def test_optimizer_follows_its_powers_of_the_width():
     """Rates, decay and epsilon of one step from nothing, at base width and four times it."""
     params = {
         "trunk": {"layers": {"q": jnp.ones((1, 2, 2)), "offset": jnp.ones((1, 2))}},
@@ -162,15 +139,13 @@ def test_optimizer_follows_the_powers_of_the_recipe():
         )
 
     matrix, vector, inputs = moved(c, 256, 1.0) / moved(c, 64, 1.0)
-    assert matrix == pytest.approx(4**RECIPE.matrix_rate, rel=1e-5)
-    assert vector == pytest.approx(4**RECIPE.other_rate, rel=1e-5) == inputs
+    assert matrix == pytest.approx(1 / 4, rel=1e-5)
+    assert vector == pytest.approx(1.0, rel=1e-5) == inputs
     decaying = replace(c, weight_decay=0.1)
-    np.testing.assert_allclose(
-        moved(decaying, 256, 0.0), np.array([-0.1, 0, -0.1]) * 4**RECIPE.rate_times_decay, rtol=1e-5
-    )
-    # A gradient of epsilon's size is halved, at both widths if it falls as the recipe says.
+    np.testing.assert_allclose(moved(decaying, 256, 0.0), [-0.1, 0, -0.1], rtol=1e-5)
+    # A gradient of epsilon's size is halved, at both widths.
     assert (
-        moved(c, 256, 1e-8 * 4**RECIPE.eps)[1]
+        moved(c, 256, 1e-8 / 4)[1]
         == pytest.approx(moved(c, 64, 1e-8)[1], rel=1e-3)
         == pytest.approx(-0.5, rel=1e-3)
     )
