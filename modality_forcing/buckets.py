@@ -136,14 +136,6 @@ def list_dir(path: BucketPath) -> list[BucketPath]:
     return sorted(path / name for name in last)
 
 
-def list_all(path: BucketPath) -> list[BucketPath]:
-    """Returns all objects below a prefix, sorted."""
-    with _one_line(path, "listed"):
-        found = _client(path).find(str(path))
-    scheme = str(path).partition("://")[0]
-    return sorted(BucketPath(f"{scheme}://{name}") for name in found)
-
-
 def read(path: BucketPath) -> bytes:
     """Returns the content of an object."""
     with _one_line(path, "read"):

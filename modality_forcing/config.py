@@ -287,13 +287,6 @@ class Config:
             raise UserError("data.cache goes with data.source=prepared", hint=hint)
 
 
-def tokens(config: Config) -> dict[str, int]:
-    """Returns the tokens of one example by stream: text, then each modality."""
-    return {"text": config.text.tokens} | {
-        n: (config.data.resolution // m.patch) ** 2 for n, m in config.modalities.items()
-    }
-
-
 def check_splash(config: Config) -> None:
     """Raises UserError where the TPU attention kernel does not fit."""
     if (head_dim := config.model.head_dim) % 128:

@@ -73,7 +73,7 @@ class File:
         return array.reshape(shape)
 
 
-def open_file(path: Path, hint: str = "copy it again") -> File:
+def open_file(path: Path) -> File:
     """Returns a file with its header read and compared with its size by the format's own library.
 
     Raises UserError for a file that is cut off or no safetensors, and for types of numbers that
@@ -90,7 +90,7 @@ def open_file(path: Path, hint: str = "copy it again") -> File:
             header = parse_object(opened.read(length).decode())
     except (SafetensorError, ValueError) as error:
         what = f"is cut off or no safetensors file ({' '.join(str(error).split())})"
-        raise UserError(what, where=path, hint=hint) from error
+        raise UserError(what, where=path, hint="copy it again") from error
     except OSError as error:
         raise paths.os_error(error, path, "read") from error
     metadata = header.pop(_METADATA, {})

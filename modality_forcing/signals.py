@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from importlib.machinery import ExtensionFileLoader
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -67,26 +68,15 @@ def exit_code(error: KeyboardInterrupt) -> int:
     return INTERRUPTED if number == signal.SIGINT else STOPPED
 
 
+@dataclass
 class StopFlag:
-    """Which signal asked to stop.
+    """Which signal asked to stop."""
 
-    Attributes:
-      signal: its number, None so far.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-
-    def check(self) -> None:
-        """Raises StopRequest once a signal asked to stop."""
-        if self.signal is not None:
-            raise StopRequest(self.signal)
+    signal: int | None = None  # its number
 
 
 @contextmanager
-def stop_flag(
-    signals: Sequence[int] = (signal.SIGINT, *SIGNALS), notify: Callable[[], None] | None = None
-) -> Iterator[StopFlag]:
+def stop_flag(notify: Callable[[], None] | None = None) -> Iterator[StopFlag]:
     """Collects signals in a flag. A Ctrl-C after another signal ends the process at once.
 
     A thread receives them, so that this holds while the main thread compiles or waits. Outside the
@@ -100,7 +90,8 @@ def stop_flag(
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    heeded = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+    every = (signal.SIGINT, *SIGNALS)
+    heeded = [number for number in every if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, lambda *_: None) for number in heeded}
     wakeup = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     thread = threading.Thread(target=_receive, args=(reading, flag, heeded, notify), daemon=True)

@@ -57,6 +57,13 @@ class Bucket:
             files, _ = self.storage.get_file_list(NAME, prefix or None, None, None)
         return sorted(file["name"] for file in files)
 
+    def below(self, folder: Path) -> list[Path]:
+        """The addresses of all objects below one, sorted."""
+        from modality_forcing.paths import as_path
+
+        names = self.names(str(folder).removeprefix(f"{self.address}/") + "/")
+        return [as_path(f"{self.address}/{name}") for name in names]
+
     def content(self, name: str) -> bytes:
         """The content of an object."""
         with self.lock:

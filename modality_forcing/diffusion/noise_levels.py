@@ -24,14 +24,14 @@ class NoiseDistribution(Protocol):
     def cdf(self, t: Float[Array, "*s"]) -> Float[Array, "*s"]: ...
 
 
-def timestep_shift(t: Float[Array, "*s"], mu: float, sigma: float = 1.0) -> Float[Array, "*s"]:
-    """Shifts levels by mu in logit space: t' = e^mu / (e^mu + (1/t - 1)^sigma).
+def timestep_shift(t: Float[Array, "*s"], mu: float) -> Float[Array, "*s"]:
+    """Shifts levels by mu in logit space: t' = e^mu / (e^mu + 1/t - 1).
 
     The mu of successive shifts add up.
     """
     a = jnp.exp(mu)
     t = jnp.clip(t, 1e-30, 1.0)
-    return jnp.where(t <= 1e-30, 0.0, a / (a + (1.0 / t - 1.0) ** sigma))
+    return jnp.where(t <= 1e-30, 0.0, a / (a + (1.0 / t - 1.0)))
 
 
 @dataclass(frozen=True)
@@ -120,9 +120,9 @@ class PlateauLogitNormal(LogitNormal):
         return jnp.where(t < self.mode, below, above)
 
 
-def least_level(distribution: NoiseDistribution, share: float = 2e-4) -> float:
-    """Returns the level below which training takes only this share of its examples."""
-    return float(distribution.icdf(jnp.float32(share)))
+def least_level(distribution: NoiseDistribution) -> float:
+    """Returns the level below which training takes 2 of 10,000 examples."""
+    return float(distribution.icdf(jnp.float32(2e-4)))
 
 
 def sample_timesteps(

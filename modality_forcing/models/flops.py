@@ -25,9 +25,8 @@ from jaxtyping import PyTree
 
 from modality_forcing.config import Config, ModelConfig
 from modality_forcing.models.dit import Stream
+from modality_forcing.models.layers import SINUSOID
 from modality_forcing.models.presets import block_parameters
-
-SINUSOID = 256  # input channels of a timestep embedder
 
 
 @dataclass(frozen=True)
@@ -94,22 +93,16 @@ def forward_flops(
     )
 
 
-def step_flops(
-    config: Config,
-    modalities: Mapping[str, Stream],
-    batch: int | None = None,
-    *,
-    frozen: PyTree = None,
-) -> Flops:
+def step_flops(config: Config, modalities: Mapping[str, Stream], *, frozen: PyTree = None) -> Flops:
     """Returns the FLOPs of a train step: 3 forward passes, and one of a distillation teacher.
 
-    Of frozen weights it is 2 forward passes. batch: examples; by default train.batch. frozen: a
-    tree of those weights, or of their shapes.
+    Of frozen weights it is 2 forward passes. frozen: a tree of those weights, or of their
+    shapes.
     """
     each = forward_flops(config, modalities) * 3 + weight_flops(config, modalities, frozen) * -1
     if config.train.distill:
         each += forward_flops(config, modalities, only=[next(iter(modalities))])
-    return each * (config.train.batch if batch is None else batch)
+    return each * config.train.batch
 
 
 def weight_flops(config: Config, modalities: Mapping[str, Stream], params: PyTree) -> Flops:

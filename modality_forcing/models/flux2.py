@@ -31,7 +31,7 @@ from modality_forcing.models.blocks import (
     broadcast_modulation,
 )
 from modality_forcing.models.dit import Stream, StreamSpec
-from modality_forcing.models.layers import Linear, TimestepEmbedder, layer_norm, zeros
+from modality_forcing.models.layers import SINUSOID, Linear, TimestepEmbedder, layer_norm, zeros
 from modality_forcing.models.rope import image_positions, rotary_table, rotate, text_positions
 
 TEXT = "text"  # the name of its stream
@@ -63,7 +63,7 @@ class LevelEmbedder(TimestepEmbedder):
         scaled = (1000.0 * t.astype(self.dtype)).astype(jnp.float32)
         # Of a float32 exponent, as in the public code: a guidance of 4 makes angles of 4000, which
         # show the last bit of a frequency.
-        half = self.in_channels // 2
+        half = SINUSOID // 2
         exponent = np.float32(-np.log(1e4)) * np.arange(half, dtype=np.float32) / np.float32(half)
         angle = scaled[:, None] * np.exp(exponent.astype(np.float64)).astype(np.float32)
         embedded = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

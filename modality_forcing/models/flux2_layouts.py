@@ -60,10 +60,6 @@ class Slot:
     start: int
     head_dim: int = 0  # of a permuted array
 
-    def names(self, layers: int) -> tuple[str, ...]:
-        """Returns the names of its tensors, one for each layer."""
-        return tuple(self.entry.name.format(i=i) for i in range(layers))
-
 
 @dataclass(frozen=True)
 class Layout:

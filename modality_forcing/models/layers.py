@@ -148,12 +148,12 @@ def rms_norm(
     return (y if scale is None else y * scale).astype(x.dtype)
 
 
-def layer_norm(x: Float[Array, "*s d"], eps: float = 1e-6) -> Float[Array, "*s d"]:
+def layer_norm(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
     """(x - mean) / standard deviation over the last axis, in float32; returns x's dtype."""
     y = x.astype(jnp.float32)
     y = y - jnp.mean(y, axis=-1, keepdims=True)
     variance = jnp.mean(jnp.square(y), axis=-1, keepdims=True)
-    return (y * jax.lax.rsqrt(variance + eps)).astype(x.dtype)
+    return (y * jax.lax.rsqrt(variance + 1e-6)).astype(x.dtype)
 
 
 class Linear(nnx.Module):
@@ -169,12 +169,13 @@ class Linear(nnx.Module):
         return sharded_einsum(equation, x, self.w[...])
 
 
-def sinusoid(
-    t: Float[Array, " b"], channels: int = 256, period: float = 10_000.0
-) -> Float[Array, "b c"]:
+SINUSOID = 256  # channels
+
+
+def sinusoid(t: Float[Array, " b"]) -> Float[Array, "b c"]:
     """Embeds 1000 t as [cos | sin], in float32: bfloat16 does not separate 0.99 from 0.991."""
-    half = channels // 2
-    frequency = jnp.exp(-math.log(period) * jnp.arange(half, dtype=jnp.float32) / half)
+    half = SINUSOID // 2
+    frequency = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angle = 1000.0 * t.astype(jnp.float32)[:, None] * frequency  # [b c/2]
     return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
@@ -182,13 +183,12 @@ def sinusoid(
 class TimestepEmbedder(nnx.Module):
     """Noise level [b] -> vector [b d] of the model's width: sinusoid, two-layer MLP, in float32."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs, in_channels: int = 256):
-        self.in_channels = in_channels
-        self.inner = Linear(in_channels, width, rngs=rngs)
+    def __init__(self, width: int, *, rngs: nnx.Rngs):
+        self.inner = Linear(SINUSOID, width, rngs=rngs)
         self.outer = Linear(width, width, rngs=rngs)
 
     def __call__(self, t: Float[Array, " b"]) -> Float[Array, "b d"]:
-        return self.outer(jax.nn.silu(self.inner(sinusoid(t, self.in_channels))))
+        return self.outer(jax.nn.silu(self.inner(sinusoid(t))))
 
 
 class TextEmbedder(nnx.Module):

@@ -184,11 +184,11 @@ def read_state(folder: Path, like: TrainState, way_out: str = "") -> tuple[Train
     return state, meta
 
 
-def read_metadata(folder: Path, way_out: str = "") -> Metadata:
+def read_metadata(folder: Path) -> Metadata:
     """Returns the metadata of the checkpoint in `folder/`; raises UserError if it is damaged."""
-    with _readable(folder, way_out):
+    with _readable(folder):
         meta = _read_meta(folder)
-    return _checked(meta, folder, way_out)
+    return _checked(meta, folder)
 
 
 def silence_orbax() -> None:

@@ -57,11 +57,6 @@ class Export:
     config: Config
 
     @property
-    def is_adapter(self) -> bool:
-        """Whether the weights are only those that a run trained, on top of others."""
-        return self.manifest.get("adapter") is True
-
-    @property
     def training(self) -> JsonObject:
         """What the manifest has of the run: its step and its last metrics; {} if nothing."""
         return self.manifest.get("training") or {}

@@ -57,19 +57,19 @@ def test_schemes_that_no_client_reads_are_refused():
             buckets.as_bucket_path(address)
 
 
-def test_objects_are_listed_by_folder_and_removed(gs_path):
+def test_objects_are_listed_by_folder_and_removed(gs_path, bucket):
     for name in ("x/1", "x/2", "x/below/3", "xy"):
         buckets.write(gs_path / name, name.encode())
     assert buckets.kind(gs_path / "x") == stat.S_IFDIR
     assert buckets.kind(gs_path / "x/1") == stat.S_IFREG
     assert buckets.kind(gs_path / "x/4") is None
     assert buckets.list_dir(gs_path / "x") == [gs_path / "x" / name for name in ("1", "2", "below")]
-    assert len(buckets.list_all(gs_path / "x")) == 3
+    assert len(bucket.below(gs_path / "x")) == 3
     assert buckets.size(gs_path / "x/below/3") == len("x/below/3")
     buckets.remove(gs_path / "x/1")
     buckets.remove(gs_path / "x/1")  # nothing there any more
     buckets.remove_tree(gs_path / "x")
-    assert buckets.list_all(gs_path) == [gs_path / "xy"]
+    assert bucket.below(gs_path) == [gs_path / "xy"]
 
 
 def test_each_write_has_another_version(gs_path):

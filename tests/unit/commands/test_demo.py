@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modality_forcing import config
 from modality_forcing.commands import demo
 from modality_forcing.config_file import load
 from modality_forcing.data.in_memory import InMemory
 from modality_forcing.errors import UserError
+from modality_forcing.modalities import base
+from modality_forcing.models import flops
 from modality_forcing.train import inputs
 from modality_forcing.train.workdir import write_config
 from tests import damage
@@ -119,7 +120,7 @@ def test_scale_sparse_only_and_seed(tmp_path: Path):
         demo.configs(options(tmp_path, f"--scale={name}"))[1] for name in ("short", "hour", "night")
     )
     assert demo.configs(options(tmp_path))[1] == short and short.seed == 0
-    tokens = [c.train.steps * c.train.batch * sum(config.tokens(c).values()) for c in (short, hour)]
+    tokens = [c.train.steps * c.train.batch * flops.tokens(c, base.build(c)) for c in (short, hour)]
     assert 4 < tokens[1] / tokens[0] < 8
     assert night.model.width > hour.model.width
     assert 0 < short.data.sparsity_patterns["dense"] < 1

@@ -109,7 +109,7 @@ def test_step_is_three_forward_passes_and_the_teacher():
     c = config("image", "depth")
     modalities = base.build(c)
     student, teacher = forward_flops(c, modalities), forward_flops(c, modalities, only=["image"])
-    assert step_flops(c, modalities, batch=1) == student * 3
+    assert step_flops(c, modalities) == student * 3 * c.train.batch
     distilled = replace(c, train=TrainConfig(batch=6, distill=True))
     assert step_flops(distilled, modalities) == (student * 3 + teacher) * 6
     assert teacher == forward_flops(config("image"), base.build(config("image")))
@@ -152,10 +152,10 @@ def test_parameter_counts_of_the_family(name, billions):
 
 
 def test_backward_pass_of_frozen_weights_is_counted_once():
-    c = config("image", "depth")
+    c = replace(config("image", "depth"), train=TrainConfig(batch=1))
     modalities, shapes = base.build(c), abstract_model(c, base.build(c))[1]
-    whole, forward = step_flops(c, modalities, batch=1), forward_flops(c, modalities)
-    trunk = step_flops(c, modalities, batch=1, frozen={"trunk": shapes["trunk"]})
+    whole, forward = step_flops(c, modalities), forward_flops(c, modalities)
+    trunk = step_flops(c, modalities, frozen={"trunk": shapes["trunk"]})
     assert trunk == replace(whole, trunk=2 * forward.trunk)
     # All weights: what is left of the third pass is attention, which has none.
     everything = weight_flops(c, modalities, shapes)

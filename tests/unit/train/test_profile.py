@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.profiler import ProfileData
 
-from modality_forcing import buckets, paths
+from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.train.profile import Profiler, ProfileWindow, parse_window
 
@@ -46,13 +46,13 @@ def test_profile_holds_the_steps_of_the_window(tmp_path, capfd):
     assert capfd.readouterr().err == f"--profile: written to {tmp_path / 'profile'}\n"
 
 
-def test_profile_of_a_run_in_a_bucket_is_uploaded(gs_path, capfd):
+def test_profile_of_a_run_in_a_bucket_is_uploaded(gs_path, bucket, capfd):
     profiler = Profiler(ProfileWindow(0, 1), gs_path)
     profiler.before_step(0, ())
     assert profiler._mirror is not None
     local = profiler._mirror.local
     profiler.before_step(1, jax.jit(lambda x: x + 1)(jnp.zeros(3)))
-    (path,) = (p for p in buckets.list_all(gs_path) if p.name.endswith(".xplane.pb"))
+    (path,) = (p for p in bucket.below(gs_path) if p.name.endswith(".xplane.pb"))
     assert str(path).startswith(f"{gs_path}/profile/") and not local.exists()
     assert list(ProfileData.from_serialized_xspace(paths.read_bytes(path)).planes)
     assert capfd.readouterr().err == f"--profile: written to {gs_path / 'profile'}\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from modality_forcing import buckets, paths
+from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.train import wandb_log
 from modality_forcing.train.wandb_log import WandbLog
@@ -72,13 +72,13 @@ def test_rows_reach_one_run_over_restarts(tmp_path):
         assert any(name.startswith("eval/sheet") for name in row), row
 
 
-def test_offline_rows_of_a_run_in_a_bucket_are_uploaded(gs_path, tmp_path):
+def test_offline_rows_of_a_run_in_a_bucket_are_uploaded(gs_path, bucket, tmp_path):
     for step in (2, 4):
         log = WandbLog(gs_path, "forcing", {})
         log.write(step, {"loss": step / 8})
         log.close()
     run_id = json.loads(paths.read_text(gs_path / "wandb.json"))["id"]
-    found = [path for path in buckets.list_all(gs_path) if path.name == f"run-{run_id}.wandb"]
+    found = [path for path in bucket.below(gs_path) if path.name == f"run-{run_id}.wandb"]
     assert len(found) == 2
     for path, step in zip(found, (2, 4), strict=True):
         assert str(path).startswith(f"{gs_path}/wandb/offline-run-")
