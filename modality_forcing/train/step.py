@@ -22,7 +22,7 @@ from modality_forcing.models.layout import constrain
 from modality_forcing.train import spikes, step_metrics
 from modality_forcing.train.freezing import Teacher, join_params
 from modality_forcing.train.optim import make_optimizer, schedule
-from modality_forcing.train.sharding import PRESETS, tree_shardings
+from modality_forcing.train.sharding import PRESETS, traced_on, tree_shardings
 from modality_forcing.train.state import Params, TrainState
 from modality_forcing.train.step_metrics import BY_LEVEL, Metrics, Sums, normalize_metrics
 
@@ -206,14 +206,6 @@ def make_step(
             return tree
         return jax.lax.with_sharding_constraint(tree, tree_shardings(tree, rules, mesh))
 
-    def on_mesh(
-        state: TrainState, batch: Batch, teacher_params: Params | None
-    ) -> tuple[TrainState, Metrics]:
-        if mesh is None:
-            return step(state, batch, teacher_params)
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # models/layout.py reads it
-            return step(state, batch, teacher_params)
-
     # The teacher's weights are an argument: closed over, they would be compiled in as constants.
     weights = None if teacher is None else teacher.params
-    return partial(jax.jit(on_mesh, donate_argnums=0), teacher_params=weights)
+    return partial(jax.jit(traced_on(step, mesh), donate_argnums=0), teacher_params=weights)
