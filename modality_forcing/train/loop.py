@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from modality_forcing import compilation_cache
+from modality_forcing import compilation_cache, preemption, signals
 from modality_forcing.allocator import keep_freed_memory
 from modality_forcing.config import Config
 from modality_forcing.data.records import RecordSource
@@ -75,27 +75,27 @@ def train(
         keep_freed_memory()
         if not resumes:  # after all that could refuse the run: until then nothing is written
             stack.enter_context(cache)
-        observe = _Observe(Profiler(profile, workdir), wandb, stop_after)
-        return _train(config, workdir, run, state, clock=clock, observe=observe)
-
-
-@dataclass(frozen=True)
-class _Observe:
-    """What is asked of a run besides its training."""
-
-    profiler: Profiler
-    wandb: bool
-    stop_after: int | None
+        return _train(
+            config,
+            workdir,
+            run,
+            state,
+            clock=clock,
+            profiler=Profiler(profile, workdir),
+            wandb=wandb,
+            stop_after=stop_after,
+        )
 
 
 @dataclass(frozen=True)
 class _Watch:
-    """What the loop tells of its steps, and what tells the loop to stop."""
+    """What the loop reports its steps to, and what stops it."""
 
     logger: TrainLogger
     guard: SpikeGuard
     stop: Stopping
-    observe: _Observe
+    profiler: Profiler
+    stop_after: int | None
 
 
 def _train(
@@ -105,15 +105,17 @@ def _train(
     state: TrainState,
     *,
     clock: RunClock,
-    observe: _Observe,
+    profiler: Profiler,
+    wandb: bool,
+    stop_after: int | None,
 ) -> TrainState:
     guard = SpikeGuard(config.train, workdir, run.batches.records)
     with ExitStack() as stack:
         stack.callback(run.checkpoints.close)
         stack.callback(run.batches.close)
-        stack.callback(observe.profiler.close)
+        stack.callback(profiler.close)
         # Not an exception at any moment: it would be lost in callbacks, or break off a save.
-        stop = stack.enter_context(Stopping())
+        stop = Stopping(stack.enter_context(signals.stop_flag(notify=preemption.notify)))
         while True:
             guard.begin(run.start_step, run.batches.get_state()["batches"])
             logger = TrainLogger(
@@ -123,11 +125,12 @@ def _train(
                 metadata=run.metadata,
                 loader_stats=run.batches.pop_stats,
                 clock=clock,
-                wandb=observe.wandb,
+                wandb=wandb,
             )
             with closing(logger):
                 try:
-                    state = _run_steps(config, run, state, _Watch(logger, guard, stop, observe))
+                    watch = _Watch(logger, guard, stop, profiler, stop_after)
+                    state = _run_steps(config, run, state, watch)
                     break
                 except Spike as error:
                     spike = error.with_traceback(None)  # which would hold the state
@@ -145,7 +148,7 @@ def _run_steps(config: Config, run: Run, state: TrainState, watch: _Watch) -> Tr
     newest: Any = None  # the loss of the last dispatched step
     for k in range(run.start_step, c.steps):
         run.checkpoints.check()
-        if k == watch.observe.stop_after:
+        if k == watch.stop_after:
             return state
         resumed = k == run.start_step  # this step's row and checkpoint are written already
         log_due = not resumed and k % c.log_every == 0
@@ -171,7 +174,7 @@ def _run_steps(config: Config, run: Run, state: TrainState, watch: _Watch) -> Tr
         # Only an idle device counts as waiting. While the last step still runs, loading is free.
         if newest is None or newest.is_ready():
             clock.data_wait_s += time.monotonic() - before
-        watch.observe.profiler.before_step(k, logger.pending)
+        watch.profiler.before_step(k, logger.pending)
         before = time.monotonic()
         annotation = jax.profiler.StepTraceAnnotation("step", step_num=k)
         with jax.transfer_guard("disallow"), annotation:

@@ -6,7 +6,6 @@ import functools
 import signal
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 import jax
 import jax.numpy as jnp
@@ -20,27 +19,14 @@ ASK_EVERY, READ_AFTER = 10, 2  # steps
 
 
 class Stopping:
-    """Ends a run at a step's boundary, as a context manager.
+    """Ends a run at a step's boundary, once a flag is set.
 
     In a run of several processes, a signal to one of them ends all. jax's preemption service
     chooses the step: a signal becomes its notice, and every process asks it at every boundary.
     """
 
-    def __init__(self) -> None:
-        self._flagged = signals.stop_flag(notify=preemption.notify)
-        self._flag = signals.StopFlag()
-
-    def __enter__(self) -> Stopping:
-        self._flag = self._flagged.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._flagged.__exit__(kind, error, trace)
+    def __init__(self, flag: signals.StopFlag):
+        self._flag = flag
 
     def reached(self) -> bool:
         """Returns whether the run ends here.

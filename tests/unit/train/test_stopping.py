@@ -38,7 +38,8 @@ def send(number: int, stop: Stopping) -> None:
     ],
 )
 def test_signal_ends_a_run_with_its_exit_code(number, code, name):
-    with Stopping() as stop:
+    with signals.stop_flag(notify=preemption.notify) as flag:
+        stop = Stopping(flag)
         assert not stop.reached()
         stop.finish()
         send(number, stop)
@@ -78,7 +79,8 @@ def test_processes_agree_on_step_and_exit_code(several, monkeypatch, ours, their
     monkeypatch.setattr(preemption, "notify", lambda: noticed.append(1))
     monkeypatch.setattr(preemption, "reached", lambda: bool(noticed or theirs))
     several[0] = theirs
-    with Stopping() as stop:
+    with signals.stop_flag(notify=preemption.notify) as flag:
+        stop = Stopping(flag)
         if ours:
             send(ours, stop)
         assert stop.reached() == bool(ours or theirs)
