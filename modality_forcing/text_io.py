@@ -9,14 +9,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.tree import JsonObject
 
+T = TypeVar("T")
 _MAX_DEPTH = 100  # of nested JSON, far from the recursion limit of those who walk it
 _MAX_SHOWN = 40  # characters of a value in a message
 _NO_OBJECT = "its value is not an object"
@@ -86,6 +87,25 @@ def read_object(
     if not isinstance(value, dict):
         raise UserError(f"{what} ({_NO_OBJECT})", where=path, hint=hint)
     return value
+
+
+def read_lines(path: Path, parse: Callable[[str], T], what: str) -> list[T]:
+    """Returns the parsed lines of a file, without a last one that a kill cut short.
+
+    parse: raises TypeError or ValueError with the reason. Raises UserError, `what` with the reason,
+    for any other line that does not parse.
+    """
+    lines = split_lines(paths.read_text(path))
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(parse(line))
+        except (TypeError, ValueError) as error:
+            if number == len(lines):
+                break
+            where = f"{path}, line {number}"
+            raise UserError(f"{what} ({error})", where=where, hint="remove the line") from error
+    return found
 
 
 def json_checksum(content: Mapping[Any, object]) -> str:

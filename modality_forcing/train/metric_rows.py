@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modality_forcing import paths
-from modality_forcing.errors import UserError
-from modality_forcing.text_io import parse_number, parse_object, split_lines
+from modality_forcing.text_io import parse_number, parse_object, read_lines
 
 PART_ROWS = 1000
 Row = dict[str, float]
@@ -100,22 +99,16 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def _read(path: Path) -> list[Row]:
-    lines = split_lines(paths.read_text(path))
-    rows = []
-    for number, line in enumerate(lines, 1):
-        try:
-            row = parse_object(line, finite=False)
-            for value in row.values():
-                parse_number(value)
-            if not parse_number(row.get("step")).is_integer():
-                raise ValueError(f"step {row['step']} is not a whole number")
-        except ValueError as error:
-            if number == len(lines):
-                break
-            what = f"is not a row of metrics ({error})"
-            raise UserError(what, where=f"{path}, line {number}", hint="remove the line") from error
-        rows.append(row)
-    return rows
+    return read_lines(path, _row, "is not a row of metrics")
+
+
+def _row(line: str) -> Row:
+    row = parse_object(line, finite=False)
+    for value in row.values():
+        parse_number(value)
+    if not parse_number(row.get("step")).is_integer():
+        raise ValueError(f"step {row['step']} is not a whole number")
+    return row
 
 
 def _format(rows: Sequence[Mapping[str, float]]) -> str:

@@ -25,9 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from modality_forcing import paths
 from modality_forcing.config import TrainConfig
-from modality_forcing.errors import UserError
-from modality_forcing.text_io import parse_object, split_lines
-from modality_forcing.tree import JsonObject
+from modality_forcing.text_io import parse_object, read_lines
 
 SPIKE = "spike"  # the metric: 1 where a step is one
 FILE = "spikes.jsonl"  # in the workdir: a line for each spike
@@ -138,22 +136,12 @@ def read(workdir: Path) -> list[SpikeRecord]:
     Raises UserError for any other line that is none.
     """
     path = workdir / FILE
-    lines = split_lines(paths.read_text(path)) if paths.exists(path) else []
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(_record(parse_object(line)))
-        except (TypeError, ValueError) as error:
-            if number == len(lines):
-                break
-            what, where = f"is not a spike ({error})", f"{path}, line {number}"
-            raise UserError(what, where=where, hint="remove the line") from error
-    return found
+    return read_lines(path, _record, "is not a spike") if paths.exists(path) else []
 
 
-def _record(content: JsonObject) -> SpikeRecord:
+def _record(line: str) -> SpikeRecord:
     """Returns the spike of a line; raises TypeError or ValueError if it is none."""
-    spike = SpikeRecord(**content)
+    spike = SpikeRecord(**parse_object(line))
     numbers, objects = (spike.step, spike.batch), (spike.values, spike.records)
     if not all(type(n) is int for n in numbers) or not all(isinstance(o, dict) for o in objects):
         raise ValueError("step and batch are whole numbers, values and records objects")
