@@ -105,15 +105,10 @@ def abstract_step(
     modalities = base.build(config)
     graph, shapes = abstract_model(config, modalities)
 
-    def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
-        return jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-        )
-
     state = jax.eval_shape(lambda p: init_state(config, p), shapes)
-    state = abstract(state, sharding.tree_shardings(state, rules, mesh))
+    state = sharding.abstract(state, sharding.tree_shardings(state, rules, mesh))
     batch = abstract_batch(config, modalities)
-    batch = abstract(batch, sharding.batch_shardings(batch, mesh))
+    batch = sharding.abstract(batch, sharding.batch_shardings(batch, mesh))
     null = jax.tree.map(lambda s: np.zeros(s.shape[1:], s.dtype), abstract_text(config.text, 1))
     teacher = None
     if config.train.distill:  # the text-to-image network: the primary modality alone
@@ -124,7 +119,7 @@ def abstract_step(
         weights = jax.eval_shape(partial(to_frozen_dtype, c=config.train), weights)
         teacher = make_teacher(teacher_graph, weights, state.frozen)
         weights = sharding.tree_shardings(teacher.params, rules, mesh)
-        teacher = teacher._replace(params=abstract(teacher.params, weights))
+        teacher = teacher._replace(params=sharding.abstract(teacher.params, weights))
     step = make_step(config, modalities, graph, null, teacher=teacher, mesh=mesh)
     return step.func, (state, batch, step.keywords["teacher_params"]), mesh
 

@@ -101,7 +101,7 @@ def plan(request: Request, target: Target) -> SamplePlan:
     modalities = base.build(config, request.size)
     shapes = abstract_weights(request)
     placed = sharding.tree_shardings(shapes, sharding.PRESETS[config.mesh.preset], mesh)
-    params = _on(shapes, placed)
+    params = sharding.abstract(shapes, placed)
     generator = Generator(config, params, FrozenEncoders(), mesh, request.size)
     trajectory, names = generator.trajectory(request.task)
     inputs = _by_example(abstract_batch(config, modalities, batch), mesh)
@@ -162,13 +162,7 @@ def evaluations(config: Config, task: str, free: Sequence[str], cond: Sequence[s
 
 
 def _by_example(tree: PyTree, mesh: Mesh) -> PyTree:
-    return _on(tree, sharding.batch_shardings(tree, mesh))
-
-
-def _on(tree: PyTree, shardings: PyTree) -> PyTree:
-    return jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
-    )
+    return sharding.abstract(tree, sharding.batch_shardings(tree, mesh))
 
 
 def run(request: Request, target: Target, as_json: bool) -> int:

@@ -36,7 +36,7 @@ from modality_forcing.progress import print_stderr
 from modality_forcing.text_io import json_checksum
 from modality_forcing.train import checksums
 from modality_forcing.train.freezing import join_params
-from modality_forcing.train.sharding import Shardings
+from modality_forcing.train.sharding import Shardings, abstract, on_first_device
 from modality_forcing.train.state import Params, TrainState
 from modality_forcing.tree import Tree
 
@@ -112,16 +112,13 @@ def load_unmerged(path: Path, shardings: Shardings | None = None) -> tuple[Confi
     """Returns a checkpoint's config, the EMA of what it trained, and its frozen weights."""
     silence_orbax()
     folder = paths.resolve(resolve_checkpoint(path))
-    first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     with _readable(folder):
         meta = _read_meta(folder)
         trees = {}
         for name in (WEIGHTS, *[FROZEN] * _has_frozen(meta)):
             shapes = _shapes(folder / name)
-            placed = jax.tree.map(lambda _: first, shapes)
-            if shardings is not None:
-                placed = shardings(shapes)
-            trees[name] = _read_item(folder / name, jax.tree.map(_on, shapes, placed))
+            at = (shardings or on_first_device)(shapes)
+            trees[name] = _read_item(folder / name, abstract(shapes, at))
     meta = _checked(meta, folder)
     _verify(meta, trees, folder, "use another checkpoint or a backup")
     for name, tree in trees.items():
@@ -154,7 +151,7 @@ def read_tree(folder: Path, shapes: PyTree, placed: PyTree) -> PyTree:
     """
     silence_orbax()
     with _readable(folder):
-        return _read_item(folder, jax.tree.map(_on, shapes, placed))
+        return _read_item(folder, abstract(shapes, placed))
 
 
 def items(state: TrainState) -> dict[str, PyTree]:
@@ -219,10 +216,6 @@ def _has_frozen(meta: object) -> bool:
     """Returns whether a step has weights that do not train; False if its metadata is damaged."""
     sums = meta.get("checksums") if isinstance(meta, Mapping) else None
     return isinstance(sums, Mapping) and FROZEN in sums
-
-
-def _on(shape: jax.ShapeDtypeStruct, sharding: jax.sharding.Sharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Sharding
 from jaxtyping import PyTree
 
-from modality_forcing import distributed, paths, safetensors_io
+from modality_forcing import paths, safetensors_io
 from modality_forcing.config import Config
 from modality_forcing.encoders import locate
 from modality_forcing.errors import UserError
@@ -27,7 +27,7 @@ from modality_forcing.mirror import on_disk
 from modality_forcing.models.int8 import quantize_tree
 from modality_forcing.text_io import parse_object, read_object
 from modality_forcing.train import checkpoint, checksums
-from modality_forcing.train.sharding import Shardings
+from modality_forcing.train.sharding import Shardings, on_first_device
 from modality_forcing.train.state import Params
 from modality_forcing.tree import JsonObject, flatten, unflatten
 
@@ -112,8 +112,7 @@ class Export:
         """
         self.check()
         shapes = unflatten(self._shapes)
-        first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
-        placed = jax.tree.map(lambda _: first, shapes) if shardings is None else shardings(shapes)
+        placed = (shardings or on_first_device)(shapes)
         is_folder = paths.is_dir(self.path)
         read = self._read_orbax(shapes, placed) if is_folder else self._read_file(flatten(placed))
         weights, digests = {}, {}

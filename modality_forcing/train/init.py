@@ -101,7 +101,7 @@ def set_up(
     rules = sharding.PRESETS[config.mesh.preset]
     shardings = partial(sharding.tree_shardings, rules=rules, mesh=mesh)
     abstract = jax.eval_shape(partial(init_state, config), params)
-    abstract = jax.tree.map(_to_shape_dtype_struct, abstract, shardings(abstract))
+    abstract = sharding.abstract(abstract, shardings(abstract))
     teacher = load_teacher(config, shardings, abstract.frozen) if config.train.distill else None
     return Setup(
         config=config,
@@ -213,9 +213,3 @@ def _open_batches(inputs: Inputs, mesh: Mesh) -> PrefetchToDevice:
     return PrefetchToDevice(
         batches, lambda batch: inputs.encoders.encode(jax.tree.map(to_global, batch))
     )
-
-
-def _to_shape_dtype_struct(
-    leaf: jax.ShapeDtypeStruct, sharding: NamedSharding
-) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)

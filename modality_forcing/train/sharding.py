@@ -217,6 +217,19 @@ def tree_shardings(tree: PyTree, rules: ShardingRules, mesh: AnyMesh) -> PyTree:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Returns the shapes and dtypes of a tree, real or abstract, with these shardings."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
+    )
+
+
+def on_first_device(tree: PyTree) -> PyTree:
+    """Returns the sharding of every leaf of a tree that one device holds."""
+    first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
+    return jax.tree.map(lambda _: first, tree)
+
+
 def sharded_over(mesh: AnyMesh) -> Shardings:
     """Returns the shardings of weights that are split over a mesh as far as its axes divide."""
     return functools.partial(tree_shardings, rules=PRESETS["fsdp"], mesh=mesh)
