@@ -22,6 +22,11 @@ def flatten(tree: Tree, separator: str = "/", prefix: str = "") -> dict[str, Any
     return flat
 
 
+def leaves(tree: Tree) -> dict[str, Any]:
+    """Returns {"a/b/c": value} of nested mappings, without the empty ones."""
+    return {path: leaf for path, leaf in flatten(tree).items() if not isinstance(leaf, Mapping)}
+
+
 def unflatten(flat: Tree, separator: str = "/") -> dict[str, Any]:
     """Inverts `flatten`."""
     tree: dict[str, Any] = {}

@@ -23,7 +23,7 @@ from modality_forcing.train import checkpoint, exported
 from modality_forcing.train.exported import MANIFEST, ORBAX, UNFINISHED, Export
 from modality_forcing.train.state import Params, abstract_model
 from modality_forcing.train.weights import Step, open_weights
-from modality_forcing.tree import JsonObject, flatten, unflatten
+from modality_forcing.tree import JsonObject, leaves, unflatten
 
 _REMOVALS, _LATE_WRITES = 5, 0.1  # seconds
 
@@ -183,11 +183,7 @@ def make_manifest(
 
 def _write(folder: Path, weights: _Weights, kind: str, *, adapter: bool) -> JsonObject:
     """Writes all weights and reads them back; returns the manifest."""
-    flat = {
-        path: np.asarray(leaf)
-        for path, leaf in flatten(weights.params).items()
-        if not isinstance(leaf, Mapping)
-    }
+    flat = {path: np.asarray(leaf) for path, leaf in leaves(weights.params).items()}
     entries = {path: exported.describe(leaf) for path, leaf in flat.items()}
     manifest = make_manifest(weights.config, kind, entries, adapter=adapter, **weights.known)
     path = (_write_orbax if kind == ORBAX else exported.write_safetensors)(folder, flat, manifest)

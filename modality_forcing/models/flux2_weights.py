@@ -30,59 +30,45 @@ from modality_forcing.models.flux2_layouts import (
     stored,
 )
 from modality_forcing.safetensors_io import copy_blocks
-from modality_forcing.tree import Tree, flatten, unflatten
+from modality_forcing.tree import Tree, flatten, leaves, unflatten
 
 _HINT = "give a file of this network, or a config with the sizes of the file"
 _ALIGNED = 64  # bytes: from such addresses, jax takes arrays of a CPU without a copy
 
 
-@dataclass(frozen=True)
-class Source:
-    """A checkpoint whose tensors are those of a network, by their names and shapes.
+def match_layout(checkpoint: Checkpoint, shapes: Mapping[str, Shape]) -> tuple[Layout, str]:
+    """Returns the layout of a network's checkpoint, and the prefix of all its names.
 
     shapes: of the network's arrays, by path. Raises UserError, listing names, for tensors that are
     missing, beyond the network or of another shape, and for float8 without scales.
     """
-
-    checkpoint: Checkpoint
-    shapes: Mapping[str, Shape]
-
-    def __post_init__(self) -> None:
-        have = self.checkpoint.shapes
-        layout, prefix = recognize(have, self.checkpoint.where)
-        want = {prefix + name: shape for name, shape in layout.shapes(self.shapes).items()}
-        missing = [name for name in want if name not in have]  # in the order of the layout
-        extra = sorted(name for name in have if name not in want)
-        wrong = [
-            f"{name} {list(have[name])} instead of {list(shape)}"
-            for name, shape in want.items()
-            if name in have and have[name] != shape
-        ]
-        problems = {"lacks": missing, "has beyond it": extra, "has misshaped": wrong}
-        if any(problems.values()):
-            listed = [f"{what} {list_some(names)}" for what, names in problems.items() if names]
-            what = f"does not fit the network: {'; '.join(listed)}"
-            raise UserError(what, where=self.checkpoint.where, hint=_HINT)
-        for name in want:
-            kind = self.checkpoint.dtypes[name]
-            if self.checkpoint.scale(name) is None and kind in FLOAT8:
-                what = f"{name} is {kind} without a scale"
-                hint = "give a file with its weight_scale tensors, or weights in bfloat16"
-                raise UserError(what, where=self.checkpoint.where, hint=hint)
-
-    @property
-    def layout(self) -> tuple[Layout, str]:
-        """The layout, and the prefix of all names."""
-        return recognize(self.checkpoint.shapes, self.checkpoint.where)
+    have = checkpoint.shapes
+    layout, prefix = recognize(have, checkpoint.where)
+    want = {prefix + name: shape for name, shape in layout.shapes(shapes).items()}
+    missing = [name for name in want if name not in have]  # in the order of the layout
+    extra = sorted(name for name in have if name not in want)
+    wrong = [
+        f"{name} {list(have[name])} instead of {list(shape)}"
+        for name, shape in want.items()
+        if name in have and have[name] != shape
+    ]
+    problems = {"lacks": missing, "has beyond it": extra, "has misshaped": wrong}
+    if any(problems.values()):
+        listed = [f"{what} {list_some(names)}" for what, names in problems.items() if names]
+        what = f"does not fit the network: {'; '.join(listed)}"
+        raise UserError(what, where=checkpoint.where, hint=_HINT)
+    for name in want:
+        kind = checkpoint.dtypes[name]
+        if checkpoint.scale(name) is None and kind in FLOAT8:
+            what = f"{name} is {kind} without a scale"
+            hint = "give a file with its weight_scale tensors, or weights in bfloat16"
+            raise UserError(what, where=checkpoint.where, hint=hint)
+    return layout, prefix
 
 
 def array_shapes(tree: Tree) -> dict[str, Shape]:
     """Returns the shape of each array of a tree, by path; empty modules have none."""
-    return {
-        path: tuple(leaf.shape)
-        for path, leaf in flatten(tree).items()
-        if not isinstance(leaf, Mapping)
-    }
+    return {path: tuple(leaf.shape) for path, leaf in leaves(tree).items()}
 
 
 @dataclass(frozen=True)
@@ -109,7 +95,7 @@ def load(
     shapes: nested dicts of anything with a shape, by the network's attribute names. shardings: of
     each array; by default everything is on the first device.
 
-    Raises UserError as `Source` does.
+    Raises UserError as `match_layout` does.
     """
     found = dict(arrays(shapes, checkpoint, options, shardings=shardings))
     return unflatten({path: found.get(path, leaf) for path, leaf in flatten(shapes).items()})
@@ -127,7 +113,7 @@ def arrays(
     Each device's part is read from the file by itself, one array after the other.
     """
     flat = array_shapes(shapes)
-    layout, prefix = Source(checkpoint, flat).layout
+    layout, prefix = match_layout(checkpoint, flat)
     at = flatten(shardings) if shardings is not None else {}
     first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     for path, slot in layout.slots(flat).items():

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from jaxtyping import PyTree
 
 from modality_forcing.errors import UserError
-from modality_forcing.tree import Tree, flatten, unflatten
+from modality_forcing.tree import Tree, flatten, leaves, unflatten
 
 # Modules that each modality has; those of models/flux2.py below.
 _OWN = (
@@ -41,8 +39,7 @@ def merge_params(
     Raises UserError naming the paths that are missing, extra or misshaped.
     """
     allowed = tuple(prefix for modality in new for prefix in new_modules(target, modality))
-    everything = flatten(target)
-    have, want = _leaves(flatten(source)), _leaves(everything)
+    have, want = leaves(source), leaves(target)
     is_new = {path for path in want if f"{path}/".startswith(allowed)} if allowed else set()
     problems = {
         "missing": sorted(set(want) - set(have) - is_new),
@@ -60,11 +57,7 @@ def merge_params(
         if problems["misshaped"]:
             hint = "use a checkpoint of this size, or a config with the sizes of the checkpoint"
         raise UserError(f"the weights do not fit ({what})", where=where, hint=hint)
-    return unflatten({path: have.get(path, leaf) for path, leaf in everything.items()})
-
-
-def _leaves(flat: Tree) -> Tree:
-    return {path: leaf for path, leaf in flat.items() if not isinstance(leaf, Mapping)}
+    return unflatten({path: have.get(path, leaf) for path, leaf in flatten(target).items()})
 
 
 def _some(paths: list[str], limit: int = 4) -> str:

@@ -13,20 +13,13 @@ from modality_forcing.train.freezing import Params, join_params
 from modality_forcing.tree import flatten
 
 
-def read_adapter(where: str | Path) -> tuple[Config, Params]:
-    """Returns the config of the run that an adapter is from, and its weights.
-
-    Raises UserError for an export that is none, or damaged (`exported.open_export`).
-    """
-    return open_export(where, adapter=True).load()
-
-
 def apply_adapter(where: str | Path, base: Params) -> tuple[Config, Params]:
     """Returns the network of a run from its adapter and the weights that it started from.
 
-    Low-rank updates are merged. Raises UserError as `read_adapter`, and where they do not fit.
+    Low-rank updates are merged. Raises UserError for an export that is no adapter or is damaged
+    (`exported.open_export`), and where they do not fit.
     """
-    config, weights = read_adapter(where)
+    config, weights = open_export(where, adapter=True).load()
     flat, new = flatten(base), flatten(weights)
     for path in filter(lora.is_update, new):
         owner, name, part = path.rsplit("/", 2)

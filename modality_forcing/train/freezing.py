@@ -6,7 +6,7 @@ and they have no moments, no weight decay and no EMA copy: their average is them
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from fnmatch import fnmatchcase
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ from modality_forcing.config import TrainConfig
 from modality_forcing.errors import UserError
 from modality_forcing.models import lora
 from modality_forcing.models.restore import new_modules
-from modality_forcing.tree import flatten, unflatten
+from modality_forcing.tree import flatten, leaves, unflatten
 
 Params = dict[str, PyTree]  # nested dicts of arrays, by the network's attribute names
 
@@ -33,7 +33,7 @@ def frozen_paths(params: Params, c: TrainConfig) -> set[str]:
     Raises UserError for a name that matches nothing, and if nothing is left to train.
     """
     # A network of one modality has modules without weights.
-    paths = {path for path, leaf in flatten(params).items() if not isinstance(leaf, Mapping)}
+    paths = set(leaves(params))
     frozen: set[str] = set()
     if c.lora_rank:
         new = new_prefixes(params, c)

@@ -73,13 +73,7 @@ class Released:
     def load(
         self, shardings: Shardings | None = None, *, dtype: str = "", int8: bool = False
     ) -> tuple[Config, Params]:
-        """Returns the config and the weights, see `params`."""
-        return self.config, self.params(shardings, dtype=dtype, int8=int8)
-
-    def params(
-        self, shardings: Shardings | None = None, *, dtype: str = "", int8: bool = False
-    ) -> Params:
-        """Returns the weights.
+        """Returns the config and the weights.
 
         shardings: from their shapes to their shardings; by default they go to the first device.
         dtype: of weights; by default float32 where the file has that, else bfloat16. Heads are
@@ -89,7 +83,7 @@ class Released:
         shapes = self.shapes
         placed = None if shardings is None else shardings(shapes)
         options = flux2_weights.Options(dtype or self.dtype, int8)
-        return flux2_weights.load(shapes, self.checkpoint, options, shardings=placed)
+        return self.config, flux2_weights.load(shapes, self.checkpoint, options, shardings=placed)
 
     @property
     def dtype(self) -> str:
@@ -102,7 +96,7 @@ class Released:
     def shapes(self) -> Params:
         """The shapes of the weights; UserError if the files do not fit, before any is read."""
         _, shapes = abstract_model(self.config, base.build(self.config))
-        flux2_weights.Source(self.checkpoint, flux2_weights.array_shapes(shapes))
+        flux2_weights.match_layout(self.checkpoint, flux2_weights.array_shapes(shapes))
         return shapes
 
 

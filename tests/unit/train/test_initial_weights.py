@@ -64,7 +64,7 @@ def post_training(klein: str, **train: Any) -> Config:
 
 def test_post_training_of_klein_starts_from_its_weights_and_copies_for_depth(klein):
     config = post_training(klein, copy_missing_from="image")
-    params, published = start(config), flatten(open_released(klein, 32).params())
+    params, published = start(config), flatten(open_released(klein, 32).load()[1])
     for path, leaf in published.items():
         if not isinstance(leaf, dict):
             np.testing.assert_array_equal(params[path], leaf.astype(params[path].dtype))
@@ -101,7 +101,7 @@ def test_teacher_is_klein_and_shares_what_its_student_does_not_train(klein):
     tree = unflatten(frozen)
     teacher = load_teacher(config, on_first, tree)
     assert set(teacher.shared) == set(frozen)
-    published = flatten(open_released(klein, 32).params())
+    published = flatten(open_released(klein, 32).load()[1])
     found = flatten(teacher.all_params(teacher.params, tree))
     assert found.keys() == published.keys()
     for path, leaf in published.items():

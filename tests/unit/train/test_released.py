@@ -41,7 +41,7 @@ def test_release_of_modality_forcing(tmp_path):
     assert (depth.prediction, depth.detokenizer_layers, depth.position_id) == ("x", 2, 1)
     assert (c.sample.steps, c.sample.guidance, c.sample.log2_alpha) == (50, {"image": 4.0}, 5)
     assert c.sample.timestep_shift == 1.1 and c.eval.batch == 4
-    params = flatten(opened.params())
+    params = flatten(opened.load()[1])
     assert sum(x.size for x in params.values()) == SMALL_FORCING.parameters()
     assert params["single/layers/q"].dtype == jnp.bfloat16
     assert params["head/depth/linear/w"].dtype == jnp.float32
@@ -59,7 +59,7 @@ def test_network_runs_on_weights_in_int8(tmp_path):
     opened = open_released(release(tmp_path), resolution=32)
     config = replace(opened.config, model=replace(opened.config.model, dtype="float32"))
     graph, _ = abstract_model(config, base.build(config))
-    exact, rounded = opened.params(dtype="float32"), opened.params(dtype="float32", int8=True)
+    exact, rounded = opened.load(dtype="float32")[1], opened.load(dtype="float32", int8=True)[1]
     layers = rounded["double"]["layers"]["depth"]
     assert isinstance(layers["up"], Int8Weight) and not isinstance(layers["q_scale"], Int8Weight)
     rng = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def test_file_of_black_forest_labs(tmp_path, name, sizes, steps, guidance):
     c = opened.config
     assert (c.sample.steps, c.model.embedded_guidance) == (steps, guidance)
     assert c.text.encoder == c.modalities["image"].autoencoder == ""
-    assert sum(x.size for x in jax.tree.leaves(opened.params())) == sizes.parameters()
+    assert sum(x.size for x in jax.tree.leaves(opened.load()[1])) == sizes.parameters()
 
 
 @pytest.mark.parametrize("sizes, name", [(KLEIN_4B, "klein-4b"), (KLEIN_9B, "klein-9b")])
