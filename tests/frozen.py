@@ -118,7 +118,7 @@ def prepared(folder: Path, count: int = 11, shard_size: int = 4) -> Path:
         quality=95,
         shard_size=shard_size,
     )
-    work.prepare(PrepareJob(folder, DATASET, settings), Captioned(count), log=[].append)
+    work.prepare(PrepareJob(folder, DATASET, settings), Captioned(count))
     return folder
 
 

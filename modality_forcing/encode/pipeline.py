@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class EncodeTask:
         return write
 
 
-def encode(task: EncodeTask, options: str, *, log: Callable[[str], None] = print_stderr) -> str:
+def encode(task: EncodeTask, options: str) -> str:
     """Writes the missing shards by a pipeline; returns the path of the cache's settings.
 
     options: of Beam. This process loads no weights. Raises UserError if the cache was started with
@@ -103,7 +103,7 @@ def encode(task: EncodeTask, options: str, *, log: Callable[[str], None] = print
         parts = task.parts(frozen)
         total = sum(part.shards.count for part in parts)
         missing = _missing(parts, total)
-        log(f"{len(missing)} of {total} shards of {task.source.split} to write")
+        print_stderr(f"{len(missing)} of {total} shards of {task.source.split} to write")
         beam.run(task, missing, options)
         if missing := _missing(parts, total):
             what = f"lacks {len(missing)} of {total} shards after the pipeline"

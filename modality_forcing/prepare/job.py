@@ -14,7 +14,6 @@ nothing else.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -30,7 +29,7 @@ from modality_forcing.storage.codec import ImageFormat
 from modality_forcing.storage.manifest import Manifest, ShardFile
 from modality_forcing.storage.shard_job import ShardJob, check_or_write_settings, remove_temp_files
 from modality_forcing.storage.stats import DatasetStats
-from modality_forcing.text_io import parse_count, parse_text, with_checksum
+from modality_forcing.text_io import json_checksum, parse_count, parse_text, with_checksum
 
 Failures = tuple[tuple[int, str], ...]  # index and reason
 
@@ -67,7 +66,7 @@ class Settings:
 
     def digest(self) -> str:
         """Returns a short hash of the settings."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        return json_checksum(self.to_json())
 
 
 @dataclass(frozen=True, kw_only=True)

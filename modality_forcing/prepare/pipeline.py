@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,14 +43,7 @@ class PrepareTask:
         return write
 
 
-def prepare(
-    job: PrepareJob,
-    root: Path,
-    options: str,
-    *,
-    max_errors: float = 0.01,
-    log: Callable[[str], None] = print_stderr,
-) -> Manifest:
+def prepare(job: PrepareJob, root: Path, options: str, *, max_errors: float = 0.01) -> Manifest:
     """Writes the missing shards by a pipeline; returns the manifest.
 
     root: of the data set. options: of Beam. max_errors: the fraction of the records that may be
@@ -62,7 +54,7 @@ def prepare(
         job.check_or_write_settings()
         indices = range(job.shards.count)
         missing = [index for index in indices if job.finished(index) is None]
-        log(f"{len(missing)} of {len(indices)} shards of {job.settings.split} to write")
+        print_stderr(f"{len(missing)} of {len(indices)} shards of {job.settings.split} to write")
         beam.run(PrepareTask(job, root), missing, options)
         found = [job.finished(index) for index in indices]
         records = [record for record in found if record]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import multiprocessing
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
@@ -80,17 +80,16 @@ def prepare(
     workers: int = 0,
     shard: tuple[int, int] = (0, 1),
     max_errors: float = 0.01,
-    log: Callable[[str], None] | None = None,
 ) -> Manifest | None:
     """Writes the missing shards; returns the manifest, or None if other jobs have shards to write.
 
     shard: (i, n), every n-th shard from i on. workers: processes, 0 for this one. max_errors: the
-    fraction of the job's records that may be unreadable. log: receives progress instead of stderr.
+    fraction of the job's records that may be unreadable.
     Raises UserError for more errors, if a file cannot be written, if a worker died, or if the same
     job runs already. Finished shards are kept in every case.
     """
     with hold_job(job.folder, f"prepare-{job.settings.split}", shard):
-        return _prepare(job, source, workers, shard, max_errors=max_errors, log=log)
+        return _prepare(job, source, workers, shard, max_errors=max_errors)
 
 
 def _prepare(
@@ -100,7 +99,6 @@ def _prepare(
     shard: tuple[int, int],
     *,
     max_errors: float,
-    log: Callable[[str], None] | None,
 ) -> Manifest | None:
     job.check_or_write_settings()
     assigned = job.shards.assigned(shard)
@@ -116,7 +114,6 @@ def _prepare(
             total,
             done=job.shards.size([*finished]),
             every=_REPORT_EVERY,
-            write=log,
         ),
         counters,
         done=job.shards.size([*finished]),
@@ -141,8 +138,7 @@ def _prepare(
     found = [finished.get(index) or job.finished(index) for index in range(job.shards.count)]
     records = [record for record in found if record]
     if len(records) < len(found):
-        line = f"this job is done; {len(records)} of {len(found)} shards exist"
-        (log or print_stderr)(line)
+        print_stderr(f"this job is done; {len(records)} of {len(found)} shards exist")
         return None
     return job.complete(records, alone=shard[1] == 1)
 

@@ -32,9 +32,7 @@ def prepared(folder: Path, count: int = 5) -> Path:
         quality=95,
         shard_size=2,
     )
-    work.prepare(
-        PrepareJob(folder, DATASET, settings), Scenes(count=count, resolution=32), log=[].append
-    )
+    work.prepare(PrepareJob(folder, DATASET, settings), Scenes(count=count, resolution=32))
     return folder
 
 

@@ -70,14 +70,12 @@ def bytes_of(folder: Path) -> dict[str, str]:
     }
 
 
-def prepare(folder: Path, source: RecordSource, **options) -> list[str]:
-    lines: list[str] = []
-    work.prepare(job_in(folder), source, log=lines.append, **options)
-    return lines
+def prepare(folder: Path, source: RecordSource, **options) -> None:
+    work.prepare(job_in(folder), source, **options)
 
 
-def test_records_are_resized_and_stored(tmp_path: Path):
-    lines = prepare(tmp_path, Torn())
+def test_records_are_resized_and_stored(tmp_path: Path, capsys):
+    prepare(tmp_path, Torn())
     source = Shards(tmp_path)
     assert len(source) == COUNT and source[7].id == Torn()[7].id
     assert source[7].image.shape == (16, 16, 3)
@@ -85,16 +83,18 @@ def test_records_are_resized_and_stored(tmp_path: Path):
     assert found and [file.records for file in found.files] == [3, 3, 3, 2]
     manifest.verify(found)
     assert found.stats["records"] == COUNT and found.stats["sizes"] == {"16 x 16": COUNT}
-    assert "folder train records  11/11" in lines[-1] and "errors" not in lines[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "folder train records  11/11" in last and "errors" not in last
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_bytes_do_not_depend_on_workers(tmp_path: Path, workers: int):
+def test_bytes_do_not_depend_on_workers(tmp_path: Path, capsys, workers: int):
     torn = Torn(bad=(4,))
     prepare(tmp_path / "here", torn, max_errors=0.1)
-    lines = prepare(tmp_path / "there", torn, max_errors=0.1, workers=workers)
+    prepare(tmp_path / "there", torn, max_errors=0.1, workers=workers)
     assert bytes_of(tmp_path / "here") == bytes_of(tmp_path / "there")
-    assert "11/11" in lines[-1] and lines[-1].endswith("errors 1")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "11/11" in last and last.endswith("errors 1")
 
 
 def test_bad_records_move_no_other(tmp_path: Path):
@@ -150,9 +150,7 @@ def test_reading_stops_after_too_many_errors(tmp_path: Path):
             return super().__getitem__(index)
 
     with pytest.raises(UserError, match="2 of 11 records could not be read"):
-        work.prepare(
-            job_in(tmp_path, shard_size=11), Asked(bad=(1, 3)), max_errors=0.1, log=[].append
-        )
+        work.prepare(job_in(tmp_path, shard_size=11), Asked(bad=(1, 3)), max_errors=0.1)
     assert len(asked) <= 5
 
 
@@ -178,12 +176,14 @@ def test_shards_are_compared_with_their_manifest(tmp_path: Path):
         Shards(tmp_path)
 
 
-def test_finished_shards_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_finished_shards_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     prepare(tmp_path, Torn())
     before = bytes_of(tmp_path)
     monkeypatch.setattr(work, "write_shard", None)
-    lines = prepare(tmp_path, Torn())
-    assert lines == ["folder train records  11/11"] and bytes_of(tmp_path) == before
+    capsys.readouterr()
+    prepare(tmp_path, Torn())
+    assert capsys.readouterr().err == "folder train records  11/11\n"
+    assert bytes_of(tmp_path) == before
     monkeypatch.undo()
     (tmp_path / "folder-train.array_record-00002-of-00004").unlink()
     (tmp_path / "folder-train.array_record-00001-of-00004").write_bytes(b"half")
@@ -191,9 +191,10 @@ def test_finished_shards_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert bytes_of(tmp_path) == before
 
 
-def test_jobs_complete_the_split_in_any_order(tmp_path: Path):
+def test_jobs_complete_the_split_in_any_order(tmp_path: Path, capsys):
     prepare(tmp_path / "whole", Torn(bad=(4,)), max_errors=0.3)
-    lines = prepare(tmp_path / "parts", Torn(bad=(4,)), max_errors=0.3, shard=(1, 2))
+    prepare(tmp_path / "parts", Torn(bad=(4,)), max_errors=0.3, shard=(1, 2))
+    lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "this job is done; 2 of 4 shards exist" and "5/5" in lines[-2]
     assert not (tmp_path / "parts/manifest-train.json").exists()
     with pytest.raises(UserError, match=r"lacks 2 of 4 shards of train \(0, 2\)"):
@@ -209,12 +210,13 @@ def test_dead_worker_is_reported(tmp_path: Path):
     assert len(Shards(tmp_path)) == COUNT
 
 
-def test_progress_is_reported_with_rate_and_time_left(tmp_path: Path, monkeypatch):
+def test_progress_is_reported_with_rate_and_time_left(tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(work, "_REPORT_EVERY", 0)
     # However fast the machine: a rate is not shown in the first hundredth of a second.
     clock = SimpleNamespace(monotonic=itertools.count().__next__)
     monkeypatch.setattr(progress, "time", clock)
-    lines = prepare(tmp_path, Torn())
+    prepare(tmp_path, Torn())
+    lines = capsys.readouterr().err.splitlines()
     assert len(lines) == COUNT + 1
     assert all("/s  ETA 0:" in line for line in lines[1:COUNT]), lines
 
