@@ -20,8 +20,8 @@ from modality_forcing.models import lora
 from modality_forcing.models.attention import KERNELS
 from modality_forcing.models.dit import DiT
 from modality_forcing.models.flux2 import Flux2
-from modality_forcing.models.restore import new_modules
-from modality_forcing.train.freezing import Params, join_params, split_params
+from modality_forcing.train.checksums import checksums
+from modality_forcing.train.freezing import Params, join_params, new_prefixes, split_params
 from modality_forcing.train.optim import make_optimizer
 from modality_forcing.train.sharding import PRESETS
 from modality_forcing.tree import flatten, unflatten
@@ -63,9 +63,7 @@ def build_model(config: Config, modalities: Mapping[str, Modality]) -> DiT | Flu
         keep_gathered=keep,
     )
     if (t := c.train).lora_rank:
-        new = tuple(
-            prefix for name in t.allow_missing_modalities for prefix in new_modules({}, name)
-        )
+        new = new_prefixes({}, t)
         keys = nnx.Rngs(rng.named_key(c.seed, "lora", 0))
         lora.attach(model, t.lora_rank, t.lora_scale, t.lora_targets, without=new, rngs=keys)
     return model
@@ -125,30 +123,7 @@ def init_state(config: Config, params: Params, shardings: PyTree = None) -> Trai
 
 
 def params_hash(params: Params) -> str:
-    """Returns a hash of the path, shape, dtype and bits of every weight, on any devices.
-
-    It sums each bit pattern times its position modulo 2^32. Such sums are equal in any order, so
-    that each device sums its own shards and no weight is moved.
-    """
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    sums = jax.device_get(_sums([leaf for _, leaf in leaves]))
-    entries = [
-        (jax.tree_util.keystr(path), leaf.shape, str(leaf.dtype), int(s))
-        for (path, leaf), s in zip(leaves, sums, strict=True)
-    ]
+    """Returns a hash of the path, shape, dtype and `checksums` of every weight, on any devices."""
+    leaves = zip(jax.tree.leaves(params), checksums(params).items(), strict=True)
+    entries = [(path, leaf.shape, str(leaf.dtype), found) for leaf, (path, found) in leaves]
     return hashlib.sha256(repr(entries).encode()).hexdigest()[:12]
-
-
-@jax.jit
-def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
-    def one(x: jax.Array) -> jax.Array:
-        dtype = jnp.dtype(f"uint{8 * x.dtype.itemsize}")
-        bits = jax.lax.bitcast_convert_type(x, dtype).astype(jnp.uint32)
-        position = sum(
-            jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-            * jnp.uint32(2654435761 * 3**axis % 2**32)
-            for axis in range(x.ndim)
-        )
-        return jnp.sum(bits * (2 * jnp.asarray(position, jnp.uint32) + 1), dtype=jnp.uint32)
-
-    return [one(x) for x in leaves]

@@ -82,6 +82,8 @@ def test_params_hash_depends_on_every_bit_path_and_shape(params):
     assert params_hash(swapped) != params_hash({"a": swapped["b"], "b": swapped["a"]})
     assert params_hash({"a": swapped["a"]}) != params_hash({"a": swapped["a"].reshape(3, 2)})
     assert params_hash({"a": swapped["a"]}) != params_hash({"a": swapped["a"][::-1].copy()})
+    signs = np.array([[-1, 1, -1], [1, 1, 1]], "f4")  # an even number of flipped bits
+    assert params_hash({"a": swapped["a"] + 1}) != params_hash({"a": (swapped["a"] + 1) * signs})
     assert params_hash({"a": swapped["a"].astype(jax.numpy.bfloat16)}) != params_hash(
         {"a": swapped["a"]}
     )
