@@ -31,10 +31,6 @@ class NoiseConfig:
     timestep_shift: float = 1.1  # in logit space
     sigma: float = 1.0  # in logit space
 
-    def __post_init__(self):
-        if not self.sigma > 0:
-            raise UserError(f"noise.sigma is {self.sigma:g}", hint="it must be above 0")
-
 
 @dataclass(frozen=True)
 class ModalityConfig:
@@ -258,7 +254,7 @@ class Config:
         if len(names) < 2 and any(cond_prob.values()):
             key = f"modalities.{names[0]}.cond_prob"
             raise UserError(f"{key} needs a second modality to be predicted from it")
-        if min(cond_prob.values()) < 0 or sum(cond_prob.values()) > 1:
+        if sum(cond_prob.values()) > 1:
             hint = "they must sum to at most 1"
             raise UserError(f"the modalities' cond_prob are {cond_prob}", hint=hint)
         for key in ("guidance", "condition_guidance"):

@@ -11,7 +11,7 @@ from modality_forcing.tree import Tree, flatten
 # Ranges of numbers, by keys, their last parts or the mapping they are in. NaN is in none. All other
 # floats are finite, and all other integers count something of which there must be at least one.
 _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("above 0", lambda x: 0 < x < math.inf, "learning_rate grad_clip_norm rope_theta"),
+    ("above 0", lambda x: 0 < x < math.inf, "learning_rate grad_clip_norm rope_theta sigma"),
     (
         "at least 0",
         lambda x: 0 <= x < math.inf,

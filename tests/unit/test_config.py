@@ -100,7 +100,10 @@ def both(image: float, depth: float) -> dict[str, ModalityConfig]:
         (lambda: ModelConfig(heads=6, kv_heads=4), "heads 6 is not a multiple of model.kv_heads 4"),
         (lambda: ModelConfig(kv_heads=0), "kv_heads 0"),
         (lambda: ModelConfig(head_dim=20), "head_dim 20 is not a multiple of 8"),
-        (lambda: NoiseConfig(sigma=0.0), "sigma is 0; it must be above 0"),
+        (
+            lambda: Config(modalities={"image": replace(IMAGE, noise=NoiseConfig(sigma=0.0))}),
+            "image.noise.sigma is 0.0; it must be above 0",
+        ),
         (lambda: Config(modalities={}), "modalities is empty"),
         (
             lambda: Config(modalities={"image": replace(IMAGE, cond_prob=0.2)}),
