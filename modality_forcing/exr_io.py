@@ -20,6 +20,7 @@ import numpy as np
 from modality_forcing.errors import UserError
 from modality_forcing.mirror import fetched
 from modality_forcing.paths import read_bytes, require_file
+from modality_forcing.text_io import list_some
 
 # Twice what Pillow warns of: it refuses images of more.
 _MAX_PIXELS = 179_000_000
@@ -71,8 +72,7 @@ def read_depth_channel(path: str | Path, hint: str) -> np.ndarray:
                 raise ValueError("channels of several sizes")
     chosen = _choose(channels)
     if chosen is None:
-        names = sorted(channels)
-        listed = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        listed = list_some(sorted(channels), _SHOWN)
         raise UserError(f"has channels {listed}, none of which is depth", where=path, hint=hint)
     if chosen.dtype.kind != "f":
         raise UserError(f"holds {chosen.dtype}, not floats", where=path, hint=hint)

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -175,6 +175,13 @@ def check_unique(names: Sequence[str], kind: str) -> None:
     name, count = next(iter(Counter(names).most_common(1)), ("", 0))
     if count > 1:
         raise ValueError(f"{kind} {shorten(repr(name))} is there {count} times")
+
+
+def list_some(names: Iterable[object], shown: int = 3) -> str:
+    """Returns the first names of a list, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - shown} more" if len(listed) > shown else ""
+    return ", ".join(listed[:shown]) + more
 
 
 def shorten(text: str) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from modality_forcing.errors import UserError
 from modality_forcing.mirror import on_disk
 from modality_forcing.paths import as_path, glob, is_dir, is_file
-from modality_forcing.text_io import read_object
+from modality_forcing.text_io import list_some, read_object
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?P<folder>(/[\w.-]+)*?)(@(?P<revision>[\w./-]+))?")
 PATTERNS = (
@@ -18,7 +18,6 @@ PATTERNS = (
     *("tokenizer.json", "vocab.json", "merges.txt", "model_index.json"),
 )
 HUB = "hf"  # of hf:owner/name[@revision], where a path could be meant too
-_SHOWN = 3  # names in a message
 
 
 class Found(NamedTuple):
@@ -94,15 +93,9 @@ def find_files(folder: Path, stem: str = "") -> tuple[Path, ...]:
         raise UserError("lists no files", where=indices[0], hint="download it again")
     files = tuple(folder / name for name in sorted(set(listed.values())))
     if missing := [path.name for path in files if not is_file(path)]:
-        what = f"lacks {list_tensors(missing)}"
+        what = f"lacks {list_some(missing)}"
         raise UserError(what, where=folder, hint="download the rest")
     return files
-
-
-def list_tensors(names: list[str]) -> str:
-    """Returns the first names of tensors or files, and how many more there are."""
-    some = ", ".join(names[:_SHOWN])
-    return some if len(names) <= _SHOWN else f"{some} and {len(names) - _SHOWN} more tensors"
 
 
 def _download(

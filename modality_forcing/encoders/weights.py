@@ -19,10 +19,10 @@ from jax.sharding import Sharding
 
 from modality_forcing import distributed
 from modality_forcing.encoders import quantized
-from modality_forcing.encoders.locate import PATTERNS, find_files, list_tensors, locate
+from modality_forcing.encoders.locate import PATTERNS, find_files, locate
 from modality_forcing.errors import UserError
 from modality_forcing.paths import exists, is_file
-from modality_forcing.text_io import read_object
+from modality_forcing.text_io import list_some, read_object
 from modality_forcing.tree import JsonObject
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ def _check(
     wanted = [name for tensor in tensors.values() for name in tensor.names]
     if missing := [name for name in wanted if name not in checkpoint.shapes]:
         hint = "check that it is this model, and all of it"
-        raise UserError(f"lacks {list_tensors(missing)}", where=where, hint=hint)
+        raise UserError(f"lacks {list_some(missing)}", where=where, hint=hint)
     for path, tensor in tensors.items():
         for name in tensor.names:
             checkpoint.scale(name)  # raises for numbers that are not weights
@@ -298,7 +298,7 @@ def _check(
                 raise UserError(what, where=where, hint=hint)
     left = set(checkpoint.shapes) - set(wanted)
     if extra := sorted(name for name in left if not name.startswith(unused or "\0")):
-        what = f"has {list_tensors(extra)} beyond this model"
+        what = f"has {list_some(extra)} beyond this model"
         raise UserError(what, where=where, hint="check that it is this model")
 
 

@@ -26,6 +26,7 @@ from modality_forcing.evaluation.estimators import DepthMap, Estimator
 from modality_forcing.generator import Generator
 from modality_forcing.modalities import base
 from modality_forcing.paths import check_folder, write_file
+from modality_forcing.text_io import list_some
 from modality_forcing.train import checksums, inputs
 from modality_forcing.train.state import Params
 from modality_forcing.tree import flatten
@@ -324,7 +325,7 @@ def check_finite(
 def _cause(params: Params) -> str:
     """Returns why a network generates values that are not finite."""
     if bad := checksums.not_finite(params):
-        return f"its weights are not: {checksums.some(bad)}"
+        return f"its weights are not: {list_some(bad)}"
     largest, path = max((float(jnp.abs(x).max()), path) for path, x in flatten(params).items())
     return f"the network overflows; its largest weight is {largest:.3g} ({path})"
 

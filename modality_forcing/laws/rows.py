@@ -13,7 +13,14 @@ import numpy as np
 from modality_forcing import paths
 from modality_forcing.errors import UserError
 from modality_forcing.laws.forms import Array
-from modality_forcing.text_io import check_unique, parse_csv, parse_object, shorten, split_lines
+from modality_forcing.text_io import (
+    check_unique,
+    list_some,
+    parse_csv,
+    parse_object,
+    shorten,
+    split_lines,
+)
 from modality_forcing.tree import flatten
 
 # Columns that a message lists. Rows of a sweep have hundreds, most of them of configs.
@@ -38,11 +45,10 @@ class Rows:
         known = sorted(
             {name for row in self.cells for name in row}, key=lambda name: (name.count("."), name)
         )
-        more = f" and {len(known) - _MAX_NAMED} more" if len(known) > _MAX_NAMED else ""
         similar = "".join(
             f"did you mean {name}? " for name in difflib.get_close_matches(column, known, n=1)
         )
-        return f"{similar}it has {', '.join(known[:_MAX_NAMED])}{more}"
+        return f"{similar}it has {list_some(known, _MAX_NAMED)}"
 
     def numbers(self, column: str) -> Array:
         """Returns a column [n]; raises UserError if it is missing or a cell is not a number."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from jaxtyping import PyTree
 
 from modality_forcing.errors import UserError
+from modality_forcing.text_io import list_some
 from modality_forcing.tree import Tree, flatten, leaves, unflatten
 
 # Modules that each modality has; those of models/flux2.py below.
@@ -51,15 +52,10 @@ def merge_params(
         ],
     }
     if any(problems.values()):
-        what = "; ".join(f"{kind}: {_some(paths)}" for kind, paths in problems.items() if paths)
+        what = "; ".join(f"{kind}: {list_some(paths)}" for kind, paths in problems.items() if paths)
         hint = "use a checkpoint of this config, or name the new modalities in "
         hint += "train.allow_missing_modalities"
         if problems["misshaped"]:
             hint = "use a checkpoint of this size, or a config with the sizes of the checkpoint"
         raise UserError(f"the weights do not fit ({what})", where=where, hint=hint)
     return unflatten({path: have.get(path, leaf) for path, leaf in flatten(target).items()})
-
-
-def _some(paths: list[str], limit: int = 4) -> str:
-    more = f" and {len(paths) - limit} more" if len(paths) > limit else ""
-    return ", ".join(paths[:limit]) + more

@@ -33,7 +33,7 @@ from modality_forcing.config import Config, from_dict
 from modality_forcing.errors import UserError
 from modality_forcing.models import lora
 from modality_forcing.progress import print_stderr
-from modality_forcing.text_io import json_checksum
+from modality_forcing.text_io import json_checksum, list_some
 from modality_forcing.train import checksums
 from modality_forcing.train.freezing import join_params
 from modality_forcing.train.sharding import Shardings, abstract, on_first_device
@@ -123,7 +123,7 @@ def load_unmerged(path: Path, shardings: Shardings | None = None) -> tuple[Confi
     _verify(meta, trees, folder, "use another checkpoint or a backup")
     for name, tree in trees.items():
         if bad := checksums.not_finite(tree):
-            what = f"its weights are not finite: {name}/{checksums.some(bad)}"
+            what = f"its weights are not finite: {name}/{list_some(bad)}"
             raise UserError(what, where=folder, hint="use an earlier checkpoint, or train again")
     return parse_config(meta["config"], folder), trees[WEIGHTS], trees.get(FROZEN, {})
 
@@ -323,5 +323,5 @@ def _verify(meta: Metadata, items: Mapping[str, PyTree], folder: Path, way_out: 
         for path in checksums.changed(tree, meta["checksums"][name])
     ]
     if bad:
-        what = f"is damaged: {checksums.some(bad)} changed after saving"
+        what = f"is damaged: {list_some(bad)} changed after saving"
         raise DamagedCheckpoint(what, where=folder, hint=way_out)

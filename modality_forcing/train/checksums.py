@@ -12,7 +12,6 @@ from jax.typing import ArrayLike
 from jaxtyping import PyTree
 
 _SMALL = 2**18  # elements of an array that is hashed on the host
-_SHOWN = 3  # names in a message
 A = TypeVar("A", jax.Array, np.ndarray)
 
 
@@ -69,12 +68,6 @@ def changed(tree: PyTree, expected: Mapping[str, str]) -> list[str]:
 def not_finite(tree: PyTree) -> list[str]:
     """Returns the paths of the arrays that hold a NaN or an infinity."""
     return [path for path, digest in _digests(tree).items() if not digest.finite]
-
-
-def some(names: list[str]) -> str:
-    """Returns the first names of a list, and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _digests(tree: PyTree) -> dict[str, _Digest]:

@@ -25,8 +25,8 @@ from modality_forcing.encoders import locate
 from modality_forcing.errors import UserError
 from modality_forcing.mirror import on_disk
 from modality_forcing.models.int8 import quantize_tree
-from modality_forcing.text_io import parse_object, read_object
-from modality_forcing.train import checkpoint, checksums
+from modality_forcing.text_io import list_some, parse_object, read_object
+from modality_forcing.train import checkpoint
 from modality_forcing.train.sharding import Shardings, on_first_device
 from modality_forcing.train.state import Params
 from modality_forcing.tree import JsonObject, flatten, unflatten
@@ -86,7 +86,7 @@ class Export:
         wanted = {name: (x.shape, np.dtype(x.dtype)) for name, x in self._shapes.items()}
         odd = sorted(n for n in {*found, *wanted} if found.get(n) != wanted.get(n))
         if odd:
-            what = f"does not have the weights of its manifest ({checksums.some(odd)})"
+            what = f"does not have the weights of its manifest ({list_some(odd)})"
             raise UserError(what, where=self.path, hint=_AGAIN)
 
     def verify(self) -> None:
@@ -126,7 +126,7 @@ class Export:
         """Raises UserError for digests that are not the manifest's; "" is none."""
         entries = self.manifest["weights"]
         if bad := sorted(n for n, x in digests.items() if x and x != entries[n]["sha256"]):
-            what = f"is damaged: {checksums.some(bad)} changed after the export"
+            what = f"is damaged: {list_some(bad)} changed after the export"
             raise UserError(what, where=self.path, hint=_AGAIN)
 
     def _read_file(self, placed: Mapping[str, Sharding]) -> Iterator[tuple[str, jax.Array, str]]:

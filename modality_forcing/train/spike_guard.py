@@ -12,6 +12,7 @@ import numpy as np
 from modality_forcing import distributed
 from modality_forcing.config import TrainConfig
 from modality_forcing.progress import print_stderr
+from modality_forcing.text_io import list_some
 from modality_forcing.train import spikes
 from modality_forcing.train.spikes import SPIKE, Spike, SpikeRecord
 
@@ -112,6 +113,5 @@ class SpikeGuard:
 
 
 def _shown(name: str, numbers: Sequence[int]) -> str:
-    more = f" and {len(numbers) - _SHOWN} more" if len(numbers) > _SHOWN else ""
     of = f" of {name}" if name else ""
-    return f"records {', '.join(map(str, numbers[:_SHOWN]))}{more}{of}"
+    return f"records {list_some(numbers, _SHOWN)}{of}"

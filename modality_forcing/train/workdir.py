@@ -16,7 +16,7 @@ from modality_forcing.config import Config, ModalityConfig, from_dict, to_dict
 from modality_forcing.encoders.locate import is_hub
 from modality_forcing.errors import StorageFailed, UserError
 from modality_forcing.paths import check_folder, write_file
-from modality_forcing.text_io import read_object
+from modality_forcing.text_io import list_some, read_object
 from modality_forcing.train.checkpoint import (
     DamagedCheckpoint,
     Metadata,
@@ -54,7 +54,6 @@ SCHEDULE_KEYS = (
     "train.decay_fraction",
     "train.branch_from",
 )
-_SHOWN = 3  # keys in a message
 _OTHER_WORKDIR = "choose another --workdir"
 
 
@@ -174,8 +173,7 @@ def check_resumable(
         for folder in step_folders(workdir / "checkpoints")[-1:]:
             with suppress(DamagedCheckpoint):
                 check_same_run(workdir, saved, read_metadata(folder))
-        more = f", and {len(differ) - _SHOWN} more" if len(differ) > _SHOWN else ""
-        what = f"the workdir holds a run with {', '.join(list(differ.values())[:_SHOWN])}{more}"
+        what = f"the workdir holds a run with {list_some(differ.values())}"
         moved = [key for key in differ if key in _PATHS]
         hint += f"; if that was moved, change {moved[0]} in its config.json" if moved else ""
         raise UserError(what, where=workdir, hint=hint)

@@ -150,3 +150,8 @@ def test_text_is_a_text():
     for value in (None, 1, ["a"]):
         with pytest.raises(ValueError, match="is not a text"):
             text_io.parse_text(value)
+
+
+def test_long_lists_of_names_are_cut():
+    assert text_io.list_some(["a", "b"]) == "a, b"
+    assert text_io.list_some(list("abcde")) == "a, b, c and 2 more"

@@ -151,7 +151,7 @@ def without(name: str) -> dict[str, np.ndarray]:
         (without("conv") | {f"more.{i}": np.zeros(1) for i in range(5)}, "lacks conv;"),
         (
             STORED | {f"more.{i}": np.zeros(1) for i in range(5)},
-            "has more.0, more.1, more.2 and 2 more tensors beyond this model",
+            "has more.0, more.1, more.2 and 2 more beyond this model",
         ),
         (
             STORED | {"conv": np.zeros((3, 2, 2, 1))},
