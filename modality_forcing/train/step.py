@@ -15,7 +15,7 @@ from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from modality_forcing.config import Config
-from modality_forcing.diffusion import distillation, flow, losses, noise_levels, rng
+from modality_forcing.diffusion import flow, losses, noise_levels, rng
 from modality_forcing.diffusion.flow import NoisyTokens
 from modality_forcing.modalities.base import Batch, Modality, given_together
 from modality_forcing.models.layout import constrain
@@ -73,7 +73,7 @@ def compute_loss(
         )
         t_others = jnp.mean(jnp.stack([t[name] for name in others]), axis=0)
         distilled = jnp.mean(
-            distillation.distillation_loss(
+            losses.distillation_loss(
                 student_v, teacher_v, t_others, x.is_cond, high=c.distill_high, low=c.distill_low
             )
         )

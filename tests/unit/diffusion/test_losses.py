@@ -1,4 +1,4 @@
-"""The masked loss: exactly zero, gradient included, for unobserved values and conditions."""
+"""The losses: exactly zero, gradient included, for unobserved values and conditions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from modality_forcing.diffusion.flow import NoisyTokens, add_noise, to_velocity
-from modality_forcing.diffusion.losses import masked_mean, velocity_loss
+from modality_forcing.diffusion.losses import distillation_loss, masked_mean, velocity_loss
 
 SHAPE = (4, 6, 5)
 T = jnp.array([0.02, 0.3, 0.7, 1.0])
@@ -110,3 +110,36 @@ def test_bfloat16_predictions_are_scored_in_float32():
     loss = velocity_loss(narrow, TOKENS, "x")
     assert loss.dtype == jnp.float32
     np.testing.assert_array_equal(loss, velocity_loss(narrow.astype(jnp.float32), TOKENS, "x"))
+
+
+# ---- Self-distillation
+
+STUDENT, TEACHER = jax.random.normal(jax.random.key(0), (2, 3, 4, 5))
+NONE = jnp.zeros(3, bool)
+
+
+def test_distillation_weight_runs_from_low_to_high():
+    squares = np.mean((np.asarray(STUDENT) - np.asarray(TEACHER)) ** 2, axis=(1, 2))
+    t = jnp.array([0.0, 0.25, 1.0])
+    np.testing.assert_allclose(
+        distillation_loss(STUDENT, TEACHER, t, NONE), squares * [0.1, 0.325, 1.0], rtol=1e-5
+    )
+    loss = distillation_loss(STUDENT, TEACHER, t, NONE, high=2.0, low=0.5)
+    np.testing.assert_allclose(loss, squares * [0.5, 0.875, 2.0], rtol=1e-5)
+
+
+def test_equal_velocities_have_no_distillation_loss():
+    np.testing.assert_array_equal(
+        distillation_loss(STUDENT, STUDENT, jnp.ones(3), NONE), np.zeros(3)
+    )
+
+
+def test_conditions_have_no_distillation_loss_and_no_gradient():
+    is_cond = jnp.array([False, True, False])
+
+    def loss(y):
+        return distillation_loss(y, TEACHER, jnp.ones(3), is_cond)
+
+    grad = np.asarray(jax.grad(lambda y: loss(y).sum())(STUDENT))
+    assert float(loss(STUDENT)[1]) == 0.0 and np.all(grad[1] == 0.0)
+    assert np.all(grad[[0, 2]] != 0.0)
