@@ -179,7 +179,7 @@ def size(path: BucketPath) -> int:
 
 
 def version(path: BucketPath) -> str:
-    """Returns a text that is another one after each write of an object."""
+    """Returns a text that changes with each write of an object."""
     found = _info(path)
     return str(found.get("generation") or found.get("ETag") or found.get("mtime"))
 

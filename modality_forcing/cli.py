@@ -47,7 +47,7 @@ COMMANDS = {
     ),
     "prepare": Command("Convert a data set to shards for training.", resumable=True),
     "encode": Command("Cache the frozen encoders' outputs of prepared records.", resumable=True),
-    "inspect": Command("Summarize a prepared folder, draw its records, verify its bytes."),
+    "inspect": Command("Summarize a prepared folder, plot its records, verify its bytes."),
     "app": Command("Serve a web page on which a checkpoint can be tried."),
     "export": Command("Write a checkpoint's EMA weights with a manifest, and verify them."),
     "fit": Command("Fit a scaling law to a table of runs, with error bars."),

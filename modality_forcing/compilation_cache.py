@@ -1,7 +1,7 @@
 """Compiled programs that outlive the process, so that a restart does not compile them again.
 
 It is jax's own cache. What is added: where it is, by kind of machine, and that nothing wrong with
-it ends a command. A cache is as trusted as the code: who can write to it can run code.
+it ends a command. A cache is as trusted as the code: users who can write to it can run code.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ def _is_reachable(folder: Path) -> bool:
 
 
 def _is_usable(folder: Path) -> bool:
-    """Makes a local cache and whether it can be written; deletes what is too much."""
+    """Makes a local cache and returns whether it can be written.
+
+    It deletes the least recently used entries beyond MAX_BYTES.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".probe-{os.getpid()}"

@@ -261,7 +261,7 @@ def _hardware() -> list[str]:
 def _unused_hardware(platform: str, asked: str | None) -> str:
     """A line on accelerators that are here while jax uses the CPU, or "".
 
-    asked: JAX_PLATFORMS; who sets it, or hides the GPUs, wants the CPU.
+    asked: JAX_PLATFORMS; users who set it, or hide the GPUs, want the CPU.
     """
     here = _hardware()
     if platform != "cpu" or asked or not here:

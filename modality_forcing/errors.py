@@ -24,7 +24,7 @@ class StorageFailed(UserError):
 
 
 class WorkerDied(UserError):
-    """A process that worked for this one has died, of what may not happen again."""
+    """A worker process died, perhaps from a passing cause."""
 
     exit_code = 1  # launchers retry it
 

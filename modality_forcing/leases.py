@@ -2,9 +2,9 @@
 
 The object is created, renewed, taken over and deleted only if it is still the one that was seen
 (tensorstore's `if_equal`, which is ifGenerationMatch of gs:// and If-Match of s3://), so that of
-two who try at once one succeeds. Its owner renews it every 10 s. Who wants it watches it, and takes
-it over if it stays the same for 60 s of the watcher's own time: no clocks are compared. The owner
-of a lease that was taken over, as after a pause of minutes, ends at once.
+two who try at once one succeeds. Its owner renews it every 10 s. A process that wants it watches
+it, and takes it over if it stays the same for 60 s of the watcher's own time: no clocks are
+compared. The owner of a lease that was taken over, as after a pause of minutes, ends at once.
 """
 
 from __future__ import annotations
@@ -126,8 +126,8 @@ class Lease:
 
     def _note(self, content: Mapping[str, object], wait: bool) -> None:
         who = content.get("owner", "another process")
-        until = "ends" if wait else f"shows that it lives, for up to {DEAD_S:.0f} s"
-        print_stderr(f"{self._path}: waiting until {who} {until}")
+        what = f"up to {DEAD_S:.0f} s to see whether {who} is alive"
+        print_stderr(f"{self._path}: waiting {f'until {who} ends' if wait else what}")
 
     def _write(self, generation: bytes) -> bool:
         """Writes the object if it has a generation; returns whether it is this lease now."""
@@ -153,7 +153,7 @@ class Lease:
                 continue
             if not self._stop.is_set():
                 who = "nobody" if content is None else content.get("owner", "another process")
-                print_stderr(f"{self._path}: belongs to {who} by now; this process ends")
+                print_stderr(f"{self._path}: was taken over by {who}; exiting")
                 _end(_LOST_CODE)
                 return
 

@@ -16,7 +16,7 @@ _HINTS = {
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ENFILE: "close other programs: the system has too many open files",
     errno.ENAMETOOLONG: "choose a shorter name",
-    errno.ELOOP: "mend the link",
+    errno.ELOOP: "fix the link",
     errno.EIO: "check the disk",
 }
 _PERMISSION = "check the path and its permissions"

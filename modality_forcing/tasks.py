@@ -69,7 +69,7 @@ def _parse_letters(name: str, modalities: Sequence[str]) -> tuple[tuple[str, ...
     if not known:
         hint = f"choose one of {', '.join(TASKS)}"
         if len(modalities) > 2:
-            hint += f", or GIVEN2MADE with letters of {', '.join(letters)}"
+            hint += f", or GIVEN2ASKED with letters of {', '.join(letters)}"
         raise UserError(f"unknown mode {name!r}", hint=hint)
     given, asked = ({letters[x] for x in part} for part in (left, right))
     return (tuple(n for n in modalities if n in given), tuple(n for n in modalities if n in asked))

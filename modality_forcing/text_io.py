@@ -40,7 +40,7 @@ def parse_json(text: str, finite: bool = True, *, surrogates: bool = False) -> A
     half of a surrogate pair, which no file can hold.
 
     finite: whether to refuse NaN and infinities, which Python writes though JSON has none.
-    surrogates: whether halves of surrogate pairs are kept, for who replaces them.
+    surrogates: whether halves of surrogate pairs are kept, for callers that replace them.
     """
     decoder = _FINITE if finite else _ANY_NUMBER
     try:

@@ -165,7 +165,7 @@ def _coordinates(options: argparse.Namespace, overrides: Mapping[str, str]) -> i
     chosen = (
         config_file.load(options.config, dict(overrides)) if options.config else coord_check.DEFAULT
     )
-    return 0 if coord_check.run(chosen, options.out) else 1
+    return 0 if coord_check.check(chosen, options.out) else 1
 
 
 def _target(options: argparse.Namespace):

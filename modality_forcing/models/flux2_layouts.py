@@ -258,6 +258,6 @@ def recognize(names: Collection[str], where: object = None) -> tuple[Layout, str
             return FORCING, prefix  # whose names include BFL's
     if "x_embedder.weight" in names or "single_transformer_blocks.0.attn.to_out.weight" in names:
         return DIFFUSERS, ""
-    what = f"is no FLUX.2 transformer: it holds {list_some(sorted(names)) or 'nothing'}"
+    what = f"is not a FLUX.2 transformer: it holds {list_some(sorted(names)) or 'nothing'}"
     hint = "give the transformer's file, or a folder of its files, as in transformer/"
     raise UserError(what, where=where, hint=hint)

@@ -130,7 +130,7 @@ class Shards:
     """The records of one split of a prepared folder, in order; opens each shard at its first read.
 
     split: optional if the folder holds one. pixels: if false, images are black and not decoded.
-    again: how to mend them, for errors.
+    again: how to write them again, for errors.
     Raises UserError at once for a folder without shards, an unknown split, or missing shards, and
     from reading, naming the shard, for one that is truncated or holds something else.
     """

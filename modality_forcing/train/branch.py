@@ -28,7 +28,7 @@ def restore_branch_point(
     workdir = as_path(config.train.branch_from)
     if not is_file(workdir / "config.json"):
         hint = "give the workdir of the run to branch off"
-        raise UserError("train.branch_from names no run", where=workdir, hint=hint)
+        raise UserError("train.branch_from is not the workdir of a run", where=workdir, hint=hint)
     try:
         check_resumable(workdir, config, ignore=SCHEDULE_KEYS)
         saved = read_config(workdir)

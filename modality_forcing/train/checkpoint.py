@@ -3,8 +3,8 @@
 A step is a folder with one Orbax item each for weights, EMA and optimizer, one for the weights that
 do not train if there are any, and `meta`. `meta` holds the config, the data position, and the
 checksum of every array and of itself. It is written last: a step without it is unfinished, whatever
-else is there. The checksums are verified on reading, so
-that a checkpoint damaged on disk is refused, naming what is damaged.
+else is there. The checksums are verified on reading, so that a checkpoint damaged on disk is
+refused, naming what is damaged.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class Slope:
         return abs(self.slope) <= TOLERANCE
 
 
-def run(
+def check(
     config: Config = DEFAULT,
     out: Path | None = None,
     widths: Sequence[int] = WIDTHS,
@@ -94,7 +94,7 @@ def run(
     print(table(rows, found))
     if out is not None:
         with figures.style():
-            paths = figures.save(draw(rows), out / "coord_check")
+            paths = figures.save(plot(rows), out / "coord_check")
         print("\n".join(map(str, paths)))
     return all(slope.flat for slope in found if slope.transfer)
 
@@ -131,7 +131,7 @@ def _mean_squares(
     modalities = base.build(config)
     graph = abstract_model(config, modalities)[0]
     probe = _probe(config, batches[-1])
-    look = jax.jit(partial(squares, graph))
+    look = jax.jit(partial(pass_mean_squares, graph))
     unscaled = replace(config, train=replace(config.train, base_width=0))
     runs = {True: config, False: unscaled}
     steps = {transfer: make_step(c, modalities, graph, null_text) for transfer, c in runs.items()}
@@ -147,7 +147,7 @@ def _mean_squares(
     return found
 
 
-def squares(
+def pass_mean_squares(
     graph: nnx.GraphDef,
     params: Params,
     noisy: dict[str, jax.Array],
@@ -297,10 +297,10 @@ def _cells(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def draw(rows: Sequence[Row]) -> Figure:
+def plot(rows: Sequence[Row]) -> Figure:
     """Returns the figure: scale over width, with scaled rates above and unscaled ones below."""
-    drawn = figures.new_figure(2, height=3.7)
-    panels = drawn.subplots(2, len(PLOTTED_STEPS), sharex=True, sharey=True)
+    figure = figures.new_figure(2, height=3.7)
+    panels = figure.subplots(2, len(PLOTTED_STEPS), sharex=True, sharey=True)
     for transfer, line in zip((True, False), panels, strict=True):
         for step, axes in zip(PLOTTED_STEPS, line, strict=True):
             _panel(axes, [r for r in rows if (r.transfer, r.step) == (transfer, step)])
@@ -312,8 +312,8 @@ def draw(rows: Sequence[Row]) -> Figure:
     for axes in panels[-1]:
         axes.set_xlabel("width")
     handles, labels = panels[0, -1].get_legend_handles_labels()
-    drawn.legend(handles, labels, loc="outside lower center", ncols=len(labels))
-    return drawn
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    return figure
 
 
 def _panel(axes: Axes, rows: Sequence[Row]) -> None:

@@ -227,7 +227,7 @@ def _read_manifest(where: str | Path, folder: Path) -> tuple[Path, JsonObject]:
             raise UserError("is unfinished: its export was cut off", where=where, hint=_AGAIN)
         hint = f"{_HINT}, or a released FLUX.2 network as mf-flux2:WHERE or flux2-klein:WHERE"
         raise UserError("holds no export", where=where, hint=hint)
-    manifest = read_object(folder / MANIFEST, what="is no manifest of an export", hint=_HINT)
+    manifest = read_object(folder / MANIFEST, what="is not an export's manifest", hint=_HINT)
     return folder / (FILE if kind_of(manifest) == SAFETENSORS else FOLDER), manifest
 
 
@@ -235,7 +235,7 @@ def _read_header(where: str | Path, file: Path) -> tuple[Path, JsonObject]:
     text = safetensors_io.open_file(on_disk(file, [])).metadata.get(METADATA)
     if text is None:
         hint = f"{_HINT}, or a FLUX.2 network as flux2-klein:{where} or mf-flux2:{where}"
-        raise UserError("is no file of mforce export", where=where, hint=hint)
+        raise UserError("was not written by mforce export", where=where, hint=hint)
     try:
         return file, parse_object(text)
     except ValueError as error:

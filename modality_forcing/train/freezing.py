@@ -43,7 +43,7 @@ def frozen_paths(params: Params, c: TrainConfig) -> set[str]:
         found = {p for p in paths if fnmatchcase(p, module) or fnmatchcase(p, f"{module}/*")}
         if not found:
             hint = f"the modules are {', '.join(_modules(paths))}"
-            raise UserError(f"train.freeze names {name!r}, which is no weight here", hint=hint)
+            raise UserError(f"train.freeze: no weight matches {name!r}", hint=hint)
         frozen |= found
     if frozen and len(frozen) == len(paths):
         raise UserError("train.freeze names every weight", hint="leave something to train")

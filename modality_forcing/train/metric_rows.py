@@ -60,7 +60,7 @@ class RowParts:
             rows = _read(path)
             kept = _keep(rows, first_step)
             if kept and path.parent == self._folder:
-                # It goes on: another part could have the same first step.
+                # It continues: another part could have the same first step.
                 self._part = list(kept) if len(kept) < PART_ROWS else []
             if not kept:
                 paths.remove(path)

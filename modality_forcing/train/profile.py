@@ -35,7 +35,9 @@ def parse_window(text: str) -> ProfileWindow:
     count, colon, who = rest.partition(":")
     numbers = all(n.isascii() and n.isdecimal() and len(n) < 10 for n in (start, count))
     if not numbers or int(count) < 1 or (colon and who != "all"):
-        raise UserError(f"{text!r} names no steps", where="--profile", hint=f"give {_FORM}")
+        raise UserError(
+            f"{text!r} is not a window of steps", where="--profile", hint=f"give {_FORM}"
+        )
     return ProfileWindow(int(start), int(count), who == "all")
 
 

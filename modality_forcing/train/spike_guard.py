@@ -32,7 +32,7 @@ class SpikeGuard:
         self._c, self._workdir, self._records = c, workdir, records
         listed = [spike for spike in spikes.read(workdir) if spike.action == "rollback"]
         self._known = {(spike.step, spike.batch) for spike in listed}  # that the run went back for
-        self._ahead = 0  # batches drawn before the updates began, less those updates
+        self._ahead = 0  # batches taken before the updates began, less those updates
         self._new: list[tuple[int, Metrics]] = []  # steps that nobody has looked at
         self._in_a_row = 0  # updates left out
 

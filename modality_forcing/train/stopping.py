@@ -66,7 +66,7 @@ class Stopping:
 class SaveClock:
     """Says when train.save_every_minutes have passed since the last save, by process 0's clock.
 
-    Process 0 tells the others every few steps. None of them waits for the answer: it is read two
+    Process 0 sends it to the others every few steps. None waits for the answer: it is read two
     steps later, when the loop has waited for the step before the question anyway.
     """
 

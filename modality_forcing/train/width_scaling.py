@@ -67,7 +67,7 @@ def with_horizon(
     Raises UserError for no images, and for a run that would decay before the trunk has warmed up.
     """
     if images < 1:
-        raise UserError(f"{images} images are no horizon", hint="take at least one batch of them")
+        raise UserError(f"images is {images}", hint="a run needs at least 1 image")
     steps = -(-images // config.train.batch)
     train = replace(
         config.train,
@@ -80,7 +80,7 @@ def with_horizon(
         warmup = warmup_steps(trunk.train)
         if warmup > decay_start_step(train):
             run = f"{images} images are {steps} steps of {config.train.batch}"
-            what = f"{run}, too few beside the trunk's {warmup} of warm-up"
+            what = f"{run}, fewer than the trunk's {warmup} warm-up steps allow"
             raise UserError(what, hint="take more images, or a shorter warm-up")
         # The half, because a share is rounded down to whole steps.
         train = replace(train, warmup_fraction=min((warmup + 0.5) / steps, 1.0))

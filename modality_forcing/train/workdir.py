@@ -130,7 +130,7 @@ def hold(workdir: Path) -> Iterator[None]:
         code = distributed.from_first(0 if failure is None else failure.exit_code)
         if code and failure is None:
             kind = UserError if code == UserError.exit_code else StorageFailed
-            raise kind("is refused to process 0, which says why", where=workdir)
+            raise kind("process 0 could not lock it; see its message", where=workdir)
         if failure is not None:
             raise failure
         yield

@@ -44,7 +44,7 @@ def test_order_of_letters_does_not_matter():
     "name", ["i2i", "2d", "i2", "ii2d", "i2x", "i", "", "i2d2n", "image2depth"]
 )
 def test_unknown_names_are_refused_with_the_known(name):
-    listed = f"choose one of {', '.join(TASKS)}, or GIVEN2MADE with letters of i, d, n"
+    listed = f"choose one of {', '.join(TASKS)}, or GIVEN2ASKED with letters of i, d, n"
     with pytest.raises(UserError, match=f"unknown mode {name!r}; {listed}"):
         parse(name, THREE)
 

@@ -63,7 +63,7 @@ def test_dry_run_trains_nothing_and_is_printed_once(calls, mforce: Command, monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--profile=20"], r"--profile: '20' names no steps; give FROM:COUNT"),
+        (["--profile=20"], r"--profile: '20' is not a window of steps; give FROM:COUNT"),
         (["--config.train.step=7"], r"train\.step"),
         (["--log=tensorboard"], r"invalid choice: 'tensorboard'"),
         (["--workdir="], r"--workdir: is empty"),

@@ -73,7 +73,7 @@ def test_layouts_are_recognized_by_exact_names():
     assert recognize(["dit.img_in.weight"]) == (FORCING, "dit.")
     assert recognize(["x_embedder.weight"]) == (DIFFUSERS, "")
     for names in ([], ["img_in.weight.scale"], ["net.x_embedder.weight"], ["img_in.bias"]):
-        with pytest.raises(UserError, match=r"is no FLUX\.2 transformer: it holds"):
+        with pytest.raises(UserError, match=r"is not a FLUX\.2 transformer: it holds"):
             recognize(names, "here")
 
 

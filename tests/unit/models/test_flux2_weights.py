@@ -262,7 +262,7 @@ def wrong(name: str) -> tuple[Sizes, dict[str, np.ndarray], str]:
     if name == "one-more":
         return TINY, small | {"time_in.in_layer.bias": np.zeros(3)}, "has beyond it time_in"
     other = {"double_blocks.0.img_mod.lin.weight": np.zeros(3), "a": np.zeros(1)}
-    return TINY, other, "is no FLUX.2 transformer: it holds a, double_blocks"
+    return TINY, other, "is not a FLUX.2 transformer: it holds a, double_blocks"
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_cosine_schedule_cannot_be_branched(tmp_path):
 
 
 def test_trunk_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"train\.branch_from names no run"):
+    with pytest.raises(UserError, match=r"train\.branch_from is not the workdir of a run"):
         restore_branch_point(branch_of(tmp_path / "none"), like(SHORT))
     (tmp_path / "config.json").write_text(json.dumps({"name": 3}))
     with pytest.raises(UserError):

@@ -17,10 +17,10 @@ from modality_forcing.train.coord_check import (
     DEFAULT,
     STEPS,
     Row,
-    draw,
     measure,
+    pass_mean_squares,
+    plot,
     slopes,
-    squares,
     table,
 )
 from modality_forcing.train.state import init_params
@@ -40,15 +40,15 @@ def rows() -> list[Row]:
 def test_squares_are_those_of_the_network_s_own_pass():
     config = tiny.forcing()
     graph, params = tiny.network(config)
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     modalities = base.build(config)
     noisy = {
-        n: jnp.asarray(draw.standard_normal((2, *m.shape)), jnp.float32)
+        n: jnp.asarray(rng.standard_normal((2, *m.shape)), jnp.float32)
         for n, m in modalities.items()
     }
     t = dict.fromkeys(modalities, jnp.full(2, 0.5))
     text = jax.tree.map(lambda x: jnp.asarray(x[:2]), tiny.batch(config)["text"])
-    actual = jax.jit(lambda p: squares(graph, p, noisy, t, text))(params)
+    actual = jax.jit(lambda p: pass_mean_squares(graph, p, noisy, t, text))(params)
     whole = jax.jit(lambda p: nnx.merge(graph, p)(noisy, t, text))(params)
     for name, y in whole.items():
         np.testing.assert_allclose(
@@ -133,7 +133,7 @@ def test_table_names_quantities_that_are_not_flat(rows):
 
 def test_figure_is_saved(rows, tmp_path):
     with figures.style():
-        png, svg = figures.save(draw(rows), tmp_path / "coord_check")
+        png, svg = figures.save(plot(rows), tmp_path / "coord_check")
     assert png.stat().st_size > 10_000 and "prediction" in svg.read_text()
 
 

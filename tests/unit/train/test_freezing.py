@@ -60,9 +60,9 @@ def test_patterns_name_modules_weights_and_parts_of_paths():
 @pytest.mark.parametrize(
     "freeze, message",
     [
-        (("trunk", "trunk/layer"), r"'trunk/layer', which is no weight here; the modules are .*"),
+        (("trunk", "trunk/layer"), r"no weight matches 'trunk/layer'; the modules are .*"),
         (("*",), "train.freeze names every weight"),
-        (("",), "train.freeze names '', which is no weight"),
+        (("",), "train.freeze: no weight matches ''"),
     ],
 )
 def test_pattern_that_fits_nothing_or_all_is_refused(freeze, message):

@@ -75,7 +75,7 @@ def test_checkpoint_of_the_workdir_comes_before_a_trunk_and_initial_weights(save
     checkpoints = Checkpoints(saved / "checkpoints")
     assert int(init.initial_state(setup, checkpoints)[0].step) == 3
     checkpoints.close()
-    with pytest.raises(UserError, match=r"trunk: train\.branch_from names no run"):
+    with pytest.raises(UserError, match=r"trunk: train\.branch_from is not the workdir of a run"):
         init.initial_state(setup)
 
 

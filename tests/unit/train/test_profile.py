@@ -19,7 +19,7 @@ def test_window_is_parsed():
 
 @pytest.mark.parametrize("text", ["", "10", "10:", ":3", "10:0", "-1:2", "1:2:", "1:2:3", "1:٣"])
 def test_other_windows_are_refused(text):
-    with pytest.raises(UserError, match=r"--profile: .* names no steps; give FROM:COUNT"):
+    with pytest.raises(UserError, match=r"--profile: .* is not a window of steps; give FROM:COUNT"):
         parse_window(text)
 
 

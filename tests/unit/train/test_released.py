@@ -164,7 +164,7 @@ def wrong(folder: Path, name: str) -> tuple[str, str]:
     if name == "another":
         folder.joinpath("a").mkdir()
         save_file({"a": np.zeros(1)}, folder / "a" / "model.safetensors")
-        return f"flux2-klein:{folder}/a", r"is no FLUX\.2 transformer: it holds a"
+        return f"flux2-klein:{folder}/a", r"is not a FLUX\.2 transformer: it holds a"
     if name == "nowhere":
         return f"mf-flux2:{folder}/nowhere", "no such file or folder"
     return name, "names no released network; give mf-flux2:WHERE or flux2-klein:WHERE"

@@ -84,7 +84,7 @@ def test_horizon_is_rounded_up_to_whole_steps():
     )
     assert with_horizon(PAPER, 1025).train.steps == 2 and with_horizon(PAPER, 1).train.steps == 1
     assert replace(with_horizon(PAPER, 1025), train=PAPER.train) == PAPER
-    with pytest.raises(UserError, match="0 images are no horizon"):
+    with pytest.raises(UserError, match="a run needs at least 1 image"):
         with_horizon(PAPER, 0)
 
 
@@ -103,7 +103,7 @@ def test_branch_has_the_learning_rate_of_its_trunk_until_it_decays(images, warmu
 def test_horizon_shorter_than_the_trunk_warmup_is_refused():
     with pytest.raises(
         UserError,
-        match="1600 images are 100 steps of 16, too few beside the trunk's 200 of warm-up",
+        match="1600 images are 100 steps of 16, fewer than the trunk's 200 warm-up steps allow",
     ):
         with_horizon(DEMO, 1600, trunk=DEMO)
 
