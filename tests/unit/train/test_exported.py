@@ -151,7 +151,7 @@ def test_weights_that_are_not_the_manifests_are_named(exports, tmp_path: Path):
 def test_what_is_no_export_is_refused(tmp_path: Path):
     other = tmp_path / "other.safetensors"
     save_file({"a": np.zeros(2, np.float32)}, other)
-    with pytest.raises(UserError, match=r"is no file of mforce export; .* as flux2-klein:/.*other"):
+    with pytest.raises(UserError, match=r"not written by mforce export; .* flux2-klein:/.*other"):
         open_export(other)
     with pytest.raises(UserError, match="empty: holds no export; name a folder or file that"):
         open_export(paths.make_folder(tmp_path / "empty"))
