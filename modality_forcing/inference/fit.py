@@ -124,30 +124,28 @@ def fit_depth(depth: np.ndarray, valid: np.ndarray, canvas: Size, fit: Fit) -> F
 
 
 def restore_depth(
-    maps: Sequence[np.ndarray],
-    fitted: Fitted,
-    image: np.ndarray | None = None,
-    *,
-    up_to_scale: bool = True,
+    maps: Sequence[np.ndarray], fitted: Fitted, image: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 and valid bool [h w] at the original's size, from a map per placement.
 
     image: the original u8 [h w 3], by whose edges depth is enlarged; bilinear without it.
-    up_to_scale: whether the maps of tiles differ in scale, see below.
 
     What no placement covers is 0 and not valid. Maps [H W] are cut to their boxes before they are
     enlarged, so no value of padding enters. The maps of tiles are each depth up to scale: they get
     the scale at which they agree with the tiles before them where they overlap.
     """
-    if len(fitted.placements) > 1:
-        return _merge(maps, fitted, image, up_to_scale), np.ones(fitted.size, bool)
-    placement = next(iter(fitted.placements))
-    window, part = placement.window, _enlarge(maps[0], placement, image, fitted)
-    if part.shape == fitted.size:
-        return part, np.ones(fitted.size, bool)
-    depth, valid = np.zeros(fitted.size, np.float32), np.zeros(fitted.size, bool)
-    depth[_slices(window)], valid[_slices(window)] = part, True
-    return depth, valid
+    return _restore(maps, fitted, image)[:2]
+
+
+def restore_ensemble(
+    maps: Sequence[np.ndarray], sigmas: Sequence[np.ndarray], fitted: Fitted, image: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns depth and valid as `restore_depth`, and uncertainty f32 [h w] in the unit of depth.
+
+    sigmas: the uncertainty of each map, which gets the map's scale.
+    """
+    depth, valid, scales = _restore(maps, fitted, image)
+    return depth, valid, _restore(sigmas, fitted, None, scales)[0]
 
 
 def restore_image(images: Sequence[np.ndarray], fitted: Fitted) -> np.ndarray:
@@ -231,21 +229,44 @@ def _enlarge(
     return enlarge_depth(inner, image[_slices(placement.window)], small=small)
 
 
+def _restore(
+    maps: Sequence[np.ndarray],
+    fitted: Fitted,
+    image: np.ndarray | None,
+    scales: Sequence[float] = (),
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Returns values and valid [h w], and the scale of each map: those given, or the agreeing."""
+    if len(fitted.placements) > 1:
+        depth, scales = _merge(maps, fitted, image, scales)
+        return depth, np.ones(fitted.size, bool), scales
+    placement = next(iter(fitted.placements))
+    window, part = placement.window, _enlarge(maps[0], placement, image, fitted)
+    if part.shape == fitted.size:
+        return part, np.ones(fitted.size, bool), [1.0]
+    depth, valid = np.zeros(fitted.size, np.float32), np.zeros(fitted.size, bool)
+    depth[_slices(window)], valid[_slices(window)] = part, True
+    return depth, valid, [1.0]
+
+
 def _merge(
-    maps: Sequence[np.ndarray], fitted: Fitted, image: np.ndarray | None, up_to_scale: bool
-) -> np.ndarray:
+    maps: Sequence[np.ndarray], fitted: Fitted, image: np.ndarray | None, scales: Sequence[float]
+) -> tuple[np.ndarray, list[float]]:
     sums, weights = np.zeros((2, *fitted.size), np.float32)
-    for values, p in zip(maps, fitted.placements, strict=True):
+    used = []
+    for i, (values, p) in enumerate(zip(maps, fitted.placements, strict=True)):
         size, at = _window_size(p.window), _slices(p.window)
         part = _enlarge(values, p, image, fitted)
         before = weights[at]
-        if up_to_scale and (overlap := before > 0).any():
-            known = sums[at][overlap] / before[overlap]
-            part = part * np.median(known / np.maximum(part[overlap], 1e-30))
+        scale = scales[i] if scales else 1.0
+        if not scales and (overlap := before > 0).any():
+            merged = sums[at][overlap] / before[overlap]
+            scale = float(np.median(merged / np.maximum(part[overlap], 1e-30)))
+        used.append(scale)
+        part = part * scale
         weight = _feather(size)
         sums[at] += weight * part
         weights[at] += weight
-    return sums / weights
+    return sums / weights, used
 
 
 def _feather(size: Size) -> np.ndarray:

@@ -104,9 +104,8 @@ def restore(image: np.ndarray, fitted: Fitted, members: Sequence[Sequence[Arrays
         _merge_members(np.stack([np.asarray(m[i]["depth"]) for m in members]), fitted, i)
         for i in range(len(fitted.inputs))
     ]
-    depth, valid = fits.restore_depth([x for x, _ in merged], fitted, image)
-    uncertainty, _ = fits.restore_depth([x for _, x in merged], fitted)
-    return Result(image, depth, valid, uncertainty)
+    depths, sigmas = zip(*merged, strict=True)
+    return Result(image, *fits.restore_ensemble(depths, sigmas, fitted, image))
 
 
 def _merge_members(maps: np.ndarray, fitted: Fitted, index: int) -> tuple[np.ndarray, np.ndarray]:

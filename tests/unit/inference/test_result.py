@@ -11,6 +11,7 @@ from modality_forcing.inference.result import Result, restore
 
 IMAGE = np.zeros((8, 16, 3), np.uint8)
 FITTED = fits.fit_image(IMAGE, (16, 16), "letterbox")
+FITTED_TILE = fits.fit_image(np.zeros((16, 16, 3), np.uint8), (16, 16), "stretch")
 
 
 def test_members_up_to_scale_agree():
@@ -40,6 +41,30 @@ def test_uncertainty_is_where_members_differ():
     # Also where they are equal a little, since the scales of the members are estimated.
     assert result.uncertainty[:, 9:].mean() > 5 * result.uncertainty[:, :7].mean()
     assert restore(IMAGE, FITTED, members[:1]).uncertainty is None
+
+
+def test_uncertainty_of_tiles_has_the_unit_of_their_depth():
+    image = np.zeros((16, 32, 3), np.uint8)
+    tiles = fits.fit_image(image, (16, 16), "tiles")
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.1, (4, 16, 16)).astype(np.float32)
+    # Tiles of other scales, the last with a fifth of the relative noise.
+    scales, shares = (1.0, 3.0, 0.5), (1.0, 1.0, 0.2)
+    members = [
+        [
+            {"depth": (scale * (2 + share * x)).astype(np.float32)}
+            for scale, share in zip(scales, shares, strict=True)
+        ]
+        for x in noise
+    ]
+    result = restore(image, tiles, members)
+    assert result.depth is not None and result.uncertainty is not None
+    relative = result.uncertainty / result.depth
+    left, right = relative[:, :4].mean(), relative[:, -4:].mean()
+    alone = [restore(image[:, :16], FITTED_TILE, [[m[i]] for m in members]) for i in (0, 2)]
+    sides = [x.uncertainty / x.depth for x in alone]
+    np.testing.assert_allclose(left, sides[0][:, :4].mean(), rtol=0.05)
+    np.testing.assert_allclose(right, sides[1][:, -4:].mean(), rtol=0.05)
 
 
 def test_colors(unchecked):
