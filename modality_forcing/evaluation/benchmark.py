@@ -13,7 +13,6 @@ from typing import Literal, TypeVar
 
 import numpy as np
 
-from modality_forcing.config import to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation import report
 from modality_forcing.evaluation.benchmarks.open import OpenedBenchmark, open_benchmark
@@ -24,6 +23,7 @@ from modality_forcing.evaluation.predictions import (
     PredictionStore,
     UnstoredPredictions,
     names_digest,
+    network_settings,
 )
 from modality_forcing.evaluation.protocols import Protocol
 from modality_forcing.evaluation.report import BenchmarkScores
@@ -33,7 +33,6 @@ from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import write_file
 from modality_forcing.progress import ProgressMeter
 from modality_forcing.train.state import params_hash
-from modality_forcing.train.workdir import resolve_paths
 from modality_forcing.tree import JsonObject
 from modality_forcing.viz import images
 
@@ -181,8 +180,6 @@ def prediction_identity(
     generator: Generator, opened: OpenedBenchmark, options: InferenceOptions
 ) -> JsonObject:
     """Returns everything that predictions depend on: weights, network, frames, view, sampling."""
-    config = resolve_paths(generator.config)  # encoders are known by their paths
-    network = {k: v for k, v in to_dict(config).items() if k in ("model", "text", "modalities")}
     sampling = sampling_options(generator) | {
         "samples": options.samples,
         "ensemble": options.ensemble_mode if options.samples > 1 else None,
@@ -190,13 +187,13 @@ def prediction_identity(
     }
     return {
         "weights": params_hash(generator.params),
-        "network": network,
+        "network": network_settings(generator.config),
         "frames": {
             "benchmark": opened.benchmark.name,
             "layout": opened.layout,
             "names": names_digest(opened.names),
         },
-        "view": {"name": options.view, "resolution": config.data.resolution},
+        "view": {"name": options.view, "resolution": generator.config.data.resolution},
         "sampling": sampling,
     }
 

@@ -11,8 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from modality_forcing import numpy_io
+from modality_forcing.config import Config, to_dict
 from modality_forcing.errors import UserError
 from modality_forcing.paths import is_file, read_bytes, write_file
+from modality_forcing.train.workdir import resolve_paths
+from modality_forcing.tree import JsonObject
 
 FORMAT = 2  # of the files: a .npy, which numpy reads, and the SHA-256 of its bytes
 _CHECKSUM = 32  # bytes
@@ -75,6 +78,15 @@ class UnstoredPredictions:
     def put(self, index: int, depth: np.ndarray, uncertainty: np.ndarray) -> np.ndarray:
         """Returns depth and uncertainty as f32 [2 r r]."""
         return np.stack([depth, uncertainty]).astype(np.float32)
+
+
+def network_settings(config: Config) -> JsonObject:
+    """Returns what besides weights a network's results depend on: its sizes, and its encoders.
+
+    Encoders are known by their resolved paths.
+    """
+    parts = to_dict(resolve_paths(config))
+    return {name: parts[name] for name in ("model", "text", "modalities")}
 
 
 def names_digest(names: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ from modality_forcing import __version__
 from modality_forcing.data.files import read_image
 from modality_forcing.errors import UserError
 from modality_forcing.evaluation.heldout import Evaluator, joint_set
+from modality_forcing.evaluation.predictions import network_settings
 from modality_forcing.generator import Generator, num_steps
 from modality_forcing.paths import check_folder, write_file
 from modality_forcing.progress import ProgressMeter, print_stderr
@@ -96,7 +97,8 @@ def run(
     check_folder(out, "--out")
     fingerprints = {x: evaluator.fingerprint(joint_set(x)) for x in values}
     config = sweep_config(generator, evaluator)
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:12]
+    identity = {**config, "network": network_settings(generator.config)}
+    digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
     stems = {x: out / "rows" / digest / joint_set(x) for x in values}
 
     rows: dict[float, Row] = {}
@@ -131,7 +133,7 @@ def run(
 
 
 def sweep_config(generator: Generator, evaluator: Evaluator) -> JsonObject:
-    """Returns all settings that a row depends on besides its value, JSON-able."""
+    """Returns the settings of all rows that the result names, JSON-able."""
     config, sample, data = evaluator.config, evaluator.config.sample, evaluator.data
     records = hashlib.sha256(json.dumps(data.captions).encode() + data.image.tobytes()).hexdigest()
     settings = {

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from modality_forcing.data.files import DepthFormat
+from modality_forcing.evaluation.predictions import network_settings
 from modality_forcing.inference.batches import Sampling
 from modality_forcing.inference.fit import IMAGE_FIT, Fit
 from modality_forcing.inference.metric import ScaleSource
@@ -64,9 +65,8 @@ class Job:
         settings = asdict(replace(self, out=Path(), scale=None, max_errors=0.0))
         if self.scale is not None:
             settings["scale"] = [str(self.scale.path), file_version(self.scale.path)]
-        settings["size"], settings["weights"] = (
-            pipeline.size,
-            params_hash(pipeline.generator.params),
-        )
+        generator = pipeline.generator
+        settings["size"], settings["weights"] = pipeline.size, params_hash(generator.params)
+        settings["network"] = network_settings(generator.config)
         text = json.dumps(settings, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]

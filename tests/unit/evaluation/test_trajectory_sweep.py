@@ -29,6 +29,7 @@ class FakeGenerator(Generator):
 
     def __init__(self, evaluator: Evaluator, stop_at: float | None = None):
         self.data, self.stop_at, self.asked = evaluator.data, stop_at, []
+        self.config = evaluator.config
         self.params = {"w": np.arange(3, dtype=np.float32)}
 
     def run(self, task, captions, batch, seed, index, options):
@@ -232,6 +233,11 @@ def test_other_settings_have_other_rows(evaluator, tmp_path):
     other_weights = FakeGenerator(evaluator)
     other_weights.params = {"w": np.arange(3, dtype=np.float32) + 1}
     assert run(evaluator, tmp_path, values, other_weights)[1] == [0]
+    encoder = FakeGenerator(evaluator)
+    for name in ("umt5:one", "umt5:another"):
+        encoder.config = replace(config, text=replace(config.text, vocab_size=0, encoder=name))
+        assert run(evaluator, tmp_path, values, encoder)[1] == [0], name
+        encoder.asked.clear()
     weights = {"condition_guidance": {"image": 2.0}}
     changes = ({"steps": 3}, {"guidance": {"image": 2.0}}, {"task_steps": {"i2d": 1}}, weights)
     for change in changes:

@@ -33,6 +33,18 @@ def test_settings(pipeline: Pipeline, tmp_path: Path):
         replace(job, scale=ScaleSource(points, DepthFormat())),
     ]
     assert len({x.digest(pipeline) for x in (job, *others)}) == 1 + len(others)
+    config = pipeline.generator.config
+    digests = set()
+    for text, image in (("umt5:a", "flux2:a"), ("umt5:b", "flux2:a"), ("umt5:a", "flux2:b")):
+        latents = replace(config.modalities["image"], latent_channels=128, autoencoder=image)
+        pipeline.generator.config = replace(
+            config,
+            text=replace(config.text, vocab_size=0, encoder=text),
+            modalities={**config.modalities, "image": latents},
+        )
+        digests.add(job.digest(pipeline))
+    assert len(digests) == 3, "results depend on the encoders"
+    pipeline.generator.config = config
     before = others[-1].digest(pipeline)
     points.write_text("x,y,depth\n1,1,1\n2,2,2\n")
     assert others[-1].digest(pipeline) != before
