@@ -19,6 +19,7 @@ import jax
 from modality_forcing import compilation_cache, distributed, signals
 from modality_forcing.config import Config, to_dict
 from modality_forcing.data.in_memory import InMemory
+from modality_forcing.data.records import RecordSource
 from modality_forcing.errors import UserError, WorkerDied
 from modality_forcing.evaluation.while_training import make_evaluate
 from modality_forcing.paths import exists, remove, write_file
@@ -103,7 +104,7 @@ class _Worker:
         self.folder, self.log, self.version = folder, log, version()
         self.broken: dict[str, Exception] = {}  # failed runs by digest, not tried twice
         self.scorer = Scorer(folder.path)
-        self._records: dict[str, InMemory] = {}
+        self._records: dict[RecordSource, InMemory] = {}
 
     def run_cell(self, cell: Cell) -> bool:
         """Trains and scores a cell and writes its row; False if one of its runs is locked."""
@@ -186,11 +187,8 @@ class _Worker:
         """
         if config.data.source != "scenes" or config.data.workers:
             return None
-        data = config.data
-        key = json.dumps([config.seed, data.num_scenes, data.resolution, data.world])
-        if key not in self._records:
-            self._records[key] = InMemory(inputs.open_source(config))
-        records = self._records[key]
+        source = inputs.open_source(config)
+        records = self._records.setdefault(source, InMemory(source))
         records.fill_for(config.train.steps * config.train.batch)
         return records
 

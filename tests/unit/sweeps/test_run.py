@@ -14,7 +14,7 @@ from modality_forcing.paths import write_file
 from modality_forcing.signals import StopRequest
 from modality_forcing.sweeps import run as sweep_run
 from modality_forcing.sweeps.run import error_summary
-from modality_forcing.sweeps.spec import Records, axis, horizons, sweep
+from modality_forcing.sweeps.spec import Records, Run, axis, horizons, sweep
 from modality_forcing.sweeps.status import dry_run, state
 from modality_forcing.sweeps.workdir import SweepDir
 from modality_forcing.train.checkpoint import META
@@ -32,6 +32,24 @@ def test_each_run_is_trained_once_and_each_cell_has_a_row(trained, tmp_path):
     assert folder.timing(SWEEP.cells[3])["seconds_pretraining"] == 2.0
     run_cells(folder)
     assert len(trained) == 5
+
+
+def test_runs_share_records_only_with_the_fields_that_they_read(trained, tmp_path, monkeypatch):
+    stub, read = sweep_run.train, {}
+
+    def train(config, workdir, records, **_):
+        read[config.name] = records
+        stub(config, workdir, records=records)
+
+    monkeypatch.setattr(sweep_run, "train", train)
+    first = Run("pretraining", tiny.t2i())
+    depth = Run("depth", tiny.forcing(), init_from=first)
+    normals = Run("normals", tiny.normals(), init_from=first)
+    runs = {"depth": depth, "normals": normals}
+    several = sweep("tiny", axis("kind", *runs), lambda kind: runs[kind], Records())
+    assert run_cells(SweepDir(several, tmp_path), several.cells)[0] == {}
+    assert read["forcing"] is read["t2i"] and read["forcing"][0].normals is None
+    assert read["normals"][0].normals is not None
 
 
 def test_run_branches_off_its_trunk_if_the_checkpoint_exists(trained, tmp_path):
