@@ -238,6 +238,7 @@ def to_text(p: EncodePlan) -> str:
             f" collectives {1e3 * p.bound.ici_seconds:.1f}"
             f" (without overlap they add {1e3 * p.bound.exposed_seconds:.1f})",
             f"  rate            {_rate(p)}, MFU {p.mfu_bound:.1%}",
+            *p.bound.warnings,
         ]
     return "\n".join([*lines, f"  {NOT_MODELED}"])
 

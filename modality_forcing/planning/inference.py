@@ -238,6 +238,7 @@ def to_text(p: SamplePlan) -> str:
             f" collectives {bound.ici_seconds:.2f}"
             f" (without overlap they add {bound.exposed_seconds:.2f})",
             f"  rate            {p.rate:.3g} images a second at most, MFU {p.mfu_bound:.1%}",
+            *bound.warnings,
             "  text encoder and autoencoder are not included: mforce plan --encode",
             f"  {NOT_MODELED}",
         ]

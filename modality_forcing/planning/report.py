@@ -91,7 +91,7 @@ def to_text(p: Plan) -> str:
     ]
     if p.roofline is None:
         return "\n".join([*lines, f"  too large: {too_much(p)}"])
-    lines += _program_lines(p, p.roofline)
+    lines += [*_program_lines(p, p.roofline), *p.roofline.warnings]
     lines += [f"  warning         {line}" for line in p.collective_warnings]
     overrides = {
         "mesh.data": c.mesh.data,

@@ -110,6 +110,14 @@ class Roofline:
     top_ops: tuple[Cost, ...]
     unknown_loops: tuple[str, ...]
 
+    @property
+    def warnings(self) -> list[str]:
+        """A line of a report if the bound is too low: loops of unknown length count as one pass."""
+        if not (count := len(self.unknown_loops)):
+            return []
+        what = f"{count} loop{'s' * (count > 1)} of unknown length counted once"
+        return [f"  warning         {what}: the bound is too low"]
+
 
 def collectives(text: str) -> list[Collective]:
     """Returns what a step moves between devices, in the order of the program's text.

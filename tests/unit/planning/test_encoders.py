@@ -65,6 +65,8 @@ def test_text_encoder_is_sharded(v5e, small):
     plain = json.loads(json.dumps(encoders.to_json(found)))
     assert plain["chips"] == 4 and plain["fits"] and 0 < plain["mfu_bound"] <= 1
     assert "tokens a second at most" in encoders.to_text(found)
+    endless = replace(found, bound=replace(found.bound, unknown_loops=("while",)))
+    assert "1 loop of unknown length counted once" in encoders.to_text(endless)
 
 
 def test_search_stops_when_the_rate_does_not_grow(v5e, monkeypatch):

@@ -52,6 +52,8 @@ def test_weights_are_split_over_the_chips(planned):
     assert written["weights"] == "bfloat16" and written["mesh"]["fsdp"] == 4
     assert written["size"] == {"width": 32, "height": 32} and written["fits"]
     assert "images a second at most" in inference.to_text(planned)
+    endless = replace(planned, bound=replace(planned.bound, unknown_loops=("while",)))
+    assert "1 loop of unknown length counted once" in inference.to_text(endless)
 
 
 @pytest.mark.parametrize(("int8", "gigabytes"), [(False, 24.1), (True, 12.8)])

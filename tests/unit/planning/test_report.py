@@ -72,6 +72,15 @@ def test_text_has_the_numbers_of_the_plan():
     assert lines[-1] == f"  {NOT_MODELED}"
 
 
+def test_loops_of_unknown_length_are_a_warning():
+    bound = plan().roofline
+    assert bound and "of unknown length" not in report.to_text(plan())
+    for names, what in ((("a",), "1 loop"), (("a", "b"), "2 loops")):
+        lines = report.to_text(plan(roofline=replace(bound, unknown_loops=names)))
+        expected = f"  warning         {what} of unknown length counted once: the bound is too low"
+        assert expected in lines.splitlines()
+
+
 def test_few_tokens_a_chip_are_a_warning():
     # In two micro-batches on 8 chips; C / W of v5e is 985.
     short, long = (report.to_text(plan(tokens_per_step=8 * 2 * n)) for n in (984, 985))
