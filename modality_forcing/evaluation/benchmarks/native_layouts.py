@@ -20,15 +20,14 @@ diode    indoors/scene_00021/scan_00189/00021_00189_indoors_200_010: that .png, 
          meters, and _depth_mask.npy, also below val/.
 
 Depth that is 0 or not finite and positive is invalid everywhere. Source: prs-eth/Marigold,
-src/dataset/*.py and data_split/; Eigen et al. 2014. Depth ranges are not applied here: they belong
-to the protocol.
+src/dataset/*.py and data_split/; cleinc/bts, pytorch/bts_eval.py; Eigen et al. 2014. Depth ranges
+are not applied here: they belong to the protocol.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,7 +47,6 @@ from modality_forcing.datasets.common.formats import (
 )
 from modality_forcing.datasets.common.frame_names import official_names
 from modality_forcing.errors import UserError
-from modality_forcing.evaluation import crops
 from modality_forcing.evaluation.benchmarks.registry import Benchmark, Frame
 from modality_forcing.paths import is_file
 
@@ -67,17 +65,24 @@ class _Set:
 def _read_nyuv2(files: Mapping[str, Path]) -> _Parts:
     image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 1000
     check_same_size(image, depth, files["image"], files["depth"])
-    with _errors_name(files["depth"]):
-        scored = crops.nyu_eigen(*depth.shape)
-    return image, depth, scored, _NYUV2_CAMERA
+    if depth.shape != _NYUV2_SIZE:
+        height, width = depth.shape
+        what = f"a frame of {height} x {width} is not NYUv2's"
+        hint = "the Eigen crop needs 480 x 640 pixels"
+        raise UserError(what, where=files["depth"], hint=hint)
+    return image, depth, _NYUV2_MASK, _NYUV2_CAMERA
 
 
 def _read_kitti(files: Mapping[str, Path]) -> _Parts:
     image, depth = read_rgb(files["image"]), read_png16(files["depth"]) / 256
     check_same_size(image, depth, files["image"], files["depth"])
-    with _errors_name(files["depth"]):
-        image, depth = crops.kitti_benchmark(image), crops.kitti_benchmark(depth)
-    return image, depth, crops.kitti_eigen(*depth.shape), None
+    (rows, columns), (height, width) = depth.shape, _KITTI_SIZE
+    if rows < height or columns < width:
+        what = f"a frame of {rows} x {columns} is too small for KITTI's {height} x {width}"
+        raise UserError(what, where=files["depth"], hint="give frames as KITTI has them")
+    left = (columns - width) // 2  # of an odd margin, the smaller half
+    bottom = np.s_[rows - height :, left : left + width]
+    return image[bottom], depth[bottom], _KITTI_MASK, None
 
 
 def _read_eth3d(files: Mapping[str, Path]) -> _Parts:
@@ -113,15 +118,6 @@ def _read_diode(files: Mapping[str, Path]) -> _Parts:
     return image, depth, mask != 0, _DIODE_CAMERA
 
 
-@contextmanager
-def _errors_name(path: Path) -> Iterator[None]:
-    """Adds the path to the errors of a crop."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error), where=path) from error
-
-
 def _normalize_camera(
     focal: tuple[float, float], center: tuple[float, float], size: tuple[int, ...]
 ) -> np.ndarray:
@@ -131,7 +127,20 @@ def _normalize_camera(
     return np.array([x, y, (0, 0, 1)], np.float32)
 
 
-_NYUV2_CAMERA = _normalize_camera((518.8579, 519.4696), (325.5825, 253.7362), (480, 640))
+def _box(size: tuple[int, int], rows: slice, columns: slice) -> np.ndarray:
+    """Returns a mask bool [h w] of a box."""
+    mask = np.zeros(size, np.bool_)
+    mask[rows, columns] = True
+    return mask
+
+
+_NYUV2_SIZE, _KITTI_SIZE = (480, 640), (352, 1216)  # frames of KITTI differ by a few pixels
+# Eigen's crops. KITTI's is from 0.3324324 to 0.91351351 of the rows and from 0.0359477 to
+# 0.96405229 of the columns, truncated to whole pixels; of the benchmark's crop, as Marigold has it,
+# where BTS takes the whole frame.
+_NYUV2_MASK = _box(_NYUV2_SIZE, slice(45, 471), slice(41, 601))
+_KITTI_MASK = _box(_KITTI_SIZE, slice(117, 321), slice(43, 1172))
+_NYUV2_CAMERA = _normalize_camera((518.8579, 519.4696), (325.5825, 253.7362), _NYUV2_SIZE)
 _DIODE_CAMERA = _normalize_camera((886.81, 927.06), (512, 384), (768, 1024))
 
 _SETS: Mapping[str, _Set] = {
