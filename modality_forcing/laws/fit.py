@@ -91,11 +91,10 @@ class Fit:
         return np.quantile(self.form.predict(self.replicates, variables), [tail, 1 - tail], axis=0)
 
 
-def optimum(table: Table, form: Form, start: Mapping[str, float] | None = None) -> Optimum:
-    """Returns the best of many descents from a grid of exponents and from `start`, if given.
+def optimum(table: Table, form: Form) -> Optimum:
+    """Returns the best of many descents from a grid of exponents.
 
-    start: the value of every parameter. Raises UserError for fewer different points than
-    parameters.
+    Raises UserError for fewer different points than parameters.
     """
     form = form.seen_by(table.variables)
     variables = np.stack([table.variables[name] for name in form.variables])
@@ -109,9 +108,6 @@ def optimum(table: Table, form: Form, start: Mapping[str, float] | None = None) 
     )
     reached = solver.objective(design, log_loss, table.weights, grid)
     starts = grid[np.argsort(reached, kind="stable")[:_STARTS]]
-    if start is not None:
-        own = design.theta(np.array([start[name] for name in form.parameters]))
-        starts = np.concatenate([starts, own[None]])
     theta, value = _descend(design, table, starts)
     absent, reached = _optima_without_terms(design, table, theta[value.argmin()])
     theta, value = np.concatenate([theta, absent]), np.concatenate([value, reached])
@@ -198,21 +194,14 @@ def _reasons_of_terms(form: Form, gone: NDArray[np.bool_], reason: str) -> dict[
     return reasons
 
 
-def fit(
-    table: Table,
-    form: Form,
-    resamples: int = 1000,
-    *,
-    seed: int = 0,
-    start: Mapping[str, float] | None = None,
-) -> Fit:
+def fit(table: Table, form: Form, resamples: int = 1000, *, seed: int = 0) -> Fit:
     """Returns the optimum with 95% intervals from a bootstrap over the table's groups (Efron 1979).
 
     Every group counts equally. The descents of a resample start at the optimum of the table and at
     those of the law without one term. Raises UserError for fewer different points than parameters,
     and for too few groups to resample.
     """
-    found = optimum(table, form, start)
+    found = optimum(table, form)
     rng = np.random.default_rng(seed)
     counts = _resamples(found, table, resamples, rng)
     weights, log_loss = counts[:, table.groups] * table.weights, np.log(table.loss)
@@ -220,10 +209,9 @@ def fit(
     absent, reached = _optima_without_terms(found.design, table, found.theta)
     # At the objective of the optimum itself, the absent term has grown again.
     others = (reached > found.objective * (1 + 1e-6)) & (reached < _NEAR * found.objective)
-    for start_of_all in (found.theta, *absent[others]):
-        theta, value = solver.minimize(
-            found.design, log_loss, weights, np.tile(start_of_all, (resamples, 1))
-        )
+    for start in (found.theta, *absent[others]):
+        starts = np.tile(start, (resamples, 1))
+        theta, value = solver.minimize(found.design, log_loss, weights, starts)
         best = np.where((value < lowest)[:, None], theta, best)
         lowest = np.minimum(value, lowest)
     replicates = found.design.natural(best)

@@ -283,10 +283,3 @@ class Design:
         parameters = theta @ self.to_natural.T
         with np.errstate(over="ignore"):
             return np.where(self.is_coefficient, np.exp(parameters), parameters)
-
-    def theta(self, parameters: Array) -> Array:
-        """Returns the inverse of `natural`."""
-        logs = np.where(
-            self.is_coefficient, np.log(np.where(self.is_coefficient, parameters, 1)), parameters
-        )
-        return logs @ np.asarray(np.linalg.inv(self.to_natural), np.float64).T

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from modality_forcing.laws.forms import FORMS, Form
+from modality_forcing.laws.forms import FORMS, Array, Design, Form
 from modality_forcing.laws.table import Table
 
 TRUE = {"chinchilla": (1.8, 480.0, 0.35, 2100.0, 0.37), "power": (0.05, 20.0, 0.3)}
@@ -24,3 +24,11 @@ def grid_table(
     variables = dict(zip(axes, (x.ravel() for x in np.meshgrid(*axes.values())), strict=True))
     law = form.predict(true or TRUE[form.name], variables)
     return Table.of(variables, np.exp(law + np.random.default_rng(seed).normal(0, noise, law.size)))
+
+
+def theta_of(design: Design, parameters: Array) -> Array:
+    """Returns the inverse of `Design.natural`."""
+    logs = np.where(
+        design.is_coefficient, np.log(np.where(design.is_coefficient, parameters, 1)), parameters
+    )
+    return logs @ np.asarray(np.linalg.inv(design.to_natural), np.float64).T

@@ -8,6 +8,7 @@ import pytest
 from modality_forcing.errors import UserError
 from modality_forcing.laws import forms
 from modality_forcing.laws.forms import FORMS, Design
+from tests.unit.laws.grid import theta_of
 
 RNG = np.random.default_rng(0)
 SOME = {
@@ -76,7 +77,7 @@ def test_coordinates_of_a_fit_give_the_same_law(name):
     form = FORMS[name]
     x = rows(form)
     design = Design.of(form, x)
-    theta = design.theta(values(form))
+    theta = theta_of(design, values(form))
     np.testing.assert_allclose(design.natural(theta), values(form), rtol=1e-10)
     logs = np.einsum("p,kpn->kn", theta, design.slopes) + design.absent
     np.testing.assert_allclose(np.logaddexp.reduce(logs), form.predict(values(form), x), rtol=1e-12)

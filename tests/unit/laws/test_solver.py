@@ -9,6 +9,7 @@ from scipy.optimize import minimize as scipy_minimize
 
 from modality_forcing.laws import solver
 from modality_forcing.laws.forms import FORMS, Design
+from tests.unit.laws.grid import theta_of
 
 TRUE = {
     "chinchilla": [1.8, 480, 0.35, 2100, 0.37],
@@ -33,7 +34,7 @@ def problem(name: str = "chinchilla", noise: float = 0.02) -> tuple[Design, np.n
     return (
         design,
         law + np.random.default_rng(0).normal(0, noise, law.size),
-        design.theta(np.array(TRUE[name])),
+        theta_of(design, np.array(TRUE[name])),
     )
 
 
