@@ -15,13 +15,12 @@ from modality_forcing.config import Config
 from modality_forcing.data.records import Record
 from modality_forcing.datasets.folder import DATASET
 from modality_forcing.encoders import flux2_names
-from modality_forcing.encoders.flux2_vae import VAE as FluxVAE
 from modality_forcing.encoders.flux2_vae import VAEConfig
 from modality_forcing.encoders.weights import Tensor
 from modality_forcing.prepare import work
 from modality_forcing.prepare.job import PrepareJob, Settings
 from modality_forcing.synthetic.source import Scenes
-from tests import tiny
+from tests import tiny, vae
 from tests.parity import make_qwen3_goldens as qwen3_goldens
 from tests.parity import make_qwen3_token_goldens as qwen3_tokens
 from tests.parity import make_umt5_goldens as umt5_goldens
@@ -92,13 +91,13 @@ def image_folder(folder: Path) -> Path:
 
 def _vae_weights(described: dict) -> dict[str, np.ndarray]:
     c = VAEConfig.from_dict(described)
-    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: FluxVAE(c, rngs=nnx.Rngs(0)))))
+    state = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: vae.VAE(c, rngs=nnx.Rngs(0)))))
     shapes = {
         ".".join(str(key.key) for key in path): leaf.shape
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
     stored = {}
-    for path, tensor in flux2_names.tensors(c, ()).items():
+    for path, tensor in vae.tensors(c, ()).items():
         before, _, after = tensor.arrange.partition("->")
         size = dict(zip(after, shapes[path], strict=False))
         shape = tuple(size.get(axis, 1) for axis in before) or shapes[path]

@@ -9,7 +9,7 @@ Forcing's release has its halves in two files, whose names lack the half, each w
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from modality_forcing.encoders.flux2_vae import VAEConfig
@@ -21,11 +21,10 @@ Half = Literal["encoder", "decoder"]
 Arrays = dict[str, tuple[str, str]]  # our array -> last part of the tensor's name, its axes
 
 HALVES: tuple[Half, Half] = ("encoder", "decoder")
-# Tensors of a complete file that one half, or both together, do not read.
+# Tensors of a complete file that one half does not read.
 UNUSED = {
     "encoder": ("bn.num_batches_tracked", "decoder.", "post_quant_conv."),
     "decoder": ("bn.num_batches_tracked", "encoder.", "quant_conv."),
-    "vae": ("bn.num_batches_tracked",),
 }
 
 _NORM: Arrays = {"scale": ("weight", ""), "bias": ("bias", "")}
@@ -80,27 +79,19 @@ _BFL = _Layout(
 )
 
 
-def tensors(
-    config: VAEConfig, names: Collection[str], part: Literal["encoder", "decoder", "vae"] = "vae"
-) -> dict[str, Tensor]:
-    """Returns the tensor of each array of `Encoder`, `Decoder` or `VAE`, by dotted path.
+def tensors(config: VAEConfig, names: Collection[str], half: Half) -> dict[str, Tensor]:
+    """Returns the tensor of each array of `Encoder` or `Decoder`, by dotted path.
 
     names: of the tensors in the file, which decide the layout.
     """
     layout = _BFL if any(".mid." in f".{name}" for name in names) else _DIFFUSERS
-    if part != "vae":
-        found = _half(config, layout, part)
-        if layout is _DIFFUSERS or any(name.startswith(("encoder.", "decoder.")) for name in names):
-            return found
-        own = f"{part}."
-        return {
-            path: replace(t, names=tuple(name.removeprefix(own) for name in t.names))
-            for path, t in found.items()
-        }
-    found = {}
-    for half in HALVES:
-        found |= {f"{half}.{path}": t for path, t in _half(config, layout, half).items()}
-    return found
+    is_whole = any(name.startswith(("encoder.", "decoder.")) for name in names)
+    prefix = "" if layout is _DIFFUSERS or is_whole else f"{half}."
+    return {
+        f"{path}.{array}": Tensor((f"{name}.{last}".removeprefix(prefix),), arrange)
+        for path, name, arrays in _modules(config, layout, half)
+        for array, (last, arrange) in arrays.items()
+    }
 
 
 def open_halves(location: str) -> dict[Half, Checkpoint]:
@@ -114,14 +105,6 @@ def open_halves(location: str) -> dict[Half, Checkpoint]:
     if not all(is_file(folder / name) for name in patterns):
         return dict.fromkeys(HALVES, open_checkpoint(location))
     return {half: open_checkpoint(location, stem) for half, stem in stems.items()}
-
-
-def _half(config: VAEConfig, layout: _Layout, half: Half) -> dict[str, Tensor]:
-    return {
-        f"{path}.{array}": Tensor((f"{name}.{last}",), arrange)
-        for path, name, arrays in _modules(config, layout, half)
-        for array, (last, arrange) in arrays.items()
-    }
 
 
 def _modules(config: VAEConfig, layout: _Layout, half: Half) -> Iterator[tuple[str, str, Arrays]]:

@@ -130,27 +130,6 @@ class VAEConfig:
         )
 
 
-class VAE(nnx.Module):
-    """Both halves: an `Autoencoder` (pixels.py) of images in [-1, 1] to normalized latents."""
-
-    def __init__(self, config: VAEConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
-        self.encoder = Encoder(config, rngs=rngs, dtype=dtype)
-        self.decoder = Decoder(config, rngs=rngs, dtype=dtype)
-
-    @property
-    def channels(self) -> int:
-        """Channels of one latent."""
-        return self.encoder.config.channels
-
-    def encode(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b y x c"]:
-        """As `Encoder`."""
-        return self.encoder(image)
-
-    def decode(self, latents: Float[Array, "b y x c"]) -> Float[Array, "b h w 3"]:
-        """As `Decoder`."""
-        return self.decoder(latents)
-
-
 class Encoder(nnx.Module):
     """Images in [-1, 1] to the mean of their latents, each channel normalized; not sampled.
 

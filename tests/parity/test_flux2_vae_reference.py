@@ -18,9 +18,11 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from modality_forcing.encoders.flux2_names import HALVES, UNUSED, tensors
-from modality_forcing.encoders.flux2_vae import VAE, Decoder, Encoder, VAEConfig
+from modality_forcing.encoders.flux2_vae import Decoder, Encoder, VAEConfig
 from modality_forcing.encoders.weights import load_module, open_checkpoint
+from tests import vae as whole
 from tests.parity.make_vae_goldens import CASES, DATA, images, latents, weights
+from tests.vae import VAE
 
 CONFIG = VAEConfig.from_dict(CASES["uneven"].config)
 LAYOUTS = ("diffusers", "bfl")
@@ -97,9 +99,11 @@ def load(files, case, layout, part: Any = "vae", dtype: Any = jnp.float32) -> An
     def build() -> Any:
         return PARTS[part](config, rngs=nnx.Rngs(0), dtype=dtype)
 
-    return load_module(
-        build, tensors(config, checkpoint.shapes, part), checkpoint, unused=UNUSED[part]
-    )
+    if part == "vae":
+        found, unused = whole.tensors(config, checkpoint.shapes), whole.UNUSED
+    else:
+        found, unused = tensors(config, checkpoint.shapes, part), UNUSED[part]
+    return load_module(build, found, checkpoint, unused=unused)
 
 
 def assert_near(ours, theirs, largest, norm):
@@ -164,7 +168,7 @@ def test_every_released_tensor_is_loaded(layout):
     if layout == "bfl":
         renamed = (as_bfl(name, 4, np.broadcast_to(0.0, shape)) for name, shape in held.items())
         held = {name: values.shape for name, values in renamed}
-    places = tensors(VAEConfig(), held)
+    places = whole.tensors(VAEConfig(), held)
     assert {name for place in places.values() for name in place.names} == set(held) - {
         "bn.num_batches_tracked"
     }

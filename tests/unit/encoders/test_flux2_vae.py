@@ -17,7 +17,6 @@ import pytest
 from flax import nnx
 
 from modality_forcing.encoders.flux2_vae import (
-    VAE,
     Decoder,
     Encoder,
     LatentNorm,
@@ -27,6 +26,7 @@ from modality_forcing.encoders.flux2_vae import (
 )
 from modality_forcing.encoders.pixels import Autoencoder
 from modality_forcing.errors import UserError
+from tests.vae import VAE
 
 ROOT = Path(__file__).parents[3]
 SMALL = VAEConfig(widths=(8, 16), decoder_widths=(4, 8), layers=1, latent_channels=3, groups=4)

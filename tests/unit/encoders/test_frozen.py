@@ -116,14 +116,13 @@ def test_tokenizer_of_another_model_is_one_line(qwen, tmp_path):
 def test_latents_and_images_equal_those_of_the_vae(frozen):
     from flax import nnx
 
-    from modality_forcing.encoders import flux2_names
-    from modality_forcing.encoders.flux2_vae import VAE, VAEConfig
     from modality_forcing.encoders.weights import load_module, open_checkpoint
+    from tests.vae import UNUSED, VAE, tensors
 
     c, image = VAEConfig.from_dict(small.VAE), RNG.integers(0, 256, (2, 16, 24, 3), np.uint8)
     weights = open_checkpoint(frozen._image_at)
-    tensors, unused = flux2_names.tensors(c, weights.shapes), flux2_names.UNUSED["vae"]
-    vae = load_module(lambda: VAE(c, rngs=nnx.Rngs(0)), tensors, weights, unused=unused)
+    found = tensors(c, weights.shapes)
+    vae = load_module(lambda: VAE(c, rngs=nnx.Rngs(0)), found, weights, unused=UNUSED)
     latents = vae.encode(from_u8(jnp.asarray(image)))
     np.testing.assert_allclose(
         np.asarray(frozen.latents(image), np.float32), latents, rtol=2**-8, atol=1e-5
