@@ -212,17 +212,16 @@ def align(result: Result, measured: Measured) -> tuple[Result, Scaling]:
 
     Raises UserError for a result without depth, and if no measurement is at a valid pixel.
     """
-    if result.depth is None or result.valid is None:
-        raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
-    used = result.valid[measured.rows, measured.columns]
-    pred = result.depth[measured.rows, measured.columns][used].astype(np.float32)
+    depth, valid = result.require_depth()
+    used = valid[measured.rows, measured.columns]
+    pred = depth[measured.rows, measured.columns][used].astype(np.float32)
     target = measured.depth[used].astype(np.float32)
     if not len(pred):
         hint = "measure pixels that the fit keeps, or choose --fit letterbox"
         raise UserError("no measurement is at a pixel of known depth", hint=hint)
     scale, shift = _fit(pred, target)
-    aligned = (scale * result.depth.astype(np.float64) + shift).astype(np.float32)
-    valid = result.valid & (aligned > 0)
+    aligned = (scale * depth.astype(np.float64) + shift).astype(np.float32)
+    valid = valid & (aligned > 0)
     sigma = result.uncertainty
     error = float(np.mean(np.abs(scale * pred.astype(np.float64) + shift - target) / target))
     moved = replace(

@@ -41,10 +41,7 @@ def depth_files(result: Result, formats: Sequence[str], unit: str) -> dict[str, 
     formats: of FORMATS. unit: of depth, for the 16-bit PNG. Raises UserError for a result without
     depth and for exr without its package.
     """
-    if result.depth is None:
-        raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
-    depth, sigma = result.depth, result.uncertainty
-    valid = np.ones(depth.shape, bool) if result.valid is None else result.valid
+    (depth, valid), sigma = result.require_depth(), result.uncertainty
     files: dict[str, bytes] = {}
     for name in formats:
         if name == "npy":

@@ -141,12 +141,8 @@ def depth_edges(depth: np.ndarray, valid: np.ndarray, relative: float) -> np.nda
 
 def _surface(result: Result, edge: float) -> tuple[np.ndarray, np.ndarray]:
     """Returns depth f32 and the pixels bool [h w] that are of a surface."""
-    if result.depth is None:
-        raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
-    depth = result.depth
-    valid = np.isfinite(depth) & (depth > 0)
-    if result.valid is not None:
-        valid &= result.valid
+    depth, valid = result.require_depth()
+    valid = valid & np.isfinite(depth) & (depth > 0)
     return depth, valid & ~depth_edges(depth, valid, check_edge(edge))
 
 

@@ -40,6 +40,12 @@ class Result:
         """Unit vectors f32 [h w 3] in the camera's frame, 0 where unknown; None without them."""
         return self.maps.get("normals")
 
+    def require_depth(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns depth and valid, all where there is no mask; raises UserError without depth."""
+        if self.depth is None:
+            raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
+        return self.depth, np.ones(self.depth.shape, bool) if self.valid is None else self.valid
+
     def colored(self, colormap: str = colors.COLORMAP) -> np.ndarray:
         """Returns the inverse of depth in colors, u8 [h w 3]; what is not valid is gray.
 
@@ -47,24 +53,22 @@ class Result:
 
         Raises UserError for an unknown one and for a result without depth.
         """
-        if self.depth is None:
-            raise UserError("this result has no depth", hint="use a checkpoint that makes depth")
+        depth, valid = self.require_depth()
         hint = "choose plasma, spectral or another color map of matplotlib"
         if not isinstance(colormap, str):
             raise UserError(f"no color map is named {colormap!r}", hint=hint)
         name = COLORMAPS.get(colormap.lower(), colormap)
-        valid = np.ones(self.depth.shape, bool) if self.valid is None else self.valid
         # Percentiles of a part of a large map, and a strip at a time: colors need 60 bytes a pixel.
-        step = math.ceil(math.sqrt(self.depth.size / _STRIP))
-        limits = colors.disparity_limits(self.depth[::step, ::step], valid[::step, ::step])
-        rows = max(1, _STRIP // self.depth.shape[1])
+        step = math.ceil(math.sqrt(depth.size / _STRIP))
+        limits = colors.disparity_limits(depth[::step, ::step], valid[::step, ::step])
+        rows = max(1, _STRIP // depth.shape[1])
         try:
             return np.concatenate(
                 [
                     colors.colorize_disparity(
-                        self.depth[i : i + rows], valid[i : i + rows], limits, colormap=name
+                        depth[i : i + rows], valid[i : i + rows], limits, colormap=name
                     )
-                    for i in range(0, len(self.depth), rows)
+                    for i in range(0, len(depth), rows)
                 ]
             )
         except KeyError as error:
