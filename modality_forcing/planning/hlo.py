@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 # Instructions whose result is the number they are given.
@@ -263,6 +263,7 @@ def buffers(shape: str) -> tuple[Buffer, ...]:
     return tuple(found)
 
 
+@lru_cache(1)  # collectives, kernels and bound are read from one program
 def parse(text: str) -> Program:
     """Returns the program that a text prints; raises ValueError where there is none."""
     computations: dict[str, Computation] = {}

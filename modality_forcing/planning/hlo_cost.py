@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from modality_forcing.planning.hlo import Buffer, Computation, Op, Program
 
@@ -34,8 +34,6 @@ SLICES = {"dynamic-slice", "slice", "gather"}
 # Instructions that change a part of operand 0, and which operand is the new part.
 UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 VIEWS = {"bitcast", "reshape", "get-tuple-element"}
-
-KernelFlops = Mapping[str, float] | Callable[[str, list[Buffer], tuple[Buffer, ...]], float]
 
 
 def is_free(op: Op) -> bool:
@@ -70,16 +68,13 @@ def splash_flops(name: str, inputs: list[Buffer], outputs: tuple[Buffer, ...]) -
     return 2.0 * products * q.size * k.shape[-2]
 
 
-def flops(program: Program, computation: Computation, op: Op, kernel_flops: KernelFlops) -> float:
-    """FLOPs of one execution, of the products inside a fusion too."""
+def flops(program: Program, computation: Computation, op: Op) -> float:
+    """Returns the FLOPs of one execution, of the products inside a fusion too."""
     if op.opcode == "fusion":
         inner = program.computations[op.called[0]]
-        return sum(flops(program, inner, fused, kernel_flops) for fused in inner.ops.values())
+        return sum(flops(program, inner, fused) for fused in inner.ops.values())
     if op.target == "tpu_custom_call":
-        name = kernel_name(op)
-        if isinstance(kernel_flops, Mapping):
-            return kernel_flops.get(name, 0.0)
-        return kernel_flops(name, computation.inputs(op), op.outputs)
+        return splash_flops(kernel_name(op), computation.inputs(op), op.outputs)
     if op.opcode == "dot":
         left = computation.inputs(op)[0]
         dims = op.attribute(r"lhs_contracting_dims=\{([\d,]*)\}")

@@ -7,7 +7,8 @@ does not show:
 - padding of buffers to tiles, operands that one instruction reads more than once, all latency;
 - how well transfers overlap with compute: all lanes are assumed to overlap perfectly, collectives
   too (`exposed_seconds` is the time of the collectives that the program waits for);
-- the inside of Pallas kernels: they count as given FLOPs, their operands and outputs once.
+- the inside of Pallas kernels: attention counts its products, and all their operands and outputs
+  once.
 
 Every branch of a conditional is counted, and a loop of unknown length once (`unknown_loops`).
 """
@@ -22,15 +23,7 @@ from dataclasses import dataclass
 
 from modality_forcing.chips import Chip
 from modality_forcing.planning.hlo import Buffer, Op, Program, Visit, parse
-from modality_forcing.planning.hlo_cost import (
-    COLLECTIVE,
-    KernelFlops,
-    flops,
-    is_free,
-    kernel_name,
-    splash_flops,
-    traffic,
-)
+from modality_forcing.planning.hlo_cost import COLLECTIVE, flops, is_free, kernel_name, traffic
 
 
 @dataclass(frozen=True)
@@ -64,50 +57,22 @@ class Collective:
 
 
 @dataclass(frozen=True)
-class Cost:
-    """The cost of one instruction: FLOPs, bytes of main memory and seconds of each execution.
-
-    count: executions a step. cycles: the compiler's own estimate of one execution, 0 without one.
-    If it is well above `seconds`, a product fills the matrix unit badly, or there is work that this
-    bound does not see.
-    """
-
-    name: str
-    lane: str  # "serial", "hbm" (asynchronous copies) or "ici"
-    op_name: str
-    flops: float
-    hbm_bytes: float
-    seconds: float
-    count: int
-    cycles: int
-
-    @property
-    def total_seconds(self) -> float:
-        """Seconds a step."""
-        return self.seconds * self.count
-
-
-@dataclass(frozen=True)
 class Roofline:
     """A lower bound of a step's time and its parts, all of one step of one device.
 
     `seconds` is the largest of four lanes that could overlap perfectly: instructions one after
-    another, all bytes of main memory, collectives within and across slices. `touched_bytes` counts
-    VMEM as well, which is what XLA calls accessed.
+    another, all bytes of main memory, collectives within slices and those across. `touched_bytes`
+    counts VMEM as well, which is what XLA calls accessed.
     """
 
     seconds: float
     serial_seconds: float
     hbm_seconds: float
     ici_seconds: float
-    dcn_seconds: float
     exposed_seconds: float
     flops: float
     hbm_bytes: float
     touched_bytes: float
-    ici_bytes: float
-    dcn_bytes: float
-    top_ops: tuple[Cost, ...]
     unknown_loops: tuple[str, ...]
 
     @property
@@ -154,8 +119,6 @@ def roofline(
     ici_bandwidth: float,
     *,
     dcn_bandwidth: float = math.inf,
-    kernel_flops: KernelFlops = splash_flops,
-    top_ops: int = 15,
 ) -> Roofline:
     """Returns the bound of a compiled step for a device's peak FLOP/s and bandwidths in bytes/s.
 
@@ -163,13 +126,12 @@ def roofline(
 
     An instruction takes the longer of its FLOPs at peak and its bytes of main memory at full
     bandwidth. FLOPs are those of matrix products (convolutions by their valid positions, as XLA
-    counts them, since batch dimensions are printed as dilated windows) and of kernels: by name, or
-    from a function of name, operand and output buffers. Of stacks that a fusion slices or updates
-    in place, only the slice counts. VMEM costs nothing.
+    counts them, since batch dimensions are printed as dilated windows) and of attention kernels. Of
+    stacks that a fusion slices or updates in place, only the slice counts. VMEM costs nothing.
     """
     program = parse(text)
     moved = _collectives(program)
-    costs, touched = [], 0.0
+    work, memory, serial, touched = [], [], [], 0.0
     for v in program.walk():
         starts_others = v.op.opcode.endswith("-start") and v.op.called
         if is_free(v.op) or v.op.opcode in COLLECTIVE or starts_others:
@@ -177,36 +139,26 @@ def roofline(
         buffers = traffic(program, v.computation, v.op)
         touched += v.count * sum(size for size, _ in buffers)
         bytes_ = sum(size for size, space in buffers if space == 0)
-        work = flops(program, v.computation, v.op, kernel_flops)
-        lane = "hbm" if v.hidden or v.op.opcode.endswith("-start") else "serial"
-        cycles = int(v.op.attribute(r'"estimated_cycles":"?(\d+)') or 0)
-        seconds = max(work / peak_flops, bytes_ / hbm_bandwidth)
-        costs.append(Cost(v.op.name, lane, v.op.op_name, work, bytes_, seconds, v.count, cycles))
+        products = flops(program, v.computation, v.op)
+        work.append(products * v.count)
+        memory.append(bytes_ * v.count)
+        if not (v.hidden or v.op.opcode.endswith("-start")):  # else a copy beside the others
+            serial.append(max(products / peak_flops, bytes_ / hbm_bandwidth) * v.count)
     wires = {False: ici_bandwidth, True: dcn_bandwidth}
-    for c in moved:
-        lane, seconds = ("dcn" if c.across_slices else "ici"), c.wire_bytes / wires[c.across_slices]
-        name = f"{c.kind} {c.dtype}{list(c.shape)}"
-        costs.append(Cost(name, lane, c.op_name, 0.0, c.hbm_bytes, seconds, c.count, 0))
 
-    def total(lane):
-        return sum(c.total_seconds for c in costs if c.lane == lane)
+    def wire_seconds(far):
+        return sum(c.wire_bytes / wires[far] * c.count for c in moved if c.across_slices is far)
 
-    def wire(far):
-        return sum(c.wire_bytes * c.count for c in moved if c.across_slices is far)
-
-    hbm_bytes = sum(c.hbm_bytes * c.count for c in costs)
+    hbm_bytes = sum(memory + [c.hbm_bytes * c.count for c in moved])
     waits = (c.wire_bytes * c.count / wires[c.across_slices] for c in moved if not c.asynchronous)
-    lanes = (total("serial"), hbm_bytes / hbm_bandwidth, total("ici"), total("dcn"))
+    lanes = (sum(serial), hbm_bytes / hbm_bandwidth, wire_seconds(False))
     return Roofline(
-        max(lanes),
+        max(*lanes, wire_seconds(True)),
         *lanes,
         exposed_seconds=sum(waits),
-        flops=sum(c.flops * c.count for c in costs),
+        flops=sum(work),
         hbm_bytes=hbm_bytes,
         touched_bytes=touched,
-        ici_bytes=wire(False),
-        dcn_bytes=wire(True),
-        top_ops=tuple(sorted(costs, key=lambda c: -c.total_seconds)[:top_ops]),
         unknown_loops=tuple(program.unknown_loops()),
     )
 

@@ -75,7 +75,7 @@ def test_search_stops_when_the_rate_does_not_grow(v5e, monkeypatch):
     def plan(part: str, target, each: int, **_: int):
         tried.append(each)
         seconds = max(each, 20)  # beyond 20 the rate stays the same
-        bound = Roofline(seconds, *[0.0] * 10, (), ())
+        bound = Roofline(seconds, *[0.0] * 7, ())
         size = Bytes(arguments=0, temporaries=0, output=0, alias=0)
         return encoders.EncodePlan("text", v5e, each, each, 0, 0, size, True, 0.0, {}, bound)
 

@@ -87,7 +87,7 @@ def test_flops_of_convolutions(image, kernel, output, attributes, products):
     program, main = entry(
         f"  %x = {image} parameter(0)\n  %w = {kernel} parameter(1)\n  ROOT %c = {output} convolution(%x, %w), {attributes}"
     )
-    assert flops(program, main, main.ops["c"], {}) == 2 * products
+    assert flops(program, main, main.ops["c"]) == 2 * products
 
 
 def test_flops_of_dots_in_nested_fusions_and_of_kernels():
@@ -105,16 +105,9 @@ def test_flops_of_dots_in_nested_fusions_and_of_kernels():
         inner + "\n" + outer,
     )
     kernel = main.ops["k.2.remat.1"]
-    assert flops(program, main, main.ops["f"], {}) == 2 * 4 * 8 * 3
+    assert flops(program, main, main.ops["f"]) == 2 * 4 * 8 * 3
     assert kernel_name(kernel) == "k"
-    assert (flops(program, main, kernel, {"k": 5.0}), flops(program, main, kernel, {})) == (
-        5.0,
-        0.0,
-    )
-    assert (
-        flops(program, main, kernel, lambda name, inputs, outputs: inputs[1].size + outputs[0].size)
-        == 24 + 12
-    )
+    assert flops(program, main, kernel) == 0
 
 
 @pytest.mark.parametrize(

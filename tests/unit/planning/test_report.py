@@ -35,9 +35,7 @@ def plan(chip: str = "v5e", slices: int = 1, **changed: Any) -> Plan:
         compile_seconds=12.345,
         collectives={"all-gather bf16": {"distinct": 2, "executions": 30, "bytes": 3 * GIB}},
         kernels={"splash_fwd": 4, "splash_dkv": 2},
-        roofline=Roofline(
-            2.0, 1.5, 0.75, 0.5, 0.0, 0.25, 1e15, 1.0, 1.0, 1.0, 0.0, top_ops=(), unknown_loops=()
-        ),
+        roofline=Roofline(2.0, 1.5, 0.75, 0.5, 0.25, 1e15, 1.0, 1.0, unknown_loops=()),
         collective_warnings=["all-gather of a batch"],
         replicated={"trunk/scale": 2**20, "b": 2**19, "c": 0, "d": 0},
     )
