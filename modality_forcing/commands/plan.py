@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from modality_forcing.commands.arguments import (
     CHECKPOINT,
@@ -109,7 +110,7 @@ def _run(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         found = plan(with_batch(config, target, options.batch), target)
     else:
         found = search(config, target, print_stderr)
-    print(json.dumps(report.to_json(found), indent=1) if options.json else report.to_text(found))
+    _print(report, found, options)
     if not found.fits and options.batch:
         print_stderr("searching for a layout that fits")
         print_stderr(f"would fit: {report.to_text(search(config, target, print_stderr))}")
@@ -140,19 +141,35 @@ def _sampling(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
         int8=options.int8,
         batch=options.batch,
     )
-    return inference.run(request, target, options.json)
+    found = inference.plan(request, target)
+    _print(inference, found, options)
+    return 0 if found.fits else 1
 
 
 def _encoder(options: argparse.Namespace, _: Mapping[str, str]) -> int:
     from modality_forcing.planning import encoders
 
-    return encoders.run(options.encode, _target(options), options.batch, options.json, print_stderr)
+    part, target, batch = options.encode, _target(options), options.batch
+    count = len(target.devices)
+    if batch and batch % count:
+        what = f"--batch {batch} is not a multiple of {count} devices"
+        raise UserError(what, hint="give one that is")
+    found = (
+        encoders.plan(part, target, batch // count)
+        if batch
+        else encoders.search(part, target, print_stderr)
+    )
+    _print(encoders, found, options)
+    return 0 if found.fits else 1
 
 
 def _sweep(options: argparse.Namespace, _: Mapping[str, str]) -> int:
     from modality_forcing.sweeps import price
+    from modality_forcing.sweeps.spec import load
 
-    return price.run(options)
+    chips = options.chip or price.DEFAULT_CHIPS
+    _print(price, price.price(load(options.sweep), chips, options.mfu), options)
+    return 0
 
 
 def _coordinates(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
@@ -166,6 +183,11 @@ def _coordinates(options: argparse.Namespace, overrides: Mapping[str, str]) -> i
         config_file.load(options.config, dict(overrides)) if options.config else coord_check.DEFAULT
     )
     return 0 if coord_check.check(chosen, options.out) else 1
+
+
+def _print(kind: Any, found: object, options: argparse.Namespace) -> None:
+    """Prints a plan. kind: the module of its `to_json` and `to_text`."""
+    print(json.dumps(kind.to_json(found), indent=1) if options.json else kind.to_text(found))
 
 
 def _target(options: argparse.Namespace):

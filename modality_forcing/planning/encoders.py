@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +17,6 @@ from modality_forcing.encoders.frozen import BATCH, fsdp_sharding, program, repl
 from modality_forcing.encoders.qwen3 import Qwen3Config
 from modality_forcing.encoders.text_encoders import KINDS
 from modality_forcing.encoders.umt5 import UMT5Config
-from modality_forcing.errors import UserError
 from modality_forcing.planning.compile import Bytes, Target, compile_lowered, device_bytes
 from modality_forcing.planning.roofline import Roofline, collectives, roofline_on, summarize
 from modality_forcing.planning.search import GIB, NOT_MODELED
@@ -170,20 +168,6 @@ def search(
         best = tried
     assert best is not None
     return best
-
-
-def run(
-    part: str, target: Target, batch: int | None, as_json: bool, log: Callable[[str], None]
-) -> int:
-    """Prints the plan of a part, for one batch size or the best; returns 1 if it does not fit."""
-    if batch and batch % len(target.devices):
-        raise UserError(
-            f"--batch {batch} is not a multiple of {len(target.devices)} devices",
-            hint="give one that is",
-        )
-    found = plan(part, target, batch // len(target.devices)) if batch else search(part, target, log)
-    print(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
-    return 0 if found.fits else 1
 
 
 def image_flops(part: str, b: int, resolution: int) -> int:

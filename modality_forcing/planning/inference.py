@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -163,13 +162,6 @@ def evaluations(config: Config, task: str, free: Sequence[str], cond: Sequence[s
 
 def _by_example(tree: PyTree, mesh: Mesh) -> PyTree:
     return sharding.abstract(tree, sharding.batch_shardings(tree, mesh))
-
-
-def run(request: Request, target: Target, as_json: bool) -> int:
-    """Prints the plan of a request; returns 1 if it does not fit."""
-    found = plan(request, target)
-    print(json.dumps(to_json(found), indent=1) if as_json else to_text(found))
-    return 0 if found.fits else 1
 
 
 def to_json(p: SamplePlan) -> JsonObject:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +13,7 @@ from modality_forcing.modalities import base
 from modality_forcing.models import flops
 from modality_forcing.models.flops import Parameters
 from modality_forcing.progress import format_table
-from modality_forcing.sweeps.spec import Cell, Run, Sweep, load
+from modality_forcing.sweeps.spec import Cell, Run, Sweep
 from modality_forcing.train.state import abstract_model
 from modality_forcing.train.throughput import step_flops
 from modality_forcing.tree import JsonObject
@@ -182,10 +180,3 @@ def cell_columns(cell: Cell) -> JsonObject:
             unique = (min(run.examples, run.config.data.num_scenes) for run in phases)
             columns[f"unique_{name}"] = sum(unique)
     return columns | {"flops": sum(spent.values())} | spent
-
-
-def run(options: argparse.Namespace) -> int:
-    """`mforce plan --sweep`: prints the price and returns 0."""
-    p = price(load(options.sweep), options.chip or DEFAULT_CHIPS, options.mfu)
-    print(json.dumps(to_json(p), indent=1) if options.json else to_text(p))
-    return 0

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from modality_forcing.cli import main
 from modality_forcing.encoders.text_encoders import KINDS
-from modality_forcing.errors import UserError
 from modality_forcing.planning import encoders
 from modality_forcing.planning.compile import Bytes, get_target
 from modality_forcing.planning.roofline import Roofline
@@ -83,8 +83,9 @@ def test_search_stops_when_the_rate_does_not_grow(v5e, monkeypatch):
     assert encoders.search("text", v5e).batch == 32 and tried == [8, 16, 32, 64]
 
 
-def test_command_prints_json(v5e, small, capsys):
-    assert encoders.run("text", v5e, 8, True, print) == 0
+def test_command_prints_json(small, capsys):
+    command = ["plan", "--encode=text", "--topology=v5e:2x2"]
+    assert main([*command, "--batch=8", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["part"] == "text"
-    with pytest.raises(UserError, match="--batch 7 is not a multiple of 4 devices"):
-        encoders.run("text", v5e, 7, False, print)
+    assert main([*command, "--batch=7"]) == 2
+    assert "--batch 7 is not a multiple of 4 devices" in capsys.readouterr().err
