@@ -17,7 +17,6 @@ import jax
 
 from modality_forcing.planning.compile import get_target
 from modality_forcing.planning.encoders import PARTS, TEXTS, plan
-from modality_forcing.planning.search import GIB
 
 TOPOLOGIES = ("v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 EACH = 16  # captions or images a device; more gains nothing
@@ -50,15 +49,15 @@ def main() -> None:
         for topology in TOPOLOGIES:
             p = plan(part, get_target(topology), EACH)
             print(part, topology, f"{p.compile_seconds:.0f} s", flush=True)
-            m, unit = p.target.chip.devices, "tokens" if part in TEXTS else "images"
+            unit = "tokens" if part in TEXTS else "images"
             assert p.bound and p.rate and p.mfu_bound
             cells = (
                 *(
                     NAMES[part],
                     topology,
                     p.batch,
-                    f"{p.bytes.total * m / GIB:.1f}",
-                    f"{p.target.chip.usable_bytes * m / GIB:.1f}",
+                    f"{p.chip_gib(p.bytes.total):.1f}",
+                    f"{p.chip_gib(p.target.chip.usable_bytes):.1f}",
                 ),
                 *(
                     f"{1e3 * p.bound.seconds:.1f}",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,9 +17,8 @@ from modality_forcing.encoders.frozen import BATCH, fsdp_sharding, program, repl
 from modality_forcing.encoders.qwen3 import Qwen3Config
 from modality_forcing.encoders.text_encoders import KINDS
 from modality_forcing.encoders.umt5 import UMT5Config
-from modality_forcing.planning.compile import Bytes, Target, compile_lowered, device_bytes
-from modality_forcing.planning.roofline import Roofline, collectives, roofline_on, summarize
-from modality_forcing.planning.search import GIB, NOT_MODELED
+from modality_forcing.planning.analysis import NOT_MODELED, Analysis, analyze
+from modality_forcing.planning.compile import Target, compile_lowered, device_bytes
 from modality_forcing.train import sharding
 from modality_forcing.tree import JsonObject
 
@@ -76,31 +75,18 @@ PARTS = (*TEXTS, "encoder", "decoder")  # text encoders, and the halves of FLUX.
 BATCHES = (8, 16, 32, 64, 128)  # per device, that the search tries
 
 
-@dataclass(frozen=True)
-class EncodePlan:
+@dataclass(frozen=True, kw_only=True)
+class EncodePlan(Analysis):
     """One part on the chips of one host. Several hosts encode independently, each at this rate."""
 
     part: str
-    target: Target
     batch: int  # of all devices
     units: int  # tokens or images of a batch
-    params: int
-    flops: int  # of a batch
-    bytes: Bytes  # of one device
-    fits: bool
-    compile_seconds: float
-    collectives: Mapping[str, Mapping[str, int]]
-    bound: Roofline | None
 
     @property
     def rate(self) -> float | None:
         """Upper bound of tokens or images per second."""
         return self.units / self.bound.seconds if self.bound else None
-
-    @property
-    def mfu_bound(self) -> float | None:
-        """The share of peak at the roofline."""
-        return self.target.mfu(self.flops, self.bound.seconds) if self.bound else None
 
 
 def plan(
@@ -138,16 +124,9 @@ def plan(
         flops = image_flops(part, batch, resolution)
     return EncodePlan(
         part=part,
-        target=target,
         batch=batch,
         units=batch * tokens if text else batch,
-        params=sum(x.size for _, x in leaves),
-        flops=flops,
-        bytes=done.bytes,
-        fits=done.fits,
-        compile_seconds=done.seconds,
-        collectives=summarize(collectives(done.text) if done.text else []),
-        bound=roofline_on(target.chip, done.text),
+        **analyze(target, done, sum(x.size for _, x in leaves), flops),
     )
 
 
@@ -161,7 +140,7 @@ def search(
     best = None
     for each in BATCHES:
         tried = plan(part, target, each, **sizes)
-        gib = tried.bytes.total * target.chip.devices / GIB
+        gib = tried.chip_gib(tried.bytes.total)
         log(f"{part}, {each} a device: {gib:.1f} GiB a chip, {_rate(tried)}")
         if best and (not tried.fits or (tried.rate or 0) < 1.02 * (best.rate or 0)):
             break
@@ -193,8 +172,7 @@ def to_json(p: EncodePlan) -> JsonObject:
         "hbm_bytes": int(p.target.chip.usable_bytes * m),
         "fits": p.fits,
         "collectives": {kind: dict(counts) for kind, counts in p.collectives.items()},
-        "roofline_seconds": p.bound.seconds if p.bound else None,
-        "exposed_collective_seconds": p.bound.exposed_seconds if p.bound else None,
+        **p.bound_json(),
         "rate": p.rate,
         "mfu_bound": p.mfu_bound,
         "compile_seconds": round(p.compile_seconds, 1),
@@ -204,18 +182,14 @@ def to_json(p: EncodePlan) -> JsonObject:
 
 def to_text(p: EncodePlan) -> str:
     """Returns the plan as text."""
-    m, gib, fits = p.target.chip.devices, GIB, "fits" if p.fits else "does not fit"
-    usable = p.target.chip.usable_bytes * m / gib
+    fits, usable = "fits" if p.fits else "does not fit", p.chip_gib(p.target.chip.usable_bytes)
     lines = [
         f"{p.part} on {p.target.topology}, {p.target.chips} chips: {fits}",
         f"  parameters      {p.params / 1e9:.3f} B, bfloat16",
         f"  batch           {p.batch}, {p.flops / 1e12:,.1f} TFLOP",
-        f"  GiB a chip      {p.bytes.total * m / gib:.2f} of {usable:.2f}",
+        f"  GiB a chip      {p.chip_gib(p.bytes.total):.2f} of {usable:.2f}",
     ]
-    lines += [
-        f"  {kind:15} {v['executions']} a batch, {v['bytes'] / gib:.2f} GiB a device"
-        for kind, v in p.collectives.items()
-    ]
+    lines += p.collective_lines("batch")
     if p.bound:
         lines += [
             f"  roofline        {1e3 * p.bound.seconds:.1f} ms a batch at least;"

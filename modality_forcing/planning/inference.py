@@ -20,9 +20,8 @@ from modality_forcing.modalities import base
 from modality_forcing.models import flops
 from modality_forcing.models.flux2_weights import dtype_of
 from modality_forcing.models.int8 import quantize_tree
-from modality_forcing.planning.compile import Bytes, Target, compile_lowered, device_bytes
-from modality_forcing.planning.roofline import Roofline, collectives, roofline_on, summarize
-from modality_forcing.planning.search import GIB, NOT_MODELED
+from modality_forcing.planning.analysis import NOT_MODELED, Analysis, analyze
+from modality_forcing.planning.compile import Target, compile_lowered, device_bytes
 from modality_forcing.train import sharding
 from modality_forcing.train.batch_shapes import abstract_batch
 from modality_forcing.train.state import Params, abstract_model, with_attention_kernel
@@ -52,34 +51,21 @@ class Request:
         return self.mode or ("i2d" if "depth" in self.config.modalities else "t2i")
 
 
-@dataclass(frozen=True)
-class SamplePlan:
+@dataclass(frozen=True, kw_only=True)
+class SamplePlan(Analysis):
     """A sampling program on a target. Text encoder and autoencoder are programs of their own."""
 
     request: Request
-    target: Target
     mesh: Mapping[str, int]
     pixels: tuple[int, int]  # rows, columns
     batch: int  # examples over all devices
     evaluations: int  # of the network for an example, guidance included
-    params: int
-    flops: int  # of the batch, counted from the config
-    bytes: Bytes  # of one device
-    weight_bytes: int  # of those, the weights'
-    fits: bool
-    compile_seconds: float
-    collectives: Mapping[str, Mapping[str, int]]
-    bound: Roofline | None
+    weight_bytes: int  # of `bytes`, the weights'
 
     @property
     def rate(self) -> float | None:
         """Upper bound of examples a second, over all devices."""
         return self.batch / self.bound.seconds if self.bound else None
-
-    @property
-    def mfu_bound(self) -> float | None:
-        """The share of peak at the roofline."""
-        return self.target.mfu(self.flops, self.bound.seconds) if self.bound else None
 
 
 def plan(request: Request, target: Target) -> SamplePlan:
@@ -118,21 +104,15 @@ def plan(request: Request, target: Target) -> SamplePlan:
     free = [name for name in trajectory.schedule if name not in names]
     count = evaluations(config, request.task, free, names)
     each = flops.forward_flops(config, modalities, only=trajectory.schedule).total
+    total = flops.parameters(abstract_model(config, modalities)[1]).total
     return SamplePlan(
         request=request,
-        target=target,
         mesh=dict(mesh.shape),
         pixels=modalities[generator.primary].size,
         batch=batch,
         evaluations=count,
-        params=flops.parameters(abstract_model(config, modalities)[1]).total,
-        flops=each * count * batch,
-        bytes=done.bytes,
         weight_bytes=device_bytes(params),
-        fits=done.fits,
-        compile_seconds=done.seconds,
-        collectives=summarize(collectives(done.text) if done.text else []),
-        bound=roofline_on(target.chip, done.text),
+        **analyze(target, done, total, each * count * batch),
     )
 
 
@@ -166,7 +146,7 @@ def _by_example(tree: PyTree, mesh: Mesh) -> PyTree:
 
 def to_json(p: SamplePlan) -> JsonObject:
     """Returns plain data; bytes are per chip, seconds and FLOPs of one batch of all chips."""
-    m, bound = p.target.chip.devices, p.bound
+    m = p.target.chip.devices
     return {
         "config": p.request.config.name,
         "mode": p.request.task,
@@ -185,8 +165,7 @@ def to_json(p: SamplePlan) -> JsonObject:
         "hbm_bytes": int(p.target.chip.usable_bytes * m),
         "fits": p.fits,
         "collectives": {kind: dict(counts) for kind, counts in p.collectives.items()},
-        "roofline_seconds": bound.seconds if bound else None,
-        "exposed_collective_seconds": bound.exposed_seconds if bound else None,
+        **p.bound_json(),
         "images_per_second": p.rate,
         "mfu_bound": p.mfu_bound,
         "compile_seconds": round(p.compile_seconds, 1),
@@ -196,11 +175,10 @@ def to_json(p: SamplePlan) -> JsonObject:
 
 def to_text(p: SamplePlan) -> str:
     """Returns the plan as text."""
-    m, fits = p.target.chip.devices, "fits" if p.fits else "does not fit"
-    usable = p.target.chip.usable_bytes
+    fits, usable = "fits" if p.fits else "does not fit", p.target.chip.usable_bytes
 
     def gib(size: float) -> str:
-        return f"{size * m / GIB:.2f}"
+        return f"{p.chip_gib(size):.2f}"
 
     mesh = ", ".join(f"{axis} {size}" for axis, size in p.mesh.items())
     what = f"{p.request.config.name}, {p.request.task} at {p.pixels[1]} x {p.pixels[0]}"
@@ -216,11 +194,7 @@ def to_text(p: SamplePlan) -> str:
     if p.bound is None:
         hint = "take more chips (mesh.fsdp), --int8, or a smaller batch or size"
         return "\n".join([*lines, f"  too large: {hint}"])
-    lines += [
-        f"  {kind:15} {v['executions']} a batch, {v['bytes'] / GIB:.2f} GiB a device"
-        for kind, v in p.collectives.items()
-    ]
-    bound = p.bound
+    lines, bound = lines + p.collective_lines("batch"), p.bound
     return "\n".join(
         [
             *lines,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from modality_forcing.chips import GIB
 from modality_forcing.planning import hardware
+from modality_forcing.planning.analysis import NOT_MODELED
 from modality_forcing.planning.roofline import Roofline
-from modality_forcing.planning.search import GIB, NOT_MODELED, Plan, describe, min_tokens_per_chip
+from modality_forcing.planning.search import Plan, describe, min_tokens_per_chip
 from modality_forcing.tree import JsonObject
 
 COLUMNS = (
@@ -19,7 +21,6 @@ def to_json(p: Plan) -> JsonObject:
     The total of a chip is arguments + temporaries + output + code - alias.
     """
     chip = p.target.chip.devices  # jax devices in one
-    bound = p.roofline
     return {
         "config": p.config.name,
         "topology": p.target.topology,
@@ -27,7 +28,7 @@ def to_json(p: Plan) -> JsonObject:
         "chips": p.target.chips,
         "params": p.params,
         "tokens_per_step": p.tokens_per_step,
-        "flops_per_step": p.flops_per_step,
+        "flops_per_step": p.flops,
         "bytes_per_chip": {
             "arguments": p.bytes.arguments * chip,
             "temporaries": p.bytes.temporaries * chip,
@@ -42,8 +43,7 @@ def to_json(p: Plan) -> JsonObject:
         "kernels": p.kernels,
         "collective_warnings": p.collective_warnings,
         "compile_seconds": round(p.compile_seconds, 1),
-        "roofline_seconds": bound.seconds if bound else None,
-        "exposed_collective_seconds": bound.exposed_seconds if bound else None,
+        **p.bound_json(),
         "mfu_bound": p.mfu_bound,
         "batch": p.config.train.batch,
         "grad_accum_steps": p.config.train.grad_accum_steps,
@@ -64,10 +64,10 @@ def to_json(p: Plan) -> JsonObject:
 
 def to_text(p: Plan) -> str:
     """Returns the plan as text."""
-    m, c, target = p.target.chip.devices, p.config, p.target
+    c, target = p.config, p.target
 
     def gib(size: float) -> str:
-        return f"{size * m / GIB:.2f}"
+        return f"{p.chip_gib(size):.2f}"
 
     slices = f" x {target.slices} slices" if target.slices > 1 else ""
     fits = "fits" if p.fits else "does not fit"
@@ -80,7 +80,7 @@ def to_text(p: Plan) -> str:
         f"  parameters      {p.params / 1e9:.3f} B",
         f"  layout          {describe(p)}; {mesh}",
         f"  batch           {batch}, {p.tokens_per_step:,} tokens",
-        f"  analytic FLOPs  {p.flops_per_step / 1e12:,.1f} T a step",
+        f"  analytic FLOPs  {p.flops / 1e12:,.1f} T a step",
         f"  GiB a chip      {gib(p.bytes.total)} of {gib(target.chip.usable_bytes)}:"
         f" arguments {gib(p.bytes.arguments)} (state {gib(p.state_bytes)}),"
         f" temporaries {gib(p.bytes.temporaries)}, output {gib(p.bytes.output)},"
@@ -89,9 +89,9 @@ def to_text(p: Plan) -> str:
         f"  not sharded     {sum(p.replicated.values()) / 2**20:.2f} MiB: {replicated}",
         f"  compile         {p.compile_seconds:.0f} s",
     ]
-    if p.roofline is None:
+    if p.bound is None:
         return "\n".join([*lines, f"  too large: {too_much(p)}"])
-    lines += [*_program_lines(p, p.roofline), *p.roofline.warnings]
+    lines += [*_program_lines(p, p.bound), *p.bound.warnings]
     lines += [f"  warning         {line}" for line in p.collective_warnings]
     overrides = {
         "mesh.data": c.mesh.data,
@@ -115,12 +115,8 @@ def to_text(p: Plan) -> str:
 
 def _program_lines(p: Plan, bound: Roofline) -> list[str]:
     """The lines of what the compiled program moves and how long it takes at least, in ms."""
-    lines = [
-        f"  {kind:15} {v['executions']} a step, {v['bytes'] / GIB:.2f} GiB a device"
-        for kind, v in p.collectives.items()
-    ]
     return [
-        *lines,
+        *p.collective_lines("step"),
         f"  kernels         {', '.join(f'{n} x{k}' for n, k in p.kernels.items()) or 'none'}",
         f"  roofline        {1e3 * bound.seconds:.1f} ms a step at least:"
         f" instructions {1e3 * bound.serial_seconds:.1f},"
@@ -133,9 +129,8 @@ def _program_lines(p: Plan, bound: Roofline) -> list[str]:
 
 def too_much(p: Plan) -> str:
     """Returns which part of a plan that does not fit is too large, and what to change."""
-    m, usable = p.target.chip.devices, p.target.chip.usable_bytes
-    state, rest = p.state_bytes * m / GIB, (p.bytes.total - p.state_bytes) * m / GIB
-    if p.state_bytes > usable:
+    state, rest = p.chip_gib(p.state_bytes), p.chip_gib(p.bytes.total - p.state_bytes)
+    if p.state_bytes > p.target.chip.usable_bytes:
         return f"the state alone, {state:.1f} GiB a chip: shard it over more devices (mesh.fsdp)"
     gathered = " and gathered weights" if p.config.mesh.preset == "zero2" else ""
     sizes = f"activations{gathered}, {rest:.1f} GiB a chip beside {state:.1f} of state"
@@ -144,15 +139,15 @@ def too_much(p: Plan) -> str:
 
 def row(p: Plan, name: str) -> str:
     """Returns a line of a Markdown table with `COLUMNS`."""
-    m, bound = p.target.chip.devices, p.roofline
+    bound = p.bound
     cells = [
         name,
         p.target.topology + (f" x{p.target.slices}" if p.target.slices > 1 else ""),
         describe(p),
         str(p.config.train.batch),
-        f"{p.bytes.total * m / GIB:.1f}",
-        f"{p.target.chip.usable_bytes * m / GIB:.1f}" + ("" if p.fits else " **does not fit**"),
-        f"{p.flops_per_step / 1e12:,.0f}",
+        f"{p.chip_gib(p.bytes.total):.1f}",
+        f"{p.chip_gib(p.target.chip.usable_bytes):.1f}" + ("" if p.fits else " **does not fit**"),
+        f"{p.flops / 1e12:,.0f}",
         f"{bound.seconds * 1e3:.0f}" if bound else "",
         f"{p.mfu_bound:.2f}" if bound else "",
         f"{bound.ici_seconds * 1e3:.0f}" if bound else "",

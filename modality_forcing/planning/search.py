@@ -18,9 +18,9 @@ from modality_forcing.config import Config, MeshConfig
 from modality_forcing.modalities import base
 from modality_forcing.models import flops
 from modality_forcing.planning import roofline
+from modality_forcing.planning.analysis import Analysis, analyze
 from modality_forcing.planning.collectives import check_collectives
 from modality_forcing.planning.compile import (
-    Bytes,
     Compiled,
     Target,
     abstract_step,
@@ -32,11 +32,6 @@ from modality_forcing.train.freezing import split_params
 from modality_forcing.train.state import Params, abstract_model
 from modality_forcing.train.throughput import step_flops
 
-GIB = 2**30
-NOT_MODELED = (
-    "not modeled: the real time of kernels, how well matrix units are filled, "
-    "how well transfers overlap with compute; the bound assumes all of these are perfect"
-)
 # Examples per chip that the search tries.
 MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 MAX_TOKENS = 20_480  # tokens per chip and micro-batch beyond which nothing is gained
@@ -52,22 +47,14 @@ LAYOUTS = (
 )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """One config on one topology, compiled."""
+@dataclass(frozen=True, kw_only=True)
+class Plan(Analysis):
+    """One config on one topology, compiled; FLOPs are of a step, from models/flops.py."""
 
     config: Config
-    target: Target
-    params: int
     tokens_per_step: int
-    flops_per_step: int  # analytic, models/flops.py
-    bytes: Bytes  # of one device
-    state_bytes: int  # of those, the state's
-    fits: bool
-    compile_seconds: float
-    collectives: dict[str, dict[str, int]]
+    state_bytes: int  # of `bytes`, the state's
     kernels: dict[str, int]
-    roofline: roofline.Roofline | None  # None where it does not fit: there is no program
     collective_warnings: list[str]  # collectives that should not be there
     replicated: dict[str, int]
 
@@ -75,13 +62,6 @@ class Plan:
     def micro_batch(self) -> int:
         """Examples per chip and micro-batch."""
         return self.config.train.batch // self.config.train.grad_accum_steps // self.target.chips
-
-    @property
-    def mfu_bound(self) -> float | None:
-        """The share of peak that the step reaches if it takes no longer than the roofline."""
-        if self.roofline is None:
-            return None
-        return self.target.mfu(self.flops_per_step, self.roofline.seconds)
 
     @property
     def host_bytes_at_save(self) -> int:
@@ -113,19 +93,12 @@ def _read(config: Config, target: Target, compiled: Compiled) -> Plan:
     found = roofline.collectives(compiled.text) if compiled.text else []
     return Plan(
         config=with_sizes(config, mesh.shape),
-        target=target,
-        params=flops.parameters(shapes).total,
         tokens_per_step=config.train.batch * flops.tokens(config, modalities),
-        flops_per_step=step_flops(config),
-        bytes=compiled.bytes,
         state_bytes=device_bytes(state),
-        fits=compiled.fits,
-        compile_seconds=compiled.seconds,
-        collectives=roofline.summarize(found),
         kernels=roofline.kernels(compiled.text) if compiled.text else {},
-        roofline=roofline.roofline_on(target.chip, compiled.text),
         collective_warnings=check_collectives(found, config.train.batch),
         replicated=sharding.replicated_params(shapes, sharding.PRESETS[config.mesh.preset], mesh),
+        **analyze(target, compiled, flops.parameters(shapes).total, step_flops(config)),
     )
 
 
@@ -149,9 +122,8 @@ def search(config: Config, target: Target, log: Callable[[str], None] = lambda _
     for candidates in _layout_candidates(config, target):
         for tried in candidates:
             last = plan(tried, target)
-            gib = last.bytes.total * target.chip.devices / GIB
             fits = "fits" if last.fits else "does not fit"
-            log(f"{describe(last)}: {gib:.1f} GiB a chip, {fits}")
+            log(f"{describe(last)}: {last.chip_gib(last.bytes.total):.1f} GiB a chip, {fits}")
             if last.fits:
                 best = max(best or last, last, key=lambda p: p.mfu_bound or 0.0)
                 break

@@ -13,7 +13,8 @@ from flax import nnx
 from modality_forcing.cli import main
 from modality_forcing.encoders.text_encoders import KINDS
 from modality_forcing.planning import encoders
-from modality_forcing.planning.compile import Bytes, get_target
+from modality_forcing.planning.analysis import analyze
+from modality_forcing.planning.compile import Bytes, Compiled, get_target
 from modality_forcing.planning.roofline import Roofline
 
 pytest.importorskip("libtpu")
@@ -76,8 +77,8 @@ def test_search_stops_when_the_rate_does_not_grow(v5e, monkeypatch):
         tried.append(each)
         seconds = max(each, 20)  # beyond 20 the rate stays the same
         bound = Roofline(seconds, *[0.0] * 7, ())
-        size = Bytes(arguments=0, temporaries=0, output=0, alias=0)
-        return encoders.EncodePlan("text", v5e, each, each, 0, 0, size, True, 0.0, {}, bound)
+        made = analyze(v5e, Compiled(Bytes(0, 0, 0, 0), True, 0.0, ""), 0, 0)
+        return encoders.EncodePlan(part="text", batch=each, units=each, **made | {"bound": bound})
 
     monkeypatch.setattr(encoders, "plan", plan)
     assert encoders.search("text", v5e).batch == 32 and tried == [8, 16, 32, 64]

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from modality_forcing.chips import CHIPS
+from modality_forcing.chips import CHIPS, GIB
 from modality_forcing.config import MeshConfig
 from modality_forcing.planning import hardware, report
+from modality_forcing.planning.analysis import NOT_MODELED
 from modality_forcing.planning.compile import Bytes, Target
 from modality_forcing.planning.roofline import Roofline
-from modality_forcing.planning.search import GIB, NOT_MODELED, Plan
+from modality_forcing.planning.search import Plan
 from tests import tiny
 
 
@@ -28,14 +29,14 @@ def plan(chip: str = "v5e", slices: int = 1, **changed: Any) -> Plan:
         target=Target(f"{chip}:2x4", slices, CHIPS[chip], (2, 4), devices),
         params=1_500_000_000,
         tokens_per_step=4_000_000,
-        flops_per_step=10**15,
+        flops=10**15,
         bytes=Bytes(6 * GIB, 5 * GIB, 4 * GIB, 4 * GIB, GIB),
         state_bytes=4 * GIB,
         fits=True,
         compile_seconds=12.345,
         collectives={"all-gather bf16": {"distinct": 2, "executions": 30, "bytes": 3 * GIB}},
         kernels={"splash_fwd": 4, "splash_dkv": 2},
-        roofline=Roofline(2.0, 1.5, 0.75, 0.5, 0.25, 1e15, 1.0, 1.0, unknown_loops=()),
+        bound=Roofline(2.0, 1.5, 0.75, 0.5, 0.25, 1e15, 1.0, 1.0, unknown_loops=()),
         collective_warnings=["all-gather of a batch"],
         replicated={"trunk/scale": 2**20, "b": 2**19, "c": 0, "d": 0},
     )
@@ -71,10 +72,10 @@ def test_text_has_the_numbers_of_the_plan():
 
 
 def test_loops_of_unknown_length_are_a_warning():
-    bound = plan().roofline
+    bound = plan().bound
     assert bound and "of unknown length" not in report.to_text(plan())
     for names, what in ((("a",), "1 loop"), (("a", "b"), "2 loops")):
-        lines = report.to_text(plan(roofline=replace(bound, unknown_loops=names)))
+        lines = report.to_text(plan(bound=replace(bound, unknown_loops=names)))
         expected = f"  warning         {what} of unknown length counted once: the bound is too low"
         assert expected in lines.splitlines()
 
@@ -130,19 +131,19 @@ def test_row_has_a_cell_for_each_column():
     assert (row["GiB a chip"], row["of"]) == ("12.0", "15.8")
     assert (row["TFLOP a step"], row["bound, ms"], row["MFU bound"]) == ("1,000", "2000", "0.32")
     assert (row["ICI, ms"], row["host GiB at save"], row["compile, s"]) == ("500", "16.0", "12")
-    large = report.row(plan(fits=False, roofline=None), "large")
+    large = report.row(plan(fits=False, bound=None), "large")
     assert "| 15.8 **does not fit** | 1,000 |  |  |  | 16.0 | 12 |" in large
 
 
 def test_plan_that_does_not_fit_names_the_cause():
-    huge = plan(state_bytes=2**35, fits=False, roofline=None)
+    huge = plan(state_bytes=2**35, fits=False, bound=None)
     text = report.to_text(huge)
     assert text.startswith("tiny on v5e:2x4, 8 chips, 2 hosts: does not fit")
     assert text.endswith(
         "too large: the state alone, 32.0 GiB a chip: shard it over more devices (mesh.fsdp)"
     )
     activations = replace(plan().bytes, temporaries=2**36)
-    wide = plan(bytes=activations, fits=False, roofline=None)
+    wide = plan(bytes=activations, fits=False, bound=None)
     cause = "67.0 GiB a chip beside 4.0 of state: take a smaller batch, remat=full or"
     assert f"activations and gathered weights, {cause} mesh.preset=fsdp" in report.to_text(wide)
     mesh = replace(wide.config.mesh, preset="fsdp")
