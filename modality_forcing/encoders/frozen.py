@@ -24,6 +24,7 @@ from modality_forcing.encoders.weights import (
     Tensor,
     check_module,
     load_module,
+    named_leaves,
     open_checkpoint,
 )
 from modality_forcing.errors import UserError
@@ -109,8 +110,7 @@ class FrozenEncoders:
     def latent_program(self) -> tuple[Callable[..., Array], dict[str, Array]]:
         """Returns the function of (weights by name, images) to latents, and the weights."""
         graph, weights = nnx.split(self._load(self._image_part("encoder"), replicated))
-        leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(weights))
-        named = {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}
+        named, tree = named_leaves(weights)
 
         def latents(weights: Mapping[str, Array], image: Array) -> Array:
             ordered = [weights[name] for name in named]

@@ -205,7 +205,7 @@ def check_module(
 ) -> None:
     """Raises the UserError that `load_module` would raise for the names, shapes and types."""
     _, state = nnx.split(nnx.eval_shape(build))
-    _check(_flat_shapes(state)[0], tensors, checkpoint, tuple(unused))
+    _check(named_leaves(state)[0], tensors, checkpoint, tuple(unused))
 
 
 def load_module(
@@ -230,7 +230,7 @@ def load_module(
       UserError: tensors are missing, left over or of another shape, with their names.
     """
     graph, state = nnx.split(nnx.eval_shape(build))
-    shapes, tree = _flat_shapes(state)
+    shapes, tree = named_leaves(state)
     _check(shapes, tensors, checkpoint, tuple(unused))
     first_device = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
     arrays = []
@@ -244,7 +244,8 @@ def load_module(
     return nnx.merge(graph, jax.tree_util.tree_unflatten(tree, arrays))
 
 
-def _flat_shapes(state: nnx.State) -> tuple[dict[str, jax.ShapeDtypeStruct], Any]:
+def named_leaves(state: nnx.State) -> tuple[dict[str, Any], Any]:
+    """Returns the arrays or shapes of a network by dotted path, and the tree they are leaves of."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(state))
     return {".".join(str(key.key) for key in path): leaf for path, leaf in leaves}, tree
 

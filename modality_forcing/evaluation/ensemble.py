@@ -4,7 +4,7 @@ Each member d_i may be scaled and shifted, a_i = s_i d_i + t_i. Marigold minimiz
 
     J = sum_{i<j} sqrt(mean_pixels (a_i - a_j)^2) + 0.02 (|min M| + |1 - max M|),
 
-with M the pixelwise median or mean of a, and normalizes M to [0, 1]. The pairwise sum is
+with M the pixelwise median of a, and normalizes M to [0, 1]. The pairwise sum is
 proportional to a common scale, so the minimum of J has M spanning [0, 1] only while that sum is
 below 0.02. Above it, as for any real ensemble, the minimum is J = 0.02 at constant maps, which hold
 no depth. Rounding keeps Marigold from there: parameters are float32, and SciPy's difference of
@@ -30,7 +30,6 @@ from jax import Array
 from jax.typing import ArrayLike
 
 Mode = Literal["affine", "scale"]
-Reduction = Literal["median", "mean"]
 
 # Reweighting steps: samples of one image take about five, unrelated maps twenty.
 _MAX_ITERATIONS = 200
@@ -44,7 +43,7 @@ class Ensemble(NamedTuple):
 
     # f32 [h w]. affine: 0 to 1. scale: at most 1, zero stays zero. 0 if no member is used.
     depth: np.ndarray
-    # f32 [h w], in the unit of depth: median |member - depth|, or the standard deviation.
+    # f32 [h w], in the unit of depth: median |member - depth|.
     uncertainty: np.ndarray
     # f64 [e]: scale * member + shift is the member in the unit of depth; 0 if not used.
     scale: np.ndarray
@@ -55,12 +54,7 @@ class Ensemble(NamedTuple):
 
 
 def ensemble(
-    maps: ArrayLike,
-    mode: Mode = "affine",
-    *,
-    reduction: Reduction = "median",
-    align: bool = True,
-    max_side: int = 1024,
+    maps: ArrayLike, mode: Mode = "affine", *, align: bool = True, max_side: int = 1024
 ) -> Ensemble:
     """Returns the consensus of e depth maps [e h w], or of each of a batch [b e h w].
 
@@ -72,27 +66,18 @@ def ensemble(
       maps: depth [e h w] or [b e h w].
       mode: what is unknown of a member: scale and shift, or the scale alone. The affine result is
         normalized by its minimum and maximum, the other by its maximum.
-      reduction: median or mean over members.
       align: False keeps each member's own normalization: Marigold's start, and its result for the
         scale alone of maps below 2.
       max_side: members with a longer side are aligned on a nearest-exact subsample of that side.
 
-    Raises ValueError for another mode, reduction or shape.
+    Raises ValueError for another mode or shape.
     """
     members = np.asarray(maps, np.float32)
     if mode not in ("affine", "scale"):
         raise ValueError(f"mode {mode!r} is not affine or scale")
-    if reduction not in ("median", "mean"):
-        raise ValueError(f"reduction {reduction!r} is not median or mean")
     if members.ndim not in (3, 4) or 0 in members.shape[-3:]:
         raise ValueError(f"an ensemble has shape [e h w] or [b e h w], not {members.shape}")
-    merge = partial(
-        _ensemble,
-        affine=mode == "affine",
-        median=reduction == "median",
-        align=align,
-        max_side=max_side,
-    )
+    merge = partial(_ensemble, affine=mode == "affine", align=align, max_side=max_side)
     if members.ndim == 3:
         return merge(members)
     if not len(members):
@@ -104,9 +89,7 @@ def ensemble(
     return Ensemble(*(np.stack(column) for column in zip(*results, strict=True)))
 
 
-def _ensemble(
-    members: np.ndarray, *, affine: bool, median: bool, align: bool, max_side: int
-) -> Ensemble:
+def _ensemble(members: np.ndarray, *, affine: bool, align: bool, max_side: int) -> Ensemble:
     finite = np.isfinite(members).all(axis=(1, 2))
     flat = _subsample(members, max_side).reshape(len(members), -1)
     # Range 0 where a pixel is not finite, as if constant: such a member is left out too.
@@ -129,7 +112,7 @@ def _ensemble(
     # Around the mean: far from 0 in a member's own unit, float32 would lose digits.
     center = mean.astype(np.float32)
     shifted = (offsets + factor * (center - mean)).astype(np.float32)
-    reduced = _reduce(members[used], center, factor.astype(np.float32), shifted, median=median)
+    reduced = _reduce(members[used], center, factor.astype(np.float32), shifted)
     depth, uncertainty = (np.asarray(x) for x in reduced)
     # Not in the jitted part: it may compute depth twice with two roundings, and the maximum would
     # be 1.0000001.
@@ -223,19 +206,13 @@ def minimize_pair_sum(cosine: np.ndarray) -> np.ndarray:
     return deviations
 
 
-@partial(jax.jit, static_argnames="median")
-def _reduce(
-    members: Array, center: Array, scale: Array, offset: Array, *, median: bool
-) -> tuple[Array, Array]:
+@jax.jit
+def _reduce(members: Array, center: Array, scale: Array, offset: Array) -> tuple[Array, Array]:
     """Returns consensus and uncertainty [h w] of scale * (members [e h w] - center) + offset."""
     center, scale, offset = (x[:, None, None] for x in (center, scale, offset))
     aligned = scale * (members - center) + offset
-    if median:
-        depth = _lower_median(aligned)
-        return depth, _lower_median(jnp.abs(aligned - depth))
-    depth = jnp.mean(aligned, axis=0)
-    # The sample standard deviation, as in torch; 0 for one member.
-    return depth, jnp.sqrt(jnp.sum((aligned - depth) ** 2, axis=0) / max(len(members) - 1, 1))
+    depth = _lower_median(aligned)
+    return depth, _lower_median(jnp.abs(aligned - depth))
 
 
 def _lower_median(values: Array) -> Array:

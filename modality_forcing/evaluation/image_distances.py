@@ -39,7 +39,7 @@ def frechet_distance(a: Features, b: Features) -> float:
 
 
 def kernel_distance(
-    a: Features, b: Features, *, subset_size: int = SUBSET_SIZE, subsets: int = SUBSETS
+    a: Features, b: Features, *, subset_size: int = SUBSET_SIZE
 ) -> tuple[float, float]:
     """Returns mean and standard deviation of KID over random subsets (Binkowski et al.).
 
@@ -49,7 +49,7 @@ def kernel_distance(
     check_subset_size(subset_size, min(len(a), len(b)))
     rng = np.random.RandomState(SEED)
     found = []
-    for _ in range(subsets):
+    for _ in range(SUBSETS):
         x = a[rng.choice(len(a), subset_size, replace=False)].astype(np.float64)
         y = b[rng.choice(len(b), subset_size, replace=False)].astype(np.float64)
         within = sum(k.sum() - np.trace(k) for k in (_cubic(x, x), _cubic(y, y)))

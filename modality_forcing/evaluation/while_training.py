@@ -196,9 +196,8 @@ def _sheet(parts: _Parts, depth: np.ndarray | None) -> np.ndarray:
             run = generator.run("i2d", captions, batch={"image": image}, seed=seed, index=index)
             depth = run.images["depth"]
         columns["depth"] = _colored(data.depth[:count], valid)
-        columns["estimated depth"] = _colored(
-            depth[:count], valid
-        )  # elsewhere nothing is to be compared
+        # Elsewhere nothing is to be compared.
+        columns["estimated depth"] = _colored(depth[:count], valid)
     task = "joint" if len(generator.modalities) > 1 else "t2i"
     generated = generator.run(task, captions, seed=seed, index=index).images
     for name, m in generator.modalities.items():
@@ -213,6 +212,5 @@ def _sheet(parts: _Parts, depth: np.ndarray | None) -> np.ndarray:
     return images.grid(rows, labels=["caption", *columns])
 
 
-def _colored(depth: np.ndarray, valid: np.ndarray | None = None) -> list[np.ndarray]:
-    masks = [None] * len(depth) if valid is None else valid
-    return [images.colorize_disparity(d, mask) for d, mask in zip(depth, masks, strict=True)]
+def _colored(depth: np.ndarray, valid: np.ndarray) -> list[np.ndarray]:
+    return [images.colorize_disparity(d, mask) for d, mask in zip(depth, valid, strict=True)]

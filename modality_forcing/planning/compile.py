@@ -144,7 +144,7 @@ def compile_lowered(
     """
     started = time.monotonic()
     try:
-        done = lower().compile(compiler_options=hardware.plan_options(target.chip, target.slices))
+        done = lower().compile(compiler_options=hardware.plan_options(target.chip))
     except jax.errors.JaxRuntimeError as error:
         used = _used(str(error))
         if used is None:

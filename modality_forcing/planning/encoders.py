@@ -17,6 +17,7 @@ from modality_forcing.encoders.frozen import BATCH, fsdp_sharding, program, repl
 from modality_forcing.encoders.qwen3 import Qwen3Config
 from modality_forcing.encoders.text_encoders import KINDS
 from modality_forcing.encoders.umt5 import UMT5Config
+from modality_forcing.encoders.weights import named_leaves
 from modality_forcing.planning.analysis import NOT_MODELED, Analysis, analyze
 from modality_forcing.planning.compile import Target, compile_lowered, device_bytes
 from modality_forcing.train import sharding
@@ -102,12 +103,11 @@ def plan(
     batch = each * mesh.size
     graph, weights = nnx.split(nnx.eval_shape(_build(part)))
     sharding_of = fsdp_sharding if text else replicated
-    leaves, tree = jax.tree_util.tree_flatten_with_path(nnx.to_pure_dict(weights))
-    shapes = []
-    for path, x in leaves:
-        name = ".".join(str(k.key) for k in path)
-        split = sharding_of(mesh, name, x.shape)
-        shapes.append(jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=split))
+    leaves, tree = named_leaves(weights)
+    shapes = [
+        jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding_of(mesh, name, x.shape))
+        for name, x in leaves.items()
+    ]
     params = jax.tree_util.tree_unflatten(tree, shapes)
     inputs = [
         jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, BATCH))
@@ -126,7 +126,7 @@ def plan(
         part=part,
         batch=batch,
         units=batch * tokens if text else batch,
-        **analyze(target, done, sum(x.size for _, x in leaves), flops),
+        **analyze(target, done, sum(x.size for x in shapes), flops),
     )
 
 

@@ -142,6 +142,6 @@ def libtpu_init_args(chip: Chip, slices: int = 1) -> str:
     return " ".join(f"--{name}={value}" for name, value in written.items())
 
 
-def plan_options(chip: Chip, slices: int = 1) -> dict[str, bool | int]:
+def plan_options(chip: Chip) -> dict[str, bool | int]:
     """Returns the options for a program to be analyzed: those that do not hide collectives."""
     return dict(_COMMON) if chip.is_tpu else {}

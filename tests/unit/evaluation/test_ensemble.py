@@ -154,15 +154,13 @@ def test_result_is_invariant_to_order_scale_and_shift(seed, count, mode, align):
 
 
 @settings(max_examples=40)
-@given(seeds, counts, modes, st.booleans(), st.sampled_from(["median", "mean"]))
-def test_result_is_the_median_or_mean_of_aligned_members(seed, count, mode, align, reduction):
+@given(seeds, counts, modes, st.booleans())
+def test_result_is_the_median_of_aligned_members(seed, count, mode, align):
     members = samples(seed, count, mode=mode)
-    result = ensemble(members, mode, reduction=reduction, align=align)
+    result = ensemble(members, mode, align=align)
     maps = placed(members, result)
-    middle, spread = maps.mean(axis=0), maps.std(axis=0, ddof=1)
-    if reduction == "median":
-        middle = lower_median(maps)
-        spread = lower_median(np.abs(maps - middle))
+    middle = lower_median(maps)
+    spread = lower_median(np.abs(maps - middle))
     np.testing.assert_allclose(result.depth, middle, atol=2e-6)
     np.testing.assert_allclose(result.uncertainty, spread, atol=2e-6)
     assert result.depth.max() == 1
@@ -203,15 +201,14 @@ def test_alignment_beats_normalization_with_outliers():
 
 
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("reduction", ["median", "mean"])
-def test_batch_equals_single_ensembles(mode, reduction):
+def test_batch_equals_single_ensembles(mode):
     members = np.stack([samples(seed, 4, mode=mode) for seed in range(3)])
     members[1, 2] = np.nan
-    batch = ensemble(members, mode, reduction=reduction)
+    batch = ensemble(members, mode)
     for i, one in enumerate(members):
-        for ours, alone in zip(batch, ensemble(one, mode, reduction=reduction), strict=True):
+        for ours, alone in zip(batch, ensemble(one, mode), strict=True):
             np.testing.assert_array_equal(ours[i], alone)
-    empty = ensemble(members[:0], mode, reduction=reduction)
+    empty = ensemble(members[:0], mode)
     assert [(x.shape[1:], x.dtype) for x in empty] == [(x.shape[1:], x.dtype) for x in batch]
     assert all(len(x) == 0 for x in empty)
 
@@ -224,11 +221,10 @@ def test_equal_members_have_no_uncertainty(count, mode):
     copies = np.stack([one] * count)
     scaled = copies * np.linspace(0.5, 3, count, dtype="f4")[:, None, None]
     for members in (copies, scaled, scaled + np.float32(mode == "affine")):
-        for reduction in ("median", "mean"):
-            result = ensemble(members, mode, reduction=reduction)
-            np.testing.assert_allclose(result.depth, wanted, atol=2e-6)
-            np.testing.assert_allclose(result.uncertainty, 0, atol=2e-6)
-            assert result.loss < 1e-5
+        result = ensemble(members, mode)
+        np.testing.assert_allclose(result.depth, wanted, atol=2e-6)
+        np.testing.assert_allclose(result.uncertainty, 0, atol=2e-6)
+        assert result.loss < 1e-5
 
 
 def test_negated_copy_gets_a_negative_scale():
@@ -333,13 +329,11 @@ def test_nonfinite_pixel_outside_the_subsample_counts():
     "shape, options",
     [
         *((shape, {}) for shape in ((4, 5), (1, 1, 2, 4, 5), (0, 4, 5), (2, 0, 5), (3, 2, 4, 0))),
-        *(((2, 4, 5), options) for options in ({"mode": "shift"}, {"reduction": "mode"})),
+        ((2, 4, 5), {"mode": "shift"}),
     ],
 )
 def test_invalid_arguments_are_refused(shape, options, unchecked):
-    with pytest.raises(
-        ValueError, match=r"ensemble has shape|is not affine or scale|is not median or mean"
-    ):
+    with pytest.raises(ValueError, match=r"ensemble has shape|is not affine or scale"):
         ensemble(np.ones(shape, np.float32), **options)
 
 
