@@ -19,7 +19,6 @@ from modality_forcing.viz import images
 
 FORMATS = ("npy", "png", "exr", "color", "spectral", "side")
 DEFAULT_FORMATS = ("npy", "png", "color")
-GEOMETRY = ("ply", "glb")
 _LEVEL = 1  # of compression: files of a folder, where compression takes most of the time
 _SIDE_PIXELS = 1600  # of the longer side of each half of a side-by-side image, which is for viewing
 
@@ -94,16 +93,20 @@ def map_files(
     Raises UserError as `check_map_formats`.
     """
     check_map_formats(formats)
-    known = np.any(values != 0, axis=-1, keepdims=True)
     files: dict[str, bytes] = {}
     if "npy" in formats:
-        files[f"_{name}.npy"] = images.npy_bytes(values, known)
+        files[f"_{name}.npy"] = images.npy_bytes(values, _valid(values))
     if {"png", "color", "spectral"} & set(formats):
         files[f"_{name}.png"] = images.png_bytes(colors, _LEVEL)
     if "side" in formats:
         halves = [_shrunk(x) for x in (beside, colors) if x is not None]
         files["_side.png"] = images.png_bytes(np.concatenate(halves, axis=1), _LEVEL)
     return files
+
+
+def _valid(values: np.ndarray) -> np.ndarray:
+    """Returns where a map [h w c] has a finite value: bool [h w c], nowhere if all c are 0."""
+    return np.isfinite(values) & np.any(values != 0, axis=-1, keepdims=True)
 
 
 def check_map_formats(formats: Sequence[str]) -> None:
@@ -143,7 +146,7 @@ def write_example(
             m = modalities[name]
             contents = {".png": images.png_bytes(m.colorize(x[None])[0])}
             if not m.is_image:
-                contents[".npy"] = images.npy_bytes(x, np.isfinite(x))
+                contents[".npy"] = images.npy_bytes(x, _valid(x))
             for suffix, content in contents.items():
                 write_file(path.with_suffix(suffix), content)
                 written.append(path.with_suffix(suffix))

@@ -89,9 +89,15 @@ def test_formats():
 def test_normals_are_written_as_vectors_and_in_their_colors(tmp_path: Path):
     normals = np.zeros((16, 16, 3), np.float32)
     normals[..., 2] = -1
+    normals[2, 3] = 0  # unknown
     written = outputs.write_example(
         tmp_path / "a", {"normals": normals}, base.build(tiny.normals())
     )
     assert [path.name for path in written] == ["a_normals.png", "a_normals.npy"]
-    np.testing.assert_array_equal(np.load(written[1]), normals)
+    stored = np.load(written[1])
+    assert np.isnan(stored[2, 3]).all()
+    np.testing.assert_array_equal(np.nan_to_num(stored), normals)
+    color = np.zeros(normals.shape, np.uint8)
+    files = outputs.map_files("normals", normals, color, ("npy",))
+    assert files["_normals.npy"] == written[1].read_bytes(), "by either way"
     assert np.asarray(Image.open(written[0]))[0, 0].tolist() == [128, 128, 255]
