@@ -37,9 +37,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     text = f"umt5:PATH or qwen3:PATH, a {frozen}"
     add("--text-encoder", default="", metavar="KIND:PATH", help=text)
     add("--autoencoder", default="", metavar="flux2:PATH", help=frozen)
-    host = (
-        "address to listen on; others than this machine reach it without a password (%(default)s)"
-    )
+    host = "address to listen on (%(default)s); any address but localhost lets other machines in, "
+    host += "without a password"
     add("--host", default="127.0.0.1", help=host)
     add("--port", type=port_number, default=PORT, help="0 for any free one (%(default)s)")
     megabytes = "largest file that may be uploaded (%(default)s)"

@@ -47,7 +47,7 @@ def positive_int(text: str) -> int:
     return value
 
 
-def picture_size(text: str) -> tuple[int, int]:
+def image_size(text: str) -> tuple[int, int]:
     """Parses "WIDTHxHEIGHT", or the side of a square, as (rows, columns)."""
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):

@@ -153,11 +153,13 @@ def parse_mode(options: argparse.Namespace) -> Mode:
             hint="give either --checkpoint, or --pred and --target",
         )
     if options.benchmark is not None and options.trajectory_sweep is not None:
-        what = "--benchmark and --trajectory-sweep are two runs"
+        what = "--benchmark cannot be combined with --trajectory-sweep"
         raise UserError(what, hint="give one of them")
     if options.metrics is not None:
         if options.benchmark is not None or options.trajectory_sweep is not None:
-            raise UserError("--metrics is a run of its own", hint="leave the other one out")
+            other = "--benchmark" if options.benchmark is not None else "--trajectory-sweep"
+            what = f"--metrics cannot be combined with {other}"
+            raise UserError(what, hint="leave one of them out")
         return IMAGE_FOLDERS if arrays else IMAGES
     if arrays:
         return ARRAYS

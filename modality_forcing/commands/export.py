@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from modality_forcing.commands.arguments import CHECKPOINT, path_option, picture_size, positive_int
+from modality_forcing.commands.arguments import CHECKPOINT, image_size, path_option, positive_int
 from modality_forcing.errors import UserError
 
 _PROGRAM = ("steps", "size", "text_encoder", "autoencoder")  # options of --format=stablehlo
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     size = (
         "stablehlo: size of the images, as 512 or 768x512 (width x height), instead of the config's"
     )
-    add("--size", type=picture_size, metavar="SIZE", help=size)
+    add("--size", type=image_size, metavar="SIZE", help=size)
     frozen = "a frozen encoder, if not where the config says"
     add("--text-encoder", default="", metavar="KIND:PATH", help=f"stablehlo: {frozen}")
     add("--autoencoder", default="", metavar="flux2:PATH", help=f"stablehlo: {frozen}")
@@ -79,9 +79,8 @@ def _check(options: argparse.Namespace) -> None:
     if options.layout and options.format:
         raise UserError("--layout and --format are two kinds of files", hint="give one of them")
     if options.dtype and not options.layout:
-        raise UserError(
-            "--dtype is of --layout", hint="leave it out: weights are exported as they are"
-        )
+        hint = "leave it out: weights are exported as they are"
+        raise UserError("--dtype needs --layout", hint=hint)
     if options.adapter and options.layout:
         raise UserError("--adapter has no --layout", hint="leave one of them out")
     if options.adapter and options.format == "orbax":
@@ -89,7 +88,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.format == "stablehlo":
         if options.adapter:
             hint = "leave --adapter or --format out"
-            raise UserError("--adapter is no program", hint=hint)
+            raise UserError("--adapter cannot be exported as stablehlo", hint=hint)
         return
     for name in _PROGRAM:
         if getattr(options, name):

@@ -11,8 +11,8 @@ from typing import Any
 from modality_forcing.commands.arguments import (
     CHECKPOINT,
     INT8,
+    image_size,
     path_option,
-    picture_size,
     positive_int,
 )
 from modality_forcing.errors import UserError
@@ -48,7 +48,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint", type=path_option, help=f"plan sampling with a checkpoint: {CHECKPOINT}")
     mode = "plan sampling in this mode of mforce sample, not training (with --checkpoint: i2d)"
     add("--mode", help=mode)
-    add("--size", type=picture_size, help="of sampled pictures, as 512 or 768x512")
+    add("--size", type=image_size, help="of sampled images, as 512 or 768x512")
     add("--steps", type=positive_int, help="sampler steps, instead of the config's")
     add("--int8", action="store_true", help=INT8)
     encode = "plan a frozen encoder: UMT5-XXL (text), Qwen3, or a half of FLUX.2's autoencoder"
@@ -78,13 +78,12 @@ def main(options: argparse.Namespace) -> int:
     kind = "coord_check" if "coord_check" in given else given[0] if len(given) == 1 else ""
     if not kind or set(given) - {kind, *_ALLOWED[kind]}:
         raise UserError(
-            "a plan is of one thing",
-            hint="give one of --config, --checkpoint, --encode, --sweep and --coord-check",
+            "give exactly one of --config, --checkpoint, --encode, --sweep and --coord-check"
         )
     for name in ("topology", "slices", "batch", *_SAMPLING, "chip", "mfu", "out", "json"):
         if getattr(options, name) and name not in _ALLOWED[kind]:
             raise UserError(
-                f"--{kind.replace('_', '-')} has no use for --{name}", hint="leave it out"
+                f"--{kind.replace('_', '-')} does not take --{name}", hint="leave it out"
             )
     unused = [name for name in _SAMPLING if getattr(options, name)]
     if kind == "config" and unused and not options.mode:

@@ -16,8 +16,8 @@ from modality_forcing.commands.arguments import (
     TENSOR,
     finite_float,
     fraction,
+    image_size,
     path_option,
-    picture_size,
     positive_int,
     renamed_option,
     weights,
@@ -58,8 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--n", type=positive_int, default=1, help="examples per caption and input (%(default)s)")
     _add_inputs(parser)
     _add_outputs(parser)
-    size = "size of the pictures, as 512 or 768x512 (width x height), instead of the config's"
-    add("--size", type=picture_size, metavar="SIZE", help=size)
+    size = "size of the images, as 512 or 768x512 (width x height), instead of the config's"
+    add("--size", type=image_size, metavar="SIZE", help=size)
     frozen = "frozen encoder, if not where the config says"
     text = f"umt5:PATH or qwen3:PATH, a {frozen}"
     add("--text-encoder", default="", metavar="KIND:PATH", help=text)
@@ -259,7 +259,7 @@ def check_options(options: argparse.Namespace) -> None:
     for name, is_unused in unused.items():
         if is_unused:
             hint = "leave it out, or choose another mode"
-            raise UserError(f"mode {mode} has no use for {name}", hint=hint)
+            raise UserError(f"mode {mode} does not take {name}", hint=hint)
     cond = SAMPLED[mode] or ("image",) * options.refine  # the second pass has a condition
     for name in sorted(set(options.condition_guidance or ()) - set(cond)):
         hint = f"its condition is {' and '.join(cond)}" if cond else "leave it out"

@@ -1,6 +1,6 @@
 """Quantized tensors of safetensors files: which ones can be read, and with which scales.
 
-A weight is (number - zero point) * scale. Read are, by the names of the tensors beside `P.weight`:
+A weight is (number - zero point) * scale. The names of the tensors beside `P.weight` tell which:
 
 - float8 alone: a plain cast, the values are the weights (diffusers' layerwise casting);
 - float8 with `P.scale_weight` (ComfyUI), `P.weight_scale_inv` (transformers, DeepSeek) or
@@ -80,10 +80,10 @@ class Scale:
             scales = np.exp2(scales.astype(np.float32) - _EXPONENT_BIAS)
         numbers = part.astype(np.float32)
         if zeros is not None:
-            numbers = numbers - self._spread(zeros, part.ndim, index)
-        return numbers * self._spread(scales, part.ndim, index) * self.unit
+            numbers = numbers - self._broadcast(zeros, part.ndim, index)
+        return numbers * self._broadcast(scales, part.ndim, index) * self.unit
 
-    def _spread(self, values: np.ndarray, ndim: int, index: tuple[slice, ...]) -> np.ndarray:
+    def _broadcast(self, values: np.ndarray, ndim: int, index: tuple[slice, ...]) -> np.ndarray:
         """Returns one value, or those of each row, or row and column, of a part."""
         values = values.astype(np.float32)
         if not self.block:

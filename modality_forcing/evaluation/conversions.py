@@ -1,6 +1,6 @@
 """Scores of networks of three or more modalities: each from every subset of the others.
 
-What two modalities have between them, image to depth and back, is `heldout`'s.
+Image to depth and depth to image are scored in `heldout`.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def evaluate(
     """
     found = {}
     for task, target in conversions(modalities).items():
-        given = tasks.parse(task, list(modalities)).given
-        made = generate(task, {k: data.inputs()[k] for n in given for k in modalities[n].inputs})
+        cond = tasks.parse(task, list(modalities)).given
+        made = generate(task, {k: data.inputs()[k] for n in cond for k in modalities[n].inputs})
         found[task] = SCORES[type(modalities[target])](made[target], data)
     names = {type(m): name for name, m in modalities.items()}
     if found and names.keys() >= {Image, Depth, Normals}:
@@ -90,9 +90,9 @@ def conversions(modalities: Mapping[str, Modality]) -> dict[str, str]:
     for target in (name for name in names if type(modalities[name]) in SCORES):
         others = [name for name in names if name != target]
         sizes = range(1, len(others) + 1)
-        for given in chain.from_iterable(combinations(others, n) for n in sizes):
-            found[tasks.conversion(given, (target,))] = target
-    # What two modalities have between them is in every report already.
+        for cond in chain.from_iterable(combinations(others, n) for n in sizes):
+            found[tasks.conversion(cond, (target,))] = target
+    # Image to depth and depth to image are scored in `heldout`.
     return {task: target for task, target in found.items() if task not in tasks.TASKS}
 
 

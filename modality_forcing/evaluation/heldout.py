@@ -318,14 +318,14 @@ def check_finite(
             row = int(bad.any(axis=1).argmax())
             share = f"{bad[row].sum()} of {bad[row].size} values"
             what = f"held-out record {records[row]}: mode {task} generates {name}"
-            what += f" with {share} that are not finite, since {_cause(generator.params)}"
+            what += f" with {share} that are not finite because {_cause(generator.params)}"
             raise UserError(what, hint="use an earlier checkpoint, or other --steps or --solver")
 
 
 def _cause(params: Params) -> str:
     """Returns why a network generates values that are not finite."""
     if bad := checksums.not_finite(params):
-        return f"its weights are not: {list_some(bad)}"
+        return f"these weights are not finite: {list_some(bad)}"
     largest, path = max((float(jnp.abs(x).max()), path) for path, x in flatten(params).items())
     return f"the network overflows; its largest weight is {largest:.3g} ({path})"
 

@@ -171,7 +171,7 @@ def evaluate_checkpoint(
     real_count = len(files) if files else count
     metrics.check(count, real_count)
     if files and not metrics.of_real:
-        raise UserError("clip_score has no use for --reference", hint="leave it out")
+        raise UserError("clip_score does not take --reference", hint="leave it out")
     captions: list[str] = []
     made = metrics.extract(generated_images(generator, config, mode, captions))
     real = {}

@@ -26,9 +26,9 @@ def angular_error(pred: np.ndarray, target: np.ndarray) -> np.ndarray:
     cross = np.linalg.norm(np.cross(pred, target), axis=-1)
     angle = np.degrees(np.arctan2(cross, np.einsum("...i,...i->...", pred, target)))
     angle = np.where(finite, angle, WORST)
-    known = np.linalg.norm(target, axis=-1) > _KNOWN
-    known &= ~finite | (np.linalg.norm(pred, axis=-1) > 0)
-    return np.where(known, angle, np.nan).astype(np.float32)
+    valid = np.linalg.norm(target, axis=-1) > _KNOWN
+    valid &= ~finite | (np.linalg.norm(pred, axis=-1) > 0)
+    return np.where(valid, angle, np.nan).astype(np.float32)
 
 
 def summarize(errors: np.ndarray) -> dict[str, float]:
@@ -37,10 +37,10 @@ def summarize(errors: np.ndarray) -> dict[str, float]:
     `mean_deg` and `median_deg` in degrees; `within_11.25` and so on: share of pixels with at most
     so many degrees; `images` with a known pixel, `skipped` without.
     """
-    known = ~np.isnan(errors)
-    angles = errors[known].astype(np.float64)
-    any_known = known.any(axis=(1, 2))
-    counts = {"images": int(any_known.sum()), "skipped": int((~any_known).sum())}
+    valid = ~np.isnan(errors)
+    angles = errors[valid].astype(np.float64)
+    any_valid = valid.any(axis=(1, 2))
+    counts = {"images": int(any_valid.sum()), "skipped": int((~any_valid).sum())}
     if not len(angles):
         names = ("mean_deg", "median_deg", *(f"within_{x:g}" for x in THRESHOLDS))
         return dict.fromkeys(names, float("nan")) | counts

@@ -2,7 +2,7 @@
 
 Files are taken in groups of one batch. While the network runs, the next group is read and the last
 one is written, several files at once. Results are functions of a file and the settings, and every
-group runs the same program: a job that was killed and resumed leaves the bytes of one that was not.
+group runs the same program: an interrupted job resumes and writes byte-identical files.
 
 Memory: three groups of small photographs are in it at most. Of one with more than `one_file.LARGE`
 pixels only the network's input is kept; its results are made, one photograph at a time, as it is

@@ -41,14 +41,14 @@ class LoadedNetwork:
         weight = condition_guidance
         if weight is not None:
             weight = as_number("condition_guidance", weight)
-        given = parse(task, list(self.generator.modalities)).given
+        cond = parse(task, list(self.generator.modalities)).given
         options = override_sampling(
             self.generator.config,
             steps=None if steps is None else as_whole("steps", steps, 1),
             solver=solver,
             log2_alpha=None if log2_alpha is None else as_number("log2_alpha", log2_alpha, -64, 64),
             guidance=None if scale is None else {self.generator.primary: scale},
-            condition_guidance=None if weight is None else dict.fromkeys(given, weight),
+            condition_guidance=None if weight is None else dict.fromkeys(cond, weight),
         )
         self.generator.trajectory(task, options)
         return Sampling(options, as_whole("seed", seed, 0))

@@ -89,7 +89,7 @@ def find_items(
         if not names_any:
             if paths.resolve(path) == left_out:
                 hint = "choose another folder for results"
-                raise UserError("is --out too, whose files are results", where=path, hint=hint)
+                raise UserError("is also --out; results are not inputs", where=path, hint=hint)
             known = " ".join(suffixes)
             raise UserError("no file to work on", where=path, hint=f"known kinds are {known}")
     return _name_outputs([*found.values()])

@@ -1,8 +1,8 @@
 """Parses the text of a compiled XLA program, and counts how often each instruction runs.
 
 The grammar is XLA's own printing of a scheduled `HloModule`, as `compiled.as_text()` returns it.
-Read are names, shapes with dtype and memory space, opcodes, operands and attributes; of layouts
-only the memory space. A loop's trip count comes from `known_trip_count` where the backend wrote it
+The parser reads names, shapes, dtypes, opcodes, operands, attributes and, of layouts, only the
+memory space. A loop's trip count comes from `known_trip_count` where the backend wrote it
 (CPU, GPU), else from its counter: start, step and limit must be constants.
 """
 

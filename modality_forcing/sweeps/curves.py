@@ -65,7 +65,7 @@ def plot(curves: Sequence[Curve]) -> Figure:
     if not columns:
         hint = "set eval.every in the sweep's configs"
         raise UserError("no run has evaluated anything while training", hint=hint)
-    # A loss that is given another modality says most of it: those come first.
+    # Conditional losses are the most informative, so they come first.
     columns = sorted(columns, key=lambda name: "_given_" not in name)[:_PANELS]
     sizes = sorted({curve.params for curve in curves})
     figure = figures.new_figure(2, height=2.4)

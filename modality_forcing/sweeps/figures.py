@@ -59,8 +59,8 @@ def plot(rows: Sequence[Row]) -> Figure:
     """
     panels = _split_panels(rows) if splits_budgets(rows) else _panels(rows)
     figure = figures.new_figure(2, height=2.4)
-    places = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, panel in zip(places, panels, strict=True):
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, panel in zip(row, panels, strict=True):
         _plot_curves(axes, panel)
         _plot_baselines(axes, panel)
         _set_axes(axes, panel)

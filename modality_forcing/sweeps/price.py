@@ -164,19 +164,19 @@ SCORE_COLUMNS = ("i2d_absrel", "absrel", "loss")  # a law is fitted to the first
 def cell_columns(cell: Cell) -> JsonObject:
     """Returns the columns of a cell's row on size, data and FLOPs.
 
-    images, frames: examples seen by its runs of a single modality, and of several; repetitions
-    count. unique_images, unique_frames: without repetitions, if the config says how many records
+    images, frames: examples seen in pretraining (one modality) and post-training (several), repeats
+    included. unique_images, unique_frames: without repetitions, if the config says how many records
     there are. flops: of all its training runs.
     """
     runs, last = cell.runs(), cell.run.config
     weights, spent = parameters(last), {f"flops_{run.phase}": run_flops(run) for run in runs}
     columns: JsonObject = {"width": last.model.width, "seed": last.seed}
     columns |= {"params": weights.trunk, "params_total": weights.total}
-    known = all(run.config.data.source == "scenes" for run in runs)
+    is_counted = all(run.config.data.source == "scenes" for run in runs)
     for name, several in (("images", False), ("frames", True)):
         phases = [run for run in runs if (len(run.config.modalities) > 1) == several]
         columns[name] = sum(run.examples for run in phases)
-        if known:
+        if is_counted:
             unique = (min(run.examples, run.config.data.num_scenes) for run in phases)
             columns[f"unique_{name}"] = sum(unique)
     return columns | {"flops": sum(spent.values())} | spent

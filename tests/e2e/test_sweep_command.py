@@ -189,4 +189,4 @@ def test_plan_prices_a_sweep(config, mforce):
     assert price["flops"] < price["flops_unshared"]
     refused(mforce(*plan, "--chip", "abacus"), "unknown chip 'abacus'")
     refused(mforce(*plan, "--mfu=2"), "MFU of 2")
-    refused(mforce(*plan, "--topology=v5p:2x2x1"), "--sweep has no use for --topology")
+    refused(mforce(*plan, "--topology=v5p:2x2x1"), "--sweep does not take --topology")

@@ -26,11 +26,11 @@ SAMPLE = {
     ),
     "image_for_joint": (
         ["--mode=joint", OUT, "--image={sample_dir}/photo.jpg"],
-        r"mode joint has no use for --image",
+        r"mode joint does not take --image",
     ),
     "depth_for_i2d": (
         [*I2D, "--image={sample_dir}/photo.jpg", "--depth={sample_dir}/depth.npy"],
-        r"mode i2d has no use for --depth",
+        r"mode i2d does not take --depth",
     ),
     "no_image": (I2D, r"mode i2d needs an input; name it with --image FILE, or a folder"),
     "no_depth": (
@@ -39,19 +39,19 @@ SAMPLE = {
     ),
     "idle_refine": (
         [*I2D, "--image={sample_dir}/photo.jpg", "--refine"],
-        r"mode i2d has no use for --refine",
+        r"mode i2d does not take --refine",
     ),
     "idle_alpha": (
         [*D2I, "--depth={sample_dir}/depth.npy", "--log2-alpha=2"],
-        r"mode d2i has no use for --log2-alpha",
+        r"mode d2i does not take --log2-alpha",
     ),
     "idle_scale": (
         [*I2D, "--image={sample_dir}/photo.jpg", "--depth-scale=0.1"],
-        r"mode i2d has no use for --depth-scale",
+        r"mode i2d does not take --depth-scale",
     ),
     "idle_maximum": (
         [*I2D, "--image={sample_dir}/photo.jpg", "--depth-max=9"],
-        r"mode i2d has no use for --depth-max",
+        r"mode i2d does not take --depth-max",
     ),
     "negative_maximum": (
         [*D2I, "--depth={sample_dir}/depth16.png", "--depth-scale=0.001", "--depth-max=-9"],
@@ -236,7 +236,7 @@ EVALUATE = {
         ["--benchmark", "kitti", "--root", "{sample_dir}", "--view", "big"],
         r"unknown view 'big'",
     ),
-    "two_runs": (["--benchmark", "kitti", SWEEP + "0..1"], r"are two runs; give one of them"),
+    "two_runs": (["--benchmark", "kitti", SWEEP + "0..1"], "cannot be combined with --trajec"),
     "protocol_for_records": (
         ["--protocol", "moge"],
         r"--protocol is not for a checkpoint's own records",

@@ -16,24 +16,23 @@ RUN = ["plan", "--config=configs/demo.py"]
     [
         (
             ["plan"],
-            "a plan is of one thing; "
-            "give one of --config, --checkpoint, --encode, --sweep and --coord-check",
+            "give exactly one of --config, --checkpoint, --encode, --sweep and --coord-check",
         ),
-        ([*RUN, "--encode=text", "--topology=v5e:2x2"], "a plan is of one thing"),
-        (["plan", "--sweep=x.py", "--encode=text"], "a plan is of one thing"),
-        (["plan", "--sweep=x.py", "--coord-check"], "a plan is of one thing"),
+        ([*RUN, "--encode=text", "--topology=v5e:2x2"], "give exactly one of"),
+        (["plan", "--sweep=x.py", "--encode=text"], "give exactly one of"),
+        (["plan", "--sweep=x.py", "--coord-check"], "give exactly one of"),
         (RUN, "--topology is missing; name the chips of one slice"),
         (["plan", "--encode=text"], "--topology is missing"),
-        ([*RUN, "--topology=v5e:2x2", "--chip", "v5e"], "--config has no use for --chip"),
+        ([*RUN, "--topology=v5e:2x2", "--chip", "v5e"], "--config does not take --chip"),
         (
             ["plan", "--sweep=configs/sweep_scenes.py", "--topology=v5e:2x2"],
-            "--sweep has no use for --topology",
+            "--sweep does not take --topology",
         ),
         ([*RUN, "--int8"], "--int8 is for a plan of sampling; name a mode of mforce sample"),
-        ([*RUN, "--checkpoint=runs/mf"], "a plan is of one thing"),
+        ([*RUN, "--checkpoint=runs/mf"], "give exactly one of"),
         (["plan", "--checkpoint=runs/mf"], "--topology is missing"),
-        (["plan", "--encode=text", "--size=512"], "--encode has no use for --size"),
-        (["plan", "--coord-check", "--json"], "--coord-check has no use for --json"),
+        (["plan", "--encode=text", "--size=512"], "--encode does not take --size"),
+        (["plan", "--coord-check", "--json"], "--coord-check does not take --json"),
         (
             ["plan", "--encode=text", "--topology=v5e:2x2", "--config.seed=1"],
             "--config.seed changes a config, and there is none",

@@ -157,7 +157,7 @@ def test_checkpoint_is_a_workdir_its_checkpoints_or_a_step(mforce, t2i_run: Path
     assert made[0] == made[1] == made[2]
 
 
-def test_size_of_the_pictures(mforce, forcing_run: Path, tmp_path: Path):
+def test_size_of_the_images(mforce, forcing_run: Path, tmp_path: Path):
     size = ["--size", "32x16", "--steps", 1]
     make(mforce, forcing_run, tmp_path / "out", "joint", *size)
     assert np.load(tmp_path / "out/joint_000_depth.npy").shape == (16, 32)
@@ -179,9 +179,9 @@ def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["joint", "--fit", "crop"], "mode joint has no use for --fit"),
-        (["joint", "--formats", "npy"], "mode joint has no use for --formats"),
-        (["d2i", "--depth", "{photo}", "--ensemble", 2], "mode d2i has no use for --ensemble"),
+        (["joint", "--fit", "crop"], "mode joint does not take --fit"),
+        (["joint", "--formats", "npy"], "mode joint does not take --formats"),
+        (["d2i", "--depth", "{photo}", "--ensemble", 2], "mode d2i does not take --ensemble"),
         (["joint", "--condition-guidance", "image=2"], "mode joint has no condition 'image' to"),
         (
             ["d2i", "--depth", "{photo}", "--condition-guidance", "image=2,depth=2"],
@@ -192,18 +192,15 @@ def test_wrong_sizes_are_one_line(mforce, forcing_run: Path, tmp_path: Path):
         (["i2d", "--image", "{photo}", "--edge", 0.1], "--edge is for --points; add --points"),
         (["i2d", "--image", "{photo}", "--points", "ply", "--edge", 0], "tolerance of edges is 0"),
         (["i2d", "--image", "{photo}", "--ensemble", 65], "--ensemble is 65; give a whole number"),
-        (["i2d", "--image", "{photo}", "--guidance", 3], "mode i2d has no use for --guidance"),
-        (["i2n", "--image", "{photo}", "--guidance", 3], "mode i2n has no use for --guidance"),
-        (["i2n", "--image", "{photo}", "--ensemble", 3], "mode i2n has no use for --ensemble"),
+        (["i2d", "--image", "{photo}", "--guidance", 3], "mode i2d does not take --guidance"),
+        (["i2n", "--image", "{photo}", "--guidance", 3], "mode i2n does not take --guidance"),
+        (["i2n", "--image", "{photo}", "--ensemble", 3], "mode i2n does not take --ensemble"),
         (["i2n", "--image", "{photo}", "--formats", "exr"], "exr is of depth alone; choose of npy"),
         (["d2n"], "mode d2n needs an input; name it with --depth FILE"),
         (["i2d", "--image", ""], "argument --image: is empty: name a path"),
         (["i2d", "--image", "{photo}", "--formats", "npy,jpg"], "unknown format 'jpg'; choose of"),
         (["i2d", "--image", "{photo}", "--scale-from", "none.csv"], "none.csv: no such file"),
-        (
-            ["i2d", "--image", "{photo}", "--depth-scale", 1],
-            "mode i2d has no use for --depth-scale",
-        ),
+        (["i2d", "--image", "{photo}", "--depth-scale", 1], "mode i2d does not take --depth-scale"),
         (["i2d", "--image", "{photo}", "--max-errors", 2], "'2' is not a fraction from 0 to 1"),
     ],
 )

@@ -225,7 +225,7 @@ def test_records_without_depth_are_refused(tmp_path):
 
 @pytest.mark.parametrize("weight, cause", [
     (3e30, r"the network overflows; its largest weight is 3e\+30 \(trunk/w\)"),
-    (np.inf, "its weights are not: trunk/w"),
+    (np.inf, "these weights are not finite: trunk/w"),
 ])  # fmt: skip
 def test_first_record_with_values_that_are_not_finite_is_named(evaluator, weight, cause):
     depth = np.ones_like(evaluator.data.depth)
@@ -235,6 +235,6 @@ def test_first_record_with_values_that_are_not_finite_is_named(evaluator, weight
     generator.params = {"trunk": {"b": np.ones(2, "f4"), "w": np.array([1, -weight], "f4")}}
     record = f"held-out record 4 ({evaluator.data.ids[4]})"
     generated = rf"{re.escape(record)}: mode i2d generates depth with 2 of 256 values that are not"
-    with pytest.raises(UserError, match=rf"{generated} finite, since {cause}; use an earlier"):
+    with pytest.raises(UserError, match=rf"{generated} finite because {cause}; use an earlier"):
         evaluator.i2d(generator)
     assert [call.index.tolist() for call in generator.calls] == [[0, 1, 2], [3, 4, 5]]

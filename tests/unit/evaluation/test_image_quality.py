@@ -123,7 +123,7 @@ def test_two_folders_are_compared_as_they_are(mforce, tmp_path: Path):
         (["--metrics", "fid", "--kid-subset", "5"], "--kid-subset is for kid"),
         (["--metrics", "kid"], "KID takes subsets of 1000 images, a set has 5"),
         (["--metrics", "fid", "--mode", "t2i"], "--mode is not for folders of images"),
-        (["--metrics", "fid", "--benchmark", "nyuv2"], "--metrics is a run of its own"),
+        (["--metrics", "fid", "--benchmark", "nyuv2"], "cannot be combined with --benchmark"),
         (["--metrics", "fid", "--target", "{empty}"], "empty: no images; known kinds are .jpg"),
         (["--metrics", "fid", "--target", "{none}"], "none: no such"),
         (["--metrics", "fid", "--target", "{odd}"], "has 16 x 8 pixels, .*16 x 12"),
@@ -191,4 +191,4 @@ def test_clip_score_without_captions_is_refused(mforce, t2i_run: Path, tmp_path:
     done = mforce("evaluate", *pair, "--metrics", "clip_score")
     refused(done, "clip_score needs captions, and folders of images have none; leave it out")
     more = ["--mode", "t2i", "--metrics", "clip_score", "--reference", folder]
-    refused(mforce("evaluate", "--checkpoint", t2i_run, *more), "has no use for --reference")
+    refused(mforce("evaluate", "--checkpoint", t2i_run, *more), "does not take --reference")
