@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modality_forcing import compilation_cache
-from modality_forcing.commands.arguments import CHECKPOINT, INT8, path_option, positive_int
+from modality_forcing.commands.arguments import add_network, positive_int
 from modality_forcing.errors import UserError
 from modality_forcing.progress import print_stderr
 
@@ -29,14 +29,7 @@ Needs Gradio: pip install 'modality_forcing[app]'"""
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=path_option, required=True, help=CHECKPOINT)
-    add("--int8", action="store_true", help=INT8)
-    adapter = "a folder of mforce export --adapter, to put on top of the checkpoint"
-    add("--adapter", type=path_option, help=adapter)
-    frozen = "frozen encoder, if not where the config says"
-    text = f"umt5:PATH or qwen3:PATH, a {frozen}"
-    add("--text-encoder", default="", metavar="KIND:PATH", help=text)
-    add("--autoencoder", default="", metavar="flux2:PATH", help=frozen)
+    add_network(parser)
     host = "address to listen on (%(default)s); any address but localhost lets other machines in, "
     host += "without a password"
     add("--host", default="127.0.0.1", help=host)

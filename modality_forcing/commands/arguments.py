@@ -29,6 +29,19 @@ CONDITION_GUIDANCE = (
 LARGEST_SIDE = 8192  # pixels; FLUX.2 makes noise from about 4000
 
 
+def add_network(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Adds the options of a checkpoint to run; `optional`: none is required, and unset is None."""
+    add, unset = parser.add_argument, None if optional else ""
+    add("--checkpoint", type=path_option, required=not optional, help=CHECKPOINT)
+    is_int8 = None if optional else False
+    add("--int8", action="store_const", const=True, default=is_int8, help=INT8)
+    add("--adapter", type=path_option, help=ADAPTER)
+    frozen = "frozen encoder, if not where the config says"
+    text = f"umt5:PATH or qwen3:PATH, a {frozen}"
+    add("--text-encoder", default=unset, metavar="KIND:PATH", help=text)
+    add("--autoencoder", default=unset, metavar="flux2:PATH", help=frozen)
+
+
 def path_option(text: str) -> Path:
     """Parses a path or an address; refuses an empty one, which would be the current folder."""
     if not text:

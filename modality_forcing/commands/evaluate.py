@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
-    ADAPTER,
-    CHECKPOINT,
     CONDITION_GUIDANCE,
-    INT8,
     TENSOR,
+    add_network,
     path_option,
     positive_int,
     renamed_option,
@@ -69,14 +67,10 @@ class Mode(NamedTuple):
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=path_option, help=CHECKPOINT)
-    add("--int8", action="store_const", const=True, help=INT8)
+    add_network(parser, optional=True)
     add("--tensor", type=positive_int, metavar="DEVICES", help=TENSOR)
     for old, new in _RENAMED.items():
         renamed_option(parser, old, new)
-    add("--adapter", type=path_option, help=ADAPTER)
-    add("--text-encoder", metavar="KIND:PATH", help="umt5:PATH or qwen3:PATH, if not the config's")
-    add("--autoencoder", metavar="flux2:PATH", help="frozen, if not at the config's path")
     add("--examples", type=positive_int, help="held-out records, instead of the config's")
     help = "depth of generated images: self (default), a folder of maps, package.module:function"
     add("--estimator", help=help)

@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING
 
 from modality_forcing import compilation_cache
 from modality_forcing.commands.arguments import (
-    ADAPTER,
-    CHECKPOINT,
     CONDITION_GUIDANCE,
-    INT8,
     TENSOR,
+    add_network,
     finite_float,
     fraction,
     image_size,
@@ -48,10 +46,8 @@ EXAMPLES = """examples:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options."""
     add = parser.add_argument
-    add("--checkpoint", type=path_option, required=True, help=CHECKPOINT)
-    add("--int8", action="store_true", help=INT8)
+    add_network(parser)
     add("--tensor", type=positive_int, default=1, metavar="DEVICES", help=TENSOR)
-    add("--adapter", type=path_option, help=ADAPTER)
     add("--mode", required=True, help="joint, i2d, d2i, partial, t2i, i2n or d2n")
     add("--out", type=path_option, required=True, help="output folder")
     add("--caption", action="append", default=[], help="text; repeat it for more examples")
@@ -60,10 +56,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _add_outputs(parser)
     size = "size of the images, as 512 or 768x512 (width x height), instead of the config's"
     add("--size", type=image_size, metavar="SIZE", help=size)
-    frozen = "frozen encoder, if not where the config says"
-    text = f"umt5:PATH or qwen3:PATH, a {frozen}"
-    add("--text-encoder", default="", metavar="KIND:PATH", help=text)
-    add("--autoencoder", default="", metavar="flux2:PATH", help=frozen)
     add("--seed", type=int, default=0)
     add("--steps", type=positive_int, help="sampler steps, at most 10000, instead of the config's")
     add("--solver", choices=("euler", "heun"))
