@@ -37,7 +37,7 @@ def test_options_select_the_mode(arguments, use):
         (("--benchmark", "nyuv2"), "nothing to score"),
         (
             ("--checkpoint", "c", "--benchmark", "nyuv2", "--trajectory-sweep", "log2_alpha:0..1"),
-            "two runs",
+            "cannot be combined with",
         ),
         (
             ("--checkpoint", "c", "--benchmark", "nyuv2", "--examples", "3"),
