@@ -61,7 +61,8 @@ def test_a_file_gives_the_name_of_links_to_it_and_a_loop_is_no_end(tmp_path: Pat
 
 def test_inputs_inside_the_results_are_named(tmp_path: Path):
     touch(tmp_path, "in/a.jpg")
-    with pytest.raises(UserError, match=r"in: is also --out; results are not inputs; choose another folder"):
+    message = "in: is also --out; results are not inputs; choose another folder"
+    with pytest.raises(UserError, match=message):
         names(tmp_path, "in", skip=tmp_path / "in")
 
 
