@@ -85,7 +85,7 @@ def test_wrong_contents_are_named(tmp_path: Path):
     assert numpy_io.npy_dtype(tmp_path / "none") is None
 
 
-@pytest.mark.parametrize("name", set(ARRAYS) - {"long"})
+@pytest.mark.parametrize("name", [name for name in ARRAYS if name != "long"])
 def test_written_bytes_are_those_of_numpy(name: str, tmp_path: Path):
     np.save(tmp_path / "a.npy", ARRAYS[name])
     assert numpy_io.npy_bytes(np.asarray(ARRAYS[name])) == (tmp_path / "a.npy").read_bytes()
