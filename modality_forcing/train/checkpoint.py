@@ -112,13 +112,13 @@ def load_unmerged(path: Path, shardings: Shardings | None = None) -> tuple[Confi
     """Returns a checkpoint's config, the EMA of what it trained, and its frozen weights."""
     silence_orbax()
     folder = paths.resolve(resolve_checkpoint(path))
+    at = shardings or on_first_device()  # not below: a missing device is no fault of the checkpoint
     with _readable(folder):
         meta = _read_meta(folder)
         trees = {}
         for name in (WEIGHTS, *[FROZEN] * _has_frozen(meta)):
             shapes = _shapes(folder / name)
-            at = (shardings or on_first_device)(shapes)
-            trees[name] = _read_item(folder / name, abstract(shapes, at))
+            trees[name] = _read_item(folder / name, abstract(shapes, at(shapes)))
     meta = _checked(meta, folder)
     _verify(meta, trees, folder, "use another checkpoint or a backup")
     for name, tree in trees.items():

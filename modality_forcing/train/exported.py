@@ -112,7 +112,7 @@ class Export:
         """
         self.check()
         shapes = unflatten(self._shapes)
-        placed = (shardings or on_first_device)(shapes)
+        placed = (shardings or on_first_device())(shapes)
         is_folder = paths.is_dir(self.path)
         read = self._read_orbax(shapes, placed) if is_folder else self._read_file(flatten(placed))
         weights, digests = {}, {}

@@ -224,10 +224,10 @@ def abstract(tree: PyTree, shardings: PyTree) -> PyTree:
     )
 
 
-def on_first_device(tree: PyTree) -> PyTree:
-    """Returns the sharding of every leaf of a tree that one device holds."""
+def on_first_device() -> Shardings:
+    """Returns the shardings of weights that one device holds; raises UserError without a device."""
     first = jax.sharding.SingleDeviceSharding(distributed.local_devices()[0])
-    return jax.tree.map(lambda _: first, tree)
+    return functools.partial(jax.tree.map, lambda _: first)
 
 
 def sharded_over(mesh: AnyMesh) -> Shardings:

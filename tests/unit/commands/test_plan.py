@@ -60,7 +60,7 @@ def test_exit_code_of_coordinate_check_is_0_only_if_all_is_flat(monkeypatch, tmp
 
     calls = []
     monkeypatch.setattr(
-        coord_check, "run", lambda config, out: calls.append((config, out)) or len(calls) == 1
+        coord_check, "check", lambda config, out: calls.append((config, out)) or len(calls) == 1
     )
     assert main(["plan", "--coord-check", f"--out={tmp_path}"]) == 0
     assert main([*RUN, "--coord-check", "--config.train.learning_rate=9e-3"]) == 1
