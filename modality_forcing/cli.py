@@ -23,7 +23,7 @@ from modality_forcing.progress import LossyStream, keep_standard_descriptors
 
 
 class Command(NamedTuple):
-    """What the command line knows of a command; its module in commands/ holds the rest.
+    """A command as the command line lists it; its module in commands/ holds the rest.
 
     That module defines `add_options(parser)`, `main(options) -> int | None` and, optionally,
     `EXAMPLES`. It imports nothing slow before main runs, so that --help answers at once.

@@ -172,7 +172,7 @@ class Generator:
         """Generates one example per caption.
 
         Args:
-          task: a name that `tasks.parse` knows.
+          task: a name that `tasks.parse` accepts.
           captions: one per example; "" for none.
           batch: the condition (image u8 [b h w 3]; depth f32 and valid bool [b h w]...).
           options: steps, solver, guidance and trajectory; the config's by default.

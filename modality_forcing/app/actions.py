@@ -1,6 +1,6 @@
 """What the buttons of the page do: files and settings in, files of one answer out.
 
-Nothing here knows of Gradio. Errors name a file where it is on the server; the page puts its own
+Nothing here uses Gradio. Errors name a file where it is on the server; the page puts its own
 name in that place.
 """
 

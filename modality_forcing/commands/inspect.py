@@ -62,7 +62,7 @@ def main(options: argparse.Namespace) -> None:
     if options.sheet:
         if not len(source):
             raise UserError(
-                "holds no record to draw", where=source.folder, hint="see its failed records"
+                "holds no record to plot", where=source.folder, hint="see its failed records"
             )
         write_file(options.sheet, png_bytes(sheet(source, options.records)))
     if options.verify:

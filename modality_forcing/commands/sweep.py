@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--shard", type=shard_of, metavar="I/N", help=shard)
     renamed_option(parser, "--part", "--shard")
     add("--dry-run", action="store_true", help="list what is left and exit")
-    add("--status", action="store_true", help="print a table of the cells, draw curves and exit")
+    add("--status", action="store_true", help="print a table of the cells, plot curves and exit")
     launcher = "others print the commands of launch/ (%(default)s)"
     add("--launcher", choices=LAUNCHERS, default="local", help=launcher)
     jobs = "for a launcher: the number of shards (one per group of cells that share runs)"

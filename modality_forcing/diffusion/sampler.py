@@ -1,4 +1,4 @@
-"""The sampler: one model along a schedule of noise levels per modality; knows no task."""
+"""The sampler: one model along a schedule of noise levels per modality, for any task."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def summarize(errors: np.ndarray) -> dict[str, float]:
 def constant_prediction(target: np.ndarray) -> np.ndarray:
     """Returns the mean direction of each image's own normals [n h w 3], in every pixel of it.
 
-    The baseline that knows how a scene is turned to the camera, and nothing of its parts.
+    The baseline that uses how a scene is turned to the camera, and none of its parts.
     """
     mean = target.sum(axis=(1, 2), keepdims=True, dtype=np.float64)
     return np.broadcast_to(mean, target.shape).astype(np.float32)
@@ -61,7 +61,7 @@ def constant_prediction(target: np.ndarray) -> np.ndarray:
 def row_mean_prediction(train: np.ndarray) -> np.ndarray:
     """Returns the mean direction f32 [h w 3] in each image row of training normals [n h w 3].
 
-    The baseline that knows where floors and ceilings are, and ignores the image.
+    The baseline that uses where floors and ceilings are, and ignores the image.
     """
     mean = train.sum(axis=(0, 2), dtype=np.float64)  # [h 3]
     return np.repeat(mean[:, None], train.shape[2], axis=1).astype(np.float32)

@@ -99,7 +99,7 @@ def write_folder(out: Path, write: Callable[[Path], JsonObject]) -> Path:
     write: writes the files into a folder and returns the manifest.
     """
     out = out.absolute()
-    # In a bucket, which knows no renaming, the manifest comes last and makes the folder complete.
+    # In a bucket, which has no renaming, the manifest comes last and makes the folder complete.
     unfinished = out if paths.is_address(out) else out.with_name(f".{out.name}.unfinished")
     paths.remove_tree(unfinished)
     done = False

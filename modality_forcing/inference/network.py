@@ -1,4 +1,4 @@
-"""A network that is loaded and knows how inputs get its size and how tasks are sampled."""
+"""A loaded network: how inputs get its size, and how tasks are sampled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TPU topologies that the compiler knows, and its flags for each chip."""
+"""TPU topologies that the compiler supports, and its flags for each chip."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ _FIELD = re.compile(r"(optional|repeated) (\w+) (\w+) = (\d+)( \[packed = true\]
 
 _SCALARS = frozenset(FieldDescriptorProto.Type.keys())
 
-# A generated message class has its fields as attributes, which no checker knows.
+# A generated message class has its fields as attributes, which no checker sees.
 MessageClass = Any
 
 

@@ -1,4 +1,4 @@
-"""What the training loop knows of evaluation: when it is due, and what it returns."""
+"""Evaluation as the training loop calls it: when it is due, and what it returns."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from modality_forcing.train import checkpoint, checksums
 from modality_forcing.train.checkpoint import DAMAGED, FORMAT, META, DamagedCheckpoint, Metadata
 from modality_forcing.train.state import TrainState
 
-# Files are written where they stay, because a bucket knows no renaming.
+# Files are written where they stay, because a bucket has no renaming.
 _IN_PLACE = ocp.path.atomicity.CommitFileTemporaryPath
 _DONE = "commit_success.txt"  # Orbax's own mark
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in names of earlier versions
