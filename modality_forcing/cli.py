@@ -97,7 +97,8 @@ def _main(arguments: list[str], stdout: LossyStream) -> int:
     command = COMMANDS[options.command]
     if overrides and not command.overrides:
         takers = " and ".join(name for name, c in COMMANDS.items() if c.overrides)
-        parser.error(f"--config.{next(iter(overrides))} is an option of {takers}")
+        key = next(iter(overrides))
+        parser.error(f"--config.{key} is an option of {takers}, not of {options.command}")
     options.overrides, agreed = overrides, False
     try:
         with signals.settled():

@@ -257,6 +257,10 @@ class Config:
         if sum(cond_prob.values()) > 1:
             hint = "they must sum to at most 1"
             raise UserError(f"the modalities' cond_prob are {cond_prob}", hint=hint)
+        if (original := self.train.copy_missing_from) and original not in names:
+            hint = f"the modalities are {', '.join(names)}"
+            what = f"train.copy_missing_from names {original!r}, which is not a modality"
+            raise UserError(what, hint=hint)
         for key in ("guidance", "condition_guidance"):
             if unknown := sorted(set(getattr(self.sample, key)) - set(names)):
                 hint = f"the modalities are {', '.join(names)}"

@@ -184,7 +184,8 @@ def _override(tree: ConfigDict, key: str, text: str) -> None:
     if isinstance(current, str):
         value = text
     elif isinstance(current, list | tuple) and isinstance(value, str):
-        value = [part.strip() for part in text.split(",")]  # names need no quotes: q,k,v
+        parts = [part.strip() for part in text.split(",")]  # names need no quotes: q,k,v
+        value = [part for part in parts if part]
     elif isinstance(current, ConfigDict) and isinstance(value, dict):
         value = ConfigDict(value)
     with node.ignore_type():  # types are checked against the dataclasses, with a better message

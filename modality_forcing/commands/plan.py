@@ -126,8 +126,11 @@ def _sampling(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
 
     target = _target(options)
     if options.checkpoint:
-        config, dtype = weights.describe(options.checkpoint)
-        config = config_file.override(config, overrides)
+        saved, dtype = weights.describe(options.checkpoint)
+        config = config_file.override(saved, overrides)
+        if inference.weight_shapes(config) != inference.weight_shapes(saved):
+            what = "these --config options make another network than the checkpoint's"
+            raise UserError(what, hint="plan them with --config instead of --checkpoint")
     else:
         config = config_file.load(options.config, dict(overrides))
         dtype = inference.published_dtype(config)

@@ -117,8 +117,8 @@ def find_dataset(name: str) -> Dataset:
     """
     if name not in NAMES:
         near = difflib.get_close_matches(name.lower(), NAMES, n=1)
-        guess = f"did you mean {near[0]}? " if near else ""
-        hint = f"{guess}Known are {', '.join(NAMES)}"
+        guess = f"did you mean {near[0]}? Known" if near else "known"
+        hint = f"{guess} are {', '.join(NAMES)}"
         raise UserError(f"no data set is called {name!r}", hint=hint)
     package, extra = _REQUIRES.get(name, ("", ""))
     if package and importlib.util.find_spec(package) is None:

@@ -113,7 +113,7 @@ def open_metrics(
     """
     parsed = tuple(dict.fromkeys(names.split(",")))
     if unknown := [name for name in parsed if name not in KINDS]:
-        hint = f"choose of {', '.join(KINDS)}, with commas"
+        hint = f"choose from {', '.join(KINDS)}, with commas"
         raise UserError(f"unknown metric {unknown[0]!r}", hint=hint)
     locations = {"inception": inception or "", "clip": clip or CLIP}
     kinds = {KINDS[name] for name in parsed}

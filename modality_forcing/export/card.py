@@ -143,7 +143,8 @@ def _front_matter(manifest: JsonObject, config: Config) -> str:
 
 def _about(manifest: JsonObject, config: Config) -> str:
     names = " and ".join(config.modalities)
-    what = f"One diffusion transformer over {names}, with a noise level for each"
+    each = ", with a noise level for each" if len(config.modalities) > 1 else ""
+    what = f"One diffusion transformer over {names}{each}"
     if manifest.get("adapter"):
         what = f"An adapter: the weights that a run trained on top of another network over {names}"
     if kind_of(manifest) == PROGRAM:
@@ -167,7 +168,7 @@ def _use(manifest: JsonObject, config: Config) -> str:
         return (
             "```bash\npip install jax flatbuffers\npython run.py images.npy depth.npy 0\n```\n\n"
             f"Images are u8 [b, h, w, 3] of {pixels} pixels (rows x columns), any number of them; "
-            f"depth is f32 [b, h, w] up to scale, after {steps} steps. The last "
+            f"depth is f32 [b, h, w] up to scale, after {steps} step{'s' * (steps != 1)}. The last "
             "argument is the seed."
         )
     option, argument, base = "--checkpoint=WHERE", '"WHERE"', ""
@@ -235,7 +236,7 @@ def _result(result: JsonObject) -> str:
 
 
 def _limits(manifest: JsonObject, config: Config) -> str:
-    lines = ["For research on joint generation of images and depth."]
+    lines = [f"For research on generation of {' and '.join(config.modalities)}."]
     if "depth" in config.modalities:
         lines.append(
             "Depth is relative: it has no unit, and its scale is unknown unless it is aligned to "

@@ -27,10 +27,10 @@ def parse_formats(text: str) -> tuple[str, ...]:
     """Returns the formats of a list such as "npy,color"; raises UserError for an unknown one."""
     chosen = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if unknown := [name for name in chosen if name not in FORMATS]:
-        hint = f"choose of {', '.join(FORMATS)}"
+        hint = f"choose from {', '.join(FORMATS)}"
         raise UserError(f"unknown format {unknown[0]!r}", hint=hint)
     if not chosen:
-        raise UserError("no format is given", hint=f"choose of {', '.join(FORMATS)}")
+        raise UserError("no format is given", hint=f"choose from {', '.join(FORMATS)}")
     return chosen
 
 
@@ -112,7 +112,7 @@ def _valid(values: np.ndarray) -> np.ndarray:
 def check_map_formats(formats: Sequence[str]) -> None:
     """Raises UserError if none of the formats is one of maps of several channels: exr is none."""
     if set(formats) <= {"exr"}:
-        raise UserError("exr is of depth alone", hint="choose of npy, png and side")
+        raise UserError("exr is of depth alone", hint="choose from npy, png and side")
 
 
 def geometry_files(

@@ -314,6 +314,6 @@ def too_many_errors(
     path = job.write_failed(failed)
     index, reason = min(failed)
     counts = f"{len(failed)} of {total} records could not be read"
-    what = f"{counts}, more than --max-errors={max_errors:g} allows (first {index}: {reason})"
+    what = f"{counts}, more than --max-errors={max_errors:g} allows (record {index}: {reason})"
     hint = f"all are in {path}: fix them or raise --max-errors, and the same command resumes"
     return UserError(what, hint=hint)

@@ -91,7 +91,7 @@ def price(sweep: Sweep, chips: Sequence[str] = DEFAULT_CHIPS, mfu: float | None 
     Raises UserError for an unknown chip, or an MFU that is not above 0 and at most 1.
     """
     if unknown := [name for name in chips if name not in CHIPS]:
-        raise UserError(f"unknown chip {unknown[0]!r}", hint=f"choose among {', '.join(CHIPS)}")
+        raise UserError(f"unknown chip {unknown[0]!r}", hint=f"choose from {', '.join(CHIPS)}")
     if mfu is not None and not 0 < mfu <= 1:
         hint = "give a share of the peak, above 0 and at most 1, such as 0.4"
         raise UserError(f"an MFU of {mfu:g}", hint=hint)

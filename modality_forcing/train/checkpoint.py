@@ -49,6 +49,7 @@ META = "meta/metadata"  # of a step's folder: JSON, written last
 DAMAGED = "damaged.txt"  # in a step's folder that a run found damaged: why
 WEIGHTS = "ema"  # the item that evaluation and the next phase read
 FROZEN = "frozen"  # and this one, of a run with train.freeze
+_BACKUP = "use another checkpoint or a backup"
 _HINT = "give a workdir, its checkpoints/ or one step in it, or an export"
 Metadata = Tree  # JSON: the config, the data position, metrics not written yet
 
@@ -119,8 +120,8 @@ def load_unmerged(path: Path, shardings: Shardings | None = None) -> tuple[Confi
         for name in (WEIGHTS, *[FROZEN] * _has_frozen(meta)):
             shapes = _shapes(folder / name)
             trees[name] = _read_item(folder / name, abstract(shapes, at(shapes)))
-    meta = _checked(meta, folder)
-    _verify(meta, trees, folder, "use another checkpoint or a backup")
+    meta = _checked(meta, folder, _BACKUP)
+    _verify(meta, trees, folder, _BACKUP)
     for name, tree in trees.items():
         if bad := checksums.not_finite(tree):
             what = f"its weights are not finite: {name}/{list_some(bad)}"
@@ -185,7 +186,7 @@ def read_metadata(folder: Path) -> Metadata:
     """Returns the metadata of the checkpoint in `folder/`; raises UserError if it is damaged."""
     with _readable(folder):
         meta = _read_meta(folder)
-    return _checked(meta, folder)
+    return _checked(meta, folder, _BACKUP)
 
 
 def silence_orbax() -> None:
@@ -199,7 +200,8 @@ def silence_orbax() -> None:
 
 def _read_item(folder: Path, like: PyTree) -> PyTree:
     handler = ocp.StandardCheckpointHandler()
-    return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(like))
+    path = epath.Path(paths.resolve(folder))  # Orbax refuses relative ones
+    return handler.restore(path, args=ocp.args.StandardRestore(like))
 
 
 def _shapes(folder: Path) -> PyTree:

@@ -89,10 +89,6 @@ def _copy_missing(params: Params, missing: set[str], config: Config) -> Params:
     original = config.train.copy_missing_from
     if not original:
         return params
-    if original not in config.modalities:
-        hint = f"the modalities are {', '.join(config.modalities)}"
-        what = f"train.copy_missing_from names {original!r}"
-        raise UserError(f"{what}, which is not a modality", hint=hint)
     flat = flatten(params)
     for name in config.train.allow_missing_modalities:
         own = zip(new_modules({}, name), new_modules({}, original), strict=True)

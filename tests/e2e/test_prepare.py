@@ -183,7 +183,7 @@ def test_too_many_truncated_images_stop_the_job(root: Path, tmp_path: Path):
     ]
     one_line(
         mforce(*arguments),
-        "1 of 8 records could not be read, more than --max-errors=0.01 allows (first 3: ",
+        "1 of 8 records could not be read, more than --max-errors=0.01 allows (record 3: ",
     )
     done = mforce(*arguments, "--max-errors=0.2")
     assert done.returncode == 0 and "errors 1" in done.stderr

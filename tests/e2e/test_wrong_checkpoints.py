@@ -151,7 +151,7 @@ DAMAGE = {
     ),
     "edited_config": (
         damage_meta(lambda meta: meta | {"config": meta["config"] | {"seed": 1}}),
-        r"checkpoints/0: its description is damaged",
+        r"checkpoints/0: its description is damaged; use another checkpoint or a backup",
     ),
 }
 

@@ -253,4 +253,5 @@ def test_names_of_a_list_need_no_quotes():
         return load("flux2:size=tiny", {"train.lora_targets": text}).train.lora_targets
 
     assert targets("q, k,down") == targets("['q', 'k', 'down']") == ("q", "k", "down")
-    assert targets("q") == ("q",)
+    assert targets("q") == targets("q,") == ("q",)
+    assert targets("") == ()

@@ -94,6 +94,6 @@ def find_benchmark(name: str) -> Benchmark:
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     near = difflib.get_close_matches(name.lower(), BENCHMARKS, n=1)
-    guess = f"did you mean {near[0]}? " if near else ""
-    known = ", ".join(BENCHMARKS)
-    raise UserError(f"no benchmark is called {name!r}", hint=f"{guess}Known are {known}")
+    guess = f"did you mean {near[0]}? Known" if near else "known"
+    hint = f"{guess} are {', '.join(BENCHMARKS)}"
+    raise UserError(f"no benchmark is called {name!r}", hint=hint)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from modality_forcing.cli import main
+from tests.runs import refused
 
 RUN = ["plan", "--config=configs/demo.py"]
 
@@ -53,6 +54,12 @@ def test_sweep_is_priced(capsys):
     printed = json.loads(capsys.readouterr().out)
     assert printed["cells"] == 54 and [chip["chip"] for chip in printed["chips"]] == ["v5e"]
     assert printed["chips"][0]["hours"] == pytest.approx(printed["flops"] / (0.5 * 197e12) / 3600)
+
+
+def test_overrides_do_not_change_the_network_of_a_checkpoint(mforce, t2i_run):
+    arguments = ["plan", f"--checkpoint={t2i_run}", "--topology=v5e:2x2"]
+    message = "make another network than the checkpoint's; plan them with --config"
+    refused(mforce(*arguments, "--config.model.width=16"), message)
 
 
 def test_exit_code_of_coordinate_check_is_0_only_if_all_is_flat(monkeypatch, tmp_path):

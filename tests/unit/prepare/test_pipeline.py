@@ -123,7 +123,7 @@ def test_a_worker_leaves_what_another_is_writing(tmp_path: Path):
 
 def test_too_many_errors_keep_the_shards_and_list_the_records(runner: None, tmp_path: Path, capsys):
     job = job_in(tmp_path, replace(DATASET, bad=(0, 5)))
-    with pytest.raises(UserError, match=r"2 of 11 records could not be read.*first 0: 0.png"):
+    with pytest.raises(UserError, match=r"2 of 11 records could not be read.*record 0: 0.png"):
         pipeline.prepare(job, Path(), "", max_errors=0.1)
     lines = (tmp_path / "failed-train.txt").read_text().splitlines()
     assert [line.split("\t")[0] for line in lines] == ["0", "5"]

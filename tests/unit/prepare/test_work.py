@@ -128,7 +128,7 @@ def test_too_many_bad_records_stop(tmp_path: Path, workers: int):
     with pytest.raises(UserError, match=r"more than --max-errors=0\.2 allows") as caught:
         prepare(tmp_path, torn, max_errors=0.2, workers=workers)
     assert "3 of 11 records could not be read" in str(caught.value)
-    assert "(first 4: 4.png: cannot be read); all are in " in str(caught.value)
+    assert "(record 4: 4.png: cannot be read); all are in " in str(caught.value)
     assert (tmp_path / "failed-train.txt").read_text().count("\n") == 3
     assert not (tmp_path / "manifest-train.json").exists() and not list(tmp_path.glob(".*"))
     prepare(tmp_path, torn, max_errors=0.3)  # what was made before is kept, and counts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,11 +22,14 @@ def test_new_run_is_compiled_and_nothing_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_run_that_would_resume_is_read_and_not_changed(tmp_path):
+def test_run_that_would_resume_is_read_and_not_changed(tmp_path, monkeypatch):
     train(T2I, tmp_path, stop_after=3)
     before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")}
     said = dry_run(T2I, tmp_path)
     assert f"start     step 2 of 4, from {tmp_path}/checkpoints/2" in said
+    monkeypatch.chdir(tmp_path.parent)  # most people name it relative to where they are
+    said = dry_run(T2I, Path(tmp_path.name))
+    assert f"start     step 2 of 4, from {tmp_path.name}/checkpoints/2" in said
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
 
 
