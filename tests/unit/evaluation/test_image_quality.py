@@ -118,7 +118,7 @@ def test_two_folders_are_compared_as_they_are(mforce, tmp_path: Path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--metrics", "fid,is"], "unknown metric 'is'; choose of fid, kid, cmmd"),
+        (["--metrics", "fid,is"], "unknown metric 'is'; choose from fid, kid, cmmd"),
         (["--metrics", "fid", "--clip", "x"], "no metric of fid needs --clip"),
         (["--metrics", "fid", "--kid-subset", "5"], "--kid-subset is for kid"),
         (["--metrics", "kid"], "KID takes subsets of 1000 images, a set has 5"),

@@ -51,5 +51,5 @@ def test_normals_of_a_photo_and_of_a_depth_map(
     run_job(pipeline, [Item(tmp_path / "p.png", "p")], photos)
     normals = np.load(tmp_path / "again/p_normals.npy")
     assert np.isnan(normals[:, :4]).all() and np.isfinite(normals[:, 4:16]).all()
-    with pytest.raises(UserError, match="exr is of depth alone; choose of npy, png and side"):
+    with pytest.raises(UserError, match="exr is of depth alone; choose from npy, png and side"):
         run_job(pipeline, [Item(tmp_path / "p.png", "p")], replace(photos, formats=("exr",)))
