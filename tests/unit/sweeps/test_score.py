@@ -118,7 +118,7 @@ def test_missing_networks_of_image_metrics_are_found_before_training(tmp_path):
     check()
     with pytest.raises(UserError, match=r"none\.safetensors: no such file; convert weights"):
         check(image_metrics="fid", inception=str(tmp_path / "none.safetensors"))
-    with pytest.raises(UserError, match="unknown metric 'fidd'; choose from fid, kid, cmmd, clip_sc"):
+    with pytest.raises(UserError, match="unknown metric 'fidd'; choose from fid, kid, cmmd, clip"):
         check(image_metrics="fidd")
 
 
