@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 
 from modality_forcing.planning.roofline import Collective
@@ -10,7 +11,7 @@ SMALL = 2**16  # bytes: norms, counters and metrics may be moved in any way
 
 
 def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
-    """Returns a warning for each collective that a sharded step should not have.
+    """Returns a warning for each kind of collective that a sharded step should not have.
 
     Weights are gathered in bfloat16, gradients are summed in float32, and no example leaves its
     device. batch: examples per step.
@@ -19,7 +20,7 @@ def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
     for c in found:
         what = f"{c.kind} of {c.dtype}{list(c.shape)} in {c.op_name or 'the step'}"
         if c.kind in ("all-to-all", "collective-permute"):
-            warnings.append(f"{what}: nothing moves from device to device in a correct step")
+            warnings.append(f"{what}: a well-sharded step moves nothing so")
         elif c.bytes < SMALL:
             continue
         elif c.kind == "all-gather" and len(c.shape) > 1 and c.shape[0] == batch:
@@ -30,4 +31,4 @@ def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
             warnings.append(
                 f"{what}: gradients are rounded before the sum, or a gather is a sum of zeros"
             )
-    return warnings
+    return [f"{line} ({n} times)" if n > 1 else line for line, n in Counter(warnings).items()]

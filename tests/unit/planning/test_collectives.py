@@ -32,10 +32,12 @@ def test_step_without_mistakes_has_no_warnings():
         (replace(WEIGHTS, dtype="f32"), "weights are gathered in float32"),
         (replace(WEIGHTS, shape=(512, 640, 1024)), "the whole batch on every device"),
         (replace(GRADIENT, dtype="bf16"), "gradients are rounded before the sum"),
-        (replace(WEIGHTS, kind="all-to-all"), "nothing moves from device to device"),
-        (replace(NORM, kind="collective-permute"), "nothing moves from device to device"),
+        (replace(WEIGHTS, kind="all-to-all"), "a well-sharded step moves nothing"),
+        (replace(NORM, kind="collective-permute"), "a well-sharded step moves nothing"),
     ],
 )
 def test_each_mistake_is_named_with_its_operation(collective, warning):
     lines = check_collectives([WEIGHTS, collective, GRADIENT], batch=512)
     assert len(lines) == 1 and warning in lines[0] and "in mlp" in lines[0]
+    (again,) = check_collectives([collective, WEIGHTS, collective], batch=512)
+    assert again == f"{lines[0]} (2 times)"
