@@ -92,7 +92,7 @@ def read_object(
 def read_lines(path: Path, parse: Callable[[str], T], what: str) -> list[T]:
     """Returns the parsed lines of a file, without a last one that a kill cut short.
 
-    parse: raises TypeError or ValueError with the reason. Raises UserError, `what` with the reason,
+    parse: raises ValueError with the reason. Raises UserError, `what` with the reason,
     for any other line that does not parse.
     """
     lines = split_lines(paths.read_text(path))
@@ -100,7 +100,7 @@ def read_lines(path: Path, parse: Callable[[str], T], what: str) -> list[T]:
     for number, line in enumerate(lines, 1):
         try:
             found.append(parse(line))
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             if number == len(lines):
                 break
             where = f"{path}, line {number}"

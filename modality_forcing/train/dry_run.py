@@ -45,10 +45,11 @@ def dry_run(config: Config, workdir: Path, make_evaluate: MakeEvaluate | None = 
     seconds, memory = time.monotonic() - start, compiled.memory_analysis()
     size = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     size += memory.output_size_in_bytes - memory.alias_size_in_bytes
-    device = jax.devices()[0]
+    device, processes = jax.devices()[0], jax.process_count()
+    of = f"{processes} process{'es' * (processes > 1)}"
     lines = [
         setup.summary(),
-        f"devices   {jax.device_count()} {device.device_kind} in {jax.process_count()} processes",
+        f"devices   {jax.device_count()} {device.device_kind} in {of}",
         f"start     step {int(jax.device_get(state.step))} of {config.train.steps}, {source}",
         f"batch     {config.train.batch} examples",
         f"step      compiled in {seconds:.1f} s, {size / _GIB:.2f} GiB a device",

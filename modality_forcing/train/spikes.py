@@ -140,8 +140,11 @@ def read(workdir: Path) -> list[SpikeRecord]:
 
 
 def _record(line: str) -> SpikeRecord:
-    """Returns the spike of a line; raises TypeError or ValueError if it is none."""
-    spike = SpikeRecord(**parse_object(line))
+    """Returns the spike of a line; raises ValueError if it is none."""
+    content = parse_object(line)
+    if set(content) != set(SpikeRecord._fields):
+        raise ValueError(f"its keys are not {', '.join(SpikeRecord._fields)}")
+    spike = SpikeRecord(**content)
     numbers, objects = (spike.step, spike.batch), (spike.values, spike.records)
     if not all(type(n) is int for n in numbers) or not all(isinstance(o, dict) for o in objects):
         raise ValueError("step and batch are whole numbers, values and records objects")

@@ -110,5 +110,7 @@ def test_line_that_is_no_spike_is_named(tmp_path, line):
     spikes.append(tmp_path, SpikeRecord(7, "skip", 6, {}, {}))
     good = (tmp_path / spikes.FILE).read_text()
     (tmp_path / spikes.FILE).write_text(f"{good}{line}\n{good}")
-    with pytest.raises(UserError, match=r"spikes\.jsonl, line 2: is not a spike .*remove the line"):
+    message = r"spikes\.jsonl, line 2: is not a spike .*remove the line"
+    with pytest.raises(UserError, match=message) as caught:
         spikes.read(tmp_path)
+    assert "__new__" not in str(caught.value)
