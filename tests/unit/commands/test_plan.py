@@ -57,6 +57,7 @@ def test_sweep_is_priced(capsys):
 
 
 def test_overrides_do_not_change_the_network_of_a_checkpoint(mforce, t2i_run):
+    pytest.importorskip("libtpu")
     arguments = ["plan", f"--checkpoint={t2i_run}", "--topology=v5e:2x2"]
     message = "make another network than the checkpoint's; plan them with --config"
     refused(mforce(*arguments, "--config.model.width=16"), message)
