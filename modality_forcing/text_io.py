@@ -92,8 +92,8 @@ def read_object(
 def read_lines(path: Path, parse: Callable[[str], T], what: str) -> list[T]:
     """Returns the parsed lines of a file, without a last one that a kill cut short.
 
-    parse: raises ValueError with the reason. Raises UserError, `what` with the reason,
-    for any other line that does not parse.
+    parse: raises ValueError with the reason. Raises UserError, `what` with the reason, for any
+    other line that does not parse.
     """
     lines = split_lines(paths.read_text(path))
     found = []

@@ -121,14 +121,18 @@ def _sampling(options: argparse.Namespace, overrides: Mapping[str, str]) -> int:
 
     from modality_forcing import config_file
     from modality_forcing.generator import override_sampling
+    from modality_forcing.modalities import base
+    from modality_forcing.models.flux2_weights import array_shapes
     from modality_forcing.planning import inference
     from modality_forcing.train import weights
+    from modality_forcing.train.state import abstract_model
 
     target = _target(options)
     if options.checkpoint:
         saved, dtype = weights.describe(options.checkpoint)
         config = config_file.override(saved, overrides)
-        if inference.weight_shapes(config) != inference.weight_shapes(saved):
+        ours, theirs = (array_shapes(abstract_model(c, base.build(c))[1]) for c in (config, saved))
+        if ours != theirs:
             what = "these --config options make another network than the checkpoint's"
             raise UserError(what, hint="plan them with --config instead of --checkpoint")
     else:

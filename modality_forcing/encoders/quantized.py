@@ -1,6 +1,6 @@
 """Quantized tensors of safetensors files: which ones can be read, and with which scales.
 
-A weight is (number - zero point) * scale. The names of the tensors beside `P.weight` tell which:
+A weight is (number - zero point) * scale. These layouts are read, by the tensors beside `P.weight`:
 
 - float8 alone: a plain cast, the values are the weights (diffusers' layerwise casting);
 - float8 with `P.scale_weight` (ComfyUI), `P.weight_scale_inv` (transformers, DeepSeek) or

@@ -20,7 +20,7 @@ def check_collectives(found: Iterable[Collective], batch: int) -> list[str]:
     for c in found:
         what = f"{c.kind} of {c.dtype}{list(c.shape)} in {c.op_name or 'the step'}"
         if c.kind in ("all-to-all", "collective-permute"):
-            warnings.append(f"{what}: a well-sharded step moves nothing so")
+            warnings.append(f"{what}: a well-sharded step has none")
         elif c.bytes < SMALL:
             continue
         elif c.kind == "all-gather" and len(c.shape) > 1 and c.shape[0] == batch:

@@ -25,7 +25,7 @@ from modality_forcing.planning.compile import Target, compile_lowered, device_by
 from modality_forcing.train import sharding
 from modality_forcing.train.batch_shapes import abstract_batch
 from modality_forcing.train.state import Params, abstract_model, with_attention_kernel
-from modality_forcing.tree import JsonObject, flatten, leaves, unflatten
+from modality_forcing.tree import JsonObject, flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -119,13 +119,6 @@ def plan(request: Request, target: Target) -> SamplePlan:
 def published_dtype(config: Config) -> str:
     """Returns the dtype of weights: FLUX.2 is published in bfloat16, runs keep float32."""
     return "bfloat16" if config.model.family == "flux2" else "float32"
-
-
-def weight_shapes(config: Config) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a network's weights by path."""
-    return {
-        path: x.shape for path, x in leaves(abstract_model(config, base.build(config))[1]).items()
-    }
 
 
 def abstract_weights(request: Request) -> Params:

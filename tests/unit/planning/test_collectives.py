@@ -32,8 +32,8 @@ def test_step_without_mistakes_has_no_warnings():
         (replace(WEIGHTS, dtype="f32"), "weights are gathered in float32"),
         (replace(WEIGHTS, shape=(512, 640, 1024)), "the whole batch on every device"),
         (replace(GRADIENT, dtype="bf16"), "gradients are rounded before the sum"),
-        (replace(WEIGHTS, kind="all-to-all"), "a well-sharded step moves nothing"),
-        (replace(NORM, kind="collective-permute"), "a well-sharded step moves nothing"),
+        (replace(WEIGHTS, kind="all-to-all"), "a well-sharded step has none"),
+        (replace(NORM, kind="collective-permute"), "a well-sharded step has none"),
     ],
 )
 def test_each_mistake_is_named_with_its_operation(collective, warning):
